@@ -1,0 +1,210 @@
+"""Pictures: files to pixels, safely; pixels to the patches that Qwen2.5-VL reads.
+
+`load` is the only place where a picture file is opened.  Files come from
+crawls, so each is treated as hostile: its name, kind, size and header are
+checked before a pixel is decoded, and every way to fail is one `BadImage`.
+
+`patches` cuts a picture into p x p squares, each repeated T times in time (a
+still picture is a film of T equal frames) and flattened as (channel, time, row,
+column).  Rows come in merge-block order: m x m neighbours, which the vision
+tower merges into one token, stand next to each other.
+
+Axes:  H W pixels   h w patches of p x p pixels   m patches per side of a block
+Source: the Qwen2-VL image processor of Hugging Face transformers (Pillow
+backend), which the tests ask for equal bits.
+"""
+
+import io
+import math
+import os
+import re
+import stat
+
+import einops
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_BYTES = 20 << 20
+MAX_SIDE = 16_384
+MAX_PIXELS = 64_000_000  # Below Pillow's own alarm, so ours speaks first.
+MAX_ASPECT = 200  # The limit of Qwen2-VL's `smart_resize`.
+
+# CLIP's statistics of natural pictures, in RGB.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Hidden and text-reversing characters, control characters, and what another
+# system would read as a drive, a scheme, a home folder or a separator.
+_SUSPECT = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\\:]|^~")
+
+
+class BadImage(ValueError):
+  """A picture that cannot be used; the message names file, reason and cure."""
+
+
+def resolve(name: str, root: str) -> str:
+  """The path of the untrusted `name` below the folder `root`.
+
+  Raises:
+    BadImage: where the name is odd, or leads (by a link, too) out of `root`.
+  """
+  if not name or len(name) > 1000 or _SUSPECT.search(name):
+    raise BadImage(
+        f"{ascii(name)[:200]}: not a plain file name.  Use a relative path "
+        "below the pictures' folder, without backslash, colon or hidden "
+        "characters.")
+  folder = os.path.realpath(root)
+  path = os.path.realpath(os.path.join(folder, name))
+  if os.path.isabs(name) or not path.startswith(folder + os.sep):
+    raise BadImage(
+        f"{name!a}: leads out of {root}.  Pictures must lie below that "
+        "folder; copy the file there and name it relative to it.")
+  return path
+
+
+def load(path: str | os.PathLike, root: str | None = None
+         ) -> UInt8[np.ndarray, "H W 3"]:
+  """The first frame of a picture: upright, RGB, transparency shown on white.
+
+  Args:
+    path: a path; where `root` is given, an untrusted name below it.
+    root: the folder that the picture must not leave, or None to trust `path`.
+
+  Raises:
+    BadImage: whatever is wrong with the file.
+  """
+  path = os.fspath(path)
+  if root is not None:
+    path = resolve(path, root)
+  data = _read(path)
+  try:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_header(*image.size)
+    image.load()
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+  except Exception as error:  # Decoders fail in many ways; all mean one thing.
+    raise BadImage(
+        f"{path!a}: {error}.  Give an intact PNG, JPEG or WEBP of at most "
+        f"{MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all.") from error
+
+
+def _read(path: str) -> bytes:
+  """The bytes of a regular file of a sane size."""
+  try:
+    # Non-blocking, or opening a named pipe would wait for ever.
+    with open(path, "rb", opener=lambda path, flags: os.open(
+        path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+      status = os.fstat(file.fileno())
+      if not stat.S_ISREG(status.st_mode):
+        raise BadImage(
+            f"{path!a}: not a regular file.  Give a picture file.")
+      if not 0 < status.st_size <= MAX_BYTES:
+        raise BadImage(
+            f"{path!a}: has {status.st_size:,} bytes, wanted 1 to "
+            f"{MAX_BYTES:,}.  Save it again, smaller.")
+      return file.read(MAX_BYTES)
+  except (OSError, ValueError) as error:
+    if isinstance(error, BadImage):
+      raise
+    reason = getattr(error, "strerror", None) or error
+    raise BadImage(
+        f"{ascii(path)[:300]}: cannot be opened ({reason}).  Check the path "
+        "and its permissions.") from error
+
+
+def _check_header(width: int, height: int) -> None:
+  """Refuses, before anything is decoded, what would not fit in memory."""
+  small, large = sorted((width, height))
+  if small < 1 or large > MAX_SIDE or small * large > MAX_PIXELS:
+    raise ValueError(f"its size is {width} x {height}")
+  if large > MAX_ASPECT * small:
+    raise ValueError(
+        f"its size {width} x {height} has an aspect ratio over {MAX_ASPECT}")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image)
+  elif image.mode.startswith("I"):  # 16-bit grey; `convert` would clip it.
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  return image.convert("RGB")
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: int = 56 * 56,
+    max_pixels: int = 28 * 28 * 1280,
+) -> tuple[int, int]:
+  """The size nearest to (height, width) that Qwen2-VL accepts.
+
+  Both sides become multiples of `factor`, the area falls between the two
+  bounds, the aspect ratio is kept as well as that allows.
+  """
+  if max(height, width) > MAX_ASPECT * min(height, width):
+    raise BadImage(
+        f"a picture of {height} x {width} pixels has an aspect ratio over "
+        f"{MAX_ASPECT}.  Crop it.")
+  new_height = round(height / factor) * factor
+  new_width = round(width / factor) * factor
+  if new_height * new_width > max_pixels:
+    shrink = math.sqrt(height * width / max_pixels)
+    new_height = max(factor, math.floor(height / shrink / factor) * factor)
+    new_width = max(factor, math.floor(width / shrink / factor) * factor)
+  elif new_height * new_width < min_pixels:
+    grow = math.sqrt(min_pixels / (height * width))
+    new_height = math.ceil(height * grow / factor) * factor
+    new_width = math.ceil(width * grow / factor) * factor
+  return new_height, new_width
+
+
+def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int
+           ) -> UInt8[np.ndarray, "height width 3"]:
+  """Bicubic, with Pillow's antialiasing."""
+  if image.shape[:2] == (height, width):
+    return image
+  return np.array(
+      Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def patches(
+    image: UInt8[np.ndarray, "H W 3"],
+    patch: int = 14,
+    temporal: int = 2,
+    merge: int = 2,
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> tuple[Float32[np.ndarray, "h*w 3*T*p*p"], tuple[int, int, int]]:
+  """The picture's normalised patches in merge-block order, and its grid.
+
+  Args:
+    image: both sides multiples of `patch * merge`, see `smart_resize`.
+    patch: p, pixels per side of a patch.
+    temporal: T, equal frames in a patch.
+    merge: m, patches per side of the block that becomes one token.
+    mean: subtracted from each channel, after scaling to [0, 1].
+    std: what each channel is then divided by.
+
+  Returns:
+    The patches, and the grid (1, h, w).
+  """
+  height, width = image.shape[:2]
+  if height % (patch * merge) or width % (patch * merge):
+    raise ValueError(
+        f"a picture of {height} x {width} pixels cannot be cut into blocks of "
+        f"{merge} x {merge} patches of {patch}.  Resize it to what "
+        f"smart_resize(..., factor={patch * merge}) says.")
+  # A byte has 256 values, so normalising is a look-up: equal bits, less work.
+  levels = (np.arange(256) * (1 / 255)).astype(np.float32)
+  table = (levels[:, None] - np.float32(mean)) / np.float32(std)
+  pixels = table[image, np.arange(3)]
+  rows = einops.repeat(
+      pixels, "(h m p) (w n q) c -> (h w m n) (c t p q)",
+      m=merge, n=merge, p=patch, q=patch, t=temporal)
+  return rows, (1, height // patch, width // patch)
