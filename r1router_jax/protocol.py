@@ -67,8 +67,8 @@ class Conversation:
 
 # '<' (or a fullwidth twin, after NFKC) where a tag or a control token starts.
 _LOOK_ALIKE = re.compile(
-    r"<(?=\s{0,4}(?:/\s{0,4})?(?:\||(?:think|sub-question|ret|answer|image|"
-    r"video|tool_call|tool_response)\b))", re.IGNORECASE)
+    r"<(?=\||\s{0,4}(?:/\s{0,4})?(?:think|sub-question|ret|answer|image|video|"
+    r"tool_call|tool_response)\b)", re.IGNORECASE)
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _TAG = re.compile(r"</?(?:think|sub-question|ret|answer)>", re.IGNORECASE)
 _ROUTES = {name.lower(): route for route, name in ROUTE_NAMES.items()}
