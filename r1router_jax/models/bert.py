@@ -1,0 +1,205 @@
+"""BERT and XLM-RoBERTa: text to one vector, for the knowledge bases.
+
+Blocks normalise after each sum (post-LN), positions are learned:
+
+  x <- LN(x + attention(x)),   x <- LN(x + W2 gelu(W1 x))
+
+and the vector is the first token's state ("cls"), the mean state ("mean"), or
+tanh(W h_cls + b) ("pooler").  One config serves all encoders of the house; they
+differ in sizes, in where positions start, and in this choice.
+
+Axes:  B texts   L layers (L tokens in signatures)   D width   N heads   H D/N
+       F inner width   V vocabulary   P positions   S segments
+Sources: arxiv.org/abs/1810.04805 (BERT), arxiv.org/abs/1911.02116 (XLM-R),
+arxiv.org/abs/2402.03216 (BGE-M3), arxiv.org/abs/2305.07288 (Open-WikiTable).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from r1router_jax.models import hf
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """Sizes and habits of an encoder.
+
+  Attributes:
+    vocab: V, rows of the word table.
+    layers: number of blocks.
+    width: D.
+    heads: N, of D / N dimensions each.
+    inner: F, width of the feed-forward layer.
+    positions: P, rows of the position table.
+    first_position: position of the first token; 2 for XLM-R, which keeps 0 and
+      1 for padding.
+    segments: S, rows of the segment table; ours is always segment 0.
+    eps: of the layer norms.
+    pool: "cls", "mean" or "pooler".
+    normalise: whether vectors have length 1.
+    max_tokens: longer texts are cut.
+  """
+
+  vocab: int
+  layers: int
+  width: int
+  heads: int
+  inner: int
+  positions: int = 512
+  first_position: int = 0
+  segments: int = 2
+  eps: float = 1e-12
+  pool: str = "mean"
+  normalise: bool = True
+  max_tokens: int = 256
+
+
+MINILM = BertConfig(vocab=30_522, layers=6, width=384, heads=12, inner=1536)
+BGE_M3 = BertConfig(
+    vocab=250_002, layers=24, width=1024, heads=16, inner=4096, positions=8194,
+    first_position=2, segments=1, eps=1e-5, pool="cls")
+# Open-WikiTable's pair of encoders: raw inner products of pooled vectors.
+QUESTION = BertConfig(
+    vocab=30_522, layers=24, width=1024, heads=16, inner=4096, pool="pooler",
+    normalise=False, max_tokens=64)
+TABLE = dataclasses.replace(QUESTION, vocab=30_530, max_tokens=512)
+
+
+class Block(nn.Module):
+  """One layer; carries x and looks, through `mask`, at no padding."""
+
+  config: BertConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]):
+    c = self.config
+    heads = (c.heads, c.width // c.heads)
+    q, k, v = (
+        nn.DenseGeneral(heads, dtype=self.dtype, name=name)(x)
+        for name in ("q", "k", "v"))
+    scores = jnp.einsum(
+        "BSNH,BTNH->BNST", q * heads[1] ** -0.5, k,
+        preferred_element_type=jnp.float32)
+    # `where` gives a text without tokens zeros and not NaN.
+    probs = jax.nn.softmax(scores, where=mask[:, None, None])
+    y = jnp.einsum("BNST,BTNH->BSNH", probs.astype(self.dtype), v)
+    y = nn.DenseGeneral(c.width, axis=(-2, -1), dtype=self.dtype, name="o")(y)
+    x = nn.LayerNorm(c.eps, name="attention_norm")(x + y)
+    y = nn.Dense(c.inner, dtype=self.dtype, name="up")(x)
+    y = nn.Dense(c.width, dtype=self.dtype, name="down")(
+        jax.nn.gelu(y, approximate=False))
+    return nn.LayerNorm(c.eps, name="inner_norm")(x + y), None
+
+
+class Bert(nn.Module):
+  """Texts to vectors; `dtype` is that of the matrix products alone."""
+
+  config: BertConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"],
+  ) -> Float[Array, "B D"]:
+    """One vector per text.
+
+    Args:
+      tokens: padded on the right.
+      mask: true on tokens, false on padding.
+    """
+    c = self.config
+    x = nn.Embed(c.vocab, c.width, name="words")(tokens)
+    positions = c.first_position + jnp.arange(tokens.shape[1])
+    x += nn.Embed(c.positions, c.width, name="positions")(positions)
+    x += nn.Embed(c.segments, c.width, name="segments")(jnp.zeros_like(tokens))
+    x = nn.LayerNorm(c.eps, name="norm")(x)
+    blocks = nn.scan(
+        Block, length=c.layers, in_axes=nn.broadcast,
+        variable_axes={"params": 0}, split_rngs={"params": True})
+    x, _ = blocks(c, self.dtype, name="layers")(x, mask)
+    x = self.pool(x, mask)
+    if c.normalise:
+      x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return x
+
+  def pool(
+      self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"],
+  ) -> Float[Array, "B D"]:
+    if self.config.pool == "mean":
+      total = jnp.sum(x, axis=1, where=mask[..., None])
+      return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    if self.config.pool == "cls":
+      return x[:, 0]
+    if self.config.pool == "pooler":
+      return jnp.tanh(nn.Dense(self.config.width, name="pooler")(x[:, 0]))
+    raise ValueError(
+        f"config.pool is {self.config.pool!r}; choose cls, mean or pooler.")
+
+
+def _linear(name: str, path: str, kernel: str, bias: str) -> tuple[hf.Row, ...]:
+  return ((name + ".weight", path + "/kernel", kernel),
+          (name + ".bias", path + "/bias", bias))
+
+
+def _norm(name: str, path: str, pattern: str) -> tuple[hf.Row, ...]:
+  return ((name + ".weight", path + "/scale", pattern),
+          (name + ".bias", path + "/bias", pattern))
+
+
+_LAYER = "encoder.layer.{}."
+_HEADS = ("L (N H) D -> L D N H", "L (N H) -> L N H")
+_BODY = (
+    ("embeddings.word_embeddings.weight", "words/embedding", "V D -> V D"),
+    ("embeddings.position_embeddings.weight", "positions/embedding",
+     "P D -> P D"),
+    ("embeddings.token_type_embeddings.weight", "segments/embedding",
+     "S D -> S D"),
+    ("embeddings.position_ids", "", ""),
+    *_norm("embeddings.LayerNorm", "norm", "D -> D"),
+    *_linear(_LAYER + "attention.self.query", "layers/q", *_HEADS),
+    *_linear(_LAYER + "attention.self.key", "layers/k", *_HEADS),
+    *_linear(_LAYER + "attention.self.value", "layers/v", *_HEADS),
+    *_linear(_LAYER + "attention.output.dense", "layers/o",
+             "L D (N H) -> L N H D", "L D -> L D"),
+    *_norm(_LAYER + "attention.output.LayerNorm", "layers/attention_norm",
+           "L D -> L D"),
+    *_linear(_LAYER + "intermediate.dense", "layers/up",
+             "L F D -> L D F", "L F -> L F"),
+    *_linear(_LAYER + "output.dense", "layers/down",
+             "L D F -> L F D", "L D -> L D"),
+    *_norm(_LAYER + "output.LayerNorm", "layers/inner_norm", "L D -> L D"),
+)
+_POOLER = _linear("pooler.dense", "pooler", "E D -> D E", "E -> E")
+
+
+def hf_table(config: BertConfig) -> tuple[hf.Row, ...]:
+  """The table of an encoder; a pooler that it does not use is passed over."""
+  if config.pool == "pooler":
+    return _BODY + _POOLER
+  return _BODY + tuple((name, "", "") for name, _, _ in _POOLER)
+
+
+def hf_axes(config: BertConfig) -> dict[str, int]:
+  return dict(
+      V=config.vocab, D=config.width, P=config.positions, S=config.segments,
+      L=config.layers, N=config.heads, H=config.width // config.heads,
+      F=config.inner, E=config.width)
+
+
+def load(path: str, config: BertConfig, prefix: str = "") -> dict:
+  """Parameters of a Hugging Face checkpoint, in float32.
+
+  Args:
+    path: a .safetensors file, or a folder with one.
+    config: the encoder's.
+    prefix: what stands before "embeddings." in the file.
+  """
+  rename = [(prefix, "")] if prefix else [("bert.", ""), ("roberta.", "")]
+  return hf.load(path, hf_table(config), hf_axes(config), dtype=jnp.float32,
+                 rename=rename)

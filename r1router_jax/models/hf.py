@@ -1,0 +1,280 @@
+"""Weights from and to Hugging Face's safetensors, through a table.
+
+Each model keeps a table beside it, one line per kind of tensor:
+
+  (tensor name,                        our path,           einops pattern)
+  ("layers.{}.attn.o_proj.weight",     "layers/o/kernel",  "L D (N H) -> L N H D")
+
+A line is read from left to right to import and from right to left to export.
+`{}` is the number of a layer: the tensors of all layers are stacked on a leading
+axis, which the pattern names first.  `axes` gives the size of every letter, so
+the shape of each tensor is known before it is read, and a line with an empty
+path names a tensor that a file may hold and that we do not use.  A tensor that
+is missing, unknown, or of another shape stops the import with its name.
+
+Only safetensors are read: other formats run code when they are opened.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import einops
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+Row = tuple[str, str, str]
+Table = Sequence[Row]
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 << 30
+
+
+class BadWeights(ValueError):
+  """Weights that do not fit; the message names file, tensor and cure."""
+
+
+def load(
+    path: str,
+    table: Table,
+    axes: Mapping[str, int],
+    *,
+    dtype: Any = None,
+    rename: Sequence[tuple[str, str]] = (),
+    place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+) -> dict:
+  """Parameters, as nested dicts, of the checkpoint at `path`.
+
+  Args:
+    path: a .safetensors file, or a folder with one or with an index of many.
+    table: the model's table.
+    axes: the size of each letter in the table.
+    dtype: what to cast to; None keeps the file's.
+    rename: (prefix, new prefix) pairs, the first that fits a name is applied.
+    place: what becomes of a leaf, given its path, before the next one is read;
+      put it on its devices here, and the host never holds the whole model.
+  """
+  with contextlib.ExitStack() as stack:
+    tensors = _open(path, rename, stack)
+    _check(path, tensors, table, axes)
+    params = {}
+    for name, leaf, pattern in table:
+      if leaf:
+        array = np.stack([tensors[n]() for n in _names(name, pattern, axes)])
+        array = array if "{}" in name else array[0]
+        array = einops.rearrange(array, pattern, **_sizes(pattern, axes))
+        params[leaf] = place(leaf, array.astype(dtype or array.dtype))
+  return traverse_util.unflatten_dict(params, sep="/")
+
+
+def save(
+    path: str,
+    params: Mapping,
+    table: Table,
+    axes: Mapping[str, int],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Writes `params` under Hugging Face's names: the inverse of `load`.
+
+  Args:
+    path: a .safetensors file, or a folder, where what exceeds `shard_bytes`
+      becomes several files with an index.
+    params: nested dicts, as `load` returns.
+    table: the model's table.
+    axes: the size of each letter in the table.
+    shard_bytes: size at which a folder gets another file.
+    metadata: strings for the header of the file.
+  """
+  leaves = traverse_util.flatten_dict(params, sep="/")
+  ours = {leaf for _, leaf, _ in table if leaf}
+  if ours != set(leaves):
+    raise BadWeights(
+        f"{path}: table and parameters differ in {sorted(ours ^ set(leaves))}.  "
+        "Pass the table of this model.")
+  metadata = {"format": "pt"} | dict(metadata or {})  # HF insists on "format".
+  exported = _export(leaves, table, axes)
+  if path.endswith(".safetensors"):
+    _write(path, dict(exported), metadata)
+    return
+  os.makedirs(path, exist_ok=True)
+  shards, where = [], {}
+  for tensors in _shards(exported, shard_bytes):
+    shards.append(os.path.join(path, f"part-{len(shards):05d}.safetensors"))
+    where |= dict.fromkeys(tensors, len(shards) - 1)
+    _write(shards[-1], tensors, metadata)
+  names = [FILE] if len(shards) == 1 else [
+      f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+      for i in range(len(shards))]
+  for shard, name in zip(shards, names, strict=True):
+    os.replace(shard, os.path.join(path, name))
+  if len(shards) > 1:
+    with open(os.path.join(path, INDEX), "w", encoding="utf-8") as file:
+      json.dump({"metadata": {},
+                 "weight_map": {n: names[i] for n, i in where.items()}}, file)
+
+
+def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
+  """The shape of the left side of an einops pattern."""
+  groups = re.findall(r"\([^)]*\)|\S+", pattern.split("->")[0])
+  return tuple(
+      math.prod(1 if n == "1" else axes[n] for n in re.findall(r"\w+", group))
+      for group in groups)
+
+
+def _sizes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
+  """The axes that occur in `pattern`; einops refuses others."""
+  letters = set(re.findall(r"[A-Za-z]\w*", pattern))
+  return {letter: axes[letter] for letter in letters}
+
+
+def _names(name: str, pattern: str, axes: Mapping[str, int]) -> list[str]:
+  """The names of a line's tensors, one for each layer."""
+  if "{}" not in name:
+    return [name]
+  return [name.format(i) for i in range(shape(pattern, axes)[0])]
+
+
+def _open(
+    path: str,
+    rename: Sequence[tuple[str, str]],
+    stack: contextlib.ExitStack,
+) -> dict[str, "_Tensor"]:
+  """The tensors of a checkpoint by name; none of them is read yet."""
+  tensors = {}
+  for file in _files(path):
+    try:
+      handle = stack.enter_context(safe_open(file, framework="numpy"))
+    except (OSError, SafetensorError) as error:
+      raise BadWeights(
+          f"{file}: not an intact safetensors file ({error}).  Fetch or "
+          "convert it again.") from error
+    for stored in handle.keys():  # noqa: SIM118 (a handle is not a dict)
+      name = stored
+      for old, new in rename:
+        if stored.startswith(old):
+          name = new + stored.removeprefix(old)
+          break
+      if name in tensors:
+        raise BadWeights(
+            f"{file}: tensor {name} occurs twice.  Keep one of them.")
+      tensors[name] = _Tensor(file, handle, stored)
+  return tensors
+
+
+class _Tensor:
+  """A tensor in an open file, read when called."""
+
+  def __init__(self, file: str, handle: Any, name: str):
+    self.file, self.handle, self.name = file, handle, name
+    self.shape = tuple(handle.get_slice(name).get_shape())
+
+  def __call__(self) -> np.ndarray:
+    array = self.handle.get_tensor(self.name)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise BadWeights(
+          f"{self.file}: tensor {self.name} holds {array.dtype}, wanted floats."
+          "  Give weights that are not quantised.")
+    return array
+
+
+def _files(path: str) -> list[str]:
+  """The safetensors files of a checkpoint; names in an index stay inside."""
+  if os.path.isfile(path):
+    if not path.endswith(".safetensors"):
+      raise BadWeights(
+          f"{path}: only .safetensors is read, because other formats can run "
+          "code.  Convert it first.")
+    return [path]
+  index = os.path.join(path, INDEX)
+  if not os.path.exists(index):
+    if not os.path.isfile(os.path.join(path, FILE)):
+      raise BadWeights(
+          f"{path}: holds neither {FILE} nor {INDEX}.  Give a folder that does, "
+          "or a .safetensors file.")
+    return [os.path.join(path, FILE)]
+  try:
+    with open(index, encoding="utf-8") as file:
+      names = sorted(set(json.load(file)["weight_map"].values()))
+    if any(os.path.basename(n) != n or not n.endswith(".safetensors")
+           for n in names):
+      raise ValueError("it names a file outside its folder")
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise BadWeights(
+        f"{index}: not a usable index ({error}).  Fetch it again.") from error
+  return [os.path.join(path, name) for name in names]
+
+
+def _check(
+    path: str,
+    tensors: Mapping[str, "_Tensor"],
+    table: Table,
+    axes: Mapping[str, int],
+) -> None:
+  """Raises where a tensor is missing, unknown or of another shape."""
+  wanted, unused = {}, []
+  for name, leaf, pattern in table:
+    if leaf:
+      size = shape(pattern, axes)[1 if "{}" in name else 0:]
+      wanted |= dict.fromkeys(_names(name, pattern, axes), size)
+    else:
+      unused.append(re.escape(name).replace(r"\{\}", r"\d+"))
+  unused = re.compile("|".join(unused) or r"(?!)")
+  missing = sorted(set(wanted) - set(tensors))
+  unknown = sorted(
+      n for n in set(tensors) - set(wanted) if not unused.fullmatch(n))
+  if missing or unknown:
+    raise BadWeights(
+        f"{path}: {len(missing)} tensors missing {missing[:4]}, "
+        f"{len(unknown)} unknown {unknown[:4]}.  Check that the config is the "
+        "one of these weights.")
+  for name, size in wanted.items():
+    if tensors[name].shape != size:
+      raise BadWeights(
+          f"{tensors[name].file}: tensor {name} has shape "
+          f"{tensors[name].shape}, wanted {size}.  Check that the config is "
+          "the one of these weights.")
+
+
+def _export(
+    leaves: Mapping[str, Any], table: Table, axes: Mapping[str, int],
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Names and tensors in the order of the table, one leaf at a time."""
+  for name, leaf, pattern in table:
+    if leaf:
+      left, right = pattern.split("->")
+      array = einops.rearrange(
+          np.asarray(leaves[leaf]), f"{right} -> {left}",
+          **_sizes(pattern, axes))
+      parts = array if "{}" in name else array[None]
+      for tensor_name, part in zip(
+          _names(name, pattern, axes), parts, strict=True):
+        yield tensor_name, np.ascontiguousarray(part)
+
+
+def _shards(
+    exported: Iterator[tuple[str, np.ndarray]], shard_bytes: int,
+) -> Iterator[dict[str, np.ndarray]]:
+  shard, size = {}, 0
+  for name, tensor in exported:
+    if shard and size + tensor.nbytes > shard_bytes:
+      yield shard
+      shard, size = {}, 0
+    shard[name] = tensor
+    size += tensor.nbytes
+  yield shard
+
+
+def _write(path: str, tensors: dict, metadata: Mapping[str, str]) -> None:
+  """Writes a file that is either whole or absent."""
+  save_file(tensors, path + ".partial", dict(metadata))
+  os.replace(path + ".partial", path)

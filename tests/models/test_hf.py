@@ -1,0 +1,153 @@
+import json
+import os
+import pickle
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from r1router_jax.models import hf
+
+AXES = dict(V=5, D=4, L=2, N=2, H=2, S=1, B=2)
+TABLE = (
+    ("embed.weight", "embed/table", "V D -> V D"),
+    ("layers.{}.o.weight", "layers/o/kernel", "L D (N H) -> L N H D"),
+    ("blocks.{}.w", "blocks/w", "(S B) D 1 -> S B D"),
+    ("buffer.{}.ids", "", ""),
+)
+
+
+def tensors():
+  rng = np.random.default_rng(0)
+  normal = lambda *size: rng.normal(size=size).astype(np.float32)
+  return {"embed.weight": normal(5, 4)} | {
+      f"layers.{i}.o.weight": normal(4, 4) for i in range(2)} | {
+      f"blocks.{i}.w": normal(4, 1) for i in range(2)}
+
+
+@pytest.fixture
+def path(tmp_path):
+  path = str(tmp_path / "w.safetensors")
+  save_file(tensors() | {"buffer.3.ids": np.arange(3)}, path)
+  return path
+
+
+def test_reads_the_table_from_left_to_right(path):
+  params, stored = hf.load(path, TABLE, AXES), tensors()
+  np.testing.assert_array_equal(params["embed"]["table"], stored["embed.weight"])
+  for layer in range(2):
+    for n in range(2):
+      for h in range(2):
+        np.testing.assert_array_equal(
+            params["layers"]["o"]["kernel"][layer, n, h],
+            stored[f"layers.{layer}.o.weight"][:, n * 2 + h])
+    np.testing.assert_array_equal(
+        params["blocks"]["w"][0, layer], stored[f"blocks.{layer}.w"][:, 0])
+
+
+def test_export_is_the_inverse(path, tmp_path):
+  params = hf.load(path, TABLE, AXES)
+  hf.save(str(tmp_path / "one.safetensors"), params, TABLE, AXES)
+  written = load_file(tmp_path / "one.safetensors")
+  assert written.keys() == tensors().keys()
+  for name, tensor in tensors().items():
+    np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_shards_and_their_index(path, tmp_path):
+  params = hf.load(path, TABLE, AXES, dtype=jnp.bfloat16)
+  hf.save(str(tmp_path / "many"), params, TABLE, AXES, shard_bytes=40)
+  index = json.loads((tmp_path / "many" / hf.INDEX).read_text())
+  assert len(set(index["weight_map"].values())) > 1
+  assert set(os.listdir(tmp_path / "many")) == {
+      hf.INDEX, *index["weight_map"].values()}
+  again = hf.load(str(tmp_path / "many"), TABLE, AXES)
+  assert again["embed"]["table"].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(again["blocks"]["w"], params["blocks"]["w"])
+  hf.save(str(tmp_path / "few"), params, TABLE, AXES)
+  assert os.listdir(tmp_path / "few") == [hf.FILE]
+
+
+def test_leaves_are_placed_one_by_one(path):
+  seen = []
+  params = hf.load(path, TABLE, AXES, place=lambda leaf, x: seen.append(leaf))
+  assert seen == ["embed/table", "layers/o/kernel", "blocks/w"]
+  assert params == {"embed": {"table": None}, "layers": {"o": {"kernel": None}},
+                    "blocks": {"w": None}}
+
+
+def test_names_with_another_prefix(tmp_path):
+  path = str(tmp_path / "w.safetensors")
+  save_file({"model." + name: x for name, x in tensors().items()}, path)
+  params = hf.load(path, TABLE, AXES, rename=[("x.", ""), ("model.", "")])
+  assert params["embed"]["table"].shape == (5, 4)
+
+
+def without(name):
+  return {n: x for n, x in tensors().items() if n != name}
+
+
+@pytest.mark.parametrize(("stored", "words"), [
+    (without("blocks.1.w"), "1 tensors missing.*blocks.1.w"),
+    (tensors() | {"head": np.ones(2, np.float32)}, "1 unknown.*head"),
+    (tensors() | {"blocks.2.w": np.ones((4, 1), np.float32)},
+     "unknown.*blocks.2.w"),
+    (tensors() | {"embed.weight": np.ones((4, 5), np.float32)},
+     r"embed.weight has shape \(4, 5\), wanted \(5, 4\)"),
+    (tensors() | {"embed.weight": np.ones((5, 4), np.int8)},
+     "embed.weight holds int8"),
+])
+def test_what_does_not_fit_is_named(tmp_path, stored, words):
+  path = str(tmp_path / "w.safetensors")
+  save_file(stored, path)
+  with pytest.raises(hf.BadWeights, match=words):
+    hf.load(path, TABLE, AXES)
+
+
+def damage():
+  size = (1 << 62).to_bytes(8, "little")
+  return {
+      "empty": lambda data: b"",
+      "half": lambda data: data[:len(data) // 2],
+      "one byte short": lambda data: data[:-1],
+      "one byte more": lambda data: data + b"x",
+      "huge header": lambda data: size + data[8:],
+      "pickle": lambda data: pickle.dumps({"a": 1}),
+  }
+
+
+@pytest.mark.parametrize("kind", damage())
+def test_damaged_file_is_named(path, kind):
+  with open(path, "rb") as file:
+    data = file.read()
+  with open(path, "wb") as file:
+    file.write(damage()[kind](data))
+  with pytest.raises(hf.BadWeights, match="w.safetensors"):
+    hf.load(path, TABLE, AXES)
+
+
+def test_other_formats_are_refused(tmp_path):
+  (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+  with pytest.raises(hf.BadWeights, match="only .safetensors"):
+    hf.load(str(tmp_path / "pytorch_model.bin"), TABLE, AXES)
+  with pytest.raises(hf.BadWeights, match="neither"):
+    hf.load(str(tmp_path), TABLE, AXES)
+
+
+@pytest.mark.parametrize("index", [
+    '{"weight_map": {"embed.weight": "../w.safetensors"}}', "[]", "{", "{}",
+    '{"weight_map": {"embed.weight": "w.bin"}}'])
+def test_index_cannot_name_files_elsewhere(path, tmp_path, index):
+  folder = tmp_path / "model"
+  folder.mkdir()
+  (folder / hf.INDEX).write_text(index)
+  with pytest.raises(hf.BadWeights, match="index"):
+    hf.load(str(folder), TABLE, AXES)
+
+
+def test_parameters_of_another_model_are_not_saved(path, tmp_path):
+  params = hf.load(path, TABLE, AXES)
+  with pytest.raises(hf.BadWeights, match="layers/o/kernel"):
+    hf.save(str(tmp_path / "x.safetensors"), {"embed": params["embed"]}, TABLE,
+            AXES)
