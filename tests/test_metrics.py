@@ -1,0 +1,181 @@
+"""Scores against the reference's golden values, NLTK, and slow restatements."""
+
+import collections
+import json
+import os
+import pathlib
+import random
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from r1router_jax import metrics
+
+REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
+noisy = st.lists(st.sampled_from([
+    *"abdlmnrstv01  '.,:;\"-–—*$%&?()“”‘’«»/\n\té", "the ", "an ", "none ",
+    "dont", "don't", "cannot", "gonna", "'tis", "'twas", "more'n", "wanna ",
+    ". ", ", ", "y'all", "1,000", "Ten "]), max_size=24).map("".join)
+
+
+# From the reference's own code: prediction, golds, (precision, recall, F1).
+@pytest.mark.parametrize("prediction, golds, wanted", [
+    ("december 9, 1899", ["9 December 1899"], (1, 1, 1)),
+    ("a cat", ["A cat"], (1, 1, 1)),
+    ("cat", ["A cat"], (1, 0.5, 0.667)),
+    ("1,234 people", ["1234"], (0.5, 1, 0.667)),
+    ("u.s.", ["U.S."], (1, 1, 1)),
+    ("2011 12", ["2011-12"], (1, 1, 1)),
+    ("one", ["1"], (1, 1, 1)),
+    ("none", ["0"], (1, 1, 1)),
+    ("4-6, 6-2", ["4–6, 6–2"], (1, 0.667, 0.8)),
+    ("it's", ["its"], (0, 0, 0)),
+    ("the", ["the"], (0, 0, 0)),
+    ("", ["x"], (0, 0, 0)),
+    ("x", [""], (0, 0, 0)),
+    ("x", [], (0, 0, 0)),
+    ("baltic sea northern europe is",
+     ["sea", "the baltic sea of northern europe"], (0.8, 0.8, 0.8)),
+])
+def test_golden_values(prediction, golds, wanted):
+  scores = metrics.score(prediction, golds)
+  np.testing.assert_allclose(
+      (scores.precision, scores.recall, scores.f1), wanted, atol=5e-4)
+
+
+def test_best_f1_is_not_best_recall():
+  scores = metrics.score(
+      "baltic sea northern europe is",
+      ["sea", "the baltic sea of northern europe"])
+  assert (scores.recall, scores.max_recall) == (0.8, 1.0)
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("Dont, Couldnt've!", "don't couldn't've"),
+    ("somebody'd", "somebodyd"),
+    ("a/b", "a b"),
+    ("a/b and c/ d", "ab and c d"),
+    ("a-b 1,000", "ab 1000"),  # A thousands comma makes every mark vanish.
+    ("v1.5 u.k.", "v1.5 uk"),
+    ("." * 40, "." * 8),  # The reference drops 32 periods.
+    ("The end of an era", "end of era"),
+    ("Ten\tof\nnone", "10 of 0"),
+])
+def test_normalise(text, wanted):
+  assert metrics.normalise(text) == wanted
+
+
+@pytest.mark.parametrize("prediction, golds, exact", [
+    ("The Chad.", ["chad"], 1), ("chad lake", ["lake chad"], 0),
+    ("lake chad", ["x", "Lake Chad"], 1), ("the", ["the"], 0)])
+def test_exact_match(prediction, golds, exact):
+  assert metrics.score(prediction, golds).exact == exact
+
+
+def nltk_tokens(text):
+  tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
+  words = tokenize(metrics.normalise(text).lower())
+  return tuple(word for word in words if word not in ",.?!:;'\"")
+
+
+@hypothesis.given(noisy)
+@hypothesis.settings(max_examples=500, deadline=None)
+def test_tokens_are_those_of_nltk(text):
+  assert metrics.tokens(text) == nltk_tokens(text)
+
+
+@pytest.mark.skipif(
+    not REFERENCE.exists(), reason="the reference's files are absent")
+def test_tokens_are_those_of_nltk_on_the_references_files():
+  texts = set()
+  for path in sorted(REFERENCE.glob("*.jsonl")):
+    for line in path.read_text(encoding="utf-8").split("\n")[:300]:
+      for value in json.loads(line or "{}").values():
+        texts.update(filter(
+            lambda text: isinstance(text, str),
+            value if isinstance(value, list) else [value]))
+  assert len(texts) > 2000
+  for text in texts:
+    assert metrics.tokens(text) == nltk_tokens(text)
+
+
+def oracle(prediction, golds):
+  found = list(metrics.tokens(prediction))
+  best = (0, 0, 0)
+  for gold in map(metrics.tokens, golds):
+    left, same = list(found), 0
+    for word in gold:
+      if word in left:
+        left.remove(word)
+        same += 1
+    if same:
+      p, r = same / len(found), same / len(gold)
+      if 2 * p * r / (p + r) > best[2]:
+        best = (p, r, 2 * p * r / (p + r))
+  return best
+
+
+@hypothesis.given(noisy, st.lists(noisy, max_size=4))
+def test_score_is_the_formula(prediction, golds):
+  scores = metrics.score(prediction, golds)
+  assert (scores.precision, scores.recall, scores.f1) == oracle(
+      prediction, golds)
+  assert 0 <= scores.recall <= scores.max_recall <= 1
+  assert scores.exact in (0, 1)
+  assert not scores.exact or scores.max_recall == 1
+
+
+@hypothesis.given(noisy)
+def test_an_answer_scores_one_against_itself(text):
+  expected = float(bool(metrics.tokens(text)))
+  scores = metrics.score(text, [text])
+  assert scores == metrics.Scores(*[expected] * 5)
+
+
+# ---- Intervals.
+
+
+def test_interval_is_that_of_a_loop():
+  values = np.random.default_rng(0).random(30)
+  loop = random.Random(0)
+  means = [np.mean(loop.choices(values, k=30)) for _ in range(4000)]
+  mean, low, high = metrics.interval(values, seed=1)
+  assert mean == pytest.approx(values.mean())
+  assert (low, high) == pytest.approx(
+      tuple(np.percentile(means, (2.5, 97.5))), abs=0.01)
+
+
+def test_interval_covers_the_truth():
+  rng = np.random.default_rng(0)
+  covered = collections.Counter()
+  for seed in range(300):
+    _, low, high = metrics.interval(
+        (rng.random(100) < 0.6).astype(float), seed, draws=500)
+    covered[low <= 0.6 <= high] += 1
+  assert 0.90 < covered[True] / 300 < 0.99
+
+
+def test_interval_depends_on_its_seed_alone():
+  values = np.random.default_rng(0).random(50)
+  assert metrics.interval(values, 3) == metrics.interval(values, 3)
+  assert metrics.interval(values, 3) != metrics.interval(values, 4)
+
+
+def test_interval_of_equal_values_has_no_width():
+  assert metrics.interval(np.full(7, 0.25), 0) == (0.25, 0.25, 0.25)
+
+
+def test_pairing_sees_what_separate_intervals_do_not():
+  easy = np.random.default_rng(0).random(100)
+  mean, low, high = metrics.paired_difference(easy + 0.01, easy, 0)
+  assert (mean, low, high) == pytest.approx((0.01, 0.01, 0.01))
+  assert np.diff(metrics.interval(easy, 0)[1:]) > 0.05
+
+
+def test_faults_are_named():
+  with pytest.raises(ValueError, match="left empty"):
+    metrics.interval(np.zeros(0), 0)
+  with pytest.raises(ValueError, match="3 and 2 values"):
+    metrics.paired_difference(np.zeros(3), np.zeros(2), 0)
