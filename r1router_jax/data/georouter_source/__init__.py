@@ -1,0 +1,1 @@
+"""Rebuilds the GeoRouter world from public sources; see `__main__`."""
