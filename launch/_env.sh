@@ -4,15 +4,15 @@
 #
 #   say TEXT...         a line about what happens, on standard error
 #   die TEXT...         the same, then exit 2
+#   usage               prints the comment at the head of the script, exit 0
 #   run COMMAND...      prints the command, ready to paste, and runs it
 #   set_up [EXTRA]      makes VENV if need be, installs `.[EXTRA]` into it, and
 #                       puts it first on PATH; done at once the second time
 #   absolute PATH       PATH, seen from where the caller started
 #
+# The script that sources it has said `set -euo pipefail`.
 # R1ROUTER_VENV names another place for the environment (default: .venv), and
 # R1ROUTER_PYTHON the interpreter to make it with.
-
-set -euo pipefail
 
 CALLED_FROM=$PWD
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -22,6 +22,11 @@ say() { printf '%s\n' "$*" >&2; }
 die() {
   say "$@"
   exit 2
+}
+
+usage() {
+  sed -n '/^#SBATCH/d; 2,/^[^#]*$/s/^# \{0,1\}//p' "$0"
+  exit 0
 }
 
 run() {

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Checks the code: ruff, shellcheck, then every test.  Installs what it needs.
+#
+#   launch/test.sh [--oracle] [--fast] [PYTEST ARGUMENTS...]
+#
+#   --oracle   afterwards also the tests that compare with PyTorch, which this
+#              installs (about 200 MB)
+#   --fast     without the tests marked `slow`
+#   --help     this text
+#
+# Whatever else is given goes to pytest: launch/test.sh -k surrogate -x
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+
+oracle=false
+marks="not oracle"
+pytest_args=(-q -n 2)
+for arg; do
+  case $arg in
+    --oracle) oracle=true ;;
+    --fast) marks="not oracle and not slow" ;;
+    --help | -h) usage ;;
+    *) pytest_args+=("$arg") ;;
+  esac
+done
+
+set_up test
+cd "$ROOT"
+
+run ruff check .
+run shellcheck launch/*.sh .ci/run
+run pytest "${pytest_args[@]}" -m "$marks"
+if $oracle; then
+  run python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+  run pytest "${pytest_args[@]}" -m oracle
+fi
