@@ -1,0 +1,307 @@
+"""Scores, learning curves and trajectories as one self-contained HTML page.
+
+The page opens from a file, on a phone as on a screen, in light and in dark.  It
+holds no script and asks for nothing from outside, and its content policy says
+so to the browser.  Whatever a model, a knowledge base or a user wrote is
+cleaned and escaped, pictures are decoded and written anew: a page about hostile
+data is as harmless as any other.
+"""
+
+import base64
+import dataclasses
+import functools
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+from PIL import Image
+
+from r1router_jax import charts, metrics, protocol, telemetry
+from r1router_jax.inputs import images
+from r1router_jax.records import Answer, Malformed, Passage, Round, Trajectory
+
+Cell = str | int | float | metrics.Interval | None
+Curves = charts.Points | Mapping[str, charts.Points]
+
+PICTURE_SIDE = 160  # Pixels; larger pictures are shrunk.
+TEXT_SHOWN = 220  # Characters of a passage or thought before it is folded.
+TEXT_KEPT = 4000  # Characters of it in the page.
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table; intervals are shown in per cent.
+
+  Attributes:
+    columns: names; the first column names the rows.
+    rows: cells by row, None where there is nothing to say.
+    highlight: whether the greatest number of each column is set in bold.
+  """
+
+  columns: tuple[str, ...]
+  rows: tuple[tuple[Cell, ...], ...]
+  highlight: bool = True
+
+
+def write(
+    path: str | epath.PathLike, *,
+    title: str,
+    claims: Sequence[str] = (),
+    tables: Mapping[str, Table] | None = None,
+    curves: Mapping[str, Curves] | None = None,
+    trajectories: Sequence[Trajectory] = (),
+    notes: Sequence[str] = (),
+) -> None:
+  """Writes the page.
+
+  Args:
+    path: of the page; its folder is made.
+    title: heading and title.
+    claims: what the page shows, one line each, on top.
+    tables: by heading.
+    curves: by heading, the (step, value) points of a line, or named lines.
+    trajectories: shown in full; a dozen is plenty.
+    notes: paragraphs at the end: how it was run, what is not shown.
+  """
+  figures = "".join(_curves(*curve) for curve in (curves or {}).items())
+  body = [
+      f"<h1>{_text(title)}</h1>",
+      _list("claims", claims),
+      *(_table(name, table) for name, table in (tables or {}).items()),
+      f'<h2>Learning curves</h2><div class="charts">{figures}</div>'
+      if figures else "",
+      _trajectories(trajectories),
+      "<h2>Notes</h2>" + _list("notes", notes) if notes else "",
+  ]
+  page = epath.Path(path)
+  page.parent.mkdir(parents=True, exist_ok=True)
+  page.write_text(
+      _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(body)),
+      encoding="utf-8")
+
+
+def right(trajectory: Trajectory) -> bool:
+  """Whether the final answer holds just the words of an accepted one."""
+  final = trajectory.final
+  return isinstance(final, Answer) and (
+      metrics.score(final.text, trajectory.question.answers).f1 == 1)
+
+
+def _text(text: str) -> str:
+  """Untrusted text, fit for element content and quoted attributes."""
+  return html.escape(telemetry.clean(text, limit=TEXT_KEPT), quote=True)
+
+
+def _folded(text: str) -> str:
+  """Untrusted text whose tail unfolds at a touch where it is long."""
+  text = telemetry.clean(text, limit=TEXT_KEPT)
+  if len(text) <= TEXT_SHOWN:
+    return html.escape(text, quote=True)
+  head, tail = text[:TEXT_SHOWN], text[TEXT_SHOWN:]
+  return (
+      f"<details><summary>{html.escape(head, quote=True)}</summary>"
+      f"{html.escape(tail, quote=True)}</details>")
+
+
+def _list(kind: str, lines: Sequence[str]) -> str:
+  items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+  return f'<ul class="{kind}">{items}</ul>' if items else ""
+
+
+def _curves(name: str, curves: Curves) -> str:
+  lines = curves if isinstance(curves, Mapping) else {"": curves}
+  clean = telemetry.clean
+  return charts.line_chart(
+      clean(name), {clean(line): points for line, points in lines.items()})
+
+
+def _table(name: str, table: Table) -> str:
+  def number(cell: Cell) -> float | None:
+    if isinstance(cell, metrics.Interval):
+      return cell.mean
+    return None if isinstance(cell, str | None) else float(cell)
+  several = table.highlight and len(table.rows) > 1
+  best = [
+      max((x for x in map(number, column) if x is not None), default=None)
+      for column in zip(*table.rows, strict=True)]
+  rows = []
+  for row in table.rows:
+    cells = [f'<th scope="row">{_cell(row[0])}</th>']
+    for cell, top in zip(row[1:], best[1:], strict=True):
+      bold = several and top is not None and number(cell) == top
+      cells.append(f"<td>{'<b>' * bold}{_cell(cell)}{'</b>' * bold}</td>")
+    rows.append(f"<tr>{''.join(cells)}</tr>")
+  head = "".join(f'<th scope="col">{_text(top)}</th>' for top in table.columns)
+  return (
+      f'<h2>{_text(name)}</h2><div class="wide"><table><thead><tr>{head}</tr>'
+      f"</thead><tbody>{''.join(rows)}</tbody></table></div>")
+
+
+def _cell(cell: Cell) -> str:
+  if cell is None:
+    return "–"
+  if isinstance(cell, metrics.Interval):
+    mean, low, high = (100 * value for value in cell)
+    return f"{mean:.1f}<small>{low:.0f}–{high:.0f}</small>"
+  if isinstance(cell, float):
+    return f"{cell:.3g}"
+  return _text(str(cell))
+
+
+def _trajectories(trajectories: Sequence[Trajectory]) -> str:
+  if not trajectories:
+    return ""
+  marks = [right(trajectory) for trajectory in trajectories]
+  links = "".join(
+      f'<a href="#t{n}">{_mark(mark)} {n}</a>'
+      for n, mark in enumerate(marks, 1))
+  shown = "".join(
+      _trajectory(n, trajectory, mark)
+      for n, (trajectory, mark) in enumerate(
+          zip(trajectories, marks, strict=True), 1))
+  return f"<h2>Trajectories</h2><nav>{links}</nav>{shown}"
+
+
+def _mark(good: bool) -> str:
+  word, sign = ("right", "✓") if good else ("wrong", "✗")
+  return f'<span class="{word}">{sign} {word}</span>'
+
+
+def _trajectory(number: int, trajectory: Trajectory, mark: bool) -> str:
+  question = trajectory.question
+  evidence = {id for hop in question.hops for id in hop.evidence}
+  rounds = "".join(
+      _round(n, done, evidence)
+      for n, done in enumerate(trajectory.rounds, 1))
+  family = f'<span class="badge">{_text(question.family or "question")}</span>'
+  faults = "".join(f"<li>{_text(fault)}</li>" for fault in trajectory.faults)
+  gold = " · ".join(map(_text, question.answers)) or "–"
+  return (
+      f'<article id="t{number}"><header>{_mark(mark)} {family} '
+      f'<small>{number} · {trajectory.tokens} tokens</small></header>'
+      f'<div class="asked">{_picture(question.image)}'
+      f"<h3>{_text(question.text)}</h3></div>{rounds}"
+      f'<div class="final"><b>Final answer</b> {_answer(trajectory.final)}'
+      f'<div class="gold"><b>Accepted</b> {gold}</div></div>'
+      + (f'<ul class="faults">{faults}</ul>' if faults else "")
+      + "</article>")
+
+
+def _round(number: int, done: Round, evidence: set[str]) -> str:
+  plan = done.plan
+  route = plan.route if plan.route in protocol.ROUTE_NAMES else "none"
+  passages = "".join(_passage(each, evidence) for each in done.passages)
+  return (
+      f"<section><h4>Round {number} "
+      f'<span class="badge {route}">{protocol.ROUTE_NAMES[route]}</span></h4>'
+      f'{_thought(plan.thought)}<p class="sub">{_text(plan.sub_question)}</p>'
+      f'<ol class="passages">{passages}</ol>{_answer(done.answer)}</section>')
+
+
+def _passage(passage: Passage, evidence: set[str]) -> str:
+  hit = '<span class="right">evidence</span> ' if (
+      passage.id in evidence) else ""
+  return (
+      f"<li>{_picture(passage.image)}<div><small>{_text(passage.kb)} "
+      f"{passage.score:.2f} {hit}{_text(passage.id)}</small><br>"
+      f"{_folded(passage.text)}</div></li>")
+
+
+def _thought(thought: str) -> str:
+  return f'<div class="thought">{_folded(thought)}</div>' if thought else ""
+
+
+def _answer(answer: Answer | Malformed) -> str:
+  if isinstance(answer, Malformed):
+    return (
+        f'<p class="wrong">Malformed: {_text(answer.reason)}</p>'
+        f'<div class="thought">{_folded(answer.text)}</div>')
+  return f'{_thought(answer.thought)}<p class="answer">{_text(answer.text)}</p>'
+
+
+@functools.lru_cache(maxsize=256)
+def _picture(path: str) -> str:
+  """The picture at `path`, decoded, shrunk and written anew into the page."""
+  if not path:
+    return ""
+  try:
+    picture = Image.fromarray(images.load(path))
+  except images.BadImage:
+    return '<span class="missing">no picture</span>'
+  picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+  data = io.BytesIO()
+  picture.save(data, "PNG", optimize=True)
+  code = base64.b64encode(data.getvalue()).decode()
+  return f'<img alt="" src="data:image/png;base64,{code}">'
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style></head>
+<body><main>
+{body}
+</main></body></html>
+"""
+
+_STYLE = """
+:root { --page: #fbfbfa; --card: #fff; --ink: #1c1d20; --soft: #676b73;
+  --line: #e3e4e8; --c0: #2f6fd6; --c1: #d9701f; --c2: #18957a; --c3: #a04bc4;
+  --good: #14804a; --bad: #c2352b; }
+@media (prefers-color-scheme: dark) { :root { --page: #15171b; --card: #1e2126;
+  --ink: #e8e9ec; --soft: #9da2ac; --line: #343942; --c0: #6ea4ff;
+  --c1: #f29a55; --c2: #4cc7a8; --c3: #cc8bea; --good: #5ccf93;
+  --bad: #ff8177; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+main { max-width: 60rem; margin: auto; padding: 1rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin: 2.2rem 0 .8rem; }
+h3, h4, p { margin: .3rem 0; } small { color: var(--soft); }
+.claims { padding: .8rem 1rem .8rem 2rem; background: var(--card);
+  border-left: 4px solid var(--c0); border-radius: 6px; font-size: 1.08rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line);
+  text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { font-weight: 500; } tbody th, thead th:first-child { text-align: left; }
+thead th { color: var(--soft); font-size: .85rem; }
+td small { display: block; font-size: .72rem; }
+.charts { display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
+figure, article { margin: 0; padding: .8rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: 8px; }
+svg { display: block; width: 100%; } svg text { font-size: 11px;
+  fill: var(--soft); } .grid { stroke: var(--line); }
+polyline { fill: none; stroke: currentColor; stroke-width: 2;
+  stroke-linejoin: round; } .raw { opacity: .3; stroke-width: 1; }
+.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
+.c3 { color: var(--c3); } .key { display: inline-block; width: .7em;
+  height: .7em; margin: 0 .3em 0 .5em; border-radius: 2px;
+  background: currentColor; }
+nav { display: flex; flex-wrap: wrap; gap: .4rem .9rem; margin-bottom: 1rem; }
+a { color: inherit; } article { margin-bottom: 1.2rem; padding: 1rem; }
+.right { color: var(--good); } .wrong { color: var(--bad); }
+.right, .wrong { font-weight: 600; } p.wrong { font-weight: 400; }
+.badge { padding: .1em .55em; border-radius: 9px; font-size: .8rem;
+  font-weight: 600; background: var(--line); white-space: nowrap; }
+.text, .image, .table { color: var(--card); } .text { background: var(--c0); }
+.image { background: var(--c3); } .table { background: var(--c2); }
+.asked, .passages li { display: flex; gap: .7rem; align-items: flex-start; }
+.asked { margin: .6rem 0; } img, .missing { flex: none; width: 5rem;
+  border: 1px solid var(--line); border-radius: 4px; font-size: .75rem; }
+.passages img, .passages .missing { width: 3.2rem; }
+section { margin: .8rem 0; padding-left: .8rem;
+  border-left: 3px solid var(--line); }
+.thought { color: var(--soft); font-style: italic; font-size: .92rem; }
+.sub { font-weight: 600; } .passages { padding: 0; list-style: none;
+  font-size: .85rem; } .passages li { margin: .4rem 0; }
+.passages li > div { min-width: 0; } .answer::before { content: "→ "; }
+.final { padding-top: .5rem; border-top: 1px solid var(--line); }
+.faults { color: var(--bad); font-size: .85rem; }
+summary { cursor: pointer; } summary::after { content: " …"; }
+"""
