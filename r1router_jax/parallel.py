@@ -1,0 +1,137 @@
+"""Many devices, many hosts: the only file that knows how they are arranged.
+
+Two drivers share one loss (see train.py).  Under `jax.pmap` each device holds
+all parameters and its part of the batch: `replicate`, `shard`, `unreplicate`.
+Under `jax.jit` a mesh lays out both: `make_mesh`.
+
+On several hosts every process runs the same command and calls `join_pod`
+before it touches a device.  `shard` then splits what this host has read over
+the devices of this host.
+
+Axes:  D devices of this host
+"""
+
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA = "data"  # The axis name of every pmap, and of the mesh's batch axis.
+
+# Set all three where neither a TPU nor SLURM says who takes part.
+COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
+PROCESSES = "JAX_NUM_PROCESSES"
+PROCESS = "JAX_PROCESS_ID"
+
+
+def join_pod() -> None:
+  """Makes one job of the processes of a pod; does nothing on a single host.
+
+  Who takes part is read from the three variables above, from SLURM (tasks that
+  `srun` started), or from the TPU.
+  """
+  if jax.distributed.is_initialized():
+    return
+  given = {name: os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS)
+           if name in os.environ}
+  if len(given) == 3:
+    _join_named(*given.values())
+  elif PROCESSES in given or PROCESS in given:
+    raise ValueError(
+        f"Of {COORDINATOR}, {PROCESSES} and {PROCESS} only {sorted(given)} "
+        "are set.  Set all three in each process, or none.")
+  elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 and (
+      "SLURM_STEP_NODELIST" in os.environ):
+    jax.distributed.initialize()
+  elif _on_tpu():
+    _join_tpu()
+  if jax.distributed.is_initialized():
+    logging.info("Process %d of %d, with %d of %d devices.",
+                 jax.process_index(), jax.process_count(),
+                 jax.local_device_count(), jax.device_count())
+
+
+def _join_named(address: str, processes: str, process: str) -> None:
+  host = address.rsplit(":", 1)[0]
+  # JAX would listen on every interface, which a group on one machine need not.
+  local = host in ("localhost", "127.0.0.1")
+  jax.distributed.initialize(
+      address, int(processes), int(process),
+      coordinator_bind_address=address if local else None)
+
+
+def _on_tpu() -> bool:
+  """Whether this is a host of a TPU that may have more hosts."""
+  for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
+    if name in os.environ:
+      slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
+      return "," in os.environ[name] or slices > 1
+  # JAX sets this when it is imported where there are TPU chips.
+  return os.environ.get("TPU_ML_PLATFORM") == "JAX"
+
+
+def _join_tpu() -> None:
+  try:
+    jax.distributed.initialize()
+  except (OSError, ValueError) as error:
+    # No metadata server, or one that knows of no pod: a TPU in a notebook.
+    if jax.distributed.is_initialized() or "," in os.environ.get(
+        "TPU_WORKER_HOSTNAMES", ""):
+      raise
+    logging.warning("This TPU belongs to no pod (%s); going on alone.", error)
+
+
+def replicate(tree: Any) -> Any:
+  """A copy on each device of this host: leaves [...] become [D, ...]."""
+  devices = jax.local_devices()
+  layout = NamedSharding(Mesh(np.array(devices), (DATA,)), PartitionSpec(DATA))
+
+  def copies(x):
+    x = x[None] if isinstance(x, jax.Array) else np.asarray(x)[None]
+    # Never the caller's own memory, as the copy may be donated.
+    each = [jax.device_put(x, device, may_alias=False) for device in devices]
+    return jax.make_array_from_single_device_arrays(
+        (len(devices), *x.shape[1:]), layout, each)
+
+  return jax.tree.map(copies, tree)
+
+
+def unreplicate(tree: Any) -> Any:
+  """The copy of the first device: leaves [D, ...] become [...]."""
+  return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+
+
+def shard(batch: Any) -> Any:
+  """Splits a host's batch over its devices: leaves [B, ...] -> [D, B/D, ...].
+
+  A last, smaller batch has to be padded by the caller, with rows of weight 0.
+  """
+  count = jax.local_device_count()
+
+  def split(path, x):
+    each, rest = divmod(x.shape[0], count)
+    if rest:
+      raise ValueError(
+          f"A batch of {x.shape[0]} rows (batch{jax.tree_util.keystr(path)}) "
+          f"does not split over the {count} devices of this host: choose a "
+          "multiple for the batch size, or pad it with rows of weight 0.")
+    return x.reshape(count, each, *x.shape[1:])
+
+  return jax.tree_util.tree_map_with_path(split, batch)
+
+
+def make_mesh(**axes: int) -> Mesh:
+  """A mesh over all devices; one axis may be -1 and takes what is left."""
+  named = math.prod(size for size in axes.values() if size != -1)
+  free = sum(size == -1 for size in axes.values())
+  left, rest = divmod(jax.device_count(), named) if named > 0 else (0, 1)
+  if rest or free > 1 or (left > 1 and not free):
+    raise ValueError(
+        f"config.mesh {axes} does not tile {jax.device_count()} devices: its "
+        f"sizes multiply to {named}.  Set one axis to -1 to take the rest.")
+  sizes = [left if size == -1 else size for size in axes.values()]
+  return jax.make_mesh(sizes, tuple(axes), (AxisType.Auto,) * len(sizes))
