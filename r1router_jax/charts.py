@@ -46,7 +46,8 @@ def line_chart(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{v:.1f}" '
         f'y2="{v:.1f}"/><text x="{LEFT - 6}" y="{v + 4:.1f}" '
         f'text-anchor="end">{label(y)}</text>')
-  for x in (x for x in x_ticks if x_low <= x <= x_high):
+  slack = (x_high - x_low) / 50
+  for x in (x for x in x_ticks if x_low - slack <= x <= x_high + slack):
     u, _ = place(np.array([x, y_low]))
     parts.append(
         f'<text x="{u:.1f}" y="{HEIGHT - BOTTOM + 15}" '
@@ -63,7 +64,8 @@ def line_chart(
     parts.append(_path(place(mean), colour))
     change = f"{label(mean[0, 1])} → {label(mean[-1, 1])}"
     key.append(
-        f'<span class="key {colour}"></span>{html.escape(name)} {change}')
+        f'<span class="line"><span class="key {colour}"></span>'
+        f"{html.escape(name)} {change}</span>")
   return (
       f'<figure><figcaption><b>{html.escape(title)}</b> '
       f'<small>{" ".join(key)}</small></figcaption>'

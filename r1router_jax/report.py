@@ -96,17 +96,15 @@ def _text(text: str) -> str:
 def _folded(text: str) -> str:
   """Untrusted text whose tail unfolds at a touch where it is long."""
   text = telemetry.clean(text, limit=TEXT_KEPT)
-  if len(text) <= TEXT_SHOWN:
-    return html.escape(text, quote=True)
-  head, tail = text[:TEXT_SHOWN], text[TEXT_SHOWN:]
-  return (
-      f"<details><summary>{html.escape(head, quote=True)}</summary>"
-      f"{html.escape(tail, quote=True)}</details>")
+  head, tail = map(html.escape, (text[:TEXT_SHOWN], text[TEXT_SHOWN:]))
+  if not tail:
+    return head
+  return f"<details><summary>{head}</summary>{tail}</details>"
 
 
 def _list(kind: str, lines: Sequence[str]) -> str:
   items = "".join(f"<li>{_text(line)}</li>" for line in lines)
-  return f'<ul class="{kind}">{items}</ul>' if items else ""
+  return items and f'<ul class="{kind}">{items}</ul>'
 
 
 def _curves(name: str, curves: Curves) -> str:
@@ -130,7 +128,8 @@ def _table(name: str, table: Table) -> str:
     cells = [f'<th scope="row">{_cell(row[0])}</th>']
     for cell, top in zip(row[1:], best[1:], strict=True):
       bold = several and top is not None and number(cell) == top
-      cells.append(f"<td>{'<b>' * bold}{_cell(cell)}{'</b>' * bold}</td>")
+      shown = f"<b>{_cell(cell)}</b>" if bold else _cell(cell)
+      cells.append(f"<td>{shown}</td>")
     rows.append(f"<tr>{''.join(cells)}</tr>")
   head = "".join(f'<th scope="col">{_text(top)}</th>' for top in table.columns)
   return (
@@ -152,14 +151,11 @@ def _cell(cell: Cell) -> str:
 def _trajectories(trajectories: Sequence[Trajectory]) -> str:
   if not trajectories:
     return ""
-  marks = [right(trajectory) for trajectory in trajectories]
+  marks = list(map(right, trajectories))
   links = "".join(
       f'<a href="#t{n}">{_mark(mark)} {n}</a>'
       for n, mark in enumerate(marks, 1))
-  shown = "".join(
-      _trajectory(n, trajectory, mark)
-      for n, (trajectory, mark) in enumerate(
-          zip(trajectories, marks, strict=True), 1))
+  shown = "".join(map(_trajectory, range(1, 1 + len(marks)), trajectories))
   return f"<h2>Trajectories</h2><nav>{links}</nav>{shown}"
 
 
@@ -168,24 +164,22 @@ def _mark(good: bool) -> str:
   return f'<span class="{word}">{sign} {word}</span>'
 
 
-def _trajectory(number: int, trajectory: Trajectory, mark: bool) -> str:
+def _trajectory(number: int, trajectory: Trajectory) -> str:
   question = trajectory.question
   evidence = {id for hop in question.hops for id in hop.evidence}
   rounds = "".join(
       _round(n, done, evidence)
       for n, done in enumerate(trajectory.rounds, 1))
   family = f'<span class="badge">{_text(question.family or "question")}</span>'
-  faults = "".join(f"<li>{_text(fault)}</li>" for fault in trajectory.faults)
   gold = " · ".join(map(_text, question.answers)) or "–"
   return (
-      f'<article id="t{number}"><header>{_mark(mark)} {family} '
+      f'<article id="t{number}"><header>{_mark(right(trajectory))} {family} '
       f'<small>{number} · {trajectory.tokens} tokens</small></header>'
       f'<div class="asked">{_picture(question.image)}'
       f"<h3>{_text(question.text)}</h3></div>{rounds}"
       f'<div class="final"><b>Final answer</b> {_answer(trajectory.final)}'
       f'<div class="gold"><b>Accepted</b> {gold}</div></div>'
-      + (f'<ul class="faults">{faults}</ul>' if faults else "")
-      + "</article>")
+      f"{_list('faults', trajectory.faults)}</article>")
 
 
 def _round(number: int, done: Round, evidence: set[str]) -> str:
@@ -200,23 +194,22 @@ def _round(number: int, done: Round, evidence: set[str]) -> str:
 
 
 def _passage(passage: Passage, evidence: set[str]) -> str:
-  hit = '<span class="right">evidence</span> ' if (
-      passage.id in evidence) else ""
+  hit = '<span class="right">evidence</span>' * (passage.id in evidence)
   return (
       f"<li>{_picture(passage.image)}<div><small>{_text(passage.kb)} "
-      f"{passage.score:.2f} {hit}{_text(passage.id)}</small><br>"
+      f"{passage.score:.2f} {hit} {_text(passage.id)}</small><br>"
       f"{_folded(passage.text)}</div></li>")
 
 
 def _thought(thought: str) -> str:
-  return f'<div class="thought">{_folded(thought)}</div>' if thought else ""
+  return thought and f'<div class="thought">{_folded(thought)}</div>'
 
 
 def _answer(answer: Answer | Malformed) -> str:
   if isinstance(answer, Malformed):
     return (
         f'<p class="wrong">Malformed: {_text(answer.reason)}</p>'
-        f'<div class="thought">{_folded(answer.text)}</div>')
+        f"{_thought(answer.text)}")
   return f'{_thought(answer.thought)}<p class="answer">{_text(answer.text)}</p>'
 
 
@@ -263,6 +256,7 @@ body { margin: 0; background: var(--page); color: var(--ink);
 main { max-width: 60rem; margin: auto; padding: 1rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { margin: 2.2rem 0 .8rem; }
 h3, h4, p { margin: .3rem 0; } small { color: var(--soft); }
+.line { display: inline-block; white-space: nowrap; }
 .claims { padding: .8rem 1rem .8rem 2rem; background: var(--card);
   border-left: 4px solid var(--c0); border-radius: 6px; font-size: 1.08rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; }
@@ -280,9 +274,8 @@ svg { display: block; width: 100%; } svg text { font-size: 11px;
 polyline { fill: none; stroke: currentColor; stroke-width: 2;
   stroke-linejoin: round; } .raw { opacity: .3; stroke-width: 1; }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
-.c3 { color: var(--c3); } .key { display: inline-block; width: .7em;
-  height: .7em; margin: 0 .3em 0 .5em; border-radius: 2px;
-  background: currentColor; }
+.c3 { color: var(--c3); } .key { display: inline-block; margin: 0 .3em 0 .5em;
+  width: .7em; height: .7em; border-radius: 2px; background: currentColor; }
 nav { display: flex; flex-wrap: wrap; gap: .4rem .9rem; margin-bottom: 1rem; }
 a { color: inherit; } article { margin-bottom: 1.2rem; padding: 1rem; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
