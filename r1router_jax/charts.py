@@ -13,7 +13,7 @@ import numpy as np
 Points = Sequence[tuple[int | float, int | float | None]]
 
 WIDTH, HEIGHT = 340, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 30  # Room for the axes' labels.
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 8, 30  # Room for the axes' labels.
 MAX_POINTS = 240  # More are averaged in bins; a screen shows no more.
 COLOURS = 4
 SMOOTH_FROM = 20  # Points; a shorter line is drawn as it is.

@@ -223,7 +223,7 @@ def points_of(figure):
 
 def test_a_line_stands_where_its_values_say():
   (line,) = points_of(charts.line_chart("t", {"": [(0, 0), (5, 5), (10, 10)]}))
-  np.testing.assert_allclose(np.diff(line, axis=0), [[143, -76]] * 2, atol=0.1)
+  np.testing.assert_allclose(np.diff(line, axis=0), [[140, -76]] * 2, atol=0.1)
   assert line[0] == pytest.approx((charts.LEFT, 160))
 
 
