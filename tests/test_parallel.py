@@ -1,4 +1,5 @@
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from r1router_jax import parallel
 
+ROOT = pathlib.Path(__file__).parents[1]
 
 def tree():
   return dict(
@@ -169,8 +171,8 @@ def test_two_processes_make_one_job(tmp_path):
   env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
   env.update({
       "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-      "JAX_PLATFORMS": "cpu", parallel.COORDINATOR: address,
-      parallel.PROCESSES: "2"})
+      "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+      parallel.COORDINATOR: address, parallel.PROCESSES: "2"})
   logs = [tmp_path / f"{n}.log" for n in range(2)]
   children = [
       subprocess.Popen(

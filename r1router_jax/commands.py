@@ -1,0 +1,140 @@
+"""How every command starts, and how it ends.
+
+  if __name__ == "__main__":
+    commands.run(main)
+
+What the person at the keyboard can put right is one line and exit code 2: an
+unknown flag or config key, a word too many, a path that is not there, and every
+ValueError that this package raises itself.  Anything else is a fault of ours,
+with its traceback and exit code 1.  `--verbosity=1` shows every traceback.
+"""
+
+import difflib
+import glob
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+from ml_collections.config_flags import config_flags
+
+USAGE = 2  # Exit code of a command that was asked for what it cannot do.
+INTERRUPTED = 130
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError,
+                NotADirectoryError, PermissionError)
+_OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")
+
+
+def run(main: Callable[[list[str]], object]) -> None:
+  """Parses the flags and calls `main(argv)`, as `absl.app.run`; then exits."""
+
+  def guarded(argv: list[str]) -> object:
+    try:
+      if len(argv) > 1:
+        raise app.UsageError(
+            f"What is {argv[1]!r}?  Every argument is a flag, --name=value; "
+            "see --help.")
+      return main(argv)
+    except KeyboardInterrupt:
+      _leave(INTERRUPTED, "Interrupted.")
+    except Exception as error:
+      if flags.FLAGS.pdb_post_mortem:
+        raise
+      ours = not _is_for_the_user(error)
+      if ours or logging.level_debug():
+        traceback.print_exc()
+      _leave(1 if ours else USAGE, "" if ours else f"ERROR: {error}")
+
+  jax.config.config_with_absl()  # Adds the --jax_... flags.
+  app.run(guarded, flags_parser=_parse)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+  """Whether `error` tells the user what to change."""
+  if isinstance(error, (app.UsageError, *_PATH_ERRORS)):
+    return True
+  # Said by us: a ValueError whose innermost line is a `raise` of this package,
+  # not one of a library that we called wrongly.
+  where = traceback.extract_tb(error.__traceback__)[-1]
+  return (isinstance(error, ValueError)
+          and os.path.abspath(where.filename).startswith(_PACKAGE + os.sep)
+          and (where.line or "").startswith("raise "))
+
+
+def _leave(code: int, message: str = "") -> NoReturn:
+  """Ends this process, with `message` on one line."""
+  if message:
+    message = "".join(c if c.isprintable() else " " for c in message)
+    print(" ".join(message.split()), file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.distributed.is_initialized():
+    # The others wait for us in a collective.  They end at once if we do not
+    # say goodbye, and after minutes if we do.
+    os._exit(code)
+  sys.exit(code)
+
+
+def _parse(args: list[str]) -> list[str]:
+  """`flags.FLAGS(args)`, with errors that fit on a line."""
+  try:
+    for flag, path, _ in _configs(args):
+      if not os.path.exists(path):
+        near = difflib.get_close_matches(
+            path, glob.glob(os.path.join(os.path.dirname(path), "*.py")), 1)
+        raise flags.Error(
+            f"--{flag}: there is no file {path}.{_did_you_mean(near)}")
+    return flags.FLAGS(args)
+  except SystemExit:  # --help and its like, which are no failure.
+    sys.exit(0)
+  except flags.Error as error:
+    # A ValueError of the config file comes with its traceback inside.
+    first, *_, last = str(error).strip().splitlines() * 2
+    message = first if first == last else f"{first} {last}"
+  except (AttributeError, KeyError):
+    message = _unknown_key(args)
+    if not message:
+      raise
+  _leave(USAGE, f"ERROR: {message}")
+
+
+def _configs(args: list[str]) -> Iterator[tuple[str, str, str]]:
+  """(flag, path, path:variant) of each config file named in `args`."""
+  for arg, following in zip(args, [*args[1:], ""], strict=True):
+    match = re.fullmatch(r"--?(\w+)(?:=(.*))?", arg)
+    if match and match[1] in flags.FLAGS and config_flags.is_config_flag(
+        flags.FLAGS[match[1]]):
+      spec = following if match[2] is None else match[2]
+      yield match[1], spec.split(":")[0], spec
+
+
+def _unknown_key(args: list[str]) -> str:
+  """Names the first `--config.key` that the file does not have, or ""."""
+  for flag, path, spec in _configs(args):
+    keys = list(_keys(flags.FLAGS[flag].parser.parse(spec)))
+    for match in filter(None, map(_OVERRIDE.match, args)):
+      if match["flag"] == flag and match["key"] not in keys:
+        word = match["key"].split(".")[-1]
+        near = (difflib.get_close_matches(match["key"], keys, 1)
+                or [key for key in keys if key.split(".")[-1] == word])
+        return (f"--{flag}.{match['key']}: {path} has no such key."
+                f"{_did_you_mean([f'--{flag}.{key}' for key in near])}")
+  return ""
+
+
+def _keys(config: Mapping, prefix: str = "") -> Iterator[str]:
+  """The keys of nested mappings, dotted."""
+  for key, value in config.items():
+    yield prefix + key
+    if hasattr(value, "items"):
+      yield from _keys(value, f"{prefix}{key}.")
+
+
+def _did_you_mean(near: list[str]) -> str:
+  return f"  Did you mean {near[0]}?" if near else ""
