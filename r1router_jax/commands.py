@@ -5,8 +5,9 @@
 
 What the person at the keyboard can put right is one line and exit code 2: an
 unknown flag or config key, a word too many, a path that is not there, and every
-ValueError that this package raises itself.  Anything else is a fault of ours,
-with its traceback and exit code 1.  `--verbosity=1` shows every traceback.
+ValueError or ImportError that this package raises itself.  Anything else is a
+fault of ours, with its traceback and exit code 1.  `--verbosity=1` shows every
+traceback.
 """
 
 import difflib
@@ -59,10 +60,10 @@ def _is_for_the_user(error: Exception) -> bool:
   """Whether `error` tells the user what to change."""
   if isinstance(error, (app.UsageError, *_PATH_ERRORS)):
     return True
-  # Said by us: a ValueError whose innermost line is a `raise` of this package,
-  # not one of a library that we called wrongly.
+  # Said by us: the innermost line is a `raise` of this package, and not one of
+  # a library that we called wrongly.
   where = traceback.extract_tb(error.__traceback__)[-1]
-  return (isinstance(error, ValueError)
+  return (isinstance(error, (ValueError, ImportError))
           and os.path.abspath(where.filename).startswith(_PACKAGE + os.sep)
           and (where.line or "").startswith("raise "))
 

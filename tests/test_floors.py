@@ -5,6 +5,7 @@ each can be read, and tested, with nothing above it in mind.
 """
 
 import ast
+import importlib
 import pathlib
 
 import pytest
@@ -124,6 +125,17 @@ def test_module(path):
       faults.append(
           f"{module}.{function} has {lines} lines, more than {limit}.")
   assert not faults, "\n".join(faults)
+
+
+def test_all_modules_live_together():
+  """In one process, as in a notebook: no two commands define the same flag.
+
+  A flag that several commands have is defined with `allow_override=True`.
+  """
+  for module in map(name, FILES):
+    if "georouter_source" not in module:  # Needs what only its builder has.
+      importlib.import_module(
+          f"r1router_jax.{module}".removesuffix(".__init__"))
 
 
 @pytest.mark.parametrize("source, fault", [
