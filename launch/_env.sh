@@ -77,10 +77,10 @@ _make_venv() {
 set_up() {
   local extra=${1:-} stamp wanted
   [[ -x $VENV/bin/python ]] || _make_venv
-  wanted=$("$VENV/bin/python" -c '
+  wanted=$(cd "$ROOT" && "$VENV/bin/python" -c '
 import hashlib, sys
-print(sys.version, hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())
-' "$ROOT/setup.py")
+digest = hashlib.sha256(open("setup.py", "rb").read()).hexdigest()
+print(sys.version, digest, sys.argv[1])' "$ROOT")
   stamp=$VENV/r1router-${extra:-core}.stamp
   if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
     say "Installing r1router_jax${extra:+[$extra]} into $VENV (some minutes)"

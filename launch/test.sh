@@ -3,8 +3,8 @@
 #
 #   launch/test.sh [--oracle] [--fast] [PYTEST ARGUMENTS...]
 #
-#   --oracle   afterwards also the tests that compare with PyTorch, which this
-#              installs (about 200 MB)
+#   --oracle   also the tests that compare with PyTorch, which this installs
+#              (about 200 MB)
 #   --fast     without the tests marked `slow`
 #   --help     this text
 #
@@ -14,12 +14,12 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 oracle=false
-marks="not oracle"
+fast=false
 pytest_args=(-q -n 2)
 for arg; do
   case $arg in
     --oracle) oracle=true ;;
-    --fast) marks="not oracle and not slow" ;;
+    --fast) fast=true ;;
     --help | -h) usage ;;
     *) pytest_args+=("$arg") ;;
   esac
@@ -27,11 +27,16 @@ done
 
 set_up test
 cd "$ROOT"
+case $oracle,$fast in
+  true,true) marks="not slow" ;;
+  true,false) marks="" ;;
+  false,true) marks="not oracle and not slow" ;;
+  false,false) marks="not oracle" ;;
+esac
+if $oracle; then
+  run python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+fi
 
 run ruff check .
 run shellcheck launch/*.sh .ci/run
 run pytest "${pytest_args[@]}" -m "$marks"
-if $oracle; then
-  run python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-  run pytest "${pytest_args[@]}" -m oracle
-fi
