@@ -12,6 +12,7 @@ traceback.
 
 import difflib
 import glob
+import logging as std_logging
 import os
 import re
 import sys
@@ -41,6 +42,8 @@ def run(main: Callable[[list[str]], object]) -> None:
         raise app.UsageError(
             f"What is {argv[1]!r}?  Every argument is a flag, --name=value; "
             "see --help.")
+      if not logging.level_debug():  # It lists every backend not there.
+        std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
       return main(argv)
     except KeyboardInterrupt:
       _leave(INTERRUPTED, "Interrupted.")

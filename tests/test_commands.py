@@ -14,6 +14,7 @@ COMMAND = '''
   python command.py --config=config.py
 """
 import sys
+import jax
 from absl import flags
 from ml_collections import config_flags
 from r1router_jax import commands, parallel
@@ -38,6 +39,7 @@ def main(argv):
     raise KeyboardInterrupt
   if config.do == "exit":
     sys.exit(42)
+  jax.devices()
   print("seed", config.seed, "of", config.step_grpo.group_size)
 
 
@@ -78,10 +80,10 @@ def run(folder, *args, **env):
 
 
 def test_runs_with_what_is_asked(folder):
-  code, out, _ = run(
+  code, out, err = run(
       folder, "--config=config.py:7b", "--config.seed=3", "--workdir=x",
       "--config.step_grpo.group_size", "4")
-  assert (code, out) == (0, "seed 3 of 4\n")
+  assert (code, out, err) == (0, "seed 3 of 4\n", "")
 
 
 @pytest.mark.parametrize("args, said", [
