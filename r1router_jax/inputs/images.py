@@ -1,4 +1,4 @@
-"""Pictures: files to pixels, safely; pixels to the patches that Qwen2.5-VL reads.
+"""Pictures: files to pixels, safely; pixels to Qwen2.5-VL's patches.
 
 `load` is the only place where a picture file is opened.  Files come from
 crawls, so each is treated as hostile: its name, kind, size and header are
@@ -171,6 +171,17 @@ def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int
     return image
   return np.array(
       Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def square(image: UInt8[np.ndarray, "H W 3"], side: int
+           ) -> UInt8[np.ndarray, "side side 3"]:
+  """The picture as large as fits in a grey square, its proportions kept."""
+  scale = side / max(image.shape)
+  height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+  canvas = np.full((side, side, 3), 128, np.uint8)
+  top, left = (side - height) // 2, (side - width) // 2
+  canvas[top:top + height, left:left + width] = resize(image, height, width)
+  return canvas
 
 
 def patches(

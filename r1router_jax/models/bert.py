@@ -15,6 +15,7 @@ arxiv.org/abs/2402.03216 (BGE-M3), arxiv.org/abs/2305.07288 (Open-WikiTable).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -192,14 +193,12 @@ def hf_axes(config: BertConfig) -> dict[str, int]:
       F=config.inner, E=config.width)
 
 
-def load(path: str, config: BertConfig, prefix: str = "") -> dict:
-  """Parameters of a Hugging Face checkpoint, in float32.
-
-  Args:
-    path: a .safetensors file, or a folder with one.
-    config: the encoder's.
-    prefix: what stands before "embeddings." in the file.
-  """
-  rename = [(prefix, "")] if prefix else [("bert.", ""), ("roberta.", "")]
+def load(
+    path: str,
+    config: BertConfig,
+    rename: Sequence[tuple[str, str | None]] = (
+        ("bert.", ""), ("roberta.", "")),
+) -> dict:
+  """Parameters of a Hugging Face checkpoint, in float32; see `hf.load`."""
   return hf.load(path, hf_table(config), hf_axes(config), dtype=jnp.float32,
                  rename=rename)

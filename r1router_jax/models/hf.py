@@ -2,15 +2,16 @@
 
 Each model keeps a table beside it, one line per kind of tensor:
 
-  (tensor name,                        our path,           einops pattern)
-  ("layers.{}.attn.o_proj.weight",     "layers/o/kernel",  "L D (N H) -> L N H D")
+  (tensor name,                    our path,           einops pattern)
+  ("layers.{}.attn.o_proj.weight", "layers/o/kernel",  "L D (N H) -> L N H D")
 
 A line is read from left to right to import and from right to left to export.
-`{}` is the number of a layer: the tensors of all layers are stacked on a leading
-axis, which the pattern names first.  `axes` gives the size of every letter, so
-the shape of each tensor is known before it is read, and a line with an empty
-path names a tensor that a file may hold and that we do not use.  A tensor that
-is missing, unknown, or of another shape stops the import with its name.
+`{}` is the number of a layer: the tensors of all layers are stacked on a
+leading axis, which the pattern names first.  `axes` gives the size of every
+letter, so the shape of each tensor is known before it is read, and a line with
+an empty path names a tensor that a file may hold and that we do not use.  A
+tensor that is missing, unknown, or of another shape stops the import with its
+name.
 
 Only safetensors are read: other formats run code when they are opened.
 """
@@ -48,7 +49,7 @@ def load(
     axes: Mapping[str, int],
     *,
     dtype: Any = None,
-    rename: Sequence[tuple[str, str]] = (),
+    rename: Sequence[tuple[str, str | None]] = (),
     place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
 ) -> dict:
   """Parameters, as nested dicts, of the checkpoint at `path`.
@@ -58,7 +59,8 @@ def load(
     table: the model's table.
     axes: the size of each letter in the table.
     dtype: what to cast to; None keeps the file's.
-    rename: (prefix, new prefix) pairs, the first that fits a name is applied.
+    rename: (prefix, new prefix) pairs, the first that fits a name is applied;
+      the new prefix None means that the tensor is of another model.
     place: what becomes of a leaf, given its path, before the next one is read;
       put it on its devices here, and the host never holds the whole model.
   """
@@ -99,8 +101,8 @@ def save(
   ours = {leaf for _, leaf, _ in table if leaf}
   if ours != set(leaves):
     raise BadWeights(
-        f"{path}: table and parameters differ in {sorted(ours ^ set(leaves))}.  "
-        "Pass the table of this model.")
+        f"{path}: table and parameters differ in "
+        f"{sorted(ours ^ set(leaves))}.  Pass the table of this model.")
   metadata = {"format": "pt"} | dict(metadata or {})  # HF insists on "format".
   exported = _export(leaves, table, axes)
   if path.endswith(".safetensors"):
@@ -146,7 +148,7 @@ def _names(name: str, pattern: str, axes: Mapping[str, int]) -> list[str]:
 
 def _open(
     path: str,
-    rename: Sequence[tuple[str, str]],
+    rename: Sequence[tuple[str, str | None]],
     stack: contextlib.ExitStack,
 ) -> dict[str, "_Tensor"]:
   """The tensors of a checkpoint by name; none of them is read yet."""
@@ -159,11 +161,11 @@ def _open(
           f"{file}: not an intact safetensors file ({error}).  Fetch or "
           "convert it again.") from error
     for stored in handle.keys():  # noqa: SIM118 (a handle is not a dict)
-      name = stored
-      for old, new in rename:
-        if stored.startswith(old):
-          name = new + stored.removeprefix(old)
-          break
+      old, new = next(
+          (pair for pair in rename if stored.startswith(pair[0])), ("", ""))
+      if new is None:
+        continue
+      name = new + stored.removeprefix(old)
       if name in tensors:
         raise BadWeights(
             f"{file}: tensor {name} occurs twice.  Keep one of them.")
@@ -199,8 +201,8 @@ def _files(path: str) -> list[str]:
   if not os.path.exists(index):
     if not os.path.isfile(os.path.join(path, FILE)):
       raise BadWeights(
-          f"{path}: holds neither {FILE} nor {INDEX}.  Give a folder that does, "
-          "or a .safetensors file.")
+          f"{path}: holds neither {FILE} nor {INDEX}.  Give a folder that "
+          "does, or a .safetensors file.")
     return [os.path.join(path, FILE)]
   try:
     with open(index, encoding="utf-8") as file:

@@ -1,0 +1,140 @@
+"""A knowledge base: passages and an index of their vectors.
+
+On disk it is a folder that `build_kb` writes and this module opens:
+
+  passages.jsonl   one row each: {"id", "text", "image"}
+  offsets.npy      where each row starts, so that only those found are read
+  vectors.npy      one row each, float32
+  index.json, scann/
+  meta.json        counts, embedder, fingerprint of its weights; written last
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import logging
+
+from r1router_jax.records import Passage
+from r1router_jax.retrieval import corpora, embedders, index
+from r1router_jax.retrieval.embedders import Query
+
+FORMAT = 1  # Of the folder; raise it when its files change.
+# Kinds of knowledge base, and the embedder that each has unless told otherwise.
+KINDS = {"text": "minilm", "image": "picture_caption", "table": "minilm"}
+_REMEMBERED = 100_000  # Answers; the same sub-questions come again and again.
+
+
+class Passages:
+  """The passages of a file, each read when it is asked for; threads may share.
+
+  Args:
+    folder: of the knowledge base.
+    kb: its kind.
+    pictures: the folder that its pictures are named below.
+  """
+
+  def __init__(self, folder: str, kb: str, pictures: str = ""):
+    self._kb, self._pictures = kb, pictures
+    self._file = open(os.path.join(folder, "passages.jsonl"), "rb")
+    self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
+
+  def __len__(self) -> int:
+    return len(self._offsets) - 1
+
+  def __getitem__(self, row: int) -> Passage:
+    start, stop = map(int, self._offsets[row:row + 2])
+    # Reads at a position, unlike seek and read, are safe among threads.
+    fields = json.loads(os.pread(self._file.fileno(), stop - start, start))
+    if fields["image"]:
+      fields["image"] = os.path.join(self._pictures, fields["image"])
+    return Passage(kb=self._kb, **fields)
+
+  def __iter__(self) -> Iterator[Passage]:
+    return (self[row] for row in range(len(self)))
+
+
+class KnowledgeBase:
+  """Answers queries with passages; see `search`."""
+
+  def __init__(self, passages: Sequence[Passage] | Passages,
+               embedder: embedders.Embedder, searcher: index.Index):
+    self.passages, self.embedder, self.index = passages, embedder, searcher
+    self._answers: dict[tuple[Query, int], list[Passage]] = {}
+
+  def __len__(self) -> int:
+    return len(self.passages)
+
+  def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
+    """For each query the k best passages, best first, with their scores."""
+    known = self._answers  # Another thread may replace it meanwhile.
+    new = [q for q in dict.fromkeys(queries) if (q, k) not in known]
+    found = {}
+    if new:
+      scores, rows = self.index.search(self.embedder(new), k)
+      found = {(query, k): self._read(*answer) for query, *answer
+               in zip(new, scores, rows, strict=True)}
+    answers = [list((found if (q, k) in found else known)[q, k])
+               for q in queries]
+    if len(known) + len(found) > _REMEMBERED:
+      self._answers = known = {}
+    known.update(found)
+    return answers
+
+  def _read(self, scores: np.ndarray, rows: np.ndarray) -> list[Passage]:
+    return [dataclasses.replace(self.passages[row], score=score) for score, row
+            in zip(scores.tolist(), rows.tolist(), strict=True) if row >= 0]
+
+
+def open_kb(folder: str) -> KnowledgeBase:
+  """The knowledge base in `folder`.
+
+  Raises:
+    ValueError: where it is absent, unfinished, or does not fit its embedder.
+  """
+  meta = read_meta(folder)
+  if meta is None:
+    raise ValueError(
+        f"{folder} holds no finished knowledge base.  Build it with: python -m "
+        f"r1router_jax.build_kb --out={os.path.dirname(folder) or '.'}")
+  passages = Passages(
+      folder, meta["kb"], corpora.picture_folder(meta["source"]))
+  vectors = os.path.join(folder, "vectors.npy")
+  searcher = index.load(folder, vectors)
+  embedder = embedders.make(meta["embedder"], meta["weights"])
+  for name, here, there in (
+      ("format", FORMAT, meta["format"]),
+      ("width", embedder.width, meta["width"]),
+      ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
+      ("passages", len(passages), meta["rows"]),
+      ("rows of the index", searcher.rows, meta["rows"]),
+      ("width of the index", searcher.width, meta["width"])):
+    if here != there:
+      raise ValueError(
+          f"{folder}: {name} should be {there}, as meta.json says, and is "
+          f"{here}.  Build it again: delete the folder and run build_kb.")
+  return KnowledgeBase(passages, embedder, searcher)
+
+
+def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
+             ) -> dict[str, KnowledgeBase]:
+  """The knowledge bases that `build_kb` wrote to `folder`, by kind."""
+  opened = {kb: open_kb(os.path.join(folder, kb)) for kb in kbs}
+  logging.info("Knowledge bases: %s.", ", ".join(
+      f"{kb} {len(base):,}" for kb, base in opened.items()))
+  return opened
+
+
+def read_meta(folder: str) -> dict | None:
+  """What meta.json says, None where there is none."""
+  try:
+    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
+      return json.load(file)
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise ValueError(
+        f"{folder}/meta.json is damaged ({error}).  Delete the folder and "
+        "build it again.") from None

@@ -1,0 +1,138 @@
+"""Files of rows, read strictly: what is not right is named, never guessed.
+
+Each reader yields (where, row), with the row a `Fault` where it cannot be read.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+MAX_ROW = 1 << 20  # Bytes.
+
+
+class Fault(ValueError):
+  """What is wrong with a row, and the cure."""
+
+  def __init__(self, reason: str, cure: str):
+    super().__init__(reason, cure)
+
+
+Rows = Iterator[tuple[str, Any]]
+
+
+def json_lines(path: str) -> Rows:
+  """The objects of a .jsonl file; blank lines are passed over."""
+  with open(path, "rb") as file:
+    number = 0
+    while line := file.readline(MAX_ROW + 1):
+      number += 1
+      where = f"{path}:{number}"
+      if len(line) > MAX_ROW:
+        while line and not line.endswith(b"\n"):
+          line = file.readline(MAX_ROW)
+        yield where, Fault(f"longer than {MAX_ROW:,} bytes", "Split it")
+        continue
+      if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+      if line.strip():
+        try:
+          yield where, parse(line.rstrip(b"\r\n"))
+        except Fault as fault:
+          yield where, fault
+
+
+def parse(line: bytes) -> Any:
+  """One strict JSON value: UTF-8, finite numbers, no key twice.
+
+  Raises:
+    Fault: where it is not that.
+  """
+  try:
+    return json.loads(
+        line.decode("utf-8"), parse_constant=_not_json, parse_float=_finite,
+        object_pairs_hook=_unique)
+  except UnicodeDecodeError as error:
+    raise Fault(f"not UTF-8 at byte {error.start}", "Save it as UTF-8"
+                 ) from None
+  except RecursionError:
+    raise Fault("nested too deeply", "Write a flat object") from None
+  except Fault:
+    raise
+  except ValueError as error:
+    raise Fault(f"not JSON ({str(error)[:80]})",
+                 "Write one object in each line") from None
+
+
+def _not_json(constant: str) -> None:
+  raise Fault(f"{constant} is not JSON", "Write a number or leave it out")
+
+
+def _finite(text: str) -> float:
+  if not math.isfinite(number := float(text)):
+    raise Fault(f"the number {text} is too large", "Write a smaller one")
+  return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+  found = {}
+  for key, value in pairs:
+    if key in found:
+      raise Fault(f"the key {key!a} occurs twice", "Keep one of them")
+    found[key] = value
+  return found
+
+
+def csv_lines(path: str) -> Rows:
+  """The lines of a .csv file as dicts; the first line names the columns."""
+  try:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+      text = file.read()
+  except UnicodeDecodeError as error:
+    raise ValueError(
+        f"{path}: not UTF-8 at byte {error.start}.  Save it as UTF-8."
+    ) from None
+  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+  if not {"id", "text"} <= set(reader.fieldnames or ()):
+    raise ValueError(
+        f"{path}: its first line names {reader.fieldnames}, wanted at least id "
+        "and text.  Name the columns there.")
+  while True:
+    try:
+      row = next(reader, None)
+    except csv.Error as error:
+      yield f"{path}:{reader.line_num}", Fault(
+          f"not CSV ({error})", "Quote texts with commas or line breaks")
+      continue
+    if row is None:
+      return
+    where = f"{path}:{reader.line_num}"
+    if None in row or None in row.values():
+      yield where, Fault("has not as many fields as the first line",
+                          "Quote texts with commas or line breaks")
+    else:
+      yield where, row
+
+
+def pictures(folder: str) -> Rows:
+  """A row for each picture below `folder`, in order of their names."""
+  for base, folders, files in os.walk(folder):
+    folders.sort()
+    for file in sorted(files):
+      stem, kind = os.path.splitext(file)
+      if kind.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        continue
+      name = os.path.relpath(os.path.join(base, file), folder)
+      caption = os.path.join(base, stem + ".txt")
+      text = re.sub(r"[-_]+", " ", stem)
+      try:
+        if os.path.isfile(caption):
+          with open(caption, encoding="utf-8-sig") as lines:
+            text = " ".join(lines.read(MAX_ROW).split())
+        yield os.path.join(base, file), dict(id=name, text=text, image=name)
+      except (OSError, UnicodeDecodeError) as error:
+        yield caption, Fault(f"cannot be read ({error})", "Save it as UTF-8")

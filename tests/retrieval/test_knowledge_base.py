@@ -1,0 +1,95 @@
+import concurrent.futures
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from r1router_jax.records import Passage
+from r1router_jax.retrieval import index
+from r1router_jax.retrieval import knowledge_base as kbs
+from r1router_jax.retrieval.knowledge_base import Query
+from tests.retrieval.fakes import Words
+
+TEXTS = ["the capital of chad is ndjamena", "chad has many people",
+         "rome is the capital of italy", "a flag is red"]
+
+
+@pytest.fixture
+def base():
+  passages = [Passage(f"text/{i}", "text", t) for i, t in enumerate(TEXTS)]
+  return kbs.KnowledgeBase(
+      passages, Words(), index.build(Words()(passages), "exact"))
+
+
+def test_answers_are_the_nearest_passages_with_their_scores(base):
+  first, second = base.search([Query("capital of chad"), Query("red flag")], 2)
+  assert [p.id for p in first] == ["text/0", "text/2"]
+  assert second[0].id == "text/3"
+  words = Words()
+  for passage in first:
+    wanted = (words([Query("capital of chad")]) @ words([passage]).T).item()
+    assert passage.score == pytest.approx(wanted, abs=1e-5)
+  assert math.isnan(base.passages[0].score)  # The store is untouched.
+
+
+def test_the_same_query_is_embedded_once(base):
+  queries = [Query("red"), Query("rome"), Query("red"), Query("red", "x.png")]
+  answers = base.search(queries, 1)
+  assert base.embedder.seen == ["red", "rome", "red"]  # The picture differs.
+  assert answers[0] == answers[2]
+  assert base.search(queries[:2], 1) == answers[:2]
+  assert len(base.embedder.seen) == 3  # Remembered,
+  base.search(queries[:1], 2)
+  assert len(base.embedder.seen) == 4  # but not for another k.
+
+
+def test_answers_are_the_callers_own(base):
+  base.search([Query("red")], 2)[0].clear()
+  assert len(base.search([Query("red")], 2)[0]) == 2
+
+
+def test_few_passages_and_no_queries(base):
+  assert [len(a) for a in base.search([Query("red")], 9)] == [4]
+  assert base.search([], 3) == []
+
+
+def test_memory_is_bounded(base, monkeypatch):
+  monkeypatch.setattr(kbs, "_REMEMBERED", 10)
+  for i in range(50):
+    assert base.search([Query(f"red {i}"), Query("rome")], 1)
+    assert len(base._answers) <= 10
+
+
+def test_threads_share_a_knowledge_base(base, monkeypatch):
+  monkeypatch.setattr(kbs, "_REMEMBERED", 5)
+  batches = [[Query(f"{w} {i % 7}") for w in ("red", "rome")]
+             for i in range(60)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    together = list(pool.map(lambda batch: base.search(batch, 2), batches))
+  for batch, answers in zip(batches, together, strict=True):
+    assert [a[0].id for a in answers] == [
+        a[0].id for a in base.search(batch, 2)]
+
+
+@pytest.fixture
+def stored(tmp_path):
+  rows = [dict(id=str(i), text=t, image=f"p/{i}.png" if i % 2 else "")
+          for i, t in enumerate(["plain", "é\u2028", "x" * 10_000])]
+  lines = [json.dumps(row).encode() + b"\n" for row in rows]
+  (tmp_path / "passages.jsonl").write_bytes(b"".join(lines))
+  np.save(tmp_path / "offsets.npy", np.cumsum([0, *map(len, lines)]))
+  return rows, kbs.Passages(str(tmp_path), "image", "/pictures")
+
+
+def test_passages_are_read_where_they_lie(stored):
+  rows, passages = stored
+  assert len(passages) == 3
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda i: passages[i % 3], range(300)))
+  for i, passage in enumerate(found):
+    row = rows[i % 3]
+    image = "/pictures/p/1.png" if row["image"] else ""
+    assert dataclasses.replace(passage, score=0.0) == Passage(
+        row["id"], "image", row["text"], image, 0.0)

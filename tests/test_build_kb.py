@@ -1,0 +1,152 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from r1router_jax import build_kb
+from r1router_jax.retrieval import embedders
+from r1router_jax.retrieval import knowledge_base as kbs
+from tests.retrieval.fakes import Words
+
+Query = kbs.Query
+
+
+@pytest.fixture
+def words(monkeypatch):
+  """A fake in MiniLM's place; parts of ten rows."""
+  fake = Words()
+  monkeypatch.setitem(embedders.EMBEDDERS, "minilm", lambda weights: fake)
+  monkeypatch.setattr(build_kb, "PART", 10)
+  embedders.make.cache_clear()
+  yield fake
+  embedders.make.cache_clear()
+
+
+@pytest.fixture
+def source(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  path.write_text("".join(
+      json.dumps(dict(id=f"r{i}", text=f"number{i} of many")) + "\n"
+      for i in range(35)))
+  return str(path)
+
+
+def test_what_is_built_answers(words, source, tmp_path):
+  build_kb.build(str(tmp_path / "kb/text"), "text", source)
+  (opened,) = kbs.open_kbs(str(tmp_path / "kb"), ["text"]).values()
+  assert len(opened) == 35
+  for i in (0, 17, 34):
+    (answer,) = opened.search([Query(f"number{i}")], 3)
+    assert answer[0].id == f"r{i}" and answer[0].kb == "text"
+  assert sorted(os.listdir(tmp_path / "kb/text")) == [
+      "index.json", "meta.json", "offsets.npy", "passages.jsonl",
+      "skipped.txt", "vectors.npy"]
+
+
+def test_built_again_it_is_kept(words, source, tmp_path):
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  seen = len(words.seen)
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  assert len(words.seen) == seen
+  with open(source, "a") as file:
+    file.write('{"id": "new", "text": "something else"}\n')
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  opened = kbs.open_kb(str(tmp_path / "text"))
+  assert opened.search([Query("something else")], 1)[0][0].id == "new"
+
+
+def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):
+  class Killed(BaseException):
+    pass
+  def killed(items, desc):
+    for number, item in enumerate(items):
+      if number == 2:
+        raise Killed
+      yield item
+  with monkeypatch.context() as patch:
+    patch.setattr(build_kb.telemetry, "progress", killed)
+    with pytest.raises(Killed):
+      build_kb.build(str(tmp_path / "text"), "text", source)
+  with pytest.raises(ValueError, match="no finished knowledge base"):
+    kbs.open_kb(str(tmp_path / "text"))
+  words.seen.clear()
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  assert "number5 of many" not in words.seen[256:]  # After the trials.
+  assert "number25 of many" in words.seen
+  build_kb.build(str(tmp_path / "whole"), "text", source)
+  np.testing.assert_array_equal(
+      *(np.load(tmp_path / name / "vectors.npy") for name in ("text", "whole")))
+
+
+def test_parts_of_another_corpus_are_not_used(words, source, tmp_path):
+  build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
+  with open(source) as file:
+    rows = file.readlines()
+  with open(source, "w") as file:
+    file.writelines(reversed(rows))
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  opened = kbs.open_kb(str(tmp_path / "text"))
+  assert opened.search([Query("number3")], 1)[0][0].id == "r3"
+
+
+def test_workers_share_the_parts(words, source, tmp_path):
+  build_kb.build(str(tmp_path / "text"), "text", source, worker=(1, 2))
+  assert kbs.read_meta(str(tmp_path / "text")) is None
+  build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
+  assert len(kbs.open_kb(str(tmp_path / "text"))) == 35
+
+
+def test_bad_rows_are_left_out_and_named(words, source, tmp_path):
+  with open(source, "a") as file:
+    file.write("{}\n" + '{"id": "last", "text": "fine"}\n')
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  assert len(kbs.open_kb(str(tmp_path / "text"))) == 36
+  skipped = (tmp_path / "text/skipped.txt").read_text()
+  assert "rows.jsonl:36:" in skipped and skipped.count("\n") == 1
+
+
+@pytest.mark.parametrize(("rows", "words_"), [
+    ("", "corpus is empty"), ("{}\n[]\n{}\n", "no usable row: 3 are bad.*id")])
+def test_nothing_but_bad_rows_is_an_error(
+    words, source, tmp_path, rows, words_):
+  with open(source, "w") as file:
+    file.write(rows)
+  with pytest.raises(ValueError, match=words_):
+    build_kb.build(str(tmp_path / "text"), "text", source)
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("rows", 34, "passages should be 34"),
+    ("width", 31, "width should be 31"),
+    ("fingerprint", "other", "embedder weights should be other"),
+    ("format", 0, "format should be 0")])
+def test_what_does_not_fit_is_refused(
+    words, source, tmp_path, key, value, said):
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  path = tmp_path / "text/meta.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+  with pytest.raises(ValueError, match=said):
+    kbs.open_kb(str(tmp_path / "text"))
+  path.write_text("{")
+  with pytest.raises(ValueError, match="damaged"):
+    kbs.open_kb(str(tmp_path / "text"))
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--kb=web"], "--kb=web is no knowledge base"),
+    (["--kb=text", "--source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    (["--source=rows.jsonl"], "can feed one knowledge base"),
+    (["--worker=3/2"], "--worker=3/2"),
+    (["--kb=text", "--embedder=clip"], "No embedder 'clip'"),
+    (["--index=faiss"], "index"),
+])
+def test_bad_flags_end_in_one_line(tmp_path, flags, said):
+  done = subprocess.run(
+      [sys.executable, "-m", "r1router_jax.build_kb",
+       f"--out={tmp_path}/kb", *flags],
+      capture_output=True, text=True, check=False)
+  assert done.returncode and said in done.stderr
+  assert "Traceback" not in done.stderr
