@@ -1,27 +1,29 @@
 r"""Builds knowledge bases: corpus -> passages -> vectors -> index.
 
-  python -m r1router_jax.build_kb --out=DIR              # The embedded world.
+  python -m r1router_jax.build_kb --out=DIR
   python -m r1router_jax.build_kb --out=DIR --kb=text --source=pages.jsonl
 
-Each is a folder DIR/<kb>, see `retrieval/knowledge_base.py`.  The command may be
-run again at any time: a finished knowledge base of the same corpus, embedder
-and index is kept, an unfinished one goes on at the first missing part.  A
-corpus too large for one machine is embedded by many that share DIR, with
---worker=0/8 to --worker=7/8; run it without --worker when they are done.
+The first line builds all three of the embedded world, the second your own.
+Each is a folder DIR/<kb>, see `retrieval/knowledge_base.py`.  The command may
+be run again at any time: a finished knowledge base of the same corpus,
+embedder and index is kept, an unfinished one goes on at the first missing
+part.  A corpus too large for one machine is embedded by many that share DIR,
+with --worker=0/8 to --worker=7/8; run it without --worker when they are done.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 
 import numpy as np
 from absl import flags, logging
 
 from r1router_jax import commands, telemetry
-from r1router_jax.records import Passage
 from r1router_jax.retrieval import corpora, embedders, index
 from r1router_jax.retrieval import knowledge_base as kbs
 
@@ -69,7 +71,8 @@ def build(
   name = embedder or kbs.KINDS[kb]
   embed = embedders.make(name, weights)
   os.makedirs(folder, exist_ok=True)
-  rows, digest = _write_passages(folder, kb, corpus)
+  draft = tempfile.mkdtemp(prefix="draft-", dir=folder)
+  rows, digest = _write_passages(draft, kb, corpus)
   meta = dict(
       format=kbs.FORMAT, kb=kb, rows=rows, width=embed.width, embedder=name,
       weights=weights, fingerprint=embed.fingerprint, index=index_kind,
@@ -77,26 +80,32 @@ def build(
       passages=digest)
   if kbs.read_meta(folder) == meta:
     logging.info("%s: up to date, kept (%s rows).", folder, f"{rows:,}")
+    shutil.rmtree(draft)
     return
-  _forget(folder, meta)
+  _take(draft, folder)
   passages = kbs.Passages(folder, kb, corpora.picture_folder(source))
-  if not _embed(folder, passages, embed, worker):
+  # Parts of another corpus or embedder have another name.
+  name = hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:16]
+  parts = os.path.join(folder, f"parts-{name}")
+  os.makedirs(parts, exist_ok=True)
+  if not _embed(parts, passages, embed, worker):
     return
-  vectors = _join(folder, rows, embed.width)
+  vectors = _join(parts, rows, embed.width)
   searcher = index.build(vectors, index_kind)
   searcher.save(folder)
   found = index.recall(searcher, vectors)
   _write_json(os.path.join(folder, "meta.json"), meta)
-  shutil.rmtree(os.path.join(folder, "parts"))
+  for rest in os.scandir(folder):
+    if rest.name.startswith(("draft-", "parts-")):
+      shutil.rmtree(rest.path)
   logging.info("%s: done, %s on disk, recall@10 against exact search %.3f.",
                folder, _size(_used(folder)), found)
 
 
 def _write_passages(folder: str, kb: str, corpus) -> tuple[int, str]:
   """Writes good rows, names bad ones; their number and a digest of them."""
-  path = os.path.join(folder, "passages.jsonl")
   digest, offsets, reasons = hashlib.sha256(), [0], collections.Counter()
-  with open(path + ".partial", "wb") as file, open(
+  with open(os.path.join(folder, "passages.jsonl"), "wb") as file, open(
       os.path.join(folder, "skipped.txt"), "w", encoding="utf-8",
       errors="backslashreplace") as skipped:
     for row in corpus:
@@ -112,32 +121,25 @@ def _write_passages(folder: str, kb: str, corpus) -> tuple[int, str]:
       offsets.append(file.tell())
   rows, bad = len(offsets) - 1, reasons.total()
   if bad:
-    logging.warning("%s: skipped %d of %d rows, all named in %s.", kb, bad,
-                    rows + bad, os.path.join(folder, "skipped.txt"))
+    logging.warning("%s: skipped %d of %d rows; skipped.txt names them all.",
+                    kb, bad, rows + bad)
   if not rows:
+    shutil.rmtree(folder)
     raise ValueError(
         f"The corpus has no usable row: {bad} are bad, mostly because "
         f"{reasons.most_common(1)}.  Mend it." if bad else
         "The corpus is empty.  Give one with rows.")
   np.save(os.path.join(folder, "offsets.npy"), np.array(offsets, np.int64))
-  os.replace(path + ".partial", path)
   return rows, digest.hexdigest()[:16]
 
 
-def _forget(folder: str, meta: dict) -> None:
-  """Removes what an earlier build of anything else than `meta` left."""
-  plan = os.path.join(folder, "parts", "plan.json")
-  try:
-    with open(plan, encoding="utf-8") as file:
-      same = json.load(file) == meta
-  except (OSError, ValueError):
-    same = False
-  if not same:
-    shutil.rmtree(os.path.join(folder, "parts"), ignore_errors=True)
-    os.makedirs(os.path.join(folder, "parts"))
-    _write_json(plan, meta)
-  if os.path.exists(os.path.join(folder, "meta.json")):
-    os.remove(os.path.join(folder, "meta.json"))
+def _take(draft: str, folder: str) -> None:
+  """Puts a draft's files in the place of those of an earlier build."""
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(folder, "meta.json"))  # From here on unfinished.
+  for name in os.listdir(draft):
+    os.replace(os.path.join(draft, name), os.path.join(folder, name))
+  os.rmdir(draft)
 
 
 def _embed(
@@ -146,58 +148,62 @@ def _embed(
     embed: embedders.Embedder,
     worker: tuple[int, int],
 ) -> bool:
-  """Embeds the missing parts; whether all parts are there in the end."""
+  """Embeds the parts missing in `folder`; whether all are there in the end."""
+  kb = os.path.basename(os.path.dirname(folder))
   parts = range(0, len(passages), PART)
-  path = os.path.join(folder, "parts", "{:08d}.npy").format
+  path = os.path.join(folder, "{:08d}.npy").format
   here = [start for i, start in enumerate(parts) if i % worker[1] == worker[0]]
   todo = [start for start in here if not os.path.exists(path(start))]
   if len(todo) < len(here):
-    logging.info("%s: %d of %d parts are there from an earlier run.", folder,
+    logging.info("%s: %d of %d parts are there from an earlier run.", kb,
                  len(here) - len(todo), len(here))
   if todo:
-    _announce(folder, passages, embed, len(todo))
-  for start in telemetry.progress(todo, f"embed {os.path.basename(folder)}"):
+    _announce(kb, passages, embed, len(todo))
+  for start in telemetry.progress(todo, f"embed {kb}"):
     rows = range(start, min(start + PART, len(passages)))
-    vectors = embed([passages[row] for row in rows])
-    # A name that does not end in .npy until the file is whole.
-    with open(path(start) + ".partial", "wb") as file:
-      np.save(file, vectors)
-    os.replace(path(start) + ".partial", path(start))
+    _write_array(path(start), embed([passages[row] for row in rows]))
   missing = sum(not os.path.exists(path(start)) for start in parts)
   if missing:
     logging.info("%s: this worker is done, %d parts of others are missing.",
-                 folder, missing)
+                 kb, missing)
   return not missing
 
 
-def _announce(folder: str, passages: kbs.Passages, embed: embedders.Embedder,
+def _announce(kb: str, passages: kbs.Passages, embed: embedders.Embedder,
               parts: int) -> None:
-  """Says what is coming, after a trial with a few passages of any length."""
-  rows = np.linspace(0, len(passages) - 1, 128, dtype=np.int64)
-  trial: list[Passage] = [passages[row] for row in rows.tolist()]
+  """Says what is coming, after a trial with passages from everywhere."""
+  rows = np.linspace(0, len(passages) - 1, 128, dtype=np.int64).tolist()
+  trial = [passages[row] for row in rows]
   embed(trial)  # Compiles.
   start = time.perf_counter()
   embed(trial)
-  seconds = (time.perf_counter() - start) / len(rows) * parts * PART
-  disk = len(passages) * embed.width * 4 + os.path.getsize(
-      os.path.join(folder, "passages.jsonl"))
+  seconds = (time.perf_counter() - start) / len(rows) * min(
+      parts * PART, len(passages))
   logging.info(
-      "%s: %s rows of width %d, about %s on disk, %s to embed.", folder,
-      f"{len(passages):,}", embed.width, _size(disk),
+      "%s: %s rows of width %d, about %s on disk, %s to embed.", kb,
+      f"{len(passages):,}", embed.width,
+      _size(len(passages) * embed.width * 4 + passages.size),
       f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min")
 
 
 def _join(folder: str, rows: int, width: int) -> np.ndarray:
-  """All parts in one file, opened without being read."""
-  path = os.path.join(folder, "vectors.npy")
+  """All parts in one file beside `folder`, opened without being read."""
+  path = os.path.join(os.path.dirname(folder), "vectors.npy")
   whole = np.lib.format.open_memmap(
       path + ".partial", "w+", np.float32, (rows, width))
   for start in range(0, rows, PART):
     whole[start:start + PART] = np.load(
-        os.path.join(folder, "parts", f"{start:08d}.npy"))
+        os.path.join(folder, f"{start:08d}.npy"))
   whole.flush()
   os.replace(path + ".partial", path)
   return np.load(path, mmap_mode="r")
+
+
+def _write_array(path: str, array: np.ndarray) -> None:
+  """Writes a file that is either whole or absent."""
+  with open(path + ".partial", "wb") as file:
+    np.save(file, array)
+  os.replace(path + ".partial", path)
 
 
 def _write_json(path: str, value: dict) -> None:

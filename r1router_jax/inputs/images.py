@@ -10,6 +10,7 @@ column).  Rows come in merge-block order: m x m neighbours, which the vision
 tower merges into one token, stand next to each other.
 
 Axes:  H W pixels   h w patches of p x p pixels   m patches per side of a block
+       P = h w patches   D = 3 T p p numbers of a patch
 Source: the Qwen2-VL image processor of Hugging Face transformers (Pillow
 backend), which the tests ask for equal bits.
 """
@@ -191,7 +192,7 @@ def patches(
     merge: int = 2,
     mean: tuple[float, float, float] = MEAN,
     std: tuple[float, float, float] = STD,
-) -> tuple[Float32[np.ndarray, "h*w 3*T*p*p"], tuple[int, int, int]]:
+) -> tuple[Float32[np.ndarray, "P D"], tuple[int, int, int]]:
   """The picture's normalised patches in merge-block order, and its grid.
 
   Args:

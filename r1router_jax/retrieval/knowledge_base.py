@@ -34,11 +34,15 @@ class Passages:
     folder: of the knowledge base.
     kb: its kind.
     pictures: the folder that its pictures are named below.
+
+  Attributes:
+    size: of the file, in bytes.
   """
 
   def __init__(self, folder: str, kb: str, pictures: str = ""):
     self._kb, self._pictures = kb, pictures
-    self._file = open(os.path.join(folder, "passages.jsonl"), "rb")
+    self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
+    self.size = len(self._bytes)
     self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
 
   def __len__(self) -> int:
@@ -46,8 +50,7 @@ class Passages:
 
   def __getitem__(self, row: int) -> Passage:
     start, stop = map(int, self._offsets[row:row + 2])
-    # Reads at a position, unlike seek and read, are safe among threads.
-    fields = json.loads(os.pread(self._file.fileno(), stop - start, start))
+    fields = json.loads(self._bytes[start:stop].tobytes())
     if fields["image"]:
       fields["image"] = os.path.join(self._pictures, fields["image"])
     return Passage(kb=self._kb, **fields)

@@ -143,6 +143,7 @@ SIZES = [(480, 640), (37, 41), (10, 300), (300, 10), (1000, 333), (224, 224),
          (1500, 2100), (28, 28), (1, 1), (64, 64)]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("size", SIZES)
 def test_patches_equal_transformers_bit_for_bit(size):
   pytest.importorskip("torch")

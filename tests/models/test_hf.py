@@ -35,7 +35,8 @@ def path(tmp_path):
 
 def test_reads_the_table_from_left_to_right(path):
   params, stored = hf.load(path, TABLE, AXES), tensors()
-  np.testing.assert_array_equal(params["embed"]["table"], stored["embed.weight"])
+  np.testing.assert_array_equal(
+      params["embed"]["table"], stored["embed.weight"])
   for layer in range(2):
     for n in range(2):
       for h in range(2):
