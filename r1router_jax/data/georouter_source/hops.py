@@ -1,14 +1,11 @@
 """Gold rounds: the canonical sub-question, its routes, answers and evidence."""
 
 import dataclasses
-import functools
 import re
 
 import PIL.Image
 
-from r1router_jax.data.georouter_source import knowledge
-from r1router_jax.data.georouter_source import pictures
-from r1router_jax.data.georouter_source import relations
+from r1router_jax.data.georouter_source import knowledge, pictures, relations
 from r1router_jax.data.georouter_source.factbook import Country
 
 FLAG_QUESTION = "Which country does this flag belong to?"
@@ -25,9 +22,8 @@ class World:
     countries: all of them.
     known: the knowledge bases, with evidence.
     flags: path of the question's drawing of a flag, by country id.
-    maps: path of the outline, by country id.
+    maps: path of the question's drawing of an outline, by country id.
     clear_flags: countries whose flag is unlike any other.
-    clear_maps: countries whose outline says something.
     drawn: the question's drawings themselves, by country id.
   """
 
@@ -36,7 +32,6 @@ class World:
   flags: dict[str, str]
   maps: dict[str, str]
   clear_flags: set[str]
-  clear_maps: set[str]
   drawn: dict[str, PIL.Image.Image]
 
   def fact_hop(self, country: Country, field: str) -> dict:
@@ -67,18 +62,11 @@ class World:
   def names_one(self, field: str, country: Country) -> bool:
     """Whether the fact is this country's alone, and does not say its name."""
     text = country.names[field]
-    owners = sum(c.names.get(field) == text for c in self.countries)
+    owners = sum(text in c.names.get(field, "") for c in self.countries)
     return owners == 1 and country.name.removeprefix("the ") not in text
 
-  @functools.lru_cache(maxsize=None)
-  def _colours(self, country_id: str, part: str) -> dict[str, float]:
-    return pictures.colours(self.drawn[country_id], part)
-
   def colours(self, country: Country, part: str) -> dict[str, float]:
-    return self._colours(country.id, part)
-
-  def __hash__(self):
-    return id(self)
+    return pictures.colours(self.drawn[country.id], part)
 
 
 def rank(country: Country, field: str) -> float:

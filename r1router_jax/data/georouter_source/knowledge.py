@@ -1,7 +1,7 @@
 """The three knowledge bases: text, captioned pictures, tables.
 
-Rows are dicts {"id", "text"} and, in the image knowledge base, "image".  Where a
-fact stands is kept beside them, as evidence for the questions.
+Rows are dicts {"id", "text"} and, in the image knowledge base, "image".  Where
+a fact stands is kept beside them, as evidence for the questions.
 """
 
 import dataclasses
@@ -32,7 +32,8 @@ def value(country: Country, field: str) -> str | None:
   if not relation.number:
     return country.names.get(field)
   number = country.numbers.get(field)
-  return None if number is None else relation.format.format(number)
+  text = "" if number is None else relation.format.format(number)
+  return text if text.strip("0.,") else None
 
 
 def build(countries: list[Country], flags: dict[str, str],
@@ -46,7 +47,7 @@ def build(countries: list[Country], flags: dict[str, str],
 
 
 def _add_text(countries: list[Country], known: Knowledge):
-  for country in countries:
+  for number, country in enumerate(countries):
     for topic, fields in relations.PASSAGES.items():
       facts = {f: value(country, f) for f in fields if value(country, f)}
       if not facts:
@@ -58,12 +59,11 @@ def _add_text(countries: list[Country], known: Knowledge):
           dict(id=row_id, text=f"{country.name}. {' '.join(parts)}"))
       for field in facts:
         known.evidence[country.id, field, "text"] = row_id
-    counts = {}
-    for topic, chunk in country.prose:
-      counts[topic] = counts.get(topic, 0) + 1
+    # A little running text, of varied kind, as natural distraction.
+    if country.prose:
+      topic, chunk = country.prose[number % len(country.prose)]
       known.rows["text"].append(dict(
-          id=f"text/{country.id}/{topic}-{counts[topic]}",
-          text=f"{country.name}. {chunk}"))
+          id=f"text/{country.id}/{topic}", text=f"{country.name}. {chunk}"))
 
 
 def _unit(field: str) -> str:
@@ -94,9 +94,10 @@ def _caption(head: str, said: str) -> str:
   words = said.split()
   if len(words) > room:
     cut = " ".join(words[:room])
-    pause = max(cut.rfind(","), cut.rfind(" with "), cut.rfind(" and "))
+    pause = max(cut.rfind(","), cut.rfind(" with "))
     said = cut[:pause] if pause > len(cut) // 2 else cut
-    said = re.sub(r"( (a|an|the|of|and|with|in|on|by|to|is))+$", "", said)
+    said = re.sub(r"(,? (a|an|the|of|and|with|in|on|by|to|is|at|from|that|"
+                  r"between( \w+)+))+$", "", said)
   return f"{head}: {said.rstrip(' ,')}"
 
 
@@ -118,7 +119,7 @@ def _add_tables(countries, known):
         rows = rows[shift % max(len(rows), 1):] + rows[:shift % max(
             len(rows), 1)]
         while rows:
-          size = 1 if number % 3 == 0 else 2
+          size = 1 + number % 2
           chunk, rows = rows[:size], rows[size:]
           number += 1
           row_id = f"table/{number}"
@@ -132,7 +133,8 @@ def _table(number: int, section: str, field: str, chunk: list[Country]) -> str:
   relation = relations.ALL[field]
   rows = "".join(
       f"[Row]{country.name}[sep]{value(country, field)}" for country in chunk)
+  names = " and ".join(country.name for country in chunk)
   return (
       f"[Title]World Factbook 2015[Section title]{section}"
-      f"[Caption]{relation.label}[Table name]table_{number}"
+      f"[Caption]{relation.label} of {names}[Table name]table_{number}"
       f"[Header]Country[sep]{relation.header}[Rows]{rows}")

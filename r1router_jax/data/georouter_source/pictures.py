@@ -1,9 +1,11 @@
 """Draws the pictures: flags in two hands, and outlines of countries.
 
-The knowledge base shows the 4:3 flags of flag-icons; a question shows the round
-flag of circle-flags, another artist's drawing with a palette and a crop of its
-own, so that finding the one by the other takes more than equal pixels.  Outlines
-are drawn from Natural Earth's shapes at 1:50 million.
+The knowledge base shows the 4:3 flags of flag-icons; a question shows the
+round flag of circle-flags, another artist's drawing with a palette and a crop
+of its own, so that finding the one by the other takes more than equal pixels.
+Outlines are drawn from Natural Earth's shapes, at 1:50 million for the
+knowledge base; a question shows the coarser shape of 1:110 million, in other
+colours.
 """
 
 import io
@@ -18,8 +20,11 @@ import resvg_py
 
 SIZE = 64  # Pixels a side.
 _GREY = (128, 128, 128)
-# Drawings closer than this (mean difference, of 255) are one flag to the eye.
-_SAME = 6.0
+# Drawings closer than these (mean difference, of 255) are one flag, or alike.
+_SAME = 2.0
+_ALIKE = 6.0
+# A smaller or plainer outline is a blot: its share of the picture, its points.
+_LEAST_INK, _LEAST_POINTS = 0.04, 12
 # Natural Earth's spelling, where it is not ours less "the".
 _SHAPES = {
     "the United States": "United States of America",
@@ -65,16 +70,23 @@ def save(picture: PIL.Image.Image, path: pathlib.Path):
       dither=PIL.Image.Dither.NONE).save(path, optimize=True)
 
 
+def doubles(pictures: dict[str, PIL.Image.Image]) -> set[str]:
+  """Keys of pictures that repeat an earlier one, in the order of the dict."""
+  return {key for key, gaps in _gaps(pictures) if (gaps < _SAME).any()}
+
+
 def look_alikes(pictures: dict[str, PIL.Image.Image]) -> set[str]:
-  """The keys of pictures that the eye cannot tell from another."""
-  keys = sorted(pictures)
-  pixels = np.stack([np.asarray(pictures[k], np.float32) for k in keys])
-  same = set()
-  for i, key in enumerate(keys):
-    gaps = np.abs(pixels - pixels[i]).mean(axis=(1, 2, 3))
-    if (np.delete(gaps, i) < _SAME).any():
-      same.add(key)
-  return same
+  """Keys of pictures that the eye may take for another one."""
+  backwards = dict(reversed(pictures.items()))
+  return {key for way in (pictures, backwards)
+          for key, gaps in _gaps(way) if (gaps < _ALIKE).any()}
+
+
+def _gaps(pictures: dict[str, PIL.Image.Image]):
+  """Each key with the mean difference to the pictures before it."""
+  pixels = [np.asarray(p, np.float32) for p in pictures.values()]
+  for i, key in enumerate(pictures):
+    yield key, np.array([np.abs(pixels[i] - p).mean() for p in pixels[:i]])
 
 
 def colours(picture: PIL.Image.Image, part: str = "all") -> dict[str, float]:
@@ -97,8 +109,10 @@ def colours(picture: PIL.Image.Image, part: str = "all") -> dict[str, float]:
   return shares
 
 
-def outlines(path: pathlib.Path, names: list[str]) -> dict[str, PIL.Image.Image]:
-  """A map of each country that Natural Earth knows, by our name."""
+def outlines(
+    path: pathlib.Path, names: list[str], *, ink: str, ground: str
+) -> dict[str, PIL.Image.Image]:
+  """A map of each country whose shape says something, by our name."""
   topology = json.loads(path.read_text("utf-8"))
   scale = np.array(topology["transform"]["scale"])
   shift = np.array(topology["transform"]["translate"])
@@ -110,8 +124,11 @@ def outlines(path: pathlib.Path, names: list[str]) -> dict[str, PIL.Image.Image]
   found = {}
   for name in names:
     shape = shapes.get(_SHAPES.get(name, name.removeprefix("the ")))
-    if shape:
-      found[name] = _draw(shape)
+    if shape and len(max(shape, key=_area)) >= _LEAST_POINTS:
+      drawn = _draw(shape, ink, ground)
+      bare = np.asarray(drawn)[0, 0]
+      if (np.asarray(drawn) != bare).any(-1).mean() >= _LEAST_INK:
+        found[name] = drawn
   return found
 
 
@@ -119,8 +136,14 @@ def _rings(shape: dict, arcs: list[np.ndarray]) -> list[np.ndarray]:
   """The outer rings; index ~i stands for arc i walked backwards."""
   polygons = shape["arcs"] if shape["type"] == "MultiPolygon" else [
       shape["arcs"]]
-  return [np.concatenate([arcs[i] if i >= 0 else arcs[~i][::-1]
-                          for i in polygon[0]]) for polygon in polygons]
+  rings = [np.concatenate([arcs[i] if i >= 0 else arcs[~i][::-1]
+                           for i in polygon[0]]) for polygon in polygons]
+  for ring in rings:  # A step over the date line is a small step.
+    ring[:, 0] = np.unwrap(ring[:, 0], period=360)
+  middle = max(rings, key=_area)[:, 0].mean()
+  for ring in rings:
+    ring[:, 0] -= 360 * np.round((ring[:, 0].mean() - middle) / 360)
+  return rings
 
 
 def _area(ring: np.ndarray) -> float:
@@ -128,7 +151,9 @@ def _area(ring: np.ndarray) -> float:
   return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
 
-def _draw(rings: list[np.ndarray]) -> PIL.Image.Image:
+def _draw(
+    rings: list[np.ndarray], ink: str, ground: str
+) -> PIL.Image.Image:
   """The mainland and the islands near it, as wide as the picture allows."""
   main = max(rings, key=_area)
   centre = main.mean(axis=0)
@@ -142,9 +167,8 @@ def _draw(rings: list[np.ndarray]) -> PIL.Image.Image:
   big = 4 * SIZE  # Drawn large and shrunk, for smooth edges.
   zoom = (big - 24) / max(*(high - low), 1e-6)
   margin = (big - zoom * (high - low)) / 2
-  picture = PIL.Image.new("RGB", (big, big), "white")
+  picture = PIL.Image.new("RGB", (big, big), ground)
   pen = PIL.ImageDraw.Draw(picture)
   for ring in near:
-    pen.polygon([tuple(xy) for xy in margin + (ring - low) * zoom],
-                fill=(60, 110, 70))
+    pen.polygon([tuple(xy) for xy in margin + (ring - low) * zoom], fill=ink)
   return picture.resize((SIZE, SIZE), PIL.Image.Resampling.LANCZOS)

@@ -1,17 +1,17 @@
 """What can be asked of a country, where it stands, and how users say it.
 
-Each relation has one canonical sub-question, "What is the <field> of <country>?",
-and many user wordings.  A wording is either a frame around one of its nouns or a
-sentence of its own; those marked `held` are kept from training.
+Each relation has one canonical sub-question, "What is the FIELD of COUNTRY?",
+and many user wordings.  A wording is either a frame around one of its nouns or
+a sentence of its own; those marked `held` are kept from training.
 
-The surface says little about the route, on purpose: "How many ..." may need the
-text (neighbours) or a table (airports), "main export good" is told in prose and
-"main export partner" in a table.
+The surface says little about the route, on purpose: "How many ..." may need
+the text (neighbours) or a table (airports), "main export good" is told in the
+text and "main export market" in a table.
 """
 
 import dataclasses
 
-from r1router_jax.data.georouter_source import wordings
+from r1router_jax.data.georouter_source import phrases, wordings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Relation:
 
   def wordings(self, held: bool) -> tuple[str, ...]:
     """User wordings with {} for the country."""
-    nouns, held_nouns, asks, held_asks = wordings.OF[self.field]
+    nouns, held_nouns, asks, held_asks = phrases.OF[self.field]
     if held:
       nouns, asks, frames = held_nouns, held_asks, wordings.HELD_FRAMES
     else:
@@ -59,7 +59,7 @@ class Relation:
     return (*framed, *asks * repeat)
 
   def nouns(self, held: bool) -> tuple[str, ...]:
-    nouns, held_nouns, _, _ = wordings.OF[self.field]
+    nouns, held_nouns, _, _ = phrases.OF[self.field]
     return held_nouns if held else nouns
 
 
@@ -96,7 +96,8 @@ ALL = {relation.field: relation for relation in (
     _number("voting age", "", "years", kbs=("text",)),
     _number("calling code", "", form="{:.0f}", kbs=("text",)),
     _number("highest elevation", "", "m", kbs=("text",),
-            above=("has the higher highest point", "rises higher above the sea"),
+            above=("has the higher highest point",
+                   "rises higher above the sea"),
             below=("has the lower highest point",)),
     _number("number of neighbours", "", kbs=("text",),
             above=("borders more countries", "has more neighbours"),
@@ -109,7 +110,8 @@ ALL = {relation.field: relation for relation in (
             above=("has the larger area", "covers more land",
                    "is bigger by area"),
             below=("has the smaller area", "is smaller by area")),
-    _number("GDP", "GDP (billion $)", "billion dollars", "{:,.1f}",
+    _number("gross domestic product", "Gross domestic product (billion $)",
+            "billion dollars", "{:,.1f}",
             above=("has the higher GDP", "has the larger GDP"),
             below=("has the lower GDP",)),
     _number("GDP per capita", "GDP per capita ($)", "dollars",
@@ -140,24 +142,29 @@ ALL = {relation.field: relation for relation in (
     _number("number of mobile phones", "Number of mobile phones", "phones",
             above=("has more mobile phones", "has more cell phones"),
             below=("has fewer mobile phones",)),
-    Relation("main export partner", ("table",), header="Main export partner"),
-    Relation("main import partner", ("table",), header="Main import partner"),
-    Relation("largest ethnic group", ("table",), header="Largest ethnic group"),
+    Relation("main export market", ("table",), header="Main export market"),
+    Relation("main import source", ("table",), header="Main import source"),
+    Relation("largest ethnic group", ("table",),
+             header="Largest ethnic group"),
     Relation("main language", ("table",), header="Main language"),
     Relation("main religion", ("table",), header="Main religion"),
     Relation("largest city", ("table",), header="Largest city"),
 )}
 
-# Which fields a text passage holds together, by the passage's topic.
+# Which fields a text passage holds together, by the passage's topic; chosen by
+# how well MiniLM finds each of them.
 PASSAGES = {
-    "government": ("capital", "government type",
-                   "number of administrative divisions"),
-    "state": ("independence date", "national holiday", "voting age"),
-    "people": ("nationality", "currency", "main crop"),
-    "land": ("highest point", "highest elevation", "number of neighbours"),
+    "government": ("capital", "government type"),
+    "borders": ("number of neighbours", "number of administrative divisions"),
+    "people": ("nationality", "national holiday"),
+    "citizens": ("voting age", "time zone"),
+    "goods": ("main export good", "main crop"),
+    "independence": ("independence date",),
+    "money": ("currency",),
+    "land": ("highest point", "highest elevation"),
     "symbols": ("national anthem", "national symbol"),
-    "codes": ("calling code", "internet domain", "time zone"),
-    "size": ("population", "area", "main export good"),
+    "codes": ("calling code", "internet domain"),
+    "size": ("population", "area"),
 }
 # Which section of the Factbook a table is said to come from.
 SECTIONS = {
@@ -165,8 +172,8 @@ SECTIONS = {
     "People": ("population", "life expectancy", "median age", "birth rate",
                "largest ethnic group", "main language", "main religion",
                "largest city"),
-    "Economy": ("GDP", "GDP per capita", "currency", "main export partner",
-                "main import partner"),
+    "Economy": ("gross domestic product", "GDP per capita", "currency",
+                "main export market", "main import source"),
     "Transportation": ("number of airports", "length of roadways",
                        "length of railways"),
     "Communications": ("number of internet users", "number of mobile phones"),

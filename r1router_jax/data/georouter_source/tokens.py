@@ -2,21 +2,24 @@
 
 A policy that learns to copy needs the same name to be the same ids wherever it
 stands: " Iran" in a question, "[sep]Iran" in a table, "<answer>Iran".  So every
-section between control tokens, and every line, begins with a space (unless white
-space opens it already), numbers are cut as they are written, "11,631,456" into 11 , 631 , 456,
-never with a space before them, and punctuation stands alone.  Decoding gives the
-text back, but for those leading spaces.
+section between control tokens, and every line, begins with a space (unless
+white space opens it already), numbers are cut as they are written,
+"11,631,456" into 11 , 631 , 456, never with a space before them, and
+punctuation stands alone.  Decoding gives the text back, but for those leading
+spaces.
 """
 
 import pathlib
 import re
 
 import tokenizers
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import normalizers
-from tokenizers import pre_tokenizers
-from tokenizers import trainers
+from tokenizers import (
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 VOCABULARY = 4096
 # Control tokens have the first ids; padding is 0.
