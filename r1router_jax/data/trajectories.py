@@ -3,14 +3,36 @@
 A question of n hops becomes n plan and n answer steps, a plan that stops, and
 the final step.  With `MAX_HOPS` hops the rounds are used up, and no plan is
 asked to stop (as in R1-Router's own rows, arxiv.org/abs/2505.22095).
+
+R1-Router publishes trajectories as rows of rendered prompts,
+
+  {"images": [path], "steps": [
+    {"step_type": "ret", "system": .., "problem": "Origin question: ..<image>",
+     "answer": {"query": "who ..?", "retriever": ["text retriever"]}},
+    {"step_type": "ans", "system": .., "problem": .., "answer": "text"}, ..,
+    {"step_type": "ans", "system": .., "problem": .., "answer": ["gold", ..]}]}
+
+which `from_reference` reads back into steps, and `to_reference` writes.
 """
 
+import os
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from r1router_jax.protocol import NONE
+from r1router_jax import prompts, protocol
 from r1router_jax.records import Passage, Question, Step
 
 MAX_HOPS = 3  # Rounds that the loop allows.
+
+_STYLE = "full"  # What the published rows are written in.
+_FULL = prompts.STYLES[_STYLE]
+_IMAGE = "<image>"  # Ends a problem that has a picture.
+_ROUTES = {name.lower(): route
+           for route, name in protocol.ROUTE_NAMES.items()}
+_KBS = {tag: kb for kb, tag in _FULL.tags.items()}
+_PASSAGE = re.compile(
+    r"(?s)(ter|tir|tar)-\d+: (.*?)\n(?=(?:ter|tir|tar)-\d+: |\Z)")
 
 # [(knowledge base, sub-question, picture), ...] -> the passages of each.
 Retrieve = Callable[
@@ -49,6 +71,105 @@ def _steps(
         passages=tuple(passages))
     history += ((hop.sub_question, hop.answers[0]),)
   if len(question.hops) < MAX_HOPS:
-    add("plan", sub_question=NONE, routes=("none",))
+    add("plan", sub_question=protocol.NONE, routes=("none",))
   add("final", answers=question.answers)
   return steps
+
+
+def to_reference(steps: Sequence[Step]) -> dict[str, Any]:
+  """The published form of one trajectory.
+
+  An answer step keeps one accepted answer, its first; thoughts, ids and scores
+  of passages have no place there.
+  """
+  image = steps[0].question.image
+  rows = []
+  for step in steps:
+    prompt = protocol.step_conversation(step, style=_STYLE)
+    problem = "".join(segment.text for segment in prompt.user)
+    rows.append(dict(
+        step_type="ret" if step.kind == "plan" else "ans",
+        problem=problem + (_IMAGE if prompt.image else ""),
+        system=prompt.system, answer=_reference_answer(step)))
+  return dict(images=[image] if image else [], steps=rows)
+
+
+def from_reference(
+    row: dict[str, Any], name: str, pictures: str | None = None
+) -> list[Step]:
+  """The steps of one published trajectory.
+
+  Args:
+    row: as published.
+    name: the question's id, of which rows have none.
+    pictures: the folder where its picture now lies, since rows hold the
+      absolute paths of their authors' machine; None keeps the path.
+
+  Raises:
+    ValueError: where a step is not what the steps before it lead to.
+  """
+  image = (row["images"] or [""])[0]
+  if image and pictures is not None:
+    image = os.path.join(pictures, os.path.basename(image))
+  text = row["steps"][0]["problem"].removesuffix(_IMAGE)
+  text = text.removeprefix(_FULL.question.split("{}")[0]).partition("\n")[0]
+  question = Question(name, text, tuple(row["steps"][-1]["answer"]), image)
+  steps, history = [], ()
+  for at, of in enumerate(row["steps"]):
+    last = steps[-1] if steps else None
+    step = _reference_step(of, f"{name}/{at}", question, history, last)
+    _check(step, of["problem"])
+    if step.kind == "answer":
+      history += ((step.sub_question, step.answers[0]),)
+    steps.append(step)
+  return steps
+
+
+def _reference_answer(step: Step) -> Any:
+  if step.kind == "plan":
+    names = [protocol.ROUTE_NAMES[route].lower() for route in step.routes]
+    return dict(query=step.sub_question.lower(), retriever=names)
+  return step.answers[0] if step.kind == "answer" else list(step.answers)
+
+
+def _reference_step(of, step_id, question, history, last: Step | None) -> Step:
+  answer = of["answer"]
+  if of["step_type"] == "ret":
+    if unknown := set(answer["retriever"]) - set(_ROUTES):
+      raise ValueError(f"Step {step_id} names the retrievers {unknown}; known: "
+                       f"{', '.join(_ROUTES)}.")
+    return Step(
+        step_id, "plan", question, history,
+        sub_question=_stopping(answer["query"]),
+        routes=tuple(_ROUTES[name] for name in answer["retriever"]))
+  if isinstance(answer, list):
+    return Step(step_id, "final", question, history, answers=tuple(answer))
+  if last is None or last.kind != "plan":
+    raise ValueError(
+        f"Step {step_id} answers a sub-question, but no \"ret\" step stands "
+        "before it.  Give the whole trajectory, in order.")
+  found = of["problem"].removeprefix(_FULL.passages).rpartition(
+      _FULL.asked.split("{}")[0])[0]
+  passages = tuple(
+      Passage(f"{step_id}/{n}", _KBS[tag], text)
+      for n, (tag, text) in enumerate(_PASSAGE.findall(found)))
+  return Step(
+      step_id, "answer", question, history, sub_question=last.sub_question,
+      answers=(answer,), passages=passages)
+
+
+def _stopping(query: str) -> str:
+  return protocol.NONE if query == protocol.NONE.lower() else query
+
+
+def _check(step: Step, problem: str):
+  """That the step says what the published prompt says."""
+  prompt = protocol.step_conversation(step, style=_STYLE)
+  ours = "".join(segment.text for segment in prompt.user)
+  theirs = problem.removesuffix(_IMAGE)
+  if ours != theirs:
+    at = len(os.path.commonprefix([ours, theirs]))
+    raise ValueError(
+        f"Step {step.id} does not follow from the steps before it: its prompt "
+        f"has {theirs[at:at + 40]!r} at character {at}, where "
+        f"{ours[at:at + 40]!r} was due.  Was the row edited, or cut?")

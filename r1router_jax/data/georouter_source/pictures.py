@@ -25,6 +25,7 @@ _SAME = 2.0
 _ALIKE = 6.0
 # A smaller or plainer outline is a blot: its share of the picture, its points.
 _LEAST_INK, _LEAST_POINTS = 0.04, 12
+_REACH = 2.5  # Islands farther off, in sizes of the mainland, are left out.
 # Natural Earth's spelling, where it is not ours less "the".
 _SHAPES = {
     "the United States": "United States of America",
@@ -157,9 +158,10 @@ def _draw(
   """The mainland and the islands near it, as wide as the picture allows."""
   main = max(rings, key=_area)
   centre = main.mean(axis=0)
+  reach = _REACH * np.hypot(*np.ptp(main, axis=0))
   near = [ring for ring in rings
           if _area(ring) > 0.01 * _area(main)
-          and abs(ring.mean(axis=0)[0] - centre[0]) < 60]
+          and np.hypot(*(ring.mean(axis=0) - centre)) < reach]
   stretch = np.array([max(math.cos(math.radians(centre[1])), 0.2), -1])
   near = [ring * stretch for ring in near]
   low = np.min([ring.min(axis=0) for ring in near], axis=0)

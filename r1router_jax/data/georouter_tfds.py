@@ -1,0 +1,94 @@
+"""GeoRouter as a TensorFlow Dataset, in ArrayRecord, without TensorFlow.
+
+  builder = georouter_tfds.Georouter(config="questions", data_dir=FOLDER)
+  builder.download_and_prepare()  # Copies what came with the package.
+  rows = builder.as_data_source("train")
+  question = georouter_tfds.question(rows[0])
+
+The config "questions" has the splits train, val and test; "text", "image" and
+"table" have one split each, "passages".  ArrayRecord shuffles rows, so each
+carries its id.  A picture is the bytes of a PNG, empty where there is none; a
+hop is a JSON object, since lists within lists need TensorFlow to be written.
+`data_source` reads all of this; `tfds.load` needs TensorFlow, too.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from r1router_jax.data import georouter
+from r1router_jax.records import KBS, Passage, Question
+
+_TEXT = tfds.features.Text()
+_TEXTS = tfds.features.Sequence(tfds.features.Text())
+_QUESTION = dict(
+    id=_TEXT, text=_TEXT, answers=_TEXTS, image=_TEXT, png=_TEXT,
+    family=_TEXT, benchmark=_TEXT, subjects=_TEXTS, hops=_TEXTS)
+_PASSAGE = dict(id=_TEXT, text=_TEXT, image=_TEXT, png=_TEXT)
+
+
+class Georouter(tfds.core.GeneratorBasedBuilder):
+  """Questions about countries, and the knowledge bases that answer them."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "World Factbook of 2015, 230 countries."}
+  BUILDER_CONFIGS = [
+      tfds.core.BuilderConfig(name="questions", description="With gold hops."),
+      *(tfds.core.BuilderConfig(name=kb, description=f"Passages: {kb}.")
+        for kb in KBS)]
+
+  def __init__(self, **kwargs):
+    super().__init__(**{"file_format": "array_record"} | kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = _QUESTION if self._asks() else _PASSAGE
+    return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict(features),
+        description="A world of countries for learning to route.",
+        homepage="https://arxiv.org/abs/2505.22095")
+
+  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+    del dl_manager  # Everything comes with the package.
+    if self._asks():
+      return {split: self._generate_examples(split)
+              for split in georouter.SPLITS}
+    return {"passages": self._generate_examples("passages")}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+    rows = georouter.rows(
+        f"questions_{split}" if self._asks() else
+        f"kb_{self.builder_config.name}")
+    for row in rows:
+      image = row.setdefault("image", "")
+      row["png"] = (georouter.FOLDER / image).read_bytes() if image else b""
+      if self._asks():
+        row["hops"] = [json.dumps(hop) for hop in row["hops"]]
+      yield row["id"], row
+
+  def _asks(self) -> bool:
+    return self.builder_config.name == "questions"
+
+
+def question(row: Mapping[str, Any]) -> Question:
+  """The record of a row of "questions"; its picture is the package's own."""
+  plain = {key: _text(row[key])
+           for key in ("id", "text", "image", "family", "benchmark")}
+  return georouter.question(plain | dict(
+      answers=_texts(row["answers"]), subjects=_texts(row["subjects"]),
+      hops=[json.loads(hop) for hop in row["hops"]]))
+
+
+def passage(row: Mapping[str, Any], kb: str) -> Passage:
+  """The record of a row of knowledge base `kb`."""
+  return georouter.passage(
+      {key: _text(row[key]) for key in ("id", "text", "image")}, kb)
+
+
+def _text(value: bytes) -> str:
+  return value.decode()
+
+
+def _texts(values) -> tuple[str, ...]:
+  return tuple(value.decode() for value in values)
