@@ -144,9 +144,9 @@ class Teller:
     claim = hops.value(country, field)
     if not true:
       liar, _ = self._country_with([field])
-      claim = hops.value(liar, field)
-      if claim == hops.value(country, field):
-        return None
+      truth, claim = f" {claim} ", hops.value(liar, field)
+      if f" {claim} " in truth or truth in f" {claim} ":
+        return None  # "federal republic" is half true of a "republic".
     hop = self._world.fact_hop(country, field)
     text = self._pick(wordings.CHECK, wordings.HELD_CHECK)
     text = text.replace("NOUN", field).replace("VALUE", claim)

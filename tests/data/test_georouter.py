@@ -1,0 +1,352 @@
+"""The embedded world: its facts hang together, its splits do not leak."""
+
+import collections
+import hashlib
+import os
+import pathlib
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1router_jax.data import georouter
+from r1router_jax.data.georouter_source import phrases, values, wordings
+from r1router_jax.records import KBS
+
+QUESTIONS = {split: georouter.questions(split) for split in georouter.SPLITS}
+EVERY = [q for questions in QUESTIONS.values() for q in questions]
+PASSAGES = {p.id: p for kb in KBS for p in georouter.passages(kb)}
+COUNTRIES = {c["id"]: c for c in georouter.countries()}
+NAMES = {c["name"]: c for c in COUNTRIES.values()}
+CODER = tokenizers.Tokenizer.from_file(str(georouter.tokenizer_path()))
+HELD_OUT = {"text_text_2hop", "image_table_table_3hop", "map_text_2hop"}
+LESS = re.compile(r"fewer|smaller|lower|shorter|earlier|first")
+
+
+def ids(text):
+  return CODER.encode(text).ids
+
+
+def number(text):
+  """What a comparison compares: the number, or the year of a date."""
+  return float(text.split()[-1].replace(",", ""))
+
+
+def about(evidence):
+  """Names of the countries that a passage is evidence about."""
+  text = PASSAGES[evidence].text
+  if evidence.startswith("table/"):
+    return re.findall(r"\[Row\](.*?)\[sep\]", text)
+  name = re.match(r"(?:Flag of |Map of )?(.*?)[.:]", text + ".")[1]
+  return [name]
+
+
+# ---- Splits.
+
+
+def test_splits_have_the_promised_sizes():
+  assert {s: len(q) for s, q in QUESTIONS.items()} == dict(
+      train=5000, val=180, test=780)
+  families = collections.Counter(q.family for q in QUESTIONS["test"])
+  assert all(families[family] == 60 for family in HELD_OUT)
+  assert not HELD_OUT & {q.family for q in QUESTIONS["train"]}
+  assert len({q.id for q in EVERY}) == len(EVERY)
+  assert {q.benchmark for q in QUESTIONS["test"]} == {
+      "InfoSeek", "Dyn-VQA", "WebQA", "2WikiMultihopQA", "Open-WikiTable",
+      "TabFact"}
+
+
+def test_a_country_is_split_by_the_hash_of_its_name():
+  for name, country in NAMES.items():
+    bucket = int(hashlib.md5(
+        name.encode(), usedforsecurity=False).hexdigest(), 16) % 100
+    split = "train" if bucket < 70 else "val" if bucket < 78 else "test"
+    assert country["split"] == split
+
+
+@pytest.mark.parametrize("split", georouter.SPLITS)
+def test_questions_and_their_evidence_keep_to_their_split(split):
+  for question in QUESTIONS[split]:
+    assert question.subjects
+    for subject in question.subjects:
+      assert COUNTRIES[subject]["split"] == split, question
+    for hop in question.hops:
+      for evidence in hop.evidence:
+        for name in about(evidence):
+          assert NAMES[name]["split"] == split, (question.id, evidence)
+
+
+def test_a_question_is_asked_once():
+  asked = collections.Counter((q.text, q.image) for q in EVERY)
+  assert max(asked.values()) == 1
+
+
+def held_patterns():
+  """What a held wording of the field's own looks like, as a whole question."""
+  for _, _, _, sentences in phrases.OF.values():
+    for sentence in sentences:
+      yield re.escape(sentence[1:].rstrip("?.")).replace(r"\{\}", ".+")
+
+
+def test_held_wordings_are_not_trained_on():
+  held = re.compile("|".join(f"(?:{p})" for p in held_patterns()))
+  seen = {split: sum(bool(held.search(q.text)) for q in questions)
+          for split, questions in QUESTIONS.items()}
+  assert seen["train"] == 0
+  assert seen["val"] > 10 and seen["test"] > 50
+  for frame in wordings.HELD_FRAMES:
+    start = frame.split("NOUN")[0]
+    assert not [q for q in QUESTIONS["train"] if start in q.text]
+
+
+@pytest.mark.parametrize("field", phrases.OF)
+def test_every_field_has_wordings_enough(field):
+  nouns, held_nouns, sentences, held_sentences = phrases.OF[field]
+  assert len(sentences) + len(nouns) * len(wordings.FRAMES) >= 8
+  assert len(held_sentences) >= 3
+  assert not set(nouns) & set(held_nouns)
+  assert not set(sentences) & set(held_sentences)
+  assert all(s.count("{}") == 1 for s in (*sentences, *held_sentences))
+
+
+# ---- Gold.
+
+
+def test_every_gold_answer_stands_in_its_evidence():
+  for question in EVERY:
+    for hop in question.hops:
+      for evidence in hop.evidence:
+        assert hop.answers[0] in PASSAGES[evidence].text, (hop, evidence)
+        assert set(about(evidence)) & {
+            COUNTRIES[s]["name"] for s in question.subjects}
+
+
+def test_routes_are_where_the_evidence_stands():
+  several = 0
+  for question in EVERY:
+    for hop in question.hops:
+      assert hop.routes == tuple(e.split("/")[0] for e in hop.evidence)
+      several += len(hop.routes) > 1
+  assert several > 300
+
+
+def test_final_answers_follow_from_the_hops():
+  """Each final answer again, from the hops and the words of the question."""
+  checked = collections.Counter()
+  for q in EVERY:
+    facts = [hop for hop in q.hops if hop.routes[0] != "image"]
+    if "compare" in q.family or "3hop" in q.family:
+      pick = min if LESS.search(q.text) else max
+      winner = pick(range(2), key=lambda i: number(facts[i].answers[0]))
+      right = COUNTRIES[q.subjects[winner]]["name"]
+    elif "yesno" in q.family and len(facts) == 2:
+      one, other = (number(hop.answers[0]) for hop in facts)
+      right = "yes" if one > other else "no"
+    elif "yesno" in q.family:
+      right = "yes" if re.search(
+          rf"(?<![\w,.]){re.escape(facts[0].answers[0])}(?!\w|[.,]\d)",
+          q.text) else "no"
+    elif q.hops:
+      right = q.hops[-1].answers[0]
+    else:
+      continue
+    assert q.answers[0] == right, q
+    checked[q.family] += 1
+  assert len(checked) == 13
+
+
+def test_evidence_given_in_the_question_suffices():
+  for question in EVERY:
+    if question.family == "none_text":
+      assert question.answers[0] in question.text and not question.image
+
+
+def test_answers_of_comparisons_are_even():
+  for split in ("train", "test"):
+    first = [q.answers[0] == COUNTRIES[q.subjects[0]]["name"]
+             for q in QUESTIONS[split] if "compare" in q.family]
+    yes = [q.answers[0] == "yes" for q in QUESTIONS[split]
+           if "yesno" in q.family]
+    assert 0.4 < np.mean(first) < 0.6
+    assert 0.4 < np.mean(yes) < 0.6
+
+
+def test_variants_of_an_answer():
+  found = {hop.sub_question: hop.answers for q in EVERY for hop in q.hops}
+  dates = [a for asked, a in found.items() if "independence date" in asked]
+  assert dates
+  for answers in dates:
+    day, month, year = answers[0].split()
+    assert f"{month} {day}, {year}" in answers
+  for asked, answers in found.items():
+    if "," in answers[0] and "population" in asked:
+      assert answers[0].replace(",", "") in answers
+    assert len(set(answers)) == len(answers)
+
+
+# ---- Pictures.
+
+
+def test_pictures_are_small_pngs():
+  for folder in ("kb", "query", "map", "query-map"):
+    paths = sorted((georouter.FOLDER / "pictures" / folder).iterdir())
+    assert len(paths) > 150
+    for path in paths:
+      with PIL.Image.open(path) as picture:
+        assert picture.size == (64, 64) and picture.format == "PNG"
+
+
+def test_a_question_never_shows_an_indexed_drawing():
+  indexed = {pathlib.Path(p.image).read_bytes()
+             for p in PASSAGES.values() if p.image}
+  asked = {q.image for q in EVERY if q.image}
+  assert len(asked) > 150
+  for path in asked:
+    assert pathlib.Path(path).read_bytes() not in indexed
+  for question in EVERY:
+    pictured = bool(question.hops) and question.hops[0].routes == ("image",)
+    assert bool(question.image) == (
+        pictured or question.family == "none_visual")
+
+
+# ---- Passages.
+
+
+@pytest.mark.parametrize("kb", KBS)
+def test_passages(kb):
+  passages = [p for p in PASSAGES.values() if p.kb == kb]
+  assert len({p.id for p in passages}) == len(passages)
+  assert all(p.id.startswith(f"{kb}/") for p in passages)
+  assert max(len(ids(p.text)) for p in passages) <= 90
+  assert all(bool(p.image) == (kb == "image") for p in passages)
+
+
+def test_a_table_holds_one_statistic_of_one_or_two_countries():
+  for passage in PASSAGES.values():
+    if passage.kb == "table":
+      assert re.fullmatch(
+          r"\[Title\]World Factbook 2015\[Section title\]\w+\[Caption\][^[]+"
+          r"\[Table name\]table_\d+\[Header\]Country\[sep\][^[]+\[Rows\]"
+          r"(\[Row\][^[]+\[sep\][^[]+){1,2}", passage.text), passage.text
+
+
+# ---- Tokenizer.
+
+
+def test_control_tokens():
+  assert CODER.get_vocab_size() == 4096
+  for token in ("<|endoftext|>", "<|im_end|>", "<|plan|>", "</answer>"):
+    assert len(ids(token)) == 1 and ids(token)[0] < 17
+  assert ids("<|endoftext|>") == [0]
+  assert len(ids("\n")) == 1
+  special = {t.content for t in CODER.get_added_tokens_decoder().values()
+             if t.special}
+  assert "[sep]" not in special and len(ids("[sep]")) == 1
+
+
+def within(piece, text):
+  whole = ids(text)
+  return any(whole[i:i + len(piece)] == piece for i in range(len(whole)))
+
+
+def test_a_name_has_the_same_ids_wherever_it_stands():
+  for name in NAMES:
+    piece = ids(name)
+    assert within(piece, f"What is the capital of {name}?")
+    assert within(piece, f"Q:\n{name}. Capital: x.")
+    assert within(piece, f"[Rows][Row]{name}[sep]12")
+    assert ids(f"<answer>{name}</answer>")[1:-1] == piece
+
+
+@given(st.integers(0, 10**9))
+def test_a_number_has_the_same_ids_wherever_it_stands(n):
+  piece = ids(f"{n:,}")
+  assert within(piece, f"Population: {n:,}.")
+  assert within(piece, f"[sep]{n:,}[Row]")
+  assert ids(f"<answer>{n:,}</answer>")[1:-1] == piece
+
+
+@given(st.text("abz ZÉô漢0123,.'\n\t-+()", max_size=40))
+def test_decoding_gives_the_text_back_but_for_leading_spaces(text):
+  spaced = re.sub(r"(\A|\n)(?=\S)", r"\1 ", text)
+  assert CODER.decode(ids(text), skip_special_tokens=False) == spaced
+
+
+def test_gold_answers_can_be_copied():
+  for question in EVERY:
+    for hop in question.hops:
+      for evidence in hop.evidence:
+        assert within(ids(hop.answers[0]), PASSAGES[evidence].text)
+
+
+# ---- Reading, rebuilding.
+
+
+def test_unknown_names_list_the_known():
+  with pytest.raises(ValueError, match="train, val, test"):
+    georouter.questions("dev")
+  with pytest.raises(ValueError, match="text, image, table"):
+    georouter.passages("tables")
+
+
+def test_tfds_gives_the_same_records(tmp_path):
+  tfds = pytest.importorskip("tensorflow_datasets")
+  from r1router_jax.data import georouter_tfds
+  builder = georouter_tfds.Georouter(config="questions", data_dir=tmp_path)
+  builder.download_and_prepare()
+  for split, questions in QUESTIONS.items():
+    rows = tfds.data_source(
+        "georouter/questions", split=split, data_dir=tmp_path)
+    read = {q.id: q for q in (
+        georouter_tfds.question(rows[i]) for i in range(len(rows)))}
+    assert read == {q.id: q for q in questions}
+  builder = georouter_tfds.Georouter(config="image", data_dir=tmp_path)
+  builder.download_and_prepare()
+  for row in builder.as_data_source("passages"):
+    passage = georouter_tfds.passage(row, "image")
+    assert repr(passage) == repr(PASSAGES[passage.id])
+    assert row["png"] == pathlib.Path(passage.image).read_bytes()
+
+
+@pytest.mark.parametrize("clean, raw, wanted", [
+    (values.number, "$29.53 billion (2014 est.) ++ $1", 29.53e9),
+    (values.number, "1.284 million sq km", 1_284_000),
+    (values.number, "NA", None),
+    (values.date, "11 August 1960 (from France)", "11 August 1960"),
+    (values.date, "none (territory of Australia)", None),
+    (values.peak, "Emi Koussi 3,415 m", ("Emi Koussi", 3415)),
+    (values.peak, "unnamed elevation 53 m", (None, 53)),
+    (values.first_item, "Sara 27.7%, Arab 12.3%", "Sara"),
+    (values.first_item, "Trinidad and Tobago 24%, US 9%",
+     "Trinidad and Tobago"),
+    (values.first_item, "homogeneous (except for 20,000 Chinese)", None),
+    (values.currency, "Omani rials (OMR) per US dollar - ++ 0.38",
+     "Omani rials"),
+    (values.currency, "the US dollar is used", "US dollars"),
+    (values.city, "N'DJAMENA (capital) 1.26 million", "N'Djamena"),
+    (values.city, "PORT-AU-PRINCE (capital) 2.4 million", "Port-au-Prince"),
+    (values.holiday, "Birthday of Emperor AKIHITO, 23 December",
+     "Birthday of Emperor Akihito"),
+    (values.symbol, "white, five-pointed star; national colors: red", None),
+    (values.anthem, '"La Tchadienne" (The Chadian)', "La Tchadienne"),
+])
+def test_cleaning(clean, raw, wanted):
+  assert clean(raw) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("GEOROUTER_SOURCES" not in os.environ,
+                    reason="GEOROUTER_SOURCES names no folder of sources")
+def test_the_sources_give_these_files(tmp_path):
+  pytest.importorskip("resvg_py")
+  from r1router_jax.data.georouter_source import __main__ as source
+  (tmp_path / "tokenizer.json").write_bytes(
+      georouter.tokenizer_path().read_bytes())
+  source.build(pathlib.Path(os.environ["GEOROUTER_SOURCES"]), tmp_path)
+  for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
+    ours = georouter.FOLDER / path.relative_to(tmp_path)
+    assert ours.read_bytes() == path.read_bytes(), ours
