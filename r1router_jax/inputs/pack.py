@@ -16,8 +16,9 @@ import functools
 import os
 from collections.abc import Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 
 from r1router_jax.inputs import images
 from r1router_jax.inputs.tokenizer import Tokenizer
@@ -84,32 +85,37 @@ class Packer:
     return next(n for n in self.lengths if n >= len(ids))
 
   def pack(
-      self, batch: Sequence[Encoded], length: int, rows: int
+      self, batch: Sequence[Encoded], devices: int, rows: int
   ) -> qwen_vl.Prompt:
-    """Pads encoded prompts to `rows` rows of `length` tokens.
+    """Pads prompts to `devices` shares of `rows` rows; leaves are [D, ...].
 
     Rows beyond the batch repeat its first prompt; callers ignore them.
 
     Raises:
       ValueError: where a row's placeholders and patches do not agree.
     """
-    v = self.vision
-    batch = [*batch, *[batch[0]] * (rows - len(batch))]
+    length = max(self.length(encoded.ids) for encoded in batch)
+    side = self.vision.window // self.vision.patch
+    windows = max(-(-h // side) * -(-w // side)
+                  for h, w in (encoded.grid for encoded in batch))
+    windows = windows and 1 << (windows - 1).bit_length()
+    batch = [*batch, *[batch[0]] * (devices * rows - len(batch))]
+    shares = [self._share(batch[d * rows:(d + 1) * rows], length, windows)
+              for d in range(devices)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *shares)
+
+  def _share(
+      self, batch: Sequence[Encoded], length: int, windows: int
+  ) -> qwen_vl.Prompt:
+    """One device's rows; no room for pictures where `windows` is 0."""
+    v, rows = self.vision, len(batch)
+    slots = (v.window // v.patch) ** 2
+    merged = windows * slots // v.merge**2
     tokens = np.full((rows, length), self.tokenizer.pad, np.int32)
     mask = np.zeros((rows, length), bool)
     positions = np.zeros((3, rows, length), np.int32)
     start = np.zeros(rows, np.int32)
     picture = np.full((rows, length), -1, np.int32)
-    pictured = [e for e in batch if e.patches is not None]
-    most = max((len(e.patches) for e in pictured), default=0)
-    room = rows if pictured else 0
-    side = v.window // v.patch
-    windows = max((-(-h // side) * -(-w // side)
-                   for h, w in (e.grid for e in pictured)), default=1)
-    merged = most // v.merge**2
-    width = 3 * v.temporal * v.patch**2
-    patches = np.zeros((room, most, width), np.float32)
-    plans = []
     for row, encoded in enumerate(batch):
       n = len(encoded.ids)
       tokens[row, :n], mask[row, :n] = encoded.ids, True
@@ -121,17 +127,20 @@ class Packer:
       positions[:, row, :n], start[row] = _positions(
           n, at, encoded.grid, v.merge)
       picture[row, at] = row * merged + np.arange(len(at))
-      if room:
-        if encoded.patches is not None:
-          patches[row, :len(encoded.patches)] = encoded.patches
-        plans.append(qwen_vl.plan_image(
-            *encoded.grid, v, windows=windows, tokens=merged))
-    slots = side**2
-    empty = (np.zeros((0, windows, slots), np.int32),
-             np.zeros((0, windows, slots), bool),
-             np.zeros((0, windows, slots, 2), np.int32),
-             np.zeros((0, merged), np.int32))
-    plan = tuple(map(np.stack, zip(*plans, strict=True))) if plans else empty
+    room = rows if windows else 0
+    patches = np.zeros(
+        (room, windows * slots, 3 * v.temporal * v.patch**2), np.float32)
+    plan = (
+        np.zeros((room, windows, slots), np.int32),
+        np.zeros((room, windows, slots), bool),
+        np.zeros((room, windows, slots, 2), np.int32),
+        np.zeros((room, merged), np.int32))
+    for row, encoded in enumerate(batch):
+      if encoded.patches is not None:
+        patches[row, :len(encoded.patches)] = encoded.patches
+        for whole, part in zip(plan, qwen_vl.plan_image(
+            *encoded.grid, v, windows=windows, tokens=merged), strict=True):
+          whole[row] = part
     return qwen_vl.Prompt(
         tokens, mask, positions, start, picture, patches, *plan)
 
@@ -152,9 +161,15 @@ def _positions(
 
 
 def pad_responses(
-    responses: Sequence[Sequence[int]], tokens: int, pad: int
-) -> tuple[Int[np.ndarray, "N T"], Float[np.ndarray, "N T"]]:
-  """Responses cut or padded to `tokens`, and a mask of the real ones."""
+    responses: Sequence[Sequence[int]], lengths: Sequence[int], pad: int
+) -> tuple[Int[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
+  """Responses padded to the first of `lengths` that holds all of them.
+
+  Returns the ids and a mask of the real ones.  A response longer than the last
+  length is cut, and so teaches no end token.
+  """
+  longest = max(map(len, responses))
+  tokens = next((n for n in lengths if n >= longest), lengths[-1])
   ids = np.full((len(responses), tokens), pad, np.int32)
   mask = np.zeros((len(responses), tokens), bool)
   for row, response in enumerate(responses):

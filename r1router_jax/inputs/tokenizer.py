@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 
 import numpy as np
 import tokenizers
@@ -129,6 +130,12 @@ class Tokenizer:
     if self.end in ids:
       ids = ids[:ids.index(self.end)]
     return self._trusted.decode(ids, skip_special_tokens=False)
+
+  def words(self) -> list[int]:
+    """Ids of the tokens that are whole words with their leading space."""
+    vocabulary = self._trusted.get_vocab()
+    return sorted(i for token, i in vocabulary.items()
+                  if re.fullmatch("\u0120[A-Za-z]{3,10}", token))
 
   @functools.lru_cache(maxsize=65536)  # noqa: B019 (lives as long as a policy)
   def _cached(self, text: str, untrusted: bool) -> tuple[int, ...]:

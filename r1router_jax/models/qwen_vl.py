@@ -207,7 +207,7 @@ class DecoderLayer(nn.Module):
   def __call__(self, x, caches, angles, own_mask, prompt_mask, index):
     c = self.config
     prompt, own = caches
-    deep = (2 * c.layers) ** -0.5  # Keeps the residual stream's initial size.
+    deep = 0.1 * (2 * c.layers) ** -0.5  # The stream starts as the embedding.
     h = RMSNorm(c.eps, name="ln1")(x)
 
     def heads(name, count):
@@ -234,7 +234,7 @@ class QwenVL(nn.Module):
   """The whole model; see the module's docstring for its three uses."""
 
   config: Config
-  remat: bool = False  # Recompute each layer in the backward pass.
+  remat: bool = True  # Recompute each layer in the backward pass.
 
   def setup(self):
     c = self.config
