@@ -12,7 +12,7 @@ On disk it is a folder that `build_kb` writes and this module opens:
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -128,6 +128,37 @@ def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
   logging.info("Knowledge bases: %s.", ", ".join(
       f"{kb} {len(base):,}" for kb, base in opened.items()))
   return opened
+
+
+def retriever(
+    kbs: Mapping[str, KnowledgeBase], k: int | Mapping[str, int] = 1
+) -> Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]:
+  """Searches many knowledge bases at once.
+
+  Args:
+    kbs: by kind.
+    k: passages to return, of each kind or of all alike.
+
+  Returns:
+    A function of (knowledge base, sub-question, picture) triples that gives
+    the passages of each, best first.  Only the image knowledge base is shown
+    the picture.
+  """
+
+  def retrieve(asked):
+    found = [()] * len(asked)
+    for kb in dict.fromkeys(kb for kb, _, _ in asked):
+      members = [i for i, (other, _, _) in enumerate(asked) if other == kb]
+      queries = [
+          Query(asked[i][1], asked[i][2] if kb == "image" else "")
+          for i in members]
+      count = k if isinstance(k, int) else k[kb]
+      for i, passages in zip(
+          members, kbs[kb].search(queries, count), strict=True):
+        found[i] = tuple(passages)
+    return found
+
+  return retrieve
 
 
 def read_meta(folder: str) -> dict | None:

@@ -93,3 +93,26 @@ def test_passages_are_read_where_they_lie(stored):
     image = "/pictures/p/1.png" if row["image"] else ""
     assert dataclasses.replace(passage, score=0.0) == Passage(
         row["id"], "image", row["text"], image, 0.0)
+
+
+def test_a_retriever_asks_each_knowledge_base_once():
+  asked = []
+
+  class Kb(kbs.KnowledgeBase):
+    def __init__(self, kb):
+      self.kb = kb
+
+    def search(self, queries, k):
+      asked.append((self.kb, tuple(queries), k))
+      return [[Passage(f"{self.kb}/{query.text}/{n}", self.kb, "")
+               for n in range(k)] for query in queries]
+
+  retrieve = kbs.retriever(
+      {kb: Kb(kb) for kb in ("text", "image")}, dict(text=2, image=1))
+  found = retrieve([
+      ("text", "a", "flag.png"), ("image", "b", "flag.png"), ("text", "c", "")])
+  assert [[p.id for p in ps] for ps in found] == [
+      ["text/a/0", "text/a/1"], ["image/b/0"], ["text/c/0", "text/c/1"]]
+  assert asked == [("text", (Query("a"), Query("c")), 2),
+                   ("image", (Query("b", "flag.png"),), 1)]
+  assert not retrieve([])
