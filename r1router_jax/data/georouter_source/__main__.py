@@ -126,7 +126,8 @@ def _statistics(world, drawn, tokenizer) -> dict:
       countries={split: sum(c.split == split for c in world.countries)
                  for split in drawn},
       pictures=dict(flags=len(world.flags), clear_flags=len(world.clear_flags),
-                    maps=len(world.maps)),
+                    indexed=len(world.known.rows["image"]),
+                    asked_maps=len(world.maps)),
       questions={split: questions.counts(rows)
                  for split, rows in drawn.items()},
       tokens=dict(
