@@ -19,11 +19,10 @@ from safetensors.numpy import load_file, save_file
 class Checkpoints:
   """The newest states of one run, under `<workdir>/checkpoints`."""
 
-  def __init__(self, workdir: str | pathlib.Path, *, every: int, keep: int = 2):
+  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
     self._manager = ocp.CheckpointManager(
         pathlib.Path(workdir).absolute() / "checkpoints",
-        options=ocp.CheckpointManagerOptions(
-            save_interval_steps=every, max_to_keep=keep))
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep))
 
   def restore(self, state: Any) -> Any:
     """The newest state of the run, or `state` where none was saved."""
@@ -33,15 +32,9 @@ class Checkpoints:
     return self._manager.restore(
         step, args=ocp.args.StandardRestore(jax.tree.map(np.asarray, state)))
 
-  def save(self, step: int, state: Any, *, force: bool = False) -> None:
-    """Saves the state after update `step` where it is due, or if forced."""
-    if step != self._manager.latest_step():
-      self._manager.save(
-          step, args=ocp.args.StandardSave(state), force=force)
-
-  def due(self, step: int) -> bool:
-    """Whether `save` at this step would write."""
-    return self._manager.should_save(step)
+  def save(self, step: int, state: Any) -> None:
+    """Saves the state after update `step`, in the background."""
+    self._manager.save(step, args=ocp.args.StandardSave(state))
 
   def close(self) -> None:
     """Waits for writes in flight."""

@@ -33,6 +33,12 @@ _PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError,
 _OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")
 
 
+def _is_for_the_log(record: std_logging.LogRecord) -> bool:
+  """Whether to show a log line: all of ours, warnings of the libraries."""
+  ours = record.pathname.startswith(_PACKAGE)
+  return ours or record.levelno >= std_logging.WARNING
+
+
 def run(main: Callable[[list[str]], object]) -> None:
   """Parses the flags and calls `main(argv)`, as `absl.app.run`; then exits."""
 
@@ -44,6 +50,7 @@ def run(main: Callable[[list[str]], object]) -> None:
             "see --help.")
       if not logging.level_debug():  # It lists every backend not there.
         std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
+        logging.get_absl_handler().addFilter(_is_for_the_log)
       return main(argv)
     except KeyboardInterrupt:
       _leave(INTERRUPTED, "Interrupted.")

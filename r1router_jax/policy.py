@@ -50,6 +50,11 @@ class Settings:
   max_pixels: int
   batch_rows: int
 
+  def response_length(self, tokens: int) -> int:
+    """The padded length of a gold response of so many tokens."""
+    return next((n for n in self.response_tokens if n >= tokens),
+                self.response_tokens[-1])
+
   @classmethod
   def from_dict(cls, tree: dict) -> "Settings":
     """Reads what `dataclasses.asdict` wrote, or a config's plain dicts."""

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from r1router_jax import protocol, sampling
-from r1router_jax.data import warmup
+from r1router_jax.data import georouter, warmup
 from r1router_jax.inputs import pack
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.learning.batch import Batch
@@ -66,7 +66,6 @@ class Sft:
   Args:
     policy: what is trained.
     total_steps: updates of the run.
-    renamer: changes the names of a step.
     recall_steps: updates on random look-up rows alone, at the start.
     recall_share: chance that a later update is on such rows.
     rename: probability of changed names at the start and at the end.
@@ -80,16 +79,19 @@ class Sft:
       policy: Policy,
       *,
       total_steps: int,
-      renamer: warmup.Renamer,
       recall_steps: int,
       recall_share: float,
       rename: tuple[float, float],
       seed: int,
   ):
-    self._policy, self._renamer, self._seed = policy, renamer, seed
+    self._policy, self._seed = policy, seed
     self._total, self._rename = total_steps, rename
     self._recall_steps, self._recall_share = recall_steps, recall_share
-    self._recall = warmup.Recall(policy.packer.tokenizer)
+    tokenizer = policy.packer.tokenizer
+    self._recall = warmup.Recall(tokenizer)
+    names = [country["name"] for country in georouter.countries()]
+    words = [tokenizer.decode([i]).strip() for i in tokenizer.words()]
+    self._renamer = warmup.Renamer(names, words)
 
   def make_batch(
       self, params: dict, examples: Sequence[Step], index: int, rows: int

@@ -17,13 +17,21 @@ Sources: arxiv.org/abs/2402.03300 (GRPO), arxiv.org/abs/2505.22095 (Step-GRPO),
   arxiv.org/abs/2503.14476 (token mean, clip-higher).
 """
 
+import dataclasses
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from r1router_jax import sampling
+from r1router_jax import protocol, sampling
+from r1router_jax.learning import rewards
 from r1router_jax.learning.batch import Batch
 from r1router_jax.models import qwen_vl
+from r1router_jax.policy import Policy
+from r1router_jax.records import Step
+from r1router_jax.retrieval import embedders
 
 EPS = 1e-6
 
@@ -69,6 +77,98 @@ def surrogate(
   gain = jnp.minimum(ratio * advantage, clipped * advantage)
   beyond = mask & (clipped * advantage < ratio * advantage)
   return -jnp.sum(jnp.where(mask, gain, 0)), jnp.sum(beyond)
+
+
+class StepGrpo:
+  """Batches and loss of Step-GRPO; an `Algorithm` of `train`.
+
+  Args:
+    policy: what is trained.
+    total_steps: updates of the run; the schedule is the optimiser's business.
+    seed: of everything drawn.
+    group_size: G, responses per step; advantages compare these.
+    temperature: of sampling.
+    clip_low, clip_high: see `surrogate`.
+    reward: a key of `rewards.REWARDS`.
+  """
+
+  def __init__(
+      self,
+      policy: Policy,
+      *,
+      total_steps: int,
+      seed: int,
+      group_size: int,
+      temperature: float,
+      clip_low: float,
+      clip_high: float,
+      reward: str,
+  ):
+    del total_steps
+    if group_size < 2:
+      raise ValueError(
+          f"config.step_grpo.group_size is {group_size}: an advantage compares "
+          "at least two responses.")
+    self._policy, self._group = policy, group_size
+    self._key = jax.random.key(seed)
+    self._temperature = temperature
+    self._clip = dict(clip_low=clip_low, clip_high=clip_high)
+    embed = embedders.minilm()
+    self._reward = rewards.StepReward(
+        lambda texts: embed([embedders.Query(text) for text in texts]), reward)
+
+  def make_batch(
+      self, params: dict, examples: Sequence[Step], index: int, rows: int
+  ) -> tuple[Batch, dict]:
+    """The rollouts of update `index`, leaves [D, ...], and what to report."""
+    policy = dataclasses.replace(self._policy, params=params)
+    style, group = policy.settings.style, self._group
+    prompts = [policy.packer.encode(protocol.step_conversation(s, style=style))
+               for s in examples]
+    packed = policy.packer.pack(prompts, jax.local_device_count(), rows)
+    drawn = policy.draw(
+        prompts, packed, jax.random.fold_in(self._key, index), group,
+        self._temperature)
+    tokens, logp, mask = jax.device_get(drawn)
+    count = len(examples)
+    flat = [a.reshape(-1, *a.shape[2:])[:count] for a in (tokens, logp, mask)]
+    texts = [response.text for prompt in zip(*flat, strict=True)
+             for response in policy.read(*prompt)]
+    parts = self._reward.parts(
+        [step for step in examples for _ in range(group)], texts)
+    reward = parts.total.reshape(count, group)
+    weight = np.zeros(mask.shape[0] * rows * group, np.float32)
+    weight[:count * group] = advantages(reward).ravel()
+    real = np.arange(mask.shape[0] * rows) < count
+    mask = mask & real.reshape(*mask.shape[:2], 1, 1)
+    batch = Batch(packed, tokens, mask, weight.reshape(mask.shape[:3]), logp)
+    return batch, _report(examples, reward, parts, mask)
+
+  def loss(
+      self, params: dict, batch: Batch, allowed: Bool[Array, " V"]
+  ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
+    """See `loss`."""
+    return loss(self._policy.model, params, batch, allowed,
+                temperature=self._temperature, **self._clip)
+
+
+def _report(
+    examples: Sequence[Step],
+    reward: Float[np.ndarray, "B G"],
+    parts: rewards.Parts,
+    mask: Bool[np.ndarray, "D B G T"],
+) -> dict[str, float]:
+  """What a rollout batch says about the policy that drew it."""
+  kinds = np.array([step.kind for step in examples])
+  report = {f"reward/{name}": mean for name, mean in parts.means().items()}
+  report |= {f"reward/{kind}": float(reward[kinds == kind].mean())
+             for kind in dict.fromkeys(kinds.tolist())}
+  lengths = mask.sum(-1)
+  return report | {
+      "reward/std_in_group": float(reward.std(axis=1).mean()),
+      "equal_groups": float(np.mean(np.ptp(reward, axis=1) == 0)),
+      "response_tokens": float(lengths.sum() / max((lengths > 0).sum(), 1)),
+  }
 
 
 def loss(

@@ -1,0 +1,204 @@
+"""The learning loop: supervised warm start and Step-GRPO.
+
+  python -m r1router_jax.train --config=configs/sft.py:tiny --workdir=runs/sft
+  python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
+      --workdir=runs/step_grpo
+
+Both algorithms are this loop with other batches: examples -> batch -> update.
+The update is one `pmap` over the local devices: each takes the gradient of its
+share's summed loss, sums are taken over devices, and the division by the global
+token count comes last, so that the result does not depend on the split.
+
+A run that is interrupted goes on at its newest checkpoint; batches and random
+numbers depend on (seed, step) alone.  The trained policy is written to
+<workdir>/policy, scalars to <workdir>/metrics.jsonl.
+
+Axes:  D local devices
+"""
+
+import functools
+import json
+import math
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+import optax
+from absl import flags, logging
+from ml_collections import config_flags
+
+from r1router_jax import checkpoints, commands, parallel, policy, telemetry
+from r1router_jax.data import batches, georouter, trajectories
+from r1router_jax.learning import optim, sft, step_grpo
+from r1router_jax.models import induction
+from r1router_jax.protocol import step_conversation
+from r1router_jax.records import KBS, Question, Step
+from r1router_jax.retrieval import knowledge_base
+
+ALGORITHMS = {"sft": sft.Sft, "step_grpo": step_grpo.StepGrpo}
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run, e.g. configs/step_grpo.py:tiny.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints, scalars and the policy are written.",
+    allow_override=True)
+
+
+class State(NamedTuple):
+  """What an update changes; a checkpoint holds it without the axis D."""
+
+  step: jax.Array
+  params: dict
+  opt: optax.OptState
+
+
+def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
+  """Runs `config` to its last step and returns the trained policy.
+
+  Raises:
+    FloatingPointError: where the loss is not finite; the newest checkpoint is
+      from before.
+  """
+  workdir = pathlib.Path(workdir)
+  start = _start(config)
+  steps, shapes = _examples(config, start)
+  algorithm = ALGORITHMS[config.algorithm](
+      start, total_steps=config.total_steps, seed=config.seed,
+      **config[config.algorithm])
+  tx = optim.chain(steps=config.total_steps, **config.optim)
+  update = _update(algorithm, tx, start.allowed)
+  params = parallel.unreplicate(start.params)
+  saved = checkpoints.Checkpoints(workdir)
+  state = saved.restore(State(np.zeros((), np.int32), params, tx.init(params)))
+  first = int(state.step)
+  state = parallel.replicate(state)
+
+  rows = config.data.batch_rows
+  order = batches.Batches(
+      shapes, rows * jax.local_device_count(), config.seed)
+  log = telemetry.Telemetry(workdir)
+  logging.info("%d steps of training questions, %d a batch; updates %d to %d.",
+               len(steps), rows * jax.local_device_count(), first,
+               config.total_steps)
+  window = []
+  for i in telemetry.progress(
+      range(first, config.total_steps), f"train ({config.algorithm})"):
+    examples = [steps[j] for j in order[i]]
+    with log.timed("batch"):
+      batch, report = algorithm.make_batch(state.params, examples, i, rows)
+    with log.timed("update"):
+      state, metrics = update(state, batch)
+      metrics = jax.device_get(parallel.unreplicate(metrics))
+    if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+      raise FloatingPointError(
+          f"Update {i} has loss {metrics['loss']} and gradient norm "
+          f"{metrics['grad_norm']}.  Lower config.optim.lr and start again: "
+          f"{workdir} goes on from its newest checkpoint.")
+    window.append(metrics | report)
+    last = i + 1 == config.total_steps
+    if last or (i + 1) % config.every.log == 0:
+      log.write(i + 1, _mean(window))
+      window = []
+    if last or (i + 1) % config.every.checkpoint == 0:
+      saved.save(i + 1, parallel.unreplicate(state))
+  saved.close()
+  trained = policy.Policy(start.settings, start.tokenizer_path, state.params)
+  trained.save(workdir / "policy")
+  return trained
+
+
+def _start(config: mlc.ConfigDict) -> policy.Policy:
+  """The policy that a run begins with."""
+  given = config.policy
+  if given.start_from:
+    return policy.load(given.start_from)
+  settings = policy.Settings.from_dict(given.settings.to_dict())
+  fresh = policy.create(settings, georouter.tokenizer_path(), config.seed)
+  if not given.induction:
+    return fresh
+  planted = induction.plant(
+      parallel.unreplicate(fresh.params), settings.model, config.seed)
+  return policy.Policy(
+      settings, fresh.tokenizer_path, parallel.replicate(planted))
+
+
+def _examples(
+    config: mlc.ConfigDict, start: policy.Policy
+) -> tuple[list[Step], list[tuple]]:
+  """Training steps with the shape that each is padded to."""
+  questions = georouter.questions(config.data.split)
+  if config.data.kb:
+    kbs = knowledge_base.open_kbs(config.data.kb)
+    retrieve = knowledge_base.retriever(kbs, config.data.passages)
+  else:
+    retrieve = _gold_evidence(questions)
+  steps = [step for trajectory in trajectories.gold_steps(questions, retrieve)
+           for step in trajectory]
+  packer, shapes = start.packer, []
+  for step in steps:
+    prompt = packer.encode(step_conversation(step, style=start.settings.style))
+    response = packer.tokenizer.encode_response(sft.demonstration(step))
+    shapes.append((packer.length(prompt.ids), bool(prompt.grid[0]),
+                   start.settings.response_length(len(response))))
+  return steps, shapes
+
+
+def _gold_evidence(questions: list[Question]) -> trajectories.Retrieve:
+  """A retriever that always finds the passage that holds the answer."""
+  known = {passage.id: passage for kb in KBS
+           for passage in georouter.passages(kb)}
+  found = [(known[hop.evidence[0]],) for question in questions
+           for hop in question.hops]
+  return lambda asked: found
+
+
+def _update(algorithm, tx: optax.GradientTransformation, allowed: np.ndarray):
+  """One step of the optimiser on every local device at once."""
+  allowed = jnp.asarray(allowed)
+
+  @functools.partial(jax.pmap, axis_name=parallel.DATA, donate_argnums=(0,))
+  def update(state, batch):
+    def objective(params):
+      numerator, denominator, metrics = algorithm.loss(params, batch, allowed)
+      return numerator, (denominator, metrics)
+
+    (loss, (count, metrics)), grads = jax.value_and_grad(
+        objective, has_aux=True)(state.params)
+    loss, count, metrics, grads = jax.lax.psum(
+        (loss, count, metrics, grads), parallel.DATA)
+    count = jnp.maximum(count, 1)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    updates, opt = tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {name: total / jnp.maximum(n, 1)
+               for name, (total, n) in metrics.items()}
+    metrics |= dict(loss=loss / count, grad_norm=optax.tree.norm(grads))
+    return State(state.step + 1, params, opt), metrics
+
+  return update
+
+
+def _mean(window: list[dict]) -> dict[str, float]:
+  """The mean of each scalar over the updates that report it."""
+  names = dict.fromkeys(name for scalars in window for name in scalars)
+  return {name: float(np.mean([s[name] for s in window if name in s]))
+          for name in names}
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  parallel.join_pod()
+  workdir = pathlib.Path(_WORKDIR.value)
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / "config.json").write_text(
+      json.dumps(_CONFIG.value.to_dict(), indent=1))
+  train(_CONFIG.value, workdir)
+  print(f"The policy is in {workdir / 'policy'}.")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  commands.run(main)
