@@ -1,0 +1,295 @@
+"""The routing loop: questions to trajectories, all questions at once.
+
+  plan -> passages -> answer -> plan -> .. -> final answer
+
+An answer step sees its sub-question and passages alone, plan and final steps
+the question with all sub-questions and answers, as in R1-Router.
+
+What a policy writes can be wrong.  Nothing of it stops the loop, and all of it
+is listed in `Trajectory.faults`, as "<kind>: <reason>":
+
+  plan      not of the protocol: drawn once more, at temperature 1, since a
+            greedy policy would repeat itself
+  stuck     the second try was no plan either: on to the final answer
+  repeated  the same sub-question was put to the same knowledge base before,
+            which can bring nothing new: on to the final answer
+  answer    not of the protocol: its words without tags go into the history
+  final     not of the protocol: stays Malformed, and scores 0
+  input     the picture cannot be read, or the prompt is too long: the step is
+            left out, and the question's neighbours never notice
+
+A `Planner` changes who decides on the next route.  The baselines are planners;
+their passages are read, and their final answer given, by the same policy.
+
+Sources: arxiv.org/abs/2505.22095 (R1-Router).
+"""
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from r1router_jax import protocol
+from r1router_jax.data.trajectories import MAX_HOPS
+from r1router_jax.inputs.images import BadImage
+from r1router_jax.inputs.tokenizer import PromptTooLong
+from r1router_jax.policy import Policy
+from r1router_jax.records import (
+  KBS,
+  Answer,
+  Malformed,
+  Plan,
+  Question,
+  Round,
+  Trajectory,
+)
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
+
+# Kinds of fault that end planning where the policy did not choose to stop.
+CUT_SHORT = ("stuck", "repeated", "input")
+
+_STOP = Plan("", protocol.NONE, "none")
+_TAGS = re.compile(
+    "</?(?:" + "|".join({*protocol.PLAN_TAGS, *protocol.ANSWER_TAGS}) + ")>",
+    re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+  """Who decides on a route; by default the policy.
+
+  Attributes:
+    fixed: (question, round) -> the plan, or None to have the policy write it.
+    redirect: (question, round, the policy's plan) -> the plan to execute.
+  """
+
+  fixed: Callable[[Question, int], Plan | None] = lambda question, n: None
+  redirect: Callable[[Question, int, Plan], Plan] = (
+      lambda question, n, plan: plan)
+
+
+def always(*kbs: str) -> Planner:
+  """Asks each of `kbs` once, in a round of its own, with the question itself.
+
+  So all three cost three retrievals and three readings, and need `max_steps`
+  of 3.
+  """
+
+  def fixed(question, n):
+    if n == len(kbs):
+      return _STOP
+    return Plan("", question.text[:protocol.MAX_SUB_QUESTION], kbs[n])
+
+  return Planner(fixed)
+
+
+def random_route(seed: int) -> Planner:
+  """The policy asks, or stops; chance says which knowledge base is asked."""
+
+  def redirect(question, n, plan):
+    if plan.route == "none":
+      return plan
+    rng = np.random.default_rng([seed, zlib.crc32(question.id.encode()), n])
+    return dataclasses.replace(plan, route=str(rng.choice(KBS)))
+
+  return Planner(redirect=redirect)
+
+
+def oracle_route() -> Planner:
+  """The policy asks; the gold trace says where, and when it is enough.
+
+  A policy that stops too early does stop: there is no sub-question to send.
+  """
+
+  def fixed(question, n):
+    return _STOP if n >= len(question.hops) else None
+
+  def redirect(question, n, plan):
+    if plan.route == "none":
+      return plan
+    return dataclasses.replace(plan, route=question.hops[n].routes[0])
+
+  return Planner(fixed, redirect)
+
+
+METHODS: dict[str, Callable[[int], Planner]] = {  # A planner from a seed.
+    "r1_router": lambda seed: Planner(),
+    "always_text": lambda seed: always("text"),
+    "always_image": lambda seed: always("image"),
+    "always_table": lambda seed: always("table"),
+    "always_all": lambda seed: always(*KBS),
+    "never": lambda seed: always(),
+    "random_route": random_route,
+    "oracle_route": lambda seed: oracle_route(),
+}
+
+
+@dataclasses.dataclass
+class _Walk:
+  """A trajectory in the making."""
+
+  question: Question
+  rounds: list[Round] = dataclasses.field(default_factory=list)
+  final: Answer | Malformed | None = None
+  faults: list[str] = dataclasses.field(default_factory=list)
+  tokens: int = 0
+  planning: bool = True
+
+  @property
+  def history(self) -> list[tuple[str, str]]:
+    return [(done.plan.sub_question, _words(done.answer))
+            for done in self.rounds]
+
+  def fault(self, kind: str, reason: str) -> None:
+    if f"{kind}: {reason}" not in self.faults:
+      self.faults.append(f"{kind}: {reason}")
+    if kind in CUT_SHORT:
+      self.planning = False
+
+  def trajectory(self) -> Trajectory:
+    return Trajectory(self.question, tuple(self.rounds), self.final,
+                      tuple(self.faults), self.tokens)
+
+
+def route(
+    policy: Policy,
+    kbs: Mapping[str, KnowledgeBase],
+    questions: Sequence[Question],
+    key: jax.Array,
+    *,
+    planner: Planner | None = None,
+    max_steps: int = MAX_HOPS,
+    k: int | Mapping[str, int] = 1,
+    temperature: float = 0.0,
+) -> list[Trajectory]:
+  """The trajectory of each question; none depends on its neighbours.
+
+  Args:
+    policy: writes plans and answers, in its own style.
+    kbs: the three knowledge bases, by kind.
+    questions: to answer.
+    key: of all samples.
+    planner: who decides on routes; by default the policy.
+    max_steps: rounds before the final answer, at most.
+    k: passages that a round reads, of each kind or of all alike.
+    temperature: of every response; 0 is greedy.
+
+  Raises:
+    ValueError: where a question has no text.
+  """
+  for question in questions:
+    if not question.text.strip():
+      raise ValueError(f"Question {question.id!r} is empty; give it a text.")
+  walks = [_Walk(question) for question in questions]
+  style, planner = policy.settings.style, planner or Planner()
+  retrieve = retriever(kbs, k)
+  for walk in walks:  # A baseline would search with a broken picture.
+    _fits(policy, walk, _plan_conversation(walk, style))
+  for n in range(max_steps):
+    plan_key, answer_key = jax.random.split(jax.random.fold_in(key, n))
+    planned = _plan(policy, planner, [w for w in walks if w.planning], n,
+                    plan_key, temperature)
+    if not planned:
+      break
+    found = retrieve([(plan.route, plan.sub_question, walk.question.image)
+                      for walk, plan in planned])
+    answers = _ask(
+        policy, [walk for walk, _ in planned],
+        [protocol.answer_conversation(
+            plan.sub_question, passages, walk.question.image, style=style)
+         for (walk, plan), passages in zip(planned, found, strict=True)],
+        answer_key, temperature)
+    for (walk, plan), passages, answer in zip(
+        planned, found, answers, strict=True):
+      walk.rounds.append(Round(plan, passages, answer))
+  finals = _ask(
+      policy, walks,
+      [protocol.final_conversation(
+          walk.question.text, walk.question.image, walk.history, style=style)
+       for walk in walks],
+      jax.random.fold_in(key, max_steps), temperature)
+  for walk, final in zip(walks, finals, strict=True):
+    walk.final = final
+  return [walk.trajectory() for walk in walks]
+
+
+def _plan(
+    policy: Policy, planner: Planner, walks: Sequence[_Walk], n: int,
+    key: jax.Array, temperature: float,
+) -> list[tuple[_Walk, Plan]]:
+  """The plans of round `n`, for walks that go on."""
+  plans = [planner.fixed(walk.question, n) for walk in walks]
+  left = [i for i, plan in enumerate(plans) if plan is None]
+  for attempt, warmth in enumerate((temperature, 1.0)):
+    asked = [walks[i] for i in left]
+    found = _ask(
+        policy, asked,
+        [_plan_conversation(walk, policy.settings.style) for walk in asked],
+        jax.random.fold_in(key, attempt), warmth)
+    for i, plan in zip(left, found, strict=True):
+      plans[i] = plan if isinstance(plan, Malformed) else planner.redirect(
+          walks[i].question, n, plan)
+    left = [i for i in left
+            if isinstance(plans[i], Malformed) and walks[i].planning]
+  for i in left:
+    walks[i].fault("stuck", "no plan in two tries")
+  for walk, plan in zip(walks, plans, strict=True):
+    if not isinstance(plan, Plan) or plan.route == "none":
+      walk.planning = False
+    elif _name(plan) in {_name(done.plan) for done in walk.rounds}:
+      walk.fault("repeated", plan.sub_question)
+  return [(walk, plan) for walk, plan in zip(walks, plans, strict=True)
+          if walk.planning]
+
+
+def _ask(
+    policy: Policy, walks: Sequence[_Walk],
+    conversations: Sequence[protocol.Conversation],
+    key: jax.Array, temperature: float,
+) -> list[Plan | Answer | Malformed]:
+  """The parsed responses; their tokens and faults are added to the walks."""
+  results = [_fits(policy, *pair)
+             for pair in zip(walks, conversations, strict=True)]
+  good = [i for i, unfit in enumerate(results) if unfit is None]
+  responses = policy.respond(
+      [conversations[i] for i in good], key, temperature=temperature)
+  for i, (response,) in zip(good, responses, strict=True):
+    kind = conversations[i].kind
+    read = protocol.parse_plan if kind == "plan" else protocol.parse_answer
+    results[i] = read(response.text)
+    walks[i].tokens += len(response.tokens)
+    if isinstance(results[i], Malformed):
+      walks[i].fault(kind, results[i].reason)
+  return results
+
+
+def _fits(
+    policy: Policy, walk: _Walk, conversation: protocol.Conversation
+) -> Malformed | None:
+  """None where the policy can read the prompt; else why not, a fault."""
+  try:
+    policy.packer.encode(conversation)
+  except (BadImage, PromptTooLong) as error:
+    walk.fault("input", str(error))
+    return Malformed("", str(error))
+  return None
+
+
+def _plan_conversation(walk: _Walk, style: str) -> protocol.Conversation:
+  question = walk.question
+  return protocol.plan_conversation(
+      question.text, question.image, walk.history, style=style)
+
+
+def _words(answer: Answer | Malformed) -> str:
+  if isinstance(answer, Answer):
+    return answer.text
+  bare = " ".join(_TAGS.sub(" ", answer.text).split())
+  return bare[:protocol.MAX_ANSWER]
+
+
+def _name(plan: Plan) -> tuple[str, str]:
+  return plan.sub_question.casefold(), plan.route

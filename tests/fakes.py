@@ -1,0 +1,51 @@
+"""A policy that answers from a script, and knowledge bases without vectors."""
+
+import types
+
+import numpy as np
+
+from r1router_jax.inputs.images import BadImage
+from r1router_jax.policy import Policy
+from r1router_jax.records import Passage, Response
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+
+
+class Scripted(Policy):
+  """`script(kind, prompt, temperature)` is the text it writes."""
+
+  settings = types.SimpleNamespace(style="full")
+
+  def __init__(self, script):
+    self.script, self.asked = script, []  # Prompts, one list for each call.
+    self.packer = self
+
+  def encode(self, conversation):
+    if conversation.image.startswith("missing"):
+      raise BadImage(f"{conversation.image} does not exist.")
+
+  def respond(self, conversations, key, n=1, temperature=0.0):
+    prompts = ["".join(s.text for s in c.user) for c in conversations]
+    self.asked.append(list(zip(
+        [c.kind for c in conversations], prompts, strict=True)))
+    texts = [self.script(c.kind, prompt, temperature)
+             for c, prompt in zip(conversations, prompts, strict=True)]
+    return [[Response(text, np.zeros(len(text.split()), np.int32),
+                      np.zeros(len(text.split()), np.float32))] * n
+            for text in texts]
+
+
+class Echo(KnowledgeBase):
+  """Finds passages that repeat the query."""
+
+  def __init__(self, kb):
+    self.kb, self.queries = kb, []
+
+  def search(self, queries, k):
+    self.queries += queries
+    return [[Passage(f"{self.kb}/{n}", self.kb, f"{self.kb} on {query.text}",
+                     score=1 - n / 10) for n in range(k)]
+            for query in queries]
+
+
+def kbs():
+  return {kb: Echo(kb) for kb in ("text", "image", "table")}
