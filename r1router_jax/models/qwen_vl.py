@@ -22,7 +22,7 @@ Sources: transformers, models/qwen2_5_vl (mathematics, names of weights);
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import einops
 import jax
@@ -31,7 +31,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax.models import layers
+from r1router_jax.models import hf, layers
 from r1router_jax.models.layers import Cache, Linear, RMSNorm, SwiGLU
 
 
@@ -327,3 +327,82 @@ def empty_cache(config: Config, rows: int, room: int, dtype) -> Cache:
   """Own keys and values of `rows` responses of at most `room` tokens."""
   shape = (config.layers, rows, room, config.kv_heads, config.head_size)
   return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def _linear(
+  name: str, path: str, axes: str, bias: bool = True
+) -> tuple[hf.Row, ...]:
+  """Lines of a linear layer; `axes` are its layers, if stacked, in and out."""
+  *stack, d, f = axes.split()
+  stack = "".join(letter + " " for letter in stack)
+  rows = (
+    (name + ".weight", path + "/w", f"{stack}{f} {d} -> {stack}{d} {f}"),
+    (name + ".bias", path + "/b", f"{stack}{f} -> {stack}{f}"))
+  return rows if bias else rows[:1]
+
+
+_LAYER, _BLOCK = "model.layers.{}.", "visual.blocks.{}."
+# The sizes of the letters are those of `hf_axes`.
+HF_TABLE = (
+  ("model.embed_tokens.weight", "embed", "V D -> V D"),
+  ("lm_head.weight", "head", "V D -> V D"),
+  ("model.norm.weight", "norm/scale", "D -> D"),
+  (_LAYER + "input_layernorm.weight", "layers/ln1/scale", "L D -> L D"),
+  (_LAYER + "post_attention_layernorm.weight", "layers/ln2/scale",
+   "L D -> L D"),
+  *_linear(_LAYER + "self_attn.q_proj", "layers/q", "L D Q"),
+  *_linear(_LAYER + "self_attn.k_proj", "layers/k", "L D K"),
+  *_linear(_LAYER + "self_attn.v_proj", "layers/v", "L D K"),
+  *_linear(_LAYER + "self_attn.o_proj", "layers/o", "L Q D", False),
+  *_linear(_LAYER + "mlp.gate_proj", "layers/mlp/gate", "L D F", False),
+  *_linear(_LAYER + "mlp.up_proj", "layers/mlp/up", "L D F", False),
+  *_linear(_LAYER + "mlp.down_proj", "layers/mlp/down", "L F D", False),
+  ("visual.patch_embed.proj.weight", "vision/patch/w",
+   "E C T Y X -> (C T Y X) E"),
+  (_BLOCK + "norm1.weight", "vision/blocks/ln1/scale", "B E -> B E"),
+  (_BLOCK + "norm2.weight", "vision/blocks/ln2/scale", "B E -> B E"),
+  *_linear(_BLOCK + "attn.qkv", "vision/blocks/qkv", "B E QKV"),
+  *_linear(_BLOCK + "attn.proj", "vision/blocks/o", "B N E"),
+  *_linear(_BLOCK + "mlp.gate_proj", "vision/blocks/mlp/gate", "B E G"),
+  *_linear(_BLOCK + "mlp.up_proj", "vision/blocks/mlp/up", "B E G"),
+  *_linear(_BLOCK + "mlp.down_proj", "vision/blocks/mlp/down", "B G E"),
+  ("visual.merger.ln_q.weight", "vision/ln_q/scale", "E -> E"),
+  *_linear("visual.merger.mlp.0", "vision/merge1", "M O"),
+  *_linear("visual.merger.mlp.2", "vision/merge2", "O D"),
+)
+
+
+def hf_table(config: Config) -> tuple[hf.Row, ...]:
+  """`HF_TABLE`; a head that is the embedding may stand in a file, unread."""
+  if not config.tied:
+    return HF_TABLE
+  return tuple(
+    (name, "", "") if path == "head" else (name, path, pattern)
+    for name, path, pattern in HF_TABLE)
+
+
+def hf_axes(config: Config) -> dict[str, int]:
+  v = config.vision
+  merged = v.hidden * v.merge**2
+  return dict(
+    V=config.vocab, D=config.hidden, F=config.mlp, L=config.layers,
+    Q=config.heads * config.head_size, K=config.kv_heads * config.head_size,
+    C=3, T=v.temporal, Y=v.patch, X=v.patch, B=v.layers, E=v.hidden,
+    N=v.hidden, QKV=3 * v.hidden, G=v.mlp, M=merged, O=merged)
+
+
+def load(path: str, config: Config, dtype: Any = None, **options: Any) -> dict:
+  """Parameters of a Hugging Face checkpoint; `options` are `hf.load`'s.
+
+  Its tensors may have the names of published files, or those that the model
+  has in memory since transformers 4.52.
+  """
+  return hf.load(
+    path, hf_table(config), hf_axes(config), dtype=dtype,
+    rename=(("model.visual.", "visual."), ("model.language_model.", "model.")),
+    **options)
+
+
+def save(path: str, params: dict, config: Config, **options: Any) -> None:
+  """Writes `params` under the names of published files; see `hf.save`."""
+  hf.save(path, params, hf_table(config), hf_axes(config), **options)

@@ -1,0 +1,334 @@
+"""The whole model against transformers', and facts that hold for any input."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from r1router_jax import sampling
+from r1router_jax.models import hf, layers, qwen_vl
+from tests import tiny
+
+CONFIGS = {
+    "grouped": tiny.CONFIG,
+    "tied": dataclasses.replace(tiny.CONFIG, tied=True, kv_heads=4),
+}
+# Windows are 4 x 4 patches: sizes that fit, that do not, and a lone strip.
+GRIDS = [(4, 4), (6, 10), (2, 14), (8, 4)]
+
+
+@functools.lru_cache
+def compiled(config, method):
+  model = qwen_vl.QwenVL(config, remat=False)
+  return jax.jit(
+      lambda params, *args: model.apply(
+          {"params": params}, *args, method=method),
+      compiler_options=tiny.COMPILE_FAST)
+
+
+def apply(config, method, *args):
+  return compiled(config, method)(tiny.params(config), *args)
+
+
+def pictures(model, prompt):
+  return model.vision(prompt)
+
+
+def logits(config, states):
+  return np.asarray(states) @ np.asarray(apply(config, "vocabulary")).T
+
+
+def states_of(config, batch, response, length=32):
+  return np.asarray(apply(
+      config, "__call__", tiny.pack(config, batch, length), response))
+
+
+# ---- Transformers.
+
+
+def torch_model(config, folder=None):
+  """transformers' model of the same sizes; with the weights in `folder`."""
+  pytest.importorskip("torch")
+  import transformers
+  v = config.vision
+  theirs = transformers.Qwen2_5_VLConfig(
+      text_config=dict(
+          vocab_size=config.vocab, hidden_size=config.hidden,
+          intermediate_size=config.mlp, num_hidden_layers=config.layers,
+          num_attention_heads=config.heads,
+          num_key_value_heads=config.kv_heads, rms_norm_eps=config.eps,
+          rope_parameters=dict(
+              rope_type="default", rope_theta=config.theta,
+              mrope_section=list(config.mrope_section)),
+          tie_word_embeddings=config.tied, use_sliding_window=False,
+          bos_token_id=0, eos_token_id=2, pad_token_id=0),
+      vision_config=dict(
+          depth=v.layers, hidden_size=v.hidden, intermediate_size=v.mlp,
+          num_heads=v.heads, out_hidden_size=config.hidden,
+          patch_size=v.patch, spatial_merge_size=v.merge,
+          temporal_patch_size=v.temporal, window_size=v.window,
+          fullatt_block_indexes=list(v.full_blocks)),
+      image_token_id=tiny.tokenizer().picture, video_token_id=1,
+      vision_start_token_id=3, vision_end_token_id=4,
+      tie_word_embeddings=config.tied, attn_implementation="eager")
+  kind = transformers.Qwen2_5_VLForConditionalGeneration
+  if folder is None:
+    return kind(theirs).eval()
+  theirs.save_pretrained(folder)
+  model, report = kind.from_pretrained(
+      folder, output_loading_info=True, attn_implementation="eager")
+  assert not any(report.values()), report  # Missing, unexpected, mismatched.
+  return model.eval()
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request, tmp_path_factory):
+  """A config and transformers' model, with weights that we exported."""
+  config = CONFIGS[request.param]
+  folder = str(tmp_path_factory.mktemp(request.param))
+  qwen_vl.save(folder, tiny.params(config), config)
+  return config, torch_model(config, folder)
+
+
+def torch_inputs(encoded):
+  """One row for transformers: no padding, its own idea of positions."""
+  import torch
+  ids = torch.tensor([encoded.ids])
+  inputs = dict(
+      input_ids=ids, attention_mask=torch.ones_like(ids),
+      mm_token_type_ids=(ids == tiny.tokenizer().picture).int())
+  if encoded.patches is not None:
+    inputs |= dict(
+        pixel_values=torch.tensor(encoded.patches),
+        image_grid_thw=torch.tensor([[1, *encoded.grid]]))
+  return inputs
+
+
+def torch_logits(model, encoded, response):
+  """Logits that predict each token of `response`."""
+  import torch
+  whole = dataclasses.replace(encoded, ids=[*encoded.ids, *response.tolist()])
+  model.model.rope_deltas = None
+  with torch.no_grad():
+    out = model(**torch_inputs(whole)).logits[0].numpy()
+  return out[len(encoded.ids) - 1:-1]
+
+
+ROWS = {
+    "text": [(9, (0, 0)), (4, (0, 0)), (1, (0, 0))],
+    "strips": [(7, (2, 14)), (3, (10, 2))],
+    "mixed": [(5, (6, 10)), (9, (0, 0)), (12, (4, 4)), (3, (8, 4))],
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("rows", ROWS)
+def test_logits_are_those_of_transformers(pair, rows):
+  config, model = pair
+  rng = np.random.default_rng(0)
+  batch = [tiny.encoded(rng, config, *row) for row in ROWS[rows]]
+  response = tiny.responses(rng, config, len(batch), 2, 5)
+  got = logits(config, states_of(config, batch, response))
+  for row, encoded in enumerate(batch):
+    for member in range(2):
+      wanted = torch_logits(model, encoded, response[row, member])
+      np.testing.assert_allclose(got[row, member], wanted, atol=1e-4)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("grid", GRIDS)
+def test_picture_tokens_are_those_of_transformers(pair, grid):
+  import torch
+  config, model = pair
+  encoded = tiny.encoded(np.random.default_rng(1), config, 4, grid)
+  prompt = tiny.pack(config, [encoded])
+  got = apply(config, pictures, prompt)[0]
+  with torch.no_grad():
+    wanted = model.model.visual(
+        torch.tensor(encoded.patches),
+        grid_thw=torch.tensor([[1, *grid]])).pooler_output.numpy()
+  np.testing.assert_allclose(got[:len(wanted)], wanted, atol=1e-4)
+
+
+@pytest.mark.oracle
+def test_greedy_responses_are_those_of_transformers(pair):
+  import torch
+  config, model = pair
+  rng = np.random.default_rng(2)
+  batch = [tiny.encoded(rng, config, *row) for row in ROWS["mixed"]]
+  drawn = sampling.sample(
+      qwen_vl.QwenVL(config), tiny.params(config), tiny.pack(config, batch),
+      sampling.keys(jax.random.key(0), jnp.arange(len(batch)), 1),
+      jnp.float32(0), jnp.ones(config.vocab, bool), tokens=10, end=2)
+  for row, encoded in enumerate(batch):
+    model.model.rope_deltas = None
+    with torch.no_grad():
+      wanted = model.generate(
+          **torch_inputs(encoded), max_new_tokens=10, do_sample=False,
+      )[0, len(encoded.ids):].numpy()
+    got = np.asarray(drawn.tokens[row, 0])[np.asarray(drawn.mask[row, 0])]
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", CONFIGS)
+def test_imports_either_generation_of_names(tmp_path, name):
+  """Files have `visual.` and `model.`, memory has `model.language_model.`."""
+  from safetensors.torch import save_file
+  config = CONFIGS[name]
+  model = torch_model(config)
+  model.save_pretrained(tmp_path)
+  published = qwen_vl.load(str(tmp_path), config)
+  tensors = {k: v.clone() for k, v in model.state_dict().items()}
+  assert any(k.startswith("model.language_model.") for k in tensors)
+  save_file(tensors, tmp_path / "memory.safetensors")
+  again = qwen_vl.load(str(tmp_path / "memory.safetensors"), config)
+  jax.tree.map(np.testing.assert_array_equal, published, again)
+
+
+# ---- Weights, without PyTorch.
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_table_is_read_both_ways(tmp_path, name):
+  config = CONFIGS[name]
+  params = tiny.params(config)
+  path = str(tmp_path / "w.safetensors")
+  qwen_vl.save(path, params, config)
+  assert ("lm_head.weight" in load_file(path)) == (not config.tied)
+  again = qwen_vl.load(path, config)
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize("config", [
+    qwen_vl.Config(),
+    qwen_vl.Config(vocab=151936, hidden=2048, mlp=11008, layers=36, heads=16,
+                   kv_heads=2, tied=True)])
+def test_table_covers_the_published_sizes(config):
+  """Every leaf of the 7B and 3B models has a line of its very size."""
+  prompt = tiny.pack(config, [tiny.Encoded([7])], patches=1)
+  shapes = jax.eval_shape(
+      qwen_vl.QwenVL(config).init, jax.random.key(0), prompt,
+      np.zeros((1, 1, 2), np.int32))["params"]
+  flat = {"/".join(k.key for k in path): x.shape
+          for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
+  axes = qwen_vl.hf_axes(config)
+  table = {leaf: "->".join(pattern.split("->")[::-1])
+           for _, leaf, pattern in qwen_vl.hf_table(config) if leaf}
+  assert flat == {leaf: hf.shape(right, axes) for leaf, right in table.items()}
+  total = sum(np.prod(shape) for shape in flat.values())
+  # arxiv.org/abs/2502.13923's "7B" and "3B", with the vision tower.
+  assert round(total / 1e9, 2) == (3.75 if config.tied else 8.29)
+
+
+# ---- Facts for any input.
+
+
+@pytest.fixture
+def rows():
+  rng = np.random.default_rng(3)
+  batch = [tiny.encoded(rng, tiny.CONFIG, *row) for row in ROWS["mixed"]]
+  return batch, tiny.responses(rng, tiny.CONFIG, len(batch), 3, 6)
+
+
+def test_padding_changes_nothing(rows):
+  batch, response = rows
+  tight = states_of(tiny.CONFIG, batch, response, length=32)
+  wide = states_of(tiny.CONFIG, batch, response, length=41)
+  np.testing.assert_allclose(tight, wide, atol=1e-5)
+  later = response.copy()
+  later[..., 4:] = 0  # What follows a token cannot change its state.
+  np.testing.assert_allclose(
+      states_of(tiny.CONFIG, batch, later)[..., :5, :], tight[..., :5, :],
+      atol=1e-5)
+
+
+def test_rows_do_not_see_each_other(rows):
+  """Each row alone: its picture, next to none, in fewer windows."""
+  batch, response = rows
+  together = states_of(tiny.CONFIG, batch, response)
+  for row in (1, 2):
+    alone = states_of(tiny.CONFIG, batch[row:row + 1], response[row:row + 1])
+    np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
+
+
+def test_members_of_a_group_equal_each_alone(rows):
+  batch, response = rows
+  group = states_of(tiny.CONFIG, batch, response)
+  for member in range(response.shape[1]):
+    one = slice(member, member + 1)
+    alone = states_of(tiny.CONFIG, batch, response[:, one])
+    np.testing.assert_allclose(alone, group[:, one], atol=1e-5)
+
+
+def test_a_response_read_as_a_prompt_has_the_same_states(rows):
+  """`extend` after a prompt is `prefill` of the prompt and the response."""
+  batch, response = rows
+  text = batch[1]
+  states = states_of(tiny.CONFIG, batch, response)[1, 0]
+  for t in range(response.shape[2]):
+    whole = tiny.Encoded([*text.ids, *response[1, 0, :t].tolist()])
+    last = apply(
+        tiny.CONFIG, "prefill", tiny.pack(tiny.CONFIG, [whole])).last
+    np.testing.assert_allclose(last[0], states[t], atol=1e-5)
+
+
+def test_decoding_steps_equal_extend(rows):
+  batch, response = rows
+  config = tiny.CONFIG
+  states = states_of(config, batch, response)
+  prefix = apply(config, "prefill", tiny.pack(config, batch))
+  b, g, t = response.shape
+  own = qwen_vl.empty_cache(config, b * g, t + 2, jnp.float32)
+  for i in range(t - 1):
+    token = jnp.asarray(response[:, :, i].reshape(-1))
+    state, own = apply(config, "decode", prefix, own, token, jnp.int32(i))
+    np.testing.assert_allclose(
+        state.reshape(b, g, -1), states[:, :, i + 1], atol=1e-5)
+
+
+def test_a_picture_is_seen_where_it_stands(rows):
+  batch, response = rows
+  states = states_of(tiny.CONFIG, batch, response)
+  changed = [dataclasses.replace(batch[0], patches=batch[0].patches + 1),
+             *batch[1:]]
+  moved = np.abs(states_of(tiny.CONFIG, changed, response) - states)
+  assert moved[0].max() > 1e-2
+  np.testing.assert_allclose(moved[1:], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [*GRIDS, (6, 6), (16, 2)])
+def test_window_plan_by_hand(grid):
+  """Each patch once, in a window of its own neighbours."""
+  v = tiny.VISION
+  h, w = grid
+  side, blocks = v.window // v.patch, w // 2
+  gather, valid, place, inverse = qwen_vl.plan_image(
+      h, w, v, windows=16, tokens=64)
+  assert sorted(gather[valid]) == list(range(h * w))
+  for patch in range(h * w):
+    (i, j), (u, s) = divmod(patch // 4, blocks), divmod(patch % 4, 2)
+    row, column = 2 * i + u, 2 * j + s
+    (window,), (slot,) = np.where(valid & (gather == patch))
+    np.testing.assert_array_equal(place[window, slot], (row, column))
+    across = -(-w // side)
+    assert window == row // side * across + column // side
+    assert inverse[patch // 4] == window * side**2 // 4 + slot // 4
+
+
+def test_projections_have_the_gradient_of_a_product():
+  """`layers.project` has a backward pass of its own."""
+  rng = np.random.default_rng(4)
+  for d, f in ((5, 3), (3, 5)):
+    x, w, g = (rng.normal(size=size).astype(np.float32)
+               for size in ((2, 4, d), (d, f), (2, 4, f)))
+    value, back = jax.vjp(layers.project, x, w)
+    wanted, wanted_back = jax.vjp(lambda x, w: x @ w, x, w)
+    np.testing.assert_allclose(value, wanted, atol=1e-6)
+    for got, want in zip(back(g), wanted_back(g), strict=True):
+      np.testing.assert_allclose(got, want, atol=1e-5)

@@ -1,0 +1,94 @@
+"""A tiny policy for tests: random weights, a real tokenizer, any pictures."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import r1router_jax
+from r1router_jax import policy
+from r1router_jax.inputs.pack import Encoded, Packer
+from r1router_jax.inputs.tokenizer import Tokenizer
+from r1router_jax.models import qwen_vl
+
+TOKENIZER = pathlib.Path(
+    r1router_jax.__path__[0], "data/files/georouter/tokenizer.json")
+COMPILE_FAST = {"xla_backend_optimization_level": 0,
+                "xla_llvm_disable_expensive_passes": True}
+VISION = qwen_vl.VisionConfig(
+    hidden=16, mlp=20, layers=3, heads=2, patch=4, window=16, full_blocks=(1,))
+CONFIG = qwen_vl.Config(
+    vocab=61, hidden=32, mlp=40, layers=2, heads=4, kv_heads=2,
+    mrope_section=(1, 2, 1), theta=100.0, vision=VISION)
+# As CONFIG, for ids of the tokenizer.
+SPOKEN = dataclasses.replace(CONFIG, vocab=4096, tied=True)
+SETTINGS = policy.Settings(
+    model=SPOKEN, style="compact", prompt_tokens=(24, 48),
+    response_tokens=(8, 12), min_pixels=64, max_pixels=1024, batch_rows=2)
+
+
+@functools.lru_cache(maxsize=8)
+def params(config, seed=0):
+  """Every leaf random: an initial 0 or 1 would hide a bias or a norm."""
+  prompt = pack(config, [Encoded([1, 2])], patches=1)
+  shapes = jax.eval_shape(
+      qwen_vl.QwenVL(config).init, jax.random.key(0), prompt,
+      np.zeros((1, 1, 2), np.int32))["params"]
+  rng = np.random.default_rng(seed)
+
+  def leaf(path, x):
+    noise = rng.normal(size=x.shape)
+    name = path[-1].key
+    if name == "w":
+      noise *= x.shape[-2] ** -0.5
+    elif name == "scale":
+      noise = 1 + 0.2 * noise
+    elif name == "b":
+      noise *= 0.2
+    return jnp.asarray(noise, jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+@functools.lru_cache(maxsize=2)
+def tokenizer(style="compact"):
+  return Tokenizer(TOKENIZER, style)
+
+
+def packer(config=CONFIG, lengths=(32,)):
+  return Packer(tokenizer(), config.vision, lengths, 64, 4096)
+
+
+def pack(config, batch, length=32, patches=None):
+  """The prompts on one device; `patches` forces the tower to be traced."""
+  packed = jax.tree.map(
+      lambda x: x[0], packer(config, (length,)).pack(batch, 1, len(batch)))
+  if patches is None or len(packed.patches):
+    return packed
+  v = config.vision
+  room, slots = len(batch), (v.window // v.patch) ** 2
+  return packed._replace(
+      patches=np.zeros((room, slots, 3 * v.temporal * v.patch**2), np.float32),
+      gather=np.zeros((room, 1, slots), np.int32),
+      valid=np.zeros((room, 1, slots), bool),
+      place=np.zeros((room, 1, slots, 2), np.int32),
+      inverse=np.zeros((room, slots // v.merge**2), np.int32))
+
+
+def encoded(rng, config, text, grid=(0, 0)):
+  """A prompt of `text` random tokens around a picture of `grid` patches."""
+  image, first = tokenizer().picture, 6  # Below are control tokens.
+  ids = rng.integers(first, config.vocab, text).tolist()
+  if grid == (0, 0):
+    return Encoded(ids)
+  v, at = config.vision, text // 3
+  pads = [image] * (grid[0] * grid[1] // v.merge**2)
+  patches = rng.normal(size=(grid[0] * grid[1], 3 * v.temporal * v.patch**2))
+  return Encoded(ids[:at] + pads + ids[at:], patches.astype(np.float32), grid)
+
+
+def responses(rng, config, *shape):
+  return rng.integers(6, config.vocab, shape).astype(np.int32)
