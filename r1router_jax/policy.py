@@ -28,6 +28,10 @@ from r1router_jax.protocol import Conversation
 from r1router_jax.records import Response
 
 
+# The tiny policy that the package brings, after its supervised warm start.
+WARM_START = pathlib.Path(__file__).parent / "data" / "files" / "warm_start"
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """What `config.json` holds.

@@ -113,6 +113,8 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
 def _start(config: mlc.ConfigDict) -> policy.Policy:
   """The policy that a run begins with."""
   given = config.policy
+  if given.start_from == "warm_start":
+    return policy.load(policy.WARM_START)
   if given.start_from:
     return policy.load(given.start_from)
   settings = policy.Settings.from_dict(given.settings.to_dict())

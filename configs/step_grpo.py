@@ -1,0 +1,43 @@
+r"""Step-GRPO on steps of GeoRouter's training questions, from the warm start.
+
+  python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
+      --workdir=runs/step_grpo --config.data.kb=runs/kb
+"""
+
+import ml_collections as mlc
+
+
+def get_config(variant: str = "tiny") -> mlc.ConfigDict:
+  """The run for policy `variant`: "tiny", or "smoke" for tests."""
+  c = mlc.ConfigDict()
+  c.seed = 0
+  c.algorithm = "step_grpo"
+  c.total_steps = 150
+  c.policy = dict(
+      start_from="warm_start",  # A policy's folder, or the shipped warm start.
+      induction=False,
+      settings=dict())
+  c.data = dict(
+      split="train",
+      kb="runs/kb",       # Where build_kb wrote the knowledge bases.
+      passages=dict(text=1, image=1, table=1),  # Read per answer step.
+      batch_rows=32)      # Steps per update and device.
+  c.step_grpo = dict(
+      group_size=8,       # Responses per step; advantages compare these.
+      temperature=1.0,
+      clip_low=0.2, clip_high=0.28,  # Trust region of the ratio.
+      reward="reference")
+  c.optim = dict(
+      name="adamw", lr=3e-4, muon_lr=0.0, warmup=5, final=0.1,
+      weight_decay=0.0, clip_norm=1.0)
+  c.every = dict(log=5, checkpoint=50)  # In updates.
+
+  if variant == "smoke":
+    c.total_steps = 2
+    c.data.batch_rows = 4
+    c.step_grpo.group_size = 2
+    c.every.update(log=1, checkpoint=1)
+  elif variant != "tiny":
+    raise ValueError(
+        f"No variant {variant!r} of step_grpo: take 'tiny' or 'smoke'.")
+  return c
