@@ -16,7 +16,8 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.policy = dict(
       start_from="warm_start",  # A policy's folder, or the shipped warm start.
       induction=False,
-      settings=dict())
+      settings=dict(        # Changes to that policy's: few shapes to compile.
+          prompt_tokens=(48, 96, 160), response_tokens=(24, 48)))
   c.data = dict(
       split="train",
       kb="runs/kb",       # Where build_kb wrote the knowledge bases.

@@ -16,20 +16,20 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 RUN=$ROOT/runs/quickstart
 SEED=0
-VARIANT=
+SCRATCH=
 for arg; do
   case $arg in
     --workdir=?*) RUN=$(absolute "${arg#*=}") ;;
     --seed=*[!0-9]* | --seed=) die "$arg: a seed is a whole number." ;;
     --seed=*) SEED=${arg#*=} ;;
-    --from_scratch) VARIANT=:from_scratch ;;
+    --from_scratch) SCRATCH=yes ;;
     --help | -h) usage ;;
     *) die "Unknown argument $arg; see --help." ;;
   esac
 done
 
 # The arguments that made a directory stay with it.
-settings="seed=$SEED variant=${VARIANT#:}"
+settings="seed=$SEED from_scratch=${SCRATCH:-no}"
 if [[ -f $RUN/settings && $(<"$RUN/settings") != "$settings" ]]; then
   die "$RUN holds another run ($(<"$RUN/settings"), asked: $settings)." \
     "Give this one a directory of its own: --workdir=DIR"
@@ -44,10 +44,24 @@ cd "$ROOT"
 mkdir -p "$RUN"
 printf '%s' "$settings" >"$RUN/settings"
 
-config=(--config="configs/quickstart.py$VARIANT" --config.seed="$SEED")
+sft=(--config=configs/sft.py:tiny --config.seed="$SEED")
+start=warm_start
 run python -m r1router_jax.build_kb --out="$RUN/kb"
-run python -m r1router_jax.train "${config[@]}" --workdir="$RUN"
-run python -m r1router_jax.eval "${config[@]}" --workdir="$RUN"
+run python -m r1router_jax.train "${sft[@]}" --config.total_steps=0 \
+  --workdir="$RUN/untrained"
+if [[ $SCRATCH ]]; then
+  start=$RUN/sft/policy
+  run python -m r1router_jax.train "${sft[@]}" --workdir="$RUN/sft"
+else
+  say "Starting from the shipped warm start, which configs/sft.py:tiny made" \
+    "(its figures: r1router_jax/data/files/warm_start/README.md)."
+fi
+run python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
+  --config.seed="$SEED" --config.data.kb="$RUN/kb" \
+  --config.policy.start_from="$start" --workdir="$RUN/step_grpo"
+run python -m r1router_jax.eval --kb="$RUN/kb" --workdir="$RUN/eval" \
+  --policy="untrained=$RUN/untrained/policy,warm_start=$start,step_grpo=$RUN/step_grpo/policy" \
+  --curves="step_grpo=$RUN/step_grpo" --report="$RUN/report.html"
 
 touch "$RUN/done"
 say "Done.  Open $RUN/report.html"

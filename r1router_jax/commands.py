@@ -27,6 +27,10 @@ from ml_collections.config_flags import config_flags
 USAGE = 2  # Exit code of a command that was asked for what it cannot do.
 INTERRUPTED = 130
 
+# What XLA compiled, kept for the next run of any command.
+_COMPILED = os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
+    "r1router_jax")
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError,
                 NotADirectoryError, PermissionError)
@@ -51,6 +55,8 @@ def run(main: Callable[[list[str]], object]) -> None:
       if not logging.level_debug():  # It lists every backend not there.
         std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
         logging.get_absl_handler().addFilter(_is_for_the_log)
+      if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", _COMPILED)
       return main(argv)
     except KeyboardInterrupt:
       _leave(INTERRUPTED, "Interrupted.")

@@ -172,12 +172,12 @@ class Policy:
 
 
 def load(folder: str | pathlib.Path) -> Policy:
-  """Opens a policy's folder.
+  """Opens a policy's folder; "warm_start" is the one that the package brings.
 
   Raises:
     FileNotFoundError: where a file is missing, by name.
   """
-  folder = pathlib.Path(folder)
+  folder = WARM_START if str(folder) == "warm_start" else pathlib.Path(folder)
   for name in ("config.json", "policy.safetensors", "tokenizer.json"):
     if not (folder / name).is_file():
       raise FileNotFoundError(

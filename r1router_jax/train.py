@@ -16,6 +16,7 @@ numbers depend on (seed, step) alone.  The trained policy is written to
 Axes:  D local devices
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -113,10 +114,10 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
 def _start(config: mlc.ConfigDict) -> policy.Policy:
   """The policy that a run begins with."""
   given = config.policy
-  if given.start_from == "warm_start":
-    return policy.load(policy.WARM_START)
   if given.start_from:
-    return policy.load(given.start_from)
+    loaded = policy.load(given.start_from)
+    return dataclasses.replace(loaded, settings=dataclasses.replace(
+        loaded.settings, **given.settings))
   settings = policy.Settings.from_dict(given.settings.to_dict())
   fresh = policy.create(settings, georouter.tokenizer_path(), config.seed)
   if not given.induction:

@@ -129,7 +129,8 @@ class StepGrpo:
     drawn = policy.draw(
         prompts, packed, jax.random.fold_in(self._key, index), group,
         self._temperature)
-    tokens, logp, mask = jax.device_get(drawn)
+    longest = policy.settings.response_length(int(drawn.mask.sum(-1).max()))
+    tokens, logp, mask = (a[..., :longest] for a in jax.device_get(drawn))
     count = len(examples)
     flat = [a.reshape(-1, *a.shape[2:])[:count] for a in (tokens, logp, mask)]
     texts = [response.text for prompt in zip(*flat, strict=True)
