@@ -47,9 +47,7 @@ from r1router_jax.records import (
   Trajectory,
 )
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
-
-# Kinds of fault that end planning where the policy did not choose to stop.
-CUT_SHORT = ("stuck", "repeated", "input")
+from r1router_jax.scoring import CUT_SHORT
 
 _STOP = Plan("", protocol.NONE, "none")
 _TAGS = re.compile(

@@ -17,10 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("records", "prompts", "metrics", "charts",
      "parallel", "telemetry", "commands"),
-    ("protocol", "models"),
+    ("protocol", "models", "predictions", "scoring"),
     ("inputs", "sampling", "checkpoints"),
-    ("policy", "retrieval", "data"),
-    ("router", "learning", "report"),
+    ("policy", "retrieval", "data", "report"),
+    ("router", "learning", "results"),
     ("train", "eval", "ask", "synthesize", "build_kb", "convert", "plan"),
 )
 FLOOR_OF = {room: n for n, floor in enumerate(FLOORS) for room in floor}

@@ -1,0 +1,224 @@
+"""Results of an evaluation in words: tables, claims, learning curves.
+
+Claims are written from the numbers, whatever they turn out to be.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from r1router_jax import metrics, report, scoring, telemetry
+from r1router_jax.metrics import Interval
+from r1router_jax.records import Trajectory
+
+ROUTER = "r1_router"  # The method in which the policy routes for itself.
+WANTED = 0.85  # Route accuracy.
+
+_HEADINGS = dict(
+    recall="F1-Recall %", f1="F1 %", exact="Exact %", route="Route %",
+    format="Well formed %", retrievals="Retrievals", tokens="Tokens")
+
+NOTES = (
+    "F1-Recall is the recall of the final answer, as the R1-Router paper "
+    "measures it; it favours answers that list much, so F1 and exact match "
+    "stand beside it.",
+    "Route is the share of a question's plan positions, its stop included, at "
+    "which an accepted route was chosen.  always_all asks three knowledge "
+    "bases, one round each.  random_route and oracle_route replace the route "
+    "that the policy wrote by one of chance or of the gold trace.",
+    "Small figures are 95 % bootstrap intervals.  Differences are paired by "
+    "question, or by gold step.",
+    "Step rewards are those that Step-GRPO trains on (preset \"reference\"), "
+    "of responses to the gold steps of the same questions: greedy, and the "
+    "mean of several samples at temperature 1.",
+    "Seconds are per question, the median over chunks of questions that are "
+    "answered together.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one method did.
+
+  Attributes:
+    policy: name of the policy that plans and reads.
+    method: one of router.METHODS.
+    trajectories: one per question.
+    columns: their scores, see scoring.py.
+    seconds: per question.
+  """
+
+  policy: str
+  method: str
+  trajectories: tuple[Trajectory, ...]
+  columns: scoring.Columns
+  seconds: float
+
+  @property
+  def name(self) -> str:
+    return self.policy if self.method == ROUTER else self.method
+
+
+Results = Sequence[Result]
+Earned = Mapping[str, Mapping[str, np.ndarray]]  # By policy, by way of drawing.
+
+
+def differences(
+    results: Results, earned: Earned
+) -> dict[str, dict[str, Interval]]:
+  """Each policy minus the one before it, and the last minus each baseline."""
+  routers = [r for r in results if r.method == ROUTER]
+  pairs = [(b, a) for a, b in itertools.pairwise(routers)]
+  if routers:
+    pairs += [(routers[-1], r) for r in results if r.method != ROUTER]
+  found = {}
+  for later, earlier in pairs:
+    found[f"{later.name} minus {earlier.name}"] = {
+        name: metrics.paired_difference(
+            later.columns[name], earlier.columns[name], 0)
+        for name in scoring.RATES}
+  for earlier, later in itertools.pairwise(earned):
+    row = found.setdefault(f"{later} minus {earlier}", {})
+    for way in earned[later]:
+      row[f"{way} step reward"] = metrics.paired_difference(
+          earned[later][way], earned[earlier][way], 0)
+  return found
+
+
+def summary(results: Results, earned: Earned) -> dict[str, Any]:
+  """All means with their intervals, for a file."""
+  means = lambda columns: {
+      name: _interval(column)._asdict() for name, column in columns.items()}
+  return dict(
+      results=[dict(
+          policy=r.policy, method=r.method, seconds=r.seconds, **means(
+              r.columns),
+          families={family: means(columns) for family, columns
+                    in _families(r).items()}) for r in results],
+      step_rewards={name: means(ways) for name, ways in earned.items()},
+      differences={
+          pair: {name: value._asdict() for name, value in row.items()}
+          for pair, row in differences(results, earned).items()})
+
+
+def tables(results: Results, earned: Earned) -> dict[str, report.Table]:
+  """Methods, families, step rewards, differences; by heading."""
+  found = {"Methods": report.Table(
+      ("Method", *_HEADINGS.values(), "Seconds"),
+      tuple((r.name, *(_interval(r.columns[name]) for name in scoring.RATES),
+             *(float(r.columns[name].mean()) for name in scoring.COUNTS),
+             r.seconds) for r in results), highlight=False)}
+  by = [_families(r) for r in results]
+  for name in ("recall", "route"):
+    found[f"{_HEADINGS[name]} by family"] = report.Table(
+        ("Family", "Questions", *(r.name for r in results)),
+        tuple((family, len(by[0][family][name]),
+               *(100 * float(columns[family][name].mean()) for columns in by))
+              for family in by[0]), highlight=False)
+  if earned:
+    found["Mean step reward x 100"] = report.Table(
+        ("Policy", *map(str.capitalize, next(iter(earned.values())))),
+        tuple((name, *map(_interval, ways.values()))
+              for name, ways in earned.items()))
+  if compared := differences(results, earned):
+    names = list(dict.fromkeys(n for row in compared.values() for n in row))
+    found["Differences, x 100"] = report.Table(
+        ("Difference", *(_HEADINGS.get(n, n).removesuffix(" %")
+                         for n in names)),
+        tuple((pair, *(row.get(n) for n in names))
+              for pair, row in compared.items()), highlight=False)
+  return found
+
+
+def claims(results: Results, earned: Earned, split: str) -> list[str]:
+  """What the numbers say, a line each."""
+  where = "unseen countries" if split == "test" else f"split {split!r}"
+  lines = []
+  for r in results:
+    if r.method == ROUTER:
+      route = _interval(r.columns["route"])
+      lines += [
+          f"Route accuracy of {r.name} on {where}: {_shown(route, 1, 2)} "
+          f"(wanted: at least {WANTED}).",
+          f"F1-Recall of {r.name}: "
+          f"{_shown(_interval(r.columns['recall']), 100, 1)}, exact match "
+          f"{_shown(_interval(r.columns['exact']), 100, 1)}."]
+  for name, ways in earned.items():
+    shown = ", ".join(f"{way} {_shown(_interval(column), 1, 3)}"
+                      for way, column in ways.items())
+    lines.append(f"Mean step reward of {name}: {shown}.")
+  for pair, row in differences(results, earned).items():
+    if "recall" in row:
+      lines.append(
+          f"F1-Recall, {pair}: {_signed(row['recall'], 100, 1, ' points')}.")
+    for name, value in row.items():
+      if name.endswith("reward"):
+        lines.append(f"{name.capitalize()}, {pair}: {_signed(value, 1, 3)}.")
+  counts = ", ".join(
+      f"{r.name} {r.columns['retrievals'].mean():.2f}" for r in results)
+  return [*lines, f"Retrievals per question: {counts}."]
+
+
+def as_text(table: report.Table) -> str:
+  """The table for a terminal."""
+  rows = [table.columns, *([_cell(cell) for cell in row] for row in table.rows)]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join("  ".join(
+      cell.ljust(width) if at == 0 else cell.rjust(width)
+      for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+      for row in rows)
+
+
+def curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
+  """The scalars that runs have logged, by scalar and run.
+
+  Raises:
+    ValueError: where a run has logged nothing.
+  """
+  found = {}
+  for run, workdir in runs.items():
+    lines = telemetry.read(workdir)
+    if not lines:
+      raise ValueError(
+          f"{workdir} has no {telemetry.FILE}: --curves wants the --workdir "
+          "of a training run.")
+    for line in lines:
+      for scalar, value in line.items():
+        if scalar != "step" and not scalar.startswith("seconds/"):
+          points = found.setdefault(scalar, {}).setdefault(run, [])
+          points.append((line["step"], value))
+  return found
+
+
+def _interval(column: np.ndarray) -> Interval:
+  return metrics.interval(column, 0)
+
+
+def _families(result: Result) -> dict[str, scoring.Columns]:
+  names = np.array([t.question.family for t in result.trajectories])
+  return {str(family): {name: column[names == family]
+                        for name, column in result.columns.items()}
+          for family in np.unique(names)}
+
+
+def _shown(value: Interval, scale: int, digits: int) -> str:
+  mean, low, high = (f"{scale * x:.{digits}f}" for x in value)
+  return f"{mean} ({low} to {high})"
+
+
+def _signed(value: Interval, scale: int, digits: int, unit: str = "") -> str:
+  mean, low, high = (f"{scale * x:+.{digits}f}" for x in value)
+  return f"{mean}{unit} (95 % interval {low} to {high})"
+
+
+def _cell(cell: report.Cell) -> str:
+  if cell is None:
+    return "-"
+  if isinstance(cell, Interval):
+    mean, low, high = (100 * x for x in cell)
+    return f"{mean:.1f} ({low:.0f}..{high:.0f})"
+  shown = f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+  return telemetry.clean(shown)

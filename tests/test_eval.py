@@ -1,0 +1,157 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from r1router_jax import (
+    eval as evaluation,
+)
+from r1router_jax import (
+    metrics,
+    protocol,
+    report,
+    results,
+    router,
+    telemetry,
+)
+from r1router_jax.data import trajectories
+from r1router_jax.learning import rewards
+from r1router_jax.records import Answer, Hop, Plan, Question
+from tests import fakes
+
+QUESTIONS = [
+    Question(f"q/{n}", f"How many people live in {place}?", (str(n),),
+             family=f"f{n % 2}",
+             hops=(Hop(f"People of {place}?", ("table",), (str(n),)),))
+    for n, place in enumerate(("Chad", "Italy", "Peru", "Fiji", "Oman"))]
+
+
+def script(kind, prompt, temperature):
+  """Asks well; answers right for the first three questions."""
+  if kind == "plan":
+    done = "Sub-question1" in prompt
+    return protocol.render_plan(
+        Plan("t", "None", "none") if done
+        else Plan("t", prompt.split()[-1], "table"))
+  places = ("chad?", "italy?", "peru?")
+  known = [n for n, place in enumerate(places) if place in prompt.lower()]
+  return protocol.render_answer(Answer("t", str(*known[:1]) or "unknown"))
+
+
+def run(path=None, policy="p", method="r1_router", questions=QUESTIONS):
+  fake = fakes.Scripted(script)
+  result = evaluation.evaluate(
+      fake, fakes.kbs(), questions, evaluation.Settings(method), path=path,
+      label=dict(policy=policy, weights="w"))
+  return result, sum(map(len, fake.asked))
+
+
+def test_scores_of_a_known_policy():
+  result, _ = run()
+  assert result.columns["recall"].tolist() == [1, 1, 1, 0, 0]
+  assert result.columns["route"].tolist() == [1] * 5
+  assert result.columns["retrievals"].tolist() == [1] * 5
+  text, _ = run(method="always_text")
+  assert text.columns["route"].tolist() == [0.5] * 5
+  assert text.columns["recall"].tolist() == [1, 1, 1, 0, 0]
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+  monkeypatch.setattr(evaluation, "CHUNK", 2)
+  path = tmp_path / "predictions.jsonl"
+  whole, asked = run()
+  run(path, questions=QUESTIONS[:2])
+  with path.open("a") as file:
+    file.write('{"policy": "p", "id": "q/')  # Killed while writing.
+  again, rest = run(path)
+  assert 0 < rest < asked
+  assert again.trajectories == whole.trajectories
+  assert run(path)[1] == 0  # Nothing left to ask.
+  assert run(path, policy="other")[1] == asked
+  changed = [dataclasses.replace(QUESTIONS[0], text="Who lives in Chad?")]
+  assert run(path, questions=changed)[1] > 0
+  rows = [json.loads(line) for line in path.read_text().splitlines()
+          if line.endswith("}")]
+  assert [row["id"] for row in rows[:5]] == [q.id for q in QUESTIONS]
+  assert rows[0]["scores"]["recall"] == 1 and rows[0]["seconds"] > 0
+
+
+def step_rewards(**options):
+  retrieve = lambda asked: [() for _ in asked]
+  steps = [step for each in trajectories.gold_steps(QUESTIONS, retrieve)
+           for step in each]
+  embed = lambda texts: np.stack([np.eye(8)[len(t) % 8] for t in texts])
+  reward = rewards.StepReward(embed, preset="reference")
+  found = evaluation.step_rewards(
+      fakes.Scripted(script), steps, reward, jax.random.key(0), **options)
+  one = [reward([step], [script(step.kind, prompt(step), 0)])[0]
+         for step in steps]
+  return found, one
+
+
+def prompt(step):
+  conversation = protocol.step_conversation(step, style="full")
+  return "".join(segment.text for segment in conversation.user)
+
+
+def test_step_rewards_are_those_of_each_step_alone(monkeypatch):
+  monkeypatch.setattr(evaluation, "CHUNK", 3)
+  found, one = step_rewards()
+  assert found.tolist() == one and len(set(one)) > 1
+  assert step_rewards(samples=2)[0].tolist() == one
+
+
+def test_tables_claims_and_page(tmp_path):
+  good, _ = run(policy="later")
+  poor = dataclasses.replace(
+      good, policy="early", columns={
+          name: column * 0 for name, column in good.columns.items()})
+  baseline, _ = run(method="always_all")
+  earned = {"early": dict(greedy=np.zeros(4)), "later": dict(
+      greedy=np.full(4, 0.25))}
+  found = [poor, good, baseline]
+  lines = results.claims(found, earned, "test")
+  text = "\n".join(lines)
+  assert ("Route accuracy of later on unseen countries: 1.00 (1.00 to 1.00) "
+          "(wanted: at least 0.85).") in lines
+  assert "F1-Recall, later minus early: +60.0 points (95 % inter" in text
+  assert ("Greedy step reward, later minus early: +0.250 (95 % interval "
+          "+0.250 to +0.250).") in lines
+  assert lines[-1] == (
+      "Retrievals per question: early 0.00, later 1.00, always_all 3.00.")
+  tables = results.tables(found, earned)
+  for table in tables.values():
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert len(results.as_text(table).splitlines()) == 1 + len(table.rows)
+  families = tables["F1-Recall % by family"].rows
+  assert [row[:3] for row in families] == [("f0", 3, 0.0), ("f1", 2, 0.0)]
+  assert families[0][3] == pytest.approx(200 / 3)  # q/0, q/2, not q/4.
+  assert families[1][3] == pytest.approx(50)
+  summary = results.summary(found, earned)
+  json.dumps(summary, allow_nan=False)
+  assert summary["results"][1]["recall"]["mean"] == pytest.approx(0.6)
+  assert summary["differences"]["later minus early"]["recall"] == (
+      metrics.paired_difference(
+          good.columns["recall"], poor.columns["recall"], 0)._asdict())
+  log = telemetry.Telemetry(tmp_path / "run")
+  log.write(1, dict(loss=2.0))
+  curves = results.curves({"sft": str(tmp_path / "run")})
+  assert curves == {"loss": {"sft": [(1, 2.0)]}}
+  report.write(tmp_path / "page.html", title="t", claims=lines, tables=tables,
+               curves=curves, trajectories=good.trajectories,
+               notes=results.NOTES)
+  assert "later minus early" in (tmp_path / "page.html").read_text()
+
+
+def test_what_the_user_can_put_right():
+  named = lambda *pairs: evaluation._named(pairs, "policy")
+  assert named("a=x/policy", "runs/sft/policy", "warm_start") == dict(
+      a="x/policy", sft="runs/sft/policy", warm_start="warm_start")
+  for pairs in (("a=",), ("a=x", "a=y")):
+    with pytest.raises(ValueError, match="--policy="):
+      named(*pairs)
+  with pytest.raises(ValueError, match="nowhere has no metrics.jsonl"):
+    results.curves({"x": "nowhere"})
+  assert results.ROUTER in router.METHODS

@@ -1,0 +1,127 @@
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from r1router_jax import metrics, predictions, scoring
+from r1router_jax.records import (
+    Answer,
+    Hop,
+    Malformed,
+    Passage,
+    Plan,
+    Question,
+    Round,
+    Trajectory,
+)
+
+ROUTES = ("text", "image", "table")
+
+
+def trajectory(gold, chosen, *faults, final="Chad"):
+  """`gold` holds accepted routes per hop, "text|table"; `chosen` rounds."""
+  hops = tuple(Hop("Which?", tuple(routes.split("|")), ("a",))
+               for routes in gold)
+  rounds = tuple(
+      Round(Plan("t", f"What {n}?", route),
+            (Passage(f"{route}/{n}", route, "words", score=0.5),),
+            Answer("t", "a")) for n, route in enumerate(chosen))
+  answer = Answer("", final) if final else Malformed("?", "no tags")
+  question = Question(
+      "q", "Where?", ("Chad", "Republic of Chad"), hops=hops, family="f")
+  return Trajectory(question, rounds, answer, faults, 7)
+
+
+def oracle(gold, chosen, stopped):
+  """Position by position, the slow way."""
+  marks = []
+  for at in itertools.count():
+    asks_gold = at < len(gold)
+    stop_due = at == len(gold) and at < 3
+    took = at < len(chosen)
+    took_stop = stopped and at == len(chosen)
+    if not (asks_gold or stop_due or took or took_stop):
+      return marks
+    if took:
+      marks.append(asks_gold and chosen[at] in gold[at].split("|"))
+    elif took_stop:
+      marks.append(not asks_gold)
+    else:
+      marks.append(False)
+
+
+@pytest.mark.parametrize("gold", [
+    (), ("text",), ("image", "table|text"), ("text", "image", "table")])
+def test_routes_are_judged_at_every_position(gold):
+  for length in range(4):
+    for chosen in itertools.product(ROUTES, repeat=length):
+      for fault in ((), ("stuck: x",)) if length < 3 else ((),):
+        found = scoring.routes_right(trajectory(gold, chosen, *fault), 3)
+        assert found == oracle(gold, chosen, length < 3 and not fault)
+
+
+def test_routes_of_some_trajectories():
+  right = lambda *args: scoring.routes_right(trajectory(*args), 3)
+  assert right(("image", "table|text"), ("image", "text")) == [True] * 3
+  assert right((), ()) == [True]
+  assert right((), (), "input: no picture") == [False]
+  assert right(("text",), ("text", "text")) == [True, False, True]
+  assert right(("text",), ("text",), "repeated: x") == [True, False]
+  assert right(("text", "image"), ()) == [False] * 3
+
+
+def test_columns():
+  some = [
+      trajectory(("text",), ("text",)),
+      trajectory(("text",), ("text", "image"), "plan: no tags",
+                 final="the Republic of Chad, I think"),
+      trajectory(("text",), (), "final: no tags", "repeated: x", final=""),
+  ]
+  found = scoring.score(some, max_steps=3)
+  scores = metrics.score("the Republic of Chad, I think", ("Chad",))
+  assert {name: column.tolist() for name, column in found.items()} == dict(
+      recall=[1, 1, 0], f1=[1, pytest.approx(0.75), 0], exact=[1, 0, 0],
+      route=[1, pytest.approx(2 / 3), 0], format=[1, 0, 0],
+      retrievals=[1, 2, 0], tokens=[7, 7, 7])
+  assert scores.recall == 1
+
+
+def test_a_trajectory_survives_its_file(tmp_path):
+  path = tmp_path / "predictions.jsonl"
+  assert predictions.read(path) == []
+  first = trajectory(("text",), ("text", "image"), "answer: no tags")
+  second = trajectory((), (), final="")
+  predictions.append(path, [predictions.to_row(first)])
+  with path.open("a") as file:
+    file.write('{"id": "torn')  # Killed here.
+  predictions.append(path, [predictions.to_row(second)])
+  found = [predictions.from_row(row, each.question) for row, each
+           in zip(predictions.read(path), (first, second), strict=True)]
+  assert found == [first, second]
+
+
+def test_replace_leaves_no_draft(tmp_path):
+  for value in ({"a": 1}, {"b": [2]}):
+    predictions.replace(tmp_path / "scores.json", value)
+    assert json.loads((tmp_path / "scores.json").read_text()) == value
+  assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_pick_mixes_families_and_marks():
+  rng = np.random.default_rng(0)
+  many = [dataclasses.replace(
+      trajectory((), ()), question=Question(f"q/{n}", "?", family=f"f{n % 4}"))
+      for n in range(80)]
+  right = (rng.random(80) < 0.5).tolist()
+  marks = {t.question.id: r for t, r in zip(many, right, strict=True)}
+  picked = predictions.pick(many, right, 12)
+  assert len({t.question.id for t in picked}) == 12
+  families = [t.question.family for t in picked]
+  assert all(families.count(f"f{n}") == 3 for n in range(4))
+  for n in range(4):
+    assert len({marks[t.question.id] for t in picked
+                if t.question.family == f"f{n}"}) == 2
+  assert len(predictions.pick(many[:5], right[:5], 12)) == 5
+  assert predictions.pick([], [], 12) == []
