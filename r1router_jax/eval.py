@@ -67,7 +67,7 @@ _CURVES = flags.DEFINE_list(
     "curves", [], "Runs whose learning curves the report shows, NAME=WORKDIR.")
 
 CHUNK = 128  # Questions between two saves, and two lines of progress.
-GROUP = 4  # Samples per gold step, at temperature 1.
+SAMPLES = 1  # Per gold step; more would need programs of other shapes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,9 @@ def evaluate(
   planner = router.METHODS[settings.method](settings.seed)
   left = [question for question in questions if question.id not in known]
   chunks = [left[i:i + CHUNK] for i in range(0, len(left), CHUNK)]
-  title = f"{label.get('policy', 'policy')}, {settings.method}"
-  for chunk in telemetry.progress(chunks, f"{title}, {CHUNK} questions each"):
+  title = (f"{label.get('policy', 'policy')}, {settings.method}, "
+           f"{CHUNK} questions each")
+  for chunk in telemetry.progress(chunks, title) if chunks else ():
     start = time.perf_counter()
     walked = router.route(
         trained, kbs, chunk, key, planner=planner,
@@ -192,12 +193,11 @@ def _all_step_rewards(
     label = dict(labels[name], seed=seed, steps=len(steps))
     row = next((row for row in known if label.items() <= row.items()), None)
     if row is None:
-      logging.info("%s: %d gold steps, greedy, then %d samples of each.",
-                   name, len(steps), GROUP)
+      logging.info("%s: %d gold steps, greedy, then sampled.", name, len(steps))
       row = dict(label, **{
           way: step_rewards(trained, steps, reward, jax.random.key(seed),
                             samples=samples).tolist()
-          for way, samples in (("greedy", 0), ("sampled", GROUP))})
+          for way, samples in (("greedy", 0), ("sampled", SAMPLES))})
       predictions.append(path, [row])
     found[name] = {way: np.array(row[way]) for way in ("greedy", "sampled")}
   return found

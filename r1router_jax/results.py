@@ -32,8 +32,8 @@ NOTES = (
     "Small figures are 95 % bootstrap intervals.  Differences are paired by "
     "question, or by gold step.",
     "Step rewards are those that Step-GRPO trains on (preset \"reference\"), "
-    "of responses to the gold steps of the same questions: greedy, and the "
-    "mean of several samples at temperature 1.",
+    "of responses to the gold steps of the same questions: greedy, and "
+    "sampled at temperature 1.",
     "Seconds are per question, the median over chunks of questions that are "
     "answered together.",
 )
