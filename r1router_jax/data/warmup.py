@@ -82,16 +82,18 @@ class Renamer:
   """Gives the entities and looked-up values of a step other names.
 
   Args:
-    names: names of entities, as they stand in questions and passages; a new
-      name is another of these, or random words.
+    names: names of entities, as they stand in questions and passages.
+    known: those that may be given to another; else it takes random words.
     words: words that random names are made of.
   """
 
-  def __init__(self, names: Sequence[str], words: Sequence[str]):
+  def __init__(
+      self, names: Sequence[str], known: Sequence[str], words: Sequence[str]
+  ):
     longest = sorted(names, key=len, reverse=True)
     self._names = re.compile(
         r"(?<!\w)(?:" + "|".join(map(re.escape, longest)) + r")(?!\w)")
-    self._old, self._words = list(names), list(words)
+    self._known, self._words = list(known), list(words)
 
   def __call__(self, step: Step, rng: np.random.Generator) -> Step:
     """The step with every name replaced, the same way throughout."""
@@ -115,7 +117,7 @@ class Renamer:
 
   def _name(self, rng: np.random.Generator) -> str:
     if rng.random() < 0.4:
-      return self._old[rng.integers(len(self._old))]
+      return self._known[rng.integers(len(self._known))]
     return " ".join(rng.choice(self._words, rng.choice((1, 1, 2, 3))))
 
   def _value(self, value: str, texts: str, rng: np.random.Generator) -> dict:

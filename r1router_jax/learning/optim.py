@@ -47,7 +47,8 @@ def chain(
     steps: updates until the schedule's end.
     warmup: updates of linear warm-up.
     final: learning rate at the end, as a share of the peak.
-    weight_decay: of matrices; norms and biases have none.
+    weight_decay: of matrices (under "muon" of those that Muon moves, not of
+      embeddings); norms and biases have none.
     clip_norm: largest global norm of a gradient.
   """
   decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)

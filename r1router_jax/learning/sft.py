@@ -19,10 +19,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from r1router_jax import protocol, sampling
-from r1router_jax.data import georouter, warmup
+from r1router_jax.data import warmup
 from r1router_jax.inputs import pack
-from r1router_jax.inputs.tokenizer import PromptTooLong
-from r1router_jax.learning.batch import Batch
+from r1router_jax.learning.batch import Batch, Prompts
 from r1router_jax.models import qwen_vl
 from r1router_jax.policy import Policy
 from r1router_jax.records import Answer, Plan, Step
@@ -45,13 +44,16 @@ def demonstration(step: Step) -> str:
 
 
 def _reading(step: Step) -> str:
-  """Why the answer is what it is: two numbers, the larger first, or a phrase."""
-  if step.kind == "final" and len(step.history) == 2:
-    values = [answer for _, answer in step.history]
+  """What an answer rests on: the value to check, or two, the larger first."""
+  values = [answer for _, answer in step.history]
+  if step.kind == "final" and len(values) == 2:
     numbers = [_number(value) for value in values]
     if None not in numbers:
       low, high = sorted(zip(numbers, values, strict=True))
       return f"{high[1]} > {low[1]}"
+  if step.kind == "final" and len(values) == 1 and step.answers[0] in (
+      "yes", "no"):
+    return f"it is {values[0]}"
   return READING
 
 
@@ -87,11 +89,8 @@ class Sft:
     self._policy, self._seed = policy, seed
     self._total, self._rename = total_steps, rename
     self._recall_steps, self._recall_share = recall_steps, recall_share
-    tokenizer = policy.packer.tokenizer
-    self._recall = warmup.Recall(tokenizer)
-    names = [country["name"] for country in georouter.countries()]
-    words = [tokenizer.decode([i]).strip() for i in tokenizer.words()]
-    self._renamer = warmup.Renamer(names, words)
+    self._recall = warmup.Recall(policy.packer.tokenizer)
+    self._prompts = Prompts(policy)
 
   def make_batch(
       self, params: dict, examples: Sequence[Step], index: int, rows: int
@@ -124,21 +123,15 @@ class Sft:
         np.zeros((devices, rows, 1, responses.shape[1]), np.float32))
     return batch, {"recall": float(recalling)}
 
-  def _pair(self, step: Step, index: int, rng: np.random.Generator):
+  def _pair(
+      self, step: Step, index: int, rng: np.random.Generator
+  ) -> tuple[pack.Encoded, list[int]]:
     """Prompt and response of a step, with other names as often as due."""
     first, last = self._rename
     chance = first + (last - first) * index / self._total
-    if rng.random() < chance:
-      try:
-        return self._encode(self._renamer(step, rng))
-      except PromptTooLong:
-        pass  # Longer names did not fit; the row is as good with its own.
-    return self._encode(step)
-
-  def _encode(self, step: Step):
-    packer, style = self._policy.packer, self._policy.settings.style
-    prompt = packer.encode(protocol.step_conversation(step, style=style))
-    return prompt, packer.tokenizer.encode_response(demonstration(step))
+    step, prompt = self._prompts(step, chance, rng)
+    return prompt, self._policy.packer.tokenizer.encode_response(
+        demonstration(step))
 
   def loss(
       self,

@@ -23,11 +23,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax import protocol, sampling
+from r1router_jax import sampling
 from r1router_jax.learning import rewards
-from r1router_jax.learning.batch import Batch
+from r1router_jax.learning.batch import Batch, Prompts
 from r1router_jax.models import qwen_vl
 from r1router_jax.policy import Policy
 from r1router_jax.records import Step
@@ -59,7 +59,7 @@ def surrogate(
     *,
     clip_low: float,
     clip_high: float,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
   """Sum of the clipped gains, negated, and the number of clipped tokens.
 
   Args:
@@ -90,6 +90,7 @@ class StepGrpo:
     temperature: of sampling.
     clip_low, clip_high: see `surrogate`.
     reward: a key of `rewards.REWARDS`.
+    rename: probability that a step's entities have other names.
   """
 
   def __init__(
@@ -103,6 +104,7 @@ class StepGrpo:
       clip_low: float,
       clip_high: float,
       reward: str,
+      rename: float,
   ):
     del total_steps
     if group_size < 2:
@@ -110,6 +112,7 @@ class StepGrpo:
           f"config.step_grpo.group_size is {group_size}: an advantage compares "
           "at least two responses.")
     self._policy, self._group = policy, group_size
+    self._prompts, self._rename, self._seed = Prompts(policy), rename, seed
     self._key = jax.random.key(seed)
     self._temperature = temperature
     self._clip = dict(clip_low=clip_low, clip_high=clip_high)
@@ -122,9 +125,11 @@ class StepGrpo:
   ) -> tuple[Batch, dict]:
     """The rollouts of update `index`, leaves [D, ...], and what to report."""
     policy = dataclasses.replace(self._policy, params=params)
-    style, group = policy.settings.style, self._group
-    prompts = [policy.packer.encode(protocol.step_conversation(s, style=style))
-               for s in examples]
+    group = self._group
+    rng = np.random.default_rng((self._seed, index))
+    examples, prompts = zip(*(
+        self._prompts(step, self._rename, rng) for step in examples),
+        strict=True)
     packed = policy.packer.pack(prompts, jax.local_device_count(), rows)
     drawn = policy.draw(
         prompts, packed, jax.random.fold_in(self._key, index), group,

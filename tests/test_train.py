@@ -1,0 +1,113 @@
+"""The learning loop, run for a few updates as a user would run it."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from r1router_jax import policy, telemetry
+from r1router_jax.train import train
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def config(name, **changes):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config("smoke")
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def scalars(workdir):
+  """Every number that was written, but for times."""
+  return [{name: x for name, x in line.items() if "seconds" not in name}
+          for line in telemetry.read(workdir)]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+  """A warm start of 20 updates."""
+  folder = tmp_path_factory.mktemp("started")
+  train(config("sft", **{"total_steps": 20, "sft.recall_steps": 10}), folder)
+  return folder
+
+
+@pytest.mark.slow
+def test_same_seed_same_numbers(started, tmp_path):
+  train(config("sft", **{"total_steps": 20, "sft.recall_steps": 10}), tmp_path)
+  assert len(scalars(started)) == 20
+  assert scalars(tmp_path) == scalars(started)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
+  whole = train(config("sft"), tmp_path / "whole")
+  # Same schedule, but stopped half way, as a kill after the checkpoint would.
+  broken = config("sft")
+  stopped = tmp_path / "broken"
+  with pytest.raises(KeyboardInterrupt):
+    _train_and_stop(broken, stopped, after=2)
+  resumed = train(broken, stopped)
+  assert scalars(stopped) == scalars(tmp_path / "whole")
+  jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+
+
+def _train_and_stop(c, workdir, after):
+  """Trains until `after` updates are written, then as if Ctrl-C was pressed."""
+  write = telemetry.Telemetry.write
+
+  def interrupt(self, step, numbers):
+    write(self, step, numbers)
+    if step > after:
+      raise KeyboardInterrupt
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(telemetry.Telemetry, "write", interrupt)
+    train(c, workdir)
+
+
+@pytest.mark.slow
+def test_step_grpo_moves_the_policy_and_repeats_itself(started, tmp_path):
+  changes = {"policy.start_from": str(started / "policy"), "data.kb": ""}
+  runs = [train(config("step_grpo", **changes), tmp_path / name)
+          for name in "ab"]
+  assert scalars(tmp_path / "a") == scalars(tmp_path / "b")
+  for line in scalars(tmp_path / "a"):
+    assert 0 <= line["reward/total"] <= 1
+    assert line["logp_drift"] < 1e-4  # Sampler and trainer agree.
+  before = policy.load(started / "policy")
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(runs[0].params))
+  assert jax.tree.structure(before.params) == jax.tree.structure(
+      runs[0].params)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+  done = subprocess.run(
+      [sys.executable, "-m", "r1router_jax.train",
+       f"--config={CONFIGS / 'sft.py'}:smoke", "--config.total_steps=1",
+       f"--workdir={tmp_path}"], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert str(tmp_path / "policy") in done.stdout
+  assert json.loads((tmp_path / "config.json").read_text())["total_steps"] == 1
+
+
+@pytest.mark.parametrize("flag, says", [
+    ("--config.total_stepz=1", "total_steps"),
+    ("--config.policy.start_from=nowhere", "nowhere is no policy"),
+    ("--config.data.kb=nowhere", "nowhere"),
+])
+def test_bad_input_is_one_clear_line(flag, says, tmp_path):
+  done = subprocess.run(
+      [sys.executable, "-m", "r1router_jax.train",
+       f"--config={CONFIGS / 'sft.py'}:smoke", f"--workdir={tmp_path}", flag],
+      capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert says in done.stderr and "Traceback" not in done.stderr
