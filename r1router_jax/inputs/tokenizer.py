@@ -113,9 +113,9 @@ class Tokenizer:
     if excess > 0:
       raise PromptTooLong(
           f"A {conversation.kind} prompt is {excess} tokens over the limit of "
-          f"{limit} without its passages: {conversation.user[0].text[:80]!r}….  "
-          "Shorten the question or raise the longest of "
-          "config.policy.prompt_tokens.")
+          f"{limit} without its passages: "
+          f"{conversation.user[0].text[:80]!r}….  Shorten the question or "
+          "raise the last of config.policy.settings.prompt_tokens.")
     text = [i for piece in pieces for i in piece]
     body = pads + text if self._image_first else text + pads
     return opening + body + closing
