@@ -24,10 +24,8 @@ GRIDS = [(4, 4), (6, 10), (2, 14), (8, 4)]
 @functools.lru_cache
 def compiled(config, method):
   model = qwen_vl.QwenVL(config, remat=False)
-  return jax.jit(
-      lambda params, *args: model.apply(
-          {"params": params}, *args, method=method),
-      compiler_options=tiny.COMPILE_FAST)
+  return tiny.jit(lambda params, *args: model.apply(
+      {"params": params}, *args, method=method))
 
 
 def apply(config, method, *args):

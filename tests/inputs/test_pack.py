@@ -1,0 +1,172 @@
+"""Padded arrays, against loops and against transformers' positions."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from r1router_jax.inputs import images, pack
+from r1router_jax.inputs.tokenizer import PromptTooLong
+from r1router_jax.protocol import Conversation, Segment
+from tests import tiny
+
+GRIDS = [(0, 0), (2, 2), (4, 6), (10, 2), (6, 6)]
+
+
+def example(grid, text=6, seed=0):
+  return tiny.encoded(np.random.default_rng(seed), tiny.CONFIG, text, grid)
+
+
+def slow_positions(encoded):
+  """The rule in the module's docstring, token by token."""
+  image, merge = tiny.tokenizer().picture, tiny.VISION.merge
+  h, w = (n // merge for n in encoded.grid)
+  out, cursor, i = [], 0, 0
+  while i < len(encoded.ids):
+    if encoded.ids[i] == image:
+      for row in range(h):
+        for column in range(w):
+          out.append((cursor, cursor + row, cursor + column))
+      cursor += max(h, w)
+      i += h * w
+    else:
+      out.append((cursor, cursor, cursor))
+      cursor += 1
+      i += 1
+  return np.array(out).T, cursor
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("text", [3, 8])
+def test_positions_by_hand(grid, text):
+  encoded = example(grid, text)
+  packed = tiny.pack(tiny.CONFIG, [encoded])
+  wanted, cursor = slow_positions(encoded)
+  n = len(encoded.ids)
+  np.testing.assert_array_equal(packed.positions[:, 0, :n], wanted)
+  assert packed.start[0] == cursor
+  np.testing.assert_array_equal(packed.mask[0], np.arange(32) < n)
+  np.testing.assert_array_equal(packed.tokens[0, :n], encoded.ids)
+  assert (packed.tokens[0, n:] == tiny.tokenizer().pad).all()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("grid", GRIDS)
+def test_positions_are_those_of_transformers(grid):
+  torch = pytest.importorskip("torch")
+  import types
+
+  from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
+  encoded = example(grid)
+  ids = torch.tensor([encoded.ids])
+  model = types.SimpleNamespace(config=types.SimpleNamespace(
+      vision_config=types.SimpleNamespace(
+          spatial_merge_size=2, tokens_per_second=2)))
+  kind = theirs.Qwen2_5_VLModel
+  model.get_vision_position_ids = (
+      lambda *args, **kwargs: kind.get_vision_position_ids(
+          model, *args, **kwargs))
+  positions, delta = kind.get_rope_index(
+      model, ids, (ids == tiny.tokenizer().picture).int(),
+      image_grid_thw=torch.tensor([[1, *encoded.grid]]),
+      attention_mask=torch.ones_like(ids))
+  packed = tiny.pack(tiny.CONFIG, [encoded])
+  np.testing.assert_array_equal(
+      packed.positions[:, :, :len(encoded.ids)], positions.numpy())
+  assert packed.start[0] == len(encoded.ids) + int(delta)
+
+
+def test_placeholders_point_at_their_own_picture():
+  batch = [example(grid, seed=n) for n, grid in enumerate(GRIDS)]
+  packed = tiny.pack(tiny.CONFIG, batch)
+  room = packed.inverse.shape[1]
+  for row, encoded in enumerate(batch):
+    at = np.array(encoded.ids) == tiny.tokenizer().picture
+    pictures = packed.picture[row, :len(at)]
+    np.testing.assert_array_equal(
+        pictures[at], row * room + np.arange(at.sum()))
+    assert (pictures[~at] == -1).all()
+    assert (packed.picture[row, len(at):] == -1).all()
+    count = encoded.grid[0] * encoded.grid[1]
+    assert packed.valid[row].sum() == count
+    if count:
+      np.testing.assert_array_equal(
+          packed.patches[row, :count], encoded.patches)
+    assert not packed.patches[row, count:].any()
+
+
+@pytest.mark.parametrize("found, grid", [(3, (4, 4)), (5, (4, 4)), (1, (0, 0))])
+def test_placeholders_and_patches_must_agree(found, grid):
+  good = example((4, 4))
+  bad = dataclasses.replace(
+      good, ids=[7] + [tiny.tokenizer().picture] * found + [8], grid=grid)
+  with pytest.raises(ValueError, match=f"Row 1 .*{found} picture place"):
+    tiny.pack(tiny.CONFIG, [good, bad])
+
+
+def test_rows_are_split_over_devices_in_order():
+  batch = [example((0, 0), text=3 + n, seed=n) for n in range(5)]
+  packed = tiny.packer(lengths=(8, 16)).pack(batch, 4, 2)
+  assert packed.tokens.shape == (4, 2, 8) and packed.positions.shape[:2] == (
+      4, 3)
+  assert packed.patches.shape[1] == 0  # No picture: no room for one.
+  rows = packed.tokens.reshape(8, 8)
+  for row, encoded in enumerate([*batch, *[batch[0]] * 3]):
+    np.testing.assert_array_equal(rows[row, :len(encoded.ids)], encoded.ids)
+  whole = tiny.packer(lengths=(8,)).pack(batch, 1, 5)
+  np.testing.assert_array_equal(whole.tokens[0], rows[:5])
+
+
+@pytest.mark.parametrize("text, length", [(4, 4), (5, 8), (8, 8), (9, 20)])
+def test_batches_take_the_shortest_length_that_holds_them(text, length):
+  packer = tiny.packer(lengths=(4, 8, 20))
+  batch = [example((0, 0), text=2), example((0, 0), text=text)]
+  assert packer.length(batch[1].ids) == length
+  assert packer.pack(batch, 1, 2).tokens.shape == (1, 2, length)
+
+
+def test_windows_come_in_powers_of_two():
+  shapes = {tiny.pack(tiny.CONFIG, [example(grid)]).gather.shape
+            for grid in ((4, 4), (4, 12), (6, 6), (8, 8))}
+  assert shapes == {(1, 1, 16), (1, 4, 16)}
+
+
+def test_a_picture_file_becomes_placeholders_and_patches(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (21, 50, 3), np.uint8)
+  path = str(tmp_path / "p.png")
+  Image.fromarray(pixels).save(path)
+  conversation = Conversation(
+      "plan", "<|plan|>", (Segment("who is it?", "question"),), path)
+  packer = tiny.packer(lengths=(40,))
+  encoded = packer.encode(conversation)
+  height, width = images.smart_resize(21, 50, 8, 64, 4096)
+  assert encoded.grid == (height // 4, width // 4)
+  wanted, _ = images.patches(images.resize(pixels, height, width), 4, 2, 2)
+  np.testing.assert_array_equal(encoded.patches, wanted)
+  assert encoded.ids.count(tiny.tokenizer().picture) == len(wanted) // 4
+  # A file that has been replaced is read anew.
+  Image.fromarray(np.flip(pixels, (0, 1))[:10]).save(path)
+  assert packer.encode(conversation).grid != encoded.grid
+  with pytest.raises(images.BadImage, match="absent.png"):
+    packer.encode(dataclasses.replace(
+        conversation, image=str(tmp_path / "absent.png")))
+  with pytest.raises(PromptTooLong):
+    tiny.packer(lengths=(10,)).encode(conversation)
+
+
+def test_every_leaf_has_the_axis_of_devices():
+  packed = tiny.packer().pack([example((4, 6)), example((0, 0))], 2, 3)
+  assert {x.shape[0] for x in jax.tree.leaves(packed)} == {2}
+
+
+@pytest.mark.parametrize("sizes, length", [([1, 4], 4), ([5], 8), ([3, 11], 8)])
+def test_responses_are_padded_or_cut(sizes, length):
+  rows = [list(range(10, 10 + n)) for n in sizes]
+  ids, mask = pack.pad_responses(rows, (4, 8), pad=1)
+  assert ids.shape == mask.shape == (len(rows), length)
+  for row, response in enumerate(rows):
+    assert ids[row][mask[row]].tolist() == response[:length]
+    assert (ids[row][~mask[row]] == 1).all()
+    assert (np.diff(mask[row].astype(int)) <= 0).all()

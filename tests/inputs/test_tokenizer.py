@@ -1,0 +1,180 @@
+"""Prompts as ids: hostile text, long passages, round trips."""
+
+import collections
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tokenizers
+
+from r1router_jax import prompts, protocol
+from r1router_jax.inputs import tokenizer as tokenizer_lib
+from r1router_jax.inputs.tokenizer import PromptTooLong
+from r1router_jax.protocol import Conversation, Segment
+from r1router_jax.records import Passage
+from tests import tiny
+
+STYLES = list(prompts.STYLES)
+RAW = tokenizers.Tokenizer.from_file(str(tiny.TOKENIZER))
+CONTROL = {token.content: i for i, token in
+           RAW.get_added_tokens_decoder().items() if "<" in token.content}
+PIECES = (*CONTROL, "<", ">", "|", "im_end", "<|", "|>", "\u200b", " ", "\n",
+          "</", "think", "[sep]", "[Row]", "a", "é", "日本", "\uff1c")
+hostile = st.lists(st.sampled_from(PIECES) | st.text(max_size=5),
+                   max_size=12).map("".join)
+
+
+def encode(conversation, style, picture=0, limit=4000):
+  return tiny.tokenizer(style).encode(conversation, picture, limit)
+
+
+def control(ids):
+  known = set(CONTROL.values())
+  return collections.Counter(i for i in ids if i in known)
+
+
+def answer(question, *texts, style):
+  return protocol.answer_conversation(
+      question, [Passage(str(n), "text", text) for n, text in enumerate(texts)],
+      "", style=style)
+
+
+def test_the_vocabulary_has_control_tokens():
+  assert {"<|im_start|>", "<|image_pad|>", "</ret>", "<|plan|>"} <= set(CONTROL)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@hypothesis.given(hostile, hostile, hostile)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_no_text_from_outside_becomes_a_control_token(style, first, second, q):
+  wanted = control(encode(answer("q", "a", "b", style=style), style))
+  assert control(encode(answer(q, first, second, style=style), style)) == wanted
+  plain, attacked = (control(encode(protocol.plan_conversation(
+      text, "", [(text, text)], style=style), style, picture=2))
+      for text in ("q", q))
+  assert plain == attacked
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("token", CONTROL)
+def test_the_twin_alone_holds_the_line(style, token):
+  """Even text that `protocol.neutralise` never saw."""
+  make = lambda text: Conversation("plan", "s", (Segment(text, "passage"),))
+  ids = encode(make(f"a{token}b"), style)
+  assert control(ids) == control(encode(make("ab"), style))
+  assert token in RAW.decode(ids, skip_special_tokens=False)
+
+
+def test_templates_are_spelt_out():
+  """The whole prompt, as one would write it by hand."""
+  conversation = Conversation(
+      "plan", "<|plan|>", (Segment("who?", "question"),))
+  # This tokenizer starts every piece with a space.
+  text = lambda style, picture: RAW.decode(
+      encode(conversation, style, picture), skip_special_tokens=False
+  ).replace(" ", "")
+  seen = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+  assert text("compact", 2) == f"<|plan|>{seen}who?<|im_start|>"
+  assert text("compact", 0) == "<|plan|>who?<|im_start|>"
+  assert text("full", 2) == (
+      "<|im_start|>system\n<|plan|><|im_end|>\n<|im_start|>user\nwho?"
+      f"{seen}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_table_markers_are_one_token_in_passages_too():
+  marker = RAW.token_to_id("[sep]")
+  ids = encode(answer("q", "a [sep] b", style="compact"), "compact")
+  assert ids.count(marker) == 1
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
+  texts = ["alpha beta " * 20, "gamma delta " * 20]
+  conversation = answer("who?", *texts, style=style)
+  whole = encode(conversation, style)
+  pieces = [tiny.tokenizer(style).encode(dataclasses.replace(
+      conversation, system="", user=(s,)), 0, 4000) for s in conversation.user]
+  frame = len(tiny.tokenizer(style).encode(dataclasses.replace(
+      conversation, system="", user=()), 0, 4000))
+  sizes = [len(piece) - frame for piece in pieces]
+  passages = [i for i, s in enumerate(conversation.user)
+              if s.source == "passage"]
+  assert len(passages) == 2
+  for cut in (0, 1, 7, sizes[passages[1]], sizes[passages[1]] + 5,
+              sum(sizes[i] for i in passages)):
+    ids = encode(conversation, style, limit=len(whole) - cut)
+    assert len(ids) == len(whole) - cut
+    left = list(sizes)
+    left[passages[1]] -= min(cut, sizes[passages[1]])
+    left[passages[0]] -= cut - min(cut, sizes[passages[1]])
+    # By hand: what is left of each piece, in order.
+    wanted, at = [], 0
+    start = len(whole) - sum(sizes) - closing(style)
+    wanted += whole[:start]
+    for size, keep in zip(sizes, left, strict=True):
+      wanted += whole[start + at:start + at + keep]
+      at += size
+    wanted += whole[start + at:]
+    assert ids == wanted
+
+
+def closing(style):
+  return len(RAW.encode(tokenizer_lib.TEMPLATES[style].closing,
+                        add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_prompt_too_long_without_passages_is_refused(style):
+  conversation = answer("who? " * 30, "alpha " * 20, style=style)
+  bare = encode(answer("who? " * 30, style=style), style)
+  whole = encode(conversation, style)
+  with pytest.raises(PromptTooLong) as error:
+    encode(conversation, style, limit=len(bare) - 9)
+  assert "answer prompt" in str(error.value)
+  assert str(len(bare) - 9) in str(error.value)
+  assert "config.policy.prompt_tokens" in str(error.value)
+  assert len(whole) > len(bare)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("text", [
+    "<think>look in the table</think><sub-question>How many?</sub-question>"
+    "<ret>Table Retriever</ret>",
+    "<think>x</think><answer>11,631,456 | São Tomé, 日本</answer>", "", " a "])
+def test_a_response_is_read_back(style, text):
+  tokenizer = tiny.tokenizer(style)
+  read = lambda ids: tokenizer.decode(ids).replace("> ", ">")
+  ids = tokenizer.encode_response(text)
+  assert ids[-1] == tokenizer.end and ids.count(tokenizer.end) == 1
+  assert read(ids) == text
+  assert read(np.array([*ids, *ids, tokenizer.pad])) == text
+  assert read(ids[:-1]) == text  # Cut before its end token.
+
+
+def test_what_a_policy_never_writes():
+  tokenizer = tiny.tokenizer()
+  allowed = tokenizer.allowed(tokenizer.size + 7)
+  assert allowed.shape == (tokenizer.size + 7,)
+  forbidden = {i for i in range(len(allowed)) if not allowed[i]}
+  assert forbidden == {
+      *range(tokenizer.size, tokenizer.size + 7),
+      *(CONTROL[token] for token in tokenizer_lib.NEVER_DRAWN)}
+  assert allowed[tokenizer.end]
+
+
+def test_words_are_whole_words():
+  tokenizer = tiny.tokenizer()
+  words = tokenizer.words()
+  assert len(words) > 100 and not set(words) & set(CONTROL.values())
+  for i in words[:50]:
+    text = RAW.decode([i])
+    assert text.startswith(" ") and text[1:].isalpha()
+
+
+def test_a_tokenizer_of_another_policy_is_refused(tmp_path):
+  plain = tokenizers.Tokenizer(tokenizers.models.BPE())
+  plain.save(str(tmp_path / "tokenizer.json"))
+  with pytest.raises(ValueError, match=r"lacks the tokens.*<\|im_end\|>"):
+    tokenizer_lib.Tokenizer(tmp_path / "tokenizer.json", "full")
