@@ -12,12 +12,12 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c = mlc.ConfigDict()
   c.seed = 0
   c.algorithm = "step_grpo"
-  c.total_steps = 150
+  c.total_steps = 120
   c.policy = dict(
       start_from="warm_start",  # A policy's folder, or the shipped warm start.
       induction=False,
       settings=dict(        # Changes to that policy's: few shapes to compile.
-          prompt_tokens=(48, 96, 160), response_tokens=(24, 48)))
+          prompt_tokens=(48, 96, 160), response_tokens=(40,)))
   c.data = dict(
       split="train",
       kb="runs/kb",       # Where build_kb wrote the knowledge bases.
