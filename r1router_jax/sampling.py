@@ -4,7 +4,7 @@ Each prompt is prefilled once; its G members decode together, each with its own
 cache, until every row has drawn the end token.  A token is drawn by inverting
 the cumulative distribution at one uniform number:
 
-  token = #{ v : F(v) < u F(V) },   F(v) = sum_{w <= v} exp(logits_w / T)
+  token = min { v : F(v) > u F(V) },   F(v) = sum_{w <= v} exp(logits_w / T)
 
 The uniform numbers of a row come from that row's key alone, so a response does
 not depend on its neighbours, the batch, or the number of devices.
@@ -40,6 +40,19 @@ def keys(
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   return jax.vmap(lambda p: fold(jax.random.fold_in(key, p),
                                  jnp.arange(members)))(prompts)
+
+
+def pick(
+  weights: Float[Array, "N V"], u: Float[Array, " N"]
+) -> Int[Array, " N"]:
+  """The first id whose cumulative weight exceeds `u` times the total.
+
+  XLA sums in a tree, so that rounding may raise the sum, or lower it, where
+  nothing is added: ids of weight 0 are left out, or one in some millions of
+  tokens would be a forbidden one.
+  """
+  total = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
+  return jnp.argmax(total > u[:, None] * total.max(-1, keepdims=True), -1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tokens", "end"))
@@ -80,8 +93,7 @@ def sample(
       jnp.einsum("ND,VD->NV", state, vocabulary,
                  preferred_element_type=jnp.float32), -jnp.inf)
     logits = logits / jnp.where(greedy, 1.0, temperature)
-    total = jnp.cumsum(jnp.exp(logits - logits.max(-1, keepdims=True)), -1)
-    drawn = jnp.sum(total <= u[:, None] * total[:, -1:], -1)
+    drawn = pick(jnp.exp(logits - logits.max(-1, keepdims=True)), u)
     token = jnp.where(greedy, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
     logp = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
     return token, logp - jax.nn.logsumexp(logits, -1)
