@@ -27,7 +27,6 @@ from r1router_jax.models import qwen_vl
 from r1router_jax.protocol import Conversation
 from r1router_jax.records import Response
 
-
 # The tiny policy that the package brings, after its supervised warm start.
 WARM_START = pathlib.Path(__file__).parent / "data" / "files" / "warm_start"
 
@@ -112,9 +111,10 @@ class Policy:
     names = np.zeros(devices * rows, np.int32)
     for i, prompt in enumerate(prompts):
       names[i] = zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
-    keys = jax.random.key_data(sampling.keys(key, names, members))
+    keys = jax.random.key_data(sampling.keys(key, jnp.asarray(names), members))
     sampler = _sampler(
-        self.model, self.settings.response_tokens[-1], self.packer.tokenizer.end)
+        self.model, self.settings.response_tokens[-1],
+        self.packer.tokenizer.end)
     return sampler(
         self.params, packed, keys.reshape(devices, rows, members, -1),
         jnp.float32(temperature), self.allowed)

@@ -1,0 +1,110 @@
+"""A policy's folder; responses that do not depend on their batch."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from r1router_jax import parallel, policy, protocol
+from r1router_jax.inputs.tokenizer import PromptTooLong
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def made():
+  return policy.Policy(
+      tiny.SETTINGS, tiny.TOKENIZER,
+      parallel.replicate(tiny.params(tiny.SPOKEN)))
+
+
+def ask(text, image=""):
+  return protocol.plan_conversation(text, image, (), style="compact")
+
+
+ASKED = [ask("Who rules Chad?"), ask("And Niger?"), ask("How long is it?")]
+
+
+def same(got, wanted):
+  for ours, theirs in zip(got, wanted, strict=True):
+    for one, other in zip(ours, theirs, strict=True):
+      assert one.text == other.text
+      np.testing.assert_array_equal(one.tokens, other.tokens)
+      np.testing.assert_allclose(one.logp, other.logp, atol=1e-4)
+
+
+def test_a_saved_policy_responds_alike(made, tmp_path):
+  wanted = made.respond(ASKED, jax.random.key(0), n=2, temperature=1.0)
+  assert [len(group) for group in wanted] == [2, 2, 2]
+  made.save(tmp_path / "policy")
+  assert {p.name for p in (tmp_path / "policy").iterdir()} == {
+      "config.json", "policy.safetensors", "tokenizer.json"}
+  again = policy.load(tmp_path / "policy")
+  assert again.settings == made.settings
+  jax.tree.map(np.testing.assert_array_equal, again.params, made.params)
+  same(again.respond(ASKED, jax.random.key(0), n=2, temperature=1.0), wanted)
+  # Saving a policy where it lies keeps its tokenizer.
+  again.save(tmp_path / "policy")
+  assert policy.load(tmp_path / "policy").packer.tokenizer.size == 4096
+
+
+def test_a_response_does_not_depend_on_the_batch(made):
+  together = made.respond(ASKED, jax.random.key(0), n=2, temperature=1.0)
+  for i in (2, 0):
+    alone = made.respond(ASKED[i:i + 1], jax.random.key(0), n=2,
+                         temperature=1.0)
+    same(alone, together[i:i + 1])
+  many = made.respond(ASKED * 7, jax.random.key(0), n=2, temperature=1.0)
+  same(many, together * 7)
+
+
+def test_text_and_logp_belong_to_the_tokens(made):
+  tokenizer = made.packer.tokenizer
+  for group in made.respond(ASKED, jax.random.key(1), n=2, temperature=1.0):
+    for response in group:
+      assert len(response.tokens) == len(response.logp) <= 12
+      assert response.text == tokenizer.decode(response.tokens)
+      assert (response.logp <= 0).all()
+      assert (response.tokens[:-1] != tokenizer.end).all()
+
+
+def test_pictures_may_be_mixed_with_text(made, tmp_path):
+  path = str(tmp_path / "p.png")
+  pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  Image.fromarray(pixels).save(path)
+  asked = [ASKED[0], ask("What is it?", path)]
+  text, picture = made.respond(asked, jax.random.key(0), n=2, temperature=1.0)
+  same([text], made.respond(ASKED[:1], jax.random.key(0), 2, 1.0))
+  assert len(picture) == 2
+
+
+def test_no_conversations_no_responses(made):
+  assert made.respond([], jax.random.key(0)) == []
+
+
+def test_a_question_that_does_not_fit_is_refused(made):
+  with pytest.raises(PromptTooLong, match="over the limit of 48"):
+    made.respond([ask("who " * 60)], jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "policy.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(tmp_path, name):
+  for other in ("config.json", "policy.safetensors", "tokenizer.json"):
+    if other != name:
+      (tmp_path / other).write_text("x")
+  with pytest.raises(FileNotFoundError, match=f"is no policy: {name} is mis"):
+    policy.load(tmp_path)
+
+
+def test_settings_are_read_back():
+  tree = json.loads(json.dumps(dataclasses.asdict(tiny.SETTINGS)))
+  assert policy.Settings.from_dict(tree) == tiny.SETTINGS
+
+
+def test_a_fresh_policy_has_the_parameters_of_its_settings():
+  made = policy.create(tiny.SETTINGS, tiny.TOKENIZER, 0)
+  shapes = jax.tree.map(lambda x: x.shape[1:], made.params)
+  assert shapes == jax.tree.map(np.shape, tiny.params(tiny.SPOKEN))
