@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from r1router_jax.inputs import images
-from r1router_jax.inputs.tokenizer import Tokenizer
+from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
 from r1router_jax.models import qwen_vl
 from r1router_jax.protocol import Conversation
 
@@ -81,8 +81,18 @@ class Packer:
     return rows, tuple(grid)
 
   def length(self, ids: Sequence[int]) -> int:
-    """The padded length that a prompt goes into."""
-    return next(n for n in self.lengths if n >= len(ids))
+    """The padded length that a prompt goes into.
+
+    Raises:
+      PromptTooLong: where there is none; `encode` makes no such prompt.
+    """
+    for length in self.lengths:
+      if length >= len(ids):
+        return length
+    raise PromptTooLong(
+        f"A prompt of {len(ids)} tokens fits none of the lengths "
+        f"{self.lengths}: raise the last of "
+        "config.policy.settings.prompt_tokens.")
 
   def pack(
       self, batch: Sequence[Encoded], devices: int, rows: int
