@@ -27,10 +27,10 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
       group_size=8,       # Responses per step; advantages compare these.
       temperature=1.0,
       clip_low=0.2, clip_high=0.28,  # Trust region of the ratio.
-      reward="reference",
+      reward="default",
       rename=0.5)         # Chance that a step's entities have other names.
   c.optim = dict(
-      name="adamw", lr=3e-4, muon_lr=0.0, warmup=5, final=0.1,
+      name="adamw", lr=1.5e-4, muon_lr=0.0, warmup=5, final=0.1,
       weight_decay=0.0, clip_norm=1.0)
   c.every = dict(log=5, checkpoint=50)  # In updates.
 
