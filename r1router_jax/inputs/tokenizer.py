@@ -112,7 +112,7 @@ class Tokenizer:
         excess -= cut
     if excess > 0:
       raise PromptTooLong(
-          f"A {conversation.kind} prompt is {excess} tokens over the limit of "
+          f"The {conversation.kind} prompt is {excess} tokens over the limit of "
           f"{limit} without its passages: "
           f"{conversation.user[0].text[:80]!r}….  Shorten the question or "
           "raise the last of config.policy.settings.prompt_tokens.")

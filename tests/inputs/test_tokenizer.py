@@ -134,7 +134,7 @@ def test_a_prompt_too_long_without_passages_is_refused(style):
     encode(conversation, style, limit=len(bare) - 9)
   assert "answer prompt" in str(error.value)
   assert str(len(bare) - 9) in str(error.value)
-  assert "config.policy.prompt_tokens" in str(error.value)
+  assert "config.policy.settings.prompt_tokens" in str(error.value)
   assert len(whole) > len(bare)
 
 
