@@ -160,7 +160,7 @@ class StepGrpo:
 
 def _report(
     examples: Sequence[Step],
-    reward: Float[np.ndarray, "B G"],
+    reward: Float[np.ndarray, "n G"],
     parts: rewards.Parts,
     mask: Bool[np.ndarray, "D B G T"],
 ) -> dict[str, float]:
