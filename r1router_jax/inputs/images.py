@@ -176,13 +176,16 @@ def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int
 
 def square(image: UInt8[np.ndarray, "H W 3"], side: int
            ) -> UInt8[np.ndarray, "side side 3"]:
-  """The picture as large as fits in a grey square, its proportions kept."""
-  scale = side / max(image.shape)
-  height, width = (max(1, round(n * scale)) for n in image.shape[:2])
-  canvas = np.full((side, side, 3), 128, np.uint8)
-  top, left = (side - height) // 2, (side - width) // 2
-  canvas[top:top + height, left:left + width] = resize(image, height, width)
-  return canvas
+  """The picture stretched to a square, less any grey border around it.
+
+  Small pictures often come centred in a grey square.  Without that border, and
+  with all proportions alike, drawings of one thing lie over each other.
+  """
+  shown = (np.abs(image.astype(np.int16) - 128) > 8).any(axis=-1)
+  if shown.any():
+    rows, columns = (np.flatnonzero(shown.any(axis=1 - i)) for i in (0, 1))
+    image = image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+  return resize(image, side, side)
 
 
 def patches(

@@ -112,8 +112,8 @@ class Tokenizer:
         excess -= cut
     if excess > 0:
       raise PromptTooLong(
-          f"The {conversation.kind} prompt is {excess} tokens over the limit of "
-          f"{limit} without its passages: "
+          f"The {conversation.kind} prompt is {excess} tokens over the limit "
+          f"of {limit} without its passages: "
           f"{conversation.user[0].text[:80]!r}….  Shorten the question or "
           "raise the last of config.policy.settings.prompt_tokens.")
     text = [i for piece in pieces for i in piece]

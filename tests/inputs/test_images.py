@@ -181,3 +181,12 @@ def test_sizes_that_do_not_fit_are_named():
     images.patches(np.zeros((30, 28, 3), np.uint8))
   with pytest.raises(images.BadImage, match="aspect"):
     images.smart_resize(10, 4000)
+
+
+def test_a_square_is_filled_by_what_is_shown():
+  image = np.full((10, 12, 3), 130, np.uint8)
+  image[2:8, 1:5] = np.arange(24).reshape(6, 4, 1)
+  np.testing.assert_array_equal(
+      images.square(image, 32), images.resize(image[2:8, 1:5], 32, 32))
+  grey = np.full((5, 7, 3), 128, np.uint8)
+  assert (images.square(grey, 4) == 128).all()

