@@ -22,9 +22,10 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
       split="train",
       kb="runs/kb",       # Where build_kb wrote the knowledge bases.
       passages=dict(text=1, image=1, table=1),  # Read per answer step.
-      batch_rows=32)      # Steps per update and device.
+      batch_rows=64)      # Steps per update and device.
   c.step_grpo = dict(
       group_size=8,       # Responses per step; advantages compare these.
+      learn_rows=16,      # Of them at most so many, of unequal rewards, teach.
       temperature=1.0,
       clip_low=0.2, clip_high=0.28,  # Trust region of the ratio.
       reward="default",
@@ -37,7 +38,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   if variant == "smoke":
     c.total_steps = 2
     c.data.batch_rows = 4
-    c.step_grpo.group_size = 2
+    c.step_grpo.update(group_size=2, learn_rows=4)
     c.every.update(log=1, checkpoint=1)
   elif variant != "tiny":
     raise ValueError(

@@ -10,7 +10,8 @@ and the loss is the clipped surrogate, averaged over response tokens:
   - mean min(rho A, clip(rho, 1 - low, 1 + high) A),   rho = pi / pi_old
 
 At rho = 1 it is 0 by construction: watch the reward, not the loss.  A group of
-equal rewards teaches nothing and has advantage exactly 0.
+equal rewards has advantage exactly 0, so it is left out of the update: more
+prompts are drawn than an update has rows for, and those that teach fill them.
 
 Axes:  B prompts   G responses per prompt   T response tokens
 Sources: arxiv.org/abs/2402.03300 (GRPO), arxiv.org/abs/2505.22095 (Step-GRPO),
@@ -26,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from r1router_jax import sampling
+from r1router_jax.inputs.pack import Encoded
 from r1router_jax.learning import rewards
 from r1router_jax.learning.batch import Batch, Prompts
 from r1router_jax.models import qwen_vl
@@ -79,6 +81,39 @@ def surrogate(
   return -jnp.sum(jnp.where(mask, gain, 0)), jnp.sum(beyond)
 
 
+def learn_from(
+    policy: Policy,
+    prompts: Sequence[Encoded],
+    tokens: Int[np.ndarray, "B G T"],
+    logp: Float[np.ndarray, "B G T"],
+    mask: Bool[np.ndarray, "B G T"],
+    advantage: Float[np.ndarray, "B G"],
+    rows: int,
+) -> Batch:
+  """The batch of the first groups whose rewards differ, `rows` on each device.
+
+  The loss remains a mean over the tokens of all groups: advantages shrink by
+  the share of those that teach, which is small in a batch of easy steps.
+  """
+  devices = jax.local_device_count()
+  teach = np.flatnonzero(advantage.any(axis=1))
+  advantage = advantage * np.float32(mask[teach].sum() / mask.sum())
+  teach = teach[:devices * rows]
+  longest = policy.settings.response_length(
+      int(mask[teach].sum(-1).max(initial=0)))
+
+  def shared(array):
+    padded = np.zeros((devices * rows, *array.shape[1:]), array.dtype)
+    padded[:len(teach)] = array[teach]
+    return padded.reshape(devices, rows, *array.shape[1:])
+
+  tokens, mask, logp = (
+      shared(a[..., :longest]) for a in (tokens, mask, logp))
+  packed = policy.packer.pack(
+      [prompts[i] for i in teach] or prompts[:1], devices, rows)
+  return Batch(packed, tokens, mask, shared(advantage), logp)
+
+
 class StepGrpo:
   """Batches and loss of Step-GRPO; an `Algorithm` of `train`.
 
@@ -87,6 +122,8 @@ class StepGrpo:
     total_steps: updates of the run; the schedule is the optimiser's business.
     seed: of everything drawn.
     group_size: G, responses per step; advantages compare these.
+    learn_rows: steps per update and device, at most, whose responses differ in
+      reward and are learnt from.
     temperature: of sampling.
     clip_low, clip_high: see `surrogate`.
     reward: a key of `rewards.REWARDS`.
@@ -100,6 +137,7 @@ class StepGrpo:
       total_steps: int,
       seed: int,
       group_size: int,
+      learn_rows: int,
       temperature: float,
       clip_low: float,
       clip_high: float,
@@ -111,7 +149,7 @@ class StepGrpo:
       raise ValueError(
           f"config.step_grpo.group_size is {group_size}: an advantage compares "
           "at least two responses.")
-    self._policy, self._group = policy, group_size
+    self._policy, self._group, self._rows = policy, group_size, learn_rows
     self._prompts, self._rename, self._seed = Prompts(policy), rename, seed
     self._key = jax.random.key(seed)
     self._temperature = temperature
@@ -134,20 +172,16 @@ class StepGrpo:
     drawn = policy.draw(
         prompts, packed, jax.random.fold_in(self._key, index), group,
         self._temperature)
-    longest = policy.settings.response_length(int(drawn.mask.sum(-1).max()))
-    tokens, logp, mask = (a[..., :longest] for a in jax.device_get(drawn))
-    count = len(examples)
-    flat = [a.reshape(-1, *a.shape[2:])[:count] for a in (tokens, logp, mask)]
-    texts = [response.text for prompt in zip(*flat, strict=True)
+    # Rows of all devices in one axis; those beyond the examples are padding.
+    tokens, logp, mask = (a.reshape(-1, *a.shape[2:])[:len(examples)]
+                          for a in jax.device_get(drawn))
+    texts = [response.text for prompt in zip(tokens, logp, mask, strict=True)
              for response in policy.read(*prompt)]
     parts = self._reward.parts(
         [step for step in examples for _ in range(group)], texts)
-    reward = parts.total.reshape(count, group)
-    weight = np.zeros(mask.shape[0] * rows * group, np.float32)
-    weight[:count * group] = advantages(reward).ravel()
-    real = np.arange(mask.shape[0] * rows) < count
-    mask = mask & real.reshape(*mask.shape[:2], 1, 1)
-    batch = Batch(packed, tokens, mask, weight.reshape(mask.shape[:3]), logp)
+    reward = parts.total.reshape(len(examples), group)
+    batch = learn_from(
+        policy, prompts, tokens, logp, mask, advantages(reward), self._rows)
     return batch, _report(examples, reward, parts, mask)
 
   def loss(
@@ -162,18 +196,17 @@ def _report(
     examples: Sequence[Step],
     reward: Float[np.ndarray, "n G"],
     parts: rewards.Parts,
-    mask: Bool[np.ndarray, "D B G T"],
+    mask: Bool[np.ndarray, "n G T"],
 ) -> dict[str, float]:
   """What a rollout batch says about the policy that drew it."""
   kinds = np.array([step.kind for step in examples])
   report = {f"reward/{name}": mean for name, mean in parts.means().items()}
   report |= {f"reward/{kind}": float(reward[kinds == kind].mean())
              for kind in dict.fromkeys(kinds.tolist())}
-  lengths = mask.sum(-1)
   return report | {
       "reward/std_in_group": float(reward.std(axis=1).mean()),
       "equal_groups": float(np.mean(np.ptp(reward, axis=1) == 0)),
-      "response_tokens": float(lengths.sum() / max((lengths > 0).sum(), 1)),
+      "response_tokens": float(mask.sum(-1).mean()),
   }
 
 

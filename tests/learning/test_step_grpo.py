@@ -230,9 +230,46 @@ def test_updates_favour_the_better_response():
           ).all()
 
 
+def test_groups_of_equal_rewards_are_left_out_and_change_nothing():
+  rng, count = np.random.default_rng(3), 10
+  trained = policy.Policy(tiny.SETTINGS, tiny.TOKENIZER, {})
+  prompts = [tiny.encoded(rng, tiny.CONFIG, int(n))
+             for n in rng.integers(5, 20, count)]
+  shape = (count, 3, 7)
+  tokens = tiny.responses(rng, tiny.CONFIG, *shape)
+  lengths = rng.integers(1, shape[2] + 1, shape[:2])
+  mask = np.arange(shape[2]) < lengths[..., None]
+  logp = rng.normal(-4, 0.1, shape).astype(np.float32)
+  reward = rng.random(shape[:2])
+  reward[[0, 2, 3, 8]] = 0.5
+  advantage = step_grpo.advantages(reward)
+  grad = tiny.jit(jax.grad(lambda params, b: _mean_loss(params, b)))
+  params = tiny.params(tiny.CONFIG)
+  whole = Batch(
+      tiny.pack(tiny.CONFIG, prompts), tokens, mask, advantage, logp)
+  part = step_grpo.learn_from(
+      trained, prompts, tokens, logp, mask, advantage, rows=1)
+  assert part.mask.any((1, 2, 3)).sum() == 6
+  flat = jax.tree.map(np.concatenate, part)
+  flat = flat._replace(prompt=flat.prompt._replace(
+      positions=np.concatenate(part.prompt.positions, 1)))
+  jax.tree.map(
+      lambda got, want: np.testing.assert_allclose(
+          got, want, rtol=1e-4, atol=1e-5),
+      grad(params, flat), grad(params, whole))
+  few = step_grpo.learn_from(
+      trained, prompts, tokens, logp, mask, advantage * 0, rows=1)
+  assert not few.mask.any() and not few.weight.any()
+
+
+def _mean_loss(params, batch):
+  total, (count, _) = objective(params, batch)
+  return total / count
+
+
 def test_a_group_of_one_is_refused():
   with pytest.raises(ValueError, match="config.step_grpo.group_size is 1"):
     step_grpo.StepGrpo(
         policy.Policy(tiny.SETTINGS, tiny.TOKENIZER, {}), total_steps=1,
-        seed=0, group_size=1, temperature=1.0, clip_low=0.2, clip_high=0.2,
-        reward="recall", rename=0.0)
+        seed=0, group_size=1, learn_rows=1, temperature=1.0, clip_low=0.2,
+        clip_high=0.2, reward="recall", rename=0.0)
