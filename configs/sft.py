@@ -2,14 +2,16 @@ r"""Supervised warm start on gold steps of GeoRouter's training questions.
 
   python -m r1router_jax.train --config=configs/sft.py:tiny --workdir=runs/sft
 
-This run, with seed 0, made the warm start that the package ships.
+This run, with seed 0, made the warm start that the package ships.  `:overask`
+goes on from there for a minute, with demonstrations of a teacher that does not
+know when to stop.
 """
 
 import ml_collections as mlc
 
 
 def get_config(variant: str = "tiny") -> mlc.ConfigDict:
-  """The run for policy `variant`: "tiny", or "smoke" for tests."""
+  """The run for policy `variant`: "tiny", "overask", or "smoke" for tests."""
   c = mlc.ConfigDict()
   c.seed = 0
   c.algorithm = "sft"
@@ -36,17 +38,25 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.sft = dict(
       recall_steps=300,   # First updates, on random look-up rows alone.
       recall_share=0.1,   # Chance that a later update is on such rows.
-      rename=(0.9, 0.3))  # Chance of changed names, first and last.
+      rename=(0.9, 0.3),  # Chance of changed names, first and last.
+      overask=0.0)        # Chance to ask again where the gold trace stops.
   c.optim = dict(
       name="muon", lr=1e-3, muon_lr=4e-3, warmup=20, final=0.05,
       weight_decay=0.01, clip_norm=1.0)
   c.every = dict(log=20, checkpoint=500)  # In updates.
 
-  if variant == "smoke":
+  if variant == "overask":
+    c.total_steps = 150
+    c.policy = dict(start_from="warm_start", induction=False, settings=dict())
+    c.sft = dict(
+        recall_steps=0, recall_share=0.0, rename=(0.5, 0.5), overask=0.6)
+    c.optim.update(lr=3e-4, muon_lr=1e-3)
+  elif variant == "smoke":
     c.total_steps = 4
     c.data.batch_rows = 4
     c.sft.recall_steps = 2
     c.every.update(log=1, checkpoint=2)
   elif variant != "tiny":
-    raise ValueError(f"No variant {variant!r} of sft: take 'tiny' or 'smoke'.")
+    raise ValueError(
+        f"No variant {variant!r} of sft: take 'tiny', 'overask' or 'smoke'.")
   return c

@@ -56,11 +56,16 @@ else
   say "Starting from the shipped warm start, which configs/sft.py:tiny made" \
     "(its figures: r1router_jax/data/files/warm_start/README.md)."
 fi
+run python -m r1router_jax.train --config=configs/sft.py:overask \
+  --config.seed="$SEED" --config.policy.start_from="$start" \
+  --workdir="$RUN/overask"
 run python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
   --config.seed="$SEED" --config.data.kb="$RUN/kb" \
-  --config.policy.start_from="$start" --workdir="$RUN/step_grpo"
+  --config.policy.start_from="$RUN/overask/policy" --workdir="$RUN/step_grpo"
+policies=untrained=$RUN/untrained/policy,warm_start=$start
+policies+=,overask=$RUN/overask/policy,step_grpo=$RUN/step_grpo/policy
 run python -m r1router_jax.eval --kb="$RUN/kb" --workdir="$RUN/eval" \
-  --policy="untrained=$RUN/untrained/policy,warm_start=$start,step_grpo=$RUN/step_grpo/policy" \
+  --policy="$policies" \
   --curves="step_grpo=$RUN/step_grpo" --report="$RUN/report.html"
 
 touch "$RUN/done"

@@ -4,7 +4,6 @@ Claims are written from the numbers, whatever they turn out to be.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,22 +68,21 @@ Earned = Mapping[str, Mapping[str, np.ndarray]]  # By policy, by way of drawing.
 def differences(
     results: Results, earned: Earned
 ) -> dict[str, dict[str, Interval]]:
-  """Each policy minus the one before it, and the last minus each baseline."""
+  """The last policy minus every other one, and minus each baseline."""
   routers = [r for r in results if r.method == ROUTER]
-  pairs = [(b, a) for a, b in itertools.pairwise(routers)]
-  if routers:
-    pairs += [(routers[-1], r) for r in results if r.method != ROUTER]
+  others = routers[:-1] + [r for r in results if r.method != ROUTER]
   found = {}
-  for later, earlier in pairs:
-    found[f"{later.name} minus {earlier.name}"] = {
+  for other in others if routers else ():
+    found[f"{routers[-1].name} minus {other.name}"] = {
         name: metrics.paired_difference(
-            later.columns[name], earlier.columns[name], 0)
+            routers[-1].columns[name], other.columns[name], 0)
         for name in scoring.RATES}
-  for earlier, later in itertools.pairwise(earned):
-    row = found.setdefault(f"{later} minus {earlier}", {})
-    for way in earned[later]:
+  *names, last = earned or [""]
+  for name in names:
+    row = found.setdefault(f"{last} minus {name}", {})
+    for way in earned[last]:
       row[f"{way} step reward"] = metrics.paired_difference(
-          earned[later][way], earned[earlier][way], 0)
+          earned[last][way], earned[name][way], 0)
   return found
 
 

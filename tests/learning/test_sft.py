@@ -106,6 +106,18 @@ def test_a_comparison_is_thought_aloud(first, second, thought):
   assert answer.thought == thought
 
 
+def test_overasking_repeats_the_question_to_another_knowledge_base():
+  stop = step("plan", sub_question="None", routes=("none",),
+              history=(("What is it?", "N'Djamena"),))
+  routes = set()
+  for seed in range(20):
+    plan = protocol.parse_plan(
+        sft.overasking(stop, np.random.default_rng(seed)))
+    assert plan.sub_question == "What is it?"
+    routes.add(plan.route)
+  assert routes == {"image", "table"}  # The gold route is text.
+
+
 # ---- Batches.
 
 
@@ -115,7 +127,7 @@ def algorithm():
   settings = dataclasses.replace(tiny.SETTINGS, prompt_tokens=(24, 96))
   tiny_policy = policy.Policy(settings, tiny.TOKENIZER, {})
   return sft.Sft(tiny_policy, total_steps=10, recall_steps=1, recall_share=0.0,
-                 rename=(0.5, 0.5), seed=0)
+                 rename=(0.5, 0.5), overask=0.0, seed=0)
 
 
 def examples():
@@ -152,6 +164,23 @@ def test_the_first_batches_are_look_ups(algorithm):
   first, report = algorithm.make_batch({}, examples(), 0, rows=1)
   assert report["recall"] == 1 and first.weight.all()
   assert algorithm.make_batch({}, examples(), 1, rows=1)[1]["recall"] == 0
+
+
+def test_overasking_happens_where_a_trace_stops():
+  settings = dataclasses.replace(
+      tiny.SETTINGS, prompt_tokens=(96,), response_tokens=(48,))
+  always = sft.Sft(
+      policy.Policy(settings, tiny.TOKENIZER, {}), total_steps=10,
+      recall_steps=0, recall_share=0.0, rename=(0.0, 0.0), overask=1.0, seed=0)
+  stop = step("plan", sub_question="None", routes=("none",))
+  asked = dataclasses.replace(stop, history=(("What is it?", "N'Djamena"),))
+  steps = [*examples(), stop, asked]
+  rows, _ = always.make_batch({}, steps, 0, rows=1)
+  bare = lambda text: "".join(text.split())
+  taught = [bare(tiny.tokenizer().decode(tokens[mask])) for tokens, mask in zip(
+      rows.response[:5, 0, 0], rows.mask[:5, 0, 0], strict=True)]
+  assert taught[:4] == [bare(sft.demonstration(each)) for each in steps[:4]]
+  assert "Whatisit?" in taught[4] and "None" not in taught[4]
 
 
 def test_the_countries_are_known():
