@@ -1,7 +1,10 @@
-r"""Step-GRPO on steps of GeoRouter's training questions, from the warm start.
+r"""Step-GRPO on steps of GeoRouter's training questions, from a trained start.
 
   python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
-      --workdir=runs/step_grpo --config.data.kb=runs/kb
+      --config.policy.start_from=runs/overask/policy \
+      --config.data.kb=runs/kb --workdir=runs/step_grpo
+
+Where the start overasks (configs/sft.py:overask), this teaches it to stop.
 """
 
 import ml_collections as mlc

@@ -56,6 +56,8 @@ else
   say "Starting from the shipped warm start, which configs/sft.py:tiny made" \
     "(its figures: r1router_jax/data/files/warm_start/README.md)."
 fi
+say "First a minute of a teacher that goes on asking where the answer is known;" \
+  "Step-GRPO then has to unlearn it."
 run python -m r1router_jax.train --config=configs/sft.py:overask \
   --config.seed="$SEED" --config.policy.start_from="$start" \
   --workdir="$RUN/overask"
