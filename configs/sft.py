@@ -56,6 +56,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     c.optim.update(lr=2e-4, muon_lr=8e-4)
   elif variant == "smoke":
     c.total_steps = 4
+    c.policy.settings.update(prompt_tokens=(160,), response_tokens=(48,))
     c.data.batch_rows = 4
     c.sft.recall_steps = 2
     c.every.update(log=1, checkpoint=2)

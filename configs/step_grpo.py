@@ -40,6 +40,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
 
   if variant == "smoke":
     c.total_steps = 2
+    c.policy.settings.update(prompt_tokens=(160,))
     c.data.batch_rows = 4
     c.step_grpo.update(group_size=2, learn_rows=4)
     c.every.update(log=1, checkpoint=1)
