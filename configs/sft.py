@@ -19,6 +19,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.policy = dict(
       start_from="",      # A policy's folder, or "" for random weights.
       induction=True,     # Random weights that can copy; models/induction.py.
+      lora=dict(rank=0, alpha=32.0, match="layers/[qkvo]$"),  # 0: no adapters.
       settings=dict(
           style="compact",
           model=dict(
@@ -30,6 +31,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
           response_tokens=(16, 24, 48),     # Padded lengths of responses.
           min_pixels=84 * 84, max_pixels=84 * 84,
           batch_rows=64))     # Responses decoded at one time.
+  c.trainable = ""        # Which parameters learn: a regular expression.
   c.data = dict(
       split="train",
       kb="",              # Built knowledge bases, or "" for gold evidence.

@@ -5,6 +5,7 @@ r"""Step-GRPO on steps of GeoRouter's training questions, from a trained start.
       --config.data.kb=runs/kb --workdir=runs/step_grpo
 
 Where the start overasks (configs/sft.py:overask), this teaches it to stop.
+`:3b` and `:7b` are for python -m r1router_jax.plan.
 """
 
 import ml_collections as mlc
@@ -19,8 +20,10 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.policy = dict(
       start_from="warm_start",  # A policy's folder, or the shipped warm start.
       induction=False,
+      lora=dict(rank=0, alpha=32.0, match="layers/[qkvo]$"),  # 0: no adapters.
       settings=dict(        # Changes to that policy's: few shapes to compile.
           prompt_tokens=(48, 96, 160), response_tokens=(40,)))
+  c.trainable = ""        # Which parameters learn: a regular expression.
   c.data = dict(
       split="train",
       kb="runs/kb",       # Where build_kb wrote the knowledge bases.
@@ -44,7 +47,26 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     c.data.batch_rows = 4
     c.step_grpo.update(group_size=2, learn_rows=4)
     c.every.update(log=1, checkpoint=1)
+  elif variant in ("3b", "7b"):
+    _published(c, variant)
   elif variant != "tiny":
-    raise ValueError(
-        f"No variant {variant!r} of step_grpo: take 'tiny' or 'smoke'.")
+    raise ValueError(f"No variant {variant!r} of step_grpo: take 'tiny', '3b', "
+                     "'7b' or 'smoke'.")
   return c
+
+
+def _published(c: mlc.ConfigDict, size: str):
+  """Qwen2.5-VL at a published size, its weights split over a mesh."""
+  c.total_steps = 300
+  # Chips: `data` and `fsdp` take rows, `fsdp` splits the weights, too.
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.rollout_mesh = dict(data=-1, tensor={"3b": 2, "7b": 4}[size])
+  c.policy.start_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
+  c.policy.settings = dict(
+      style="full", model=size, prompt_tokens=(1024, 2048, 4096),
+      response_tokens=(1024,), min_pixels=3136, max_pixels=1_003_520,
+      batch_rows=8,
+      compute=dict(dtype="bfloat16", remat="full", attention="auto"))
+  c.data.batch_rows = 4   # Prompts that each part of `rollout_mesh.data` draws.
+  c.step_grpo.update(learn_rows=1)
+  c.optim.update(lr=1e-6, warmup=15, weight_decay=0.01)

@@ -1,19 +1,11 @@
-"""Saving and restoring: the whole training state, and bare parameters.
-
-A training state goes through Orbax, so that a run goes on where it was; bare
-parameters are a flat safetensors file, `layers/q/w` and so on, which any tool
-reads and no tool executes.
-"""
+"""Saving and restoring the whole state of a run, through Orbax."""
 
 import pathlib
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-from safetensors.numpy import load_file, save_file
 
 
 class Checkpoints:
@@ -40,28 +32,3 @@ class Checkpoints:
     """Waits for writes in flight."""
     self._manager.wait_until_finished()
     self._manager.close()
-
-
-def save_params(path: str | pathlib.Path, params: dict) -> None:
-  """Writes a tree of arrays as one safetensors file."""
-  flat = flax.traverse_util.flatten_dict(params, sep="/")
-  path = pathlib.Path(path)
-  partial = path.with_suffix(".partial")
-  save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, partial)
-  partial.replace(path)
-
-
-def load_params(path: str | pathlib.Path) -> dict:
-  """Reads what `save_params` wrote; float16 weights come back as float32.
-
-  Raises:
-    ValueError: where the file is no whole safetensors file.
-  """
-  try:
-    flat = load_file(path)
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-        f"{path} is not a whole safetensors file ({error}).  Copy it again, or "
-        "train anew.") from error
-  flat = {k: v.astype(np.float32) for k, v in flat.items()}
-  return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -39,6 +39,7 @@ from r1router_jax import (
 )
 from r1router_jax.data import georouter, trajectories
 from r1router_jax.learning import rewards
+from r1router_jax.models import hf
 from r1router_jax.protocol import step_conversation
 from r1router_jax.records import Question, Step, Trajectory
 from r1router_jax.retrieval import embedders, knowledge_base
@@ -207,12 +208,12 @@ def _all_step_rewards(
 
 def _label(name: str, trained: policy.Policy, kb: str) -> dict[str, str]:
   """What tells this policy on these knowledge bases from any other."""
-  weights = trained.tokenizer_path.parent / "policy.safetensors"
+  weights = [embedders.fingerprint(path)
+             for path in hf.files(str(trained.tokenizer_path.parent))]
   metas = [knowledge_base.read_meta(str(pathlib.Path(kb, kind)))
            for kind in knowledge_base.KINDS]
   digest = hashlib.sha256(json.dumps(metas).encode()).hexdigest()[:16]
-  return dict(policy=name, weights=embedders.fingerprint(str(weights)),
-              kbs=digest)
+  return dict(policy=name, weights=" ".join(weights), kbs=digest)
 
 
 def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Two drivers share one loss (see train.py).  Under `jax.pmap` each device holds
 all parameters and its part of the batch: `replicate`, `shard`, `unreplicate`.
-Under `jax.jit` a mesh lays out both: `make_mesh`.
+Under `jax.jit` a mesh lays out both: `make_mesh`, `RULES`, `shardings`.
 
 On several hosts every process runs the same command and calls `join_pod`
 before it touches a device.  `shard` then splits what this host has read over
@@ -13,14 +13,35 @@ Axes:  D devices of this host
 
 import math
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from flax import traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"  # The axis name of every pmap, and of the mesh's batch axis.
+FSDP, TENSOR = "fsdp", "tensor"  # Axes of the mesh that parameters lie along.
+ROWS = (DATA, FSDP)  # Axes that the rows of a batch lie along.
+
+# How a parameter lies on the mesh: the end of its path, an axis per dimension.
+# A product's inner dimension is gathered (fsdp), its outer one split (tensor);
+# the picture tower and the adapters are too thin to be split.
+RULES = (
+    (r"(embed|head)", (TENSOR, FSDP)),
+    (r"layers/(q|k|v|mlp/(gate|up))/w", (None, FSDP, TENSOR)),
+    (r"layers/(q|k|v)/b", (None, TENSOR)),
+    (r"layers/(o|mlp/down)/w", (None, TENSOR, FSDP)),
+    (r"vision/blocks/.*/w", (None, FSDP, None)),
+    (r"vision/(patch|merge1|merge2)/w", (FSDP, None)),
+    (r"vision/.*/b", ()),
+    (r"scale", ()),
+    (r"lora_a", (None, FSDP, None)),
+    (r"lora_b", (None, None, TENSOR)),
+)
 
 # Set all three where neither a TPU nor SLURM says who takes part.
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
@@ -126,12 +147,61 @@ def shard(batch: Any) -> Any:
 
 def make_mesh(**axes: int) -> Mesh:
   """A mesh over all devices; one axis may be -1 and takes what is left."""
+  sizes = mesh_sizes(jax.device_count(), axes)
+  return jax.make_mesh(sizes, tuple(axes), (AxisType.Auto,) * len(sizes))
+
+
+def mesh_sizes(devices: int, axes: Mapping[str, int]) -> list[int]:
+  """The sizes of a mesh's axes, one of which may be -1 for what is left."""
   named = math.prod(size for size in axes.values() if size != -1)
   free = sum(size == -1 for size in axes.values())
-  left, rest = divmod(jax.device_count(), named) if named > 0 else (0, 1)
+  left, rest = divmod(devices, named) if named > 0 else (0, 1)
   if rest or free > 1 or (left > 1 and not free):
     raise ValueError(
-        f"config.mesh {axes} does not tile {jax.device_count()} devices: its "
-        f"sizes multiply to {named}.  Set one axis to -1 to take the rest.")
-  sizes = [left if size == -1 else size for size in axes.values()]
-  return jax.make_mesh(sizes, tuple(axes), (AxisType.Auto,) * len(sizes))
+        f"config.mesh {dict(axes)} does not tile {devices} devices: its sizes "
+        f"multiply to {named}.  Set one axis to -1 to take the rest.")
+  return [left if size == -1 else size for size in axes.values()]
+
+
+def shardings(shapes: Any, mesh: Mesh, *, without: tuple[str, ...] = ()) -> Any:
+  """How each leaf of a tree lies on the mesh, by `RULES`.
+
+  The tree may be parameters or whatever holds them, such as an optimiser's
+  state, since a rule looks at the end of a path; scalars lie everywhere.  A
+  dimension that its axis does not divide is not split.
+
+  Args:
+    shapes: a tree of arrays, or of their shapes.
+    mesh: with axes of `RULES`; those that it lacks split nothing.
+    without: axes along which nothing is split, e.g. `(FSDP,)` for sampling.
+
+  Raises:
+    ValueError: where a leaf has no rule.
+  """
+  def layout(path, leaf):
+    name = "/".join(str(getattr(key, "key", getattr(key, "name", key)))
+                    for key in path)
+    if not leaf.shape:
+      return NamedSharding(mesh, PartitionSpec())
+    for end, axes in RULES:
+      if re.search(f"(^|/){end}$", name):
+        sizes = {a: n for a, n in mesh.shape.items() if a not in without}
+        return NamedSharding(mesh, PartitionSpec(*(
+            axis if axis in sizes and size % sizes[axis] == 0 else None
+            for axis, size in zip(axes, leaf.shape, strict=False))))
+    raise ValueError(f"No rule of parallel.RULES says how {name} "
+                     f"{leaf.shape} lies on the mesh.  Add one.")
+
+  return jax.tree_util.tree_map_with_path(layout, shapes)
+
+
+def by_path(shapes: Any, mesh: Mesh, **options: Any) -> dict[str, Any]:
+  """`shardings` of nested dicts by path, "layers/q/w", as `hf.load` asks."""
+  return traverse_util.flatten_dict(
+      shardings(shapes, mesh, **options), sep="/")
+
+
+def rows(mesh: Mesh, before: int = 0) -> NamedSharding:
+  """How a batch lies on the mesh, its rows after `before` other dimensions."""
+  axes = tuple(axis for axis in ROWS if axis in mesh.shape)
+  return NamedSharding(mesh, PartitionSpec(*(None,) * before, axes))

@@ -42,9 +42,10 @@ class Segment:
   """A piece of a user turn.
 
   Attributes:
-    text: the piece.
-    source: "template" (ours: may hold control tokens), "question" (untrusted)
-      or "passage" (untrusted, and the first to be cut where a prompt is long).
+    text: the piece; of a picture, its path.
+    source: "template" (ours: may hold control tokens), "question" (untrusted),
+      "passage" (untrusted, and the first to be cut where a prompt is long) or
+      "picture".
   """
 
   text: str
@@ -53,16 +54,16 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-  """One prompt: a system turn, a user turn, and at most one picture.
-
-  `image` is the path of the picture, or "".  The picture stands where
-  `STYLES[style].image_first` says: before or after the text of the user turn.
-  """
+  """One prompt: a system turn and a user turn, pictures among its text."""
 
   kind: str  # One of records.KINDS.
   system: str
   user: tuple[Segment, ...]
-  image: str = ""
+
+  @property
+  def pictures(self) -> tuple[str, ...]:
+    """The paths of the pictures, in their order."""
+    return tuple(s.text for s in self.user if s.source == "picture")
 
 
 # '<' (or a fullwidth twin, after NFKC) where a tag or a control token starts.
@@ -93,7 +94,7 @@ def plan_conversation(
   """The prompt that asks for the next sub-question and its route."""
   spelt = _style(style)
   user = _question(spelt, question, history)
-  return Conversation("plan", spelt.system["plan"], tuple(user), image)
+  return _conversation("plan", spelt, user, image)
 
 
 def answer_conversation(
@@ -111,8 +112,8 @@ def answer_conversation(
         template %= (spelt.tags[kb], rank)
       user += _fill(template, "passage", passage.text)
   user += _fill(spelt.asked, "question", asked)
-  image = image if spelt.answer_image else ""
-  return Conversation("answer", spelt.system["answer"], tuple(user), image)
+  return _conversation(
+      "answer", spelt, user, image if spelt.answer_image else "")
 
 
 def final_conversation(
@@ -122,7 +123,7 @@ def final_conversation(
   spelt = _style(style)
   user = _question(spelt, question, history)
   user += _fill(spelt.final, "question", question)
-  return Conversation("final", spelt.system["final"], tuple(user), image)
+  return _conversation("final", spelt, user, image)
 
 
 def step_conversation(step: Step, *, style: str) -> Conversation:
@@ -183,6 +184,15 @@ def _style(name: str) -> Style:
   if name not in STYLES:
     raise ValueError(f"unknown style {name!r}; known: {', '.join(STYLES)}")
   return STYLES[name]
+
+
+def _conversation(
+    kind: str, style: Style, user: list[Segment], image: str
+) -> Conversation:
+  """The prompt, its picture before or after the text as the style has it."""
+  picture = [Segment(image, "picture")] if image else []
+  user = picture + user if style.image_first else user + picture
+  return Conversation(kind, style.system[kind], tuple(user))
 
 
 def _question(style: Style, question: str, history: History) -> list[Segment]:

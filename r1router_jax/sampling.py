@@ -78,6 +78,8 @@ def sample(
     tokens: T, the longest response.
     end: id of the end token.
   """
+  # Once, or every decoded token would read the larger originals.
+  params = jax.tree.map(lambda x: x.astype(model.compute.dtype), params)
   groups, members = key.shape
   rows = groups * members
   apply = functools.partial(model.apply, {"params": params})

@@ -5,15 +5,11 @@
       --workdir=runs/step_grpo
 
 Both algorithms are this loop with other batches: examples -> batch -> update.
-The update is one `pmap` over the local devices: each takes the gradient of its
-share's summed loss, sums are taken over devices, and the division by the global
-token count comes last, so that the result does not depend on the split.
+The update is one `pmap` over the local devices (see `learning/update.py`).
 
 A run that is interrupted goes on at its newest checkpoint; batches and random
 numbers depend on (seed, step) alone.  The trained policy is written to
 <workdir>/policy, scalars to <workdir>/metrics.jsonl.
-
-Axes:  D local devices
 """
 
 import dataclasses
@@ -21,20 +17,17 @@ import functools
 import json
 import math
 import pathlib
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections as mlc
 import numpy as np
-import optax
 from absl import flags, logging
 from ml_collections import config_flags
 
 from r1router_jax import checkpoints, commands, parallel, policy, telemetry
 from r1router_jax.data import batches, georouter, trajectories
-from r1router_jax.learning import optim, sft, step_grpo
-from r1router_jax.models import induction
+from r1router_jax.learning import optim, sft, step_grpo, update
+from r1router_jax.models import induction, lora
 from r1router_jax.protocol import step_conversation
 from r1router_jax.records import KBS, Question, Step
 from r1router_jax.retrieval import knowledge_base
@@ -46,14 +39,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, scalars and the policy are written.",
     allow_override=True)
-
-
-class State(NamedTuple):
-  """What an update changes; a checkpoint holds it without the axis D."""
-
-  step: jax.Array
-  params: dict
-  opt: optax.OptState
 
 
 def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
@@ -70,10 +55,13 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
       start, total_steps=config.total_steps, seed=config.seed,
       **config[config.algorithm])
   tx = optim.chain(steps=config.total_steps, **config.optim)
-  update = _update(algorithm, tx, start.allowed)
-  params = parallel.unreplicate(start.params)
+  step = jax.pmap(
+      update.make(functools.partial(algorithm.loss, allowed=start.allowed),
+                  tx, config.trainable, parallel.DATA),
+      axis_name=parallel.DATA, donate_argnums=(0,))
   saved = checkpoints.Checkpoints(workdir)
-  state = saved.restore(State(np.zeros((), np.int32), params, tx.init(params)))
+  state = saved.restore(update.start(
+      parallel.unreplicate(start.params), tx, config.trainable))
   first = int(state.step)
   state = parallel.replicate(state)
 
@@ -91,7 +79,7 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
     with log.timed("batch"):
       batch, report = algorithm.make_batch(state.params, examples, i, rows)
     with log.timed("update"):
-      state, metrics = update(state, batch)
+      state, metrics = step(state, batch)
       metrics = jax.device_get(parallel.unreplicate(metrics))
     if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
       raise FloatingPointError(
@@ -106,7 +94,7 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
     if last or (i + 1) % config.every.checkpoint == 0:
       saved.save(i + 1, parallel.unreplicate(state))
   saved.close()
-  trained = policy.Policy(start.settings, start.tokenizer_path, state.params)
+  trained = dataclasses.replace(start, params=state.params)
   trained.save(workdir / "policy")
   return trained
 
@@ -115,17 +103,20 @@ def _start(config: mlc.ConfigDict) -> policy.Policy:
   """The policy that a run begins with."""
   given = config.policy
   if given.start_from:
-    loaded = policy.load(given.start_from)
-    return dataclasses.replace(loaded, settings=dataclasses.replace(
-        loaded.settings, **given.settings))
-  settings = policy.Settings.from_dict(given.settings.to_dict())
-  fresh = policy.create(settings, georouter.tokenizer_path(), config.seed)
-  if not given.induction:
-    return fresh
-  planted = induction.plant(
-      parallel.unreplicate(fresh.params), settings.model, config.seed)
-  return policy.Policy(
-      settings, fresh.tokenizer_path, parallel.replicate(planted))
+    start = policy.load(given.start_from)
+    changed = dataclasses.asdict(start.settings) | given.settings.to_dict()
+    start = dataclasses.replace(
+        start, settings=policy.Settings.from_dict(changed))
+  else:
+    start = policy.create(
+        policy.Settings.from_dict(given.settings.to_dict()),
+        georouter.tokenizer_path(), config.seed)
+  params = parallel.unreplicate(start.params)
+  if given.induction:
+    params = induction.plant(params, start.settings.model, config.seed)
+  if given.lora.rank:
+    params = lora.add(params, key=jax.random.key(config.seed), **given.lora)
+  return dataclasses.replace(start, params=parallel.replicate(params))
 
 
 def _examples(
@@ -144,7 +135,7 @@ def _examples(
   for step in steps:
     prompt = packer.encode(step_conversation(step, style=start.settings.style))
     response = packer.tokenizer.encode_response(sft.demonstration(step))
-    shapes.append((packer.length(prompt.ids), bool(prompt.grid[0]),
+    shapes.append((packer.length(prompt.ids), len(prompt.pictures),
                    start.settings.response_length(len(response))))
   return steps, shapes
 
@@ -156,32 +147,6 @@ def _gold_evidence(questions: list[Question]) -> trajectories.Retrieve:
   found = [(known[hop.evidence[0]],) for question in questions
            for hop in question.hops]
   return lambda asked: found
-
-
-def _update(algorithm, tx: optax.GradientTransformation, allowed: np.ndarray):
-  """One step of the optimiser on every local device at once."""
-  allowed = jnp.asarray(allowed)
-
-  @functools.partial(jax.pmap, axis_name=parallel.DATA, donate_argnums=(0,))
-  def update(state, batch):
-    def objective(params):
-      numerator, denominator, metrics = algorithm.loss(params, batch, allowed)
-      return numerator, (denominator, metrics)
-
-    (loss, (count, metrics)), grads = jax.value_and_grad(
-        objective, has_aux=True)(state.params)
-    loss, count, metrics, grads = jax.lax.psum(
-        (loss, count, metrics, grads), parallel.DATA)
-    count = jnp.maximum(count, 1)
-    grads = jax.tree.map(lambda g: g / count, grads)
-    updates, opt = tx.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {name: total / jnp.maximum(n, 1)
-               for name, (total, n) in metrics.items()}
-    metrics |= dict(loss=loss / count, grad_norm=optax.tree.norm(grads))
-    return State(state.step + 1, params, opt), metrics
-
-  return update
 
 
 def _mean(window: list[dict]) -> dict[str, float]:

@@ -20,8 +20,9 @@ class Scripted(Policy):
     self.packer = self
 
   def encode(self, conversation):
-    if conversation.image.startswith("missing"):
-      raise BadImage(f"{conversation.image} does not exist.")
+    for path in conversation.pictures:
+      if path.startswith("missing"):
+        raise BadImage(f"{path} does not exist.")
 
   def respond(self, conversations, key, n=1, temperature=0.0):
     prompts = ["".join(s.text for s in c.user) for c in conversations]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from r1router_jax import parallel, policy, protocol
 from r1router_jax.inputs.tokenizer import PromptTooLong
+from r1router_jax.models import hf, published
 from tests import tiny
 
 
@@ -40,7 +41,7 @@ def test_a_saved_policy_responds_alike(made, tmp_path):
   assert [len(group) for group in wanted] == [2, 2, 2]
   made.save(tmp_path / "policy")
   assert {p.name for p in (tmp_path / "policy").iterdir()} == {
-      "config.json", "policy.safetensors", "tokenizer.json"}
+      "config.json", "model.safetensors", "policy.json", "tokenizer.json"}
   again = policy.load(tmp_path / "policy")
   assert again.settings == made.settings
   jax.tree.map(np.testing.assert_array_equal, again.params, made.params)
@@ -89,14 +90,30 @@ def test_a_question_that_does_not_fit_is_refused(made):
     made.respond([ask("who " * 60)], jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "policy.safetensors", "tokenizer.json"])
-def test_a_missing_file_is_named(tmp_path, name):
-  for other in ("config.json", "policy.safetensors", "tokenizer.json"):
-    if other != name:
-      (tmp_path / other).write_text("x")
-  with pytest.raises(FileNotFoundError, match=f"is no policy: {name} is mis"):
+@pytest.mark.parametrize("name, error", [
+    ("config.json", published.BadConfig),
+    ("model.safetensors", hf.BadWeights),
+    ("tokenizer.json", FileNotFoundError)])
+def test_a_missing_file_is_named(made, tmp_path, name, error):
+  made.save(tmp_path)
+  (tmp_path / name).unlink()
+  with pytest.raises(error, match=name):
     policy.load(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named():
+  with pytest.raises(FileNotFoundError, match="no folder nowhere"):
+    policy.load("nowhere")
+  with pytest.raises(FileNotFoundError, match="no/where, and the hub gives no"):
+    policy.load("no/where")
+
+
+def test_broken_settings_are_named(made, tmp_path):
+  made.save(tmp_path)
+  for text in ("{", "[]", '{"style": "compact", "speed": 3}'):
+    (tmp_path / "policy.json").write_text(text)
+    with pytest.raises(ValueError, match="policy.json: .*  Copy the policy"):
+      policy.load(tmp_path)
 
 
 def test_settings_are_read_back():

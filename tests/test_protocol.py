@@ -94,7 +94,7 @@ def test_full_style_is_the_references_rows():
       step = read_row(row, image)
       prompt = protocol.step_conversation(step, style="full")
       assert joined(prompt) == row["problem"].removesuffix("<image>")
-      assert bool(prompt.image) == row["problem"].endswith("<image>")
+      assert bool(prompt.pictures) == row["problem"].endswith("<image>")
       assert prompt.system.rstrip("\n") == row["system"].rstrip("\n")
       kinds[prompt.kind] += prompt.system == row["system"]
   # 67 plan rows hold the prompt's other variant, one newline shorter.
@@ -114,19 +114,20 @@ def test_full_answer_prompt_groups_passages_by_knowledge_base():
       "table retriever:ter-0: x0\nter-1: x1\ntir-0: i0\ntar-0: t0\n\n\n "
       "Give me the answer(with the format <answer></answer>) to the Question: "
       "who?")
-  assert prompt.image == "p"
+  assert prompt.pictures == ("p",) and prompt.user[-1].text == "p"
 
 
 def test_compact_prompts():
   history = (("What is it?", "Chad"),)
   plan = protocol.plan_conversation("Where?", "p", history, style="compact")
-  assert (joined(plan), plan.system, plan.image) == (
-      "Q: Where?\nWhat is it? Chad\n", "<|plan|>", "p")
+  assert (joined(plan), plan.system, plan.pictures) == (
+      "Q: Where?\nWhat is it? Chad\n", "<|plan|>", ("p",))
+  assert plan.user[0].text == "p"
   final = protocol.final_conversation("Where?", "p", history, style="compact")
   assert (joined(final), final.system) == (joined(plan), "<|final|>")
   answer = protocol.answer_conversation("Who?", PASSAGES, "p", style="compact")
   assert joined(answer) == "Q: Who?\nx0\nx1\ni0\nt0\n"
-  assert (answer.system, answer.image) == ("<|answer|>", "")
+  assert (answer.system, answer.pictures) == ("<|answer|>", ())
 
 
 @pytest.mark.parametrize("style", protocol.STYLES)

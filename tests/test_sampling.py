@@ -13,7 +13,7 @@ from r1router_jax.models import qwen_vl
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, vocab=23)
-MODEL = qwen_vl.QwenVL(CONFIG, remat=False)
+MODEL = qwen_vl.QwenVL(CONFIG)
 END, TOKENS = 2, 4
 HOT = 6.0  # A temperature at which every token is drawn now and then.
 MANY = 1000

@@ -101,7 +101,7 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize("flag, says", [
     ("--config.total_stepz=1", "total_steps"),
-    ("--config.policy.start_from=nowhere", "nowhere is no policy"),
+    ("--config.policy.start_from=nowhere", "no folder nowhere"),
     ("--config.data.kb=nowhere", "nowhere"),
 ])
 def test_bad_input_is_one_clear_line(flag, says, tmp_path):

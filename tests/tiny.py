@@ -10,7 +10,7 @@ import numpy as np
 
 import r1router_jax
 from r1router_jax import policy
-from r1router_jax.inputs.pack import Encoded, Packer
+from r1router_jax.inputs.pack import Encoded, Packer, Picture
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import qwen_vl
 
@@ -32,13 +32,16 @@ SETTINGS = policy.Settings(
     response_tokens=(8, 12), min_pixels=64, max_pixels=1024, batch_rows=2)
 
 
+def shapes_of(config):
+  settings = dataclasses.replace(SETTINGS, model=config)
+  return jax.eval_shape(
+      functools.partial(policy.initial, settings), jax.random.key(0))
+
+
 @functools.lru_cache(maxsize=8)
 def params(config, seed=0):
   """Every leaf random: an initial 0 or 1 would hide a bias or a norm."""
-  prompt = pack(config, [Encoded([1, 2])], patches=1)
-  shapes = jax.eval_shape(
-      qwen_vl.QwenVL(config).init, jax.random.key(0), prompt,
-      np.zeros((1, 1, 2), np.int32))["params"]
+  shapes = shapes_of(config)
   rng = np.random.default_rng(seed)
 
   def leaf(path, x):
@@ -64,32 +67,31 @@ def packer(config=CONFIG, lengths=(32,)):
   return Packer(tokenizer(), config.vision, lengths, 64, 4096)
 
 
-def pack(config, batch, length=32, patches=None):
-  """The prompts on one device; `patches` forces the tower to be traced."""
-  packed = jax.tree.map(
-      lambda x: x[0], packer(config, (length,)).pack(batch, 1, len(batch)))
-  if patches is None or len(packed.patches):
-    return packed
-  v = config.vision
-  room, slots = len(batch), (v.window // v.patch) ** 2
-  return packed._replace(
-      patches=np.zeros((room, slots, 3 * v.temporal * v.patch**2), np.float32),
-      gather=np.zeros((room, 1, slots), np.int32),
-      valid=np.zeros((room, 1, slots), bool),
-      place=np.zeros((room, 1, slots, 2), np.int32),
-      inverse=np.zeros((room, slots // v.merge**2), np.int32))
+def pack(config, batch, length=32):
+  """The prompts on one device."""
+  packed = packer(config, (length,)).pack(batch, 1, len(batch))
+  return jax.tree.map(lambda x: x[0], packed)
 
 
-def encoded(rng, config, text, grid=(0, 0)):
-  """A prompt of `text` random tokens around a picture of `grid` patches."""
+def encoded(rng, config, text, *grids):
+  """A prompt of `text` random tokens with a picture of each grid of patches.
+
+  The pictures stand a third of the way in, a token apart; a grid (0, 0) is
+  none.
+  """
   image, first = tokenizer().picture, 6  # Below are control tokens.
   ids = rng.integers(first, config.vocab, text).tolist()
-  if grid == (0, 0):
-    return Encoded(ids)
-  v, at = config.vision, text // 3
-  pads = [image] * (grid[0] * grid[1] // v.merge**2)
-  patches = rng.normal(size=(grid[0] * grid[1], 3 * v.temporal * v.patch**2))
-  return Encoded(ids[:at] + pads + ids[at:], patches.astype(np.float32), grid)
+  at, pictures = text // 3, []
+  for grid in grids:
+    if grid != (0, 0):
+      v = config.vision
+      pads = [image] * (grid[0] * grid[1] // v.merge**2)
+      ids[at:at] = pads
+      at += len(pads) + 1
+      patches = rng.normal(
+          size=(grid[0] * grid[1], 3 * v.temporal * v.patch**2))
+      pictures.append(Picture(patches.astype(np.float32), grid))
+  return Encoded(ids, tuple(pictures))
 
 
 def responses(rng, config, *shape):

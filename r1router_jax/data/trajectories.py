@@ -86,11 +86,10 @@ def to_reference(steps: Sequence[Step]) -> dict[str, Any]:
   rows = []
   for step in steps:
     prompt = protocol.step_conversation(step, style=_STYLE)
-    problem = "".join(segment.text for segment in prompt.user)
     rows.append(dict(
         step_type="ret" if step.kind == "plan" else "ans",
-        problem=problem + (_IMAGE if prompt.image else ""),
-        system=prompt.system, answer=_reference_answer(step)))
+        problem=_problem(prompt), system=prompt.system,
+        answer=_reference_answer(step)))
   return dict(images=[image] if image else [], steps=rows)
 
 
@@ -123,6 +122,11 @@ def from_reference(
       history += ((step.sub_question, step.answers[0]),)
     steps.append(step)
   return steps
+
+
+def _problem(prompt: protocol.Conversation) -> str:
+  return "".join(_IMAGE if segment.source == "picture" else segment.text
+                 for segment in prompt.user)
 
 
 def _reference_answer(step: Step) -> Any:
@@ -164,12 +168,10 @@ def _stopping(query: str) -> str:
 
 def _check(step: Step, problem: str):
   """That the step says what the published prompt says."""
-  prompt = protocol.step_conversation(step, style=_STYLE)
-  ours = "".join(segment.text for segment in prompt.user)
-  theirs = problem.removesuffix(_IMAGE)
-  if ours != theirs:
-    at = len(os.path.commonprefix([ours, theirs]))
+  ours = _problem(protocol.step_conversation(step, style=_STYLE))
+  if ours != problem:
+    at = len(os.path.commonprefix([ours, problem]))
     raise ValueError(
         f"Step {step.id} does not follow from the steps before it: its prompt "
-        f"has {theirs[at:at + 40]!r} at character {at}, where "
+        f"has {problem[at:at + 40]!r} at character {at}, where "
         f"{ours[at:at + 40]!r} was due.  Was the row edited, or cut?")

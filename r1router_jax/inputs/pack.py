@@ -4,8 +4,9 @@ Rotary positions of a prompt: a text token takes (c, c, c) and moves the cursor
 c on by one; a picture of h x w merged tokens takes (c, c + row, c + column)
 and moves it on by max(h, w).  A response goes on at the cursor.
 
-A batch is padded to one of few prompt lengths, and holds either no pictures or
-room for one per row, so that few shapes are ever compiled.
+A batch is padded to one of few prompt lengths, and each of its rows has room
+for as many pictures as the row with the most has, so that few shapes are ever
+compiled.
 
 Axes:  B prompts   L prompt tokens   I pictures   N patches   C patch values
 Source: transformers, models/qwen2_5_vl (`get_rope_index`).
@@ -15,6 +16,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,13 +28,19 @@ from r1router_jax.models import qwen_vl
 from r1router_jax.protocol import Conversation
 
 
+class Picture(NamedTuple):
+  """A picture as the vision tower reads it, see `images.patches`."""
+
+  patches: np.ndarray
+  grid: tuple[int, int]  # Rows and columns of patches.
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """One prompt as ids, with the patches of its picture, if any."""
+  """One prompt as ids, with the pictures that its placeholders stand for."""
 
   ids: list[int]
-  patches: np.ndarray | None = None
-  grid: tuple[int, int] = (0, 0)  # Rows and columns of patches.
+  pictures: tuple[Picture, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,36 +49,43 @@ class Packer:
 
   Attributes:
     tokenizer: of the policy.
-    vision: the policy's vision tower.
+    vision: the policy's vision tower, or None where it reads texts alone.
     lengths: prompt lengths that batches are padded to, ascending.
     min_pixels, max_pixels: pictures are resized into this range.
   """
 
   tokenizer: Tokenizer
-  vision: qwen_vl.VisionConfig
+  vision: qwen_vl.VisionConfig | None
   lengths: tuple[int, ...]
   min_pixels: int
   max_pixels: int
 
   def encode(self, conversation: Conversation) -> Encoded:
-    """Reads the picture and encodes the text.
+    """Reads the pictures and encodes the text.
 
     Raises:
       inputs.images.BadImage, inputs.tokenizer.PromptTooLong: by name.
     """
-    patches, grid = None, (0, 0)
-    if conversation.image:
-      # Keyed by the file's state, so that a replaced picture is read anew.
-      state = os.stat(conversation.image) if os.path.exists(
-          conversation.image) else None
-      patches, grid = self._picture(
-          conversation.image, state and (state.st_mtime_ns, state.st_size))
-    tokens = grid[0] * grid[1] // self.vision.merge**2
-    ids = self.tokenizer.encode(conversation, tokens, self.lengths[-1])
-    return Encoded(ids, patches, grid)
+    pictures = tuple(map(self._picture, conversation.pictures))
+    ids = self.tokenizer.encode(
+        conversation, [self._tokens(p.grid) for p in pictures],
+        self.lengths[-1])
+    return Encoded(ids, pictures)
+
+  def _tokens(self, grid: tuple[int, int]) -> int:
+    return grid[0] * grid[1] // self.vision.merge**2
+
+  def _picture(self, path: str) -> Picture:
+    if self.vision is None or self.tokenizer.picture < 0:
+      raise images.BadImage(
+          f"{path!a}: this policy reads texts alone.  Take one with a vision "
+          "tower, or questions without pictures.")
+    # Keyed by the file's state, so that a replaced picture is read anew.
+    state = os.stat(path) if os.path.exists(path) else None
+    return self._read(path, state and (state.st_mtime_ns, state.st_size))
 
   @functools.lru_cache(maxsize=4096)  # noqa: B019 (lives as long as a policy)
-  def _picture(self, path: str, state):
+  def _read(self, path: str, state) -> Picture:
     del state
     v = self.vision
     pixels = images.load(path)
@@ -78,7 +93,7 @@ class Packer:
         *pixels.shape[:2], v.patch * v.merge, self.min_pixels, self.max_pixels)
     rows, (_, *grid) = images.patches(
         images.resize(pixels, *size), v.patch, v.temporal, v.merge)
-    return rows, tuple(grid)
+    return Picture(rows, tuple(grid))
 
   def length(self, ids: Sequence[int]) -> int:
     """The padded length that a prompt goes into.
@@ -105,69 +120,76 @@ class Packer:
       ValueError: where a row's placeholders and patches do not agree.
     """
     length = max(self.length(encoded.ids) for encoded in batch)
-    side = self.vision.window // self.vision.patch
-    windows = max(-(-h // side) * -(-w // side)
-                  for h, w in (encoded.grid for encoded in batch))
+    pictures = max(len(encoded.pictures) for encoded in batch)
+    windows = max((qwen_vl.windows(*picture.grid, self.vision)
+                   for encoded in batch for picture in encoded.pictures),
+                  default=0)
     windows = windows and 1 << (windows - 1).bit_length()
     batch = [*batch, *[batch[0]] * (devices * rows - len(batch))]
-    shares = [self._share(batch[d * rows:(d + 1) * rows], length, windows)
-              for d in range(devices)]
+    shares = [
+        self._share(batch[d * rows:(d + 1) * rows], length, pictures, windows)
+        for d in range(devices)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *shares)
 
   def _share(
-      self, batch: Sequence[Encoded], length: int, windows: int
+      self, batch: Sequence[Encoded], length: int, pictures: int, windows: int
   ) -> qwen_vl.Prompt:
-    """One device's rows; no room for pictures where `windows` is 0."""
-    v, rows = self.vision, len(batch)
-    slots = (v.window // v.patch) ** 2
-    merged = windows * slots // v.merge**2
-    tokens = np.full((rows, length), self.tokenizer.pad, np.int32)
-    mask = np.zeros((rows, length), bool)
-    positions = np.zeros((3, rows, length), np.int32)
-    start = np.zeros(rows, np.int32)
-    picture = np.full((rows, length), -1, np.int32)
+    """One device's rows, each with room for so many pictures."""
+    rows = len(batch)
+    prompt = qwen_vl.empty_prompt(
+        rows, length, rows * pictures, windows, self.vision)
+    prompt.tokens[:] = self.tokenizer.pad
+    merged = prompt.inverse.shape[1]
     for row, encoded in enumerate(batch):
       n = len(encoded.ids)
-      tokens[row, :n], mask[row, :n] = encoded.ids, True
-      at = np.flatnonzero(tokens[row] == self.tokenizer.picture)
-      if len(at) != encoded.grid[0] * encoded.grid[1] // v.merge**2:
+      prompt.tokens[row, :n], prompt.mask[row, :n] = encoded.ids, True
+      at = np.flatnonzero(prompt.tokens[row] == self.tokenizer.picture)
+      grids = [picture.grid for picture in encoded.pictures]
+      sizes = list(map(self._tokens, grids))
+      if len(at) != sum(sizes):
         raise ValueError(
-            f"Row {row} of a batch has {len(at)} picture placeholders but a "
-            f"picture of {encoded.grid} patches, merged {v.merge} x {v.merge}.")
-      positions[:, row, :n], start[row] = _positions(
-          n, at, encoded.grid, v.merge)
-      picture[row, at] = row * merged + np.arange(len(at))
-    room = rows if windows else 0
-    patches = np.zeros(
-        (room, windows * slots, 3 * v.temporal * v.patch**2), np.float32)
-    plan = (
-        np.zeros((room, windows, slots), np.int32),
-        np.zeros((room, windows, slots), bool),
-        np.zeros((room, windows, slots, 2), np.int32),
-        np.zeros((room, merged), np.int32))
-    for row, encoded in enumerate(batch):
-      if encoded.patches is not None:
-        patches[row, :len(encoded.patches)] = encoded.patches
-        for whole, part in zip(plan, qwen_vl.plan_image(
-            *encoded.grid, v, windows=windows, tokens=merged), strict=True):
-          whole[row] = part
-    return qwen_vl.Prompt(
-        tokens, mask, positions, start, picture, patches, *plan)
+            f"Row {row} of a batch has {len(at)} picture placeholders, but its "
+            f"pictures of {grids} patches take {sum(sizes)}.")
+      prompt.positions[:, row, :n], prompt.start[row] = _positions(
+          n, at, [(h // self.vision.merge, w // self.vision.merge)
+                  for h, w in grids])
+      first = row * pictures
+      prompt.picture[row, at] = np.concatenate([
+          (first + i) * merged + np.arange(size)
+          for i, size in enumerate(sizes)] or [at])
+      for i, picture in enumerate(encoded.pictures, first):
+        prompt.patches[i, :len(picture.patches)] = picture.patches
+        plan = qwen_vl.plan_image(
+            *picture.grid, self.vision, windows=windows, tokens=merged)
+        for name, part in zip(qwen_vl.PLAN, plan, strict=True):
+          getattr(prompt, name)[i] = part
+    return prompt
 
 
 def _positions(
-    length: int, at: np.ndarray, grid: tuple[int, int], merge: int
+    length: int, at: np.ndarray, grids: Sequence[tuple[int, int]]
 ) -> tuple[Int[np.ndarray, "3 L"], int]:
-  """Rotary positions of a prompt whose picture stands at `at`; next cursor."""
-  positions = np.tile(np.arange(length), (3, 1))
-  if not len(at):
-    return positions, length
-  first, after = at[0], at[-1] + 1
-  h, w = grid[0] // merge, grid[1] // merge
-  row, column = np.divmod(np.arange(h * w), w)
-  positions[:, first:after] = first + np.stack([0 * row, row, column])
-  positions[:, after:] += first + max(h, w) - after
-  return positions, int(length + first + max(h, w) - after)
+  """Rotary positions of a prompt, and the next cursor.
+
+  Args:
+    length: tokens of the prompt.
+    at: where its placeholders stand, those of a picture side by side.
+    grids: rows and columns of merged tokens of each picture.
+  """
+  runs, cursor, done = [np.zeros((3, 0), int)], 0, 0
+
+  def text(until):
+    nonlocal cursor, done
+    runs.append(np.tile(np.arange(cursor, cursor + until - done), (3, 1)))
+    cursor, done = cursor + until - done, until
+
+  for h, w in grids:
+    text(at[0])
+    row, column = np.divmod(np.arange(h * w), w)
+    runs.append(cursor + np.stack([0 * row, row, column]))
+    cursor, done, at = cursor + max(h, w), done + h * w, at[h * w:]
+  text(length)
+  return np.concatenate(runs, axis=1), int(cursor)
 
 
 def pad_responses(

@@ -6,7 +6,7 @@ tokenizer that knows none, so that no text from outside, whatever it spells,
 can open a turn, close a tag or claim a picture.
 
 Two chat templates, by style: "full" is ChatML, as published Qwen2.5-VL
-checkpoints were trained; "compact" is `{system}{picture}{text}<|im_start|>`.
+checkpoints were trained; "compact" is `{system}{user}<|im_start|>`.
 """
 
 import dataclasses
@@ -14,17 +14,20 @@ import functools
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
 from jaxtyping import Bool
 
-from r1router_jax import prompts, protocol
+from r1router_jax import protocol
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PICTURE = "<|image_pad|>"
 PICTURE_OPEN, PICTURE_CLOSE = "<|vision_start|>", "<|vision_end|>"
-NEVER_DRAWN = (PAD, START, PICTURE, PICTURE_OPEN, PICTURE_CLOSE)
+TURNS = (PAD, START, END)  # What every policy needs.
+PICTURES = (PICTURE, PICTURE_OPEN, PICTURE_CLOSE)  # And one that sees.
+NEVER_DRAWN = (PAD, START, *PICTURES)
 
 
 class PromptTooLong(ValueError):
@@ -64,61 +67,67 @@ class Tokenizer:
         if not token["special"] and "<" not in token["content"]]
     self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(twin))
     self._template = TEMPLATES[style]
-    self._image_first = prompts.STYLES[style].image_first
     self.size = self._trusted.get_vocab_size()
-    missing = [token for token in (*NEVER_DRAWN, END)
-               if self._trusted.token_to_id(token) is None]
-    if missing:
+    find = self._trusted.token_to_id
+    if missing := [token for token in TURNS if find(token) is None]:
       raise ValueError(f"{path} lacks the tokens {missing}: it is no tokenizer "
-                       "of a Qwen2.5-VL policy.")
-    self.pad, self.end, self.picture = map(
-        self._trusted.token_to_id, (PAD, END, PICTURE))
+                       "of a Qwen2.5-VL policy, nor of any that was trained "
+                       "on ChatML.")
+    self.pad, self.end = find(PAD), find(END)
+    # A tokenizer of texts alone has no placeholder, and no id is -1.
+    sees = all(find(token) is not None for token in PICTURES)
+    self.picture = find(PICTURE) if sees else -1
+
+  def named(self) -> dict[str, int]:
+    """The ids that a published config.json names."""
+    names = dict(bos_token_id=PAD, pad_token_id=PAD, eos_token_id=END)
+    if self.picture >= 0:
+      names |= dict(image_token_id=PICTURE, vision_start_token_id=PICTURE_OPEN,
+                    vision_end_token_id=PICTURE_CLOSE)
+    return {name: self._trusted.token_to_id(token)
+            for name, token in names.items()}
 
   def allowed(self, vocabulary: int) -> Bool[np.ndarray, " V"]:
     """False on ids that a policy never writes: padding rows, placeholders."""
     allowed = np.arange(vocabulary) < self.size
-    for token in NEVER_DRAWN:
-      allowed[self._trusted.token_to_id(token)] = False
+    found = map(self._trusted.token_to_id, NEVER_DRAWN)
+    allowed[[i for i in found if i is not None]] = False
     return allowed
 
   def encode(
-      self, conversation: protocol.Conversation, picture: int, limit: int
+      self, conversation: protocol.Conversation, pictures: Sequence[int],
+      limit: int,
   ) -> list[int]:
     """Ids of a prompt of at most `limit` tokens.
 
     Args:
       conversation: the prompt.
-      picture: tokens that its picture takes, 0 where it has none.
+      pictures: tokens that each of its pictures takes, in their order.
       limit: a longer prompt loses the ends of its passages, last one first.
 
     Raises:
       PromptTooLong: where it is longer even without its passages.
     """
-    pieces = [self._piece(s.text, s.source != "template")
-              for s in conversation.user]
-    pads = []
-    if picture:
-      pads = self._piece(PICTURE_OPEN, False) + (
-          [self.picture] * picture) + self._piece(PICTURE_CLOSE, False)
+    sizes = iter(pictures)
+    pieces = [
+        self._placeholders(next(sizes)) if s.source == "picture" else
+        self._piece(s.text, s.source != "template") for s in conversation.user]
     opening = self._piece(
         self._template.opening.format(system=conversation.system), False)
     closing = self._piece(self._template.closing, False)
-    excess = len(opening) + len(pads) + len(closing) - limit + sum(
-        map(len, pieces))
+    excess = len(opening) + len(closing) - limit + sum(map(len, pieces))
     for i in reversed(range(len(pieces))):
       if excess > 0 and conversation.user[i].source == "passage":
         cut = min(excess, len(pieces[i]))
         pieces[i] = pieces[i][:len(pieces[i]) - cut]
         excess -= cut
     if excess > 0:
+      text = "".join(s.text for s in conversation.user)
       raise PromptTooLong(
           f"The {conversation.kind} prompt is {excess} tokens over the limit "
-          f"of {limit} without its passages: "
-          f"{conversation.user[0].text[:80]!r}….  Shorten the question or "
-          "raise the last of config.policy.settings.prompt_tokens.")
-    text = [i for piece in pieces for i in piece]
-    body = pads + text if self._image_first else text + pads
-    return opening + body + closing
+          f"of {limit} without its passages: {text[:80]!r}….  Shorten the "
+          "question or raise the last of config.policy.settings.prompt_tokens.")
+    return opening + [i for piece in pieces for i in piece] + closing
 
   def encode_response(self, text: str) -> list[int]:
     """Ids of a whole response of ours, the end token included."""
@@ -141,6 +150,10 @@ class Tokenizer:
   def _cached(self, text: str, untrusted: bool) -> tuple[int, ...]:
     coder = self._untrusted if untrusted else self._trusted
     return tuple(coder.encode(text, add_special_tokens=False).ids)
+
+  def _placeholders(self, count: int) -> list[int]:
+    return [*self._piece(PICTURE_OPEN, False), *[self.picture] * count,
+            *self._piece(PICTURE_CLOSE, False)]
 
   def _piece(self, text: str, untrusted: bool) -> list[int]:
     return list(self._cached(text, untrusted))

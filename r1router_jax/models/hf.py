@@ -7,11 +7,14 @@ Each model keeps a table beside it, one line per kind of tensor:
 
 A line is read from left to right to import and from right to left to export.
 `{}` is the number of a layer: the tensors of all layers are stacked on a
-leading axis, which the pattern names first.  `axes` gives the size of every
-letter, so the shape of each tensor is known before it is read, and a line with
-an empty path names a tensor that a file may hold and that we do not use.  A
-tensor that is missing, unknown, or of another shape stops the import with its
-name.
+leading axis, which both sides of the pattern name first.  `axes` gives the size
+of every letter, so the shape of each tensor is known before it is read, and a
+line with an empty path names a tensor that a file may hold and that we do not
+use.  A tensor that is missing, unknown, of another shape or not finite stops
+the import with its name.
+
+Tensors are read one at a time, and each device is given its part of them: a
+host holds the largest tensor and the parts of its own devices, and no more.
 
 Only safetensors are read: other formats run code when they are opened.
 """
@@ -25,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import einops
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
@@ -36,7 +39,8 @@ Table = Sequence[Row]
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 << 30
+SHARD_BYTES = 2 << 30
+FLOATS = ("F32", "BF16", "F16")
 
 
 class BadWeights(ValueError):
@@ -50,7 +54,7 @@ def load(
     *,
     dtype: Any = None,
     rename: Sequence[tuple[str, str | None]] = (),
-    place: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    layout: Callable[[str], jax.sharding.Sharding | None] = lambda path: None,
 ) -> dict:
   """Parameters, as nested dicts, of the checkpoint at `path`.
 
@@ -61,19 +65,16 @@ def load(
     dtype: what to cast to; None keeps the file's.
     rename: (prefix, new prefix) pairs, the first that fits a name is applied;
       the new prefix None means that the tensor is of another model.
-    place: what becomes of a leaf, given its path, before the next one is read;
-      put it on its devices here, and the host never holds the whole model.
+    layout: how the leaf of a path lies on the devices, or None to have it as a
+      NumPy array.
   """
   with contextlib.ExitStack() as stack:
     tensors = _open(path, rename, stack)
     _check(path, tensors, table, axes)
-    params = {}
-    for name, leaf, pattern in table:
-      if leaf:
-        array = np.stack([tensors[n]() for n in _names(name, pattern, axes)])
-        array = array if "{}" in name else array[0]
-        array = einops.rearrange(array, pattern, **_sizes(pattern, axes))
-        params[leaf] = place(leaf, array.astype(dtype or array.dtype))
+    params = {
+        leaf: _leaf([tensors[n] for n in _names(name, pattern, axes)],
+                    "{}" in name, pattern, axes, dtype, layout(leaf))
+        for name, leaf, pattern in table if leaf}
   return traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -107,22 +108,27 @@ def save(
   exported = _export(leaves, table, axes)
   if path.endswith(".safetensors"):
     _write(path, dict(exported), metadata)
-    return
-  os.makedirs(path, exist_ok=True)
-  shards, where = [], {}
-  for tensors in _shards(exported, shard_bytes):
-    shards.append(os.path.join(path, f"part-{len(shards):05d}.safetensors"))
-    where |= dict.fromkeys(tensors, len(shards) - 1)
-    _write(shards[-1], tensors, metadata)
-  names = [FILE] if len(shards) == 1 else [
-      f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-      for i in range(len(shards))]
-  for shard, name in zip(shards, names, strict=True):
-    os.replace(shard, os.path.join(path, name))
-  if len(shards) > 1:
-    with open(os.path.join(path, INDEX), "w", encoding="utf-8") as file:
-      json.dump({"metadata": {},
-                 "weight_map": {n: names[i] for n, i in where.items()}}, file)
+  else:
+    _write_folder(path, exported, shard_bytes, metadata)
+
+
+def copy(
+    source: str, target: str, table: Table, axes: Mapping[str, int], *,
+    dtype: Any, rename: Sequence[tuple[str, str | None]] = (),
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+  """Writes the checkpoint at `source` anew, into the folder `target`.
+
+  Every tensor is checked and cast on the way, and no more than a shard is held;
+  see `load` for the arguments.
+  """
+  with contextlib.ExitStack() as stack:
+    tensors = _open(source, rename, stack)
+    _check(source, tensors, table, axes)
+    names = [n for name, leaf, pattern in table if leaf
+             for n in _names(name, pattern, axes)]
+    _write_folder(target, ((n, tensors[n]().astype(dtype)) for n in names),
+                  shard_bytes, {"format": "pt"})
 
 
 def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
@@ -131,6 +137,39 @@ def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
   return tuple(
       math.prod(1 if n == "1" else axes[n] for n in re.findall(r"\w+", group))
       for group in groups)
+
+
+def _leaf(
+    tensors: Sequence["_Tensor"], stacked: bool, pattern: str,
+    axes: Mapping[str, int], dtype: Any, sharding: jax.sharding.Sharding | None,
+) -> np.ndarray | jax.Array:
+  """One leaf, of one tensor or of a tensor per layer."""
+  left, right = pattern.split("->")
+  size = shape(right, axes)
+  if stacked:
+    left, right = (side.split(maxsplit=1)[1] for side in (left, right))
+  parts = {None: (slice(None),) * len(size)} if sharding is None else (
+      sharding.addressable_devices_indices_map(size))
+  bounds = {device: tuple(s.indices(n)[:2] for s, n in zip(
+      part, size, strict=True)) for device, part in parts.items()}
+  buffers = {}  # Devices that have the same part share its memory.
+  for layer, tensor in enumerate(tensors):
+    array = einops.rearrange(
+        tensor(), f"{left}->{right}", **_sizes(left + right, axes))
+    for bound in set(bounds.values()):
+      if bound not in buffers:
+        buffers[bound] = np.empty(
+            [stop - start for start, stop in bound], dtype or array.dtype)
+      inner = tuple(slice(*b) for b in bound[stacked:])
+      if not stacked:
+        buffers[bound][...] = array[inner]
+      elif bound[0][0] <= layer < bound[0][1]:
+        buffers[bound][layer - bound[0][0]] = array[inner]
+  if sharding is None:
+    return buffers[bounds[None]]
+  return jax.make_array_from_single_device_arrays(
+      size, sharding, [jax.device_put(buffers[bound], device)
+                       for device, bound in bounds.items()])
 
 
 def _sizes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
@@ -153,7 +192,7 @@ def _open(
 ) -> dict[str, "_Tensor"]:
   """The tensors of a checkpoint by name; none of them is read yet."""
   tensors = {}
-  for file in _files(path):
+  for file in files(path):
     try:
       handle = stack.enter_context(safe_open(file, framework="numpy"))
     except (OSError, SafetensorError) as error:
@@ -178,19 +217,28 @@ class _Tensor:
 
   def __init__(self, file: str, handle: Any, name: str):
     self.file, self.handle, self.name = file, handle, name
-    self.shape = tuple(handle.get_slice(name).get_shape())
+    header = handle.get_slice(name)
+    self.shape, self.dtype = tuple(header.get_shape()), header.get_dtype()
 
   def __call__(self) -> np.ndarray:
-    array = self.handle.get_tensor(self.name)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    if self.dtype not in FLOATS:
       raise BadWeights(
-          f"{self.file}: tensor {self.name} holds {array.dtype}, wanted floats."
-          "  Give weights that are not quantised.")
+          f"{self.file}: tensor {self.name} holds {self.dtype}, wanted one of "
+          f"{', '.join(FLOATS)}.  Give weights that are not quantised.")
+    array = self.handle.get_tensor(self.name)
+    if not np.isfinite(array).all():
+      raise BadWeights(
+          f"{self.file}: tensor {self.name} holds NaN or infinity.  Fetch or "
+          "convert it again.")
     return array
 
 
-def _files(path: str) -> list[str]:
-  """The safetensors files of a checkpoint; names in an index stay inside."""
+def files(path: str) -> list[str]:
+  """The safetensors files of a checkpoint; names in an index stay inside.
+
+  Raises:
+    BadWeights: where there are none, or the index is broken.
+  """
   if os.path.isfile(path):
     if not path.endswith(".safetensors"):
       raise BadWeights(
@@ -250,17 +298,41 @@ def _check(
 def _export(
     leaves: Mapping[str, Any], table: Table, axes: Mapping[str, int],
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and tensors in the order of the table, one leaf at a time."""
+  """Names and tensors in the order of the table, one at a time."""
   for name, leaf, pattern in table:
     if leaf:
       left, right = pattern.split("->")
-      array = einops.rearrange(
-          np.asarray(leaves[leaf]), f"{right} -> {left}",
-          **_sizes(pattern, axes))
-      parts = array if "{}" in name else array[None]
+      parts = [leaves[leaf]]
+      if "{}" in name:
+        left, right = (side.split(maxsplit=1)[1] for side in (left, right))
+        parts = leaves[leaf]
       for tensor_name, part in zip(
           _names(name, pattern, axes), parts, strict=True):
-        yield tensor_name, np.ascontiguousarray(part)
+        yield tensor_name, np.ascontiguousarray(einops.rearrange(
+            np.asarray(part), f"{right} -> {left}",
+            **_sizes(left + right, axes)))
+
+
+def _write_folder(
+    path: str, exported: Iterator[tuple[str, np.ndarray]], shard_bytes: int,
+    metadata: Mapping[str, str],
+) -> None:
+  """Writes tensors as one file, or as several with an index."""
+  os.makedirs(path, exist_ok=True)
+  shards, where = [], {}
+  for tensors in _shards(exported, shard_bytes):
+    shards.append(os.path.join(path, f"part-{len(shards):05d}.safetensors"))
+    where |= dict.fromkeys(tensors, len(shards) - 1)
+    _write(shards[-1], tensors, metadata)
+  names = [FILE] if len(shards) == 1 else [
+      f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+      for i in range(len(shards))]
+  for shard, name in zip(shards, names, strict=True):
+    os.replace(shard, os.path.join(path, name))
+  if len(shards) > 1:
+    with open(os.path.join(path, INDEX), "w", encoding="utf-8") as file:
+      json.dump({"metadata": {},
+                 "weight_map": {n: names[i] for n, i in where.items()}}, file)
 
 
 def _shards(
@@ -279,4 +351,5 @@ def _shards(
 def _write(path: str, tensors: dict, metadata: Mapping[str, str]) -> None:
   """Writes a file that is either whole or absent."""
   save_file(tensors, path + ".partial", dict(metadata))
+  os.chmod(path + ".partial", 0o644)  # It is made readable by its owner alone.
   os.replace(path + ".partial", path)

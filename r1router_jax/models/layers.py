@@ -1,36 +1,20 @@
-"""Pieces that transformer policies share: norm, rotary angles, attention, MLP.
+"""Pieces that transformer policies share: norm, linear, rotary angles, MLP.
 
-Attention looks at up to two stretches of keys, the *prompt*'s and the row's
-*own*, under one softmax:
+A linear layer may have an *adapter*, two thin matrices beside its own (LoRA,
+`models.lora`):  y = x w + (x a) b.
 
-  out = softmax([q k_prompt, q k_own] / sqrt(H)) [v_prompt, v_own]
-
-Rows of one group share a prompt: its keys are stored and read once, and the
-group is only a batch of queries against them.  Prefill has own keys alone,
-decoding both, and so has the training pass over sampled responses: all three
-are this one function.
-
-Axes:  B prompts   G responses per prompt   N = B G rows   T queries of a row
-  S own keys   P prompt keys   Q query heads   K key heads   H head size
-Sources: transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py (mathematics).
+Axes:  B rows   T tokens   N heads   H head size   D F features   R rank
+Sources: transformers, models/qwen2_5_vl/modeling_qwen2_5_vl.py (mathematics);
+  arxiv.org/abs/2106.09685 (LoRA).
 """
 
+import math
 from typing import NamedTuple
 
-import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
-
-MASKED = -1e30  # Finite, so that a row that may look nowhere stays finite.
-
-
-class Cache(NamedTuple):
-  """Keys (rotated) and values of one layer, or of all with a leading axis."""
-
-  k: Array
-  v: Array
+from jaxtyping import Array, Float, Int
 
 
 @jax.custom_vjp
@@ -61,7 +45,7 @@ project.defvjp(lambda x, w: (x @ w, (x, w)), _project_back)
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale, the mean of squares in float32."""
+  """x / rms(x) * scale, in float32."""
 
   eps: float = 1e-6
 
@@ -70,7 +54,7 @@ class RMSNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
-    return scale * y.astype(x.dtype)
+    return (y * scale).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -86,11 +70,15 @@ class Linear(nn.Module):
       self.scale**2, "fan_in", "truncated_normal"
     )
     w = self.param("w", init, (x.shape[-1], self.features))
-    x = project(x, w.astype(x.dtype))
+    y = project(x, w.astype(x.dtype))
     if self.bias:
       bias = self.param("b", nn.initializers.zeros, (self.features,))
-      x = x + bias.astype(x.dtype)
-    return x
+      y = y + bias.astype(x.dtype)
+    if self.has_variable("params", "lora_a"):
+      a, b = (self.get_variable("params", name).astype(x.dtype)
+              for name in ("lora_a", "lora_b"))
+      y = y + project(project(x, a), b)
+    return y
 
 
 class SwiGLU(nn.Module):
@@ -119,8 +107,24 @@ def rotate(
   )
 
 
+class Llama3(NamedTuple):
+  """Frequencies of Llama 3.1 and later: slow ones turn `factor` times slower.
+
+  Frequencies whose wave is longer than `original / low` tokens are slowed,
+  those shorter than `original / high` are not, and between the two it blends.
+  """
+
+  factor: float
+  low: float
+  high: float
+  original: int  # Tokens that the model was first trained on.
+
+
 def mrope_angles(
-  positions: Int[Array, "3 N T"], section: tuple[int, ...], theta: float
+  positions: Int[Array, "3 N T"],
+  section: tuple[int, ...],
+  theta: float,
+  scaling: Llama3 | None = None,
 ) -> Float[Array, "N T F"]:
   """Angles of multimodal rotary positions.
 
@@ -132,48 +136,9 @@ def mrope_angles(
   axis = jnp.repeat(jnp.arange(3), jnp.array(section),
                     total_repeat_length=frequencies)
   rate = theta ** (-jnp.arange(frequencies) / frequencies)
+  if scaling is not None:
+    turns = scaling.original * rate / (2 * math.pi)
+    fast = jnp.clip(
+      (turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    rate = rate * (fast + (1 - fast) / scaling.factor)
   return jnp.moveaxis(positions, 0, -1)[..., axis].astype(jnp.float32) * rate
-
-
-def attention(
-  q: Float[Array, "N T Q H"],
-  own: Cache,
-  own_mask: Bool[Array, "N T S"],
-  prompt: Cache | None = None,
-  prompt_mask: Bool[Array, "B P"] | None = None,
-) -> Float[Array, "N T Q H"]:
-  """Grouped-query attention over own keys and a shared prompt's (see top).
-
-  Args:
-    q: queries, rotated.
-    own: keys and values `N S K H`.
-    own_mask: true where a query may look.
-    prompt: keys and values `B P K H`, or None; row n belongs to prompt n // G.
-    prompt_mask: true on the prompt's real tokens.
-  """
-  n, kv_heads = q.shape[0], own.k.shape[2]
-  q = q * q.shape[-1] ** -0.5
-  q = einops.rearrange(q, "N T (K R) H -> N T K R H", K=kv_heads)
-  # Scores stay in float32: bfloat16 blurs the ranking of distant keys.
-  scores = jnp.einsum(
-    "NTKRH,NSKH->NKRTS", q, own.k, preferred_element_type=jnp.float32)
-  scores = jnp.where(own_mask[:, None, None], scores, MASKED)
-  if prompt is None:
-    probs = jax.nn.softmax(scores).astype(q.dtype)
-    out = jnp.einsum("NKRTS,NSKH->NTKRH", probs, own.v)
-    return einops.rearrange(out, "N T K R H -> N T (K R) H")
-
-  group = einops.rearrange(q, "(B G) T K R H -> B G T K R H",
-                           B=prompt.k.shape[0])
-  shared = jnp.einsum(
-    "BGTKRH,BPKH->BGKRTP", group, prompt.k, preferred_element_type=jnp.float32)
-  shared = jnp.where(prompt_mask[:, None, None, None, None], shared, MASKED)
-  shared = einops.rearrange(shared, "B G K R T P -> (B G) K R T P")
-  probs = jax.nn.softmax(jnp.concatenate([shared, scores], -1)).astype(q.dtype)
-  p = prompt.k.shape[1]
-  out = jnp.einsum("NKRTS,NSKH->NTKRH", probs[..., p:], own.v)
-  shared = einops.rearrange(
-    probs[..., :p], "(B G) K R T P -> B G K R T P", B=prompt.k.shape[0])
-  shared = jnp.einsum("BGKRTP,BPKH->BGTKRH", shared, prompt.v)
-  out = out + shared.reshape(n, *out.shape[1:])
-  return einops.rearrange(out, "N T K R H -> N T (K R) H")

@@ -6,6 +6,8 @@ Vision block:   the same without causality, with 2-d rotary angles and biases;
                 most blocks attend within windows of 8 x 8 patches, the blocks
                 named by `full_blocks` over the whole picture.
 
+Without a vision tower it is Qwen2 (biases on q, k, v) or Llama (none).
+
 Pictures live in *window layout* [I, W, S] through the whole tower: `plan_image`
 lays patches out once, on the host, so that windowed attention is a batched
 matrix product over static shapes and only the first and last step permute.
@@ -13,10 +15,13 @@ matrix product over static shapes and only the first and last step permute.
 A prompt is computed once per group: `prefill` returns its keys, `extend` runs
 any tokens after it (sampled responses in training, one token in decoding).
 
+Parameters stay as they are given (float32 in training); `Compute.dtype` is what
+products are made in, with norms, softmax and log-probabilities in float32.
+
 Axes:  B prompts   G responses per prompt   N = B G   L prompt tokens
   T response tokens   D hidden   V vocabulary   I pictures   W windows
   S = 64 patch slots of a window   M merged picture tokens
-Sources: transformers, models/qwen2_5_vl (mathematics, names of weights);
+Sources: transformers, models/qwen2_5_vl (mathematics);
   arxiv.org/abs/2502.13923.
 """
 
@@ -31,8 +36,15 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax.models import hf, layers
-from r1router_jax.models.layers import Cache, Linear, RMSNorm, SwiGLU
+from r1router_jax.models import attention, layers
+from r1router_jax.models.attention import Cache
+from r1router_jax.models.layers import Linear, Llama3, RMSNorm, SwiGLU
+
+REMAT = {  # What the backward pass need not compute again.
+  "none": jax.checkpoint_policies.everything_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +64,10 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """The decoder and its vision tower; the defaults are the 7B model."""
+  """The decoder and its vision tower; the defaults are Qwen2.5-VL-7B.
+
+  Text alone has `vision` None, and an `mrope_section` that is all temporal.
+  """
 
   vocab: int = 152064
   hidden: int = 3584
@@ -63,12 +78,36 @@ class Config:
   mrope_section: tuple[int, int, int] = (16, 24, 24)
   theta: float = 1e6
   eps: float = 1e-6
-  tied: bool = False
-  vision: VisionConfig = VisionConfig()
+  tied: bool = False  # The head is the embedding.
+  qkv_bias: bool = True
+  rope_scaling: Llama3 | None = None
+  vision: VisionConfig | None = VisionConfig()
 
   @property
   def head_size(self) -> int:
     return 2 * sum(self.mrope_section)
+
+
+SIZES = {  # The published ones.
+  "3b": Config(vocab=151936, hidden=2048, mlp=11008, layers=36, heads=16,
+               kv_heads=2, tied=True),
+  "7b": Config(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+  """How the model is run, which does not change what it is.
+
+  Attributes:
+    dtype: of products, "float32" or "bfloat16".
+    remat: a key of `REMAT`.
+    attention: one of `attention.KERNELS`.
+  """
+
+  dtype: str = "float32"
+  remat: str = "full"
+  attention: str = "auto"
 
 
 class Prompt(NamedTuple):
@@ -98,6 +137,9 @@ class Prompt(NamedTuple):
   inverse: Int[Array, "I M"]
 
 
+PLAN = ("gather", "valid", "place", "inverse")
+
+
 class Prefix(NamedTuple):
   """Prompts as a response sees them: keys, mask, next position, last state."""
 
@@ -105,6 +147,32 @@ class Prefix(NamedTuple):
   mask: Bool[Array, "B L"]
   start: Int[Array, " B"]
   last: Float[Array, "B D"]
+
+
+def empty_prompt(
+  rows: int, length: int, pictures: int, windows: int,
+  vision: VisionConfig | None,
+) -> Prompt:
+  """Zeros for so many prompts with room for so many pictures in all."""
+  v = vision or VisionConfig()
+  slots = (v.window // v.patch) ** 2
+  zeros = lambda *shape: np.zeros(shape, np.int32)
+  return Prompt(
+    tokens=zeros(rows, length), mask=np.zeros((rows, length), bool),
+    positions=zeros(3, rows, length), start=zeros(rows),
+    picture=zeros(rows, length) - 1,
+    patches=np.zeros(
+      (pictures, windows * slots, 3 * v.temporal * v.patch**2), np.float32),
+    gather=zeros(pictures, windows, slots),
+    valid=np.zeros((pictures, windows, slots), bool),
+    place=zeros(pictures, windows, slots, 2),
+    inverse=zeros(pictures, windows * slots // v.merge**2))
+
+
+def windows(rows: int, columns: int, config: VisionConfig) -> int:
+  """Windows of a picture of so many patches."""
+  side = config.window // config.patch
+  return -(-rows // side) * -(-columns // side)
 
 
 @functools.lru_cache(maxsize=256)
@@ -143,28 +211,32 @@ def plan_image(
 
 class VisionBlock(nn.Module):
   config: VisionConfig
+  kernel: str  # Of the blocks that attend over the whole picture.
 
   @nn.compact
   def __call__(self, x, full, angles, valid):
     c = self.config
-    images, windows = x.shape[:2]
+    images = len(x)
     h = RMSNorm(name="ln1")(x)
     qkv = Linear(3 * c.hidden, True, name="qkv")(h)
     q, k, v = einops.rearrange(
       qkv, "I W S (three N H) -> three I W S N H", three=3, N=c.heads)
     q, k = layers.rotate(q, angles), layers.rotate(k, angles)
 
-    def attend(rows, q, k, v):
+    def attend(rows, kernel, q, k, v):
       q, k, v = (a.reshape(rows, -1, *a.shape[3:]) for a in (q, k, v))
-      keys = valid.reshape(rows, 1, -1)
-      mask = jnp.broadcast_to(keys, (rows, keys.shape[2], keys.shape[2]))
-      out = layers.attention(q, Cache(k, v), mask)
+      keys = valid.reshape(rows, -1)
+      if kernel == "xla":
+        mask = jnp.broadcast_to(keys[:, None], (*keys.shape, keys.shape[1]))
+        out = attention.attention(q, Cache(k, v), mask)
+      else:
+        out = attention.fused(q, k, v, keys, None, kernel=kernel)
       return out.reshape(x.shape)
 
     out = jax.lax.cond(
       full,
-      functools.partial(attend, images),
-      functools.partial(attend, images * windows),
+      functools.partial(attend, images, self.kernel),
+      functools.partial(attend, images * x.shape[1], "xla"),
       q, k, v)
     x = x + Linear(c.hidden, True, name="o")(out)
     return x + SwiGLU(c.mlp, True, name="mlp")(RMSNorm(name="ln2")(x)), None
@@ -174,6 +246,7 @@ class Vision(nn.Module):
   """Vision tower and merger: patches -> one vector per 2 x 2 patches."""
 
   config: VisionConfig
+  compute: Compute
   out: int
 
   @nn.compact
@@ -181,16 +254,16 @@ class Vision(nn.Module):
     c = self.config
     x = jax.vmap(lambda patches, rows: patches[rows])(
       prompt.patches, prompt.gather)
-    x = Linear(c.hidden, name="patch")(x)
+    x = Linear(c.hidden, name="patch")(x.astype(self.compute.dtype))
     quarter = c.hidden // c.heads // 4
     rate = 10000.0 ** (-jnp.arange(quarter) / quarter)
     angles = prompt.place[..., None].astype(jnp.float32) * rate
     angles = einops.rearrange(angles, "I W S two F -> I W S (two F)")
     full = np.isin(np.arange(c.layers), c.full_blocks)
-    blocks = nn.scan(
-      VisionBlock, variable_axes={"params": 0}, split_rngs={"params": True},
-      in_axes=(0, nn.broadcast, nn.broadcast), length=c.layers)
-    x, _ = blocks(c, name="blocks")(
+    blocks = _stack(
+      VisionBlock, c.layers, (0, nn.broadcast, nn.broadcast), self.compute)
+    kernel = attention.resolve(self.compute.attention, self.compute.dtype)
+    x, _ = blocks(c, kernel, name="blocks")(
       x, jnp.asarray(full), angles, prompt.valid)
     x = RMSNorm(name="ln_q")(x)
     x = einops.rearrange(
@@ -202,6 +275,7 @@ class Vision(nn.Module):
 
 class DecoderLayer(nn.Module):
   config: Config
+  kernel: str
 
   @nn.compact
   def __call__(self, x, caches, angles, own_mask, prompt_mask, index):
@@ -211,7 +285,7 @@ class DecoderLayer(nn.Module):
     h = RMSNorm(c.eps, name="ln1")(x)
 
     def heads(name, count):
-      y = Linear(count * c.head_size, True, name=name)(h)
+      y = Linear(count * c.head_size, c.qkv_bias, name=name)(h)
       return einops.rearrange(y, "N T (Q H) -> N T Q H", Q=count)
 
     q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads(
@@ -223,7 +297,15 @@ class DecoderLayer(nn.Module):
         lambda old, row: jax.lax.dynamic_update_slice_in_dim(
           old, row.astype(old.dtype), index, 1),
         own, new)
-    out = layers.attention(q, new, own_mask, prompt, prompt_mask)
+    if self.kernel == "xla" or own is not None:
+      out = attention.attention(q, new, own_mask, prompt, prompt_mask)
+    elif prompt is None:
+      # Padding is on the right, where no real token looks.
+      out = attention.fused(q, k, v, jnp.ones(k.shape[:2], bool),
+                            attention.causal, kernel=self.kernel)
+    else:
+      out = attention.grouped(
+        q, new, prompt, prompt_mask, kernel=self.kernel)
     out = einops.rearrange(out, "N T Q H -> N T (Q H)")
     x = x + Linear(c.hidden, False, deep, name="o")(out)
     h = RMSNorm(c.eps, name="ln2")(x)
@@ -234,22 +316,20 @@ class QwenVL(nn.Module):
   """The whole model; see the module's docstring for its three uses."""
 
   config: Config
-  remat: bool = True  # Recompute each layer in the backward pass.
+  compute: Compute = Compute()
 
   def setup(self):
-    c = self.config
-    layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else (
-      DecoderLayer)
-    b = nn.broadcast
+    c, b = self.config, nn.broadcast
+    kernel = attention.resolve(self.compute.attention, self.compute.dtype)
     self.embed = self.param(
       "embed", nn.initializers.normal(c.hidden**-0.5), (c.vocab, c.hidden))
     if not c.tied:
       self.head = self.param(
         "head", nn.initializers.normal(c.hidden**-0.5), (c.vocab, c.hidden))
-    self.vision = Vision(c.vision, c.hidden)
-    self.layers = nn.scan(
-      layer, variable_axes={"params": 0}, split_rngs={"params": True},
-      in_axes=(0, b, b, b, b), length=c.layers)(c)
+    if c.vision is not None:
+      self.vision = Vision(c.vision, self.compute, c.hidden)
+    self.layers = _stack(
+      DecoderLayer, c.layers, (0, b, b, b, b), self.compute)(c, kernel)
     self.norm = RMSNorm(c.eps)
 
   def __call__(self, prompt: Prompt, response: Int[Array, "B G T"]):
@@ -258,12 +338,16 @@ class QwenVL(nn.Module):
 
   def vocabulary(self) -> Float[Array, "V D"]:
     """Rows whose product with a state are the logits."""
-    return self.embed if self.config.tied else self.head
+    rows = self.embed if self.config.tied else self.head
+    return rows.astype(self.compute.dtype)
+
+  def embedded(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    return self.embed[tokens].astype(self.compute.dtype)
 
   def prefill(self, prompt: Prompt) -> Prefix:
     """Runs the prompts; pictures replace their placeholder tokens."""
     c = self.config
-    x = self.embed[prompt.tokens]
+    x = self.embedded(prompt.tokens)
     if len(prompt.patches):  # A batch without pictures skips the tower.
       pictures = self.vision(prompt).reshape(-1, c.hidden).astype(x.dtype)
       x = jnp.where(
@@ -271,7 +355,7 @@ class QwenVL(nn.Module):
         pictures[jnp.maximum(prompt.picture, 0)], x)
     length = x.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    angles = layers.mrope_angles(prompt.positions, c.mrope_section, c.theta)
+    angles = self._angles(prompt.positions)
     x, cache = self.layers(
       x, (None, None), angles, causal & prompt.mask[:, None], None, None)
     last = jnp.sum(prompt.mask, 1) - 1
@@ -313,96 +397,34 @@ class QwenVL(nn.Module):
 
   def _after(self, prefix, rows, offset, own, mask, index):
     """Runs `rows [N T]`, at `offset [T]` tokens after their shared prompts."""
-    c = self.config
     members = len(rows) // len(prefix.start)
     start = jnp.repeat(prefix.start, members)
     at = jnp.broadcast_to(start[:, None] + offset, (3, *rows.shape))
-    angles = layers.mrope_angles(at, c.mrope_section, c.theta)
     x, own = self.layers(
-      self.embed[rows], (prefix.cache, own), angles, mask, prefix.mask, index)
+      self.embedded(rows), (prefix.cache, own), self._angles(at), mask,
+      prefix.mask, index)
     return self.norm(x), own
+
+  def _angles(self, positions):
+    c = self.config
+    return layers.mrope_angles(
+      positions, c.mrope_section, c.theta, c.rope_scaling)
+
+
+def _stack(
+  layer: type[nn.Module], length: int, in_axes: tuple, compute: Compute
+) -> Any:
+  """A layer, repeated: parameters get a leading axis of `length`."""
+  if compute.remat not in REMAT:
+    raise ValueError(f"settings.compute.remat is {compute.remat!r}: take one "
+                     f"of {', '.join(REMAT)}.")
+  layer = nn.remat(layer, prevent_cse=False, policy=REMAT[compute.remat])
+  return nn.scan(
+    layer, variable_axes={"params": 0}, split_rngs={"params": True},
+    in_axes=in_axes, length=length)
 
 
 def empty_cache(config: Config, rows: int, room: int, dtype) -> Cache:
   """Own keys and values of `rows` responses of at most `room` tokens."""
   shape = (config.layers, rows, room, config.kv_heads, config.head_size)
   return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
-def _linear(
-  name: str, path: str, axes: str, bias: bool = True
-) -> tuple[hf.Row, ...]:
-  """Lines of a linear layer; `axes` are its layers, if stacked, in and out."""
-  *stack, d, f = axes.split()
-  stack = "".join(letter + " " for letter in stack)
-  rows = (
-    (name + ".weight", path + "/w", f"{stack}{f} {d} -> {stack}{d} {f}"),
-    (name + ".bias", path + "/b", f"{stack}{f} -> {stack}{f}"))
-  return rows if bias else rows[:1]
-
-
-_LAYER, _BLOCK = "model.layers.{}.", "visual.blocks.{}."
-# The sizes of the letters are those of `hf_axes`.
-HF_TABLE = (
-  ("model.embed_tokens.weight", "embed", "V D -> V D"),
-  ("lm_head.weight", "head", "V D -> V D"),
-  ("model.norm.weight", "norm/scale", "D -> D"),
-  (_LAYER + "input_layernorm.weight", "layers/ln1/scale", "L D -> L D"),
-  (_LAYER + "post_attention_layernorm.weight", "layers/ln2/scale",
-   "L D -> L D"),
-  *_linear(_LAYER + "self_attn.q_proj", "layers/q", "L D Q"),
-  *_linear(_LAYER + "self_attn.k_proj", "layers/k", "L D K"),
-  *_linear(_LAYER + "self_attn.v_proj", "layers/v", "L D K"),
-  *_linear(_LAYER + "self_attn.o_proj", "layers/o", "L Q D", False),
-  *_linear(_LAYER + "mlp.gate_proj", "layers/mlp/gate", "L D F", False),
-  *_linear(_LAYER + "mlp.up_proj", "layers/mlp/up", "L D F", False),
-  *_linear(_LAYER + "mlp.down_proj", "layers/mlp/down", "L F D", False),
-  ("visual.patch_embed.proj.weight", "vision/patch/w",
-   "E C T Y X -> (C T Y X) E"),
-  (_BLOCK + "norm1.weight", "vision/blocks/ln1/scale", "B E -> B E"),
-  (_BLOCK + "norm2.weight", "vision/blocks/ln2/scale", "B E -> B E"),
-  *_linear(_BLOCK + "attn.qkv", "vision/blocks/qkv", "B E QKV"),
-  *_linear(_BLOCK + "attn.proj", "vision/blocks/o", "B N E"),
-  *_linear(_BLOCK + "mlp.gate_proj", "vision/blocks/mlp/gate", "B E G"),
-  *_linear(_BLOCK + "mlp.up_proj", "vision/blocks/mlp/up", "B E G"),
-  *_linear(_BLOCK + "mlp.down_proj", "vision/blocks/mlp/down", "B G E"),
-  ("visual.merger.ln_q.weight", "vision/ln_q/scale", "E -> E"),
-  *_linear("visual.merger.mlp.0", "vision/merge1", "M O"),
-  *_linear("visual.merger.mlp.2", "vision/merge2", "O D"),
-)
-
-
-def hf_table(config: Config) -> tuple[hf.Row, ...]:
-  """`HF_TABLE`; a head that is the embedding may stand in a file, unread."""
-  if not config.tied:
-    return HF_TABLE
-  return tuple(
-    (name, "", "") if path == "head" else (name, path, pattern)
-    for name, path, pattern in HF_TABLE)
-
-
-def hf_axes(config: Config) -> dict[str, int]:
-  v = config.vision
-  merged = v.hidden * v.merge**2
-  return dict(
-    V=config.vocab, D=config.hidden, F=config.mlp, L=config.layers,
-    Q=config.heads * config.head_size, K=config.kv_heads * config.head_size,
-    C=3, T=v.temporal, Y=v.patch, X=v.patch, B=v.layers, E=v.hidden,
-    N=v.hidden, QKV=3 * v.hidden, G=v.mlp, M=merged, O=merged)
-
-
-def load(path: str, config: Config, dtype: Any = None, **options: Any) -> dict:
-  """Parameters of a Hugging Face checkpoint; `options` are `hf.load`'s.
-
-  Its tensors may have the names of published files, or those that the model
-  has in memory since transformers 4.52.
-  """
-  return hf.load(
-    path, hf_table(config), hf_axes(config), dtype=dtype,
-    rename=(("model.visual.", "visual."), ("model.language_model.", "model.")),
-    **options)
-
-
-def save(path: str, params: dict, config: Config, **options: Any) -> None:
-  """Writes `params` under the names of published files; see `hf.save`."""
-  hf.save(path, params, hf_table(config), hf_axes(config), **options)

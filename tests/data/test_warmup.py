@@ -135,7 +135,7 @@ def test_the_answer_can_be_looked_up():
     shown = tokenizer._trusted.decode(prompt.ids, skip_special_tokens=False)
     assert shown.startswith("<|answer|>") and shown.endswith("<|im_start|>")
     forms.add("[Row]" in shown and "table" or "of" in shown and "text")
-    assert prompt.patches is None and tokenizer.picture not in prompt.ids
+    assert not prompt.pictures and tokenizer.picture not in prompt.ids
   assert "table" in forms and len(forms) >= 2
 
 

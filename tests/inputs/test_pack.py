@@ -12,20 +12,22 @@ from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.protocol import Conversation, Segment
 from tests import tiny
 
-GRIDS = [(0, 0), (2, 2), (4, 6), (10, 2), (6, 6)]
+GRIDS = [(), ((2, 2),), ((4, 6),), ((10, 2),), ((6, 6),),
+         ((2, 2), (4, 6), (2, 4))]
 
 
-def example(grid, text=6, seed=0):
-  return tiny.encoded(np.random.default_rng(seed), tiny.CONFIG, text, grid)
+def example(*grids, text=6, seed=0):
+  return tiny.encoded(np.random.default_rng(seed), tiny.CONFIG, text, *grids)
 
 
 def slow_positions(encoded):
   """The rule in the module's docstring, token by token."""
   image, merge = tiny.tokenizer().picture, tiny.VISION.merge
-  h, w = (n // merge for n in encoded.grid)
+  grids = iter([p.grid for p in encoded.pictures])
   out, cursor, i = [], 0, 0
   while i < len(encoded.ids):
     if encoded.ids[i] == image:
+      h, w = (n // merge for n in next(grids))
       for row in range(h):
         for column in range(w):
           out.append((cursor, cursor + row, cursor + column))
@@ -38,10 +40,10 @@ def slow_positions(encoded):
   return np.array(out).T, cursor
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grids", GRIDS)
 @pytest.mark.parametrize("text", [3, 8])
-def test_positions_by_hand(grid, text):
-  encoded = example(grid, text)
+def test_positions_by_hand(grids, text):
+  encoded = example(*grids, text=text)
   packed = tiny.pack(tiny.CONFIG, [encoded])
   wanted, cursor = slow_positions(encoded)
   n = len(encoded.ids)
@@ -53,13 +55,13 @@ def test_positions_by_hand(grid, text):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("grid", GRIDS)
-def test_positions_are_those_of_transformers(grid):
+@pytest.mark.parametrize("grids", GRIDS)
+def test_positions_are_those_of_transformers(grids):
   torch = pytest.importorskip("torch")
   import types
 
   from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
-  encoded = example(grid)
+  encoded = example(*grids)
   ids = torch.tensor([encoded.ids])
   model = types.SimpleNamespace(config=types.SimpleNamespace(
       vision_config=types.SimpleNamespace(
@@ -70,7 +72,7 @@ def test_positions_are_those_of_transformers(grid):
           model, *args, **kwargs))
   positions, delta = kind.get_rope_index(
       model, ids, (ids == tiny.tokenizer().picture).int(),
-      image_grid_thw=torch.tensor([[1, *encoded.grid]]),
+      image_grid_thw=torch.tensor([[1, *grid] for grid in grids]),
       attention_mask=torch.ones_like(ids))
   packed = tiny.pack(tiny.CONFIG, [encoded])
   np.testing.assert_array_equal(
@@ -79,35 +81,43 @@ def test_positions_are_those_of_transformers(grid):
 
 
 def test_placeholders_point_at_their_own_picture():
-  batch = [example(grid, seed=n) for n, grid in enumerate(GRIDS)]
+  batch = [example(*grids, seed=n) for n, grids in enumerate(GRIDS)]
   packed = tiny.pack(tiny.CONFIG, batch)
-  room = packed.inverse.shape[1]
+  room, most = packed.inverse.shape[1], 3
+  assert len(packed.patches) == most * len(batch)
   for row, encoded in enumerate(batch):
     at = np.array(encoded.ids) == tiny.tokenizer().picture
-    pictures = packed.picture[row, :len(at)]
-    np.testing.assert_array_equal(
-        pictures[at], row * room + np.arange(at.sum()))
-    assert (pictures[~at] == -1).all()
+    wanted = []
+    for i in range(most):
+      slot = most * row + i
+      if i < len(encoded.pictures):
+        picture = encoded.pictures[i]
+        count = picture.grid[0] * picture.grid[1]
+        assert packed.valid[slot].sum() == count
+        np.testing.assert_array_equal(
+            packed.patches[slot, :count], picture.patches)
+        assert not packed.patches[slot, count:].any()
+        wanted += [slot * room + n for n in range(count // 4)]
+      else:
+        assert not packed.valid[slot].any() and not packed.patches[slot].any()
+    found = packed.picture[row, :len(at)]
+    np.testing.assert_array_equal(found[at], wanted)
+    assert (found[~at] == -1).all()
     assert (packed.picture[row, len(at):] == -1).all()
-    count = encoded.grid[0] * encoded.grid[1]
-    assert packed.valid[row].sum() == count
-    if count:
-      np.testing.assert_array_equal(
-          packed.patches[row, :count], encoded.patches)
-    assert not packed.patches[row, count:].any()
 
 
-@pytest.mark.parametrize("found, grid", [(3, (4, 4)), (5, (4, 4)), (1, (0, 0))])
-def test_placeholders_and_patches_must_agree(found, grid):
+@pytest.mark.parametrize("found, grids", [
+    (3, [(4, 4)]), (5, [(4, 4)]), (1, []), (4, [(2, 4), (2, 6)])])
+def test_placeholders_and_patches_must_agree(found, grids):
   good = example((4, 4))
   bad = dataclasses.replace(
-      good, ids=[7] + [tiny.tokenizer().picture] * found + [8], grid=grid)
+      example(*grids), ids=[7] + [tiny.tokenizer().picture] * found + [8])
   with pytest.raises(ValueError, match=f"Row 1 .*{found} picture place"):
     tiny.pack(tiny.CONFIG, [good, bad])
 
 
 def test_rows_are_split_over_devices_in_order():
-  batch = [example((0, 0), text=3 + n, seed=n) for n in range(5)]
+  batch = [example(text=3 + n, seed=n) for n in range(5)]
   packed = tiny.packer(lengths=(8, 16)).pack(batch, 4, 2)
   assert packed.tokens.shape == (4, 2, 8) and packed.positions.shape[:2] == (
       4, 3)
@@ -122,7 +132,7 @@ def test_rows_are_split_over_devices_in_order():
 @pytest.mark.parametrize("text, length", [(4, 4), (5, 8), (8, 8), (9, 20)])
 def test_batches_take_the_shortest_length_that_holds_them(text, length):
   packer = tiny.packer(lengths=(4, 8, 20))
-  batch = [example((0, 0), text=2), example((0, 0), text=text)]
+  batch = [example(text=2), example(text=text)]
   assert packer.length(batch[1].ids) == length
   assert packer.pack(batch, 1, 2).tokens.shape == (1, 2, length)
 
@@ -138,26 +148,33 @@ def test_a_picture_file_becomes_placeholders_and_patches(tmp_path):
   path = str(tmp_path / "p.png")
   Image.fromarray(pixels).save(path)
   conversation = Conversation(
-      "plan", "<|plan|>", (Segment("who is it?", "question"),), path)
+      "plan", "<|plan|>",
+      (Segment("who is", "question"), Segment(path, "picture"),
+       Segment("?", "question")))
   packer = tiny.packer(lengths=(40,))
   encoded = packer.encode(conversation)
   height, width = images.smart_resize(21, 50, 8, 64, 4096)
-  assert encoded.grid == (height // 4, width // 4)
+  (picture,) = encoded.pictures
+  assert picture.grid == (height // 4, width // 4)
   wanted, _ = images.patches(images.resize(pixels, height, width), 4, 2, 2)
-  np.testing.assert_array_equal(encoded.patches, wanted)
-  assert encoded.ids.count(tiny.tokenizer().picture) == len(wanted) // 4
+  np.testing.assert_array_equal(picture.patches, wanted)
+  at = np.flatnonzero(np.array(encoded.ids) == tiny.tokenizer().picture)
+  np.testing.assert_array_equal(at, at[0] + np.arange(len(wanted) // 4))
+  assert 2 < at[0] and at[-1] < len(encoded.ids) - 2  # Text on either side.
   # A file that has been replaced is read anew.
   Image.fromarray(np.flip(pixels, (0, 1))[:10]).save(path)
-  assert packer.encode(conversation).grid != encoded.grid
+  assert packer.encode(conversation).pictures[0].grid != picture.grid
   with pytest.raises(images.BadImage, match="absent.png"):
-    packer.encode(dataclasses.replace(
-        conversation, image=str(tmp_path / "absent.png")))
+    packer.encode(dataclasses.replace(conversation, user=(
+        Segment(str(tmp_path / "absent.png"), "picture"),)))
+  with pytest.raises(images.BadImage, match="p.png.*reads texts alone"):
+    dataclasses.replace(packer, vision=None).encode(conversation)
   with pytest.raises(PromptTooLong):
     tiny.packer(lengths=(10,)).encode(conversation)
 
 
 def test_every_leaf_has_the_axis_of_devices():
-  packed = tiny.packer().pack([example((4, 6)), example((0, 0))], 2, 3)
+  packed = tiny.packer().pack([example((4, 6)), example()], 2, 3)
   assert {x.shape[0] for x in jax.tree.leaves(packed)} == {2}
 
 

@@ -26,8 +26,8 @@ hostile = st.lists(st.sampled_from(PIECES) | st.text(max_size=5),
                    max_size=12).map("".join)
 
 
-def encode(conversation, style, picture=0, limit=4000):
-  return tiny.tokenizer(style).encode(conversation, picture, limit)
+def encode(conversation, style, pictures=(), limit=4000):
+  return tiny.tokenizer(style).encode(conversation, pictures, limit)
 
 
 def control(ids):
@@ -52,7 +52,7 @@ def test_no_text_from_outside_becomes_a_control_token(style, first, second, q):
   wanted = control(encode(answer("q", "a", "b", style=style), style))
   assert control(encode(answer(q, first, second, style=style), style)) == wanted
   plain, attacked = (control(encode(protocol.plan_conversation(
-      text, "", [(text, text)], style=style), style, picture=2))
+      text, "p", [(text, text)], style=style), style, [2]))
       for text in ("q", q))
   assert plain == attacked
 
@@ -69,18 +69,17 @@ def test_the_twin_alone_holds_the_line(style, token):
 
 def test_templates_are_spelt_out():
   """The whole prompt, as one would write it by hand."""
-  conversation = Conversation(
-      "plan", "<|plan|>", (Segment("who?", "question"),))
+  who, picture = Segment("who?", "question"), Segment("p.png", "picture")
   # This tokenizer starts every piece with a space.
-  text = lambda style, picture: RAW.decode(
-      encode(conversation, style, picture), skip_special_tokens=False
-  ).replace(" ", "")
+  text = lambda style, *user: RAW.decode(
+      encode(Conversation("plan", "<|plan|>", user), style, [2] * len(user)),
+      skip_special_tokens=False).replace(" ", "")
   seen = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
-  assert text("compact", 2) == f"<|plan|>{seen}who?<|im_start|>"
-  assert text("compact", 0) == "<|plan|>who?<|im_start|>"
-  assert text("full", 2) == (
+  assert text("compact", picture, who) == f"<|plan|>{seen}who?<|im_start|>"
+  assert text("compact", who) == "<|plan|>who?<|im_start|>"
+  assert text("full", who, picture, picture, who) == (
       "<|im_start|>system\n<|plan|><|im_end|>\n<|im_start|>user\nwho?"
-      f"{seen}<|im_end|>\n<|im_start|>assistant\n")
+      f"{seen}{seen}who?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_table_markers_are_one_token_in_passages_too():
@@ -95,9 +94,9 @@ def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
   conversation = answer("who?", *texts, style=style)
   whole = encode(conversation, style)
   pieces = [tiny.tokenizer(style).encode(dataclasses.replace(
-      conversation, system="", user=(s,)), 0, 4000) for s in conversation.user]
+      conversation, system="", user=(s,)), (), 4000) for s in conversation.user]
   frame = len(tiny.tokenizer(style).encode(dataclasses.replace(
-      conversation, system="", user=()), 0, 4000))
+      conversation, system="", user=()), (), 4000))
   sizes = [len(piece) - frame for piece in pieces]
   passages = [i for i, s in enumerate(conversation.user)
               if s.source == "passage"]

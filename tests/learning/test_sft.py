@@ -16,7 +16,7 @@ from r1router_jax.models import qwen_vl
 from r1router_jax.records import Answer, Hop, Passage, Plan, Question, Step
 from tests import tiny
 
-MODEL = qwen_vl.QwenVL(tiny.CONFIG, remat=False)
+MODEL = qwen_vl.QwenVL(tiny.CONFIG)
 ALLOWED = jnp.arange(tiny.CONFIG.vocab) != 5
 ASKED = Question("q", "What is the capital of Chad?", ("N'Djamena",),
                  hops=(Hop("capital?", ("text",), ("N'Djamena",)),))

@@ -15,7 +15,7 @@ from r1router_jax.models import qwen_vl
 from tests import tiny
 
 CLIP = dict(clip_low=0.2, clip_high=0.28)
-MODEL = qwen_vl.QwenVL(tiny.CONFIG, remat=False)
+MODEL = qwen_vl.QwenVL(tiny.CONFIG)
 ALLOWED = jnp.arange(tiny.CONFIG.vocab) != 5
 
 

@@ -2,18 +2,21 @@ import json
 import os
 import pickle
 
+import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from r1router_jax.models import hf
 
-AXES = dict(V=5, D=4, L=2, N=2, H=2, S=1, B=2)
+AXES = dict(V=5, D=4, L=2, N=2, H=2, B=2)
 TABLE = (
     ("embed.weight", "embed/table", "V D -> V D"),
     ("layers.{}.o.weight", "layers/o/kernel", "L D (N H) -> L N H D"),
-    ("blocks.{}.w", "blocks/w", "(S B) D 1 -> S B D"),
+    ("blocks.{}.w", "blocks/w", "B D 1 -> B D"),
     ("buffer.{}.ids", "", ""),
 )
 
@@ -44,7 +47,7 @@ def test_reads_the_table_from_left_to_right(path):
             params["layers"]["o"]["kernel"][layer, n, h],
             stored[f"layers.{layer}.o.weight"][:, n * 2 + h])
     np.testing.assert_array_equal(
-        params["blocks"]["w"][0, layer], stored[f"blocks.{layer}.w"][:, 0])
+        params["blocks"]["w"][layer], stored[f"blocks.{layer}.w"][:, 0])
 
 
 def test_export_is_the_inverse(path, tmp_path):
@@ -70,12 +73,24 @@ def test_shards_and_their_index(path, tmp_path):
   assert os.listdir(tmp_path / "few") == [hf.FILE]
 
 
-def test_leaves_are_placed_one_by_one(path):
-  seen = []
-  params = hf.load(path, TABLE, AXES, place=lambda leaf, x: seen.append(leaf))
-  assert seen == ["embed/table", "layers/o/kernel", "blocks/w"]
-  assert params == {"embed": {"table": None}, "layers": {"o": {"kernel": None}},
-                    "blocks": {"w": None}}
+@pytest.mark.parametrize("embed, kernel, w", [
+    ((None, "y"), (None, "x", None, "y"), ("x",)),
+    ((), ("x", None, None, "y"), (None, "y")),
+    ((None, "x"), ("x",), ("x", "y"))])
+def test_each_device_is_given_its_part(path, embed, kernel, w):
+  mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto,) * 2)
+  spec = {"embed/table": PartitionSpec(*embed),
+          "layers/o/kernel": PartitionSpec(*kernel),
+          "blocks/w": PartitionSpec(*w)}
+  whole = hf.load(path, TABLE, AXES)
+  params = hf.load(
+      path, TABLE, AXES, layout=lambda leaf: NamedSharding(mesh, spec[leaf]))
+  for (at, got), wanted in zip(
+      jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(whole),
+      strict=True):
+    name = "/".join(key.key for key in at)
+    assert got.sharding == NamedSharding(mesh, spec[name])
+    np.testing.assert_array_equal(np.asarray(got), wanted)
 
 
 def test_names_with_another_prefix(tmp_path):
@@ -97,7 +112,16 @@ def without(name):
     (tensors() | {"embed.weight": np.ones((4, 5), np.float32)},
      r"embed.weight has shape \(4, 5\), wanted \(5, 4\)"),
     (tensors() | {"embed.weight": np.ones((5, 4), np.int8)},
-     "embed.weight holds int8"),
+     "embed.weight holds I8"),
+    (tensors() | {"embed.weight": np.ones((5, 4), ml_dtypes.float8_e4m3fn)},
+     "embed.weight holds F8_E4M3"),
+    (tensors() | {"embed.weight": np.full((5, 4), np.nan, np.float32)},
+     "embed.weight holds NaN"),
+    (tensors() | {"blocks.1.w": np.full((4, 1), np.inf, ml_dtypes.bfloat16)},
+     "blocks.1.w holds NaN or infinity"),
+    (tensors() | {"blocks.0.w": np.ones((5, 4), np.float32),
+                  "embed.weight": np.ones((4, 1), np.float32)},
+     "embed.weight has shape"),
 ])
 def test_what_does_not_fit_is_named(tmp_path, stored, words):
   path = str(tmp_path / "w.safetensors")

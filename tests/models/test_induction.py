@@ -33,7 +33,7 @@ def share_continued(params, seed=0):
   twice = np.concatenate([half, half], 1)[:, None]
   batch = [tiny.Encoded([4])] * len(twice)  # The prompt says nothing.
   prompt = jax.tree.map(jnp.asarray, tiny.pack(CONFIG, batch, length=2))
-  model = qwen_vl.QwenVL(CONFIG, remat=False)
+  model = qwen_vl.QwenVL(CONFIG)
   states = tiny.jit(lambda params: model.apply(
       {"params": params}, prompt, jnp.asarray(twice)))(params)
   guess = np.asarray(states @ params["embed"].T).argmax(-1)

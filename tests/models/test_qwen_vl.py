@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from r1router_jax import sampling
-from r1router_jax.models import hf, layers, qwen_vl
+from r1router_jax.models import layers, published, qwen_vl
 from tests import tiny
 
 CONFIGS = {
@@ -23,7 +22,7 @@ GRIDS = [(4, 4), (6, 10), (2, 14), (8, 4)]
 
 @functools.lru_cache
 def compiled(config, method):
-  model = qwen_vl.QwenVL(config, remat=False)
+  model = qwen_vl.QwenVL(config, qwen_vl.Compute(remat="none"))
   return tiny.jit(lambda params, *args: model.apply(
       {"params": params}, *args, method=method))
 
@@ -88,7 +87,7 @@ def pair(request, tmp_path_factory):
   """A config and transformers' model, with weights that we exported."""
   config = CONFIGS[request.param]
   folder = str(tmp_path_factory.mktemp(request.param))
-  qwen_vl.save(folder, tiny.params(config), config)
+  published.save(folder, tiny.params(config), config)
   return config, torch_model(config, folder)
 
 
@@ -99,10 +98,12 @@ def torch_inputs(encoded):
   inputs = dict(
       input_ids=ids, attention_mask=torch.ones_like(ids),
       mm_token_type_ids=(ids == tiny.tokenizer().picture).int())
-  if encoded.patches is not None:
+  if encoded.pictures:
     inputs |= dict(
-        pixel_values=torch.tensor(encoded.patches),
-        image_grid_thw=torch.tensor([[1, *encoded.grid]]))
+        pixel_values=torch.tensor(np.concatenate(
+            [picture.patches for picture in encoded.pictures])),
+        image_grid_thw=torch.tensor(
+            [[1, *picture.grid] for picture in encoded.pictures]))
   return inputs
 
 
@@ -120,6 +121,7 @@ ROWS = {
     "text": [(9, (0, 0)), (4, (0, 0)), (1, (0, 0))],
     "strips": [(7, (2, 14)), (3, (10, 2))],
     "mixed": [(5, (6, 10)), (9, (0, 0)), (12, (4, 4)), (3, (8, 4))],
+    "several": [(6, (4, 4), (2, 6), (4, 2)), (9,), (5, (2, 2), (6, 4))],
 }
 
 
@@ -147,7 +149,7 @@ def test_picture_tokens_are_those_of_transformers(pair, grid):
   got = apply(config, pictures, prompt)[0]
   with torch.no_grad():
     wanted = model.model.visual(
-        torch.tensor(encoded.patches),
+        torch.tensor(encoded.pictures[0].patches),
         grid_thw=torch.tensor([[1, *grid]])).pooler_output.numpy()
   np.testing.assert_allclose(got[:len(wanted)], wanted, atol=1e-4)
 
@@ -180,48 +182,13 @@ def test_imports_either_generation_of_names(tmp_path, name):
   config = CONFIGS[name]
   model = torch_model(config)
   model.save_pretrained(tmp_path)
-  published = qwen_vl.load(str(tmp_path), config)
+  from_files = published.load(tmp_path, config)
   tensors = {k: v.clone() for k, v in model.state_dict().items()}
   assert any(k.startswith("model.language_model.") for k in tensors)
   save_file(tensors, tmp_path / "memory.safetensors")
-  again = qwen_vl.load(str(tmp_path / "memory.safetensors"), config)
-  jax.tree.map(np.testing.assert_array_equal, published, again)
-
-
-# ---- Weights, without PyTorch.
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_table_is_read_both_ways(tmp_path, name):
-  config = CONFIGS[name]
-  params = tiny.params(config)
-  path = str(tmp_path / "w.safetensors")
-  qwen_vl.save(path, params, config)
-  assert ("lm_head.weight" in load_file(path)) == (not config.tied)
-  again = qwen_vl.load(path, config)
-  assert jax.tree.structure(again) == jax.tree.structure(params)
-  jax.tree.map(np.testing.assert_array_equal, again, params)
-
-
-@pytest.mark.parametrize("config", [
-    qwen_vl.Config(),
-    qwen_vl.Config(vocab=151936, hidden=2048, mlp=11008, layers=36, heads=16,
-                   kv_heads=2, tied=True)])
-def test_table_covers_the_published_sizes(config):
-  """Every leaf of the 7B and 3B models has a line of its very size."""
-  prompt = tiny.pack(config, [tiny.Encoded([7])], patches=1)
-  shapes = jax.eval_shape(
-      qwen_vl.QwenVL(config).init, jax.random.key(0), prompt,
-      np.zeros((1, 1, 2), np.int32))["params"]
-  flat = {"/".join(k.key for k in path): x.shape
-          for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
-  axes = qwen_vl.hf_axes(config)
-  table = {leaf: "->".join(pattern.split("->")[::-1])
-           for _, leaf, pattern in qwen_vl.hf_table(config) if leaf}
-  assert flat == {leaf: hf.shape(right, axes) for leaf, right in table.items()}
-  total = sum(np.prod(shape) for shape in flat.values())
-  # arxiv.org/abs/2502.13923's "7B" and "3B", with the vision tower.
-  assert round(total / 1e9, 2) == (3.75 if config.tied else 8.29)
+  again = published.load(tmp_path / "memory.safetensors", config)
+  jax.tree.map(np.testing.assert_array_equal, from_files, again)
+  assert published.read_config(tmp_path) == config
 
 
 # ---- Facts for any input.
@@ -293,8 +260,9 @@ def test_decoding_steps_equal_extend(rows):
 def test_a_picture_is_seen_where_it_stands(rows):
   batch, response = rows
   states = states_of(tiny.CONFIG, batch, response)
-  changed = [dataclasses.replace(batch[0], patches=batch[0].patches + 1),
-             *batch[1:]]
+  (picture,) = batch[0].pictures
+  brighter = picture._replace(patches=picture.patches + 1)
+  changed = [dataclasses.replace(batch[0], pictures=(brighter,)), *batch[1:]]
   moved = np.abs(states_of(tiny.CONFIG, changed, response) - states)
   assert moved[0].max() > 1e-2
   np.testing.assert_allclose(moved[1:], 0, atol=1e-6)

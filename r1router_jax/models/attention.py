@@ -1,0 +1,248 @@
+"""Attention, dense or by a fused kernel, over a shared prompt and own keys.
+
+Attention looks at up to two stretches of keys, the *prompt*'s and the row's
+*own*, under one softmax:
+
+  out = softmax([q k_prompt, q k_own] / sqrt(H)) [v_prompt, v_own]
+
+Rows of one group share a prompt: its keys are stored and read once, and the
+group is only a batch of queries against them.  Prefill has own keys alone,
+decoding both, and so has the training pass over sampled responses.
+
+Kernels, by name, for passes over many tokens; decoding is always dense:
+
+  xla     dense scores, on any backend (jax.nn takes it everywhere if not told)
+  splash  Pallas on TPU: blocks that nobody may look at cost nothing
+  cudnn   on GPU, in 16 bits; the mask is an array, but the scores are not
+
+A fused kernel sees a whole group as one row of G T queries over P + G T keys,
+whose mask is a function of the two positions, as `same_member` is.
+
+Axes:  B prompts   G responses per prompt   N = B G rows   T queries of a row
+  S own keys   P prompt keys   Q query heads   K key heads   H head size
+Source: jax.experimental.pallas.ops.tpu.splash_attention.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel,
+  splash_attention_mask,
+)
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+KERNELS = ("auto", "xla", "splash", "cudnn")
+MASKED = -1e30  # Finite, so that a row that may look nowhere stays finite.
+BLOCK = 512  # Positions in a tile of the splash kernel, at most.
+LANES = 128  # Its tiles are multiples of this.
+
+# (positions of queries, positions of keys) -> true where one sees the other.
+Sees = Callable[[Any, Any], Any]
+
+
+class Cache(NamedTuple):
+  """Keys (rotated) and values of one layer, or of all with a leading axis."""
+
+  k: Array
+  v: Array
+
+
+def resolve(kernel: str, dtype: str) -> str:
+  """The kernel that "auto" stands for on this machine.
+
+  Raises:
+    ValueError: where the name is unknown.
+  """
+  if kernel not in KERNELS:
+    raise ValueError(
+      f"settings.compute.attention is {kernel!r}: take one of {KERNELS}.")
+  if kernel != "auto":
+    return kernel
+  best = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
+  # cuDNN has no attention in float32.
+  return "xla" if best == "cudnn" and dtype == "float32" else best
+
+
+def causal(q, k):
+  return q >= k
+
+
+def same_member(prompt: int, tokens: int) -> Sees:
+  """A group in one row: all see the prompt, each its own tokens so far."""
+  def sees(q, k):
+    own = k - prompt
+    return (k < prompt) | ((own // tokens == q // tokens) & (own <= q))
+  return sees
+
+
+def attention(
+  q: Float[Array, "N T Q H"],
+  own: Cache,
+  own_mask: Bool[Array, "N T S"],
+  prompt: Cache | None = None,
+  prompt_mask: Bool[Array, "B P"] | None = None,
+) -> Float[Array, "N T Q H"]:
+  """Dense grouped-query attention over own keys and a prompt's (see top).
+
+  Args:
+    q: queries, rotated.
+    own: keys and values `N S K H`.
+    own_mask: true where a query may look.
+    prompt: keys and values `B P K H`, or None; row n belongs to prompt n // G.
+    prompt_mask: true on the prompt's real tokens.
+  """
+  n, kv_heads = q.shape[0], own.k.shape[2]
+  q = q * q.shape[-1] ** -0.5
+  q = einops.rearrange(q, "N T (K R) H -> N T K R H", K=kv_heads)
+  # Scores stay in float32: bfloat16 blurs the ranking of distant keys.
+  scores = jnp.einsum(
+    "NTKRH,NSKH->NKRTS", q, own.k, preferred_element_type=jnp.float32)
+  scores = jnp.where(own_mask[:, None, None], scores, MASKED)
+  if prompt is None:
+    probs = jax.nn.softmax(scores).astype(q.dtype)
+    out = jnp.einsum("NKRTS,NSKH->NTKRH", probs, own.v)
+    return einops.rearrange(out, "N T K R H -> N T (K R) H")
+
+  group = einops.rearrange(q, "(B G) T K R H -> B G T K R H",
+                           B=prompt.k.shape[0])
+  shared = jnp.einsum(
+    "BGTKRH,BPKH->BGKRTP", group, prompt.k, preferred_element_type=jnp.float32)
+  shared = jnp.where(prompt_mask[:, None, None, None, None], shared, MASKED)
+  shared = einops.rearrange(shared, "B G K R T P -> (B G) K R T P")
+  probs = jax.nn.softmax(jnp.concatenate([shared, scores], -1)).astype(q.dtype)
+  p = prompt.k.shape[1]
+  out = jnp.einsum("NKRTS,NSKH->NTKRH", probs[..., p:], own.v)
+  shared = einops.rearrange(
+    probs[..., :p], "(B G) K R T P -> B G K R T P", B=prompt.k.shape[0])
+  shared = jnp.einsum("BGKRTP,BPKH->BGTKRH", shared, prompt.v)
+  out = out + shared.reshape(n, *out.shape[1:])
+  return einops.rearrange(out, "N T K R H -> N T (K R) H")
+
+
+def grouped(
+  q: Float[Array, "N T Q H"],
+  own: Cache,
+  prompt: Cache,
+  prompt_mask: Bool[Array, "B P"],
+  *,
+  kernel: str,
+) -> Float[Array, "N T Q H"]:
+  """As `attention`, causal in own keys, by a fused kernel."""
+  prompts, length = prompt_mask.shape
+  rows = lambda a: einops.rearrange(a, "(B G) T K H -> B (G T) K H", B=prompts)
+  k, v = (jnp.concatenate([a, rows(b)], 1) for a, b in zip(
+    prompt, own, strict=True))
+  valid = jnp.pad(prompt_mask, ((0, 0), (0, k.shape[1] - length)),
+                  constant_values=True)
+  out = fused(rows(q), k, v, valid, same_member(length, q.shape[1]),
+              kernel=kernel)
+  return out.reshape(q.shape)
+
+
+def fused(
+  q: Float[Array, "B T Q H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  valid: Bool[Array, "B S"],
+  sees: Sees | None,
+  *,
+  kernel: str,
+) -> Float[Array, "B T Q H"]:
+  """Attention by a kernel that keeps no scores.
+
+  Args:
+    q, k, v: queries, keys and values.
+    valid: false on keys that nobody sees.
+    sees: which positions see which, None for all.
+    kernel: "splash" or "cudnn".
+  """
+  if kernel == "splash":
+    return _over_mesh(_splash, sees)(q, k, v, valid)
+  mask = valid[:, None, None]
+  if sees is not None:
+    mask &= sees(*jnp.ogrid[:q.shape[1], :k.shape[1]])
+  mask = jnp.broadcast_to(mask, (len(q), 1, q.shape[1], k.shape[1]))
+  return jax.nn.dot_product_attention(
+    q, k, v, mask=mask, implementation="cudnn")
+
+
+def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
+  """The kernel on each device's rows and heads, where a mesh is set.
+
+  A Pallas kernel is opaque to the partitioner, so it is told here.
+  """
+  local = lambda q, k, v, valid: kernel(q, k, v, valid, sees)
+  mesh = jax.sharding.get_abstract_mesh()
+  if AxisType.Auto not in mesh.axis_types:
+    return local
+  rows = tuple(a for a in mesh.axis_names if a != "tensor")
+  heads = "tensor" if "tensor" in mesh.axis_names else None
+  spec = PartitionSpec(rows, None, heads)
+  return jax.shard_map(
+    local, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec,
+    check_vma=False)
+
+
+def _splash(q, k, v, valid, sees):
+  queries, kv_heads = q.shape[1], k.shape[2]
+  q, valid_q = _padded(q * q.shape[-1] ** -0.5, None)
+  k, valid = _padded(k, valid)
+  v, _ = _padded(v, None)
+  mask = _Mask(sees, q.shape[1], k.shape[1])
+  kernel = splash_attention_kernel.make_splash_mqa(
+    splash_attention_mask.MultiHeadMask([mask] * (q.shape[2] // kv_heads)),
+    head_shards=1, q_seq_shards=1,
+    block_sizes=_blocks(q.shape[1], k.shape[1]))
+  segments = splash_attention_kernel.SegmentIds(*(
+    jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in (valid_q, valid)))
+  q = einops.rearrange(q, "B T (K R) H -> (B K) R T H", K=kv_heads)
+  k, v = (einops.rearrange(a, "B S K H -> (B K) S H") for a in (k, v))
+  out = jax.vmap(kernel)(q, k, v, segments)
+  return einops.rearrange(
+    out, "(B K) R T H -> B T (K R) H", K=kv_heads)[:, :queries]
+
+
+def _padded(x, valid):
+  """x with a multiple of LANES positions, and which of them are seen."""
+  room = -x.shape[1] % LANES
+  if valid is None:
+    valid = jnp.ones(x.shape[:2], bool)
+  return (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))),
+          jnp.pad(valid, ((0, 0), (0, room))))
+
+
+def _blocks(queries: int, keys: int):
+  fit = lambda n: next(b for b in range(BLOCK, 0, -LANES) if n % b == 0)
+  q, k = fit(queries), fit(keys)
+  return splash_attention_kernel.BlockSizes(
+    block_q=q, block_kv=k, block_kv_compute=k, block_q_dkv=q, block_kv_dkv=k,
+    block_kv_dkv_compute=k, block_q_dq=q, block_kv_dq=k)
+
+
+class _Mask(splash_attention_mask.Mask):
+  """`sees` as the kernel wants it: a shape, tiles, and what computes them."""
+
+  def __init__(self, sees: Sees | None, queries: int, keys: int):
+    self._shape = queries, keys
+    self.q_sequence = np.arange(queries, dtype=np.int32)
+    self.mask_function = sees or (lambda q, k: (q >= 0) & (k >= 0))
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return self._shape
+
+  def __getitem__(self, tile) -> np.ndarray:
+    q, k = (np.arange(n)[s] for n, s in zip(self._shape, tile, strict=True))
+    return self.mask_function(q[:, None], k[None])
+
+  def __eq__(self, other: object) -> bool:
+    return self is other
+
+  def __hash__(self) -> int:
+    return id(self)

@@ -1,0 +1,273 @@
+r"""Will it fit?  Compiles a run for devices that are not there.
+
+  python -m r1router_jax.plan --config=configs/step_grpo.py:7b \
+      --topology=v5e:4x4
+
+Both programs of Step-GRPO are compiled for the named topology, the rollout
+(vision tower, prefill, group decoding) and the update (forward, backward,
+optimiser), with the batch, the lengths and the mesh of the config.  TPUs need
+libtpu, `pip install 'r1router_jax[tpu]'`, and no TPU; `--topology=cpu:8` is a
+dry run that any machine can do.
+
+Memory is what XLA's compiler reports for one chip: arguments (weights,
+optimiser, batch) and temporaries.  What is not counted: the reference policy of
+a KL term, and a runtime's own reserve of some hundred MiB.
+
+Axes:  B prompts   G responses per prompt
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections as mlc
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_flags
+
+from r1router_jax import commands, parallel, policy, sampling
+from r1router_jax.learning import batch as batches
+from r1router_jax.learning import optim, step_grpo, update
+from r1router_jax.models import qwen_vl
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run, e.g. configs/step_grpo.py:7b.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "cpu:8", "A TPU and its shape, as v5e:4x4, v5p:2x2x1, v6e:2x4; "
+    "or cpu:N.")
+
+GIB = 2**30
+# What a program may use of a chip's memory, as libtpu enforces it.
+LIMITS = {"TPU v3": 15.48, "TPU v4": 31.75, "TPU v5 lite": 15.75,
+          "TPU v5": 94.75, "TPU v6 lite": 31.25}
+
+ADVICE = dict(  # What to change where a program does not fit.
+    rollout="fewer config.data.batch_rows or response_tokens, or a wider "
+    "config.rollout_mesh.tensor",
+    update="fewer config.step_grpo.learn_rows, a shorter last "
+    "config.policy.settings.prompt_tokens, compute.remat \"full\", a frozen "
+    "vision tower (config.trainable), adapters (config.policy.lora), or more "
+    "chips")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """What one program needs of one chip, in GiB.
+
+  Attributes:
+    program: its name.
+    arguments: weights, optimiser and batch.
+    temporary: everything else; all of it where the compiler gave up.
+    limit: of the chip; infinite where unknown.
+    seconds: that compiling took.
+  """
+
+  program: str
+  arguments: float
+  temporary: float
+  limit: float
+  seconds: float
+
+  @property
+  def total(self) -> float:
+    known = [x for x in (self.arguments, self.temporary) if not math.isnan(x)]
+    return sum(known)
+
+  @property
+  def fits(self) -> bool:
+    return self.total <= self.limit
+
+
+def devices(topology: str) -> np.ndarray:
+  """The devices of a topology, none of which need be there.
+
+  Raises:
+    ValueError: where it is no topology, or libtpu is missing.
+  """
+  kind, _, count = topology.partition(":")
+  if kind == "cpu":
+    if not count.isdigit() or int(count) > jax.device_count("cpu"):
+      raise ValueError(
+          f"--topology={topology}: this process has {jax.device_count('cpu')} "
+          "CPU devices.  Ask for as many or fewer.")
+    return np.array(jax.devices("cpu")[:int(count)])
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError(
+        f"--topology={topology} needs libtpu, which compiles for TPUs without "
+        "one: pip install 'r1router_jax[tpu]'.  Or take --topology=cpu:8.")
+  try:
+    return np.array(topologies.get_topology_desc(
+        platform="tpu", topology_name=topology).devices)
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).partition("\n")[0]
+    raise ValueError(
+        f"--topology={topology}: {reason}.  Name one as v4:2x2x1, v5e:2x4, "
+        "v5e:4x4, v5p:2x2x1, v6e:4x4.") from error
+
+
+def mesh_of(chips: np.ndarray, **axes: int) -> Mesh:
+  """A mesh over given devices; see `parallel.make_mesh`."""
+  sizes = parallel.mesh_sizes(len(chips), axes)
+  return Mesh(chips.reshape(sizes), tuple(axes), (AxisType.Auto,) * len(sizes))
+
+
+def programs(
+    config: mlc.ConfigDict, chips: np.ndarray
+) -> Iterator[tuple[str, Mesh, Callable, tuple, int | None]]:
+  """(name, mesh, function, shapes of its arguments, donated) of each."""
+  settings = policy.Settings.from_dict(config.policy.settings.to_dict())
+  kernel = "splash" if chips[0].platform == "tpu" else "xla"
+  settings = dataclasses.replace(settings, compute=dataclasses.replace(
+      settings.compute, attention=kernel))
+  model = qwen_vl.QwenVL(settings.model, settings.compute)
+  params = jax.eval_shape(
+      functools.partial(policy.initial, settings), jax.random.key(0))
+  g = config.step_grpo
+  train, serve = (mesh_of(chips, **axes) for axes in (
+      config.mesh, config.rollout_mesh))
+
+  prompts = config.data.batch_rows * _split(serve)
+  decode = functools.partial(
+      sampling.sample.__wrapped__, model,
+      tokens=settings.response_tokens[-1], end=0)
+  vocabulary = jax.ShapeDtypeStruct(
+      (settings.model.vocab,), bool,
+      sharding=NamedSharding(serve, PartitionSpec()))
+  yield "rollout", serve, decode, (
+      _placed(_cast(params, settings.compute.dtype), parallel.shardings(
+          params, serve, without=(parallel.FSDP,))),
+      _prompt(settings, prompts, serve),
+      _row(serve, jax.eval_shape(lambda: jax.random.split(
+          jax.random.key(0), (prompts, g.group_size)))),
+      jax.ShapeDtypeStruct((), jnp.float32), vocabulary), None
+
+  rows = g.learn_rows * _split(train)
+  tx = optim.chain(steps=config.total_steps, **config.optim)
+  loss = functools.partial(
+      step_grpo.loss, model, allowed=np.ones(settings.model.vocab, bool),
+      temperature=g.temperature, clip_low=g.clip_low, clip_high=g.clip_high)
+  state = jax.eval_shape(
+      lambda p: update.start(p, tx, config.trainable), params)
+  yield "update", train, update.make(loss, tx, config.trainable), (
+      _placed(state, parallel.shardings(state, train)),
+      _batch(settings, rows, g.group_size, train)), 0
+
+
+def fit(
+    name: str, mesh: Mesh, function: Callable, shapes: tuple,
+    donated: int | None,
+) -> Fit:
+  """Compiles a program and reads what it needs.
+
+  The TPU compiler gives up where memory is short, and says how much it wanted.
+  """
+  limit = LIMITS.get(mesh.devices.flat[0].device_kind, float("inf"))
+  start = time.perf_counter()
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(
+        function, donate_argnums=() if donated is None else donated
+    ).lower(*shapes)
+    try:
+      used = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      return Fit(name, math.nan, _needed(str(error)), limit,
+                 time.perf_counter() - start)
+  arguments = used.argument_size_in_bytes / GIB
+  other = (used.temp_size_in_bytes + used.output_size_in_bytes
+           - used.alias_size_in_bytes) / GIB
+  return Fit(name, arguments, other, limit, time.perf_counter() - start)
+
+
+def table(fits: Sequence[Fit], title: str) -> str:
+  """The plan for a terminal, a line per program."""
+  lines = [f"{title:24}{'GiB a chip':>12}{'arguments':>12}{'temporary':>12}"
+           f"{'limit':>8}  fits  compiled in"]
+  for f in fits:
+    lines.append(
+        f"{f.program:24}{f.total:12.2f}{f.arguments:12.2f}{f.temporary:12.2f}"
+        f"{f.limit:8.2f}  {'yes' if f.fits else 'NO':4}  {f.seconds:.0f} s")
+  return "\n".join(lines)
+
+
+def _needed(message: str) -> float:
+  """GiB that the compiler wanted, as its complaint has it."""
+  for pattern in (r"Used ([\d.]+)G of", r"\(([\d.]+)G\) exceeds"):
+    if found := re.search(pattern, message):
+      return float(found[1])
+  return math.inf
+
+
+def _split(mesh: Mesh) -> int:
+  """Into how many parts the mesh splits the rows of a batch."""
+  return math.prod(mesh.shape.get(axis, 1) for axis in parallel.ROWS)
+
+
+def _cast(shapes: Any, dtype: str) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+
+
+def _placed(shapes: Any, layout: Any) -> Any:
+  return jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      shapes, layout)
+
+
+def _row(mesh: Mesh, shapes: Any, before: int = 0) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=parallel.rows(mesh, before)), shapes)
+
+
+def _prompt(settings: policy.Settings, prompts: int, mesh: Mesh
+            ) -> qwen_vl.Prompt:
+  """The longest prompts that the settings allow, each with a large picture."""
+  v = settings.model.vision
+  windows = v and math.ceil(settings.max_pixels / v.window**2)
+  windows = windows and 1 << (windows - 1).bit_length()
+  whole = jax.eval_shape(lambda: qwen_vl.Prompt(*map(jnp.asarray, (
+      qwen_vl.empty_prompt(prompts, settings.prompt_tokens[-1],
+                           prompts if v else 0, windows or 0, v)))))
+  placed = _row(mesh, whole)
+  return placed._replace(positions=_row(mesh, whole.positions, 1))
+
+
+def _batch(settings: policy.Settings, rows: int, group: int, mesh: Mesh
+           ) -> batches.Batch:
+  size = rows, group, settings.response_tokens[-1]
+  of = lambda shape, dtype: _row(mesh, jax.ShapeDtypeStruct(shape, dtype))
+  return batches.Batch(
+      _prompt(settings, rows, mesh), of(size, jnp.int32), of(size, bool),
+      of(size[:2], jnp.float32), of(size, jnp.float32))
+
+
+def main(_) -> None:
+  # Nothing is run: the machine's own accelerator, if any, is left alone.
+  os.environ |= {
+      "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+      "TPU_WORKER_HOSTNAMES": "localhost"}
+  kind, _, count = _TOPOLOGY.value.partition(":")
+  jax.config.update("jax_platforms", "cpu")
+  if kind == "cpu" and count.isdigit():
+    jax.config.update("jax_num_cpu_devices", int(count))
+  fits = [fit(*each) for each in programs(
+      _CONFIG.value, devices(_TOPOLOGY.value))]
+  print(table(fits, _TOPOLOGY.value))
+  for each in fits:
+    if not each.fits:
+      print(f"The {each.program} does not fit: try {ADVICE[each.program]}.")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  commands.run(main)
