@@ -9,9 +9,9 @@ optimiser), with the batch, the lengths and the mesh of the config.  TPUs need
 libtpu, `pip install 'r1router_jax[tpu]'`, and no TPU; `--topology=cpu:8` is a
 dry run that any machine can do.
 
-Memory is what XLA's compiler reports for one chip: arguments (weights,
-optimiser, batch) and temporaries.  What is not counted: the reference policy of
-a KL term, and a runtime's own reserve of some hundred MiB.
+Memory is what XLA's compiler reports for one chip at the worst moment; for TPUs
+it refuses what does not fit, and says what it wanted.  Not counted: the
+reference policy of a KL term, and a runtime's own reserve of some 100 MiB.
 
 Axes:  B prompts   G responses per prompt
 """
@@ -35,13 +35,15 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from r1router_jax import commands, parallel, policy, sampling
+from r1router_jax import commands, parallel, policy, sampling, settings
 from r1router_jax.learning import batch as batches
 from r1router_jax.learning import optim, step_grpo, update
 from r1router_jax.models import qwen_vl
+from r1router_jax.settings import Settings
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run, e.g. configs/step_grpo.py:7b.")
+    "config", None, "The run, e.g. configs/step_grpo.py:7b.",
+    allow_override=True)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "cpu:8", "A TPU and its shape, as v5e:4x4, v5p:2x2x1, v6e:2x4; "
     "or cpu:N.")
@@ -66,26 +68,21 @@ class Fit:
 
   Attributes:
     program: its name.
-    arguments: weights, optimiser and batch.
-    temporary: everything else; all of it where the compiler gave up.
+    peak: at the worst moment; what it wanted, where the compiler gave up.
+    arguments: of it, weights, optimiser and batch; NaN where it gave up.
     limit: of the chip; infinite where unknown.
     seconds: that compiling took.
   """
 
   program: str
+  peak: float
   arguments: float
-  temporary: float
   limit: float
   seconds: float
 
   @property
-  def total(self) -> float:
-    known = [x for x in (self.arguments, self.temporary) if not math.isnan(x)]
-    return sum(known)
-
-  @property
   def fits(self) -> bool:
-    return self.total <= self.limit
+    return self.peak <= self.limit
 
 
 def devices(topology: str) -> np.ndarray:
@@ -125,28 +122,30 @@ def programs(
     config: mlc.ConfigDict, chips: np.ndarray
 ) -> Iterator[tuple[str, Mesh, Callable, tuple, int | None]]:
   """(name, mesh, function, shapes of its arguments, donated) of each."""
-  settings = policy.Settings.from_dict(config.policy.settings.to_dict())
+  known = settings.of_run(
+      config.policy.start_from, config.policy.settings.to_dict())
   kernel = "splash" if chips[0].platform == "tpu" else "xla"
-  settings = dataclasses.replace(settings, compute=dataclasses.replace(
-      settings.compute, attention=kernel))
-  model = qwen_vl.QwenVL(settings.model, settings.compute)
+  known = dataclasses.replace(known, compute=dataclasses.replace(
+      known.compute, attention=kernel))
+  model = qwen_vl.QwenVL(known.model, known.compute)
   params = jax.eval_shape(
-      functools.partial(policy.initial, settings), jax.random.key(0))
+      functools.partial(policy.initial, known), jax.random.key(0))
   g = config.step_grpo
-  train, serve = (mesh_of(chips, **axes) for axes in (
-      config.mesh, config.rollout_mesh))
+  train, serve = (
+      mesh_of(chips, **config.get(name, {parallel.DATA: -1}))
+      for name in ("mesh", "rollout_mesh"))
 
   prompts = config.data.batch_rows * _split(serve)
   decode = functools.partial(
       sampling.sample.__wrapped__, model,
-      tokens=settings.response_tokens[-1], end=0)
+      tokens=known.response_tokens[-1], end=0)
   vocabulary = jax.ShapeDtypeStruct(
-      (settings.model.vocab,), bool,
+      (known.model.vocab,), bool,
       sharding=NamedSharding(serve, PartitionSpec()))
   yield "rollout", serve, decode, (
-      _placed(_cast(params, settings.compute.dtype), parallel.shardings(
+      _placed(_cast(params, known.compute.dtype), parallel.shardings(
           params, serve, without=(parallel.FSDP,))),
-      _prompt(settings, prompts, serve),
+      _prompt(known, prompts, serve),
       _row(serve, jax.eval_shape(lambda: jax.random.split(
           jax.random.key(0), (prompts, g.group_size)))),
       jax.ShapeDtypeStruct((), jnp.float32), vocabulary), None
@@ -154,13 +153,13 @@ def programs(
   rows = g.learn_rows * _split(train)
   tx = optim.chain(steps=config.total_steps, **config.optim)
   loss = functools.partial(
-      step_grpo.loss, model, allowed=np.ones(settings.model.vocab, bool),
+      step_grpo.loss, model, allowed=jnp.ones(known.model.vocab, bool),
       temperature=g.temperature, clip_low=g.clip_low, clip_high=g.clip_high)
   state = jax.eval_shape(
       lambda p: update.start(p, tx, config.trainable), params)
   yield "update", train, update.make(loss, tx, config.trainable), (
       _placed(state, parallel.shardings(state, train)),
-      _batch(settings, rows, g.group_size, train)), 0
+      _batch(known, rows, g.group_size, train)), 0
 
 
 def fit(
@@ -182,22 +181,21 @@ def fit(
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      return Fit(name, math.nan, _needed(str(error)), limit,
+      return Fit(name, _needed(str(error)), math.nan, limit,
                  time.perf_counter() - start)
-  arguments = used.argument_size_in_bytes / GIB
-  other = (used.temp_size_in_bytes + used.output_size_in_bytes
-           - used.alias_size_in_bytes) / GIB
-  return Fit(name, arguments, other, limit, time.perf_counter() - start)
+  return Fit(name, used.peak_memory_in_bytes / GIB,
+             used.argument_size_in_bytes / GIB, limit,
+             time.perf_counter() - start)
 
 
 def table(fits: Sequence[Fit], title: str) -> str:
   """The plan for a terminal, a line per program."""
-  lines = [f"{title:24}{'GiB a chip':>12}{'arguments':>12}{'temporary':>12}"
-           f"{'limit':>8}  fits  compiled in"]
+  lines = [f"{title:16}{'GiB a chip':>12}{'of a limit of':>15}"
+           f"{'arguments':>12}  fits  compiled in"]
   for f in fits:
     lines.append(
-        f"{f.program:24}{f.total:12.2f}{f.arguments:12.2f}{f.temporary:12.2f}"
-        f"{f.limit:8.2f}  {'yes' if f.fits else 'NO':4}  {f.seconds:.0f} s")
+        f"{f.program:16}{f.peak:12.2f}{f.limit:15.2f}{f.arguments:12.2f}"
+        f"  {'yes' if f.fits else 'NO':4}  {f.seconds:.0f} s")
   return "\n".join(lines)
 
 
@@ -229,25 +227,23 @@ def _row(mesh: Mesh, shapes: Any, before: int = 0) -> Any:
       x.shape, x.dtype, sharding=parallel.rows(mesh, before)), shapes)
 
 
-def _prompt(settings: policy.Settings, prompts: int, mesh: Mesh
-            ) -> qwen_vl.Prompt:
+def _prompt(known: Settings, prompts: int, mesh: Mesh) -> qwen_vl.Prompt:
   """The longest prompts that the settings allow, each with a large picture."""
-  v = settings.model.vision
-  windows = v and math.ceil(settings.max_pixels / v.window**2)
+  v = known.model.vision
+  windows = v and math.ceil(known.max_pixels / v.window**2)
   windows = windows and 1 << (windows - 1).bit_length()
   whole = jax.eval_shape(lambda: qwen_vl.Prompt(*map(jnp.asarray, (
-      qwen_vl.empty_prompt(prompts, settings.prompt_tokens[-1],
+      qwen_vl.empty_prompt(prompts, known.prompt_tokens[-1],
                            prompts if v else 0, windows or 0, v)))))
   placed = _row(mesh, whole)
   return placed._replace(positions=_row(mesh, whole.positions, 1))
 
 
-def _batch(settings: policy.Settings, rows: int, group: int, mesh: Mesh
-           ) -> batches.Batch:
-  size = rows, group, settings.response_tokens[-1]
+def _batch(known: Settings, rows: int, group: int, mesh: Mesh) -> batches.Batch:
+  size = rows, group, known.response_tokens[-1]
   of = lambda shape, dtype: _row(mesh, jax.ShapeDtypeStruct(shape, dtype))
   return batches.Batch(
-      _prompt(settings, rows, mesh), of(size, jnp.int32), of(size, bool),
+      _prompt(known, rows, mesh), of(size, jnp.int32), of(size, bool),
       of(size[:2], jnp.float32), of(size, jnp.float32))
 
 

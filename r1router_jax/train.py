@@ -19,12 +19,20 @@ import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections as mlc
 import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
-from r1router_jax import checkpoints, commands, parallel, policy, telemetry
+from r1router_jax import (
+    checkpoints,
+    commands,
+    parallel,
+    policy,
+    settings,
+    telemetry,
+)
 from r1router_jax.data import batches, georouter, trajectories
 from r1router_jax.learning import optim, sft, step_grpo, update
 from r1router_jax.models import induction, lora
@@ -35,7 +43,8 @@ from r1router_jax.retrieval import knowledge_base
 ALGORITHMS = {"sft": sft.Sft, "step_grpo": step_grpo.StepGrpo}
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run, e.g. configs/step_grpo.py:tiny.")
+    "config", None, "The run, e.g. configs/step_grpo.py:tiny.",
+    allow_override=True)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, scalars and the policy are written.",
     allow_override=True)
@@ -48,6 +57,10 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
     FloatingPointError: where the loss is not finite; the newest checkpoint is
       from before.
   """
+  if "mesh" in config:
+    raise ValueError(
+        "config.mesh splits the weights over devices, and training keeps them "
+        "whole on each.  See with r1router_jax.plan what such a run needs.")
   workdir = pathlib.Path(workdir)
   start = _start(config)
   steps, shapes = _examples(config, start)
@@ -56,8 +69,9 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
       **config[config.algorithm])
   tx = optim.chain(steps=config.total_steps, **config.optim)
   step = jax.pmap(
-      update.make(functools.partial(algorithm.loss, allowed=start.allowed),
-                  tx, config.trainable, parallel.DATA),
+      update.make(functools.partial(
+          algorithm.loss, allowed=jnp.asarray(start.allowed)),
+          tx, config.trainable, parallel.DATA),
       axis_name=parallel.DATA, donate_argnums=(0,))
   saved = checkpoints.Checkpoints(workdir)
   state = saved.restore(update.start(
@@ -102,15 +116,11 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
 def _start(config: mlc.ConfigDict) -> policy.Policy:
   """The policy that a run begins with."""
   given = config.policy
+  known = settings.of_run(given.start_from, given.settings.to_dict())
   if given.start_from:
-    start = policy.load(given.start_from)
-    changed = dataclasses.asdict(start.settings) | given.settings.to_dict()
-    start = dataclasses.replace(
-        start, settings=policy.Settings.from_dict(changed))
+    start = dataclasses.replace(policy.load(given.start_from), settings=known)
   else:
-    start = policy.create(
-        policy.Settings.from_dict(given.settings.to_dict()),
-        georouter.tokenizer_path(), config.seed)
+    start = policy.create(known, georouter.tokenizer_path(), config.seed)
   params = parallel.unreplicate(start.params)
   if given.induction:
     params = induction.plant(params, start.settings.model, config.seed)

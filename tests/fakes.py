@@ -25,7 +25,8 @@ class Scripted(Policy):
         raise BadImage(f"{path} does not exist.")
 
   def respond(self, conversations, key, n=1, temperature=0.0):
-    prompts = ["".join(s.text for s in c.user) for c in conversations]
+    prompts = ["".join(s.text for s in c.user if s.source != "picture")
+               for c in conversations]
     self.asked.append(list(zip(
         [c.kind for c in conversations], prompts, strict=True)))
     texts = [self.script(c.kind, prompt, temperature)

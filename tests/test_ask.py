@@ -52,7 +52,7 @@ def parsed():
 @pytest.mark.parametrize("flags, said", [
     (dict(question="  "), "There is no question"),
     (dict(question="Who?", image="no.png"), "--image=no.png does not exist"),
-    (dict(question="Who?", policy="no/policy"), "no/policy is no policy"),
+    (dict(question="Who?", policy="no/policy"), "no folder no/policy"),
 ])
 def test_what_the_user_can_put_right(parsed, flags, said):
   with flagsaver.flagsaver(**flags):

@@ -18,7 +18,7 @@ FLOORS = (
     ("records", "prompts", "metrics", "charts",
      "parallel", "telemetry", "commands"),
     ("protocol", "models", "predictions", "scoring"),
-    ("inputs", "sampling", "checkpoints"),
+    ("inputs", "sampling", "checkpoints", "settings"),
     ("policy", "retrieval", "data", "report"),
     ("router", "learning", "results"),
     ("train", "eval", "ask", "synthesize", "build_kb", "convert", "plan"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax import parallel, policy, protocol
+from r1router_jax import parallel, policy, protocol, settings
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf, published
 from tests import tiny
@@ -118,7 +118,7 @@ def test_broken_settings_are_named(made, tmp_path):
 
 def test_settings_are_read_back():
   tree = json.loads(json.dumps(dataclasses.asdict(tiny.SETTINGS)))
-  assert policy.Settings.from_dict(tree) == tiny.SETTINGS
+  assert settings.Settings.from_dict(tree) == tiny.SETTINGS
 
 
 def test_a_fresh_policy_has_the_parameters_of_its_settings():

@@ -43,7 +43,8 @@ anything = st.text(max_size=60) | st.sampled_from(INJECTIONS)
 
 
 def joined(conversation):
-  return "".join(segment.text for segment in conversation.user)
+  return "".join(
+      s.text for s in conversation.user if s.source != "picture")
 
 
 # ---- The reference's rows.

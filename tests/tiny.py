@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import r1router_jax
-from r1router_jax import policy
+from r1router_jax import policy, settings
 from r1router_jax.inputs.pack import Encoded, Packer, Picture
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import qwen_vl
@@ -27,7 +27,7 @@ CONFIG = qwen_vl.Config(
     mrope_section=(1, 2, 1), theta=100.0, vision=VISION)
 # As CONFIG, for ids of the tokenizer.
 SPOKEN = dataclasses.replace(CONFIG, vocab=4096, tied=True)
-SETTINGS = policy.Settings(
+SETTINGS = settings.Settings(
     model=SPOKEN, style="compact", prompt_tokens=(24, 48),
     response_tokens=(8, 12), min_pixels=64, max_pixels=1024, batch_rows=2)
 

@@ -66,7 +66,7 @@ def test_only_what_is_trainable_moves(adapted, trainable, moves):
       sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), jnp.float32(1), {})
   tx = optax.adam(0.1)
   state = update.start(params, tx, trainable)
-  new, _ = update.make(loss, tx, trainable)(state, None)
+  new, _ = tiny.jit(update.make(loss, tx, trainable))(state, None)
   flat = traverse_util.flatten_dict(params, sep="/")
   for path, leaf in traverse_util.flatten_dict(new.params, sep="/").items():
     assert bool((leaf != flat[path]).any()) == bool(moves(path)), path
