@@ -49,10 +49,9 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
 
   if variant == "overask":
     c.total_steps = 120
-    c.policy = dict(
-        start_from="warm_start", induction=False,
-        settings=dict(        # Those of configs/step_grpo.py.
-            prompt_tokens=(48, 96, 160), response_tokens=(40,)))
+    c.policy.update(start_from="warm_start", induction=False)
+    c.policy.settings = dict(  # Those of configs/step_grpo.py.
+        prompt_tokens=(48, 96, 160), response_tokens=(40,))
     c.sft = dict(
         recall_steps=0, recall_share=0.0, rename=(0.5, 0.5), overask=0.8)
     c.optim.update(lr=2e-4, muon_lr=8e-4)

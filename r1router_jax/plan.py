@@ -23,7 +23,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -44,9 +44,9 @@ from r1router_jax.settings import Settings
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/step_grpo.py:7b.",
     allow_override=True)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", "cpu:8", "A TPU and its shape, as v5e:4x4, v5p:2x2x1, v6e:2x4; "
-    "or cpu:N.")
+_TOPOLOGY = flags.DEFINE_list(
+    "topology", ["cpu:8"], "TPUs and their shapes, as v5e:4x4, v5p:2x2x1 or "
+    "v6e:2x4; or cpu:N.")
 
 GIB = 2**30
 # What a program may use of a chip's memory, as libtpu enforces it.
@@ -116,6 +116,19 @@ def mesh_of(chips: np.ndarray, **axes: int) -> Mesh:
   """A mesh over given devices; see `parallel.make_mesh`."""
   sizes = parallel.mesh_sizes(len(chips), axes)
   return Mesh(chips.reshape(sizes), tuple(axes), (AxisType.Auto,) * len(sizes))
+
+
+def batch_of(config: mlc.ConfigDict) -> str:
+  """What a part of the mesh does at one time, in words."""
+  known = settings.of_run(
+      config.policy.start_from, config.policy.settings.to_dict())
+  g, seen = config.step_grpo, known.model.vision is not None
+  return (
+      f"Prompts of {known.prompt_tokens[-1]:,} tokens"
+      f"{f', each with a picture of {known.max_pixels:,} pixels' * seen}; "
+      f"{g.group_size} responses of {known.response_tokens[-1]:,} tokens to "
+      f"each; {config.data.batch_rows} prompts per part of the rollout's mesh, "
+      f"{g.learn_rows} per part of the update's; {known.compute.dtype}.")
 
 
 def programs(
@@ -188,15 +201,18 @@ def fit(
              time.perf_counter() - start)
 
 
-def table(fits: Sequence[Fit], title: str) -> str:
-  """The plan for a terminal, a line per program."""
-  lines = [f"{title:16}{'GiB a chip':>12}{'of a limit of':>15}"
-           f"{'arguments':>12}  fits  compiled in"]
-  for f in fits:
-    lines.append(
-        f"{f.program:16}{f.peak:12.2f}{f.limit:15.2f}{f.arguments:12.2f}"
-        f"  {'yes' if f.fits else 'NO':4}  {f.seconds:.0f} s")
-  return "\n".join(lines)
+def row(topology: str, f: Fit) -> str:
+  """A line of the table, which is Markdown and aligned."""
+  arguments, limit = (f"{x:.2f}" if math.isfinite(x) else "-"
+                      for x in (f.arguments, f.limit))
+  return (f"| {topology:8} | {f.program:8} | {f.peak:9.2f} | {limit:>7} | "
+          f"{arguments:>9} | {'yes' if f.fits else 'NO':4} | "
+          f"{f.seconds:5.0f} s |")
+
+
+HEAD = """\
+| topology | program  | GiB/chip  | limit   | arguments | fits | compiled |
+|----------|----------|----------:|--------:|----------:|------|---------:|"""
 
 
 def _needed(message: str) -> float:
@@ -252,16 +268,21 @@ def main(_) -> None:
   os.environ |= {
       "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
       "TPU_WORKER_HOSTNAMES": "localhost"}
-  kind, _, count = _TOPOLOGY.value.partition(":")
   jax.config.update("jax_platforms", "cpu")
-  if kind == "cpu" and count.isdigit():
-    jax.config.update("jax_num_cpu_devices", int(count))
-  fits = [fit(*each) for each in programs(
-      _CONFIG.value, devices(_TOPOLOGY.value))]
-  print(table(fits, _TOPOLOGY.value))
-  for each in fits:
-    if not each.fits:
-      print(f"The {each.program} does not fit: try {ADVICE[each.program]}.")
+  counts = [int(n) for n in re.findall(
+      r"\bcpu:(\d+)", ",".join(_TOPOLOGY.value))]
+  if counts:
+    jax.config.update("jax_num_cpu_devices", max(counts))
+  print(f"{batch_of(_CONFIG.value)}\n\n{HEAD}", flush=True)
+  advice = {}
+  for topology in _TOPOLOGY.value:
+    for each in programs(_CONFIG.value, devices(topology)):
+      found = fit(*each)
+      print(row(topology, found), flush=True)
+      if not found.fits:
+        advice[found.program] = ADVICE[found.program]
+  for program, what in advice.items():
+    print(f"\nWhere the {program} does not fit, try {what}.")
 
 
 if __name__ == "__main__":

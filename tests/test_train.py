@@ -16,11 +16,11 @@ from r1router_jax.train import train
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
-def config(name, **changes):
+def config(name, variant="smoke", **changes):
   spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  c = module.get_config("smoke")
+  c = module.get_config(variant)
   c.update_from_flattened_dict(changes)
   return c
 
@@ -86,6 +86,35 @@ def test_step_grpo_moves_the_policy_and_repeats_itself(started, tmp_path):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(runs[0].params))
   assert jax.tree.structure(before.params) == jax.tree.structure(
       runs[0].params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, variant", [
+    ("sft", "tiny"), ("sft", "overask"), ("step_grpo", "tiny")])
+def test_every_variant_starts(name, variant, tmp_path):
+  trained = train(
+      config(name, variant, **{"total_steps": 0, "data.kb": ""}), tmp_path)
+  assert policy.load(tmp_path / "policy").settings == trained.settings
+
+
+def test_a_policy_that_must_be_split_is_for_plans_alone(tmp_path):
+  with pytest.raises(ValueError, match="config.mesh .* r1router_jax.plan"):
+    train(config("step_grpo", "7b"), tmp_path)
+
+
+@pytest.mark.slow
+def test_adapters_learn_and_become_part_of_the_weights(started, tmp_path):
+  changes = {
+      "policy.start_from": str(started / "policy"), "policy.induction": False,
+      "policy.lora.rank": 2, "trainable": "lora_", "total_steps": 2}
+  trained = train(config("sft", **changes), tmp_path)
+  before, after = (policy.load(folder / "policy").params["layers"]
+                   for folder in (started, tmp_path))
+  assert "lora_a" in trained.params["layers"]["q"]
+  assert "lora_a" not in after["q"]
+  assert np.abs(after["q"]["w"] - before["q"]["w"]).max() > 0
+  np.testing.assert_array_equal(after["mlp"]["up"]["w"],
+                                before["mlp"]["up"]["w"])
 
 
 @pytest.mark.slow

@@ -140,6 +140,48 @@ def test_logits_are_those_of_transformers(pair, rows):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("rows", ["mixed", "several"])
+def test_gradients_are_those_of_torch(pair, rows, tmp_path):
+  """Of the summed log-probability of responses, by every parameter."""
+  import torch
+  from safetensors.torch import save_file
+  config, model = pair
+  rng = np.random.default_rng(5)
+  batch = [tiny.encoded(rng, config, *row) for row in ROWS[rows]]
+  response = tiny.responses(rng, config, len(batch), 2, 5)
+
+  def total(params, packed, response):
+    model = qwen_vl.QwenVL(config)
+    states = model.apply({"params": params}, packed, response)
+    vocabulary = model.apply({"params": params}, method="vocabulary")
+    logp, _ = sampling.token_logp(
+        states, response, vocabulary, jnp.ones(config.vocab, bool))
+    return logp.sum()
+
+  got = tiny.jit(jax.grad(total))(
+      tiny.params(config), tiny.pack(config, batch), response)
+  model.zero_grad()
+  for row, encoded in enumerate(batch):
+    for member in response[row]:
+      model.model.rope_deltas = None
+      whole = dataclasses.replace(
+          encoded, ids=[*encoded.ids, *member.tolist()])
+      logits = model(**torch_inputs(whole)).logits[0, len(encoded.ids) - 1:-1]
+      logp = torch.log_softmax(logits, -1)
+      logp.gather(1, torch.tensor(member)[:, None].long()).sum().backward()
+  save_file({name: x.grad.clone() for name, x in model.named_parameters()},
+            tmp_path / "g.safetensors")
+  wanted = published.load(tmp_path / "g.safetensors", config)
+  for (path, ours), theirs in zip(
+      jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted),
+      strict=True):
+    largest = np.abs(theirs).max()
+    assert largest > 0, path
+    np.testing.assert_allclose(
+        ours, theirs, atol=1e-3 * largest, err_msg=str(path))
+
+
+@pytest.mark.oracle
 @pytest.mark.parametrize("grid", GRIDS)
 def test_picture_tokens_are_those_of_transformers(pair, grid):
   import torch
@@ -255,6 +297,40 @@ def test_decoding_steps_equal_extend(rows):
     state, own = apply(config, "decode", prefix, own, token, jnp.int32(i))
     np.testing.assert_allclose(
         state.reshape(b, g, -1), states[:, :, i + 1], atol=1e-5)
+
+
+def test_bfloat16_is_near_float32(rows):
+  """States and keys in 16 bits; parameters and log-probabilities in 32."""
+  batch, response = rows
+  model = qwen_vl.QwenVL(tiny.CONFIG, qwen_vl.Compute(dtype="bfloat16"))
+  params = {"params": tiny.params(tiny.CONFIG)}
+  states = tiny.jit(model.apply)(
+      params, tiny.pack(tiny.CONFIG, batch), response)
+  rows16 = model.apply(params, method="vocabulary")
+  assert states.dtype == rows16.dtype == jnp.bfloat16
+  logp, _ = sampling.token_logp(states, jnp.asarray(response), rows16,
+                                jnp.ones(tiny.CONFIG.vocab, bool))
+  wanted, _ = sampling.token_logp(
+      jnp.asarray(states_of(tiny.CONFIG, batch, response)),
+      jnp.asarray(response), params["params"]["head"],
+      jnp.ones(tiny.CONFIG.vocab, bool))
+  assert logp.dtype == jnp.float32
+  np.testing.assert_allclose(logp, wanted, atol=0.3)
+  assert np.abs(logp - wanted).mean() < 0.05
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputing_changes_no_gradient(rows, remat):
+  batch, response = rows
+  of = (tiny.params(tiny.CONFIG), tiny.pack(tiny.CONFIG, batch), response)
+
+  def grads(how):
+    model = qwen_vl.QwenVL(tiny.CONFIG, qwen_vl.Compute(remat=how))
+    return tiny.jit(jax.grad(lambda params, *of: jnp.sum(
+        model.apply({"params": params}, *of) ** 2)))(*of)
+
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-4, atol=1e-3), grads("none"), grads(remat))
 
 
 def test_a_picture_is_seen_where_it_stands(rows):

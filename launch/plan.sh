@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Writes docs/plan.md: what 3B and 7B need of the chips of three TPUs, compiled
+# for them with no TPU at hand.  Takes about an hour on two cores.
+#
+#   launch/plan.sh
+#
+#   --help   this text
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+
+for arg; do
+  case $arg in
+    --help | -h) usage ;;
+    *) die "Unknown argument $arg; see --help." ;;
+  esac
+done
+
+set_up tpu
+cd "$ROOT"
+{
+  printf '# What fits\n\n'
+  printf 'Step-GRPO on Qwen2.5-VL, vision tower included; every parameter is\n'
+  printf 'trained, in float32 with AdamW.  Written by `launch/plan.sh`; for\n'
+  printf 'other batches: `python -m r1router_jax.plan --help`.\n'
+  for size in 3b 7b; do
+    printf '\n## %s\n\n' "$size"
+    run python -m r1router_jax.plan --config="configs/step_grpo.py:$size" \
+      --topology=v5e:2x4,v5e:4x4,v6e:4x4
+  done
+} >docs/plan.md.partial
+mv docs/plan.md.partial docs/plan.md
+say "Wrote docs/plan.md."
