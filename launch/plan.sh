@@ -1,10 +1,8 @@
 #!/usr/bin/env bash
-# Writes docs/plan.md: what 3B and 7B need of the chips of three TPUs, compiled
-# for them with no TPU at hand.  Takes about an hour on two cores.
+# Writes docs/plan.md: what 3B and 7B need of each chip of three TPUs, compiled
+# with no TPU at hand.  Takes about an hour on two cores.
 #
-#   launch/plan.sh
-#
-#   --help   this text
+#   launch/plan.sh [--help]
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
@@ -19,10 +17,13 @@ done
 set_up tpu
 cd "$ROOT"
 {
-  printf '# What fits\n\n'
-  printf 'Step-GRPO on Qwen2.5-VL, vision tower included; every parameter is\n'
-  printf 'trained, in float32 with AdamW.  Written by `launch/plan.sh`; for\n'
-  printf 'other batches: `python -m r1router_jax.plan --help`.\n'
+  cat <<'HEAD'
+# What fits
+
+Step-GRPO on Qwen2.5-VL, vision tower included; every parameter is trained, in
+float32 with AdamW.  Written by `launch/plan.sh`; for other batches, lengths and
+meshes see `python -m r1router_jax.plan --help`.
+HEAD
   for size in 3b 7b; do
     printf '\n## %s\n\n' "$size"
     run python -m r1router_jax.plan --config="configs/step_grpo.py:$size" \

@@ -74,7 +74,7 @@ def test_script_is_sound(script):
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart.sh", "test.sh", "tpu_pod.sh"])
+    "name", ["quickstart.sh", "test.sh", "tpu_pod.sh", "plan.sh"])
 def test_help_is_the_head_of_the_script(stage, name):
   code, out, calls = launch(stage, f"launch/{name}", "--help")
   assert (code, calls) == (0, []) and f"launch/{name} " in out
