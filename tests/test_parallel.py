@@ -1,8 +1,4 @@
 import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r1router_jax import parallel
+from tests import pair
 
-ROOT = pathlib.Path(__file__).parents[1]
 
 def tree():
   return dict(
@@ -165,25 +161,5 @@ print("total", float(parallel.unreplicate(total)), jax.process_count(),
 
 
 def test_two_processes_make_one_job(tmp_path):
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{s.getsockname()[1]}"
-  env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-  env.update({
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-      "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-      parallel.COORDINATOR: address, parallel.PROCESSES: "2"})
-  logs = [tmp_path / f"{n}.log" for n in range(2)]
-  children = [
-      subprocess.Popen(
-          [sys.executable, "-c", CHILD], stdout=log.open("w"),
-          stderr=subprocess.STDOUT, env=env | {parallel.PROCESS: str(n)})
-      for n, log in enumerate(logs)]
-  try:
-    codes = [child.wait(timeout=90) for child in children]
-  finally:
-    for child in children:
-      child.kill()
-  output = [log.read_text() for log in logs]
-  assert codes == [0, 0], output
+  output = pair.run(CHILD, tmp_path)
   assert all("total 84.0 2 3.0" in text for text in output), output

@@ -1,23 +1,14 @@
-"""A checkpoint read by two hosts: what each of them holds at the worst moment.
+"""A checkpoint read by two hosts: what each holds at the worst moment."""
 
-Two processes with two devices each are one job, as two hosts of a pod are.
-"""
-
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from r1router_jax import parallel
 from r1router_jax.models import published, qwen_vl
-from tests import tiny
+from tests import pair, tiny
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = qwen_vl.Config(
     vocab=24_000, hidden=512, mlp=2048, layers=10, heads=8, kv_heads=4,
     mrope_section=(32, 0, 0), vision=None)
@@ -52,31 +43,6 @@ print("held", peak[0] - before, own, first)
 """
 
 
-def run_both(arguments, tmp_path):
-  """The output of two processes that run `CHILD` as one job."""
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{s.getsockname()[1]}"
-  env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-      "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-      parallel.COORDINATOR: address, parallel.PROCESSES: "2"}
-  logs = [tmp_path / f"{n}.log" for n in range(2)]
-  children = [
-      subprocess.Popen(
-          [sys.executable, "-c", CHILD, *arguments], stdout=log.open("w"),
-          stderr=subprocess.STDOUT, env=env | {parallel.PROCESS: str(n)})
-      for n, log in enumerate(logs)]
-  try:
-    codes = [child.wait(timeout=180) for child in children]
-  finally:
-    for child in children:
-      child.kill()
-  output = [log.read_text() for log in logs]
-  assert codes == [0, 0], output
-  return output
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(),
                     reason="memory is read from /proc")
@@ -88,7 +54,7 @@ def test_a_host_holds_its_own_shards_and_one_tensor(tmp_path):
   published.save(tmp_path / "model", params, CONFIG, shard_bytes=64 << 20)
   whole = sum(x.nbytes for x in jax.tree.leaves(params))
   largest = params["embed"].nbytes
-  for text in run_both([str(tmp_path / "model")], tmp_path):
+  for text in pair.run(CHILD, tmp_path, str(tmp_path / "model")):
     held, own = (int(x) for x in text.split("held ")[1].split()[:2])
     assert 0.45 * whole < own < 0.55 * whole
     assert held < own + largest + (16 << 20), (held, own, largest)
