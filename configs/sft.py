@@ -31,7 +31,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
           response_tokens=(16, 24, 48),     # Padded lengths of responses.
           min_pixels=84 * 84, max_pixels=84 * 84,
           batch_rows=64))     # Responses decoded at one time.
-  c.trainable = ""        # Which parameters learn: a regular expression.
+  c.trainable = ""        # Parameters that learn, as a regular expression.
   c.data = dict(
       split="train",
       kb="",              # Built knowledge bases, or "" for gold evidence.

@@ -23,7 +23,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
       lora=dict(rank=0, alpha=32.0, match="layers/[qkvo]$"),  # 0: no adapters.
       settings=dict(        # Changes to that policy's: few shapes to compile.
           prompt_tokens=(48, 96, 160), response_tokens=(40,)))
-  c.trainable = ""        # Which parameters learn: a regular expression.
+  c.trainable = ""        # Parameters that learn, as a regular expression.
   c.data = dict(
       split="train",
       kb="runs/kb",       # Where build_kb wrote the knowledge bases.

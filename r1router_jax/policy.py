@@ -127,19 +127,21 @@ class Policy:
                    self.settings.model)
 
 
-def load(name: str | pathlib.Path) -> Policy:
-  """Opens a policy's folder, or a published checkpoint; parameters in float32.
+def load(name: str | pathlib.Path, *, dtype: Any = None) -> Policy:
+  """Opens a policy's folder, or a published checkpoint.
 
   Args:
     name: a folder, a model's id on the hub, or "warm_start", which comes with
       the package.
+    dtype: of the parameters; by default that of products, for answering.
 
   Raises:
     FileNotFoundError, published.BadConfig, hf.BadWeights: by name.
   """
   folder = settings.folder(name)
   known = settings.read(folder)
-  params = published.load(folder, known.model, dtype=np.float32)
+  params = published.load(
+      folder, known.model, dtype=dtype or jnp.dtype(known.compute.dtype))
   return Policy(known, _tokenizer_in(folder), parallel.replicate(params))
 
 

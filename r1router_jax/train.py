@@ -118,7 +118,8 @@ def _start(config: mlc.ConfigDict) -> policy.Policy:
   given = config.policy
   known = settings.of_run(given.start_from, given.settings.to_dict())
   if given.start_from:
-    start = dataclasses.replace(policy.load(given.start_from), settings=known)
+    start = policy.load(given.start_from, dtype=np.float32)
+    start = dataclasses.replace(start, settings=known)
   else:
     start = policy.create(known, georouter.tokenizer_path(), config.seed)
   params = parallel.unreplicate(start.params)

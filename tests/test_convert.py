@@ -7,9 +7,11 @@ import sys
 import jax
 import ml_dtypes
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from r1router_jax import parallel, policy
+from r1router_jax.models import hf
 from tests import tiny
 
 
@@ -40,6 +42,15 @@ def test_precision_is_changed_and_the_rest_kept(tmp_path):
   # What is there is not written over.
   done = command(f"--source={tmp_path / 'a'}", f"--to={tmp_path / 'b'}")
   assert done.returncode == 2 and "Name a new folder" in done.stderr
+
+
+def test_what_float16_cannot_hold_is_named(tmp_path):
+  params = jax.tree.map(lambda x: x * 1e5, tiny.params(tiny.SPOKEN))
+  made = policy.Policy(
+      tiny.SETTINGS, tiny.TOKENIZER, parallel.replicate(params))
+  made.save(tmp_path / "a")
+  with pytest.raises(hf.BadWeights, match="beyond float16.  Take bfloat16"):
+    policy.convert(str(tmp_path / "a"), tmp_path / "b", np.float16)
 
 
 def test_a_broken_source_is_named(tmp_path):

@@ -127,8 +127,17 @@ def copy(
     _check(source, tensors, table, axes)
     names = [n for name, leaf, pattern in table if leaf
              for n in _names(name, pattern, axes)]
-    _write_folder(target, ((n, tensors[n]().astype(dtype)) for n in names),
+    _write_folder(target, ((n, _cast(tensors[n], dtype)) for n in names),
                   shard_bytes, {"format": "pt"})
+
+
+def _cast(tensor: "_Tensor", dtype: Any) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    array = tensor().astype(dtype)
+  if not np.isfinite(array).all():
+    raise BadWeights(f"{tensor.file}: tensor {tensor.name} has numbers beyond "
+                     f"{np.dtype(dtype)}.  Take bfloat16.")
+  return array
 
 
 def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
