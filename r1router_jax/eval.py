@@ -34,6 +34,7 @@ from r1router_jax import (
     report,
     results,
     router,
+    sampling,
     scoring,
     telemetry,
 )
@@ -159,7 +160,8 @@ def step_rewards(
       range(0, len(steps), CHUNK), f"step rewards, {CHUNK} steps each"):
     chunk = steps[i:i + CHUNK]
     groups = trained.respond(
-        conversations[i:i + CHUNK], key, members, float(samples > 0))
+        conversations[i:i + CHUNK], key, members,
+        sampling.Method(float(samples > 0)))
     flat = reward([step for step in chunk for _ in range(members)],
                   [each.text for group in groups for each in group])
     earned.append(flat.reshape(len(chunk), members).mean(axis=1))

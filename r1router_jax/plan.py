@@ -161,7 +161,7 @@ def programs(
       _prompt(known, prompts, serve),
       _row(serve, jax.eval_shape(lambda: jax.random.split(
           jax.random.key(0), (prompts, g.group_size)))),
-      jax.ShapeDtypeStruct((), jnp.float32), vocabulary), None
+      jax.eval_shape(sampling.GREEDY.checked), vocabulary), None
 
   rows = g.learn_rows * _split(train)
   tx = optim.chain(steps=config.total_steps, **config.optim)

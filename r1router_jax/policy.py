@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from r1router_jax import parallel, sampling, settings
 from r1router_jax.inputs.pack import Encoded, Packer
@@ -61,7 +62,8 @@ class Policy:
       packed: qwen_vl.Prompt,
       key: jax.Array,
       members: int,
-      temperature: float,
+      method: sampling.Method,
+      stop: tuple[str, ...] = (),
   ) -> sampling.Drawn:
     """G responses to each packed prompt, leaves [D, B, G, T].
 
@@ -73,24 +75,33 @@ class Policy:
     for i, prompt in enumerate(prompts):
       names[i] = zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
     keys = jax.random.key_data(sampling.keys(key, jnp.asarray(names), members))
-    sampler = _sampler(
-        self.model, self.settings.response_tokens[-1],
-        self.packer.tokenizer.end)
+    sampler = _sampler(self.model, self.settings.response_tokens[-1])
+    coder = self.packer.tokenizer
     return sampler(
         self.params, packed, keys.reshape(devices, rows, members, -1),
-        jnp.float32(temperature), self.allowed)
+        method.checked(), self.allowed, np.int32(coder.end),
+        coder.stops(stop, len(self.allowed)) if stop else None)
 
   def respond(
       self,
       conversations: Sequence[Conversation],
       key: jax.Array,
       n: int = 1,
-      temperature: float = 0.0,
+      method: sampling.Method = sampling.GREEDY,
+      stop: tuple[str, ...] = (),
   ) -> list[list[Response]]:
-    """`n` responses to each conversation, greedy where `temperature` is 0.
+    """`n` responses to each conversation.
+
+    Args:
+      conversations: the prompts.
+      key: of all samples.
+      n: G, responses to each.
+      method: how tokens are drawn.
+      stop: texts that end a response, beside the end token.
 
     Raises:
       inputs.images.BadImage, inputs.tokenizer.PromptTooLong: by name.
+      ValueError: where a number of `method` is out of its range.
     """
     prompts = [self.packer.encode(c) for c in conversations]
     rows = max(1, self.settings.batch_rows // n)
@@ -107,14 +118,17 @@ class Policy:
         batch = [prompts[i] for i in chosen]
         packed = self.packer.pack(batch, jax.local_device_count(), rows)
         drawn = jax.device_get(
-            self.draw(batch, packed, key, n, temperature))
+            self.draw(batch, packed, key, n, method, stop))
         drawn = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), drawn)
-        for i, tokens, logp, mask in zip(chosen, *drawn, strict=False):
-          responses[i] = self.read(tokens, logp, mask)
+        for i, *row in zip(chosen, *drawn, strict=False):
+          responses[i] = self.read(*row)
     return responses
 
-  def read(self, tokens, logp, mask) -> list[Response]:
+  def read(self, tokens, logp, mask, failed) -> list[Response]:
     """Sampled arrays `G T` as responses."""
+    if failed.any():
+      logging.warning("%d of %d responses end where logits are not numbers.",
+                      failed.sum(), failed.size)
     decode = self.packer.tokenizer.decode
     return [Response(decode(t[m]), t[m], p[m])
             for t, p, m in zip(tokens, logp, mask, strict=True)]
@@ -188,12 +202,12 @@ def _tokenizer(path: pathlib.Path, style: str) -> Tokenizer:
 
 
 @functools.lru_cache(maxsize=8)
-def _sampler(model: qwen_vl.QwenVL, tokens: int, end: int):
+def _sampler(model: qwen_vl.QwenVL, tokens: int):
   """`sampling.sample` on every local device at once."""
 
-  def sample(params, prompt, key, temperature, allowed):
+  def sample(params, prompt, key, method, allowed, end, stops):
     return sampling.sample(
-        model, params, prompt, jax.random.wrap_key_data(key), temperature,
-        allowed, tokens=tokens, end=end)
+        model, params, prompt, jax.random.wrap_key_data(key), method, allowed,
+        tokens=tokens, end=end, stops=stops)
 
-  return jax.pmap(sample, in_axes=(0, 0, 0, None, None))
+  return jax.pmap(sample, in_axes=(0, 0, 0, None, None, None, None))

@@ -47,6 +47,7 @@ from r1router_jax.records import (
   Trajectory,
 )
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
+from r1router_jax.sampling import GREEDY, Method
 from r1router_jax.scoring import CUT_SHORT
 
 _STOP = Plan("", protocol.NONE, "none")
@@ -161,7 +162,7 @@ def route(
     planner: Planner | None = None,
     max_steps: int = MAX_HOPS,
     k: int | Mapping[str, int] = 1,
-    temperature: float = 0.0,
+    method: Method = GREEDY,
 ) -> list[Trajectory]:
   """The trajectory of each question; none depends on its neighbours.
 
@@ -173,7 +174,7 @@ def route(
     planner: who decides on routes; by default the policy.
     max_steps: rounds before the final answer, at most.
     k: passages that a round reads, of each kind or of all alike.
-    temperature: of every response; 0 is greedy.
+    method: how tokens of responses are drawn.
 
   Raises:
     ValueError: where a question has no text.
@@ -189,7 +190,7 @@ def route(
   for n in range(max_steps):
     plan_key, answer_key = jax.random.split(jax.random.fold_in(key, n))
     planned = _plan(policy, planner, [w for w in walks if w.planning], n,
-                    plan_key, temperature)
+                    plan_key, method)
     if not planned:
       break
     found = retrieve([(plan.route, plan.sub_question, walk.question.image)
@@ -199,7 +200,7 @@ def route(
         [protocol.answer_conversation(
             plan.sub_question, passages, walk.question.image, style=style)
          for (walk, plan), passages in zip(planned, found, strict=True)],
-        answer_key, temperature)
+        answer_key, method)
     for (walk, plan), passages, answer in zip(
         planned, found, answers, strict=True):
       walk.rounds.append(Round(plan, passages, answer))
@@ -208,7 +209,7 @@ def route(
       [protocol.final_conversation(
           walk.question.text, walk.question.image, walk.history, style=style)
        for walk in walks],
-      jax.random.fold_in(key, max_steps), temperature)
+      jax.random.fold_in(key, max_steps), method)
   for walk, final in zip(walks, finals, strict=True):
     walk.final = final
   return [walk.trajectory() for walk in walks]
@@ -216,17 +217,17 @@ def route(
 
 def _plan(
     policy: Policy, planner: Planner, walks: Sequence[_Walk], n: int,
-    key: jax.Array, temperature: float,
+    key: jax.Array, method: Method,
 ) -> list[tuple[_Walk, Plan]]:
   """The plans of round `n`, for walks that go on."""
   plans = [planner.fixed(walk.question, n) for walk in walks]
   left = [i for i, plan in enumerate(plans) if plan is None]
-  for attempt, warmth in enumerate((temperature, 1.0)):
+  for attempt, way in enumerate((method, Method())):
     asked = [walks[i] for i in left]
     found = _ask(
         policy, asked,
         [_plan_conversation(walk, policy.settings.style) for walk in asked],
-        jax.random.fold_in(key, attempt), warmth)
+        jax.random.fold_in(key, attempt), way)
     for i, plan in zip(left, found, strict=True):
       plans[i] = plan if isinstance(plan, Malformed) else planner.redirect(
           walks[i].question, n, plan)
@@ -246,14 +247,14 @@ def _plan(
 def _ask(
     policy: Policy, walks: Sequence[_Walk],
     conversations: Sequence[protocol.Conversation],
-    key: jax.Array, temperature: float,
+    key: jax.Array, method: Method,
 ) -> list[Plan | Answer | Malformed]:
   """The parsed responses; their tokens and faults are added to the walks."""
   results = [_fits(policy, *pair)
              for pair in zip(walks, conversations, strict=True)]
   good = [i for i, unfit in enumerate(results) if unfit is None]
   responses = policy.respond(
-      [conversations[i] for i in good], key, temperature=temperature)
+      [conversations[i] for i in good], key, method=method)
   for i, (response,) in zip(good, responses, strict=True):
     kind = conversations[i].kind
     read = protocol.parse_plan if kind == "plan" else protocol.parse_answer

@@ -8,6 +8,7 @@ from r1router_jax.inputs.images import BadImage
 from r1router_jax.policy import Policy
 from r1router_jax.records import Passage, Response
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.sampling import GREEDY
 
 
 class Scripted(Policy):
@@ -24,12 +25,12 @@ class Scripted(Policy):
       if path.startswith("missing"):
         raise BadImage(f"{path} does not exist.")
 
-  def respond(self, conversations, key, n=1, temperature=0.0):
+  def respond(self, conversations, key, n=1, method=GREEDY):
     prompts = ["".join(s.text for s in c.user if s.source != "picture")
                for c in conversations]
     self.asked.append(list(zip(
         [c.kind for c in conversations], prompts, strict=True)))
-    texts = [self.script(c.kind, prompt, temperature)
+    texts = [self.script(c.kind, prompt, method.temperature)
              for c, prompt in zip(conversations, prompts, strict=True)]
     return [[Response(text, np.zeros(len(text.split()), np.int32),
                       np.zeros(len(text.split()), np.float32))] * n

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax import parallel, policy, protocol, settings
+from r1router_jax import parallel, policy, protocol, sampling, settings
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf, published
 from tests import tiny
@@ -25,6 +25,7 @@ def ask(text, image=""):
   return protocol.plan_conversation(text, image, (), style="compact")
 
 
+WARM = sampling.Method()  # Temperature 1.
 ASKED = [ask("Who rules Chad?"), ask("And Niger?"), ask("How long is it?")]
 
 
@@ -37,7 +38,7 @@ def same(got, wanted):
 
 
 def test_a_saved_policy_responds_alike(made, tmp_path):
-  wanted = made.respond(ASKED, jax.random.key(0), n=2, temperature=1.0)
+  wanted = made.respond(ASKED, jax.random.key(0), n=2, method=WARM)
   assert [len(group) for group in wanted] == [2, 2, 2]
   made.save(tmp_path / "policy")
   assert {p.name for p in (tmp_path / "policy").iterdir()} == {
@@ -45,25 +46,25 @@ def test_a_saved_policy_responds_alike(made, tmp_path):
   again = policy.load(tmp_path / "policy")
   assert again.settings == made.settings
   jax.tree.map(np.testing.assert_array_equal, again.params, made.params)
-  same(again.respond(ASKED, jax.random.key(0), n=2, temperature=1.0), wanted)
+  same(again.respond(ASKED, jax.random.key(0), n=2, method=WARM), wanted)
   # Saving a policy where it lies keeps its tokenizer.
   again.save(tmp_path / "policy")
   assert policy.load(tmp_path / "policy").packer.tokenizer.size == 4096
 
 
 def test_a_response_does_not_depend_on_the_batch(made):
-  together = made.respond(ASKED, jax.random.key(0), n=2, temperature=1.0)
+  together = made.respond(ASKED, jax.random.key(0), n=2, method=WARM)
   for i in (2, 0):
     alone = made.respond(ASKED[i:i + 1], jax.random.key(0), n=2,
-                         temperature=1.0)
+                         method=WARM)
     same(alone, together[i:i + 1])
-  many = made.respond(ASKED * 7, jax.random.key(0), n=2, temperature=1.0)
+  many = made.respond(ASKED * 7, jax.random.key(0), n=2, method=WARM)
   same(many, together * 7)
 
 
 def test_text_and_logp_belong_to_the_tokens(made):
   tokenizer = made.packer.tokenizer
-  for group in made.respond(ASKED, jax.random.key(1), n=2, temperature=1.0):
+  for group in made.respond(ASKED, jax.random.key(1), n=2, method=WARM):
     for response in group:
       assert len(response.tokens) == len(response.logp) <= 12
       assert response.text == tokenizer.decode(response.tokens)
@@ -76,8 +77,8 @@ def test_pictures_may_be_mixed_with_text(made, tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   Image.fromarray(pixels).save(path)
   asked = [ASKED[0], ask("What is it?", path)]
-  text, picture = made.respond(asked, jax.random.key(0), n=2, temperature=1.0)
-  same([text], made.respond(ASKED[:1], jax.random.key(0), 2, 1.0))
+  text, picture = made.respond(asked, jax.random.key(0), n=2, method=WARM)
+  same([text], made.respond(ASKED[:1], jax.random.key(0), 2, WARM))
   assert len(picture) == 2
 
 

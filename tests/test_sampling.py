@@ -10,6 +10,7 @@ import pytest
 
 from r1router_jax import sampling
 from r1router_jax.models import qwen_vl
+from r1router_jax.sampling import Method
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, vocab=23)
@@ -25,13 +26,15 @@ def prompts(count):
   return [tiny.encoded(rng, CONFIG, size) for size in sizes[:count]]
 
 
-def sample(batch, members, temperature=HOT, allowed=None, ids=None, end=END):
+def sample(batch, members, temperature=HOT, allowed=None, ids=None, end=END,
+           stops=None, params=None, **filters):
   ids = np.arange(len(batch)) if ids is None else np.asarray(ids)
   allowed = np.ones(CONFIG.vocab, bool) if allowed is None else allowed
   return jax.device_get(sampling.sample(
-      MODEL, tiny.params(CONFIG), tiny.pack(CONFIG, batch, length=8),
+      MODEL, params or tiny.params(CONFIG), tiny.pack(CONFIG, batch, length=8),
       sampling.keys(jax.random.key(7), jnp.asarray(ids), members),
-      jnp.float32(temperature), allowed, tokens=TOKENS, end=end))
+      Method(temperature, **filters).checked(), allowed, tokens=TOKENS,
+      end=np.int32(end), stops=stops))
 
 
 @tiny.jit
@@ -122,7 +125,8 @@ def test_eight_devices_draw_what_one_draws(eight):
   def one(prompt, keys):
     return sampling.sample(
         MODEL, tiny.params(CONFIG), prompt, jax.random.wrap_key_data(keys),
-        jnp.float32(HOT), np.ones(CONFIG.vocab, bool), tokens=TOKENS, end=END)
+        Method(HOT).checked(), np.ones(CONFIG.vocab, bool), tokens=TOKENS,
+        end=END)
 
   packed = tiny.packer(CONFIG, (8,)).pack(prompts(8), 8, 1)
   got = jax.device_get(jax.pmap(one)(packed, keys[:, None]))
@@ -134,7 +138,7 @@ def test_nothing_follows_the_end_token():
   drawn = sample(prompts(2), MANY)
   ended = 0
   for tokens, logp, mask in zip(
-      *(a.reshape(-1, TOKENS) for a in drawn), strict=True):
+      *(a.reshape(-1, TOKENS) for a in drawn[:3]), strict=True):
     n = mask.sum()
     assert mask[:n].all()  # The mask is a beginning.
     assert (tokens[:n - 1] != END).all()
@@ -152,6 +156,107 @@ def test_forbidden_ids_are_never_drawn():
     drawn = sample(prompts(2), MANY, temperature, allowed)
     assert allowed[drawn.tokens[drawn.mask]].all()
   assert set(drawn.tokens[drawn.mask]) == set(np.flatnonzero(allowed))
+
+
+def filtered(probability, top_k=0, top_p=1.0, min_p=0.0):
+  """The slow way: likeliest first, one filter after another."""
+  order = sorted(range(len(probability)), key=lambda v: -probability[v])
+  if top_k:
+    order = order[:top_k]
+  whole, left, held = sum(probability[v] for v in order), [], 0.0
+  for v in order:
+    if held < top_p:
+      left.append(v)
+    held += probability[v] / whole
+  left = [v for v in left if probability[v] >= min_p * max(probability)]
+  out = np.zeros(len(probability))
+  out[left] = probability[left] / sum(probability[left])
+  return out
+
+
+FILTERS = [dict(top_k=5), dict(top_p=0.6), dict(min_p=0.3), dict(top_k=1),
+           dict(top_k=9, top_p=0.7, min_p=0.1), dict(top_k=1000), {}]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_filters_leave_the_distribution_that_they_say(filters):
+  """Twenty thousand first tokens."""
+  drawn = [sample([prompts(1)[0]], 4 * MANY, ids=[i], **filters).tokens[0, :, 0]
+           for i in range(5)]
+  seen = np.bincount(np.concatenate(drawn), minlength=CONFIG.vocab)
+  response = np.zeros((1, 1, TOKENS), np.int32)
+  wanted = filtered(
+      softmax(scores(prompts(1), response) / HOT)[0, 0, 0], **filters)
+  assert (seen[wanted == 0] == 0).all()
+  # 99.9 % of a chi-square of 22 degrees of freedom, or fewer, is below 48.3.
+  assert chi_square(seen[wanted > 0], wanted[wanted > 0]) < 48.3
+
+
+def test_each_row_is_drawn_its_own_way():
+  """And no way of drawing compiles anything."""
+  ways = [dict(temperature=0.0), dict(top_k=2), dict(temperature=9.0), {}]
+  names = ("temperature", "top_k", "top_p", "min_p")
+  plain = dict(temperature=HOT, top_k=0, top_p=1.0, min_p=0.0)
+  columns = {name: np.array([(plain | way)[name] for way in ways])
+             for name in names}
+  before = sampling.sample._cache_size()
+  together = sample(prompts(4), 1, **columns)
+  after = sampling.sample._cache_size()
+  for row, way in enumerate(ways):
+    alone = sample(prompts(4), 1, **{
+        name: np.full(4, value) for name, value in (plain | way).items()})
+    np.testing.assert_array_equal(alone.tokens[row], together.tokens[row])
+  assert sampling.sample._cache_size() == after <= before + 1
+
+
+@pytest.mark.parametrize("method, words", [
+    (Method(-1.0), "temperature is -1.0, wanted 0 to inf"),
+    (Method(top_k=-1), "top_k is -1"), (Method(min_p=1.5), "min_p is 1.5"),
+    (Method(top_p=0.0), "top_p is 0.0, wanted 0 to 1, and above 0"),
+    (Method(top_p=float("nan")), "top_p is nan")])
+def test_numbers_out_of_range_are_named(method, words):
+  with pytest.raises(ValueError, match=words):
+    method.checked()
+
+
+def test_a_row_of_no_numbers_fails_and_the_others_go_on():
+  params = jax.tree.map(lambda x: x, tiny.params(CONFIG))
+  batch = prompts(2)
+  only = next(i for i in batch[1].ids if i not in batch[0].ids)
+  params["embed"] = params["embed"].at[only].set(jnp.nan)
+  allowed = np.arange(CONFIG.vocab) != only
+  drawn = sample(batch, 3, allowed=allowed, params=params)
+  wanted = sample(batch[:1], 3, allowed=allowed, params=tiny.params(CONFIG))
+  assert drawn.failed.tolist() == [[False] * 3, [True] * 3]
+  assert not drawn.mask[1].any() and not drawn.logp[1].any()
+  np.testing.assert_array_equal(drawn.tokens[0], wanted.tokens[0])
+
+
+def test_a_stop_ends_a_response_and_is_kept():
+  """Token 7, or token 9 right after an 8, completes it."""
+  stops = np.zeros((3, CONFIG.vocab), np.int16)
+  stops[0, 8] = stops[1, 8] = 1
+  stops[:, 7] = stops[1, 9] = stops[2] = 2
+  drawn = sample(prompts(2), MANY, stops=stops)
+  plain = sample(prompts(2), MANY)
+  ended = 0
+  for tokens, mask, free, mask_free in zip(*(
+      a.reshape(-1, TOKENS) for each in (drawn, plain)
+      for a in (each.tokens, each.mask)), strict=True):
+    written = free[mask_free].tolist()
+    until = next((t for t in range(len(written)) if written[t] == 7 or
+                  written[max(0, t - 1):t + 1] == [8, 9]), len(written) - 1)
+    assert tokens[mask].tolist() == written[:until + 1]
+    ended += until < len(written) - 1
+  assert ended > 100
+
+
+def test_no_room_for_a_token_is_refused():
+  with pytest.raises(ValueError, match="has 0 tokens: raise the last of"):
+    sampling.sample(
+        MODEL, tiny.params(CONFIG), tiny.pack(CONFIG, prompts(1), length=8),
+        sampling.keys(jax.random.key(7), jnp.arange(1), 2), Method().checked(),
+        np.ones(CONFIG.vocab, bool), tokens=0, end=END)
 
 
 def test_rounding_draws_no_id_of_weight_0():

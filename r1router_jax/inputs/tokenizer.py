@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from jaxtyping import Bool
+from jaxtyping import Bool, Int16
 
 from r1router_jax import protocol
 
@@ -28,6 +28,39 @@ PICTURE_OPEN, PICTURE_CLOSE = "<|vision_start|>", "<|vision_end|>"
 TURNS = (PAD, START, END)  # What every policy needs.
 PICTURES = (PICTURE, PICTURE_OPEN, PICTURE_CLOSE)  # And one that sees.
 NEVER_DRAWN = (PAD, START, *PICTURES)
+
+
+def _letters() -> dict[str, int]:
+  """The byte that each letter of a byte-level vocabulary stands for.
+
+  Bytes that print stand for themselves, the rest for letters from 256 on.
+  """
+  printing = {*range(33, 127), *range(161, 173), *range(174, 256)}
+  others = [byte for byte in range(256) if byte not in printing]
+  return {chr(byte): byte for byte in printing} | {
+      chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _letters()
+
+
+def _automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
+  """The state after each byte: the longest end of the text that begins a word.
+
+  The last state is that of a text that has a whole word in it.
+  """
+  begun = sorted({word[:n] for word in words for n in range(len(word))},
+                 key=lambda text: (len(text), text))
+  names = {text: state for state, text in enumerate(begun)}
+  step = np.zeros((len(begun) + 1, 256), np.int16)
+  step[-1] = len(begun)
+  for text, state in names.items():
+    for byte in range(256):
+      longer = text + bytes([byte])
+      ends = [longer[i:] for i in range(len(longer) + 1)]
+      step[state, byte] = len(begun) if any(end in words for end in ends) else (
+          next(names[end] for end in ends if end in names))
+  return step
 
 
 class PromptTooLong(ValueError):
@@ -74,6 +107,8 @@ class Tokenizer:
                        "of a Qwen2.5-VL policy, nor of any that was trained "
                        "on ChatML.")
     self.pad, self.end = find(PAD), find(END)
+    self._added = {token["content"]
+                   for token in json.loads(text)["added_tokens"]}
     # A tokenizer of texts alone has no placeholder, and no id is -1.
     sees = all(find(token) is not None for token in PICTURES)
     self.picture = find(PICTURE) if sees else -1
@@ -145,6 +180,39 @@ class Tokenizer:
     vocabulary = self._trusted.get_vocab()
     return sorted(i for token, i in vocabulary.items()
                   if re.fullmatch("\u0120[A-Za-z]{3,10}", token))
+
+  @functools.lru_cache(maxsize=8)  # noqa: B019 (lives as long as a policy)
+  def stops(self, strings: tuple[str, ...], vocabulary: int
+            ) -> Int16[np.ndarray, "S V"]:
+    """An automaton that tells when a response has one of `strings` in it.
+
+    Entry [s, token] is the state after `token`, from state s; state 0 is the
+    start and the last one "complete".  It reads bytes, not tokens, since one
+    text has many tokenisations: ".</", "ret", ">." complete "</ret>", too.
+
+    Raises:
+      ValueError: where there is no string, or an empty one.
+    """
+    if not strings or not all(strings):
+      raise ValueError(f"Stop strings are {strings}: give one or more, none of "
+                       "them empty.")
+    step = _automaton([text.encode() for text in strings])
+    last = len(step) - 1
+    table = np.zeros((len(step), vocabulary), np.int16)
+    for token in range(min(vocabulary, self.size)):
+      state = np.arange(len(step))
+      for byte in self._bytes(token):
+        state = np.where(state == last, last, step[state, byte])
+      table[:, token] = state
+    table[last] = last
+    return table
+
+  def _bytes(self, token: int) -> bytes:
+    """What a token adds to a response."""
+    text = self._trusted.id_to_token(token)
+    if text in self._added:
+      return text.encode()
+    return bytes(_BYTES[letter] for letter in text)
 
   @functools.lru_cache(maxsize=65536)  # noqa: B019 (lives as long as a policy)
   def _cached(self, text: str, untrusted: bool) -> tuple[int, ...]:

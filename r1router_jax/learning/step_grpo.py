@@ -84,9 +84,7 @@ def surrogate(
 def learn_from(
     policy: Policy,
     prompts: Sequence[Encoded],
-    tokens: Int[np.ndarray, "B G T"],
-    logp: Float[np.ndarray, "B G T"],
-    mask: Bool[np.ndarray, "B G T"],
+    drawn: sampling.Drawn,
     advantage: Float[np.ndarray, "B G"],
     rows: int,
 ) -> Batch:
@@ -95,7 +93,7 @@ def learn_from(
   The loss remains a mean over the tokens of all groups: advantages shrink by
   the share of those that teach, which is small in a batch of easy steps.
   """
-  devices = jax.local_device_count()
+  devices, mask = jax.local_device_count(), drawn.mask
   teach = np.flatnonzero(advantage.any(axis=1))
   advantage = advantage * np.float32(mask[teach].sum() / mask.sum())
   teach = teach[:devices * rows]
@@ -108,7 +106,7 @@ def learn_from(
     return padded.reshape(devices, rows, *array.shape[1:])
 
   tokens, mask, logp = (
-      shared(a[..., :longest]) for a in (tokens, mask, logp))
+      shared(a[..., :longest]) for a in (drawn.tokens, mask, drawn.logp))
   packed = policy.packer.pack(
       [prompts[i] for i in teach] or prompts[:1], devices, rows)
   return Batch(packed, tokens, mask, shared(advantage), logp)
@@ -171,18 +169,18 @@ class StepGrpo:
     packed = policy.packer.pack(prompts, jax.local_device_count(), rows)
     drawn = policy.draw(
         prompts, packed, jax.random.fold_in(self._key, index), group,
-        self._temperature)
+        sampling.Method(self._temperature))
     # Rows of all devices in one axis; those beyond the examples are padding.
-    tokens, logp, mask = (a.reshape(-1, *a.shape[2:])[:len(examples)]
-                          for a in jax.device_get(drawn))
-    texts = [response.text for prompt in zip(tokens, logp, mask, strict=True)
+    drawn = sampling.Drawn(*(a.reshape(-1, *a.shape[2:])[:len(examples)]
+                             for a in jax.device_get(drawn)))
+    texts = [response.text for prompt in zip(*drawn, strict=True)
              for response in policy.read(*prompt)]
     parts = self._reward.parts(
         [step for step in examples for _ in range(group)], texts)
     reward = parts.total.reshape(len(examples), group)
     batch = learn_from(
-        policy, prompts, tokens, logp, mask, advantages(reward), self._rows)
-    return batch, _report(examples, reward, parts, mask)
+        policy, prompts, drawn, advantages(reward), self._rows)
+    return batch, _report(examples, reward, parts, drawn.mask)
 
   def loss(
       self, params: dict, batch: Batch, allowed: Bool[Array, " V"]

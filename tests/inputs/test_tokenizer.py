@@ -152,6 +152,40 @@ def test_a_response_is_read_back(style, text):
   assert read(ids[:-1]) == text  # Cut before its end token.
 
 
+WORDS = ("</ret>", "né", "Table")
+
+
+@hypothesis.given(hostile | st.lists(st.sampled_from(
+    (*WORDS, "</re", "t>", "n", "é", " Tab", "le", "<", "x"))).map("".join))
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_a_stop_is_found_in_whatever_tokens_it_comes(text):
+  """The automaton over tokens agrees with a search in the written bytes."""
+  tokenizer = tiny.tokenizer()
+  table = tokenizer.stops(WORDS, tokenizer.size + 3)
+  ids = tokenizer.encode_response(text)[:-1]
+  # Also as single bytes, which is another tokenisation of the same text.
+  for tokens in (ids, [b for i in ids for b in single_bytes(i)]):
+    state, written = 0, b""
+    for token in tokens:
+      state = table[state, token]
+      written += tokenizer._bytes(token)
+      found = any(word.encode() in written for word in WORDS)
+      assert (state == len(table) - 1) == found, written
+
+
+def single_bytes(token):
+  """The ids of the bytes of a token, but for control tokens."""
+  if token in CONTROL.values():
+    return [token]
+  return [RAW.token_to_id(letter) for letter in RAW.id_to_token(token)]
+
+
+def test_stops_that_say_nothing_are_refused():
+  for strings in ((), ("a", "")):
+    with pytest.raises(ValueError, match="Stop strings"):
+      tiny.tokenizer().stops(strings, 10)
+
+
 def test_what_a_policy_never_writes():
   tokenizer = tiny.tokenizer()
   allowed = tokenizer.allowed(tokenizer.size + 7)

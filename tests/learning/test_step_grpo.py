@@ -240,6 +240,7 @@ def test_groups_of_equal_rewards_are_left_out_and_change_nothing():
   lengths = rng.integers(1, shape[2] + 1, shape[:2])
   mask = np.arange(shape[2]) < lengths[..., None]
   logp = rng.normal(-4, 0.1, shape).astype(np.float32)
+  drawn = sampling.Drawn(tokens, logp, mask, np.zeros(shape[:2], bool))
   reward = rng.random(shape[:2])
   reward[[0, 2, 3, 8]] = 0.5
   advantage = step_grpo.advantages(reward)
@@ -248,7 +249,7 @@ def test_groups_of_equal_rewards_are_left_out_and_change_nothing():
   whole = Batch(
       tiny.pack(tiny.CONFIG, prompts), tokens, mask, advantage, logp)
   part = step_grpo.learn_from(
-      trained, prompts, tokens, logp, mask, advantage, rows=1)
+      trained, prompts, drawn, advantage, rows=1)
   assert part.mask.any((1, 2, 3)).sum() == 6
   flat = jax.tree.map(np.concatenate, part)
   flat = flat._replace(prompt=flat.prompt._replace(
@@ -258,7 +259,7 @@ def test_groups_of_equal_rewards_are_left_out_and_change_nothing():
           got, want, rtol=1e-4, atol=1e-5),
       grad(params, flat), grad(params, whole))
   few = step_grpo.learn_from(
-      trained, prompts, tokens, logp, mask, advantage * 0, rows=1)
+      trained, prompts, drawn, advantage * 0, rows=1)
   assert not few.mask.any() and not few.weight.any()
 
 

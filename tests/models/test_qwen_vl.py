@@ -205,7 +205,7 @@ def test_greedy_responses_are_those_of_transformers(pair):
   drawn = sampling.sample(
       qwen_vl.QwenVL(config), tiny.params(config), tiny.pack(config, batch),
       sampling.keys(jax.random.key(0), jnp.arange(len(batch)), 1),
-      jnp.float32(0), jnp.ones(config.vocab, bool), tokens=10, end=2)
+      sampling.GREEDY.checked(), jnp.ones(config.vocab, bool), tokens=10, end=2)
   for row, encoded in enumerate(batch):
     model.model.rope_deltas = None
     with torch.no_grad():

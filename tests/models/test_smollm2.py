@@ -72,7 +72,7 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
       qwen_vl.QwenVL(known.model, compute),
       published.load(folder, known.model, dtype=np.float32), packed,
       sampling.keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
-      jnp.float32(0), jnp.asarray(coder.allowed(known.model.vocab)),
+      sampling.GREEDY.checked(), jnp.asarray(coder.allowed(known.model.vocab)),
       tokens=NEW, end=coder.end)
   for row, (text, word) in enumerate(ASKED):
     ids = torch.tensor([prompts[row].ids])
