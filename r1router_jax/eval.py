@@ -69,7 +69,7 @@ _CURVES = flags.DEFINE_list(
     "curves", [], "Runs whose learning curves the report shows, NAME=WORKDIR.")
 
 STEP_EVERY = 4  # Of so many questions one has its gold steps rewarded.
-CHUNK = 260  # Questions, or steps, between two lines of progress and saves.
+CHUNK = 390  # Questions, or steps, between two lines of progress and saves.
 SAMPLES = 1  # Per gold step; more would need programs of other shapes.
 
 

@@ -38,7 +38,7 @@ from ml_collections import config_flags
 from r1router_jax import commands, parallel, policy, sampling, settings
 from r1router_jax.learning import batch as batches
 from r1router_jax.learning import optim, step_grpo, update
-from r1router_jax.models import qwen_vl
+from r1router_jax.models import lora, qwen_vl
 from r1router_jax.settings import Settings
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -141,8 +141,11 @@ def programs(
   known = dataclasses.replace(known, compute=dataclasses.replace(
       known.compute, attention=kernel))
   model = qwen_vl.QwenVL(known.model, known.compute)
-  params = jax.eval_shape(
-      functools.partial(policy.initial, known), jax.random.key(0))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  params = jax.eval_shape(functools.partial(policy.initial, known), key)
+  if config.policy.lora.rank:
+    params = jax.eval_shape(lambda params, key: lora.add(
+        params, key=key, **config.policy.lora), params, key)
   g = config.step_grpo
   train, serve = (
       mesh_of(chips, **config.get(name, {parallel.DATA: -1}))
@@ -159,7 +162,7 @@ def programs(
       _placed(_cast(params, known.compute.dtype), parallel.shardings(
           params, serve, without=(parallel.FSDP,))),
       _prompt(known, prompts, serve),
-      _row(serve, jax.eval_shape(lambda: jax.random.split(
+      _rows(serve, jax.eval_shape(lambda: jax.random.split(
           jax.random.key(0), (prompts, g.group_size)))),
       jax.eval_shape(sampling.GREEDY.checked), vocabulary), None
 
@@ -238,7 +241,7 @@ def _placed(shapes: Any, layout: Any) -> Any:
       shapes, layout)
 
 
-def _row(mesh: Mesh, shapes: Any, before: int = 0) -> Any:
+def _rows(mesh: Mesh, shapes: Any, before: int = 0) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=parallel.rows(mesh, before)), shapes)
 
@@ -251,13 +254,13 @@ def _prompt(known: Settings, prompts: int, mesh: Mesh) -> qwen_vl.Prompt:
   whole = jax.eval_shape(lambda: qwen_vl.Prompt(*map(jnp.asarray, (
       qwen_vl.empty_prompt(prompts, known.prompt_tokens[-1],
                            prompts if v else 0, windows or 0, v)))))
-  placed = _row(mesh, whole)
-  return placed._replace(positions=_row(mesh, whole.positions, 1))
+  placed = _rows(mesh, whole)
+  return placed._replace(positions=_rows(mesh, whole.positions, 1))
 
 
 def _batch(known: Settings, rows: int, group: int, mesh: Mesh) -> batches.Batch:
   size = rows, group, known.response_tokens[-1]
-  of = lambda shape, dtype: _row(mesh, jax.ShapeDtypeStruct(shape, dtype))
+  of = lambda shape, dtype: _rows(mesh, jax.ShapeDtypeStruct(shape, dtype))
   return batches.Batch(
       _prompt(known, rows, mesh), of(size, jnp.int32), of(size, bool),
       of(size[:2], jnp.float32), of(size, jnp.float32))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,6 +108,24 @@ def test_a_folder_that_is_not_there_is_named():
     policy.load("nowhere")
   with pytest.raises(FileNotFoundError, match="no/where, and the hub gives no"):
     policy.load("no/where")
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_is_a_policy(made, tmp_path):
+  """A folder without `policy.json`: the paper's prompts, in bfloat16."""
+  made.save(tmp_path)
+  (tmp_path / "policy.json").unlink()
+  opened = policy.load(tmp_path)
+  assert opened.settings.style == "full"
+  assert opened.params["embed"].dtype == jnp.bfloat16
+  short = dataclasses.replace(opened, settings=dataclasses.replace(
+      opened.settings, response_tokens=(6,), batch_rows=1))
+  path = str(tmp_path / "p.png")
+  Image.new("RGB", (40, 30), "red").save(path)
+  (group,) = short.respond([protocol.plan_conversation(
+      "Whose flag is this?", path, (), style="full")], jax.random.key(0))
+  assert 1 <= len(group[0].tokens) <= 6
+  assert np.isfinite(group[0].logp).all()
 
 
 def test_broken_settings_are_named(made, tmp_path):
