@@ -68,7 +68,7 @@ _REPORT = flags.DEFINE_string("report", "", "Page to write, if any.")
 _CURVES = flags.DEFINE_list(
     "curves", [], "Runs whose learning curves the report shows, NAME=WORKDIR.")
 
-STEP_EVERY = 4  # Of so many questions one has its gold steps rewarded.
+STEP_EVERY = 8  # Of so many questions one has its gold steps rewarded.
 CHUNK = 390  # Questions, or steps, between two lines of progress and saves.
 SAMPLES = 1  # Per gold step; more would need programs of other shapes.
 
