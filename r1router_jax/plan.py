@@ -49,9 +49,9 @@ _TOPOLOGY = flags.DEFINE_list(
     "v6e:2x4; or cpu:N.")
 
 GIB = 2**30
-# What a program may use of a chip's memory, as libtpu enforces it.
-LIMITS = {"TPU v3": 15.48, "TPU v4": 31.75, "TPU v5 lite": 15.75,
-          "TPU v5": 94.75, "TPU v6 lite": 31.25}
+# GiB of a device, as libtpu enforces it; of v3 and v4 a chip is two devices.
+LIMITS = {"TPU v3": 15.48, "TPU v4": 15.25, "TPU v5 lite": 15.75,
+          "TPU v5": 95.74, "TPU v6 lite": 31.25}
 
 ADVICE = dict(  # What to change where a program does not fit.
     rollout="fewer config.data.batch_rows or response_tokens, or a wider "
