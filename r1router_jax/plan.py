@@ -22,7 +22,6 @@ import importlib.util
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,14 +70,12 @@ class Fit:
     peak: at the worst moment; what it wanted, where the compiler gave up.
     arguments: of it, weights, optimiser and batch; NaN where it gave up.
     limit: of the chip; infinite where unknown.
-    seconds: that compiling took.
   """
 
   program: str
   peak: float
   arguments: float
   limit: float
-  seconds: float
 
   @property
   def fits(self) -> bool:
@@ -187,7 +184,6 @@ def fit(
   The TPU compiler gives up where memory is short, and says how much it wanted.
   """
   limit = LIMITS.get(mesh.devices.flat[0].device_kind, float("inf"))
-  start = time.perf_counter()
   with jax.set_mesh(mesh):
     lowered = jax.jit(
         function, donate_argnums=() if donated is None else donated
@@ -197,11 +193,9 @@ def fit(
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      return Fit(name, _needed(str(error)), math.nan, limit,
-                 time.perf_counter() - start)
+      return Fit(name, _needed(str(error)), math.nan, limit)
   return Fit(name, used.peak_memory_in_bytes / GIB,
-             used.argument_size_in_bytes / GIB, limit,
-             time.perf_counter() - start)
+             used.argument_size_in_bytes / GIB, limit)
 
 
 def row(topology: str, f: Fit) -> str:
@@ -209,13 +203,12 @@ def row(topology: str, f: Fit) -> str:
   arguments, limit = (f"{x:.2f}" if math.isfinite(x) else "-"
                       for x in (f.arguments, f.limit))
   return (f"| {topology:8} | {f.program:8} | {f.peak:9.2f} | {limit:>7} | "
-          f"{arguments:>9} | {'yes' if f.fits else 'NO':4} | "
-          f"{f.seconds:5.0f} s |")
+          f"{arguments:>9} | {'yes' if f.fits else 'NO':4} |")
 
 
 HEAD = """\
-| topology | program  | GiB/chip  | limit   | arguments | fits | compiled |
-|----------|----------|----------:|--------:|----------:|------|---------:|"""
+| topology | program  | GiB/chip  | limit   | arguments | fits |
+|----------|----------|----------:|--------:|----------:|------|"""
 
 
 def _needed(message: str) -> float:

@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_said_in_figures():
       "of 15.75G hbm. Exceeded hbm capacity by 1.54G.")
   assert wanted == 17.29
   assert plan._needed("RESOURCE_EXHAUSTED: no figures") == math.inf
-  fit = plan.Fit("update", wanted, math.nan, 15.75, 3.2)
+  fit = plan.Fit("update", wanted, math.nan, 15.75)
   assert not fit.fits
   assert plan.row("v5e:2x4", fit).split("|")[3:7] == [
       "     17.29 ", "   15.75 ", "         - ", " NO   "]
