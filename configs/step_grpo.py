@@ -17,6 +17,10 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.seed = 0
   c.algorithm = "step_grpo"
   c.total_steps = 80
+  # Parts over all devices; -1 takes those left.  `data` and `fsdp` split the
+  # rows of a batch, `fsdp` and `tensor` weights, the latter in sampling, too.
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.rollout_mesh = dict(data=-1, tensor=1)
   c.policy = dict(
       start_from="warm_start",  # A policy's folder, or the shipped warm start.
       induction=False,
@@ -58,9 +62,8 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
 def _published(c: mlc.ConfigDict, size: str):
   """Qwen2.5-VL at a published size, its weights split over a mesh."""
   c.total_steps = 300
-  # Chips: `data` and `fsdp` take rows, `fsdp` splits the weights, too.
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
-  c.rollout_mesh = dict(data=-1, tensor={"3b": 2, "7b": 4}[size])
+  c.mesh.update(data=1, fsdp=-1)
+  c.rollout_mesh.tensor = {"3b": 2, "7b": 4}[size]
   c.policy.start_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
   c.policy.settings = dict(
       style="full", model=size, prompt_tokens=(1024, 2048, 4096),

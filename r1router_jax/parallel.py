@@ -151,14 +151,20 @@ def make_mesh(**axes: int) -> Mesh:
   return jax.make_mesh(sizes, tuple(axes), (AxisType.Auto,) * len(sizes))
 
 
-def mesh_sizes(devices: int, axes: Mapping[str, int]) -> list[int]:
-  """The sizes of a mesh's axes, one of which may be -1 for what is left."""
+def mesh_sizes(
+    devices: int, axes: Mapping[str, int], name: str = "config.mesh"
+) -> list[int]:
+  """The sizes of a mesh's axes, one of which may be -1 for what is left.
+
+  Raises:
+    ValueError: where the mesh `name` does not tile so many devices.
+  """
   named = math.prod(size for size in axes.values() if size != -1)
   free = sum(size == -1 for size in axes.values())
   left, rest = divmod(devices, named) if named > 0 else (0, 1)
   if rest or free > 1 or (left > 1 and not free):
     raise ValueError(
-        f"config.mesh {dict(axes)} does not tile {devices} devices: its sizes "
+        f"{name} {dict(axes)} does not tile {devices} devices: its sizes "
         f"multiply to {named}.  Set one axis to -1 to take the rest.")
   return [left if size == -1 else size for size in axes.values()]
 

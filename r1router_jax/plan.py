@@ -109,9 +109,10 @@ def devices(topology: str) -> np.ndarray:
         "v5e:4x4, v5p:2x2x1, v6e:4x4.") from error
 
 
-def mesh_of(chips: np.ndarray, **axes: int) -> Mesh:
-  """A mesh over given devices; see `parallel.make_mesh`."""
-  sizes = parallel.mesh_sizes(len(chips), axes)
+def mesh_of(chips: np.ndarray, config: mlc.ConfigDict, name: str) -> Mesh:
+  """The mesh `config.<name>` over given devices."""
+  axes = config[name].to_dict()
+  sizes = parallel.mesh_sizes(len(chips), axes, f"config.{name}")
   return Mesh(chips.reshape(sizes), tuple(axes), (AxisType.Auto,) * len(sizes))
 
 
@@ -134,9 +135,10 @@ def programs(
   """(name, mesh, function, shapes of its arguments, donated) of each."""
   known = settings.of_run(
       config.policy.start_from, config.policy.settings.to_dict())
-  kernel = "splash" if chips[0].platform == "tpu" else "xla"
-  known = dataclasses.replace(known, compute=dataclasses.replace(
-      known.compute, attention=kernel))
+  if known.compute.attention == "auto":  # It would ask this machine.
+    kernel = "splash" if chips[0].platform == "tpu" else "xla"
+    known = dataclasses.replace(known, compute=dataclasses.replace(
+        known.compute, attention=kernel))
   model = qwen_vl.QwenVL(known.model, known.compute)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(functools.partial(policy.initial, known), key)
@@ -145,8 +147,7 @@ def programs(
         params, key=key, **config.policy.lora), params, key)
   g = config.step_grpo
   train, serve = (
-      mesh_of(chips, **config.get(name, {parallel.DATA: -1}))
-      for name in ("mesh", "rollout_mesh"))
+      mesh_of(chips, config, name) for name in ("mesh", "rollout_mesh"))
 
   prompts = config.data.batch_rows * _split(serve)
   decode = functools.partial(
@@ -269,6 +270,9 @@ def main(_) -> None:
       r"\bcpu:(\d+)", ",".join(_TOPOLOGY.value))]
   if counts:
     jax.config.update("jax_num_cpu_devices", max(counts))
+  if _CONFIG.value.algorithm != "step_grpo":
+    raise ValueError("--config: a plan is of Step-GRPO's two programs; give "
+                     "configs/step_grpo.py.")
   print(f"{batch_of(_CONFIG.value)}\n\n{HEAD}", flush=True)
   advice = {}
   for topology in _TOPOLOGY.value:

@@ -57,10 +57,12 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
     FloatingPointError: where the loss is not finite; the newest checkpoint is
       from before.
   """
-  if "mesh" in config:
+  parallel.mesh_sizes(jax.device_count(), config.mesh.to_dict())
+  if (config.mesh.fsdp, config.mesh.tensor) != (1, 1):
     raise ValueError(
-        "config.mesh splits the weights over devices, and training keeps them "
-        "whole on each.  See with r1router_jax.plan what such a run needs.")
+        f"config.mesh {config.mesh.to_dict()} splits the weights over devices, "
+        "and training keeps them whole on each: set fsdp and tensor to 1.  See "
+        "with r1router_jax.plan what such a run needs.")
   workdir = pathlib.Path(workdir)
   start = _start(config)
   steps, shapes = _examples(config, start)

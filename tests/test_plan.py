@@ -44,6 +44,30 @@ def test_a_tpu_that_is_not_there():
   assert done.stdout.count("15.75") == 2  # GiB of a v5e chip.
 
 
+@pytest.mark.parametrize("flags, says", [
+    (["--topology=cpu:4", "--config.rollout_mesh.tensor=3"],
+     "config.rollout_mesh {'data': -1, 'tensor': 3} does not tile 4 devices"),
+    ([f"--config={CONFIGS / 'sft.py'}:smoke"], "give configs/step_grpo.py"),
+])
+def test_what_cannot_be_planned_is_one_clear_line(flags, says):
+  done = command(*flags)
+  assert done.returncode == 2 and says in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_an_attention_that_the_config_names_is_kept():
+  """Only "auto" depends on the devices."""
+  spec = importlib.util.spec_from_file_location(
+      "step_grpo", CONFIGS / "step_grpo.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config("7b")
+  for asked, got in (("auto", "xla"), ("cudnn", "cudnn")):
+    config.policy.settings.compute.attention = asked
+    _, _, rollout, _, _ = next(plan.programs(config, plan.devices("cpu:8")))
+    assert rollout.args[0].compute.attention == got
+
+
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"pip install 'r1router_jax\[tpu\]'"):

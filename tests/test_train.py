@@ -100,6 +100,8 @@ def test_every_variant_starts(name, variant, tmp_path):
 def test_a_policy_that_must_be_split_is_for_plans_alone(tmp_path):
   with pytest.raises(ValueError, match="config.mesh .* r1router_jax.plan"):
     train(config("step_grpo", "7b"), tmp_path)
+  with pytest.raises(ValueError, match="config.mesh .*does not tile 8 devices"):
+    train(config("sft", **{"mesh.data": 4}), tmp_path)
 
 
 @pytest.mark.slow

@@ -87,8 +87,6 @@ class Sft:
     seed: of everything drawn.
   """
 
-  needs_retrieval = False
-
   def __init__(
       self,
       policy: Policy,

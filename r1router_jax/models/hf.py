@@ -359,6 +359,9 @@ def _shards(
 
 def _write(path: str, tensors: dict, metadata: Mapping[str, str]) -> None:
   """Writes a file that is either whole or absent."""
-  save_file(tensors, path + ".partial", dict(metadata))
-  os.chmod(path + ".partial", 0o644)  # It is made readable by its owner alone.
-  os.replace(path + ".partial", path)
+  partial = path + ".partial"
+  with open(partial, "wb"):
+    mode = os.stat(partial).st_mode  # By the umask; safetensors makes it 600.
+  save_file(tensors, partial, dict(metadata))
+  os.chmod(partial, mode)
+  os.replace(partial, path)

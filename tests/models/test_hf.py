@@ -59,6 +59,17 @@ def test_export_is_the_inverse(path, tmp_path):
     np.testing.assert_array_equal(written[name], tensor)
 
 
+def test_others_may_read_what_the_umask_lets_them(path, tmp_path):
+  params = hf.load(path, TABLE, AXES)
+  for umask in (0o022, 0o077):
+    before = os.umask(umask)
+    try:
+      hf.save(str(tmp_path / "w.safetensors"), params, TABLE, AXES)
+    finally:
+      os.umask(before)
+    assert os.stat(tmp_path / "w.safetensors").st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_shards_and_their_index(path, tmp_path):
   params = hf.load(path, TABLE, AXES, dtype=jnp.bfloat16)
   hf.save(str(tmp_path / "many"), params, TABLE, AXES, shard_bytes=40)
