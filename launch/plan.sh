@@ -21,8 +21,8 @@ cd "$ROOT"
 # What fits
 
 Step-GRPO on Qwen2.5-VL, vision tower included; every parameter is trained, in
-float32 with AdamW.  Written by `launch/plan.sh`; for other batches, lengths and
-meshes see `python -m r1router_jax.plan --help`.
+float32 with AdamW.  `launch/plan.sh` makes this page; for other batches, lengths
+and meshes see `python -m r1router_jax.plan --help`.
 HEAD
   for size in 3b 7b; do
     printf '\n## %s\n\n' "$size"

@@ -53,6 +53,19 @@ def test_splash_sees_what_the_group_may_see(group):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_the_mask_that_cudnn_is_given(group, monkeypatch):
+  """cuDNN needs a GPU; XLA reads the same arguments."""
+  plain = jax.nn.dot_product_attention
+
+  def stand_in(*of, implementation, **options):
+    assert implementation == "cudnn"
+    return plain(*of, implementation="xla", **options)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+  got = attention.grouped(*group, kernel="cudnn")
+  np.testing.assert_allclose(got, dense(*group), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sees", [attention.causal, None])
 def test_splash_over_one_row(sees):
