@@ -29,12 +29,12 @@ from jaxtyping import Float
 
 from r1router_jax import (
     commands,
+    drawing,
     policy,
     predictions,
     report,
     results,
     router,
-    sampling,
     scoring,
     telemetry,
 )
@@ -161,7 +161,7 @@ def step_rewards(
     chunk = steps[i:i + CHUNK]
     groups = trained.respond(
         conversations[i:i + CHUNK], key, members,
-        sampling.Method(float(samples > 0)))
+        drawing.Method(float(samples > 0)))
     flat = reward([step for step in chunk for _ in range(members)],
                   [each.text for group in groups for each in group])
     earned.append(flat.reshape(len(chunk), members).mean(axis=1))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from r1router_jax import parallel, sampling, settings
+from r1router_jax import batching, drawing, parallel, sampling, settings
 from r1router_jax.inputs.pack import Encoded, Packer
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import lora, published, qwen_vl
@@ -56,82 +56,103 @@ class Policy:
     """False on token ids that are never written."""
     return self.packer.tokenizer.allowed(self.settings.model.vocab)
 
+  @functools.cached_property
+  def sampler(self) -> tuple[qwen_vl.QwenVL, dict]:
+    """Model and parameters as responses are drawn with them."""
+    unrolled = jax.default_backend() == "cpu"
+    model = dataclasses.replace(self.model, unrolled=unrolled)
+    adapted = any("lora" in jax.tree_util.keystr(path) for path, _ in
+                  jax.tree_util.tree_leaves_with_path(self.params))
+    if not (unrolled or adapted) and all(
+        x.dtype == self.settings.compute.dtype
+        for x in jax.tree.leaves(self.params)):
+      return model, self.params
+    return model, jax.pmap(
+        lambda params: qwen_vl.served(
+            lora.merge(params), self.settings.compute, unrolled=unrolled),
+        devices=jax.local_devices())(self.params)
+
   def draw(
       self,
       prompts: Sequence[Encoded],
-      packed: qwen_vl.Prompt,
       key: jax.Array,
       members: int,
-      method: sampling.Method,
+      method: drawing.Method = drawing.GREEDY,
       stop: tuple[str, ...] = (),
   ) -> sampling.Drawn:
-    """G responses to each packed prompt, leaves [D, B, G, T].
+    """G responses to each prompt, leaves [B, G, T].
 
     A response depends on `key`, its prompt's tokens and its member index, and
     on nothing else in the batch.
+
+    Args:
+      prompts: to respond to.
+      key: of all samples.
+      members: G.
+      method: how tokens are drawn; numbers, or arrays that broadcast to [B, G].
+      stop: texts that end a response, beside the end token.
+
+    Raises:
+      ValueError: where a number of `method` is out of its range.
     """
-    devices, rows = packed.tokens.shape[:2]
-    names = np.zeros(devices * rows, np.int32)
-    for i, prompt in enumerate(prompts):
-      names[i] = zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
-    keys = jax.random.key_data(sampling.keys(key, jnp.asarray(names), members))
-    sampler = _sampler(self.model, self.settings.response_tokens[-1])
-    coder = self.packer.tokenizer
-    return sampler(
-        self.params, packed, keys.reshape(devices, rows, members, -1),
-        method.checked(), self.allowed, np.int32(coder.end),
+    names = np.array([zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
+                      for prompt in prompts], np.int32)
+    keys = np.asarray(jax.random.key_data(
+        sampling.keys(key, jnp.asarray(names), members)))
+    coder, model_params = self.packer.tokenizer, self.sampler
+    words = sampling.Words(
+        self.allowed, np.int32(coder.end),
         coder.stops(stop, len(self.allowed)) if stop else None)
+    ways = drawing.Method(*(np.broadcast_to(x, (len(prompts), members))
+                            for x in method))
+    shapes = collections.defaultdict(list)
+    for i, prompt in enumerate(prompts):
+      shape = self.packer.length(prompt.ids), len(prompt.pictures)
+      shapes[shape].append(i)
+    tokens = self.settings.response_tokens[-1]
+    empty = np.zeros((len(prompts), members, tokens))
+    drawn = sampling.Drawn(
+        empty.astype(np.int32), empty.astype(np.float32), empty.astype(bool),
+        np.zeros((len(prompts), members), bool))
+    for shape in sorted(shapes):
+      at = np.array(shapes[shape])
+
+      def pack(index, at=at):
+        return self.packer.pack([prompts[i] for i in at[index.reshape(-1)]],
+                                *index.shape)
+
+      part = batching.draw(
+          *model_params, pack, keys[at], drawing.Method(*(x[at] for x in ways)),
+          words, tokens=tokens, rows=self.settings.batch_rows)
+      for whole, some in zip(drawn, part, strict=True):
+        whole[at] = some
+    if drawn.failed.any():
+      logging.warning("%d of %d responses end where logits are not numbers.",
+                      drawn.failed.sum(), drawn.failed.size)
+    return drawn
 
   def respond(
       self,
       conversations: Sequence[Conversation],
       key: jax.Array,
       n: int = 1,
-      method: sampling.Method = sampling.GREEDY,
+      method: drawing.Method = drawing.GREEDY,
       stop: tuple[str, ...] = (),
   ) -> list[list[Response]]:
-    """`n` responses to each conversation.
-
-    Args:
-      conversations: the prompts.
-      key: of all samples.
-      n: G, responses to each.
-      method: how tokens are drawn.
-      stop: texts that end a response, beside the end token.
+    """`n` responses to each conversation; see `draw`.
 
     Raises:
       inputs.images.BadImage, inputs.tokenizer.PromptTooLong: by name.
-      ValueError: where a number of `method` is out of its range.
     """
     prompts = [self.packer.encode(c) for c in conversations]
-    rows = max(1, self.settings.batch_rows // n)
-    size = rows * jax.local_device_count()
-    shapes = collections.defaultdict(list)
-    for i, prompt in enumerate(prompts):
-      shape = self.packer.length(prompt.ids), len(prompt.pictures)
-      shapes[shape].append(i)
-    responses = [[] for _ in prompts]
-    for shape in sorted(shapes):
-      indices = shapes[shape]
-      for first in range(0, len(indices), size):
-        chosen = indices[first:first + size]
-        batch = [prompts[i] for i in chosen]
-        packed = self.packer.pack(batch, jax.local_device_count(), rows)
-        drawn = jax.device_get(
-            self.draw(batch, packed, key, n, method, stop))
-        drawn = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), drawn)
-        for i, *row in zip(chosen, *drawn, strict=False):
-          responses[i] = self.read(*row)
-    return responses
+    return self.read(self.draw(prompts, key, n, method, stop))
 
-  def read(self, tokens, logp, mask, failed) -> list[Response]:
-    """Sampled arrays `G T` as responses."""
-    if failed.any():
-      logging.warning("%d of %d responses end where logits are not numbers.",
-                      failed.sum(), failed.size)
+  def read(self, drawn: sampling.Drawn) -> list[list[Response]]:
+    """Sampled arrays as responses."""
     decode = self.packer.tokenizer.decode
-    return [Response(decode(t[m]), t[m], p[m])
-            for t, p, m in zip(tokens, logp, mask, strict=True)]
+    return [[Response(decode(t[m]), t[m], p[m])
+             for t, p, m in zip(*group, strict=True)]
+            for group in zip(*drawn[:3], strict=True)]
 
   def save(self, folder: str | pathlib.Path) -> None:
     """Writes the policy's folder; adapters become part of the weights."""
@@ -199,15 +220,3 @@ def initial(known: Settings, key: jax.Array) -> dict:
 @functools.lru_cache(maxsize=4)
 def _tokenizer(path: pathlib.Path, style: str) -> Tokenizer:
   return Tokenizer(path, style)
-
-
-@functools.lru_cache(maxsize=8)
-def _sampler(model: qwen_vl.QwenVL, tokens: int):
-  """`sampling.sample` on every local device at once."""
-
-  def sample(params, prompt, key, method, allowed, end, stops):
-    return sampling.sample(
-        model, params, prompt, jax.random.wrap_key_data(key), method, allowed,
-        tokens=tokens, end=end, stops=stops)
-
-  return jax.pmap(sample, in_axes=(0, 0, 0, None, None, None, None))

@@ -34,6 +34,7 @@ import numpy as np
 
 from r1router_jax import protocol
 from r1router_jax.data.trajectories import MAX_HOPS
+from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.policy import Policy
@@ -47,7 +48,6 @@ from r1router_jax.records import (
   Trajectory,
 )
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
-from r1router_jax.sampling import GREEDY, Method
 from r1router_jax.scoring import CUT_SHORT
 
 _STOP = Plan("", protocol.NONE, "none")

@@ -1,20 +1,21 @@
-"""Groups of responses to packed prompts, and log-probabilities of tokens.
+"""Groups of responses to packed prompts, drawn as fast as they can be.
 
-Each prompt is prefilled once; its G members decode together, each with its own
-cache, until every row has drawn the end token.  A token is drawn by inverting
-the cumulative distribution at one uniform number:
-
-  token = min { v : F(v) > u F(V) },   F(v) = sum_{w <= v} exp(logits_w / T)
+Each prompt is prefilled once; its G members decode together, reading the keys
+of their prompt from one place and each its own from a ring, until they end.
+Rows are *slots*: `advance` runs them until so few are unfinished that the host
+(`batching.py`) can do better, by putting new prompts into the free ones
+(`place`) or by going on with fewer of them (`compact`).  `sample` is all of it
+for prompts that have a slot each.
 
 The uniform numbers of a row come from that row's key alone, so a response does
-not depend on its neighbours, the batch, or the number of devices.  How a row is
-drawn (`Method`) is data, too: another temperature or filter compiles nothing.
+not depend on its neighbours, its slot, or the number of devices, but for the
+rounding of sums that a compiler orders differently in another shape.
 
 A response ends with the end token, which it keeps, or with the token in which a
 stop string is complete, wherever in the token it ends: an automaton over bytes,
 folded over whole tokens, says so (`Tokenizer.stops`).
 
-Axes:  B prompts   G responses per prompt   N = B G   T response tokens
+Axes:  B prompts   G responses per prompt   N rows   T response tokens
   V vocabulary   D hidden   S states of the automaton, the last "complete"
 """
 
@@ -23,50 +24,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from r1router_jax.models import qwen_vl
-
-CHUNK = 1024  # Tokens whose logits exist at one time.
-
-
-class Method(NamedTuple):
-  """How tokens are drawn: numbers, or arrays with one for each row `N`.
-
-  Filters apply one after another, each to what the last one left.
-
-  Attributes:
-    temperature: of the softmax; 0 takes the likeliest token.
-    top_k: draw from the k likeliest alone; 0 from all.
-    top_p: from the likeliest that together reach this probability; 1 from all.
-    min_p: from those at least this share as likely as the likeliest; 0 all.
-  """
-
-  temperature: Float[Array, "*N"] | float = 1.0
-  top_k: Int[Array, "*N"] | int = 0
-  top_p: Float[Array, "*N"] | float = 1.0
-  min_p: Float[Array, "*N"] | float = 0.0
-
-  def checked(self) -> "Method":
-    """The same as arrays.
-
-    Raises:
-      ValueError: where a number is out of its range, by name.
-    """
-    ranges = dict(temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1),
-                  min_p=(0, 1))
-    for name, (low, high) in ranges.items():
-      value = np.asarray(getattr(self, name))
-      if not ((low <= value) & (value <= high)).all() or (
-          name == "top_p" and not value.all()):
-        raise ValueError(f"{name} is {getattr(self, name)}, wanted {low} to "
-                         f"{high}{', and above 0' * (name == 'top_p')}.")
-    kinds = (np.float32, np.int32, np.float32, np.float32)
-    return Method(*map(jnp.asarray, self, kinds))
-
-
-GREEDY = Method(temperature=0.0)
+from r1router_jax.drawing import Method, draw
+from r1router_jax.models import layers, qwen_vl
+from r1router_jax.models.attention import Caches, Lanes
 
 
 class Drawn(NamedTuple):
@@ -82,6 +44,54 @@ class Drawn(NamedTuple):
   failed: Bool[Array, "B G"]
 
 
+class Rows(NamedTuple):
+  """Responses in the making.
+
+  Attributes:
+    lane: which member of which prompt, see `attention.Lanes`; beyond the last
+      lane where the row is free.
+    method: how its tokens are drawn.
+    uniform: the numbers that they are drawn with.
+    age: how many it has.
+    at: state of the stop automaton.
+    done, failed: see `Drawn`.
+    tokens, logp: so far.
+  """
+
+  lane: Int[Array, " N"]
+  method: Method
+  uniform: Float[Array, "N T"]
+  age: Int[Array, " N"]
+  at: Int[Array, " N"]
+  done: Bool[Array, " N"]
+  failed: Bool[Array, " N"]
+  tokens: Int[Array, "N T"]
+  logp: Float[Array, "N T"]
+
+
+class Slots(NamedTuple):
+  """Prompts, rows, and the ring of the rows' keys with its next column."""
+
+  prefix: qwen_vl.Prefix
+  rows: Rows
+  own: Caches
+  column: Int[Array, ""]
+
+
+class Words(NamedTuple):
+  """What a token may be, and which ones end a response.
+
+  Attributes:
+    allowed: false on ids that are never drawn (padding rows, placeholders).
+    end: id of the end token.
+    stops: the next state of the automaton after each token, or None.
+  """
+
+  allowed: Bool[Array, " V"]
+  end: Int[Array, ""] | int
+  stops: Int[Array, "S V"] | None = None
+
+
 def keys(
   key: Key[Array, ""], prompts: Int[Array, " B"], members: int
 ) -> Key[Array, "B G"]:
@@ -91,53 +101,127 @@ def keys(
                                  jnp.arange(members)))(prompts)
 
 
-def pick(
-  weights: Float[Array, "N V"], u: Float[Array, " N"]
-) -> Int[Array, " N"]:
-  """The first id whose cumulative weight exceeds `u` times the total.
+def start(
+  model: qwen_vl.QwenVL,
+  params: dict,
+  prompt: qwen_vl.Prompt,
+  key: Key[Array, "B G"],
+  method: Method,
+  words: Words,
+  tokens: int,
+) -> tuple[qwen_vl.Prefix, Rows]:
+  """Prefills prompts and draws the first token of each response."""
+  members, rows = key.shape[1], key.size
+  prefix = model.apply({"params": params}, prompt, method="prefill")
+  zeros = functools.partial(jnp.zeros, rows)
+  fresh = Rows(
+    lane=jnp.arange(rows),
+    method=Method(*(jnp.broadcast_to(x, (rows,)) for x in method)),
+    uniform=jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(
+      key.reshape(rows)),
+    age=zeros(jnp.int32), at=zeros(jnp.int32), done=zeros(bool),
+    failed=zeros(bool),
+    tokens=jnp.full((rows, tokens), words.end, jnp.int32),
+    logp=jnp.zeros((rows, tokens)))
+  states = jnp.repeat(prefix.last, members, axis=0)
+  return prefix, _write(model, params, fresh, states, words)
 
-  XLA sums in a tree, so that rounding may raise the sum, or lower it, where
-  nothing is added: ids of weight 0 are left out, or one in some millions of
-  tokens would be a forbidden one.
+
+def ring(model: qwen_vl.QwenVL, rows: int, tokens: int) -> Caches:
+  """Room for the keys of responses of at most `tokens` tokens.
+
+  The last token is never an input.
   """
-  total = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
-  return jnp.argmax(total > u[:, None] * total.max(-1, keepdims=True), -1)
+  return qwen_vl.empty_cache(
+    model.config, rows, max(tokens - 1, 1), model.compute.dtype,
+    unrolled=model.unrolled)
 
 
-def kept(logits: Float[Array, "N V"], method: Method) -> Bool[Array, "N V"]:
-  """Which tokens pass the filters; equal logits pass together.
+def free(
+  model: qwen_vl.QwenVL, prefix: qwen_vl.Prefix, rows: Rows,
+  prompts: int, count: int,
+) -> Slots:
+  """So many free slots for prompts, and `count` for rows, like those given."""
+  def slots(size, axis, x):
+    axis %= x.ndim
+    return jnp.zeros((*x.shape[:axis], size, *x.shape[axis + 1:]), x.dtype)
 
-  A vocabulary is sorted only where some row asks for it.
+  cache = jax.tree.map(functools.partial(slots, prompts, -4), prefix.cache)
+  at = functools.partial(slots, prompts, 0)
+  empty = jax.tree.map(functools.partial(slots, count, 0), rows)
+  return Slots(
+    qwen_vl.Prefix(cache, *map(at, prefix[1:])),
+    empty._replace(done=jnp.ones(count, bool)),
+    ring(model, count, rows.tokens.shape[1]), jnp.int32(0))
+
+
+def advance(
+  model: qwen_vl.QwenVL,
+  params: dict,
+  slots: Slots,
+  words: Words,
+  live: Int[Array, ""] | int,
+  members: int,
+) -> Slots:
+  """Decodes until at most `live` rows are unfinished."""
+  lanes = _lanes(slots, members)
+  room = max(slots.rows.tokens.shape[1] - 1, 1)
+
+  def body(slots):
+    prefix, rows, own, column = slots
+    last = jnp.maximum(rows.age - 1, 0)
+    token = jnp.take_along_axis(rows.tokens, last[:, None], 1)[:, 0]
+    states, own = model.apply(
+      {"params": params}, prefix, own, token, last, column, lanes,
+      method="decode")
+    return Slots(prefix, _write(model, params, rows, states, words), own,
+                 (column + 1) % room)
+
+  return jax.lax.while_loop(
+    lambda slots: jnp.sum(~slots.rows.done) > live, body, slots)
+
+
+def place(
+  slots: Slots, prefix: qwen_vl.Prefix, fresh: Rows,
+  prompts: Int[Array, " b"], rows: Int[Array, "b G"],
+) -> Slots:
+  """Puts new prompts and their rows into free slots.
+
+  Args:
+    slots: of which some are free.
+    prefix, fresh: as `start` made them.
+    prompts: where each prompt goes; beyond the last slot, nowhere.
+    rows: where its members go.
   """
-  column = lambda x: jnp.broadcast_to(x, logits.shape[:1])[:, None]
-  k, p = column(method.top_k), column(method.top_p)
+  members = rows.shape[1]
+  lane = prompts[:, None] * members + jnp.arange(members)
+  into = lambda where, old, new: old.at[where].set(new, mode="drop")
+  cache = jax.tree.map(
+    lambda old, new: jnp.moveaxis(into(
+      prompts, jnp.moveaxis(old, -4, 0), jnp.moveaxis(new, -4, 0)), 0, -4),
+    slots.prefix.cache, prefix.cache)
+  # What is done gives its lane away.
+  old = slots.rows._replace(
+    lane=jnp.where(slots.rows.done, _LOST, slots.rows.lane))
+  return slots._replace(
+    prefix=qwen_vl.Prefix(cache, *map(functools.partial(into, prompts),
+                                      slots.prefix[1:], prefix[1:])),
+    rows=jax.tree.map(functools.partial(into, rows.reshape(-1)), old,
+                      fresh._replace(lane=lane.reshape(-1))))
 
-  def by_rank(_):
-    falling = -jnp.sort(-logits, -1)
-    passes = (jnp.arange(logits.shape[1]) < k) | (k == 0)
-    likely = jax.nn.softmax(jnp.where(passes, falling, -jnp.inf), -1)
-    passes &= jnp.cumsum(likely, -1) - likely < p
-    last = jnp.sum(passes, -1, keepdims=True) - 1
-    return logits >= jnp.take_along_axis(falling, last, -1)
 
-  ranked = jax.lax.cond(
-    jnp.any((k > 0) | (p < 1)), by_rank, lambda _: jnp.ones_like(
-      logits, bool), None)
-  floor = jnp.max(logits, -1, keepdims=True) + jnp.log(column(method.min_p))
-  return ranked & (logits >= floor)
-
-
-def draw(
-  logits: Float[Array, "N V"], method: Method, u: Float[Array, " N"]
-) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-  """A token of each row, and its log-probability before any filter."""
-  greedy = method.temperature <= 0
-  logits = logits / jnp.where(greedy, 1.0, method.temperature)[:, None]
-  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-  drawn = pick(jnp.where(kept(logits, method), weights, 0), u)
-  token = jnp.where(greedy, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
-  logp = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
-  return token, logp - jax.nn.logsumexp(logits, -1)
+def compact(
+  slots: Slots, prompts: Int[Array, " b"], rows: Int[Array, " n"],
+  lane: Int[Array, " n"],
+) -> Slots:
+  """Fewer slots: those named, rows with the lanes that they now have."""
+  cache = lambda where: lambda a: jnp.take(a, where, -4)
+  prefix = qwen_vl.Prefix(
+    jax.tree.map(cache(prompts), slots.prefix.cache),
+    *(a[prompts] for a in slots.prefix[1:]))
+  return Slots(
+    prefix, jax.tree.map(lambda a: a[rows], slots.rows)._replace(lane=lane),
+    jax.tree.map(cache(rows), slots.own), slots.column)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tokens"))
@@ -147,23 +231,19 @@ def sample(
   prompt: qwen_vl.Prompt,
   key: Key[Array, "B G"],
   method: Method,
-  allowed: Bool[Array, " V"],
+  words: Words,
   *,
   tokens: int,
-  end: Int[Array, ""] | int,
-  stops: Int[Array, "S V"] | None = None,
 ) -> Drawn:
-  """Draws G responses to each prompt.
+  """Draws G responses to each prompt, in one program.
 
   Args:
-    model: the module; its parameters are `params`.
+    model: the module; its parameters are `params`, see `qwen_vl.served`.
     prompt: packed prompts.
     key: one per response, see `keys`.
     method: how; see `Method`.
-    allowed: false on ids that are never drawn (padding rows, placeholders).
+    words: what may be drawn.
     tokens: T, the longest response.
-    end: id of the end token.
-    stops: the next state of the automaton after each token, or None.
 
   Raises:
     ValueError: where there is no room for a token.
@@ -171,78 +251,44 @@ def sample(
   if tokens < 1:
     raise ValueError(f"The longest response has {tokens} tokens: raise the "
                      "last of config.policy.settings.response_tokens.")
-  # Once, or every decoded token would read the larger originals.
-  params = jax.tree.map(lambda x: x.astype(model.compute.dtype), params)
-  members, rows = key.shape[1], key.size
-  apply = functools.partial(model.apply, {"params": params})
-  prefix = apply(prompt, method="prefill")
-  vocabulary = apply(method="vocabulary")
-  method = Method(*(jnp.broadcast_to(x, (rows,)) for x in method))
-  uniform = jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(
-    key.reshape(rows)).T
-
-  def body(carry):
-    i, state, cache, done, failed, at, out, logps, mask = carry
-    logits = jnp.einsum("ND,VD->NV", state, vocabulary,
-                        preferred_element_type=jnp.float32)
-    token, logp = draw(jnp.where(allowed, logits, -jnp.inf), method, uniform[i])
-    failed |= ~done & jnp.isnan(logp)
-    done |= failed
-    token = jnp.where(done, end, token)
-    out, logps = out.at[i].set(token), logps.at[i].set(logp)
-    mask = mask.at[i].set(~done)
-    done |= token == end
-    if stops is not None:
-      at = stops[at, token].astype(jnp.int32)
-      done |= at == len(stops) - 1
-    state, cache = apply(prefix, cache, token, i, method="decode")
-    return i + 1, state, cache, done, failed, at, out, logps, mask
-
-  def unfinished(carry):
-    return (carry[0] < tokens) & ~jnp.all(carry[3])
-
-  start = (
-    jnp.int32(0),
-    jnp.repeat(prefix.last, members, axis=0),
-    qwen_vl.empty_cache(model.config, rows, tokens, prefix.last.dtype),
-    *(jnp.zeros(rows, kind) for kind in (bool, bool, jnp.int32)),
-    jnp.full((tokens, rows), end, jnp.int32),
-    jnp.zeros((tokens, rows)),
-    jnp.zeros((tokens, rows), bool),
-  )
-  *_, failed, _, out, logps, mask = jax.lax.while_loop(unfinished, body, start)
-  return Drawn(*(a.T.reshape(*key.shape, tokens) for a in (
-    out, jnp.where(mask, logps, 0), mask)), failed.reshape(key.shape))
+  prefix, rows = start(model, params, prompt, key, method, words, tokens)
+  first = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
+  rows = advance(model, params, first, words, 0, key.shape[1]).rows
+  return Drawn(*(a.reshape(*key.shape, *a.shape[1:]) for a in (
+    rows.tokens, rows.logp, jnp.arange(tokens) < rows.age[:, None],
+    rows.failed)))
 
 
-def token_logp(
-  states: Float[Array, "*B D"],
-  targets: Int[Array, "*B"],
-  vocabulary: Float[Array, "V D"],
-  allowed: Bool[Array, " V"],
-) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
-  """Log-probability of each target and entropy at its position, in nats.
+_LOST = 2**30  # Beyond the last lane.
 
-  Logits of `CHUNK` tokens exist at a time, in the backward pass too.
-  """
-  shape, width = targets.shape, states.shape[-1]
-  states, targets = states.reshape(-1, width), targets.reshape(-1)
-  count = len(targets)
-  size = min(CHUNK, count)
-  chunks = -(-count // size)
-  pad = chunks * size - count
-  states = jnp.pad(states, ((0, pad), (0, 0))).reshape(chunks, size, width)
-  targets = jnp.pad(targets, (0, pad)).reshape(chunks, size)
 
-  @jax.checkpoint
-  def chunk(x, target):
-    logits = jnp.einsum(
-      "ND,VD->NV", x, vocabulary, preferred_element_type=jnp.float32)
-    logits = jnp.where(allowed, logits, -1e30)
-    norm = jax.nn.logsumexp(logits, -1)
-    logp = jnp.take_along_axis(logits, target[:, None], 1)[:, 0] - norm
-    probs = jnp.exp(logits - norm[:, None])
-    return logp, norm - jnp.sum(probs * logits, -1)
+def _lanes(slots: Slots, members: int) -> Lanes:
+  of = slots.rows.lane
+  free = jnp.zeros(len(slots.prefix.start) * members, jnp.int32)
+  return Lanes(free.at[of].set(jnp.arange(len(of)), mode="drop"), of)
 
-  logp, entropy = jax.lax.map(lambda xs: chunk(*xs), (states, targets))
-  return tuple(a.reshape(-1)[:count].reshape(shape) for a in (logp, entropy))
+
+def _write(
+  model: qwen_vl.QwenVL, params: dict, rows: Rows,
+  states: Float[Array, "N D"], words: Words,
+) -> Rows:
+  """The next token of each unfinished row, from the state that predicts it."""
+  count, tokens = rows.tokens.shape
+  vocabulary = model.apply({"params": params}, method="vocabulary")
+  logits = jnp.where(
+    words.allowed, layers.product(states, vocabulary), -jnp.inf)
+  u = jnp.take_along_axis(
+    rows.uniform, jnp.minimum(rows.age, tokens - 1)[:, None], 1)[:, 0]
+  token, logp = draw(logits, rows.method, u)
+  failed = rows.failed | (~rows.done & jnp.isnan(logp))
+  live = ~(rows.done | failed)
+  where = jnp.arange(count), jnp.where(live, rows.age, tokens)
+  age, at = rows.age + live, rows.at
+  done = ~live | (token == words.end) | (age == tokens)
+  if words.stops is not None:
+    at = jnp.where(live, words.stops[at, token].astype(jnp.int32), at)
+    done |= at == len(words.stops) - 1
+  return rows._replace(
+    age=age, at=at, done=done, failed=failed,
+    tokens=rows.tokens.at[where].set(token, mode="drop"),
+    logp=rows.logp.at[where].set(logp, mode="drop"))

@@ -4,11 +4,11 @@ import types
 
 import numpy as np
 
+from r1router_jax.drawing import GREEDY
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.policy import Policy
 from r1router_jax.records import Passage, Response
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
-from r1router_jax.sampling import GREEDY
 
 
 class Scripted(Policy):

@@ -16,9 +16,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up; a folder stands for all modules in it.
 FLOORS = (
     ("records", "prompts", "metrics", "charts",
-     "parallel", "telemetry", "commands"),
+     "parallel", "telemetry", "commands", "drawing"),
     ("protocol", "models", "predictions", "scoring"),
     ("inputs", "sampling", "checkpoints", "settings"),
+    ("batching",),
     ("policy", "retrieval", "data", "report"),
     ("router", "learning", "results"),
     ("train", "eval", "ask", "synthesize", "build_kb", "convert", "plan"),
@@ -143,8 +144,8 @@ def test_all_modules_live_together():
     ("from r1router_jax.models import hf", ""),
     ("from r1router_jax.inputs.pack import pack", ""),
     ("import jax.numpy as jnp", ""),
-    ("from r1router_jax import records, router", "router (floor 4)"),
-    ("def f():\n  import r1router_jax.policy", "policy (floor 3)"),
+    ("from r1router_jax import records, router", "router (floor 5)"),
+    ("def f():\n  import r1router_jax.policy", "policy (floor 4)"),
     ("from r1router_jax.sampling import respond", "sampling (floor 2)"),
     ("from . import pack", "in full"),
     ("from r1router_jax.novelty import f", "no floor"),

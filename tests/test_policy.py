@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax import parallel, policy, protocol, sampling, settings
+from r1router_jax import drawing, parallel, policy, protocol, settings
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf, published
 from tests import tiny
@@ -26,7 +26,7 @@ def ask(text, image=""):
   return protocol.plan_conversation(text, image, (), style="compact")
 
 
-WARM = sampling.Method()  # Temperature 1.
+WARM = drawing.Method()  # Temperature 1.
 ASKED = [ask("Who rules Chad?"), ask("And Niger?"), ask("How long is it?")]
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1router_jax import sampling
+from r1router_jax import drawing, sampling
+from r1router_jax.drawing import Method
 from r1router_jax.models import qwen_vl
-from r1router_jax.sampling import Method
+from r1router_jax.sampling import Words
 from tests import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, vocab=23)
@@ -33,8 +34,8 @@ def sample(batch, members, temperature=HOT, allowed=None, ids=None, end=END,
   return jax.device_get(sampling.sample(
       MODEL, params or tiny.params(CONFIG), tiny.pack(CONFIG, batch, length=8),
       sampling.keys(jax.random.key(7), jnp.asarray(ids), members),
-      Method(temperature, **filters).checked(), allowed, tokens=TOKENS,
-      end=np.int32(end), stops=stops))
+      Method(temperature, **filters).checked(),
+      Words(allowed, np.int32(end), stops), tokens=TOKENS))
 
 
 @tiny.jit
@@ -125,8 +126,8 @@ def test_eight_devices_draw_what_one_draws(eight):
   def one(prompt, keys):
     return sampling.sample(
         MODEL, tiny.params(CONFIG), prompt, jax.random.wrap_key_data(keys),
-        Method(HOT).checked(), np.ones(CONFIG.vocab, bool), tokens=TOKENS,
-        end=END)
+        Method(HOT).checked(), Words(np.ones(CONFIG.vocab, bool), END),
+        tokens=TOKENS)
 
   packed = tiny.packer(CONFIG, (8,)).pack(prompts(8), 8, 1)
   got = jax.device_get(jax.pmap(one)(packed, keys[:, None]))
@@ -256,7 +257,7 @@ def test_no_room_for_a_token_is_refused():
     sampling.sample(
         MODEL, tiny.params(CONFIG), tiny.pack(CONFIG, prompts(1), length=8),
         sampling.keys(jax.random.key(7), jnp.arange(1), 2), Method().checked(),
-        np.ones(CONFIG.vocab, bool), tokens=0, end=END)
+        Words(np.ones(CONFIG.vocab, bool), END), tokens=0)
 
 
 def test_rounding_draws_no_id_of_weight_0():
@@ -265,7 +266,7 @@ def test_rounding_draws_no_id_of_weight_0():
   weights = np.exp(3 * rng.normal(size=(64, 4096))).astype(np.float32)
   weights[:, 1000:1100] = weights[:, 4000:] = 0
   total = np.asarray(jnp.cumsum(jnp.asarray(weights), -1))
-  pick = jax.jit(sampling.pick)
+  pick = jax.jit(drawing.pick)
   for at in (*range(999, 1100, 3), 3998, 3999, 4000, 4094):
     edge = total[:, at] / total[:, -1]
     for u in (edge, np.nextafter(edge, np.float32(0))):
@@ -277,7 +278,7 @@ def test_rounding_draws_no_id_of_weight_0():
 def test_pick_inverts_the_distribution():
   weights = jnp.tile(jnp.array([0, 1.0, 0, 3.0, 4.0, 0]), (6, 1))
   u = jnp.array([0, 0.12, 0.126, 0.49, 0.51, 0.999])
-  assert sampling.pick(weights, u).tolist() == [1, 1, 3, 3, 4, 4]
+  assert drawing.pick(weights, u).tolist() == [1, 1, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -288,7 +289,7 @@ def test_returned_logp_is_that_of_a_second_pass(temperature):
   drawn = jax.tree.map(lambda a: a[:, :5], drawn)
   prompt = tiny.pack(CONFIG, prompts(2), length=8)
   apply = functools.partial(MODEL.apply, {"params": tiny.params(CONFIG)})
-  logp, _ = sampling.token_logp(
+  logp, _ = drawing.token_logp(
       jax.jit(apply)(prompt, drawn.tokens) / temperature,
       jnp.asarray(drawn.tokens), apply(method="vocabulary"),
       jnp.asarray(allowed))
@@ -310,7 +311,7 @@ def naive(states, targets, vocabulary, allowed):
 @pytest.mark.parametrize("shape", [(3,), (4,), (2, 3, 3)])
 def test_token_logp_is_log_softmax(shape, monkeypatch):
   """Also where tokens do not fill the last chunk, of 4 here."""
-  monkeypatch.setattr(sampling, "CHUNK", 4)
+  monkeypatch.setattr(drawing, "CHUNK", 4)
   rng = np.random.default_rng(sum(shape))
   states = jnp.asarray(rng.normal(size=(*shape, 6)), jnp.float32)
   vocabulary = jnp.asarray(rng.normal(size=(9, 6)), jnp.float32)
@@ -325,10 +326,10 @@ def test_token_logp_is_log_softmax(shape, monkeypatch):
     return jax.grad(total, (0, 1))(states, vocabulary)
 
   for got, want in zip(
-      sampling.token_logp(states, targets, vocabulary, allowed),
+      drawing.token_logp(states, targets, vocabulary, allowed),
       naive(states, targets, vocabulary, allowed), strict=True):
     assert got.shape == shape
     np.testing.assert_allclose(got, want, atol=1e-5)
   for got, want in zip(
-      weighed(sampling.token_logp), weighed(naive), strict=True):
+      weighed(drawing.token_logp), weighed(naive), strict=True):
     np.testing.assert_allclose(got, want, atol=1e-5)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from r1router_jax import protocol, sampling
+from r1router_jax import drawing, protocol
 from r1router_jax.data import warmup
 from r1router_jax.inputs import pack
 from r1router_jax.learning.batch import Batch, Prompts
@@ -167,7 +167,7 @@ def loss(
   """Numerator and denominator of the loss, and (sum, count) of each metric."""
   states = model.apply({"params": params}, batch.prompt, batch.response)
   vocabulary = model.apply({"params": params}, method="vocabulary")
-  logp, _ = sampling.token_logp(states, batch.response, vocabulary, allowed)
+  logp, _ = drawing.token_logp(states, batch.response, vocabulary, allowed)
   weight = batch.weight[..., None] * batch.mask
   total = jnp.sum(weight)
   nll = -jnp.sum(weight * logp)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax import sampling
+from r1router_jax import drawing, sampling
 from r1router_jax.inputs.pack import Encoded
 from r1router_jax.learning import rewards
 from r1router_jax.learning.batch import Batch, Prompts
@@ -160,21 +160,18 @@ class StepGrpo:
       self, params: dict, examples: Sequence[Step], index: int, rows: int
   ) -> tuple[Batch, dict]:
     """The rollouts of update `index`, leaves [D, ...], and what to report."""
+    del rows  # The policy knows how many it decodes at one time.
     policy = dataclasses.replace(self._policy, params=params)
     group = self._group
     rng = np.random.default_rng((self._seed, index))
     examples, prompts = zip(*(
         self._prompts(step, self._rename, rng) for step in examples),
         strict=True)
-    packed = policy.packer.pack(prompts, jax.local_device_count(), rows)
     drawn = policy.draw(
-        prompts, packed, jax.random.fold_in(self._key, index), group,
-        sampling.Method(self._temperature))
-    # Rows of all devices in one axis; those beyond the examples are padding.
-    drawn = sampling.Drawn(*(a.reshape(-1, *a.shape[2:])[:len(examples)]
-                             for a in jax.device_get(drawn)))
-    texts = [response.text for prompt in zip(*drawn, strict=True)
-             for response in policy.read(*prompt)]
+        prompts, jax.random.fold_in(self._key, index), group,
+        drawing.Method(self._temperature))
+    texts = [each.text for responses in policy.read(drawn)
+             for each in responses]
     parts = self._reward.parts(
         [step for step in examples for _ in range(group)], texts)
     reward = parts.total.reshape(len(examples), group)
@@ -221,7 +218,7 @@ def loss(
   """Numerator and denominator of the loss, and (sum, count) of each metric."""
   states = model.apply({"params": params}, batch.prompt, batch.response)
   vocabulary = model.apply({"params": params}, method="vocabulary")
-  logp, entropy = sampling.token_logp(
+  logp, entropy = drawing.token_logp(
       states / temperature, batch.response, vocabulary, allowed)
   total, beyond = surrogate(
       logp, batch.old_logp, batch.weight, batch.mask,

@@ -5,9 +5,16 @@ Attention looks at up to two stretches of keys, the *prompt*'s and the row's
 
   out = softmax([q k_prompt, q k_own] / sqrt(H)) [v_prompt, v_own]
 
+which is made of a part for each, with its own largest score m:
+
+  part = (m, sum exp(s - m), sum exp(s - m) v),   s = q k / sqrt(H)
+  out  = sum over parts of e^m part_2 / sum over parts of e^m part_1
+
 Rows of one group share a prompt: its keys are stored and read once, and the
 group is only a batch of queries against them.  Prefill has own keys alone,
-decoding both, and so has the training pass over sampled responses.
+decoding both, and so has the training pass over sampled responses.  While
+groups decode, members finish and rows change places: `Lanes` then says which
+row is which member.
 
 Kernels, by name, for passes over many tokens; decoding is always dense:
 
@@ -35,7 +42,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask,
 )
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 KERNELS = ("auto", "xla", "splash", "cudnn")
 MASKED = -1e30  # Finite, so that a row that may look nowhere stays finite.
@@ -51,6 +58,9 @@ class Cache(NamedTuple):
 
   k: Array
   v: Array
+
+
+Caches = Cache | tuple[Cache, ...]  # Of all layers, in one array or one each.
 
 
 def resolve(kernel: str, dtype: str) -> str:
@@ -81,12 +91,33 @@ def same_member(prompt: int, tokens: int) -> Sees:
   return sees
 
 
+class Lanes(NamedTuple):
+  """Which row is which member: lane b G + g is member g of prompt b.
+
+  Attributes:
+    row: the row in each lane; any row, where a lane is free.
+    of: the lane of each row; beyond the last, where a row is free.
+  """
+
+  row: Int[Array, " BG"]
+  of: Int[Array, " N"]
+
+
+class _Part(NamedTuple):
+  """What one stretch of keys adds to a softmax (see top), in float32."""
+
+  peak: Float[Array, "N K R T"]
+  total: Float[Array, "N K R T"]
+  out: Float[Array, "N K R T H"]
+
+
 def attention(
   q: Float[Array, "N T Q H"],
   own: Cache,
   own_mask: Bool[Array, "N T S"],
   prompt: Cache | None = None,
   prompt_mask: Bool[Array, "B P"] | None = None,
+  lanes: Lanes | None = None,
 ) -> Float[Array, "N T Q H"]:
   """Dense grouped-query attention over own keys and a prompt's (see top).
 
@@ -94,35 +125,48 @@ def attention(
     q: queries, rotated.
     own: keys and values `N S K H`.
     own_mask: true where a query may look.
-    prompt: keys and values `B P K H`, or None; row n belongs to prompt n // G.
+    prompt: keys and values `B P K H`, or None.
     prompt_mask: true on the prompt's real tokens.
+    lanes: whose prompt is whose; by default row n is in lane n.
   """
-  n, kv_heads = q.shape[0], own.k.shape[2]
-  q = q * q.shape[-1] ** -0.5
-  q = einops.rearrange(q, "N T (K R) H -> N T K R H", K=kv_heads)
+  q = einops.rearrange(
+    q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[2])
+  part = _part(q, own, own_mask)
+  if prompt is not None:
+    prompts = len(prompt_mask)
+    group = q if lanes is None else q[lanes.row]
+    group = einops.rearrange(
+      group, "(B G) T K R H -> B (G T) K R H", B=prompts)
+    shared = _part(group, prompt, prompt_mask[:, None])
+    members = lambda a: einops.rearrange(
+      a, "B K R (G T) ... -> (B G) K R T ...", T=q.shape[1])
+    shared = jax.tree.map(members, shared)
+    if lanes is not None:
+      shared = jax.tree.map(lambda a: a[lanes.of], shared)
+    part = _merged(part, shared)
+  out = part.out / part.total[..., None]
+  return einops.rearrange(out, "N K R T H -> N T (K R) H").astype(own.v.dtype)
+
+
+def _part(
+  q: Float[Array, "N T K R H"], keys: Cache, mask: Bool[Array, " N #T S"]
+) -> _Part:
   # Scores stay in float32: bfloat16 blurs the ranking of distant keys.
   scores = jnp.einsum(
-    "NTKRH,NSKH->NKRTS", q, own.k, preferred_element_type=jnp.float32)
-  scores = jnp.where(own_mask[:, None, None], scores, MASKED)
-  if prompt is None:
-    probs = jax.nn.softmax(scores).astype(q.dtype)
-    out = jnp.einsum("NKRTS,NSKH->NTKRH", probs, own.v)
-    return einops.rearrange(out, "N T K R H -> N T (K R) H")
+    "NTKRH,NSKH->NKRTS", q, keys.k, preferred_element_type=jnp.float32)
+  scores = jnp.where(mask[:, None, None], scores, MASKED)
+  peak = jax.lax.stop_gradient(scores.max(-1))
+  weights = jnp.exp(scores - peak[..., None])
+  out = jnp.einsum("NKRTS,NSKH->NKRTH", weights.astype(keys.v.dtype), keys.v,
+                   preferred_element_type=jnp.float32)
+  return _Part(peak, weights.sum(-1), out)
 
-  group = einops.rearrange(q, "(B G) T K R H -> B G T K R H",
-                           B=prompt.k.shape[0])
-  shared = jnp.einsum(
-    "BGTKRH,BPKH->BGKRTP", group, prompt.k, preferred_element_type=jnp.float32)
-  shared = jnp.where(prompt_mask[:, None, None, None, None], shared, MASKED)
-  shared = einops.rearrange(shared, "B G K R T P -> (B G) K R T P")
-  probs = jax.nn.softmax(jnp.concatenate([shared, scores], -1)).astype(q.dtype)
-  p = prompt.k.shape[1]
-  out = jnp.einsum("NKRTS,NSKH->NTKRH", probs[..., p:], own.v)
-  shared = einops.rearrange(
-    probs[..., :p], "(B G) K R T P -> B G K R T P", B=prompt.k.shape[0])
-  shared = jnp.einsum("BGKRTP,BPKH->BGTKRH", shared, prompt.v)
-  out = out + shared.reshape(n, *out.shape[1:])
-  return einops.rearrange(out, "N T K R H -> N T (K R) H")
+
+def _merged(a: _Part, b: _Part) -> _Part:
+  peak = jnp.maximum(a.peak, b.peak)
+  of_a, of_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
+  return _Part(peak, a.total * of_a + b.total * of_b,
+               a.out * of_a[..., None] + b.out * of_b[..., None])
 
 
 def grouped(

@@ -44,6 +44,37 @@ def _project_back(saved, g):
 project.defvjp(lambda x, w: (x @ w, (x, w)), _project_back)
 
 
+FEW = 48  # Rows up to which `product` beats a matrix product on CPUs.
+
+
+def product(
+  x: Float[Array, "*B D"], w: Float[Array, "F D"]
+) -> Float[Array, "*B F"]:
+  """x @ w.T in float32 accuracy, for decoding: few rows, each weight read once.
+
+  XLA's CPU compiler hands a product to Eigen, which first copies the weights
+  into an order of its own: of a machine's bandwidth one row gets all, but 2 to
+  48 rows get a half to a fifth.  Multiplied and summed in one loop they get up
+  to twice that (`benchmarks/products.py`).
+  """
+  rows = x.reshape(-1, x.shape[-1])
+
+  def summed(rows, w):
+    # The barriers keep neighbours out of the loop, which would repeat them.
+    rows = jax.lax.optimization_barrier(rows)
+    return jax.lax.optimization_barrier(jnp.sum(w * rows[:, None], -1))
+
+  def dot(rows, w):
+    return jax.lax.dot_general(w, rows, (((1,), (1,)), ((), ())),
+                               preferred_element_type=jnp.float32).T
+
+  if 1 < len(rows) <= FEW and x.dtype == w.dtype == jnp.float32:
+    y = jax.lax.platform_dependent(rows, w, cpu=summed, default=dot)
+  else:
+    y = dot(rows, w)
+  return y.reshape(*x.shape[:-1], len(w))
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) * scale, in float32."""
 
@@ -58,7 +89,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-  """x @ w (+ b); kernels are stored [in, out]."""
+  """x @ w (+ b); kernels are stored [in, out], or [out, in] as `rows`."""
 
   features: int
   bias: bool = False
@@ -66,11 +97,13 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-    init = nn.initializers.variance_scaling(
-      self.scale**2, "fan_in", "truncated_normal"
-    )
-    w = self.param("w", init, (x.shape[-1], self.features))
-    y = project(x, w.astype(x.dtype))
+    if self.has_variable("params", "rows"):  # See `qwen_vl.served`.
+      y = product(x, self.get_variable("params", "rows")).astype(x.dtype)
+    else:
+      init = nn.initializers.variance_scaling(
+        self.scale**2, "fan_in", "truncated_normal")
+      w = self.param("w", init, (x.shape[-1], self.features))
+      y = project(x, w.astype(x.dtype))
     if self.bias:
       bias = self.param("b", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(x.dtype)

@@ -34,10 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
 from r1router_jax.models import attention, layers
-from r1router_jax.models.attention import Cache
+from r1router_jax.models.attention import Cache, Caches
 from r1router_jax.models.layers import Linear, Llama3, RMSNorm, SwiGLU
 
 REMAT = {  # What the backward pass need not compute again.
@@ -143,7 +144,7 @@ PLAN = ("gather", "valid", "place", "inverse")
 class Prefix(NamedTuple):
   """Prompts as a response sees them: keys, mask, next position, last state."""
 
-  cache: Cache  # Leaves [layers, B, L, K, H].
+  cache: Caches  # Leaves [layers, B, L, K, H], or without the first axis.
   mask: Bool[Array, "B L"]
   start: Int[Array, " B"]
   last: Float[Array, "B D"]
@@ -278,7 +279,7 @@ class DecoderLayer(nn.Module):
   kernel: str
 
   @nn.compact
-  def __call__(self, x, caches, angles, own_mask, prompt_mask, index):
+  def __call__(self, x, caches, angles, own_mask, prompt_mask, lanes, column):
     c = self.config
     prompt, own = caches
     deep = 0.1 * (2 * c.layers) ** -0.5  # The stream starts as the embedding.
@@ -295,10 +296,10 @@ class DecoderLayer(nn.Module):
     if own is not None:
       new = jax.tree.map(
         lambda old, row: jax.lax.dynamic_update_slice_in_dim(
-          old, row.astype(old.dtype), index, 1),
+          old, row.astype(old.dtype), column, 1),
         own, new)
     if self.kernel == "xla" or own is not None:
-      out = attention.attention(q, new, own_mask, prompt, prompt_mask)
+      out = attention.attention(q, new, own_mask, prompt, prompt_mask, lanes)
     elif prompt is None:
       # Padding is on the right, where no real token looks.
       out = attention.fused(q, k, v, jnp.ones(k.shape[:2], bool),
@@ -313,10 +314,17 @@ class DecoderLayer(nn.Module):
 
 
 class QwenVL(nn.Module):
-  """The whole model; see the module's docstring for its three uses."""
+  """The whole model; see the module's docstring for its three uses.
+
+  Attributes:
+    config, compute: what it is, and how it is run.
+    unrolled: whether the decoder's layers stand one by one, as `served` lays
+      their parameters out, and not in one array for a loop.
+  """
 
   config: Config
   compute: Compute = Compute()
+  unrolled: bool = False
 
   def setup(self):
     c, b = self.config, nn.broadcast
@@ -328,8 +336,11 @@ class QwenVL(nn.Module):
         "head", nn.initializers.normal(c.hidden**-0.5), (c.vocab, c.hidden))
     if c.vision is not None:
       self.vision = Vision(c.vision, self.compute, c.hidden)
-    self.layers = _stack(
-      DecoderLayer, c.layers, (0, b, b, b, b), self.compute)(c, kernel)
+    if self.unrolled:
+      self.layers = [DecoderLayer(c, kernel) for _ in range(c.layers)]
+    else:
+      self.layers = _stack(
+        DecoderLayer, c.layers, (0, b, b, b, b, b), self.compute)(c, kernel)
     self.norm = RMSNorm(c.eps)
 
   def __call__(self, prompt: Prompt, response: Int[Array, "B G T"]):
@@ -356,8 +367,8 @@ class QwenVL(nn.Module):
     length = x.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
     angles = self._angles(prompt.positions)
-    x, cache = self.layers(
-      x, (None, None), angles, causal & prompt.mask[:, None], None, None)
+    x, cache = self._decoder(
+      x, None, None, angles, causal & prompt.mask[:, None])
     last = jnp.sum(prompt.mask, 1) - 1
     last = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
     return Prefix(cache, prompt.mask, prompt.start, self.norm(last))
@@ -376,7 +387,7 @@ class QwenVL(nn.Module):
     mask = jnp.broadcast_to(
       jnp.tril(jnp.ones((tokens - 1, tokens - 1), bool)),
       (len(rows), tokens - 1, tokens - 1))
-    x, _ = self._after(prefix, rows, offset, None, mask, None)
+    x, _ = self._after(prefix, rows, offset, None, mask)
     first = jnp.repeat(prefix.last, members, axis=0)[:, None]
     x = jnp.concatenate([first.astype(x.dtype), x], 1)
     return x.reshape(groups, members, tokens, -1)
@@ -384,26 +395,58 @@ class QwenVL(nn.Module):
   def decode(
     self,
     prefix: Prefix,
-    own: Cache,
+    own: Caches,
     token: Int[Array, " N"],
-    index: Int[Array, ""],
-  ) -> tuple[Float[Array, "N D"], Cache]:
-    """One more token of each row, the `index`-th of its response."""
-    room = own.k.shape[2]
-    mask = jnp.broadcast_to(jnp.arange(room) <= index, (len(token), 1, room))
-    x, own = self._after(
-      prefix, token[:, None], index[None], own, mask, index)
+    age: Int[Array, " N"],
+    column: Int[Array, ""],
+    lanes: attention.Lanes,
+  ) -> tuple[Float[Array, "N D"], Caches]:
+    """One more token of each row.
+
+    Args:
+      prefix: the prompts.
+      own: keys of the responses so far, in a ring: those of a row's last token
+        stand in the column before `column`, and so on backwards.
+      token: the next input of each row.
+      age: its place in the row's response.
+      column: where its keys go, for all rows the same.
+      lanes: whose prompt is whose.
+
+    Returns:
+      the state that predicts the token after it, and all keys.
+    """
+    leaf = own[0] if self.unrolled else own
+    room = leaf.k.shape[-3]
+    back = (column - jnp.arange(room)) % room
+    x, own = self._after(prefix, token[:, None], age[:, None], own,
+                         back <= age[:, None, None], lanes, column)
     return x[:, 0], own
 
-  def _after(self, prefix, rows, offset, own, mask, index):
+  def _after(self, prefix, rows, offset, own, mask, lanes=None, column=None):
     """Runs `rows [N T]`, at `offset [T]` tokens after their shared prompts."""
-    members = len(rows) // len(prefix.start)
-    start = jnp.repeat(prefix.start, members)
+    prompts = len(prefix.start)
+    if lanes is None:
+      start = jnp.repeat(prefix.start, len(rows) // prompts)
+    else:
+      start = prefix.start[lanes.of // (len(lanes.row) // prompts)]
     at = jnp.broadcast_to(start[:, None] + offset, (3, *rows.shape))
-    x, own = self.layers(
-      self.embedded(rows), (prefix.cache, own), self._angles(at), mask,
-      prefix.mask, index)
+    x, own = self._decoder(
+      self.embedded(rows), prefix.cache, own, self._angles(at), mask,
+      prefix.mask, lanes, column)
     return self.norm(x), own
+
+  def _decoder(self, x, prompt, own, angles, own_mask, prompt_mask=None,
+               lanes=None, column=None):
+    """All layers; keys have a leading axis for them, or are a tuple."""
+    rest = angles, own_mask, prompt_mask, lanes, column
+    if not self.unrolled:
+      return self.layers(x, (prompt, own), *rest)
+    none, caches = (None,) * len(self.layers), []
+    for layer, *old in zip(
+        self.layers, prompt or none, own or none, strict=True):
+      x, new = layer(x, tuple(old), *rest)
+      caches.append(new)
+    return x, tuple(caches)
 
   def _angles(self, positions):
     c = self.config
@@ -424,7 +467,33 @@ def _stack(
     in_axes=in_axes, length=length)
 
 
-def empty_cache(config: Config, rows: int, room: int, dtype) -> Cache:
-  """Own keys and values of `rows` responses of at most `room` tokens."""
-  shape = (config.layers, rows, room, config.kv_heads, config.head_size)
-  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def served(params: dict, compute: Compute, *, unrolled: bool) -> dict:
+  """Parameters as sampling wants them: in the precision of products.
+
+  Unrolled, each layer has arrays of its own, and kernels lie [out, in], as
+  `layers.product` reads them: XLA's CPU compiler copies the weights of a layer
+  out of a common array each time it runs it, which takes longer than to use
+  them.
+  """
+  params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
+  if not unrolled:
+    return params
+  stacked = traverse_util.flatten_dict(params.pop("layers"))
+  for i in range(len(next(iter(stacked.values())))):
+    params[f"layers_{i}"] = traverse_util.unflatten_dict({
+      (*path[:-1], "rows") if path[-1] == "w" else path:
+      x[i].T if path[-1] == "w" else x[i] for path, x in stacked.items()})
+  return params
+
+
+def empty_cache(
+  config: Config, rows: int, room: int, dtype: Any, *, unrolled: bool = False
+) -> Caches:
+  """Keys and values of `rows` rows of at most `room` tokens, as `QwenVL` has.
+  """
+  shape = rows, room, config.kv_heads, config.head_size
+  zeros = lambda *lead: Cache(*(jnp.zeros((*lead, *shape), dtype)
+                                for _ in Cache._fields))
+  if not unrolled:
+    return zeros(config.layers)
+  return tuple(zeros() for _ in range(config.layers))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1router_jax import policy, sampling
+from r1router_jax import drawing, policy, sampling
 from r1router_jax.learning import step_grpo
 from r1router_jax.learning.batch import Batch
 from r1router_jax.models import qwen_vl
@@ -203,7 +203,7 @@ def test_updates_favour_the_better_response():
   params, tx = tiny.params(tiny.CONFIG), optax.adam(5e-4)
   whole = batch(rows=2, members=2)
   whole = whole._replace(mask=jnp.ones_like(whole.mask))
-  logp = tiny.jit(lambda params: sampling.token_logp(
+  logp = tiny.jit(lambda params: drawing.token_logp(
       MODEL.apply({"params": params}, whole.prompt, whole.response) / 0.8,
       jnp.asarray(whole.response), MODEL.apply(
           {"params": params}, method="vocabulary"), jnp.asarray(ALLOWED))[0])

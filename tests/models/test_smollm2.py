@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1router_jax import sampling, settings
+from r1router_jax import drawing, sampling, settings
 from r1router_jax.inputs.pack import Packer
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import published, qwen_vl
@@ -69,11 +69,12 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
       lambda x: jnp.asarray(x[0]), packer.pack(prompts, 1, len(prompts)))
   compute = dataclasses.replace(known.compute, dtype="float32")
   drawn = sampling.sample(
-      qwen_vl.QwenVL(known.model, compute),
-      published.load(folder, known.model, dtype=np.float32), packed,
+      qwen_vl.QwenVL(known.model, compute, unrolled=True),
+      qwen_vl.served(published.load(folder, known.model, dtype=np.float32),
+                     compute, unrolled=True), packed,
       sampling.keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
-      sampling.GREEDY.checked(), jnp.asarray(coder.allowed(known.model.vocab)),
-      tokens=NEW, end=coder.end)
+      drawing.GREEDY.checked(),
+      sampling.Words(coder.allowed(known.model.vocab), coder.end), tokens=NEW)
   for row, (text, word) in enumerate(ASKED):
     ids = torch.tensor([prompts[row].ids])
     with torch.no_grad():

@@ -1,0 +1,139 @@
+"""How a token is drawn from logits, and how likely a given one is.
+
+A token is drawn by inverting the cumulative distribution at a uniform number u:
+
+  token = min { v : F(v) > u F(V) },   F(v) = sum_{w <= v} exp(logits_w / T)
+
+How (`Method`) is data: another temperature or filter compiles nothing.
+
+Axes:  N rows   V vocabulary   D hidden
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+CHUNK = 1024  # Tokens whose logits exist at one time.
+
+
+class Method(NamedTuple):
+  """How tokens are drawn: numbers, or arrays with one for each row `N`.
+
+  Filters apply one after another, each to what the last one left.
+
+  Attributes:
+    temperature: of the softmax; 0 takes the likeliest token.
+    top_k: draw from the k likeliest alone; 0 from all.
+    top_p: from the likeliest that together reach this probability; 1 from all.
+    min_p: from those at least this share as likely as the likeliest; 0 all.
+  """
+
+  temperature: Float[Array, "*N"] | float = 1.0
+  top_k: Int[Array, "*N"] | int = 0
+  top_p: Float[Array, "*N"] | float = 1.0
+  min_p: Float[Array, "*N"] | float = 0.0
+
+  def checked(self) -> "Method":
+    """The same as arrays.
+
+    Raises:
+      ValueError: where a number is out of its range, by name.
+    """
+    ranges = dict(temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1),
+                  min_p=(0, 1))
+    for name, (low, high) in ranges.items():
+      value = np.asarray(getattr(self, name))
+      if not ((low <= value) & (value <= high)).all() or (
+          name == "top_p" and not value.all()):
+        raise ValueError(f"{name} is {getattr(self, name)}, wanted {low} to "
+                         f"{high}{', and above 0' * (name == 'top_p')}.")
+    kinds = (np.float32, np.int32, np.float32, np.float32)
+    return Method(*map(jnp.asarray, self, kinds))
+
+
+GREEDY = Method(temperature=0.0)
+
+
+def pick(
+  weights: Float[Array, "N V"], u: Float[Array, " N"]
+) -> Int[Array, " N"]:
+  """The first id whose cumulative weight exceeds `u` times the total.
+
+  XLA sums in a tree, so that rounding may raise the sum, or lower it, where
+  nothing is added: ids of weight 0 are left out, or one in some millions of
+  tokens would be a forbidden one.
+  """
+  total = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
+  return jnp.argmax(total > u[:, None] * total.max(-1, keepdims=True), -1)
+
+
+def kept(logits: Float[Array, "N V"], method: Method) -> Bool[Array, "N V"]:
+  """Which tokens pass the filters; equal logits pass together.
+
+  A vocabulary is sorted only where some row asks for it.
+  """
+  column = lambda x: jnp.broadcast_to(x, logits.shape[:1])[:, None]
+  k, p = column(method.top_k), column(method.top_p)
+
+  def by_rank(_):
+    falling = -jnp.sort(-logits, -1)
+    passes = (jnp.arange(logits.shape[1]) < k) | (k == 0)
+    likely = jax.nn.softmax(jnp.where(passes, falling, -jnp.inf), -1)
+    passes &= jnp.cumsum(likely, -1) - likely < p
+    last = jnp.sum(passes, -1, keepdims=True) - 1
+    return logits >= jnp.take_along_axis(falling, last, -1)
+
+  ranked = jax.lax.cond(
+    jnp.any((k > 0) | (p < 1)), by_rank, lambda _: jnp.ones_like(
+      logits, bool), None)
+  floor = jnp.max(logits, -1, keepdims=True) + jnp.log(column(method.min_p))
+  return ranked & (logits >= floor)
+
+
+def draw(
+  logits: Float[Array, "N V"], method: Method, u: Float[Array, " N"]
+) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+  """A token of each row, and its log-probability before any filter."""
+  greedy = method.temperature <= 0
+  logits = logits / jnp.where(greedy, 1.0, method.temperature)[:, None]
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+  drawn = pick(jnp.where(kept(logits, method), weights, 0), u)
+  token = jnp.where(greedy, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
+  logp = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
+  return token, logp - jax.nn.logsumexp(logits, -1)
+
+
+def token_logp(
+  states: Float[Array, "*B D"],
+  targets: Int[Array, "*B"],
+  vocabulary: Float[Array, "V D"],
+  allowed: Bool[Array, " V"],
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+  """Log-probability of each target and entropy at its position, in nats.
+
+  Logits of `CHUNK` tokens exist at a time, in the backward pass too.
+  """
+  shape, width = targets.shape, states.shape[-1]
+  states, targets = states.reshape(-1, width), targets.reshape(-1)
+  count = len(targets)
+  size = min(CHUNK, count)
+  chunks = -(-count // size)
+  pad = chunks * size - count
+  states = jnp.pad(states, ((0, pad), (0, 0))).reshape(chunks, size, width)
+  targets = jnp.pad(targets, (0, pad)).reshape(chunks, size)
+
+  @jax.checkpoint
+  def chunk(x, target):
+    logits = jnp.einsum(
+      "ND,VD->NV", x, vocabulary, preferred_element_type=jnp.float32)
+    logits = jnp.where(allowed, logits, -1e30)
+    norm = jax.nn.logsumexp(logits, -1)
+    logp = jnp.take_along_axis(logits, target[:, None], 1)[:, 0] - norm
+    probs = jnp.exp(logits - norm[:, None])
+    return logp, norm - jnp.sum(probs * logits, -1)
+
+  logp, entropy = jax.lax.map(lambda xs: chunk(*xs), (states, targets))
+  return tuple(a.reshape(-1)[:count].reshape(shape) for a in (logp, entropy))
