@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 CHUNK = 1024  # Tokens whose logits exist at one time.
+BLOCK = 256  # Weights that are summed before any is looked for.
 
 
 class Method(NamedTuple):
@@ -62,12 +63,39 @@ def pick(
 ) -> Int[Array, " N"]:
   """The first id whose cumulative weight exceeds `u` times the total.
 
-  XLA sums in a tree, so that rounding may raise the sum, or lower it, where
-  nothing is added: ids of weight 0 are left out, or one in some millions of
-  tokens would be a forbidden one.
+  First the block that it is in, then the id: one long cumulative sum would cost
+  more than the rest of a token's drawing.
   """
-  total = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
-  return jnp.argmax(total > u[:, None] * total.max(-1, keepdims=True), -1)
+  rows, width = weights.shape
+  blocks = jnp.pad(weights, ((0, 0), (0, -width % BLOCK))).reshape(
+    rows, -1, BLOCK)
+  sums = blocks.sum(-1)
+  ends = _ends(sums)
+  block, below = _first(ends, u * ends.max(-1))
+  inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
+  ends = _ends(inside)
+  # What is below the block and what is within it are rounded apart.
+  left = jnp.minimum(below, jnp.nextafter(ends.max(-1), 0.0))
+  return block * BLOCK + _first(ends, left)[0]
+
+
+def _ends(weights: Float[Array, "N W"]) -> Float[Array, "N W"]:
+  """Cumulative weights, or 0 where there is no weight.
+
+  XLA sums in a tree, so that rounding may raise the sum, or lower it, where
+  nothing is added: left in, one of some millions of tokens would be forbidden.
+  """
+  return jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
+
+
+def _first(
+  ends: Float[Array, "N W"], at: Float[Array, " N"]
+) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
+  """The first place that ends beyond `at`, and how far into it `at` is."""
+  place = jnp.argmax(ends > at[:, None], -1)
+  before = jnp.arange(ends.shape[1]) < place[:, None]
+  begin = jnp.max(jnp.where(before, ends, 0), -1)
+  return place, jnp.maximum(at - begin, 0)
 
 
 def kept(logits: Float[Array, "N V"], method: Method) -> Bool[Array, "N V"]:
@@ -99,9 +127,15 @@ def draw(
   """A token of each row, and its log-probability before any filter."""
   greedy = method.temperature <= 0
   logits = logits / jnp.where(greedy, 1.0, method.temperature)[:, None]
-  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-  drawn = pick(jnp.where(kept(logits, method), weights, 0), u)
-  token = jnp.where(greedy, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
+  likeliest = jnp.argmax(logits, -1)
+
+  def drawn():
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return pick(jnp.where(kept(logits, method), weights, 0), u)
+
+  token = jnp.where(
+    greedy, likeliest, jax.lax.cond(greedy.all(), lambda: likeliest, drawn)
+  ).astype(jnp.int32)
   logp = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
   return token, logp - jax.nn.logsumexp(logits, -1)
 

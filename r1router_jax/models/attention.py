@@ -54,10 +54,13 @@ Sees = Callable[[Any, Any], Any]
 
 
 class Cache(NamedTuple):
-  """Keys (rotated) and values of one layer, or of all with a leading axis."""
+  """Keys (rotated) and values of one layer, or of all with a leading axis.
 
-  k: Array
-  v: Array
+  Heads stand before positions, the order in which products read them.
+  """
+
+  k: Float[Array, "*N K S H"]
+  v: Float[Array, "*N K S H"]
 
 
 Caches = Cache | tuple[Cache, ...]  # Of all layers, in one array or one each.
@@ -114,7 +117,7 @@ class _Part(NamedTuple):
 def attention(
   q: Float[Array, "N T Q H"],
   own: Cache,
-  own_mask: Bool[Array, "N T S"],
+  own_mask: Bool[Array, " N #T S"],
   prompt: Cache | None = None,
   prompt_mask: Bool[Array, "B P"] | None = None,
   lanes: Lanes | None = None,
@@ -123,14 +126,14 @@ def attention(
 
   Args:
     q: queries, rotated.
-    own: keys and values `N S K H`.
+    own: keys and values `N K S H`.
     own_mask: true where a query may look.
-    prompt: keys and values `B P K H`, or None.
+    prompt: keys and values `B K P H`, or None.
     prompt_mask: true on the prompt's real tokens.
     lanes: whose prompt is whose; by default row n is in lane n.
   """
   q = einops.rearrange(
-    q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[2])
+    q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[1])
   part = _part(q, own, own_mask)
   if prompt is not None:
     prompts = len(prompt_mask)
@@ -153,11 +156,11 @@ def _part(
 ) -> _Part:
   # Scores stay in float32: bfloat16 blurs the ranking of distant keys.
   scores = jnp.einsum(
-    "NTKRH,NSKH->NKRTS", q, keys.k, preferred_element_type=jnp.float32)
+    "NTKRH,NKSH->NKRTS", q, keys.k, preferred_element_type=jnp.float32)
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   peak = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - peak[..., None])
-  out = jnp.einsum("NKRTS,NSKH->NKRTH", weights.astype(keys.v.dtype), keys.v,
+  out = jnp.einsum("NKRTS,NKSH->NKRTH", weights.astype(keys.v.dtype), keys.v,
                    preferred_element_type=jnp.float32)
   return _Part(peak, weights.sum(-1), out)
 
@@ -179,20 +182,21 @@ def grouped(
 ) -> Float[Array, "N T Q H"]:
   """As `attention`, causal in own keys, by a fused kernel."""
   prompts, length = prompt_mask.shape
-  rows = lambda a: einops.rearrange(a, "(B G) T K H -> B (G T) K H", B=prompts)
-  k, v = (jnp.concatenate([a, rows(b)], 1) for a, b in zip(
-    prompt, own, strict=True))
-  valid = jnp.pad(prompt_mask, ((0, 0), (0, k.shape[1] - length)),
+  members = lambda a: einops.rearrange(
+    a, "(B G) K T H -> B K (G T) H", B=prompts)
+  keys = Cache(*(jnp.concatenate([a, members(b)], 2) for a, b in zip(
+    prompt, own, strict=True)))
+  valid = jnp.pad(prompt_mask, ((0, 0), (0, keys.k.shape[2] - length)),
                   constant_values=True)
-  out = fused(rows(q), k, v, valid, same_member(length, q.shape[1]),
-              kernel=kernel)
+  rows = einops.rearrange(q, "(B G) T Q H -> B (G T) Q H", B=prompts)
+  out = fused(
+    rows, keys, valid, same_member(length, q.shape[1]), kernel=kernel)
   return out.reshape(q.shape)
 
 
 def fused(
   q: Float[Array, "B T Q H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
+  keys: Cache,
   valid: Bool[Array, "B S"],
   sees: Sees | None,
   *,
@@ -201,17 +205,19 @@ def fused(
   """Attention by a kernel that keeps no scores.
 
   Args:
-    q, k, v: queries, keys and values.
+    q: queries.
+    keys: and values, `B K S H`.
     valid: false on keys that nobody sees.
     sees: which positions see which, None for all.
     kernel: "splash" or "cudnn".
   """
   if kernel == "splash":
-    return _over_mesh(_splash, sees)(q, k, v, valid)
+    return _over_mesh(_splash, sees)(q, keys, valid)
   mask = valid[:, None, None]
   if sees is not None:
-    mask &= sees(*jnp.ogrid[:q.shape[1], :k.shape[1]])
-  mask = jnp.broadcast_to(mask, (len(q), 1, q.shape[1], k.shape[1]))
+    mask &= sees(*jnp.ogrid[:q.shape[1], :valid.shape[1]])
+  mask = jnp.broadcast_to(mask, (len(q), 1, q.shape[1], valid.shape[1]))
+  k, v = (jnp.swapaxes(a, 1, 2) for a in keys)
   return jax.nn.dot_product_attention(
     q, k, v, mask=mask, implementation="cudnn")
 
@@ -221,7 +227,7 @@ def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
 
   A Pallas kernel is opaque to the partitioner, so it is told here.
   """
-  local = lambda q, k, v, valid: kernel(q, k, v, valid, sees)
+  local = lambda q, keys, valid: kernel(q, keys, valid, sees)
   mesh = jax.sharding.get_abstract_mesh()
   if AxisType.Auto not in mesh.axis_types:
     return local
@@ -229,36 +235,35 @@ def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
   heads = "tensor" if "tensor" in mesh.axis_names else None
   spec = PartitionSpec(rows, None, heads)
   return jax.shard_map(
-    local, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec,
-    check_vma=False)
+    local, in_specs=(spec, PartitionSpec(rows, heads), PartitionSpec(rows)),
+    out_specs=spec, check_vma=False)
 
 
-def _splash(q, k, v, valid, sees):
-  queries, kv_heads = q.shape[1], k.shape[2]
-  q, valid_q = _padded(q * q.shape[-1] ** -0.5, None)
-  k, valid = _padded(k, valid)
-  v, _ = _padded(v, None)
-  mask = _Mask(sees, q.shape[1], k.shape[1])
+def _splash(q, keys, valid, sees):
+  queries, kv_heads = q.shape[1], keys.k.shape[1]
+  q = einops.rearrange(
+    q * q.shape[-1] ** -0.5, "B T (K R) H -> (B K) R T H", K=kv_heads)
+  q, k, v = (_padded(a, -2) for a in (q, *keys))
+  valid_q = _padded(jnp.ones((len(valid), queries), bool), 1)
+  valid = _padded(valid, 1)
+  mask = _Mask(sees, valid_q.shape[1], valid.shape[1])
   kernel = splash_attention_kernel.make_splash_mqa(
-    splash_attention_mask.MultiHeadMask([mask] * (q.shape[2] // kv_heads)),
+    splash_attention_mask.MultiHeadMask([mask] * q.shape[1]),
     head_shards=1, q_seq_shards=1,
-    block_sizes=_blocks(q.shape[1], k.shape[1]))
+    block_sizes=_blocks(valid_q.shape[1], valid.shape[1]))
   segments = splash_attention_kernel.SegmentIds(*(
     jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in (valid_q, valid)))
-  q = einops.rearrange(q, "B T (K R) H -> (B K) R T H", K=kv_heads)
-  k, v = (einops.rearrange(a, "B S K H -> (B K) S H") for a in (k, v))
+  k, v = (einops.rearrange(a, "B K S H -> (B K) S H") for a in (k, v))
   out = jax.vmap(kernel)(q, k, v, segments)
   return einops.rearrange(
     out, "(B K) R T H -> B T (K R) H", K=kv_heads)[:, :queries]
 
 
-def _padded(x, valid):
-  """x with a multiple of LANES positions, and which of them are seen."""
-  room = -x.shape[1] % LANES
-  if valid is None:
-    valid = jnp.ones(x.shape[:2], bool)
-  return (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))),
-          jnp.pad(valid, ((0, 0), (0, room))))
+def _padded(x, axis):
+  """x with zeros up to a multiple of LANES positions."""
+  room = [(0, 0)] * x.ndim
+  room[axis] = 0, -x.shape[axis] % LANES
+  return jnp.pad(x, room)
 
 
 def _blocks(queries: int, keys: int):

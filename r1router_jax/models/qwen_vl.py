@@ -144,7 +144,7 @@ PLAN = ("gather", "valid", "place", "inverse")
 class Prefix(NamedTuple):
   """Prompts as a response sees them: keys, mask, next position, last state."""
 
-  cache: Caches  # Leaves [layers, B, L, K, H], or without the first axis.
+  cache: Caches  # Leaves [layers, B, K, L, H], or without the first axis.
   mask: Bool[Array, "B L"]
   start: Int[Array, " B"]
   last: Float[Array, "B D"]
@@ -226,12 +226,12 @@ class VisionBlock(nn.Module):
 
     def attend(rows, kernel, q, k, v):
       q, k, v = (a.reshape(rows, -1, *a.shape[3:]) for a in (q, k, v))
-      keys = valid.reshape(rows, -1)
+      keys = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
+      seen = valid.reshape(rows, -1)
       if kernel == "xla":
-        mask = jnp.broadcast_to(keys[:, None], (*keys.shape, keys.shape[1]))
-        out = attention.attention(q, Cache(k, v), mask)
+        out = attention.attention(q, keys, seen[:, None])
       else:
-        out = attention.fused(q, k, v, keys, None, kernel=kernel)
+        out = attention.fused(q, keys, seen, None, kernel=kernel)
       return out.reshape(x.shape)
 
     out = jax.lax.cond(
@@ -277,6 +277,7 @@ class Vision(nn.Module):
 class DecoderLayer(nn.Module):
   config: Config
   kernel: str
+  joined: bool = False  # Are q, k and v one product, as `served` joins them?
 
   @nn.compact
   def __call__(self, x, caches, angles, own_mask, prompt_mask, lanes, column):
@@ -289,20 +290,25 @@ class DecoderLayer(nn.Module):
       y = Linear(count * c.head_size, c.qkv_bias, name=name)(h)
       return einops.rearrange(y, "N T (Q H) -> N T Q H", Q=count)
 
-    q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads(
-      "v", c.kv_heads)
+    if self.joined:
+      q, k, v = jnp.split(
+        heads("qkv", c.heads + 2 * c.kv_heads),
+        (c.heads, c.heads + c.kv_heads), 2)
+    else:
+      q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads(
+        "v", c.kv_heads)
     q, k = layers.rotate(q, angles), layers.rotate(k, angles)
-    new = Cache(k, v)
+    new = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
     if own is not None:
       new = jax.tree.map(
         lambda old, row: jax.lax.dynamic_update_slice_in_dim(
-          old, row.astype(old.dtype), column, 1),
+          old, row.astype(old.dtype), column, 2),
         own, new)
     if self.kernel == "xla" or own is not None:
       out = attention.attention(q, new, own_mask, prompt, prompt_mask, lanes)
     elif prompt is None:
       # Padding is on the right, where no real token looks.
-      out = attention.fused(q, k, v, jnp.ones(k.shape[:2], bool),
+      out = attention.fused(q, new, jnp.ones(k.shape[:2], bool),
                             attention.causal, kernel=self.kernel)
     else:
       out = attention.grouped(
@@ -337,7 +343,8 @@ class QwenVL(nn.Module):
     if c.vision is not None:
       self.vision = Vision(c.vision, self.compute, c.hidden)
     if self.unrolled:
-      self.layers = [DecoderLayer(c, kernel) for _ in range(c.layers)]
+      self.layers = [
+        DecoderLayer(c, kernel, joined=True) for _ in range(c.layers)]
     else:
       self.layers = _stack(
         DecoderLayer, c.layers, (0, b, b, b, b, b), self.compute)(c, kernel)
@@ -416,7 +423,7 @@ class QwenVL(nn.Module):
       the state that predicts the token after it, and all keys.
     """
     leaf = own[0] if self.unrolled else own
-    room = leaf.k.shape[-3]
+    room = leaf.k.shape[-2]
     back = (column - jnp.arange(room)) % room
     x, own = self._after(prefix, token[:, None], age[:, None], own,
                          back <= age[:, None, None], lanes, column)
@@ -471,18 +478,25 @@ def served(params: dict, compute: Compute, *, unrolled: bool) -> dict:
   """Parameters as sampling wants them: in the precision of products.
 
   Unrolled, each layer has arrays of its own, and kernels lie [out, in], as
-  `layers.product` reads them: XLA's CPU compiler copies the weights of a layer
-  out of a common array each time it runs it, which takes longer than to use
-  them.
+  `layers.product` reads them, those of q, k and v below each other: XLA's CPU
+  compiler copies the weights of a layer out of a common array each time it runs
+  it, which takes longer than to use them, and makes a detour for narrow ones.
   """
   params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
   if not unrolled:
     return params
   stacked = traverse_util.flatten_dict(params.pop("layers"))
-  for i in range(len(next(iter(stacked.values())))):
-    params[f"layers_{i}"] = traverse_util.unflatten_dict({
-      (*path[:-1], "rows") if path[-1] == "w" else path:
-      x[i].T if path[-1] == "w" else x[i] for path, x in stacked.items()})
+  count = len(next(iter(stacked.values())))
+  stacked = {
+    (*path[:-1], "rows") if path[-1] == "w" else path:
+    jnp.swapaxes(x, 1, 2) if path[-1] == "w" else x
+    for path, x in stacked.items()}
+  for name in [path[1] for path in stacked if path[0] == "q"]:
+    stacked["qkv", name] = jnp.concatenate(
+      [stacked.pop((part, name)) for part in "qkv"], 1)
+  for i in range(count):
+    params[f"layers_{i}"] = traverse_util.unflatten_dict(
+      {path: x[i] for path, x in stacked.items()})
   return params
 
 
@@ -491,7 +505,7 @@ def empty_cache(
 ) -> Caches:
   """Keys and values of `rows` rows of at most `room` tokens, as `QwenVL` has.
   """
-  shape = rows, room, config.kv_heads, config.head_size
+  shape = rows, config.kv_heads, room, config.head_size
   zeros = lambda *lead: Cache(*(jnp.zeros((*lead, *shape), dtype)
                                 for _ in Cache._fields))
   if not unrolled:

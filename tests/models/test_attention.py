@@ -30,8 +30,8 @@ def group():
   b, g, t, p, h = 2, 3, 10, 30, 128
   prompt_mask = jnp.arange(p) < jnp.array([[30], [17]])
   return (normal(rng, b * g, t, 4, h),
-          Cache(normal(rng, b * g, t, 2, h), normal(rng, b * g, t, 2, h)),
-          Cache(normal(rng, b, p, 2, h), normal(rng, b, p, 2, h)), prompt_mask)
+          Cache(normal(rng, b * g, 2, t, h), normal(rng, b * g, 2, t, h)),
+          Cache(normal(rng, b, 2, p, h), normal(rng, b, 2, p, h)), prompt_mask)
 
 
 def dense(q, own, prompt, prompt_mask):
@@ -70,14 +70,14 @@ def test_the_mask_that_cudnn_is_given(group, monkeypatch):
 @pytest.mark.parametrize("sees", [attention.causal, None])
 def test_splash_over_one_row(sees):
   rng = np.random.default_rng(2)
-  q, k, v = normal(rng, 2, 200, 4, 128), *(
-      normal(rng, 2, 200, 2, 128) for _ in range(2))
+  q, keys = normal(rng, 2, 200, 4, 128), Cache(*(
+      normal(rng, 2, 2, 200, 128) for _ in range(2)))
   valid = jnp.arange(200) < jnp.array([[200], [150]])
   mask = valid[:, None] & (
       jnp.ones((200, 200), bool) if sees is None else
       jnp.tril(jnp.ones((200, 200), bool)))
-  wanted = attention.attention(q, Cache(k, v), mask)
-  got = attention.fused(q, k, v, valid, sees, kernel="splash")
+  wanted = attention.attention(q, keys, mask)
+  got = attention.fused(q, keys, valid, sees, kernel="splash")
   np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
