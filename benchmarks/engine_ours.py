@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from r1router_jax import batching, drawing, sampling
-from r1router_jax.models import qwen_vl
+from r1router_jax.models import qwen_vl, serving
 
 
 def make(case):
@@ -29,7 +29,7 @@ def make(case):
     prompt.positions[:] = np.arange(length)
     return prompt
 
-  shapes = jax.eval_shape(lambda: qwen_vl.served(
+  shapes = jax.eval_shape(lambda: serving.served(
       model.clone(unrolled=False).init(
           jax.random.key(0), packed(1), np.zeros((1, 1, 2), np.int32)
       )["params"], model.compute, unrolled=True))

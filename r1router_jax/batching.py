@@ -5,13 +5,15 @@ runs without the host until the host can do better:
 
   as soon as enough rows are free for the next prompts, these are prefilled and
     take the free rows, wherever they are;
-  where no prompt waits and a quarter of the rows is enough, these alone go on.
+  where no prompt waits and a quarter of the rows is enough, these alone go on,
+    as long as there are more than a few.
 
 So a finished row costs little, while shapes remain few: rows come in *levels*,
 each a quarter of the one above, and everything is compiled once per prompt
 length and level.
 
-Axes:  D local devices   B prompts   G responses per prompt   T response tokens
+Axes:  D devices, or groups of them that share one copy of the weights
+   B prompts   G responses per prompt   T response tokens
 """
 
 import collections
@@ -21,12 +23,15 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
-from r1router_jax import sampling
+from r1router_jax import parallel, sampling
 from r1router_jax.drawing import Method
 from r1router_jax.models import qwen_vl
 from r1router_jax.sampling import Drawn, Words
+
+FEW = 16  # Rows below which weights are what a step reads, and rows are free.
 
 # Indices of prompts `D B` to packed ones, leaves [D, B, ...].
 Pack = Callable[[Int[np.ndarray, "D B"]], qwen_vl.Prompt]
@@ -108,8 +113,7 @@ class Table:
   def until(self) -> Int[np.ndarray, " D"]:
     """How many live rows are worth a look, on each device."""
     live = (self.slot >= 0).sum(1)
-    lower = max((p * self._members for p in self.levels if p < self.level),
-                default=0)
+    lower = max((p * self._members for p in self._lower()), default=0)
     target = np.full(len(live), lower if live.max() > lower else 0)
     for d, queue in enumerate(self._queues):
       if queue:
@@ -127,11 +131,11 @@ class Table:
     live = self.slot >= 0
     if any(self._queues) or not live.any():
       return None
-    level = next(p for p in reversed(self.levels)
-                 if p * self._members >= live.sum(1).max())
-    if level == self.level:
+    fit = [p for p in self._lower()
+           if p * self._members >= live.sum(1).max()]
+    if not fit:
       return None
-    self.level = level
+    self.level = min(fit)
     prompts, slot, member = self.prompt, self.slot, self.member
     first = lambda mask, n: np.argsort(~mask, 1, kind="stable")[:, :n]
     slots, rows = first(prompts >= 0, self.slots), first(live, self.rows)
@@ -145,6 +149,11 @@ class Table:
     lane = np.where(self.slot < 0, self.slots * self._members,
                     self.slot * self._members + self.member)
     return slots, rows, lane
+
+  def _lower(self) -> list[int]:
+    """Levels that are worth going down to."""
+    return [p for p in self.levels
+            if p < self.level and p * self._members >= FEW]
 
   def release(
       self, done: Bool[np.ndarray, "D N"]
@@ -186,28 +195,31 @@ def draw(
     *,
     tokens: int,
     rows: int,
+    mesh: Mesh,
 ) -> Drawn:
   """G responses to each of any number of prompts of one padded length.
 
   Args:
     model: the module.
-    params: as `qwen_vl.served` lays them out, leaves [D, ...].
+    params: as `serving.served` lays them out, whole on each part of the mesh,
+      or split along its other axes (`parallel.shardings`).
     pack: packs prompts of which it is told the indices.
     keys: the data of a key for each response, [B, G, ..].
     method: numbers, or arrays that broadcast to [B, G].
     words: what may be drawn.
     tokens: T, the longest response.
-    rows: that one device decodes at one time.
+    rows: that one part of the mesh decodes at one time.
+    mesh: whose axis of batches has D parts.
 
   Raises:
     ValueError: where there is no room for a token, or `method` is not a method.
   """
   count, members = keys.shape[:2]
-  devices = jax.local_devices()
+  parts = mesh.shape[parallel.DATA]
   method = Method(*(np.broadcast_to(x, (count, members))
                     for x in method.checked()))
-  table = Table(count, members, rows, len(devices))
-  run = _programs(model, tokens, members)
+  table = Table(count, members, rows, parts)
+  run = _programs(model, tokens, members, mesh)
   words = Words(*(x if x is None else np.asarray(x) for x in words))
   out = Drawn(
       np.full((count, members, tokens), words.end, np.int32),
@@ -217,12 +229,12 @@ def draw(
   slots = None
   while table.busy:
     while (new := table.admit()) is not None:
-      each = lambda x, at=new.prompts: x[at].reshape(len(devices), -1)
+      each = lambda x, at=new.prompts: x[at].reshape(parts, -1)
       prefix, fresh = run.start(
           params, pack(new.prompts), keys[new.prompts],
           Method(*map(each, method)), words)
       if slots is None:
-        slots = run.free(prefix, fresh, table.slots, table.rows)
+        slots = run.free(table.slots, table.rows)(prefix, fresh)
       slots = run.place(slots, prefix, fresh, new.slots, new.rows)
     if (fewer := table.shrink()) is not None:
       slots = run.compact(slots, *fewer)
@@ -239,7 +251,7 @@ def draw(
 
 class _Programs(NamedTuple):
   start: Callable
-  free: Callable
+  free: Callable[[int, int], Callable]
   place: Callable
   compact: Callable
   advance: Callable
@@ -247,27 +259,25 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _programs(
-    model: qwen_vl.QwenVL, tokens: int, members: int
+    model: qwen_vl.QwenVL, tokens: int, members: int, mesh: Mesh
 ) -> _Programs:
-  """Those of `sampling`, on every local device at once."""
-  pmap = functools.partial(jax.pmap, devices=jax.local_devices())
-  # Else XLA takes the axis of devices off the weights within the loop, which
-  # keeps its CPU compiler from fusing what reads them: a fifth of the speed.
-  apart = jax.lax.optimization_barrier
+  """Those of `sampling`, on every part of the mesh at once."""
+  each = functools.partial(parallel.each_part, mesh=mesh)
 
   def start(params, prompt, keys, method, words):
     return sampling.start(
-        model, apart(params), prompt, jax.random.wrap_key_data(keys), method,
-        words, tokens)
+        model, params, prompt, jax.random.wrap_key_data(keys), method, words,
+        tokens)
 
   def advance(params, slots, words, live):
-    return sampling.advance(
-        model, apart(params), apart(slots), words, live, members)
+    return sampling.advance(model, params, slots, words, live, members)
+
+  @functools.cache
+  def free(prompts, rows):
+    return each(functools.partial(
+        sampling.free, model, prompts=prompts, count=rows))
 
   return _Programs(
-      pmap(start, in_axes=(0, 0, 0, 0, None)),
-      pmap(functools.partial(sampling.free, model), in_axes=(0, 0, None, None),
-           static_broadcasted_argnums=(2, 3)),
-      pmap(sampling.place, donate_argnums=0),
-      pmap(sampling.compact, donate_argnums=0),
-      pmap(advance, in_axes=(0, 0, None, 0), donate_argnums=1))
+      each(start, shared=(0, 4)), free,
+      each(sampling.place, donate_argnums=0), each(sampling.compact),
+      each(advance, shared=(0, 2), donate_argnums=1))

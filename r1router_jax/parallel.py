@@ -14,7 +14,7 @@ Axes:  D devices of this host
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,10 +106,15 @@ def _join_tpu() -> None:
     logging.warning("This TPU belongs to no pod (%s); going on alone.", error)
 
 
+def local_mesh() -> Mesh:
+  """The devices of this host along the batch."""
+  return Mesh(np.array(jax.local_devices()), (DATA,))
+
+
 def replicate(tree: Any) -> Any:
   """A copy on each device of this host: leaves [...] become [D, ...]."""
   devices = jax.local_devices()
-  layout = NamedSharding(Mesh(np.array(devices), (DATA,)), PartitionSpec(DATA))
+  layout = NamedSharding(local_mesh(), PartitionSpec(DATA))
 
   def copies(x):
     x = x[None] if isinstance(x, jax.Array) else np.asarray(x)[None]
@@ -205,6 +210,39 @@ def by_path(shapes: Any, mesh: Mesh, **options: Any) -> dict[str, Any]:
   """`shardings` of nested dicts by path, "layers/q/w", as `hf.load` asks."""
   return traverse_util.flatten_dict(
       shardings(shapes, mesh, **options), sep="/")
+
+
+def each_part(
+  function: Callable, mesh: Mesh, *, shared: Sequence[int] = (), **options: Any
+) -> Callable:
+  """`jax.jit` of a function of one part's rows, run on all parts at once.
+
+  A part is a place along the batch axis of the mesh; along other axes the
+  compiler splits what the parameters' layout splits.
+
+  Args:
+    function: of trees without the leading axis of parts that ours have.
+    mesh: with `DATA` among its axes.
+    shared: positions of arguments that are the same for all parts, and so lack
+      that axis.
+    **options: of `jax.jit`.
+  """
+  def local(*args):
+    # Kept apart, or XLA takes the axis off again and again within loops, where
+    # it keeps the CPU compiler from fusing: a fifth of the speed of sampling.
+    args = [arg if i in shared else jax.lax.optimization_barrier(
+        jax.tree.map(lambda x: x.reshape(x.shape[1:]), arg))
+        for i, arg in enumerate(args)]
+    return jax.tree.map(lambda x: x[None], function(*args))
+
+  def mapped(*args):
+    specs = tuple(PartitionSpec() if i in shared else PartitionSpec(DATA)
+                  for i in range(len(args)))
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(DATA),
+        axis_names={DATA}, check_vma=False)(*args)
+
+  return jax.jit(mapped, **options)
 
 
 def rows(mesh: Mesh, before: int = 0) -> NamedSharding:

@@ -31,10 +31,17 @@ import ml_collections as mlc
 import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
-from r1router_jax import commands, parallel, policy, sampling, settings
+from r1router_jax import (
+    commands,
+    drawing,
+    parallel,
+    policy,
+    sampling,
+    settings,
+)
 from r1router_jax.learning import batch as batches
 from r1router_jax.learning import optim, step_grpo, update
 from r1router_jax.models import lora, qwen_vl
@@ -129,16 +136,22 @@ def batch_of(config: mlc.ConfigDict) -> str:
       f"{g.learn_rows} per part of the update's; {known.compute.dtype}.")
 
 
-def programs(
-    config: mlc.ConfigDict, chips: np.ndarray
-) -> Iterator[tuple[str, Mesh, Callable, tuple, int | None]]:
-  """(name, mesh, function, shapes of its arguments, donated) of each."""
+def settings_for(config: mlc.ConfigDict, chips: np.ndarray) -> Settings:
+  """The policy's settings, as those devices would run it."""
   known = settings.of_run(
       config.policy.start_from, config.policy.settings.to_dict())
   if known.compute.attention == "auto":  # It would ask this machine.
     kernel = "splash" if chips[0].platform == "tpu" else "xla"
     known = dataclasses.replace(known, compute=dataclasses.replace(
         known.compute, attention=kernel))
+  return known
+
+
+def programs(
+    config: mlc.ConfigDict, chips: np.ndarray
+) -> Iterator[tuple[str, Mesh, Callable, tuple, int | None]]:
+  """(name, mesh, function, shapes of its arguments, donated) of each."""
+  known = settings_for(config, chips)
   model = qwen_vl.QwenVL(known.model, known.compute)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(functools.partial(policy.initial, known), key)
@@ -149,20 +162,22 @@ def programs(
   train, serve = (
       mesh_of(chips, config, name) for name in ("mesh", "rollout_mesh"))
 
-  prompts = config.data.batch_rows * _split(serve)
-  decode = functools.partial(
-      sampling.sample.__wrapped__, model,
-      tokens=known.response_tokens[-1], end=0)
-  vocabulary = jax.ShapeDtypeStruct(
-      (known.model.vocab,), bool,
-      sharding=NamedSharding(serve, PartitionSpec()))
+  prompts, parts = config.data.batch_rows, serve.shape[parallel.DATA]
+  each = lambda shapes: _rows(serve, jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((parts, *x.shape), x.dtype), shapes))
+  decode = parallel.each_part(functools.partial(
+      sampling.sample.__wrapped__, model, tokens=known.response_tokens[-1]),
+      serve, shared=(0, 3, 4))
+  words = sampling.Words(
+      jax.ShapeDtypeStruct((known.model.vocab,), bool),
+      jax.ShapeDtypeStruct((), jnp.int32))
   yield "rollout", serve, decode, (
-      _placed(_cast(params, known.compute.dtype), parallel.shardings(
-          params, serve, without=(parallel.FSDP,))),
-      _prompt(known, prompts, serve),
-      _rows(serve, jax.eval_shape(lambda: jax.random.split(
+      _placed(params, parallel.shardings(
+          params, serve, without=(parallel.FSDP,)), known.compute.dtype),
+      each(_longest(known, prompts)),
+      each(jax.eval_shape(lambda: jax.random.split(
           jax.random.key(0), (prompts, g.group_size)))),
-      jax.eval_shape(sampling.GREEDY.checked), vocabulary), None
+      jax.eval_shape(drawing.GREEDY.checked), words), None
 
   rows = g.learn_rows * _split(train)
   tx = optim.chain(steps=config.total_steps, **config.optim)
@@ -225,14 +240,9 @@ def _split(mesh: Mesh) -> int:
   return math.prod(mesh.shape.get(axis, 1) for axis in parallel.ROWS)
 
 
-def _cast(shapes: Any, dtype: str) -> Any:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
-
-
-def _placed(shapes: Any, layout: Any) -> Any:
-  return jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      shapes, layout)
+def _placed(shapes: Any, layout: Any, dtype: str | None = None) -> Any:
+  return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(
+      x.shape, dtype or x.dtype, sharding=where), shapes, layout)
 
 
 def _rows(mesh: Mesh, shapes: Any, before: int = 0) -> Any:
@@ -240,23 +250,23 @@ def _rows(mesh: Mesh, shapes: Any, before: int = 0) -> Any:
       x.shape, x.dtype, sharding=parallel.rows(mesh, before)), shapes)
 
 
-def _prompt(known: Settings, prompts: int, mesh: Mesh) -> qwen_vl.Prompt:
+def _longest(known: Settings, prompts: int) -> qwen_vl.Prompt:
   """The longest prompts that the settings allow, each with a large picture."""
   v = known.model.vision
   windows = v and math.ceil(known.max_pixels / v.window**2)
   windows = windows and 1 << (windows - 1).bit_length()
-  whole = jax.eval_shape(lambda: qwen_vl.Prompt(*map(jnp.asarray, (
+  return jax.eval_shape(lambda: qwen_vl.Prompt(*map(jnp.asarray, (
       qwen_vl.empty_prompt(prompts, known.prompt_tokens[-1],
                            prompts if v else 0, windows or 0, v)))))
-  placed = _rows(mesh, whole)
-  return placed._replace(positions=_rows(mesh, whole.positions, 1))
 
 
 def _batch(known: Settings, rows: int, group: int, mesh: Mesh) -> batches.Batch:
   size = rows, group, known.response_tokens[-1]
   of = lambda shape, dtype: _rows(mesh, jax.ShapeDtypeStruct(shape, dtype))
+  prompt = _longest(known, rows)
   return batches.Batch(
-      _prompt(known, rows, mesh), of(size, jnp.int32), of(size, bool),
+      _rows(mesh, prompt)._replace(positions=_rows(mesh, prompt.positions, 1)),
+      of(size, jnp.int32), of(size, bool),
       of(size[:2], jnp.float32), of(size, jnp.float32))
 
 

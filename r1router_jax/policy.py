@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
 
 from r1router_jax import batching, drawing, parallel, sampling, settings
 from r1router_jax.inputs.pack import Encoded, Packer
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import lora, published, qwen_vl
+from r1router_jax.models import lora, published, qwen_vl, serving
 from r1router_jax.protocol import Conversation
 from r1router_jax.records import Response
 from r1router_jax.settings import Settings
@@ -60,17 +61,15 @@ class Policy:
   def sampler(self) -> tuple[qwen_vl.QwenVL, dict]:
     """Model and parameters as responses are drawn with them."""
     unrolled = jax.default_backend() == "cpu"
-    model = dataclasses.replace(self.model, unrolled=unrolled)
-    adapted = any("lora" in jax.tree_util.keystr(path) for path, _ in
-                  jax.tree_util.tree_leaves_with_path(self.params))
-    if not (unrolled or adapted) and all(
-        x.dtype == self.settings.compute.dtype
-        for x in jax.tree.leaves(self.params)):
-      return model, self.params
-    return model, jax.pmap(
-        lambda params: qwen_vl.served(
-            lora.merge(params), self.settings.compute, unrolled=unrolled),
-        devices=jax.local_devices())(self.params)
+    whole = NamedSharding(parallel.local_mesh(), PartitionSpec())
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def served(params):
+      params = lora.merge(jax.tree.map(lambda x: x[0], params))
+      return serving.served(params, self.settings.compute, unrolled=unrolled)
+
+    return (dataclasses.replace(self.model, unrolled=unrolled),
+            served(self.params))
 
   def draw(
       self,
@@ -123,7 +122,8 @@ class Policy:
 
       part = batching.draw(
           *model_params, pack, keys[at], drawing.Method(*(x[at] for x in ways)),
-          words, tokens=tokens, rows=self.settings.batch_rows)
+          words, tokens=tokens, rows=self.settings.batch_rows,
+          mesh=parallel.local_mesh())
       for whole, some in zip(drawn, part, strict=True):
         whole[at] = some
     if drawn.failed.any():

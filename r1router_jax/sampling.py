@@ -238,7 +238,7 @@ def sample(
   """Draws G responses to each prompt, in one program.
 
   Args:
-    model: the module; its parameters are `params`, see `qwen_vl.served`.
+    model: the module; its parameters are `params`, see `serving.served`.
     prompt: packed prompts.
     key: one per response, see `keys`.
     method: how; see `Method`.

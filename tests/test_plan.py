@@ -64,8 +64,8 @@ def test_an_attention_that_the_config_names_is_kept():
   config = module.get_config("7b")
   for asked, got in (("auto", "xla"), ("cudnn", "cudnn")):
     config.policy.settings.compute.attention = asked
-    _, _, rollout, _, _ = next(plan.programs(config, plan.devices("cpu:8")))
-    assert rollout.args[0].compute.attention == got
+    known = plan.settings_for(config, plan.devices("cpu:8"))
+    assert known.compute.attention == got
 
 
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch):

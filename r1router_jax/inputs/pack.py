@@ -100,7 +100,11 @@ class Packer:
 
     Raises:
       PromptTooLong: where there is none; `encode` makes no such prompt.
+      ValueError: where the prompt is empty.
     """
+    if not ids:
+      raise ValueError("A prompt has no tokens: nothing would predict the "
+                       "first of its response.")
     for length in self.lengths:
       if length >= len(ids):
         return length

@@ -229,14 +229,16 @@ def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
   """
   local = lambda q, keys, valid: kernel(q, keys, valid, sees)
   mesh = jax.sharding.get_abstract_mesh()
-  if AxisType.Auto not in mesh.axis_types:
+  ours = [name for name, kind in zip(
+    mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+  if not ours:
     return local
-  rows = tuple(a for a in mesh.axis_names if a != "tensor")
-  heads = "tensor" if "tensor" in mesh.axis_names else None
+  rows = tuple(a for a in ours if a != "tensor") or None
+  heads = "tensor" if "tensor" in ours else None
   spec = PartitionSpec(rows, None, heads)
   return jax.shard_map(
     local, in_specs=(spec, PartitionSpec(rows, heads), PartitionSpec(rows)),
-    out_specs=spec, check_vma=False)
+    out_specs=spec, axis_names=set(ours), check_vma=False)
 
 
 def _splash(q, keys, valid, sees):

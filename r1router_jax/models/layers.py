@@ -97,7 +97,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-    if self.has_variable("params", "rows"):  # See `qwen_vl.served`.
+    if self.has_variable("params", "rows"):  # See `serving.served`.
       y = product(x, self.get_variable("params", "rows")).astype(x.dtype)
     else:
       init = nn.initializers.variance_scaling(

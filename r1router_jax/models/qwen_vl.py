@@ -34,7 +34,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
 from r1router_jax.models import attention, layers
@@ -277,7 +276,7 @@ class Vision(nn.Module):
 class DecoderLayer(nn.Module):
   config: Config
   kernel: str
-  joined: bool = False  # Are q, k and v one product, as `served` joins them?
+  joined: bool = False  # Are q, k and v one product, as `serving` joins them?
 
   @nn.compact
   def __call__(self, x, caches, angles, own_mask, prompt_mask, lanes, column):
@@ -324,7 +323,7 @@ class QwenVL(nn.Module):
 
   Attributes:
     config, compute: what it is, and how it is run.
-    unrolled: whether the decoder's layers stand one by one, as `served` lays
+    unrolled: whether the decoder's layers stand one by one, as `serving` lays
       their parameters out, and not in one array for a loop.
   """
 
@@ -472,32 +471,6 @@ def _stack(
   return nn.scan(
     layer, variable_axes={"params": 0}, split_rngs={"params": True},
     in_axes=in_axes, length=length)
-
-
-def served(params: dict, compute: Compute, *, unrolled: bool) -> dict:
-  """Parameters as sampling wants them: in the precision of products.
-
-  Unrolled, each layer has arrays of its own, and kernels lie [out, in], as
-  `layers.product` reads them, those of q, k and v below each other: XLA's CPU
-  compiler copies the weights of a layer out of a common array each time it runs
-  it, which takes longer than to use them, and makes a detour for narrow ones.
-  """
-  params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
-  if not unrolled:
-    return params
-  stacked = traverse_util.flatten_dict(params.pop("layers"))
-  count = len(next(iter(stacked.values())))
-  stacked = {
-    (*path[:-1], "rows") if path[-1] == "w" else path:
-    jnp.swapaxes(x, 1, 2) if path[-1] == "w" else x
-    for path, x in stacked.items()}
-  for name in [path[1] for path in stacked if path[0] == "q"]:
-    stacked["qkv", name] = jnp.concatenate(
-      [stacked.pop((part, name)) for part in "qkv"], 1)
-  for i in range(count):
-    params[f"layers_{i}"] = traverse_util.unflatten_dict(
-      {path: x[i] for path, x in stacked.items()})
-  return params
 
 
 def empty_cache(

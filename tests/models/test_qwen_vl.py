@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r1router_jax import drawing, sampling
-from r1router_jax.models import attention, layers, published, qwen_vl
+from r1router_jax.models import attention, layers, published, qwen_vl, serving
 from tests import tiny
 
 CONFIGS = {
@@ -203,7 +203,7 @@ def test_greedy_responses_are_those_of_transformers(pair, unrolled):
   config, model = pair
   rng = np.random.default_rng(2)
   batch = [tiny.encoded(rng, config, *row) for row in ROWS["mixed"]]
-  params = qwen_vl.served(
+  params = serving.served(
       tiny.params(config), qwen_vl.Compute(), unrolled=unrolled)
   drawn = sampling.sample(
       qwen_vl.QwenVL(config, unrolled=unrolled), params,

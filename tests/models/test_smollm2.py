@@ -16,7 +16,7 @@ import pytest
 from r1router_jax import drawing, sampling, settings
 from r1router_jax.inputs.pack import Packer
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import published, qwen_vl
+from r1router_jax.models import published, qwen_vl, serving
 from r1router_jax.protocol import Conversation, Segment
 
 ASKED = (  # (question, a word that its answer has)
@@ -70,7 +70,7 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
   compute = dataclasses.replace(known.compute, dtype="float32")
   drawn = sampling.sample(
       qwen_vl.QwenVL(known.model, compute, unrolled=True),
-      qwen_vl.served(published.load(folder, known.model, dtype=np.float32),
+      serving.served(published.load(folder, known.model, dtype=np.float32),
                      compute, unrolled=True), packed,
       sampling.keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
       drawing.GREEDY.checked(),
