@@ -4,7 +4,7 @@ import engine
 import jax
 import numpy as np
 
-from r1router_jax import batching, drawing, sampling
+from r1router_jax import batching, drawing, parallel, sampling
 from r1router_jax.models import qwen_vl, serving
 
 
@@ -35,7 +35,7 @@ def make(case):
       )["params"], model.compute, unrolled=True))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: jax.device_put(
-      0.02 * rng.standard_normal((1, *x.shape), np.float32)), shapes)
+      0.02 * rng.standard_normal(x.shape, np.float32)), shapes)
   keys = np.asarray(jax.random.key_data(
       sampling.keys(jax.random.key(1), np.arange(count), members)))
   words = sampling.Words(np.ones(case["vocab"], bool), np.int32(-1))
@@ -44,7 +44,8 @@ def make(case):
     drawn = batching.draw(
         model, params,
         lambda index: jax.tree.map(lambda x: x[None], packed(index.size)),
-        keys, drawing.GREEDY, words, tokens=new, rows=count * members)
+        keys, drawing.GREEDY, words, tokens=new, rows=count * members,
+        mesh=parallel.local_mesh())
     assert drawn.mask.all()
 
   return generate

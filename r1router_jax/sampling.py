@@ -110,7 +110,14 @@ def start(
   words: Words,
   tokens: int,
 ) -> tuple[qwen_vl.Prefix, Rows]:
-  """Prefills prompts and draws the first token of each response."""
+  """Prefills prompts and draws the first token of each response.
+
+  Raises:
+    ValueError: where there is no room for a token.
+  """
+  if tokens < 1:
+    raise ValueError(f"The longest response has {tokens} tokens: raise the "
+                     "last of config.policy.settings.response_tokens.")
   members, rows = key.shape[1], key.size
   prefix = model.apply({"params": params}, prompt, method="prefill")
   zeros = functools.partial(jnp.zeros, rows)
@@ -248,9 +255,6 @@ def sample(
   Raises:
     ValueError: where there is no room for a token.
   """
-  if tokens < 1:
-    raise ValueError(f"The longest response has {tokens} tokens: raise the "
-                     "last of config.policy.settings.response_tokens.")
   prefix, rows = start(model, params, prompt, key, method, words, tokens)
   first = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
   rows = advance(model, params, first, words, 0, key.shape[1]).rows
