@@ -5,7 +5,8 @@ r"""Our sampler beside those of transformers and google-tunix, in one run.
 Every engine gets the same architecture (Qwen2, random weights, float32, tied
 embeddings), one prompt, G responses to it of a given length, greedy, without
 an end token, and runs in a process of its own; `apart` is our sampler with a
-prompt for each member.  One JSON line an engine and case:
+prompt for each member.  Times are the best of three, since what else a machine
+does only adds.  One JSON line an engine and case:
 
   prefill_s   wall time of one token a response, that is of the prompts
   decode_s    that of the other tokens, seconds for all

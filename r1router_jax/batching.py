@@ -64,9 +64,10 @@ class Table:
   def __init__(self, count: int, members: int, rows: int, devices: int):
     self._members = members
     self.levels = _levels(max(rows // members, 1))
-    # More slots for prompts than rows need: a last member holds one.
-    self._slots = self.levels[0] + _batch(self.levels[0])
     each = -(-count // devices)
+    # Where prompts wait, more slots than rows need: a last member holds one.
+    waiting = each > self.levels[0]
+    self._slots = self.levels[0] + waiting * _batch(self.levels[0])
     self.level = next(  # The lowest that all fit into, or the highest.
         (p for p in reversed(self.levels) if p >= each), self.levels[0])
     self._queues = [
