@@ -38,6 +38,7 @@ def make(case):
       0.02 * rng.standard_normal(x.shape, np.float32)), shapes)
   keys = np.asarray(jax.random.key_data(
       sampling.keys(jax.random.key(1), np.arange(count), members)))
+  one = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.DATA,))
   words = sampling.Words(np.ones(case["vocab"], bool), np.int32(-1))
 
   def generate(new):
@@ -45,7 +46,7 @@ def make(case):
         model, params,
         lambda index: jax.tree.map(lambda x: x[None], packed(index.size)),
         keys, drawing.GREEDY, words, tokens=new, rows=count * members,
-        mesh=parallel.local_mesh())
+        mesh=one)
     assert drawn.mask.all()
 
   return generate

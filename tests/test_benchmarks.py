@@ -15,7 +15,8 @@ def test_our_sampler_shared_and_apart():
   done = subprocess.run(
       [sys.executable, BENCHMARKS / "sampling.py", "--engines=ours,apart",
        "--shapes=tiny", "--groups=2", "--prompts=16", "--new=4"],
-      capture_output=True, text=True, check=True, timeout=300)
+      capture_output=True, text=True, check=False, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
   machine, ours, apart = map(json.loads, done.stdout.splitlines())
   assert machine["gflops"] > 0 and machine["gb_s"] > 0
   assert (ours["engine"], apart["engine"]) == ("ours", "apart")
