@@ -46,6 +46,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.optim = dict(
       name="muon", lr=1e-3, muon_lr=4e-3, warmup=20, final=0.05,
       weight_decay=0.01, clip_norm=1.0)
+  c.max_skipped = 3       # Updates in a row whose loss is not finite, at most.
   c.every = dict(log=20, checkpoint=500)  # In updates.
 
   if variant == "overask":

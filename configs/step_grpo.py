@@ -43,6 +43,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.optim = dict(
       name="adamw", lr=1.5e-4, muon_lr=0.0, warmup=5, final=0.1,
       weight_decay=0.0, clip_norm=1.0)
+  c.max_skipped = 3       # Updates in a row whose loss is not finite, at most.
   c.every = dict(log=5, checkpoint=50)  # In updates.
 
   if variant == "smoke":

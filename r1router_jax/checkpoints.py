@@ -1,34 +1,155 @@
-"""Saving and restoring the whole state of a run, through Orbax."""
+"""The whole state of a run on disk, so that a run that dies loses little.
 
+`<workdir>/checkpoints/<step>` appears whole or not at all: Orbax renames it
+when it is written.  As Orbax restores a flipped byte without a word, a checksum
+of each leaf lies beside the state.  With the bits of a leaf's numbers as
+unsigned integers x_i, i the row-major index,
+
+  checksum = sum_i (2 i + 1) x_i   mod 2^32
+
+which any single flipped bit changes, and which is the same in whatever order,
+and on however many devices, it is added up.
+
+One run owns a workdir: whoever comes second is told who was first.
+"""
+
+import fcntl
+import os
 import pathlib
+import socket
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from jaxtyping import Array, UInt32
+
+LOCK = ".lock"
+
+
+@jax.jit
+def checksums(tree: Any) -> UInt32[Array, " leaves"]:
+  """One number for each leaf; see above."""
+
+  def checksum(x):
+    bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    x = x.astype(bits) if x.dtype == bool else jax.lax.bitcast_convert_type(
+        x, bits)
+    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+      index += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+      stride = stride * x.shape[axis] % 2**32
+    return jnp.sum(x.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+
+  return jnp.stack([checksum(jnp.asarray(x)) for x in jax.tree.leaves(tree)])
 
 
 class Checkpoints:
-  """The newest states of one run, under `<workdir>/checkpoints`."""
+  """The newest states of one run; a context, at whose end all is written.
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
+  Args:
+    workdir: of the run.
+    keep: how many states remain.
+
+  Raises:
+    ValueError: where another process works in this folder.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
+    self._workdir = str(workdir)
+    self._lock = _lock(pathlib.Path(workdir))
+    where = (self._workdir if "://" in self._workdir
+             else os.path.abspath(self._workdir))
     self._manager = ocp.CheckpointManager(
-        pathlib.Path(workdir).absolute() / "checkpoints",
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        os.path.join(where, "checkpoints"),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True))
 
-  def restore(self, state: Any) -> Any:
-    """The newest state of the run, or `state` where none was saved."""
-    step = self._manager.latest_step()
-    if step is None:
-      return state
-    return self._manager.restore(
-        step, args=ocp.args.StandardRestore(jax.tree.map(np.asarray, state)))
+  def __enter__(self) -> "Checkpoints":
+    return self
 
-  def save(self, step: int, state: Any) -> None:
-    """Saves the state after update `step`, in the background."""
-    self._manager.save(step, args=ocp.args.StandardSave(state))
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def restore(self, state: Any) -> tuple[Any, dict]:
+    """The newest state that is whole, and what was saved beside it.
+
+    Args:
+      state: one of the same structure, shapes and types; returned, with {}
+        beside it, where none was saved.
+
+    Raises:
+      ValueError: where states were saved, and none is whole.
+    """
+    reasons = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        found = self._read(step, state)
+      except Exception as error:  # Orbax has some thirty ways to fail.
+        reasons[step] = " ".join(str(error).split())[:200]
+        logging.warning("Checkpoint %d of %s is damaged (%s: %s).", step,
+                        self._workdir, type(error).__name__, reasons[step])
+        continue
+      if reasons:
+        logging.warning("Going on from checkpoint %d instead.", step)
+      for damaged in reasons:  # Its place is needed again.
+        self._manager.delete(damaged)
+      return found
+    if reasons:
+      newest = max(reasons)
+      raise ValueError(
+          f"None of the checkpoints {sorted(reasons)} of {self._workdir} can "
+          f"be restored; of {newest}: {reasons[newest]}.  Start with the "
+          "config that wrote them, or in another workdir.")
+    return state, {}
+
+  def _read(self, step: int, state: Any) -> tuple[Any, dict]:
+    found = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(jax.tree.map(np.asarray, state)),
+        about=ocp.args.JsonRestore()))
+    about = dict(found.about)
+    if np.asarray(checksums(found.state)).tolist() != about.pop("checksums"):
+      raise ValueError("its numbers are not those that were saved")
+    return found.state, about
+
+  def save(self, step: int, state: Any, about: dict) -> None:
+    """Saves the state after update `step`, in the background.
+
+    Args:
+      step: updates so far.
+      state: a tree of arrays.
+      about: what JSON can say about it.
+    """
+    about = about | dict(checksums=np.asarray(checksums(state)).tolist())
+    self._manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
 
   def close(self) -> None:
-    """Waits for writes in flight."""
+    """Waits for writes in flight, and lets others work here."""
     self._manager.wait_until_finished()
     self._manager.close()
+    if self._lock is not None:
+      self._lock.close()
+
+
+def _lock(workdir: pathlib.Path):
+  """A file that this process alone holds, or None where there are no locks."""
+  if "://" in str(workdir) or jax.process_index():
+    return None
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = (workdir / LOCK).open("a+")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    owner = file.read().strip()
+    file.close()
+    raise ValueError(
+        f"{workdir} is in use by {owner}.  Wait for it, or choose another "
+        "--workdir.") from None
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+  file.flush()
+  return file

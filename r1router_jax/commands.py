@@ -26,6 +26,7 @@ from ml_collections.config_flags import config_flags
 
 USAGE = 2  # Exit code of a command that was asked for what it cannot do.
 INTERRUPTED = 130
+PREEMPTED = 42  # What was done is saved: start the command again.
 
 # What XLA compiled, kept for the next run of any command.
 _COMPILED = os.path.join(
@@ -35,6 +36,10 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError,
                 NotADirectoryError, PermissionError)
 _OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")
+
+
+class Preempted(Exception):
+  """This machine is wanted back; says what was saved."""
 
 
 def _is_for_the_log(record: std_logging.LogRecord) -> bool:
@@ -60,6 +65,8 @@ def run(main: Callable[[list[str]], object]) -> None:
       return main(argv)
     except KeyboardInterrupt:
       _leave(INTERRUPTED, "Interrupted.")
+    except Preempted as error:
+      _leave(PREEMPTED, str(error))
     except Exception as error:
       if flags.FLAGS.pdb_post_mortem:
         raise

@@ -14,6 +14,8 @@ Axes:  D devices of this host
 import math
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ import jax
 import numpy as np
 from absl import logging
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"  # The axis name of every pmap, and of the mesh's batch axis.
@@ -104,6 +107,33 @@ def _join_tpu() -> None:
         "TPU_WORKER_HOSTNAMES", ""):
       raise
     logging.warning("This TPU belongs to no pod (%s); going on alone.", error)
+
+
+class Preemption:
+  """Whether this machine is about to be taken away: a context, in which SIGTERM
+  is noted and no more, and a question to be asked after each step."""
+
+  def __enter__(self) -> "Preemption":
+    self._asked = False
+    # In a job of many, JAX catches the signal, and tells all at one step.
+    self._before = (
+        None if jax.distributed.is_initialized()
+        or threading.current_thread() is not threading.main_thread()
+        else signal.signal(signal.SIGTERM, self._note))
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)
+
+  def _note(self, *_: object) -> None:
+    self._asked = True
+
+  def __call__(self, step: int) -> bool:
+    """Whether to stop after this step; the same in all processes."""
+    if jax.distributed.is_initialized():
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._asked
 
 
 def local_mesh() -> Mesh:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -61,15 +61,8 @@ class Policy:
   def sampler(self) -> tuple[qwen_vl.QwenVL, dict]:
     """Model and parameters as responses are drawn with them."""
     unrolled = jax.default_backend() == "cpu"
-    whole = NamedSharding(parallel.local_mesh(), PartitionSpec())
-
-    @functools.partial(jax.jit, out_shardings=whole)
-    def served(params):
-      params = lora.merge(jax.tree.map(lambda x: x[0], params))
-      return serving.served(params, self.settings.compute, unrolled=unrolled)
-
     return (dataclasses.replace(self.model, unrolled=unrolled),
-            served(self.params))
+            _server(self.settings.compute, unrolled)(self.params))
 
   def draw(
       self,
@@ -215,6 +208,17 @@ def initial(known: Settings, key: jax.Array) -> dict:
   prompt = jax.tree.map(jnp.asarray, qwen_vl.empty_prompt(
       1, 2, int(vision is not None), 1, vision))
   return model.init(key, prompt, jnp.zeros((1, 1, 2), jnp.int32))["params"]
+
+
+@functools.lru_cache(maxsize=4)
+def _server(compute: qwen_vl.Compute, unrolled: bool) -> Callable[[dict], dict]:
+  """From parameters of a policy to those that its sampler reads."""
+  def served(params):
+    return serving.served(lora.merge(jax.tree.map(lambda x: x[0], params)),
+                          compute, unrolled=unrolled)
+
+  return jax.jit(served, out_shardings=NamedSharding(
+      parallel.local_mesh(), PartitionSpec()))
 
 
 @functools.lru_cache(maxsize=4)

@@ -267,9 +267,9 @@ _LOST = 2**30  # Beyond the last lane.
 
 
 def _lanes(slots: Slots, members: int) -> Lanes:
-  of = slots.rows.lane
-  free = jnp.zeros(len(slots.prefix.start) * members, jnp.int32)
-  return Lanes(free.at[of].set(jnp.arange(len(of)), mode="drop"), of)
+  of, lanes = slots.rows.lane, len(slots.prefix.start) * members
+  # No scatter: the TPU compiler fails on one whose indices are its values.
+  return Lanes(jnp.argmax(of == jnp.arange(lanes)[:, None], 1), of)
 
 
 def _write(

@@ -1,9 +1,9 @@
 """What a run says while it runs: scalars in a file, progress on the screen.
 
 Only process 0 writes.  `metrics.jsonl` holds one JSON object per logged step,
-so it can be followed, and is never rewritten: a run that is killed and resumed
-appends, `read` lets the last line of a step win and skips a torn one.  JSON has
-no NaN: a number that is not finite is written as null, warned of and counted.
+so it can be followed.  A run that goes on from a checkpoint drops the lines of
+later steps, and a torn one, so each step is there once.  JSON has no NaN: a
+number that is not finite is written as null, warned of and counted.
 """
 
 import contextlib
@@ -34,11 +34,15 @@ _UNSEEN = ("Cc", "Cf", "Cs")  # Control, format (with bidi) and surrogates.
 class Telemetry:
   """Writes a run's scalars below `workdir`.
 
+  Args:
+    workdir: of the run.
+    after: the step that the run goes on from.
+
   Attributes:
     not_finite: how many numbers were written as null.
   """
 
-  def __init__(self, workdir: str | epath.PathLike):
+  def __init__(self, workdir: str | epath.PathLike, *, after: int = 0):
     self.not_finite = 0
     self._writes = jax.process_index() == 0
     self._path = epath.Path(workdir) / FILE
@@ -47,10 +51,11 @@ class Telemetry:
     self._text = ""
     if self._writes:
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      before = self._path.read_text() if self._path.exists() else ""
-      self._text = before if self._bucket else ""
-      if before and not before.endswith("\n"):
-        self._append("\n")  # The run before was killed within a line.
+      self._text = "".join(_line(line) for line in read(workdir)
+                           if line["step"] <= after)
+      partial = self._path.with_name(f"{FILE}.partial")
+      partial.write_text(self._text)
+      partial.replace(self._path)
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Appends one line: numbers or arrays of one element, by name.
@@ -61,8 +66,7 @@ class Telemetry:
     numbers |= {f"seconds/{name}": x for name, x in self._seconds.items()}
     self._seconds = {}
     if self._writes:
-      line = {"step": step} | numbers
-      self._append(json.dumps(line, allow_nan=False) + "\n")
+      self._append(_line({"step": step} | numbers))
 
   @contextlib.contextmanager
   def timed(self, name: str) -> Iterator[None]:
@@ -93,6 +97,10 @@ class Telemetry:
     else:
       with self._path.open("a") as file:
         file.write(text)
+
+
+def _line(scalars: Mapping[str, Any]) -> str:
+  return json.dumps(scalars, allow_nan=False) + "\n"
 
 
 def read(workdir: str | epath.PathLike) -> list[dict[str, Any]]:

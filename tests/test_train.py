@@ -2,17 +2,22 @@
 
 import importlib.util
 import json
+import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from r1router_jax import policy, telemetry
+from r1router_jax import commands, policy, telemetry
 from r1router_jax.train import train
 
+KILLS = int(os.environ.get("KILLS", 3))  # Each costs some twenty seconds.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
@@ -95,6 +100,76 @@ def test_every_variant_starts(name, variant, tmp_path):
   trained = train(
       config(name, variant, **{"total_steps": 0, "data.kb": ""}), tmp_path)
   assert policy.load(tmp_path / "policy").settings == trained.settings
+
+
+@pytest.mark.slow
+def test_batches_that_stay_bad_end_the_run_and_are_kept(tmp_path):
+  c = config("sft", **{"max_skipped": 2, "optim.lr": float("inf"),
+                       "optim.muon_lr": float("inf")})
+  with pytest.raises(FloatingPointError, match="2 updates in a row") as error:
+    train(c, tmp_path)
+  (kept,) = (tmp_path / "skipped").iterdir()
+  assert str(kept) in str(error.value)
+  with np.load(kept) as batch:
+    assert batch["response"].shape == batch["mask"].shape
+    assert len(batch["examples"])
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_so(tmp_path):
+  """And another config or other data are told from the same."""
+  command = [sys.executable, "-m", "r1router_jax.train", "--config",
+             f"{CONFIGS / 'sft.py'}:smoke", "--config.total_steps=100000",
+             "--workdir", str(tmp_path)]
+  run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  while not telemetry.read(tmp_path):
+    assert run.poll() is None, run.stderr.read()
+    time.sleep(0.1)
+  run.send_signal(signal.SIGTERM)
+  _, said = run.communicate(timeout=100)
+  assert run.returncode == commands.PREEMPTED
+  (step,) = re.findall(r"saved after update (\d+)", said)
+  assert (tmp_path / "checkpoints" / step).is_dir()
+  done = subprocess.run([*command, "--config.seed=1"], capture_output=True,
+                        text=True, check=False)
+  assert done.returncode == commands.USAGE
+  assert "whose seed was 0, and now it is 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(started, tmp_path):
+  """SIGKILL at random moments, also while a checkpoint is being written."""
+  rng = np.random.default_rng(0)
+
+  def command(name):
+    return [sys.executable, "-m", "r1router_jax.train", "--config",
+            f"{CONFIGS / 'step_grpo.py'}:smoke", "--config.data.kb=",
+            f"--config.policy.start_from={started / 'policy'}",
+            "--config.total_steps=60", "--config.every.checkpoint=1",
+            f"--workdir={tmp_path / name}"]
+
+  one_device = os.environ | {"XLA_FLAGS": ""}
+  subprocess.run(
+      command("whole"), check=True, capture_output=True, env=one_device)
+  for _ in range(KILLS):
+    before = len(telemetry.read(tmp_path / "killed"))
+    run = subprocess.Popen(
+        command("killed"), stderr=subprocess.PIPE, env=one_device)
+    while len(telemetry.read(tmp_path / "killed")) <= before:
+      assert run.poll() is None, run.stderr.read()
+      time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.2))
+    run.kill()
+    run.communicate()
+  subprocess.run(
+      command("killed"), check=True, capture_output=True, env=one_device)
+  assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
+  lines = (tmp_path / "killed" / telemetry.FILE).read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
+  whole, killed = (
+      (tmp_path / name / "policy" / "model.safetensors").read_bytes()
+      for name in ("whole", "killed"))
+  assert whole == killed
 
 
 def test_a_policy_that_must_be_split_is_for_plans_alone(tmp_path):

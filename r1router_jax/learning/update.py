@@ -4,8 +4,11 @@
   denominators
 
 The division comes last, so that the result does not depend on how a batch is
-split.  `make` gives one body for both drivers: under `jax.pmap` sums are taken
-over `axis`; under `jax.jit` arrays are global, and there is nothing to sum.
+split.  Where the loss or the gradient is not finite, the update is skipped: it
+is counted, and nothing else changes.
+
+`make` gives one body for both drivers: under `jax.pmap` sums are taken over
+`axis`; under `jax.jit` arrays are global, and there is nothing to sum.
 """
 
 import re
@@ -20,9 +23,16 @@ from flax import traverse_util
 
 
 class State(NamedTuple):
-  """What an update changes; under `pmap` leaves have the axis of devices."""
+  """What an update changes; under `pmap` leaves have the axis of devices.
+
+  Attributes:
+    step: updates so far, with those skipped.
+    skipped: how many of the last ones were skipped, in a row.
+    params, opt: parameters, and what the optimiser remembers.
+  """
 
   step: jax.Array
+  skipped: jax.Array
   params: dict
   opt: optax.OptState
 
@@ -60,7 +70,8 @@ def start(
     params: dict, tx: optax.GradientTransformation, trainable: str
 ) -> State:
   """The state before the first update."""
-  return State(np.zeros((), np.int32), params,
+  zero = np.zeros((), np.int32)
+  return State(zero, zero.copy(), params,
                tx.init(split(params, trainable)[0]))
 
 
@@ -91,11 +102,16 @@ def make(
           (total, count, metrics, grads), axis)
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
     updates, opt = tx.update(grads, state.opt, trained)
-    trained = optax.apply_updates(trained, updates)
+    trained, opt = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (optax.apply_updates(trained, updates), opt), (trained, state.opt))
+    skipped = jnp.where(finite, 0, state.skipped + 1)
     metrics = {name: part / jnp.maximum(n, 1)
                for name, (part, n) in metrics.items()}
-    metrics |= dict(loss=total / count, grad_norm=optax.tree.norm(grads))
-    return State(state.step + 1, join(trained, frozen), opt), metrics
+    metrics |= dict(loss=total / count, grad_norm=norm, skipped=skipped)
+    return State(state.step + 1, skipped, join(trained, frozen), opt), metrics
 
   return update

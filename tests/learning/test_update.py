@@ -1,0 +1,44 @@
+"""One step of the optimiser: a bad batch changes nothing but its count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1router_jax.learning import update
+
+
+def loss(params, batch):
+  fit = jnp.sum((params["w"] * batch["x"] - batch["y"]) ** 2)
+  return fit, jnp.float32(batch["x"].size), {"fit": (fit, jnp.float32(1))}
+
+
+def batch(x, y):
+  return {"x": np.full(4, x, np.float32), "y": np.full(4, y, np.float32)}
+
+
+GOOD = batch(1, 3)
+BAD = {  # The loss, and the gradient of a loss that is finite.
+    "loss": batch(np.nan, 3), "gradient": batch(1e15, 3)}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_not_finite_is_skipped_and_counted(bad):
+  tx = optax.adam(0.1)
+  step = jax.jit(update.make(loss, tx, ""))
+  state = update.start({"w": np.zeros(4, np.float32)}, tx, "")
+  good, metrics = step(state, GOOD)
+  assert metrics["skipped"] == 0 and np.all(good.params["w"] > 0)
+  state = good
+  for n in (1, 2):
+    state, metrics = step(state, BAD[bad])
+    assert metrics["skipped"] == state.skipped == n
+    assert not np.isfinite(metrics["loss"] + metrics["grad_norm"])
+  jax.tree.map(np.testing.assert_array_equal,
+               (state.params, state.opt), (good.params, good.opt))
+  assert state.step == 3  # The next batch is another.
+  after, metrics = step(state, GOOD)
+  assert metrics["skipped"] == 0
+  jax.tree.map(np.testing.assert_array_equal, after.params,
+               step(good, GOOD)[0].params)
