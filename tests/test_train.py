@@ -17,7 +17,7 @@ import pytest
 from r1router_jax import commands, policy, telemetry
 from r1router_jax.train import train
 
-KILLS = int(os.environ.get("KILLS", 3))  # Each costs some twenty seconds.
+KILLS = int(os.environ.get("KILLS", 2))  # Each costs some ten seconds.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
@@ -139,13 +139,13 @@ def test_sigterm_saves_and_says_so(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(started, tmp_path):
   """SIGKILL at random moments, also while a checkpoint is being written."""
-  rng = np.random.default_rng(0)
+  rng, steps = np.random.default_rng(0), 20 + 2 * KILLS
 
   def command(name):
     return [sys.executable, "-m", "r1router_jax.train", "--config",
             f"{CONFIGS / 'step_grpo.py'}:smoke", "--config.data.kb=",
             f"--config.policy.start_from={started / 'policy'}",
-            "--config.total_steps=60", "--config.every.checkpoint=1",
+            f"--config.total_steps={steps}", "--config.every.checkpoint=1",
             f"--workdir={tmp_path / name}"]
 
   one_device = os.environ | {"XLA_FLAGS": ""}
@@ -165,7 +165,8 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(started, tmp_path):
       command("killed"), check=True, capture_output=True, env=one_device)
   assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
   lines = (tmp_path / "killed" / telemetry.FILE).read_text().splitlines()
-  assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
+  assert [json.loads(line)["step"] for line in lines] == list(
+      range(1, steps + 1))
   whole, killed = (
       (tmp_path / name / "policy" / "model.safetensors").read_bytes()
       for name in ("whole", "killed"))
