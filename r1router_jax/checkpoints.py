@@ -17,7 +17,7 @@ import fcntl
 import os
 import pathlib
 import socket
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +60,8 @@ class Checkpoints:
   def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
     self._workdir = str(workdir)
     self._lock = _lock(pathlib.Path(workdir))
-    where = (self._workdir if "://" in self._workdir
-             else os.path.abspath(self._workdir))
     self._manager = ocp.CheckpointManager(
-        os.path.join(where, "checkpoints"),
+        pathlib.Path(workdir).absolute() / "checkpoints",
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True))
 
@@ -134,9 +132,9 @@ class Checkpoints:
       self._lock.close()
 
 
-def _lock(workdir: pathlib.Path):
-  """A file that this process alone holds, or None where there are no locks."""
-  if "://" in str(workdir) or jax.process_index():
+def _lock(workdir: pathlib.Path) -> IO[str] | None:
+  """A file that this process alone holds; None but for a job's process 0."""
+  if jax.process_index():
     return None
   workdir.mkdir(parents=True, exist_ok=True)
   file = (workdir / LOCK).open("a+")
