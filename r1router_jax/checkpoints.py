@@ -24,7 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jaxtyping import Array, UInt32
+
+from r1router_jax import pods
 
 LOCK = ".lock"
 
@@ -50,18 +53,19 @@ class Checkpoints:
   """The newest states of one run; a context, at whose end all is written.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, in a bucket or on a disk that all processes see.
     keep: how many states remain.
 
   Raises:
     ValueError: where another process works in this folder.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 3):
-    self._workdir = str(workdir)
-    self._lock = _lock(pathlib.Path(workdir))
+  def __init__(self, workdir: epath.PathLike, *, keep: int = 3):
+    self._workdir, bucket = str(workdir), "://" in str(workdir)
+    self._lock = None if bucket else _lock(pathlib.Path(workdir))
     self._manager = ocp.CheckpointManager(
-        pathlib.Path(workdir).absolute() / "checkpoints",
+        epath.Path(workdir if bucket else os.path.abspath(workdir))
+        / "checkpoints",
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True))
 
@@ -71,12 +75,13 @@ class Checkpoints:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def restore(self, state: Any) -> tuple[Any, dict]:
+  def restore(self, shapes: Any) -> tuple[Any, dict]:
     """The newest state that is whole, and what was saved beside it.
 
+    Both are empty, None and {}, where none was saved.
+
     Args:
-      state: one of the same structure, shapes and types; returned, with {}
-        beside it, where none was saved.
+      shapes: a tree of its structure, shapes, types and layouts.
 
     Raises:
       ValueError: where states were saved, and none is whole.
@@ -84,11 +89,13 @@ class Checkpoints:
     reasons = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        found = self._read(step, state)
+        found, reason = self._read(step, shapes), ""
       except Exception as error:  # Orbax has some thirty ways to fail.
-        reasons[step] = " ".join(str(error).split())[:200]
-        logging.warning("Checkpoint %d of %s is damaged (%s: %s).", step,
-                        self._workdir, type(error).__name__, reasons[step])
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+      if not pods.agreed(not reason):
+        reasons[step] = reason or "another process could not read it"
+        logging.warning("Checkpoint %d of %s is damaged (%s).", step,
+                        self._workdir, reasons[step])
         continue
       if reasons:
         logging.warning("Going on from checkpoint %d instead.", step)
@@ -101,11 +108,11 @@ class Checkpoints:
           f"None of the checkpoints {sorted(reasons)} of {self._workdir} can "
           f"be restored; of {newest}: {reasons[newest]}.  Start with the "
           "config that wrote them, or in another workdir.")
-    return state, {}
+    return None, {}
 
-  def _read(self, step: int, state: Any) -> tuple[Any, dict]:
+  def _read(self, step: int, shapes: Any) -> tuple[Any, dict]:
     found = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(jax.tree.map(np.asarray, state)),
+        state=ocp.args.StandardRestore(shapes),
         about=ocp.args.JsonRestore()))
     about = dict(found.about)
     if np.asarray(checksums(found.state)).tolist() != about.pop("checksums"):

@@ -66,7 +66,8 @@ _STEP_REWARDS = flags.DEFINE_bool(
 _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
 _REPORT = flags.DEFINE_string("report", "", "Page to write, if any.")
 _CURVES = flags.DEFINE_list(
-    "curves", [], "Runs whose learning curves the report shows, NAME=WORKDIR.")
+    "curves", [], "Runs whose learning curves and samples the report shows, "
+    "NAME=WORKDIR.")
 
 STEP_EVERY = 8  # Of so many questions one has its gold steps rewarded.
 CHUNK = 390  # Questions, or steps, between two lines of progress and saves.
@@ -240,7 +241,8 @@ def main(_) -> None:
   questions = georouter.questions(_SPLIT.value)
   questions = questions[:_QUESTIONS.value or len(questions)]
   folders = _named(_POLICY.value, "policy")
-  curves = results.curves(_named(_CURVES.value, "curves"))
+  runs = _named(_CURVES.value, "curves")
+  curves = results.curves(runs)
   kbs = knowledge_base.open_kbs(_KB.value)
   policies = {name: policy.load(at) for name, at in folders.items()}
   workdir = pathlib.Path(_WORKDIR.value)
@@ -270,6 +272,7 @@ def main(_) -> None:
     report.write(
         _REPORT.value, title="R1-Router on GeoRouter", claims=claims,
         tables=tables, curves=curves,
+        sampled={run: telemetry.read_samples(at) for run, at in runs.items()},
         trajectories=predictions.pick(
             shown, [report.right(t) for t in shown], 12),
         notes=results.NOTES)

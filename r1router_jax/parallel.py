@@ -1,27 +1,17 @@
-"""Many devices, many hosts: the only file that knows how they are arranged.
+"""Many devices: how parameters and batches lie on them.
 
-Two drivers share one loss (see train.py).  Under `jax.pmap` each device holds
-all parameters and its part of the batch: `replicate`, `shard`, `unreplicate`.
-Under `jax.jit` a mesh lays out both: `make_mesh`, `RULES`, `shardings`.
-
-On several hosts every process runs the same command and calls `join_pod`
-before it touches a device.  `shard` then splits what this host has read over
-the devices of this host.
-
-Axes:  D devices of this host
+A mesh says where parameters and batches lie: `make_mesh`, `RULES`, `shardings`.
+Where each device holds all parameters it is that of one host, `local_mesh`.
 """
 
 import math
-import os
 import re
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -44,96 +34,8 @@ RULES = (
     (r"scale", ()),
     (r"lora_a", (None, FSDP, None)),
     (r"lora_b", (None, None, TENSOR)),
+    (r"ns_coeffs", ()),  # Of Muon.
 )
-
-# Set all three where neither a TPU nor SLURM says who takes part.
-COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
-PROCESSES = "JAX_NUM_PROCESSES"
-PROCESS = "JAX_PROCESS_ID"
-
-
-def join_pod() -> None:
-  """Makes one job of the processes of a pod; does nothing on a single host.
-
-  Who takes part is read from the three variables above, from SLURM (tasks that
-  `srun` started), or from the TPU.
-  """
-  if jax.distributed.is_initialized():
-    return
-  given = {name: os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS)
-           if name in os.environ}
-  if len(given) == 3:
-    _join_named(*given.values())
-  elif PROCESSES in given or PROCESS in given:
-    raise ValueError(
-        f"Of {COORDINATOR}, {PROCESSES} and {PROCESS} only {sorted(given)} "
-        "are set.  Set all three in each process, or none.")
-  elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 and (
-      "SLURM_STEP_NODELIST" in os.environ):
-    jax.distributed.initialize()
-  elif _on_tpu():
-    _join_tpu()
-  if jax.distributed.is_initialized():
-    logging.info("Process %d of %d, with %d of %d devices.",
-                 jax.process_index(), jax.process_count(),
-                 jax.local_device_count(), jax.device_count())
-
-
-def _join_named(address: str, processes: str, process: str) -> None:
-  host = address.rsplit(":", 1)[0]
-  # JAX would listen on every interface, which a group on one machine need not.
-  local = host in ("localhost", "127.0.0.1")
-  jax.distributed.initialize(
-      address, int(processes), int(process),
-      coordinator_bind_address=address if local else None)
-
-
-def _on_tpu() -> bool:
-  """Whether this is a host of a TPU that may have more hosts."""
-  for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
-    if name in os.environ:
-      slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
-      return "," in os.environ[name] or slices > 1
-  # JAX sets this when it is imported where there are TPU chips.
-  return os.environ.get("TPU_ML_PLATFORM") == "JAX"
-
-
-def _join_tpu() -> None:
-  try:
-    jax.distributed.initialize()
-  except (OSError, ValueError) as error:
-    # No metadata server, or one that knows of no pod: a TPU in a notebook.
-    if jax.distributed.is_initialized() or "," in os.environ.get(
-        "TPU_WORKER_HOSTNAMES", ""):
-      raise
-    logging.warning("This TPU belongs to no pod (%s); going on alone.", error)
-
-
-class Preemption:
-  """Whether this machine is about to be taken away: a context, in which SIGTERM
-  is noted and no more, and a question to be asked after each step."""
-
-  def __enter__(self) -> "Preemption":
-    self._asked = False
-    # In a job of many, JAX catches the signal, and tells all at one step.
-    self._before = (
-        None if jax.distributed.is_initialized()
-        or threading.current_thread() is not threading.main_thread()
-        else signal.signal(signal.SIGTERM, self._note))
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
-
-  def _note(self, *_: object) -> None:
-    self._asked = True
-
-  def __call__(self, step: int) -> bool:
-    """Whether to stop after this step; the same in all processes."""
-    if jax.distributed.is_initialized():
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._asked
 
 
 def local_mesh() -> Mesh:
@@ -141,49 +43,72 @@ def local_mesh() -> Mesh:
   return Mesh(np.array(jax.local_devices()), (DATA,))
 
 
-def replicate(tree: Any) -> Any:
-  """A copy on each device of this host: leaves [...] become [D, ...]."""
-  devices = jax.local_devices()
-  layout = NamedSharding(local_mesh(), PartitionSpec(DATA))
+def born(function: Callable, mesh: Mesh, *args: Any) -> Any:
+  """What the function returns, laid out on the mesh by `RULES`.
 
-  def copies(x):
-    x = x[None] if isinstance(x, jax.Array) else np.asarray(x)[None]
-    # Never the caller's own memory, as the copy may be donated.
-    each = [jax.device_put(x, device, may_alias=False) for device in devices]
-    return jax.make_array_from_single_device_arrays(
-        (len(devices), *x.shape[1:]), layout, each)
+  Its memory is its own, and so may be donated.
 
-  return jax.tree.map(copies, tree)
-
-
-def unreplicate(tree: Any) -> Any:
-  """The copy of the first device: leaves [D, ...] become [...]."""
-  return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
-
-
-def shard(batch: Any) -> Any:
-  """Splits a host's batch over its devices: leaves [B, ...] -> [D, B/D, ...].
-
-  A last, smaller batch has to be padded by the caller, with rows of weight 0.
+  Raises:
+    ValueError: where a leaf has no rule.
   """
-  count = jax.local_device_count()
+  layout = shardings(jax.eval_shape(function, *args), mesh)
+  copied = lambda *args: jax.tree.map(jnp.copy, function(*args))
+  return jax.jit(copied, out_shardings=layout)(*args)
 
-  def split(path, x):
-    each, rest = divmod(x.shape[0], count)
-    if rest:
-      raise ValueError(
-          f"A batch of {x.shape[0]} rows (batch{jax.tree_util.keystr(path)}) "
-          f"does not split over the {count} devices of this host: choose a "
-          "multiple for the batch size, or pad it with rows of weight 0.")
-    return x.reshape(count, each, *x.shape[1:])
 
-  return jax.tree_util.tree_map_with_path(split, batch)
+def whole(tree: Any) -> Any:
+  """Arrays of this host with all numbers of each leaf, on every host."""
+  return jax.tree.map(
+      lambda x: multihost_utils.process_allgather(x, tiled=True)
+      if isinstance(x, jax.Array) and not (
+          x.is_fully_addressable or x.is_fully_replicated)
+      else np.asarray(x), tree)
+
+
+def here(mesh: Mesh) -> Mesh:
+  """The part of a mesh that is this host's, as a mesh of its own.
+
+  Raises:
+    ValueError: where an axis other than the first goes from host to host.
+  """
+  parts = mesh.devices.reshape(len(mesh.devices), -1)
+  mine = mesh.devices[[
+      {d.process_index for d in part} == {jax.process_index()}
+      for part in parts]]
+  if mine.size != jax.local_device_count():
+    raise ValueError(
+        f"A mesh {dict(mesh.shape)} splits weights over several hosts of "
+        f"{jax.local_device_count()} devices, and sampling cannot: choose "
+        "config.rollout_mesh.tensor so that it divides the devices of a host.")
+  return Mesh(mine, mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def seen_here(tree: Any, mesh: Mesh) -> Any:
+  """Arrays that lie on a mesh as arrays of this host's part of it.
+
+  What is split along the first axis of the mesh would be lost: parameters are
+  not, in a layout for sampling.
+  """
+  local = here(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_single_device_arrays(
+      x.shape, NamedSharding(local, x.sharding.spec),
+      [shard.data for shard in x.addressable_shards]), tree)
 
 
 def make_mesh(**axes: int) -> Mesh:
   """A mesh over all devices; one axis may be -1 and takes what is left."""
   sizes = mesh_sizes(jax.device_count(), axes)
   return jax.make_mesh(sizes, tuple(axes), (AxisType.Auto,) * len(sizes))
+
+
+def mesh_of(
+    devices: Sequence[jax.Device], axes: Mapping[str, int], name: str
+) -> Mesh:
+  """The mesh `name` over devices, those of a host side by side."""
+  sizes = mesh_sizes(len(devices), axes, name)
+  ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return Mesh(np.array(ordered).reshape(sizes), tuple(axes),
+              axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def mesh_sizes(
@@ -275,7 +200,7 @@ def each_part(
   return jax.jit(mapped, **options)
 
 
-def rows(mesh: Mesh, before: int = 0) -> NamedSharding:
-  """How a batch lies on the mesh, its rows after `before` other dimensions."""
+def rows(mesh: Mesh) -> NamedSharding:
+  """How a batch lies on the mesh."""
   axes = tuple(axis for axis in ROWS if axis in mesh.shape)
-  return NamedSharding(mesh, PartitionSpec(*(None,) * before, axes))
+  return NamedSharding(mesh, PartitionSpec(axes))

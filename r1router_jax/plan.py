@@ -10,10 +10,10 @@ libtpu, `pip install 'r1router_jax[tpu]'`, and no TPU; `--topology=cpu:8` is a
 dry run that any machine can do.
 
 Memory is what XLA's compiler reports for one chip at the worst moment; for TPUs
-it refuses what does not fit, and says what it wanted.  Not counted: the
-reference policy of a KL term, and a runtime's own reserve of some 100 MiB.
+it refuses what does not fit, and says what it wanted.  Some 100 MiB more are a
+runtime's own.
 
-Axes:  B prompts   G responses per prompt
+Axes:  M passes of an update   B prompts   G responses per prompt
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ import ml_collections as mlc
 import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 from r1router_jax import (
@@ -43,7 +43,7 @@ from r1router_jax import (
     settings,
 )
 from r1router_jax.learning import batch as batches
-from r1router_jax.learning import optim, step_grpo, update
+from r1router_jax.learning import objective, optim, update
 from r1router_jax.models import lora, qwen_vl
 from r1router_jax.settings import Settings
 
@@ -55,7 +55,7 @@ _TOPOLOGY = flags.DEFINE_list(
     "v6e:2x4; or cpu:N.")
 
 GIB = 2**30
-# GiB of a device, as libtpu enforces it; of v3 and v4 a chip is two devices.
+# GiB of a device, as libtpu has it; of v3 and v4 a chip is two devices.
 LIMITS = {"TPU v3": 15.48, "TPU v4": 15.25, "TPU v5 lite": 15.75,
           "TPU v5": 95.74, "TPU v6 lite": 31.25}
 
@@ -116,13 +116,6 @@ def devices(topology: str) -> np.ndarray:
         "v5e:4x4, v5p:2x2x1, v6e:4x4.") from error
 
 
-def mesh_of(chips: np.ndarray, config: mlc.ConfigDict, name: str) -> Mesh:
-  """The mesh `config.<name>` over given devices."""
-  axes = config[name].to_dict()
-  sizes = parallel.mesh_sizes(len(chips), axes, f"config.{name}")
-  return Mesh(chips.reshape(sizes), tuple(axes), (AxisType.Auto,) * len(sizes))
-
-
 def batch_of(config: mlc.ConfigDict) -> str:
   """What a part of the mesh does at one time, in words."""
   known = settings.of_run(
@@ -160,11 +153,11 @@ def programs(
         params, key=key, **config.policy.lora), params, key)
   g = config.step_grpo
   train, serve = (
-      mesh_of(chips, config, name) for name in ("mesh", "rollout_mesh"))
+      parallel.mesh_of(list(chips), config[name].to_dict(), f"config.{name}")
+      for name in ("mesh", "rollout_mesh"))
 
   prompts, parts = config.data.batch_rows, serve.shape[parallel.DATA]
-  each = lambda shapes: _rows(serve, jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((parts, *x.shape), x.dtype), shapes))
+  each = functools.partial(_leading, parts, parallel.rows(serve))
   decode = parallel.each_part(functools.partial(
       sampling.sample.__wrapped__, model, tokens=known.response_tokens[-1]),
       serve, shared=(0, 3, 4))
@@ -179,16 +172,19 @@ def programs(
           jax.random.key(0), (prompts, g.group_size)))),
       jax.eval_shape(drawing.GREEDY.checked), words), None
 
-  rows = g.learn_rows * _split(train)
   tx = optim.chain(steps=config.total_steps, **config.optim)
+  what = objective.Objective(
+      g.temperature, known.response_tokens[-1], **g.loss)
   loss = functools.partial(
-      step_grpo.loss, model, allowed=jnp.ones(known.model.vocab, bool),
-      temperature=g.temperature, clip_low=g.clip_low, clip_high=g.clip_high)
+      objective.loss, model, what, allowed=jnp.ones(known.model.vocab, bool))
   state = jax.eval_shape(
       lambda p: update.start(p, tx, config.trainable), params)
+  reference = None if what.kl_coef == 0 else (
+      update.split(params, config.trainable)[0])
   yield "update", train, update.make(loss, tx, config.trainable), (
-      _placed(state, parallel.shardings(state, train)),
-      _batch(known, rows, g.group_size, train)), 0
+      *(_placed(tree, parallel.shardings(tree, train))
+        for tree in (state, reference)),
+      _batch(known, config, train)), 0
 
 
 def fit(
@@ -236,7 +232,6 @@ def _needed(message: str) -> float:
 
 
 def _split(mesh: Mesh) -> int:
-  """Into how many parts the mesh splits the rows of a batch."""
   return math.prod(mesh.shape.get(axis, 1) for axis in parallel.ROWS)
 
 
@@ -245,13 +240,13 @@ def _placed(shapes: Any, layout: Any, dtype: str | None = None) -> Any:
       x.shape, dtype or x.dtype, sharding=where), shapes, layout)
 
 
-def _rows(mesh: Mesh, shapes: Any, before: int = 0) -> Any:
+def _leading(size: int, where: NamedSharding, shapes: Any) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=parallel.rows(mesh, before)), shapes)
+      (size, *x.shape), x.dtype, sharding=where), shapes)
 
 
 def _longest(known: Settings, prompts: int) -> qwen_vl.Prompt:
-  """The longest prompts that the settings allow, each with a large picture."""
+  """The longest prompts, each with a large picture."""
   v = known.model.vision
   windows = v and math.ceil(known.max_pixels / v.window**2)
   windows = windows and 1 << (windows - 1).bit_length()
@@ -260,14 +255,20 @@ def _longest(known: Settings, prompts: int) -> qwen_vl.Prompt:
                            prompts if v else 0, windows or 0, v)))))
 
 
-def _batch(known: Settings, rows: int, group: int, mesh: Mesh) -> batches.Batch:
-  size = rows, group, known.response_tokens[-1]
-  of = lambda shape, dtype: _rows(mesh, jax.ShapeDtypeStruct(shape, dtype))
-  prompt = _longest(known, rows)
-  return batches.Batch(
-      _rows(mesh, prompt)._replace(positions=_rows(mesh, prompt.positions, 1)),
-      of(size, jnp.int32), of(size, bool),
-      of(size[:2], jnp.float32), of(size, jnp.float32))
+def _batch(
+    known: Settings, config: mlc.ConfigDict, mesh: Mesh
+) -> batches.Batch:
+  """One update's batch over the whole mesh, in its passes."""
+  rows = config.step_grpo.learn_rows
+  of_pass = (config.micro_rows or rows) * _split(mesh)
+  size = of_pass, config.step_grpo.group_size, known.response_tokens[-1]
+  of = jax.ShapeDtypeStruct
+  shapes = batches.Batch(
+      _longest(known, of_pass), of(size, jnp.int32), of(size, bool),
+      of(size[:2], jnp.float32), of(size, jnp.float32),
+      of(size[:1], jnp.float32))
+  return _leading(rows // (config.micro_rows or rows), NamedSharding(
+      mesh, PartitionSpec(None, *parallel.rows(mesh).spec)), shapes)
 
 
 def main(_) -> None:
@@ -281,8 +282,7 @@ def main(_) -> None:
   if counts:
     jax.config.update("jax_num_cpu_devices", max(counts))
   if _CONFIG.value.algorithm != "step_grpo":
-    raise ValueError("--config: a plan is of Step-GRPO's two programs; give "
-                     "configs/step_grpo.py.")
+    raise ValueError("--config: a plan is of Step-GRPO: configs/step_grpo.py.")
   print(f"{batch_of(_CONFIG.value)}\n\n{HEAD}", flush=True)
   advice = {}
   for topology in _TOPOLOGY.value:

@@ -4,25 +4,28 @@ A policy lives in a folder that Hugging Face transformers opens, too:
 `config.json`, `model.safetensors` (or shards of it) and `tokenizer.json`; what
 is ours alone stands in `policy.json` (see `settings.py`).
 
-Parameters are replicated over the local devices (a leading axis D), and prompts
-are split among them.
+Parameters lie on a mesh, by default whole on each device of this host, and
+prompts are split among the parts of this host that share weights.
 
-Axes:  D local devices   B prompts of one device   G responses per prompt
+Axes:  B prompts   G responses per prompt
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import pathlib
+import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding, PartitionSpec
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from r1router_jax import batching, drawing, parallel, sampling, settings
 from r1router_jax.inputs.pack import Encoded, Packer
@@ -35,11 +38,19 @@ from r1router_jax.settings import Settings
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """See the module's docstring; `params` leaves are [D, ...]."""
+  """See the module's docstring.
+
+  Attributes:
+    settings: what it is and how it is run.
+    tokenizer_path: of its tokenizer.json.
+    params: its parameters, on any devices.
+    mesh: where responses are drawn, see `parallel.mesh_of`.
+  """
 
   settings: Settings
   tokenizer_path: pathlib.Path
   params: dict
+  mesh: Mesh = dataclasses.field(default_factory=parallel.local_mesh)
 
   @functools.cached_property
   def model(self) -> qwen_vl.QwenVL:
@@ -60,9 +71,13 @@ class Policy:
   @functools.cached_property
   def sampler(self) -> tuple[qwen_vl.QwenVL, dict]:
     """Model and parameters as responses are drawn with them."""
-    unrolled = jax.default_backend() == "cpu"
+    split = self.mesh.shape.get(parallel.TENSOR, 1) > 1
+    unrolled = jax.default_backend() == "cpu" and not split
+    served = _server(self.settings.compute, unrolled)(self.params)
+    layout = NamedSharding(self.mesh, PartitionSpec()) if not split else (
+        parallel.shardings(served, self.mesh, without=(parallel.FSDP,)))
     return (dataclasses.replace(self.model, unrolled=unrolled),
-            _server(self.settings.compute, unrolled)(self.params))
+            parallel.seen_here(jax.device_put(served, layout), self.mesh))
 
   def draw(
       self,
@@ -116,7 +131,7 @@ class Policy:
       part = batching.draw(
           *model_params, pack, keys[at], drawing.Method(*(x[at] for x in ways)),
           words, tokens=tokens, rows=self.settings.batch_rows,
-          mesh=parallel.local_mesh())
+          mesh=parallel.here(self.mesh))
       for whole, some in zip(drawn, part, strict=True):
         whole[at] = some
     if drawn.failed.any():
@@ -147,30 +162,56 @@ class Policy:
              for t, p, m in zip(*group, strict=True)]
             for group in zip(*drawn[:3], strict=True)]
 
-  def save(self, folder: str | pathlib.Path) -> None:
-    """Writes the policy's folder; adapters become part of the weights."""
-    settings.write(pathlib.Path(folder), self.settings, self.tokenizer_path,
-                   self.packer.tokenizer.named())
-    published.save(folder, lora.merge(parallel.unreplicate(self.params)),
-                   self.settings.model)
+  def save(self, folder: epath.PathLike) -> None:
+    """Writes the policy's folder; adapters become part of the weights.
+
+    All processes of a job take part, and the first writes.
+    """
+    params = parallel.whole(lora.merge(self.params))
+    if jax.process_index():
+      return
+    with _on_disk(epath.Path(folder)) as at:
+      settings.write(at, self.settings, self.tokenizer_path,
+                     self.packer.tokenizer.named())
+      published.save(at, params, self.settings.model)
 
 
-def load(name: str | pathlib.Path, *, dtype: Any = None) -> Policy:
+@contextlib.contextmanager
+def _on_disk(folder: epath.Path) -> Iterator[pathlib.Path]:
+  """A folder to write to; what belongs into a bucket is then copied there."""
+  if "://" not in str(folder):
+    yield pathlib.Path(folder)
+    return
+  with tempfile.TemporaryDirectory() as here:
+    yield pathlib.Path(here)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in epath.Path(here).iterdir():
+      file.copy(folder / file.name, overwrite=True)
+
+
+def load(
+    name: str | pathlib.Path, *, dtype: Any = None, mesh: Mesh | None = None
+) -> Policy:
   """Opens a policy's folder, or a published checkpoint.
 
   Args:
     name: a folder, a model's id on the hub, or "warm_start", which comes with
       the package.
     dtype: of the parameters; by default that of products, for answering.
+    mesh: where they lie, by `parallel.RULES`; by default whole on each device
+      of this host.
 
   Raises:
     FileNotFoundError, published.BadConfig, hf.BadWeights: by name.
   """
   folder = settings.folder(name)
   known = settings.read(folder)
+  layout = parallel.by_path(
+      _shapes(known), parallel.local_mesh() if mesh is None else mesh)
   params = published.load(
-      folder, known.model, dtype=dtype or jnp.dtype(known.compute.dtype))
-  return Policy(known, _tokenizer_in(folder), parallel.replicate(params))
+      folder, known.model, dtype=dtype or jnp.dtype(known.compute.dtype),
+      layout=layout.__getitem__)
+  return Policy(known, _tokenizer_in(folder), params)
 
 
 def convert(name: str, to: pathlib.Path, dtype: Any) -> None:
@@ -194,12 +235,18 @@ def _tokenizer_in(folder: pathlib.Path) -> pathlib.Path:
 
 
 def create(
-    known: Settings, tokenizer_path: str | pathlib.Path, seed: int
+    known: Settings, tokenizer_path: str | pathlib.Path, seed: int,
+    mesh: Mesh | None = None,
 ) -> Policy:
-  """A policy with random parameters."""
-  init = functools.partial(initial, known)
-  return Policy(known, pathlib.Path(tokenizer_path),
-                parallel.replicate(jax.jit(init)(jax.random.key(seed))))
+  """A policy with random parameters; see `load` for its mesh."""
+  return Policy(known, pathlib.Path(tokenizer_path), parallel.born(
+      functools.partial(initial, known),
+      parallel.local_mesh() if mesh is None else mesh, jax.random.key(seed)))
+
+
+def _shapes(known: Settings) -> dict:
+  return jax.eval_shape(
+      functools.partial(initial, known), jax.random.key(0))
 
 
 def initial(known: Settings, key: jax.Array) -> dict:
@@ -213,12 +260,8 @@ def initial(known: Settings, key: jax.Array) -> dict:
 @functools.lru_cache(maxsize=4)
 def _server(compute: qwen_vl.Compute, unrolled: bool) -> Callable[[dict], dict]:
   """From parameters of a policy to those that its sampler reads."""
-  def served(params):
-    return serving.served(lora.merge(jax.tree.map(lambda x: x[0], params)),
-                          compute, unrolled=unrolled)
-
-  return jax.jit(served, out_shardings=NamedSharding(
-      parallel.local_mesh(), PartitionSpec()))
+  return jax.jit(lambda params: serving.served(
+      lora.merge(params), compute, unrolled=unrolled))
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,23 +10,21 @@ data is as harmless as any other.
 import base64
 import dataclasses
 import functools
-import html
 import io
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 from PIL import Image
 
-from r1router_jax import charts, metrics, protocol, telemetry
+from r1router_jax import charts, metrics, protocol, samples, telemetry
 from r1router_jax.inputs import images
+from r1router_jax.markup import folded, safe
 from r1router_jax.records import Answer, Malformed, Passage, Round, Trajectory
 
 Cell = str | int | float | metrics.Interval | None
 Curves = charts.Points | Mapping[str, charts.Points]
 
 PICTURE_SIDE = 160  # Pixels; larger pictures are shrunk.
-TEXT_SHOWN = 220  # Characters of a passage or thought before it is folded.
-TEXT_KEPT = 4000  # Characters of it in the page.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,7 @@ def write(
     claims: Sequence[str] = (),
     tables: Mapping[str, Table] | None = None,
     curves: Mapping[str, Curves] | None = None,
+    sampled: Mapping[str, Sequence[samples.Group]] | None = None,
     trajectories: Sequence[Trajectory] = (),
     notes: Sequence[str] = (),
 ) -> None:
@@ -61,23 +60,25 @@ def write(
     claims: what the page shows, one line each, on top.
     tables: by heading.
     curves: by heading, the (step, value) points of a line, or named lines.
+    sampled: by run, groups of samples, oldest first; the ends are shown.
     trajectories: shown in full; a dozen is plenty.
     notes: paragraphs at the end: how it was run, what is not shown.
   """
   figures = "".join(_curves(*curve) for curve in (curves or {}).items())
   body = [
-      f"<h1>{_text(title)}</h1>",
+      f"<h1>{safe(title)}</h1>",
       _list("claims", claims),
       *(_table(name, table) for name, table in (tables or {}).items()),
       f'<h2>Learning curves</h2><div class="charts">{figures}</div>'
       if figures else "",
+      samples.section(sampled or {}),
       _trajectories(trajectories),
       "<h2>Notes</h2>" + _list("notes", notes) if notes else "",
   ]
   page = epath.Path(path)
   page.parent.mkdir(parents=True, exist_ok=True)
   page.write_text(
-      _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(body)),
+      _PAGE.format(title=safe(title), style=_STYLE, body="\n".join(body)),
       encoding="utf-8")
 
 
@@ -88,22 +89,8 @@ def right(trajectory: Trajectory) -> bool:
       metrics.score(final.text, trajectory.question.answers).f1 == 1)
 
 
-def _text(text: str) -> str:
-  """Untrusted text, fit for element content and quoted attributes."""
-  return html.escape(telemetry.clean(text, limit=TEXT_KEPT), quote=True)
-
-
-def _folded(text: str) -> str:
-  """Untrusted text whose tail unfolds at a touch where it is long."""
-  text = telemetry.clean(text, limit=TEXT_KEPT)
-  head, tail = map(html.escape, (text[:TEXT_SHOWN], text[TEXT_SHOWN:]))
-  if not tail:
-    return head
-  return f"<details><summary>{head}</summary>{tail}</details>"
-
-
 def _list(kind: str, lines: Sequence[str]) -> str:
-  items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+  items = "".join(f"<li>{safe(line)}</li>" for line in lines)
   return items and f'<ul class="{kind}">{items}</ul>'
 
 
@@ -131,9 +118,9 @@ def _table(name: str, table: Table) -> str:
       shown = f"<b>{_cell(cell)}</b>" if bold else _cell(cell)
       cells.append(f"<td>{shown}</td>")
     rows.append(f"<tr>{''.join(cells)}</tr>")
-  head = "".join(f'<th scope="col">{_text(top)}</th>' for top in table.columns)
+  head = "".join(f'<th scope="col">{safe(top)}</th>' for top in table.columns)
   return (
-      f'<h2>{_text(name)}</h2><div class="wide"><table><thead><tr>{head}</tr>'
+      f'<h2>{safe(name)}</h2><div class="wide"><table><thead><tr>{head}</tr>'
       f"</thead><tbody>{''.join(rows)}</tbody></table></div>")
 
 
@@ -145,7 +132,7 @@ def _cell(cell: Cell) -> str:
     return f"{mean:.1f}<small>{low:.0f}–{high:.0f}</small>"
   if isinstance(cell, float):
     return f"{cell:.3g}"
-  return _text(str(cell))
+  return safe(str(cell))
 
 
 def _trajectories(trajectories: Sequence[Trajectory]) -> str:
@@ -170,13 +157,13 @@ def _trajectory(number: int, trajectory: Trajectory) -> str:
   rounds = "".join(
       _round(n, done, evidence)
       for n, done in enumerate(trajectory.rounds, 1))
-  family = f'<span class="badge">{_text(question.family or "question")}</span>'
-  gold = " · ".join(map(_text, question.answers)) or "–"
+  family = f'<span class="badge">{safe(question.family or "question")}</span>'
+  gold = " · ".join(map(safe, question.answers)) or "–"
   return (
       f'<article id="t{number}"><header>{_mark(right(trajectory))} {family} '
       f'<small>{number} · {trajectory.tokens} tokens</small></header>'
       f'<div class="asked">{_picture(question.image)}'
-      f"<h3>{_text(question.text)}</h3></div>{rounds}"
+      f"<h3>{safe(question.text)}</h3></div>{rounds}"
       f'<div class="final"><b>Final answer</b> {_answer(trajectory.final)}'
       f'<div class="gold"><b>Accepted</b> {gold}</div></div>'
       f"{_list('faults', trajectory.faults)}</article>")
@@ -189,28 +176,28 @@ def _round(number: int, done: Round, evidence: set[str]) -> str:
   return (
       f"<section><h4>Round {number} "
       f'<span class="badge {route}">{protocol.ROUTE_NAMES[route]}</span></h4>'
-      f'{_thought(plan.thought)}<p class="sub">{_text(plan.sub_question)}</p>'
+      f'{_thought(plan.thought)}<p class="sub">{safe(plan.sub_question)}</p>'
       f'<ol class="passages">{passages}</ol>{_answer(done.answer)}</section>')
 
 
 def _passage(passage: Passage, evidence: set[str]) -> str:
   hit = '<span class="right">evidence</span>' * (passage.id in evidence)
   return (
-      f"<li>{_picture(passage.image)}<div><small>{_text(passage.kb)} "
-      f"{passage.score:.2f} {hit} {_text(passage.id)}</small><br>"
-      f"{_folded(passage.text)}</div></li>")
+      f"<li>{_picture(passage.image)}<div><small>{safe(passage.kb)} "
+      f"{passage.score:.2f} {hit} {safe(passage.id)}</small><br>"
+      f"{folded(passage.text)}</div></li>")
 
 
 def _thought(thought: str) -> str:
-  return thought and f'<div class="thought">{_folded(thought)}</div>'
+  return thought and f'<div class="thought">{folded(thought)}</div>'
 
 
 def _answer(answer: Answer | Malformed) -> str:
   if isinstance(answer, Malformed):
     return (
-        f'<p class="wrong">Malformed: {_text(answer.reason)}</p>'
+        f'<p class="wrong">Malformed: {safe(answer.reason)}</p>'
         f"{_thought(answer.text)}")
-  return f'{_thought(answer.thought)}<p class="answer">{_text(answer.text)}</p>'
+  return f'{_thought(answer.thought)}<p class="answer">{safe(answer.text)}</p>'
 
 
 @functools.lru_cache(maxsize=256)
@@ -265,6 +252,8 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line);
 th { font-weight: 500; } tbody th, thead th:first-child { text-align: left; }
 thead th { color: var(--soft); font-size: .85rem; }
 td small { display: block; font-size: .72rem; }
+.said { width: 100%; } .said td:last-child { min-width: 14rem;
+  text-align: left; white-space: normal; }
 .charts { display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
 figure, article { margin: 0; padding: .8rem; background: var(--card);

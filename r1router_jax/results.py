@@ -171,7 +171,7 @@ def as_text(table: report.Table) -> str:
 
 
 def curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
-  """The scalars that runs have logged, by scalar and run.
+  """The scalars that runs have logged, but times, by scalar and run.
 
   Raises:
     ValueError: where a run has logged nothing.
@@ -185,7 +185,7 @@ def curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
           "of a training run.")
     for line in lines:
       for scalar, value in line.items():
-        if scalar != "step" and not scalar.startswith("seconds/"):
+        if scalar != "step" and not scalar.startswith(("seconds/", "speed/")):
           points = found.setdefault(scalar, {}).setdefault(run, [])
           points.append((line["step"], value))
   return found

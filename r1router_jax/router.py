@@ -18,6 +18,10 @@ is listed in `Trajectory.faults`, as "<kind>: <reason>":
   input     the picture cannot be read, or the prompt is too long: the step is
             left out, and the question's neighbours never notice
 
+Step-GRPO on the policy's own trajectories draws a group of responses at each
+step, hands all of them to `keep`, and goes on with the first that is of the
+protocol.
+
 A `Planner` changes who decides on the next route.  The baselines are planners;
 their passages are read, and their final answer given, by the same policy.
 
@@ -25,6 +29,7 @@ Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
 
 import dataclasses
+import functools
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +49,9 @@ from r1router_jax.records import (
   Malformed,
   Plan,
   Question,
+  Response,
   Round,
+  Step,
   Trajectory,
 )
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
@@ -137,10 +144,11 @@ class _Walk:
   tokens: int = 0
   planning: bool = True
 
-  @property
-  def history(self) -> list[tuple[str, str]]:
-    return [(done.plan.sub_question, _words(done.answer))
-            for done in self.rounds]
+  def step(self, kind: str, **of) -> Step:
+    """What it asks of the policy next."""
+    return Step(f"{self.question.id}/{len(self.rounds)}", kind, self.question,
+                tuple((done.plan.sub_question, _words(done.answer))
+                      for done in self.rounds), **of)
 
   def fault(self, kind: str, reason: str) -> None:
     if f"{kind}: {reason}" not in self.faults:
@@ -163,6 +171,8 @@ def route(
     max_steps: int = MAX_HOPS,
     k: int | Mapping[str, int] = 1,
     method: Method = GREEDY,
+    members: int = 1,
+    keep: Callable[[Step, Sequence[Response]], None] = lambda *of: None,
 ) -> list[Trajectory]:
   """The trajectory of each question; none depends on its neighbours.
 
@@ -175,6 +185,9 @@ def route(
     max_steps: rounds before the final answer, at most.
     k: passages that a round reads, of each kind or of all alike.
     method: how tokens of responses are drawn.
+    members: responses to each step.
+    keep: is handed each step that the policy was asked, without golds, with its
+      responses.
 
   Raises:
     ValueError: where a question has no text.
@@ -183,40 +196,35 @@ def route(
     if not question.text.strip():
       raise ValueError(f"Question {question.id!r} is empty; give it a text.")
   walks = [_Walk(question) for question in questions]
-  style, planner = policy.settings.style, planner or Planner()
-  retrieve = retriever(kbs, k)
+  planner, retrieve = planner or Planner(), retriever(kbs, k)
+  ask = functools.partial(_ask, policy, members, keep)
   for walk in walks:  # A baseline would search with a broken picture.
-    _fits(policy, walk, _plan_conversation(walk, style))
+    _fits(policy, walk, walk.step("plan"))
   for n in range(max_steps):
     plan_key, answer_key = jax.random.split(jax.random.fold_in(key, n))
-    planned = _plan(policy, planner, [w for w in walks if w.planning], n,
+    planned = _plan(ask, planner, [w for w in walks if w.planning], n,
                     plan_key, method)
     if not planned:
       break
     found = retrieve([(plan.route, plan.sub_question, walk.question.image)
                       for walk, plan in planned])
-    answers = _ask(
-        policy, [walk for walk, _ in planned],
-        [protocol.answer_conversation(
-            plan.sub_question, passages, walk.question.image, style=style)
+    answers = ask(
+        [walk for walk, _ in planned],
+        [walk.step("answer", sub_question=plan.sub_question, passages=passages)
          for (walk, plan), passages in zip(planned, found, strict=True)],
         answer_key, method)
     for (walk, plan), passages, answer in zip(
         planned, found, answers, strict=True):
       walk.rounds.append(Round(plan, passages, answer))
-  finals = _ask(
-      policy, walks,
-      [protocol.final_conversation(
-          walk.question.text, walk.question.image, walk.history, style=style)
-       for walk in walks],
-      jax.random.fold_in(key, max_steps), method)
+  finals = ask(walks, [walk.step("final") for walk in walks],
+               jax.random.fold_in(key, max_steps), method)
   for walk, final in zip(walks, finals, strict=True):
     walk.final = final
   return [walk.trajectory() for walk in walks]
 
 
 def _plan(
-    policy: Policy, planner: Planner, walks: Sequence[_Walk], n: int,
+    ask: Callable[..., list], planner: Planner, walks: Sequence[_Walk], n: int,
     key: jax.Array, method: Method,
 ) -> list[tuple[_Walk, Plan]]:
   """The plans of round `n`, for walks that go on."""
@@ -224,10 +232,8 @@ def _plan(
   left = [i for i, plan in enumerate(plans) if plan is None]
   for attempt, way in enumerate((method, Method())):
     asked = [walks[i] for i in left]
-    found = _ask(
-        policy, asked,
-        [_plan_conversation(walk, policy.settings.style) for walk in asked],
-        jax.random.fold_in(key, attempt), way)
+    found = ask(asked, [walk.step("plan") for walk in asked],
+                jax.random.fold_in(key, attempt), way)
     for i, plan in zip(left, found, strict=True):
       plans[i] = plan if isinstance(plan, Malformed) else planner.redirect(
           walks[i].question, n, plan)
@@ -245,42 +251,40 @@ def _plan(
 
 
 def _ask(
-    policy: Policy, walks: Sequence[_Walk],
-    conversations: Sequence[protocol.Conversation],
-    key: jax.Array, method: Method,
+    policy: Policy, members: int, keep: Callable, walks: Sequence[_Walk],
+    steps: Sequence[Step], key: jax.Array, method: Method,
 ) -> list[Plan | Answer | Malformed]:
   """The parsed responses; their tokens and faults are added to the walks."""
-  results = [_fits(policy, *pair)
-             for pair in zip(walks, conversations, strict=True)]
+  results = [_fits(policy, *pair) for pair in zip(walks, steps, strict=True)]
   good = [i for i, unfit in enumerate(results) if unfit is None]
-  responses = policy.respond(
-      [conversations[i] for i in good], key, method=method)
-  for i, (response,) in zip(good, responses, strict=True):
-    kind = conversations[i].kind
+  groups = policy.respond(
+      [_prompt(policy, steps[i]) for i in good], key, members, method)
+  for i, group in zip(good, groups, strict=True):
+    keep(steps[i], group)
+    kind = steps[i].kind
     read = protocol.parse_plan if kind == "plan" else protocol.parse_answer
-    results[i] = read(response.text)
-    walks[i].tokens += len(response.tokens)
+    parsed = [read(response.text) for response in group]
+    chosen = next((m for m, one in enumerate(parsed)
+                   if not isinstance(one, Malformed)), 0)
+    results[i] = parsed[chosen]
+    walks[i].tokens += len(group[chosen].tokens)
     if isinstance(results[i], Malformed):
       walks[i].fault(kind, results[i].reason)
   return results
 
 
-def _fits(
-    policy: Policy, walk: _Walk, conversation: protocol.Conversation
-) -> Malformed | None:
+def _fits(policy: Policy, walk: _Walk, step: Step) -> Malformed | None:
   """None where the policy can read the prompt; else why not, a fault."""
   try:
-    policy.packer.encode(conversation)
+    policy.packer.encode(_prompt(policy, step))
   except (BadImage, PromptTooLong) as error:
     walk.fault("input", str(error))
     return Malformed("", str(error))
   return None
 
 
-def _plan_conversation(walk: _Walk, style: str) -> protocol.Conversation:
-  question = walk.question
-  return protocol.plan_conversation(
-      question.text, question.image, walk.history, style=style)
+def _prompt(policy: Policy, step: Step) -> protocol.Conversation:
+  return protocol.step_conversation(step, style=policy.settings.style)
 
 
 def _words(answer: Answer | Malformed) -> str:

@@ -130,8 +130,8 @@ def start(
     failed=zeros(bool),
     tokens=jnp.full((rows, tokens), words.end, jnp.int32),
     logp=jnp.zeros((rows, tokens)))
-  states = jnp.repeat(prefix.last, members, axis=0)
-  return prefix, _write(model, params, fresh, states, words)
+  logits = jnp.repeat(_logits(model, params, prefix.last), members, axis=0)
+  return prefix, _write(fresh, logits, words)
 
 
 def ring(model: qwen_vl.QwenVL, rows: int, tokens: int) -> Caches:
@@ -181,8 +181,8 @@ def advance(
     states, own = model.apply(
       {"params": params}, prefix, own, token, last, column, lanes,
       method="decode")
-    return Slots(prefix, _write(model, params, rows, states, words), own,
-                 (column + 1) % room)
+    rows = _write(rows, _logits(model, params, states), words)
+    return Slots(prefix, rows, own, (column + 1) % room)
 
   return jax.lax.while_loop(
     lambda slots: jnp.sum(~slots.rows.done) > live, body, slots)
@@ -272,15 +272,17 @@ def _lanes(slots: Slots, members: int) -> Lanes:
   return Lanes(jnp.argmax(of == jnp.arange(lanes)[:, None], 1), of)
 
 
-def _write(
-  model: qwen_vl.QwenVL, params: dict, rows: Rows,
-  states: Float[Array, "N D"], words: Words,
-) -> Rows:
-  """The next token of each unfinished row, from the state that predicts it."""
+def _logits(
+  model: qwen_vl.QwenVL, params: dict, states: Float[Array, "N D"]
+) -> Float[Array, "N V"]:
+  return layers.product(
+    states, model.apply({"params": params}, method="vocabulary"))
+
+
+def _write(rows: Rows, logits: Float[Array, "N V"], words: Words) -> Rows:
+  """The next token of each unfinished row."""
   count, tokens = rows.tokens.shape
-  vocabulary = model.apply({"params": params}, method="vocabulary")
-  logits = jnp.where(
-    words.allowed, layers.product(states, vocabulary), -jnp.inf)
+  logits = jnp.where(words.allowed, logits, -jnp.inf)
   u = jnp.take_along_axis(
     rows.uniform, jnp.minimum(rows.age, tokens - 1)[:, None], 1)[:, 0]
   token, logp = draw(logits, rows.method, u)

@@ -4,15 +4,17 @@
   python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
       --workdir=runs/step_grpo
 
-Both algorithms are this loop with other batches: examples -> batch -> update.
-The update is one `pmap` over the local devices (see `learning/update.py`).
+Both algorithms are this loop with other batches: examples, batches, updates.
+How an update lies on the devices is `config.parallel`'s to say (drivers.py).
 
 A run that is interrupted goes on at its newest checkpoint and ends as if it had
 not been: batches and random numbers depend on (seed, step) alone.  On SIGTERM
-it saves and exits with code 42: start it again.  An update whose loss or
+it saves and exits with code 42: start it again.  With config.validation.every
+the best state so far is in <workdir>/best.  An update whose loss or
 gradient is not finite is skipped; config.max_skipped of them in a row end the
 run, and the last batch is in <workdir>/skipped.  The trained policy is written
-to <workdir>/policy, scalars to <workdir>/metrics.jsonl.
+to <workdir>/policy, scalars to <workdir>/metrics.jsonl and, for TensorBoard, to
+<workdir>/tensorboard, some of what was sampled to <workdir>/samples.jsonl.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import pathlib
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import jax
@@ -28,25 +30,33 @@ import jax.numpy as jnp
 import ml_collections as mlc
 import numpy as np
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from r1router_jax import (
     checkpoints,
     commands,
-    parallel,
+    drivers,
+    pods,
     policy,
     settings,
     telemetry,
 )
-from r1router_jax.data import batches, georouter, trajectories
-from r1router_jax.learning import optim, sft, step_grpo, update
-from r1router_jax.learning.batch import Batch
+from r1router_jax.data import batches, georouter
+from r1router_jax.learning import (
+    account,
+    examples,
+    monitors,
+    optim,
+    rewards,
+    sft,
+    step_grpo,
+    update,
+    validation,
+)
+from r1router_jax.learning.batch import Batch, in_passes
 from r1router_jax.models import induction, lora
-from r1router_jax.protocol import step_conversation
-from r1router_jax.records import KBS, Question, Step
 from r1router_jax.retrieval import knowledge_base
-
-ALGORITHMS = {"sft": sft.Sft, "step_grpo": step_grpo.StepGrpo}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/step_grpo.py:tiny.",
@@ -56,7 +66,7 @@ _WORKDIR = flags.DEFINE_string(
     allow_override=True)
 
 
-def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
+def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
   """Runs `config` to its last step and returns the trained policy.
 
   Raises:
@@ -64,80 +74,99 @@ def train(config: mlc.ConfigDict, workdir: str | pathlib.Path) -> policy.Policy:
       is from before.
     commands.Preempted: where SIGTERM came; the state is saved.
   """
-  parallel.mesh_sizes(jax.device_count(), config.mesh.to_dict())
-  if (config.mesh.fsdp, config.mesh.tensor) != (1, 1):
-    raise ValueError(
-        f"config.mesh {config.mesh.to_dict()} splits the weights over devices, "
-        "and training keeps them whole on each: set fsdp and tensor to 1.  See "
-        "with r1router_jax.plan what such a run needs.")
-  workdir = pathlib.Path(workdir)
-  start = _start(config)
-  steps, shapes = _examples(config, start)
-  algorithm = ALGORITHMS[config.algorithm](
-      start, total_steps=config.total_steps, seed=config.seed,
-      **config[config.algorithm])
-  tx = optim.chain(steps=config.total_steps, **config.optim)
-  step = jax.pmap(
-      update.make(functools.partial(
-          algorithm.loss, allowed=jnp.asarray(start.allowed)),
-          tx, config.trainable, parallel.DATA),
-      axis_name=parallel.DATA, donate_argnums=(0,))
-  rows = config.data.batch_rows
+  workdir = epath.Path(workdir)
+  driver = drivers.make(
+      config.parallel, dict(config.mesh),
+      dict(config.get("rollout_mesh", {"data": -1})))
+  start, params = _start(config, driver)
+  kbs = knowledge_base.open_kbs(config.data.kb) if (
+      config.data.kb and not config.data.rows) else {}
+  algorithm = _algorithm(config, start, driver, kbs)
+  rows, shapes = examples.of_run(config, start, kbs, algorithm.online)
+  checks = config.validation.every and validation.Validation(
+      start, validation.some(examples.held_out(config, start, kbs), config),
+      rewards.of_sentences("default"))
+  tx = optim.chain(
+      steps=config.total_steps * algorithm.updates, **config.optim)
+  learn = driver.compile(update.make(
+      functools.partial(algorithm.loss, allowed=jnp.asarray(start.allowed)),
+      tx, config.trainable, driver.axis))
+  born = functools.partial(update.start, tx=tx, trainable=config.trainable)
   order = batches.Batches(
-      shapes, rows * jax.local_device_count(), config.seed)
-  about = _about(config, steps, rows * jax.device_count())
+      shapes, algorithm.examples * jax.process_count(), config.seed)
+  due = lambda i: [rows[j] for j in pods.mine(order[i])]
+  about = _about(config, rows, algorithm.examples * jax.process_count())
   with checkpoints.Checkpoints(workdir) as saved, (
-      parallel.Preemption()) as preempted:
-    state, before = saved.restore(update.start(
-        parallel.unreplicate(start.params), tx, config.trainable))
-    window = _resumed(before, about, workdir)
-    first = int(state.step)
-    state = parallel.replicate(state)
-    log = telemetry.Telemetry(workdir, after=first)
+      pods.Preemption()) as preempted:
+    state, before = saved.restore(driver.shapes(born, params))
+    state = driver.born(born, params) if state is None else driver.own(state)
+    reference = driver.born(
+        lambda params: update.split(params, config.trainable)[0], params
+        ) if algorithm.penalised else None
+    del params  # Each has its copy.
+    window, best = _resumed(before, about, workdir), before.get("best", -1.0)
+    first = int(state.step) // algorithm.updates
+    log = telemetry.Telemetry(workdir, after=first, wandb=config.wandb)
+    meter = account.Meter()
     logging.info(
-        "%d steps of training questions, %d a batch; updates %d to %d.",
-        len(steps), rows * jax.local_device_count(), first, config.total_steps)
+        "%d rows of training questions, %d a batch; iterations %d to %d.",
+        len(rows), algorithm.examples, first, config.total_steps)
     for i in telemetry.progress(
         range(first, config.total_steps), f"train ({config.algorithm})"):
-      examples = [steps[j] for j in order[i]]
-      with log.timed("batch"):
-        batch, report = algorithm.make_batch(state.params, examples, i, rows)
-      with log.timed("update"):
-        state, metrics = step(state, batch)
-        metrics = jax.device_get(parallel.unreplicate(metrics))
-      window.append(_taken(metrics) | report)
-      if metrics["skipped"] >= config.max_skipped:
-        _give_up(workdir, i, batch, examples, metrics)
+      with log.timed("data"):
+        made, report = algorithm.make_batches(state.params, due, i)
+      log.spent(report.seconds, within="data")
+      meter.add(report.work)
+      for batch in made:
+        with log.timed("update"):
+          state, metrics = learn(
+              state, reference, in_passes(batch, config.micro_rows))
+          metrics = jax.device_get(metrics)
+        window.append(_taken(metrics) | report.scalars)
+        if metrics["skipped"] >= config.max_skipped:
+          _give_up(workdir, i, batch, due(i), metrics)
       last = i + 1 == config.total_steps
       stop = preempted(i)
+      if checks and (last or (i + 1) % config.validation.every == 0):
+        window.append(checks(state.params))
+        if window[-1][validation.REWARD] > best:
+          best = window[-1][validation.REWARD]
+          dataclasses.replace(start, params=state.params).save(workdir / "best")
       if last or (i + 1) % config.every.log == 0:
-        log.write(i + 1, _mean(window))
+        log.write(i + 1, _mean(window) | meter.rates())
+        for warning in monitors.warnings(log.lines):
+          logging.warning("Iteration %d: %s", i + 1, warning)
         window = []
+      if report.groups and config.every.trajectories and (
+          i + 1) % config.every.trajectories == 0:
+        log.sample(i + 1, report.groups)
       if last or stop or (i + 1) % config.every.checkpoint == 0:
-        saved.save(i + 1, parallel.unreplicate(state),
-                   about | dict(window=window))
+        saved.save(i + 1, driver.shared(state),
+                   about | dict(window=window, best=best))
       if stop and not last:
         raise commands.Preempted(
-            f"Told to stop; saved after update {i + 1}.  The same command goes "
-            "on from there.")
+            f"Told to stop; saved after iteration {i + 1}.  The same command "
+            "goes on from there.")
   trained = dataclasses.replace(start, params=state.params)
   trained.save(workdir / "policy")
   return trained
 
 
-def _about(config: mlc.ConfigDict, steps: list[Step], size: int) -> dict:
+def _about(
+    config: mlc.ConfigDict, rows: Sequence[examples.Row], size: int
+) -> dict:
   """What a checkpoint says of the run that wrote it."""
-  names = "\n".join(step.id for step in steps).encode()
+  names = "\n".join(row.id for row in rows).encode()
   return dict(
       config=json.loads(json.dumps(config.to_dict())),
-      data=dict(rows=len(steps), digest=hashlib.sha256(names).hexdigest(),
+      data=dict(rows=len(rows), digest=hashlib.sha256(names).hexdigest(),
                 batch=size, seed=config.seed),
       versions={name: importlib.metadata.version(name) for name in (
           "r1router_jax", "jax", "flax", "optax", "orbax-checkpoint",
           "numpy")})
 
 
-def _resumed(before: dict, about: dict, workdir: pathlib.Path) -> list[dict]:
+def _resumed(before: dict, about: dict, workdir: epath.Path) -> list[dict]:
   """The scalars since the last line that a checkpoint's run wrote.
 
   Raises:
@@ -162,23 +191,29 @@ def _resumed(before: dict, about: dict, workdir: pathlib.Path) -> list[dict]:
 
 
 def _taken(metrics: dict) -> dict[str, float]:
-  """An update's scalars; of one that was skipped, only that it was."""
+  """An update's scalars; of one that was skipped, only that it was.
+
+  Means over nothing, as where no group teaches, are left out.
+  """
   skipped = float(metrics["skipped"] > 0)
   return {name: float(x) for name, x in metrics.items()
-          if not skipped} | dict(skipped=skipped)
+          if not skipped and np.isfinite(x)} | dict(skipped=skipped)
 
 
 def _give_up(
-    workdir: pathlib.Path, i: int, batch: Batch, examples: list[Step],
-    metrics: dict
+    workdir: epath.Path, i: int, batch: Batch,
+    rows: Sequence[examples.Row], metrics: dict
 ) -> NoReturn:
-  """Leaves the batch of update `i` for inspection, and ends the run."""
-  path = workdir / "skipped" / f"{i}.npz"
-  path.parent.mkdir(exist_ok=True)
+  """Leaves a batch of iteration `i` for inspection, and ends the run."""
+  name = f"{i}.npz" if jax.process_count() == 1 else (
+      f"{i}.{jax.process_index()}.npz")
+  path = workdir / "skipped" / name
+  path.parent.mkdir(parents=True, exist_ok=True)
   leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
-  np.savez(path, examples=[step.id for step in examples], **{
-      jax.tree_util.keystr(at, simple=True, separator="."): x
-      for at, x in leaves})
+  with path.open("wb") as file:
+    np.savez(file, examples=[row.id for row in rows], **{
+        jax.tree_util.keystr(at, simple=True, separator="."): x
+        for at, x in leaves})
   raise FloatingPointError(
       f"{metrics['skipped']} updates in a row were skipped, the last with loss "
       f"{metrics['loss']} and gradient norm {metrics['grad_norm']}.  Its batch "
@@ -186,51 +221,38 @@ def _give_up(
       "on from its newest checkpoint.")
 
 
-def _start(config: mlc.ConfigDict) -> policy.Policy:
-  """The policy that a run begins with."""
+def _start(
+    config: mlc.ConfigDict, driver: drivers.Driver
+) -> tuple[policy.Policy, dict]:
+  """The policy that a run begins with, and its parameters, which it lacks."""
   given = config.policy
   known = settings.of_run(given.start_from, given.settings.to_dict())
   if given.start_from:
-    start = policy.load(given.start_from, dtype=np.float32)
-    start = dataclasses.replace(start, settings=known)
+    start = policy.load(
+        given.start_from, dtype=np.float32, mesh=driver.mesh)
   else:
-    start = policy.create(known, georouter.tokenizer_path(), config.seed)
-  params = parallel.unreplicate(start.params)
+    start = policy.create(
+        known, georouter.tokenizer_path(), config.seed, driver.mesh)
+  params = start.params
   if given.induction:
-    params = induction.plant(params, start.settings.model, config.seed)
+    params = induction.plant(params, known.model, config.seed)
   if given.lora.rank:
     params = lora.add(params, key=jax.random.key(config.seed), **given.lora)
-  return dataclasses.replace(start, params=parallel.replicate(params))
+  return dataclasses.replace(
+      start, settings=known, params={}, mesh=driver.rollout), params
 
 
-def _examples(
-    config: mlc.ConfigDict, start: policy.Policy
-) -> tuple[list[Step], list[tuple]]:
-  """Training steps with the shape that each is padded to."""
-  questions = georouter.questions(config.data.split)
-  if config.data.kb:
-    kbs = knowledge_base.open_kbs(config.data.kb)
-    retrieve = knowledge_base.retriever(kbs, config.data.passages)
-  else:
-    retrieve = _gold_evidence(questions)
-  steps = [step for trajectory in trajectories.gold_steps(questions, retrieve)
-           for step in trajectory]
-  packer, shapes = start.packer, []
-  for step in steps:
-    prompt = packer.encode(step_conversation(step, style=start.settings.style))
-    response = packer.tokenizer.encode_response(sft.demonstration(step))
-    shapes.append((packer.length(prompt.ids), len(prompt.pictures),
-                   start.settings.response_length(len(response))))
-  return steps, shapes
-
-
-def _gold_evidence(questions: list[Question]) -> trajectories.Retrieve:
-  """A retriever that always finds the passage that holds the answer."""
-  known = {passage.id: passage for kb in KBS
-           for passage in georouter.passages(kb)}
-  found = [(known[hop.evidence[0]],) for question in questions
-           for hop in question.hops]
-  return lambda asked: found
+def _algorithm(
+    config: mlc.ConfigDict, start: policy.Policy, driver: drivers.Driver,
+    kbs: Mapping[str, knowledge_base.KnowledgeBase],
+) -> sft.Sft | step_grpo.StepGrpo:
+  of_run = dict(
+      rows=config.data.batch_rows, total_steps=config.total_steps,
+      seed=config.seed, **config[config.algorithm].to_dict())
+  if config.algorithm == "sft":
+    return sft.Sft(start, driver, **of_run)
+  return step_grpo.StepGrpo(
+      start, driver, kbs=kbs, passages=config.data.passages.to_dict(), **of_run)
 
 
 def _mean(window: list[dict]) -> dict[str, float]:
@@ -242,8 +264,8 @@ def _mean(window: list[dict]) -> dict[str, float]:
 
 def main(argv: list[str]) -> None:
   del argv
-  parallel.join_pod()
-  workdir = pathlib.Path(_WORKDIR.value)
+  pods.join_pod()
+  workdir = epath.Path(_WORKDIR.value)
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "config.json").write_text(
       json.dumps(_CONFIG.value.to_dict(), indent=1))

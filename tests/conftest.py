@@ -5,9 +5,16 @@ import os
 from jaxtyping import install_import_hook
 
 # Read when JAX is first imported, which therefore happens below this line.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8")
+# Compiling takes most of the time, and what is compiled runs once.
+os.environ["XLA_FLAGS"] = " ".join((
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# As commands do: what one test compiled, another need not.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/r1router_jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 install_import_hook("r1router_jax", "beartype.beartype")

@@ -6,25 +6,25 @@ import socket
 import subprocess
 import sys
 
-from r1router_jax import parallel
+from r1router_jax import pods
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run(script, tmp_path, *arguments, timeout=180):
-  """What each prints that runs `script`; it calls `parallel.join_pod`."""
+  """What each prints that runs `script`; it calls `pods.join_pod`."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{s.getsockname()[1]}"
   env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
       "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
       "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-      parallel.COORDINATOR: address, parallel.PROCESSES: "2"}
+      pods.COORDINATOR: address, pods.PROCESSES: "2"}
   logs = [tmp_path / f"{n}.log" for n in range(2)]
   children = [
       subprocess.Popen(
           [sys.executable, "-c", script, *arguments], stdout=log.open("w"),
-          stderr=subprocess.STDOUT, env=env | {parallel.PROCESS: str(n)})
+          stderr=subprocess.STDOUT, env=env | {pods.PROCESS: str(n)})
       for n, log in enumerate(logs)]
   try:
     codes = [child.wait(timeout=timeout) for child in children]

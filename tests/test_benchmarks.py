@@ -22,3 +22,18 @@ def test_our_sampler_shared_and_apart():
   assert (ours["engine"], apart["engine"]) == ("ours", "apart")
   assert ours["faster"] == 1 and apart["faster"] > 0
   assert 0 < ours["compiles"] < 40  # As many as there are kinds of programs.
+
+
+@pytest.mark.slow
+def test_our_iteration():
+  done = subprocess.run(
+      [sys.executable, BENCHMARKS / "train_step.py", "--engines=ours",
+       "--shapes=tiny", "--prompts=2", "--group=2", "--prompt=16", "--new=4",
+       "--memory="],
+      capture_output=True, text=True, check=False, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  _, ours = map(json.loads, done.stdout.splitlines())
+  parts = ("served_s", "rollout_s", "reward_s", "update_s")
+  assert all(ours[part] > 0 for part in parts)
+  assert abs(ours["total_s"] - sum(ours[part] for part in parts)) < 0.01
+  assert 0 < ours["update_of_matmul"] < 1 and ours["faster"] == 1

@@ -39,9 +39,7 @@ def restored(workdir):
 
 
 def test_the_newest_state_comes_back(tmp_path):
-  found, about = restored(tmp_path)
-  assert_equal(found, state(0))  # Nothing was saved yet.
-  assert about == {}
+  assert restored(tmp_path) == (None, {})  # Nothing was saved yet.
   save(tmp_path, 10, 20, 30, 40)
   found, about = restored(tmp_path)
   assert_equal(found, state(40))

@@ -152,10 +152,10 @@ def test_a_failing_process_takes_the_others_with_it(folder):
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from r1router_jax import commands, parallel
+from r1router_jax import commands, pods
 
 def main(argv):
-  parallel.join_pod()
+  pods.join_pod()
   multihost_utils.process_allgather(np.ones(1))
   if jax.process_index() == 0:
     raise KeyError("the culprit")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from r1router_jax import parallel, policy
+from r1router_jax import policy
 from r1router_jax.models import hf
 from tests import tiny
 
@@ -24,7 +24,7 @@ def command(*arguments):
 def test_precision_is_changed_and_the_rest_kept(tmp_path):
   made = policy.Policy(
       tiny.SETTINGS, tiny.TOKENIZER,
-      parallel.replicate(tiny.params(tiny.SPOKEN)))
+      tiny.params(tiny.SPOKEN))
   made.save(tmp_path / "a")
   (tmp_path / "a" / "generation_config.json").write_text("{}")
   done = command(f"--source={tmp_path / 'a'}", f"--to={tmp_path / 'b'}")
@@ -47,7 +47,7 @@ def test_precision_is_changed_and_the_rest_kept(tmp_path):
 def test_what_float16_cannot_hold_is_named(tmp_path):
   params = jax.tree.map(lambda x: x * 1e5, tiny.params(tiny.SPOKEN))
   made = policy.Policy(
-      tiny.SETTINGS, tiny.TOKENIZER, parallel.replicate(params))
+      tiny.SETTINGS, tiny.TOKENIZER, params)
   made.save(tmp_path / "a")
   with pytest.raises(hf.BadWeights, match="beyond float16.  Take bfloat16"):
     policy.convert(str(tmp_path / "a"), tmp_path / "b", np.float16)
@@ -56,7 +56,7 @@ def test_what_float16_cannot_hold_is_named(tmp_path):
 def test_a_broken_source_is_named(tmp_path):
   made = policy.Policy(
       dataclasses.replace(tiny.SETTINGS, model=tiny.CONFIG), tiny.TOKENIZER,
-      parallel.replicate(tiny.params(tiny.CONFIG)))
+      tiny.params(tiny.CONFIG))
   made.save(tmp_path / "a")
   weights = tmp_path / "a" / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-4])

@@ -16,12 +16,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up; a folder stands for all modules in it.
 FLOORS = (
     ("records", "prompts", "metrics", "charts",
-     "parallel", "telemetry", "commands", "drawing"),
-    ("protocol", "models", "predictions", "scoring"),
-    ("inputs", "sampling", "checkpoints", "settings"),
+     "parallel", "pods", "telemetry", "commands", "drawing"),
+    ("protocol", "models", "predictions", "scoring", "markup"),
+    ("inputs", "sampling", "checkpoints", "drivers", "settings", "flops",
+     "samples"),
     ("batching",),
     ("policy", "retrieval", "data", "report"),
-    ("router", "learning", "results"),
+    ("router", "results"),
+    ("learning",),
     ("train", "eval", "ask", "synthesize", "build_kb", "convert", "plan"),
 )
 FLOOR_OF = {room: n for n, floor in enumerate(FLOORS) for room in floor}

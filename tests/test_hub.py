@@ -12,7 +12,7 @@ import urllib.parse
 
 import pytest
 
-from r1router_jax import parallel, policy
+from r1router_jax import policy
 from tests import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -67,7 +67,7 @@ def hub(tmp_path):
   folder, asked = tmp_path / "hub", set()
   policy.Policy(
       tiny.SETTINGS, tiny.TOKENIZER,
-      parallel.replicate(tiny.params(tiny.SPOKEN))).save(folder)
+      tiny.params(tiny.SPOKEN)).save(folder)
   for name in ("pytorch_model.bin", "modeling_tiny.py", "README.md"):
     (folder / name).write_bytes(b"\x80\x04.")
   server = http.server.ThreadingHTTPServer(

@@ -109,14 +109,17 @@ def test_quickstart_stops_at_a_failure_and_takes_up_again(stage):
 
 
 @pytest.mark.parametrize("options, marks", [
-    ([], "not oracle"), (["--fast"], "not oracle and not slow"),
-    (["--oracle"], ""), (["--oracle", "--fast"], "not slow")])
+    ([], "not oracle and not long"),
+    (["--fast"], "not oracle and not slow and not long"),
+    (["--oracle"], "not long"), (["--oracle", "--long"], ""),
+    (["--oracle", "--fast"], "not slow and not long")])
 def test_test_passes_on_what_it_does_not_know(stage, options, marks):
   for name in ("ruff", "shellcheck", "pytest"):
     shutil.copy(stage / "bin/srun", stage / ".venv/bin" / name)
   code, out, calls = launch(stage, "launch/test.sh", *options, "-k", "a or b")
   assert code == 0, out
-  assert calls[-1] == ["pytest", "-q", "-n", "2", "-k", "a or b", "-m", marks]
+  assert calls[-1] == ["pytest", "-q", "-n", "2", "--dist", "worksteal", "-k",
+                       "a or b", "-m", marks]
   assert any("torch==" in c[-1] for c in calls) == ("--oracle" in options)
   code, _, calls = launch(stage, "launch/test.sh", FAIL_ON="check .")
   assert code == 1 and calls[-1] == ["ruff", "check", "."]

@@ -47,7 +47,7 @@ def test_a_tpu_that_is_not_there():
 @pytest.mark.parametrize("flags, says", [
     (["--topology=cpu:4", "--config.rollout_mesh.tensor=3"],
      "config.rollout_mesh {'data': -1, 'tensor': 3} does not tile 4 devices"),
-    ([f"--config={CONFIGS / 'sft.py'}:smoke"], "give configs/step_grpo.py"),
+    ([f"--config={CONFIGS / 'sft.py'}:smoke"], "is of Step-GRPO"),
 ])
 def test_what_cannot_be_planned_is_one_clear_line(flags, says):
   done = command(*flags)

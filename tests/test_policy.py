@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax import drawing, parallel, policy, protocol, settings
+from r1router_jax import drawing, policy, protocol, settings
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf, published
 from tests import tiny
@@ -19,7 +19,7 @@ from tests import tiny
 def made():
   return policy.Policy(
       tiny.SETTINGS, tiny.TOKENIZER,
-      parallel.replicate(tiny.params(tiny.SPOKEN)))
+      tiny.params(tiny.SPOKEN))
 
 
 def ask(text, image=""):
@@ -51,6 +51,15 @@ def test_a_saved_policy_responds_alike(made, tmp_path):
   # Saving a policy where it lies keeps its tokenizer.
   again.save(tmp_path / "policy")
   assert policy.load(tmp_path / "policy").packer.tokenizer.size == 4096
+
+
+@pytest.mark.parametrize("asked", [ASKED[:1], ASKED[:2]])
+def test_greedy_members_are_alike(made, asked):
+  """Also those of a lone prompt, see `layers.product`."""
+  for group, (alone,) in zip(made.respond(asked, jax.random.key(0), n=3),
+                             made.respond(asked, jax.random.key(0)),
+                             strict=True):
+    same([group], [[alone] * 3])
 
 
 def test_a_response_does_not_depend_on_the_batch(made):
@@ -143,5 +152,5 @@ def test_settings_are_read_back():
 
 def test_a_fresh_policy_has_the_parameters_of_its_settings():
   made = policy.create(tiny.SETTINGS, tiny.TOKENIZER, 0)
-  shapes = jax.tree.map(lambda x: x.shape[1:], made.params)
+  shapes = jax.tree.map(np.shape, made.params)
   assert shapes == jax.tree.map(np.shape, tiny.params(tiny.SPOKEN))

@@ -88,6 +88,14 @@ def trajectory(word="x", image=""):
   return Trajectory(question, rounds, Answer(word, word), (word,), tokens=7)
 
 
+def group(step, word="x"):
+  """What a run writes of a group of samples."""
+  return dict(
+      step=step, id=word, kind=word, question=word, history=[[word, ""]],
+      sub_question=word, gold=[word, word], responses=[word, word],
+      rewards=[0.25, 1.0], advantages=[-0.7, 0.7])
+
+
 def write(tmp_path, word="x", image=""):
   path = tmp_path / "sub" / "report.html"
   report.write(
@@ -95,6 +103,7 @@ def write(tmp_path, word="x", image=""):
       tables={word: report.Table((word, word), ((word, word), (word, None)))},
       curves={word: [(0, 0.0), (1, 1.0)], f"{word} two": {
           word: [(0, 2.0), (5, 1.0)], f"{word}!": [(0, 0.0), (1, math.nan)]}},
+      sampled={word: [group(5, word), group(10, word)]},
       trajectories=[trajectory(word, image), Trajectory(
           Question("q", word, (word,)), (), Malformed(word, word))],
       notes=[word])
@@ -193,10 +202,25 @@ def test_table(tmp_path):
   assert "Trajectories" not in page
 
 
+def test_the_first_and_the_last_samples_are_shown(tmp_path):
+  path = tmp_path / "r.html"
+  report.write(path, title="t", sampled={"a": [
+      group(5, "early"), group(5, "dawn"), group(6, "noon"), group(7, "late")],
+      "b": []})
+  page = path.read_text(encoding="utf-8")
+  assert "What was sampled while it learned" in page
+  for word, times in (("early", 9), ("dawn", 9), ("noon", 0), ("late", 9)):
+    assert page.count(f">{word}") + page.count(f" {word}") == times, word
+  assert ('<th scope="row">0.25</th><td>-0.70</td><td>late</td></tr>'
+          '<tr><th scope="row">1.00</th><td>+0.70</td><td>late</td>') in page
+  report.write(path, title="t", sampled={"b": []})
+  assert "What was sampled" not in path.read_text(encoding="utf-8")
+
+
 def test_long_text_is_folded_and_cut(tmp_path):
   page = write(tmp_path, "word " * 5000)
   assert "<details><summary>word" in page
-  assert len(page) < 200_000
+  assert len(page) < 300_000
 
 
 # ---- Charts.

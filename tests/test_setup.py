@@ -36,7 +36,8 @@ def imported(folder: pathlib.Path) -> set[str]:
 def test_every_import_is_installed():
   owners = importlib.metadata.packages_distributions()
   core = projects(keyword("install_requires"))
-  extra = projects(keyword("extras_require")["georouter"])
+  extras = keyword("extras_require")
+  extra = projects(extras["georouter"] + extras["wandb"])
   for name in imported(ROOT / "r1router_jax"):
     found = projects(owners.get(name, [name]))
     assert found & (core | extra), f"{name}: {found} is not in setup.py"

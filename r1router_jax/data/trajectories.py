@@ -174,4 +174,4 @@ def _check(step: Step, problem: str):
     raise ValueError(
         f"Step {step.id} does not follow from the steps before it: its prompt "
         f"has {problem[at:at + 40]!r} at character {at}, where "
-        f"{ours[at:at + 40]!r} was due.  Was the row edited, or cut?")
+        f"{ours[at:at + 40]!r} was due.  Take the row as it was published.")

@@ -124,50 +124,71 @@ class Packer:
       ValueError: where a row's placeholders and patches do not agree.
     """
     length = max(self.length(encoded.ids) for encoded in batch)
-    pictures = max(len(encoded.pictures) for encoded in batch)
+    return self.pack_side_by_side(
+        [[encoded] for encoded in batch], devices, rows, length)
+
+  def pack_side_by_side(
+      self, batch: Sequence[Sequence[Encoded]], devices: int, rows: int,
+      length: int,
+  ) -> qwen_vl.Prompt:
+    """As `pack`, with any number of texts one after another in each row.
+
+    Positions begin anew with each text.
+    """
+    pictures = max(sum(len(text.pictures) for text in row) for row in batch)
     windows = max((qwen_vl.windows(*picture.grid, self.vision)
-                   for encoded in batch for picture in encoded.pictures),
-                  default=0)
+                   for row in batch for text in row
+                   for picture in text.pictures), default=0)
     windows = windows and 1 << (windows - 1).bit_length()
     batch = [*batch, *[batch[0]] * (devices * rows - len(batch))]
-    shares = [
-        self._share(batch[d * rows:(d + 1) * rows], length, pictures, windows)
-        for d in range(devices)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *shares)
-
-  def _share(
-      self, batch: Sequence[Encoded], length: int, pictures: int, windows: int
-  ) -> qwen_vl.Prompt:
-    """One device's rows, each with room for so many pictures."""
-    rows = len(batch)
     prompt = qwen_vl.empty_prompt(
-        rows, length, rows * pictures, windows, self.vision)
+        len(batch), length, len(batch) * pictures, windows, self.vision)
     prompt.tokens[:] = self.tokenizer.pad
+    for row, texts in enumerate(batch):
+      first, picture = 0, row * pictures
+      for text in texts:
+        self._put(text, prompt, row, first, picture, picture - row * pictures)
+        first, picture = first + len(text.ids), picture + len(text.pictures)
+    return jax.tree.map(
+        lambda x: x.reshape(devices, len(x) // devices, *x.shape[1:]), prompt)
+
+  def _put(
+      self, text: Encoded, prompt: qwen_vl.Prompt, row: int, first: int,
+      picture: int, before: int,
+  ) -> None:
+    """Writes a text into a row from token `first` on.
+
+    Args:
+      text: to write.
+      prompt: to write it into.
+      row: of the prompt.
+      first: token of that row.
+      picture: where its pictures go.
+      before: how many of its row's pictures come before them.
+    """
+    room = slice(first, first + len(text.ids))
+    prompt.tokens[row, room], prompt.mask[row, room] = text.ids, True
+    at = np.flatnonzero(prompt.tokens[row, room] == self.tokenizer.picture)
+    grids = [each.grid for each in text.pictures]
+    sizes = list(map(self._tokens, grids))
+    if len(at) != sum(sizes):
+      raise ValueError(
+          f"Row {row} of a batch has {len(at)} picture placeholders, but its "
+          f"pictures of {grids} patches take {sum(sizes)}.")
+    prompt.positions[row, :, room], prompt.start[row] = _positions(
+        len(text.ids), at, [(h // self.vision.merge, w // self.vision.merge)
+                            for h, w in grids])
     merged = prompt.inverse.shape[1]
-    for row, encoded in enumerate(batch):
-      n = len(encoded.ids)
-      prompt.tokens[row, :n], prompt.mask[row, :n] = encoded.ids, True
-      at = np.flatnonzero(prompt.tokens[row] == self.tokenizer.picture)
-      grids = [picture.grid for picture in encoded.pictures]
-      sizes = list(map(self._tokens, grids))
-      if len(at) != sum(sizes):
-        raise ValueError(
-            f"Row {row} of a batch has {len(at)} picture placeholders, but its "
-            f"pictures of {grids} patches take {sum(sizes)}.")
-      prompt.positions[:, row, :n], prompt.start[row] = _positions(
-          n, at, [(h // self.vision.merge, w // self.vision.merge)
-                  for h, w in grids])
-      first = row * pictures
-      prompt.picture[row, at] = np.concatenate([
-          (first + i) * merged + np.arange(size)
-          for i, size in enumerate(sizes)] or [at])
-      for i, picture in enumerate(encoded.pictures, first):
-        prompt.patches[i, :len(picture.patches)] = picture.patches
-        plan = qwen_vl.plan_image(
-            *picture.grid, self.vision, windows=windows, tokens=merged)
-        for name, part in zip(qwen_vl.PLAN, plan, strict=True):
-          getattr(prompt, name)[i] = part
-    return prompt
+    prompt.picture[row, first + at] = np.concatenate([
+        (before + i) * merged + np.arange(size)
+        for i, size in enumerate(sizes)] or [at])
+    for i, each in enumerate(text.pictures, picture):
+      prompt.patches[i, :len(each.patches)] = each.patches
+      plan = qwen_vl.plan_image(
+          *each.grid, self.vision, windows=prompt.gather.shape[1],
+          tokens=merged)
+      for name, part in zip(qwen_vl.PLAN, plan, strict=True):
+        getattr(prompt, name)[i] = part
 
 
 def _positions(
@@ -197,7 +218,8 @@ def _positions(
 
 
 def pad_responses(
-    responses: Sequence[Sequence[int]], lengths: Sequence[int], pad: int
+    responses: Sequence[Sequence[int] | Int[np.ndarray, " _"]],
+    lengths: Sequence[int], pad: int
 ) -> tuple[Int[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
   """Responses padded to the first of `lengths` that holds all of them.
 

@@ -35,6 +35,7 @@ def chain(
     steps: int,
     warmup: int,
     final: float,
+    b2: float,
     weight_decay: float,
     clip_norm: float,
 ) -> optax.GradientTransformation:
@@ -47,6 +48,7 @@ def chain(
     steps: updates until the schedule's end.
     warmup: updates of linear warm-up.
     final: learning rate at the end, as a share of the peak.
+    b2: AdamW's decay of squared gradients.
     weight_decay: of matrices (under "muon" of those that Muon moves, not of
       embeddings); norms and biases have none.
     clip_norm: largest global norm of a gradient.
@@ -56,10 +58,10 @@ def chain(
   if name == "muon":
     rule = contrib.muon(
         schedule(muon_lr, steps, warmup, final), adam_learning_rate=rate,
-        adam_b2=0.98, weight_decay=weight_decay,
+        adam_b2=b2, weight_decay=weight_decay,
         muon_weight_dimension_numbers=_matrices)
   elif name == "adamw":
-    rule = optax.adamw(rate, b2=0.98, weight_decay=weight_decay, mask=decayed)
+    rule = optax.adamw(rate, b2=b2, weight_decay=weight_decay, mask=decayed)
   else:
     raise ValueError(f"config.optim.name is {name!r}: take 'adamw' or 'muon'.")
   return optax.chain(optax.clip_by_global_norm(clip_norm), rule)

@@ -31,6 +31,7 @@ from jaxtyping import Float
 
 from r1router_jax import metrics, protocol
 from r1router_jax.records import Answer, Plan, Step
+from r1router_jax.retrieval import embedders
 
 # Texts to unit vectors, `[n, E]`: retrieval's embedder of queries.
 Embedder = Callable[[list[str]], Float[np.ndarray, "n E"]]
@@ -211,6 +212,13 @@ class StepReward:
           f"the reward's embedder returned norms {norms.min():.3g} to "
           f"{norms.max():.3g}; it should return finite unit vectors")
     return vectors
+
+
+def of_sentences(preset: str) -> StepReward:
+  """A reward whose similarities are those of the package's text encoder."""
+  embed = embedders.minilm()
+  return StepReward(
+      lambda texts: embed([embedders.Query(text) for text in texts]), preset)
 
 
 def _first_tags(text: str, tags: Sequence[str]) -> list[str] | None:

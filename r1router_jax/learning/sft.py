@@ -1,77 +1,32 @@
 """Supervised warm start: next-token loss on gold responses.
 
-  loss = - sum_n w_n sum_t log pi(token_nt) / sum_n w_n |response_n|
+  loss = - sum_n sum_t log pi(token_nt) / sum_n |response_n|
 
 A gold response is a group of one, so batches and model passes are Step-GRPO's.
 A policy trained from scratch first learns to look up and copy (`data.warmup`):
 rows of random tokens fill the first batches, then a share of them, while names
 in gold rows are changed with a probability that falls over the run.
 
-Demonstrations may also come from a teacher that does not know when to stop:
-where the answer is known it asks again.  (Of R1-Router's 119 published rows 66
-spend all three retrievals, and 54 repeat a sub-question.)
-
 Axes:  B prompts   G responses per prompt   T response tokens
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from r1router_jax import drawing, protocol
+from r1router_jax import drawing
 from r1router_jax.data import warmup
+from r1router_jax.drivers import Driver
 from r1router_jax.inputs import pack
-from r1router_jax.learning.batch import Batch, Prompts
+from r1router_jax.learning import account, side_by_side
+from r1router_jax.learning.batch import Batch, Prompts, generator
+from r1router_jax.learning.demonstrations import demonstration, overasking
 from r1router_jax.models import qwen_vl
 from r1router_jax.policy import Policy
-from r1router_jax.records import KBS, Answer, Plan, Step
-
-THOUGHTS = {
-    "text": "look in the text",
-    "image": "look at the picture",
-    "table": "look in the table",
-    "none": "enough is known",
-}
-READING = "it says so"
-
-
-def demonstration(step: Step) -> str:
-  """The response that the warm start teaches for a step."""
-  if step.kind == "plan":
-    return protocol.render_plan(
-        Plan(THOUGHTS[step.routes[0]], step.sub_question, step.routes[0]))
-  return protocol.render_answer(Answer(_reading(step), step.answers[0]))
-
-
-def overasking(step: Step, rng: np.random.Generator) -> str:
-  """Asks the last sub-question again, of a knowledge base that cannot tell."""
-  known = step.question.hops[len(step.history) - 1].routes
-  route = str(rng.choice([kb for kb in KBS if kb not in known]))
-  return protocol.render_plan(
-      Plan(THOUGHTS[route], step.history[-1][0], route))
-
-
-def _reading(step: Step) -> str:
-  """What an answer rests on: the value to check, or two, the larger first."""
-  values = [answer for _, answer in step.history]
-  if step.kind == "final" and len(values) == 2:
-    numbers = [_number(value) for value in values]
-    if None not in numbers:
-      low, high = sorted(zip(numbers, values, strict=True))
-      return f"{high[1]} > {low[1]}"
-  if step.kind == "final" and len(values) == 1 and step.answers[0] in (
-      "yes", "no"):
-    return f"it is {values[0]}"
-  return READING
-
-
-def _number(text: str) -> float | None:
-  plain = text.replace(",", "")
-  return float(plain) if re.fullmatch(r"\d+(\.\d+)?", plain) else None
+from r1router_jax.records import Step
 
 
 class Sft:
@@ -79,66 +34,99 @@ class Sft:
 
   Args:
     policy: what is trained.
+    driver: on which devices.
+    rows: steps per update and share.
     total_steps: updates of the run.
     recall_steps: updates on random look-up rows alone, at the start.
     recall_share: chance that a later update is on such rows.
     rename: probability of changed names at the start and at the end.
     overask: probability that a demonstration asks again where it could stop.
+    side_by_side: tokens of a row that holds many texts; 0 for one text a row.
     seed: of everything drawn.
+
+  Attributes:
+    examples: steps, or rows of them, of this host per update.
+    updates: per iteration.
+    penalised: whether the loss needs a reference policy.
+    online: whether examples are questions, not steps.
   """
+
+  updates, penalised, online = 1, False, False
 
   def __init__(
       self,
       policy: Policy,
+      driver: Driver,
       *,
+      rows: int,
       total_steps: int,
       recall_steps: int,
       recall_share: float,
       rename: tuple[float, float],
       overask: float,
+      side_by_side: int,
       seed: int,
   ):
+    if side_by_side and any((*rename, recall_steps, recall_share, overask)):
+      raise ValueError(
+          "config.sft.side_by_side wants gold steps as they are, of known "
+          "lengths: set rename, recall_steps, recall_share and overask to 0.")
+    self._room = side_by_side
+    self.examples = rows * driver.parts
+    self._shape = driver.parts, rows
     self._policy, self._seed, self._overask = policy, seed, overask
     self._total, self._rename = total_steps, rename
     self._recall_steps, self._recall_share = recall_steps, recall_share
-    self._recall = warmup.Recall(policy.packer.tokenizer)
-    self._prompts = Prompts(policy)
+    self._recall = warmup.Recall(policy.packer.tokenizer) if (
+        recall_steps or recall_share) else None
+    self._prompts = Prompts(policy, renames=max(rename) > 0)
 
-  def make_batch(
-      self, params: dict, examples: Sequence[Step], index: int, rows: int
-  ) -> tuple[Batch, dict]:
+  def make_batches(
+      self, params: dict,
+      examples: Callable[[int], Sequence[Step] | Sequence[side_by_side.Row]],
+      index: int,
+  ) -> tuple[list[Batch], account.Account]:
     """The batch of update `index`, leaves [D, ...], and what to report."""
     del params
+    if self._room:
+      batch = side_by_side.batch(
+          self._policy, examples(index), *self._shape, self._room)
+      return [batch], account.Account(
+          {}, account.learnt(self._policy.settings.model, batch))
     rng = np.random.default_rng((self._seed, index))
-    packer = self._policy.packer
-    devices = jax.local_device_count()
+    packer, (parts, rows) = self._policy.packer, self._shape
     recalling = index < self._recall_steps or (
         rng.random() < self._recall_share)
     if recalling:
-      pairs = [self._recall(rng) for _ in range(devices * rows)]
+      first = jax.process_index() * parts * rows
+      pairs = [self._recall(generator(self._seed, index, f"recall/{first + n}"))
+               for n in range(parts * rows)]
     else:
-      pairs = [self._pair(step, index, rng) for step in examples]
+      pairs = [self._pair(step, index) for step in examples(index)]
     responses, mask = pack.pad_responses(
         [response for _, response in pairs],
         self._policy.settings.response_tokens, packer.tokenizer.pad)
-    weight = np.zeros(devices * rows, np.float32)
-    weight[:len(pairs)] = 1
 
     def split(a):
-      short = devices * rows - len(a)
+      short = parts * rows - len(a)
       a = np.pad(a, ((0, short), *((0, 0),) * (a.ndim - 1)))
-      return a.reshape(devices, rows, 1, *a.shape[1:])
+      return a.reshape(parts, rows, 1, *a.shape[1:])
 
+    mask = split(mask)
     batch = Batch(
-        packer.pack([prompt for prompt, _ in pairs], devices, rows),
-        split(responses), split(mask), split(weight),
-        np.zeros((devices, rows, 1, responses.shape[1]), np.float32))
-    return batch, {"recall": float(recalling)}
+        packer.pack([prompt for prompt, _ in pairs], parts, rows),
+        split(responses), mask, split(np.ones(len(pairs), np.float32)),
+        np.zeros(mask.shape, np.float32),
+        mask.sum((2, 3)).astype(np.float32))
+    return [batch], account.Account(
+        {"recall": float(recalling)},
+        account.learnt(self._policy.settings.model, batch))
 
   def _pair(
-      self, step: Step, index: int, rng: np.random.Generator
+      self, step: Step, index: int
   ) -> tuple[pack.Encoded, list[int]]:
     """Prompt and response of a step, with other names as often as due."""
+    rng = generator(self._seed, index, step.id)
     first, last = self._rename
     chance = first + (last - first) * index / self._total
     step, prompt = self._prompts(step, chance, rng)
@@ -151,10 +139,12 @@ class Sft:
   def loss(
       self,
       params: dict,
+      reference: None,
       batch: Batch,
       allowed: Bool[Array, " V"],
   ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
     """See `loss`."""
+    del reference
     return loss(self._policy.model, params, batch, allowed)
 
 
@@ -165,10 +155,14 @@ def loss(
     allowed: Bool[Array, " V"],
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
   """Numerator and denominator of the loss, and (sum, count) of each metric."""
-  states = model.apply({"params": params}, batch.prompt, batch.response)
+  if batch.beside is None:
+    states = model.apply({"params": params}, batch.prompt, batch.response)
+  else:
+    states = model.apply({"params": params}, batch.prompt,
+                         batch.beside.segments, method="packed")
+    states = jnp.take_along_axis(states, batch.beside.at[..., None], 1)[:, None]
   vocabulary = model.apply({"params": params}, method="vocabulary")
   logp, _ = drawing.token_logp(states, batch.response, vocabulary, allowed)
-  weight = batch.weight[..., None] * batch.mask
-  total = jnp.sum(weight)
-  nll = -jnp.sum(weight * logp)
+  nll = -jnp.sum(jnp.where(batch.mask, logp, 0))
+  total = jnp.sum(batch.count)
   return nll, total, {"nll": (nll, total)}

@@ -197,26 +197,30 @@ def grouped(
 def fused(
   q: Float[Array, "B T Q H"],
   keys: Cache,
-  valid: Bool[Array, "B S"],
+  valid: Bool[Array, "B S"] | Int[Array, "B S"],
   sees: Sees | None,
   *,
   kernel: str,
+  asks: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T Q H"]:
   """Attention by a kernel that keeps no scores.
 
   Args:
     q: queries.
     keys: and values, `B K S H`.
-    valid: false on keys that nobody sees.
+    valid: of each key, the number of the queries that may see it.
     sees: which positions see which, None for all.
     kernel: "splash" or "cudnn".
+    asks: the number of each query, by default 1.
   """
+  if asks is None:
+    asks = jnp.ones(q.shape[:2], jnp.int32)
   if kernel == "splash":
-    return _over_mesh(_splash, sees)(q, keys, valid)
-  mask = valid[:, None, None]
+    return _over_mesh(_splash, sees)(q, keys, asks, valid)
+  mask = asks[..., None] == valid[:, None]
   if sees is not None:
     mask &= sees(*jnp.ogrid[:q.shape[1], :valid.shape[1]])
-  mask = jnp.broadcast_to(mask, (len(q), 1, q.shape[1], valid.shape[1]))
+  mask = mask[:, None]
   k, v = (jnp.swapaxes(a, 1, 2) for a in keys)
   return jax.nn.dot_product_attention(
     q, k, v, mask=mask, implementation="cudnn")
@@ -227,7 +231,7 @@ def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
 
   A Pallas kernel is opaque to the partitioner, so it is told here.
   """
-  local = lambda q, keys, valid: kernel(q, keys, valid, sees)
+  local = lambda *of: kernel(*of, sees)
   mesh = jax.sharding.get_abstract_mesh()
   ours = [name for name, kind in zip(
     mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
@@ -237,24 +241,24 @@ def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
   heads = "tensor" if "tensor" in ours else None
   spec = PartitionSpec(rows, None, heads)
   return jax.shard_map(
-    local, in_specs=(spec, PartitionSpec(rows, heads), PartitionSpec(rows)),
+    local, in_specs=(spec, PartitionSpec(rows, heads), PartitionSpec(rows),
+                     PartitionSpec(rows)),
     out_specs=spec, axis_names=set(ours), check_vma=False)
 
 
-def _splash(q, keys, valid, sees):
+def _splash(q, keys, asks, valid, sees):
   queries, kv_heads = q.shape[1], keys.k.shape[1]
   q = einops.rearrange(
     q * q.shape[-1] ** -0.5, "B T (K R) H -> (B K) R T H", K=kv_heads)
   q, k, v = (_padded(a, -2) for a in (q, *keys))
-  valid_q = _padded(jnp.ones((len(valid), queries), bool), 1)
-  valid = _padded(valid, 1)
-  mask = _Mask(sees, valid_q.shape[1], valid.shape[1])
+  asks, valid = _padded(asks, 1), _padded(valid, 1)
+  mask = _Mask(sees, asks.shape[1], valid.shape[1])
   kernel = splash_attention_kernel.make_splash_mqa(
     splash_attention_mask.MultiHeadMask([mask] * q.shape[1]),
     head_shards=1, q_seq_shards=1,
-    block_sizes=_blocks(valid_q.shape[1], valid.shape[1]))
+    block_sizes=_blocks(asks.shape[1], valid.shape[1]))
   segments = splash_attention_kernel.SegmentIds(*(
-    jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in (valid_q, valid)))
+    jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in (asks, valid)))
   k, v = (einops.rearrange(a, "B K S H -> (B K) S H") for a in (k, v))
   out = jax.vmap(kernel)(q, k, v, segments)
   return einops.rearrange(

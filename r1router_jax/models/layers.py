@@ -56,6 +56,9 @@ def product(
   into an order of its own: of a machine's bandwidth one row gets all, but 2 to
   48 rows get a half to a fifth.  Multiplied and summed in one loop they get up
   to twice that (`benchmarks/products.py`).
+
+  Rows must not all be copies of one: of these jaxlib 0.10.2 makes a fusion for
+  CPUs (YNNPACK's) that multiplies them with the first row of w alone.
   """
   rows = x.reshape(-1, x.shape[-1])
 

@@ -118,7 +118,8 @@ class Prompt(NamedTuple):
     mask: true on real tokens.
     positions: temporal, vertical and horizontal rotary positions.
     start: rotary position of the first response token.
-    picture: row of the flattened picture tokens `I M` that stands here, or -1.
+    picture: which of the tokens of the prompt's own pictures stands here, of
+      the I / B M that there is room for, or -1.
     patches: patches of each picture in the processor's merge-block order.
     gather, valid, place: `plan_image` of each picture: which patch fills a
       slot, whether it is real, and its (row, column).
@@ -127,7 +128,7 @@ class Prompt(NamedTuple):
 
   tokens: Int[Array, "B L"]
   mask: Bool[Array, "B L"]
-  positions: Int[Array, "3 B L"]
+  positions: Int[Array, "B 3 L"]
   start: Int[Array, " B"]
   picture: Int[Array, "B L"]
   patches: Float[Array, "I N C"]
@@ -159,7 +160,7 @@ def empty_prompt(
   zeros = lambda *shape: np.zeros(shape, np.int32)
   return Prompt(
     tokens=zeros(rows, length), mask=np.zeros((rows, length), bool),
-    positions=zeros(3, rows, length), start=zeros(rows),
+    positions=zeros(rows, 3, length), start=zeros(rows),
     picture=zeros(rows, length) - 1,
     patches=np.zeros(
       (pictures, windows * slots, 3 * v.temporal * v.patch**2), np.float32),
@@ -279,7 +280,8 @@ class DecoderLayer(nn.Module):
   joined: bool = False  # Are q, k and v one product, as `serving` joins them?
 
   @nn.compact
-  def __call__(self, x, caches, angles, own_mask, prompt_mask, lanes, column):
+  def __call__(self, x, caches, angles, own_mask, prompt_mask, lanes, column,
+               segments):
     c = self.config
     prompt, own = caches
     deep = 0.1 * (2 * c.layers) ** -0.5  # The stream starts as the embedding.
@@ -307,8 +309,9 @@ class DecoderLayer(nn.Module):
       out = attention.attention(q, new, own_mask, prompt, prompt_mask, lanes)
     elif prompt is None:
       # Padding is on the right, where no real token looks.
-      out = attention.fused(q, new, jnp.ones(k.shape[:2], bool),
-                            attention.causal, kernel=self.kernel)
+      valid = jnp.ones(k.shape[:2], bool) if segments is None else segments
+      out = attention.fused(q, new, valid, attention.causal,
+                            kernel=self.kernel, asks=segments)
     else:
       out = attention.grouped(
         q, new, prompt, prompt_mask, kernel=self.kernel)
@@ -346,7 +349,7 @@ class QwenVL(nn.Module):
         DecoderLayer(c, kernel, joined=True) for _ in range(c.layers)]
     else:
       self.layers = _stack(
-        DecoderLayer, c.layers, (0, b, b, b, b, b), self.compute)(c, kernel)
+        DecoderLayer, c.layers, (0, *(b,) * 6), self.compute)(c, kernel)
     self.norm = RMSNorm(c.eps)
 
   def __call__(self, prompt: Prompt, response: Int[Array, "B G T"]):
@@ -362,22 +365,35 @@ class QwenVL(nn.Module):
     return self.embed[tokens].astype(self.compute.dtype)
 
   def prefill(self, prompt: Prompt) -> Prefix:
-    """Runs the prompts; pictures replace their placeholder tokens."""
-    c = self.config
-    x = self.embedded(prompt.tokens)
-    if len(prompt.patches):  # A batch without pictures skips the tower.
-      pictures = self.vision(prompt).reshape(-1, c.hidden).astype(x.dtype)
-      x = jnp.where(
-        (prompt.picture >= 0)[..., None],
-        pictures[jnp.maximum(prompt.picture, 0)], x)
-    length = x.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    angles = self._angles(prompt.positions)
-    x, cache = self._decoder(
-      x, None, None, angles, causal & prompt.mask[:, None])
+    """Runs the prompts."""
+    x, cache = self._prompts(prompt, prompt.mask[:, None])
     last = jnp.sum(prompt.mask, 1) - 1
     last = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
     return Prefix(cache, prompt.mask, prompt.start, self.norm(last))
+
+  def packed(
+    self, prompt: Prompt, segments: Int[Array, "B L"]
+  ) -> Float[Array, "B L D"]:
+    """States after the tokens of rows in which several texts stand.
+
+    A token sees those of its own segment; padding is segment 0.
+    """
+    x, _ = self._prompts(
+      prompt, segments[:, None] == segments[..., None], segments)
+    return self.norm(x)
+
+  def _prompts(self, prompt, mask, segments=None):
+    """All layers over prompts; pictures replace their placeholder tokens."""
+    x = self.embedded(prompt.tokens)
+    if len(prompt.patches):  # A batch without pictures skips the tower.
+      pictures = self.vision(prompt).reshape(len(x), -1, x.shape[-1])
+      here = prompt.picture[..., None]
+      x = jnp.where(here >= 0, jnp.take_along_axis(
+        pictures, jnp.maximum(here, 0), 1).astype(x.dtype), x)
+    mask &= jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
+    angles = self._angles(jnp.moveaxis(prompt.positions, 1, 0))
+    return self._decoder(
+      x, None, None, angles, mask, None, None, None, segments)
 
   def extend(
     self, prefix: Prefix, response: Int[Array, "B G T"]
@@ -438,13 +454,11 @@ class QwenVL(nn.Module):
     at = jnp.broadcast_to(start[:, None] + offset, (3, *rows.shape))
     x, own = self._decoder(
       self.embedded(rows), prefix.cache, own, self._angles(at), mask,
-      prefix.mask, lanes, column)
+      prefix.mask, lanes, column, None)
     return self.norm(x), own
 
-  def _decoder(self, x, prompt, own, angles, own_mask, prompt_mask=None,
-               lanes=None, column=None):
+  def _decoder(self, x, prompt, own, *rest):
     """All layers; keys have a leading axis for them, or are a tuple."""
-    rest = angles, own_mask, prompt_mask, lanes, column
     if not self.unrolled:
       return self.layers(x, (prompt, own), *rest)
     none, caches = (None,) * len(self.layers), []

@@ -16,7 +16,6 @@ Texts of the text knowledge base longer than 100 words are cut into windows of
 them so and wrote Python's builtin `id` there.)
 """
 
-import dataclasses
 import importlib.resources
 import os
 import re
@@ -24,32 +23,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from r1router_jax.inputs import images
+from r1router_jax.inputs import rows as files
+from r1router_jax.inputs.rows import BadRow, Fault
 from r1router_jax.records import Passage
-from r1router_jax.retrieval import rows as files
-from r1router_jax.retrieval.rows import Fault
 
 WORLD = "georouter"  # The source that comes with the package.
 WINDOW, STRIDE = 100, 50  # Words.
 _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-
-@dataclasses.dataclass(frozen=True)
-class BadRow:
-  """A row that cannot be used.
-
-  Attributes:
-    where: "file:line".
-    reason: what is wrong with it.
-    cure: what to do.
-  """
-
-  where: str
-  reason: str
-  cure: str
-
-  def __str__(self) -> str:
-    return f"{self.where}: {self.reason}.  {self.cure}."
 
 
 def world_folder() -> str:

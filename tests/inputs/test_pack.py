@@ -47,7 +47,7 @@ def test_positions_by_hand(grids, text):
   packed = tiny.pack(tiny.CONFIG, [encoded])
   wanted, cursor = slow_positions(encoded)
   n = len(encoded.ids)
-  np.testing.assert_array_equal(packed.positions[:, 0, :n], wanted)
+  np.testing.assert_array_equal(packed.positions[0, :, :n], wanted)
   assert packed.start[0] == cursor
   np.testing.assert_array_equal(packed.mask[0], np.arange(32) < n)
   np.testing.assert_array_equal(packed.tokens[0, :n], encoded.ids)
@@ -76,7 +76,7 @@ def test_positions_are_those_of_transformers(grids):
       attention_mask=torch.ones_like(ids))
   packed = tiny.pack(tiny.CONFIG, [encoded])
   np.testing.assert_array_equal(
-      packed.positions[:, :, :len(encoded.ids)], positions.numpy())
+      packed.positions[0, :, :len(encoded.ids)], positions[:, 0].numpy())
   assert packed.start[0] == len(encoded.ids) + int(delta)
 
 
@@ -97,7 +97,7 @@ def test_placeholders_point_at_their_own_picture():
         np.testing.assert_array_equal(
             packed.patches[slot, :count], picture.patches)
         assert not packed.patches[slot, count:].any()
-        wanted += [slot * room + n for n in range(count // 4)]
+        wanted += [i * room + n for n in range(count // 4)]
       else:
         assert not packed.valid[slot].any() and not packed.patches[slot].any()
     found = packed.picture[row, :len(at)]
@@ -119,8 +119,8 @@ def test_placeholders_and_patches_must_agree(found, grids):
 def test_rows_are_split_over_devices_in_order():
   batch = [example(text=3 + n, seed=n) for n in range(5)]
   packed = tiny.packer(lengths=(8, 16)).pack(batch, 4, 2)
-  assert packed.tokens.shape == (4, 2, 8) and packed.positions.shape[:2] == (
-      4, 3)
+  assert packed.tokens.shape == (4, 2, 8)
+  assert packed.positions.shape == (4, 2, 3, 8)
   assert packed.patches.shape[1] == 0  # No picture: no room for one.
   rows = packed.tokens.reshape(8, 8)
   for row, encoded in enumerate([*batch, *[batch[0]] * 3]):

@@ -7,7 +7,7 @@ import pytest
 from r1router_jax.learning import optim
 
 OPTIONS = dict(lr=1e-2, muon_lr=2e-2, steps=100, warmup=10, final=0.1,
-               weight_decay=0.0, clip_norm=1e9)
+               b2=0.98, weight_decay=0.0, clip_norm=1e9)
 
 
 def params():

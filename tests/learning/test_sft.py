@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from r1router_jax import policy, protocol
+from r1router_jax import drivers, policy, protocol
 from r1router_jax.data import georouter
-from r1router_jax.learning import sft
+from r1router_jax.learning import demonstrations, sft
 from r1router_jax.learning.batch import Batch
 from r1router_jax.models import qwen_vl
 from r1router_jax.records import Answer, Hop, Passage, Plan, Question, Step
@@ -27,11 +27,14 @@ def batch(seed=0):
   rng = np.random.default_rng(seed)
   prompts = [tiny.encoded(rng, tiny.CONFIG, 3 + n) for n in range(4)]
   shape = 4, 1, 5
+  lengths = rng.integers(1, 6, 4)
+  lengths[3] = 0
   return jax.tree.map(jnp.asarray, Batch(
       tiny.pack(tiny.CONFIG, prompts, length=8),
       tiny.responses(rng, tiny.CONFIG, *shape),
-      np.arange(5) < rng.integers(1, 6, shape[:2])[..., None],
-      np.array([[1], [1], [1], [0]], np.float32), np.zeros(shape, np.float32)))
+      np.arange(5) < lengths[:, None, None],
+      np.ones((4, 1), np.float32), np.zeros(shape, np.float32),
+      lengths.astype(np.float32)))
 
 
 def objective(params, batch):
@@ -49,10 +52,9 @@ def test_loss_is_the_mean_over_tokens():
   number = np.cumsum(np.asarray(ALLOWED)) - 1  # Of an id among the allowed.
   nll = []
   for b, g, t in np.argwhere(np.asarray(rows.mask)):
-    if b < 3:
-      logits = head @ states[b, g, t]
-      target = number[int(rows.response[b, g, t])]
-      nll.append(np.log(np.exp(logits).sum()) - logits[target])
+    logits = head @ states[b, g, t]
+    target = number[int(rows.response[b, g, t])]
+    nll.append(np.log(np.exp(logits).sum()) - logits[target])
   np.testing.assert_allclose(loss, np.mean(nll), rtol=1e-4)
   assert count == len(nll)
   assert metrics["nll"] == (total, count)
@@ -84,24 +86,24 @@ def step(kind, **more):
 
 
 def test_demonstrations_are_of_the_protocol():
-  plan = protocol.parse_plan(sft.demonstration(step(
+  plan = protocol.parse_plan(demonstrations.demonstration(step(
       "plan", sub_question="Which one?", routes=("table", "text"))))
   assert isinstance(plan, Plan)
   assert (plan.sub_question, plan.route) == ("Which one?", "table")
-  stop = protocol.parse_plan(sft.demonstration(step(
+  stop = protocol.parse_plan(demonstrations.demonstration(step(
       "plan", sub_question="None", routes=("none",))))
   assert stop.route == "none"
   for kind in ("answer", "final"):
     answer = protocol.parse_answer(
-        sft.demonstration(step(kind, answers=("N'Djamena", "x"))))
+        demonstrations.demonstration(step(kind, answers=("N'Djamena", "x"))))
     assert isinstance(answer, Answer) and answer.text == "N'Djamena"
 
 
 @pytest.mark.parametrize("first, second, thought", [
     ("1,200.5", "87", "1,200.5 > 87"), ("9", "10", "10 > 9"),
-    ("Chad", "10", sft.READING)])
+    ("Chad", "10", demonstrations.READING)])
 def test_a_comparison_is_thought_aloud(first, second, thought):
-  answer = protocol.parse_answer(sft.demonstration(step(
+  answer = protocol.parse_answer(demonstrations.demonstration(step(
       "final", history=(("a?", first), ("b?", second)), answers=("Chad",))))
   assert answer.thought == thought
 
@@ -112,22 +114,54 @@ def test_overasking_repeats_the_question_to_another_knowledge_base():
   routes = set()
   for seed in range(20):
     plan = protocol.parse_plan(
-        sft.overasking(stop, np.random.default_rng(seed)))
+        demonstrations.overasking(stop, np.random.default_rng(seed)))
     assert plan.sub_question == "What is it?"
     routes.add(plan.route)
   assert routes == {"image", "table"}  # The gold route is text.
 
 
+def test_a_row_without_thoughts_is_given_no_facts():
+  """R1-Router's rows say what a teacher answered, and not why."""
+  asked = dataclasses.replace(ASKED, hops=())
+  row = lambda kind, **more: dataclasses.replace(
+      step(kind, **more), question=asked)
+  found = protocol.parse_answer(demonstrations.demonstration(row(
+      "answer", sub_question="who? ", answers=("\nfrank  wisbar.\n",))))
+  assert (found.thought, found.text) == (demonstrations.UNTOLD, "frank wisbar.")
+  last = protocol.parse_answer(demonstrations.demonstration(row(
+      "final", history=(("a?", "1946"), ("b?", "1899")), answers=("1899",))))
+  # Nobody said that 1946 > 1899 matters.
+  assert last.thought == demonstrations.UNTOLD
+  text = demonstrations.demonstration(row(
+      "plan", sub_question="who is it? ", routes=("text",)))
+  assert "<sub-question>who is it?</sub-question>" in text
+  with pytest.raises(ValueError, match="config.sft.overask to 0"):
+    demonstrations.overasking(row("plan", sub_question="None", routes=("none",),
+                       history=(("a?", "b"),)), np.random.default_rng(0))
+
+
 # ---- Batches.
+
+
+def made(settings=tiny.SETTINGS, **changes):
+  """An algorithm of one row for each of eight devices."""
+  return sft.Sft(
+      policy.Policy(settings, tiny.TOKENIZER, {}),
+      drivers.make("pmap", dict(data=-1), dict(data=-1)), **dict(
+          rows=1, total_steps=10, recall_steps=0, recall_share=0.0,
+          rename=(0.0, 0.0), overask=0.0, side_by_side=0, seed=0) | changes)
+
+
+def batch_of(algorithm, steps, index):
+  (rows,), report = algorithm.make_batches({}, lambda i: steps, index)
+  return rows, report
 
 
 @pytest.fixture(scope="module")
 def algorithm():
   # Room for the longest of the look-up rows.
   settings = dataclasses.replace(tiny.SETTINGS, prompt_tokens=(24, 96))
-  tiny_policy = policy.Policy(settings, tiny.TOKENIZER, {})
-  return sft.Sft(tiny_policy, total_steps=10, recall_steps=1, recall_share=0.0,
-                 rename=(0.5, 0.5), overask=0.0, seed=0)
+  return made(settings, recall_steps=1, rename=(0.5, 0.5))
 
 
 def examples():
@@ -141,10 +175,10 @@ def examples():
 
 
 def test_a_batch_fills_every_device(algorithm):
-  rows, _ = algorithm.make_batch({}, examples(), 4, rows=1)
+  rows, _ = batch_of(algorithm, examples(), 4)
   assert {x.shape[0] for x in jax.tree.leaves(rows)} == {8}
-  assert rows.weight.ravel().tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
-  assert not rows.mask[3:].any()
+  assert rows.mask.any((1, 2, 3)).tolist() == [True] * 3 + [False] * 5
+  np.testing.assert_array_equal(rows.count, rows.mask.sum((2, 3)))
   end = tiny.tokenizer().end
   for tokens, mask in zip(rows.response[:3, 0, 0], rows.mask[:3, 0, 0],
                           strict=True):
@@ -152,34 +186,41 @@ def test_a_batch_fills_every_device(algorithm):
                         or mask.all())
 
 
+def test_without_renaming_no_names_are_read(monkeypatch):
+  monkeypatch.setattr(georouter, "FOLDER", None)
+  plain = made()
+  rows, _ = batch_of(plain, examples(), 0)
+  assert rows.mask.any((1, 2, 3)).sum() == 3
+
+
 def test_batches_depend_on_seed_and_number_alone(algorithm):
   one, again, other = (
-      algorithm.make_batch({}, examples(), n, rows=1)[0] for n in (0, 0, 5))
+      batch_of(algorithm, examples(), n)[0] for n in (0, 0, 5))
   jax.tree.map(np.testing.assert_array_equal, one, again)
   assert one.response.shape != other.response.shape or (
       one.response != other.response).any()
 
 
 def test_the_first_batches_are_look_ups(algorithm):
-  first, report = algorithm.make_batch({}, examples(), 0, rows=1)
-  assert report["recall"] == 1 and first.weight.all()
-  assert algorithm.make_batch({}, examples(), 1, rows=1)[1]["recall"] == 0
+  first, report = batch_of(algorithm, examples(), 0)
+  assert report.scalars["recall"] == 1 and first.mask.any((1, 2, 3)).all()
+  _, report = batch_of(algorithm, examples(), 1)
+  assert report.scalars["recall"] == 0
 
 
 def test_overasking_happens_where_a_trace_stops():
   settings = dataclasses.replace(
       tiny.SETTINGS, prompt_tokens=(96,), response_tokens=(48,))
-  always = sft.Sft(
-      policy.Policy(settings, tiny.TOKENIZER, {}), total_steps=10,
-      recall_steps=0, recall_share=0.0, rename=(0.0, 0.0), overask=1.0, seed=0)
+  always = made(settings, overask=1.0)
   stop = step("plan", sub_question="None", routes=("none",))
   asked = dataclasses.replace(stop, history=(("What is it?", "N'Djamena"),))
   steps = [*examples(), stop, asked]
-  rows, _ = always.make_batch({}, steps, 0, rows=1)
+  rows, _ = batch_of(always, steps, 0)
   bare = lambda text: "".join(text.split())
   taught = [bare(tiny.tokenizer().decode(tokens[mask])) for tokens, mask in zip(
       rows.response[:5, 0, 0], rows.mask[:5, 0, 0], strict=True)]
-  assert taught[:4] == [bare(sft.demonstration(each)) for each in steps[:4]]
+  assert taught[:4] == [
+      bare(demonstrations.demonstration(each)) for each in steps[:4]]
   assert "Whatisit?" in taught[4] and "None" not in taught[4]
 
 

@@ -53,7 +53,8 @@ def test_splash_sees_what_the_group_may_see(group):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_the_mask_that_cudnn_is_given(group, monkeypatch):
+@pytest.fixture
+def cudnn(monkeypatch):
   """cuDNN needs a GPU; XLA reads the same arguments."""
   plain = jax.nn.dot_product_attention
 
@@ -62,6 +63,24 @@ def test_the_mask_that_cudnn_is_given(group, monkeypatch):
     return plain(*of, implementation="xla", **options)
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_texts_side_by_side_do_not_see_each_other(kernel, cudnn):
+  rng = np.random.default_rng(3)
+  q, keys = normal(rng, 2, 40, 4, 128), Cache(*(
+      normal(rng, 2, 2, 40, 128) for _ in range(2)))
+  segments = jnp.searchsorted(jnp.array([7, 20, 33]), jnp.arange(40)) % 3 + 1
+  segments = jnp.stack([segments, jnp.where(segments < 3, segments, 0)])
+  mask = jnp.tril(segments[:, :, None] == segments[:, None])
+  got = attention.fused(
+      q, keys, segments, attention.causal, kernel=kernel, asks=segments)
+  np.testing.assert_allclose(
+      got, attention.attention(q, keys, mask), rtol=1e-4, atol=1e-4)
+
+
+def test_the_mask_that_cudnn_is_given(group, cudnn):
   got = attention.grouped(*group, kernel="cudnn")
   np.testing.assert_allclose(got, dense(*group), rtol=1e-4, atol=1e-4)
 

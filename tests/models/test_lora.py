@@ -62,11 +62,12 @@ def test_what_fits_nothing_is_named():
 def test_only_what_is_trainable_moves(adapted, trainable, moves):
   import optax
   params = jax.tree.map(lambda x: x + 0.01, adapted)
-  loss = lambda params, batch: (
+  loss = lambda params, reference, batch: (
       sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), jnp.float32(1), {})
   tx = optax.adam(0.1)
   state = update.start(params, tx, trainable)
-  new, _ = tiny.jit(update.make(loss, tx, trainable))(state, None)
+  new, _ = tiny.jit(update.make(loss, tx, trainable))(
+      state, None, jnp.zeros((1, 1)))
   flat = traverse_util.flatten_dict(params, sep="/")
   for path, leaf in traverse_util.flatten_dict(new.params, sep="/").items():
     assert bool((leaf != flat[path]).any()) == bool(moves(path)), path

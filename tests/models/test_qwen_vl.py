@@ -384,3 +384,34 @@ def test_projections_have_the_gradient_of_a_product():
     np.testing.assert_allclose(value, wanted, atol=1e-6)
     for got, want in zip(back(g), wanted_back(g), strict=True):
       np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_texts_side_by_side_are_as_alone():
+  """States after each token, with pictures and a row that is not full."""
+  rng = np.random.default_rng(0)
+  model, params = qwen_vl.QwenVL(tiny.CONFIG), tiny.params(tiny.CONFIG)
+  rows = [[tiny.encoded(rng, tiny.CONFIG, 5, (4, 4)),
+           tiny.encoded(rng, tiny.CONFIG, 7),
+           tiny.encoded(rng, tiny.CONFIG, 4, (2, 4), (4, 2))],
+          [tiny.encoded(rng, tiny.CONFIG, 9)]]
+  length = 40
+  packed = jax.tree.map(
+      lambda x: jnp.asarray(x[0]),
+      tiny.packer().pack_side_by_side(rows, 1, 2, length))
+  segments = np.zeros((2, length), np.int32)
+  for row, texts in enumerate(rows):
+    ends = np.cumsum([len(text.ids) for text in texts])
+    segments[row, :ends[-1]] = 1 + np.searchsorted(
+        ends, np.arange(ends[-1]), side="right")
+  states = tiny.jit(lambda params: model.apply(
+      {"params": params}, packed, jnp.asarray(segments), method="packed"))(
+          params)
+  for row, texts in enumerate(rows):
+    for n, text in enumerate(texts, 1):
+      alone = tiny.jit(lambda params, prompt: model.apply(
+          {"params": params}, prompt, jnp.ones(prompt.tokens.shape, jnp.int32),
+          method="packed"))(params, jax.tree.map(jnp.asarray, tiny.pack(
+              tiny.CONFIG, [text], len(text.ids))))
+      np.testing.assert_allclose(
+          states[row][segments[row] == n], alone[0], rtol=1e-4, atol=1e-4)

@@ -15,11 +15,11 @@ CONFIG = qwen_vl.Config(
 CHILD = """
 import re, sys, threading, time
 import jax, numpy as np
-from r1router_jax import parallel
+from r1router_jax import parallel, pods
 from r1router_jax.models import published
 from tests import tiny
 from tests.models.test_sharded_load import CONFIG
-parallel.join_pod()
+pods.join_pod()
 # Pages of the file itself are the kernel's to drop, and are not counted.
 held = lambda: int(re.search(
     r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from r1router_jax.inputs import rows
+from r1router_jax.inputs.rows import BadRow
 from r1router_jax.records import Passage
-from r1router_jax.retrieval import corpora, rows
-from r1router_jax.retrieval.corpora import BadRow
+from r1router_jax.retrieval import corpora
 
 GOOD = b'{"id": "a", "text": "b"}\n'
 

@@ -4,6 +4,7 @@ Each reader yields (where, row), with the row a `Fault` where it cannot be read.
 """
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,7 +13,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
+
+from r1router_jax import telemetry
+
 MAX_ROW = 1 << 20  # Bytes.
+NAMED = 5  # So many bad rows are named by a warning, the others are debugging.
 
 
 class Fault(ValueError):
@@ -20,6 +26,54 @@ class Fault(ValueError):
 
   def __init__(self, reason: str, cure: str):
     super().__init__(reason, cure)
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+  """A row that cannot be used.
+
+  Attributes:
+    where: "file:line".
+    reason: what is wrong with it.
+    cure: what to do.
+  """
+
+  where: str
+  reason: str
+  cure: str
+
+  def __str__(self) -> str:
+    return f"{self.where}: {self.reason}.  {self.cure}."
+
+
+class Skipped:
+  """What is left out of `source`: counted and named, never silent."""
+
+  def __init__(self, source: str):
+    self._source, self._count, self._first = source, 0, ""
+
+  def __call__(self, why: BadRow | str) -> None:
+    """Counts a row that is left out."""
+    why = telemetry.clean(str(why), 600)
+    self._count, self._first = self._count + 1, self._first or why
+    logging.log(logging.WARNING if self._count <= NAMED else logging.DEBUG,
+                "skipped %s", why)
+
+  def end(self, kept: int) -> None:
+    """Says how many of how many were left out.
+
+    Raises:
+      ValueError: where none is kept.
+    """
+    if self._count:
+      logging.warning(
+          "%s: skipped %d of %d; --verbosity=1 names them all.",
+          self._source, self._count, self._count + kept)
+    if not kept:
+      raise ValueError(
+          f"{self._source}: nothing of it can be used.  " + (
+              f"The first of {self._count} faults: {self._first}"
+              if self._count else "It is empty."))
 
 
 Rows = Iterator[tuple[str, Any]]

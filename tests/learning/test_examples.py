@@ -1,0 +1,43 @@
+"""Which steps are left out, and that it is said."""
+
+import dataclasses
+
+import pytest
+
+from r1router_jax import policy
+from r1router_jax.learning import examples
+from r1router_jax.records import Passage, Question, Step
+from tests import tiny
+
+SETTINGS = dataclasses.replace(
+    tiny.SETTINGS, model=dataclasses.replace(tiny.SPOKEN, vision=None))
+TEXTS = policy.Policy(SETTINGS, tiny.TOKENIZER, {})
+ASKED = Question("q", "What is the capital of Chad?", ("N'Djamena",))
+GOOD = Step("q/0", "final", ASKED, answers=("N'Djamena",))
+LONG = "A word of Chad and Niger. " * 40
+
+
+def test_a_shape_is_what_a_row_is_padded_to():
+  cut = Step("q/1", "answer", ASKED, sub_question="Which one?",
+             answers=("no",), passages=(Passage("p", "text", LONG),))
+  kept, shapes = examples.choose(TEXTS, [GOOD, cut], "some")
+  assert kept == [GOOD, cut]  # Passages are cut to fit, and nothing else is.
+  assert shapes == [(24, 0, 12), (48, 0, 12)]
+
+
+@pytest.mark.parametrize("bad, says", [
+    (dataclasses.replace(GOOD, id="q/7", answers=("",)),
+     "q/7: the gold answer '' has no word. Give one"),
+    (dataclasses.replace(GOOD, id="q/7", answers=(" the ",)), "has no word"),
+    (dataclasses.replace(GOOD, id="q/7", question=dataclasses.replace(
+        ASKED, text=LONG)), "q/7: .*prompt_tokens"),
+    (dataclasses.replace(GOOD, id="q/7", question=dataclasses.replace(
+        ASKED, image="a.png")), "q/7: 'a.png': this policy reads texts alone"),
+])
+def test_a_step_that_cannot_teach_is_named(bad, says, caplog):
+  with caplog.at_level("WARNING"):
+    kept, shapes = examples.choose(TEXTS, [bad, GOOD, bad], "some.jsonl")
+  assert kept == [GOOD] and len(shapes) == 1
+  assert "some.jsonl: skipped 2 of 3" in caplog.text
+  with pytest.raises(ValueError, match=f"some.jsonl: nothing.*{says}"):
+    examples.choose(TEXTS, [bad], "some.jsonl")

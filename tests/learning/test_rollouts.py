@@ -1,0 +1,131 @@
+"""Groups that teach, and golds of the policy's own trajectories."""
+
+import jax
+import numpy as np
+import pytest
+
+from r1router_jax import policy, sampling
+from r1router_jax.learning import objective, rewards, rollouts
+from r1router_jax.learning.batch import Batch
+from r1router_jax.models import qwen_vl
+from r1router_jax.records import Hop, Question, Step
+from tests import tiny
+from tests.learning.test_objective import ALLOWED, of
+
+SHAPE = 10, 3, 7
+
+
+def groups():
+  """Ten groups, of which four have equal rewards."""
+  rng = np.random.default_rng(3)
+  prompts = [tiny.encoded(rng, tiny.CONFIG, int(n))
+             for n in rng.integers(5, 20, SHAPE[0])]
+  lengths = rng.integers(1, SHAPE[2] + 1, SHAPE[:2])
+  drawn = sampling.Drawn(
+      tiny.responses(rng, tiny.CONFIG, *SHAPE),
+      rng.normal(-4, 0.1, SHAPE).astype(np.float32),
+      np.arange(SHAPE[2]) < lengths[..., None], np.zeros(SHAPE[:2], bool))
+  reward = rng.random(SHAPE[:2])
+  reward[[0, 2, 3, 8]] = 0.5
+  steps = [Step(str(n), "final", Question(str(n), "who", ("x",)))
+           for n in range(SHAPE[0])]
+  parts = rewards.Parts(*[reward.reshape(-1)] * 5)
+  return rollouts.Groups(steps, prompts, drawn, ["x"] * reward.size, parts)
+
+
+def learn(what, **changes):
+  found = groups()
+  trained = policy.Policy(tiny.SETTINGS, tiny.TOKENIZER, {})
+  return found, rollouts.learn_from(
+      trained, found, objective.advantages(found.reward), **dict(
+          rows=1, parts=8, minibatches=1, size=what.size,
+          all_teach=what.penalises) | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aggregate", [
+    "token_mean", "sequence_mean", "fixed_length"])
+def test_groups_of_equal_rewards_are_left_out_and_change_nothing(aggregate):
+  what = of(aggregate=aggregate)
+  found, (part,) = learn(what)
+  assert part.mask.any((1, 2, 3)).sum() == 6
+  whole = Batch(
+      tiny.pack(tiny.CONFIG, found.prompts), found.drawn.tokens,
+      found.drawn.mask, objective.advantages(found.reward), found.drawn.logp,
+      what.size(found.drawn.mask).astype(np.float32))
+  model, params = qwen_vl.QwenVL(tiny.CONFIG), tiny.params(tiny.CONFIG)
+
+  def mean(params, batch):
+    total, count, _ = objective.loss(model, what, params, None, batch, ALLOWED)
+    return total / count
+
+  grad = tiny.jit(jax.grad(mean))
+  jax.tree.map(
+      lambda got, want: np.testing.assert_allclose(
+          got, want, rtol=1e-4, atol=1e-5),
+      grad(params, jax.tree.map(np.concatenate, part)), grad(params, whole))
+
+
+def test_groups_beyond_the_rows_are_counted_by_their_share():
+  found, (part,) = learn(of(), parts=2)
+  mask = found.drawn.mask
+  kept, teach = [1, 4], [1, 4, 5, 6, 7, 9]
+  np.testing.assert_array_equal(part.mask[..., 0, 0, :7], mask[kept, 0])
+  np.testing.assert_allclose(
+      part.count.sum() / mask.sum(), mask[kept].sum() / mask[teach].sum(),
+      rtol=1e-6)
+
+
+def test_minibatches_share_what_teaches():
+  found, batches = learn(of(), parts=2, rows=2, minibatches=2)
+  rows = [batch.response.reshape(4, 3, -1) for batch in batches]
+  for batch, kept in zip(rows, ([1, 5, 7], [4, 6, 9]), strict=True):
+    np.testing.assert_array_equal(
+        batch[:3] * found.drawn.mask[kept],
+        (found.drawn.tokens * found.drawn.mask)[kept])
+    assert not batch[3].any()
+  for batch in batches:
+    np.testing.assert_allclose(batch.count.sum(), found.drawn.mask.sum() / 2)
+
+
+def test_penalties_are_for_all_groups():
+  _, (part,) = learn(of(kl_coef=0.1), parts=2, rows=5)
+  assert part.mask.any((2, 3)).all() and not part.weight[0, 0].any()
+
+
+def test_nothing_teaches():
+  found = groups()
+  (part,) = rollouts.learn_from(
+      policy.Policy(tiny.SETTINGS, tiny.TOKENIZER, {}), found,
+      0 * objective.advantages(found.reward), rows=1, parts=8, minibatches=1,
+      size=of().size, all_teach=False)
+  assert not part.mask.any() and not part.weight.any()
+  assert np.isfinite(part.count).all()
+
+
+ASKED = Question(
+    "q", "Who rules the land of this flag?", ("Idriss Deby",), "chad.png",
+    hops=(Hop("Which flag?", ("image",), ("Chad",)),
+          Hop("Who rules Chad?", ("text", "table"), ("Deby", "Idriss Deby"))))
+ONE, TWO = ("What flag?", "Niger"), ("Who rules Niger?", "Tandja")
+
+
+@pytest.mark.parametrize("kind, history, sub_question, routes, answers", [
+    ("plan", (), "Which flag?", ("image",), ()),
+    ("plan", (ONE,), "Who rules Chad?", ("text", "table"), ()),
+    ("plan", (ONE, TWO), "None", ("none",), ()),
+    ("answer", (), "What flag?", (), ("Chad",)),
+    ("answer", (ONE,), "What flag?", (), ("Deby", "Idriss Deby")),
+    ("answer", (ONE, TWO), None, None, None),
+    ("final", (), "", (), ("Idriss Deby",)),
+    ("final", (ONE, TWO), "", (), ("Idriss Deby",)),
+])
+def test_golds_align_by_position(kind, history, sub_question, routes, answers):
+  asked = "What flag?" if kind == "answer" else ""
+  found = rollouts.with_gold(Step("q/0", kind, ASKED, history, asked))
+  if answers is None:
+    assert found is None
+  else:
+    assert (found.sub_question, found.routes, found.answers) == (
+        sub_question, routes, answers)
+    assert found.history == history
