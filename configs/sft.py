@@ -17,6 +17,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.algorithm = "sft"
   c.total_steps = 2400
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # As in configs/step_grpo.py.
+  c.rollout_mesh = dict(data=-1, tensor=1)  # Of validation.
   c.policy = dict(
       start_from="",      # A policy's folder, or "" for random weights.
       induction=True,     # Random weights that can copy; models/induction.py.

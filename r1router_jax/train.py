@@ -76,8 +76,7 @@ def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
   """
   workdir = epath.Path(workdir)
   driver = drivers.make(
-      config.parallel, dict(config.mesh),
-      dict(config.get("rollout_mesh", {"data": -1})))
+      config.parallel, dict(config.mesh), dict(config.rollout_mesh))
   start, params = _start(config, driver)
   kbs = knowledge_base.open_kbs(config.data.kb) if (
       config.data.kb and not config.data.rows) else {}
