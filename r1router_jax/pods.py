@@ -7,6 +7,7 @@ before it touches a device.
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -108,6 +109,14 @@ def mine(rows: np.ndarray) -> np.ndarray:
   return rows[jax.process_index() % len(rows)::jax.process_count()]
 
 
+def most(numbers: Sequence[int]) -> list[int]:
+  """Of each number the greatest that any process has."""
+  if jax.process_count() == 1:
+    return list(numbers)
+  return multihost_utils.process_allgather(
+      np.asarray(numbers, np.int32)).max(axis=0).tolist()
+
+
 def agreed(good: bool) -> bool:
   """Whether all processes say so."""
-  return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+  return most([not good]) == [False]

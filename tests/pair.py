@@ -17,7 +17,7 @@ def run(script, tmp_path, *arguments, timeout=180):
     s.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{s.getsockname()[1]}"
   env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+      "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=2"),
       "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
       pods.COORDINATOR: address, pods.PROCESSES: "2"}
   logs = [tmp_path / f"{n}.log" for n in range(2)]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1router_jax import drivers, parallel
+from r1router_jax import drivers, parallel, pods
 from r1router_jax.learning import objective, update
 from r1router_jax.learning.batch import Batch, in_passes
 from r1router_jax.models import qwen_vl
@@ -21,21 +21,26 @@ ALLOWED = jnp.arange(tiny.CONFIG.vocab) != 5
 CLOSE = dict(rtol=1e-3, atol=2e-5)
 
 
-def batch(parts):
-  """Eight groups, of prompts and responses of all lengths: [D, 8 / D, ...]."""
+def batch(parts, first=0, last=None):
+  """Eight groups, of prompts and responses of all lengths: [D, 8 / D, ...].
+
+  Shares `first` to `last`, as the host packs them whose they are.
+  """
   rng = np.random.default_rng(0)
-  prompts = [tiny.encoded(rng, tiny.CONFIG, 3 + n, *[(4, 4)] * (n % 3))
+  prompts = [tiny.encoded(rng, tiny.CONFIG, 3 + n, *[(4, 4)] * (n // 3))
              for n in range(8)]
   lengths = rng.integers(1, 7, (8, 2))
   lengths[-1] = 0
   shape = parts, 8 // parts, 2
   mask = (np.arange(6) < lengths[..., None]).reshape(*shape, 6)
-  return Batch(
-      tiny.packer().pack(prompts, *shape[:2]),
-      tiny.responses(rng, tiny.CONFIG, 8, 2, 6).reshape(mask.shape), mask,
+  share = jax.tree.map(lambda x: x[first:last], Batch(
+      None, tiny.responses(rng, tiny.CONFIG, 8, 2, 6).reshape(mask.shape), mask,
       rng.normal(size=shape).astype(np.float32),
       rng.normal(-4, 1, (8, 2, 6)).astype(np.float32).reshape(mask.shape),
-      mask.sum((2, 3)).astype(np.float32))
+      mask.sum((2, 3)).astype(np.float32)))
+  rows = np.arange(8).reshape(parts, -1)[first:last]
+  return share._replace(prompt=tiny.packer(lengths=(8, 32)).pack(
+      [prompts[i] for i in rows.flat], *rows.shape, pods.most))
 
 
 def updated(kind, mesh, rows):
@@ -52,8 +57,8 @@ def updated(kind, mesh, rows):
   reference = driver.born(lambda tree: jax.tree.map(
       lambda x: 0.9 * x, tree), params)
   first = jax.process_index() * driver.parts
-  whole = batch(driver.parts * jax.process_count())
-  share = jax.tree.map(lambda x: x[first:first + driver.parts], whole)
+  share = batch(driver.parts * jax.process_count(), first,
+                first + driver.parts)
   state, metrics = learn(state, reference, in_passes(share, rows))
   after = parallel.whole(driver.shared(state).params)
   return jax.tree.map(lambda old, new: np.asarray(old) - new,
@@ -74,7 +79,7 @@ def alone():
             lambda x: 0.9 * x, tiny.params(tiny.CONFIG)), one, ALLOWED)
     return total / count, metrics
 
-  (value, metrics), grads = tiny.jit(
+  (value, metrics), grads = jax.jit(
       jax.value_and_grad(mean, has_aux=True))(params)
   return grads, {n: total / count for n, (total, count) in metrics.items()} | {
       "loss": value, "skipped": 0, "grad_norm": optax.tree.norm(grads)}

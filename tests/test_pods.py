@@ -72,12 +72,13 @@ total, w = jax.pmap(
         np.arange(first, first + 2, dtype=np.float32))
 print("total", float(total), jax.process_count(), float(w),
       pods.agreed(True), pods.agreed(jax.process_index() == 0),
-      pods.mine(np.arange(5)).tolist(), pods.mine(np.arange(1)))
+      pods.mine(np.arange(5)).tolist(), pods.mine(np.arange(1)),
+      pods.most([first, 5 - first, 4]))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_make_one_job(tmp_path):
   first, second = pair.run(CHILD, tmp_path)
-  assert "total 18.0 2 3.0 True False [0, 2, 4] [0]" in first
-  assert "total 18.0 2 3.0 True False [1, 3] [0]" in second
+  assert "total 18.0 2 3.0 True False [0, 2, 4] [0] [2, 5, 4]" in first
+  assert "total 18.0 2 3.0 True False [1, 3] [0] [2, 5, 4]" in second

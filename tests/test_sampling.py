@@ -38,7 +38,7 @@ def sample(batch, members, temperature=HOT, allowed=None, ids=None, end=END,
       Words(allowed, np.int32(end), stops), tokens=TOKENS))
 
 
-@tiny.jit
+@jax.jit
 def forward(prompt, response):
   apply = functools.partial(MODEL.apply, {"params": tiny.params(CONFIG)})
   return jnp.einsum(

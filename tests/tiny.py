@@ -16,10 +16,6 @@ from r1router_jax.models import qwen_vl
 
 TOKENIZER = pathlib.Path(
     r1router_jax.__path__[0], "data/files/georouter/tokenizer.json")
-# Compiles in half the time; what is compiled is slower.
-jit = functools.partial(jax.jit, compiler_options={
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True})
 VISION = qwen_vl.VisionConfig(
     hidden=16, mlp=20, layers=3, heads=2, patch=4, window=16, full_blocks=(1,))
 CONFIG = qwen_vl.Config(

@@ -15,7 +15,7 @@ Source: transformers, models/qwen2_5_vl (`get_rope_index`).
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -114,22 +114,30 @@ class Packer:
         "config.policy.settings.prompt_tokens.")
 
   def pack(
-      self, batch: Sequence[Encoded], devices: int, rows: int
+      self, batch: Sequence[Encoded], devices: int, rows: int,
+      agree: Callable[[Sequence[int]], Sequence[int]] = list,
   ) -> qwen_vl.Prompt:
     """Pads prompts to `devices` shares of `rows` rows; leaves are [D, ...].
 
     Rows beyond the batch repeat its first prompt; callers ignore them.
+
+    Args:
+      batch: of prompts.
+      devices, rows: see above.
+      agree: from what this batch needs (tokens of a row, pictures of a row,
+        windows of a picture) to what it gets: `pods.most` where hosts pack
+        parts of one batch, which have to be of one shape.
 
     Raises:
       ValueError: where a row's placeholders and patches do not agree.
     """
     length = max(self.length(encoded.ids) for encoded in batch)
     return self.pack_side_by_side(
-        [[encoded] for encoded in batch], devices, rows, length)
+        [[encoded] for encoded in batch], devices, rows, length, agree)
 
   def pack_side_by_side(
       self, batch: Sequence[Sequence[Encoded]], devices: int, rows: int,
-      length: int,
+      length: int, agree: Callable[[Sequence[int]], Sequence[int]] = list,
   ) -> qwen_vl.Prompt:
     """As `pack`, with any number of texts one after another in each row.
 
@@ -139,7 +147,8 @@ class Packer:
     windows = max((qwen_vl.windows(*picture.grid, self.vision)
                    for row in batch for text in row
                    for picture in text.pictures), default=0)
-    windows = windows and 1 << (windows - 1).bit_length()
+    length, pictures, windows = agree(
+        [length, pictures, windows and 1 << (windows - 1).bit_length()])
     batch = [*batch, *[batch[0]] * (devices * rows - len(batch))]
     prompt = qwen_vl.empty_prompt(
         len(batch), length, len(batch) * pictures, windows, self.vision)
@@ -219,18 +228,15 @@ def _positions(
 
 def pad_responses(
     responses: Sequence[Sequence[int] | Int[np.ndarray, " _"]],
-    lengths: Sequence[int], pad: int
+    length: int, pad: int
 ) -> tuple[Int[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
-  """Responses padded to the first of `lengths` that holds all of them.
+  """Responses padded to `length`, and a mask of what is not padding.
 
-  Returns the ids and a mask of the real ones.  A response longer than the last
-  length is cut, and so teaches no end token.
+  A response that is longer is cut, and so teaches no end token.
   """
-  longest = max(map(len, responses))
-  tokens = next((n for n in lengths if n >= longest), lengths[-1])
-  ids = np.full((len(responses), tokens), pad, np.int32)
-  mask = np.zeros((len(responses), tokens), bool)
+  ids = np.full((len(responses), length), pad, np.int32)
+  mask = np.zeros((len(responses), length), bool)
   for row, response in enumerate(responses):
-    n = min(len(response), tokens)
+    n = min(len(response), length)
     ids[row, :n], mask[row, :n] = response[:n], True
   return ids, mask

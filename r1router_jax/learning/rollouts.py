@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from r1router_jax import drawing, protocol, router, sampling
+from r1router_jax import drawing, pods, protocol, router, sampling
 from r1router_jax.inputs.pack import Encoded, pad_responses
 from r1router_jax.learning import rewards
 from r1router_jax.learning.batch import Batch
@@ -129,7 +129,7 @@ def online(
   flat = [response for group in groups for response in group]
   tokens, mask = pad_responses(
       [response.tokens for response in flat],
-      policy.settings.response_tokens[-1:], policy.packer.tokenizer.pad)
+      policy.settings.response_tokens[-1], policy.packer.tokenizer.pad)
   logp = np.zeros(tokens.shape, np.float32)
   logp[mask] = np.concatenate([response.logp for response in flat])
   shaped = lambda a: a.reshape(len(steps), members, -1)
@@ -191,7 +191,7 @@ def learn_from(
       (parts, rows),
       sizes.sum() * share / (parts * rows * minibatches), np.float32)
   longest = policy.settings.response_length(
-      int(drawn.mask[kept].sum(-1).max(initial=0)))
+      *pods.most([drawn.mask[kept].sum(-1).max(initial=0)]))
 
   def batch(chosen):
     def shared(array):
@@ -202,7 +202,8 @@ def learn_from(
     tokens, mask, logp = (shared(a[..., :longest]) for a in (
         drawn.tokens, drawn.mask, drawn.logp))
     packed = policy.packer.pack(
-        [groups.prompts[i] for i in chosen] or groups.prompts[:1], parts, rows)
+        [groups.prompts[i] for i in chosen] or groups.prompts[:1], parts, rows,
+        pods.most)
     return Batch(packed, tokens, mask, shared(advantage), logp, count)
 
   return [batch(kept[j::minibatches]) for j in range(minibatches)]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from r1router_jax import drawing
+from r1router_jax import drawing, pods
 from r1router_jax.data import warmup
 from r1router_jax.drivers import Driver
 from r1router_jax.inputs import pack
@@ -103,9 +103,10 @@ class Sft:
                for n in range(parts * rows)]
     else:
       pairs = [self._pair(step, index) for step in examples(index)]
+    longest = self._policy.settings.response_length(
+        *pods.most([max(len(response) for _, response in pairs)]))
     responses, mask = pack.pad_responses(
-        [response for _, response in pairs],
-        self._policy.settings.response_tokens, packer.tokenizer.pad)
+        [response for _, response in pairs], longest, packer.tokenizer.pad)
 
     def split(a):
       short = parts * rows - len(a)
@@ -114,7 +115,7 @@ class Sft:
 
     mask = split(mask)
     batch = Batch(
-        packer.pack([prompt for prompt, _ in pairs], parts, rows),
+        packer.pack([prompt for prompt, _ in pairs], parts, rows, pods.most),
         split(responses), mask, split(np.ones(len(pairs), np.float32)),
         np.zeros(mask.shape, np.float32),
         mask.sum((2, 3)).astype(np.float32))

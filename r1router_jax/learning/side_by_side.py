@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1router_jax import protocol
+from r1router_jax import pods, protocol
 from r1router_jax.inputs.pack import Encoded
 from r1router_jax.learning import demonstrations
 from r1router_jax.learning.batch import Batch, Beside
@@ -87,12 +87,13 @@ def batch(
       at[n] += range(first + prompt - 1, end - 1)
       first = end
   step = -(-room // 8)  # Few lengths, so that little is compiled.
-  longest = -(-max(map(len, at)) // step) * step
+  (longest,) = pods.most([-(-max(map(len, at)) // step) * step])
   where = np.zeros((total, longest), np.int32)
   mask = np.zeros((total, longest), bool)
   for n, places in enumerate(at):
     where[n, :len(places)], mask[n, :len(places)] = places, True
-  prompt = policy.packer.pack_side_by_side(texts, parts, count, room)
+  prompt = policy.packer.pack_side_by_side(
+      texts, parts, count, room, pods.most)
   split = lambda a: a.reshape(parts, count, *a.shape[1:])
   where, mask = split(where), split(mask)
   response = np.take_along_axis(

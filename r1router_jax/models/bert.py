@@ -143,16 +143,6 @@ class Bert(nn.Module):
         f"config.pool is {self.config.pool!r}; choose cls, mean or pooler.")
 
 
-def _linear(name: str, path: str, kernel: str, bias: str) -> tuple[hf.Row, ...]:
-  return ((name + ".weight", path + "/kernel", kernel),
-          (name + ".bias", path + "/bias", bias))
-
-
-def _norm(name: str, path: str, pattern: str) -> tuple[hf.Row, ...]:
-  return ((name + ".weight", path + "/scale", pattern),
-          (name + ".bias", path + "/bias", pattern))
-
-
 _LAYER = "encoder.layer.{}."
 _HEADS = ("L (N H) D -> L D N H", "L (N H) -> L N H")
 _BODY = (
@@ -162,21 +152,21 @@ _BODY = (
     ("embeddings.token_type_embeddings.weight", "segments/embedding",
      "S D -> S D"),
     ("embeddings.position_ids", "", ""),
-    *_norm("embeddings.LayerNorm", "norm", "D -> D"),
-    *_linear(_LAYER + "attention.self.query", "layers/q", *_HEADS),
-    *_linear(_LAYER + "attention.self.key", "layers/k", *_HEADS),
-    *_linear(_LAYER + "attention.self.value", "layers/v", *_HEADS),
-    *_linear(_LAYER + "attention.output.dense", "layers/o",
-             "L D (N H) -> L N H D", "L D -> L D"),
-    *_norm(_LAYER + "attention.output.LayerNorm", "layers/attention_norm",
-           "L D -> L D"),
-    *_linear(_LAYER + "intermediate.dense", "layers/up",
-             "L F D -> L D F", "L F -> L F"),
-    *_linear(_LAYER + "output.dense", "layers/down",
-             "L D F -> L F D", "L D -> L D"),
-    *_norm(_LAYER + "output.LayerNorm", "layers/inner_norm", "L D -> L D"),
+    *hf.norm("embeddings.LayerNorm", "norm", "D -> D"),
+    *hf.linear(_LAYER + "attention.self.query", "layers/q", *_HEADS),
+    *hf.linear(_LAYER + "attention.self.key", "layers/k", *_HEADS),
+    *hf.linear(_LAYER + "attention.self.value", "layers/v", *_HEADS),
+    *hf.linear(_LAYER + "attention.output.dense", "layers/o",
+               "L D (N H) -> L N H D", "L D -> L D"),
+    *hf.norm(_LAYER + "attention.output.LayerNorm", "layers/attention_norm",
+             "L D -> L D"),
+    *hf.linear(_LAYER + "intermediate.dense", "layers/up",
+               "L F D -> L D F", "L F -> L F"),
+    *hf.linear(_LAYER + "output.dense", "layers/down",
+               "L D F -> L F D", "L D -> L D"),
+    *hf.norm(_LAYER + "output.LayerNorm", "layers/inner_norm", "L D -> L D"),
 )
-_POOLER = _linear("pooler.dense", "pooler", "E D -> D E", "E -> E")
+_POOLER = hf.linear("pooler.dense", "pooler", "E D -> D E", "E -> E")
 
 
 def hf_table(config: BertConfig) -> tuple[hf.Row, ...]:

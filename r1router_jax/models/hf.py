@@ -47,6 +47,18 @@ class BadWeights(ValueError):
   """Weights that do not fit; the message names file, tensor and cure."""
 
 
+def linear(name: str, path: str, kernel: str, bias: str) -> tuple[Row, ...]:
+  """The lines of a product with a bias."""
+  return ((name + ".weight", path + "/kernel", kernel),
+          (name + ".bias", path + "/bias", bias))
+
+
+def norm(name: str, path: str, pattern: str) -> tuple[Row, ...]:
+  """The lines of a layer norm."""
+  return ((name + ".weight", path + "/scale", pattern),
+          (name + ".bias", path + "/bias", pattern))
+
+
 def load(
     path: str,
     table: Table,

@@ -181,7 +181,7 @@ def test_every_leaf_has_the_axis_of_devices():
 @pytest.mark.parametrize("sizes, length", [([1, 4], 4), ([5], 8), ([3, 11], 8)])
 def test_responses_are_padded_or_cut(sizes, length):
   rows = [list(range(10, 10 + n)) for n in sizes]
-  ids, mask = pack.pad_responses(rows, (4, 8), pad=1)
+  ids, mask = pack.pad_responses(rows, length, pad=1)
   assert ids.shape == mask.shape == (len(rows), length)
   for row, response in enumerate(rows):
     assert ids[row][mask[row]].tolist() == response[:length]

@@ -220,7 +220,7 @@ def numerator(params, batch):
 
 def test_loss_is_the_surrogate_of_a_second_pass():
   params, whole = tiny.params(tiny.CONFIG), batch()
-  states = tiny.jit(lambda params: MODEL.apply(
+  states = jax.jit(lambda params: MODEL.apply(
       {"params": params}, whole.prompt, whole.response))(params)
   logits = np.asarray(states @ params["head"].T) / 0.8
   logits = np.where(ALLOWED, logits, -np.inf).astype(np.float64)
@@ -228,7 +228,7 @@ def test_loss_is_the_surrogate_of_a_second_pass():
   probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   logp = np.log(np.take_along_axis(
       probs, whole.response[..., None], -1))[..., 0]
-  total, (count, metrics) = tiny.jit(numerator)(params, whole)
+  total, (count, metrics) = jax.jit(numerator)(params, whole)
   wanted, clipped, size = oracle(of(), logp, logp, logp, whole)
   np.testing.assert_allclose(total, wanted, rtol=1e-3)
   assert count == size
@@ -246,7 +246,7 @@ def test_updates_favour_the_better_response():
   params, tx = tiny.params(tiny.CONFIG), optax.adam(5e-4)
   whole = batch(rows=2, members=2)
   whole = whole._replace(mask=jnp.ones_like(whole.mask))
-  logp = tiny.jit(lambda params: drawing.token_logp(
+  logp = jax.jit(lambda params: drawing.token_logp(
       MODEL.apply({"params": params}, whole.prompt, whole.response) / 0.8,
       jnp.asarray(whole.response), MODEL.apply(
           {"params": params}, method="vocabulary"), jnp.asarray(ALLOWED))[0])
@@ -256,7 +256,7 @@ def test_updates_favour_the_better_response():
       weight=jnp.asarray(objective.advantages(reward)), old_logp=first)
   opt, losses = tx.init(params), []
 
-  @tiny.jit
+  @jax.jit
   def update(params, opt):
     (loss, _), grads = jax.value_and_grad(numerator, has_aux=True)(
         params, whole)

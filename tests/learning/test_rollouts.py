@@ -9,18 +9,18 @@ from r1router_jax.learning import objective, rewards, rollouts
 from r1router_jax.learning.batch import Batch
 from r1router_jax.models import qwen_vl
 from r1router_jax.records import Hop, Question, Step
-from tests import tiny
+from tests import pair, tiny
 from tests.learning.test_objective import ALLOWED, of
 
-SHAPE = 10, 3, 7
+SHAPE = 10, 3, 12
 
 
-def groups():
-  """Ten groups, of which four have equal rewards."""
+def groups(host=0):
+  """Ten groups, of which four have equal rewards; longer on the next host."""
   rng = np.random.default_rng(3)
-  prompts = [tiny.encoded(rng, tiny.CONFIG, int(n))
-             for n in rng.integers(5, 20, SHAPE[0])]
-  lengths = rng.integers(1, SHAPE[2] + 1, SHAPE[:2])
+  prompts = [tiny.encoded(rng, tiny.CONFIG, n, *[(4, 4)] * host)
+             for n in (rng.integers(5, 20, SHAPE[0]) + 20 * host).tolist()]
+  lengths = rng.integers(1, 8 + 5 * host, SHAPE[:2])
   drawn = sampling.Drawn(
       tiny.responses(rng, tiny.CONFIG, *SHAPE),
       rng.normal(-4, 0.1, SHAPE).astype(np.float32),
@@ -33,8 +33,8 @@ def groups():
   return rollouts.Groups(steps, prompts, drawn, ["x"] * reward.size, parts)
 
 
-def learn(what, **changes):
-  found = groups()
+def learn(what, host=0, **changes):
+  found = groups(host)
   trained = policy.Policy(tiny.SETTINGS, tiny.TOKENIZER, {})
   return found, rollouts.learn_from(
       trained, found, objective.advantages(found.reward), **dict(
@@ -59,7 +59,7 @@ def test_groups_of_equal_rewards_are_left_out_and_change_nothing(aggregate):
     total, count, _ = objective.loss(model, what, params, None, batch, ALLOWED)
     return total / count
 
-  grad = tiny.jit(jax.grad(mean))
+  grad = jax.jit(jax.grad(mean))
   jax.tree.map(
       lambda got, want: np.testing.assert_allclose(
           got, want, rtol=1e-4, atol=1e-5),
@@ -74,6 +74,25 @@ def test_groups_beyond_the_rows_are_counted_by_their_share():
   np.testing.assert_allclose(
       part.count.sum() / mask.sum(), mask[kept].sum() / mask[teach].sum(),
       rtol=1e-6)
+
+
+CHILD = """
+import jax
+from r1router_jax import pods
+pods.join_pod()
+from tests.learning import test_rollouts
+_, (part,) = test_rollouts.learn(
+    test_rollouts.of(), jax.process_index(), rows=5, parts=2)
+print("shapes", part.mask.shape, part.prompt.tokens.shape,
+      part.prompt.patches.shape[:2])
+"""
+
+
+@pytest.mark.slow
+def test_hosts_make_batches_of_one_shape(tmp_path):
+  """One has the longer prompts and responses, and the pictures."""
+  for said in pair.run(CHILD, tmp_path):
+    assert "shapes (2, 5, 3, 12) (2, 5, 48) (2, 5)" in said
 
 
 def test_minibatches_share_what_teaches():

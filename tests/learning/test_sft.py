@@ -44,8 +44,8 @@ def objective(params, batch):
 
 def test_loss_is_the_mean_over_tokens():
   params, rows = tiny.params(tiny.CONFIG), batch()
-  loss, (total, count, metrics) = tiny.jit(objective)(params, rows)
-  states = tiny.jit(lambda params: MODEL.apply(
+  loss, (total, count, metrics) = jax.jit(objective)(params, rows)
+  states = jax.jit(lambda params: MODEL.apply(
       {"params": params}, rows.prompt, rows.response))(params)
   states = np.asarray(states, np.float64)
   head = np.asarray(params["head"], np.float64)[np.asarray(ALLOWED)]
@@ -64,7 +64,7 @@ def test_three_updates_on_one_batch_lower_the_loss():
   params, rows, tx = tiny.params(tiny.CONFIG), batch(), optax.adam(1e-2)
   opt, losses = tx.init(params), []
 
-  @tiny.jit
+  @jax.jit
   def update(params, opt):
     (loss, _), grads = jax.value_and_grad(objective, has_aux=True)(
         params, rows)

@@ -47,7 +47,7 @@ def test_loss_and_gradient_are_those_of_rows_of_their_own():
         model, params, batch, jnp.ones(tiny.SPOKEN.vocab, bool))
     return total / count
 
-  learn = tiny.jit(jax.value_and_grad(mean))
+  learn = jax.jit(jax.value_and_grad(mean))
   flat = [jax.tree.map(np.concatenate, batch) for batch in (apart, together)]
   (one, g1), (other, g2) = (
       learn(params, batch) for batch in flat)

@@ -21,7 +21,7 @@ LENGTH = 24
 def fresh(config):
   """Parameters as `init` makes them; only the decoder's matter here."""
   prompt = tiny.pack(config, [tiny.Encoded([7])], length=2)
-  return tiny.jit(qwen_vl.QwenVL(config).init)(
+  return jax.jit(qwen_vl.QwenVL(config).init)(
       jax.random.key(0), prompt, np.zeros((1, 1, 2), np.int32))["params"]
 
 
@@ -34,7 +34,7 @@ def share_continued(params, seed=0):
   batch = [tiny.Encoded([4])] * len(twice)  # The prompt says nothing.
   prompt = jax.tree.map(jnp.asarray, tiny.pack(CONFIG, batch, length=2))
   model = qwen_vl.QwenVL(CONFIG)
-  states = tiny.jit(lambda params: model.apply(
+  states = jax.jit(lambda params: model.apply(
       {"params": params}, prompt, jnp.asarray(twice)))(params)
   guess = np.asarray(states @ params["embed"].T).argmax(-1)
   again = slice(LENGTH + 2, None)  # After two tokens that stood before.

@@ -22,7 +22,7 @@ def adapted():
 def states(params):
   rng = np.random.default_rng(0)
   batch = [tiny.encoded(rng, tiny.CONFIG, 5, (4, 4))]
-  return tiny.jit(qwen_vl.QwenVL(tiny.CONFIG).apply)(
+  return jax.jit(qwen_vl.QwenVL(tiny.CONFIG).apply)(
       {"params": params}, tiny.pack(tiny.CONFIG, batch),
       tiny.responses(rng, tiny.CONFIG, 1, 2, 4))
 
@@ -66,7 +66,7 @@ def test_only_what_is_trainable_moves(adapted, trainable, moves):
       sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), jnp.float32(1), {})
   tx = optax.adam(0.1)
   state = update.start(params, tx, trainable)
-  new, _ = tiny.jit(update.make(loss, tx, trainable))(
+  new, _ = jax.jit(update.make(loss, tx, trainable))(
       state, None, jnp.zeros((1, 1)))
   flat = traverse_util.flatten_dict(params, sep="/")
   for path, leaf in traverse_util.flatten_dict(new.params, sep="/").items():

@@ -175,7 +175,7 @@ def test_logits_of_texts_are_those_of_transformers(name, tmp_path):
   batch = [tiny.encoded(rng, config, n) for n in (30, 4, 17)]
   response = tiny.responses(rng, config, 3, 2, 6)
   model = qwen_vl.QwenVL(config)
-  states = tiny.jit(model.apply)({"params": tiny.params(config)},
+  states = jax.jit(model.apply)({"params": tiny.params(config)},
                                  tiny.pack(config, batch), response)
   rows = model.apply({"params": tiny.params(config)}, method="vocabulary")
   logits = np.asarray(states @ rows.T)

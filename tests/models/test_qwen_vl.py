@@ -23,7 +23,7 @@ GRIDS = [(4, 4), (6, 10), (2, 14), (8, 4)]
 @functools.lru_cache
 def compiled(config, method):
   model = qwen_vl.QwenVL(config, qwen_vl.Compute(remat="none"))
-  return tiny.jit(lambda params, *args: model.apply(
+  return jax.jit(lambda params, *args: model.apply(
       {"params": params}, *args, method=method))
 
 
@@ -158,7 +158,7 @@ def test_gradients_are_those_of_torch(pair, rows, tmp_path):
         states, response, vocabulary, jnp.ones(config.vocab, bool))
     return logp.sum()
 
-  got = tiny.jit(jax.grad(total))(
+  got = jax.jit(jax.grad(total))(
       tiny.params(config), tiny.pack(config, batch), response)
   model.zero_grad()
   for row, encoded in enumerate(batch):
@@ -314,7 +314,7 @@ def test_bfloat16_is_near_float32(rows):
   batch, response = rows
   model = qwen_vl.QwenVL(tiny.CONFIG, qwen_vl.Compute(dtype="bfloat16"))
   params = {"params": tiny.params(tiny.CONFIG)}
-  states = tiny.jit(model.apply)(
+  states = jax.jit(model.apply)(
       params, tiny.pack(tiny.CONFIG, batch), response)
   rows16 = model.apply(params, method="vocabulary")
   assert states.dtype == rows16.dtype == jnp.bfloat16
@@ -336,7 +336,7 @@ def test_recomputing_changes_no_gradient(rows, remat):
 
   def grads(how):
     model = qwen_vl.QwenVL(tiny.CONFIG, qwen_vl.Compute(remat=how))
-    return tiny.jit(jax.grad(lambda params, *of: jnp.sum(
+    return jax.jit(jax.grad(lambda params, *of: jnp.sum(
         model.apply({"params": params}, *of) ** 2)))(*of)
 
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
@@ -404,12 +404,12 @@ def test_texts_side_by_side_are_as_alone():
     ends = np.cumsum([len(text.ids) for text in texts])
     segments[row, :ends[-1]] = 1 + np.searchsorted(
         ends, np.arange(ends[-1]), side="right")
-  states = tiny.jit(lambda params: model.apply(
+  states = jax.jit(lambda params: model.apply(
       {"params": params}, packed, jnp.asarray(segments), method="packed"))(
           params)
   for row, texts in enumerate(rows):
     for n, text in enumerate(texts, 1):
-      alone = tiny.jit(lambda params, prompt: model.apply(
+      alone = jax.jit(lambda params, prompt: model.apply(
           {"params": params}, prompt, jnp.ones(prompt.tokens.shape, jnp.int32),
           method="packed"))(params, jax.tree.map(jnp.asarray, tiny.pack(
               tiny.CONFIG, [text], len(text.ids))))
