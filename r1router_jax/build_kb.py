@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags, logging
 
 from r1router_jax import commands, telemetry
-from r1router_jax.retrieval import corpora, embedders, index
+from r1router_jax.retrieval import corpora, embedders, encoders, index
 from r1router_jax.retrieval import knowledge_base as kbs
 
 # Names that other commands have, too, may be overridden.
@@ -145,7 +145,7 @@ def _take(draft: str, folder: str) -> None:
 def _embed(
     folder: str,
     passages: kbs.Passages,
-    embed: embedders.Embedder,
+    embed: encoders.Embedder,
     worker: tuple[int, int],
 ) -> bool:
   """Embeds the parts missing in `folder`; whether all are there in the end."""
@@ -169,7 +169,7 @@ def _embed(
   return not missing
 
 
-def _announce(kb: str, passages: kbs.Passages, embed: embedders.Embedder,
+def _announce(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
               parts: int) -> None:
   """Says what is coming, after a trial with passages from everywhere."""
   rows = np.linspace(0, len(passages) - 1, 128, dtype=np.int64).tolist()

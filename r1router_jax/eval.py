@@ -42,7 +42,7 @@ from r1router_jax.data import georouter, trajectories
 from r1router_jax.learning import rewards
 from r1router_jax.models import hf
 from r1router_jax.protocol import step_conversation
-from r1router_jax.records import Question, Step, Trajectory
+from r1router_jax.records import Query, Question, Step, Trajectory
 from r1router_jax.retrieval import embedders, knowledge_base
 
 _POLICY = flags.DEFINE_list(
@@ -192,7 +192,7 @@ def _all_step_rewards(
            for step in each]
   minilm = embedders.make("minilm")
   reward = rewards.StepReward(
-      lambda texts: minilm([embedders.Query(text) for text in texts]),
+      lambda texts: minilm([Query(text) for text in texts]),
       preset="reference")
   known, found = predictions.read(path), {}
   for name, trained in policies.items():

@@ -39,6 +39,19 @@ class Passage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Query:
+  """What is asked of a knowledge base.
+
+  Attributes:
+    text: the sub-question.
+    image: path of the question's picture, or "".
+  """
+
+  text: str
+  image: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
   """What a plan step says: reasoning, the next sub-question, where to ask."""
 

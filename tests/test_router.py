@@ -4,8 +4,7 @@ import jax
 import pytest
 
 from r1router_jax import protocol, router
-from r1router_jax.records import Answer, Hop, Malformed, Plan, Question
-from r1router_jax.retrieval.embedders import Query
+from r1router_jax.records import Answer, Hop, Malformed, Plan, Query, Question
 from tests import fakes
 
 KEY = jax.random.key(0)

@@ -188,6 +188,31 @@ def square(image: UInt8[np.ndarray, "H W 3"], side: int
   return resize(image, side, side)
 
 
+def centre(image: UInt8[np.ndarray, "H W 3"], side: int
+           ) -> UInt8[np.ndarray, "side side 3"]:
+  """The middle square of a picture whose shorter side is resized, as in CLIP.
+
+  Source: torchvision (`Resize`, `CenterCrop`), for pictures of Pillow.
+  """
+  shorter = min(image.shape[:2])
+  height, width = (side * x // shorter for x in image.shape[:2])
+  image = resize(image, height, width)
+  top, left = (round((x - side) / 2) for x in (height, width))
+  return image[top:top + side, left:left + side]
+
+
+def normalise(
+    image: UInt8[np.ndarray, "H W 3"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Float32[np.ndarray, "H W 3"]:
+  """Pixels scaled to [0, 1], less `mean`, over `std`, each per channel."""
+  # A byte has 256 values, so normalising is a look-up: equal bits, less work.
+  levels = (np.arange(256) * (1 / 255)).astype(np.float32)
+  table = (levels[:, None] - np.float32(mean)) / np.float32(std)
+  return table[image, np.arange(3)]
+
+
 def patches(
     image: UInt8[np.ndarray, "H W 3"],
     patch: int = 14,
@@ -215,11 +240,7 @@ def patches(
         f"a picture of {height} x {width} pixels cannot be cut into blocks of "
         f"{merge} x {merge} patches of {patch}.  Resize it to what "
         f"smart_resize(..., factor={patch * merge}) says.")
-  # A byte has 256 values, so normalising is a look-up: equal bits, less work.
-  levels = (np.arange(256) * (1 / 255)).astype(np.float32)
-  table = (levels[:, None] - np.float32(mean)) / np.float32(std)
-  pixels = table[image, np.arange(3)]
   rows = einops.repeat(
-      pixels, "(h m p) (w n q) c -> (h w m n) (c t p q)",
+      normalise(image, mean, std), "(h m p) (w n q) c -> (h w m n) (c t p q)",
       m=merge, n=merge, p=patch, q=patch, t=temporal)
   return rows, (1, height // patch, width // patch)

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from r1router_jax import metrics, protocol
-from r1router_jax.records import Answer, Plan, Step
+from r1router_jax.records import Answer, Plan, Query, Step
 from r1router_jax.retrieval import embedders
 
 # Texts to unit vectors, `[n, E]`: retrieval's embedder of queries.
@@ -218,7 +218,7 @@ def of_sentences(preset: str) -> StepReward:
   """A reward whose similarities are those of the package's text encoder."""
   embed = embedders.minilm()
   return StepReward(
-      lambda texts: embed([embedders.Query(text) for text in texts]), preset)
+      lambda texts: embed([Query(text) for text in texts]), preset)
 
 
 def _first_tags(text: str, tags: Sequence[str]) -> list[str] | None:

@@ -191,7 +191,7 @@ def learn_from(
       (parts, rows),
       sizes.sum() * share / (parts * rows * minibatches), np.float32)
   longest = policy.settings.response_length(
-      *pods.most([drawn.mask[kept].sum(-1).max(initial=0)]))
+      *pods.most([int(drawn.mask[kept].sum(-1).max(initial=0))]))
 
   def batch(chosen):
     def shared(array):

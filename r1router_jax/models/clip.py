@@ -11,8 +11,8 @@ each token sees only those before it.  UniIR's score fusion is the sum of both,
 neither normalised, less what an item lacks.
 
 Axes:  B items   E width of the vectors   V vocabulary
-       pictures  T patches and the class token   W width   M layers   N heads
-                 H = W / N   F = 4 W   A B pixels, of a picture or of a patch
+       pictures  A pixels a side   T patches and the class token   W width
+                 M layers   N heads   H = W / N   F = 4 W   P Q sides of a patch
        texts     L tokens   D width   Y layers   O heads   K = D / O   G = 4 D
 Sources: arxiv.org/abs/2103.00020 (CLIP), arxiv.org/abs/2311.17136 (UniIR);
 names of weights are OpenAI's, github.com/openai/CLIP.
@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from r1router_jax.models import hf
 
@@ -134,27 +134,18 @@ class Clip(nn.Module):
     return self.picture_norms[1](x[:, 0]) @ self.picture_out
 
   def text(self, tokens: Int[Array, "B L"]) -> Float[Array, "B E"]:
-    """Vectors of texts that are padded to L tokens with 0."""
-    x, _ = self.text_layers(self.words(tokens) + self.positions, None)
+    """Vectors of texts of at most L tokens, padded with 0."""
+    positions = self.positions[:tokens.shape[1]]
+    x, _ = self.text_layers(self.words(tokens) + positions, None)
     end = jnp.argmax(tokens, axis=1)[:, None, None]
     last = jnp.take_along_axis(self.text_norm(x), end, axis=1)[:, 0]
     return last @ self.text_out
 
   def __call__(
-      self,
-      pixels: Float[Array, "B A A 3"],
-      shown: Bool[Array, " B"],
-      tokens: Int[Array, "B L"],
-      said: Bool[Array, " B"],
+      self, pixels: Float[Array, "B A A 3"], tokens: Int[Array, "B L"]
   ) -> Float[Array, "B E"]:
-    """Score fusion.
-
-    Args:
-      pixels, tokens: see `picture` and `text`.
-      shown, said: whether an item has a picture, and a text.
-    """
-    return (jnp.where(shown[:, None], self.picture(pixels), 0)
-            + jnp.where(said[:, None], self.text(tokens), 0))
+    """Score fusion of items that show and say something."""
+    return self.picture(pixels) + self.text(tokens)
 
 
 def _tower(name: str, path: str, l: str, d: str, n: str, h: str, f: str
@@ -178,7 +169,7 @@ def _tower(name: str, path: str, l: str, d: str, n: str, h: str, f: str
 
 
 TABLE = (
-    ("visual.conv1.weight", "patches/kernel", "W R A B -> A B R W"),
+    ("visual.conv1.weight", "patches/kernel", "W R P Q -> P Q R W"),
     ("visual.class_embedding", "first", "W -> W"),
     ("visual.positional_embedding", "places", "T W -> T W"),
     *hf.norm("visual.ln_pre", "picture_norms_0", "W -> W"),
@@ -197,7 +188,7 @@ TABLE = (
 def axes(config: ClipConfig) -> dict[str, int]:
   picture, text = config.picture, config.text
   return dict(
-      W=picture.width, R=3, A=config.patch, B=config.patch,
+      W=picture.width, R=3, P=config.patch, Q=config.patch,
       T=(config.side // config.patch)**2 + 1, M=picture.layers,
       N=picture.heads, H=picture.width // picture.heads, F=4 * picture.width,
       C=3, V=config.vocab, D=text.width, L=config.tokens, Y=text.layers,

@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from r1router_jax.records import Passage
-from r1router_jax.retrieval import corpora, embedders, index
-from r1router_jax.retrieval.embedders import Query
+from r1router_jax.records import Passage, Query
+from r1router_jax.retrieval import corpora, embedders, encoders, index
 
 FORMAT = 1  # Of the folder; raise it when its files change.
 # Kinds of knowledge base, and the embedder that each has unless told otherwise.
@@ -63,7 +62,7 @@ class KnowledgeBase:
   """Answers queries with passages; see `search`."""
 
   def __init__(self, passages: Sequence[Passage] | Passages,
-               embedder: embedders.Embedder, searcher: index.Index):
+               embedder: encoders.Embedder, searcher: index.Index):
     self.passages, self.embedder, self.index = passages, embedder, searcher
     self._answers: dict[tuple[Query, int], list[Passage]] = {}
 

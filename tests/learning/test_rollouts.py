@@ -12,19 +12,19 @@ from r1router_jax.records import Hop, Question, Step
 from tests import pair, tiny
 from tests.learning.test_objective import ALLOWED, of
 
-SHAPE = 10, 3, 12
+SHAPE = 10, 3, 7
 
 
 def groups(host=0):
   """Ten groups, of which four have equal rewards; longer on the next host."""
-  rng = np.random.default_rng(3)
+  rng, shape = np.random.default_rng(3), (*SHAPE[:2], SHAPE[2] + 5 * host)
   prompts = [tiny.encoded(rng, tiny.CONFIG, n, *[(4, 4)] * host)
              for n in (rng.integers(5, 20, SHAPE[0]) + 20 * host).tolist()]
-  lengths = rng.integers(1, 8 + 5 * host, SHAPE[:2])
+  lengths = rng.integers(1, shape[2] + 1, SHAPE[:2])
   drawn = sampling.Drawn(
-      tiny.responses(rng, tiny.CONFIG, *SHAPE),
-      rng.normal(-4, 0.1, SHAPE).astype(np.float32),
-      np.arange(SHAPE[2]) < lengths[..., None], np.zeros(SHAPE[:2], bool))
+      tiny.responses(rng, tiny.CONFIG, *shape),
+      rng.normal(-4, 0.1, shape).astype(np.float32),
+      np.arange(shape[2]) < lengths[..., None], np.zeros(SHAPE[:2], bool))
   reward = rng.random(SHAPE[:2])
   reward[[0, 2, 3, 8]] = 0.5
   steps = [Step(str(n), "final", Question(str(n), "who", ("x",)))

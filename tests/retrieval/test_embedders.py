@@ -6,25 +6,24 @@ import pytest
 from PIL import Image
 
 from r1router_jax.models import picture
-from r1router_jax.records import Passage
-from r1router_jax.retrieval import embedders
-from r1router_jax.retrieval.embedders import Query
+from r1router_jax.records import Passage, Query
+from r1router_jax.retrieval import embedders, encoders
 from tests.retrieval.fakes import Words
 
 
 @pytest.mark.parametrize("lengths", [
     [], [1], [16, 17], [5] * 300, list(range(1, 513)), [512] * 20])
 def test_batches_hold_everything_once(lengths):
-  batches = list(embedders._batches(lengths))
+  batches = list(encoders.batches(lengths))
   members = np.concatenate([[], *(m for m, _, _ in batches)])
   assert sorted(members) == list(range(len(lengths)))
   for chosen, rows, length in batches:
-    assert len(chosen) <= rows and rows * length <= embedders.BATCH_TOKENS
+    assert len(chosen) <= rows and rows * length <= encoders.BATCH_TOKENS
     assert max(lengths[m] for m in chosen) <= length
   shapes = {(rows, length) for _, rows, length in batches}
-  assert len(shapes) <= len(embedders.ROWS) * len(embedders.TOKENS)
+  assert len(shapes) <= len(encoders.ROWS) * len(encoders.TOKENS)
   padding = sum(rows - len(m) for m, rows, _ in batches)
-  assert padding < embedders.ROWS[0] * len(embedders.TOKENS)
+  assert padding < encoders.ROWS[0] * len(encoders.TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def pictures(tmp_path):
 
 def test_pictures(pictures):
   weights, paths = pictures
-  embed = embedders.Picture(weights)
+  embed = embedders.world_picture(weights)
   vectors = embed([Query("", paths[1]), Query("nothing shown"),
                    *(Passage("", "image", "", path) for path in paths)])
   np.testing.assert_array_equal(vectors[1], 0)
@@ -85,13 +84,13 @@ def test_fused_scores_are_the_masked_sum(pictures, monkeypatch):
   words = Words()
   monkeypatch.setitem(embedders.EMBEDDERS, "minilm", lambda weights: words)
   embedders.make.cache_clear()
-  fused = embedders.PictureCaption(weights)
+  fused = embedders.picture_caption(weights)
   entries = [Passage(str(i), "image", text, path) for i, (text, path) in
              enumerate(zip(("red", "green", "blue"), paths, strict=True))]
   entries.append(Passage("3", "image", "green without a picture"))
   shown, told = Query("green", paths[2]), Query("green")
   scores = fused([shown, told]) @ fused(entries).T
-  look = embedders.Picture(weights)
+  look = embedders.world_picture(weights)
   np.testing.assert_allclose(scores[0], (look([shown]) @ look(entries).T)[0],
                              atol=1e-5)
   np.testing.assert_allclose(scores[1], (words([told]) @ words(entries).T)[0],

@@ -6,10 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from r1router_jax.records import Passage
+from r1router_jax.records import Passage, Query
 from r1router_jax.retrieval import index
 from r1router_jax.retrieval import knowledge_base as kbs
-from r1router_jax.retrieval.knowledge_base import Query
 from tests.retrieval.fakes import Words
 
 TEXTS = ["the capital of chad is ndjamena", "chad has many people",

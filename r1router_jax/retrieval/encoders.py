@@ -1,0 +1,111 @@
+"""Models that embed, on this host's devices: any number of items, few shapes.
+
+Batches have (rows, tokens) from `ROWS` x `TOKENS`, so that little is compiled;
+items are sorted by length, so that little is padding.  The rows of a batch are
+split over the devices, each of which holds all weights, and no batch waits for
+the one before it.  Products are in bfloat16, except on CPUs.
+
+Axes:  n items   E width of a vector
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float32, Int32
+
+from r1router_jax import parallel
+from r1router_jax.records import Passage, Query
+
+ROWS = (8, 32, 128)  # Texts or pictures in a batch,
+TOKENS = (16, 32, 64, 128, 256, 512)  # and tokens of its texts,
+BATCH_TOKENS = 4096  # but never more than so many in all.
+
+
+def dtype() -> Any:
+  """Of matrix products."""
+  return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+Items = Sequence[Query | Passage]
+
+
+@runtime_checkable
+class Embedder(Protocol):
+  """Queries or passages to vectors.
+
+  Attributes:
+    width: E.
+    fingerprint: differs where weights differ.
+  """
+
+  width: int
+  fingerprint: str
+
+  def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]: ...
+
+
+class Encoder:
+  """A model over items.
+
+  Args:
+    apply: ({"params": params}, *arrays) -> vectors, a row per row of arrays.
+    params: of the model.
+    width: E.
+  """
+
+  def __init__(self, apply: Callable, params: dict, width: int):
+    self._mesh, self._width = parallel.local_mesh(), width
+    self._params = jax.device_put(params, self._on())
+    self._apply = jax.jit(apply)
+
+  def __call__(
+      self, lengths: Sequence[int],
+      fill: Callable[[np.ndarray, int, int], tuple[np.ndarray, ...]],
+  ) -> Float32[np.ndarray, "n E"]:
+    """The vector of each item.
+
+    Args:
+      lengths: of the items, in tokens.
+      fill: (items of a batch, its rows, its tokens) -> its arrays; rows beyond
+        the items hold anything.
+    """
+    made = [
+        (members, self._apply({"params": self._params}, *jax.device_put(
+            fill(members, rows, length), self._on(rows))))
+        for members, rows, length in batches(lengths)]
+    vectors = np.zeros((len(lengths), self._width), np.float32)
+    for members, out in made:
+      vectors[members] = np.asarray(out)[:len(members)]
+    return vectors
+
+  def _on(self, rows: int = 0) -> NamedSharding:
+    """Split by rows, where there are some and they divide; else whole."""
+    split = rows and rows % self._mesh.size == 0
+    return NamedSharding(
+        self._mesh, PartitionSpec(parallel.DATA if split else None))
+
+
+def batches(lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int]]:
+  """Members of each batch, with the batch's rows and tokens."""
+  order = np.argsort(lengths, kind="stable")
+  buckets = np.searchsorted(TOKENS, np.asarray(lengths)[order])
+  for bucket, length in enumerate(TOKENS):
+    members = order[buckets == bucket]
+    sizes = [rows for rows in ROWS if rows * length <= BATCH_TOKENS]
+    while len(members):
+      rows = max((r for r in sizes if r <= len(members)), default=sizes[0])
+      yield members[:rows], rows, length
+      members = members[rows:]
+
+
+def padded(tokens: Sequence[Sequence[int]], members: np.ndarray, rows: int,
+            length: int) -> Int32[np.ndarray, "rows length"]:
+  """The tokens of some texts, padded with 0."""
+  ids = np.zeros((rows, length), np.int32)
+  for row, member in enumerate(members):
+    ids[row, :len(tokens[member])] = tokens[member]
+  return ids
