@@ -12,19 +12,19 @@ from r1router_jax.records import Hop, Question, Step
 from tests import pair, tiny
 from tests.learning.test_objective import ALLOWED, of
 
-SHAPE = 10, 3, 7
+SHAPE = 10, 3, 12  # As long as tiny.SETTINGS draws.
 
 
 def groups(host=0):
   """Ten groups, of which four have equal rewards; longer on the next host."""
-  rng, shape = np.random.default_rng(3), (*SHAPE[:2], SHAPE[2] + 5 * host)
+  rng = np.random.default_rng(3)
   prompts = [tiny.encoded(rng, tiny.CONFIG, n, *[(4, 4)] * host)
              for n in (rng.integers(5, 20, SHAPE[0]) + 20 * host).tolist()]
-  lengths = rng.integers(1, shape[2] + 1, SHAPE[:2])
+  lengths = rng.integers(1, 8 + 5 * host, SHAPE[:2])
   drawn = sampling.Drawn(
-      tiny.responses(rng, tiny.CONFIG, *shape),
-      rng.normal(-4, 0.1, shape).astype(np.float32),
-      np.arange(shape[2]) < lengths[..., None], np.zeros(SHAPE[:2], bool))
+      tiny.responses(rng, tiny.CONFIG, *SHAPE),
+      rng.normal(-4, 0.1, SHAPE).astype(np.float32),
+      np.arange(SHAPE[2]) < lengths[..., None], np.zeros(SHAPE[:2], bool))
   reward = rng.random(SHAPE[:2])
   reward[[0, 2, 3, 8]] = 0.5
   steps = [Step(str(n), "final", Question(str(n), "who", ("x",)))
@@ -70,7 +70,7 @@ def test_groups_beyond_the_rows_are_counted_by_their_share():
   found, (part,) = learn(of(), parts=2)
   mask = found.drawn.mask
   kept, teach = [1, 4], [1, 4, 5, 6, 7, 9]
-  np.testing.assert_array_equal(part.mask[..., 0, 0, :7], mask[kept, 0])
+  np.testing.assert_array_equal(part.mask[..., 0, 0, :], mask[kept, 0, :8])
   np.testing.assert_allclose(
       part.count.sum() / mask.sum(), mask[kept].sum() / mask[teach].sum(),
       rtol=1e-6)
@@ -100,8 +100,8 @@ def test_minibatches_share_what_teaches():
   rows = [batch.response.reshape(4, 3, -1) for batch in batches]
   for batch, kept in zip(rows, ([1, 5, 7], [4, 6, 9]), strict=True):
     np.testing.assert_array_equal(
-        batch[:3] * found.drawn.mask[kept],
-        (found.drawn.tokens * found.drawn.mask)[kept])
+        batch[:3] * found.drawn.mask[kept, :, :8],
+        (found.drawn.tokens * found.drawn.mask)[kept, :, :8])
     assert not batch[3].any()
   for batch in batches:
     np.testing.assert_allclose(batch.count.sum(), found.drawn.mask.sum() / 2)
