@@ -30,6 +30,7 @@ from jaxtyping import Float
 from r1router_jax import (
     commands,
     drawing,
+    planners,
     policy,
     predictions,
     report,
@@ -60,7 +61,7 @@ _QUESTIONS = flags.DEFINE_integer(
     "questions", 0, "How many of them; 0 is all.", lower_bound=0)
 _METHODS = flags.DEFINE_list(
     "methods", [results.ROUTER, "always_text", "always_all", "random_route",
-                "oracle_route"], f"Of {', '.join(router.METHODS)}.")
+                "oracle_route"], f"Of {', '.join(planners.METHODS)}.")
 _STEP_REWARDS = flags.DEFINE_bool(
     "step_rewards", True, "Whether to reward responses to gold steps, too.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
@@ -109,7 +110,7 @@ def evaluate(
     logging.info("%s: %d of %d questions were answered earlier.",
                  settings.method, len(known), len(questions))
   key = jax.random.key(settings.seed)
-  planner = router.METHODS[settings.method](settings.seed)
+  planner = planners.METHODS[settings.method](settings.seed)
   left = [question for question in questions if question.id not in known]
   chunks = [left[i:i + CHUNK] for i in range(0, len(left), CHUNK)]
   title = (f"{label.get('policy', 'policy')}, {settings.method}, "
@@ -234,10 +235,10 @@ def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
 
 
 def main(_) -> None:
-  if unknown := set(_METHODS.value) - set(router.METHODS):
+  if unknown := set(_METHODS.value) - set(planners.METHODS):
     raise ValueError(
         f"--methods: {', '.join(sorted(unknown))} is no method; choose from "
-        f"{', '.join(router.METHODS)}.")
+        f"{', '.join(planners.METHODS)}.")
   questions = georouter.questions(_SPLIT.value)
   questions = questions[:_QUESTIONS.value or len(questions)]
   folders = _named(_POLICY.value, "policy")

@@ -44,7 +44,7 @@ class Result:
 
   Attributes:
     policy: name of the policy that plans and reads.
-    method: one of router.METHODS.
+    method: one of planners.METHODS.
     trajectories: one per question.
     columns: their scores, see scoring.py.
     seconds: per question.

@@ -22,29 +22,31 @@ Step-GRPO on the policy's own trajectories draws a group of responses at each
 step, hands all of them to `keep`, and goes on with the first that is of the
 protocol.
 
-A `Planner` changes who decides on the next route.  The baselines are planners;
-their passages are read, and their final answer given, by the same policy.
+`loop` is a generator, which yields prompts and is sent responses; `route` draws
+these, for parts of the questions in turn.
 
 Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from r1router_jax import protocol
 from r1router_jax.data.trajectories import MAX_HOPS
 from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.tokenizer import PromptTooLong
+from r1router_jax.planners import Planner
 from r1router_jax.policy import Policy
 from r1router_jax.records import (
-  KBS,
   Answer,
   Malformed,
   Plan,
@@ -54,83 +56,16 @@ from r1router_jax.records import (
   Step,
   Trajectory,
 )
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
+from r1router_jax.retrieval.knowledge_base import (
+    KnowledgeBase,
+    Retrieve,
+    retriever,
+)
 from r1router_jax.scoring import CUT_SHORT
 
-_STOP = Plan("", protocol.NONE, "none")
 _TAGS = re.compile(
     "</?(?:" + "|".join({*protocol.PLAN_TAGS, *protocol.ANSWER_TAGS}) + ")>",
     re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Planner:
-  """Who decides on a route; by default the policy.
-
-  Attributes:
-    fixed: (question, round) -> the plan, or None to have the policy write it.
-    redirect: (question, round, the policy's plan) -> the plan to execute.
-  """
-
-  fixed: Callable[[Question, int], Plan | None] = lambda question, n: None
-  redirect: Callable[[Question, int, Plan], Plan] = (
-      lambda question, n, plan: plan)
-
-
-def always(*kbs: str) -> Planner:
-  """Asks each of `kbs` once, in a round of its own, with the question itself.
-
-  So all three cost three retrievals and three readings, and need `max_steps`
-  of 3.
-  """
-
-  def fixed(question, n):
-    if n == len(kbs):
-      return _STOP
-    return Plan("", question.text[:protocol.MAX_SUB_QUESTION], kbs[n])
-
-  return Planner(fixed)
-
-
-def random_route(seed: int) -> Planner:
-  """The policy asks, or stops; chance says which knowledge base is asked."""
-
-  def redirect(question, n, plan):
-    if plan.route == "none":
-      return plan
-    rng = np.random.default_rng([seed, zlib.crc32(question.id.encode()), n])
-    return dataclasses.replace(plan, route=str(rng.choice(KBS)))
-
-  return Planner(redirect=redirect)
-
-
-def oracle_route() -> Planner:
-  """The policy asks; the gold trace says where, and when it is enough.
-
-  A policy that stops too early does stop: there is no sub-question to send.
-  """
-
-  def fixed(question, n):
-    return _STOP if n >= len(question.hops) else None
-
-  def redirect(question, n, plan):
-    if plan.route == "none":
-      return plan
-    return dataclasses.replace(plan, route=question.hops[n].routes[0])
-
-  return Planner(fixed, redirect)
-
-
-METHODS: dict[str, Callable[[int], Planner]] = {  # A planner from a seed.
-    "r1_router": lambda seed: Planner(),
-    "always_text": lambda seed: always("text"),
-    "always_image": lambda seed: always("image"),
-    "always_table": lambda seed: always("table"),
-    "always_all": lambda seed: always(*KBS),
-    "never": lambda seed: always(),
-    "random_route": random_route,
-    "oracle_route": lambda seed: oracle_route(),
-}
 
 
 @dataclasses.dataclass
@@ -161,6 +96,25 @@ class _Walk:
                       tuple(self.faults), self.tokens)
 
 
+class Phase(NamedTuple):
+  """What the loop asks of the policy at one time.
+
+  Attributes:
+    number: of the phase, 3 to a round; names the key of its samples.
+    prompts: one or more.
+    method: how tokens of responses are drawn.
+  """
+
+  number: int
+  prompts: list[protocol.Conversation]
+  method: Method
+
+
+# Yields what it asks, is sent a group of responses to each prompt.
+Walker = Generator[Phase, list[list[Response]], list[Trajectory]]
+Keep = Callable[[Step, Sequence[Response]], None]
+
+
 def route(
     policy: Policy,
     kbs: Mapping[str, KnowledgeBase],
@@ -172,7 +126,8 @@ def route(
     k: int | Mapping[str, int] = 1,
     method: Method = GREEDY,
     members: int = 1,
-    keep: Callable[[Step, Sequence[Response]], None] = lambda *of: None,
+    keep: Keep = lambda *of: None,
+    in_flight: int = 1,
 ) -> list[Trajectory]:
   """The trajectory of each question; none depends on its neighbours.
 
@@ -188,52 +143,98 @@ def route(
     members: responses to each step.
     keep: is handed each step that the policy was asked, without golds, with its
       responses.
+    in_flight: parts of the questions, of which one draws while others search;
+      worth it where searching takes longer than a part's drawing.
 
   Raises:
     ValueError: where a question has no text.
   """
+  keys, turn = phase_keys(key, max_steps), threading.Lock()
+
+  def drive(part):
+    kept = []
+    walker = loop(
+        policy, part, retriever(kbs, k), planner=planner, max_steps=max_steps,
+        method=method, keep=lambda *step: kept.append(step))
+    groups = None
+    while True:
+      try:
+        phase = walker.send(groups)
+      except StopIteration as end:
+        return end.value, kept
+      with turn:
+        groups = policy.respond(
+            phase.prompts, keys[phase.number], members, phase.method)
+
+  parts = [questions[i::in_flight] for i in range(in_flight)]
+  if in_flight == 1:
+    done = [drive(questions)]
+  else:
+    with concurrent.futures.ThreadPoolExecutor(in_flight) as threads:
+      done = list(threads.map(drive, parts))
+  found = [None] * len(questions)
+  for i, (trajectories, kept) in enumerate(done):
+    found[i::in_flight] = trajectories
+    for step in kept:
+      keep(*step)
+  return found
+
+
+def phase_keys(key: jax.Array, max_steps: int) -> jax.Array:
+  """A key per phase: plan, second try and answer of each round, final."""
+  fold, keys = jax.random.fold_in, []
+  for n in range(max_steps):
+    plan, answer = jax.random.split(fold(key, n))
+    keys += [fold(plan, 0), fold(plan, 1), answer]
+  return jnp.stack([*keys, fold(key, max_steps)])
+
+
+def loop(
+    policy: Policy, questions: Sequence[Question], retrieve: Retrieve, *,
+    planner: Planner | None, max_steps: int, method: Method, keep: Keep,
+) -> Walker:
+  """Yields prompts, is sent responses, returns trajectories; see `route`."""
   for question in questions:
     if not question.text.strip():
       raise ValueError(f"Question {question.id!r} is empty; give it a text.")
   walks = [_Walk(question) for question in questions]
-  planner, retrieve = planner or Planner(), retriever(kbs, k)
-  ask = functools.partial(_ask, policy, members, keep)
+  planner = planner or Planner()
+  ask = functools.partial(_ask, policy, keep)
   for walk in walks:  # A baseline would search with a broken picture.
     _fits(policy, walk, walk.step("plan"))
   for n in range(max_steps):
-    plan_key, answer_key = jax.random.split(jax.random.fold_in(key, n))
-    planned = _plan(ask, planner, [w for w in walks if w.planning], n,
-                    plan_key, method)
+    planned = yield from _plan(
+        ask, planner, [w for w in walks if w.planning], n, method)
     if not planned:
       break
     found = retrieve([(plan.route, plan.sub_question, walk.question.image)
                       for walk, plan in planned])
-    answers = ask(
+    answers = yield from ask(
         [walk for walk, _ in planned],
         [walk.step("answer", sub_question=plan.sub_question, passages=passages)
          for (walk, plan), passages in zip(planned, found, strict=True)],
-        answer_key, method)
+        3 * n + 2, method)
     for (walk, plan), passages, answer in zip(
         planned, found, answers, strict=True):
       walk.rounds.append(Round(plan, passages, answer))
-  finals = ask(walks, [walk.step("final") for walk in walks],
-               jax.random.fold_in(key, max_steps), method)
+  finals = yield from ask(
+      walks, [walk.step("final") for walk in walks], 3 * max_steps, method)
   for walk, final in zip(walks, finals, strict=True):
     walk.final = final
   return [walk.trajectory() for walk in walks]
 
 
 def _plan(
-    ask: Callable[..., list], planner: Planner, walks: Sequence[_Walk], n: int,
-    key: jax.Array, method: Method,
-) -> list[tuple[_Walk, Plan]]:
+    ask: Callable[..., Generator], planner: Planner, walks: Sequence[_Walk],
+    n: int, method: Method,
+) -> Generator[Phase, list[list[Response]], list[tuple[_Walk, Plan]]]:
   """The plans of round `n`, for walks that go on."""
   plans = [planner.fixed(walk.question, n) for walk in walks]
   left = [i for i, plan in enumerate(plans) if plan is None]
   for attempt, way in enumerate((method, Method())):
     asked = [walks[i] for i in left]
-    found = ask(asked, [walk.step("plan") for walk in asked],
-                jax.random.fold_in(key, attempt), way)
+    found = yield from ask(
+        asked, [walk.step("plan") for walk in asked], 3 * n + attempt, way)
     for i, plan in zip(left, found, strict=True):
       plans[i] = plan if isinstance(plan, Malformed) else planner.redirect(
           walks[i].question, n, plan)
@@ -251,14 +252,15 @@ def _plan(
 
 
 def _ask(
-    policy: Policy, members: int, keep: Callable, walks: Sequence[_Walk],
-    steps: Sequence[Step], key: jax.Array, method: Method,
-) -> list[Plan | Answer | Malformed]:
+    policy: Policy, keep: Keep, walks: Sequence[_Walk], steps: Sequence[Step],
+    number: int, method: Method,
+) -> Generator[
+    Phase, list[list[Response]], list[Plan | Answer | Malformed]]:
   """The parsed responses; their tokens and faults are added to the walks."""
   results = [_fits(policy, *pair) for pair in zip(walks, steps, strict=True)]
   good = [i for i, unfit in enumerate(results) if unfit is None]
-  groups = policy.respond(
-      [_prompt(policy, steps[i]) for i in good], key, members, method)
+  prompts = [_prompt(policy, steps[i]) for i in good]
+  groups = (yield Phase(number, prompts, method)) if good else []
   for i, group in zip(good, groups, strict=True):
     keep(steps[i], group)
     kind = steps[i].kind

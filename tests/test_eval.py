@@ -10,10 +10,10 @@ from r1router_jax import (
 )
 from r1router_jax import (
     metrics,
+    planners,
     protocol,
     report,
     results,
-    router,
     telemetry,
 )
 from r1router_jax.data import trajectories
@@ -154,4 +154,4 @@ def test_what_the_user_can_put_right():
       named(*pairs)
   with pytest.raises(ValueError, match="nowhere has no metrics.jsonl"):
     results.curves({"x": "nowhere"})
-  assert results.ROUTER in router.METHODS
+  assert results.ROUTER in planners.METHODS

@@ -20,7 +20,7 @@ FLOORS = (
     ("protocol", "models", "predictions", "scoring", "markup"),
     ("inputs", "sampling", "checkpoints", "drivers", "settings", "flops",
      "samples"),
-    ("batching",),
+    ("batching", "planners"),
     ("policy", "retrieval", "data", "report"),
     ("router", "results"),
     ("learning",),

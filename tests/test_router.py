@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import pytest
 
-from r1router_jax import protocol, router
+from r1router_jax import planners, protocol, router
 from r1router_jax.records import Answer, Hop, Malformed, Plan, Query, Question
 from tests import fakes
 
@@ -71,6 +71,18 @@ def test_a_question_does_not_depend_on_its_neighbours():
   assert together == [walk(gold, q)[0][0] for q in (PEOPLE, COLOUR)]
 
 
+@pytest.mark.parametrize("in_flight", [2, 3, 5])
+def test_parts_in_flight_change_nothing(in_flight):
+  many = [dataclasses.replace(q, id=f"{q.id}/{n}")
+          for n in range(2) for q in (PEOPLE, COLOUR)]
+  kept = lambda **how: (seen := [], walk(gold, *many, keep=lambda step, group: (
+      seen.append((step, group[0].text))), **how)[0])
+  steps, found = kept(in_flight=in_flight)
+  alone, wanted = kept()
+  assert found == wanted
+  assert sorted(steps, key=repr) == sorted(alone, key=repr)
+
+
 def test_at_most_max_steps_rounds():
   asked = iter(range(100))
   script = lambda kind, prompt, temperature: (
@@ -124,10 +136,10 @@ def test_malformed_answers():
   assert "Answer1: it is chad\n" in policy.asked[-1][0][1]
 
 
-@pytest.mark.parametrize("method", router.METHODS)
+@pytest.mark.parametrize("method", planners.METHODS)
 def test_a_missing_picture_harms_only_its_question(method):
   broken = dataclasses.replace(PEOPLE, id="broken", image="missing.png")
-  planner = router.METHODS[method](0)
+  planner = planners.METHODS[method](0)
   found, *_ = walk(gold, broken, PEOPLE, COLOUR, planner=planner)
   assert found[1:] == walk(gold, PEOPLE, COLOUR, planner=planner)[0]
   assert found[0].final == Malformed("", "missing.png does not exist.")
@@ -143,7 +155,7 @@ def test_an_empty_question_is_named():
 
 def routes(method, *questions, script=gold):
   found, policy, _ = walk(
-      script, *questions, planner=router.METHODS[method](0))
+      script, *questions, planner=planners.METHODS[method](0))
   plans = sum(kind == "plan" for asked in policy.asked for kind, _ in asked)
   return [[r.plan.route for r in each.rounds] for each in found], plans
 
@@ -152,7 +164,7 @@ def test_baselines_that_need_no_plan():
   assert routes("always_text", PEOPLE, COLOUR) == ([["text"]] * 2, 0)
   assert routes("always_all", COLOUR) == ([["text", "image", "table"]], 0)
   assert routes("never", COLOUR) == ([[]], 0)
-  (found,), policy, _ = walk(gold, COLOUR, planner=router.always("table"))
+  (found,), policy, _ = walk(gold, COLOUR, planner=planners.always("table"))
   assert found.rounds[0].plan.sub_question == COLOUR.text
   assert [[kind for kind, _ in a] for a in policy.asked if a] == [
       ["answer"], ["final"]]

@@ -129,9 +129,12 @@ def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
   return opened
 
 
+Retrieve = Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]
+
+
 def retriever(
     kbs: Mapping[str, KnowledgeBase], k: int | Mapping[str, int] = 1
-) -> Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]:
+) -> Retrieve:
   """Searches many knowledge bases at once.
 
   Args:
