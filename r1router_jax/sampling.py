@@ -239,6 +239,7 @@ def sample(
   key: Key[Array, "B G"],
   method: Method,
   words: Words,
+  live: Bool[Array, " B"] | None = None,
   *,
   tokens: int,
 ) -> Drawn:
@@ -250,12 +251,15 @@ def sample(
     key: one per response, see `keys`.
     method: how; see `Method`.
     words: what may be drawn.
+    live: false on rows that wait for nothing; by default none is.
     tokens: T, the longest response.
 
   Raises:
     ValueError: where there is no room for a token.
   """
   prefix, rows = start(model, params, prompt, key, method, words, tokens)
+  if live is not None:
+    rows = rows._replace(done=rows.done | ~jnp.repeat(live, key.shape[1]))
   first = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
   rows = advance(model, params, first, words, 0, key.shape[1]).rows
   return Drawn(*(a.reshape(*key.shape, *a.shape[1:]) for a in (
