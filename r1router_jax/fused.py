@@ -187,6 +187,14 @@ def route(
   return found
 
 
+# Who drives the routing loop, by what a config or a flag says.
+LOOPS = {
+    "host": router.route,
+    "halves": functools.partial(router.route, in_flight=2),
+    "fused": route,
+}
+
+
 def _needs(of: policy.Policy, questions: Sequence[Question]) -> list[int]:
   """Room for any prompt: the longest, and pictures as the questions have."""
   needs = []
