@@ -19,7 +19,7 @@ Axes:  D devices   B prompts of one   G responses per prompt   T response tokens
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -137,49 +137,27 @@ def route(
       knowledge base would wait for the devices that wait for it.
   """
   mesh = parallel.here(of.mesh)
-  if mesh.size > mesh.shape[parallel.DATA]:
-    raise ValueError(
-        f"The policy is split over {dict(mesh.shape)}, and a fused loop wants "
-        "it whole on each device: drive it from the host.")
-  for kb, base in kbs.items():
-    if set(base.devices) & set(mesh.devices.flat):
-      raise ValueError(
-          f"The {kb} knowledge base embeds on the devices that would wait for "
-          "it.  Serve it by another process (python -m r1router_jax.serve_kb), "
-          "or drive the loop from the host.")
+  _check(kbs, mesh)
   method.checked()
-  parts = mesh.shape[parallel.DATA]
-  rows = max(of.settings.batch_rows // members, 1)
-  chunks = [questions[i:i + parts * rows]
-            for i in range(0, len(questions), parts * rows)]
-  keys = jax.random.key_data(router.phase_keys(key, max_steps))
-  model, params = of.sampler
-  words = of.words()
+  parts, rows = mesh.size, max(of.settings.batch_rows // members, 1)
+  run = functools.partial(
+      _program(of.sampler[0], members, of.settings.response_tokens[-1],
+               of.packer.lengths, mesh),
+      of.sampler[1], jax.random.key_data(router.phase_keys(key, max_steps)),
+      of.words())
   found = []
-  for chunk in chunks:
-    needs = _needs(of, chunk)
-    kept = [[] for _ in range(parts)]
+  for first in range(0, len(questions), parts * rows):
+    chunk = questions[first:first + parts * rows]
+    needs, kept = _needs(of, chunk), [[] for _ in range(parts)]
     hosts = [
         _Host(of, router.loop(
             of, chunk[d::parts], retriever(kbs, k), planner=planner,
             max_steps=max_steps, method=method,
             keep=lambda *step, to=kept[d]: to.append(step)), rows, needs)
         for d in range(parts)]
-    numbers = [next(_numbers) for _ in hosts]
-    _HOSTS.update(zip(numbers, hosts, strict=True))
-    try:
-      run = _program(model, members, of.settings.response_tokens[-1],
-                     of.packer.lengths, mesh)
-      jax.block_until_ready(run(
-          params, keys, words, np.array(numbers, np.int32),
-          jax.tree.map(lambda *x: np.stack(x), *[h.asked for h in hosts])))
-    finally:
-      for number in numbers:
-        del _HOSTS[number]
+    _walk(run, hosts)
     whole = [None] * len(chunk)
     for d, host in enumerate(hosts):
-      if host.error:
-        raise host.error
       whole[d::parts] = host.found
       for step in kept[d]:
         keep(*step)
@@ -195,10 +173,43 @@ LOOPS = {
 }
 
 
+def _check(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
+  """Refuses what cannot be fused."""
+  if mesh.size > mesh.shape[parallel.DATA]:
+    raise ValueError(
+        f"The policy is split over {dict(mesh.shape)}, and a fused loop wants "
+        "it whole on each device: drive it from the host.")
+  for kb, base in kbs.items():
+    if set(base.devices) & set(mesh.devices.flat):
+      raise ValueError(
+          f"The {kb} knowledge base embeds on the devices that would wait for "
+          "it.  Serve it by another process (python -m r1router_jax.serve_kb), "
+          "or drive the loop from the host.")
+
+
+def _walk(run: Callable, hosts: Sequence[_Host]) -> None:
+  """Has each host's questions walked by a device.
+
+  Raises:
+    Exception: what a callback raised.
+  """
+  numbers = [next(_numbers) for _ in hosts]
+  _HOSTS.update(zip(numbers, hosts, strict=True))
+  try:
+    jax.block_until_ready(run(
+        np.array(numbers, np.int32),
+        jax.tree.map(lambda *x: np.stack(x), *[h.asked for h in hosts])))
+  finally:
+    for number in numbers:
+      del _HOSTS[number]
+  for host in hosts:
+    if host.error:
+      raise host.error
+
+
 def _needs(of: policy.Policy, questions: Sequence[Question]) -> list[int]:
   """Room for any prompt: the longest, and pictures as the questions have."""
-  needs = []
-  read = []
+  needs, read = [], []
   for question in questions:
     try:
       read.append(of.packer.encode(protocol.step_conversation(

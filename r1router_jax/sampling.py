@@ -246,16 +246,13 @@ def sample(
   """Draws G responses to each prompt, in one program.
 
   Args:
-    model: the module; its parameters are `params`, see `serving.served`.
+    model, params: see `serving.served`.
     prompt: packed prompts.
     key: one per response, see `keys`.
     method: how; see `Method`.
     words: what may be drawn.
     live: false on rows that wait for nothing; by default none is.
-    tokens: T, the longest response.
-
-  Raises:
-    ValueError: where there is no room for a token.
+    tokens: T, the longest response, at least 1.
   """
   prefix, rows = start(model, params, prompt, key, method, words, tokens)
   if live is not None:
