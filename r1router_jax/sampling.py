@@ -248,8 +248,7 @@ def sample(
   Args:
     model, params: see `serving.served`.
     prompt: packed prompts.
-    key: one per response, see `keys`.
-    method: how; see `Method`.
+    key, method: of each response, see `keys` and `Method`.
     words: what may be drawn.
     live: false on rows that wait for nothing; by default none is.
     tokens: T, the longest response, at least 1.
@@ -257,8 +256,8 @@ def sample(
   prefix, rows = start(model, params, prompt, key, method, words, tokens)
   if live is not None:
     rows = rows._replace(done=rows.done | ~jnp.repeat(live, key.shape[1]))
-  first = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
-  rows = advance(model, params, first, words, 0, key.shape[1]).rows
+  slots = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
+  rows = advance(model, params, slots, words, 0, key.shape[1]).rows
   return Drawn(*(a.reshape(*key.shape, *a.shape[1:]) for a in (
     rows.tokens, rows.logp, jnp.arange(tokens) < rows.age[:, None],
     rows.failed)))
