@@ -41,6 +41,8 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
       batch_rows=64)      # Steps per update and device.
   c.step_grpo = dict(
       rollouts="offline",  # On gold trajectories; "online" on the policy's own.
+      loop="host",        # That drives online rollouts; "halves" search while
+                          # others draw, "fused" runs on the device alone.
       group_size=8,       # Responses per step; advantages compare these.
       learn_rows=16,      # Steps per update; unequal rewards come first.
       minibatches=1,      # Updates per iteration.

@@ -30,12 +30,12 @@ from jaxtyping import Float
 from r1router_jax import (
     commands,
     drawing,
+    fused,
     planners,
     policy,
     predictions,
     report,
     results,
-    router,
     scoring,
     telemetry,
 )
@@ -62,6 +62,10 @@ _QUESTIONS = flags.DEFINE_integer(
 _METHODS = flags.DEFINE_list(
     "methods", [results.ROUTER, "always_text", "always_all", "random_route",
                 "oracle_route"], f"Of {', '.join(planners.METHODS)}.")
+_LOOP = flags.DEFINE_enum(
+    "loop", "host", fused.LOOPS, "Who drives the routing loop; all give the "
+    "same: the host, the host with one half searching while the other draws, "
+    "or the device.")
 _STEP_REWARDS = flags.DEFINE_bool(
     "step_rewards", True, "Whether to reward responses to gold steps, too.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
@@ -93,6 +97,7 @@ def evaluate(
     *,
     path: pathlib.Path | None = None,
     label: Mapping[str, str] | None = None,
+    loop: str = "host",
 ) -> results.Result:
   """Runs one method over `questions`.
 
@@ -103,6 +108,7 @@ def evaluate(
     settings: the method and its settings.
     path: where trajectories are appended; those that are there are kept.
     label: fields that rows of this very run have, and no others.
+    loop: a key of `fused.LOOPS`.
   """
   label = dict(label or {}, **dataclasses.asdict(settings))
   known = {} if path is None else _known(path, label, questions)
@@ -117,7 +123,7 @@ def evaluate(
            f"{CHUNK} questions each")
   for chunk in telemetry.progress(chunks, title) if chunks else ():
     start = time.perf_counter()
-    walked = router.route(
+    walked = fused.LOOPS[loop](
         trained, kbs, chunk, key, planner=planner,
         max_steps=settings.max_steps, k=settings.k)
     seconds = (time.perf_counter() - start) / len(chunk)
@@ -253,7 +259,8 @@ def main(_) -> None:
   last = list(policies)[-1]
   found = [
       evaluate(policies[name], kbs, questions, Settings(method, _SEED.value),
-               path=workdir / "predictions.jsonl", label=labels[name])
+               path=workdir / "predictions.jsonl", label=labels[name],
+               loop=_LOOP.value)
       for method in _METHODS.value
       for name in (policies if method == results.ROUTER else [last])]
   earned = _all_step_rewards(

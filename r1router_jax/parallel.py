@@ -71,15 +71,14 @@ def here(mesh: Mesh) -> Mesh:
   Raises:
     ValueError: where an axis other than the first goes from host to host.
   """
-  parts = mesh.devices.reshape(len(mesh.devices), -1)
-  mine = mesh.devices[[
-      {d.process_index for d in part} == {jax.process_index()}
-      for part in parts]]
-  if mine.size != jax.local_device_count():
+  hosts = [{d.process_index for d in part}
+           for part in mesh.devices.reshape(len(mesh.devices), -1)]
+  if any(len(host) > 1 for host in hosts):
     raise ValueError(
         f"A mesh {dict(mesh.shape)} splits weights over several hosts of "
         f"{jax.local_device_count()} devices, and sampling cannot: choose "
         "config.rollout_mesh.tensor so that it divides the devices of a host.")
+  mine = mesh.devices[[host == {jax.process_index()} for host in hosts]]
   return Mesh(mine, mesh.axis_names, axis_types=mesh.axis_types)
 
 

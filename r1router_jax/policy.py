@@ -26,6 +26,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from r1router_jax import batching, drawing, parallel, sampling, settings
 from r1router_jax.inputs.pack import Encoded, Packer
@@ -79,6 +80,13 @@ class Policy:
     return (dataclasses.replace(self.model, unrolled=unrolled),
             parallel.seen_here(jax.device_put(served, layout), self.mesh))
 
+  def words(self, stop: tuple[str, ...] = ()) -> sampling.Words:
+    """What responses are made of, and what ends them."""
+    coder = self.packer.tokenizer
+    return sampling.Words(
+        self.allowed, np.int32(coder.end),
+        coder.stops(stop, len(self.allowed)) if stop else None)
+
   def draw(
       self,
       prompts: Sequence[Encoded],
@@ -102,14 +110,9 @@ class Policy:
     Raises:
       ValueError: where a number of `method` is out of its range.
     """
-    names = np.array([zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
-                      for prompt in prompts], np.int32)
     keys = np.asarray(jax.random.key_data(
-        sampling.keys(key, jnp.asarray(names), members)))
-    coder, model_params = self.packer.tokenizer, self.sampler
-    words = sampling.Words(
-        self.allowed, np.int32(coder.end),
-        coder.stops(stop, len(self.allowed)) if stop else None)
+        sampling.keys(key, jnp.asarray(names(prompts)), members)))
+    model_params, words = self.sampler, self.words(stop)
     ways = drawing.Method(*(np.broadcast_to(x, (len(prompts), members))
                             for x in method))
     shapes = collections.defaultdict(list)
@@ -174,6 +177,12 @@ class Policy:
       settings.write(at, self.settings, self.tokenizer_path,
                      self.packer.tokenizer.named())
       published.save(at, params, self.settings.model)
+
+
+def names(prompts: Sequence[Encoded]) -> Int[np.ndarray, " B"]:
+  """What the samples of a prompt are named by: a digest of its tokens."""
+  return np.array([zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
+                   for prompt in prompts], np.int32)
 
 
 @contextlib.contextmanager

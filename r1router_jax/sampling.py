@@ -239,25 +239,25 @@ def sample(
   key: Key[Array, "B G"],
   method: Method,
   words: Words,
+  live: Bool[Array, " B"] | None = None,
   *,
   tokens: int,
 ) -> Drawn:
   """Draws G responses to each prompt, in one program.
 
   Args:
-    model: the module; its parameters are `params`, see `serving.served`.
+    model, params: see `serving.served`.
     prompt: packed prompts.
-    key: one per response, see `keys`.
-    method: how; see `Method`.
+    key, method: of each response, see `keys` and `Method`.
     words: what may be drawn.
-    tokens: T, the longest response.
-
-  Raises:
-    ValueError: where there is no room for a token.
+    live: false on rows that wait for nothing; by default none is.
+    tokens: T, the longest response, at least 1.
   """
   prefix, rows = start(model, params, prompt, key, method, words, tokens)
-  first = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
-  rows = advance(model, params, first, words, 0, key.shape[1]).rows
+  if live is not None:
+    rows = rows._replace(done=rows.done | ~jnp.repeat(live, key.shape[1]))
+  slots = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
+  rows = advance(model, params, slots, words, 0, key.shape[1]).rows
   return Drawn(*(a.reshape(*key.shape, *a.shape[1:]) for a in (
     rows.tokens, rows.logp, jnp.arange(tokens) < rows.age[:, None],
     rows.failed)))

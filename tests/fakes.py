@@ -40,6 +40,8 @@ class Scripted(Policy):
 class Echo(KnowledgeBase):
   """Finds passages that repeat the query."""
 
+  devices = ()
+
   def __init__(self, kb):
     self.kb, self.queries = kb, []
 

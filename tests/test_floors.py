@@ -23,6 +23,7 @@ FLOORS = (
     ("batching", "planners"),
     ("policy", "retrieval", "data", "report"),
     ("router", "results"),
+    ("fused",),
     ("learning",),
     ("train", "eval", "ask", "synthesize", "build_kb", "convert", "plan"),
 )

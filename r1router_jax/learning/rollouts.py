@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from r1router_jax import drawing, pods, protocol, router, sampling
+from r1router_jax import drawing, fused, pods, protocol, sampling
 from r1router_jax.inputs.pack import Encoded, pad_responses
 from r1router_jax.learning import rewards
 from r1router_jax.learning.batch import Batch
@@ -97,7 +97,7 @@ def online(
     policy: Policy, kbs: Mapping[str, KnowledgeBase],
     questions: Sequence[Question], k: int | Mapping[str, int],
     key: jax.Array, members: int, method: drawing.Method,
-    reward: rewards.StepReward,
+    reward: rewards.StepReward, loop: str = "host",
 ) -> Groups:
   """G responses to each step of the policy's own trajectories.
 
@@ -109,14 +109,17 @@ def online(
     members: G.
     method: how tokens are drawn.
     reward: of the responses.
+    loop: a key of `fused.LOOPS`.
 
   Raises:
     ValueError: where no question has a step that could be judged.
   """
   seen: list[tuple[Step, Sequence[Response]]] = []
-  router.route(
+  fused.LOOPS[loop](
       policy, kbs, questions, key, k=k, method=method, members=members,
       keep=lambda step, group: seen.append((step, group)))
+  # In an order that is the same whoever drives the loop.
+  seen.sort(key=lambda pair: (pair[0].id, pair[0].kind))
   known = [(gold, group) for step, group in seen
            if (gold := with_gold(step)) is not None]
   if not known:

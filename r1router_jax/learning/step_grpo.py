@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from r1router_jax import drawing, flops, parallel
+from r1router_jax import drawing, flops, fused, parallel
 from r1router_jax.drivers import Driver
 from r1router_jax.learning import account, objective, rewards, rollouts
 from r1router_jax.learning.batch import Batch, Prompts, generator
@@ -37,6 +37,7 @@ class StepGrpo:
     total_steps: iterations of the run.
     seed: of everything drawn.
     rollouts: one of `ROLLOUTS`.
+    loop: a key of `fused.LOOPS`, online.
     group_size: G, responses per step; advantages compare these.
     learn_rows: steps per update and share, at most, that are learnt from.
     minibatches: updates per iteration.
@@ -57,14 +58,16 @@ class StepGrpo:
   def __init__(
       self, policy: Policy, driver: Driver, *,
       kbs: Mapping[str, KnowledgeBase], passages: int | Mapping[str, int],
-      rows: int, total_steps: int, seed: int, rollouts: str, group_size: int,
-      learn_rows: int, minibatches: int, refill: int, temperature: float,
-      normalise: str, loss: Mapping, reward: str, rename: float):
+      rows: int, total_steps: int, seed: int, rollouts: str, loop: str,
+      group_size: int, learn_rows: int, minibatches: int, refill: int,
+      temperature: float, normalise: str, loss: Mapping, reward: str,
+      rename: float):
     if group_size < 2:
       raise ValueError(
           f"config.step_grpo.group_size is {group_size}: an advantage compares "
           "at least two responses.")
     for name, value, known in (("rollouts", rollouts, ROLLOUTS),
+                               ("loop", loop, fused.LOOPS),
                                ("normalise", normalise, objective.NORMS)):
       if value not in known:
         raise ValueError(f"config.step_grpo.{name} is {value!r}: take one of "
@@ -76,7 +79,7 @@ class StepGrpo:
     self.updates, self._refill, self._group = minibatches, refill, group_size
     self._policy, self._total, self._seed = policy, total_steps, seed
     self._kbs, self._passages = kbs, passages
-    self.online = rollouts == "online"
+    self.online, self._loop = rollouts == "online", loop
     self._fit = dict(rows=learn_rows, parts=driver.parts,
                      minibatches=minibatches)
     self._prompts, self._rename = Prompts(policy, renames=rename > 0), rename
@@ -129,7 +132,7 @@ class StepGrpo:
     how = key, self._group, self._method, self._reward
     if self.online:
       return rollouts.online(
-          policy, self._kbs, examples, self._passages, *how)
+          policy, self._kbs, examples, self._passages, *how, self._loop)
     steps, prompts = zip(*(
         self._prompts(step, self._rename, generator(self._seed, index, step.id))
         for step in examples), strict=True)

@@ -57,6 +57,7 @@ class Text:
     self._tokenizer.enable_truncation(config.max_tokens)
     self._encode = encoders.Encoder(
         bert.Bert(config, encoders.dtype()).apply, params, config.width)
+    self.devices = self._encode.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     tokens = [encoding.ids for encoding
@@ -85,7 +86,7 @@ class Pair:
   def __init__(self, query: Embedder, passage: Embedder):
     self._query, self._passage = query, passage
     self.width = passage.width
-    self.fingerprint = passage.fingerprint
+    self.fingerprint, self.devices = passage.fingerprint, query.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     vectors = np.zeros((len(items), self.width), np.float32)

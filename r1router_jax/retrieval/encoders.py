@@ -40,10 +40,12 @@ class Embedder(Protocol):
   Attributes:
     width: E.
     fingerprint: differs where weights differ.
+    devices: that it computes on, if any.
   """
 
   width: int
   fingerprint: str
+  devices: Sequence[jax.Device]
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]: ...
 
@@ -59,6 +61,7 @@ class Encoder:
 
   def __init__(self, apply: Callable, params: dict, width: int):
     self._mesh, self._width = parallel.local_mesh(), width
+    self.devices = tuple(self._mesh.devices.flat)
     self._params = jax.device_put(params, self._on())
     self._apply = jax.jit(apply)
 

@@ -23,7 +23,7 @@ from absl import logging
 from jaxtyping import Float, Float32, Int
 
 EXACT_ROWS = 20_000
-TREE_ROWS = 200_000
+TREE_ROWS = 80_000
 REORDER = 100  # Rows rescored exactly.
 RECALL = 0.95  # Of the ten nearest, when the leaves to search are chosen.
 _PROBES = 256
@@ -121,12 +121,20 @@ class ScannIndex:
       self.leaves = min(all_leaves, math.ceil(self.leaves * 1.5))
     logging.info("ScaNN searches %d of %d leaves.", self.leaves, all_leaves)
 
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found:
-    """The k nearest rows, nearly."""
+  def search(self, vectors: Float[np.ndarray, "n E"], k: int,
+             leaves: int = 0) -> Found:
+    """The k nearest rows, nearly.
+
+    Args:
+      vectors: of queries.
+      k: see above.
+      leaves: of a tree to search; by default as many as `build` chose.
+    """
     vectors = _check(vectors, self.width, k)
     if not len(vectors):
       return _pad([], 0, k)
-    options = {"leaves_to_search": self.leaves} if self.leaves else {}
+    options = {
+        "leaves_to_search": leaves or self.leaves} if self.leaves else {}
     if self.rows >= EXACT_ROWS:
       options["pre_reorder_num_neighbors"] = max(REORDER, 2 * k)
     rows, scores = self.searcher.search_batched_parallel(

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -68,6 +69,11 @@ class KnowledgeBase:
 
   def __len__(self) -> int:
     return len(self.passages)
+
+  @property
+  def devices(self) -> Sequence[jax.Device]:
+    """Those that it searches with."""
+    return self.embedder.devices
 
   def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
     """For each query the k best passages, best first, with their scores."""

@@ -43,6 +43,7 @@ class Picture:
     self.width, self.fingerprint = picture.WIDTH, fingerprint
     self._encode = encoders.Encoder(
         picture.PictureEncoder().apply, params, self.width)
+    self.devices = self._encode.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     def read(item):
@@ -73,6 +74,7 @@ class ClipFusion:
                 clip.Clip(config, encoders.dtype()).apply, method=method),
             params, config.width)
         for method in ("picture", "text"))
+    self.devices = self._text.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     def read(item):
@@ -100,6 +102,7 @@ class PictureCaption:
     self.width = self._picture.width + self._text.width
     self.fingerprint = (
         self._picture.fingerprint + "+" + self._text.fingerprint)
+    self.devices = self._picture.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     words = np.zeros((len(items), self._text.width), np.float32)

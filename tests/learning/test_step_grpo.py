@@ -15,8 +15,8 @@ from tests import fakes
 
 OPTIONS = dict(
     kbs={}, passages=1, rows=1, total_steps=10, seed=0, rollouts="offline",
-    group_size=3, learn_rows=2, minibatches=1, refill=0, temperature=1.0,
-    normalise="std1", reward="default", rename=0.0,
+    loop="host", group_size=3, learn_rows=2, minibatches=1, refill=0,
+    temperature=1.0, normalise="std1", reward="default", rename=0.0,
     loss=dict(clip_low=0.2, clip_high=0.2, aggregate="token_mean", kl="k3",
               kl_coef=0.0, entropy_coef=0.0))
 
@@ -57,7 +57,8 @@ def test_online_the_policy_walks_and_golds_follow():
   read = warm().packer.tokenizer.decode
   assert any(" on Wh" in read(tokens) for tokens in
              batch.prompt.tokens.reshape(-1, batch.prompt.tokens.shape[-1]))
-  again, same = one.make_batches(warm().params, lambda i: questions, 0)
+  halves = algorithm(kbs=kbs, rollouts="online", loop="halves")
+  again, same = halves.make_batches(warm().params, lambda i: questions, 0)
   assert same.scalars == said
   jax.tree.map(np.testing.assert_array_equal, again[0], batch)
 

@@ -10,6 +10,7 @@ class Words:
 
   fingerprint = "words-1"
   width = 32
+  devices = ()
 
   def __init__(self):
     self.seen = []  # Texts, in the order in which they were embedded.

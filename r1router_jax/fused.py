@@ -1,0 +1,253 @@
+"""The routing loop as one program: drawing, and searching by a callback.
+
+Each device walks its own questions, from the first plan to the last answer,
+without the host's turn in between:
+
+  prompts -> responses -> callback: parse, search, next prompts -> ...
+
+The callback is `router.loop`, the loop that `router.route` drives, and so both
+give the same trajectories.  Shapes are those of the longest prompt; a phase
+whose prompts are shorter is drawn in their bucket.  A phase lasts as long as
+its longest response, since nothing refills rows here (`batching.py`): this form
+is worth it where the host's turns between phases cost more.
+
+What the callback does must not need the devices that wait for it.  A knowledge
+base whose embedder computes there is refused: serve it by another process.
+
+Axes:  D devices   B prompts of one   G responses per prompt   T response tokens
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int
+
+from r1router_jax import parallel, policy, protocol, router, sampling
+from r1router_jax.data.trajectories import MAX_HOPS
+from r1router_jax.drawing import GREEDY, Method
+from r1router_jax.inputs.images import BadImage
+from r1router_jax.inputs.tokenizer import PromptTooLong
+from r1router_jax.models import qwen_vl
+from r1router_jax.planners import Planner
+from r1router_jax.records import Question, Step, Trajectory
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
+
+
+class Asked(NamedTuple):
+  """A phase as the program sees it.
+
+  Attributes:
+    number: of the phase; -1 where there is no more.
+    bucket: which of the policy's prompt lengths holds all its prompts.
+    prompt: packed to the last of these lengths.
+    names: of the prompts, see `policy.names`.
+    live: false on rows without a prompt.
+    method: how the responses are drawn.
+  """
+
+  number: Int[Array, ""]
+  bucket: Int[Array, ""]
+  prompt: qwen_vl.Prompt
+  names: Int[Array, " B"]
+  live: Bool[Array, " B"]
+  method: Method
+
+
+class _Host:
+  """The questions of one device: what the callback knows and does."""
+
+  def __init__(self, of: policy.Policy, walker: router.Walker, rows: int,
+               needs: Sequence[int]):
+    self._policy, self._walker, self._rows = of, walker, rows
+    self._needs = needs
+    self.found: list[Trajectory] = []
+    self.error: Exception | None = None
+    self.asked = self._next(None)
+
+  def __call__(self, *drawn: np.ndarray) -> Asked:
+    """The next phase, after responses to this one, leaves [B, G, ...]."""
+    drawn = sampling.Drawn(*(x[self.asked.live] for x in drawn))
+    self.asked = self._next(self._policy.read(drawn))
+    return self.asked
+
+  def _next(self, groups: list | None) -> Asked:
+    try:
+      phase = self._walker.send(groups)
+      return self._pack(phase)
+    except StopIteration as end:
+      self.found = end.value
+    except Exception as error:  # It would lose its kind in the program.
+      self.error = error
+    return self.asked._replace(number=np.int32(-1))
+
+  def _pack(self, phase: router.Phase) -> Asked:
+    packer, rows = self._policy.packer, self._rows
+    prompts = [packer.encode(each) for each in phase.prompts]
+    packed = packer.pack(prompts, 1, rows, self._room)
+    column = lambda x, kind: np.full(rows, x, kind)
+    names = column(0, np.int32)
+    names[:len(prompts)] = policy.names(prompts)
+    return Asked(
+        np.int32(phase.number),
+        np.int32(packer.lengths.index(
+            max(packer.length(prompt.ids) for prompt in prompts))),
+        jax.tree.map(lambda x: x[0], packed), names,
+        np.arange(rows) < len(prompts),
+        Method(*map(column, phase.method,
+                    (np.float32, np.int32, np.float32, np.float32))))
+
+  def _room(self, needs: Sequence[int]) -> Sequence[int]:
+    """The same for all phases."""
+    if any(need > room for need, room in zip(needs, self._needs, strict=True)):
+      raise ValueError(
+          f"A prompt needs {list(needs)} (tokens, pictures, windows of a "
+          f"picture), and there is room for {list(self._needs)}: drive this "
+          "loop from the host.")
+    return self._needs
+
+
+_HOSTS: dict[int, _Host] = {}  # Of programs that run now.
+_numbers = itertools.count()
+
+
+def route(
+    of: policy.Policy,
+    kbs: Mapping[str, KnowledgeBase],
+    questions: Sequence[Question],
+    key: jax.Array,
+    *,
+    planner: Planner | None = None,
+    max_steps: int = MAX_HOPS,
+    k: int | Mapping[str, int] = 1,
+    method: Method = GREEDY,
+    members: int = 1,
+    keep: router.Keep = lambda *of: None,
+) -> list[Trajectory]:
+  """As `router.route`.
+
+  Raises:
+    ValueError: also where the policy is split over devices, and where a
+      knowledge base would wait for the devices that wait for it.
+  """
+  mesh = parallel.here(of.mesh)
+  _check(kbs, mesh)
+  method.checked()
+  parts, rows = mesh.size, max(of.settings.batch_rows // members, 1)
+  run = functools.partial(
+      _program(of.sampler[0], members, of.settings.response_tokens[-1],
+               of.packer.lengths, mesh),
+      of.sampler[1], jax.random.key_data(router.phase_keys(key, max_steps)),
+      of.words())
+  found = []
+  for first in range(0, len(questions), parts * rows):
+    chunk = questions[first:first + parts * rows]
+    needs, kept = _needs(of, chunk), [[] for _ in range(parts)]
+    hosts = [
+        _Host(of, router.loop(
+            of, chunk[d::parts], retriever(kbs, k), planner=planner,
+            max_steps=max_steps, method=method,
+            keep=lambda *step, to=kept[d]: to.append(step)), rows, needs)
+        for d in range(parts)]
+    _walk(run, hosts)
+    whole = [None] * len(chunk)
+    for d, host in enumerate(hosts):
+      whole[d::parts] = host.found
+      for step in kept[d]:
+        keep(*step)
+    found += whole
+  return found
+
+
+# Who drives the routing loop, by what a config or a flag says.
+LOOPS = {
+    "host": router.route,
+    "halves": functools.partial(router.route, in_flight=2),
+    "fused": route,
+}
+
+
+def _check(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
+  """Refuses what cannot be fused."""
+  if mesh.size > mesh.shape[parallel.DATA]:
+    raise ValueError(
+        f"The policy is split over {dict(mesh.shape)}, and a fused loop wants "
+        "it whole on each device: drive it from the host.")
+  for kb, base in kbs.items():
+    if set(base.devices) & set(mesh.devices.flat):
+      raise ValueError(
+          f"The {kb} knowledge base embeds on the devices that would wait for "
+          "it.  Serve it by another process (python -m r1router_jax.serve_kb), "
+          "or drive the loop from the host.")
+
+
+def _walk(run: Callable, hosts: Sequence[_Host]) -> None:
+  """Has each host's questions walked by a device.
+
+  Raises:
+    Exception: what a callback raised.
+  """
+  numbers = [next(_numbers) for _ in hosts]
+  _HOSTS.update(zip(numbers, hosts, strict=True))
+  try:
+    jax.block_until_ready(run(
+        np.array(numbers, np.int32),
+        jax.tree.map(lambda *x: np.stack(x), *[h.asked for h in hosts])))
+  finally:
+    for number in numbers:
+      del _HOSTS[number]
+  for host in hosts:
+    if host.error:
+      raise host.error
+
+
+def _needs(of: policy.Policy, questions: Sequence[Question]) -> list[int]:
+  """Room for any prompt: the longest, and pictures as the questions have."""
+  needs, read = [], []
+  for question in questions:
+    try:
+      read.append(of.packer.encode(protocol.step_conversation(
+          Step("", "plan", question, ()), style=of.settings.style)))
+    except (BadImage, PromptTooLong):
+      pass  # Its step is left out, with a fault, by the loop.
+  of.packer.pack(read, 1, len(read), lambda need: needs.extend(need) or need)
+  return [of.packer.lengths[-1], *needs[1:]]
+
+
+@functools.lru_cache(maxsize=4)
+def _program(
+    model: qwen_vl.QwenVL, members: int, tokens: int,
+    lengths: tuple[int, ...], mesh: Mesh):
+  """(params, keys, words, numbers of hosts, first phases) -> last numbers."""
+
+  def answer(number, *drawn):
+    return _HOSTS[int(number)](*map(np.asarray, drawn))
+
+  def run(params, keys, words, number, asked):
+    def respond(asked, length):
+      prompt = asked.prompt._replace(**{
+          name: getattr(asked.prompt, name)[..., :length]
+          for name in ("tokens", "mask", "positions", "picture")})
+      key = jax.random.wrap_key_data(keys[asked.number])
+      return sampling.sample(
+          model, params, prompt, sampling.keys(key, asked.names, members),
+          Method(*(jnp.repeat(x, members) for x in asked.method)), words,
+          asked.live, tokens=tokens)
+
+    def turn(asked):
+      drawn = jax.lax.switch(
+          asked.bucket, [functools.partial(respond, length=length)
+                         for length in lengths], asked)
+      return io_callback(
+          answer, jax.eval_shape(lambda: asked), number, *drawn)
+
+    return jax.lax.while_loop(
+        lambda asked: asked.number >= 0, turn, asked).number
+
+  return parallel.each_part(run, mesh, shared=(0, 1, 2))

@@ -1,0 +1,104 @@
+"""The fused loop gives the trajectories of the one that the host drives."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from r1router_jax import drawing, fused, parallel, policy, router
+from r1router_jax.data import georouter
+from r1router_jax.retrieval import index
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from tests import pair
+from tests.retrieval.fakes import Words
+
+KEY = jax.random.key(3)
+WARM = dict(method=drawing.Method(0.8), members=2, k=2)
+
+
+def kbs(count=80):
+  """Real knowledge bases over some of the world, searched without JAX."""
+  return {kb: KnowledgeBase(some, Words(), index.build(Words()(some)))
+          for kb in ("text", "image", "table")
+          for some in [list(georouter.passages(kb))[:count]]}
+
+
+def questions(count=14):
+  """Every third with a picture, and one with none that can be read."""
+  asked = georouter.questions("test")
+  shown = [q for q in asked if q.image]
+  told = [q for q in asked if not q.image]
+  some = [shown[n] if n % 3 == 0 else told[n] for n in range(count)]
+  return [dataclasses.replace(some[0], id="broken", image="missing.png"),
+          *some[1:]]
+
+
+def warm(devices):
+  """The shipped policy, on so many devices."""
+  made = policy.load("warm_start")
+  return dataclasses.replace(
+      made, settings=dataclasses.replace(
+          made.settings, prompt_tokens=(96, 160), response_tokens=(40,),
+          batch_rows=8),
+      mesh=jax.sharding.Mesh(
+          np.array(jax.local_devices()[:devices]), (parallel.DATA,)))
+
+
+def both(devices, asked):
+  """Trajectories and kept steps, driven by the host and fused."""
+  of, bases = warm(devices), kbs()
+  for walk in (router.route, fused.route):
+    kept = []
+    yield walk(of, bases, asked, KEY, **WARM,
+               keep=lambda step, group, kept=kept: kept.append(
+                   (step, [response.text for response in group]))), kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_as_driven_by_the_host(devices):
+  (wanted, kept), (found, fused_kept) = both(devices, questions())
+  assert sum(len(each.rounds) for each in wanted) > 10
+  assert wanted[0].faults[0].startswith("input")
+  assert found == wanted
+  order = lambda kept: sorted(kept, key=repr)
+  assert order(fused_kept) == order(kept)
+
+
+CHILD = """
+import jax
+from r1router_jax import pods
+pods.join_pod()
+from tests import test_fused
+mine = test_fused.questions()[jax.process_index()::2]
+(wanted, kept), (found, _) = test_fused.both(2, mine)
+assert found == wanted and len(kept) > 10
+print("alike", len(found), jax.process_count())
+"""
+
+
+@pytest.mark.slow
+def test_each_host_walks_its_own_questions(tmp_path):
+  assert all("alike 7 2" in said for said in pair.run(
+      CHILD, tmp_path, timeout=400))
+
+
+def test_a_knowledge_base_that_would_wait_is_refused():
+  of, bases = warm(1), kbs(5)
+  bases["table"].embedder.devices = tuple(jax.local_devices())
+  with pytest.raises(ValueError, match="table knowledge base .*serve_kb"):
+    fused.route(of, bases, questions(2), KEY)
+
+
+def test_a_fault_of_a_search_keeps_its_kind():
+  of, bases = warm(1), kbs(5)
+
+  def search(queries, k):
+    raise TimeoutError("the server is gone")
+
+  for base in bases.values():
+    base.search = search
+  with pytest.raises(TimeoutError, match="the server is gone"):
+    fused.route(of, bases, questions(4), KEY)
+  assert not fused._HOSTS
