@@ -58,6 +58,26 @@ def test_built_again_it_is_kept(words, source, tmp_path):
   assert opened.search([Query("something else")], 1)[0][0].id == "new"
 
 
+def test_words_are_indexed_when_asked(words, source, tmp_path):
+  pytest.importorskip("bm25s")
+  folder = str(tmp_path / "text")
+  build_kb.build(folder, "text", source)
+  seen = len(words.seen)
+  for hybrid in (True, True, False, True):
+    build_kb.build(folder, "text", source, with_words=hybrid)
+    assert ("bm25" in os.listdir(folder)) == hybrid
+    assert (kbs.open_kb(folder).words is not None) == hybrid
+  assert len(words.seen) == seen  # Nothing is embedded again.
+  (answer,) = kbs.open_kb(folder).search([Query("number17")], 2)
+  assert answer[0].id == "r17" and answer[0].score == pytest.approx(2 / 61)
+  # A file of other passages is refused.
+  params = tmp_path / "text/bm25/params.index.json"
+  params.write_text(params.read_text().replace('"num_docs": 35',
+                                               '"num_docs": 36'))
+  with pytest.raises(ValueError, match="rows of bm25 should be 35"):
+    kbs.open_kb(folder)
+
+
 def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):
   class Killed(BaseException):
     pass

@@ -6,6 +6,7 @@ On disk it is a folder that `build_kb` writes and this module opens:
   offsets.npy      where each row starts, so that only those found are read
   vectors.npy      one row each, float32
   index.json, scann/
+  bm25/            for hybrid search, see hybrid.py
   meta.json        counts, embedder, fingerprint of its weights; written last
 """
 
@@ -19,7 +20,13 @@ import numpy as np
 from absl import logging
 
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import corpora, embedders, encoders, index
+from r1router_jax.retrieval import (
+    corpora,
+    embedders,
+    encoders,
+    hybrid,
+    index,
+)
 
 FORMAT = 1  # Of the folder; raise it when its files change.
 # Kinds of knowledge base, and the embedder that each has unless told otherwise.
@@ -60,11 +67,20 @@ class Passages:
 
 
 class KnowledgeBase:
-  """Answers queries with passages; see `search`."""
+  """Answers queries with passages; see `search`.
+
+  Args:
+    passages: all of them.
+    embedder: of queries.
+    searcher: an index of the passages' vectors.
+    words: an index of their words, for hybrid search.
+  """
 
   def __init__(self, passages: Sequence[Passage] | Passages,
-               embedder: encoders.Embedder, searcher: index.Index):
+               embedder: encoders.Embedder, searcher: index.Index,
+               words: hybrid.Words | None = None):
     self.passages, self.embedder, self.index = passages, embedder, searcher
+    self.words = words
     self._answers: dict[tuple[Query, int], list[Passage]] = {}
 
   def __len__(self) -> int:
@@ -81,7 +97,7 @@ class KnowledgeBase:
     new = [q for q in dict.fromkeys(queries) if (q, k) not in known]
     found = {}
     if new:
-      scores, rows = self.index.search(self.embedder(new), k)
+      scores, rows = self._find(new, k)
       found = {(query, k): self._read(*answer) for query, *answer
                in zip(new, scores, rows, strict=True)}
     answers = [list((found if (q, k) in found else known)[q, k])
@@ -90,6 +106,14 @@ class KnowledgeBase:
       self._answers = known = {}
     known.update(found)
     return answers
+
+  def _find(self, queries: Sequence[Query], k: int) -> index.Found:
+    vectors = self.embedder(queries)
+    if self.words is None:
+      return self.index.search(vectors, k)
+    depth = max(k, hybrid.DEPTH)
+    return hybrid.fuse([self.index.search(vectors, depth)[1],
+                        self.words.search(queries, depth)[1]], k)
 
   def _read(self, scores: np.ndarray, rows: np.ndarray) -> list[Passage]:
     return [dataclasses.replace(self.passages[row], score=score) for score, row
@@ -112,18 +136,20 @@ def open_kb(folder: str) -> KnowledgeBase:
   vectors = os.path.join(folder, "vectors.npy")
   searcher = index.load(folder, vectors)
   embedder = embedders.make(meta["embedder"], meta["weights"])
+  words = hybrid.Words.load(folder) if meta.get("hybrid") else None
   for name, here, there in (
       ("format", FORMAT, meta["format"]),
       ("width", embedder.width, meta["width"]),
       ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
       ("passages", len(passages), meta["rows"]),
       ("rows of the index", searcher.rows, meta["rows"]),
+      ("rows of bm25", words.rows if words else meta["rows"], meta["rows"]),
       ("width of the index", searcher.width, meta["width"])):
     if here != there:
       raise ValueError(
           f"{folder}: {name} should be {there}, as meta.json says, and is "
           f"{here}.  Build it again: delete the folder and run build_kb.")
-  return KnowledgeBase(passages, embedder, searcher)
+  return KnowledgeBase(passages, embedder, searcher, words)
 
 
 def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
