@@ -26,11 +26,14 @@ from r1router_jax.retrieval import (
     encoders,
     hybrid,
     index,
+    rerank,
 )
 
 FORMAT = 1  # Of the folder; raise it when its files change.
 # Kinds of knowledge base, and the embedder that each has unless told otherwise.
 KINDS = {"text": "minilm", "image": "picture_caption", "table": "minilm"}
+# What meta.json says of searching alone; vectors do not depend on it.
+OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
 _REMEMBERED = 100_000  # Answers; the same sub-questions come again and again.
 
 
@@ -74,13 +77,15 @@ class KnowledgeBase:
     embedder: of queries.
     searcher: an index of the passages' vectors.
     words: an index of their words, for hybrid search.
+    reranker: what reads the best of them again.
   """
 
   def __init__(self, passages: Sequence[Passage] | Passages,
                embedder: encoders.Embedder, searcher: index.Index,
-               words: hybrid.Words | None = None):
+               words: hybrid.Words | None = None,
+               reranker: rerank.Reranker | None = None):
     self.passages, self.embedder, self.index = passages, embedder, searcher
-    self.words = words
+    self.words, self.reranker = words, reranker
     self._answers: dict[tuple[Query, int], list[Passage]] = {}
 
   def __len__(self) -> int:
@@ -89,7 +94,8 @@ class KnowledgeBase:
   @property
   def devices(self) -> Sequence[jax.Device]:
     """Those that it searches with."""
-    return self.embedder.devices
+    more = () if self.reranker is None else self.reranker.devices
+    return (*self.embedder.devices, *more)
 
   def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
     """For each query the k best passages, best first, with their scores."""
@@ -108,6 +114,12 @@ class KnowledgeBase:
     return answers
 
   def _find(self, queries: Sequence[Query], k: int) -> index.Found:
+    if self.reranker is None:
+      return self._retrieve(queries, k)
+    found = self._retrieve(queries, max(k, rerank.DEPTH))
+    return self.reranker.rerank(queries, found, self.passages.__getitem__, k)
+
+  def _retrieve(self, queries: Sequence[Query], k: int) -> index.Found:
     vectors = self.embedder(queries)
     if self.words is None:
       return self.index.search(vectors, k)
@@ -136,20 +148,23 @@ def open_kb(folder: str) -> KnowledgeBase:
   vectors = os.path.join(folder, "vectors.npy")
   searcher = index.load(folder, vectors)
   embedder = embedders.make(meta["embedder"], meta["weights"])
-  words = hybrid.Words.load(folder) if meta.get("hybrid") else None
+  words = hybrid.Words.load(folder) if "hybrid" in meta else None
+  reranker = rerank.load(meta["rerank"]) if "rerank" in meta else None
   for name, here, there in (
       ("format", FORMAT, meta["format"]),
       ("width", embedder.width, meta["width"]),
       ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
       ("passages", len(passages), meta["rows"]),
       ("rows of the index", searcher.rows, meta["rows"]),
+      ("width of the index", searcher.width, meta["width"]),
       ("rows of bm25", words.rows if words else meta["rows"], meta["rows"]),
-      ("width of the index", searcher.width, meta["width"])):
+      ("reranker weights", reranker and reranker.fingerprint,
+       meta.get("rerank_fingerprint"))):
     if here != there:
       raise ValueError(
           f"{folder}: {name} should be {there}, as meta.json says, and is "
           f"{here}.  Build it again: delete the folder and run build_kb.")
-  return KnowledgeBase(passages, embedder, searcher, words)
+  return KnowledgeBase(passages, embedder, searcher, words, reranker)
 
 
 def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
