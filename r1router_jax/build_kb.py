@@ -9,6 +9,8 @@ be run again at any time: a finished knowledge base of the same corpus,
 embedder and index is kept, an unfinished one goes on at the first missing
 part.  A corpus too large for one machine is embedded by many that share DIR,
 with --worker=0/8 to --worker=7/8; run it without --worker when they are done.
+With --hybrid, passages are found by their words, too; with --rerank, a
+cross-encoder puts those found in order.  Either may be added or left out later.
 """
 
 import collections
@@ -24,7 +26,14 @@ import numpy as np
 from absl import flags, logging
 
 from r1router_jax import commands, telemetry
-from r1router_jax.retrieval import corpora, embedders, encoders, index
+from r1router_jax.retrieval import (
+    corpora,
+    embedders,
+    encoders,
+    hybrid,
+    index,
+    rerank,
+)
 from r1router_jax.retrieval import knowledge_base as kbs
 
 # Names that other commands have, too, may be overridden.
@@ -43,6 +52,11 @@ _WEIGHTS = flags.DEFINE_string(
     allow_override=True)
 _INDEX = flags.DEFINE_enum(
     "index", "auto", ["auto", "exact", "scann"], "How vectors are searched.")
+_HYBRID = flags.DEFINE_bool(
+    "hybrid", False, "Search by words, too (BM25), and fuse what is found.")
+_RERANK = flags.DEFINE_string(
+    "rerank", "", "Folder of a cross-encoder that reads what is found: "
+    "config.json, model.safetensors, tokenizer.json.")
 _WORKER = flags.DEFINE_string(
     "worker", "", "I/N: embed every N-th part, from part I, and stop.")
 
@@ -57,6 +71,8 @@ def build(
     embedder: str = "",
     weights: str = "",
     index_kind: str = "auto",
+    with_words: bool = False,
+    reranker: str = "",
     worker: tuple[int, int] = (0, 1),
 ) -> None:
   """Writes the knowledge base `kb` to `folder`; see the flags.
@@ -69,7 +85,7 @@ def build(
         f"--kb={kb} is no knowledge base; choose from {', '.join(kbs.KINDS)}.")
   corpus = corpora.read(kb, source)
   name = embedder or kbs.KINDS[kb]
-  embed = embedders.make(name, weights)
+  embed, options = embedders.make(name, weights), _options(with_words, reranker)
   os.makedirs(folder, exist_ok=True)
   draft = tempfile.mkdtemp(prefix="draft-", dir=folder)
   rows, digest = _write_passages(draft, kb, corpus)
@@ -78,9 +94,13 @@ def build(
       weights=weights, fingerprint=embed.fingerprint, index=index_kind,
       source=source if source == corpora.WORLD else os.path.abspath(source),
       passages=digest)
-  if kbs.read_meta(folder) == meta:
-    logging.info("%s: up to date, kept (%s rows).", folder, f"{rows:,}")
+  known = kbs.read_meta(folder) or {}
+  had = {name: known.pop(name) for name in kbs.OPTIONS if name in known}
+  if known == meta:
     shutil.rmtree(draft)
+    if had != options:
+      _finish(folder, meta, options)
+    logging.info("%s: up to date, kept (%s rows).", folder, f"{rows:,}")
     return
   _take(draft, folder)
   passages = kbs.Passages(folder, kb, corpora.picture_folder(source))
@@ -94,10 +114,7 @@ def build(
   searcher = index.build(vectors, index_kind)
   searcher.save(folder)
   found = index.recall(searcher, vectors)
-  _write_json(os.path.join(folder, "meta.json"), meta)
-  for rest in os.scandir(folder):
-    if rest.name.startswith(("draft-", "parts-")):
-      shutil.rmtree(rest.path)
+  _finish(folder, meta, options)
   logging.info("%s: done, %s on disk, recall@10 against exact search %.3f.",
                folder, _size(_used(folder)), found)
 
@@ -199,6 +216,30 @@ def _join(folder: str, rows: int, width: int) -> np.ndarray:
   return np.load(path, mmap_mode="r")
 
 
+def _options(with_words: bool, reranker: str) -> dict:
+  """What meta.json says of searching."""
+  options = {"hybrid": True} if with_words else {}
+  if reranker:
+    path = os.path.abspath(reranker)
+    options |= dict(
+        rerank=path, rerank_fingerprint=rerank.load(path).fingerprint)
+  return options
+
+
+def _finish(folder: str, meta: dict, options: dict) -> None:
+  """Indexes words where wanted, writes meta.json, removes what is left over."""
+  rest = ("draft-", "parts-")
+  if "hybrid" in options:
+    passages = kbs.Passages(folder, meta["kb"])
+    hybrid.Words.build(passage.text for passage in passages).save(folder)
+  else:
+    rest += (hybrid.FOLDER,)
+  _write_json(os.path.join(folder, "meta.json"), meta | options)
+  for entry in os.scandir(folder):
+    if entry.name.startswith(rest):
+      shutil.rmtree(entry.path)
+
+
 def _write_array(path: str, array: np.ndarray) -> None:
   """Writes a file that is either whole or absent."""
   with open(path + ".partial", "wb") as file:
@@ -238,7 +279,8 @@ def main(_) -> None:
   for kb in _KB.value:
     build(os.path.join(_OUT.value, kb), kb, _SOURCE.value,
           embedder=_EMBEDDER.value, weights=_WEIGHTS.value,
-          index_kind=_INDEX.value,
+          index_kind=_INDEX.value, with_words=_HYBRID.value,
+          reranker=_RERANK.value,
           worker=_worker(_WORKER.value) if _WORKER.value else (0, 1))
 
 
