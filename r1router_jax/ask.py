@@ -53,7 +53,7 @@ def lines(trajectory: Trajectory) -> Iterator[str]:
   for n, done in enumerate(trajectory.rounds, 1):
     plan = done.plan
     yield ""
-    yield f"Round {n}    {protocol.ROUTE_NAMES[plan.route]}"
+    yield f"Round {n}    {protocol.route_names(plan)}"
     if plan.thought:
       yield f"  thinks   {clean(plan.thought)}"
     yield f"  asks     {clean(plan.sub_question)}"

@@ -42,7 +42,6 @@ from r1router_jax import (
 from r1router_jax.data import georouter, trajectories
 from r1router_jax.learning import rewards
 from r1router_jax.models import hf
-from r1router_jax.protocol import step_conversation
 from r1router_jax.records import Query, Question, Step, Trajectory
 from r1router_jax.retrieval import embedders, knowledge_base
 
@@ -161,8 +160,7 @@ def step_rewards(
       temperature 1.
   """
   members = max(samples, 1)
-  conversations = [
-      step_conversation(step, style=trained.settings.style) for step in steps]
+  conversations = list(map(trained.settings.conversation, steps))
   earned = []
   for i in telemetry.progress(
       range(0, len(steps), CHUNK), f"step rewards, {CHUNK} steps each"):
@@ -223,7 +221,9 @@ def _label(name: str, trained: policy.Policy, kb: str) -> dict[str, str]:
   metas = [knowledge_base.read_meta(str(pathlib.Path(kb, kind)))
            for kind in knowledge_base.KINDS]
   digest = hashlib.sha256(json.dumps(metas).encode()).hexdigest()[:16]
-  return dict(policy=name, weights=" ".join(weights), kbs=digest)
+  options = [f"{name}={value}"
+             for name, value in trained.settings.options().items()]
+  return dict(policy=name, weights=" ".join(weights + options), kbs=digest)
 
 
 def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:

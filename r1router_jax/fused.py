@@ -29,7 +29,7 @@ from jax.experimental import io_callback
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from r1router_jax import parallel, policy, protocol, router, sampling
+from r1router_jax import parallel, policy, router, sampling
 from r1router_jax.data.trajectories import MAX_HOPS
 from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
@@ -208,16 +208,21 @@ def _walk(run: Callable, hosts: Sequence[_Host]) -> None:
 
 
 def _needs(of: policy.Policy, questions: Sequence[Question]) -> list[int]:
-  """Room for any prompt: the longest, and pictures as the questions have."""
-  needs, read = [], []
+  """Room for any prompt: the longest, with as many pictures as there can be.
+
+  The questions' are known, the passages' are not.
+  """
+  needs, read, shown = [], [], of.settings.passage_pictures
   for question in questions:
     try:
-      read.append(of.packer.encode(protocol.step_conversation(
-          Step("", "plan", question, ()), style=of.settings.style)))
+      read.append(of.packer.encode(
+          of.settings.conversation(Step("", "plan", question))))
     except (BadImage, PromptTooLong):
       pass  # Its step is left out, with a fault, by the loop.
   of.packer.pack(read, 1, len(read), lambda need: needs.extend(need) or need)
-  return [of.packer.lengths[-1], *needs[1:]]
+  tokens, pictures, windows = of.packer.lengths[-1], *needs[1:]
+  return [tokens, pictures + shown,
+          max(windows, of.packer.windows() if shown else 0)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -246,13 +246,13 @@ def _leading(size: int, where: NamedSharding, shapes: Any) -> Any:
 
 
 def _longest(known: Settings, prompts: int) -> qwen_vl.Prompt:
-  """The longest prompts, each with a large picture."""
+  """The longest prompts, each with as many large pictures as it may have."""
   v = known.model.vision
-  windows = v and math.ceil(known.max_pixels / v.window**2)
-  windows = windows and 1 << (windows - 1).bit_length()
+  windows = v and 1 << ((known.max_pixels - 1) // v.window**2).bit_length()
   return jax.eval_shape(lambda: qwen_vl.Prompt(*map(jnp.asarray, (
       qwen_vl.empty_prompt(prompts, known.prompt_tokens[-1],
-                           prompts if v else 0, windows or 0, v)))))
+                           prompts * (1 + known.passage_pictures) if v else 0,
+                           windows or 0, v)))))
 
 
 def _batch(

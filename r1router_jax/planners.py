@@ -52,7 +52,7 @@ def random_route(seed: int) -> Planner:
     if plan.route == "none":
       return plan
     rng = np.random.default_rng([seed, zlib.crc32(question.id.encode()), n])
-    return dataclasses.replace(plan, route=str(rng.choice(KBS)))
+    return dataclasses.replace(plan, route=str(rng.choice(KBS)), also=())
 
   return Planner(redirect=redirect)
 
@@ -69,7 +69,8 @@ def oracle_route() -> Planner:
   def redirect(question, n, plan):
     if plan.route == "none":
       return plan
-    return dataclasses.replace(plan, route=question.hops[n].routes[0])
+    return dataclasses.replace(
+        plan, route=question.hops[n].routes[0], also=())
 
   return Planner(fixed, redirect)
 

@@ -62,7 +62,7 @@ class Policy:
     s = self.settings
     return Packer(
         _tokenizer(self.tokenizer_path, s.style), s.model.vision,
-        s.prompt_tokens, s.min_pixels, s.max_pixels)
+        s.prompt_tokens, s.min_pixels, s.max_pixels, s.passage_tokens)
 
   @functools.cached_property
   def allowed(self) -> np.ndarray:

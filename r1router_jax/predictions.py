@@ -57,17 +57,21 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
           vars(done.plan), passages=[vars(p) for p in done.passages],
           answer=vars(done.answer)) for done in trajectory.rounds],
       final=vars(trajectory.final), faults=list(trajectory.faults),
-      tokens=trajectory.tokens)
+      tokens=trajectory.tokens, cut=trajectory.cut)
 
 
 def from_row(row: Mapping[str, Any], question: Question) -> Trajectory:
-  """The trajectory of a row, which does not hold the gold trace."""
+  """The trajectory of a row, which does not hold the gold trace.
+
+  Older rows name one route each, and do not say what was cut.
+  """
   rounds = tuple(
-      Round(Plan(of["thought"], of["sub_question"], of["route"]),
+      Round(Plan(of["thought"], of["sub_question"], of["route"],
+                 tuple(of.get("also", ()))),
             tuple(Passage(**passage) for passage in of["passages"]),
             _answer(of["answer"])) for of in row["rounds"])
   return Trajectory(question, rounds, _answer(row["final"]),
-                    tuple(row["faults"]), row["tokens"])
+                    tuple(row["faults"]), row["tokens"], row.get("cut", 0))
 
 
 def replace(path: str | os.PathLike, value: Any) -> None:

@@ -19,6 +19,7 @@ class Style:
 
   Attributes:
     system: the system turn of each kind of step.
+    several: that of a plan which may name several routes; `%d` is how many.
     question: opens plan and final steps.
     rounds: one round of the history; `%d` is its number, from 1.
     final: ends the final step; may name the question once more.
@@ -33,6 +34,7 @@ class Style:
   """
 
   system: dict[str, str]
+  several: str
   question: str
   rounds: str
   final: str
@@ -92,6 +94,11 @@ two sub-questions
 
 """
 
+# Ours: R1-Router's own plans name one.
+_SEVERAL_SYSTEM = _PLAN_SYSTEM.replace(
+    "[Choose 1 retriever from:",
+    "[Choose 1 to %d retrievers, with commas between them, from:")
+
 _ANSWER_SYSTEM = """\
 "You are a professional question answering model. Your task is to carefully \
 think through the question based on the information retrieved and then \
@@ -126,6 +133,7 @@ STYLES = {
     "full": Style(
         system=dict(
             plan=_PLAN_SYSTEM, answer=_ANSWER_SYSTEM, final=_FINAL_SYSTEM),
+        several=_SEVERAL_SYSTEM,
         question="Origin question: {}\n",
         rounds="Sub-question%d: {}\nAnswer%d: {}\n",
         final="Now, give me the final answer of the origin question: {}",
@@ -144,6 +152,7 @@ STYLES = {
     ),
     "compact": Style(
         system=dict(plan="<|plan|>", answer="<|answer|>", final="<|final|>"),
+        several="<|plan|>",
         question="Q: {}\n",
         rounds="{} {}\n",
         final="",

@@ -11,6 +11,10 @@ Only generated text is ever parsed, so a tag in a passage is never obeyed.
 Two styles spell the prompts, see `prompts.py`: "full", the interface of the
 published weights, and "compact", for a tiny policy.
 
+R1-Router's plans name one route, and its prompts show no picture of a passage.
+Both are options here: up to so many routes, with commas between their names,
+and the pictures of so many passages, each beside its passage's text.
+
 Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
 
@@ -46,10 +50,26 @@ class Segment:
     source: "template" (ours: may hold control tokens), "question" (untrusted),
       "passage" (untrusted, and the first to be cut where a prompt is long) or
       "picture".
+    of: knowledge base and rank of the passage that it belongs to, or None.
   """
 
   text: str
   source: str
+  of: tuple[str, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PassageTokens:
+  """At most so many tokens of passages in an answer prompt; 0 for all.
+
+  Attributes:
+    text, image, table: of each kind of knowledge base; of texts alone, since
+      the sizes of pictures have bounds of their own.
+  """
+
+  text: int = 0
+  image: int = 0
+  table: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,28 +109,34 @@ def neutralise(text: str) -> str:
 
 
 def plan_conversation(
-    question: str, image: str, history: History, *, style: str
+    question: str, image: str, history: History, *, style: str, routes: int = 1
 ) -> Conversation:
-  """The prompt that asks for the next sub-question and its route."""
+  """The prompt that asks for the next sub-question and its routes."""
   spelt = _style(style)
   user = _question(spelt, question, history)
-  return _conversation("plan", spelt, user, image)
+  prompt = _conversation("plan", spelt, user, image)
+  return prompt if routes == 1 else dataclasses.replace(
+      prompt, system=spelt.several.replace("%d", str(routes)))
 
 
 def answer_conversation(
-    sub_question: str, passages: Sequence[Passage], image: str, *, style: str
+    sub_question: str, passages: Sequence[Passage], image: str, *, style: str,
+    passage_pictures: int = 0,
 ) -> Conversation:
-  """The prompt that asks for a sub-question's answer, read off passages."""
+  """The prompt that asks for a sub-question's answer, read off passages.
+
+  Of the image knowledge base's passages the first `passage_pictures` that have
+  a picture show it.
+  """
   spelt = _style(style)
   asked = sub_question.lower() if spelt.fold_case else sub_question
   user = _fill(spelt.passages, "question", asked)
   for kb in KBS:
     found = [passage for passage in passages if passage.kb == kb]
     for rank, passage in enumerate(found):
-      template = spelt.passage
-      if spelt.tags:
-        template %= (spelt.tags[kb], rank)
-      user += _fill(template, "passage", passage.text)
+      shown = kb == "image" and bool(passage.image) and passage_pictures > 0
+      passage_pictures -= shown
+      user += _passage(spelt, passage, rank, shown)
   user += _fill(spelt.asked, "question", asked)
   return _conversation(
       "answer", spelt, user, image if spelt.answer_image else "")
@@ -126,20 +152,30 @@ def final_conversation(
   return _conversation("final", spelt, user, image)
 
 
-def step_conversation(step: Step, *, style: str) -> Conversation:
-  """The prompt of a gold step."""
+def step_conversation(
+    step: Step, *, style: str, routes: int = 1, passage_pictures: int = 0
+) -> Conversation:
+  """The prompt of a step."""
   question = step.question
   if step.kind == "answer":
     return answer_conversation(
-        step.sub_question, step.passages, question.image, style=style)
-  ask = {"plan": plan_conversation, "final": final_conversation}[step.kind]
-  return ask(question.text, question.image, step.history, style=style)
+        step.sub_question, step.passages, question.image, style=style,
+        passage_pictures=passage_pictures)
+  asked = question.text, question.image, step.history
+  if step.kind == "plan":
+    return plan_conversation(*asked, style=style, routes=routes)
+  return final_conversation(*asked, style=style)
+
+
+def route_names(plan: Plan) -> str:
+  """The routes of a plan as a policy should write them."""
+  return ", ".join(ROUTE_NAMES[route] for route in plan.routes)
 
 
 def render_plan(plan: Plan) -> str:
   """The text a policy should write for `plan`."""
-  route = ROUTE_NAMES[plan.route]
-  return _render(PLAN_TAGS, (plan.thought, plan.sub_question, route))
+  return _render(
+      PLAN_TAGS, (plan.thought, plan.sub_question, route_names(plan)))
 
 
 def render_answer(answer: Answer) -> str:
@@ -147,17 +183,22 @@ def render_answer(answer: Answer) -> str:
   return _render(ANSWER_TAGS, (answer.thought, answer.text))
 
 
-def parse_plan(text: str) -> Plan | Malformed:
-  """Reads the response to a plan step."""
+def parse_plan(text: str, routes: int = 1) -> Plan | Malformed:
+  """Reads the response to a plan step, which names at most `routes` routes."""
   parts = _parse(text, PLAN_TAGS)
   if isinstance(parts, str):
     return Malformed(text, parts)
-  thought, sub_question, name = parts
-  route = _ROUTES.get(name.lower())
-  if route is None:
-    several = "several routes" if "," in name else "unknown route"
+  thought, sub_question, names = parts
+  route, *also = named = [
+      _ROUTES.get(name.strip()) for name in names.lower().split(",")]
+  several = len(named) > routes or len({*named}) < len(named) or (
+      also and "none" in named)
+  if several or None in named:
+    fault = "several routes" if several else "unknown route"
+    most = "one of" if routes == 1 else (
+        f"up to {routes} of, each once and {NONE} alone")
     known = ", ".join(ROUTE_NAMES.values())
-    return Malformed(text, f"{several} {name[:60]!r}; write one of: {known}")
+    return Malformed(text, f"{fault} {names[:60]!r}; write {most}: {known}")
   if not sub_question:
     return Malformed(text, "the sub-question is empty")
   stops = sub_question.lower() == NONE.lower()
@@ -166,7 +207,8 @@ def parse_plan(text: str) -> Plan | Malformed:
         text, f"sub-question {sub_question[:60]!r} goes with route "
         f"{ROUTE_NAMES[route]!r}; both are None, or neither")
   return Plan(
-      thought, NONE if stops else sub_question[:MAX_SUB_QUESTION], route)
+      thought, NONE if stops else sub_question[:MAX_SUB_QUESTION], route,
+      tuple(also))
 
 
 def parse_answer(text: str) -> Answer | Malformed:
@@ -203,6 +245,22 @@ def _question(style: Style, question: str, history: History) -> list[Segment]:
     template = style.rounds.replace("%d", str(number))
     user += _fill(template, "question", asked, answer)
   return user
+
+
+def _passage(
+    style: Style, passage: Passage, rank: int, shown: bool
+) -> list[Segment]:
+  """A passage, its picture before or after its text as the style has it."""
+  template = style.passage
+  if style.tags:
+    template %= (style.tags[passage.kb], rank)
+  before, after = template.split("{}")
+  inside = [Segment(neutralise(passage.text), "passage")]
+  if shown:
+    inside.insert(not style.image_first, Segment(passage.image, "picture"))
+  pieces = Segment(before, "template"), *inside, Segment(after, "template")
+  return [dataclasses.replace(piece, of=(passage.kb, rank))
+          for piece in pieces if piece.text]
 
 
 def _fill(template: str, source: str, *texts: str) -> list[Segment]:

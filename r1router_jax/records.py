@@ -53,11 +53,24 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a plan step says: reasoning, the next sub-question, where to ask."""
+  """What a plan step says: reasoning, the next sub-question, where to ask.
+
+  Attributes:
+    thought: the reasoning.
+    sub_question: what to ask next.
+    route: one of `ROUTES`.
+    also: further routes that are asked the same, where a policy may name some.
+  """
 
   thought: str
   sub_question: str
   route: str
+  also: tuple[str, ...] = ()
+
+  @property
+  def routes(self) -> tuple[str, ...]:
+    """All of them, in the order in which they were named."""
+    return self.route, *self.also
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +160,9 @@ class Trajectory:
     question: what was asked.
     rounds: the executed rounds, at most the loop's `max_steps`.
     final: the last step.
-    faults: reasons of responses that were not of the protocol, in order.
+    faults: what went wrong, in order, as "<kind>: <reason>"; see router.py.
     tokens: response tokens written in all.
+    cut: tokens that passages lost so that answer prompts fitted.
   """
 
   question: Question
@@ -156,6 +170,7 @@ class Trajectory:
   final: Answer | Malformed
   faults: tuple[str, ...] = ()
   tokens: int = 0
+  cut: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

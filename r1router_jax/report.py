@@ -171,11 +171,14 @@ def _trajectory(number: int, trajectory: Trajectory) -> str:
 
 def _round(number: int, done: Round, evidence: set[str]) -> str:
   plan = done.plan
-  route = plan.route if plan.route in protocol.ROUTE_NAMES else "none"
+  routes = [route if route in protocol.ROUTE_NAMES else "none"
+            for route in plan.routes]
+  badges = " ".join(
+      f'<span class="badge {route}">{protocol.ROUTE_NAMES[route]}</span>'
+      for route in routes)
   passages = "".join(_passage(each, evidence) for each in done.passages)
   return (
-      f"<section><h4>Round {number} "
-      f'<span class="badge {route}">{protocol.ROUTE_NAMES[route]}</span></h4>'
+      f"<section><h4>Round {number} {badges}</h4>"
       f'{_thought(plan.thought)}<p class="sub">{safe(plan.sub_question)}</p>'
       f'<ol class="passages">{passages}</ol>{_answer(done.answer)}</section>')
 

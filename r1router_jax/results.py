@@ -18,7 +18,8 @@ WANTED = 0.85  # Route accuracy.
 
 _HEADINGS = dict(
     recall="F1-Recall %", f1="F1 %", exact="Exact %", route="Route %",
-    format="Well formed %", retrievals="Retrievals", tokens="Tokens")
+    format="Well formed %", retrievals="Retrievals", tokens="Tokens",
+    cut="Cut tokens")
 
 NOTES = (
     "F1-Recall is the recall of the final answer, as the R1-Router paper "
@@ -28,6 +29,8 @@ NOTES = (
     "which an accepted route was chosen.  always_all asks three knowledge "
     "bases, one round each.  random_route and oracle_route replace the route "
     "that the policy wrote by one of chance or of the gold trace.",
+    "Tokens are those that were written.  Cut tokens are those that passages "
+    "lost so that answer prompts fitted their limits.",
     "Small figures are 95 % bootstrap intervals.  Differences are paired by "
     "question, or by gold step.",
     "Step rewards are those that Step-GRPO trains on (preset \"reference\"), "

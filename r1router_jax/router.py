@@ -11,12 +11,13 @@ is listed in `Trajectory.faults`, as "<kind>: <reason>":
   plan      not of the protocol: drawn once more, at temperature 1, since a
             greedy policy would repeat itself
   stuck     the second try was no plan either: on to the final answer
-  repeated  the same sub-question was put to the same knowledge base before,
+  repeated  the same sub-question was put to the same knowledge bases before,
             which can bring nothing new: on to the final answer
   answer    not of the protocol: its words without tags go into the history
   final     not of the protocol: stays Malformed, and scores 0
   input     the picture cannot be read, or the prompt is too long: the step is
             left out, and the question's neighbours never notice
+  picture   that of a passage cannot be read: its text is shown without
 
 Step-GRPO on the policy's own trajectories draws a group of responses at each
 step, hands all of them to `keep`, and goes on with the first that is of the
@@ -29,9 +30,8 @@ Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
 
 import concurrent.futures
-import dataclasses
 import functools
-import re
+import itertools
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NamedTuple
@@ -49,6 +49,7 @@ from r1router_jax.policy import Policy
 from r1router_jax.records import (
   Answer,
   Malformed,
+  Passage,
   Plan,
   Question,
   Response,
@@ -61,39 +62,7 @@ from r1router_jax.retrieval.knowledge_base import (
     Retrieve,
     retriever,
 )
-from r1router_jax.scoring import CUT_SHORT
-
-_TAGS = re.compile(
-    "</?(?:" + "|".join({*protocol.PLAN_TAGS, *protocol.ANSWER_TAGS}) + ")>",
-    re.IGNORECASE)
-
-
-@dataclasses.dataclass
-class _Walk:
-  """A trajectory in the making."""
-
-  question: Question
-  rounds: list[Round] = dataclasses.field(default_factory=list)
-  final: Answer | Malformed | None = None
-  faults: list[str] = dataclasses.field(default_factory=list)
-  tokens: int = 0
-  planning: bool = True
-
-  def step(self, kind: str, **of) -> Step:
-    """What it asks of the policy next."""
-    return Step(f"{self.question.id}/{len(self.rounds)}", kind, self.question,
-                tuple((done.plan.sub_question, _words(done.answer))
-                      for done in self.rounds), **of)
-
-  def fault(self, kind: str, reason: str) -> None:
-    if f"{kind}: {reason}" not in self.faults:
-      self.faults.append(f"{kind}: {reason}")
-    if kind in CUT_SHORT:
-      self.planning = False
-
-  def trajectory(self) -> Trajectory:
-    return Trajectory(self.question, tuple(self.rounds), self.final,
-                      tuple(self.faults), self.tokens)
+from r1router_jax.walk import Walk
 
 
 class Phase(NamedTuple):
@@ -132,7 +101,7 @@ def route(
   """The trajectory of each question; none depends on its neighbours.
 
   Args:
-    policy: writes plans and answers, in its own style.
+    policy: writes plans and answers, in its own style and by its options.
     kbs: the three knowledge bases, by kind.
     questions: to answer.
     key: of all samples.
@@ -197,7 +166,7 @@ def loop(
   for question in questions:
     if not question.text.strip():
       raise ValueError(f"Question {question.id!r} is empty; give it a text.")
-  walks = [_Walk(question) for question in questions]
+  walks = [Walk(question) for question in questions]
   planner = planner or Planner()
   ask = functools.partial(_ask, policy, keep)
   for walk in walks:  # A baseline would search with a broken picture.
@@ -207,8 +176,9 @@ def loop(
         ask, planner, [w for w in walks if w.planning], n, method)
     if not planned:
       break
-    found = retrieve([(plan.route, plan.sub_question, walk.question.image)
-                      for walk, plan in planned])
+    found = retrieve([(kb, plan.sub_question, walk.question.image)
+                      for walk, plan in planned for kb in plan.routes])
+    found = _of_plans([plan for _, plan in planned], found)
     answers = yield from ask(
         [walk for walk, _ in planned],
         [walk.step("answer", sub_question=plan.sub_question, passages=passages)
@@ -224,10 +194,19 @@ def loop(
   return [walk.trajectory() for walk in walks]
 
 
+def _of_plans(
+    plans: Sequence[Plan], found: Sequence[tuple[Passage, ...]]
+) -> list[tuple[Passage, ...]]:
+  """What was found for each route of each plan, as that of each plan."""
+  left = iter(found)
+  return [tuple(itertools.chain(*itertools.islice(left, len(plan.routes))))
+          for plan in plans]
+
+
 def _plan(
-    ask: Callable[..., Generator], planner: Planner, walks: Sequence[_Walk],
+    ask: Callable[..., Generator], planner: Planner, walks: Sequence[Walk],
     n: int, method: Method,
-) -> Generator[Phase, list[list[Response]], list[tuple[_Walk, Plan]]]:
+) -> Generator[Phase, list[list[Response]], list[tuple[Walk, Plan]]]:
   """The plans of round `n`, for walks that go on."""
   plans = [planner.fixed(walk.question, n) for walk in walks]
   left = [i for i, plan in enumerate(plans) if plan is None]
@@ -245,26 +224,27 @@ def _plan(
   for walk, plan in zip(walks, plans, strict=True):
     if not isinstance(plan, Plan) or plan.route == "none":
       walk.planning = False
-    elif _name(plan) in {_name(done.plan) for done in walk.rounds}:
+    elif walk.repeats(plan):
       walk.fault("repeated", plan.sub_question)
   return [(walk, plan) for walk, plan in zip(walks, plans, strict=True)
           if walk.planning]
 
 
 def _ask(
-    policy: Policy, keep: Keep, walks: Sequence[_Walk], steps: Sequence[Step],
+    policy: Policy, keep: Keep, walks: Sequence[Walk], steps: Sequence[Step],
     number: int, method: Method,
 ) -> Generator[
     Phase, list[list[Response]], list[Plan | Answer | Malformed]]:
   """The parsed responses; their tokens and faults are added to the walks."""
   results = [_fits(policy, *pair) for pair in zip(walks, steps, strict=True)]
   good = [i for i, unfit in enumerate(results) if unfit is None]
-  prompts = [_prompt(policy, steps[i]) for i in good]
+  prompts = [policy.settings.conversation(steps[i]) for i in good]
   groups = (yield Phase(number, prompts, method)) if good else []
   for i, group in zip(good, groups, strict=True):
     keep(steps[i], group)
     kind = steps[i].kind
-    read = protocol.parse_plan if kind == "plan" else protocol.parse_answer
+    read = protocol.parse_answer if kind != "plan" else functools.partial(
+        protocol.parse_plan, routes=policy.settings.routes)
     parsed = [read(response.text) for response in group]
     chosen = next((m for m, one in enumerate(parsed)
                    if not isinstance(one, Malformed)), 0)
@@ -275,26 +255,17 @@ def _ask(
   return results
 
 
-def _fits(policy: Policy, walk: _Walk, step: Step) -> Malformed | None:
-  """None where the policy can read the prompt; else why not, a fault."""
+def _fits(policy: Policy, walk: Walk, step: Step) -> Malformed | None:
+  """None where the policy can read the prompt; else why not, a fault.
+
+  What passages lost on the way is added to the walk.
+  """
   try:
-    policy.packer.encode(_prompt(policy, step))
+    prompt = policy.packer.encode(policy.settings.conversation(step))
   except (BadImage, PromptTooLong) as error:
     walk.fault("input", str(error))
     return Malformed("", str(error))
+  walk.cut += prompt.cut
+  for reason in prompt.unread:
+    walk.fault("picture", reason)
   return None
-
-
-def _prompt(policy: Policy, step: Step) -> protocol.Conversation:
-  return protocol.step_conversation(step, style=policy.settings.style)
-
-
-def _words(answer: Answer | Malformed) -> str:
-  if isinstance(answer, Answer):
-    return answer.text
-  bare = " ".join(_TAGS.sub(" ", answer.text).split())
-  return bare[:protocol.MAX_ANSWER]
-
-
-def _name(plan: Plan) -> tuple[str, str]:
-  return plan.sub_question.casefold(), plan.route

@@ -4,14 +4,17 @@
   f1, exact   of the final answer, see metrics.py; malformed counts as 0
   route       share of its plan positions at which the route was accepted
   format      1 where every response was of the protocol
-  retrievals  rounds that searched a knowledge base
+  retrievals  searches: each round's, one per route that its plan named
   tokens      written in all responses
+  cut         tokens that passages lost so that answer prompts fitted
 
 Plan positions are those of the gold trace, one per hop and the stop after
 them, or of the trajectory where that is longer: a needless round counts as
 wrong, and so does a hop that was never planned.  With `max_steps` hops there
 is no stop to choose.  Only a stop that the planner chose is a stop; planning
-cut short by a fault is not.
+cut short by a fault is not.  A plan that names several routes is right where
+each of them is accepted: what it asks beyond the first costs a retrieval, and
+never earns more.
 
 Axes:  N questions
 """
@@ -29,7 +32,7 @@ CUT_SHORT = ("stuck", "repeated", "input")  # They end planning.
 FORMAT = ("plan", "answer", "final")  # Responses not of the protocol.
 
 RATES = ("recall", "f1", "exact", "route", "format")  # In [0, 1].
-COUNTS = ("retrievals", "tokens")
+COUNTS = ("retrievals", "tokens", "cut")
 
 Columns = dict[str, Float[np.ndarray, " N"]]
 
@@ -42,19 +45,19 @@ def score(trajectories: Sequence[Trajectory], *, max_steps: int) -> Columns:
 
 
 def routes_right(trajectory: Trajectory, max_steps: int) -> list[bool]:
-  """Whether the route was accepted, at each plan position."""
+  """Whether all routes were accepted, at each plan position."""
   accepted = [hop.routes for hop in trajectory.question.hops][:max_steps]
-  chosen = [done.plan.route for done in trajectory.rounds]
+  chosen = [done.plan.routes for done in trajectory.rounds]
   kinds = {fault.partition(":")[0] for fault in trajectory.faults}
   if len(chosen) < max_steps and not kinds & {*CUT_SHORT}:
-    chosen.append("none")
+    chosen.append(("none",))
   if len(accepted) < max_steps:
     accepted.append(("none",))
   length = max(len(accepted), len(chosen))
   accepted += [("none",)] * (length - len(accepted))
-  chosen += [None] * (length - len(chosen))
-  return [route in routes
-          for route, routes in zip(chosen, accepted, strict=True)]
+  chosen += [()] * (length - len(chosen))
+  return [bool(named) and {*named} <= {*routes}
+          for named, routes in zip(chosen, accepted, strict=True)]
 
 
 def _score(trajectory: Trajectory, max_steps: int) -> dict[str, float]:
@@ -66,4 +69,5 @@ def _score(trajectory: Trajectory, max_steps: int) -> dict[str, float]:
       recall=scores.recall, f1=scores.f1, exact=scores.exact,
       route=float(np.mean(routes_right(trajectory, max_steps))),
       format=float(not kinds & {*FORMAT}),
-      retrievals=len(trajectory.rounds), tokens=trajectory.tokens)
+      retrievals=sum(len(done.plan.routes) for done in trajectory.rounds),
+      tokens=trajectory.tokens, cut=trajectory.cut)

@@ -12,8 +12,10 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from r1router_jax import protocol
 from r1router_jax.models import published, qwen_vl
 from r1router_jax.models.layers import Llama3
+from r1router_jax.records import KBS, Step
 
 # The tiny policy that the package brings, after its supervised warm start.
 WARM_START = pathlib.Path(__file__).parent / "data" / "files" / "warm_start"
@@ -22,6 +24,9 @@ FILE, TOKENIZER = "policy.json", "tokenizer.json"
 BESIDE = ("tokenizer_config.json", "preprocessor_config.json",
           "generation_config.json", "chat_template.json",
           "special_tokens_map.json")
+
+# What R1-Router lacks; without them all is as its original has it.
+OPTIONS = ("routes", "passage_pictures", "passage_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,12 @@ class Settings:
     min_pixels, max_pixels: range that pictures are resized into.
     batch_rows: responses decoded at one time on one device.
     compute: how the model is run.
+    routes: how many routes one plan may name; R1-Router's name one.
+    passage_pictures: how many pictures of passages an answer prompt shows.
+    passage_tokens: what an answer prompt reads of passages, at most.
+
+  Raises:
+    ValueError: where one of the last three is out of its range.
   """
 
   model: qwen_vl.Config
@@ -47,6 +58,37 @@ class Settings:
   max_pixels: int
   batch_rows: int
   compute: qwen_vl.Compute = qwen_vl.Compute()
+  routes: int = 1
+  passage_pictures: int = 0
+  passage_tokens: protocol.PassageTokens = protocol.PassageTokens()
+
+  def __post_init__(self):
+    if not 1 <= self.routes <= len(KBS):
+      raise ValueError(f"settings.routes is {self.routes}: a plan may name 1 "
+                       f"to {len(KBS)} routes.")
+    if self.passage_pictures < 0:
+      raise ValueError(f"settings.passage_pictures is {self.passage_pictures}: "
+                       "show 0 pictures or more.")
+    if self.passage_pictures and self.model.vision is None:
+      raise ValueError(
+          f"settings.passage_pictures is {self.passage_pictures}, but this "
+          "policy reads texts alone: set it to 0, or take one with a vision "
+          "tower.")
+    if min(vars(self.passage_tokens).values()) < 0:
+      raise ValueError(f"settings.passage_tokens is {self.passage_tokens}: "
+                       "give a number of tokens, or 0 for all.")
+
+  def options(self) -> dict[str, Any]:
+    """Those of `OPTIONS` that are on."""
+    return {field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self) if field.name in OPTIONS
+            and getattr(self, field.name) != field.default}
+
+  def conversation(self, step: Step) -> protocol.Conversation:
+    """The prompt of a step, as this policy is asked."""
+    return protocol.step_conversation(
+        step, style=self.style, routes=self.routes,
+        passage_pictures=self.passage_pictures)
 
   def response_length(self, tokens: int) -> int:
     """The padded length of a gold response of so many tokens."""
@@ -71,7 +113,7 @@ PUBLISHED = dict(
     batch_rows=8, compute=dict(dtype="bfloat16"))
 _NESTED = dict(
     model=qwen_vl.Config, vision=qwen_vl.VisionConfig, rope_scaling=Llama3,
-    compute=qwen_vl.Compute)
+    compute=qwen_vl.Compute, passage_tokens=protocol.PassageTokens)
 
 
 def _read(kind: type, tree: Mapping[str, Any]) -> Any:

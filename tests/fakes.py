@@ -1,29 +1,41 @@
 """A policy that answers from a script, and knowledge bases without vectors."""
 
-import types
+import dataclasses
 
 import numpy as np
 
 from r1router_jax.drawing import GREEDY
 from r1router_jax.inputs.images import BadImage
+from r1router_jax.inputs.pack import Encoded
 from r1router_jax.policy import Policy
 from r1router_jax.records import Passage, Response
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from tests import tiny
 
 
 class Scripted(Policy):
-  """`script(kind, prompt, temperature)` is the text it writes."""
+  """`script(kind, prompt, temperature)` is the text it writes.
 
-  settings = types.SimpleNamespace(style="full")
+  A prompt's `tokens` are its passages' words, of which it reads so many.
+  """
 
-  def __init__(self, script):
+  def __init__(self, script, tokens=100, **options):
+    super().__init__(
+        dataclasses.replace(tiny.SETTINGS, style="full", **options),
+        tiny.TOKENIZER, {})
     self.script, self.asked = script, []  # Prompts, one list for each call.
-    self.packer = self
+    self.packer, self.tokens = self, tokens
 
   def encode(self, conversation):
-    for path in conversation.pictures:
-      if path.startswith("missing"):
-        raise BadImage(f"{path} does not exist.")
+    unread = []
+    for segment in conversation.user:
+      if segment.source == "picture" and segment.text.startswith("missing"):
+        unread.append(f"{segment.text} does not exist.")
+        if segment.of is None:
+          raise BadImage(unread[0])
+    words = sum(len(segment.text.split()) for segment in conversation.user
+                if segment.source == "passage")
+    return Encoded([], cut=max(words - self.tokens, 0), unread=tuple(unread))
 
   def respond(self, conversations, key, n=1, method=GREEDY):
     prompts = ["".join(s.text for s in c.user if s.source != "picture")

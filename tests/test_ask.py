@@ -36,6 +36,16 @@ def test_the_trajectory_is_shown_and_clean():
   assert all(line.isprintable() for line in lines)
 
 
+def test_all_routes_are_shown():
+  def two(kind, prompt, temperature):
+    if kind == "plan" and "Answer1" not in prompt:
+      return protocol.render_plan(Plan("", "Who?", "table", ("text",)))
+    return script(kind, prompt, temperature)
+
+  found = ask.ask(fakes.Scripted(two, routes=2), fakes.kbs(), "Where?")
+  assert "Round 1    Table Retriever, Text Retriever" in ask.lines(found)
+
+
 def test_a_picture_that_cannot_be_read_is_said():
   lines = shown(image="missing.png")
   assert "Fault      input: missing.png does not exist." in lines

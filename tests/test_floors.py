@@ -19,7 +19,7 @@ FLOORS = (
      "parallel", "pods", "telemetry", "commands", "drawing"),
     ("protocol", "models", "predictions", "scoring", "markup"),
     ("inputs", "sampling", "checkpoints", "drivers", "settings", "flops",
-     "samples"),
+     "samples", "walk"),
     ("batching", "planners"),
     ("policy", "retrieval", "data", "report"),
     ("router", "results"),

@@ -118,6 +118,45 @@ def test_full_answer_prompt_groups_passages_by_knowledge_base():
   assert prompt.pictures == ("p",) and prompt.user[-1].text == "p"
 
 
+PICTURES = (
+    Passage("a", "text", "x0", "no.png"), Passage("b", "image", "i0", "0.png"),
+    Passage("c", "image", "i1"), Passage("d", "image", "i2", "2.png"),
+    Passage("e", "image", "i3", "3.png"))
+
+
+@pytest.mark.parametrize("style, wanted", [
+    ("full", "ter-0: x0\ntir-0: i0[0.png]\ntir-1: i1\ntir-2: i2[2.png]\n"
+     "tir-3: i3\n"),
+    ("compact", "x0\n[0.png]i0\ni1\n[2.png]i2\ni3\n")])
+def test_pictures_stand_beside_their_passages(style, wanted):
+  prompt = protocol.answer_conversation(
+      "Who?", PICTURES, "p", style=style, passage_pictures=2)
+  shown = "".join(f"[{s.text}]" if s.source == "picture" else s.text
+                  for s in prompt.user if s.of)
+  assert shown == wanted
+  # Each piece knows its passage; what is not of one has none.
+  for segment in prompt.user:
+    if segment.text in ("i2", "2.png"):
+      assert segment.of == ("image", 2)
+  assert [s.of for s in prompt.user if s.text == "p"] in ([None], [])
+  plain = protocol.answer_conversation("Who?", PICTURES, "p", style=style)
+  assert joined(plain) == joined(prompt) and "0.png" not in plain.pictures
+
+
+def test_a_plan_is_told_how_many_routes_it_may_name():
+  ask = lambda style, **how: protocol.plan_conversation(
+      "q", "", (), style=style, **how)
+  one, two = ask("full"), ask("full", routes=2)
+  assert one.user == two.user
+  old, new = ([line for line in a.system.splitlines()
+               if line not in b.system.splitlines()]
+              for a, b in ((one, two), (two, one)))
+  assert old[0].startswith("[Choose 1 retriever from: Text") and new == [
+      old[0].replace("1 retriever", "1 to 2 retrievers, with commas between "
+                     "them,")]
+  assert ask("compact", routes=3) == ask("compact")
+
+
 def test_compact_prompts():
   history = (("What is it?", "Chad"),)
   plan = protocol.plan_conversation("Where?", "p", history, style="compact")
@@ -208,6 +247,19 @@ def test_answers_survive_the_round_trip(thought, text):
   assert protocol.parse_answer(protocol.render_answer(answer)) == answer
 
 
+@hypothesis.given(squeezed, named, st.lists(
+    st.sampled_from(KBS), min_size=1, unique=True))
+def test_plans_of_several_routes_survive_the_round_trip(
+    thought, sub_question, routes):
+  plan = Plan(thought, sub_question, routes[0], tuple(routes[1:]))
+  text = protocol.render_plan(plan)
+  assert plan.routes == tuple(routes)
+  for most in range(1, 4):
+    found = protocol.parse_plan(text, most)
+    assert found == plan if len(routes) <= most else (
+        found.reason.startswith("several routes"))
+
+
 def test_stopping_survives_the_round_trip():
   plan = Plan("done", protocol.NONE, "none")
   assert protocol.parse_plan(protocol.render_plan(plan)) == plan
@@ -272,6 +324,34 @@ def test_malformed_plans(text, reason):
   assert isinstance(parsed, Malformed)
   assert reason in parsed.reason
   assert parsed.text == text
+
+
+@pytest.mark.parametrize("names, fault", [
+    ("text  RETRIEVER ,Table Retriever", ""),
+    ("Text Retriever, Text Image Retriever, Table Retriever", "several"),
+    ("Text Retriever, text retriever", "several"),
+    ("Text Retriever, None", "several"), ("None, None", "several"),
+    ("Text Retriever,", "unknown"), (", Text Retriever", "unknown"),
+    ("Text Retriever, Web", "unknown"), ("Text Retriever", ""),
+])
+def test_up_to_two_routes(names, fault):
+  found = protocol.parse_plan(plan_text(route=names), 2)
+  if fault:
+    assert found.reason == (
+        f"{fault} route{'s' * (fault == 'several')} {names!r}; write up to 2 "
+        "of, each once and None alone: Text Retriever, Text Image Retriever, "
+        "Table Retriever, None")
+  else:
+    assert found.routes == ("text", "table")[:1 + ("," in names)]
+
+
+def test_one_route_is_refused_as_ever():
+  """The reason that R1-Router's own form has had before there was a choice."""
+  found = protocol.parse_plan(
+      plan_text(route="Text Retriever, Table Retriever"))
+  assert found.reason == (
+      "several routes 'Text Retriever, Table Retriever'; write one of: Text "
+      "Retriever, Text Image Retriever, Table Retriever, None")
 
 
 @pytest.mark.parametrize("text, reason", [

@@ -4,7 +4,16 @@ import jax
 import pytest
 
 from r1router_jax import planners, protocol, router
-from r1router_jax.records import Answer, Hop, Malformed, Plan, Query, Question
+from r1router_jax.prompts import STYLES
+from r1router_jax.records import (
+    Answer,
+    Hop,
+    Malformed,
+    Passage,
+    Plan,
+    Query,
+    Question,
+)
 from tests import fakes
 
 KEY = jax.random.key(0)
@@ -16,8 +25,8 @@ PEOPLE = Question(
 COLOUR = Question("q/colour", "What colour is grass?", ("green",))
 
 
-def plan(sub_question, route):
-  return protocol.render_plan(Plan("because", sub_question, route))
+def plan(sub_question, route, *also):
+  return protocol.render_plan(Plan("because", sub_question, route, also))
 
 
 def answer(text):
@@ -37,8 +46,8 @@ def gold(kind, prompt, temperature):
   return answer("green" if "grass" in prompt else "18 million")
 
 
-def walk(script, *questions, **options):
-  policy, kbs = fakes.Scripted(script), fakes.kbs()
+def walk(script, *questions, of=None, **options):
+  policy, kbs = of or fakes.Scripted(script), fakes.kbs()
   found = router.route(policy, kbs, questions, KEY, **options)
   return found, policy, kbs
 
@@ -185,3 +194,94 @@ def test_random_routes_are_uniform_and_the_stop_is_the_policys():
   first = [each[0] for each in found]
   assert all(80 < first.count(kb) < 120 for kb in ("text", "image", "table"))
   assert found == routes("random_route", *reversed(many))[0][::-1]
+
+
+def several(kind, prompt, temperature):
+  """Asks two knowledge bases, then the same two, the other way round."""
+  if kind == "plan":
+    first = "Answer1" not in prompt
+    return plan("Which?" if first else "WHICH?",
+                *("table", "image")[::1 if first else -1])
+  return answer("x")
+
+
+def test_each_named_knowledge_base_is_asked_the_same():
+  (one, two), policy, kbs = walk(
+      several, PEOPLE, COLOUR, k=2, of=fakes.Scripted(several, routes=2))
+  assert kbs["table"].queries == [Query("Which?")] * 2
+  assert kbs["image"].queries == [Query("Which?", "chad.png"), Query("Which?")]
+  assert kbs["text"].queries == []
+  for found in (one, two):
+    (done,) = found.rounds
+    assert done.plan == Plan("because", "Which?", "table", ("image",))
+    assert [p.id for p in done.passages] == [
+        "table/0", "table/1", "image/0", "image/1"]
+    assert found.faults == ("repeated: WHICH?",)
+  (_, prompt), _ = policy.asked[1]
+  assert "tir-0: image on Which?\ntir-1" in prompt and "tar-1: table" in prompt
+  # A part of the same question goes its own way.
+  alone, *_ = walk(several, COLOUR, k=2, of=fakes.Scripted(several, routes=2))
+  assert alone == [two]
+
+
+def test_other_routes_are_no_repetition():
+  def script(kind, prompt, temperature):
+    if kind != "plan":
+      return answer("x")
+    n = prompt.count("Answer")
+    return plan("Which?", *(("text",), ("text", "table"), ("text",))[n])
+
+  (found,), *_ = walk(script, COLOUR, of=fakes.Scripted(script, routes=2))
+  assert [r.plan.routes for r in found.rounds] == [
+      ("text",), ("text", "table")]
+  assert found.faults == ("repeated: Which?",)
+
+
+def test_several_routes_are_a_fault_where_one_may_be_named():
+  (found,), *_ = walk(several, COLOUR)
+  assert found.rounds == () and [f.split(":")[0] for f in found.faults] == [
+      "plan", "stuck"]
+
+
+@pytest.mark.parametrize("method", ["random_route", "oracle_route"])
+def test_a_baseline_puts_its_route_in_place_of_all(method):
+  (found,), *_ = walk(several, PEOPLE, of=fakes.Scripted(several, routes=3),
+                      planner=planners.METHODS[method](0), max_steps=1)
+  assert [len(r.plan.routes) for r in found.rounds] == [1]
+
+
+class Album(fakes.Echo):
+  """Finds pictures, every other of which cannot be read."""
+
+  def search(self, queries, k):
+    self.queries += queries
+    return [[Passage(f"{n}", "image", "a b c",
+                     f"{('missing', 'good')[n % 2]}{n}")
+             for n in range(k)] for _ in queries]
+
+
+def test_a_missing_picture_of_a_passage_costs_nothing():
+  class Seeing(fakes.Scripted):
+    def respond(self, conversations, *of, **how):
+      self.pictures += [c.pictures for c in conversations if c.kind == "answer"]
+      return super().respond(conversations, *of, **how)
+
+    pictures = []
+
+  bases = fakes.kbs() | dict(image=Album("image"))
+  policy = Seeing(gold, passage_pictures=2)
+  (found,) = router.route(policy, bases, [PEOPLE], KEY, k=3)
+  plain = router.route(fakes.Scripted(gold), bases, [PEOPLE], KEY, k=3)
+  assert found == dataclasses.replace(
+      plain[0], faults=("picture: missing0 does not exist.",))
+  assert found.final.text == "18 million" and STYLES["full"].answer_image
+  assert policy.pictures == [("missing0", "good1", "chad.png"), ("chad.png",)]
+
+
+def test_what_passages_lose_is_counted():
+  """Rounds read 2 x 5 and 2 x 8 words of passages, of which 6 are shown."""
+  (people, colour), *_ = walk(
+      gold, PEOPLE, COLOUR, k=2, of=fakes.Scripted(gold, tokens=6))
+  words = [len(p.text.split()) for r in people.rounds for p in r.passages]
+  assert words == [6, 6, 8, 8]
+  assert people.cut == (12 - 6) + (16 - 6) and colour.cut == 0

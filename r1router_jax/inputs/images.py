@@ -165,6 +165,26 @@ def smart_resize(
   return new_height, new_width
 
 
+def longest_side(
+    blocks: int, factor: int, min_pixels: int, max_pixels: int
+) -> int:
+  """Most blocks of `factor` pixels beside a shorter side of `blocks`.
+
+  No picture, however thin, has more after `smart_resize`.
+  """
+
+  def most(pixels, low, high):
+    """The longer side of such an area whose shorter one is in between."""
+    side = min(max(math.sqrt(pixels / MAX_ASPECT) / factor, low), high)
+    return min(MAX_ASPECT * side, pixels / factor**2 / side)
+
+  kept = min(max_pixels // factor**2 // blocks, MAX_ASPECT * (blocks + 1))
+  shrunk = most(max_pixels, blocks if blocks > 1 else 0, blocks + 1)
+  grown = most(min_pixels, blocks - 1, blocks)
+  # Rounded up, also where a whole number comes out a hair too large.
+  return max(kept, math.floor(shrunk), math.floor(grown) + 1)
+
+
 def resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int
            ) -> UInt8[np.ndarray, "height width 3"]:
   """Bicubic, with Pillow's antialiasing."""

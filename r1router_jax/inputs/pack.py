@@ -14,6 +14,8 @@ Source: transformers, models/qwen2_5_vl (`get_rope_index`).
 
 import dataclasses
 import functools
+import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,7 +27,7 @@ from jaxtyping import Bool, Int
 from r1router_jax.inputs import images
 from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
 from r1router_jax.models import qwen_vl
-from r1router_jax.protocol import Conversation
+from r1router_jax.protocol import Conversation, PassageTokens
 
 
 class Picture(NamedTuple):
@@ -37,10 +39,19 @@ class Picture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """One prompt as ids, with the pictures that its placeholders stand for."""
+  """One prompt as ids, with the pictures that its placeholders stand for.
+
+  Attributes:
+    ids: of its tokens.
+    pictures: in their order.
+    cut: tokens that its passages lost, see `tokenizer.Fitted`.
+    unread: why pictures of passages are left out.
+  """
 
   ids: list[int]
   pictures: tuple[Picture, ...] = ()
+  cut: int = 0
+  unread: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Packer:
     vision: the policy's vision tower, or None where it reads texts alone.
     lengths: prompt lengths that batches are padded to, ascending.
     min_pixels, max_pixels: pictures are resized into this range.
+    passage_tokens: what a prompt reads of passages, at most.
   """
 
   tokenizer: Tokenizer
@@ -59,18 +71,40 @@ class Packer:
   lengths: tuple[int, ...]
   min_pixels: int
   max_pixels: int
+  passage_tokens: PassageTokens = PassageTokens()
 
   def encode(self, conversation: Conversation) -> Encoded:
     """Reads the pictures and encodes the text.
 
+    A passage whose picture cannot be read goes without it.
+
     Raises:
       inputs.images.BadImage, inputs.tokenizer.PromptTooLong: by name.
     """
-    pictures = tuple(map(self._picture, conversation.pictures))
-    ids = self.tokenizer.encode(
-        conversation, [self._tokens(p.grid) for p in pictures],
-        self.lengths[-1])
-    return Encoded(ids, pictures)
+    user, pictures, unread = [], [], []
+    for segment in conversation.user:
+      try:
+        if segment.source == "picture":
+          pictures.append(self._picture(segment.text))
+        user.append(segment)
+      except images.BadImage as error:
+        if segment.of is None:
+          raise
+        unread.append(str(error))
+    ids, shown, cut = self.tokenizer.encode(
+        dataclasses.replace(conversation, user=tuple(user)),
+        [self._tokens(p.grid) for p in pictures], self.lengths[-1],
+        self.passage_tokens)
+    return Encoded(
+        ids, tuple(itertools.compress(pictures, shown)), cut, tuple(unread))
+
+  def windows(self) -> int:
+    """Room for the windows of any picture, however thin."""
+    of, factor = self.vision, self.vision.patch * self.vision.merge
+    sides = range(1, math.ceil(math.sqrt(self.max_pixels) / factor) + 2)
+    return _power(max(
+        qwen_vl.windows(n * of.merge, of.merge * images.longest_side(
+            n, factor, self.min_pixels, self.max_pixels), of) for n in sides))
 
   def _tokens(self, grid: tuple[int, int]) -> int:
     return grid[0] * grid[1] // self.vision.merge**2
@@ -148,7 +182,7 @@ class Packer:
                    for row in batch for text in row
                    for picture in text.pictures), default=0)
     length, pictures, windows = agree(
-        [length, pictures, windows and 1 << (windows - 1).bit_length()])
+        [length, pictures, windows and _power(windows)])
     batch = [*batch, *[batch[0]] * (devices * rows - len(batch))]
     prompt = qwen_vl.empty_prompt(
         len(batch), length, len(batch) * pictures, windows, self.vision)
@@ -224,6 +258,11 @@ def _positions(
     cursor, done, at = cursor + max(h, w), done + h * w, at[h * w:]
   text(length)
   return np.concatenate(runs, axis=1), int(cursor)
+
+
+def _power(windows: int) -> int:
+  """So many or more, a power of two, so that few shapes are compiled."""
+  return 1 << (windows - 1).bit_length()
 
 
 def pad_responses(

@@ -15,6 +15,7 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -65,6 +66,20 @@ def _automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
 
 class PromptTooLong(ValueError):
   """A prompt that does not fit even without its passages."""
+
+
+class Fitted(NamedTuple):
+  """A prompt as ids.
+
+  Attributes:
+    ids: of its tokens.
+    shown: whether each of its pictures is among them.
+    cut: tokens that its passages lost, with those of their pictures.
+  """
+
+  ids: list[int]
+  shown: list[bool]
+  cut: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,38 +146,48 @@ class Tokenizer:
 
   def encode(
       self, conversation: protocol.Conversation, pictures: Sequence[int],
-      limit: int,
-  ) -> list[int]:
+      limit: int, most: protocol.PassageTokens,
+  ) -> Fitted:
     """Ids of a prompt of at most `limit` tokens.
 
     Args:
       conversation: the prompt.
       pictures: tokens that each of its pictures takes, in their order.
-      limit: a longer prompt loses the ends of its passages, last one first.
+      limit: a longer prompt loses the ends of its passages, last one first,
+        and their pictures with them.
+      most: tokens of passages, see `_within`.
 
     Raises:
       PromptTooLong: where it is longer even without its passages.
     """
-    sizes = iter(pictures)
-    pieces = [
+    user, sizes = conversation.user, iter(pictures)
+    whole = [
         self._placeholders(next(sizes)) if s.source == "picture" else
-        self._piece(s.text, s.source != "template") for s in conversation.user]
+        self._piece(s.text, s.source != "template") for s in user]
     opening = self._piece(
         self._template.opening.format(system=conversation.system), False)
     closing = self._piece(self._template.closing, False)
+    pieces = _within(user, whole, most)
     excess = len(opening) + len(closing) - limit + sum(map(len, pieces))
     for i in reversed(range(len(pieces))):
-      if excess > 0 and conversation.user[i].source == "passage":
-        cut = min(excess, len(pieces[i]))
-        pieces[i] = pieces[i][:len(pieces[i]) - cut]
-        excess -= cut
+      if excess > 0 and user[i].source == "passage":
+        pieces[i], before = pieces[i][:-excess], pieces[i]
+        excess -= len(before) - len(pieces[i])
+      elif excess > 0 and user[i].source == "picture" and user[i].of:
+        excess -= len(pieces[i])
+        pieces[i] = []
     if excess > 0:
       text = "".join(s.text for s in conversation.user)
       raise PromptTooLong(
           f"The {conversation.kind} prompt is {excess} tokens over the limit "
           f"of {limit} without its passages: {text[:80]!r}….  Shorten the "
           "question or raise the last of config.policy.settings.prompt_tokens.")
-    return opening + [i for piece in pieces for i in piece] + closing
+    return Fitted(
+        opening + [i for piece in pieces for i in piece] + closing,
+        [bool(piece) for s, piece in zip(user, pieces, strict=True)
+         if s.source == "picture"],
+        sum(len(before) - len(piece) for s, before, piece
+            in zip(user, whole, pieces, strict=True) if s.source != "template"))
 
   def encode_response(self, text: str) -> list[int]:
     """Ids of a whole response of ours, the end token included."""
@@ -225,3 +250,24 @@ class Tokenizer:
 
   def _piece(self, text: str, untrusted: bool) -> list[int]:
     return list(self._cached(text, untrusted))
+
+
+def _within(
+    user: Sequence[protocol.Segment], pieces: Sequence[list[int]],
+    most: protocol.PassageTokens,
+) -> list[list[int]]:
+  """The pieces of a prompt without what its passages have too much.
+
+  Passages come best first: of each kind the one that crosses the limit is cut,
+  and later ones are left out, with all that belongs to them.
+  """
+  left = {kb: tokens for kb, tokens in vars(most).items() if tokens}
+  kept, out = list(pieces), set()
+  for i, segment in enumerate(user):
+    if segment.source == "passage" and segment.of and segment.of[0] in left:
+      kept[i] = pieces[i][:left[segment.of[0]]]
+      left[segment.of[0]] -= len(kept[i])
+      if not kept[i]:
+        out.add(segment.of)
+  return [[] if segment.of in out else piece
+          for segment, piece in zip(user, kept, strict=True)]

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax import protocol
 from r1router_jax.data import georouter, warmup
 from r1router_jax.inputs.pack import Encoded
 from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
@@ -87,7 +86,7 @@ class Prompts:
   """
 
   def __init__(self, policy: Policy, renames: bool):
-    self._packer, self._style = policy.packer, policy.settings.style
+    self._packer, self._settings = policy.packer, policy.settings
     self._renamer = _renamer(policy.packer.tokenizer) if renames else None
 
   def __call__(
@@ -103,8 +102,7 @@ class Prompts:
     return step, self._encode(step)
 
   def _encode(self, step: Step) -> Encoded:
-    return self._packer.encode(
-        protocol.step_conversation(step, style=self._style))
+    return self._packer.encode(self._settings.conversation(step))
 
 
 def _renamer(tokenizer: Tokenizer) -> warmup.Renamer:

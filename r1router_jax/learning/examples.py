@@ -2,7 +2,8 @@
 
 Left out, counted and named are steps whose prompt the policy cannot read (too
 long, or with a picture for a policy of texts), and answers whose gold has no
-token that is ever compared: whatever is written there earns nothing.
+token that is ever compared: whatever is written there earns nothing.  A passage
+whose picture cannot be read goes without it, which is counted and named, too.
 """
 
 import itertools
@@ -10,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import ml_collections as mlc
 import numpy as np
+from absl import logging
 
-from r1router_jax import metrics, protocol
+from r1router_jax import metrics
 from r1router_jax.data import georouter, grpo_rows, trajectories
 from r1router_jax.inputs import images, rows
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -109,6 +111,7 @@ def choose(
   """
   packer, settings = policy.packer, policy.settings
   kept, shapes, skipped = [], [], rows.Skipped(source)
+  unread = []
   for step in steps:
     if step.answers and not any(map(metrics.tokens, step.answers)):
       skipped(rows.BadRow(
@@ -116,15 +119,18 @@ def choose(
           "Give one, or leave the step out"))
       continue
     try:
-      prompt = packer.encode(
-          protocol.step_conversation(step, style=settings.style))
+      prompt = packer.encode(settings.conversation(step))
     except (PromptTooLong, images.BadImage) as error:
       skipped(f"{step.id}: {error}")
       continue
     response = packer.tokenizer.encode_response(
         demonstrations.demonstration(step))
     kept.append(step)
+    unread += [f"{step.id}: {reason}" for reason in prompt.unread]
     shapes.append((packer.length(prompt.ids), len(prompt.pictures),
                    settings.response_length(len(response))))
   skipped.end(len(kept))
+  if unread:
+    logging.warning("%s: %d pictures of passages are left out, the first of "
+                    "them of %s", source, len(unread), unread[0])
   return kept, shapes

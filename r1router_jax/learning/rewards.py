@@ -13,7 +13,9 @@ by recall, w = 0.  A list of every candidate thus earns 1, and stopping where
 one should search half of the route's share or more.
 
 `REWARDS["default"]` mends that: tags are read by `protocol`, any accepted route
-counts, a stop is right or wrong, answers are compared by F1, w = 0.1.
+counts, a stop is right or wrong, answers are compared by F1, w = 0.1.  A plan
+that may name several routes is right where each of them is accepted: a second
+accepted one earns nothing, and one that is not loses the first one's share.
 
 `Step.answers` are spellings of one gold.  The reference's rule for several
 golds, all or nothing whatever their length, applies to them as it stands.
@@ -46,7 +48,7 @@ class Asked(NamedTuple):
     sub_question, gold: texts whose embeddings are compared, or "" and "" where
       `similarity` is known without.
     similarity: of the two, where they are "".
-    route: 1 if the route is accepted, else 0.
+    route: 1 if each route is accepted, else 0.
   """
 
   sub_question: str
@@ -57,9 +59,12 @@ class Asked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """How responses are read and judged; each answers None for malformed text."""
+  """How responses are read and judged; each answers None for malformed text.
 
-  plan: Callable[[Step, str], Asked | None]
+  Plans are also told how many routes they may name.
+  """
+
+  plan: Callable[[Step, str, int], Asked | None]
   answer: Callable[[Step, str], float | None]
   format_weight: float  # w above.
 
@@ -82,8 +87,9 @@ class Parts:
         if not np.all(np.isnan(column))}
 
 
-def reference_plan(step: Step, text: str) -> Asked | None:
+def reference_plan(step: Step, text: str, most: int) -> Asked | None:
   """A plan as the reference reads it: the first of each tag, wherever."""
+  del most
   found = _first_tags(text, protocol.PLAN_TAGS)
   if found is None:
     return None
@@ -110,12 +116,12 @@ def reference_answer(step: Step, text: str) -> float | None:
   return float(recall == 1)
 
 
-def default_plan(step: Step, text: str) -> Asked | None:
+def default_plan(step: Step, text: str, most: int) -> Asked | None:
   """A plan by the protocol; a stop is right or wrong, nothing between."""
-  plan = protocol.parse_plan(text)
+  plan = protocol.parse_plan(text, most)
   if not isinstance(plan, Plan):
     return None
-  route = float(plan.route in step.routes)
+  route = float({*plan.routes} <= {*step.routes})
   gold_stops = step.sub_question.lower() == protocol.NONE.lower()
   if gold_stops or plan.route == "none":
     both = gold_stops and plan.route == "none"
@@ -148,14 +154,16 @@ class StepReward:
   Args:
     embedder: texts to unit vectors; gold sub-questions are embedded only once.
     preset: one of `REWARDS`.
+    routes: how many routes a plan may name, see `settings.Settings`.
   """
 
-  def __init__(self, embedder: Embedder, preset: str = "default"):
+  def __init__(
+      self, embedder: Embedder, preset: str = "default", routes: int = 1):
     if preset not in REWARDS:
       raise ValueError(
           f"unknown reward {preset!r}; known: {', '.join(REWARDS)}")
     self.rules = REWARDS[preset]
-    self._embedder = embedder
+    self._embedder, self._routes = embedder, routes
     self._golds: dict[str, np.ndarray] = {}
 
   def __call__(
@@ -174,7 +182,7 @@ class StepReward:
       if not (step.routes and step.sub_question if plan else step.answers):
         raise ValueError(f"{step.kind} step {step.id} has no gold to reward by")
       if plan:
-        asked = self.rules.plan(step, text)
+        asked = self.rules.plan(step, text, self._routes)
         well_formed[n] = asked is not None
         similarity[n] = asked.similarity if asked else 0
         route[n] = asked.route if asked else 0
@@ -214,11 +222,11 @@ class StepReward:
     return vectors
 
 
-def of_sentences(preset: str) -> StepReward:
+def of_sentences(preset: str, routes: int) -> StepReward:
   """A reward whose similarities are those of the package's text encoder."""
   embed = embedders.minilm()
   return StepReward(
-      lambda texts: embed([Query(text) for text in texts]), preset)
+      lambda texts: embed([Query(text) for text in texts]), preset, routes)
 
 
 def _first_tags(text: str, tags: Sequence[str]) -> list[str] | None:

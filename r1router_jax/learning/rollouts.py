@@ -136,8 +136,8 @@ def online(
   logp = np.zeros(tokens.shape, np.float32)
   logp[mask] = np.concatenate([response.logp for response in flat])
   shaped = lambda a: a.reshape(len(steps), members, -1)
-  prompts = [policy.packer.encode(protocol.step_conversation(
-      step, style=policy.settings.style)) for step in steps]
+  prompts = [policy.packer.encode(policy.settings.conversation(step))
+             for step in steps]
   return judged(
       steps, prompts, sampling.Drawn(
           *map(shaped, (tokens, logp, mask)),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1router_jax import pods, protocol
+from r1router_jax import pods
 from r1router_jax.inputs.pack import Encoded
 from r1router_jax.learning import demonstrations
 from r1router_jax.learning.batch import Batch, Beside
@@ -107,8 +107,7 @@ def batch(
 
 def _text(policy: Policy, step: Step) -> tuple[Encoded, int]:
   """Prompt and response of a step as one, and how long the prompt is."""
-  prompt = policy.packer.encode(
-      protocol.step_conversation(step, style=policy.settings.style))
+  prompt = policy.packer.encode(policy.settings.conversation(step))
   response = policy.packer.tokenizer.encode_response(
       demonstrations.demonstration(step))
   return Encoded([*prompt.ids, *response], prompt.pictures), len(prompt.ids)

@@ -87,7 +87,7 @@ class StepGrpo:
     self._objective = objective.Objective(
         temperature, policy.settings.response_tokens[-1], **loss)
     self.penalised = self._objective.kl_coef != 0
-    self._reward = rewards.of_sentences(reward)
+    self._reward = rewards.of_sentences(reward, policy.settings.routes)
 
   def make_batches(
       self, params: dict,
@@ -159,6 +159,7 @@ def _report(groups: rollouts.Groups) -> dict[str, float]:
       "groups": float(len(groups.steps)),
       "equal_groups": float(np.mean(~groups.teach)),
       "response_tokens": float(groups.drawn.mask.sum(-1).mean()),
+      "cut_tokens": float(np.mean([prompt.cut for prompt in groups.prompts])),
       # As long as there is room.
       "truncated": float(groups.drawn.mask.all(-1).mean()),
   }

@@ -12,7 +12,6 @@ import numpy as np
 
 from r1router_jax.learning import rewards
 from r1router_jax.policy import Policy
-from r1router_jax.protocol import step_conversation
 from r1router_jax.records import Step
 
 REWARD = "validation/total"
@@ -31,8 +30,7 @@ class Validation:
       self, policy: Policy, steps: list[Step], reward: rewards.StepReward
   ):
     self._policy, self._steps, self._reward = policy, steps, reward
-    style = policy.settings.style
-    self._prompts = [policy.packer.encode(step_conversation(step, style=style))
+    self._prompts = [policy.packer.encode(policy.settings.conversation(step))
                      for step in steps]
 
   def __call__(self, params: dict) -> dict[str, float]:

@@ -17,6 +17,7 @@ from r1router_jax.records import Passage
 from tests import tiny
 
 STYLES = list(prompts.STYLES)
+ALL = protocol.PassageTokens()
 RAW = tokenizers.Tokenizer.from_file(str(tiny.TOKENIZER))
 CONTROL = {token.content: i for i, token in
            RAW.get_added_tokens_decoder().items() if "<" in token.content}
@@ -27,7 +28,7 @@ hostile = st.lists(st.sampled_from(PIECES) | st.text(max_size=5),
 
 
 def encode(conversation, style, pictures=(), limit=4000):
-  return tiny.tokenizer(style).encode(conversation, pictures, limit)
+  return tiny.tokenizer(style).encode(conversation, pictures, limit, ALL).ids
 
 
 def control(ids):
@@ -93,10 +94,10 @@ def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
   texts = ["alpha beta " * 20, "gamma delta " * 20]
   conversation = answer("who?", *texts, style=style)
   whole = encode(conversation, style)
-  pieces = [tiny.tokenizer(style).encode(dataclasses.replace(
-      conversation, system="", user=(s,)), (), 4000) for s in conversation.user]
-  frame = len(tiny.tokenizer(style).encode(dataclasses.replace(
-      conversation, system="", user=()), (), 4000))
+  pieces = [encode(dataclasses.replace(conversation, system="", user=(s,)),
+                   style) for s in conversation.user]
+  frame = len(encode(
+      dataclasses.replace(conversation, system="", user=()), style))
   sizes = [len(piece) - frame for piece in pieces]
   passages = [i for i, s in enumerate(conversation.user)
               if s.source == "passage"]
@@ -117,6 +118,83 @@ def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
       at += size
     wanted += whole[start + at:]
     assert ids == wanted
+
+
+def shown(style, most=ALL, limit=4000, pictures=2):
+  """Two passages of each kind, those of pictures with theirs."""
+  passages = [Passage(f"{kb}/{n}", kb, f"{kb} alpha{n} beta {n} gamma " * 3,
+                      "p.png" * (kb == "image"))
+              for kb in ("text", "image", "table") for n in range(2)]
+  conversation = protocol.answer_conversation(
+      "who?", passages, "", style=style, passage_pictures=pictures)
+  return conversation, tiny.tokenizer(style).encode(
+      conversation, [3] * len(conversation.pictures), limit, most)
+
+
+def whole_words(style, *left_out, **cut):
+  """Ids by hand: without passages, and some cut, by "<kind><rank>"."""
+  conversation, _ = shown(style)
+  name = lambda s: s.of and f"{s.of[0]}{s.of[1]}"
+  pieces = []
+  for segment in conversation.user:
+    if name(segment) in left_out:
+      continue
+    if segment.source == "picture":
+      seen, pad = CONTROL["<|vision_start|>"], CONTROL["<|image_pad|>"]
+      pieces += [seen, pad, pad, pad, CONTROL["<|vision_end|>"]]
+      continue
+    ids = RAW.encode(segment.text, add_special_tokens=False).ids
+    if segment.source == "passage":
+      ids = ids[:cut.get(name(segment))]
+    pieces += ids
+  frame = encode(dataclasses.replace(conversation, user=()), style)
+  start = len(frame) - closing(style)
+  return frame[:start] + pieces + frame[start:]
+
+
+def size(text):
+  return len(RAW.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_passages_within_their_tokens(style):
+  conversation, whole = shown(style)
+  of = {s.of: size(s.text) for s in conversation.user if s.source == "passage"}
+  assert whole == (whole_words(style), [True, True], 0)
+  # The second text is cut, the second picture left out, the tables stay.
+  found = shown(style, protocol.PassageTokens(
+      text=of["text", 0] + 4, image=of["image", 0], table=1000))[1]
+  assert found.ids == whole_words(style, "image1", text1=4)
+  assert found.shown == [True, False]
+  assert found.cut == of["text", 1] - 4 + of["image", 1] + 5
+  # Less than the first passage: all that is left of its kind.
+  found = shown(style, protocol.PassageTokens(table=2))[1]
+  assert found.ids == whole_words(style, "table1", table0=2)
+  assert found.cut == of["table", 0] - 2 + of["table", 1]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_long_prompt_loses_pictures_with_their_passages(style):
+  conversation, whole = shown(style)
+  of = {s.of: size(s.text) for s in conversation.user if s.source == "passage"}
+  tables = of["table", 0] + of["table", 1]
+  found = shown(style, limit=len(whole.ids) - tables - of["image", 1] - 1)[1]
+  assert found.shown == [True, False] and found.cut >= (
+      tables + of["image", 1] + 1)
+  assert len(found.ids) == len(whole.ids) - found.cut
+  # With what is asked beside it, it is refused only without any passage.
+  with pytest.raises(PromptTooLong, match="without its passages"):
+    shown(style, limit=8)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_both_limits_are_one_cut(style):
+  _, whole = shown(style, pictures=0)
+  most = protocol.PassageTokens(text=9)
+  _, less = shown(style, most, pictures=0)
+  _, least = shown(style, most, limit=len(less.ids) - 3, pictures=0)
+  assert len(least.ids) == len(less.ids) - 3
+  assert least.cut == less.cut + 3 and less.cut > 0 == whole.cut
 
 
 def closing(style):
