@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from r1router_jax import drawing, fused, parallel, policy, router
+from r1router_jax import drawing, fused, parallel, planners, policy, router
 from r1router_jax.data import georouter
+from r1router_jax.protocol import PassageTokens
+from r1router_jax.records import Plan, Step
 from r1router_jax.retrieval import index
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
-from tests import pair
+from tests import pair, tiny
 from tests.retrieval.fakes import Words
 
 KEY = jax.random.key(3)
@@ -82,6 +84,32 @@ print("alike", len(found), jax.process_count())
 def test_each_host_walks_its_own_questions(tmp_path):
   assert all("alike 7 2" in said for said in pair.run(
       CHILD, tmp_path, timeout=400))
+
+
+def test_options_change_nothing_about_who_drives():
+  """Two routes a plan, pictures of passages, one that is gone, and limits."""
+  options = dict(routes=2, passage_pictures=2, passage_tokens=PassageTokens(
+      text=9, image=14), prompt_tokens=(64, 112), batch_rows=4)
+  of = policy.Policy(
+      dataclasses.replace(tiny.SETTINGS, **options), tiny.TOKENIZER,
+      tiny.params(tiny.SPOKEN), jax.sharding.Mesh(
+          np.array(jax.local_devices()[:1]), (parallel.DATA,)))
+  bases = kbs(10)
+  bases["image"].passages[3] = dataclasses.replace(
+      bases["image"].passages[3], image="missing.png")
+  plans = [Plan("", "Which flag?", "image", ("text",)),
+           Plan("", "How many people?", "table", ("image",)), planners.STOP]
+  planner = planners.Planner(fixed=lambda question, n: plans[n])
+  wanted, found = (
+      walk(of, bases, questions(4), KEY, planner=planner, k=3,
+           method=drawing.Method(0.8)) for walk in (router.route, fused.route))
+  assert found == wanted
+  (pictures,) = {len(of.packer.encode(of.settings.conversation(Step(
+      "", "answer", each.question, sub_question="?",
+      passages=each.rounds[0].passages))).pictures) for each in wanted[1:]}
+  assert pictures == 2
+  assert [len(each.rounds[0].passages) for each in wanted[1:]] == [6] * 3
+  assert min(each.cut for each in wanted[1:]) > 0
 
 
 def test_a_knowledge_base_that_would_wait_is_refused():

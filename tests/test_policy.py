@@ -12,6 +12,7 @@ from PIL import Image
 from r1router_jax import drawing, policy, protocol, settings
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf, published
+from r1router_jax.records import Passage, Question, Step
 from tests import tiny
 
 
@@ -92,6 +93,30 @@ def test_pictures_may_be_mixed_with_text(made, tmp_path):
   assert len(picture) == 2
 
 
+def test_two_pictures_in_a_prompt(made, tmp_path):
+  """Each is seen, in its place, and alone as beside other prompts."""
+  paths = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+  rng = np.random.default_rng(0)
+  for path in paths:
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+  seeing = dataclasses.replace(made, settings=dataclasses.replace(
+      made.settings, passage_pictures=2))
+  ask = lambda *shown: seeing.settings.conversation(Step(
+      "q", "answer", Question("q", "?"), sub_question="Who?", passages=tuple(
+          Passage(f"{n}", "image", "a flag", path)
+          for n, path in enumerate(shown))))
+  asked = [ask(*paths[:2]), ask(paths[1], paths[0]), ask(paths[0], paths[2]),
+           ask(paths[0])]
+  assert [len(each.pictures) for each in asked] == [2, 2, 2, 1]
+  together = seeing.respond(asked, jax.random.key(0), 2, WARM)
+  for i in (0, 3):
+    same(seeing.respond(asked[i:i + 1], jax.random.key(0), 2, WARM),
+         together[i:i + 1])
+  # The same tokens are drawn with the same noise: what differs was seen.
+  first = [group[0].logp[0] for group in together[:3]]
+  assert len({round(float(logp), 4) for logp in first}) == 3
+
+
 def test_no_conversations_no_responses(made):
   assert made.respond([], jax.random.key(0)) == []
 
@@ -145,9 +170,42 @@ def test_broken_settings_are_named(made, tmp_path):
       policy.load(tmp_path)
 
 
-def test_settings_are_read_back():
-  tree = json.loads(json.dumps(dataclasses.asdict(tiny.SETTINGS)))
-  assert settings.Settings.from_dict(tree) == tiny.SETTINGS
+OPTIONS = dict(routes=2, passage_pictures=1,
+               passage_tokens=protocol.PassageTokens(text=40))
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS])
+def test_settings_are_read_back(options):
+  known = dataclasses.replace(tiny.SETTINGS, **options)
+  tree = json.loads(json.dumps(dataclasses.asdict(known)))
+  assert settings.Settings.from_dict(tree) == known
+  assert known.options() == options
+
+
+def test_older_settings_have_no_options(made, tmp_path):
+  """The shipped policy's file does not know of them."""
+  warm = settings.read(settings.WARM_START)
+  assert "routes" not in (settings.WARM_START / settings.FILE).read_text()
+  assert warm.options() == {}
+  some = dataclasses.replace(made, settings=dataclasses.replace(
+      made.settings, **OPTIONS))
+  some.save(tmp_path)
+  assert settings.read(tmp_path).options() == OPTIONS
+  given = dict(passage_tokens=dict(table=9), routes=1)
+  assert settings.of_run(str(tmp_path), given).options() == dict(
+      passage_pictures=1, passage_tokens=protocol.PassageTokens(table=9))
+
+
+@pytest.mark.parametrize("options, says", [
+    (dict(routes=0), "routes is 0: a plan may name 1 to 3"),
+    (dict(routes=4), "routes is 4"),
+    (dict(passage_pictures=-1), "passage_pictures is -1"),
+    (dict(passage_tokens=protocol.PassageTokens(table=-1)), "table=-1.*0 for"),
+    (dict(passage_pictures=1, model=dataclasses.replace(
+        tiny.SPOKEN, vision=None)), "reads texts alone: set it to 0")])
+def test_options_out_of_range_are_named(options, says):
+  with pytest.raises(ValueError, match=says):
+    dataclasses.replace(tiny.SETTINGS, **options)
 
 
 def test_a_fresh_policy_has_the_parameters_of_its_settings():

@@ -182,6 +182,16 @@ def test_marks_routes_and_evidence(tmp_path):
   assert "7 tokens" in page
 
 
+def test_all_routes_are_marked(tmp_path):
+  done = Round(Plan("t", "x", "text", ("table", "x")), (), Answer("", "x"))
+  report.write(tmp_path / "r.html", title="t", trajectories=[
+      Trajectory(Question("q", "x"), (done,), Answer("", "x"))])
+  assert (
+      'Round 1 <span class="badge text">Text Retriever</span> <span class="'
+      'badge table">Table Retriever</span> <span class="badge none">None</span>'
+  ) in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("final, mark", [
     (Answer("", "the city of Chad"), False), (Answer("", "Chad."), True),
     (Answer("", "lake"), True), (Malformed("Chad", "tags"), False)])

@@ -72,6 +72,32 @@ def test_routes_of_some_trajectories():
   assert right(("text", "image"), ()) == [False] * 3
 
 
+@pytest.mark.parametrize("gold, chosen, right", [
+    (("table|text",), ("table", "text"), True),
+    (("table|text",), ("text", "table"), True),
+    (("table|text",), ("table", "image"), False),
+    (("table|text",), ("image", "table"), False),
+    (("table",), ("table", "text"), False),
+    ((), ("table", "text"), False)])
+def test_a_plan_of_several_routes(gold, chosen, right):
+  """Right where each is accepted; each costs a retrieval."""
+  one = trajectory(gold, chosen[:1])
+  done = dataclasses.replace(one.rounds[0], plan=Plan(
+      "t", "What?", chosen[0], chosen[1:]))
+  found = dataclasses.replace(one, rounds=(done,), cut=9)
+  assert scoring.routes_right(found, 3)[0] == right
+  columns = scoring.score([found, one], max_steps=3)
+  assert columns["retrievals"].tolist() == [2, 1]
+  assert columns["cut"].tolist() == [9, 0]
+  assert columns["format"].tolist() == [1, 1]
+
+
+def test_a_missing_picture_of_a_passage_is_no_fault_of_form():
+  found = trajectory(("text",), ("text",), "picture: a.png: gone")
+  assert scoring.routes_right(found, 3) == [True, True]
+  assert scoring.score([found], max_steps=3)["format"] == 1
+
+
 def test_columns():
   some = [
       trajectory(("text",), ("text",)),
@@ -84,7 +110,7 @@ def test_columns():
   assert {name: column.tolist() for name, column in found.items()} == dict(
       recall=[1, 1, 0], f1=[1, pytest.approx(0.75), 0], exact=[1, 0, 0],
       route=[1, pytest.approx(2 / 3), 0], format=[1, 0, 0],
-      retrievals=[1, 2, 0], tokens=[7, 7, 7])
+      retrievals=[1, 2, 0], tokens=[7, 7, 7], cut=[0, 0, 0])
   assert scores.recall == 1
 
 
@@ -100,6 +126,30 @@ def test_a_trajectory_survives_its_file(tmp_path):
   found = [predictions.from_row(row, each.question) for row, each
            in zip(predictions.read(path), (first, second), strict=True)]
   assert found == [first, second]
+
+
+def test_several_routes_and_cuts_survive_their_file(tmp_path):
+  one = trajectory(("text",), ("text",))
+  done = dataclasses.replace(one.rounds[0], plan=Plan(
+      "t", "What?", "text", ("table", "image")))
+  wanted = dataclasses.replace(one, rounds=(done,), cut=3)
+  predictions.append(tmp_path / "p", [predictions.to_row(wanted)])
+  (row,) = predictions.read(tmp_path / "p")
+  assert predictions.from_row(row, one.question) == wanted
+
+
+def test_an_older_file_is_read(tmp_path):
+  """A line as it was written before plans could name several routes."""
+  (tmp_path / "p").write_text(
+      '{"id": "q", "question": "Where?", "image": "", "family": "f", "gold": '
+      '["Chad"], "rounds": [{"thought": "t", "sub_question": "What 0?", '
+      '"route": "text", "passages": [{"id": "text/0", "kb": "text", "text": '
+      '"words", "image": "", "score": 0.5}], "answer": {"thought": "t", '
+      '"text": "a"}}], "final": {"thought": "", "text": "Chad"}, "faults": '
+      '[], "tokens": 7}\n')
+  (row,) = predictions.read(tmp_path / "p")
+  wanted = trajectory(("text",), ("text",))
+  assert predictions.from_row(row, wanted.question) == wanted
 
 
 def test_replace_leaves_no_draft(tmp_path):

@@ -10,6 +10,21 @@ from PIL import Image
 from r1router_jax.inputs import images
 
 
+@pytest.mark.parametrize("factor, least, most", [
+    (28, 3136, 1_003_520), (28, 7056, 7056), (8, 64, 1024)])
+def test_no_picture_is_longer_than_the_longest(factor, least, most):
+  """Against many sizes, the thinnest among them; some are as long."""
+  rng, longest = np.random.default_rng(0), {}
+  for ratio in [*np.exp(rng.uniform(0, np.log(200), 3000)), *[200] * 3000]:
+    short = int(np.exp(rng.uniform(0, 8)))
+    size = images.smart_resize(short, int(short * ratio), factor, least, most)
+    blocks, beside = sorted(side // factor for side in size)
+    longest[blocks] = max(longest.get(blocks, 0), beside)
+  bounds = {n: images.longest_side(n, factor, least, most) for n in longest}
+  assert all(longest[n] <= bounds[n] for n in longest)
+  assert sum(longest[n] == bounds[n] for n in longest) > len(longest) / 2
+
+
 def encode(image, kind, **options):
   buffer = io.BytesIO()
   image.save(buffer, kind, **options)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from r1router_jax.inputs import images, pack
 from r1router_jax.inputs.tokenizer import PromptTooLong
-from r1router_jax.protocol import Conversation, Segment
+from r1router_jax.models import qwen_vl
+from r1router_jax.protocol import Conversation, PassageTokens, Segment
 from tests import tiny
 
 GRIDS = [(), ((2, 2),), ((4, 6),), ((10, 2),), ((6, 6),),
@@ -171,6 +172,40 @@ def test_a_picture_file_becomes_placeholders_and_patches(tmp_path):
     dataclasses.replace(packer, vision=None).encode(conversation)
   with pytest.raises(PromptTooLong):
     tiny.packer(lengths=(10,)).encode(conversation)
+
+
+def test_a_passage_whose_picture_cannot_be_read_goes_without(tmp_path):
+  good, bad = str(tmp_path / "p.png"), str(tmp_path / "no.png")
+  Image.new("RGB", (16, 16), "red").save(good)
+  pieces = lambda *paths: Conversation("answer", "<|answer|>", tuple(
+      piece for n, path in enumerate(paths) for piece in (
+          Segment(path, "picture", ("image", n)),
+          Segment("who is", "passage", ("image", n))) if piece.text))
+  packer = tiny.packer(lengths=(60,))
+  found = packer.encode(pieces(bad, good, bad + "2"))
+  wanted = packer.encode(pieces("", good, ""))
+  assert found.ids == wanted.ids and len(found.pictures) == 1
+  assert [bad in reason for reason in found.unread] == [True, True]
+  assert (wanted.unread, found.cut) == ((), 0)
+  # Pictures go with their passages, in the prompt as in the batch.
+  cut = dataclasses.replace(packer, passage_tokens=PassageTokens(image=2))
+  one = cut.encode(pieces(good, good))
+  assert one.cut == 2 + 6 and len(one.pictures) == 1
+  tiny.pack(tiny.CONFIG, [packer.encode(pieces(good, good)), one], 60)
+
+
+@pytest.mark.parametrize("least, most, grids", [
+    (64, 4096, ((16, 16), (2, 200), (4, 96))), (64, 64, ((2, 30), (2, 2)))])
+def test_there_is_room_for_windows_of_any_picture(least, most, grids):
+  packer = dataclasses.replace(
+      tiny.packer(), min_pixels=least, max_pixels=most)
+  room = packer.windows()
+  sides = [(n, int(n * ratio)) for ratio in (1, 3, 20, 200)
+           for n in (1, 2, 5, 9, 12, 30, 80, 300)]
+  needs = [qwen_vl.windows(h // 4, w // 4, tiny.VISION) for h, w in (
+      images.smart_resize(*size, 8, least, most) for size in sides)]
+  assert room / 2 < max(needs) <= room
+  assert all(qwen_vl.windows(*grid, tiny.VISION) <= room for grid in grids)
 
 
 def test_every_leaf_has_the_axis_of_devices():

@@ -25,6 +25,19 @@ def test_a_shape_is_what_a_row_is_padded_to():
   assert shapes == [(24, 0, 12), (48, 0, 12)]
 
 
+def test_a_passage_whose_picture_cannot_be_read_is_named(caplog):
+  seeing = policy.Policy(
+      dataclasses.replace(tiny.SETTINGS, passage_pictures=1),
+      tiny.TOKENIZER, {})
+  step = Step("q/1", "answer", ASKED, sub_question="Which one?",
+              answers=("no",), passages=(Passage("p", "image", "x", "no.png"),))
+  with caplog.at_level("WARNING"):
+    kept, shapes = examples.choose(seeing, [step, GOOD, step], "some.jsonl")
+  assert kept == [step, GOOD, step] and shapes[0] == (24, 0, 12)
+  assert "some.jsonl: 2 pictures of passages are left out" in caplog.text
+  assert "q/1: 'no.png'" in caplog.text
+
+
 @pytest.mark.parametrize("bad, says", [
     (dataclasses.replace(GOOD, id="q/7", answers=("",)),
      "q/7: the gold answer '' has no word. Give one"),

@@ -211,6 +211,23 @@ def test_each_text_is_embedded_once():
   assert len(calls) == 2
 
 
+@pytest.mark.parametrize("names, earned", [
+    ("Text Retriever", 1), ("Table Retriever, Text Retriever", 1),
+    ("Text Retriever, Table Retriever", 1),
+    ("Text Retriever, Text Image Retriever", 0.55),
+    ("Text Image Retriever, Text Retriever", 0.55),
+    ("Text Retriever, Table Retriever, Text Image Retriever", 0)])
+def test_several_routes_are_right_where_each_is_accepted(names, earned):
+  """By hand: 0.1 for its form, 0.45 each for its sub-question and routes."""
+  text = plan("Who rules Chad?", names)
+  score = lambda preset, routes: float(
+      rewards.StepReward(embed, preset, routes)([CHAD], [text])[0])
+  assert score("default", 2) == pytest.approx(earned)
+  assert score("default", 1) == pytest.approx(earned * ("," not in names))
+  assert score("reference", 2) == score("reference", 1) == pytest.approx(
+      0.5 if "," in names else 1)
+
+
 def test_parts_say_where_a_reward_comes_from():
   parts = rewards.StepReward(embed).parts(
       [CHAD, CHAD, answer_step("x")],
