@@ -145,6 +145,15 @@ def test_tables_claims_and_page(tmp_path):
   assert "later minus early" in (tmp_path / "page.html").read_text()
 
 
+def test_options_tell_a_policy_from_itself_without(tmp_path, monkeypatch):
+  """So that no trajectory of the one is taken for one of the other."""
+  monkeypatch.setattr(evaluation.hf, "files", lambda folder: [])
+  weights = lambda **options: evaluation._label(
+      "p", fakes.Scripted(script, **options), str(tmp_path))["weights"]
+  assert weights() == ""
+  assert weights(routes=2, passage_pictures=1) == "routes=2 passage_pictures=1"
+
+
 def test_what_the_user_can_put_right():
   named = lambda *pairs: evaluation._named(pairs, "policy")
   assert named("a=x/policy", "runs/sft/policy", "warm_start") == dict(

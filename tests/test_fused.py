@@ -89,27 +89,31 @@ def test_each_host_walks_its_own_questions(tmp_path):
 def test_options_change_nothing_about_who_drives():
   """Two routes a plan, pictures of passages, one that is gone, and limits."""
   options = dict(routes=2, passage_pictures=2, passage_tokens=PassageTokens(
-      text=9, image=14), prompt_tokens=(64, 112), batch_rows=4)
+      text=9, image=20), prompt_tokens=(112,), response_tokens=(4,),
+      batch_rows=4)
   of = policy.Policy(
       dataclasses.replace(tiny.SETTINGS, **options), tiny.TOKENIZER,
       tiny.params(tiny.SPOKEN), jax.sharding.Mesh(
           np.array(jax.local_devices()[:1]), (parallel.DATA,)))
   bases = kbs(10)
-  bases["image"].passages[3] = dataclasses.replace(
-      bases["image"].passages[3], image="missing.png")
+  bases["image"].passages = [
+      dataclasses.replace(passage, image="gone.png")
+      if passage.id == "image/flag/argentina" else passage
+      for passage in bases["image"].passages]
   plans = [Plan("", "Which flag?", "image", ("text",)),
            Plan("", "How many people?", "table", ("image",)), planners.STOP]
   planner = planners.Planner(fixed=lambda question, n: plans[n])
   wanted, found = (
-      walk(of, bases, questions(4), KEY, planner=planner, k=3,
+      walk(of, bases, questions(3)[1:], KEY, planner=planner, k=3,
            method=drawing.Method(0.8)) for walk in (router.route, fused.route))
-  assert found == wanted
-  (pictures,) = {len(of.packer.encode(of.settings.conversation(Step(
-      "", "answer", each.question, sub_question="?",
-      passages=each.rounds[0].passages))).pictures) for each in wanted[1:]}
-  assert pictures == 2
-  assert [len(each.rounds[0].passages) for each in wanted[1:]] == [6] * 3
-  assert min(each.cut for each in wanted[1:]) > 0
+  assert found == wanted and len(found) == 2
+  for each in wanted:
+    shown = [len(of.packer.encode(of.settings.conversation(Step(
+        "", "answer", each.question, sub_question="?",
+        passages=done.passages))).pictures) for done in each.rounds]
+    assert shown == [2, 1] and each.cut > 0
+    assert [len(done.passages) for done in each.rounds] == [6, 6]
+    assert sum(f.startswith("picture: 'gone.png'") for f in each.faults) == 1
 
 
 def test_a_knowledge_base_that_would_wait_is_refused():
