@@ -23,6 +23,7 @@ setuptools.setup(
         "etils[epath]>=1.10",
         "flax>=0.12",
         "ftfy>=6.1",  # CLIP reads texts mended by it.
+        "httpx>=0.27",
         "huggingface_hub>=0.30",
         "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
         "jax>=0.10",

@@ -39,7 +39,8 @@ _EMBEDDER = flags.DEFINE_string(
     "embedder", "", f"One of {', '.join(embedders.EMBEDDERS)}; by default "
     + ", ".join(f"{name} for {kb}" for kb, name in kbs.KINDS.items()) + ".")
 _WEIGHTS = flags.DEFINE_string(
-    "weights", "", "Folder of the embedder's weights, where it has none.",
+    "weights", "", "Folder of the embedder's weights, where it has none; of "
+    "openai and tei the address, http://host:port/v1#model.",
     allow_override=True)
 _INDEX = flags.DEFINE_enum(
     "index", "auto", ["auto", "exact", "scann"], "How vectors are searched.")

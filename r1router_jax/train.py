@@ -112,8 +112,14 @@ def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
         len(rows), algorithm.examples, first, config.total_steps)
     for i in telemetry.progress(
         range(first, config.total_steps), f"train ({config.algorithm})"):
-      with log.timed("data"):
-        made, report = algorithm.make_batches(state.params, due, i)
+      try:
+        with log.timed("data"):
+          made, report = algorithm.make_batches(state.params, due, i)
+      except service.RetrievalError as error:
+        if i > first and jax.process_count() == 1:
+          keep(i, state)
+        raise service.RetrievalError(
+            f"{error}  The same command goes on from {saved.newest}.") from error
       log.spent(report.seconds, within="data")
       meter.add(report.work)
       for batch in made:

@@ -18,7 +18,6 @@ them so and wrote Python's builtin `id` there.)
 
 import importlib.resources
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,11 +25,11 @@ from r1router_jax.inputs import images
 from r1router_jax.inputs import rows as files
 from r1router_jax.inputs.rows import BadRow, Fault
 from r1router_jax.records import Passage
+from r1router_jax.retrieval import texts
 
 WORLD = "georouter"  # The source that comes with the package.
 WINDOW, STRIDE = 100, 50  # Words.
 _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def world_folder() -> str:
@@ -107,17 +106,7 @@ def _fields(kb: str, row: Any) -> dict[str, str]:
   if kb == "table" and "rows" in row:
     fields["text"] = _flatten(row)
   for name, value in fields.items():
-    if not isinstance(value, str):
-      raise Fault(f'"{name}" is a {type(value).__name__}',
-                   "Write it as a string")
-    if control := _CONTROL.search(value):
-      raise Fault(f'"{name}" holds the control character {control[0]!a}',
-                   "Remove it")
-    try:
-      value.encode()
-    except UnicodeEncodeError:
-      raise Fault(f'"{name}" holds half a surrogate pair',
-                   "Write whole characters") from None
+    texts.check(name, value)
   for name in ("id", "text"):
     if not fields[name].strip():
       raise Fault(f'"{name}" is missing or empty', "Give one")

@@ -8,6 +8,7 @@ the one before it.  Products are in bfloat16, except on CPUs.
 Axes:  n items   E width of a vector
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +24,11 @@ from r1router_jax.records import Passage, Query
 ROWS = (8, 32, 128)  # Texts or pictures in a batch,
 TOKENS = (16, 32, 64, 128, 256, 512)  # and tokens of its texts,
 BATCH_TOKENS = 4096  # but never more than so many in all.
+
+# Of Open-WikiTable's table tokenizer, in the order of their ids.
+TABLE_MARKS = ("[Title]", "[Section title]", "[Caption]", "[Table name]",
+               "[Header]", "[Rows]", "[Row]", "[sep]")
+_MARK = re.compile("|".join(map(re.escape, TABLE_MARKS)))
 
 
 def dtype() -> Any:
@@ -48,6 +54,21 @@ class Embedder(Protocol):
   devices: Sequence[jax.Device]
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]: ...
+
+
+def text_of(item: Query | Passage, marks: bool = False) -> str:
+  """What a model of texts reads of an item.
+
+  Args:
+    item: whatever is to be embedded.
+    marks: whether the model was trained on the marks of flattened tables.  Else
+      it reads punctuation in their place, which finds far more.
+  """
+  if isinstance(item, Query):  # The original lower-cases these alone.
+    return item.text.lower().strip()
+  if item.kb == "table" and not marks:
+    return _MARK.sub(". ", item.text.replace("[sep]", ", "))
+  return item.text
 
 
 class Encoder:

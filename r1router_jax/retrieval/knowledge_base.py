@@ -12,7 +12,9 @@ On disk it is a folder that `build_kb` writes and this module opens:
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,11 +38,12 @@ class Passages:
     pictures: the folder that its pictures are named below.
 
   Attributes:
+    pictures: that folder.
     size: of the file, in bytes.
   """
 
   def __init__(self, folder: str, kb: str, pictures: str = ""):
-    self._kb, self._pictures = kb, pictures
+    self._kb, self.pictures = kb, pictures
     self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
     self.size = len(self._bytes)
     self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
@@ -52,7 +55,7 @@ class Passages:
     start, stop = map(int, self._offsets[row:row + 2])
     fields = json.loads(self._bytes[start:stop].tobytes())
     if fields["image"]:
-      fields["image"] = os.path.join(self._pictures, fields["image"])
+      fields["image"] = os.path.join(self.pictures, fields["image"])
     return Passage(kb=self._kb, **fields)
 
   def __iter__(self) -> Iterator[Passage]:
@@ -60,11 +63,18 @@ class Passages:
 
 
 class KnowledgeBase:
-  """Answers queries with passages; see `search`."""
+  """Answers queries with passages; see `search`.
+
+  Args:
+    passages, embedder, searcher: what it is made of.
+    meta: what its meta.json says.
+  """
 
   def __init__(self, passages: Sequence[Passage] | Passages,
-               embedder: encoders.Embedder, searcher: index.Index):
+               embedder: encoders.Embedder, searcher: index.Index,
+               meta: Mapping[str, Any] | None = None):
     self.passages, self.embedder, self.index = passages, embedder, searcher
+    self.meta = dict(meta or {})
     self._answers: dict[tuple[Query, int], list[Passage]] = {}
 
   def __len__(self) -> int:
@@ -81,15 +91,19 @@ class KnowledgeBase:
     new = [q for q in dict.fromkeys(queries) if (q, k) not in known]
     found = {}
     if new:
-      scores, rows = self.index.search(self.embedder(new), k)
-      found = {(query, k): self._read(*answer) for query, *answer
-               in zip(new, scores, rows, strict=True)}
+      found = {(query, k): answer for query, answer
+               in zip(new, self._find(new, k), strict=True)}
     answers = [list((found if (q, k) in found else known)[q, k])
                for q in queries]
     if len(known) + len(found) > _REMEMBERED:
       self._answers = known = {}
     known.update(found)
     return answers
+
+  def _find(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
+    """As `search`, for queries that were not asked before."""
+    scores, rows = self.index.search(self.embedder(queries), k)
+    return [self._read(*answer) for answer in zip(scores, rows, strict=True)]
 
   def _read(self, scores: np.ndarray, rows: np.ndarray) -> list[Passage]:
     return [dataclasses.replace(self.passages[row], score=score) for score, row
@@ -123,16 +137,49 @@ def open_kb(folder: str) -> KnowledgeBase:
       raise ValueError(
           f"{folder}: {name} should be {there}, as meta.json says, and is "
           f"{here}.  Build it again: delete the folder and run build_kb.")
-  return KnowledgeBase(passages, embedder, searcher)
+  return KnowledgeBase(passages, embedder, searcher, meta)
 
 
-def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
+def open_kbs(where: str, kbs: Sequence[str] = tuple(KINDS)
              ) -> dict[str, KnowledgeBase]:
-  """The knowledge bases that `build_kb` wrote to `folder`, by kind."""
-  opened = {kb: open_kb(os.path.join(folder, kb)) for kb in kbs}
+  """Knowledge bases by kind.
+
+  Args:
+    where: the folder that `build_kb` wrote, or the place of each, as in
+      "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table": a folder, or
+      the address of a server, see remote.py.
+    kbs: the kinds to open.
+
+  Raises:
+    ValueError: where one is not there, or of another kind.
+    service.RetrievalError: where a server does not answer.
+  """
+  from r1router_jax.retrieval import remote  # It needs this module.
+  opened = {}
+  for kb, place in _places(where, kbs).items():
+    opened[kb] = remote.RemoteKB(kb, place) if "://" in place else (
+        open_kb(place))
+    kind = opened[kb].meta.get("kb", kb)
+    if kind != kb:
+      raise ValueError(
+          f"{kb}={place} is a knowledge base of kind {kind}.  Name it by that.")
   logging.info("Knowledge bases: %s.", ", ".join(
       f"{kb} {len(base):,}" for kb, base in opened.items()))
   return opened
+
+
+def _places(where: str, kbs: Sequence[str]) -> dict[str, str]:
+  """Where each knowledge base is."""
+  if not re.match(rf"({'|'.join(KINDS)})=", where):
+    return {kb: os.path.join(where, kb) for kb in kbs}
+  pairs = [part.split("=", 1) for part in where.split(",")]
+  named = {pair[0].strip(): pair[-1].strip() for pair in pairs}
+  if len(named) < len(pairs) or set(named) != set(kbs) or not all(
+      len(pair) == 2 and pair[1] for pair in pairs):
+    raise ValueError(
+        f"{where}: name the place of each of {', '.join(kbs)} once, as in "
+        + ",".join(f"{kb}=PLACE" for kb in kbs) + ".")
+  return named
 
 
 Retrieve = Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]
