@@ -108,7 +108,8 @@ def open_kb(folder: str) -> KnowledgeBase:
         f"{folder} holds no finished knowledge base.  Build it with: python -m "
         f"r1router_jax.build_kb --out={os.path.dirname(folder) or '.'}")
   passages = Passages(
-      folder, meta["kb"], corpora.picture_folder(meta["source"]))
+      folder, meta["kb"],
+      corpora.picture_folder(meta["source"], meta.get("pictures", "")))
   vectors = os.path.join(folder, "vectors.npy")
   searcher = index.load(folder, vectors)
   embedder = embedders.make(meta["embedder"], meta["weights"])
