@@ -10,7 +10,10 @@ os.environ["XLA_FLAGS"] = " ".join((
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true"))
+    "--xla_llvm_disable_expensive_passes=true",
+    # Eight devices share few cores: a collective waits for the last of them.
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # As commands do: what one test compiled, another need not.
 os.environ.setdefault(
