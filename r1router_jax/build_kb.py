@@ -198,7 +198,7 @@ def _announce(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
       "Time: %s to embed.",
       kb, f"{len(passages):,}", embed.width, _size(done + passages.size),
       _size(peak + passages.size), _size(trial.peak),
-      _size(trial.held + costs.index(len(passages), embed.width, index_kind)),
+      _size(trial.held + costs.indexing(len(passages), embed.width, index_kind)),
       _size(vectors + passages.size),
       f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min")
 

@@ -50,6 +50,11 @@ class BadRow:
   def __str__(self) -> str:
     return f"{self.where}: {self.reason}.  {self.cure}."
 
+  @property
+  def kind(self) -> str:
+    """The reason without names and numbers, to count rows by."""
+    return re.sub(r"'[^']*'|\d[\d,]*", "...", self.reason)
+
 
 class Skipped:
   """What is left out of `source`: counted and named, never silent."""

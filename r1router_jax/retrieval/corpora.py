@@ -194,9 +194,10 @@ def checked(kb: str, corpus: str, source: str, paths: Sequence[str]
           f"The source {path} is a dump.  Extract it: pip install "
           "wikiextractor; wikiextractor DUMP -o FOLDER; then "
           "--source=wikipedia:FOLDER.")
-    folder = os.path.isdir(path) and kb == "image"
-    if corpus == "own" and not folder and not (
-        os.path.isfile(path) and re.fullmatch(CORPORA["own"].names, path)):
+    file = os.path.isfile(path) or "://" in path
+    if corpus == "own" and not (
+        file and re.fullmatch(CORPORA["own"].names, path)
+        or kb == "image" and os.path.isdir(path)):
       raise ValueError(
           f"The source {path} is none that the {kb} knowledge base reads.  "
           "Give a .jsonl or .csv file, plain or .gz or .bz2"
@@ -204,12 +205,13 @@ def checked(kb: str, corpus: str, source: str, paths: Sequence[str]
   return tuple(paths)
 
 
-def rows(source: Source, start: int = 0) -> files.Rows:
-  """(where, raw row) of all rows of a source, from number `start`."""
+def rows(source: Source, start: int = 0, stop: int | None = None,
+         open_file: files.Open = files.stored) -> files.Rows:
+  """(where, raw row) of the rows of a source, from `start` to before `stop`."""
   read = CORPORA[source.corpus].rows
   every = itertools.chain.from_iterable(
-      read(path, files.stored) for path in source.paths)
-  return itertools.islice(every, start, None)
+      read(path, open_file) for path in source.paths)
+  return itertools.islice(every, start, stop)
 
 
 def cut(source: Source, where: str, row: Any

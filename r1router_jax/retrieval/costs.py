@@ -88,7 +88,27 @@ def try_out(embed: encoders.Embedder, passages: Sequence[Passage], part: int
                int(peaks[1] + slope * max(0, part - TRIAL[1])))
 
 
-def kind_of(rows: int, kind: str) -> str:
+def disk(rows: int, width: int, kind: str) -> tuple[int, int]:
+  """Bytes of vectors and index: in the end, and at most on the way."""
+  vectors = rows * width * 4
+  if _kind(rows, kind) == "exact":
+    return vectors, 2 * vectors  # The parts, and the whole.
+  # ScaNN writes a byte for each code, in two leaves of a tree, and its copy.
+  codes = rows * width // (4 if width >= 768 else 2)
+  codes *= 2 if rows >= index.TREE_ROWS else 1
+  return 2 * vectors + codes, 2 * vectors + codes
+
+
+def indexing(rows: int, width: int, kind: str) -> int:
+  """Bytes of memory that `index.build` needs, and the look at its recall."""
+  # Exact search: scores, their negatives, and the order of both.
+  scores = 16 * min(256 * rows, max(1 << 24, rows))
+  if _kind(rows, kind) == "exact":
+    return max(scores, rows * width)  # Which numbers are finite: a byte each.
+  return scores + rows * width * 4
+
+
+def _kind(rows: int, kind: str) -> str:
   """"exact" or "scann", where `kind` may be "auto"."""
   scann = kind == "scann" or (
       rows >= index.EXACT_ROWS and importlib.util.find_spec("scann"))

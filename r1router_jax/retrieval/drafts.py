@@ -22,7 +22,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -34,6 +33,7 @@ from r1router_jax import telemetry
 from r1router_jax.inputs.rows import NAMED
 from r1router_jax.records import Passage
 from r1router_jax.retrieval import corpora, seen
+from r1router_jax.retrieval import knowledge_base as kbs
 
 READERS = 1  # Raise it when readers give other passages for the same files.
 NOTE = "source.json"
@@ -82,7 +82,7 @@ def prepare(folder: str, source: corpora.Source, finished: bool) -> dict:
   """
   with _alone(folder):
     fingerprint = _fingerprint(source)
-    note = read_json(os.path.join(folder, NOTE)) or {}
+    note = kbs.read_json(os.path.join(folder, NOTE)) or {}
     size = os.path.getsize(path) if os.path.exists(
         path := os.path.join(folder, "passages.jsonl")) else 0
     if (note.get("fingerprint"), note.get("size")) == (fingerprint, size):
@@ -108,6 +108,10 @@ def _alone(folder: str) -> Iterator[None]:
     except BlockingIOError:
       logging.info("%s: another process reads the corpus; waiting.", folder)
       fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+      raise ValueError(
+          f"{folder} is where no file can be locked ({error}).  Give a folder "
+          "on a disk.") from error
     yield
 
 
@@ -171,7 +175,7 @@ def _write(draft: str, source: corpora.Source) -> Journal:
 
 def _resume(draft: str) -> Journal:
   """The journal of a draft; new where there is none."""
-  fields = read_json(os.path.join(draft, "journal.json"))
+  fields = kbs.read_json(os.path.join(draft, "journal.json"))
   if not fields:
     return Journal()
   journal = Journal(**fields | dict(sizes=tuple(fields["sizes"])))
@@ -193,9 +197,8 @@ def _append(files: list[BinaryIO], kb: str, journal: Journal, digest: Any,
     pictures += isinstance(row, corpora.BadPicture)
     if reasons.total() < NAMED:
       logging.warning("%s: skipped %s", kb, telemetry.clean(str(row), 300))
-    kind = re.sub(r"'[^']*'|\d[\d,]*", "...", row.reason)
-    reasons[kind if kind in reasons or len(reasons) < _REASONS
-            else "other reasons"] += 1
+    known = row.kind in reasons or len(reasons) < _REASONS
+    reasons[row.kind if known else "other reasons"] += 1
   ends = np.cumsum([journal.sizes[0], *map(len, lines)], dtype="<i8")[1:]
   written = [b"".join(lines), ends.tobytes(), b"".join(skipped), ids.tobytes()]
   digest.update(written[0])
@@ -253,33 +256,17 @@ def _finish(draft: str, rows: int) -> None:
 
 def _take(draft: str, folder: str, note: dict) -> None:
   """Puts a draft's files in the place of those of an earlier build."""
-  meta = os.path.join(folder, "meta.json")
-  if (read_json(meta) or {}).get("passages") != note["digest"]:
+  old = (kbs.read_meta(folder) or {}).get("passages") != note["digest"]
+  # Without meta.json it is unfinished.
+  for name in (NOTE, *["meta.json"] * old):
     with contextlib.suppress(FileNotFoundError):
-      os.remove(meta)  # From here on unfinished.
+      os.remove(os.path.join(folder, name))
   for name in ("offsets.npy", "skipped.txt", "passages.jsonl"):
     # A killed run may have moved some.
     with contextlib.suppress(FileNotFoundError):
       os.replace(os.path.join(draft, name), os.path.join(folder, name))
   write_json(os.path.join(folder, NOTE), note)
   shutil.rmtree(draft)
-
-
-def read_json(path: str) -> dict | None:
-  """The object in a file, None where there is no file.
-
-  Raises:
-    ValueError: where it holds something else.
-  """
-  try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
-  except FileNotFoundError:
-    return None
-  except ValueError as error:
-    raise ValueError(
-        f"{path} is damaged ({error}).  Delete its folder and build it again."
-    ) from None
 
 
 def write_json(path: str, value: dict) -> None:

@@ -172,12 +172,21 @@ def retriever(
 
 def read_meta(folder: str) -> dict | None:
   """What meta.json says, None where there is none."""
+  return read_json(os.path.join(folder, "meta.json"))
+
+
+def read_json(path: str) -> dict | None:
+  """What a file of a knowledge base says, None where there is none.
+
+  Raises:
+    ValueError: where it is damaged.
+  """
   try:
-    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
       return json.load(file)
   except FileNotFoundError:
     return None
   except ValueError as error:
     raise ValueError(
-        f"{folder}/meta.json is damaged ({error}).  Delete the folder and "
-        "build it again.") from None
+        f"{path} is damaged ({error}).  Delete the folder and build it again."
+    ) from None

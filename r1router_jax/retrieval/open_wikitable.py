@@ -126,7 +126,7 @@ def _columns(path: str, data: bytes) -> dict[str, array.array]:
       columns[name].append(token.start())
     depth += mark in b"[{"
   sizes = {len(bounds) for bounds in columns.values()}
-  if depth or not columns or len(set(keys.values())) > 1 or len(sizes) > 1:
+  if depth or len(set(keys.values())) != 1 or len(sizes) != 1 or 0 in sizes:
     raise ValueError(
         f"{path} is no table by columns, all with the same rows.  Give "
         "Open-WikiTable's splitted_tables.json, or write it again with "

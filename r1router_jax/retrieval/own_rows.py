@@ -8,8 +8,9 @@ these names in their first line.  A folder of pictures takes captions from
 NAME.txt beside NAME.png, or from the name.
 
 Texts of the text knowledge base longer than 100 words are cut into windows of
-100 words, one every 50, each headed by its title; not so a row that says
-"whole": true.
+100 words, one every 50, each headed by its title.  A row that says "whole":
+true is a passage already: its text stays as it is, and where it has a picture
+it may be empty.
 """
 
 import os
@@ -50,11 +51,11 @@ def passages(kb: str, row: Any, pictures: str) -> tuple[str, list[Passage]]:
       fields[key] for key in ("id", "title", "text", "image"))
   if image:
     images.load(image, pictures)
-  whole = row.get("whole", False)
-  if not isinstance(whole, bool):
-    raise Fault(f'"whole" is {str(whole)[:40]!a}', "Write true or false")
-  parts = ([text.strip()] if whole or kb != "text" else
-           texts.windows(text.strip()))
+  if row.get("whole"):
+    parts = [text]
+  else:
+    text = text.strip()
+    parts = texts.windows(text) if kb == "text" else [text]
   # A table says its title itself.
   head = f"{title} " if title and kb != "table" else ""
   return name, [
@@ -70,7 +71,11 @@ def _fields(kb: str, row: dict) -> dict[str, str]:
     fields["text"] = open_wikitable.flatten(row)
   for name, value in fields.items():
     texts.check(name, value)
+  whole = row.get("whole", False)
+  if not isinstance(whole, bool):
+    raise Fault(f'"whole" is {str(whole)[:40]!a}', "Write true or false")
   for name in ("id", "text"):
-    if not fields[name].strip():
+    shown = name == "text" and whole and fields["image"]
+    if not (fields[name].strip() or shown):
       raise Fault(f'"{name}" is missing or empty', "Give one")
   return fields
