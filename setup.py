@@ -45,6 +45,7 @@ setuptools.setup(
         "quickstart": [],  # All of it is above; see the note on the encoder.
         "test": [
             "beartype>=0.20",
+            "bm25s>=0.3.16",
             "hypothesis>=6.100",
             "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
             "pytest>=8",
@@ -56,6 +57,7 @@ setuptools.setup(
         "beam": ["apache-beam>=2.60"],  # For r1router_jax.retrieval.beam.
         # Redraws the embedded world; see r1router_jax/data/georouter_source.
         "georouter": ["resvg_py>=0.3"],
+        "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
         "wandb": ["wandb>=0.19"],  # For config.wandb.
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],

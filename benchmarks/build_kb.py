@@ -2,8 +2,9 @@ r"""A text knowledge base of a million passages: announced, and as it was.
 
   python benchmarks/build_kb.py [--rows=1000000] [--folder=/tmp/build_kb]
 
-Articles of random words, in files as wikiextractor writes them, become passages,
-vectors (a fixed random projection of hashed words, width 384) and an index.
+Articles of random words, in files as wikiextractor writes them, become
+passages, vectors (a fixed random projection of hashed words, width 384) and an
+index.
 It is built twice: unbroken, and killed while it reads and while it embeds, and
 taken up again.  Two JSON lines: what the unbroken build announced and took, in
 bytes, and which files of the other differ.
@@ -31,7 +32,7 @@ import zlib
 import numpy as np
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import costs, drafts, embedders, index
+from r1router_jax.retrieval import costs, drafts, embedders, index, parts
 
 ARTICLES = 100  # In a file.
 
@@ -195,11 +196,11 @@ def main() -> None:
   whole = start(source, folder / "whole")
   print(whole.communicate()[0], end="", flush=True)
   broken = folder / "broken"
-  parts = args.rows // build_kb.PART
+  count = args.rows // parts.PART
   for ready in (
       lambda: any(json.loads(path.read_text())["rows"] > args.rows // 3
                   for path in broken.glob("draft-*/journal.json")),
-      lambda: len(list(broken.glob("parts-*/*.npy"))) > parts // 2):
+      lambda: len(list(broken.glob("parts-*/*.npy"))) > count // 2):
     killed_when(start(source, broken), ready)
   start(source, broken).communicate()
   wanted, found = digests(folder / "whole"), digests(broken)

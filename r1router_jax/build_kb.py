@@ -16,9 +16,10 @@ embedder and index is kept, an unfinished one goes on at the first missing
 block of passages or part of vectors.  A corpus too large for one machine is
 read by `retrieval/beam.py`, and embedded by many that share DIR, with
 --worker=0/8 to --worker=7/8; run it without --worker when they are done.
+With --hybrid, passages are found by their words, too; with --rerank, a
+cross-encoder puts those found in order.  Either may be added or left out later.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -34,7 +35,10 @@ from r1router_jax.retrieval import (
     drafts,
     embedders,
     encoders,
+    hybrid,
     index,
+    parts,
+    rerank,
 )
 from r1router_jax.retrieval import knowledge_base as kbs
 
@@ -61,10 +65,13 @@ _INDEX = flags.DEFINE_enum(
     "index", "auto", ["auto", "exact", "scann"], "How vectors are searched.")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Reads the corpus, says what the rest takes, and stops.")
+_HYBRID = flags.DEFINE_bool(
+    "hybrid", False, "Search by words, too (BM25), and fuse what is found.")
+_RERANK = flags.DEFINE_string(
+    "rerank", "", "Folder of a cross-encoder that reads what is found: "
+    "config.json, model.safetensors, tokenizer.json.")
 _WORKER = flags.DEFINE_string(
     "worker", "", "I/N: embed every N-th part, from part I, and stop.")
-
-PART = 1024  # Rows embedded between two saves.
 
 
 def build(
@@ -76,6 +83,8 @@ def build(
     embedder: str = "",
     weights: str = "",
     index_kind: str = "auto",
+    with_words: bool = False,
+    reranker: str = "",
     worker: tuple[int, int] = (0, 1),
     dry_run: bool = False,
 ) -> None:
@@ -89,7 +98,7 @@ def build(
         f"--kb={kb} is no knowledge base; choose from {', '.join(kbs.KINDS)}.")
   corpus = corpora.find(kb, source, pictures)
   name = embedder or kbs.KINDS[kb]
-  embed = embedders.make(name, weights)
+  embed, options = embedders.make(name, weights), _options(with_words, reranker)
   os.makedirs(folder, exist_ok=True)
   note = drafts.prepare(folder, corpus, kbs.read_meta(folder) is not None)
   meta = dict(
@@ -99,96 +108,40 @@ def build(
       passages=note["digest"])
   if pictures:
     meta["pictures"] = os.path.abspath(pictures)
-  if kbs.read_meta(folder) == meta:
+  known = kbs.read_meta(folder) or {}
+  had = {name: known.pop(name) for name in kbs.OPTIONS if name in known}
+  if known == meta:
+    if had != options:
+      _finish(folder, meta, options)
     logging.info("%s: up to date, kept (%s rows).", folder,
                  f"{note['rows']:,}")
     return
   passages = kbs.Passages(folder, kb, corpus.pictures)
   # Parts of another corpus or embedder have another name.
   name = hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:16]
-  parts = Parts(os.path.join(folder, f"parts-{name}"), len(passages), worker)
-  _announce(kb, passages, embed, parts, index_kind)
-  if dry_run or not _embed(kb, passages, embed, parts):
+  store = parts.Parts(
+      os.path.join(folder, f"parts-{name}"), len(passages), worker)
+  _announce(kb, passages, embed, store, index_kind)
+  if dry_run or not _embed(kb, passages, embed, store):
     return
-  vectors = parts.join(embed.width)
+  vectors = store.join(embed.width)
   searcher = index.build(vectors, index_kind)
   searcher.save(folder)
   found = index.recall(searcher, vectors)
-  os.replace(parts.whole, os.path.join(folder, "vectors.npy"))
-  drafts.write_json(os.path.join(folder, "meta.json"), meta)
-  for rest in os.scandir(folder):
-    if rest.name.startswith(("draft-", "parts-")):
-      shutil.rmtree(rest.path)
+  os.replace(store.whole, os.path.join(folder, "vectors.npy"))
+  _finish(folder, meta, options)
   logging.info("%s: done, %s on disk, recall@10 against exact search %.3f.",
                folder, _size(_used(folder)), found)
 
 
-class Parts:
-  """Vectors of `PART` rows each, in files of a folder.
-
-  Args:
-    folder: of the files.
-    rows: of all parts.
-    worker: (i, n), where every n-th part is ours, from part i.
-
-  Attributes:
-    ours: first rows of our parts.
-    todo: those of them that are missing.
-    whole: path of the vectors of all parts, once they are joined.
-  """
-
-  def __init__(self, folder: str, rows: int, worker: tuple[int, int]):
-    os.makedirs(folder, exist_ok=True)
-    self._folder, self._rows = folder, rows
-    self.whole = os.path.join(folder, "vectors.npy")
-    self._starts = range(0, rows, PART)
-    self.ours = self._starts[worker[0]::worker[1]]
-    missing = set(self.missing())
-    self.todo = [start for start in self.ours if start in missing]
-
-  def path(self, start: int) -> str:
-    """Of the part that begins with row `start`."""
-    return os.path.join(self._folder, f"{start:08d}.npy")
-
-  def missing(self) -> list[int]:
-    """First rows of the parts that are not there."""
-    if os.path.exists(self.whole):
-      return []
-    return [start for start in self._starts
-            if not os.path.exists(self.path(start))]
-
-  def rows(self, start: int) -> range:
-    """The rows of a part."""
-    return range(start, min(start + PART, self._rows))
-
-  def save(self, start: int, vectors: np.ndarray) -> None:
-    """Writes a part's file, which is either whole or absent."""
-    with open(self.path(start) + ".partial", "wb") as file:
-      np.save(file, vectors)
-    os.replace(self.path(start) + ".partial", self.path(start))
-
-  def join(self, width: int) -> np.ndarray:
-    """All parts in one file, opened without being read; they are deleted."""
-    if not os.path.exists(self.whole):
-      whole = np.lib.format.open_memmap(
-          self.whole + ".partial", "w+", np.float32, (self._rows, width))
-      for start in self._starts:
-        whole[start:start + PART] = np.load(self.path(start))
-      whole.flush()
-      os.replace(self.whole + ".partial", self.whole)
-    for start in self._starts:
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(self.path(start))
-    return np.load(self.whole, mmap_mode="r")
-
-
 def _announce(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
-              parts: Parts, index_kind: str) -> None:
+              store: parts.Parts, index_kind: str) -> None:
   """Says what is coming, after a trial with passages from everywhere."""
   rows = np.linspace(
       0, len(passages) - 1, costs.TRIAL[-1], dtype=np.int64).tolist()
-  trial = costs.try_out(embed, [passages[row] for row in rows], PART)
-  todo = sum(len(parts.rows(start)) for start in parts.todo)
+  trial = costs.try_out(embed, [passages[row] for row in rows],
+                        parts.PART)
+  todo = sum(len(store.rows(start)) for start in store.todo)
   seconds = trial.seconds * todo
   vectors = len(passages) * embed.width * 4
   done, peak = costs.disk(len(passages), embed.width, index_kind)
@@ -198,24 +151,49 @@ def _announce(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
       "Time: %s to embed.",
       kb, f"{len(passages):,}", embed.width, _size(done + passages.size),
       _size(peak + passages.size), _size(trial.peak),
-      _size(trial.held + costs.indexing(len(passages), embed.width, index_kind)),
+      _size(trial.held + costs.indexing(
+          len(passages), embed.width, index_kind)),
       _size(vectors + passages.size),
       f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min")
 
 
 def _embed(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
-           parts: Parts) -> bool:
+           store: parts.Parts) -> bool:
   """Embeds what is missing of our parts; whether all are there in the end."""
-  if len(parts.todo) < len(parts.ours):
+  if len(store.todo) < len(store.ours):
     logging.info("%s: %d of %d parts are there from an earlier run.", kb,
-                 len(parts.ours) - len(parts.todo), len(parts.ours))
-  for start in telemetry.progress(parts.todo, f"embed {kb}"):
-    parts.save(start, embed([passages[row] for row in parts.rows(start)]))
-  missing = len(parts.missing())
+                 len(store.ours) - len(store.todo), len(store.ours))
+  for start in telemetry.progress(store.todo, f"embed {kb}"):
+    store.save(start, embed([passages[row] for row in store.rows(start)]))
+  missing = len(store.missing())
   if missing:
     logging.info("%s: this worker is done, %d parts of others are missing.",
                  kb, missing)
   return not missing
+
+
+def _options(with_words: bool, reranker: str) -> dict:
+  """What meta.json says of searching."""
+  options = {"hybrid": True} if with_words else {}
+  if reranker:
+    path = os.path.abspath(reranker)
+    options |= dict(
+        rerank=path, rerank_fingerprint=rerank.load(path).fingerprint)
+  return options
+
+
+def _finish(folder: str, meta: dict, options: dict) -> None:
+  """Indexes words where wanted, writes meta.json, removes what is left over."""
+  rest = ("draft-", "parts-")
+  if "hybrid" in options:
+    passages = kbs.Passages(folder, meta["kb"])
+    hybrid.Words.build(passage.text for passage in passages).save(folder)
+  else:
+    rest += (hybrid.FOLDER,)
+  drafts.write_json(os.path.join(folder, "meta.json"), meta | options)
+  for entry in os.scandir(folder):
+    if entry.name.startswith(rest):
+      shutil.rmtree(entry.path)
 
 
 def _used(folder: str) -> int:
@@ -246,6 +224,7 @@ def main(_) -> None:
     build(os.path.join(_OUT.value, kb), kb, _SOURCE.value,
           pictures=_IMAGES.value, embedder=_EMBEDDER.value,
           weights=_WEIGHTS.value, index_kind=_INDEX.value,
+          with_words=_HYBRID.value, reranker=_RERANK.value,
           worker=_worker(_WORKER.value) if _WORKER.value else (0, 1),
           dry_run=_DRY_RUN.value)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import corpora, costs, embedders
+from r1router_jax.retrieval import corpora, costs, embedders, parts
 from r1router_jax.retrieval import knowledge_base as kbs
 from tests.retrieval.fakes import Words
 
@@ -21,7 +21,7 @@ def words(monkeypatch):
   """A fake in MiniLM's place; parts of ten rows."""
   fake = Words()
   monkeypatch.setitem(embedders.EMBEDDERS, "minilm", lambda weights: fake)
-  monkeypatch.setattr(build_kb, "PART", 10)
+  monkeypatch.setattr(parts, "PART", 10)
   embedders.make.cache_clear()
   yield fake
   embedders.make.cache_clear()
@@ -58,6 +58,60 @@ def test_built_again_it_is_kept(words, source, tmp_path):
   build_kb.build(str(tmp_path / "text"), "text", source)
   opened = kbs.open_kb(str(tmp_path / "text"))
   assert opened.search([Query("something else")], 1)[0][0].id == "new"
+
+
+def test_words_are_indexed_when_asked(words, source, tmp_path):
+  pytest.importorskip("bm25s")
+  folder = str(tmp_path / "text")
+  build_kb.build(folder, "text", source)
+  seen = len(words.seen)
+  for hybrid in (True, True, False, True):
+    build_kb.build(folder, "text", source, with_words=hybrid)
+    assert ("bm25" in os.listdir(folder)) == hybrid
+    assert (kbs.open_kb(folder).words is not None) == hybrid
+  assert len(words.seen) == seen  # Nothing is embedded again.
+  (answer,) = kbs.open_kb(folder).search([Query("number17")], 2)
+  assert answer[0].id == "r17" and answer[0].score == pytest.approx(2 / 61)
+  # A file of other passages is refused.
+  params = tmp_path / "text/bm25/params.index.json"
+  params.write_text(params.read_text().replace('"num_docs": 35',
+                                               '"num_docs": 36'))
+  with pytest.raises(ValueError, match="rows of bm25 should be 35"):
+    kbs.open_kb(folder)
+
+
+def test_a_reranker_is_named_in_the_meta(
+    words, source, tmp_path, monkeypatch):
+  """It puts passages in order of their last letters."""
+  class Last(build_kb.rerank.Reranker):
+    fingerprint, devices = "last-1", ()
+
+    def __init__(self):
+      pass
+
+    def rerank(self, queries, found, passage, k):
+      last = lambda row: passage(row).text[6:8]
+      best = [sorted(rows[rows >= 0].tolist(), key=last, reverse=True)[:k]
+              for rows in found[1]]
+      return np.ones((len(best), k), np.float32), np.array(best)
+
+  folders = []
+  monkeypatch.setattr(build_kb.rerank, "load", lambda folder: (
+      folders.append(folder) or Last()))
+  folder = str(tmp_path / "text")
+  build_kb.build(folder, "text", source)
+  seen = len(words.seen)
+  assert kbs.open_kb(folder).search([Query("number3")], 1)[0][0].id == "r3"
+  build_kb.build(folder, "text", source, reranker="model")
+  assert len(words.seen) == seen + 1
+  opened = kbs.open_kb(folder)
+  assert opened.search([Query("number3")], 1)[0][0].id != "r3"
+  assert set(folders) == {os.path.abspath("model")}
+  Last.fingerprint = "last-2"
+  with pytest.raises(ValueError, match="reranker weights should be last-1"):
+    kbs.open_kb(folder)
+  build_kb.build(folder, "text", source)
+  assert kbs.open_kb(folder).reranker is None
 
 
 def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):

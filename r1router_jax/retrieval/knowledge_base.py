@@ -6,6 +6,7 @@ On disk it is a folder that `build_kb` writes and this module opens:
   offsets.npy      where each row starts, so that only those found are read
   vectors.npy      one row each, float32
   index.json, scann/
+  bm25/            for hybrid search, see hybrid.py
   meta.json        counts, embedder, fingerprint of its weights; written last
 """
 
@@ -19,11 +20,20 @@ import numpy as np
 from absl import logging
 
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import corpora, embedders, encoders, index
+from r1router_jax.retrieval import (
+    corpora,
+    embedders,
+    encoders,
+    hybrid,
+    index,
+    rerank,
+)
 
 FORMAT = 1  # Of the folder; raise it when its files change.
 # Kinds of knowledge base, and the embedder that each has unless told otherwise.
 KINDS = {"text": "minilm", "image": "picture_caption", "table": "minilm"}
+# What meta.json says of searching alone; vectors do not depend on it.
+OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
 _REMEMBERED = 100_000  # Answers; the same sub-questions come again and again.
 
 
@@ -60,11 +70,22 @@ class Passages:
 
 
 class KnowledgeBase:
-  """Answers queries with passages; see `search`."""
+  """Answers queries with passages; see `search`.
+
+  Args:
+    passages: all of them.
+    embedder: of queries.
+    searcher: an index of the passages' vectors.
+    words: an index of their words, for hybrid search.
+    reranker: what reads the best of them again.
+  """
 
   def __init__(self, passages: Sequence[Passage] | Passages,
-               embedder: encoders.Embedder, searcher: index.Index):
+               embedder: encoders.Embedder, searcher: index.Index,
+               words: hybrid.Words | None = None,
+               reranker: rerank.Reranker | None = None):
     self.passages, self.embedder, self.index = passages, embedder, searcher
+    self.words, self.reranker = words, reranker
     self._answers: dict[tuple[Query, int], list[Passage]] = {}
 
   def __len__(self) -> int:
@@ -73,7 +94,8 @@ class KnowledgeBase:
   @property
   def devices(self) -> Sequence[jax.Device]:
     """Those that it searches with."""
-    return self.embedder.devices
+    more = () if self.reranker is None else self.reranker.devices
+    return (*self.embedder.devices, *more)
 
   def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
     """For each query the k best passages, best first, with their scores."""
@@ -81,7 +103,7 @@ class KnowledgeBase:
     new = [q for q in dict.fromkeys(queries) if (q, k) not in known]
     found = {}
     if new:
-      scores, rows = self.index.search(self.embedder(new), k)
+      scores, rows = self._find(new, k)
       found = {(query, k): self._read(*answer) for query, *answer
                in zip(new, scores, rows, strict=True)}
     answers = [list((found if (q, k) in found else known)[q, k])
@@ -90,6 +112,20 @@ class KnowledgeBase:
       self._answers = known = {}
     known.update(found)
     return answers
+
+  def _find(self, queries: Sequence[Query], k: int) -> index.Found:
+    if self.reranker is None:
+      return self._retrieve(queries, k)
+    found = self._retrieve(queries, max(k, rerank.DEPTH))
+    return self.reranker.rerank(queries, found, self.passages.__getitem__, k)
+
+  def _retrieve(self, queries: Sequence[Query], k: int) -> index.Found:
+    vectors = self.embedder(queries)
+    if self.words is None:
+      return self.index.search(vectors, k)
+    depth = max(k, hybrid.DEPTH)
+    return hybrid.fuse([self.index.search(vectors, depth)[1],
+                        self.words.search(queries, depth)[1]], k)
 
   def _read(self, scores: np.ndarray, rows: np.ndarray) -> list[Passage]:
     return [dataclasses.replace(self.passages[row], score=score) for score, row
@@ -113,18 +149,23 @@ def open_kb(folder: str) -> KnowledgeBase:
   vectors = os.path.join(folder, "vectors.npy")
   searcher = index.load(folder, vectors)
   embedder = embedders.make(meta["embedder"], meta["weights"])
+  words = hybrid.Words.load(folder) if "hybrid" in meta else None
+  reranker = rerank.load(meta["rerank"]) if "rerank" in meta else None
   for name, here, there in (
       ("format", FORMAT, meta["format"]),
       ("width", embedder.width, meta["width"]),
       ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
       ("passages", len(passages), meta["rows"]),
       ("rows of the index", searcher.rows, meta["rows"]),
-      ("width of the index", searcher.width, meta["width"])):
+      ("width of the index", searcher.width, meta["width"]),
+      ("rows of bm25", words.rows if words else meta["rows"], meta["rows"]),
+      ("reranker weights", reranker and reranker.fingerprint,
+       meta.get("rerank_fingerprint"))):
     if here != there:
       raise ValueError(
           f"{folder}: {name} should be {there}, as meta.json says, and is "
           f"{here}.  Build it again: delete the folder and run build_kb.")
-  return KnowledgeBase(passages, embedder, searcher)
+  return KnowledgeBase(passages, embedder, searcher, words, reranker)
 
 
 def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)

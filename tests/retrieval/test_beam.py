@@ -41,7 +41,8 @@ def sources(tmp_path):
   with open(folder / "own.jsonl", "w") as file:
     for i in range(60):
       file.write(json.dumps(dict(
-          id=f"r{i % 53}", title="T", text=f"w{i} " * (1 + 29 * (i % 6)))) + "\n")
+          id=f"r{i % 53}", title="T", text=f"w{i} " * (1 + 29 * (i % 6))))
+                 + "\n")
   return {"wikipedia": ("text", f"wikipedia:{folder}/wiki", ""),
           "mbeir": ("image", f"mbeir:{folder}/pool.jsonl",
                     str(folder / "pictures")),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import corpora, drafts, embedders
+from r1router_jax.retrieval import corpora, drafts, embedders, parts
 from r1router_jax.retrieval import knowledge_base as kbs
 
 
@@ -30,7 +30,7 @@ class Lengths:
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
   monkeypatch.setitem(embedders.EMBEDDERS, "minilm", lambda weights: Lengths())
-  monkeypatch.setattr(build_kb, "PART", 10)
+  monkeypatch.setattr(parts, "PART", 10)
   monkeypatch.setattr(corpora, "BLOCK", 4)
   embedders.make.cache_clear()
   yield

@@ -40,8 +40,8 @@ LINES = rb"""
 {"id": "13", "revid": "103", "url": "https://en.wikipedia.org/wiki?curid=13", "title": "Tom &amp; \"Jerry\" &lt;x&gt; (disambiguation)", "text": "Short one here."}
 {"id": "15", "revid": "105", "url": "https://en.wikipedia.org/wiki?curid=15", "title": "Empty", "text": ""}
 """  # noqa: E501
-CHAD = ("Chad Chad is wide & 5 > 3, a <b> tag <doc> </doc>. History. It has one "
-        'history and many. </doc> end "quoted" & more')
+CHAD = ("Chad Chad is wide & 5 > 3, a <b> tag <doc> </doc>. History. It has "
+        'one history and many. </doc> end "quoted" & more')
 
 
 def read(tmp_path, data, name="AA/wiki_00"):
