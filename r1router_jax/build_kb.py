@@ -49,8 +49,8 @@ _KB = flags.DEFINE_list(
     "kb", [], "Which to build; by default all that the source is for.",
     allow_override=True)
 _SOURCE = flags.DEFINE_string(
-    "source", corpora.WORLD, "The corpus: georouter, the embedded world; .jsonl "
-    "or .csv files, or a folder of pictures; or wikipedia:PATH, mbeir:PATH, "
+    "source", corpora.WORLD, "The corpus: georouter, the embedded world; .jsonl"
+    " or .csv files, or a folder of pictures; or wikipedia:PATH, mbeir:PATH, "
     "open_wikitable:PATH.  A path may be a pattern.", allow_override=True)
 _IMAGES = flags.DEFINE_string(
     "images", "", "Folder that the corpus names its pictures below, where that "
