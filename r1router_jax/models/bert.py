@@ -1,20 +1,24 @@
-"""BERT and XLM-RoBERTa: text to one vector, for the knowledge bases.
+"""BERT and XLM-RoBERTa: text to one vector, or a pair of texts to a score.
 
 Blocks normalise after each sum (post-LN), positions are learned:
 
   x <- LN(x + attention(x)),   x <- LN(x + W2 gelu(W1 x))
 
 and the vector is the first token's state ("cls"), the mean state ("mean"), or
-tanh(W h_cls + b) ("pooler").  One config serves all encoders of the house; they
-differ in sizes, in where positions start, and in this choice.
+tanh(W h_cls + b) ("pooler").  Of the last, a linear layer makes one number
+("score"), for pairs of texts.  One config serves all encoders of the house;
+they differ in sizes, in where positions start, and in this choice.
 
 Axes:  B texts   L layers (L tokens in signatures)   D width   N heads   H D/N
-       F inner width   V vocabulary   P positions   S segments
+       F inner width   V vocabulary   P positions   S segments   E width out
 Sources: arxiv.org/abs/1810.04805 (BERT), arxiv.org/abs/1911.02116 (XLM-R),
-arxiv.org/abs/2402.03216 (BGE-M3), arxiv.org/abs/2305.07288 (Open-WikiTable).
+arxiv.org/abs/2402.03216 (BGE-M3), arxiv.org/abs/2305.07288 (Open-WikiTable);
+names of weights and of a config's fields are transformers'.
 """
 
 import dataclasses
+import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +43,9 @@ class BertConfig:
     positions: P, rows of the position table.
     first_position: position of the first token; 2 for XLM-R, which keeps 0 and
       1 for padding.
-    segments: S, rows of the segment table; ours is always segment 0.
+    segments: S, rows of the segment table; a lone text is segment 0.
     eps: of the layer norms.
-    pool: "cls", "mean" or "pooler".
+    pool: "cls", "mean", "pooler" or "score".
     normalise: whether vectors have length 1.
     max_tokens: longer texts are cut.
   """
@@ -107,18 +111,24 @@ class Bert(nn.Module):
   @nn.compact
   def __call__(
       self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"],
-  ) -> Float[Array, "B D"]:
-    """One vector per text.
+      segments: Int[Array, "B L"] | None = None,
+  ) -> Float[Array, "B E"]:
+    """One vector per text, or a score of each, E = 1.
 
     Args:
       tokens: padded on the right.
       mask: true on tokens, false on padding.
+      segments: which text of a pair a token is of; by default 0.
     """
     c = self.config
+    if segments is None:
+      segments = jnp.zeros_like(tokens)
     x = nn.Embed(c.vocab, c.width, name="words")(tokens)
-    positions = c.first_position + jnp.arange(tokens.shape[1])
+    # Only padding can lie beyond the table.
+    positions = jnp.minimum(
+        c.first_position + jnp.arange(tokens.shape[1]), c.positions - 1)
     x += nn.Embed(c.positions, c.width, name="positions")(positions)
-    x += nn.Embed(c.segments, c.width, name="segments")(jnp.zeros_like(tokens))
+    x += nn.Embed(c.segments, c.width, name="segments")(segments)
     x = nn.LayerNorm(c.eps, name="norm")(x)
     blocks = nn.scan(
         Block, length=c.layers, in_axes=nn.broadcast,
@@ -131,16 +141,17 @@ class Bert(nn.Module):
 
   def pool(
       self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"],
-  ) -> Float[Array, "B D"]:
+  ) -> Float[Array, "B E"]:
     if self.config.pool == "mean":
       total = jnp.sum(x, axis=1, where=mask[..., None])
       return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
     if self.config.pool == "cls":
       return x[:, 0]
-    if self.config.pool == "pooler":
-      return jnp.tanh(nn.Dense(self.config.width, name="pooler")(x[:, 0]))
-    raise ValueError(
-        f"config.pool is {self.config.pool!r}; choose cls, mean or pooler.")
+    if self.config.pool not in ("pooler", "score"):
+      raise ValueError(f"config.pool is {self.config.pool!r}; choose cls, "
+                       "mean, pooler or score.")
+    x = jnp.tanh(nn.Dense(self.config.width, name="pooler")(x[:, 0]))
+    return nn.Dense(1, name="score")(x) if self.config.pool == "score" else x
 
 
 _LAYER = "encoder.layer.{}."
@@ -167,12 +178,17 @@ _BODY = (
     *hf.norm(_LAYER + "output.LayerNorm", "layers/inner_norm", "L D -> L D"),
 )
 _POOLER = hf.linear("pooler.dense", "pooler", "E D -> D E", "E -> E")
+_SCORE = hf.linear("classifier", "score", "O E -> E O", "O -> O")
+# XLM-R has its pooler in its classifier.
+_RENAME = (("bert.", ""), ("roberta.", ""),
+           ("classifier.dense.", "pooler.dense."),
+           ("classifier.out_proj.", "classifier."))
 
 
 def hf_table(config: BertConfig) -> tuple[hf.Row, ...]:
   """The table of an encoder; a pooler that it does not use is passed over."""
-  if config.pool == "pooler":
-    return _BODY + _POOLER
+  if config.pool in ("pooler", "score"):
+    return _BODY + _POOLER + (_SCORE if config.pool == "score" else ())
   return _BODY + tuple((name, "", "") for name, _, _ in _POOLER)
 
 
@@ -180,14 +196,44 @@ def hf_axes(config: BertConfig) -> dict[str, int]:
   return dict(
       V=config.vocab, D=config.width, P=config.positions, S=config.segments,
       L=config.layers, N=config.heads, H=config.width // config.heads,
-      F=config.inner, E=config.width)
+      F=config.inner, E=config.width, O=1)
+
+
+def read_config(folder: str, **habits: Any) -> BertConfig:
+  """The sizes in a folder's config.json; `habits` are what it does not say.
+
+  Raises:
+    hf.BadWeights: where it is of another kind of model, or damaged.
+  """
+  path = os.path.join(folder, "config.json")
+  try:
+    with open(path, encoding="utf-8") as file:
+      tree = json.load(file)
+    kind = tree["model_type"]
+    if kind not in ("bert", "roberta", "xlm-roberta"):
+      raise ValueError(f"model_type is {kind!r}")
+    for name, only in (("hidden_act", "gelu"),
+                       ("position_embedding_type", "absolute")):
+      if tree.get(name, only) != only:
+        raise ValueError(f"{name} is {tree[name]!r}, known is {only!r}")
+    first = 0 if kind == "bert" else tree["pad_token_id"] + 1
+    sizes = {ours: int(tree[theirs]) for ours, theirs in (
+        ("vocab", "vocab_size"), ("layers", "num_hidden_layers"),
+        ("width", "hidden_size"), ("heads", "num_attention_heads"),
+        ("inner", "intermediate_size"), ("segments", "type_vocab_size"),
+        ("positions", "max_position_embeddings"))}
+    return BertConfig(
+        **sizes, first_position=first, eps=float(tree["layer_norm_eps"]),
+        max_tokens=min(512, sizes["positions"] - first), **habits)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise hf.BadWeights(
+        f"{path}: no config of a BERT or XLM-R ({error!r}).  Give the folder "
+        "of one.") from error
 
 
 def load(
-    path: str,
-    config: BertConfig,
-    rename: Sequence[tuple[str, str | None]] = (
-        ("bert.", ""), ("roberta.", "")),
+    path: str, config: BertConfig,
+    rename: Sequence[tuple[str, str | None]] = _RENAME,
 ) -> dict:
   """Parameters of a Hugging Face checkpoint, in float32; see `hf.load`."""
   return hf.load(path, hf_table(config), hf_axes(config), dtype=jnp.float32,

@@ -13,26 +13,31 @@ line with an empty path names a tensor that a file may hold and that we do not
 use.  A tensor that is missing, unknown, of another shape or not finite stops
 the import with its name.
 
-Tensors are read one at a time, and each device is given its part of them: a
-host holds the largest tensor and the parts of its own devices, and no more.
+Tensors are read and written one at a time, and each device is given its part of
+them: a host holds the largest tensor and the parts of its own devices, and no
+more.
 
-Only safetensors are read: other formats run code when they are opened.
+Only safetensors are loaded: the usual readers of other formats run code that
+they hold.  `torch_files` brings PyTorch's here, and runs none.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import einops
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 Row = tuple[str, str, str]
 Table = Sequence[Row]
@@ -41,10 +46,71 @@ FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
 FLOATS = ("F32", "BF16", "F16")
+# By the names of safetensors.
+DTYPES = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_)}
+_NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class BadWeights(ValueError):
   """Weights that do not fit; the message names file, tensor and cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor in a file; calling it reads and checks it.
+
+  Attributes:
+    file: that holds it.
+    name: in that file.
+    shape: of it.
+    dtype: one of `DTYPES`, or another that safetensors knows.
+    read: gives it as it stands in the file.
+  """
+
+  file: str
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  read: Callable[[], np.ndarray]
+
+  def __call__(self) -> np.ndarray:
+    """The tensor, of finite floats.
+
+    Raises:
+      BadWeights: where it holds something else.
+    """
+    if self.dtype not in FLOATS:
+      raise BadWeights(
+          f"{self.file}: tensor {self.name} holds {self.dtype}, wanted one of "
+          f"{', '.join(FLOATS)}.  Give weights that are not quantised.")
+    array = self.read()
+    if not np.isfinite(array).all():
+      raise BadWeights(
+          f"{self.file}: tensor {self.name} holds NaN or infinity.  Fetch or "
+          "convert it again.")
+    return array
+
+  @property
+  def bytes(self) -> int:
+    return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+  def cast(self, dtype: Any) -> "Tensor":
+    """The same, checked, in another precision."""
+    def read():
+      with np.errstate(over="ignore"):
+        array = self().astype(dtype)
+      if not np.isfinite(array).all():
+        raise BadWeights(
+            f"{self.file}: tensor {self.name} has numbers beyond "
+            f"{np.dtype(dtype)}.  Take bfloat16.")
+      return array
+    return dataclasses.replace(
+        self, dtype=_NAME_OF[np.dtype(dtype)], read=read)
 
 
 def linear(name: str, path: str, kernel: str, bias: str) -> tuple[Row, ...]:
@@ -81,8 +147,7 @@ def load(
       NumPy array.
   """
   with contextlib.ExitStack() as stack:
-    tensors = _open(path, rename, stack)
-    _check(path, tensors, table, axes)
+    tensors = chosen(path, _open(path, rename, stack), table, axes)
     params = {
         leaf: _leaf([tensors[n] for n in _names(name, pattern, axes)],
                     "{}" in name, pattern, axes, dtype, layout(leaf))
@@ -116,12 +181,11 @@ def save(
     raise BadWeights(
         f"{path}: table and parameters differ in "
         f"{sorted(ours ^ set(leaves))}.  Pass the table of this model.")
-  metadata = {"format": "pt"} | dict(metadata or {})  # HF insists on "format".
-  exported = _export(leaves, table, axes)
+  exported = dict(_export(path, leaves, table, axes))
   if path.endswith(".safetensors"):
-    _write(path, dict(exported), metadata)
+    _write(path, exported, metadata)
   else:
-    _write_folder(path, exported, shard_bytes, metadata)
+    write(path, exported, shard_bytes=shard_bytes, metadata=metadata)
 
 
 def copy(
@@ -131,25 +195,12 @@ def copy(
 ) -> None:
   """Writes the checkpoint at `source` anew, into the folder `target`.
 
-  Every tensor is checked and cast on the way, and no more than a shard is held;
-  see `load` for the arguments.
+  Every tensor is checked and cast on the way; see `load` for the arguments.
   """
   with contextlib.ExitStack() as stack:
-    tensors = _open(source, rename, stack)
-    _check(source, tensors, table, axes)
-    names = [n for name, leaf, pattern in table if leaf
-             for n in _names(name, pattern, axes)]
-    _write_folder(target, ((n, _cast(tensors[n], dtype)) for n in names),
-                  shard_bytes, {"format": "pt"})
-
-
-def _cast(tensor: "_Tensor", dtype: Any) -> np.ndarray:
-  with np.errstate(over="ignore"):
-    array = tensor().astype(dtype)
-  if not np.isfinite(array).all():
-    raise BadWeights(f"{tensor.file}: tensor {tensor.name} has numbers beyond "
-                     f"{np.dtype(dtype)}.  Take bfloat16.")
-  return array
+    tensors = chosen(source, _open(source, rename, stack), table, axes)
+    write(target, {name: x.cast(dtype) for name, x in tensors.items()},
+          shard_bytes=shard_bytes)
 
 
 def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
@@ -161,7 +212,7 @@ def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _leaf(
-    tensors: Sequence["_Tensor"], stacked: bool, pattern: str,
+    tensors: Sequence[Tensor], stacked: bool, pattern: str,
     axes: Mapping[str, int], dtype: Any, sharding: jax.sharding.Sharding | None,
 ) -> np.ndarray | jax.Array:
   """One leaf, of one tensor or of a tensor per layer."""
@@ -210,9 +261,9 @@ def _open(
     path: str,
     rename: Sequence[tuple[str, str | None]],
     stack: contextlib.ExitStack,
-) -> dict[str, "_Tensor"]:
+) -> dict[str, Tensor]:
   """The tensors of a checkpoint by name; none of them is read yet."""
-  tensors = {}
+  tensors = []
   for file in files(path):
     try:
       handle = stack.enter_context(safe_open(file, framework="numpy"))
@@ -220,38 +271,30 @@ def _open(
       raise BadWeights(
           f"{file}: not an intact safetensors file ({error}).  Fetch or "
           "convert it again.") from error
-    for stored in handle.keys():  # noqa: SIM118 (a handle is not a dict)
-      old, new = next(
-          (pair for pair in rename if stored.startswith(pair[0])), ("", ""))
-      if new is None:
-        continue
-      name = new + stored.removeprefix(old)
-      if name in tensors:
-        raise BadWeights(
-            f"{file}: tensor {name} occurs twice.  Keep one of them.")
-      tensors[name] = _Tensor(file, handle, stored)
-  return tensors
+    for name in handle.keys():  # noqa: SIM118 (a handle is not a dict)
+      header = handle.get_slice(name)
+      tensors.append(Tensor(
+          file, name, tuple(header.get_shape()), header.get_dtype(),
+          functools.partial(handle.get_tensor, name)))
+  return named(tensors, rename)
 
 
-class _Tensor:
-  """A tensor in an open file, read when called."""
-
-  def __init__(self, file: str, handle: Any, name: str):
-    self.file, self.handle, self.name = file, handle, name
-    header = handle.get_slice(name)
-    self.shape, self.dtype = tuple(header.get_shape()), header.get_dtype()
-
-  def __call__(self) -> np.ndarray:
-    if self.dtype not in FLOATS:
+def named(
+    tensors: Iterable[Tensor], rename: Sequence[tuple[str, str | None]]
+) -> dict[str, Tensor]:
+  """Tensors by their names without prefixes; see `load`."""
+  found = {}
+  for tensor in tensors:
+    old, new = next((pair for pair in rename
+                     if tensor.name.startswith(pair[0])), ("", ""))
+    if new is None:
+      continue
+    name = new + tensor.name.removeprefix(old)
+    if name in found:
       raise BadWeights(
-          f"{self.file}: tensor {self.name} holds {self.dtype}, wanted one of "
-          f"{', '.join(FLOATS)}.  Give weights that are not quantised.")
-    array = self.handle.get_tensor(self.name)
-    if not np.isfinite(array).all():
-      raise BadWeights(
-          f"{self.file}: tensor {self.name} holds NaN or infinity.  Fetch or "
-          "convert it again.")
-    return array
+          f"{tensor.file}: tensor {name} occurs twice.  Keep one of them.")
+    found[name] = tensor
+  return found
 
 
 def files(path: str) -> list[str]:
@@ -285,13 +328,17 @@ def files(path: str) -> list[str]:
   return [os.path.join(path, name) for name in names]
 
 
-def _check(
+def chosen(
     path: str,
-    tensors: Mapping[str, "_Tensor"],
+    tensors: Mapping[str, Tensor],
     table: Table,
     axes: Mapping[str, int],
-) -> None:
-  """Raises where a tensor is missing, unknown or of another shape."""
+) -> dict[str, Tensor]:
+  """The tensors of a table, in its order.
+
+  Raises:
+    BadWeights: where one is missing, unknown or of another shape.
+  """
   wanted, unused = {}, []
   for name, leaf, pattern in table:
     if leaf:
@@ -314,66 +361,97 @@ def _check(
           f"{tensors[name].file}: tensor {name} has shape "
           f"{tensors[name].shape}, wanted {size}.  Check that the config is "
           "the one of these weights.")
+  return {name: tensors[name] for name in wanted}
 
 
 def _export(
-    leaves: Mapping[str, Any], table: Table, axes: Mapping[str, int],
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and tensors in the order of the table, one at a time."""
+    path: str, leaves: Mapping[str, Any], table: Table, axes: Mapping[str, int],
+) -> Iterator[tuple[str, Tensor]]:
+  """Names and tensors in the order of the table."""
   for name, leaf, pattern in table:
-    if leaf:
-      left, right = pattern.split("->")
-      parts = [leaves[leaf]]
-      if "{}" in name:
-        left, right = (side.split(maxsplit=1)[1] for side in (left, right))
-        parts = leaves[leaf]
-      for tensor_name, part in zip(
-          _names(name, pattern, axes), parts, strict=True):
-        yield tensor_name, np.ascontiguousarray(einops.rearrange(
-            np.asarray(part), f"{right} -> {left}",
-            **_sizes(left + right, axes)))
+    if not leaf:
+      continue
+    stacked, whole = "{}" in name, leaves[leaf]
+    left, right = pattern.split("->")
+    if whole.shape != shape(right, axes):
+      raise BadWeights(
+          f"{path}: parameter {leaf} has shape {whole.shape}, wanted "
+          f"{shape(right, axes)}.  Pass the axes of this model.")
+    if stacked:
+      left, right = (side.split(maxsplit=1)[1] for side in (left, right))
+
+    def read(layer, left=left, right=right, stacked=stacked, whole=whole):
+      part = whole[layer] if stacked else whole
+      return einops.rearrange(np.asarray(part), f"{right} -> {left}",
+                              **_sizes(left + right, axes))
+
+    for layer, tensor_name in enumerate(_names(name, pattern, axes)):
+      yield tensor_name, Tensor(
+          path, tensor_name, shape(left, axes), _NAME_OF[np.dtype(whole.dtype)],
+          functools.partial(read, layer))
 
 
-def _write_folder(
-    path: str, exported: Iterator[tuple[str, np.ndarray]], shard_bytes: int,
-    metadata: Mapping[str, str],
+def write(
+    folder: str, tensors: Mapping[str, Tensor], *,
+    shard_bytes: int = SHARD_BYTES, metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes tensors as one file, or as several with an index."""
-  os.makedirs(path, exist_ok=True)
-  shards, where = [], {}
-  for tensors in _shards(exported, shard_bytes):
-    shards.append(os.path.join(path, f"part-{len(shards):05d}.safetensors"))
-    where |= dict.fromkeys(tensors, len(shards) - 1)
-    _write(shards[-1], tensors, metadata)
+  """Writes tensors, read one at a time, as a checkpoint; see `save`."""
+  os.makedirs(folder, exist_ok=True)
+  shards = _shards(tensors, shard_bytes)
+  parts = [os.path.join(folder, f"part-{i:05d}.safetensors")
+           for i in range(len(shards))]
   names = [FILE] if len(shards) == 1 else [
       f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
       for i in range(len(shards))]
-  for shard, name in zip(shards, names, strict=True):
-    os.replace(shard, os.path.join(path, name))
+  for part, shard in zip(parts, shards, strict=True):
+    _write(part, shard, metadata)
+  for part, name in zip(parts, names, strict=True):
+    os.replace(part, os.path.join(folder, name))
   if len(shards) > 1:
-    with open(os.path.join(path, INDEX), "w", encoding="utf-8") as file:
-      json.dump({"metadata": {},
-                 "weight_map": {n: names[i] for n, i in where.items()}}, file)
+    where = {tensor: name for name, shard in zip(names, shards, strict=True)
+             for tensor in shard}
+    with open(os.path.join(folder, INDEX), "w", encoding="utf-8") as file:
+      json.dump({"metadata": {}, "weight_map": where}, file)
 
 
 def _shards(
-    exported: Iterator[tuple[str, np.ndarray]], shard_bytes: int,
-) -> Iterator[dict[str, np.ndarray]]:
-  shard, size = {}, 0
-  for name, tensor in exported:
-    if shard and size + tensor.nbytes > shard_bytes:
-      yield shard
-      shard, size = {}, 0
-    shard[name] = tensor
-    size += tensor.nbytes
-  yield shard
+    tensors: Mapping[str, Tensor], shard_bytes: int
+) -> list[dict[str, Tensor]]:
+  shards, size = [{}], 0
+  for name, tensor in tensors.items():
+    if shards[-1] and size + tensor.bytes > shard_bytes:
+      shards.append({})
+      size = 0
+    shards[-1][name] = tensor
+    size += tensor.bytes
+  return shards
 
 
-def _write(path: str, tensors: dict, metadata: Mapping[str, str]) -> None:
-  """Writes a file that is either whole or absent."""
+def _write(path: str, tensors: Mapping[str, Tensor],
+           metadata: Mapping[str, str] | None) -> None:
+  """Writes a file that is either whole or absent.
+
+  Source: github.com/huggingface/safetensors (the format).
+  """
+  # Wide numbers first, so that all lie at multiples of their width.
+  order = sorted(tensors, key=lambda n: -DTYPES[tensors[n].dtype].itemsize)
+  # Hugging Face insists on "format".
+  header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+  for name in order:
+    start, end = end, end + tensors[name].bytes
+    header[name] = dict(
+        dtype=tensors[name].dtype, shape=tensors[name].shape,
+        data_offsets=[start, end])
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
   partial = path + ".partial"
-  with open(partial, "wb"):
-    mode = os.stat(partial).st_mode  # By the umask; safetensors makes it 600.
-  save_file(tensors, partial, dict(metadata))
-  os.chmod(partial, mode)
-  os.replace(partial, path)
+  try:
+    with open(partial, "wb") as file:
+      file.write(struct.pack("<Q", len(text)) + text)
+      for name in order:
+        array = np.ascontiguousarray(tensors[name].read())
+        file.write(array.reshape(-1).view(np.uint8))
+    os.replace(partial, path)
+  except BaseException:
+    os.remove(partial)
+    raise

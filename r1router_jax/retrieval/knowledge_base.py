@@ -6,26 +6,34 @@ On disk it is a folder that `build_kb` writes and this module opens:
   offsets.npy      where each row starts, so that only those found are read
   vectors.npy      one row each, float32
   index.json, scann/
+  bm25/            for hybrid search, see hybrid.py
   meta.json        counts, embedder, fingerprint of its weights; written last
 """
 
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import corpora, embedders, encoders, index
+from r1router_jax.retrieval import (
+    corpora,
+    embedders,
+    encoders,
+    hybrid,
+    index,
+    rerank,
+)
 
 FORMAT = 1  # Of the folder; raise it when its files change.
 # Kinds of knowledge base, and the embedder that each has unless told otherwise.
 KINDS = {"text": "minilm", "image": "picture_caption", "table": "minilm"}
+# What meta.json says of searching alone; vectors do not depend on it.
+OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
 _REMEMBERED = 100_000  # Answers; the same sub-questions come again and again.
 
 
@@ -38,12 +46,11 @@ class Passages:
     pictures: the folder that its pictures are named below.
 
   Attributes:
-    pictures: that folder.
     size: of the file, in bytes.
   """
 
   def __init__(self, folder: str, kb: str, pictures: str = ""):
-    self._kb, self.pictures = kb, pictures
+    self._kb, self._pictures = kb, pictures
     self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
     self.size = len(self._bytes)
     self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
@@ -55,7 +62,7 @@ class Passages:
     start, stop = map(int, self._offsets[row:row + 2])
     fields = json.loads(self._bytes[start:stop].tobytes())
     if fields["image"]:
-      fields["image"] = os.path.join(self.pictures, fields["image"])
+      fields["image"] = os.path.join(self._pictures, fields["image"])
     return Passage(kb=self._kb, **fields)
 
   def __iter__(self) -> Iterator[Passage]:
@@ -66,15 +73,19 @@ class KnowledgeBase:
   """Answers queries with passages; see `search`.
 
   Args:
-    passages, embedder, searcher: what it is made of.
-    meta: what its meta.json says.
+    passages: all of them.
+    embedder: of queries.
+    searcher: an index of the passages' vectors.
+    words: an index of their words, for hybrid search.
+    reranker: what reads the best of them again.
   """
 
   def __init__(self, passages: Sequence[Passage] | Passages,
                embedder: encoders.Embedder, searcher: index.Index,
-               meta: Mapping[str, Any] | None = None):
+               words: hybrid.Words | None = None,
+               reranker: rerank.Reranker | None = None):
     self.passages, self.embedder, self.index = passages, embedder, searcher
-    self.meta = dict(meta or {})
+    self.words, self.reranker = words, reranker
     self._answers: dict[tuple[Query, int], list[Passage]] = {}
 
   def __len__(self) -> int:
@@ -83,7 +94,8 @@ class KnowledgeBase:
   @property
   def devices(self) -> Sequence[jax.Device]:
     """Those that it searches with."""
-    return self.embedder.devices
+    more = () if self.reranker is None else self.reranker.devices
+    return (*self.embedder.devices, *more)
 
   def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
     """For each query the k best passages, best first, with their scores."""
@@ -91,8 +103,9 @@ class KnowledgeBase:
     new = [q for q in dict.fromkeys(queries) if (q, k) not in known]
     found = {}
     if new:
-      found = {(query, k): answer for query, answer
-               in zip(new, self._find(new, k), strict=True)}
+      scores, rows = self._find(new, k)
+      found = {(query, k): self._read(*answer) for query, *answer
+               in zip(new, scores, rows, strict=True)}
     answers = [list((found if (q, k) in found else known)[q, k])
                for q in queries]
     if len(known) + len(found) > _REMEMBERED:
@@ -100,10 +113,19 @@ class KnowledgeBase:
     known.update(found)
     return answers
 
-  def _find(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
-    """As `search`, for queries that were not asked before."""
-    scores, rows = self.index.search(self.embedder(queries), k)
-    return [self._read(*answer) for answer in zip(scores, rows, strict=True)]
+  def _find(self, queries: Sequence[Query], k: int) -> index.Found:
+    if self.reranker is None:
+      return self._retrieve(queries, k)
+    found = self._retrieve(queries, max(k, rerank.DEPTH))
+    return self.reranker.rerank(queries, found, self.passages.__getitem__, k)
+
+  def _retrieve(self, queries: Sequence[Query], k: int) -> index.Found:
+    vectors = self.embedder(queries)
+    if self.words is None:
+      return self.index.search(vectors, k)
+    depth = max(k, hybrid.DEPTH)
+    return hybrid.fuse([self.index.search(vectors, depth)[1],
+                        self.words.search(queries, depth)[1]], k)
 
   def _read(self, scores: np.ndarray, rows: np.ndarray) -> list[Passage]:
     return [dataclasses.replace(self.passages[row], score=score) for score, row
@@ -122,64 +144,37 @@ def open_kb(folder: str) -> KnowledgeBase:
         f"{folder} holds no finished knowledge base.  Build it with: python -m "
         f"r1router_jax.build_kb --out={os.path.dirname(folder) or '.'}")
   passages = Passages(
-      folder, meta["kb"], corpora.picture_folder(meta["source"]))
+      folder, meta["kb"],
+      corpora.picture_folder(meta["source"], meta.get("pictures", "")))
   vectors = os.path.join(folder, "vectors.npy")
   searcher = index.load(folder, vectors)
   embedder = embedders.make(meta["embedder"], meta["weights"])
+  words = hybrid.Words.load(folder) if "hybrid" in meta else None
+  reranker = rerank.load(meta["rerank"]) if "rerank" in meta else None
   for name, here, there in (
       ("format", FORMAT, meta["format"]),
       ("width", embedder.width, meta["width"]),
       ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
       ("passages", len(passages), meta["rows"]),
       ("rows of the index", searcher.rows, meta["rows"]),
-      ("width of the index", searcher.width, meta["width"])):
+      ("width of the index", searcher.width, meta["width"]),
+      ("rows of bm25", words.rows if words else meta["rows"], meta["rows"]),
+      ("reranker weights", reranker and reranker.fingerprint,
+       meta.get("rerank_fingerprint"))):
     if here != there:
       raise ValueError(
           f"{folder}: {name} should be {there}, as meta.json says, and is "
           f"{here}.  Build it again: delete the folder and run build_kb.")
-  return KnowledgeBase(passages, embedder, searcher, meta)
+  return KnowledgeBase(passages, embedder, searcher, words, reranker)
 
 
-def open_kbs(where: str, kbs: Sequence[str] = tuple(KINDS)
+def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
              ) -> dict[str, KnowledgeBase]:
-  """Knowledge bases by kind.
-
-  Args:
-    where: the folder that `build_kb` wrote, or the place of each, as in
-      "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table": a folder, or
-      the address of a server, see remote.py.
-    kbs: the kinds to open.
-
-  Raises:
-    ValueError: where one is not there, or of another kind.
-    service.RetrievalError: where a server does not answer.
-  """
-  from r1router_jax.retrieval import remote  # It needs this module.
-  opened = {}
-  for kb, place in _places(where, kbs).items():
-    opened[kb] = remote.RemoteKB(kb, place) if "://" in place else (
-        open_kb(place))
-    kind = opened[kb].meta.get("kb", kb)
-    if kind != kb:
-      raise ValueError(
-          f"{kb}={place} is a knowledge base of kind {kind}.  Name it by that.")
+  """The knowledge bases that `build_kb` wrote to `folder`, by kind."""
+  opened = {kb: open_kb(os.path.join(folder, kb)) for kb in kbs}
   logging.info("Knowledge bases: %s.", ", ".join(
       f"{kb} {len(base):,}" for kb, base in opened.items()))
   return opened
-
-
-def _places(where: str, kbs: Sequence[str]) -> dict[str, str]:
-  """Where each knowledge base is."""
-  if not re.match(rf"({'|'.join(KINDS)})=", where):
-    return {kb: os.path.join(where, kb) for kb in kbs}
-  pairs = [part.split("=", 1) for part in where.split(",")]
-  named = {pair[0].strip(): pair[-1].strip() for pair in pairs}
-  if len(named) < len(pairs) or set(named) != set(kbs) or not all(
-      len(pair) == 2 and pair[1] for pair in pairs):
-    raise ValueError(
-        f"{where}: name the place of each of {', '.join(kbs)} once, as in "
-        + ",".join(f"{kb}=PLACE" for kb in kbs) + ".")
-  return named
 
 
 Retrieve = Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]
@@ -218,12 +213,21 @@ def retriever(
 
 def read_meta(folder: str) -> dict | None:
   """What meta.json says, None where there is none."""
+  return read_json(os.path.join(folder, "meta.json"))
+
+
+def read_json(path: str) -> dict | None:
+  """What a file of a knowledge base says, None where there is none.
+
+  Raises:
+    ValueError: where it is damaged.
+  """
   try:
-    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
       return json.load(file)
   except FileNotFoundError:
     return None
   except ValueError as error:
     raise ValueError(
-        f"{folder}/meta.json is damaged ({error}).  Delete the folder and "
-        "build it again.") from None
+        f"{path} is damaged ({error}).  Delete the folder and build it again."
+    ) from None

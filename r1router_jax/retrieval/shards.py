@@ -40,10 +40,10 @@ class Shards:
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found:
     """The k nearest rows of all parts."""
-    if not self.together:
-      return best([self._here(vectors, k)], k)
     count = len(vectors)
-    (most,) = pods.most([count])
+    (most,) = pods.most([count]) if self.together else (0,)
+    if not most:
+      return self._here(vectors, k)
     padded = np.zeros((most, self.width), np.float32)
     padded[:count] = vectors
     asked = multihost_utils.process_allgather(padded)  # [H, n, E]

@@ -1,9 +1,10 @@
-"""What all readers do to texts: they check them."""
+"""What all readers do to texts: they check them, and cut long ones."""
 
 import re
 
 from r1router_jax.inputs.rows import Fault
 
+WINDOW, STRIDE = 100, 50  # Words.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -28,3 +29,14 @@ def check(name: str, value: object) -> str:
     raise Fault(f'"{name}" holds half a surrogate pair',
                 "Write whole characters") from None
   return value
+
+
+def windows(text: str) -> list[str]:
+  """`WINDOW` words every `STRIDE`, and the last `WINDOW` words."""
+  words = text.split()
+  if len(words) <= WINDOW:
+    return [text]
+  starts = list(range(0, len(words) - WINDOW + 1, STRIDE))
+  if starts[-1] + WINDOW < len(words):
+    starts.append(len(words) - WINDOW)
+  return [" ".join(words[start:start + WINDOW]) for start in starts]

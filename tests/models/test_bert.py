@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,7 @@ def test_agrees_with_transformers(tmp_path, family, pool):
 
 @pytest.mark.parametrize("config", [
     TINY, dataclasses.replace(TINY, pool="pooler"),
+    dataclasses.replace(TINY, pool="score", normalise=False),
     dataclasses.replace(TINY, first_position=2, segments=1, pool="cls")])
 def test_table_covers_the_model(config):
   params = init(config)
@@ -81,8 +83,8 @@ def test_table_covers_the_model(config):
 def test_padding_changes_nothing():
   params = init(TINY)
   tokens, mask = example()
-  wide = np.pad(tokens, ((0, 2), (0, 7)), constant_values=33)
-  wide_mask = np.pad(mask, ((0, 2), (0, 7)))
+  wide = np.pad(tokens, ((0, 2), (0, 23)), constant_values=33)
+  wide_mask = np.pad(mask, ((0, 2), (0, 23)))  # Beyond all positions.
   got = encode(params, TINY, wide, wide_mask)
   np.testing.assert_allclose(
       got[:3], encode(params, TINY, tokens, mask), atol=1e-6)
@@ -92,6 +94,51 @@ def test_padding_changes_nothing():
 def test_vectors_have_length_one():
   vectors = encode(init(TINY), TINY, *example())
   np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_segments_are_those_given():
+  config = dataclasses.replace(TINY, pool="score", normalise=False)
+  params, (tokens, mask) = init(config), example()
+  score = lambda *more: np.asarray(bert.Bert(config).apply(
+      {"params": params}, jnp.asarray(tokens), jnp.asarray(mask), *more))
+  zeros = jnp.zeros_like(tokens)
+  np.testing.assert_array_equal(score(), score(zeros))
+  assert score().shape == (3, 1)
+  assert (np.abs(score() - score(zeros.at[:, 0].set(1))) > 1e-4).all()
+
+
+CONFIG = dict(
+    model_type="bert", vocab_size=50, num_hidden_layers=2, hidden_size=12,
+    num_attention_heads=3, intermediate_size=20, type_vocab_size=2,
+    max_position_embeddings=24, layer_norm_eps=1e-12, pad_token_id=0)
+
+
+def test_a_config_is_read(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(CONFIG))
+  assert bert.read_config(str(tmp_path)) == dataclasses.replace(
+      TINY, max_tokens=24)
+  path.write_text(json.dumps(CONFIG | dict(
+      model_type="xlm-roberta", pad_token_id=1, max_position_embeddings=600)))
+  config = bert.read_config(str(tmp_path), pool="score")
+  assert (config.first_position, config.max_tokens, config.pool) == (
+      2, 512, "score")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (dict(model_type="deberta"), "model_type is 'deberta'"),
+    (dict(hidden_act="relu"), "hidden_act is 'relu', known is 'gelu'"),
+    (dict(position_embedding_type="relative_key"), "relative_key"),
+    (dict(vocab_size="many"), "invalid literal"),
+    (dict(hidden_size=None), "TypeError")])
+def test_a_config_that_is_not_known_is_named(tmp_path, change, words):
+  (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
+  with pytest.raises(bert.hf.BadWeights, match=words):
+    bert.read_config(str(tmp_path))
+  for text in ("", "[]", "{}"):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(bert.hf.BadWeights, match="no config of a BERT"):
+      bert.read_config(str(tmp_path))
 
 
 def test_unknown_pool_is_named():

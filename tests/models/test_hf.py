@@ -187,3 +187,31 @@ def test_parameters_of_another_model_are_not_saved(path, tmp_path):
   with pytest.raises(hf.BadWeights, match="layers/o/kernel"):
     hf.save(str(tmp_path / "x.safetensors"), {"embed": params["embed"]}, TABLE,
             AXES)
+
+
+def test_parameters_of_other_sizes_are_not_saved(path, tmp_path):
+  params = hf.load(path, TABLE, AXES)
+  with pytest.raises(hf.BadWeights, match=r"blocks/w has shape \(2, 4\)"):
+    hf.save(str(tmp_path / "x.safetensors"), params, TABLE, AXES | dict(B=1))
+
+
+def test_what_fails_leaves_nothing_behind(path, tmp_path):
+  tensors = {n: x.cast(np.float16) for n, x in hf.named([
+      hf.Tensor("f", "big", (1,), "F32", lambda: np.full(1, 1e9, np.float32))
+  ], ()).items()}
+  with pytest.raises(hf.BadWeights, match="big has numbers beyond float16"):
+    hf.write(str(tmp_path / "x"), tensors)
+  assert not os.listdir(tmp_path / "x")
+
+
+def test_numbers_of_several_widths_in_one_file(tmp_path):
+  rng = np.random.default_rng(0)
+  arrays = {name: rng.integers(0, 2, (3, n)).astype(dtype) for n, (name, dtype)
+            in enumerate(sorted(hf.DTYPES.items()))}
+  hf.write(str(tmp_path), {name: hf.Tensor(
+      "f", name, x.shape, name, lambda x=x: x) for name, x in arrays.items()})
+  written = load_file(tmp_path / hf.FILE)
+  assert written.keys() == arrays.keys()
+  for name, array in arrays.items():
+    assert written[name].dtype == array.dtype
+    np.testing.assert_array_equal(written[name], array)
