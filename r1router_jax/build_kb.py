@@ -8,7 +8,7 @@ r"""Builds knowledge bases: corpus -> passages -> vectors -> index.
 
 The first line builds all three of the embedded world, the others your own or a
 published one, see `retrieval/corpora.py`.  Each is a folder DIR/<kb>, see
-`retrieval/knowledge_base.py`.  Before anything is embedded the command says
+`retrieval/local.py`.  Before anything is embedded the command says
 what it takes; --dry_run stops there.
 
 It may be run again at any time: a finished knowledge base of the same corpus,
@@ -36,7 +36,8 @@ from r1router_jax.retrieval import (
     embedders,
     encoders,
     hybrid,
-    index,
+    indexes,
+    local,
     parts,
     rerank,
 )
@@ -62,8 +63,12 @@ _WEIGHTS = flags.DEFINE_string(
     "weights", "", "Folder of the embedder's weights, where it has none; of "
     "openai and tei the address, http://host:port/v1#model.",
     allow_override=True)
-_INDEX = flags.DEFINE_enum(
-    "index", "auto", ["auto", "exact", "scann"], "How vectors are searched.")
+_INDEX = flags.DEFINE_string(
+    "index", "auto", "How vectors are searched: auto, exact, scann, or "
+    "milvus=URI, a server's address or a file .db.")
+_SHARDS = flags.DEFINE_integer(
+    "shards", 1, "Cut the index into so many parts; on several hosts each "
+    "searches some of them.", lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Reads the corpus, says what the rest takes, and stops.")
 _HYBRID = flags.DEFINE_bool(
@@ -84,6 +89,7 @@ def build(
     embedder: str = "",
     weights: str = "",
     index_kind: str = "auto",
+    shards: int = 1,
     with_words: bool = False,
     reranker: str = "",
     worker: tuple[int, int] = (0, 1),
@@ -101,23 +107,25 @@ def build(
   name = embedder or kbs.KINDS[kb]
   embed, options = embedders.make(name, weights), _options(with_words, reranker)
   os.makedirs(folder, exist_ok=True)
-  note = drafts.prepare(folder, corpus, kbs.read_meta(folder) is not None)
+  note = drafts.prepare(folder, corpus, local.read_meta(folder) is not None)
   meta = dict(
-      format=kbs.FORMAT, kb=kb, rows=note["rows"], width=embed.width,
+      format=local.FORMAT, kb=kb, rows=note["rows"], width=embed.width,
       embedder=name, weights=weights, fingerprint=embed.fingerprint,
       index=index_kind, source=corpora.absolute(source),
       passages=note["digest"])
+  if shards > 1:
+    meta["shards"] = shards
   if pictures:
     meta["pictures"] = os.path.abspath(pictures)
-  known = kbs.read_meta(folder) or {}
-  had = {name: known.pop(name) for name in kbs.OPTIONS if name in known}
+  known = local.read_meta(folder) or {}
+  had = {name: known.pop(name) for name in local.OPTIONS if name in known}
   if known == meta:
     if had != options:
       _finish(folder, meta, options)
     logging.info("%s: up to date, kept (%s rows).", folder,
                  f"{note['rows']:,}")
     return
-  passages = kbs.Passages(folder, kb, corpus.pictures)
+  passages = local.Passages(folder, kb, corpus.pictures)
   # Parts of another corpus or embedder have another name.
   name = hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:16]
   store = parts.Parts(
@@ -126,16 +134,15 @@ def build(
   if dry_run or not _embed(kb, passages, embed, store):
     return
   vectors = store.join(embed.width)
-  searcher = index.build(vectors, index_kind)
-  searcher.save(folder)
-  found = index.recall(searcher, vectors)
+  searcher = indexes.build(vectors, index_kind, shards, f"{kb}_{name}")
+  indexes.save(searcher, folder)
   os.replace(store.whole, os.path.join(folder, "vectors.npy"))
   _finish(folder, meta, options)
   logging.info("%s: done, %s on disk, recall@10 against exact search %.3f.",
-               folder, _size(_used(folder)), found)
+               folder, _size(_used(folder)), searcher.recall())
 
 
-def _announce(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
+def _announce(kb: str, passages: local.Passages, embed: encoders.Embedder,
               store: parts.Parts, index_kind: str) -> None:
   """Says what is coming, after a trial with passages from everywhere."""
   rows = np.linspace(
@@ -158,7 +165,7 @@ def _announce(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
       f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min")
 
 
-def _embed(kb: str, passages: kbs.Passages, embed: encoders.Embedder,
+def _embed(kb: str, passages: local.Passages, embed: encoders.Embedder,
            store: parts.Parts) -> bool:
   """Embeds what is missing of our parts; whether all are there in the end."""
   if len(store.todo) < len(store.ours):
@@ -187,7 +194,7 @@ def _finish(folder: str, meta: dict, options: dict) -> None:
   """Indexes words where wanted, writes meta.json, removes what is left over."""
   rest = ("draft-", "parts-")
   if "hybrid" in options:
-    passages = kbs.Passages(folder, meta["kb"])
+    passages = local.Passages(folder, meta["kb"])
     hybrid.Words.build(passage.text for passage in passages).save(folder)
   else:
     rest += (hybrid.FOLDER,)
@@ -225,7 +232,8 @@ def main(_) -> None:
     build(os.path.join(_OUT.value, kb), kb, _SOURCE.value,
           pictures=_IMAGES.value, embedder=_EMBEDDER.value,
           weights=_WEIGHTS.value, index_kind=_INDEX.value,
-          with_words=_HYBRID.value, reranker=_RERANK.value,
+          shards=_SHARDS.value, with_words=_HYBRID.value,
+          reranker=_RERANK.value,
           worker=_worker(_WORKER.value) if _WORKER.value else (0, 1),
           dry_run=_DRY_RUN.value)
 

@@ -33,7 +33,7 @@ from absl import flags, logging
 from r1router_jax import commands, telemetry
 from r1router_jax.inputs import images
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import knowledge_base, schema, service
+from r1router_jax.retrieval import local, schema, service
 from r1router_jax.retrieval.schema import Refused
 
 _KB = flags.DEFINE_string(
@@ -65,7 +65,7 @@ class Server(http.server.ThreadingHTTPServer):
   # Without asking for the host's name, which can take long.
   server_bind = socketserver.TCPServer.server_bind
 
-  def __init__(self, base: knowledge_base.KnowledgeBase, host: str, port: int):
+  def __init__(self, base: local.LocalKB, host: str, port: int):
     super().__init__((host, port), Handler)
     self.card = schema.card(base.meta)
     self.address = "http://{}:{}".format(*self.server_address)
@@ -149,7 +149,7 @@ class Server(http.server.ThreadingHTTPServer):
 
   def _row(self, passage: Passage, scores: bool) -> dict:
     shown = schema.document(passage, passage.image and os.path.relpath(
-        passage.image, self._base.passages.pictures))
+        passage.image, self._base.content.passages.pictures))
     return dict(document=shown, score=passage.score) if scores else shown
 
   def end(self) -> None:
@@ -242,7 +242,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def main(_) -> None:
-  base = knowledge_base.open_kb(_KB.value)
+  base = local.open_kb(_KB.value)
   try:
     server = Server(base, _HOST.value, _PORT.value)
   except OSError as error:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import corpora, costs, embedders, parts
+from r1router_jax.retrieval import corpora, costs, embedders, local, parts
 from r1router_jax.retrieval import knowledge_base as kbs
 from tests.retrieval.fakes import Words
 
@@ -56,7 +56,7 @@ def test_built_again_it_is_kept(words, source, tmp_path):
   with open(source, "a") as file:
     file.write('{"id": "new", "text": "something else"}\n')
   build_kb.build(str(tmp_path / "text"), "text", source)
-  opened = kbs.open_kb(str(tmp_path / "text"))
+  opened = local.open_kb(str(tmp_path / "text"))
   assert opened.search([Query("something else")], 1)[0][0].id == "new"
 
 
@@ -68,16 +68,16 @@ def test_words_are_indexed_when_asked(words, source, tmp_path):
   for hybrid in (True, True, False, True):
     build_kb.build(folder, "text", source, with_words=hybrid)
     assert ("bm25" in os.listdir(folder)) == hybrid
-    assert (kbs.open_kb(folder).words is not None) == hybrid
+    assert (local.open_kb(folder).content.words is not None) == hybrid
   assert len(words.seen) == seen  # Nothing is embedded again.
-  (answer,) = kbs.open_kb(folder).search([Query("number17")], 2)
+  (answer,) = local.open_kb(folder).search([Query("number17")], 2)
   assert answer[0].id == "r17" and answer[0].score == pytest.approx(2 / 61)
   # A file of other passages is refused.
   params = tmp_path / "text/bm25/params.index.json"
   params.write_text(params.read_text().replace('"num_docs": 35',
                                                '"num_docs": 36'))
   with pytest.raises(ValueError, match="rows of bm25 should be 35"):
-    kbs.open_kb(folder)
+    local.open_kb(folder)
 
 
 def test_a_reranker_is_named_in_the_meta(
@@ -101,17 +101,17 @@ def test_a_reranker_is_named_in_the_meta(
   folder = str(tmp_path / "text")
   build_kb.build(folder, "text", source)
   seen = len(words.seen)
-  assert kbs.open_kb(folder).search([Query("number3")], 1)[0][0].id == "r3"
+  assert local.open_kb(folder).search([Query("number3")], 1)[0][0].id == "r3"
   build_kb.build(folder, "text", source, reranker="model")
   assert len(words.seen) == seen + 1
-  opened = kbs.open_kb(folder)
+  opened = local.open_kb(folder)
   assert opened.search([Query("number3")], 1)[0][0].id != "r3"
   assert set(folders) == {os.path.abspath("model")}
   Last.fingerprint = "last-2"
   with pytest.raises(ValueError, match="reranker weights should be last-1"):
-    kbs.open_kb(folder)
+    local.open_kb(folder)
   build_kb.build(folder, "text", source)
-  assert kbs.open_kb(folder).reranker is None
+  assert local.open_kb(folder).content.reranker is None
 
 
 def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):
     with pytest.raises(Killed):
       build_kb.build(str(tmp_path / "text"), "text", source)
   with pytest.raises(ValueError, match="no finished knowledge base"):
-    kbs.open_kb(str(tmp_path / "text"))
+    local.open_kb(str(tmp_path / "text"))
   words.seen.clear()
   build_kb.build(str(tmp_path / "text"), "text", source)
   assert "number5 of many" not in words.seen[TRIALS:]  # After the trials.
@@ -144,22 +144,22 @@ def test_parts_of_another_corpus_are_not_used(words, source, tmp_path):
   with open(source, "w") as file:
     file.writelines(reversed(rows))
   build_kb.build(str(tmp_path / "text"), "text", source)
-  opened = kbs.open_kb(str(tmp_path / "text"))
+  opened = local.open_kb(str(tmp_path / "text"))
   assert opened.search([Query("number3")], 1)[0][0].id == "r3"
 
 
 def test_workers_share_the_parts(words, source, tmp_path):
   build_kb.build(str(tmp_path / "text"), "text", source, worker=(1, 2))
-  assert kbs.read_meta(str(tmp_path / "text")) is None
+  assert local.read_meta(str(tmp_path / "text")) is None
   build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
-  assert len(kbs.open_kb(str(tmp_path / "text"))) == 35
+  assert len(local.open_kb(str(tmp_path / "text"))) == 35
 
 
 def test_bad_rows_are_left_out_and_named(words, source, tmp_path):
   with open(source, "a") as file:
     file.write("{}\n" + '{"id": "last", "text": "fine"}\n')
   build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(kbs.open_kb(str(tmp_path / "text"))) == 36
+  assert len(local.open_kb(str(tmp_path / "text"))) == 36
   skipped = (tmp_path / "text/skipped.txt").read_text()
   assert "rows.jsonl:36:" in skipped and skipped.count("\n") == 1
 
@@ -171,7 +171,7 @@ def test_an_unchanged_source_is_not_read_again(
     patch.setattr(corpora, "rows", None)  # Whoever reads, fails.
     build_kb.build(str(tmp_path / "text"), "text", source)
     build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(kbs.open_kb(str(tmp_path / "text"))) == 35
+  assert len(local.open_kb(str(tmp_path / "text"))) == 35
 
 
 def test_a_dry_run_says_what_it_takes_and_embeds_nothing(
@@ -182,9 +182,9 @@ def test_a_dry_run_says_what_it_takes_and_embeds_nothing(
   for part in ("35 rows of width 32", "Disk:", "to embed", "to index", "Time:"):
     assert part in said
   assert len(words.seen) == TRIALS
-  assert kbs.read_meta(str(tmp_path / "text")) is None
+  assert local.read_meta(str(tmp_path / "text")) is None
   build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(kbs.open_kb(str(tmp_path / "text"))) == 35
+  assert len(local.open_kb(str(tmp_path / "text"))) == 35
 
 
 def test_pictures_that_were_missing_are_looked_for_again(words, tmp_path):
@@ -195,12 +195,12 @@ def test_pictures_that_were_missing_are_looked_for_again(words, tmp_path):
       str(tmp_path / "image"), "image", str(tmp_path / "rows.jsonl"),
       pictures=str(tmp_path / "pictures"), embedder="minilm")
   build()
-  assert len(kbs.open_kb(str(tmp_path / "image"))) == 1
+  assert len(local.open_kb(str(tmp_path / "image"))) == 1
   (tmp_path / "pictures").mkdir()
   Image.new("RGB", (8, 8)).save(tmp_path / "pictures/b.png")
   build()
-  opened = kbs.open_kb(str(tmp_path / "image"))
-  assert opened.passages[1].image == str(tmp_path / "pictures/b.png")
+  opened = local.open_kb(str(tmp_path / "image"))
+  assert opened.content.passages[1].image == str(tmp_path / "pictures/b.png")
 
 
 @pytest.mark.parametrize(("rows", "words_"), [
@@ -224,10 +224,10 @@ def test_what_does_not_fit_is_refused(
   path = tmp_path / "text/meta.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
   with pytest.raises(ValueError, match=said):
-    kbs.open_kb(str(tmp_path / "text"))
+    local.open_kb(str(tmp_path / "text"))
   path.write_text("{")
   with pytest.raises(ValueError, match="damaged"):
-    kbs.open_kb(str(tmp_path / "text"))
+    local.open_kb(str(tmp_path / "text"))
 
 
 @pytest.mark.parametrize(("flags", "said"), [

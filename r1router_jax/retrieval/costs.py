@@ -7,6 +7,7 @@ others want it.
 Axes:  N rows   E width of a vector
 """
 
+import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from r1router_jax.records import Passage
 from r1router_jax.retrieval import encoders, index
 
+_SAMPLE = 100_000  # Rows that ScaNN learns from.
 TRIAL = (32, 128)  # Rows embedded to see what more of them would take.
 
 
@@ -77,8 +79,10 @@ def try_out(embed: encoders.Embedder, passages: Sequence[Passage], part: int
   peaks = []
   for count in TRIAL:
     embed(passages[:count])  # Compiles.
+  _give_back()
   before = held()
   for count in TRIAL:
+    _give_back()
     start = time.perf_counter()
     with Peak() as peak:
       embed(passages[:count])
@@ -88,24 +92,40 @@ def try_out(embed: encoders.Embedder, passages: Sequence[Passage], part: int
                int(peaks[1] + slope * max(0, part - TRIAL[1])))
 
 
+def _give_back() -> None:
+  """Hands memory that was freed, and is held for later, to the system."""
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+  if trim is not None:
+    trim(0)
+
+
 def disk(rows: int, width: int, kind: str) -> tuple[int, int]:
   """Bytes of vectors and index: in the end, and at most on the way."""
   vectors = rows * width * 4
   if _kind(rows, kind) == "exact":
     return vectors, 2 * vectors  # The parts, and the whole.
-  # ScaNN writes a byte for each code, in two leaves of a tree, and its copy.
-  codes = rows * width // (4 if width >= 768 else 2)
-  codes *= 2 if rows >= index.TREE_ROWS else 1
-  return 2 * vectors + codes, 2 * vectors + codes
+  both = 2 * vectors + _codes(rows, width)  # ScaNN writes a copy.
+  return both, both
 
 
 def indexing(rows: int, width: int, kind: str) -> int:
-  """Bytes of memory that `index.build` needs, and the look at its recall."""
+  """Bytes of memory that `indexes.build` needs, and the look at its recall."""
   # Exact search: scores, their negatives, and the order of both.
   scores = 16 * min(256 * rows, max(1 << 24, rows))
   if _kind(rows, kind) == "exact":
     return max(scores, rows * width)  # Which numbers are finite: a byte each.
-  return scores + rows * width * 4
+  vectors = rows * width * 4
+  # As measured: what it learns from, and the residuals of all.
+  learns = 6 * min(rows, _SAMPLE) * width
+  if rows >= index.TREE_ROWS and width < index.WIDE:
+    learns += vectors
+  return vectors + _codes(rows, width) + max(scores, learns)
+
+
+def _codes(rows: int, width: int) -> int:
+  """Bytes of ScaNN's codes, a byte each, in two leaves of a tree."""
+  codes = rows * width // (4 if width >= index.WIDE else 2)
+  return codes * (2 if rows >= index.TREE_ROWS else 1)
 
 
 def _kind(rows: int, kind: str) -> str:

@@ -6,7 +6,7 @@ there and goes on.  When all is written the draft takes the place of what was
 there, and a note keeps a fingerprint of the source, so that an unchanged one is
 not read again:
 
-  passages.jsonl, offsets.npy   see knowledge_base.py
+  passages.jsonl, offsets.npy   see local.py
   skipped.txt                   a line for each row that could not be used
   source.json                   the note; written last
 
@@ -32,8 +32,7 @@ from absl import logging
 from r1router_jax import telemetry
 from r1router_jax.inputs.rows import NAMED
 from r1router_jax.records import Passage
-from r1router_jax.retrieval import corpora, seen
-from r1router_jax.retrieval import knowledge_base as kbs
+from r1router_jax.retrieval import corpora, local, seen
 
 READERS = 1  # Raise it when readers give other passages for the same files.
 NOTE = "source.json"
@@ -82,7 +81,7 @@ def prepare(folder: str, source: corpora.Source, finished: bool) -> dict:
   """
   with _alone(folder):
     fingerprint = _fingerprint(source)
-    note = kbs.read_json(os.path.join(folder, NOTE)) or {}
+    note = local.read_json(os.path.join(folder, NOTE)) or {}
     size = os.path.getsize(path) if os.path.exists(
         path := os.path.join(folder, "passages.jsonl")) else 0
     if (note.get("fingerprint"), note.get("size")) == (fingerprint, size):
@@ -175,7 +174,7 @@ def _write(draft: str, source: corpora.Source) -> Journal:
 
 def _resume(draft: str) -> Journal:
   """The journal of a draft; new where there is none."""
-  fields = kbs.read_json(os.path.join(draft, "journal.json"))
+  fields = local.read_json(os.path.join(draft, "journal.json"))
   if not fields:
     return Journal()
   journal = Journal(**fields | dict(sizes=tuple(fields["sizes"])))
@@ -256,7 +255,7 @@ def _finish(draft: str, rows: int) -> None:
 
 def _take(draft: str, folder: str, note: dict) -> None:
   """Puts a draft's files in the place of those of an earlier build."""
-  old = (kbs.read_meta(folder) or {}).get("passages") != note["digest"]
+  old = (local.read_meta(folder) or {}).get("passages") != note["digest"]
   # Without meta.json it is unfinished.
   for name in (NOTE, *["meta.json"] * old):
     with contextlib.suppress(FileNotFoundError):

@@ -67,8 +67,13 @@ def text_of(item: Query | Passage, marks: bool = False) -> str:
   if isinstance(item, Query):  # The original lower-cases these alone.
     return item.text.lower().strip()
   if item.kb == "table" and not marks:
-    return _MARK.sub(". ", item.text.replace("[sep]", ", "))
+    return without_marks(item.text)
   return item.text
+
+
+def without_marks(text: str) -> str:
+  """A passage with punctuation in place of the marks of tables."""
+  return _MARK.sub(". ", text.replace("[sep]", ", "))
 
 
 class Encoder:

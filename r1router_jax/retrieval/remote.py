@@ -15,7 +15,7 @@ from r1router_jax.inputs import images
 from r1router_jax.inputs.rows import BadRow, Fault, Skipped
 from r1router_jax.records import Passage, Query
 from r1router_jax.retrieval import corpora, schema, service, texts
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.retrieval.base import KnowledgeBase
 
 QUERIES = 64  # Of a request, at most,
 PICTURES = 24 << 20  # and characters of its pictures, unless there is but one.
@@ -35,11 +35,11 @@ class RemoteKB(KnowledgeBase):
   devices = ()
 
   def __init__(self, kb: str, address: str):
-    self._service, self._answers = service.Service(address), {}
-    self._kb, self._skipped = kb, Skipped(address)
+    self._service, self._kb = service.Service(address), kb
+    self._skipped = Skipped(address)
     said = self._service.get("/health")
     ours = isinstance(said, dict) and "version" in said
-    self.meta = said if ours else {"kb": kb, "address": address}
+    super().__init__(said if ours else {"kb": kb, "address": address})
     if ours:
       return
     if kb == "image":
@@ -61,10 +61,13 @@ class RemoteKB(KnowledgeBase):
         [dict(queries=[query.text for query in part], topk=k,
               return_scores=True) | ({"images": shown} if any(shown) else {})
          for part, shown in parts],
-        lambda number, answer: self._read(answer, len(parts[number][0]), k))
+        lambda number, answer: self._answer(answer, len(parts[number][0]), k))
     return [found for part in answers for found in part]
 
-  def _read(self, answer: Any, count: int, k: int) -> list[list[Passage]]:
+  def _read(self, found: list[Passage]) -> list[Passage]:
+    return list(found)
+
+  def _answer(self, answer: Any, count: int, k: int) -> list[list[Passage]]:
     """The passages of an answer to `count` queries.
 
     Raises:

@@ -122,7 +122,7 @@ def _json(row: bytes) -> tuple[str, str, str]:
   name, title, text = (fields[key] for key in ("id", "title", "text"))
   if not (isinstance(title, str) and isinstance(text, str)):
     raise Fault('"title" or "text" is no string', "Write strings")
-  name = str(name) if type(name) is int else name
+  name = texts.check("id", str(name) if type(name) is int else name)
   if "revid" in fields:  # wikiextractor's own.
     title, text = _unescape(title), _unescape(text)
   return _named(name, title, text)

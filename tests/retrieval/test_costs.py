@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from r1router_jax.records import Passage
-from r1router_jax.retrieval import costs, index
+from r1router_jax.retrieval import costs, indexes
 
 
 def test_the_peak_is_seen():
@@ -49,7 +49,7 @@ def test_disk_is_what_is_written(tmp_path, rows, kind):
     pytest.importorskip("scann")
   vectors = np.random.default_rng(0).normal(size=(rows, 16)).astype(np.float32)
   np.save(tmp_path / "vectors.npy", vectors)
-  index.build(vectors, kind).save(str(tmp_path))
+  indexes.save(indexes.build(vectors, kind), str(tmp_path))
   written = sum(path.stat().st_size for path in tmp_path.rglob("*")
                 if path.is_file())
   assert costs.disk(rows, 16, kind)[0] == pytest.approx(written, rel=0.1)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import corpora, drafts, embedders, parts
-from r1router_jax.retrieval import knowledge_base as kbs
+from r1router_jax.retrieval import corpora, drafts, embedders, local, parts
 
 
 class Killed(BaseException):
@@ -83,7 +82,7 @@ def test_killed_twice_anywhere_it_ends_the_same(tmp_path, monkeypatch):
   build = lambda name: build_kb.build(str(tmp_path / name), "text", source)
   build("whole")
   wanted = contents(tmp_path / "whole")
-  assert len(kbs.open_kb(str(tmp_path / "whole"))) > 20
+  assert len(local.open_kb(str(tmp_path / "whole"))) > 20
   event = 0
   while killed_at(monkeypatch, event, lambda: build("killed")):
     killed_at(monkeypatch, 2 + event % 7, lambda: build("killed"))
@@ -107,8 +106,9 @@ def test_killed_while_a_changed_source_takes_the_old_ones_place(
     shutil.copytree(tmp_path / "old", tmp_path / "killed")
     if not killed_at(monkeypatch, event, lambda: build("killed")):
       break
-    if kbs.read_meta(str(tmp_path / "killed")):  # What can be opened is whole.
-      assert len(kbs.open_kb(str(tmp_path / "killed"))) > 20
+    # What can be opened is whole.
+    if local.read_meta(str(tmp_path / "killed")):
+      assert len(local.open_kb(str(tmp_path / "killed"))) > 20
     build("killed")
     assert contents(tmp_path / "killed") == wanted, event
     shutil.rmtree(tmp_path / "killed")
@@ -119,7 +119,7 @@ def test_passages_are_what_the_reader_says(tmp_path):
   source = write_rows(tmp_path / "rows")
   rows = list(corpora.read("text", source))
   build_kb.build(str(tmp_path / "kb"), "text", source)
-  stored = kbs.Passages(str(tmp_path / "kb"), "text")
+  stored = local.Passages(str(tmp_path / "kb"), "text")
   good = [row for row in rows if not isinstance(row, corpora.BadRow)]
   assert [(p.id, p.text) for p in stored] == [(p.id, p.text) for p in good]
   assert (tmp_path / "kb/skipped.txt").read_text().splitlines() == [
@@ -139,7 +139,7 @@ def test_a_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
       corpora, "cut", lambda *args: (seen.append(args[1]), cut(*args))[1])
   note = prepare()
   assert 0 < read < 23 and len(seen) == 23 - read
-  assert note["rows"] == len(kbs.Passages(str(folder), "text"))
+  assert note["rows"] == len(local.Passages(str(folder), "text"))
 
 
 @pytest.mark.parametrize("change", ["append", "touch", "swap", "rename", "add"])
@@ -207,7 +207,7 @@ def test_one_writes_and_the_others_wait(tmp_path):
   assert [worker.exitcode for worker in workers] == [0, 0, 0]
   wanted = [row for row in corpora.read("text", str(tmp_path / "rows/*.jsonl"))
             if not isinstance(row, corpora.BadRow)]
-  stored = list(kbs.Passages(str(tmp_path / "kb"), "text"))
+  stored = list(local.Passages(str(tmp_path / "kb"), "text"))
   assert [p.id for p in stored] == [p.id for p in wanted]
   assert not list(pathlib.Path(tmp_path / "kb").glob("draft-*"))
 
