@@ -101,7 +101,7 @@ class KnowledgeBase(abc.ABC):
       asked, known, seconds = self._asked, self._known, [*self._seconds]
       self._asked = self._known = 0
       self._seconds.clear()
-    found = dict(queries=asked, remembered=known / max(1, asked))
+    found = dict(queries=float(asked), remembered=known / max(1, asked))
     if seconds:
       found |= {f"p{percent}_ms": float(np.percentile(seconds, percent)) * 1000
                 for percent in (50, 95, 99)}

@@ -85,8 +85,10 @@ class ChangedIndex:
       gone = np.isin(rows, self._gone)
       enough = (rows < 0).any(axis=1) | ((~gone).sum(axis=1) >= k)
       if most >= index.rows or enough.all():
-        return np.where(gone, -np.inf, scores), np.where(gone, -1, rows)
+        break
       most = min(2 * most, index.rows)
+    scores, rows = np.where(gone, -np.inf, scores), np.where(gone, -1, rows)
+    return best([(scores, rows)], k)
 
 def changed(
     passages: Sequence[Passage] | Changed, upserts: Sequence[Passage],

@@ -40,16 +40,22 @@ _NUMBERS = 1 << 24  # Scores held at once by exact search.
 
 Vectors = Float32[np.ndarray, "N E"]
 Found = tuple[Float32[np.ndarray, "n k"], Int[np.ndarray, "n k"]]
+Best = tuple[Float32[np.ndarray, "n b"], Int[np.ndarray, "n b"]]
 
 
 @runtime_checkable
 class Index(Protocol):
-  """What both indexes offer."""
+  """What all indexes offer."""
 
   rows: int
   width: int
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found: ...
+
+
+@runtime_checkable
+class Stored(Index, Protocol):
+  """An index that is kept in a folder."""
 
   def recall(self) -> float: ...
 
@@ -255,10 +261,10 @@ def available() -> bool:
   return importlib.util.find_spec("scann") is not None
 
 
-def best(found: Sequence[Found], k: int) -> Found:
-  """The k best of several answers; equal scores come in the order of rows."""
+def best(found: Sequence[Found], b: int) -> Best:
+  """The b best of several answers; equal scores come in the order of rows."""
   scores, rows = (np.concatenate(x, axis=1) for x in zip(*found, strict=True))
-  order = np.lexsort((rows, -scores))[:, :k]
+  order = np.lexsort((rows, -scores))[:, :b]
   return (np.take_along_axis(scores, order, 1),
           np.take_along_axis(rows, order, 1))
 

@@ -19,8 +19,8 @@ from r1router_jax.retrieval import milvus, shards
 from r1router_jax.retrieval.index import (
     EXACT_ROWS,
     ExactIndex,
-    Index,
     ScannIndex,
+    Stored,
     Vectors,
     available,
 )
@@ -31,7 +31,7 @@ _CHECKED = 1 << 16  # Rows looked at together.
 
 
 def build(vectors: Vectors, kind: str = "auto", parts: int = 1, name: str = ""
-          ) -> Index:
+          ) -> Stored:
   """An index of `vectors`.
 
   Args:
@@ -67,14 +67,14 @@ def build(vectors: Vectors, kind: str = "auto", parts: int = 1, name: str = ""
   return milvus.MilvusIndex.build(vectors, milvus.address(kind), name)
 
 
-def save(index: Index, folder: str) -> None:
+def save(index: Stored, folder: str) -> None:
   """Writes an index to a folder."""
   card = index.save(folder)
   with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
     json.dump(card, file)
 
 
-def load(folder: str, vectors: Vectors) -> Index:
+def load(folder: str, vectors: Vectors) -> Stored:
   """The index of `vectors` that `save` wrote to `folder`.
 
   On several hosts, each opens some of the shards.
@@ -88,7 +88,7 @@ def load(folder: str, vectors: Vectors) -> Index:
   return _open(folder, card, vectors)
 
 
-def _open(folder: str, card: dict, vectors: Vectors) -> Index:
+def _open(folder: str, card: dict, vectors: Vectors) -> Stored:
   kind = card["kind"]
   if kind == shards.KIND:
     return shards.Shards.load(

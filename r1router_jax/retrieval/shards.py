@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from r1router_jax import pods
-from r1router_jax.retrieval.index import Found, Index, best
+from r1router_jax.retrieval.index import Found, Stored, best
 
 KIND = "shards"
 
@@ -35,7 +35,7 @@ class Shards:
     apart: whether other hosts hold other parts.
   """
 
-  def __init__(self, parts: Sequence[tuple[int, Index]], rows: int,
+  def __init__(self, parts: Sequence[tuple[int, Stored]], rows: int,
                apart: bool):
     self.rows, self.width = rows, parts[0][1].width
     self.together = apart
@@ -72,7 +72,7 @@ class Shards:
 
   @classmethod
   def load(cls, folder: str, card: dict,
-           opened: Callable[[str, dict, range], Index]) -> "Shards":
+           opened: Callable[[str, dict, range], Stored]) -> "Shards":
     """This host's parts of what `save` wrote to `folder`.
 
     Args:

@@ -2,6 +2,7 @@ import concurrent.futures
 import dataclasses
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -62,6 +63,43 @@ def test_memory_is_bounded(base, monkeypatch):
   for i in range(50):
     assert base.search([Query(f"red {i}"), Query("rome")], 1)
     assert len(base._answers) <= 10
+
+
+def test_what_was_asked_longest_ago_is_forgotten(base, monkeypatch):
+  monkeypatch.setattr(bases, "REMEMBERED", 2)
+  seen = base.content.embedder.seen
+  for text in ("red", "rome", "red", "chad", "red", "rome"):
+    base.search([Query(text)], 1)
+  assert seen == ["red", "rome", "chad", "rome"]
+
+
+def test_it_reports_what_it_did_since_the_last_time(base, monkeypatch):
+  assert base.report() == dict(queries=0, remembered=0)
+  clock = iter([0, 0.1, 1, 1.3])
+  monkeypatch.setattr(bases.time, "perf_counter", lambda: next(clock))
+  base.search([Query("red"), Query("red"), Query("rome")], 1)
+  base.search([Query("red")], 1)
+  base.search([Query("chad")], 1)
+  found = base.report()
+  assert (found["queries"], found["remembered"]) == (5, 2 / 5)
+  assert found["p50_ms"] == pytest.approx(200)
+  assert found["p99_ms"] == pytest.approx(300 - 0.01 * 200)
+  assert base.report() == dict(queries=0, remembered=0)
+  assert kbs.report({"text": base}) == {
+      "retrieval/text/queries": 0, "retrieval/text/remembered": 0}
+
+
+def test_knowledge_bases_are_searched_side_by_side():
+  meet = threading.Barrier(3)
+
+  class Slow(fakes.Echo):
+    def _find(self, queries, k):
+      meet.wait(timeout=10)  # Breaks where they come one by one.
+      return super()._find(queries, k)
+
+  retrieve = kbs.retriever({kb: Slow(kb) for kb in kbs.KINDS})
+  found = retrieve([(kb, f"what {kb}", "") for kb in kbs.KINDS])
+  assert [p.kb for (p,) in found] == list(kbs.KINDS)
 
 
 def test_threads_share_a_knowledge_base(base, monkeypatch):
