@@ -9,8 +9,9 @@ Beside a run that needs the accelerator start it with JAX_PLATFORMS=cpu.
 Requests are untrusted: their sizes are bounded, and a bad one is answered with
 {"error": ...} and a status of 4xx.  `SEARCHES` are made at a time; whoever
 finds no place in a second is answered 503 and may ask again.  There is no
-authentication: whoever reaches the port may search.  SIGTERM ends the server
-when the searches under way are answered.
+authentication: whoever reaches the port may search.  SIGHUP opens the folder
+anew, for instance after build_kb, while the former passages are searched.
+SIGTERM ends the server when the searches under way are answered.
 """
 
 import collections
@@ -67,14 +68,22 @@ class Server(http.server.ThreadingHTTPServer):
 
   def __init__(self, base: local.LocalKB, host: str, port: int):
     super().__init__((host, port), Handler)
-    self.card = schema.card(base.meta)
+    self.serve(base)
     self.address = "http://{}:{}".format(*self.server_address)
-    self._base = base
     self._searches = threading.Semaphore(SEARCHES)
     self._connections = threading.Semaphore(CONNECTIONS)
     self._lock = threading.Lock()
     self._folder = tempfile.TemporaryDirectory(prefix="serve_kb-")
     self._kept: collections.OrderedDict[str, None] = collections.OrderedDict()
+
+  def serve(self, base: local.LocalKB) -> None:
+    """Searches `base`, from the next request on."""
+    self.served = base, schema.card(base.meta)
+
+  @property
+  def kb(self) -> str:
+    """The kind of knowledge base."""
+    return self.served[1]["kb"]
 
   def process_request(self, request: Any, client_address: Any) -> None:
     if self._connections.acquire(blocking=False):
@@ -112,17 +121,18 @@ class Server(http.server.ThreadingHTTPServer):
     Raises:
       Refused: where a picture cannot be read, or the answer would be too long.
     """
+    base, card = self.served
     queries = [Query(text, self._file(picture) if picture else "")
                for text, picture in zip(
                    request.texts, request.pictures, strict=True)]
     try:
-      found = self._base.search(queries, request.k) if queries else []
+      found = base.search(queries, request.k) if queries else []
     except images.BadImage as error:
       said = str(error).replace(self._folder.name + os.sep, "")
       raise Refused(HTTPStatus.BAD_REQUEST, f'"images": {said}') from None
     size, parts = 0, []
     for passages in found:
-      parts.append(json.dumps([self._row(passage, request.scores)
+      parts.append(json.dumps([_row(base, passage, request.scores)
                                for passage in passages]))
       size += len(parts[-1])
       if size > service.MAX_ANSWER:
@@ -131,7 +141,7 @@ class Server(http.server.ThreadingHTTPServer):
             f"the answer would have more than {service.MAX_ANSWER:,} bytes: "
             'send fewer "queries", or a smaller "topk"')
     return (f'{{"result": [{", ".join(parts)}], '
-            f'"version": "{self.card["version"]}"}}').encode()
+            f'"version": "{card["version"]}"}}').encode()
 
   def _file(self, picture: bytes) -> str:
     """Its path, which names the content, so that the same picture makes the
@@ -146,11 +156,6 @@ class Server(http.server.ThreadingHTTPServer):
       if len(self._kept) > 2 * SEARCHES * schema.PICTURES:
         os.remove(self._kept.popitem(last=False)[0])
     return path
-
-  def _row(self, passage: Passage, scores: bool) -> dict:
-    shown = schema.document(passage, passage.image and os.path.relpath(
-        passage.image, self._base.content.passages.pictures))
-    return dict(document=shown, score=passage.score) if scores else shown
 
   def end(self) -> None:
     """Waits for the searches under way, and closes."""
@@ -170,7 +175,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self) -> None:
     if self.path == "/health":
-      self._send(HTTPStatus.OK, json.dumps(self.server.card).encode())
+      self._send(HTTPStatus.OK, json.dumps(self.server.served[1]).encode())
     else:
       self.send_error(
           HTTPStatus.NOT_FOUND, "there are GET /health and POST /retrieve")
@@ -187,7 +192,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def _search(self, body: bytes) -> bytes:
     try:
-      return self.server.search(schema.read(body, self.server.card["kb"]))
+      return self.server.search(schema.read(body, self.server.kb))
     except Refused:
       raise
     except Exception:  # No request may end the server.
@@ -198,7 +203,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def _body(self) -> bytes:
     """The body of the request, of the length that it says."""
     length = self.headers.get("Content-Length", "")
-    most = (schema.PICTURES_BODY if self.server.card["kb"] == "image"
+    most = (schema.PICTURES_BODY if self.server.kb == "image"
             else schema.BODY)
     if not length.isdecimal():
       raise Refused(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
@@ -241,6 +246,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
                   telemetry.clean(format % args))
 
 
+def _row(base: local.LocalKB, passage: Passage, scores: bool) -> dict:
+  shown = schema.document(passage, passage.image and os.path.relpath(
+      passage.image, base.content.passages.pictures))
+  return dict(document=shown, score=passage.score) if scores else shown
+
+
+def _serve_anew(server: Server, folder: str) -> None:
+  try:
+    base = local.open_kb(folder)
+  except ValueError as error:
+    logging.error("%s  The former passages are served on.", error)
+    return
+  server.serve(base)
+  logging.info("%s: opened anew (%s passages).", folder, f"{len(base):,}")
+
+
 def main(_) -> None:
   base = local.open_kb(_KB.value)
   try:
@@ -255,7 +276,9 @@ def main(_) -> None:
         "authentication: whoever reaches it may search.", server.address)
   signal.signal(signal.SIGTERM, lambda *_: threading.Thread(
       target=server.shutdown).start())
-  print(f"Serving {server.card['kb']} ({len(base):,} passages) at "
+  signal.signal(signal.SIGHUP, lambda *_: threading.Thread(
+      target=_serve_anew, args=(server, _KB.value)).start())
+  print(f"Serving {server.kb} ({len(base):,} passages) at "
         f"{server.address}", flush=True)
   server.serve_forever(poll_interval=0.1)
   server.end()

@@ -9,7 +9,7 @@ On disk it is a folder that `build_kb` writes and this module opens:
   bm25/            for hybrid search, see hybrid.py
   meta.json        counts, embedder, fingerprint of its weights; written last
 
-What is searched is replaced as a whole: a search that is under way ends with
+What is searched may change, as a whole: a search that is under way ends with
 the passages that it began with.
 """
 
@@ -143,12 +143,6 @@ class LocalKB(base.KnowledgeBase):
         dataclasses.replace(content.passages[row], score=score) for score, row
         in zip(scores.tolist(), rows.tolist(), strict=True) if row >= 0]
 
-  def swap(self, other: "LocalKB") -> None:
-    """Searches what `other` does, from the next search on."""
-    with self._lock:
-      self.content, self.meta = other.content, other.meta
-      self._forget()
-
   def change(self, upserts: Iterable[Passage] = (),
              deletes: Iterable[str] = ()) -> None:
     """Adds passages, in the place of those with the same ids, and takes some
@@ -166,7 +160,7 @@ class LocalKB(base.KnowledgeBase):
     if content.words is not None or self.together:
       raise ValueError(
           "Passages of a hybrid knowledge base, or of one whose shards lie on "
-          "several hosts, cannot change in place.  Build another and swap.")
+          "several hosts, cannot change in place.  Build another.")
     passages = changes.changed(
         content.passages, [*upserts], [*deletes], content.embedder)
     with self._lock:

@@ -138,7 +138,8 @@ class Service:
         except httpx.HTTPError as error:
           reason = f"{type(error).__name__} {error}".strip()
         spent = time.monotonic() - start
-        if wrong == WRONG or spent + pause > DEADLINE:
+        # A try needs some time, too.
+        if wrong == WRONG or spent + pause > 0.9 * DEADLINE:
           raise RetrievalError(
               f"{self.address}: {reason}, at try {tries} after {spent:.1f} s.  "
               + (cure or "See that it runs and is reached from here") + ".")
