@@ -113,13 +113,10 @@ def test_pictures_are_named_below_their_folder():
   folder = pathlib.Path(corpora.world_folder())
   path = next((folder / "pictures").rglob("*.png"))
 
-  class InWorld(list):
-    pictures = str(folder)
-
   for source, wanted in ((corpora.WORLD, str(path)), ("/my.jsonl", "")):
     base = serving.at_home("image", ["a flag"], source)
     base.content = base.content._replace(
-        passages=InWorld([Passage("a", "image", "a flag", str(path))]))
+        passages=serving.InWorld([Passage("a", "image", "a flag", str(path))]))
     with serving.served(base) as server:
       _, said = serving.post(server, b'{"queries": ["flag"]}')
       assert said["result"][0][0]["image"] == str(path.relative_to(folder))

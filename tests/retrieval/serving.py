@@ -6,14 +6,17 @@ import http.client
 import http.server
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
 import urllib.parse
 
 from r1router_jax import serve_kb
+from r1router_jax.data import georouter
 from r1router_jax.records import Passage
-from r1router_jax.retrieval import index, local
+from r1router_jax.retrieval import corpora, index, local
+from r1router_jax.retrieval.knowledge_base import KINDS
 from tests.retrieval.fakes import Words
 
 TEXTS = ["the capital of chad is ndjamena", "chad has many people",
@@ -82,26 +85,45 @@ def post(server, body, headers=None, path="/retrieve"):
   return answer.status, json.loads(answer.read())
 
 
-CHILD = """
-import sys
-sys.path.insert(0, {root!r})
-from r1router_jax import serve_kb
-from tests.retrieval import serving
-import signal, threading
-server = serve_kb.Server(serving.at_home(), "127.0.0.1", {port})
-signal.signal(signal.SIGTERM, lambda *_: threading.Thread(
-    target=server.shutdown).start())
-print(server.address, flush=True)
-server.serve_forever(0.05)
-server.end()
-print("ended", flush=True)
-"""
+class InWorld(list):
+  """Passages whose pictures lie in the world's folder."""
+
+  pictures = corpora.world_folder()
 
 
-def process(port=0):
-  """Another process that serves `at_home`, and its address."""
+def world(kb):
+  """A knowledge base of some of the world, whose embedder needs no JAX."""
+  some = InWorld([*georouter.passages(kb)][:80])
+  return local.LocalKB(
+      local.Content(some, Words(), index.ExactIndex(Words()(some))),
+      dict(at_home(kb).meta, rows=len(some)))
+
+
+def _main(names, ports):
+  """Serves `at_home` or parts of the world until SIGTERM comes."""
+  bases = [world(name) if name in KINDS else at_home() for name in names]
+  servers = [serve_kb.Server(base, "127.0.0.1", port)
+             for base, port in zip(bases, ports, strict=True)]
+  threads = [threading.Thread(target=server.serve_forever, args=(0.05,))
+             for server in servers]
+  signal.signal(signal.SIGTERM, lambda *_: [
+      threading.Thread(target=server.shutdown).start() for server in servers])
+  for thread in threads:
+    thread.start()
+  print(*(server.address for server in servers), flush=True)
+  for server, thread in zip(servers, threads, strict=True):
+    thread.join()
+    server.end()
+  print("ended", flush=True)
+
+
+def process(names=("home",), ports=None):
+  """Another process that serves these, and their addresses."""
   root = str(pathlib.Path(__file__).parents[2])
+  ports = ports or [0] * len(names)
   child = subprocess.Popen(
-      [sys.executable, "-c", CHILD.format(root=root, port=port)],
-      stdout=subprocess.PIPE, text=True)
-  return child, child.stdout.readline().strip()
+      [sys.executable, "-c",
+       "from tests.retrieval import serving;"
+       f"serving._main({list(names)}, {list(ports)})"],
+      stdout=subprocess.PIPE, text=True, cwd=root)
+  return child, child.stdout.readline().split()

@@ -136,7 +136,7 @@ def test_titles_go_before_texts():
 @pytest.mark.slow
 def test_a_server_may_be_killed_and_started_again(monkeypatch):
   monkeypatch.setattr(service, "PAUSES", (0.05, 0.5))
-  child, address = serving.process()
+  child, (address,) = serving.process()
   again = []
   try:
     away = remote.RemoteKB("text", address)
@@ -144,7 +144,8 @@ def test_a_server_may_be_killed_and_started_again(monkeypatch):
     child.send_signal(signal.SIGKILL)
     child.wait()
     port = int(address.rsplit(":", 1)[1])
-    restart = threading.Timer(1.0, lambda: again.append(serving.process(port)))
+    restart = threading.Timer(
+        1.0, lambda: again.append(serving.process(ports=[port])))
     restart.start()
     (found,) = away.search([Query("a red flag")], 1)  # Waits for it.
     assert found[0].id == "text/3"
