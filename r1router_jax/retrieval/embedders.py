@@ -64,7 +64,8 @@ class Text:
       ])[:, None]
       return ids, mask
 
-    return self._encode([len(t) for t in tokens], fill)
+    return self._encode([len(t) for t in tokens], fill,
+                        encoders.rows_for(items))
 
 
 class Pair:

@@ -1,9 +1,11 @@
 """Models that embed, on this host's devices: any number of items, few shapes.
 
 Batches have (rows, tokens) from `ROWS` x `TOKENS`, so that little is compiled;
-items are sorted by length, so that little is padding.  The rows of a batch are
-split over the devices, each of which holds all weights, and no batch waits for
-the one before it.  Products are in bfloat16, except on CPUs.
+items are sorted by length, so that little is padding.  Batches of queries have
+always as many rows, so that a query's vector does not depend, not by a
+rounding, on what else is asked: a resumed run asks for others at a time.  The
+rows of a batch are split over the devices, each of which holds all weights, and
+no batch waits for the one before it.  Products are in bfloat16, except on CPUs.
 
 Axes:  n items   E width of a vector
 """
@@ -94,6 +96,7 @@ class Encoder:
   def __call__(
       self, lengths: Sequence[int],
       fill: Callable[[np.ndarray, int, int], tuple[np.ndarray, ...]],
+      choice: Sequence[int] = ROWS,
   ) -> Float32[np.ndarray, "n E"]:
     """The vector of each item.
 
@@ -101,11 +104,12 @@ class Encoder:
       lengths: of the items, in tokens.
       fill: (items of a batch, its rows, its tokens) -> its arrays; rows beyond
         the items hold anything.
+      choice: of rows of a batch.
     """
     made = [
         (members, self._apply({"params": self._params}, *jax.device_put(
             fill(members, rows, length), self._on(rows))))
-        for members, rows, length in batches(lengths)]
+        for members, rows, length in batches(lengths, choice)]
     vectors = np.zeros((len(lengths), self._width), np.float32)
     for members, out in made:
       vectors[members] = np.asarray(out)[:len(members)]
@@ -118,13 +122,19 @@ class Encoder:
         self._mesh, PartitionSpec(parallel.DATA if split else None))
 
 
-def batches(lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int]]:
+def rows_for(items: Items) -> Sequence[int]:
+  """Rows that batches of items may have."""
+  return ROWS[:1] if any(isinstance(item, Query) for item in items) else ROWS
+
+
+def batches(lengths: Sequence[int], choice: Sequence[int] = ROWS
+            ) -> Iterator[tuple[np.ndarray, int, int]]:
   """Members of each batch, with the batch's rows and tokens."""
   order = np.argsort(lengths, kind="stable")
   buckets = np.searchsorted(TOKENS, np.asarray(lengths)[order])
   for bucket, length in enumerate(TOKENS):
     members = order[buckets == bucket]
-    sizes = [rows for rows in ROWS if rows * length <= BATCH_TOKENS]
+    sizes = [rows for rows in choice if rows * length <= BATCH_TOKENS]
     while len(members):
       rows = max((r for r in sizes if r <= len(members)), default=sizes[0])
       yield members[:rows], rows, length
