@@ -45,10 +45,13 @@ setuptools.setup(
     extras_require={
         "quickstart": [],  # All of it is above; see the note on the encoder.
         "test": [
+            "apache-beam>=2.60",
             "beartype>=0.20",
             "bm25s>=0.3.16",
             "hypothesis>=6.100",
+            "milvus-lite>=3.2",
             "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
+            "pymilvus>=2.6",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
@@ -59,6 +62,7 @@ setuptools.setup(
         # Redraws the embedded world; see r1router_jax/data/georouter_source.
         "georouter": ["resvg_py>=0.3"],
         "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
+        "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
         "wandb": ["wandb>=0.19"],  # For config.wandb.
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
