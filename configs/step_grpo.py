@@ -36,7 +36,8 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
       rows="",            # Files of R1-Router's rows to take instead of
                           # GeoRouter: paths or globs, with commas between.
       images="",          # The folder of their pictures.
-      kb="runs/kb",       # Where build_kb wrote the knowledge bases.
+      kb="runs/kb",       # Where build_kb wrote the knowledge bases; or
+                          # "text=http://host:port,image=DIR,table=DIR".
       passages=dict(text=1, image=1, table=1),  # Read per answer step.
       batch_rows=64)      # Steps per update and device.
   c.step_grpo = dict(

@@ -25,7 +25,8 @@ _POLICY = flags.DEFINE_string(
     "with the package.", allow_override=True)
 _KB = flags.DEFINE_string(
     "kb", "runs/quickstart/kb", "Folder of the knowledge bases, as build_kb "
-    "wrote it.", allow_override=True)
+    "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
+    "table=DIR/table.", allow_override=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
 
 

@@ -5,9 +5,9 @@
 
 What the person at the keyboard can put right is one line and exit code 2: an
 unknown flag or config key, a word too many, a path that is not there, and every
-ValueError or ImportError that this package raises itself.  Anything else is a
-fault of ours, with its traceback and exit code 1.  `--verbosity=1` shows every
-traceback.
+ValueError, ImportError or ConnectionError that this package raises itself.
+Anything else is a fault of ours, with its traceback and exit code 1.
+`--verbosity=1` shows every traceback.
 """
 
 import difflib
@@ -86,7 +86,7 @@ def _is_for_the_user(error: Exception) -> bool:
   # Said by us: the innermost line is a `raise` of this package, and not one of
   # a library that we called wrongly.
   where = traceback.extract_tb(error.__traceback__)[-1]
-  return (isinstance(error, (ValueError, ImportError))
+  return (isinstance(error, (ValueError, ImportError, ConnectionError))
           and os.path.abspath(where.filename).startswith(_PACKAGE + os.sep)
           and (where.line or "").startswith("raise "))
 

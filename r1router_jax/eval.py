@@ -50,7 +50,8 @@ _POLICY = flags.DEFINE_list(
     allow_override=True)
 _KB = flags.DEFINE_string(
     "kb", "runs/quickstart/kb", "Folder of the knowledge bases, as build_kb "
-    "wrote it.", allow_override=True)
+    "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
+    "table=DIR/table.", allow_override=True)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where predictions and scores are written.",
     allow_override=True)
@@ -214,12 +215,14 @@ def _all_step_rewards(
   return found
 
 
-def _label(name: str, trained: policy.Policy, kb: str) -> dict[str, str]:
+def _label(
+    name: str, trained: policy.Policy,
+    kbs: Mapping[str, knowledge_base.KnowledgeBase],
+) -> dict[str, str]:
   """What tells this policy on these knowledge bases from any other."""
   weights = [embedders.fingerprint(path)
              for path in hf.files(str(trained.tokenizer_path.parent))]
-  metas = [knowledge_base.read_meta(str(pathlib.Path(kb, kind)))
-           for kind in knowledge_base.KINDS]
+  metas = [base.meta for base in kbs.values()]
   digest = hashlib.sha256(json.dumps(metas).encode()).hexdigest()[:16]
   options = [f"{name}={value}"
              for name, value in trained.settings.options().items()]
@@ -254,7 +257,7 @@ def main(_) -> None:
   policies = {name: policy.load(at) for name, at in folders.items()}
   workdir = pathlib.Path(_WORKDIR.value)
   workdir.mkdir(parents=True, exist_ok=True)
-  labels = {name: _label(name, trained, _KB.value)
+  labels = {name: _label(name, trained, kbs)
             for name, trained in policies.items()}
   last = list(policies)[-1]
   found = [

@@ -37,7 +37,8 @@ from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen_vl
 from r1router_jax.planners import Planner
 from r1router_jax.records import Question, Step, Trajectory
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase, retriever
+from r1router_jax.retrieval import knowledge_base
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 
 
 class Asked(NamedTuple):
@@ -151,8 +152,8 @@ def route(
     needs, kept = _needs(of, chunk), [[] for _ in range(parts)]
     hosts = [
         _Host(of, router.loop(
-            of, chunk[d::parts], retriever(kbs, k), planner=planner,
-            max_steps=max_steps, method=method,
+            of, chunk[d::parts], knowledge_base.retriever(kbs, k),
+            planner=planner, max_steps=max_steps, method=method,
             keep=lambda *step, to=kept[d]: to.append(step)), rows, needs)
         for d in range(parts)]
     _walk(run, hosts)
@@ -179,6 +180,8 @@ def _check(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
     raise ValueError(
         f"The policy is split over {dict(mesh.shape)}, and a fused loop wants "
         "it whole on each device: drive it from the host.")
+  if knowledge_base.together(kbs):
+    raise ValueError(knowledge_base.ONE_LOOP)
   for kb, base in kbs.items():
     if set(base.devices) & set(mesh.devices.flat):
       raise ValueError(

@@ -57,11 +57,8 @@ from r1router_jax.records import (
   Step,
   Trajectory,
 )
-from r1router_jax.retrieval.knowledge_base import (
-    KnowledgeBase,
-    Retrieve,
-    retriever,
-)
+from r1router_jax.retrieval import knowledge_base
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase, Retrieve
 from r1router_jax.walk import Walk
 
 
@@ -116,15 +113,19 @@ def route(
       worth it where searching takes longer than a part's drawing.
 
   Raises:
-    ValueError: where a question has no text.
+    ValueError: where a question has no text, or parts of the questions would
+      search when other hosts do not.
   """
+  if in_flight > 1 and knowledge_base.together(kbs):
+    raise ValueError(knowledge_base.ONE_LOOP)
   keys, turn = phase_keys(key, max_steps), threading.Lock()
 
   def drive(part):
     kept = []
     walker = loop(
-        policy, part, retriever(kbs, k), planner=planner, max_steps=max_steps,
-        method=method, keep=lambda *step: kept.append(step))
+        policy, part, knowledge_base.retriever(kbs, k), planner=planner,
+        max_steps=max_steps, method=method,
+        keep=lambda *step: kept.append(step))
     groups = None
     while True:
       try:
@@ -174,8 +175,7 @@ def loop(
   for n in range(max_steps):
     planned = yield from _plan(
         ask, planner, [w for w in walks if w.planning], n, method)
-    if not planned:
-      break
+    # Also where nobody asks: hosts may search together.
     found = retrieve([(kb, plan.sub_question, walk.question.image)
                       for walk, plan in planned for kb in plan.routes])
     found = _of_plans([plan for _, plan in planned], found)

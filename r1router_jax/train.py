@@ -56,7 +56,7 @@ from r1router_jax.learning import (
 )
 from r1router_jax.learning.batch import Batch, in_passes
 from r1router_jax.models import induction, lora
-from r1router_jax.retrieval import knowledge_base
+from r1router_jax.retrieval import knowledge_base, service
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run, e.g. configs/step_grpo.py:tiny.",
@@ -110,10 +110,20 @@ def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
     logging.info(
         "%d rows of training questions, %d a batch; iterations %d to %d.",
         len(rows), algorithm.examples, first, config.total_steps)
+    def keep(done, state):
+      saved.save(done, driver.shared(state),
+                 about | dict(window=window, best=best))
     for i in telemetry.progress(
         range(first, config.total_steps), f"train ({config.algorithm})"):
-      with log.timed("data"):
-        made, report = algorithm.make_batches(state.params, due, i)
+      try:
+        with log.timed("data"):
+          made, report = algorithm.make_batches(state.params, due, i)
+      except service.RetrievalError as error:
+        if jax.process_count() == 1:  # Other hosts would have to take part.
+          keep(i, state)
+        raise service.RetrievalError(
+            f"{error}  The same command goes on from the newest checkpoint."
+        ) from error
       log.spent(report.seconds, within="data")
       meter.add(report.work)
       for batch in made:
@@ -132,7 +142,8 @@ def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
           best = window[-1][validation.REWARD]
           dataclasses.replace(start, params=state.params).save(workdir / "best")
       if last or (i + 1) % config.every.log == 0:
-        log.write(i + 1, _mean(window) | meter.rates())
+        searched = knowledge_base.report(kbs) if algorithm.online else {}
+        log.write(i + 1, _mean(window) | meter.rates() | searched)
         for warning in monitors.warnings(log.lines):
           logging.warning("Iteration %d: %s", i + 1, warning)
         window = []
@@ -140,8 +151,7 @@ def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
           i + 1) % config.every.trajectories == 0:
         log.sample(i + 1, report.groups)
       if last or stop or (i + 1) % config.every.checkpoint == 0:
-        saved.save(i + 1, driver.shared(state),
-                   about | dict(window=window, best=best))
+        keep(i + 1, state)
       if stop and not last:
         raise commands.Preempted(
             f"Told to stop; saved after iteration {i + 1}.  The same command "

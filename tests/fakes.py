@@ -9,7 +9,7 @@ from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.pack import Encoded
 from r1router_jax.policy import Policy
 from r1router_jax.records import Passage, Response
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.retrieval.base import KnowledgeBase
 from tests import tiny
 
 
@@ -55,13 +55,20 @@ class Echo(KnowledgeBase):
   devices = ()
 
   def __init__(self, kb):
+    super().__init__({"kb": kb})
     self.kb, self.queries = kb, []
 
-  def search(self, queries, k):
+  def __len__(self):
+    return 1
+
+  def _find(self, queries, k):
     self.queries += queries
     return [[Passage(f"{self.kb}/{n}", self.kb, f"{self.kb} on {query.text}",
                      score=1 - n / 10) for n in range(k)]
             for query in queries]
+
+  def _read(self, found):
+    return found
 
 
 def kbs():

@@ -5,13 +5,15 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import embedders
+from r1router_jax.retrieval import corpora, costs, embedders, local, parts
 from r1router_jax.retrieval import knowledge_base as kbs
 from tests.retrieval.fakes import Words
 
 Query = kbs.Query
+TRIALS = 2 * sum(costs.TRIAL)  # Rows embedded before it begins.
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def words(monkeypatch):
   """A fake in MiniLM's place; parts of ten rows."""
   fake = Words()
   monkeypatch.setitem(embedders.EMBEDDERS, "minilm", lambda weights: fake)
-  monkeypatch.setattr(build_kb, "PART", 10)
+  monkeypatch.setattr(parts, "PART", 10)
   embedders.make.cache_clear()
   yield fake
   embedders.make.cache_clear()
@@ -42,8 +44,8 @@ def test_what_is_built_answers(words, source, tmp_path):
     (answer,) = opened.search([Query(f"number{i}")], 3)
     assert answer[0].id == f"r{i}" and answer[0].kb == "text"
   assert sorted(os.listdir(tmp_path / "kb/text")) == [
-      "index.json", "meta.json", "offsets.npy", "passages.jsonl",
-      "skipped.txt", "vectors.npy"]
+      ".lock", "index.json", "meta.json", "offsets.npy", "passages.jsonl",
+      "skipped.txt", "source.json", "vectors.npy"]
 
 
 def test_built_again_it_is_kept(words, source, tmp_path):
@@ -54,7 +56,7 @@ def test_built_again_it_is_kept(words, source, tmp_path):
   with open(source, "a") as file:
     file.write('{"id": "new", "text": "something else"}\n')
   build_kb.build(str(tmp_path / "text"), "text", source)
-  opened = kbs.open_kb(str(tmp_path / "text"))
+  opened = local.open_kb(str(tmp_path / "text"))
   assert opened.search([Query("something else")], 1)[0][0].id == "new"
 
 
@@ -66,16 +68,16 @@ def test_words_are_indexed_when_asked(words, source, tmp_path):
   for hybrid in (True, True, False, True):
     build_kb.build(folder, "text", source, with_words=hybrid)
     assert ("bm25" in os.listdir(folder)) == hybrid
-    assert (kbs.open_kb(folder).words is not None) == hybrid
+    assert (local.open_kb(folder).content.words is not None) == hybrid
   assert len(words.seen) == seen  # Nothing is embedded again.
-  (answer,) = kbs.open_kb(folder).search([Query("number17")], 2)
+  (answer,) = local.open_kb(folder).search([Query("number17")], 2)
   assert answer[0].id == "r17" and answer[0].score == pytest.approx(2 / 61)
   # A file of other passages is refused.
   params = tmp_path / "text/bm25/params.index.json"
   params.write_text(params.read_text().replace('"num_docs": 35',
                                                '"num_docs": 36'))
   with pytest.raises(ValueError, match="rows of bm25 should be 35"):
-    kbs.open_kb(folder)
+    local.open_kb(folder)
 
 
 def test_a_reranker_is_named_in_the_meta(
@@ -99,17 +101,17 @@ def test_a_reranker_is_named_in_the_meta(
   folder = str(tmp_path / "text")
   build_kb.build(folder, "text", source)
   seen = len(words.seen)
-  assert kbs.open_kb(folder).search([Query("number3")], 1)[0][0].id == "r3"
+  assert local.open_kb(folder).search([Query("number3")], 1)[0][0].id == "r3"
   build_kb.build(folder, "text", source, reranker="model")
   assert len(words.seen) == seen + 1
-  opened = kbs.open_kb(folder)
+  opened = local.open_kb(folder)
   assert opened.search([Query("number3")], 1)[0][0].id != "r3"
   assert set(folders) == {os.path.abspath("model")}
   Last.fingerprint = "last-2"
   with pytest.raises(ValueError, match="reranker weights should be last-1"):
-    kbs.open_kb(folder)
+    local.open_kb(folder)
   build_kb.build(folder, "text", source)
-  assert kbs.open_kb(folder).reranker is None
+  assert local.open_kb(folder).content.reranker is None
 
 
 def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):
@@ -125,10 +127,10 @@ def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):
     with pytest.raises(Killed):
       build_kb.build(str(tmp_path / "text"), "text", source)
   with pytest.raises(ValueError, match="no finished knowledge base"):
-    kbs.open_kb(str(tmp_path / "text"))
+    local.open_kb(str(tmp_path / "text"))
   words.seen.clear()
   build_kb.build(str(tmp_path / "text"), "text", source)
-  assert "number5 of many" not in words.seen[256:]  # After the trials.
+  assert "number5 of many" not in words.seen[TRIALS:]  # After the trials.
   assert "number25 of many" in words.seen
   build_kb.build(str(tmp_path / "whole"), "text", source)
   np.testing.assert_array_equal(
@@ -142,24 +144,63 @@ def test_parts_of_another_corpus_are_not_used(words, source, tmp_path):
   with open(source, "w") as file:
     file.writelines(reversed(rows))
   build_kb.build(str(tmp_path / "text"), "text", source)
-  opened = kbs.open_kb(str(tmp_path / "text"))
+  opened = local.open_kb(str(tmp_path / "text"))
   assert opened.search([Query("number3")], 1)[0][0].id == "r3"
 
 
 def test_workers_share_the_parts(words, source, tmp_path):
   build_kb.build(str(tmp_path / "text"), "text", source, worker=(1, 2))
-  assert kbs.read_meta(str(tmp_path / "text")) is None
+  assert local.read_meta(str(tmp_path / "text")) is None
   build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
-  assert len(kbs.open_kb(str(tmp_path / "text"))) == 35
+  assert len(local.open_kb(str(tmp_path / "text"))) == 35
 
 
 def test_bad_rows_are_left_out_and_named(words, source, tmp_path):
   with open(source, "a") as file:
     file.write("{}\n" + '{"id": "last", "text": "fine"}\n')
   build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(kbs.open_kb(str(tmp_path / "text"))) == 36
+  assert len(local.open_kb(str(tmp_path / "text"))) == 36
   skipped = (tmp_path / "text/skipped.txt").read_text()
   assert "rows.jsonl:36:" in skipped and skipped.count("\n") == 1
+
+
+def test_an_unchanged_source_is_not_read_again(
+    words, source, tmp_path, monkeypatch):
+  build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
+  with monkeypatch.context() as patch:
+    patch.setattr(corpora, "rows", None)  # Whoever reads, fails.
+    build_kb.build(str(tmp_path / "text"), "text", source)
+    build_kb.build(str(tmp_path / "text"), "text", source)
+  assert len(local.open_kb(str(tmp_path / "text"))) == 35
+
+
+def test_a_dry_run_says_what_it_takes_and_embeds_nothing(
+    words, source, tmp_path, caplog):
+  with caplog.at_level("INFO", "absl"):
+    build_kb.build(str(tmp_path / "text"), "text", source, dry_run=True)
+  (said,) = [m for m in caplog.messages if "rows of width" in m]
+  for part in ("35 rows of width 32", "Disk:", "to embed", "to index", "Time:"):
+    assert part in said
+  assert len(words.seen) == TRIALS
+  assert local.read_meta(str(tmp_path / "text")) is None
+  build_kb.build(str(tmp_path / "text"), "text", source)
+  assert len(local.open_kb(str(tmp_path / "text"))) == 35
+
+
+def test_pictures_that_were_missing_are_looked_for_again(words, tmp_path):
+  (tmp_path / "rows.jsonl").write_text(
+      '{"id": "a", "text": "one"}\n'
+      '{"id": "b", "text": "two", "image": "b.png"}\n')
+  build = lambda: build_kb.build(
+      str(tmp_path / "image"), "image", str(tmp_path / "rows.jsonl"),
+      pictures=str(tmp_path / "pictures"), embedder="minilm")
+  build()
+  assert len(local.open_kb(str(tmp_path / "image"))) == 1
+  (tmp_path / "pictures").mkdir()
+  Image.new("RGB", (8, 8)).save(tmp_path / "pictures/b.png")
+  build()
+  opened = local.open_kb(str(tmp_path / "image"))
+  assert opened.content.passages[1].image == str(tmp_path / "pictures/b.png")
 
 
 @pytest.mark.parametrize(("rows", "words_"), [
@@ -183,16 +224,17 @@ def test_what_does_not_fit_is_refused(
   path = tmp_path / "text/meta.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
   with pytest.raises(ValueError, match=said):
-    kbs.open_kb(str(tmp_path / "text"))
+    local.open_kb(str(tmp_path / "text"))
   path.write_text("{")
   with pytest.raises(ValueError, match="damaged"):
-    kbs.open_kb(str(tmp_path / "text"))
+    local.open_kb(str(tmp_path / "text"))
 
 
 @pytest.mark.parametrize(("flags", "said"), [
     (["--kb=web"], "--kb=web is no knowledge base"),
     (["--kb=text", "--source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
     (["--source=rows.jsonl"], "can feed one knowledge base"),
+    (["--source=mbeir:pool.jsonl"], "needs --images"),
     (["--worker=3/2"], "--worker=3/2"),
     (["--kb=text", "--embedder=clip"], "No embedder 'clip'"),
     (["--index=faiss"], "index"),

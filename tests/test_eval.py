@@ -145,11 +145,11 @@ def test_tables_claims_and_page(tmp_path):
   assert "later minus early" in (tmp_path / "page.html").read_text()
 
 
-def test_options_tell_a_policy_from_itself_without(tmp_path, monkeypatch):
+def test_options_tell_a_policy_from_itself_without(monkeypatch):
   """So that no trajectory of the one is taken for one of the other."""
   monkeypatch.setattr(evaluation.hf, "files", lambda folder: [])
   weights = lambda **options: evaluation._label(
-      "p", fakes.Scripted(script, **options), str(tmp_path))["weights"]
+      "p", fakes.Scripted(script, **options), fakes.kbs())["weights"]
   assert weights() == ""
   assert weights(routes=2, passage_pictures=1) == "routes=2 passage_pictures=1"
 

@@ -25,7 +25,8 @@ FLOORS = (
     ("router", "results"),
     ("fused",),
     ("learning",),
-    ("train", "eval", "ask", "synthesize", "build_kb", "convert", "plan"),
+    ("train", "eval", "ask", "synthesize", "build_kb", "serve_kb", "convert",
+     "plan"),
 )
 FLOOR_OF = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 

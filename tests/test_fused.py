@@ -10,8 +10,7 @@ from r1router_jax import drawing, fused, parallel, planners, policy, router
 from r1router_jax.data import georouter
 from r1router_jax.protocol import PassageTokens
 from r1router_jax.records import Plan, Step
-from r1router_jax.retrieval import index
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.retrieval import index, local
 from tests import pair, tiny
 from tests.retrieval.fakes import Words
 
@@ -21,7 +20,8 @@ WARM = dict(method=drawing.Method(0.8), members=2, k=2)
 
 def kbs(count=80):
   """Real knowledge bases over some of the world, searched without JAX."""
-  return {kb: KnowledgeBase(some, Words(), index.build(Words()(some)))
+  return {kb: local.LocalKB(local.Content(
+      some, Words(), index.ExactIndex(Words()(some))))
           for kb in ("text", "image", "table")
           for some in [list(georouter.passages(kb))[:count]]}
 
@@ -96,10 +96,10 @@ def test_options_change_nothing_about_who_drives():
       tiny.params(tiny.SPOKEN), jax.sharding.Mesh(
           np.array(jax.local_devices()[:1]), (parallel.DATA,)))
   bases = kbs(10)
-  bases["image"].passages = [
-      dataclasses.replace(passage, image="gone.png")
-      if passage.id == "image/flag/argentina" else passage
-      for passage in bases["image"].passages]
+  flags = bases["image"].content.passages
+  flags[:] = [dataclasses.replace(passage, image="gone.png")
+              if passage.id == "image/flag/argentina" else passage
+              for passage in flags]
   plans = [Plan("", "Which flag?", "image", ("text",)),
            Plan("", "How many people?", "table", ("image",)), planners.STOP]
   planner = planners.Planner(fixed=lambda question, n: plans[n])
@@ -118,7 +118,7 @@ def test_options_change_nothing_about_who_drives():
 
 def test_a_knowledge_base_that_would_wait_is_refused():
   of, bases = warm(1), kbs(5)
-  bases["table"].embedder.devices = tuple(jax.local_devices())
+  bases["table"].content.embedder.devices = tuple(jax.local_devices())
   with pytest.raises(ValueError, match="table knowledge base .*serve_kb"):
     fused.route(of, bases, questions(2), KEY)
 

@@ -35,7 +35,7 @@ def config(name, variant="smoke", **changes):
 def scalars(workdir):
   """Every number that was written, but for times and rates."""
   return [{name: x for name, x in line.items()
-           if not name.startswith(("seconds/", "speed/"))}
+           if not name.startswith(("seconds/", "speed/", "retrieval/"))}
           for line in telemetry.read(workdir)]
 
 

@@ -1,8 +1,9 @@
 """Pictures: files to pixels, safely; pixels to Qwen2.5-VL's patches.
 
-`load` is the only place where a picture file is opened.  Files come from
-crawls, so each is treated as hostile: its name, kind, size and header are
-checked before a pixel is decoded, and every way to fail is one `BadImage`.
+`read` is the only place where a picture file is opened, and `load` where it is
+decoded.  Files come from crawls, so each is treated as hostile: its name, kind,
+size and header are checked before a pixel is decoded, and every way to fail is
+one `BadImage`.
 
 `patches` cuts a picture into p x p squares, each repeated T times in time (a
 still picture is a film of T equal frames) and flattened as (channel, time, row,
@@ -80,7 +81,7 @@ def load(path: str | os.PathLike, root: str | None = None
   path = os.fspath(path)
   if root is not None:
     path = resolve(path, root)
-  data = _read(path)
+  data = read(path)
   try:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_header(*image.size)
@@ -92,8 +93,12 @@ def load(path: str | os.PathLike, root: str | None = None
         f"{MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all.") from error
 
 
-def _read(path: str) -> bytes:
-  """The bytes of a regular file of a sane size."""
+def read(path: str) -> bytes:
+  """The bytes of a regular file of a sane size.
+
+  Raises:
+    BadImage: where it is none.
+  """
   try:
     # Non-blocking, or opening a named pipe would wait for ever.
     with open(path, "rb", opener=lambda path, flags: os.open(

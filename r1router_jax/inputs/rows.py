@@ -1,17 +1,22 @@
 """Files of rows, read strictly: what is not right is named, never guessed.
 
 Each reader yields (where, row), with the row a `Fault` where it cannot be read.
+Files whose names end in .gz or .bz2 are read as what they hold.
 """
 
+import bz2
+import contextlib
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 from absl import logging
 
@@ -44,6 +49,11 @@ class BadRow:
 
   def __str__(self) -> str:
     return f"{self.where}: {self.reason}.  {self.cure}."
+
+  @property
+  def kind(self) -> str:
+    """The reason without names and numbers, to count rows by."""
+    return re.sub(r"'[^']*'|\d[\d,]*", "...", self.reason)
 
 
 class Skipped:
@@ -79,25 +89,68 @@ class Skipped:
 Rows = Iterator[tuple[str, Any]]
 
 
-def json_lines(path: str) -> Rows:
-  """The objects of a .jsonl file; blank lines are passed over."""
-  with open(path, "rb") as file:
+Open = Callable[[str], BinaryIO]  # Of a file's bytes, as they are stored.
+
+
+def stored(path: str) -> BinaryIO:
+  """The bytes of a local file."""
+  return open(path, "rb")
+
+
+@contextlib.contextmanager
+def unpacked(path: str, open_file: Open = stored) -> Iterator[BinaryIO]:
+  """What a file holds, decompressed where its name says so.
+
+  Args:
+    path: of the file.
+    open_file: opens it, where it is not a local one.
+
+  Raises:
+    ValueError: while it is read, where a compressed file is damaged.
+  """
+  with open_file(path) as file:
+    try:
+      if path.endswith(".bz2"):
+        file = bz2.open(file)
+      elif path.endswith(".gz"):
+        file = gzip.open(file)
+      yield file
+    except (EOFError, zlib.error, OSError) as error:
+      if isinstance(error, OSError) and error.errno is not None:
+        raise  # Of the disk, not of what is on it.
+      raise ValueError(
+          f"{path}: damaged ({error}).  Fetch the file again.") from None
+
+
+def lines(path: str, open_file: Open = stored, limit: int = MAX_ROW) -> Rows:
+  """The lines of a file, as bytes of at most `limit`; blank ones are left out.
+
+  Raises:
+    ValueError: where a compressed file is damaged.
+  """
+  with unpacked(path, open_file) as file:
     number = 0
-    while line := file.readline(MAX_ROW + 1):
+    while line := file.readline(limit + 1):
       number += 1
       where = f"{path}:{number}"
-      if len(line) > MAX_ROW:
+      if len(line) > limit:
         while line and not line.endswith(b"\n"):
-          line = file.readline(MAX_ROW)
-        yield where, Fault(f"longer than {MAX_ROW:,} bytes", "Split it")
+          line = file.readline(limit)
+        yield where, Fault(f"longer than {limit:,} bytes", "Split it")
         continue
       if number == 1:
         line = line.removeprefix(b"\xef\xbb\xbf")
       if line.strip():
-        try:
-          yield where, parse(line.rstrip(b"\r\n"))
-        except Fault as fault:
-          yield where, fault
+        yield where, line.rstrip(b"\r\n")
+
+
+def json_lines(path: str, open_file: Open = stored) -> Rows:
+  """The objects of a .jsonl file; blank lines are passed over."""
+  for where, line in lines(path, open_file):
+    try:
+      yield where, line if isinstance(line, Fault) else parse(line)
+    except Fault as fault:
+      yield where, fault
 
 
 def parse(line: bytes) -> Any:
@@ -141,35 +194,34 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict:
   return found
 
 
-def csv_lines(path: str) -> Rows:
+def csv_lines(path: str, open_file: Open = stored) -> Rows:
   """The lines of a .csv file as dicts; the first line names the columns."""
-  try:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-      text = file.read()
-  except UnicodeDecodeError as error:
-    raise ValueError(
-        f"{path}: not UTF-8 at byte {error.start}.  Save it as UTF-8."
-    ) from None
-  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-  if not {"id", "text"} <= set(reader.fieldnames or ()):
-    raise ValueError(
-        f"{path}: its first line names {reader.fieldnames}, wanted at least id "
-        "and text.  Name the columns there.")
-  while True:
+  with unpacked(path, open_file) as file, io.TextIOWrapper(
+      file, encoding="utf-8-sig", newline="") as text:
+    reader = csv.DictReader(text, strict=True)
     try:
-      row = next(reader, None)
-    except csv.Error as error:
-      yield f"{path}:{reader.line_num}", Fault(
-          f"not CSV ({error})", "Quote texts with commas or line breaks")
-      continue
-    if row is None:
-      return
-    where = f"{path}:{reader.line_num}"
-    if None in row or None in row.values():
-      yield where, Fault("has not as many fields as the first line",
-                          "Quote texts with commas or line breaks")
-    else:
-      yield where, row
+      if not {"id", "text"} <= set(reader.fieldnames or ()):
+        raise ValueError(
+            f"{path}: its first line names {reader.fieldnames}, wanted at "
+            "least id and text.  Name the columns there.")
+      while (row := _csv_row(reader)) is not None:
+        yield f"{path}:{reader.line_num}", row
+    except UnicodeDecodeError:
+      raise ValueError(
+          f"{path}: not UTF-8 soon after line {reader.line_num}.  Save it as "
+          "UTF-8.") from None
+
+
+def _csv_row(reader: csv.DictReader) -> dict | Fault | None:
+  """The next row, None at the end."""
+  try:
+    row = next(reader, None)
+  except csv.Error as error:
+    return Fault(f"not CSV ({error})", "Quote texts with commas or line breaks")
+  if row is not None and (None in row or None in row.values()):
+    return Fault("has not as many fields as the first line",
+                 "Quote texts with commas or line breaks")
+  return row
 
 
 def pictures(folder: str) -> Rows:

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from r1router_jax import drawing, flops, fused, parallel
+from r1router_jax import drawing, flops, fused, parallel, pods
 from r1router_jax.drivers import Driver
 from r1router_jax.learning import account, objective, rewards, rollouts
 from r1router_jax.learning.batch import Batch, Prompts, generator
 from r1router_jax.policy import Policy
 from r1router_jax.records import Question, Step
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase, together
 
 ROLLOUTS = ("offline", "online")
 
@@ -107,7 +107,9 @@ class StepGrpo:
     for extra in range(self._refill + 1):
       at = index + extra * self._total
       drawn.append(self._draw(policy, examples(at), at))
-      if sum(np.sum(groups.teach) for groups in drawn) >= wanted:
+      enough = sum(np.sum(groups.teach) for groups in drawn) >= wanted
+      # Hosts that search together draw together.
+      if pods.agreed(enough) if together(self._kbs) else enough:
         break
     judging = sum(groups.judging for groups in drawn)
     seconds = dict(

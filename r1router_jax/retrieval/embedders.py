@@ -1,7 +1,8 @@
 """Texts and pictures to vectors whose inner product is their likeness.
 
 An embedder is called with queries or with passages and gives a row for each;
-`EMBEDDERS` names them all.  Those of pictures are in picture_embedders.py.
+`EMBEDDERS` names them all.  Those of pictures are in picture_embedders.py,
+those that another process runs in endpoints.py.
 
 Axes:  n items   E width
 """
@@ -10,7 +11,6 @@ import functools
 import hashlib
 import importlib.resources
 import os
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Float32
 
 from r1router_jax.models import bert, clip, picture
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import encoders
+from r1router_jax.retrieval import encoders, endpoints
 from r1router_jax.retrieval.encoders import Embedder, Items
 from r1router_jax.retrieval.picture_embedders import (
     ClipFusion,
@@ -28,11 +28,6 @@ from r1router_jax.retrieval.picture_embedders import (
 )
 
 PICTURE_WEIGHTS = "data/files/georouter/picture_encoder.safetensors"
-
-# Of Open-WikiTable's table tokenizer, in the order of their ids.
-TABLE_MARKS = ("[Title]", "[Section title]", "[Caption]", "[Table name]",
-               "[Header]", "[Rows]", "[Row]", "[sep]")
-_MARK = re.compile("|".join(map(re.escape, TABLE_MARKS)))
 
 
 class Text:
@@ -43,8 +38,7 @@ class Text:
     params: its parameters.
     tokenizer: of its words.
     fingerprint: of its weights.
-    marks: whether it was trained on the marks of flattened tables.  Else it
-      reads punctuation in their place, which finds far more.
+    marks: see `encoders.text_of`.
   """
 
   def __init__(self, config: bert.BertConfig, params: dict,
@@ -60,8 +54,8 @@ class Text:
     self.devices = self._encode.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
-    tokens = [encoding.ids for encoding
-              in self._tokenizer.encode_batch([self._read(i) for i in items])]
+    tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(
+        [encoders.text_of(item, self._marks) for item in items])]
 
     def fill(members, rows, length):
       ids = encoders.padded(tokens, members, rows, length)
@@ -70,14 +64,8 @@ class Text:
       ])[:, None]
       return ids, mask
 
-    return self._encode([len(t) for t in tokens], fill)
-
-  def _read(self, item: Query | Passage) -> str:
-    if isinstance(item, Query):  # The original lower-cases these alone.
-      return item.text.lower().strip()
-    if item.kb == "table" and not self._marks:
-      return _MARK.sub(". ", item.text.replace("[sep]", ", "))
-    return item.text
+    return self._encode([len(t) for t in tokens], fill,
+                        encoders.rows_for(items))
 
 
 class Pair:
@@ -144,7 +132,7 @@ def open_wikitable(weights: str = "") -> Pair:
     return Text(config, params, tokenizer, fingerprint(weights), marks=True)
   return Pair(
       load(bert.QUESTION, "question_enc.", "table_enc.", ()),
-      load(bert.TABLE, "table_enc.", "question_enc.", TABLE_MARKS))
+      load(bert.TABLE, "table_enc.", "question_enc.", encoders.TABLE_MARKS))
 
 
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
@@ -154,6 +142,8 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
     "bge_m3": bge_m3,
     "clip_sf": clip_sf,
     "open_wikitable": open_wikitable,
+    "openai": endpoints.openai,
+    "tei": endpoints.tei,
 }
 
 

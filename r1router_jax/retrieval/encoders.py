@@ -1,13 +1,16 @@
 """Models that embed, on this host's devices: any number of items, few shapes.
 
 Batches have (rows, tokens) from `ROWS` x `TOKENS`, so that little is compiled;
-items are sorted by length, so that little is padding.  The rows of a batch are
-split over the devices, each of which holds all weights, and no batch waits for
-the one before it.  Products are in bfloat16, except on CPUs.
+items are sorted by length, so that little is padding.  Batches of queries have
+always as many rows, so that a query's vector does not depend, not by a
+rounding, on what else is asked: a resumed run asks for others at a time.  The
+rows of a batch are split over the devices, each of which holds all weights, and
+no batch waits for the one before it.  Products are in bfloat16, except on CPUs.
 
 Axes:  n items   E width of a vector
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +26,11 @@ from r1router_jax.records import Passage, Query
 ROWS = (8, 32, 128)  # Texts or pictures in a batch,
 TOKENS = (16, 32, 64, 128, 256, 512)  # and tokens of its texts,
 BATCH_TOKENS = 4096  # but never more than so many in all.
+
+# Of Open-WikiTable's table tokenizer, in the order of their ids.
+TABLE_MARKS = ("[Title]", "[Section title]", "[Caption]", "[Table name]",
+               "[Header]", "[Rows]", "[Row]", "[sep]")
+_MARK = re.compile("|".join(map(re.escape, TABLE_MARKS)))
 
 
 def dtype() -> Any:
@@ -50,6 +58,26 @@ class Embedder(Protocol):
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]: ...
 
 
+def text_of(item: Query | Passage, marks: bool = False) -> str:
+  """What a model of texts reads of an item.
+
+  Args:
+    item: whatever is to be embedded.
+    marks: whether the model was trained on the marks of flattened tables.  Else
+      it reads punctuation in their place, which finds far more.
+  """
+  if isinstance(item, Query):  # The original lower-cases these alone.
+    return item.text.lower().strip()
+  if item.kb == "table" and not marks:
+    return without_marks(item.text)
+  return item.text
+
+
+def without_marks(text: str) -> str:
+  """A passage with punctuation in place of the marks of tables."""
+  return _MARK.sub(". ", text.replace("[sep]", ", "))
+
+
 class Encoder:
   """A model over items.
 
@@ -68,6 +96,7 @@ class Encoder:
   def __call__(
       self, lengths: Sequence[int],
       fill: Callable[[np.ndarray, int, int], tuple[np.ndarray, ...]],
+      choice: Sequence[int] = ROWS,
   ) -> Float32[np.ndarray, "n E"]:
     """The vector of each item.
 
@@ -75,11 +104,12 @@ class Encoder:
       lengths: of the items, in tokens.
       fill: (items of a batch, its rows, its tokens) -> its arrays; rows beyond
         the items hold anything.
+      choice: of rows of a batch.
     """
     made = [
         (members, self._apply({"params": self._params}, *jax.device_put(
             fill(members, rows, length), self._on(rows))))
-        for members, rows, length in batches(lengths)]
+        for members, rows, length in batches(lengths, choice)]
     vectors = np.zeros((len(lengths), self._width), np.float32)
     for members, out in made:
       vectors[members] = np.asarray(out)[:len(members)]
@@ -92,13 +122,19 @@ class Encoder:
         self._mesh, PartitionSpec(parallel.DATA if split else None))
 
 
-def batches(lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int, int]]:
+def rows_for(items: Items) -> Sequence[int]:
+  """Rows that batches of items may have."""
+  return ROWS[:1] if any(isinstance(item, Query) for item in items) else ROWS
+
+
+def batches(lengths: Sequence[int], choice: Sequence[int] = ROWS
+            ) -> Iterator[tuple[np.ndarray, int, int]]:
   """Members of each batch, with the batch's rows and tokens."""
   order = np.argsort(lengths, kind="stable")
   buckets = np.searchsorted(TOKENS, np.asarray(lengths)[order])
   for bucket, length in enumerate(TOKENS):
     members = order[buckets == bucket]
-    sizes = [rows for rows in ROWS if rows * length <= BATCH_TOKENS]
+    sizes = [rows for rows in choice if rows * length <= BATCH_TOKENS]
     while len(members):
       rows = max((r for r in sizes if r <= len(members)), default=sizes[0])
       yield members[:rows], rows, length

@@ -7,16 +7,21 @@ Searching changes nothing, so threads may share an index.
 Exact search is the oracle, and the automatic choice below `EXACT_ROWS` rows or
 where ScaNN has no wheel (macOS, Windows).  ScaNN quantises blocks of dimensions
 (asymmetric hashing), scores all codes, and rescores the best exactly; above
-`TREE_ROWS` rows a tree first picks the leaves to score.
+`TREE_ROWS` rows a tree first picks the leaves to score.  The same vectors make
+the same index, bit by bit.
 
-Axes:  n queries   N rows   E width   k neighbours
+What ScaNN finds is measured with queries whose nearest rows are known, when it
+is built and whenever it is loaded; see `Probe`.
+
+Axes:  n queries   N rows   E width   k neighbours   P queries of a probe
 Source: arxiv.org/abs/1908.10396 (ScaNN), arxiv.org/abs/2404.00774 (SOAR).
 """
 
-import json
+import importlib.util
 import math
 import os
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -24,25 +29,90 @@ from jaxtyping import Float, Float32, Int
 
 EXACT_ROWS = 20_000
 TREE_ROWS = 80_000
+WIDE = 768  # Width that bears coarser codes.
 REORDER = 100  # Rows rescored exactly.
 RECALL = 0.95  # Of the ten nearest, when the leaves to search are chosen.
-_PROBES = 256
+_PROBES = 128  # Of each kind.
+_NEAR = 1e-5  # Difference of scores that are equal but for rounding.
+_WORSE = 0.02  # Recall that may be lost between building and loading.
+SCANN, _PROBE = "scann", "probe.npz"  # Their names on disk.
 _NUMBERS = 1 << 24  # Scores held at once by exact search.
 
 Vectors = Float32[np.ndarray, "N E"]
 Found = tuple[Float32[np.ndarray, "n k"], Int[np.ndarray, "n k"]]
+Best = tuple[Float32[np.ndarray, "n b"], Int[np.ndarray, "n b"]]
 
 
 @runtime_checkable
 class Index(Protocol):
-  """What both indexes offer."""
+  """What all indexes offer."""
 
   rows: int
   width: int
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found: ...
 
-  def save(self, folder: str) -> None: ...
+
+@runtime_checkable
+class Stored(Index, Protocol):
+  """An index that is kept in a folder."""
+
+  def recall(self) -> float: ...
+
+  def save(self, folder: str) -> dict: ...
+
+
+class Probe(NamedTuple):
+  """Queries whose nearest rows are known: some rows themselves, and as many
+  that lie between two of them, far from both, as questions do from answers.
+
+  Attributes:
+    vectors: of the queries, rows first.
+    scores: of the ten nearest rows, by exact search.
+  """
+
+  vectors: Float32[np.ndarray, "P E"]
+  scores: Float32[np.ndarray, "P 10"]
+
+  @classmethod
+  def of(cls, vectors: Vectors) -> "Probe":
+    rows = vectors[np.linspace(
+        0, len(vectors) - 1, min(_PROBES, len(vectors)), dtype=np.int64)]
+    between = (rows + np.roll(rows, len(rows) // 2 or 1, axis=0)) / 2
+    probes = np.concatenate([rows, between])
+    return cls(probes, ExactIndex(vectors).search(probes, 10)[0])
+
+  def recall(self, index: Index) -> float:
+    """Share of the ten nearest rows that are found, of the worse kind of query;
+    of rows with equal scores any will do."""
+    scores, _ = index.search(self.vectors, self.scores.shape[1])
+    there = np.isfinite(self.scores)
+    tenth = self.scores.min(axis=1, keepdims=True, where=there, initial=np.inf)
+    hits = scores >= tenth - _NEAR * np.maximum(1, np.abs(tenth))
+    return min(float(hits[half].sum() / there[half].sum())
+               for half in np.split(np.arange(len(hits)), 2))
+
+  def save(self, folder: str) -> None:
+    np.savez(os.path.join(folder, _PROBE), **self._asdict())
+
+  @classmethod
+  def load(cls, folder: str) -> "Probe":
+    with np.load(os.path.join(folder, _PROBE)) as file:
+      return cls(file["vectors"], file["scores"])
+
+  def check(self, index: Index, before: float, folder: str) -> None:
+    """Says what an index finds.
+
+    Raises:
+      ValueError: where that is less than `before`, when it was built.
+    """
+    found = self.recall(index)
+    if found < before - _WORSE:
+      raise ValueError(
+          f"{folder}: the index finds {found:.3f} of the ten nearest rows, and "
+          f"found {before:.3f} when it was built.  Build it again: delete the "
+          "folder and run build_kb.")
+    logging.info("%s: recall@10 against exact search %.3f.", folder, found)
 
 
 class ExactIndex:
@@ -54,11 +124,11 @@ class ExactIndex:
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found:
     """The k nearest rows; equal scores come in the order of rows."""
-    vectors = _check(vectors, self.width, k)
+    vectors = check(vectors, self.width, k)
     batch = max(1, _NUMBERS // max(self.rows, 1))
     parts = [self._search(vectors[i:i + batch], min(k, self.rows))
              for i in range(0, len(vectors), batch)]
-    return _pad(parts, len(vectors), k)
+    return pad(parts, len(vectors), k)
 
   def _search(self, vectors: np.ndarray, k: int) -> Found:
     scores = vectors @ self.vectors.T
@@ -69,18 +139,30 @@ class ExactIndex:
     return (np.take_along_axis(best, order, axis=1),
             np.take_along_axis(rows, order, axis=1))
 
-  def save(self, folder: str) -> None:
-    """Nothing but a note: the vectors themselves are the index."""
-    _write_card(folder, dict(kind="exact", rows=self.rows, width=self.width))
+  def recall(self) -> float:
+    """Of its own rows; see `Probe`."""
+    return 1.0
+
+  def save(self, folder: str) -> dict:
+    """What `indexes.load` must know: the vectors themselves are the index."""
+    return dict(kind="exact", rows=self.rows, width=self.width)
 
 
 class ScannIndex:
-  """ScaNN with settings by number of rows and width."""
+  """ScaNN with settings by number of rows and width; see `build`.
 
-  def __init__(self, searcher: Any, rows: int, width: int, leaves: int = 0):
-    """See `build`; `leaves` of the tree are searched, 0 without a tree."""
+  Args:
+    searcher: ScaNN's.
+    rows: N.
+    width: E.
+    probe: to measure it with.
+    leaves: of the tree to be searched, 0 without a tree.
+  """
+
+  def __init__(self, searcher: Any, rows: int, width: int, probe: Probe,
+               leaves: int = 0):
     self.searcher, self.leaves = searcher, leaves
-    self.rows, self.width = rows, width
+    self.rows, self.width, self.probe = rows, width, probe
     self._threads = os.cpu_count() or 1
 
   @classmethod
@@ -89,9 +171,8 @@ class ScannIndex:
     from scann import scann_ops_pybind
     rows, width = vectors.shape
     builder = scann_ops_pybind.builder(vectors, 10, "dot_product")
-    tree = rows >= TREE_ROWS
-    all_leaves = math.isqrt(2 * rows) if tree else 0
-    if tree:
+    all_leaves = math.isqrt(2 * rows) if rows >= TREE_ROWS else 0
+    if all_leaves:
       builder = builder.tree(
           num_leaves=all_leaves, num_leaves_to_search=max(1, all_leaves // 50),
           spherical=True, quantize_centroids=True, soar_lambda=1.5,
@@ -99,25 +180,25 @@ class ScannIndex:
     if rows < EXACT_ROWS:  # Hashing needs rows to learn from.
       builder = builder.score_brute_force()
     else:
-      # Wide vectors bear coarser blocks, but then not of residuals.
+      # Of coarser blocks, but then not of residuals.
       builder = (
           builder.score_ah(4, anisotropic_quantization_threshold=0.2,
-                           residual_quantization=False) if width >= 768 else
+                           residual_quantization=False) if width >= WIDE else
           builder.score_ah(2, anisotropic_quantization_threshold=0.2))
       builder = builder.reorder(REORDER)
-    index = cls(builder.build(), rows, width)
-    if tree:
-      index._choose_leaves(vectors, all_leaves)
+    # Its random first centres differ from one build to the next.
+    config = builder.create_config().replace(
+        "RANDOM_INITIALIZATION", "DEFAULT_KMEANS_PLUS_PLUS")
+    index = cls(scann_ops_pybind.create_searcher(vectors, config), rows, width,
+                Probe.of(vectors))
+    if all_leaves:
+      index._choose_leaves(all_leaves)
     return index
 
-  def _choose_leaves(self, vectors: Vectors, all_leaves: int) -> None:
+  def _choose_leaves(self, all_leaves: int) -> None:
     """The fewest leaves, in steps of 1.5, that find `RECALL` of ten."""
-    probes = _probes(vectors)
-    _, wanted = ExactIndex(vectors).search(probes, 10)
     self.leaves = max(1, all_leaves // 200)
-    while self.leaves < all_leaves:
-      if overlap(self.search(probes, 10)[1], wanted) >= RECALL:
-        break
+    while self.leaves < all_leaves and self.probe.recall(self) < RECALL:
       self.leaves = min(all_leaves, math.ceil(self.leaves * 1.5))
     logging.info("ScaNN searches %d of %d leaves.", self.leaves, all_leaves)
 
@@ -130,9 +211,9 @@ class ScannIndex:
       k: see above.
       leaves: of a tree to search; by default as many as `build` chose.
     """
-    vectors = _check(vectors, self.width, k)
+    vectors = check(vectors, self.width, k)
     if not len(vectors):
-      return _pad([], 0, k)
+      return pad([], 0, k)
     options = {
         "leaves_to_search": leaves or self.leaves} if self.leaves else {}
     if self.rows >= EXACT_ROWS:
@@ -145,92 +226,50 @@ class ScannIndex:
     missing = np.isnan(scores)
     rows = np.where(missing, -1, rows.astype(np.int64))
     scores = np.where(missing, -np.inf, scores).astype(np.float32)
-    return _pad([(scores, rows)], len(vectors), k)
+    return pad([(scores, rows)], len(vectors), k)
 
-  def save(self, folder: str) -> None:
-    """Writes an index that may be moved."""
-    path = os.path.join(folder, "scann")
+  def recall(self) -> float:
+    """Share of the ten nearest rows that are found; see `Probe`."""
+    return self.probe.recall(self)
+
+  def save(self, folder: str) -> dict:
+    """Writes an index that may be moved; what `load` must know."""
+    path = os.path.join(folder, SCANN)
     os.makedirs(path, exist_ok=True)
     self.searcher.serialize(path, relative_path=True)
-    _write_card(folder, dict(kind="scann", rows=self.rows, width=self.width,
-                             leaves=self.leaves))
+    self.probe.save(folder)
+    return dict(kind="scann", rows=self.rows, width=self.width,
+                leaves=self.leaves, recall=self.recall())
+
+  @classmethod
+  def load(cls, folder: str, card: dict) -> "ScannIndex":
+    """What `save` wrote to `folder`, and returned as `card`.
+
+    Raises:
+      ValueError: where it finds less than it did.
+    """
+    from scann import scann_ops_pybind
+    searcher = scann_ops_pybind.load_searcher(os.path.join(folder, SCANN))
+    index = cls(searcher, card["rows"], card["width"], Probe.load(folder),
+                card["leaves"])
+    index.probe.check(index, card["recall"], folder)
+    return index
 
 
-def build(vectors: Vectors, kind: str = "auto") -> Index:
-  """An index of `vectors`; `kind` is "auto", "exact" or "scann".
-
-  Raises:
-    ValueError: where `vectors` are none or not all finite.
-  """
-  if not len(vectors):
-    raise ValueError("There are no vectors to index.  Give a corpus with rows.")
-  bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-  if len(bad):
-    raise ValueError(
-        f"{len(bad)} vectors, of rows {bad[:5].tolist()}, hold NaN or infinity."
-        "  Embed them again.")
-  if kind == "auto":
-    kind = _choose(len(vectors))
-  if kind == "exact":
-    return ExactIndex(vectors)
-  if kind == "scann":
-    return ScannIndex.build(vectors)
-  raise ValueError(f"No index {kind!r}; choose auto, exact or scann.")
+def available() -> bool:
+  """Whether ScaNN is installed."""
+  return importlib.util.find_spec("scann") is not None
 
 
-def load(folder: str, vectors: str) -> Index:
-  """The index that `save` wrote to `folder`, over the .npy file `vectors`."""
-  with open(os.path.join(folder, "index.json"), encoding="utf-8") as file:
-    card = json.load(file)
-  if card["kind"] == "exact" or not _has_scann():
-    if card["kind"] != "exact":
-      logging.info("%s: ScaNN is not installed, searching exactly.", folder)
-    return ExactIndex(np.load(vectors, mmap_mode="r"))
-  from scann import scann_ops_pybind
-  searcher = scann_ops_pybind.load_searcher(os.path.join(folder, "scann"))
-  return ScannIndex(searcher, card["rows"], card["width"], card["leaves"])
+def best(found: Sequence[Found], b: int) -> Best:
+  """The b best of several answers; equal scores come in the order of rows."""
+  scores, rows = (np.concatenate(x, axis=1) for x in zip(*found, strict=True))
+  order = np.lexsort((rows, -scores))[:, :b]
+  return (np.take_along_axis(scores, order, 1),
+          np.take_along_axis(rows, order, 1))
 
 
-def recall(index: Index, vectors: Vectors, k: int = 10) -> float:
-  """Share of the k truly nearest rows that `index` finds, for sampled rows."""
-  probes = _probes(vectors)
-  _, wanted = ExactIndex(vectors).search(probes, k)
-  return overlap(index.search(probes, k)[1], wanted)
-
-
-def overlap(found: Int[np.ndarray, "n k"], wanted: Int[np.ndarray, "n k"]
-            ) -> float:
-  """Share of the wanted rows that were found; -1 is no row."""
-  hits = (found[:, :, None] == wanted[:, None, :]) & (wanted[:, None, :] >= 0)
-  return float(hits.sum() / max(1, (wanted >= 0).sum()))
-
-
-def _has_scann() -> bool:
-  try:
-    import scann  # noqa: F401
-  except ImportError:
-    return False
-  return True
-
-
-def _choose(rows: int) -> str:
-  if rows < EXACT_ROWS:
-    kind, reason = "exact", f"fewer than {EXACT_ROWS:,}"
-  elif not _has_scann():
-    kind, reason = "exact", "ScaNN is not installed"
-  else:
-    kind, reason = "scann", f"at least {EXACT_ROWS:,}"
-  logging.info("Index: %s search of %s rows (%s).", kind, f"{rows:,}", reason)
-  return kind
-
-
-def _probes(vectors: Vectors) -> Float32[np.ndarray, "n E"]:
-  """Rows spread evenly, to be asked for."""
-  return vectors[np.linspace(
-      0, len(vectors) - 1, min(_PROBES, len(vectors)), dtype=np.int64)]
-
-
-def _check(vectors: np.ndarray, width: int, k: int
+def check(vectors: np.ndarray, width: int, k: int
            ) -> Float32[np.ndarray, "n E"]:
   if vectors.ndim != 2 or vectors.shape[1] != width or k < 1:
     raise ValueError(
@@ -241,7 +280,7 @@ def _check(vectors: np.ndarray, width: int, k: int
   return np.ascontiguousarray(vectors, np.float32)
 
 
-def _pad(parts: list[tuple[np.ndarray, np.ndarray]], n: int, k: int) -> Found:
+def pad(parts: list[tuple[np.ndarray, np.ndarray]], n: int, k: int) -> Found:
   """Parts of an answer, one below the other, filled up to k columns."""
   scores = np.full((n, k), -np.inf, np.float32)
   rows = np.full((n, k), -1, np.int64)
@@ -252,8 +291,3 @@ def _pad(parts: list[tuple[np.ndarray, np.ndarray]], n: int, k: int) -> Found:
     rows[start:start + count, :found] = part_rows
     start += count
   return scores, rows
-
-
-def _write_card(folder: str, card: dict) -> None:
-  with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
-    json.dump(card, file)

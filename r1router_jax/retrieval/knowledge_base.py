@@ -1,188 +1,76 @@
-"""A knowledge base: passages and an index of their vectors.
+"""The knowledge bases of a run: opened by place, searched side by side."""
 
-On disk it is a folder that `build_kb` writes and this module opens:
-
-  passages.jsonl   one row each: {"id", "text", "image"}
-  offsets.npy      where each row starts, so that only those found are read
-  vectors.npy      one row each, float32
-  index.json, scann/
-  bm25/            for hybrid search, see hybrid.py
-  meta.json        counts, embedder, fingerprint of its weights; written last
-"""
-
-import dataclasses
-import json
+import concurrent.futures
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import numpy as np
 from absl import logging
 
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import (
-    corpora,
-    embedders,
-    encoders,
-    hybrid,
-    index,
-    rerank,
-)
+from r1router_jax.retrieval.base import KnowledgeBase
+from r1router_jax.retrieval.local import open_kb
+from r1router_jax.retrieval.remote import RemoteKB
 
-FORMAT = 1  # Of the folder; raise it when its files change.
 # Kinds of knowledge base, and the embedder that each has unless told otherwise.
 KINDS = {"text": "minilm", "image": "picture_caption", "table": "minilm"}
-# What meta.json says of searching alone; vectors do not depend on it.
-OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
-_REMEMBERED = 100_000  # Answers; the same sub-questions come again and again.
+
+ONE_LOOP = ("Hosts that search shards together must do so in step: take the "
+            "host's loop, and no parts in flight.")
+
+# (knowledge base, sub-question, picture) triples to the passages of each.
+Retrieve = Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]
 
 
-class Passages:
-  """The passages of a file, each read when it is asked for; threads may share.
-
-  Args:
-    folder: of the knowledge base.
-    kb: its kind.
-    pictures: the folder that its pictures are named below.
-
-  Attributes:
-    size: of the file, in bytes.
-  """
-
-  def __init__(self, folder: str, kb: str, pictures: str = ""):
-    self._kb, self._pictures = kb, pictures
-    self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
-    self.size = len(self._bytes)
-    self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
-
-  def __len__(self) -> int:
-    return len(self._offsets) - 1
-
-  def __getitem__(self, row: int) -> Passage:
-    start, stop = map(int, self._offsets[row:row + 2])
-    fields = json.loads(self._bytes[start:stop].tobytes())
-    if fields["image"]:
-      fields["image"] = os.path.join(self._pictures, fields["image"])
-    return Passage(kb=self._kb, **fields)
-
-  def __iter__(self) -> Iterator[Passage]:
-    return (self[row] for row in range(len(self)))
-
-
-class KnowledgeBase:
-  """Answers queries with passages; see `search`.
+def open_kbs(where: str, kbs: Sequence[str] = tuple(KINDS)
+             ) -> dict[str, KnowledgeBase]:
+  """Knowledge bases by kind.
 
   Args:
-    passages: all of them.
-    embedder: of queries.
-    searcher: an index of the passages' vectors.
-    words: an index of their words, for hybrid search.
-    reranker: what reads the best of them again.
-  """
-
-  def __init__(self, passages: Sequence[Passage] | Passages,
-               embedder: encoders.Embedder, searcher: index.Index,
-               words: hybrid.Words | None = None,
-               reranker: rerank.Reranker | None = None):
-    self.passages, self.embedder, self.index = passages, embedder, searcher
-    self.words, self.reranker = words, reranker
-    self._answers: dict[tuple[Query, int], list[Passage]] = {}
-
-  def __len__(self) -> int:
-    return len(self.passages)
-
-  @property
-  def devices(self) -> Sequence[jax.Device]:
-    """Those that it searches with."""
-    more = () if self.reranker is None else self.reranker.devices
-    return (*self.embedder.devices, *more)
-
-  def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
-    """For each query the k best passages, best first, with their scores."""
-    known = self._answers  # Another thread may replace it meanwhile.
-    new = [q for q in dict.fromkeys(queries) if (q, k) not in known]
-    found = {}
-    if new:
-      scores, rows = self._find(new, k)
-      found = {(query, k): self._read(*answer) for query, *answer
-               in zip(new, scores, rows, strict=True)}
-    answers = [list((found if (q, k) in found else known)[q, k])
-               for q in queries]
-    if len(known) + len(found) > _REMEMBERED:
-      self._answers = known = {}
-    known.update(found)
-    return answers
-
-  def _find(self, queries: Sequence[Query], k: int) -> index.Found:
-    if self.reranker is None:
-      return self._retrieve(queries, k)
-    found = self._retrieve(queries, max(k, rerank.DEPTH))
-    return self.reranker.rerank(queries, found, self.passages.__getitem__, k)
-
-  def _retrieve(self, queries: Sequence[Query], k: int) -> index.Found:
-    vectors = self.embedder(queries)
-    if self.words is None:
-      return self.index.search(vectors, k)
-    depth = max(k, hybrid.DEPTH)
-    return hybrid.fuse([self.index.search(vectors, depth)[1],
-                        self.words.search(queries, depth)[1]], k)
-
-  def _read(self, scores: np.ndarray, rows: np.ndarray) -> list[Passage]:
-    return [dataclasses.replace(self.passages[row], score=score) for score, row
-            in zip(scores.tolist(), rows.tolist(), strict=True) if row >= 0]
-
-
-def open_kb(folder: str) -> KnowledgeBase:
-  """The knowledge base in `folder`.
+    where: the folder that `build_kb` wrote, or the place of each, as in
+      "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table": a folder, or
+      the address of a server, see remote.py.
+    kbs: the kinds to open.
 
   Raises:
-    ValueError: where it is absent, unfinished, or does not fit its embedder.
+    ValueError: where one is not there, or of another kind.
+    service.RetrievalError: where a server does not answer.
   """
-  meta = read_meta(folder)
-  if meta is None:
-    raise ValueError(
-        f"{folder} holds no finished knowledge base.  Build it with: python -m "
-        f"r1router_jax.build_kb --out={os.path.dirname(folder) or '.'}")
-  passages = Passages(
-      folder, meta["kb"], corpora.picture_folder(meta["source"]))
-  vectors = os.path.join(folder, "vectors.npy")
-  searcher = index.load(folder, vectors)
-  embedder = embedders.make(meta["embedder"], meta["weights"])
-  words = hybrid.Words.load(folder) if "hybrid" in meta else None
-  reranker = rerank.load(meta["rerank"]) if "rerank" in meta else None
-  for name, here, there in (
-      ("format", FORMAT, meta["format"]),
-      ("width", embedder.width, meta["width"]),
-      ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
-      ("passages", len(passages), meta["rows"]),
-      ("rows of the index", searcher.rows, meta["rows"]),
-      ("width of the index", searcher.width, meta["width"]),
-      ("rows of bm25", words.rows if words else meta["rows"], meta["rows"]),
-      ("reranker weights", reranker and reranker.fingerprint,
-       meta.get("rerank_fingerprint"))):
-    if here != there:
+  opened = {kb: RemoteKB(kb, place) if "://" in place else open_kb(place)
+            for kb, place in _places(where, kbs).items()}
+  for kb, base in opened.items():
+    if (kind := base.meta.get("kb", kb)) != kb:
       raise ValueError(
-          f"{folder}: {name} should be {there}, as meta.json says, and is "
-          f"{here}.  Build it again: delete the folder and run build_kb.")
-  return KnowledgeBase(passages, embedder, searcher, words, reranker)
-
-
-def open_kbs(folder: str, kbs: Sequence[str] = tuple(KINDS)
-             ) -> dict[str, KnowledgeBase]:
-  """The knowledge bases that `build_kb` wrote to `folder`, by kind."""
-  opened = {kb: open_kb(os.path.join(folder, kb)) for kb in kbs}
+          f"{where}: what should be the {kb} knowledge base is one of kind "
+          f"{kind}.  Name it by that.")
   logging.info("Knowledge bases: %s.", ", ".join(
       f"{kb} {len(base):,}" for kb, base in opened.items()))
   return opened
 
 
-Retrieve = Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]
+def _places(where: str, kbs: Sequence[str]) -> dict[str, str]:
+  """Where each knowledge base is."""
+  if not re.match(rf"({'|'.join(KINDS)})=", where):
+    return {kb: os.path.join(where, kb) for kb in kbs}
+  pairs = [part.split("=", 1) for part in where.split(",")]
+  named = {pair[0].strip(): pair[-1].strip() for pair in pairs}
+  if len(named) < len(pairs) or set(named) != set(kbs) or not all(
+      len(pair) == 2 and pair[1] for pair in pairs):
+    raise ValueError(
+        f"{where}: name the place of each of {', '.join(kbs)} once, as in "
+        + ",".join(f"{kb}=PLACE" for kb in kbs) + ".")
+  return named
+
+
+def together(kbs: Mapping[str, KnowledgeBase]) -> bool:
+  """Whether all hosts must search at the same times."""
+  return any(base.together for base in kbs.values())
 
 
 def retriever(
     kbs: Mapping[str, KnowledgeBase], k: int | Mapping[str, int] = 1
 ) -> Retrieve:
-  """Searches many knowledge bases at once.
+  """Searches many knowledge bases at once, side by side.
 
   Args:
     kbs: by kind.
@@ -194,30 +82,31 @@ def retriever(
     the picture.
   """
 
+  def search(kb, asked):
+    queries = [Query(text, image if kb == "image" else "")
+               for other, text, image in asked if other == kb]
+    return kbs[kb].search(queries, k if isinstance(k, int) else k[kb])
+
   def retrieve(asked):
-    found = [()] * len(asked)
-    for kb in dict.fromkeys(kb for kb, _, _ in asked):
-      members = [i for i, (other, _, _) in enumerate(asked) if other == kb]
-      queries = [
-          Query(asked[i][1], asked[i][2] if kb == "image" else "")
-          for i in members]
-      count = k if isinstance(k, int) else k[kb]
-      for i, passages in zip(
-          members, kbs[kb].search(queries, count), strict=True):
-        found[i] = tuple(passages)
-    return found
+    # Those that hosts search together come one by one, in one order.
+    due = [kb for kb, base in kbs.items() if base.together]
+    found = {kb: search(kb, asked) for kb in due}
+    rest = [kb for kb in dict.fromkeys(kb for kb, _, _ in asked)
+            if kb not in found]
+    if len(rest) < 2:
+      found |= {kb: search(kb, asked) for kb in rest}
+    else:
+      with concurrent.futures.ThreadPoolExecutor(len(rest)) as threads:
+        found |= zip(rest, threads.map(lambda kb: search(kb, asked), rest),
+                     strict=True)
+    answers = {kb: iter(of) for kb, of in found.items()}
+    return [tuple(next(answers[kb])) for kb, _, _ in asked]
 
   return retrieve
 
 
-def read_meta(folder: str) -> dict | None:
-  """What meta.json says, None where there is none."""
-  try:
-    with open(os.path.join(folder, "meta.json"), encoding="utf-8") as file:
-      return json.load(file)
-  except FileNotFoundError:
-    return None
-  except ValueError as error:
-    raise ValueError(
-        f"{folder}/meta.json is damaged ({error}).  Delete the folder and "
-        "build it again.") from None
+def report(kbs: Mapping[str, KnowledgeBase]) -> dict[str, float]:
+  """What each says of its searches since the last time, by
+  "retrieval/<kb>/<what>"."""
+  return {f"retrieval/{kb}/{name}": value for kb, base in kbs.items()
+          for name, value in base.report().items()}

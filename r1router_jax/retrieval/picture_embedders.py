@@ -89,7 +89,8 @@ class ClipFusion:
     longest = self._tokenizer.truncation["max_length"]
     vectors[said] += self._text(
         [len(t) for t in tokens], lambda members, rows, length: (
-            encoders.padded(tokens, members, rows, min(length, longest)),))
+            encoders.padded(tokens, members, rows, min(length, longest)),),
+        encoders.rows_for(items))
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(norms, 1e-12)
 
@@ -125,7 +126,7 @@ def _shown(
       pixels[row] = read(items[shown[member]])
     return (pixels,)
 
-  vectors = encode([1] * len(shown), fill)
+  vectors = encode([1] * len(shown), fill, encoders.rows_for(items))
   whole = np.zeros((len(items), vectors.shape[1]), np.float32)
   whole[shown] = vectors
   return whole

@@ -15,7 +15,6 @@ names of weights are those of transformers' BertForSequenceClassification
 
 import functools
 import os
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,7 +27,6 @@ from r1router_jax.retrieval import embedders, encoders
 from r1router_jax.retrieval.index import Found
 
 DEPTH = 30  # Passages of each query that are read.
-_MARK = re.compile("|".join(map(re.escape, embedders.TABLE_MARKS)))
 
 
 class Reranker:
@@ -82,7 +80,8 @@ class Reranker:
              ) -> Float32[np.ndarray, " B"]:
     """The score of each (question, passage)."""
     read = self._tokenizer.encode_batch(
-        [(question, _plain(passage)) for question, passage in pairs])
+        [(question, encoders.without_marks(passage))
+         for question, passage in pairs])
     tokens = [encoding.ids for encoding in read]
     # Encoders of one segment, such as XLM-R, tell no pairs apart.
     kinds = [encoding.type_ids if self._segments > 1 else [0] * len(encoding)
@@ -113,8 +112,3 @@ def load(folder: str) -> Reranker:
   return Reranker(config, bert.load(folder, config),
                   tokenizers.Tokenizer.from_file(path),
                   embedders.fingerprint(folder))
-
-
-def _plain(text: str) -> str:
-  """A passage with punctuation in place of the marks of tables."""
-  return _MARK.sub(". ", text.replace("[sep]", ", "))

@@ -12,7 +12,8 @@ each has, also none.
 Axes:  H hosts   n queries   E width   k neighbours
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -20,7 +21,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from r1router_jax import pods
-from r1router_jax.retrieval.index import Found, Index
+from r1router_jax.retrieval.index import Found, Stored, best
+
+KIND = "shards"
 
 
 class Shards:
@@ -32,7 +35,7 @@ class Shards:
     apart: whether other hosts hold other parts.
   """
 
-  def __init__(self, parts: Sequence[tuple[int, Index]], rows: int,
+  def __init__(self, parts: Sequence[tuple[int, Stored]], rows: int,
                apart: bool):
     self.rows, self.width = rows, parts[0][1].width
     self.together = apart
@@ -54,6 +57,45 @@ class Shards:
     return best([(scores[mine, :count], rows[mine, :count])
                  for scores, rows in zip(*answers, strict=True)], k)
 
+  def recall(self) -> float:
+    """Share of the ten nearest rows that is found, in the worst part."""
+    return min(part.recall() for _, part in self._parts)
+
+  def save(self, folder: str) -> dict:
+    """Writes all parts; what `load` must know."""
+    cards = []
+    for number, (first, part) in enumerate(self._parts):
+      place = _place(folder, number)
+      os.makedirs(place, exist_ok=True)
+      cards.append(dict(first=first, card=part.save(place)))
+    return dict(kind=KIND, rows=self.rows, width=self.width, parts=cards)
+
+  @classmethod
+  def load(cls, folder: str, card: dict,
+           opened: Callable[[str, dict, range], Stored]) -> "Shards":
+    """This host's parts of what `save` wrote to `folder`.
+
+    Args:
+      folder: of the index.
+      card: what `save` returned.
+      opened: (folder, card, rows) of a part to its index.
+
+    Raises:
+      ValueError: where there are fewer parts than hosts.
+    """
+    hosts, parts = jax.process_count(), card["parts"]
+    if len(parts) < hosts:
+      raise ValueError(
+          f"{folder} has {len(parts)} shards for {hosts} hosts.  Build it "
+          f"again with --shards={hosts} or more.")
+    mine = range(jax.process_index(), len(parts), hosts)
+    return cls([
+        (parts[i]["first"], opened(
+            _place(folder, i), parts[i]["card"], range(
+                parts[i]["first"],
+                parts[i]["first"] + parts[i]["card"]["rows"])))
+        for i in mine], card["rows"], hosts > 1)
+
   def _here(self, vectors: np.ndarray, k: int) -> Found:
     found = []
     for first, part in self._parts:
@@ -62,12 +104,8 @@ class Shards:
     return best(found, k)
 
 
-def best(found: Sequence[Found], k: int) -> Found:
-  """The k best of several answers; equal scores come in the order of rows."""
-  scores, rows = (np.concatenate(x, axis=1) for x in zip(*found, strict=True))
-  order = np.lexsort((rows, -scores))[:, :k]
-  return (np.take_along_axis(scores, order, 1),
-          np.take_along_axis(rows, order, 1))
+def _place(folder: str, number: int) -> str:
+  return os.path.join(folder, KIND, f"{number:03d}")
 
 
 def ranges(rows: int, parts: int) -> list[range]:

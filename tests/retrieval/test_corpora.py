@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import json
 
 import numpy as np
@@ -7,7 +9,7 @@ from PIL import Image
 from r1router_jax.inputs import rows
 from r1router_jax.inputs.rows import BadRow
 from r1router_jax.records import Passage
-from r1router_jax.retrieval import corpora
+from r1router_jax.retrieval import corpora, texts
 
 GOOD = b'{"id": "a", "text": "b"}\n'
 
@@ -72,9 +74,20 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
   assert passage.text == "b\u2028c\x85d"
 
 
-def test_id_that_comes_twice_names_both_lines(tmp_path):
-  _, second = read(tmp_path, GOOD + GOOD)
-  assert second.where.endswith(":2") and "rows.jsonl:1" in second.reason
+def test_id_that_comes_twice_is_named(tmp_path):
+  first, second, third = read(
+      tmp_path, GOOD + GOOD + GOOD.replace(b'"a"', b'"c"'))
+  assert second.where.endswith(":2") and "'a' came before" in second.reason
+  assert (first.id, third.id) == ("a", "c")
+
+
+def test_ids_are_known_from_block_to_block(tmp_path, monkeypatch):
+  monkeypatch.setattr(corpora, "BLOCK", 3)
+  names = "abcdbefgah"
+  rows = b"".join(b'{"id": "%c", "text": "x"}\n' % ord(n) for n in names)
+  found = read(tmp_path, rows)
+  assert [getattr(p, "id", "") for p in found] == [
+      n if n not in names[:i] else "" for i, n in enumerate(names)]
 
 
 def test_long_texts_become_windows(tmp_path):
@@ -84,9 +97,56 @@ def test_long_texts_become_windows(tmp_path):
   assert [p.id for p in passages] == ["a#0", "a#1", "a#2"]
   for passage, start in zip(passages, (0, 50, 75), strict=True):
     assert passage.text == " ".join(["T", *words[start:start + 100]])
-  assert corpora.windows(" ".join(words[:150])) == [
+  assert texts.windows(" ".join(words[:150])) == [
       " ".join(words[:100]), " ".join(words[50:150])]
-  assert corpora.windows("short  text") == ["short  text"]
+  assert texts.windows("short  text") == ["short  text"]
+
+
+def test_whole_rows_stay_as_they_are(tmp_path):
+  text = " two  spaces\n" + "word " * 150
+  whole = dict(id="a#0", text=text, whole=True)
+  (passage,) = read(tmp_path, json.dumps(whole).encode())
+  assert (passage.id, passage.text) == ("a#0", text)
+  for wrong in (dict(whole="yes"), dict(text="")):
+    (bad,) = read(tmp_path, json.dumps(whole | wrong).encode())
+    assert isinstance(bad, BadRow), wrong
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  (passage,) = read(tmp_path, json.dumps(
+      whole | dict(text="", image="a.png")).encode(), "image")
+  assert (passage.text, passage.image) == ("", "a.png")
+
+
+@pytest.mark.parametrize("pack", [lambda x: x, gzip.compress, bz2.compress])
+def test_many_files_and_packed_ones(tmp_path, pack):
+  end = {gzip.compress: ".gz", bz2.compress: ".bz2"}.get(pack, "")
+  for number in (2, 0, 1):
+    (tmp_path / f"passages-{number}.jsonl{end}").write_bytes(
+        pack(GOOD.replace(b'"a"', b'"%d"' % number)))
+    (tmp_path / f"rows-{number}.csv{end}").write_bytes(
+        pack(b"id,text\n%d,b\n" % number))
+  for pattern in (f"passages-*.jsonl{end}", f"rows-*.csv{end}"):
+    found = corpora.read("text", str(tmp_path / pattern))
+    assert [p.id for p in found] == ["0", "1", "2"]
+
+
+def test_a_damaged_file_is_an_error(tmp_path):
+  for name, good in (("a.jsonl.gz", GOOD * 99),
+                     ("a.csv.gz", b"id,text\n" + b"a,b\n" * 99)):
+    for damaged in (gzip.compress(good)[:-9], good):
+      with pytest.raises(ValueError, match=f"{name}: damaged"):
+        read(tmp_path, damaged, name=name)
+
+
+def test_reading_begins_anywhere(tmp_path):
+  for number in range(3):
+    (tmp_path / f"{number}.jsonl").write_bytes(b"".join(
+        b'{"id": "%d", "text": "x"}\n' % (10 * number + i) for i in range(4)))
+  source = corpora.find("text", str(tmp_path / "*.jsonl"))
+  every = list(corpora.rows(source))
+  assert len(every) == 12
+  for start in range(13):
+    assert list(corpora.rows(source, start)) == every[start:]
+    assert list(corpora.rows(source, start, 7)) == every[start:7]
 
 
 def test_tables_are_flattened(tmp_path):
@@ -140,6 +200,10 @@ def test_pictures_of_rows_stay_in_their_folder(tmp_path, image):
     ("text", "", "does not exist"),
     ("text", ".", "none that the text"),
     ("image", "x.pdf", "or a folder of pictures"),
+    ("text", "*.jsonl", "does not exist"),
+    ("text", "wiki:.", "does not exist.* wikipedia:PATH"),
+    ("text", "wikipedia:.", "holds no such file"),
+    ("table", "wikipedia:.", "is for --kb=text, not table"),
 ])
 def test_bad_source(tmp_path, monkeypatch, kb, source, words):
   monkeypatch.chdir(tmp_path)

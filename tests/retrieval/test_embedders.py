@@ -126,3 +126,12 @@ def test_fingerprints_tell_weights_apart(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(byte * size)
     prints.add(embedders.fingerprint(str(tmp_path)))
   assert len(prints) == 4
+
+
+def test_a_query_does_not_depend_on_its_neighbours(minilm):
+  """Not by a rounding: a resumed run asks for others at the same time."""
+  asked = [Query(f"which lands lie by {i} seas?") for i in range(70)]
+  whole = minilm(asked)
+  for few in ([3], [69, 3], range(1, 40), range(20, 70)):
+    np.testing.assert_array_equal(
+        minilm([asked[i] for i in few]), whole[list(few)])

