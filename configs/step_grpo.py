@@ -55,7 +55,8 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
           aggregate="token_mean",  # Or "sequence_mean", "fixed_length".
           kl="k3", kl_coef=0.0,    # Divergence from the start; k1, k2 or k3.
           entropy_coef=0.0),       # Bonus.
-      reward="default",
+      reward="default",   # Or "reference", or your own, "module:function".
+      search_cost=0.0,    # Taken from a plan's reward for each search.
       rename=0.5)         # Chance that a step's entities have other names.
   c.optim = dict(
       name="adamw", lr=1.5e-4, muon_lr=0.0, warmup=5, final=0.1,

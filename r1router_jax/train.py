@@ -84,7 +84,7 @@ def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
   rows, shapes = examples.of_run(config, start, kbs, algorithm.online)
   checks = config.validation.every and validation.Validation(
       start, validation.some(examples.held_out(config, start, kbs), config),
-      rewards.of_sentences("default", start.settings.routes))
+      rewards.make("default", start.settings.routes))
   tx = optim.chain(
       steps=config.total_steps * algorithm.updates, **config.optim)
   learn = driver.compile(update.make(

@@ -5,7 +5,10 @@ final step earns for its answer; a malformed response earns nothing:
 
   plan    core = 1/2 max(0, cos(sub-question, gold)) + 1/2 [route accepted]
   answer  core = a rule over the bags of tokens of `metrics.py`
-  reward  = [well formed] (w + (1 - w) core),   in [0, 1]
+  reward  = [well formed] max(0, w + (1 - w) core - c searches),   in [0, 1]
+
+c is the cost of a search, 0 unless told otherwise; a plan that names several
+routes makes several.
 
 `REWARDS["reference"]` is what R1-Router executes: tags are read laxly, only the
 first accepted route counts, stopping is compared as the word "none", answers
@@ -17,6 +20,8 @@ counts, a stop is right or wrong, answers are compared by F1, w = 0.1.  A plan
 that may name several routes is right where each of them is accepted: a second
 accepted one earns nothing, and one that is not loses the first one's share.
 
+Your own is a function of (steps, texts) to rewards [n], named module:function.
+
 `Step.answers` are spellings of one gold.  The reference's rule for several
 golds, all or nothing whatever their length, applies to them as it stands.
 
@@ -25,8 +30,9 @@ Sources: arxiv.org/abs/2505.22095 (R1-Router), its reward_score/step.py.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -49,12 +55,14 @@ class Asked(NamedTuple):
       `similarity` is known without.
     similarity: of the two, where they are "".
     route: 1 if each route is accepted, else 0.
+    searches: how many knowledge bases it asks.
   """
 
   sub_question: str
   gold: str
   similarity: float
   route: float
+  searches: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Parts:
   route: Float[np.ndarray, " n"]
   similarity: Float[np.ndarray, " n"]
   answer: Float[np.ndarray, " n"]
+  searches: Float[np.ndarray, " n"]
 
   def means(self) -> dict[str, float]:
     """The mean of each part where it applies, for logs."""
@@ -102,7 +111,8 @@ def reference_plan(step: Step, text: str, most: int) -> Asked | None:
     return None
   # Two routes are read, but never right; nor are later accepted ones.
   right = len(routes) == 1 and known[routes[0]] == step.routes[0]
-  return Asked(sub_question, step.sub_question.lower(), 0.0, float(right))
+  return Asked(sub_question, step.sub_question.lower(), 0.0, float(right),
+               len(routes) - routes.count("none"))
 
 
 def reference_answer(step: Step, text: str) -> float | None:
@@ -125,8 +135,9 @@ def default_plan(step: Step, text: str, most: int) -> Asked | None:
   gold_stops = step.sub_question.lower() == protocol.NONE.lower()
   if gold_stops or plan.route == "none":
     both = gold_stops and plan.route == "none"
-    return Asked("", "", float(both), route)
-  return Asked(plan.sub_question, step.sub_question, 0.0, route)
+    return Asked("", "", float(both), route, _searches(plan))
+  return Asked(
+      plan.sub_question, step.sub_question, 0.0, route, _searches(plan))
 
 
 def default_answer(step: Step, text: str) -> float | None:
@@ -148,6 +159,13 @@ REWARDS = {
 }
 
 
+@runtime_checkable
+class Reward(Protocol):
+  """What rewards responses to gold steps."""
+
+  def parts(self, steps: Sequence[Step], texts: Sequence[str]) -> Parts: ...
+
+
 class StepReward:
   """Rewards responses to gold steps; calls its embedder once per batch.
 
@@ -155,14 +173,16 @@ class StepReward:
     embedder: texts to unit vectors; gold sub-questions are embedded only once.
     preset: one of `REWARDS`.
     routes: how many routes a plan may name, see `settings.Settings`.
+    search_cost: c above.
   """
 
-  def __init__(
-      self, embedder: Embedder, preset: str = "default", routes: int = 1):
+  def __init__(self, embedder: Embedder, preset: str = "default",
+               routes: int = 1, search_cost: float = 0.0):
     if preset not in REWARDS:
       raise ValueError(
-          f"unknown reward {preset!r}; known: {', '.join(REWARDS)}")
-    self.rules = REWARDS[preset]
+          f"unknown reward {preset!r}; known: {', '.join(REWARDS)}, or "
+          "module:function")
+    self.rules, self._cost = REWARDS[preset], search_cost
     self._embedder, self._routes = embedder, routes
     self._golds: dict[str, np.ndarray] = {}
 
@@ -175,7 +195,7 @@ class StepReward:
   def parts(self, steps: Sequence[Step], texts: Sequence[str]) -> Parts:
     """The rewards, and what they are made of."""
     well_formed = np.zeros(len(texts))
-    route, similarity, answer = np.full((3, len(texts)), np.nan)
+    route, similarity, answer, searches = np.full((4, len(texts)), np.nan)
     pairs = {}  # Position of each plan whose sub-question is to be embedded.
     for n, (step, text) in enumerate(zip(steps, texts, strict=True)):
       plan = step.kind == "plan"
@@ -186,6 +206,7 @@ class StepReward:
         well_formed[n] = asked is not None
         similarity[n] = asked.similarity if asked else 0
         route[n] = asked.route if asked else 0
+        searches[n] = asked.searches if asked else 0
         if asked and asked.gold:
           pairs[n] = asked
       else:
@@ -196,8 +217,9 @@ class StepReward:
       similarity[n] = cosine
     core = np.where(np.isnan(answer), (similarity + route) / 2, answer)
     weight = self.rules.format_weight
-    total = well_formed * (weight + (1 - weight) * core)
-    return Parts(total, well_formed, route, similarity, answer)
+    total = well_formed * np.maximum(0, weight + (1 - weight) * core
+                                     - self._cost * np.nan_to_num(searches))
+    return Parts(total, well_formed, route, similarity, answer, searches)
 
   def _cosines(self, pairs: dict[int, Asked]) -> dict[int, float]:
     asked = {pair.sub_question for pair in pairs.values()}
@@ -222,11 +244,60 @@ class StepReward:
     return vectors
 
 
-def of_sentences(preset: str, routes: int) -> StepReward:
-  """A reward whose similarities are those of the package's text encoder."""
+class Own:
+  """A user's reward.
+
+  Args:
+    name: "module:function", a function of (steps, texts) to rewards [n].
+
+  Raises:
+    ValueError: where there is none.
+  """
+
+  def __init__(self, name: str):
+    module, _, function = name.partition(":")
+    try:
+      self._reward = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+      raise ValueError(
+          f"The reward {name!r} cannot be imported ({error}).  Write "
+          "module:function, of a module that Python finds from here."
+      ) from error
+    self._name = name
+
+  def parts(self, steps: Sequence[Step], texts: Sequence[str]) -> Parts:
+    """The rewards; what they are made of is not known."""
+    total = np.asarray(self._reward(steps, texts), np.float64)
+    if total.shape != (len(texts),) or not np.isfinite(total).all():
+      raise ValueError(
+          f"The reward {self._name} gave numbers of shape {total.shape}, or "
+          f"some that are not finite; wanted {len(texts)} finite ones.")
+    unknown = np.full(len(texts), np.nan)
+    return Parts(total, *[unknown] * (len(dataclasses.fields(Parts)) - 1))
+
+
+def make(name: str, routes: int = 1, search_cost: float = 0.0) -> Reward:
+  """The reward of a run; similarities are those of the package's text encoder.
+
+  Args:
+    name: one of `REWARDS`, or "module:function".
+    routes, search_cost: see `StepReward`.
+
+  Raises:
+    ValueError: where there is none of this name, or it knows of no cost.
+  """
+  if ":" in name:
+    if search_cost:
+      raise ValueError(f"The reward {name} is your own, and so are its costs: "
+                       "set config.step_grpo.search_cost=0.")
+    return Own(name)
   embed = embedders.minilm()
-  return StepReward(
-      lambda texts: embed([Query(text) for text in texts]), preset, routes)
+  return StepReward(lambda texts: embed([Query(text) for text in texts]), name,
+                    routes, search_cost)
+
+
+def _searches(plan: Plan) -> int:
+  return 0 if plan.route == "none" else len(plan.routes)
 
 
 def _first_tags(text: str, tags: Sequence[str]) -> list[str] | None:

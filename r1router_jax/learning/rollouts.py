@@ -62,7 +62,7 @@ class Groups:
 
 def judged(
     steps: Sequence[Step], prompts: Sequence[Encoded], drawn: sampling.Drawn,
-    texts: Sequence[str], reward: rewards.StepReward,
+    texts: Sequence[str], reward: rewards.Reward,
 ) -> Groups:
   """Responses with their rewards."""
   members, start = drawn.mask.shape[1], time.perf_counter()
@@ -85,7 +85,7 @@ def joined(groups: Sequence[Groups]) -> Groups:
 def offline(
     policy: Policy, steps: Sequence[Step], prompts: Sequence[Encoded],
     key: jax.Array, members: int, method: drawing.Method,
-    reward: rewards.StepReward,
+    reward: rewards.Reward,
 ) -> Groups:
   """G responses to each gold step."""
   drawn = policy.draw(prompts, key, members, method)
@@ -97,7 +97,7 @@ def online(
     policy: Policy, kbs: Mapping[str, KnowledgeBase],
     questions: Sequence[Question], k: int | Mapping[str, int],
     key: jax.Array, members: int, method: drawing.Method,
-    reward: rewards.StepReward, loop: str = "host",
+    reward: rewards.Reward, loop: str = "host",
 ) -> Groups:
   """G responses to each step of the policy's own trajectories.
 

@@ -45,7 +45,7 @@ class StepGrpo:
     temperature: of sampling.
     normalise: see `objective.advantages`.
     loss: the rest of an `objective.Objective`.
-    reward: a key of `rewards.REWARDS`.
+    reward, search_cost: see `rewards.make`.
     rename: probability that a step's entities have other names, offline.
 
   Attributes:
@@ -61,7 +61,7 @@ class StepGrpo:
       rows: int, total_steps: int, seed: int, rollouts: str, loop: str,
       group_size: int, learn_rows: int, minibatches: int, refill: int,
       temperature: float, normalise: str, loss: Mapping, reward: str,
-      rename: float):
+      search_cost: float, rename: float):
     if group_size < 2:
       raise ValueError(
           f"config.step_grpo.group_size is {group_size}: an advantage compares "
@@ -87,7 +87,7 @@ class StepGrpo:
     self._objective = objective.Objective(
         temperature, policy.settings.response_tokens[-1], **loss)
     self.penalised = self._objective.kl_coef != 0
-    self._reward = rewards.of_sentences(reward, policy.settings.routes)
+    self._reward = rewards.make(reward, policy.settings.routes, search_cost)
 
   def make_batches(
       self, params: dict,

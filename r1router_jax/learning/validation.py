@@ -27,7 +27,7 @@ class Validation:
   """
 
   def __init__(
-      self, policy: Policy, steps: list[Step], reward: rewards.StepReward
+      self, policy: Policy, steps: list[Step], reward: rewards.Reward
   ):
     self._policy, self._steps, self._reward = policy, steps, reward
     self._prompts = [policy.packer.encode(policy.settings.conversation(step))

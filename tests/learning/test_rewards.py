@@ -241,6 +241,42 @@ def test_parts_say_where_a_reward_comes_from():
   assert "answer" not in rewards.StepReward(embed).parts([STOP], [""]).means()
 
 
+@pytest.mark.parametrize("step, names, searches, earned", [
+    (CHAD, "Text Retriever", 1, 0.95), (CHAD, "Text Image Retriever", 1, 0.5),
+    (CHAD, "Text Retriever, Table Retriever", 2, 0.9), (STOP, "None", 0, 1)])
+def test_a_search_has_its_cost(step, names, searches, earned):
+  """By hand: 0.05 a search, less where nothing is left to take from."""
+  asked = "None" if step is STOP else "Who rules Chad?"
+  rows = [step, answer_step("x")], [plan(asked, names), answer("x")]
+  parts = rewards.StepReward(embed, routes=2, search_cost=0.05).parts(*rows)
+  np.testing.assert_allclose(parts.total, [earned, 1], rtol=1e-6)
+  np.testing.assert_array_equal(parts.searches, [searches, np.nan])
+  dear = rewards.StepReward(embed, routes=2, search_cost=9.0).parts(*rows)
+  assert dear.total.tolist() == [float(not searches), 1]
+  with pytest.raises(ValueError, match="search_cost=0"):
+    rewards.make("tests.learning.test_rewards:lengths", search_cost=0.1)
+
+
+def lengths(steps, texts):
+  return [len(text) / 10 for text in texts]
+
+
+def wrong(steps, texts):
+  return [float("nan")] * len(texts)
+
+
+def test_a_users_own_reward_is_found_by_its_name():
+  here = "tests.learning.test_rewards:"
+  parts = rewards.make(here + "lengths").parts([CHAD, STOP], ["abc", ""])
+  np.testing.assert_allclose(parts.total, [0.3, 0])
+  assert parts.means() == {"total": pytest.approx(0.15)}
+  with pytest.raises(ValueError, match="wanted 1 finite"):
+    rewards.make(here + "wrong").parts([CHAD], ["a"])
+  for name in (here + "absent", "no.such.module:f"):
+    with pytest.raises(ValueError, match="cannot be imported"):
+      rewards.make(name)
+
+
 def test_faults_of_ours_raise():
   with pytest.raises(ValueError, match="reference, default"):
     rewards.StepReward(embed, "paper")

@@ -29,7 +29,7 @@ def groups(host=0):
   reward[[0, 2, 3, 8]] = 0.5
   steps = [Step(str(n), "final", Question(str(n), "who", ("x",)))
            for n in range(SHAPE[0])]
-  parts = rewards.Parts(*[reward.reshape(-1)] * 5)
+  parts = rewards.Parts(*[reward.reshape(-1)] * 6)
   return rollouts.Groups(steps, prompts, drawn, ["x"] * reward.size, parts)
 
 

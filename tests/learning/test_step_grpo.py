@@ -16,7 +16,8 @@ from tests import fakes
 OPTIONS = dict(
     kbs={}, passages=1, rows=1, total_steps=10, seed=0, rollouts="offline",
     loop="host", group_size=3, learn_rows=2, minibatches=1, refill=0,
-    temperature=1.0, normalise="std1", reward="default", rename=0.0,
+    temperature=1.0, normalise="std1", reward="default", search_cost=0.0,
+    rename=0.0,
     loss=dict(clip_low=0.2, clip_high=0.2, aggregate="token_mean", kl="k3",
               kl_coef=0.0, entropy_coef=0.0))
 
