@@ -33,6 +33,7 @@ from r1router_jax import parallel, policy, router, sampling
 from r1router_jax.data.trajectories import MAX_HOPS
 from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
+from r1router_jax.inputs.pack import Encoded
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen_vl
 from r1router_jax.planners import Planner
@@ -70,6 +71,7 @@ class _Host:
     self._needs = needs
     self.found: list[Trajectory] = []
     self.error: Exception | None = None
+    self.asked = self._pack(router.Phase(-1, [], GREEDY))
     self.asked = self._next(None)
 
   def __call__(self, *drawn: np.ndarray) -> Asked:
@@ -90,7 +92,8 @@ class _Host:
 
   def _pack(self, phase: router.Phase) -> Asked:
     packer, rows = self._policy.packer, self._rows
-    prompts = [packer.encode(each) for each in phase.prompts]
+    prompts = [packer.encode(each) for each in phase.prompts] or [
+        _blank(self._policy)]
     packed = packer.pack(prompts, 1, rows, self._room)
     column = lambda x, kind: np.full(rows, x, kind)
     names = column(0, np.int32)
@@ -100,7 +103,7 @@ class _Host:
         np.int32(packer.lengths.index(
             max(packer.length(prompt.ids) for prompt in prompts))),
         jax.tree.map(lambda x: x[0], packed), names,
-        np.arange(rows) < len(prompts),
+        np.arange(rows) < len(phase.prompts),
         Method(*map(column, phase.method,
                     (np.float32, np.int32, np.float32, np.float32))))
 
@@ -222,10 +225,17 @@ def _needs(of: policy.Policy, questions: Sequence[Question]) -> list[int]:
           of.settings.conversation(Step("", "plan", question))))
     except (BadImage, PromptTooLong):
       pass  # Its step is left out, with a fault, by the loop.
+  read = read or [_blank(of)]
   of.packer.pack(read, 1, len(read), lambda need: needs.extend(need) or need)
   tokens, pictures, windows = of.packer.lengths[-1], *needs[1:]
   return [tokens, pictures + shown,
           max(windows, of.packer.windows() if shown else 0)]
+
+
+def _blank(of: policy.Policy) -> Encoded:
+  """A prompt for devices that have none."""
+  return of.packer.encode(of.settings.conversation(
+      Step("", "plan", Question("", "?"))))
 
 
 @functools.lru_cache(maxsize=4)

@@ -86,6 +86,22 @@ def test_each_host_walks_its_own_questions(tmp_path):
       CHILD, tmp_path, timeout=400))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_devices_may_have_no_question(count):
+  """Nor one that can be read, which the first is not."""
+  of = policy.Policy(
+      dataclasses.replace(tiny.SETTINGS, prompt_tokens=(112,),
+                          response_tokens=(4,), batch_rows=2),
+      tiny.TOKENIZER, tiny.params(tiny.SPOKEN), jax.sharding.Mesh(
+          np.array(jax.local_devices()[:4]), (parallel.DATA,)))
+  planner = planners.always("text")
+  wanted, found = (
+      walk(of, kbs(10), questions(count), KEY, planner=planner)
+      for walk in (router.route, fused.route))
+  assert found == wanted and len(found) == count
+  assert wanted[0].faults[0].startswith("input")
+
+
 def test_options_change_nothing_about_who_drives():
   """Two routes a plan, pictures of passages, one that is gone, and limits."""
   options = dict(routes=2, passage_pictures=2, passage_tokens=PassageTokens(

@@ -245,33 +245,23 @@ class StepReward:
 
 
 class Own:
-  """A user's reward.
-
-  Args:
-    name: "module:function", a function of (steps, texts) to rewards [n].
-
-  Raises:
-    ValueError: where there is none.
-  """
+  """A user's reward, "module:function"; see the head of this module."""
 
   def __init__(self, name: str):
     module, _, function = name.partition(":")
     try:
       self._reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-      raise ValueError(
-          f"The reward {name!r} cannot be imported ({error}).  Write "
-          "module:function, of a module that Python finds from here."
-      ) from error
+      raise ValueError(f"The reward {name!r} cannot be imported ({error}).  "
+                       "Write module:function, as Python finds it.") from error
     self._name = name
 
   def parts(self, steps: Sequence[Step], texts: Sequence[str]) -> Parts:
     """The rewards; what they are made of is not known."""
     total = np.asarray(self._reward(steps, texts), np.float64)
     if total.shape != (len(texts),) or not np.isfinite(total).all():
-      raise ValueError(
-          f"The reward {self._name} gave numbers of shape {total.shape}, or "
-          f"some that are not finite; wanted {len(texts)} finite ones.")
+      raise ValueError(f"The reward {self._name} gave {total.shape} numbers; "
+                       f"wanted {len(texts)} finite ones.")
     unknown = np.full(len(texts), np.nan)
     return Parts(total, *[unknown] * (len(dataclasses.fields(Parts)) - 1))
 
@@ -280,11 +270,8 @@ def make(name: str, routes: int = 1, search_cost: float = 0.0) -> Reward:
   """The reward of a run; similarities are those of the package's text encoder.
 
   Args:
-    name: one of `REWARDS`, or "module:function".
+    name: one of `REWARDS`, or "module:function", which knows of no cost.
     routes, search_cost: see `StepReward`.
-
-  Raises:
-    ValueError: where there is none of this name, or it knows of no cost.
   """
   if ":" in name:
     if search_cost:
