@@ -266,6 +266,8 @@ def main(_) -> None:
                loop=_LOOP.value)
       for method in _METHODS.value
       for name in (policies if method == results.ROUTER else [last])]
+  for name, value in knowledge_base.report(kbs).items():
+    logging.info("%s: %.3g", name, value)
   earned = _all_step_rewards(
       policies, labels, kbs, questions, _SEED.value,
       workdir / "step_rewards.jsonl") if _STEP_REWARDS.value else {}
