@@ -32,7 +32,7 @@ import zlib
 import numpy as np
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import costs, drafts, embedders, index, parts
+from r1router_jax.retrieval import costs, drafts, embedders, indexes, parts
 
 ARTICLES = 100  # In a file.
 
@@ -121,9 +121,8 @@ def child(source: str, folder: str) -> None:
     noted(costs, name, said)
   watched(drafts, "prepare", took, "read")
   watched(build_kb, "_embed", took, "embed")
-  watched(index, "build", took, "index")
-  watched(index.ScannIndex, "save", took, "index")
-  watched(index, "recall", took, "index")
+  watched(indexes, "build", took, "index")
+  watched(indexes, "save", took, "index")
   path, most, done = pathlib.Path(folder), 0, threading.Event()
 
   def look():

@@ -9,7 +9,6 @@ Axes:  N rows   E width of a vector
 
 import ctypes
 import dataclasses
-import importlib.util
 import os
 import resource
 import sys
@@ -18,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 from r1router_jax.records import Passage
-from r1router_jax.retrieval import encoders, index
+from r1router_jax.retrieval import encoders, scann_index
 
 _SAMPLE = 100_000  # Rows that ScaNN learns from.
 TRIAL = (32, 128)  # Rows embedded to see what more of them would take.
@@ -117,19 +116,19 @@ def indexing(rows: int, width: int, kind: str) -> int:
   vectors = rows * width * 4
   # As measured: what it learns from, and the residuals of all.
   learns = 6 * min(rows, _SAMPLE) * width
-  if rows >= index.TREE_ROWS and width < index.WIDE:
+  if rows >= scann_index.TREE_ROWS and width < scann_index.WIDE:
     learns += vectors
   return vectors + _codes(rows, width) + max(scores, learns)
 
 
 def _codes(rows: int, width: int) -> int:
   """Bytes of ScaNN's codes, a byte each, in two leaves of a tree."""
-  codes = rows * width // (4 if width >= index.WIDE else 2)
-  return codes * (2 if rows >= index.TREE_ROWS else 1)
+  codes = rows * width // (4 if width >= scann_index.WIDE else 2)
+  return codes * (2 if rows >= scann_index.TREE_ROWS else 1)
 
 
 def _kind(rows: int, kind: str) -> str:
   """"exact" or "scann", where `kind` may be "auto"."""
   scann = kind == "scann" or (
-      rows >= index.EXACT_ROWS and importlib.util.find_spec("scann"))
+      rows >= scann_index.EXACT_ROWS and scann_index.available())
   return "scann" if kind != "exact" and scann else "exact"

@@ -1,41 +1,28 @@
-"""Nearest vectors by inner product: exact search, and ScaNN.
+"""Nearest vectors by inner product: what an index is, and exact search.
 
-Both indexes answer `search(vectors, k)` with scores and row numbers, best
-first; where there are fewer than k rows, the rest is row -1 with score -inf.
+An index answers `search(vectors, k)` with scores and row numbers, best first;
+where there are fewer than k rows, the rest is row -1 with score -inf.
 Searching changes nothing, so threads may share an index.
 
-Exact search is the oracle, and the automatic choice below `EXACT_ROWS` rows or
-where ScaNN has no wheel (macOS, Windows).  ScaNN quantises blocks of dimensions
-(asymmetric hashing), scores all codes, and rescores the best exactly; above
-`TREE_ROWS` rows a tree first picks the leaves to score.  The same vectors make
-the same index, bit by bit.
-
-What ScaNN finds is measured with queries whose nearest rows are known, when it
-is built and whenever it is loaded; see `Probe`.
+Exact search is the oracle of all others.  What these find is measured with
+queries whose nearest rows are known, when they are built and whenever they are
+loaded; see `Probe`.
 
 Axes:  n queries   N rows   E width   k neighbours   P queries of a probe
-Source: arxiv.org/abs/1908.10396 (ScaNN), arxiv.org/abs/2404.00774 (SOAR).
 """
 
-import importlib.util
-import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float, Float32, Int
 
-EXACT_ROWS = 20_000
-TREE_ROWS = 80_000
-WIDE = 768  # Width that bears coarser codes.
-REORDER = 100  # Rows rescored exactly.
-RECALL = 0.95  # Of the ten nearest, when the leaves to search are chosen.
 _PROBES = 128  # Of each kind.
+_PROBE = "probe.npz"
 _NEAR = 1e-5  # Difference of scores that are equal but for rounding.
 _WORSE = 0.02  # Recall that may be lost between building and loading.
-SCANN, _PROBE = "scann", "probe.npz"  # Their names on disk.
 _NUMBERS = 1 << 24  # Scores held at once by exact search.
 
 Vectors = Float32[np.ndarray, "N E"]
@@ -146,119 +133,6 @@ class ExactIndex:
   def save(self, folder: str) -> dict:
     """What `indexes.load` must know: the vectors themselves are the index."""
     return dict(kind="exact", rows=self.rows, width=self.width)
-
-
-class ScannIndex:
-  """ScaNN with settings by number of rows and width; see `build`.
-
-  Args:
-    searcher: ScaNN's.
-    rows: N.
-    width: E.
-    probe: to measure it with.
-    leaves: of the tree to be searched, 0 without a tree.
-  """
-
-  def __init__(self, searcher: Any, rows: int, width: int, probe: Probe,
-               leaves: int = 0):
-    self.searcher, self.leaves = searcher, leaves
-    self.rows, self.width, self.probe = rows, width, probe
-    self._threads = os.cpu_count() or 1
-
-  @classmethod
-  def build(cls, vectors: Vectors) -> "ScannIndex":
-    """Quantises `vectors`; for a tree, chooses how many leaves to search."""
-    from scann import scann_ops_pybind
-    rows, width = vectors.shape
-    builder = scann_ops_pybind.builder(vectors, 10, "dot_product")
-    all_leaves = math.isqrt(2 * rows) if rows >= TREE_ROWS else 0
-    if all_leaves:
-      builder = builder.tree(
-          num_leaves=all_leaves, num_leaves_to_search=max(1, all_leaves // 50),
-          spherical=True, quantize_centroids=True, soar_lambda=1.5,
-          overretrieve_factor=2.0)
-    if rows < EXACT_ROWS:  # Hashing needs rows to learn from.
-      builder = builder.score_brute_force()
-    else:
-      # Of coarser blocks, but then not of residuals.
-      builder = (
-          builder.score_ah(4, anisotropic_quantization_threshold=0.2,
-                           residual_quantization=False) if width >= WIDE else
-          builder.score_ah(2, anisotropic_quantization_threshold=0.2))
-      builder = builder.reorder(REORDER)
-    # Its random first centres differ from one build to the next.
-    config = builder.create_config().replace(
-        "RANDOM_INITIALIZATION", "DEFAULT_KMEANS_PLUS_PLUS")
-    index = cls(scann_ops_pybind.create_searcher(vectors, config), rows, width,
-                Probe.of(vectors))
-    if all_leaves:
-      index._choose_leaves(all_leaves)
-    return index
-
-  def _choose_leaves(self, all_leaves: int) -> None:
-    """The fewest leaves, in steps of 1.5, that find `RECALL` of ten."""
-    self.leaves = max(1, all_leaves // 200)
-    while self.leaves < all_leaves and self.probe.recall(self) < RECALL:
-      self.leaves = min(all_leaves, math.ceil(self.leaves * 1.5))
-    logging.info("ScaNN searches %d of %d leaves.", self.leaves, all_leaves)
-
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int,
-             leaves: int = 0) -> Found:
-    """The k nearest rows, nearly.
-
-    Args:
-      vectors: of queries.
-      k: see above.
-      leaves: of a tree to search; by default as many as `build` chose.
-    """
-    vectors = check(vectors, self.width, k)
-    if not len(vectors):
-      return pad([], 0, k)
-    options = {
-        "leaves_to_search": leaves or self.leaves} if self.leaves else {}
-    if self.rows >= EXACT_ROWS:
-      options["pre_reorder_num_neighbors"] = max(REORDER, 2 * k)
-    rows, scores = self.searcher.search_batched_parallel(
-        vectors, final_num_neighbors=min(k, self.rows),
-        # The default of 256 would leave a small batch to one thread.
-        batch_size=math.ceil(len(vectors) / self._threads), **options)
-    # ScaNN fills short answers with row 0 and score NaN.
-    missing = np.isnan(scores)
-    rows = np.where(missing, -1, rows.astype(np.int64))
-    scores = np.where(missing, -np.inf, scores).astype(np.float32)
-    return pad([(scores, rows)], len(vectors), k)
-
-  def recall(self) -> float:
-    """Share of the ten nearest rows that are found; see `Probe`."""
-    return self.probe.recall(self)
-
-  def save(self, folder: str) -> dict:
-    """Writes an index that may be moved; what `load` must know."""
-    path = os.path.join(folder, SCANN)
-    os.makedirs(path, exist_ok=True)
-    self.searcher.serialize(path, relative_path=True)
-    self.probe.save(folder)
-    return dict(kind="scann", rows=self.rows, width=self.width,
-                leaves=self.leaves, recall=self.recall())
-
-  @classmethod
-  def load(cls, folder: str, card: dict) -> "ScannIndex":
-    """What `save` wrote to `folder`, and returned as `card`.
-
-    Raises:
-      ValueError: where it finds less than it did.
-    """
-    from scann import scann_ops_pybind
-    searcher = scann_ops_pybind.load_searcher(os.path.join(folder, SCANN))
-    index = cls(searcher, card["rows"], card["width"], Probe.load(folder),
-                card["leaves"])
-    index.probe.check(index, card["recall"], folder)
-    return index
-
-
-def available() -> bool:
-  """Whether ScaNN is installed."""
-  return importlib.util.find_spec("scann") is not None
 
 
 def best(found: Sequence[Found], b: int) -> Best:

@@ -16,12 +16,10 @@ import numpy as np
 from absl import logging
 
 from r1router_jax.retrieval import milvus, shards
-from r1router_jax.retrieval.index import (
+from r1router_jax.retrieval.index import ExactIndex, Stored, Vectors
+from r1router_jax.retrieval.scann_index import (
     EXACT_ROWS,
-    ExactIndex,
     ScannIndex,
-    Stored,
-    Vectors,
     available,
 )
 
