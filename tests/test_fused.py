@@ -58,7 +58,8 @@ def both(devices, asked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_as_driven_by_the_host(devices):
   (wanted, kept), (found, fused_kept) = both(devices, questions())
   assert sum(len(each.rounds) for each in wanted) > 10
@@ -80,7 +81,7 @@ print("alike", len(found), jax.process_count())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_host_walks_its_own_questions(tmp_path):
   assert all("alike 7 2" in said for said in pair.run(
       CHILD, tmp_path, timeout=400))

@@ -72,7 +72,7 @@ def same(trained, workdir, whole):
   jax.tree.map(np.testing.assert_array_equal, trained.params, whole[0].params)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_comes_back_costs_nothing(
     servers, whole, tmp_path, monkeypatch):
   child, addresses = servers()
@@ -83,7 +83,7 @@ def test_a_server_that_comes_back_costs_nothing(
   assert len(made) > 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_that_stays_dead_ends_the_run_with_a_checkpoint(
     servers, whole, tmp_path, monkeypatch):
   child, addresses = servers()

@@ -22,6 +22,7 @@ Sources and --out may be in a bucket (gs://...), pictures may not.
 
 import collections
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -48,7 +49,8 @@ _IMAGES = flags.DEFINE_string(
     "images", "", "Folder that the corpus names its pictures below, where that "
     "is not its own.", allow_override=True)
 _OPTIONS = flags.DEFINE_list(
-    "beam_options", [], "Options of Apache Beam, with commas between them.")
+    "beam_options", [], "Options of Apache Beam, with commas between them.",
+    allow_override=True)
 
 # The engine of Beam's DirectRunner, which would first download another.
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -214,7 +216,8 @@ def _write_again(group: tuple[str, dict], source: corpora.Source, out: str
 
 def _report(counts: dict[str, int], out: str) -> None:
   with _create(f"{out}/counts.json") as file:
-    file.write(json.dumps(counts, indent=2).encode())
+    file.write(json.dumps(
+        counts, indent=2, sort_keys=True).encode())
 
 
 def _open(path: str) -> BinaryIO:
@@ -267,7 +270,9 @@ def main(_) -> None:
         "as in --kb=text.")
   source, sizes = find(asked[0], _SOURCE.value, _IMAGES.value)
   out = _OUT.value.rstrip("/")
-  counts = run(source, sizes, out, _OPTIONS.value)
+  # By its name, which other processes know, and not as __main__.
+  named = importlib.import_module("r1router_jax.retrieval.beam")
+  counts = named.run(source, sizes, out, _OPTIONS.value)
   rows = counts.pop("rows", 0)
   logging.info("%s: %s rows, %s left out%s.", out, f"{rows:,}",
                f"{sum(counts.values()):,}", "".join(

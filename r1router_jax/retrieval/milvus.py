@@ -30,7 +30,6 @@ class MilvusIndex:
     uri: of the server, or the file.
     collection: its name there.
     rows, width: N and E.
-    probe: to measure it with.
 
   Raises:
     ValueError: where pymilvus is not installed.
@@ -46,6 +45,7 @@ class MilvusIndex:
       ) from error
     self.rows, self.width, self.uri = rows, width, uri
     self.collection = collection
+    self._probe: Probe | None = None
     self._fault = pymilvus.MilvusException
     with self._asking():
       self._client = pymilvus.MilvusClient(uri, timeout=DEADLINE)
