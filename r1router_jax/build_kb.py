@@ -103,6 +103,7 @@ def build(
   if kb not in kbs.KINDS:
     raise ValueError(
         f"--kb={kb} is no knowledge base; choose from {', '.join(kbs.KINDS)}.")
+  indexes.checked(index_kind)
   corpus = corpora.find(kb, source, pictures)
   name = embedder or kbs.KINDS[kb]
   embed, options = embedders.make(name, weights), _options(with_words, reranker)

@@ -62,7 +62,16 @@ def build(vectors: Vectors, kind: str = "auto", parts: int = 1, name: str = ""
     return ExactIndex(vectors)
   if kind == "scann":
     return ScannIndex.build(vectors)
-  return milvus.MilvusIndex.build(vectors, milvus.address(kind), name)
+  return milvus.MilvusIndex.build(vectors, checked(kind), name)
+
+
+def checked(kind: str) -> str:
+  """`kind`, or the address in "milvus=URI".
+
+  Raises:
+    ValueError: where there is no such kind.
+  """
+  return kind if kind in KINDS else milvus.address(kind)
 
 
 def save(index: Stored, folder: str) -> None:
