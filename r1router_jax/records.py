@@ -119,6 +119,8 @@ class Question:
     benchmark: the published benchmark that the family mirrors, or "".
     subjects: ids of the entities it is about; splits are disjoint in these.
     hops: gold rounds, in order; empty where no retrieval is needed.
+    interval: lowest and highest accepted number, where the answer may be any
+      number between; else empty.
   """
 
   id: str
@@ -129,6 +131,7 @@ class Question:
   benchmark: str = ""
   subjects: tuple[str, ...] = ()
   hops: tuple[Hop, ...] = ()
+  interval: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,10 @@ class ScannIndex:
       builder = builder.tree(
           num_leaves=all_leaves, num_leaves_to_search=max(1, all_leaves // 50),
           spherical=True, quantize_centroids=True, soar_lambda=1.5,
-          overretrieve_factor=2.0)
+          overretrieve_factor=2.0,
+          # Small leaves would be moved, some onto one another, and which of
+          # such two a row goes to depends on threads.
+          min_partition_size=1)
     if rows < EXACT_ROWS:  # Hashing needs rows to learn from.
       builder = builder.score_brute_force()
     else:
