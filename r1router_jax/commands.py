@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
 USAGE = 2  # Exit code of a command that was asked for what it cannot do.
@@ -36,6 +37,8 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError,
                 NotADirectoryError, PermissionError)
 _OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")
+
+flags.disclaim_key_flags()  # What `options` defines is the command's.
 
 
 class Preempted(Exception):
@@ -138,17 +141,33 @@ def _configs(args: list[str]) -> Iterator[tuple[str, str, str]]:
       yield match[1], spec.split(":")[0], spec
 
 
+def options(known: config_dict.ConfigDict, about: str) -> flags.FlagHolder:
+  """The flag --config of a command that needs no config file."""
+  try:
+    return config_flags.DEFINE_config_dict("config", known, about)
+  except AttributeError:  # It looks at the command line already.
+    _leave(USAGE, "ERROR: " + _unknown_in(
+        "config", "this command", known, sys.argv))
+
+
 def _unknown_key(args: list[str]) -> str:
-  """Names the first `--config.key` that the file does not have, or ""."""
+  """Names the first `--config.key` that its file does not have, or ""."""
   for flag, path, spec in _configs(args):
-    keys = list(_keys(flags.FLAGS[flag].parser.parse(spec)))
-    for match in filter(None, map(_OVERRIDE.match, args)):
-      if match["flag"] == flag and match["key"] not in keys:
-        word = match["key"].split(".")[-1]
-        near = (difflib.get_close_matches(match["key"], keys, 1)
-                or [key for key in keys if key.split(".")[-1] == word])
-        return (f"--{flag}.{match['key']}: {path} has no such key."
-                f"{_did_you_mean([f'--{flag}.{key}' for key in near])}")
+    if found := _unknown_in(
+        flag, path, flags.FLAGS[flag].parser.parse(spec), args):
+      return found
+  return ""
+
+
+def _unknown_in(flag: str, where: str, config: Mapping, args: list[str]) -> str:
+  keys = list(_keys(config))
+  for match in filter(None, map(_OVERRIDE.match, args)):
+    if match["flag"] == flag and match["key"] not in keys:
+      word = match["key"].split(".")[-1]
+      near = (difflib.get_close_matches(match["key"], keys, 1)
+              or [key for key in keys if key.split(".")[-1] == word])
+      return (f"--{flag}.{match['key']}: {where} has no such key."
+              f"{_did_you_mean([f'--{flag}.{key}' for key in near])}")
   return ""
 
 

@@ -1,13 +1,17 @@
-r"""Policies and baselines on a benchmark: predictions, scores, a report.
+r"""Policies and baselines on benchmarks: predictions, scores, a report.
 
   python -m r1router_jax.eval --workdir=runs/eval --kb=runs/kb \
       --policy=warm_start=runs/sft/policy,step_grpo=runs/step_grpo/policy \
-      --report=runs/report.html
+      --config.methods=r1_router,direct,rag_all --report=runs/report.html
 
-Every policy routes for itself; the other methods are baselines, and are read
-by the last policy.  Trajectories are appended to <workdir>/predictions.jsonl
-as they are made.  A run that was interrupted takes up what it finds there,
-where policy, knowledge bases and settings are still the same.
+Every policy routes for itself; the other methods are baselines, and are written
+by the last policy.  The questions of all benchmarks go through a method at
+once.  Trajectories are appended to <workdir>/predictions.jsonl as they are
+made.  A run that was interrupted takes up what it finds there, where policy,
+knowledge bases and settings are still the same.
+
+With --config.samples several trajectories of each question are drawn, and
+counted alone (means), by pass@k and by majority.
 
 Intervals are 95 % bootstrap intervals over questions, or over steps.
 
@@ -25,13 +29,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Float
+from ml_collections import config_dict
 
 from r1router_jax import (
     commands,
     drawing,
     fused,
-    planners,
     policy,
     predictions,
     report,
@@ -40,9 +43,10 @@ from r1router_jax import (
     telemetry,
 )
 from r1router_jax.data import georouter, trajectories
-from r1router_jax.learning import rewards
+from r1router_jax.learning import gold_rewards
+from r1router_jax.methods import named
 from r1router_jax.models import hf
-from r1router_jax.records import Query, Question, Step, Trajectory
+from r1router_jax.records import Question, Trajectory
 from r1router_jax.retrieval import embedders, knowledge_base
 
 _POLICY = flags.DEFINE_list(
@@ -59,9 +63,18 @@ _SPLIT = flags.DEFINE_enum(
     "split", "test", georouter.SPLITS, "Questions to ask.")
 _QUESTIONS = flags.DEFINE_integer(
     "questions", 0, "How many of them; 0 is all.", lower_bound=0)
-_METHODS = flags.DEFINE_list(
-    "methods", [results.ROUTER, "always_text", "always_all", "random_route",
-                "oracle_route"], f"Of {', '.join(planners.METHODS)}.")
+_CONFIG = commands.options(config_dict.create(
+    methods="r1_router,always_text,always_all,random_route,oracle_route",
+    max_steps=trajectories.MAX_HOPS,
+    k=1,
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    samples=1,
+), f"""methods: with commas between them, of {', '.join(named.METHODS)};
+max_steps: searches before the last answer; k: passages that each search reads
+of a knowledge base; temperature, top_k, top_p: of the drawing of tokens;
+samples: of each question.""")
 _LOOP = flags.DEFINE_enum(
     "loop", "host", fused.LOOPS, "Who drives the routing loop; all give the "
     "same: the host, the host with one half searching while the other draws, "
@@ -74,19 +87,40 @@ _CURVES = flags.DEFINE_list(
     "curves", [], "Runs whose learning curves and samples the report shows, "
     "NAME=WORKDIR.")
 
-STEP_EVERY = 8  # Of so many questions one has its gold steps rewarded.
-CHUNK = 390  # Questions, or steps, between two lines of progress and saves.
-SAMPLES = 1  # Per gold step; more would need programs of other shapes.
+CHUNK = 390  # Questions between two lines of progress and saves.
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What trajectories depend on, beside policy and question."""
+  """What trajectories depend on, beside policy and question.
+
+  Attributes:
+    method: a key of `methods.named.METHODS`.
+    seed: of all samples.
+    max_steps, k: see `router.route`.
+    temperature, top_k, top_p: see `drawing.Method`.
+    sample: which of several.
+  """
 
   method: str
   seed: int = 0
   max_steps: int = trajectories.MAX_HOPS
   k: int = 1
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  sample: int = 0
+
+  @property
+  def key(self) -> jax.Array:
+    """Of its samples."""
+    key = jax.random.key(self.seed)
+    return jax.random.fold_in(key, self.sample) if self.sample else key
+
+  @property
+  def drawn(self) -> drawing.Method:
+    """How tokens are."""
+    return drawing.Method(self.temperature, self.top_k, self.top_p)
 
 
 def evaluate(
@@ -115,8 +149,7 @@ def evaluate(
   if known:
     logging.info("%s: %d of %d questions were answered earlier.",
                  settings.method, len(known), len(questions))
-  key = jax.random.key(settings.seed)
-  planner = planners.METHODS[settings.method](settings.seed)
+  by = named.METHODS[settings.method](settings.seed)
   left = [question for question in questions if question.id not in known]
   chunks = [left[i:i + CHUNK] for i in range(0, len(left), CHUNK)]
   title = (f"{label.get('policy', 'policy')}, {settings.method}, "
@@ -124,7 +157,7 @@ def evaluate(
   for chunk in telemetry.progress(chunks, title) if chunks else ():
     start = time.perf_counter()
     walked = fused.LOOPS[loop](
-        trained, kbs, chunk, key, planner=planner,
+        trained, kbs, chunk, settings.key, by=by, method=settings.drawn,
         max_steps=settings.max_steps, k=settings.k)
     seconds = (time.perf_counter() - start) / len(chunk)
     known |= {t.question.id: (t, seconds) for t in walked}
@@ -142,39 +175,6 @@ def evaluate(
       float(np.median(seconds)))
 
 
-def step_rewards(
-    trained: policy.Policy,
-    steps: Sequence[Step],
-    reward: rewards.StepReward,
-    key: jax.Array,
-    *,
-    samples: int = 0,
-) -> Float[np.ndarray, " n"]:
-  """The reward of the response to each gold step.
-
-  Args:
-    trained: the policy.
-    steps: with the passages that answer steps read.
-    reward: of each.
-    key: of the samples.
-    samples: 0 for the greedy response, else the mean of so many drawn at
-      temperature 1.
-  """
-  members = max(samples, 1)
-  conversations = list(map(trained.settings.conversation, steps))
-  earned = []
-  for i in telemetry.progress(
-      range(0, len(steps), CHUNK), f"step rewards, {CHUNK} steps each"):
-    chunk = steps[i:i + CHUNK]
-    groups = trained.respond(
-        conversations[i:i + CHUNK], key, members,
-        drawing.Method(float(samples > 0)))
-    flat = reward([step for step in chunk for _ in range(members)],
-                  [each.text for group in groups for each in group])
-    earned.append(flat.reshape(len(chunk), members).mean(axis=1))
-  return np.concatenate(earned)
-
-
 def _known(
     path: pathlib.Path, label: Mapping[str, Any], questions: Sequence[Question]
 ) -> dict[str, tuple[Trajectory, float]]:
@@ -185,34 +185,6 @@ def _known(
       for row in predictions.read(path)
       if row.get("id") in texts and row["question"] == texts[row["id"]].text
       and all(row.get(name) == value for name, value in label.items())}
-
-
-def _all_step_rewards(
-    policies: Mapping[str, policy.Policy], labels: Mapping[str, dict],
-    kbs, questions: Sequence[Question], seed: int, path: pathlib.Path,
-) -> dict[str, dict[str, np.ndarray]]:
-  """Rewards by policy, greedy and sampled; what the file holds is kept."""
-  retrieve = knowledge_base.retriever(kbs)
-  some = questions[::STEP_EVERY]
-  steps = [step for each in trajectories.gold_steps(some, retrieve)
-           for step in each]
-  minilm = embedders.make("minilm")
-  reward = rewards.StepReward(
-      lambda texts: minilm([Query(text) for text in texts]),
-      preset="reference")
-  known, found = predictions.read(path), {}
-  for name, trained in policies.items():
-    label = dict(labels[name], seed=seed, steps=len(steps))
-    row = next((row for row in known if label.items() <= row.items()), None)
-    if row is None:
-      logging.info("%s: %d gold steps, greedy, then sampled.", name, len(steps))
-      row = dict(label, **{
-          way: step_rewards(trained, steps, reward, jax.random.key(seed),
-                            samples=samples).tolist()
-          for way, samples in (("greedy", 0), ("sampled", SAMPLES))})
-      predictions.append(path, [row])
-    found[name] = {way: np.array(row[way]) for way in ("greedy", "sampled")}
-  return found
 
 
 def _label(
@@ -243,11 +215,30 @@ def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
   return named
 
 
-def main(_) -> None:
-  if unknown := set(_METHODS.value) - set(planners.METHODS):
+def _settings(config: config_dict.ConfigDict, seed: int
+              ) -> dict[str, list[Settings]]:
+  """Those of each sample, by method."""
+  methods = [name.strip() for name in config.methods.split(",")]
+  if unknown := [name for name in methods if name not in named.METHODS]:
     raise ValueError(
-        f"--methods: {', '.join(sorted(unknown))} is no method; choose from "
-        f"{', '.join(planners.METHODS)}.")
+        f"--config.methods: {', '.join(map(repr, unknown))} is no method; "
+        f"choose from {', '.join(named.METHODS)}.")
+  if config.samples < 1 or config.max_steps < 1 or config.k < 1:
+    raise ValueError(
+        f"--config: samples {config.samples}, max_steps {config.max_steps} and "
+        f"k {config.k}; each is 1 or more.")
+  if config.samples > 1 and not config.temperature:
+    raise ValueError(
+        f"--config.samples={config.samples} at temperature 0 would all be the "
+        "same: set --config.temperature, too.")
+  same = {name: config[name] for name in (
+      "max_steps", "k", "temperature", "top_k", "top_p")}
+  return {method: [Settings(method, seed, sample=sample, **same)
+                   for sample in range(config.samples)] for method in methods}
+
+
+def main(_) -> None:
+  asked = _settings(_CONFIG.value, _SEED.value)
   questions = georouter.questions(_SPLIT.value)
   questions = questions[:_QUESTIONS.value or len(questions)]
   folders = _named(_POLICY.value, "policy")
@@ -261,35 +252,43 @@ def main(_) -> None:
             for name, trained in policies.items()}
   last = list(policies)[-1]
   found = [
-      evaluate(policies[name], kbs, questions, Settings(method, _SEED.value),
-               path=workdir / "predictions.jsonl", label=labels[name],
-               loop=_LOOP.value)
-      for method in _METHODS.value
+      results.together([
+          evaluate(policies[name], kbs, questions, settings,
+                   path=workdir / "predictions.jsonl", label=labels[name],
+                   loop=_LOOP.value) for settings in samples])
+      for method, samples in asked.items()
       for name in (policies if method == results.ROUTER else [last])]
   for name, value in knowledge_base.report(kbs).items():
     logging.info("%s: %.3g", name, value)
-  earned = _all_step_rewards(
+  earned = gold_rewards.of_policies(
       policies, labels, kbs, questions, _SEED.value,
       workdir / "step_rewards.jsonl") if _STEP_REWARDS.value else {}
   predictions.replace(workdir / "scores.json", dict(
       split=_SPLIT.value, questions=len(questions), seed=_SEED.value,
       **results.summary(found, earned)))
+  _show(found, earned, runs, curves)
+
+
+def _show(found: results.Results, earned: results.Earned,
+          runs: Mapping[str, str], curves: Mapping[str, Any]) -> None:
+  """Prints tables and claims, and writes the page."""
   tables = results.tables(found, earned)
   claims = results.claims(found, earned, _SPLIT.value)
   for name, table in tables.items():
     print(f"\n{name}\n{results.as_text(table)}")
   print("\n" + "\n".join(claims))
-  if _REPORT.value:
-    shown = next((r for r in found if r.policy == last
-                  and r.method == results.ROUTER), found[-1]).trajectories
-    report.write(
-        _REPORT.value, title="R1-Router on GeoRouter", claims=claims,
-        tables=tables, curves=curves,
-        sampled={run: telemetry.read_samples(at) for run, at in runs.items()},
-        trajectories=predictions.pick(
-            shown, [report.right(t) for t in shown], 12),
-        notes=results.NOTES)
-    print(f"The report is {_REPORT.value}.")
+  if not _REPORT.value:
+    return
+  shown = next((r for r in reversed(found) if r.method == results.ROUTER),
+               found[-1]).trajectories
+  report.write(
+      _REPORT.value, title="R1-Router on GeoRouter", claims=claims,
+      tables=tables, curves=curves,
+      sampled={run: telemetry.read_samples(at) for run, at in runs.items()},
+      trajectories=predictions.pick(
+          shown, [report.right(t) for t in shown], 12),
+      notes=results.NOTES)
+  print(f"The report is {_REPORT.value}.")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ without the host's turn in between:
 
   prompts -> responses -> callback: parse, search, next prompts -> ...
 
-The callback is `router.loop`, the loop that `router.route` drives, and so both
-give the same trajectories.  Shapes are those of the longest prompt; a phase
+The callback is the loop that `router.route` drives, and so both give the same
+trajectories.  Shapes are those of the longest prompt; a phase
 whose prompts are shorter is drawn in their bucket.  A phase lasts as long as
 its longest response, since nothing refills rows here (`batching.py`): this form
 is worth it where the host's turns between phases cost more.
@@ -29,14 +29,13 @@ from jax.experimental import io_callback
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from r1router_jax import parallel, policy, router, sampling
+from r1router_jax import asking, parallel, policy, router, sampling
 from r1router_jax.data.trajectories import MAX_HOPS
 from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.pack import Encoded
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen_vl
-from r1router_jax.planners import Planner
 from r1router_jax.records import Question, Step, Trajectory
 from r1router_jax.retrieval import knowledge_base
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
@@ -65,13 +64,13 @@ class Asked(NamedTuple):
 class _Host:
   """The questions of one device: what the callback knows and does."""
 
-  def __init__(self, of: policy.Policy, walker: router.Walker, rows: int,
+  def __init__(self, of: policy.Policy, walker: asking.Walker, rows: int,
                needs: Sequence[int]):
     self._policy, self._walker, self._rows = of, walker, rows
     self._needs = needs
     self.found: list[Trajectory] = []
     self.error: Exception | None = None
-    self.asked = self._pack(router.Phase(-1, [], GREEDY))
+    self.asked = self._pack(asking.Phase(-1, [], GREEDY))
     self.asked = self._next(None)
 
   def __call__(self, *drawn: np.ndarray) -> Asked:
@@ -90,7 +89,7 @@ class _Host:
       self.error = error
     return self.asked._replace(number=np.int32(-1))
 
-  def _pack(self, phase: router.Phase) -> Asked:
+  def _pack(self, phase: asking.Phase) -> Asked:
     packer, rows = self._policy.packer, self._rows
     prompts = [packer.encode(each) for each in phase.prompts] or [
         _blank(self._policy)]
@@ -127,12 +126,12 @@ def route(
     questions: Sequence[Question],
     key: jax.Array,
     *,
-    planner: Planner | None = None,
+    by: asking.Approach | None = None,
     max_steps: int = MAX_HOPS,
     k: int | Mapping[str, int] = 1,
     method: Method = GREEDY,
     members: int = 1,
-    keep: router.Keep = lambda *of: None,
+    keep: asking.Keep = lambda *of: None,
 ) -> list[Trajectory]:
   """As `router.route`.
 
@@ -143,20 +142,21 @@ def route(
   mesh = parallel.here(of.mesh)
   _check(kbs, mesh)
   method.checked()
+  by = by or asking.Approach(router.loop)
   parts, rows = mesh.size, max(of.settings.batch_rows // members, 1)
   run = functools.partial(
       _program(of.sampler[0], members, of.settings.response_tokens[-1],
                of.packer.lengths, mesh),
       of.sampler[1], jax.random.key_data(router.phase_keys(key, max_steps)),
-      of.words())
+      of.words(by.stop))
   found = []
   for first in range(0, len(questions), parts * rows):
     chunk = questions[first:first + parts * rows]
     needs, kept = _needs(of, chunk), [[] for _ in range(parts)]
     hosts = [
-        _Host(of, router.loop(
+        _Host(of, by.loop(
             of, chunk[d::parts], knowledge_base.retriever(kbs, k),
-            planner=planner, max_steps=max_steps, method=method,
+            max_steps=max_steps, method=method,
             keep=lambda *step, to=kept[d]: to.append(step)), rows, needs)
         for d in range(parts)]
     _walk(run, hosts)

@@ -64,6 +64,10 @@ def oracle_route() -> Planner:
   """
 
   def fixed(question, n):
+    if question.hops is None:
+      raise ValueError(
+          f"Question {question.id!r} has no gold trace, so nobody knows its "
+          "routes: leave the method oracle_route out, or take GeoRouter.")
     return STOP if n >= len(question.hops) else None
 
   def redirect(question, n, plan):
@@ -73,15 +77,3 @@ def oracle_route() -> Planner:
         plan, route=question.hops[n].routes[0], also=())
 
   return Planner(fixed, redirect)
-
-
-METHODS: dict[str, Callable[[int], Planner]] = {  # A planner from a seed.
-    "r1_router": lambda seed: Planner(),
-    "always_text": lambda seed: always("text"),
-    "always_image": lambda seed: always("image"),
-    "always_table": lambda seed: always("table"),
-    "always_all": lambda seed: always(*KBS),
-    "never": lambda seed: always(),
-    "random_route": random_route,
-    "oracle_route": lambda seed: oracle_route(),
-}

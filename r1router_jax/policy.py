@@ -29,10 +29,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from r1router_jax import batching, drawing, parallel, sampling, settings
+from r1router_jax.conversations import Conversation
 from r1router_jax.inputs.pack import Encoded, Packer
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import lora, published, qwen_vl, serving
-from r1router_jax.protocol import Conversation
 from r1router_jax.records import Response
 from r1router_jax.settings import Settings
 

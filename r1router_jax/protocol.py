@@ -20,9 +20,9 @@ Sources: arxiv.org/abs/2505.22095 (R1-Router).
 
 import dataclasses
 import re
-import unicodedata
 from collections.abc import Sequence
 
+from r1router_jax.conversations import Conversation, Segment, neutralise
 from r1router_jax.prompts import STYLES, Style
 from r1router_jax.records import KBS, Answer, Malformed, Passage, Plan, Step
 
@@ -37,75 +37,13 @@ PLAN_TAGS = ("think", "sub-question", "ret")
 ANSWER_TAGS = ("think", "answer")
 MAX_SUB_QUESTION = 512  # In characters; the rest is cut, as in a search box.
 MAX_ANSWER = 2048  # In characters.
+MAX_SHOWN = 600  # Characters of a failed response in the prompt that mends it.
 
 History = Sequence[tuple[str, str]]  # (sub-question, answer) of each round.
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-  """A piece of a user turn.
-
-  Attributes:
-    text: the piece; of a picture, its path.
-    source: "template" (ours: may hold control tokens), "question" (untrusted),
-      "passage" (untrusted, and the first to be cut where a prompt is long) or
-      "picture".
-    of: knowledge base and rank of the passage that it belongs to, or None.
-  """
-
-  text: str
-  source: str
-  of: tuple[str, int] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class PassageTokens:
-  """At most so many tokens of passages in an answer prompt; 0 for all.
-
-  Attributes:
-    text, image, table: of each kind of knowledge base; of texts alone, since
-      the sizes of pictures have bounds of their own.
-  """
-
-  text: int = 0
-  image: int = 0
-  table: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversation:
-  """One prompt: a system turn and a user turn, pictures among its text."""
-
-  kind: str  # One of records.KINDS.
-  system: str
-  user: tuple[Segment, ...]
-
-  @property
-  def pictures(self) -> tuple[str, ...]:
-    """The paths of the pictures, in their order."""
-    return tuple(s.text for s in self.user if s.source == "picture")
-
-
-# '<' (or a fullwidth twin, after NFKC) where a tag or a control token starts.
-_LOOK_ALIKE = re.compile(
-    r"<(?=\||\s{0,4}(?:/\s{0,4})?(?:think|sub-question|ret|answer|image|video|"
-    r"tool_call|tool_response)\b)", re.IGNORECASE)
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _TAG = re.compile(r"</?(?:think|sub-question|ret|answer)>", re.IGNORECASE)
 _ROUTES = {name.lower(): route for route, name in ROUTE_NAMES.items()}
-
-
-def neutralise(text: str) -> str:
-  """Untrusted text in which no tag or control token can be read.
-
-  A '<' that would start one becomes '‹' (U+2039), for all to see.  Text with
-  no such '<', also after NFKC and without invisible characters, is unchanged.
-  """
-  if text.isascii() and "<" not in text:
-    return text
-  folded = unicodedata.normalize("NFKC", text).translate(_INVISIBLE)
-  neutral = _LOOK_ALIKE.sub("\u2039", folded)
-  return text if neutral == folded else neutral
 
 
 def plan_conversation(
@@ -130,16 +68,25 @@ def answer_conversation(
   """
   spelt = _style(style)
   asked = sub_question.lower() if spelt.fold_case else sub_question
-  user = _fill(spelt.passages, "question", asked)
+  user = fill(spelt.passages, asked)
+  user += shown(passages, style=style, pictures=passage_pictures)
+  user += fill(spelt.asked, asked)
+  return _conversation(
+      "answer", spelt, user, image if spelt.answer_image else "")
+
+
+def shown(
+    passages: Sequence[Passage], *, style: str, pictures: int = 0
+) -> list[Segment]:
+  """Passages as a prompt shows them, those of a knowledge base together."""
+  spelt, segments = _style(style), []
   for kb in KBS:
     found = [passage for passage in passages if passage.kb == kb]
     for rank, passage in enumerate(found):
-      shown = kb == "image" and bool(passage.image) and passage_pictures > 0
-      passage_pictures -= shown
-      user += _passage(spelt, passage, rank, shown)
-  user += _fill(spelt.asked, "question", asked)
-  return _conversation(
-      "answer", spelt, user, image if spelt.answer_image else "")
+      pictured = kb == "image" and bool(passage.image) and pictures > 0
+      pictures -= pictured
+      segments += _passage(spelt, passage, rank, pictured)
+  return segments
 
 
 def final_conversation(
@@ -148,8 +95,38 @@ def final_conversation(
   """The prompt that asks for the answer to the question itself."""
   spelt = _style(style)
   user = _question(spelt, question, history)
-  user += _fill(spelt.final, "question", question)
+  user += fill(spelt.final, question)
   return _conversation("final", spelt, user, image)
+
+
+def with_examples(prompt: Conversation, *, style: str) -> Conversation:
+  """The prompt with examples of what may be written, where there are any."""
+  shown = _style(style).examples.get(prompt.kind, "")
+  return dataclasses.replace(prompt, system=prompt.system + shown)
+
+
+def repaired(
+    prompt: Conversation, failed: Malformed, *, style: str
+) -> Conversation | None:
+  """The prompt once more, with what was wrong with the response to it.
+
+  None where the style has no words for that.
+  """
+  spelt = _style(style)
+  note = fill(spelt.repair, failed.text[:MAX_SHOWN], failed.reason)
+  if not note:
+    return None
+  return dataclasses.replace(prompt, user=(*prompt.user, *note))
+
+
+def other_conversation(
+    kind: str, system: str, user: Sequence[Segment], image: str, *, style: str,
+    said: Sequence[Segment] = (),
+) -> Conversation:
+  """A prompt that is not R1-Router's, its picture where the style has it."""
+  spelt = dataclasses.replace(_style(style), system={kind: system})
+  prompt = _conversation(kind, spelt, [*user], image)
+  return dataclasses.replace(prompt, said=tuple(said))
 
 
 def step_conversation(
@@ -165,6 +142,16 @@ def step_conversation(
   if step.kind == "plan":
     return plan_conversation(*asked, style=style, routes=routes)
   return final_conversation(*asked, style=style)
+
+
+def fill(template: str, *texts: str) -> list[Segment]:
+  """Segments of `template` with untrusted texts at its `{}`s, in order."""
+  pieces = template.split("{}")
+  segments = [Segment(pieces[0], "template")]
+  for text, piece in zip(texts, pieces[1:], strict=False):
+    segments.append(Segment(neutralise(text), "question"))
+    segments.append(Segment(piece, "template"))
+  return [segment for segment in segments if segment.text]
 
 
 def route_names(plan: Plan) -> str:
@@ -238,12 +225,12 @@ def _conversation(
 
 
 def _question(style: Style, question: str, history: History) -> list[Segment]:
-  user = _fill(style.question, "question", question)
+  user = fill(style.question, question)
   for number, (asked, answer) in enumerate(history, 1):
     if style.fold_case:
       asked, answer = asked.lower(), answer.lower()
     template = style.rounds.replace("%d", str(number))
-    user += _fill(template, "question", asked, answer)
+    user += fill(template, asked, answer)
   return user
 
 
@@ -261,16 +248,6 @@ def _passage(
   pieces = Segment(before, "template"), *inside, Segment(after, "template")
   return [dataclasses.replace(piece, of=(passage.kb, rank))
           for piece in pieces if piece.text]
-
-
-def _fill(template: str, source: str, *texts: str) -> list[Segment]:
-  """Segments of `template` with untrusted texts at its `{}`s, in order."""
-  pieces = template.split("{}")
-  segments = [Segment(pieces[0], "template")]
-  for text, piece in zip(texts, pieces[1:], strict=False):
-    segments.append(Segment(neutralise(text), source))
-    segments.append(Segment(piece, "template"))
-  return [segment for segment in segments if segment.text]
 
 
 def _render(tags: Sequence[str], texts: Sequence[str]) -> str:

@@ -118,7 +118,8 @@ class Question:
     family: the kind of question, for reports, e.g. "image_table_2hop".
     benchmark: the published benchmark that the family mirrors, or "".
     subjects: ids of the entities it is about; splits are disjoint in these.
-    hops: gold rounds, in order; empty where no retrieval is needed.
+    hops: gold rounds, in order; empty where no retrieval is needed, None where
+      nobody knows.
     interval: lowest and highest accepted number, where the answer may be any
       number between; else empty.
   """
@@ -130,7 +131,7 @@ class Question:
   family: str = ""
   benchmark: str = ""
   subjects: tuple[str, ...] = ()
-  hops: tuple[Hop, ...] = ()
+  hops: tuple[Hop, ...] | None = ()
   interval: tuple[float, ...] = ()
 
 

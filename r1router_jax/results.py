@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from r1router_jax import metrics, report, scoring, telemetry
+from r1router_jax import metrics, report, scoring, telemetry, votes
 from r1router_jax.metrics import Interval
-from r1router_jax.records import Trajectory
+from r1router_jax.records import Answer, Trajectory
 
 ROUTER = "r1_router"  # The method in which the policy routes for itself.
 WANTED = 0.85  # Route accuracy.
@@ -47,10 +47,11 @@ class Result:
 
   Attributes:
     policy: name of the policy that plans and reads.
-    method: one of planners.METHODS.
+    method: one of methods.named.METHODS.
     trajectories: one per question.
     columns: their scores, see scoring.py.
     seconds: per question.
+    several: what several samples are worth together, see votes.py.
   """
 
   policy: str
@@ -58,10 +59,31 @@ class Result:
   trajectories: tuple[Trajectory, ...]
   columns: scoring.Columns
   seconds: float
+  several: scoring.Columns = dataclasses.field(default_factory=dict)
 
   @property
   def name(self) -> str:
     return self.policy if self.method == ROUTER else self.method
+
+
+def together(samples: Sequence[Result]) -> Result:
+  """Several samples as one: columns are means, trajectories the first's."""
+  first = samples[0]
+  if len(samples) == 1:
+    return first
+  stacked = {name: np.stack([r.columns[name] for r in samples], axis=1)
+             for name in first.columns}
+  said = [[metrics.tokens(t.final.text) if isinstance(t.final, Answer) else ()
+           for t in of] for of in zip(
+               *(r.trajectories for r in samples), strict=True)]
+  voted = np.arange(len(said)), votes.majority(said)
+  ways = {f"pass@{k}": votes.pass_at(stacked["exact"], k)
+          for k in sorted({1, len(samples)})}
+  return dataclasses.replace(
+      first, columns={name: x.mean(axis=1) for name, x in stacked.items()},
+      seconds=float(np.mean([r.seconds for r in samples])),
+      several=ways | {f"majority {name}": stacked[name][voted]
+                      for name in ("recall", "f1", "exact")})
 
 
 Results = Sequence[Result]
@@ -96,7 +118,7 @@ def summary(results: Results, earned: Earned) -> dict[str, Any]:
   return dict(
       results=[dict(
           policy=r.policy, method=r.method, seconds=r.seconds, **means(
-              r.columns),
+              r.columns | r.several),
           families={family: means(columns) for family, columns
                     in _families(r).items()}) for r in results],
       step_rewards={name: means(ways) for name, ways in earned.items()},
@@ -112,6 +134,11 @@ def tables(results: Results, earned: Earned) -> dict[str, report.Table]:
       tuple((r.name, *(_interval(r.columns[name]) for name in scoring.RATES),
              *(float(r.columns[name].mean()) for name in scoring.COUNTS),
              r.seconds) for r in results), highlight=False)}
+  if results[0].several:
+    found["Several samples, %"] = report.Table(
+        ("Method", *results[0].several), tuple(
+            (r.name, *map(_interval, r.several.values())) for r in results),
+        highlight=False)
   by = [_families(r) for r in results]
   for name in ("recall", "route"):
     found[f"{_HEADINGS[name]} by family"] = report.Table(

@@ -8,13 +8,14 @@ the question with all sub-questions and answers, as in R1-Router.
 What a policy writes can be wrong.  Nothing of it stops the loop, and all of it
 is listed in `Trajectory.faults`, as "<kind>: <reason>":
 
-  plan      not of the protocol: drawn once more, at temperature 1, since a
-            greedy policy would repeat itself
-  stuck     the second try was no plan either: on to the final answer
+  plan      not of the protocol: asked again, see asking.py
+  stuck     no try was a plan: on to the final answer
   repeated  the same sub-question was put to the same knowledge bases before,
             which can bring nothing new: on to the final answer
-  answer    not of the protocol: its words without tags go into the history
-  final     not of the protocol: stays Malformed, and scores 0
+  answer    not of the protocol: asked again; if no try was, the words of the
+            last without their tags go into the history
+  final     not of the protocol: asked again; if no try was it stays Malformed,
+            and scores 0
   input     the picture cannot be read, or the prompt is too long: the step is
             left out, and the question's neighbours never notice
   picture   that of a passage cannot be read: its text is shown without
@@ -34,51 +35,30 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from r1router_jax import protocol
+from r1router_jax import asking, protocol
+from r1router_jax.asking import PHASES, TRIES, Keep, Phase, Walker
+from r1router_jax.conversations import Conversation
 from r1router_jax.data.trajectories import MAX_HOPS
 from r1router_jax.drawing import GREEDY, Method
-from r1router_jax.inputs.images import BadImage
-from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.planners import Planner
 from r1router_jax.policy import Policy
 from r1router_jax.records import (
-  Answer,
-  Malformed,
-  Passage,
-  Plan,
-  Question,
-  Response,
-  Round,
-  Step,
-  Trajectory,
+    Malformed,
+    Passage,
+    Plan,
+    Question,
+    Response,
+    Round,
+    Step,
+    Trajectory,
 )
 from r1router_jax.retrieval import knowledge_base
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase, Retrieve
 from r1router_jax.walk import Walk
-
-
-class Phase(NamedTuple):
-  """What the loop asks of the policy at one time.
-
-  Attributes:
-    number: of the phase, 3 to a round; names the key of its samples.
-    prompts: one or more.
-    method: how tokens of responses are drawn.
-  """
-
-  number: int
-  prompts: list[protocol.Conversation]
-  method: Method
-
-
-# Yields what it asks, is sent a group of responses to each prompt.
-Walker = Generator[Phase, list[list[Response]], list[Trajectory]]
-Keep = Callable[[Step, Sequence[Response]], None]
 
 
 def route(
@@ -87,7 +67,7 @@ def route(
     questions: Sequence[Question],
     key: jax.Array,
     *,
-    planner: Planner | None = None,
+    by: asking.Approach | None = None,
     max_steps: int = MAX_HOPS,
     k: int | Mapping[str, int] = 1,
     method: Method = GREEDY,
@@ -102,7 +82,7 @@ def route(
     kbs: the three knowledge bases, by kind.
     questions: to answer.
     key: of all samples.
-    planner: who decides on routes; by default the policy.
+    by: the way to answer; by default R1-Router's, `loop`.
     max_steps: rounds before the final answer, at most.
     k: passages that a round reads, of each kind or of all alike.
     method: how tokens of responses are drawn.
@@ -118,14 +98,14 @@ def route(
   """
   if in_flight > 1 and knowledge_base.together(kbs):
     raise ValueError(knowledge_base.ONE_LOOP)
+  by = by or asking.Approach(loop)
   keys, turn = phase_keys(key, max_steps), threading.Lock()
 
   def drive(part):
     kept = []
-    walker = loop(
-        policy, part, knowledge_base.retriever(kbs, k), planner=planner,
-        max_steps=max_steps, method=method,
-        keep=lambda *step: kept.append(step))
+    walker = by.loop(
+        policy, part, knowledge_base.retriever(kbs, k), max_steps=max_steps,
+        method=method, keep=lambda *step: kept.append(step))
     groups = None
     while True:
       try:
@@ -134,7 +114,7 @@ def route(
         return end.value, kept
       with turn:
         groups = policy.respond(
-            phase.prompts, keys[phase.number], members, phase.method)
+            phase.prompts, keys[phase.number], members, phase.method, by.stop)
 
   parts = [questions[i::in_flight] for i in range(in_flight)]
   if in_flight == 1:
@@ -151,50 +131,72 @@ def route(
 
 
 def phase_keys(key: jax.Array, max_steps: int) -> jax.Array:
-  """A key per phase: plan, second try and answer of each round, final."""
+  """A key per phase: of each round the tries for a plan, then those for an
+  answer, and at last those for the final answer."""
   fold, keys = jax.random.fold_in, []
   for n in range(max_steps):
     plan, answer = jax.random.split(fold(key, n))
-    keys += [fold(plan, 0), fold(plan, 1), answer]
-  return jnp.stack([*keys, fold(key, max_steps)])
+    keys += [fold(plan, attempt) for attempt in range(TRIES[0])]
+    keys += [answer, fold(answer, 1)]
+  final = fold(key, max_steps)
+  return jnp.stack([*keys, final, fold(final, 1)])
 
 
 def loop(
     policy: Policy, questions: Sequence[Question], retrieve: Retrieve, *,
-    planner: Planner | None, max_steps: int, method: Method, keep: Keep,
+    max_steps: int, method: Method, keep: Keep,
+    planner: Planner | None = None,
+    spell: Callable[[Step], Conversation] | None = None,
 ) -> Walker:
-  """Yields prompts, is sent responses, returns trajectories; see `route`."""
-  for question in questions:
-    if not question.text.strip():
-      raise ValueError(f"Question {question.id!r} is empty; give it a text.")
-  walks = [Walk(question) for question in questions]
-  planner = planner or Planner()
-  ask = functools.partial(_ask, policy, keep)
+  """R1-Router's way to answer questions; see `asking.Walker`.
+
+  Args:
+    policy: that is asked.
+    questions: to answer.
+    retrieve: (knowledge base, sub-question, picture) triples to passages.
+    max_steps, method, keep: see `route`.
+    planner: who decides on routes; by default the policy.
+    spell: the prompt of a step; by default the policy's own.
+  """
+  walks = asking.checked(questions)
+  planner, known = planner or Planner(), policy.settings
+  spell = spell or known.conversation
+  plan_of = functools.partial(protocol.parse_plan, routes=known.routes)
+
+  def prompt(walk, kind, **of):
+    step = walk.step(kind, **of)
+    return asking.Prompt(
+        walk, spell(step), plan_of if kind == "plan" else protocol.parse_answer,
+        step)
+
   for walk in walks:  # A baseline would search with a broken picture.
-    _fits(policy, walk, walk.step("plan"))
+    asking.fits(policy, prompt(walk, "plan"))
   for n in range(max_steps):
     planned = yield from _plan(
-        ask, planner, [w for w in walks if w.planning], n, method)
+        policy, planner, [w for w in walks if w.planning], n, method, keep,
+        prompt)
     # Also where nobody asks: hosts may search together.
     found = retrieve([(kb, plan.sub_question, walk.question.image)
                       for walk, plan in planned for kb in plan.routes])
-    found = _of_plans([plan for _, plan in planned], found)
-    answers = yield from ask(
-        [walk for walk, _ in planned],
-        [walk.step("answer", sub_question=plan.sub_question, passages=passages)
-         for (walk, plan), passages in zip(planned, found, strict=True)],
-        3 * n + 2, method)
+    found = of_plans([plan for _, plan in planned], found)
+    answers = yield from asking.persist(
+        policy, [
+            prompt(walk, "answer", sub_question=plan.sub_question,
+                   passages=passages)
+            for (walk, plan), passages in zip(planned, found, strict=True)],
+        PHASES * n + TRIES[0], method, keep)
     for (walk, plan), passages, answer in zip(
         planned, found, answers, strict=True):
       walk.rounds.append(Round(plan, passages, answer))
-  finals = yield from ask(
-      walks, [walk.step("final") for walk in walks], 3 * max_steps, method)
+  finals = yield from asking.persist(
+      policy, [prompt(walk, "final") for walk in walks], PHASES * max_steps,
+      method, keep)
   for walk, final in zip(walks, finals, strict=True):
     walk.final = final
   return [walk.trajectory() for walk in walks]
 
 
-def _of_plans(
+def of_plans(
     plans: Sequence[Plan], found: Sequence[tuple[Passage, ...]]
 ) -> list[tuple[Passage, ...]]:
   """What was found for each route of each plan, as that of each plan."""
@@ -204,68 +206,17 @@ def _of_plans(
 
 
 def _plan(
-    ask: Callable[..., Generator], planner: Planner, walks: Sequence[Walk],
-    n: int, method: Method,
+    policy: Policy, planner: Planner, walks: Sequence[Walk], n: int,
+    method: Method, keep: Keep, prompt: Callable[..., asking.Prompt],
 ) -> Generator[Phase, list[list[Response]], list[tuple[Walk, Plan]]]:
   """The plans of round `n`, for walks that go on."""
   plans = [planner.fixed(walk.question, n) for walk in walks]
   left = [i for i, plan in enumerate(plans) if plan is None]
-  for attempt, way in enumerate((method, Method())):
-    asked = [walks[i] for i in left]
-    found = yield from ask(
-        asked, [walk.step("plan") for walk in asked], 3 * n + attempt, way)
-    for i, plan in zip(left, found, strict=True):
-      plans[i] = plan if isinstance(plan, Malformed) else planner.redirect(
-          walks[i].question, n, plan)
-    left = [i for i in left
-            if isinstance(plans[i], Malformed) and walks[i].planning]
-  for i in left:
-    walks[i].fault("stuck", "no plan in two tries")
-  for walk, plan in zip(walks, plans, strict=True):
-    if not isinstance(plan, Plan) or plan.route == "none":
-      walk.planning = False
-    elif walk.repeats(plan):
-      walk.fault("repeated", plan.sub_question)
+  found = yield from asking.persist(
+      policy, [prompt(walks[i], "plan") for i in left], PHASES * n, method,
+      keep, mend=True)
+  for i, plan in zip(left, found, strict=True):
+    plans[i] = plan if isinstance(plan, Malformed) else planner.redirect(
+        walks[i].question, n, plan)
   return [(walk, plan) for walk, plan in zip(walks, plans, strict=True)
-          if walk.planning]
-
-
-def _ask(
-    policy: Policy, keep: Keep, walks: Sequence[Walk], steps: Sequence[Step],
-    number: int, method: Method,
-) -> Generator[
-    Phase, list[list[Response]], list[Plan | Answer | Malformed]]:
-  """The parsed responses; their tokens and faults are added to the walks."""
-  results = [_fits(policy, *pair) for pair in zip(walks, steps, strict=True)]
-  good = [i for i, unfit in enumerate(results) if unfit is None]
-  prompts = [policy.settings.conversation(steps[i]) for i in good]
-  groups = (yield Phase(number, prompts, method)) if good else []
-  for i, group in zip(good, groups, strict=True):
-    keep(steps[i], group)
-    kind = steps[i].kind
-    read = protocol.parse_answer if kind != "plan" else functools.partial(
-        protocol.parse_plan, routes=policy.settings.routes)
-    parsed = [read(response.text) for response in group]
-    chosen = next((m for m, one in enumerate(parsed)
-                   if not isinstance(one, Malformed)), 0)
-    results[i] = parsed[chosen]
-    walks[i].tokens += len(group[chosen].tokens)
-    if isinstance(results[i], Malformed):
-      walks[i].fault(kind, results[i].reason)
-  return results
-
-
-def _fits(policy: Policy, walk: Walk, step: Step) -> Malformed | None:
-  """None where the policy can read the prompt; else why not, a fault.
-
-  What passages lost on the way is added to the walk.
-  """
-  try:
-    prompt = policy.packer.encode(policy.settings.conversation(step))
-  except (BadImage, PromptTooLong) as error:
-    walk.fault("input", str(error))
-    return Malformed("", str(error))
-  walk.cut += prompt.cut
-  for reason in prompt.unread:
-    walk.fault("picture", reason)
-  return None
+          if walk.goes_on(plan)]

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from r1router_jax import protocol
+from r1router_jax import conversations, protocol
 from r1router_jax.models import published, qwen_vl
 from r1router_jax.models.layers import Llama3
 from r1router_jax.records import KBS, Step
@@ -60,7 +60,7 @@ class Settings:
   compute: qwen_vl.Compute = qwen_vl.Compute()
   routes: int = 1
   passage_pictures: int = 0
-  passage_tokens: protocol.PassageTokens = protocol.PassageTokens()
+  passage_tokens: conversations.PassageTokens = conversations.PassageTokens()
 
   def __post_init__(self):
     if not 1 <= self.routes <= len(KBS):
@@ -84,11 +84,18 @@ class Settings:
             for field in dataclasses.fields(self) if field.name in OPTIONS
             and getattr(self, field.name) != field.default}
 
-  def conversation(self, step: Step) -> protocol.Conversation:
-    """The prompt of a step, as this policy is asked."""
-    return protocol.step_conversation(
+  def conversation(
+      self, step: Step, examples: bool = False
+  ) -> conversations.Conversation:
+    """The prompt of a step, as this policy is asked.
+
+    With `examples` a plan's shows some, for a policy that never saw one.
+    """
+    prompt = protocol.step_conversation(
         step, style=self.style, routes=self.routes,
         passage_pictures=self.passage_pictures)
+    return protocol.with_examples(prompt, style=self.style) if (
+        examples) else prompt
 
   def response_length(self, tokens: int) -> int:
     """The padded length of a gold response of so many tokens."""
@@ -113,7 +120,7 @@ PUBLISHED = dict(
     batch_rows=8, compute=dict(dtype="bfloat16"))
 _NESTED = dict(
     model=qwen_vl.Config, vision=qwen_vl.VisionConfig, rope_scaling=Llama3,
-    compute=qwen_vl.Compute, passage_tokens=protocol.PassageTokens)
+    compute=qwen_vl.Compute, passage_tokens=conversations.PassageTokens)
 
 
 def _read(kind: type, tree: Mapping[str, Any]) -> Any:

@@ -52,6 +52,21 @@ class Walk:
     if kind in CUT_SHORT:
       self.planning = False
 
+  def goes_on(self, plan: Plan | Malformed) -> bool:
+    """Whether the plan is to be carried out; else planning ends, and why."""
+    if isinstance(plan, Malformed):
+      if not self.unfit(plan.reason):
+        self.fault("stuck", "no plan in all tries")
+    elif plan.route == "none":
+      self.planning = False
+    elif self.repeats(plan):
+      self.fault("repeated", plan.sub_question)
+    return self.planning
+
+  def unfit(self, reason: str) -> bool:
+    """Whether the policy could not read a prompt, for this reason."""
+    return f"input: {reason}" in self.faults
+
   def repeats(self, plan: Plan) -> bool:
     """Whether the same was asked of the same knowledge bases before."""
     return _asked(plan) in {_asked(done.plan) for done in self.rounds}

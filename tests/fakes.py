@@ -37,7 +37,7 @@ class Scripted(Policy):
                 if segment.source == "passage")
     return Encoded([], cut=max(words - self.tokens, 0), unread=tuple(unread))
 
-  def respond(self, conversations, key, n=1, method=GREEDY):
+  def respond(self, conversations, key, n=1, method=GREEDY, stop=()):
     prompts = ["".join(s.text for s in c.user if s.source != "picture")
                for c in conversations]
     self.asked.append(list(zip(

@@ -10,14 +10,14 @@ from r1router_jax import (
 )
 from r1router_jax import (
     metrics,
-    planners,
     protocol,
     report,
     results,
     telemetry,
 )
 from r1router_jax.data import trajectories
-from r1router_jax.learning import rewards
+from r1router_jax.learning import gold_rewards, rewards
+from r1router_jax.methods import named
 from r1router_jax.records import Answer, Hop, Plan, Question
 from tests import fakes
 
@@ -84,7 +84,7 @@ def step_rewards(**options):
            for step in each]
   embed = lambda texts: np.stack([np.eye(8)[len(t) % 8] for t in texts])
   reward = rewards.StepReward(embed, preset="reference")
-  found = evaluation.step_rewards(
+  found = gold_rewards.step_rewards(
       fakes.Scripted(script), steps, reward, jax.random.key(0), **options)
   one = [reward([step], [script(step.kind, prompt(step), 0)])[0]
          for step in steps]
@@ -97,7 +97,7 @@ def prompt(step):
 
 
 def test_step_rewards_are_those_of_each_step_alone(monkeypatch):
-  monkeypatch.setattr(evaluation, "CHUNK", 3)
+  monkeypatch.setattr(gold_rewards, "CHUNK", 3)
   found, one = step_rewards()
   assert found.tolist() == one and len(set(one)) > 1
   assert step_rewards(samples=2)[0].tolist() == one
@@ -155,12 +155,12 @@ def test_options_tell_a_policy_from_itself_without(monkeypatch):
 
 
 def test_what_the_user_can_put_right():
-  named = lambda *pairs: evaluation._named(pairs, "policy")
-  assert named("a=x/policy", "runs/sft/policy", "warm_start") == dict(
+  folders = lambda *pairs: evaluation._named(pairs, "policy")
+  assert folders("a=x/policy", "runs/sft/policy", "warm_start") == dict(
       a="x/policy", sft="runs/sft/policy", warm_start="warm_start")
   for pairs in (("a=",), ("a=x", "a=y")):
     with pytest.raises(ValueError, match="--policy="):
-      named(*pairs)
+      folders(*pairs)
   with pytest.raises(ValueError, match="nowhere has no metrics.jsonl"):
     results.curves({"x": "nowhere"})
-  assert results.ROUTER in planners.METHODS
+  assert results.ROUTER in named.METHODS

@@ -15,15 +15,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a folder stands for all modules in it.
 FLOORS = (
-    ("records", "prompts", "metrics", "charts",
+    ("records", "prompts", "conversations", "metrics", "votes", "charts",
      "parallel", "pods", "telemetry", "commands", "drawing"),
     ("protocol", "models", "predictions", "scoring", "markup"),
     ("inputs", "sampling", "checkpoints", "drivers", "settings", "flops",
      "samples", "walk"),
     ("batching", "planners"),
     ("policy", "retrieval", "data", "report"),
-    ("router", "results"),
-    ("fused",),
+    ("asking", "results"),
+    ("router",),
+    ("fused", "methods"),
     ("learning",),
     ("train", "eval", "ask", "synthesize", "build_kb", "serve_kb", "convert",
      "plan"),
@@ -148,7 +149,7 @@ def test_all_modules_live_together():
     ("from r1router_jax.models import hf", ""),
     ("from r1router_jax.inputs.pack import pack", ""),
     ("import jax.numpy as jnp", ""),
-    ("from r1router_jax import records, router", "router (floor 5)"),
+    ("from r1router_jax import records, router", "router (floor 6)"),
     ("def f():\n  import r1router_jax.policy", "policy (floor 4)"),
     ("from r1router_jax.sampling import respond", "sampling (floor 2)"),
     ("from . import pack", "in full"),

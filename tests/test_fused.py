@@ -1,20 +1,31 @@
 """The fused loop gives the trajectories of the one that the host drives."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from r1router_jax import drawing, fused, parallel, planners, policy, router
+from r1router_jax import (
+  asking,
+  drawing,
+  fused,
+  parallel,
+  planners,
+  policy,
+  router,
+)
+from r1router_jax.conversations import PassageTokens
 from r1router_jax.data import georouter
-from r1router_jax.protocol import PassageTokens
 from r1router_jax.records import Plan, Step
 from r1router_jax.retrieval import index, local
 from tests import pair, tiny
 from tests.retrieval.fakes import Words
 
 KEY = jax.random.key(3)
+by = lambda planner: asking.Approach(
+    functools.partial(router.loop, planner=planner))
 WARM = dict(method=drawing.Method(0.8), members=2, k=2)
 
 
@@ -97,7 +108,7 @@ def test_devices_may_have_no_question(count):
           np.array(jax.local_devices()[:4]), (parallel.DATA,)))
   planner = planners.always("text")
   wanted, found = (
-      walk(of, kbs(10), questions(count), KEY, planner=planner)
+      walk(of, kbs(10), questions(count), KEY, by=by(planner))
       for walk in (router.route, fused.route))
   assert found == wanted and len(found) == count
   assert wanted[0].faults[0].startswith("input")
@@ -121,7 +132,7 @@ def test_options_change_nothing_about_who_drives():
            Plan("", "How many people?", "table", ("image",)), planners.STOP]
   planner = planners.Planner(fixed=lambda question, n: plans[n])
   wanted, found = (
-      walk(of, bases, questions(3)[1:], KEY, planner=planner, k=3,
+      walk(of, bases, questions(3)[1:], KEY, by=by(planner), k=3,
            method=drawing.Method(0.8)) for walk in (router.route, fused.route))
   assert found == wanted and len(found) == 2
   for each in wanted:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax import drawing, policy, protocol, settings
+from r1router_jax import conversations, drawing, policy, protocol, settings
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf, published
 from r1router_jax.records import Passage, Question, Step
@@ -171,7 +171,7 @@ def test_broken_settings_are_named(made, tmp_path):
 
 
 OPTIONS = dict(routes=2, passage_pictures=1,
-               passage_tokens=protocol.PassageTokens(text=40))
+               passage_tokens=conversations.PassageTokens(text=40))
 
 
 @pytest.mark.parametrize("options", [{}, OPTIONS])
@@ -193,14 +193,15 @@ def test_older_settings_have_no_options(made, tmp_path):
   assert settings.read(tmp_path).options() == OPTIONS
   given = dict(passage_tokens=dict(table=9), routes=1)
   assert settings.of_run(str(tmp_path), given).options() == dict(
-      passage_pictures=1, passage_tokens=protocol.PassageTokens(table=9))
+      passage_pictures=1, passage_tokens=conversations.PassageTokens(table=9))
 
 
 @pytest.mark.parametrize("options, says", [
     (dict(routes=0), "routes is 0: a plan may name 1 to 3"),
     (dict(routes=4), "routes is 4"),
     (dict(passage_pictures=-1), "passage_pictures is -1"),
-    (dict(passage_tokens=protocol.PassageTokens(table=-1)), "table=-1.*0 for"),
+    (dict(passage_tokens=conversations.PassageTokens(table=-1)),
+     "table=-1.*0 for"),
     (dict(passage_pictures=1, model=dataclasses.replace(
         tiny.SPOKEN, vision=None)), "reads texts alone: set it to 0")])
 def test_options_out_of_range_are_named(options, says):

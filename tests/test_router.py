@@ -3,7 +3,8 @@ import dataclasses
 import jax
 import pytest
 
-from r1router_jax import planners, protocol, router
+from r1router_jax import protocol, router
+from r1router_jax.methods import named
 from r1router_jax.prompts import STYLES
 from r1router_jax.records import (
     Answer,
@@ -145,12 +146,12 @@ def test_malformed_answers():
   assert "Answer1: it is chad\n" in policy.asked[-1][0][1]
 
 
-@pytest.mark.parametrize("method", planners.METHODS)
+@pytest.mark.parametrize("method", named.METHODS)
 def test_a_missing_picture_harms_only_its_question(method):
   broken = dataclasses.replace(PEOPLE, id="broken", image="missing.png")
-  planner = planners.METHODS[method](0)
-  found, *_ = walk(gold, broken, PEOPLE, COLOUR, planner=planner)
-  assert found[1:] == walk(gold, PEOPLE, COLOUR, planner=planner)[0]
+  by = named.METHODS[method](0)
+  found, *_ = walk(gold, broken, PEOPLE, COLOUR, by=by)
+  assert found[1:] == walk(gold, PEOPLE, COLOUR, by=by)[0]
   assert found[0].final == Malformed("", "missing.png does not exist.")
   assert found[0].faults == ("input: missing.png does not exist.",)
   assert found[0].rounds == () and found[0].tokens == 0
@@ -164,7 +165,7 @@ def test_an_empty_question_is_named():
 
 def routes(method, *questions, script=gold):
   found, policy, _ = walk(
-      script, *questions, planner=planners.METHODS[method](0))
+      script, *questions, by=named.METHODS[method](0))
   plans = sum(kind == "plan" for asked in policy.asked for kind, _ in asked)
   return [[r.plan.route for r in each.rounds] for each in found], plans
 
@@ -173,7 +174,7 @@ def test_baselines_that_need_no_plan():
   assert routes("always_text", PEOPLE, COLOUR) == ([["text"]] * 2, 0)
   assert routes("always_all", COLOUR) == ([["text", "image", "table"]], 0)
   assert routes("never", COLOUR) == ([[]], 0)
-  (found,), policy, _ = walk(gold, COLOUR, planner=planners.always("table"))
+  (found,), policy, _ = walk(gold, COLOUR, by=named.METHODS["always_table"](0))
   assert found.rounds[0].plan.sub_question == COLOUR.text
   assert [[kind for kind, _ in a] for a in policy.asked if a] == [
       ["answer"], ["final"]]
@@ -246,7 +247,7 @@ def test_several_routes_are_a_fault_where_one_may_be_named():
 @pytest.mark.parametrize("method", ["random_route", "oracle_route"])
 def test_a_baseline_puts_its_route_in_place_of_all(method):
   (found,), *_ = walk(several, PEOPLE, of=fakes.Scripted(several, routes=3),
-                      planner=planners.METHODS[method](0), max_steps=1)
+                      by=named.METHODS[method](0), max_steps=1)
   assert [len(r.plan.routes) for r in found.rounds] == [1]
 
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from r1router_jax import prompts, protocol
+from r1router_jax import conversations, prompts, protocol
 from r1router_jax.records import Passage, Question, Step
 
 MAX_HOPS = 3  # Rounds that the loop allows.
@@ -124,7 +124,7 @@ def from_reference(
   return steps
 
 
-def _problem(prompt: protocol.Conversation) -> str:
+def _problem(prompt: conversations.Conversation) -> str:
   return "".join(_IMAGE if segment.source == "picture" else segment.text
                  for segment in prompt.user)
 

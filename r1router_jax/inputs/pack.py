@@ -24,10 +24,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from r1router_jax.conversations import Conversation, PassageTokens
 from r1router_jax.inputs import images
 from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
 from r1router_jax.models import qwen_vl
-from r1router_jax.protocol import Conversation, PassageTokens
 
 
 class Picture(NamedTuple):

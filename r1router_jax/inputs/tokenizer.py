@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int16
 
-from r1router_jax import protocol
+from r1router_jax import conversations
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PICTURE = "<|image_pad|>"
@@ -145,8 +145,8 @@ class Tokenizer:
     return allowed
 
   def encode(
-      self, conversation: protocol.Conversation, pictures: Sequence[int],
-      limit: int, most: protocol.PassageTokens,
+      self, conversation: conversations.Conversation, pictures: Sequence[int],
+      limit: int, most: conversations.PassageTokens,
   ) -> Fitted:
     """Ids of a prompt of at most `limit` tokens.
 
@@ -160,7 +160,7 @@ class Tokenizer:
     Raises:
       PromptTooLong: where it is longer even without its passages.
     """
-    user, sizes = conversation.user, iter(pictures)
+    user, sizes = conversation.user + conversation.said, iter(pictures)
     whole = [
         self._placeholders(next(sizes)) if s.source == "picture" else
         self._piece(s.text, s.source != "template") for s in user]
@@ -182,12 +182,14 @@ class Tokenizer:
           f"The {conversation.kind} prompt is {excess} tokens over the limit "
           f"of {limit} without its passages: {text[:80]!r}….  Shorten the "
           "question or raise the last of config.policy.settings.prompt_tokens.")
+    shown = [bool(piece) for s, piece in zip(user, pieces, strict=True)
+             if s.source == "picture"]
+    cut = sum(len(before) - len(piece) for s, before, piece
+              in zip(user, whole, pieces, strict=True)
+              if s.source != "template")
+    pieces.insert(len(conversation.user), closing)
     return Fitted(
-        opening + [i for piece in pieces for i in piece] + closing,
-        [bool(piece) for s, piece in zip(user, pieces, strict=True)
-         if s.source == "picture"],
-        sum(len(before) - len(piece) for s, before, piece
-            in zip(user, whole, pieces, strict=True) if s.source != "template"))
+        opening + [i for piece in pieces for i in piece], shown, cut)
 
   def encode_response(self, text: str) -> list[int]:
     """Ids of a whole response of ours, the end token included."""
@@ -253,8 +255,8 @@ class Tokenizer:
 
 
 def _within(
-    user: Sequence[protocol.Segment], pieces: Sequence[list[int]],
-    most: protocol.PassageTokens,
+    user: Sequence[conversations.Segment], pieces: Sequence[list[int]],
+    most: conversations.PassageTokens,
 ) -> list[list[int]]:
   """The pieces of a prompt without what its passages have too much.
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from r1router_jax.conversations import Conversation, PassageTokens, Segment
 from r1router_jax.inputs import images, pack
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen_vl
-from r1router_jax.protocol import Conversation, PassageTokens, Segment
 from tests import tiny
 
 GRIDS = [(), ((2, 2),), ((4, 6),), ((10, 2),), ((6, 6),),

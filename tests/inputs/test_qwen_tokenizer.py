@@ -13,8 +13,8 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken
 
+from r1router_jax.conversations import Conversation, PassageTokens, Segment
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.protocol import Conversation, PassageTokens, Segment
 
 SPECIAL = (
     "endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end",

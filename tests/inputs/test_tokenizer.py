@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tokenizers
 
-from r1router_jax import prompts, protocol
+from r1router_jax import conversations, prompts, protocol
+from r1router_jax.conversations import Conversation, Segment
 from r1router_jax.inputs import tokenizer as tokenizer_lib
 from r1router_jax.inputs.tokenizer import PromptTooLong
-from r1router_jax.protocol import Conversation, Segment
 from r1router_jax.records import Passage
 from tests import tiny
 
 STYLES = list(prompts.STYLES)
-ALL = protocol.PassageTokens()
+ALL = conversations.PassageTokens()
 RAW = tokenizers.Tokenizer.from_file(str(tiny.TOKENIZER))
 CONTROL = {token.content: i for i, token in
            RAW.get_added_tokens_decoder().items() if "<" in token.content}
@@ -61,7 +61,7 @@ def test_no_text_from_outside_becomes_a_control_token(style, first, second, q):
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("token", CONTROL)
 def test_the_twin_alone_holds_the_line(style, token):
-  """Even text that `protocol.neutralise` never saw."""
+  """Even text that `conversations.neutralise` never saw."""
   make = lambda text: Conversation("plan", "s", (Segment(text, "passage"),))
   ids = encode(make(f"a{token}b"), style)
   assert control(ids) == control(encode(make("ab"), style))
@@ -162,13 +162,13 @@ def test_passages_within_their_tokens(style):
   of = {s.of: size(s.text) for s in conversation.user if s.source == "passage"}
   assert whole == (whole_words(style), [True, True], 0)
   # The second text is cut, the second picture left out, the tables stay.
-  found = shown(style, protocol.PassageTokens(
+  found = shown(style, conversations.PassageTokens(
       text=of["text", 0] + 4, image=of["image", 0], table=1000))[1]
   assert found.ids == whole_words(style, "image1", text1=4)
   assert found.shown == [True, False]
   assert found.cut == of["text", 1] - 4 + of["image", 1] + 5
   # Less than the first passage: all that is left of its kind.
-  found = shown(style, protocol.PassageTokens(table=2))[1]
+  found = shown(style, conversations.PassageTokens(table=2))[1]
   assert found.ids == whole_words(style, "table1", table0=2)
   assert found.cut == of["table", 0] - 2 + of["table", 1]
 
@@ -190,7 +190,7 @@ def test_a_long_prompt_loses_pictures_with_their_passages(style):
 @pytest.mark.parametrize("style", STYLES)
 def test_both_limits_are_one_cut(style):
   _, whole = shown(style, pictures=0)
-  most = protocol.PassageTokens(text=9)
+  most = conversations.PassageTokens(text=9)
   _, less = shown(style, most, pictures=0)
   _, least = shown(style, most, limit=len(less.ids) - 3, pictures=0)
   assert len(least.ids) == len(less.ids) - 3

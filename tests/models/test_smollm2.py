@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from r1router_jax import drawing, sampling, settings
+from r1router_jax.conversations import Conversation, Segment
 from r1router_jax.inputs.pack import Packer
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import published, qwen_vl, serving
-from r1router_jax.protocol import Conversation, Segment
 
 ASKED = (  # (question, a word that its answer has)
     ("What is the capital of France?", "Paris"),

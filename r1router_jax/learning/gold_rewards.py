@@ -1,0 +1,83 @@
+"""Rewards of what policies respond to gold steps, kept in a file as they come.
+
+Axes:  n steps
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import Float
+
+from r1router_jax import drawing, policy, predictions, telemetry
+from r1router_jax.data import trajectories
+from r1router_jax.learning import rewards
+from r1router_jax.records import Query, Question, Step
+from r1router_jax.retrieval import embedders, knowledge_base
+
+EVERY = 8  # Of so many questions one has its gold steps rewarded.
+CHUNK = 390  # Steps between two lines of progress.
+SAMPLES = 1  # Per gold step; more would need programs of other shapes.
+
+
+def step_rewards(
+    trained: policy.Policy,
+    steps: Sequence[Step],
+    reward: rewards.StepReward,
+    key: jax.Array,
+    *,
+    samples: int = 0,
+) -> Float[np.ndarray, " n"]:
+  """The reward of the response to each gold step.
+
+  Args:
+    trained: the policy.
+    steps: with the passages that answer steps read.
+    reward: of each.
+    key: of the samples.
+    samples: 0 for the greedy response, else the mean of so many drawn at
+      temperature 1.
+  """
+  members = max(samples, 1)
+  conversations = list(map(trained.settings.conversation, steps))
+  earned = []
+  for i in telemetry.progress(
+      range(0, len(steps), CHUNK), f"step rewards, {CHUNK} steps each"):
+    chunk = steps[i:i + CHUNK]
+    groups = trained.respond(
+        conversations[i:i + CHUNK], key, members,
+        drawing.Method(float(samples > 0)))
+    flat = reward([step for step in chunk for _ in range(members)],
+                  [each.text for group in groups for each in group])
+    earned.append(flat.reshape(len(chunk), members).mean(axis=1))
+  return np.concatenate(earned)
+
+
+def of_policies(
+    policies: Mapping[str, policy.Policy], labels: Mapping[str, dict],
+    kbs, questions: Sequence[Question], seed: int, path: pathlib.Path,
+) -> dict[str, dict[str, np.ndarray]]:
+  """Rewards by policy, greedy and sampled; what the file holds is kept."""
+  retrieve = knowledge_base.retriever(kbs)
+  some = questions[::EVERY]
+  steps = [step for each in trajectories.gold_steps(some, retrieve)
+           for step in each]
+  minilm = embedders.make("minilm")
+  reward = rewards.StepReward(
+      lambda texts: minilm([Query(text) for text in texts]),
+      preset="reference")
+  known, found = predictions.read(path), {}
+  for name, trained in policies.items():
+    label = dict(labels[name], seed=seed, steps=len(steps))
+    row = next((row for row in known if label.items() <= row.items()), None)
+    if row is None:
+      logging.info("%s: %d gold steps, greedy, then sampled.", name, len(steps))
+      row = dict(label, **{
+          way: step_rewards(trained, steps, reward, jax.random.key(seed),
+                            samples=samples).tolist()
+          for way, samples in (("greedy", 0), ("sampled", SAMPLES))})
+      predictions.append(path, [row])
+    found[name] = {way: np.array(row[way]) for way in ("greedy", "sampled")}
+  return found

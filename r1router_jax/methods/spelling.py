@@ -1,0 +1,51 @@
+"""What the prompts of baselines are made of, and how their answers are read."""
+
+import re
+from collections.abc import Sequence
+
+from r1router_jax import protocol
+from r1router_jax.conversations import Conversation, Segment
+from r1router_jax.records import KBS, Answer, Malformed, Passage, Plan, Question
+
+COMPACT = "compact"  # The style of a policy that knows three prompts alone.
+
+_ANSWER = re.compile(r"(?is)<answer>(.*?)(?:</answer>|\Z)")
+_THOUGHT = re.compile(r"(?is)<think>.*?(?:</think>|\Z)")
+_TAG = re.compile(r"</?[a-z][a-z-]*>", re.IGNORECASE)
+
+
+def search(
+    sub_question: str, kbs: Sequence[str] = KBS, thought: str = ""
+) -> Plan:
+  """Asks all of some knowledge bases the same."""
+  return Plan(thought, " ".join(sub_question.split())[
+      :protocol.MAX_SUB_QUESTION], kbs[0], tuple(kbs[1:]))
+
+
+def answer_in(text: str) -> Answer | Malformed:
+  """The answer that a response gives, in whatever form.
+
+  That is what stands between the last tags of an answer, else all that is no
+  thought: a policy that was never trained for a format is not judged by it.
+  """
+  tagged = _ANSWER.findall(text)
+  words = tagged[-1] if tagged else _THOUGHT.sub(" ", text)
+  words = " ".join(_TAG.sub(" ", words).split())
+  if not words:
+    return Malformed(text, "there is no answer in it")
+  return Answer(text[:protocol.MAX_ANSWER], words[:protocol.MAX_ANSWER])
+
+
+def ask(kind: str, system: str, user: str, question: Question, *,
+        passages: Sequence[Passage] = (), texts: Sequence[str] = (),
+        said: Sequence[Segment] = ()) -> Conversation:
+  """A prompt in many words: passages, then `user` with `texts` at its `{}`s."""
+  return protocol.other_conversation(
+      kind, system, [*protocol.shown(passages, style="full"),
+                     *protocol.fill(user, *texts)],
+      question.image, style="full", said=said)
+
+
+def unlike(passages: Sequence[Passage]) -> list[Passage]:
+  """Each passage once."""
+  return list({passage.id: passage for passage in passages}.values())
