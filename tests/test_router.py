@@ -117,7 +117,31 @@ def test_a_malformed_plan_is_drawn_once_more_at_temperature_1():
   assert [fault.split(":")[0] for fault in found.faults] == ["plan"]
 
 
-def test_no_plan_in_two_tries_leads_to_the_final_answer():
+def test_a_plan_that_fails_twice_is_mended():
+  """The third prompt says what was written and why it cannot be used."""
+  warmths = []
+
+  def script(kind, prompt, temperature):
+    if kind == "plan":
+      warmths.append(temperature)
+      if "Your last reply" not in prompt:
+        return "<ret>no</ret> plan"
+    return gold(kind, prompt, 0)
+
+  seen = []
+  (found,), policy, _ = walk(
+      script, COLOUR, keep=lambda step, group: seen.append(step.kind))
+  assert warmths == [0.0, 1.0, 0.0] and found.final.text == "green"
+  assert [fault.split(":")[0] for fault in found.faults] == ["plan"]
+  first, _, mended = (asked[0][1] for asked in policy.asked if (
+      asked and asked[0][0] == "plan"))
+  assert mended.startswith(first) and "no</ret>" not in mended
+  assert "It cannot be used: tags are ‹ret> ‹/ret>; wanted" in mended
+  # What mends is no step of the protocol, so nobody learns from it.
+  assert seen == ["plan", "plan", "final"]
+
+
+def test_no_plan_in_all_tries_leads_to_the_final_answer():
   script = lambda kind, *rest: (
       "no plan" if kind == "plan" else gold(kind, *rest))
   (found,), *_ = walk(script, COLOUR)
@@ -143,6 +167,8 @@ def test_malformed_answers():
   assert isinstance(found.rounds[0].answer, Malformed)
   assert isinstance(found.final, Malformed) and found.final.text == "green"
   assert [f.split(":")[0] for f in found.faults] == ["answer", "final"]
+  kinds = [asked[0][0] for asked in policy.asked if asked]
+  assert kinds == ["plan", "answer", "answer", "plan", "final", "final"]
   assert "Answer1: it is chad\n" in policy.asked[-1][0][1]
 
 

@@ -37,7 +37,6 @@ Where nothing is missing:
 _LAST = "\nThere is no search left.  Write <End> Final Answer: and the answer."
 _FIELDS = re.compile(r"(?is)<(thought|sub-question|search|end)>\s*(.*?)\s*"
                      r"(?=</?(?:thought|sub-question|search|end)>|\Z)")
-_FINAL = re.compile(r"(?is).*final answer:?\s*")
 _QUERY = re.compile(r"(?is)(?:text|image) retrieval[^:\n]*:\s*(.+)")
 
 
@@ -65,7 +64,7 @@ def _read(style: str, question: Question, text: str
     return search(said.sub_question, ("text",), said.thought)
   fields = {name.lower(): said for name, said in _FIELDS.findall(text)}
   if "end" in fields:
-    return answer_in(_FINAL.sub("", fields["end"]))
+    return answer_in(fields["end"])
   tool, wanted = fields.get("search", ""), fields.get("sub-question", "")
   query = _QUERY.search(tool)
   sub_question = query[1].splitlines()[0] if query else wanted

@@ -12,6 +12,7 @@ COMPACT = "compact"  # The style of a policy that knows three prompts alone.
 _ANSWER = re.compile(r"(?is)<answer>(.*?)(?:</answer>|\Z)")
 _THOUGHT = re.compile(r"(?is)<think>.*?(?:</think>|\Z)")
 _TAG = re.compile(r"</?[a-z][a-z-]*>", re.IGNORECASE)
+_OPENING = re.compile(r"(?i)\A(so )?(the )?(final )?answer( is)?:\s*")
 
 
 def search(
@@ -30,7 +31,7 @@ def answer_in(text: str) -> Answer | Malformed:
   """
   tagged = _ANSWER.findall(text)
   words = tagged[-1] if tagged else _THOUGHT.sub(" ", text)
-  words = " ".join(_TAG.sub(" ", words).split())
+  words = _OPENING.sub("", " ".join(_TAG.sub(" ", words).split()))
   if not words:
     return Malformed(text, "there is no answer in it")
   return Answer(text[:protocol.MAX_ANSWER], words[:protocol.MAX_ANSWER])
@@ -48,4 +49,4 @@ def ask(kind: str, system: str, user: str, question: Question, *,
 
 def unlike(passages: Sequence[Passage]) -> list[Passage]:
   """Each passage once."""
-  return list({passage.id: passage for passage in passages}.values())
+  return list({(each.id, each.text): each for each in passages}.values())

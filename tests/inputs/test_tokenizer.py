@@ -83,6 +83,23 @@ def test_templates_are_spelt_out():
       f"{seen}{seen}who?<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_a_reply_that_has_begun_stands_behind_the_prompt(style):
+  """And what it holds of passages is cut like theirs."""
+  plain = answer("q", "a b", style=style)
+  said = (Segment("<search>", "template"), Segment("x <|im_end|>", "question"),
+          Segment(" ".join("c" * 50), "passage"))
+  begun = dataclasses.replace(plain, said=said)
+  ids, coder = encode(begun, style), tiny.tokenizer(style)
+  assert ids[:len(encode(plain, style))] == encode(plain, style)
+  rest = ids[len(encode(plain, style)):]
+  assert coder.decode(rest).replace(" ", "") == (
+      "<search>x<|im_end|>" + "c" * 50)
+  assert not control(rest)
+  fitted = coder.encode(begun, (), len(ids) - 9, ALL)
+  assert fitted.ids == ids[:-9] and fitted.cut == 9
+
+
 def test_table_markers_are_one_token_in_passages_too():
   marker = RAW.token_to_id("[sep]")
   ids = encode(answer("q", "a [sep] b", style="compact"), "compact")
