@@ -24,17 +24,19 @@ def search(
 
 
 def answer_in(text: str) -> Answer | Malformed:
-  """The answer that a response gives, in whatever form.
-
-  That is what stands between the last tags of an answer, else all that is no
-  thought: a policy that was never trained for a format is not judged by it.
-  """
-  tagged = _ANSWER.findall(text)
-  words = tagged[-1] if tagged else _THOUGHT.sub(" ", text)
-  words = _OPENING.sub("", " ".join(_TAG.sub(" ", words).split()))
+  """The answer that a response gives, in whatever form: a policy that was
+  never trained for a format is not judged by it."""
+  words = _OPENING.sub("", words_in(text))
   if not words:
     return Malformed(text, "there is no answer in it")
   return Answer(text[:protocol.MAX_ANSWER], words[:protocol.MAX_ANSWER])
+
+
+def words_in(text: str) -> str:
+  """What stands between the last tags of an answer, else all but thoughts."""
+  tagged = _ANSWER.findall(text)
+  words = tagged[-1] if tagged else _THOUGHT.sub(" ", text)
+  return " ".join(_TAG.sub(" ", words).split())
 
 
 def ask(kind: str, system: str, user: str, question: Question, *,
