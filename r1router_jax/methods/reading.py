@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from r1router_jax import protocol
 from r1router_jax.conversations import Conversation
 from r1router_jax.methods.spelling import (
-  COMPACT,
-  answer_in,
-  ask,
-  search,
-  unlike,
+    COMPACT,
+    answer_in,
+    ask,
+    search,
+    unlike,
 )
 from r1router_jax.methods.turns import Language
 from r1router_jax.records import KBS, Answer, Malformed, Passage, Plan, Question
@@ -88,12 +88,12 @@ def _sentence(style, question, rounds):
 def _thought(style: str, question: Question, text: str
              ) -> Plan | Answer | Malformed:
   """The sentence, to search with, or the answer that it comes to."""
-  said = answer_in(text)
-  if isinstance(said, Malformed):
-    return said
-  if done := _DONE.search(said.text):
-    return Answer(said.text, done[1].strip().rstrip("."))
-  return search(_END.split(said.text)[0])
+  words = words_in(text)
+  if done := _DONE.search(words):
+    return Answer(words, done[1].rstrip("."))
+  if not words:
+    return Malformed(text, "there is no sentence in it")
+  return search(_END.split(words)[0])
 
 
 DIRECT = Language(_no_search(_DIRECT))
