@@ -20,6 +20,7 @@ from r1router_jax.methods.spelling import (
     ask,
     search,
     unlike,
+    words_in,
 )
 from r1router_jax.methods.turns import Language
 from r1router_jax.records import KBS, Answer, Malformed, Passage, Plan, Question
