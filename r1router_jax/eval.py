@@ -75,6 +75,9 @@ _CONFIG = commands.options(config_dict.create(
 max_steps: searches before the last answer; k: passages that each search reads
 of a knowledge base; temperature, top_k, top_p: of the drawing of tokens;
 samples: of each question.""")
+_CHUNK = flags.DEFINE_integer(
+    "chunk", 390, "Questions that are answered together, and then saved; no "
+    "answer depends on it.", lower_bound=1)
 _LOOP = flags.DEFINE_enum(
     "loop", "host", fused.LOOPS, "Who drives the routing loop; all give the "
     "same: the host, the host with one half searching while the other draws, "
@@ -87,7 +90,6 @@ _CURVES = flags.DEFINE_list(
     "curves", [], "Runs whose learning curves and samples the report shows, "
     "NAME=WORKDIR.")
 
-CHUNK = 390  # Questions between two lines of progress and saves.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,7 @@ def evaluate(
     path: pathlib.Path | None = None,
     label: Mapping[str, str] | None = None,
     loop: str = "host",
+    chunk: int = 390,
 ) -> results.Result:
   """Runs one method over `questions`.
 
@@ -143,6 +146,7 @@ def evaluate(
     path: where trajectories are appended; those that are there are kept.
     label: fields that rows of this very run have, and no others.
     loop: a key of `fused.LOOPS`.
+    chunk: questions that are answered together.
   """
   label = dict(label or {}, **dataclasses.asdict(settings))
   known = {} if path is None else _known(path, label, questions)
@@ -151,15 +155,15 @@ def evaluate(
                  settings.method, len(known), len(questions))
   by = named.METHODS[settings.method](settings.seed)
   left = [question for question in questions if question.id not in known]
-  chunks = [left[i:i + CHUNK] for i in range(0, len(left), CHUNK)]
+  chunks = [left[i:i + chunk] for i in range(0, len(left), chunk)]
   title = (f"{label.get('policy', 'policy')}, {settings.method}, "
-           f"{CHUNK} questions each")
-  for chunk in telemetry.progress(chunks, title) if chunks else ():
+           f"{chunk} questions each")
+  for part in telemetry.progress(chunks, title) if chunks else ():
     start = time.perf_counter()
     walked = fused.LOOPS[loop](
-        trained, kbs, chunk, settings.key, by=by, method=settings.drawn,
+        trained, kbs, part, settings.key, by=by, method=settings.drawn,
         max_steps=settings.max_steps, k=settings.k)
-    seconds = (time.perf_counter() - start) / len(chunk)
+    seconds = (time.perf_counter() - start) / len(part)
     known |= {t.question.id: (t, seconds) for t in walked}
     if path is not None:
       scores = scoring.score(walked, max_steps=settings.max_steps)
@@ -255,7 +259,8 @@ def main(_) -> None:
       results.together([
           evaluate(policies[name], kbs, questions, settings,
                    path=workdir / "predictions.jsonl", label=labels[name],
-                   loop=_LOOP.value) for settings in samples])
+                   loop=_LOOP.value, chunk=_CHUNK.value)
+          for settings in samples])
       for method, samples in asked.items()
       for name in (policies if method == results.ROUTER else [last])]
   for name, value in knowledge_base.report(kbs).items():

@@ -44,7 +44,7 @@ def run(path=None, policy="p", method="r1_router", questions=QUESTIONS):
   fake = fakes.Scripted(script)
   result = evaluation.evaluate(
       fake, fakes.kbs(), questions, evaluation.Settings(method), path=path,
-      label=dict(policy=policy, weights="w"))
+      label=dict(policy=policy, weights="w"), chunk=2)
   return result, sum(map(len, fake.asked))
 
 
@@ -58,8 +58,7 @@ def test_scores_of_a_known_policy():
   assert text.columns["recall"].tolist() == [1, 1, 1, 0, 0]
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-  monkeypatch.setattr(evaluation, "CHUNK", 2)
+def test_an_interrupted_run_goes_on(tmp_path):
   path = tmp_path / "predictions.jsonl"
   whole, asked = run()
   run(path, questions=QUESTIONS[:2])
