@@ -15,14 +15,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a folder stands for all modules in it.
 FLOORS = (
-    ("records", "prompts", "metrics", "charts",
+    ("records", "prompts", "ranges", "charts",
      "parallel", "pods", "telemetry", "commands", "drawing"),
-    ("protocol", "models", "predictions", "scoring", "markup"),
+    ("protocol", "models", "predictions", "metrics", "markup"),
     ("inputs", "sampling", "checkpoints", "drivers", "settings", "flops",
-     "samples", "walk"),
+     "samples", "walk", "scoring"),
     ("batching", "planners"),
     ("policy", "retrieval", "data", "report"),
-    ("router", "results"),
+    ("router", "results", "score_only"),
     ("fused",),
     ("learning",),
     ("train", "eval", "ask", "synthesize", "build_kb", "serve_kb", "convert",
