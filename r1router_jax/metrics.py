@@ -180,12 +180,16 @@ def tokens(text: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1 << 12)
 def default_tokens(text: str) -> tuple[str, ...]:
-  """The same by the default rules; articles stay where there is only them."""
-  text = _COMMA.sub("", ranges.plain(text)).translate(_BARE)
-  text = _STOP.sub("", _HYPHEN.sub(" ", text))
-  words = [ranges.NUMBER_WORDS.get(word, word) for word in text.split()]
+  """The same by the default rules.
+
+  Where there is nothing else, articles stay, and so do marks.
+  """
+  text = ranges.plain(text)
+  bare = _HYPHEN.sub(" ", _COMMA.sub("", text).translate(_BARE))
+  words = [ranges.NUMBER_WORDS.get(word, word)
+           for word in _STOP.sub("", bare).split()]
   kept = [word for word in words if word not in ("a", "an", "the")]
-  return tuple(kept or words)
+  return tuple(kept or words or text.split())
 
 
 def score(
