@@ -132,7 +132,7 @@ def evaluate(
       scores = scoring.score(walked, max_steps=settings.max_steps)
       predictions.append(path, [
           dict(label, **predictions.to_row(t), seconds=seconds,
-               scores={name: float(scores[name][i]) for name in scores})
+               scores=scoring.of(scores, i))
           for i, t in enumerate(walked)])
   walked, seconds = zip(*(known[q.id] for q in questions), strict=True)
   return results.Result(

@@ -120,7 +120,7 @@ class Question:
     subjects: ids of the entities it is about; splits are disjoint in these.
     hops: gold rounds, in order; empty where no retrieval is needed.
     interval: lowest and highest accepted number, where the answer may be any
-      number between; else empty.
+      number between, whatever `answers` say; else empty.
   """
 
   id: str
