@@ -36,6 +36,7 @@ from r1router_jax import (
     predictions,
     report,
     results,
+    score_only,
     scoring,
     telemetry,
 )
@@ -55,8 +56,7 @@ _KB = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where predictions and scores are written.",
     allow_override=True)
-_SPLIT = flags.DEFINE_enum(
-    "split", "test", georouter.SPLITS, "Questions to ask.")
+_SPLIT = flags.DEFINE_enum("split", "test", georouter.SPLITS, "Of questions.")
 _QUESTIONS = flags.DEFINE_integer(
     "questions", 0, "How many of them; 0 is all.", lower_bound=0)
 _METHODS = flags.DEFINE_list(
@@ -244,12 +244,13 @@ def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
 
 
 def main(_) -> None:
+  if score_only.ASKED.value:
+    return score_only.main()
   if unknown := set(_METHODS.value) - set(planners.METHODS):
     raise ValueError(
         f"--methods: {', '.join(sorted(unknown))} is no method; choose from "
         f"{', '.join(planners.METHODS)}.")
-  questions = georouter.questions(_SPLIT.value)
-  questions = questions[:_QUESTIONS.value or len(questions)]
+  questions = georouter.questions(_SPLIT.value)[:_QUESTIONS.value or None]
   folders = _named(_POLICY.value, "policy")
   runs = _named(_CURVES.value, "curves")
   curves = results.curves(runs)
@@ -293,5 +294,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
+  flags.register_multi_flags_validator(
+      ["workdir", "score_only"], lambda given: any(given.values()),
+      "--workdir must have a value, but for --score_only")
   commands.run(main)

@@ -159,10 +159,16 @@ def some(things: Sequence[Any]) -> str:
       f"  And {more:,} more." if more > 0 else "")
 
 
-def _id(name: str, row: Mapping[str, Any], number: int) -> str:
+def has_id(name: str, row: Mapping[str, Any]) -> bool:
+  """Whether a row has, or must have, an id beside its line number."""
   key = PUBLISHED.get(name, _OWN).id
-  if not key or name == "jsonl" and key not in row:
+  return bool(key) and (name != "jsonl" or key in row)
+
+
+def _id(name: str, row: Mapping[str, Any], number: int) -> str:
+  if not has_id(name, row):
     return str(number)
+  key = PUBLISHED.get(name, _OWN).id
   value = row.get(key)
   if isinstance(value, bool) or not isinstance(value, str | int) or (
       not str(value).strip()):
