@@ -307,7 +307,7 @@ def test_the_references_files(caplog):
   assert count("infoseek", lambda q: bool(q.interval)) == 248
   assert count("dyn_vqa", lambda q: any(
       "\u4e00" <= char < "\ua000" for a in q.answers for char in a)) == 442
-  assert count("openwikitqa", lambda q: "–" in q.answers[0]) == 110
+  assert count("openwikitqa", lambda q: "–" in q.answers[0]) == 107
   assert count("tabfact", lambda q: q.answers == ("yes",)) == 522
   assert count("2wikimultihopqa", lambda q: q.answers[0].lower()
                in ("yes", "no")) == 309
