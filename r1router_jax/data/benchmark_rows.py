@@ -72,7 +72,7 @@ def read(path: str, parse: Callable[[Any, int], T]) -> list[tuple[str, T]]:
       if isinstance(row, Fault):
         raise row
       if not isinstance(row, dict):
-        raise Fault(f"is a {type(row).__name__}", "Write an object")
+        raise Fault("it is no object", "Write one object in each line")
       found.append((where, parse(row, int(where.rpartition(":")[2]) - 1)))
     except Fault as fault:
       bad.append(BadRow(where, *fault.args))

@@ -102,7 +102,7 @@ def ranged(value):
 @pytest.mark.parametrize("name, row, reason", [
     ("tabfact", b"[", "not JSON"),
     ("tabfact", b'{"question": "\xff"}', "not UTF-8 at byte 14"),
-    ("tabfact", [], "is a list.*Write an object"),
+    ("tabfact", [], "it is no object"),
     ("tabfact", lacks(PLAIN, "question"), '"question" is None'),
     ("tabfact", PLAIN | dict(question=" "), '"question" is \' \''),
     ("tabfact", PLAIN | dict(question=3), '"question" is 3'),
