@@ -1,4 +1,4 @@
-"""Scores of answers that something else has written.
+r"""Scores of answers that something else has written.
 
   python -m r1router_jax.eval --score_only --benchmark=infoseek \
       --predictions=infoseek_r1-router3.jsonl --data=datasets

@@ -192,8 +192,9 @@ def _good(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-  return (isinstance(value, int | float) and not isinstance(value, bool)
-          and math.isfinite(value))
+  return not isinstance(value, bool) and (
+      isinstance(value, int) or isinstance(value, float)
+      and math.isfinite(value))
 
 
 def _interval(key: str, value: Any) -> tuple[float, float]:
