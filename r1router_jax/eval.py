@@ -39,6 +39,7 @@ from r1router_jax import (
     predictions,
     report,
     results,
+    score_only,
     scoring,
     telemetry,
 )
@@ -59,8 +60,7 @@ _KB = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where predictions and scores are written.",
     allow_override=True)
-_SPLIT = flags.DEFINE_enum(
-    "split", "test", georouter.SPLITS, "Questions to ask.")
+_SPLIT = flags.DEFINE_enum("split", "test", georouter.SPLITS, "Of questions.")
 _QUESTIONS = flags.DEFINE_integer(
     "questions", 0, "How many of them; 0 is all.", lower_bound=0)
 _CONFIG = commands.options(config_dict.create(
@@ -169,7 +169,7 @@ def evaluate(
       scores = scoring.score(walked, max_steps=settings.max_steps)
       predictions.append(path, [
           dict(label, **predictions.to_row(t), seconds=seconds,
-               scores={name: float(scores[name][i]) for name in scores})
+               scores=scoring.of(scores, i))
           for i, t in enumerate(walked)])
   walked, seconds = zip(*(known[q.id] for q in questions), strict=True)
   return results.Result(
@@ -242,6 +242,8 @@ def _settings(config: config_dict.ConfigDict, seed: int
 
 
 def main(_) -> None:
+  if score_only.ASKED.value:
+    return score_only.main()
   asked = _settings(_CONFIG.value, _SEED.value)
   questions = georouter.questions(_SPLIT.value)
   questions = questions[:_QUESTIONS.value or len(questions)]
@@ -297,5 +299,7 @@ def _show(found: results.Results, earned: results.Earned,
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
+  flags.register_multi_flags_validator(
+      ["workdir", "score_only"], lambda given: any(given.values()),
+      "--workdir must have a value, but for --score_only")
   commands.run(main)

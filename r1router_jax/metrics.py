@@ -1,4 +1,4 @@
-"""Scores of an answer, as R1-Router computes them, and their uncertainty.
+"""Scores of an answer, by two sets of rules, and their uncertainty.
 
 Prediction and golds are normalised, cut into tokens and compared as bags:
 
@@ -9,11 +9,25 @@ Of several golds the one with the best F1 counts, first come first served; its
 recall is the "F1-Recall" of the R1-Router paper.  It rewards an answer that
 lists every candidate, so tables here show F1 and exact match beside it.
 
-The rules are the reference's to the letter, because numbers are to be compared:
-"none" is 0, "an" and "the" are dropped but "a" is not, at most 32 periods go,
-punctuation vanishes where it touches a space anywhere in the text and becomes
-a space elsewhere.  They descend from the VQA evaluation; the tokeniser is that
-of NLTK (Penn Treebank) as far as normalised text can tell.
+`score` has the reference's rules to the letter, because numbers are to be
+compared: "none" is 0, "an" and "the" are dropped but "a" is not, at most 32
+periods go, punctuation vanishes where it touches a space anywhere in the text
+and becomes a space elsewhere, an interval is a grid of strings (`ranges`).
+They descend from the VQA evaluation; the tokeniser is that of NLTK (Penn
+Treebank) as far as normalised text can tell.
+
+`score_default` has the rules that we would choose:
+
+  - "a" is an article, too, and "none" is a word;
+  - full-width letters and digits are usual ones, all dashes are one and part
+    words as a space does, but for a minus before a number; apostrophes vanish,
+    and so do periods that are no decimal point; a comma of thousands vanishes,
+    other marks part words; accents stay; a Chinese or Japanese character is a
+    token;
+  - an answer with both "yes" and "no" does not match a gold that is only one
+    of them;
+  - for an interval the answer's first number counts, and alone: all scores are
+    1 where it lies within, else 0.
 
 Axes:  N values   K resampled means.
 Sources: arxiv.org/abs/2505.22095 (R1-Router), visualqa.org/evaluation (VQA),
@@ -23,12 +37,16 @@ nltk.org/api/nltk.tokenize.destructive (tokeniser).
 import collections
 import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from r1router_jax import ranges
 
 # What the lower-cased, normalised text of a contraction without one of its
 # apostrophes is mapped to: "dont", "couldnt've" and "couldn'tve", ...
@@ -48,9 +66,7 @@ _CONTRACTIONS = {"somebody'd": "somebodyd"} | {
     word[:place] + word[place + 1:]: word
     for word in _CONTRACTED
     for place, letter in enumerate(word) if letter == "'"}
-_NUMBERS = {"none": "0"} | {
-    word: str(number) for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten".split())}
+_NUMBERS = {"none": "0"} | ranges.NUMBER_WORDS
 _ARTICLES = ("an", "the")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
@@ -86,6 +102,31 @@ _TOKEN_RULES = tuple((re.compile(rule), by) for rule, by in (
     (r" ('t)(is)\b", r" \1 \2 "),
     (r" ('t)(was)\b", r" \1 \2 "),
 ))
+
+# The default rules.
+_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_HYPHEN = re.compile(r"(?<=\S)-|-(?!\.?\d)")
+_STOP = re.compile(r"\.(?!\d)|(?<=[^\W\d])\.")
+_CHARACTERS = (  # Of which each is a word: Han, Hiragana and Katakana.
+    range(0x3005, 0x3008), range(0x3040, 0x3100), range(0x3400, 0x4dc0),
+    range(0x4e00, 0xa000), range(0xf900, 0xfb00), range(0x20000, 0x40000))
+
+
+class _Bare(dict):
+  """What str.translate puts for each character: a space for most marks."""
+
+  def __missing__(self, code: int) -> int | str | None:
+    char = chr(code)
+    self[code] = (
+        f" {char} " if any(code in some for some in _CHARACTERS)
+        else code if char in ".-" or char.isalnum()
+        or unicodedata.category(char).startswith("M")
+        else None if char in "'\u2018\u2019"
+        else " ")
+    return self[code]
+
+
+_BARE = _Bare()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +169,7 @@ def normalise(text: str) -> str:
   return " ".join(_CONTRACTIONS.get(word, word) for word in kept)
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 12)
 def tokens(text: str) -> tuple[str, ...]:
   """The tokens that are compared: those of normalised text, bare of marks."""
   text = normalise(text).lower()
@@ -137,13 +178,56 @@ def tokens(text: str) -> tuple[str, ...]:
   return tuple(word for word in text.split() if word not in ",.?!:;'\"")
 
 
-def score(prediction: str, golds: Sequence[str]) -> Scores:
-  """Scores of `prediction` against accepted answers."""
+@functools.lru_cache(maxsize=1 << 12)
+def default_tokens(text: str) -> tuple[str, ...]:
+  """The same by the default rules.
+
+  Where there is nothing else, articles stay, and so do marks.
+  """
+  text = ranges.plain(text)
+  bare = _HYPHEN.sub(" ", _COMMA.sub("", text).translate(_BARE))
+  words = [ranges.NUMBER_WORDS.get(word, word)
+           for word in _STOP.sub("", bare).split()]
+  kept = [word for word in words if word not in ("a", "an", "the")]
+  return tuple(kept or words or text.split())
+
+
+def score(
+    prediction: str, golds: Sequence[str], interval: Sequence[float] = ()
+) -> Scores:
+  """Scores of `prediction` against accepted answers, by the reference's rules.
+
+  Args:
+    prediction: the answer.
+    golds: of which one is wanted.
+    interval: (low, high) of the accepted numbers instead of `golds`.
+  """
   found = tokens(prediction)
+  if not interval:
+    return _scores(found, map(tokens, golds))
+  # Every string of the grid is one token, so that one that is there is best.
+  on = (word for word in found if ranges.on_grid(word, *interval))
+  return _scores(found, [(word,) for word in itertools.islice(on, 1)])
+
+
+def score_default(
+    prediction: str, golds: Sequence[str], interval: Sequence[float] = ()
+) -> Scores:
+  """The same by the default rules."""
+  if interval:
+    return Scores(*[float(ranges.holds(*interval, prediction))] * 5)
+  found = default_tokens(prediction)
+  known = map(default_tokens, golds)
+  if {"yes", "no"} <= {*found}:
+    known = [gold for gold in known if gold not in (("yes",), ("no",))]
+  return _scores(found, known)
+
+
+def _scores(found: Sequence[str], golds: Iterable[Sequence[str]]) -> Scores:
   best, max_recall, exact = (0.0, 0.0, 0.0), 0.0, 0.0
-  for gold in map(tokens, golds):
-    common = collections.Counter(gold) & collections.Counter(found)
-    same = sum(common.values())
+  counts = collections.Counter(found)
+  for gold in golds:
+    same = sum((collections.Counter(gold) & counts).values())
     if not same:
       continue
     precision, recall = same / len(found), same / len(gold)

@@ -121,7 +121,7 @@ class Question:
     hops: gold rounds, in order; empty where no retrieval is needed, None where
       nobody knows.
     interval: lowest and highest accepted number, where the answer may be any
-      number between; else empty.
+      number between, whatever `answers` say; else empty.
   """
 
   id: str

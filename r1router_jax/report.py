@@ -84,9 +84,9 @@ def write(
 
 def right(trajectory: Trajectory) -> bool:
   """Whether the final answer holds just the words of an accepted one."""
-  final = trajectory.final
+  final, asked = trajectory.final, trajectory.question
   return isinstance(final, Answer) and (
-      metrics.score(final.text, trajectory.question.answers).f1 == 1)
+      metrics.score(final.text, asked.answers, asked.interval).f1 == 1)
 
 
 def _list(kind: str, lines: Sequence[str]) -> str:

@@ -17,18 +17,25 @@ ROUTER = "r1_router"  # The method in which the policy routes for itself.
 WANTED = 0.85  # Route accuracy.
 
 _HEADINGS = dict(
-    recall="F1-Recall %", f1="F1 %", exact="Exact %", route="Route %",
-    format="Well formed %", retrievals="Retrievals", tokens="Tokens",
-    cut="Cut tokens")
+    recall="F1-Recall %", f1="F1 %", exact="Exact %",
+    default_recall="Default recall %", default_f1="Default F1 %",
+    default_exact="Default exact %", route="Route %",
+    retrieval="Evidence %", format="Well formed %", retrievals="Retrievals",
+    tokens="Tokens", cut="Cut tokens")
 
 NOTES = (
     "F1-Recall is the recall of the final answer, as the R1-Router paper "
     "measures it; it favours answers that list much, so F1 and exact match "
-    "stand beside it.",
+    "stand beside it.  These follow R1-Router's rules.  Default recall, F1 and "
+    "exact match follow ours: every article is dropped, dashes are alike, "
+    "\"none\" is no number, a number is right within its interval, and \"yes "
+    "and no\" is neither.",
     "Route is the share of a question's plan positions, its stop included, at "
     "which an accepted route was chosen.  always_all asks three knowledge "
     "bases, one round each.  random_route and oracle_route replace the route "
     "that the policy wrote by one of chance or of the gold trace.",
+    "Evidence is the share of gold hops of which a passage with the answer was "
+    "found, over questions whose gold traces name such passages.",
     "Tokens are those that were written.  Cut tokens are those that passages "
     "lost so that answer prompts fitted their limits.",
     "Small figures are 95 % bootstrap intervals.  Differences are paired by "
@@ -98,10 +105,11 @@ def differences(
   others = routers[:-1] + [r for r in results if r.method != ROUTER]
   found = {}
   for other in others if routers else ():
+    pairs = {name: [scoring.counted(r.columns[name])
+                    for r in (routers[-1], other)] for name in scoring.RATES}
     found[f"{routers[-1].name} minus {other.name}"] = {
-        name: metrics.paired_difference(
-            routers[-1].columns[name], other.columns[name], 0)
-        for name in scoring.RATES}
+        name: metrics.paired_difference(*pair, 0)
+        for name, pair in pairs.items() if pair[0].size}
   *names, last = earned or [""]
   for name in names:
     row = found.setdefault(f"{last} minus {name}", {})
@@ -114,7 +122,8 @@ def differences(
 def summary(results: Results, earned: Earned) -> dict[str, Any]:
   """All means with their intervals, for a file."""
   means = lambda columns: {
-      name: _interval(column)._asdict() for name, column in columns.items()}
+      name: mean._asdict() for name, column in columns.items()
+      if (mean := _interval(column))}
   return dict(
       results=[dict(
           policy=r.policy, method=r.method, seconds=r.seconds, **means(
@@ -221,8 +230,10 @@ def curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
   return found
 
 
-def _interval(column: np.ndarray) -> Interval:
-  return metrics.interval(column, 0)
+def _interval(column: np.ndarray) -> Interval | None:
+  """Of the mean, None where no question counts."""
+  counted = scoring.counted(column)
+  return metrics.interval(counted, 0) if counted.size else None
 
 
 def _families(result: Result) -> dict[str, scoring.Columns]:

@@ -2,11 +2,16 @@
 
   recall      recall of the final answer, the "F1-Recall" of the paper
   f1, exact   of the final answer, see metrics.py; malformed counts as 0
+  default_*   best recall, F1 and exact match by the default rules there
   route       share of its plan positions at which the route was accepted
+  retrieval   share of gold hops of which a passage with the answer was found,
+              in whichever round; NaN where the gold trace names no passages
   format      1 where every response was of the protocol
   retrievals  searches: each round's, one per route that its plan named
   tokens      written in all responses
   cut         tokens that passages lost so that answer prompts fitted
+
+Questions whose `retrieval` is NaN are no part of its mean: see `counted`.
 
 Plan positions are those of the gold trace, one per hop and the stop after
 them, or of the trajectory where that is longer: a needless round counts as
@@ -31,7 +36,9 @@ from r1router_jax.records import Answer, Trajectory
 CUT_SHORT = ("stuck", "repeated", "input")  # They end planning.
 FORMAT = ("plan", "answer", "final")  # Responses not of the protocol.
 
-RATES = ("recall", "f1", "exact", "route", "format")  # In [0, 1].
+RATES = (  # In [0, 1].
+    "recall", "f1", "exact", "default_recall", "default_f1", "default_exact",
+    "route", "retrieval", "format")
 COUNTS = ("retrievals", "tokens", "cut")
 
 Columns = dict[str, Float[np.ndarray, " N"]]
@@ -42,6 +49,26 @@ def score(trajectories: Sequence[Trajectory], *, max_steps: int) -> Columns:
   rows = [_score(trajectory, max_steps) for trajectory in trajectories]
   return {name: np.array([row[name] for row in rows], np.float64)
           for name in (*RATES, *COUNTS)}
+
+
+def counted(column: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
+  """The numbers of the questions that a column is about."""
+  return column[~np.isnan(column)]
+
+
+def of(columns: Columns, n: int) -> dict[str, float]:
+  """What question `n` scored, for a row of JSON; a NaN is left out."""
+  return {name: float(column[n]) for name, column in columns.items()
+          if not np.isnan(column[n])}
+
+
+def found_evidence(trajectory: Trajectory) -> float:
+  """Share of gold hops with evidence of which some was found, or NaN."""
+  seen = {p.id for done in trajectory.rounds for p in done.passages}
+  hops = [hop for hop in trajectory.question.hops if hop.evidence]
+  if not hops:
+    return float("nan")
+  return float(np.mean([bool(seen & {*hop.evidence}) for hop in hops]))
 
 
 def routes_right(trajectory: Trajectory, max_steps: int) -> list[bool]:
@@ -63,11 +90,17 @@ def routes_right(trajectory: Trajectory, max_steps: int) -> list[bool]:
 def _score(trajectory: Trajectory, max_steps: int) -> dict[str, float]:
   final = trajectory.final
   text = final.text if isinstance(final, Answer) else ""
-  scores = metrics.score(text, trajectory.question.answers)
+  question = trajectory.question
+  scores, default = (
+      rules(text, question.answers, question.interval)
+      for rules in (metrics.score, metrics.score_default))
   kinds = {fault.partition(":")[0] for fault in trajectory.faults}
   return dict(
       recall=scores.recall, f1=scores.f1, exact=scores.exact,
+      default_recall=default.max_recall, default_f1=default.f1,
+      default_exact=default.exact,
       route=float(np.mean(routes_right(trajectory, max_steps))),
+      retrieval=found_evidence(trajectory),
       format=float(not kinds & {*FORMAT}),
       retrievals=sum(len(done.plan.routes) for done in trajectory.rounds),
       tokens=trajectory.tokens, cut=trajectory.cut)

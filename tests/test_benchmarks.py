@@ -1,6 +1,7 @@
 """The benchmarks run; what they say of a machine is not for tests."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -37,3 +38,17 @@ def test_our_iteration():
   assert all(ours[part] > 0 for part in parts)
   assert abs(ours["total_s"] - sum(ours[part] for part in parts)) < 0.01
   assert 0 < ours["update_of_matmul"] < 1 and ours["faster"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("R1ROUTER_REFERENCE" not in os.environ,
+                    reason="R1ROUTER_REFERENCE names no question files")
+def test_scoring_without_the_grid():
+  done = subprocess.run(
+      [sys.executable, BENCHMARKS / "scoring.py", "--every=8",
+       f"--reference={os.environ['R1ROUTER_REFERENCE']}"],
+      capture_output=True, text=True, check=False, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout)
+  assert found["questions"] == 31 and found["right"] > 5
+  assert found["faster"] > 50

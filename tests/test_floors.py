@@ -15,14 +15,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a folder stands for all modules in it.
 FLOORS = (
-    ("records", "prompts", "conversations", "metrics", "votes", "charts",
+    ("records", "prompts", "conversations", "ranges", "votes", "charts",
      "parallel", "pods", "telemetry", "commands", "drawing"),
-    ("protocol", "models", "predictions", "scoring", "markup"),
+    ("protocol", "models", "predictions", "metrics", "markup"),
     ("inputs", "sampling", "checkpoints", "drivers", "settings", "flops",
-     "samples", "walk"),
-    ("batching", "planners"),
+     "samples", "scoring"),
+    ("batching", "planners", "walk"),
     ("policy", "retrieval", "data", "report"),
-    ("asking", "results"),
+    ("asking", "results", "score_only"),
     ("router",),
     ("fused", "methods"),
     ("learning",),

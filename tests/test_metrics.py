@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from r1router_jax import metrics
+from r1router_jax.data import benchmarks
 
 REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
 noisy = st.lists(st.sampled_from([
@@ -132,6 +134,187 @@ def test_an_answer_scores_one_against_itself(text):
   expected = float(bool(metrics.tokens(text)))
   scores = metrics.score(text, [text])
   assert scores == metrics.Scores(*[expected] * 5)
+
+
+# ---- The reference's rules, restated.
+
+
+def slow_tokens(text):
+  """Those of the reference, a character or a word at a time."""
+  tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
+  text = "".join(" " if char in "\n\t" else char for char in text).strip()
+  comma = any(a.isdigit() and b == "," and c.isdigit()
+              for a, b, c in zip(text, text[1:], text[2:], strict=False))
+  touching = {mark for mark in ';/[]"{}()=+\\_-><@`,?!' for a, b in zip(
+      text, text[1:], strict=False) if (a, b) in ((mark, " "), (" ", mark))}
+  bare = ""
+  for char in text:
+    mark = char in ';/[]"{}()=+\\_-><@`,?!'
+    bare += char if not mark else "" if comma or char in touching else " "
+  left, dotless = 32, ""
+  for place, char in enumerate(bare):
+    if char == "." and left and not bare[place + 1:place + 2].isdigit():
+      left -= 1
+    else:
+      dotless += char
+  numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven",
+             "eight", "nine", "ten"]
+  words = []
+  for word in dotless.lower().split():
+    if word not in ("an", "the"):
+      word = "0" if word == "none" else word
+      words.append(str(numbers.index(word)) if word in numbers
+                   else metrics._CONTRACTIONS.get(word, word))
+  return [word for word in tokenize(" ".join(words).lower())
+          if word not in ",.?!:;'\""]
+
+
+def slow_score(prediction, golds):
+  """(precision, recall, F1) of the best gold."""
+  found, best = slow_tokens(prediction), (0, 0, 0)
+  for gold in map(slow_tokens, golds):
+    left, same = list(found), 0
+    for word in gold:
+      if word in left:
+        left.remove(word)
+        same += 1
+    if same:
+      p, r = same / len(found), same / len(gold)
+      if 2 * p * r / (p + r) > best[2]:
+        best = (p, r, 2 * p * r / (p + r))
+  return best
+
+
+@hypothesis.given(noisy, st.lists(noisy, max_size=3))
+@hypothesis.settings(deadline=None)
+def test_score_is_the_reference_restated(prediction, golds):
+  scores = metrics.score(prediction, golds)
+  assert (scores.precision, scores.recall, scores.f1) == slow_score(
+      prediction, golds)
+
+
+def answered(rng, golds):
+  """Something that a policy could say where `golds` are right."""
+  gold = rng.choice(golds)
+  words = gold.split()
+  ways = (
+      gold, gold.upper(), f"The answer is {gold}.", f"{gold}, I think",
+      " ".join(words[::-1]), " ".join(words[:len(words) // 2 + 1]),
+      " or ".join(golds[:4]), f"{gold} {gold}", f"not {gold}!", f"'{gold}'",
+      f"({gold})", gold.replace(" ", "-"), gold.replace("-", "–"),
+      gold.replace(",", ""), f"{gold}...", f"a {gold}", f"an {gold}\n\n1,000",
+      "yes and no", "yes", "No.", "none", "one", "1,234", "", " ", "the", "?",
+      "I don't know", "cannot say", "dont", "." * 40, gold[:-1], gold[1:],
+      "".join(rng.sample(gold, len(gold))), f"\ud800{gold}", f"**{gold}**",
+      json.dumps(golds), f"<answer>{gold}</answer>")
+  return rng.choice(ways)
+
+
+@pytest.mark.skipif(
+    not REFERENCE.exists(), reason="the reference's files are absent")
+@pytest.mark.parametrize("name", benchmarks.PUBLISHED)
+def test_scores_of_the_references_questions(name):
+  rng = random.Random(name)
+  questions = [q for q in benchmarks.load(name, str(REFERENCE))
+               if not q.interval]
+  hits = 0
+  for question in rng.sample(questions, 300):
+    text = answered(rng, question.answers)
+    scores = metrics.score(text, question.answers)
+    assert (scores.precision, scores.recall, scores.f1) == slow_score(
+        text, question.answers), text
+    hits += scores.recall > 0
+    default = metrics.score_default(text, question.answers)
+    assert 0 <= default.exact <= default.f1 <= 1 + 1e-9
+    for gold in question.answers:
+      assert metrics.score_default(gold, question.answers).exact == 1
+  assert 100 < hits < 300
+
+
+# ---- The default rules.
+
+
+@pytest.mark.parametrize("prediction, golds, wanted", [
+    # Of the golden values of the reference, what comes out here.
+    ("december 9, 1899", ["9 December 1899"], (1, 1, 0)),
+    ("a cat", ["A cat"], (1, 1, 1)),
+    ("cat", ["A cat"], (1, 1, 1)),
+    ("1,234 people", ["1234"], (1, 0.667, 0)),
+    ("u.s.", ["U.S."], (1, 1, 1)),
+    ("2011 12", ["2011-12"], (1, 1, 1)),
+    ("one", ["1"], (1, 1, 1)),
+    ("none", ["0"], (0, 0, 0)),
+    ("4-6, 6-2", ["4–6, 6–2"], (1, 1, 1)),
+    ("it's", ["its"], (1, 1, 1)),
+    ("the", ["the"], (1, 1, 1)),
+    ("", ["x"], (0, 0, 0)),
+    ("x", [""], (0, 0, 0)),
+    ("x", [], (0, 0, 0)),
+    ("baltic sea northern europe is",
+     ["sea", "the baltic sea of northern europe"], (1, 0.8, 0)),
+    # Yes and no.
+    ("yes", ["yes"], (1, 1, 1)),
+    ("Yes, it is.", ["Yes"], (1, 0.5, 0)),
+    ("yes and no", ["yes"], (0, 0, 0)),
+    ("no, yes", ["no"], (0, 0, 0)),
+    ("it is", ["yes"], (0, 0, 0)),
+    ("nothing", ["no"], (0, 0, 0)),
+    ("yes and no", ["no", "No, they are not"], (0.25, 0.286, 0)),
+    ("no way, yes", ["no way"], (1, 0.8, 0)),
+    # Marks, dashes, widths.
+    ("-5", ["5"], (0, 0, 0)),
+    ("−5 °C", ["-5°C"], (1, 1, 1)),
+    ("1.5", ["15"], (0, 0, 0)),
+    ("in 1999.", ["1999"], (1, 0.667, 0)),
+    ("ＡＢＣ　１２", ["abc 12"], (1, 1, 1)),
+    ("don’t", ["dont"], (1, 1, 1)),
+    ("C++", ["C"], (1, 1, 1)),
+    ("🇵🇰", ["Pakistan", "🇵🇰"], (1, 1, 1)),
+    # Other scripts.
+    ("Malgorzata Braunek", ["Małgorzata Braunek"], (0.5, 0.5, 0)),
+    ("cafe\u0301", ["CAFÉ"], (1, 1, 1)),
+    ("目前还没有人类去过火星", ["目前还没有人类去过火星。"], (1, 1, 1)),
+    ("火星", ["金星"], (0.5, 0.5, 0)),
+    ("हिन्दी", ["हिन्दी।"], (1, 1, 1)),
+    ("हिन्दू", ["हिन्दी"], (0, 0, 0)),
+    ("\ud800", ["x"], (0, 0, 0)),
+])
+def test_default_golden_values(prediction, golds, wanted):
+  scores = metrics.score_default(prediction, golds)
+  np.testing.assert_allclose(
+      (scores.max_recall, scores.f1, scores.exact), wanted, atol=5e-4)
+
+
+def test_default_tokens():
+  assert metrics.default_tokens("The 1,234,567 o'clock U.S.-led x/y (-.5)") == (
+      "1234567", "oclock", "us", "led", "x", "y", "-.5")
+  assert metrics.default_tokens("1,5 and 1, 000") == (
+      "1", "5", "and", "1", "000")
+
+
+@hypothesis.given(st.text(max_size=30))
+def test_default_rules_are_blind_to_what_they_should_be(text):
+  one = metrics.default_tokens(text)
+  assert metrics.score_default(text, [text]).exact == float(bool(one))
+  assert metrics.default_tokens(f"  {text}\n") == one
+  assert all(word.split() == [word] for word in one)
+  if any(map(str.isalnum, "".join(one))) and not {*one} & {"a", "an", "the"}:
+    assert metrics.default_tokens(f"The {text}") == one
+
+
+HOSTILE = [
+    mark * (100_000 // len(mark)) for mark in (
+        "9", "1,", "1,234", "-", ".", " ", "a1", "\ufdfa", "'", "5 ", "5 - ",
+        "6.5.'", ".' ", "\ud800", "«", "' 's", "yes no ", "1e", "漢", "can't ")]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:8]))
+def test_long_answers_take_bounded_time(text):
+  start = time.perf_counter()
+  for interval in ((), (1.0, 6e4)):
+    metrics.score(text, ["x y", "1234"], interval)
+    metrics.score_default(text, ["x y", "1234"], interval)
+  assert time.perf_counter() - start < 3
 
 
 # ---- Intervals.

@@ -109,9 +109,49 @@ def test_columns():
   scores = metrics.score("the Republic of Chad, I think", ("Chad",))
   assert {name: column.tolist() for name, column in found.items()} == dict(
       recall=[1, 1, 0], f1=[1, pytest.approx(0.75), 0], exact=[1, 0, 0],
+      default_recall=[1, 1, 0], default_f1=[1, pytest.approx(0.75), 0],
+      default_exact=[1, 0, 0],
+      retrieval=pytest.approx([np.nan] * 3, nan_ok=True),
       route=[1, pytest.approx(2 / 3), 0], format=[1, 0, 0],
       retrievals=[1, 2, 0], tokens=[7, 7, 7], cut=[0, 0, 0])
   assert scores.recall == 1
+
+
+def test_an_interval_is_what_both_rules_use():
+  one = trajectory((), (), final="6.6 kg")
+  question = dataclasses.replace(
+      one.question, answers=("6.6 kg",), interval=(7.0, 8.0))
+  wrong = dataclasses.replace(one, question=question)
+  right = dataclasses.replace(wrong, final=Answer("", "About 7.25 kg."))
+  off = dataclasses.replace(wrong, final=Answer("", "7.255"))  # Off the grid.
+  columns = scoring.score([wrong, right, off], max_steps=3)
+  assert columns["recall"].tolist() == [0, 1, 0]
+  assert columns["f1"].tolist() == [0, 0.5, 0]
+  assert columns["default_recall"].tolist() == [0, 1, 1]
+  assert columns["default_exact"].tolist() == [0, 1, 1]
+
+
+def test_retrieval_is_the_share_of_hops_whose_evidence_was_found():
+  """The passages of round n are "<route>/<n>"."""
+  def with_evidence(evidence, chosen):
+    found = trajectory(("text",) * len(evidence), chosen)
+    hops = tuple(dataclasses.replace(hop, evidence=ids) for hop, ids in zip(
+        found.question.hops, evidence, strict=True))
+    return dataclasses.replace(
+        found, question=dataclasses.replace(found.question, hops=hops))
+  some = [
+      with_evidence([("text/0",), ("image/1", "image/7")], ("text", "image")),
+      with_evidence([("text/1",), ("image/1",)], ("text", "text")),
+      with_evidence([(), ("table/5",)], ("text", "table")),
+      with_evidence([(), ()], ("text", "text")),
+      with_evidence([], ()),
+      with_evidence([("text/0",)], ())]
+  column = scoring.score(some, max_steps=3)["retrieval"]
+  np.testing.assert_array_equal(column, [1, 0.5, 0, np.nan, np.nan, 0])
+  assert scoring.counted(column).tolist() == [1, 0.5, 0, 0]
+  columns = dict(retrieval=column, tokens=np.arange(6.0))
+  assert scoring.of(columns, 1) == dict(retrieval=0.5, tokens=1)
+  assert scoring.of(columns, 3) == dict(tokens=3)
 
 
 def test_a_trajectory_survives_its_file(tmp_path):

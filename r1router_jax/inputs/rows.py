@@ -144,25 +144,39 @@ def lines(path: str, open_file: Open = stored, limit: int = MAX_ROW) -> Rows:
         yield where, line.rstrip(b"\r\n")
 
 
-def json_lines(path: str, open_file: Open = stored) -> Rows:
-  """The objects of a .jsonl file; blank lines are passed over."""
+def json_lines(
+    path: str, open_file: Open = stored,
+    constant: Callable[[str], Any] | None = None,
+) -> Rows:
+  """The objects of a .jsonl file; blank lines are passed over.
+
+  Args:
+    path: of the file.
+    open_file: opens it.
+    constant: see `parse`.
+  """
   for where, line in lines(path, open_file):
     try:
-      yield where, line if isinstance(line, Fault) else parse(line)
+      yield where, line if isinstance(line, Fault) else parse(line, constant)
     except Fault as fault:
       yield where, fault
 
 
-def parse(line: bytes) -> Any:
+def parse(line: bytes, constant: Callable[[str], Any] | None = None) -> Any:
   """One strict JSON value: UTF-8, finite numbers, no key twice.
+
+  Args:
+    line: its bytes.
+    constant: makes the value of NaN, Infinity or -Infinity, where these are
+      not refused.
 
   Raises:
     Fault: where it is not that.
   """
   try:
     return json.loads(
-        line.decode("utf-8"), parse_constant=_not_json, parse_float=_finite,
-        object_pairs_hook=_unique)
+        line.decode("utf-8"), parse_constant=constant or _not_json,
+        parse_float=_finite, object_pairs_hook=_unique)
   except UnicodeDecodeError as error:
     raise Fault(f"not UTF-8 at byte {error.start}", "Save it as UTF-8"
                  ) from None

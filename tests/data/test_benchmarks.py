@@ -1,0 +1,320 @@
+"""Question files: published ones as they are, broken ones refused by line."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import zipfile
+
+import pytest
+from PIL import Image
+
+from r1router_jax.data import benchmark_rows, benchmarks, georouter
+from r1router_jax.inputs import images
+
+REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.exists(), reason="the reference's files are absent")
+
+INFOSEEK = dict(data_id="a", image_id="oven_1", question="What is it?",
+                answer=["x"], answer_eval=["x", "y"])
+NUMERIC = INFOSEEK | dict(data_id="b", image_id="oven_2", answer=["6.5-7.0"],
+                          answer_eval=[dict(wikidata=6.75, range=[6.5, 7])])
+DYN_VQA = dict(question_id="en1", image_id=1, question="Who?",
+               answer=["谁", 7], gloden_query=float("nan"))
+WEBQA = dict(question="Which?", answer=['"That."'], image_id="30")
+PLAIN = dict(question="Is it?", answer="yes")
+ROWS = dict(infoseek=[INFOSEEK, NUMERIC], dyn_vqa=[DYN_VQA], webqa=[WEBQA],
+            openwikitqa=[PLAIN, PLAIN], tabfact=[PLAIN])
+ROWS["2wikimultihopqa"] = [PLAIN | dict(answer=["no", 3])]
+
+
+def write(path, rows):
+  path.write_bytes(b"".join(
+      (row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n"
+      for row in rows))
+  return str(path)
+
+
+def paint(path, shade=0):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new("L", (30, 30), shade).save(path)
+
+
+def published(folder, name, rows=None):
+  write(folder / benchmarks.PUBLISHED[name].file, rows or ROWS[name])
+  return str(folder)
+
+
+@pytest.mark.parametrize("name, wanted", [
+    ("infoseek", [("a", "oven_1", ("x", "y"), ()),
+                  ("b", "oven_2", ("6.5-7.0",), (6.5, 7.0))]),
+    ("dyn_vqa", [("en1", "1", ("谁", "7"), ())]),
+    ("webqa", [("0", "30", ('"That."',), ())]),
+    ("openwikitqa", [("0", "", ("yes",), ()), ("1", "", ("yes",), ())]),
+    ("tabfact", [("0", "", ("yes",), ())]),
+    ("2wikimultihopqa", [("0", "", ("no", "3"), ())])])
+def test_records(tmp_path, name, wanted):
+  found = benchmarks.load(name, published(tmp_path, name))
+  assert [(q.id, os.path.basename(q.image), q.answers, q.interval)
+          for q in found] == [(f"{name}/{i}", *rest) for i, *rest in wanted]
+  assert [q.text for q in found] == [row["question"] for row in ROWS[name]]
+  assert {(q.family, q.benchmark, q.hops) for q in found} == {(name, name, ())}
+  assert not any(os.path.exists(q.image) for q in found if q.image)
+  os.rename(os.path.join(tmp_path, benchmarks.PUBLISHED[name].file),
+            tmp_path / f"{name}.jsonl")
+  assert benchmarks.load(name, str(tmp_path)) == found
+
+
+def test_georouter_is_as_it_is():
+  assert benchmarks.load("georouter", split="val") == georouter.questions("val")
+
+
+def test_what_is_not_there(tmp_path):
+  with pytest.raises(ValueError, match="No benchmark 'x'; known: georouter"):
+    benchmarks.load("x")
+  with pytest.raises(FileNotFoundError, match=r"DynVQA.*or.*dyn_vqa\.jsonl"):
+    benchmarks.load("dyn_vqa", str(tmp_path))
+  with pytest.raises(FileNotFoundError, match="Name your file"):
+    benchmarks.load("jsonl", str(tmp_path / "mine.jsonl"))
+  with pytest.raises(FileNotFoundError, match="no pictures"):
+    benchmarks.load("webqa", published(tmp_path, "webqa"), "/nowhere")
+
+
+def test_a_short_file_is_said_to_be_one(tmp_path, caplog):
+  benchmarks.load("tabfact", published(tmp_path, "tabfact"))
+  assert "has 1 rows, tabfact was published with 1000" in caplog.text
+
+
+def lacks(row, key):
+  return {k: v for k, v in row.items() if k != key}
+
+
+def jsonl(**parts):
+  return dict(question="q", answer="a") | parts
+
+
+def ranged(value):
+  return NUMERIC | dict(answer_eval=[dict(range=value)])
+
+
+@pytest.mark.parametrize("name, row, reason", [
+    ("tabfact", b"[", "not JSON"),
+    ("tabfact", b'{"question": "\xff"}', "not UTF-8 at byte 14"),
+    ("tabfact", [], "it is no object"),
+    ("tabfact", lacks(PLAIN, "question"), '"question" is None'),
+    ("tabfact", PLAIN | dict(question=" "), '"question" is \' \''),
+    ("tabfact", PLAIN | dict(question=3), '"question" is 3'),
+    ("tabfact", PLAIN | dict(question="\ud800?"), "half a surrogate"),
+    ("tabfact", lacks(PLAIN, "answer"), '"answer" is None'),
+    ("tabfact", PLAIN | dict(answer=""), '"answer" is \'\''),
+    ("tabfact", PLAIN | dict(answer=[]), "none empty"),
+    ("tabfact", PLAIN | dict(answer=["x", None]), "none empty"),
+    ("tabfact", PLAIN | dict(answer=[True]), "none empty"),
+    ("tabfact", PLAIN | dict(answer=float("nan")), "none empty"),
+    ("infoseek", lacks(INFOSEEK, "answer_eval"), '"answer_eval" is None'),
+    ("infoseek", lacks(INFOSEEK, "data_id"), '"data_id" is None'),
+    ("infoseek", lacks(INFOSEEK, "image_id"), '"image_id" is None'),
+    ("infoseek", INFOSEEK | dict(image_id="../b/a"), "leads out of"),
+    ("infoseek", INFOSEEK | dict(image_id="b/a"), "without folders"),
+    ("infoseek", lacks(NUMERIC, "answer"), '"answer" is None'),
+    ("infoseek", NUMERIC | dict(answer_eval=[{}, "x"]), "interval and more"),
+    ("infoseek", ranged(None), '"range" is None, wanted .low, high.'),
+    ("infoseek", ranged([1]), "wanted .low, high."),
+    ("infoseek", ranged([2, 1]), "low <= high"),
+    ("infoseek", ranged([1, True]), "wanted .low, high."),
+    ("infoseek", ranged([1, float("nan")]), "wanted .low, high."),
+    ("dyn_vqa", DYN_VQA | dict(image_id=True), '"image_id" is True'),
+    ("jsonl", jsonl(id=""), '"id" is \'\''),
+    ("jsonl", jsonl(id=[1]), r'"id" is \[1\]'),
+    ("jsonl", jsonl(image=3), '"image" is 3'),
+    ("jsonl", jsonl(image="/etc/passwd"), "leads out of"),
+    ("jsonl", jsonl(image="../x.png"), "leads out of"),
+    ("jsonl", jsonl(interval=[0, 1e16]), "neither beyond 1e.15"),
+    ("jsonl", jsonl(interval=[0, 10**400]), "neither beyond 1e.15"),
+    ("jsonl", b'{"question": "q", "answer": 1e999}', "too large"),
+    ("jsonl", b'{"question": "' + b"q" * (1 << 20) + b'"}', "longer than"),
+    ("jsonl", b"[" * 100_000, "nested too deeply"),
+    ("jsonl", jsonl(interval="1-2"), "wanted .low, high."),
+    ("jsonl", b'{"question": "q", "answer": "a", "interval": [1, NaN]}',
+     "wanted .low, high."),
+    ("jsonl", b'{"question": "q", "question": "r"}', "occurs twice"),
+])
+def test_a_broken_row_is_an_error_with_its_line(tmp_path, name, row, reason):
+  good = ROWS.get(name, [jsonl(id=0)])[0]
+  path = write(tmp_path / f"{name}.jsonl", [good, b"", row])
+  with pytest.raises(ValueError) as caught:
+    benchmarks.load(name, path if name == "jsonl" else str(tmp_path))
+  said = str(caught.value)
+  assert "1 of 2 rows cannot be used" in said and f"{path}:3: " in said
+  assert re.search(reason, said), said
+
+
+def test_many_faults_are_counted_and_the_first_named(tmp_path):
+  path = write(tmp_path / "mine.jsonl", [[]] * 9)
+  with pytest.raises(ValueError, match="9 of 9 rows .*:5: .*And 4 more"):
+    benchmarks.load("jsonl", path)
+  with pytest.raises(ValueError, match="is empty"):
+    benchmarks.load("jsonl", write(tmp_path / "mine.jsonl", []))
+
+
+def test_one_id_twice(tmp_path):
+  with pytest.raises(ValueError, match=r":1 and \S+:3 both have the id .*/a'"):
+    benchmarks.load("infoseek", published(
+        tmp_path, "infoseek", [INFOSEEK, NUMERIC, INFOSEEK]))
+  path = write(tmp_path / "mine", [jsonl(), jsonl(id=0)])
+  with pytest.raises(ValueError, match=r"mine:1 and \S+:2 both.*jsonl/0"):
+    benchmarks.load("jsonl", path)
+
+
+# ---- Pictures.
+
+
+def test_pictures_in_folders(tmp_path, caplog):
+  folder = published(tmp_path, "infoseek")
+  paint(tmp_path / "oven" / "06" / "oven_2.JPEG")
+  paint(tmp_path / "oven" / "oven_22.png")
+  (tmp_path / "oven" / "oven_1.txt").write_text("no picture")
+  first, second = benchmarks.load("infoseek", folder, str(tmp_path / "oven"))
+  assert second.image == str(tmp_path / "oven" / "06" / "oven_2.JPEG")
+  assert not os.path.exists(first.image)
+  assert "1 questions miss their picture ('oven_1')" in caplog.text
+  assert "Add them to" in caplog.text
+  with pytest.raises(images.BadImage, match="oven_1"):
+    images.load(first.image)  # What the router tries.
+
+
+def test_pictures_in_an_archive(tmp_path):
+  folder = published(tmp_path, "infoseek")
+  paint(tmp_path / "some" / "a.jpg")
+  data = (tmp_path / "some" / "a.jpg").read_bytes()
+  place = str(tmp_path / "oven.zip")
+  with zipfile.ZipFile(place, "w") as archive:
+    archive.writestr("../../oven_1.JPG", data)
+    archive.writestr("deep/er/oven_2.jpg", data[:-1])
+    archive.writestr("unwanted.jpg", data)
+  to = tmp_path / "to"
+  for _ in range(2):  # The second time they are there.
+    found = benchmarks.load("infoseek", folder, place, pictures_to=str(to))
+    assert [q.image for q in found] == [
+        str(to / "oven_1.jpg"), str(to / "oven_2.jpg")]
+  assert sorted(os.listdir(to)) == ["oven_1.jpg", "oven_2.jpg"]
+  assert (to / "oven_1.jpg").read_bytes() == data
+  with pytest.raises(ValueError, match="has to be unpacked"):
+    benchmarks.load("infoseek", folder, place)
+
+
+def test_hostile_archives(tmp_path, monkeypatch):
+  folder, place = published(tmp_path, "webqa"), str(tmp_path / "some.zip")
+  load = lambda: benchmarks.load(
+      "webqa", folder, place, pictures_to=str(tmp_path / "to"))
+  (tmp_path / "some.zip").write_bytes(b"PK nothing")
+  with pytest.raises(ValueError, match="cannot be unpacked"):
+    load()
+  with zipfile.ZipFile(place, "w") as archive:
+    archive.writestr("30.png", b"12345678" * 20)
+  monkeypatch.setattr(images, "MAX_BYTES", 100)
+  with pytest.raises(ValueError, match="'30.png' has 160 bytes, wanted at mo"):
+    load()
+  monkeypatch.undo()
+  damaged = (tmp_path / "some.zip").read_bytes().replace(b"2345", b"2340", 1)
+  (tmp_path / "some.zip").write_bytes(damaged)
+  with pytest.raises(ValueError, match="cannot be unpacked.*CRC"):
+    load()
+  assert not list((tmp_path / "to").glob("*.png"))
+
+
+def test_a_users_own_file(tmp_path):
+  paint(tmp_path / "pictures" / "a.png")
+  path = write(tmp_path / "mine.jsonl", [
+      jsonl(id="x", image="pictures/a.png"),
+      jsonl(answer=[1, "uno"], image="pictures/b.png"),
+      jsonl(answer=3, interval=[-2, 4])])
+  found = benchmarks.load("jsonl", path)
+  assert [q.id for q in found] == ["jsonl/x", "jsonl/1", "jsonl/2"]
+  assert [q.answers for q in found] == [("a",), ("1", "uno"), ("3",)]
+  assert [q.interval for q in found] == [(), (), (-2.0, 4.0)]
+  assert found[0].image == str(tmp_path / "pictures" / "a.png")
+  assert found[1].image == str(tmp_path / "pictures" / "b.png")
+  assert found[2].image == ""
+  os.rename(tmp_path / "pictures", tmp_path / "other")
+  write(tmp_path / "mine.jsonl", [jsonl(image="a.png")])
+  (only,) = benchmarks.load("jsonl", path, str(tmp_path / "other"))
+  assert only.image == str(tmp_path / "other" / "a.png")
+
+
+# ---- As a TensorFlow Dataset.
+
+
+def read_back(tfds_module, tmp_path, name, split="test", **where):
+  tfds = pytest.importorskip("tensorflow_datasets")
+  builder = tfds_module.Benchmarks(
+      config=tfds_module.Files(name=name, **where), data_dir=tmp_path / "tfds")
+  builder.download_and_prepare()
+  rows = tfds.data_source(
+      f"benchmarks/{name}", split=split, data_dir=tmp_path / "tfds")
+  return {q.id: q for q in (
+      tfds_module.question(rows[i], str(tmp_path / "written"))
+      for i in range(len(rows)))}
+
+
+def test_tfds_gives_the_same_records(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  from r1router_jax.data import benchmarks_tfds
+  for shade, name in enumerate(("oven_1.png", "b/oven_2.jpg", "1.webp")):
+    paint(tmp_path / "pictures" / name, shade)
+  where = dict(images=str(tmp_path / "pictures"))
+  cases = [(name, published(tmp_path, name)) for name in ROWS]
+  cases.append(("jsonl", write(tmp_path / "mine.jsonl", [
+      jsonl(image="b/oven_2.jpg", interval=[0.1, 2]), jsonl(id=9)])))
+  for name, folder in cases:
+    wanted = benchmarks.load(name, folder, **where)
+    read = read_back(
+        benchmarks_tfds, tmp_path, name, folder=folder, **where)
+    for question in wanted:
+      same = read.pop(question.id)
+      assert dataclasses.replace(same, image=question.image) == question
+      assert bool(same.image) == bool(question.image)
+      assert os.path.isfile(same.image) == os.path.isfile(question.image)
+      if os.path.isfile(same.image):
+        assert images.read(same.image) == images.read(question.image)
+    assert not read
+
+
+def test_tfds_holds_georouter(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  from r1router_jax.data import benchmarks_tfds
+  read = read_back(benchmarks_tfds, tmp_path, "georouter", split="val")
+  wanted = georouter.questions("val")
+  assert len(read) == len(wanted)
+  for question in wanted:
+    same = read[question.id]
+    assert dataclasses.replace(same, image=question.image) == question
+    if question.image:
+      assert images.read(same.image) == images.read(question.image)
+
+
+# ---- What R1-Router published.
+
+
+@needs_reference
+def test_the_references_files(caplog):
+  found = {name: benchmarks.load(name, str(REFERENCE))
+           for name in benchmarks.PUBLISHED}
+  for name, questions in found.items():
+    wanted = benchmarks.PUBLISHED[name]
+    assert len(questions) == wanted.count
+    assert all(bool(q.image) == wanted.pictures for q in questions)
+  assert "was published with" not in caplog.text
+  count = lambda name, test: sum(map(test, found[name]))
+  assert count("infoseek", lambda q: bool(q.interval)) == 248
+  assert count("dyn_vqa", lambda q: any(
+      "\u4e00" <= char < "\ua000" for a in q.answers for char in a)) == 442
+  assert count("openwikitqa", lambda q: "–" in q.answers[0]) == 107
+  assert count("tabfact", lambda q: q.answers == ("yes",)) == 522
+  assert count("2wikimultihopqa", lambda q: q.answers[0].lower()
+               in ("yes", "no")) == 309
+  assert benchmark_rows.gold("infoseek", json.loads(
+      (REFERENCE / "infoseek_val.jsonl").read_text().split("\n")[2])) == (
+          ("6.5-7.0",), (6.5, 7.0))
