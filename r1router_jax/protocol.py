@@ -211,6 +211,11 @@ def parse_plan(text: str, routes: int = 1) -> Plan | Malformed:
       tuple(also))
 
 
+def parse(kind: str, text: str, routes: int = 1) -> Plan | Answer | Malformed:
+  """Reads the response to a step of any kind; see `parse_plan`."""
+  return parse_plan(text, routes) if kind == "plan" else parse_answer(text)
+
+
 def parse_answer(text: str) -> Answer | Malformed:
   """Reads the response to an answer or final step."""
   parts = _parse(text, ANSWER_TAGS)
@@ -268,8 +273,7 @@ def _fill(template: str, source: str, *texts: str) -> list[Segment]:
   pieces = template.split("{}")
   segments = [Segment(pieces[0], "template")]
   for text, piece in zip(texts, pieces[1:], strict=False):
-    segments.append(Segment(neutralise(text), source))
-    segments.append(Segment(piece, "template"))
+    segments += [Segment(neutralise(text), source), Segment(piece, "template")]
   return [segment for segment in segments if segment.text]
 
 

@@ -34,7 +34,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,6 @@ from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.planners import Planner
-from r1router_jax.policy import Policy
 from r1router_jax.records import (
   Answer,
   Malformed,
@@ -81,8 +80,27 @@ Walker = Generator[Phase, list[list[Response]], list[Trajectory]]
 Keep = Callable[[Step, Sequence[Response]], None]
 
 
+@runtime_checkable
+class Responder(Protocol):
+  """What the loop needs of a policy; `Policy` and `chat.ChatPolicy` have it.
+
+  Attributes:
+    settings: with `routes` and `conversation`, as of `settings.Settings`.
+    packer: with `encode`, which says whether a prompt can be read.
+  """
+
+  settings: Any
+  packer: Any
+
+  def respond(
+      self, conversations: Sequence[protocol.Conversation], key: jax.Array,
+      n: int = 1, method: Method = GREEDY,
+  ) -> list[list[Response]]:
+    """`n` responses to each conversation, none dependent on another."""
+
+
 def route(
-    policy: Policy,
+    policy: Responder,
     kbs: Mapping[str, KnowledgeBase],
     questions: Sequence[Question],
     key: jax.Array,
@@ -160,7 +178,7 @@ def phase_keys(key: jax.Array, max_steps: int) -> jax.Array:
 
 
 def loop(
-    policy: Policy, questions: Sequence[Question], retrieve: Retrieve, *,
+    policy: Responder, questions: Sequence[Question], retrieve: Retrieve, *,
     planner: Planner | None, max_steps: int, method: Method, keep: Keep,
 ) -> Walker:
   """Yields prompts, is sent responses, returns trajectories; see `route`."""
@@ -231,7 +249,7 @@ def _plan(
 
 
 def _ask(
-    policy: Policy, keep: Keep, walks: Sequence[Walk], steps: Sequence[Step],
+    policy: Responder, keep: Keep, walks: Sequence[Walk], steps: Sequence[Step],
     number: int, method: Method,
 ) -> Generator[
     Phase, list[list[Response]], list[Plan | Answer | Malformed]]:
@@ -243,9 +261,8 @@ def _ask(
   for i, group in zip(good, groups, strict=True):
     keep(steps[i], group)
     kind = steps[i].kind
-    read = protocol.parse_answer if kind != "plan" else functools.partial(
-        protocol.parse_plan, routes=policy.settings.routes)
-    parsed = [read(response.text) for response in group]
+    parsed = [protocol.parse(kind, response.text, policy.settings.routes)
+              for response in group]
     chosen = next((m for m, one in enumerate(parsed)
                    if not isinstance(one, Malformed)), 0)
     results[i] = parsed[chosen]
@@ -255,7 +272,7 @@ def _ask(
   return results
 
 
-def _fits(policy: Policy, walk: Walk, step: Step) -> Malformed | None:
+def _fits(policy: Responder, walk: Walk, step: Step) -> Malformed | None:
   """None where the policy can read the prompt; else why not, a fault.
 
   What passages lost on the way is added to the walk.
