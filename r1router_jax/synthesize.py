@@ -146,6 +146,7 @@ def walk(
   """
   label = dict(label) | dataclasses.asdict(settings)
   path = out / "trajectories.jsonl"
+  out.mkdir(parents=True, exist_ok=True)
   known = _known(path, label, questions)
   groups = {q.id: synthesis.group(q) for q in questions}
   first = {}
@@ -266,7 +267,6 @@ def main(_) -> None:
   settings.method().checked()
   teacher = chat.open_policy(_TEACHER.value)
   kbs = knowledge_base.open_kbs(_KB.value)
-  out.mkdir(parents=True, exist_ok=True)
   label = label_of(teacher, kbs)
   found = walk(
       teacher, kbs, questions, settings, synthesis.Rules(

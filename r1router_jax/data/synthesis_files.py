@@ -16,6 +16,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tensorflow_datasets as tfds
+
 from r1router_jax import predictions
 from r1router_jax.data import grpo_rows_tfds, synthesis
 
@@ -85,6 +87,7 @@ def _tfds(out: pathlib.Path, files: Mapping[str, str]) -> None:
   """Writes the rows anew as a TensorFlow Dataset, which knows no other way."""
   shutil.rmtree(out / "tfds", ignore_errors=True)
   if files:
+    tfds.disable_progress_bar()
     grpo_rows_tfds.GrpoRows(
         config=grpo_rows_tfds.Files(
             name="synthesis", files=files, pictures=str(out / "pictures")),
