@@ -3,13 +3,15 @@
 import base64
 import dataclasses
 import json
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax import ask, chat, protocol, router
+from r1router_jax import ask, chat, completions, protocol, router
 from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs import images
 from r1router_jax.prompts import STYLES
@@ -164,6 +166,24 @@ def test_not_now_is_waited_for():
   with chatting(lambda *of: "x", wait) as (address, bodies):
     ((found,),) = chat.open_policy(address).respond(prompts("a"), KEY)
   assert found.text == "x" and len(bodies) == 3 and bodies[0] == bodies[2]
+
+
+def test_many_are_in_flight_and_not_more(monkeypatch):
+  monkeypatch.setattr(completions, "IN_FLIGHT", 3)
+  lock, now, most = threading.Lock(), [0], [0]
+
+  def slow(*of):
+    with lock:
+      now[0] += 1
+      most[0] = max(most[0], now[0])
+    time.sleep(0.05)
+    with lock:
+      now[0] -= 1
+    return "x"
+
+  with chatting(slow) as (address, _):
+    chat.open_policy(address).respond(prompts(*map(str, range(12))), KEY)
+  assert most == [3]
 
 
 WRONG = {

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags as absl_flags
+from absl.testing import flagsaver
 from PIL import Image
 
 from r1router_jax import chat, prompts, protocol, router, synthesize
@@ -443,6 +445,36 @@ def test_it_is_learnt(world, tmp_path):
   train.train(c, tmp_path)
   losses = [line["nll"] for line in scalars(tmp_path)]
   assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+@pytest.fixture
+def parsed():
+  absl_flags.FLAGS.mark_as_parsed()
+  yield
+  absl_flags.FLAGS.unparse_flags()
+
+
+def test_the_command_says_what_passed_and_what_is_next(
+    tmp_path, monkeypatch, parsed, capsys):
+  teachers = iter([Knowing(georouter.questions("val")),
+                   fakes.Scripted(lambda *of: answer("17"))])
+  monkeypatch.setattr(chat, "open_policy", lambda name: next(teachers))
+  monkeypatch.setattr(chat, "fingerprint", lambda teacher: repr(type(teacher)))
+  monkeypatch.setattr(
+      synthesize.knowledge_base, "open_kbs", lambda where: fakes.kbs())
+  with flagsaver.flagsaver(
+      out=str(tmp_path), split="val", questions=6, seed=0, valid=0.5):
+    synthesize.main([])
+    said = capsys.readouterr().out
+    assert "kept                        6      6" in said
+    rows = {side: len(lines(tmp_path / f"grpo_dataset_{side}.jsonl"))
+            for side in synthesis.SIDES}
+    assert f"{rows['train']} trajectories of" in said and sum(
+        rows.values()) == 6
+    assert f"--config.data.rows={tmp_path}/grpo_dataset_train.jsonl" in said
+    with pytest.raises(ValueError, match="None of 6 questions passed"):
+      synthesize.main([])
+    assert not (tmp_path / "grpo_dataset_train.jsonl").read_text()
 
 
 def test_labels_tell_teachers_prompts_and_knowledge_bases(monkeypatch):
