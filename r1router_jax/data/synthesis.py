@@ -100,8 +100,8 @@ class Rules:
     answers = [done.answer for done in trajectory.rounds] + [trajectory.final]
     if "stuck" in faults or not all(isinstance(a, Answer) for a in answers):
       return MALFORMED
-    if scoring.score([trajectory], max_steps=self.max_steps)[
-        self.metric][0] < 1:
+    scores = scoring.score([trajectory], max_steps=self.max_steps)
+    if scores[self.metric][0] != 1:  # Also where it is no number.
       return WRONG
     asked = [fold(done.plan.sub_question) for done in trajectory.rounds]
     twice = "repeated" in faults or len({*asked}) < len(asked)
