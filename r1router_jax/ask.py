@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 from absl import flags
 
-from r1router_jax import commands, policy, protocol, router, telemetry
+from r1router_jax import asking, chat, commands, protocol, router, telemetry
 from r1router_jax.records import Answer, Malformed, Question, Trajectory
 from r1router_jax.retrieval import knowledge_base
 
@@ -21,8 +21,9 @@ _QUESTION = flags.DEFINE_string(
 _IMAGE = flags.DEFINE_string(
     "image", "", "A picture that the question is about.", allow_override=True)
 _POLICY = flags.DEFINE_string(
-    "policy", "warm_start", "A policy's folder, or the warm start that comes "
-    "with the package.", allow_override=True)
+    "policy", "warm_start", "A policy's folder, the warm start that comes with "
+    "the package, or a model elsewhere: openai:http://host:port/v1#model.",
+    allow_override=True)
 _KB = flags.DEFINE_string(
     "kb", "runs/quickstart/kb", "Folder of the knowledge bases, as build_kb "
     "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
@@ -31,7 +32,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
 
 
 def ask(
-    trained: policy.Policy,
+    trained: asking.Responder,
     kbs: dict[str, knowledge_base.KnowledgeBase],
     text: str,
     image: str = "",
@@ -82,7 +83,7 @@ def main(_) -> None:
         "There is no question.  Ask one: --question=\"Whose flag is this?\"")
   if image and not os.path.isfile(image):
     raise FileNotFoundError(f"--image={image} does not exist.")
-  trained = policy.load(_POLICY.value)
+  trained = chat.open_policy(_POLICY.value)
   kbs = knowledge_base.open_kbs(_KB.value)
   found = ask(trained, kbs, text, image, _SEED.value)
   print("\n".join(lines(found)))

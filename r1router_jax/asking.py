@@ -10,14 +10,15 @@ a last time with the reason why it failed (see `prompts.Style.repair`).
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
 
 from r1router_jax import protocol
 from r1router_jax.conversations import Conversation
-from r1router_jax.drawing import Method
+from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.tokenizer import PromptTooLong
-from r1router_jax.policy import Policy
 from r1router_jax.records import (
     Answer,
     Malformed,
@@ -31,6 +32,26 @@ from r1router_jax.walk import Walk
 
 TRIES = (3, 2)  # For a plan; for an answer.
 PHASES = sum(TRIES)  # Of a round; the last step has as many as an answer.
+
+
+@runtime_checkable
+class Responder(Protocol):
+  """What a loop needs of a policy; `Policy` and `chat.ChatPolicy` have it.
+
+  Attributes:
+    settings: with `style`, `routes` and `conversation`, as of
+      `settings.Settings`.
+    packer: with `encode`, which says whether a prompt can be read.
+  """
+
+  settings: Any
+  packer: Any
+
+  def respond(
+      self, conversations: Sequence[Conversation], key: jax.Array, n: int = 1,
+      method: Method = GREEDY, stop: tuple[str, ...] = (),
+  ) -> list[list[Response]]:
+    """`n` responses to each conversation, none dependent on another."""
 
 
 class Phase(NamedTuple):
@@ -95,8 +116,8 @@ def checked(questions: Sequence[Question]) -> list[Walk]:
   return [Walk(question) for question in questions]
 
 
-def ask(policy: Policy, prompts: Sequence[Prompt], number: int, method: Method,
-        keep: Keep) -> Read:
+def ask(policy: Responder, prompts: Sequence[Prompt], number: int,
+        method: Method, keep: Keep) -> Read:
   """What is said to each prompt; tokens and faults are added to the walks.
 
   Of a group of responses the first that can be read counts.
@@ -119,7 +140,7 @@ def ask(policy: Policy, prompts: Sequence[Prompt], number: int, method: Method,
   return results
 
 
-def persist(policy: Policy, prompts: Sequence[Prompt], number: int,
+def persist(policy: Responder, prompts: Sequence[Prompt], number: int,
             method: Method, keep: Keep, *, mend: bool = False) -> Read:
   """As `ask`, with further tries for what cannot be read; with `mend` the last
   of them says why."""
@@ -141,7 +162,7 @@ def persist(policy: Policy, prompts: Sequence[Prompt], number: int,
   return found
 
 
-def fits(policy: Policy, asked: Prompt) -> Malformed | None:
+def fits(policy: Responder, asked: Prompt) -> Malformed | None:
   """None where the policy can read the prompt; else why not, a fault.
 
   What passages lost on the way is added to the walk.

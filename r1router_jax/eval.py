@@ -18,41 +18,34 @@ Intervals are 95 % bootstrap intervals over questions, or over steps.
 Axes:  N questions   n steps
 """
 
-import dataclasses
-import hashlib
 import json
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags, logging
 from ml_collections import config_dict
 
 from r1router_jax import (
+    chat,
     commands,
-    drawing,
+    comparison,
     fused,
-    policy,
     predictions,
     report,
     results,
     score_only,
-    scoring,
     telemetry,
 )
-from r1router_jax.data import georouter, trajectories
+from r1router_jax.data import benchmarks, georouter, trajectories
 from r1router_jax.learning import gold_rewards
 from r1router_jax.methods import named
-from r1router_jax.models import hf
-from r1router_jax.records import Question, Trajectory
-from r1router_jax.retrieval import embedders, knowledge_base
+from r1router_jax.records import Question
+from r1router_jax.retrieval import knowledge_base
 
 _POLICY = flags.DEFINE_list(
-    "policy", ["warm_start"], "Policies as NAME=DIR, oldest first.",
-    allow_override=True)
+    "policy", ["warm_start"], "Policies as NAME=DIR, oldest first; a model "
+    "elsewhere is NAME=openai:http://host:port/v1#model.", allow_override=True)
 _KB = flags.DEFINE_string(
     "kb", "runs/quickstart/kb", "Folder of the knowledge bases, as build_kb "
     "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
@@ -60,9 +53,28 @@ _KB = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where predictions and scores are written.",
     allow_override=True)
-_SPLIT = flags.DEFINE_enum("split", "test", georouter.SPLITS, "Of questions.")
+_BENCHMARK = flags.DEFINE_list(
+    "benchmark", ["georouter"], "Whose questions are asked, of "
+    f"{', '.join(benchmarks.NAMES)}.", allow_override=True)
+_DATA = flags.DEFINE_string(
+    "data", "", "Folder of the question files; of jsonl, the file.",
+    allow_override=True)
+_IMAGES = flags.DEFINE_string(
+    "images", "", "Folder or .zip of the questions' pictures.",
+    allow_override=True)
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", georouter.SPLITS, "Of GeoRouter.")
 _QUESTIONS = flags.DEFINE_integer(
-    "questions", 0, "How many of them; 0 is all.", lower_bound=0)
+    "questions", 0, "How many of each benchmark; 0 is all.", lower_bound=0)
+_SCORE_ONLY = flags.DEFINE_bool(
+    "score_only", False, "Whether to score --predictions and do nothing else; "
+    "see score_only.py.")
+_PREDICTIONS = flags.DEFINE_string(
+    "predictions", "", "File of answers to score: the question's row and "
+    '"llm_answer" in each line.')
+_JUDGE = flags.DEFINE_string(
+    "judge", "", "A model that judges answers, too: "
+    "openai:http://host:port/v1#model.")
 _CONFIG = commands.options(config_dict.create(
     methods="r1_router,always_text,always_all,random_route,oracle_route",
     max_steps=trajectories.MAX_HOPS,
@@ -83,126 +95,14 @@ _LOOP = flags.DEFINE_enum(
     "same: the host, the host with one half searching while the other draws, "
     "or the device.")
 _STEP_REWARDS = flags.DEFINE_bool(
-    "step_rewards", True, "Whether to reward responses to gold steps, too.")
+    "step_rewards", True, "Whether to reward responses to GeoRouter's gold "
+    "steps, too.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
 _REPORT = flags.DEFINE_string("report", "", "Page to write, if any.")
 _CURVES = flags.DEFINE_list(
     "curves", [], "Runs whose learning curves and samples the report shows, "
     "NAME=WORKDIR.")
 
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What trajectories depend on, beside policy and question.
-
-  Attributes:
-    method: a key of `methods.named.METHODS`.
-    seed: of all samples.
-    max_steps, k: see `router.route`.
-    temperature, top_k, top_p: see `drawing.Method`.
-    sample: which of several.
-  """
-
-  method: str
-  seed: int = 0
-  max_steps: int = trajectories.MAX_HOPS
-  k: int = 1
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  sample: int = 0
-
-  @property
-  def key(self) -> jax.Array:
-    """Of its samples."""
-    key = jax.random.key(self.seed)
-    return jax.random.fold_in(key, self.sample) if self.sample else key
-
-  @property
-  def drawn(self) -> drawing.Method:
-    """How tokens are."""
-    return drawing.Method(self.temperature, self.top_k, self.top_p)
-
-
-def evaluate(
-    trained: policy.Policy,
-    kbs: Mapping[str, knowledge_base.KnowledgeBase],
-    questions: Sequence[Question],
-    settings: Settings,
-    *,
-    path: pathlib.Path | None = None,
-    label: Mapping[str, str] | None = None,
-    loop: str = "host",
-    chunk: int = 390,
-) -> results.Result:
-  """Runs one method over `questions`.
-
-  Args:
-    trained: the policy.
-    kbs: by kind.
-    questions: with gold answers, and gold hops for routes.
-    settings: the method and its settings.
-    path: where trajectories are appended; those that are there are kept.
-    label: fields that rows of this very run have, and no others.
-    loop: a key of `fused.LOOPS`.
-    chunk: questions that are answered together.
-  """
-  label = dict(label or {}, **dataclasses.asdict(settings))
-  known = {} if path is None else _known(path, label, questions)
-  if known:
-    logging.info("%s: %d of %d questions were answered earlier.",
-                 settings.method, len(known), len(questions))
-  by = named.METHODS[settings.method](settings.seed)
-  left = [question for question in questions if question.id not in known]
-  chunks = [left[i:i + chunk] for i in range(0, len(left), chunk)]
-  title = (f"{label.get('policy', 'policy')}, {settings.method}, "
-           f"{chunk} questions each")
-  for part in telemetry.progress(chunks, title) if chunks else ():
-    start = time.perf_counter()
-    walked = fused.LOOPS[loop](
-        trained, kbs, part, settings.key, by=by, method=settings.drawn,
-        max_steps=settings.max_steps, k=settings.k)
-    seconds = (time.perf_counter() - start) / len(part)
-    known |= {t.question.id: (t, seconds) for t in walked}
-    if path is not None:
-      scores = scoring.score(walked, max_steps=settings.max_steps)
-      predictions.append(path, [
-          dict(label, **predictions.to_row(t), seconds=seconds,
-               scores=scoring.of(scores, i))
-          for i, t in enumerate(walked)])
-  walked, seconds = zip(*(known[q.id] for q in questions), strict=True)
-  return results.Result(
-      label.get("policy", "policy"), settings.method, walked,
-      scoring.score(walked, max_steps=settings.max_steps),
-      # Chunks that compile take longer; the median is of those that do not.
-      float(np.median(seconds)))
-
-
-def _known(
-    path: pathlib.Path, label: Mapping[str, Any], questions: Sequence[Question]
-) -> dict[str, tuple[Trajectory, float]]:
-  """Trajectories in the file, with their seconds, by question."""
-  texts = {question.id: question for question in questions}
-  return {
-      row["id"]: (predictions.from_row(row, texts[row["id"]]), row["seconds"])
-      for row in predictions.read(path)
-      if row.get("id") in texts and row["question"] == texts[row["id"]].text
-      and all(row.get(name) == value for name, value in label.items())}
-
-
-def _label(
-    name: str, trained: policy.Policy,
-    kbs: Mapping[str, knowledge_base.KnowledgeBase],
-) -> dict[str, str]:
-  """What tells this policy on these knowledge bases from any other."""
-  weights = [embedders.fingerprint(path)
-             for path in hf.files(str(trained.tokenizer_path.parent))]
-  metas = [base.meta for base in kbs.values()]
-  digest = hashlib.sha256(json.dumps(metas).encode()).hexdigest()[:16]
-  options = [f"{name}={value}"
-             for name, value in trained.settings.options().items()]
-  return dict(policy=name, weights=" ".join(weights + options), kbs=digest)
 
 
 def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
@@ -219,59 +119,51 @@ def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
   return named
 
 
-def _settings(config: config_dict.ConfigDict, seed: int
-              ) -> dict[str, list[Settings]]:
-  """Those of each sample, by method."""
-  methods = [name.strip() for name in config.methods.split(",")]
-  if unknown := [name for name in methods if name not in named.METHODS]:
-    raise ValueError(
-        f"--config.methods: {', '.join(map(repr, unknown))} is no method; "
-        f"choose from {', '.join(named.METHODS)}.")
-  if config.samples < 1 or config.max_steps < 1 or config.k < 1:
-    raise ValueError(
-        f"--config: samples {config.samples}, max_steps {config.max_steps} and "
-        f"k {config.k}; each is 1 or more.")
-  if config.samples > 1 and not config.temperature:
-    raise ValueError(
-        f"--config.samples={config.samples} at temperature 0 would all be the "
-        "same: set --config.temperature, too.")
-  same = {name: config[name] for name in (
-      "max_steps", "k", "temperature", "top_k", "top_p")}
-  return {method: [Settings(method, seed, sample=sample, **same)
-                   for sample in range(config.samples)] for method in methods}
+def _questions(workdir: pathlib.Path) -> list[Question]:
+  """Those of all benchmarks."""
+  asked = []
+  for name in dict.fromkeys(_BENCHMARK.value):
+    found = benchmarks.load(name, _DATA.value, _IMAGES.value, _SPLIT.value,
+                            str(workdir / "pictures"))
+    asked += found[:_QUESTIONS.value or None]
+  return asked
 
 
 def main(_) -> None:
-  if score_only.ASKED.value:
-    return score_only.main()
-  asked = _settings(_CONFIG.value, _SEED.value)
-  questions = georouter.questions(_SPLIT.value)
-  questions = questions[:_QUESTIONS.value or len(questions)]
+  if _SCORE_ONLY.value:
+    print(json.dumps(score_only.run(
+        ",".join(_BENCHMARK.value), _PREDICTIONS.value, _DATA.value)))
+    return
+  methods = comparison.settings_of(_CONFIG.value, _SEED.value)
+  workdir = pathlib.Path(_WORKDIR.value)
+  workdir.mkdir(parents=True, exist_ok=True)
+  questions = _questions(workdir)
   folders = _named(_POLICY.value, "policy")
   runs = _named(_CURVES.value, "curves")
   curves = results.curves(runs)
   kbs = knowledge_base.open_kbs(_KB.value)
-  policies = {name: policy.load(at) for name, at in folders.items()}
-  workdir = pathlib.Path(_WORKDIR.value)
-  workdir.mkdir(parents=True, exist_ok=True)
-  labels = {name: _label(name, trained, kbs)
+  policies = {name: chat.open_policy(at) for name, at in folders.items()}
+  labels = {name: comparison.label_of(name, trained, kbs)
             for name, trained in policies.items()}
   last = list(policies)[-1]
   found = [
       results.together([
-          evaluate(policies[name], kbs, questions, settings,
-                   path=workdir / "predictions.jsonl", label=labels[name],
-                   loop=_LOOP.value, chunk=_CHUNK.value)
+          comparison.evaluate(
+              policies[name], kbs, questions, settings,
+              path=workdir / "predictions.jsonl", label=labels[name],
+              loop=_LOOP.value, chunk=_CHUNK.value, judged_by=_JUDGE.value)
           for settings in samples])
-      for method, samples in asked.items()
+      for method, samples in methods.items()
       for name in (policies if method == results.ROUTER else [last])]
   for name, value in knowledge_base.report(kbs).items():
     logging.info("%s: %.3g", name, value)
+  traced = [q for q in questions if q.hops is not None]
   earned = gold_rewards.of_policies(
-      policies, labels, kbs, questions, _SEED.value,
-      workdir / "step_rewards.jsonl") if _STEP_REWARDS.value else {}
+      policies, labels, kbs, traced, _SEED.value,
+      workdir / "step_rewards.jsonl") if traced and _STEP_REWARDS.value else {}
   predictions.replace(workdir / "scores.json", dict(
-      split=_SPLIT.value, questions=len(questions), seed=_SEED.value,
+      benchmarks=_BENCHMARK.value, split=_SPLIT.value,
+      questions=len(questions), seed=_SEED.value,
       **results.summary(found, earned)))
   _show(found, earned, runs, curves)
 
@@ -280,7 +172,11 @@ def _show(found: results.Results, earned: results.Earned,
           runs: Mapping[str, str], curves: Mapping[str, Any]) -> None:
   """Prints tables and claims, and writes the page."""
   tables = results.tables(found, earned)
-  claims = results.claims(found, earned, _SPLIT.value)
+  where = ", ".join(_BENCHMARK.value)
+  if where == "georouter":
+    where = ("unseen countries" if _SPLIT.value == "test"
+             else f"split {_SPLIT.value!r}")
+  claims = results.claims(found, earned, where)
   for name, table in tables.items():
     print(f"\n{name}\n{results.as_text(table)}")
   print("\n" + "\n".join(claims))
@@ -289,7 +185,7 @@ def _show(found: results.Results, earned: results.Earned,
   shown = next((r for r in reversed(found) if r.method == results.ROUTER),
                found[-1]).trajectories
   report.write(
-      _REPORT.value, title="R1-Router on GeoRouter", claims=claims,
+      _REPORT.value, title=f"R1-Router on {where}", claims=claims,
       tables=tables, curves=curves,
       sampled={run: telemetry.read_samples(at) for run, at in runs.items()},
       trajectories=predictions.pick(

@@ -198,6 +198,11 @@ def parse_plan(text: str, routes: int = 1) -> Plan | Malformed:
       tuple(also))
 
 
+def parse(kind: str, text: str, routes: int = 1) -> Plan | Answer | Malformed:
+  """Reads the response to a step of any kind; see `parse_plan`."""
+  return parse_plan(text, routes) if kind == "plan" else parse_answer(text)
+
+
 def parse_answer(text: str) -> Answer | Malformed:
   """Reads the response to an answer or final step."""
   parts = _parse(text, ANSWER_TAGS)

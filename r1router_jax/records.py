@@ -191,6 +191,7 @@ class Step:
     routes: accepted routes of a plan step, the preferred first; else empty.
     answers: accepted answers of an answer or final step; else empty.
     passages: what an answer step reads.
+    response: what a teacher wrote, where it is kept; of the protocol.
   """
 
   id: str
@@ -201,3 +202,4 @@ class Step:
   routes: tuple[str, ...] = ()
   answers: tuple[str, ...] = ()
   passages: tuple[Passage, ...] = ()
+  response: str = ""

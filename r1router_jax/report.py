@@ -153,7 +153,7 @@ def _mark(good: bool) -> str:
 
 def _trajectory(number: int, trajectory: Trajectory) -> str:
   question = trajectory.question
-  evidence = {id for hop in question.hops for id in hop.evidence}
+  evidence = {id for hop in question.hops or () for id in hop.evidence}
   rounds = "".join(
       _round(n, done, evidence)
       for n, done in enumerate(trajectory.rounds, 1))

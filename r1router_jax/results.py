@@ -20,8 +20,8 @@ _HEADINGS = dict(
     recall="F1-Recall %", f1="F1 %", exact="Exact %",
     default_recall="Default recall %", default_f1="Default F1 %",
     default_exact="Default exact %", route="Route %",
-    retrieval="Evidence %", format="Well formed %", retrievals="Retrievals",
-    tokens="Tokens", cut="Cut tokens")
+    retrieval="Evidence %", format="Well formed %", judge="Judged right %",
+    retrievals="Retrievals", tokens="Tokens", cut="Cut tokens")
 
 NOTES = (
     "F1-Recall is the recall of the final answer, as the R1-Router paper "
@@ -84,13 +84,13 @@ def together(samples: Sequence[Result]) -> Result:
            for t in of] for of in zip(
                *(r.trajectories for r in samples), strict=True)]
   voted = np.arange(len(said)), votes.majority(said)
-  ways = {f"pass@{k}": votes.pass_at(stacked["exact"], k)
+  ways = {f"pass@{k}": votes.pass_at(stacked["default_exact"], k)
           for k in sorted({1, len(samples)})}
   return dataclasses.replace(
       first, columns={name: x.mean(axis=1) for name, x in stacked.items()},
       seconds=float(np.mean([r.seconds for r in samples])),
       several=ways | {f"majority {name}": stacked[name][voted]
-                      for name in ("recall", "f1", "exact")})
+                      for name in ("recall", "default_f1", "default_exact")})
 
 
 Results = Sequence[Result]
@@ -105,11 +105,11 @@ def differences(
   others = routers[:-1] + [r for r in results if r.method != ROUTER]
   found = {}
   for other in others if routers else ():
-    pairs = {name: [scoring.counted(r.columns[name])
-                    for r in (routers[-1], other)] for name in scoring.RATES}
+    apart = {name: scoring.counted(
+        routers[-1].columns[name] - other.columns[name])
+             for name in _rates(results)}
     found[f"{routers[-1].name} minus {other.name}"] = {
-        name: metrics.paired_difference(*pair, 0)
-        for name, pair in pairs.items() if pair[0].size}
+        name: metrics.interval(of, 0) for name, of in apart.items() if of.size}
   *names, last = earned or [""]
   for name in names:
     row = found.setdefault(f"{last} minus {name}", {})
@@ -139,8 +139,9 @@ def summary(results: Results, earned: Earned) -> dict[str, Any]:
 def tables(results: Results, earned: Earned) -> dict[str, report.Table]:
   """Methods, families, step rewards, differences; by heading."""
   found = {"Methods": report.Table(
-      ("Method", *_HEADINGS.values(), "Seconds"),
-      tuple((r.name, *(_interval(r.columns[name]) for name in scoring.RATES),
+      ("Method", *(_HEADINGS[name] for name in (
+          *_rates(results), *scoring.COUNTS)), "Seconds"),
+      tuple((r.name, *(_interval(r.columns[name]) for name in _rates(results)),
              *(float(r.columns[name].mean()) for name in scoring.COUNTS),
              r.seconds) for r in results), highlight=False)}
   if results[0].several:
@@ -153,7 +154,7 @@ def tables(results: Results, earned: Earned) -> dict[str, report.Table]:
     found[f"{_HEADINGS[name]} by family"] = report.Table(
         ("Family", "Questions", *(r.name for r in results)),
         tuple((family, len(by[0][family][name]),
-               *(100 * float(columns[family][name].mean()) for columns in by))
+               *(_percent(columns[family][name]) for columns in by))
               for family in by[0]), highlight=False)
   if earned:
     found["Mean step reward x 100"] = report.Table(
@@ -170,16 +171,16 @@ def tables(results: Results, earned: Earned) -> dict[str, report.Table]:
   return found
 
 
-def claims(results: Results, earned: Earned, split: str) -> list[str]:
-  """What the numbers say, a line each."""
-  where = "unseen countries" if split == "test" else f"split {split!r}"
+def claims(results: Results, earned: Earned, where: str) -> list[str]:
+  """What the numbers say of the questions `where`, a line each."""
   lines = []
   for r in results:
     if r.method == ROUTER:
-      route = _interval(r.columns["route"])
+      if route := _interval(r.columns["route"]):
+        lines.append(
+            f"Route accuracy of {r.name} on {where}: {_shown(route, 1, 2)} "
+            f"(wanted: at least {WANTED}).")
       lines += [
-          f"Route accuracy of {r.name} on {where}: {_shown(route, 1, 2)} "
-          f"(wanted: at least {WANTED}).",
           f"F1-Recall of {r.name}: "
           f"{_shown(_interval(r.columns['recall']), 100, 1)}, exact match "
           f"{_shown(_interval(r.columns['exact']), 100, 1)}."]
@@ -228,6 +229,18 @@ def curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
           points = found.setdefault(scalar, {}).setdefault(run, [])
           points.append((line["step"], value))
   return found
+
+
+def _rates(results: Results) -> list[str]:
+  """The columns of rates that all results have."""
+  return [name for name in (*scoring.RATES, "judge")
+          if all(name in r.columns for r in results)]
+
+
+def _percent(column: np.ndarray) -> float | None:
+  """The mean, None where no question counts."""
+  counted = scoring.counted(column)
+  return 100 * float(counted.mean()) if counted.size else None
 
 
 def _interval(column: np.ndarray) -> Interval | None:

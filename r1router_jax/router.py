@@ -40,12 +40,11 @@ import jax
 import jax.numpy as jnp
 
 from r1router_jax import asking, protocol
-from r1router_jax.asking import PHASES, TRIES, Keep, Phase, Walker
+from r1router_jax.asking import PHASES, TRIES, Keep, Phase, Responder, Walker
 from r1router_jax.conversations import Conversation
 from r1router_jax.data.trajectories import MAX_HOPS
 from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.planners import Planner
-from r1router_jax.policy import Policy
 from r1router_jax.records import (
     Malformed,
     Passage,
@@ -62,7 +61,7 @@ from r1router_jax.walk import Walk
 
 
 def route(
-    policy: Policy,
+    policy: Responder,
     kbs: Mapping[str, KnowledgeBase],
     questions: Sequence[Question],
     key: jax.Array,
@@ -143,7 +142,7 @@ def phase_keys(key: jax.Array, max_steps: int) -> jax.Array:
 
 
 def loop(
-    policy: Policy, questions: Sequence[Question], retrieve: Retrieve, *,
+    policy: Responder, questions: Sequence[Question], retrieve: Retrieve, *,
     max_steps: int, method: Method, keep: Keep,
     planner: Planner | None = None,
     spell: Callable[[Step], Conversation] | None = None,
@@ -206,7 +205,7 @@ def of_plans(
 
 
 def _plan(
-    policy: Policy, planner: Planner, walks: Sequence[Walk], n: int,
+    policy: Responder, planner: Planner, walks: Sequence[Walk], n: int,
     method: Method, keep: Keep, prompt: Callable[..., asking.Prompt],
 ) -> Generator[Phase, list[list[Response]], list[tuple[Walk, Plan]]]:
   """The plans of round `n`, for walks that go on."""

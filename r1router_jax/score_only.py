@@ -13,28 +13,13 @@ match and best recall are by the default ones; see metrics.py.
 """
 
 import collections
-import json
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
-
-from absl import flags
 
 from r1router_jax import metrics
 from r1router_jax.data import benchmark_rows, benchmarks
 from r1router_jax.inputs.rows import Fault
 from r1router_jax.records import Question
-
-ASKED = flags.DEFINE_bool(
-    "score_only", False, "Whether to score --predictions and do nothing else.")
-_BENCHMARK = flags.DEFINE_enum(
-    "benchmark", "georouter", benchmarks.NAMES, "Whose questions.",
-    allow_override=True)
-_PREDICTIONS = flags.DEFINE_string(
-    "predictions", "", "File of answers to score: the question's row and "
-    '"llm_answer" in each line.')
-_DATA = flags.DEFINE_string(
-    "data", "", "Folder of the benchmark's question file; of jsonl, the file.",
-    allow_override=True)
 
 _CURE = 'Write {"thought": "...", "answer": "..."} or a text there'
 
@@ -45,11 +30,6 @@ class Row(NamedTuple):
   question: Question
   key: Hashable
   answer: str = ""
-
-
-def main() -> None:
-  """The command."""
-  print(json.dumps(run(_BENCHMARK.value, _PREDICTIONS.value, _DATA.value)))
 
 
 def run(benchmark: str, predictions: str, data: str = "") -> dict[str, Any]:

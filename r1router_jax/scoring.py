@@ -3,7 +3,8 @@
   recall      recall of the final answer, the "F1-Recall" of the paper
   f1, exact   of the final answer, see metrics.py; malformed counts as 0
   default_*   best recall, F1 and exact match by the default rules there
-  route       share of its plan positions at which the route was accepted
+  route       share of its plan positions at which the route was accepted; NaN
+              where nobody knows the gold trace
   retrieval   share of gold hops of which a passage with the answer was found,
               in whichever round; NaN where the gold trace names no passages
   format      1 where every response was of the protocol
@@ -11,7 +12,7 @@
   tokens      written in all responses
   cut         tokens that passages lost so that answer prompts fitted
 
-Questions whose `retrieval` is NaN are no part of its mean: see `counted`.
+Questions that are NaN in a column are no part of its mean: see `counted`.
 
 Plan positions are those of the gold trace, one per hop and the stop after
 them, or of the trajectory where that is longer: a needless round counts as
@@ -65,7 +66,7 @@ def of(columns: Columns, n: int) -> dict[str, float]:
 def found_evidence(trajectory: Trajectory) -> float:
   """Share of gold hops with evidence of which some was found, or NaN."""
   seen = {p.id for done in trajectory.rounds for p in done.passages}
-  hops = [hop for hop in trajectory.question.hops if hop.evidence]
+  hops = [hop for hop in trajectory.question.hops or () if hop.evidence]
   if not hops:
     return float("nan")
   return float(np.mean([bool(seen & {*hop.evidence}) for hop in hops]))
@@ -99,7 +100,8 @@ def _score(trajectory: Trajectory, max_steps: int) -> dict[str, float]:
       recall=scores.recall, f1=scores.f1, exact=scores.exact,
       default_recall=default.max_recall, default_f1=default.f1,
       default_exact=default.exact,
-      route=float(np.mean(routes_right(trajectory, max_steps))),
+      route=float("nan") if question.hops is None else float(
+          np.mean(routes_right(trajectory, max_steps))),
       retrieval=found_evidence(trajectory),
       format=float(not kinds & {*FORMAT}),
       retrievals=sum(len(done.plan.routes) for done in trajectory.rounds),

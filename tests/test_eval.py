@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 
 from r1router_jax import (
-    eval as evaluation,
+  comparison,
+  metrics,
+  protocol,
+  report,
+  results,
+  telemetry,
 )
 from r1router_jax import (
-    metrics,
-    protocol,
-    report,
-    results,
-    telemetry,
+  eval as evaluation,
 )
 from r1router_jax.data import trajectories
 from r1router_jax.learning import gold_rewards, rewards
 from r1router_jax.methods import named
+from r1router_jax.models import hf
 from r1router_jax.records import Answer, Hop, Plan, Question
 from tests import fakes
 
@@ -42,8 +44,8 @@ def script(kind, prompt, temperature):
 
 def run(path=None, policy="p", method="r1_router", questions=QUESTIONS):
   fake = fakes.Scripted(script)
-  result = evaluation.evaluate(
-      fake, fakes.kbs(), questions, evaluation.Settings(method), path=path,
+  result = comparison.evaluate(
+      fake, fakes.kbs(), questions, comparison.Settings(method), path=path,
       label=dict(policy=policy, weights="w"), chunk=2)
   return result, sum(map(len, fake.asked))
 
@@ -111,7 +113,7 @@ def test_tables_claims_and_page(tmp_path):
   earned = {"early": dict(greedy=np.zeros(4)), "later": dict(
       greedy=np.full(4, 0.25))}
   found = [poor, good, baseline]
-  lines = results.claims(found, earned, "test")
+  lines = results.claims(found, earned, "unseen countries")
   text = "\n".join(lines)
   assert ("Route accuracy of later on unseen countries: 1.00 (1.00 to 1.00) "
           "(wanted: at least 0.85).") in lines
@@ -146,8 +148,8 @@ def test_tables_claims_and_page(tmp_path):
 
 def test_options_tell_a_policy_from_itself_without(monkeypatch):
   """So that no trajectory of the one is taken for one of the other."""
-  monkeypatch.setattr(evaluation.hf, "files", lambda folder: [])
-  weights = lambda **options: evaluation._label(
+  monkeypatch.setattr(hf, "files", lambda folder: [])
+  weights = lambda **options: comparison.label_of(
       "p", fakes.Scripted(script, **options), fakes.kbs())["weights"]
   assert weights() == ""
   assert weights(routes=2, passage_pictures=1) == "routes=2 passage_pictures=1"

@@ -22,10 +22,10 @@ FLOORS = (
      "samples", "scoring"),
     ("batching", "planners", "walk"),
     ("policy", "retrieval", "data", "report"),
-    ("asking", "results", "score_only"),
+    ("asking", "results", "score_only", "completions"),
     ("router",),
-    ("fused", "methods"),
-    ("learning",),
+    ("fused", "methods", "chat", "judge"),
+    ("learning", "comparison"),
     ("train", "eval", "ask", "synthesize", "build_kb", "serve_kb", "convert",
      "plan"),
 )

@@ -102,7 +102,7 @@ def question(name: str, row: Mapping[str, Any], number: int) -> Question:
   _check_characters(text, *answers)
   return Question(
       f"{name}/{_id(name, row, number)}", text, answers, family=name,
-      benchmark=name, interval=interval)
+      benchmark=name, hops=None, interval=interval)
 
 
 def gold(name: str, row: Mapping[str, Any]

@@ -75,7 +75,8 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
         data = images.read(question.image) if there else b""
         yield question.id, dict(
             vars(question), image=_name(question.image, data), picture=data,
-            hops=[json.dumps(vars(hop)) for hop in question.hops],
+            hops=["null"] if question.hops is None else [
+                json.dumps(vars(hop)) for hop in question.hops],
             interval=json.dumps(question.interval))
 
 
@@ -88,11 +89,12 @@ def question(row: Mapping[str, Any], pictures_to: str) -> Question:
                                               "benchmark")}
   texts = {key: tuple(value.decode() for value in row[key])
            for key in ("answers", "subjects")}
-  hops = map(json.loads, (hop.decode() for hop in row["hops"]))
+  hops = [json.loads(hop.decode()) for hop in row["hops"]]
   return Question(
       **plain, **texts, image=_written(row, pictures_to),
-      hops=tuple(Hop(**{key: value if isinstance(value, str) else tuple(value)
-                        for key, value in hop.items()}) for hop in hops),
+      hops=None if hops == [None] else tuple(
+          Hop(**{key: value if isinstance(value, str) else tuple(value)
+                 for key, value in hop.items()}) for hop in hops),
       interval=tuple(json.loads(row["interval"])))
 
 

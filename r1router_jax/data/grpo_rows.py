@@ -124,6 +124,8 @@ def parse(row: Any, name: str, pictures: str) -> list[Step]:
     images.load(os.path.basename(path), pictures)
   try:
     steps = trajectories.from_reference(row, name, pictures)
+  except Fault:
+    raise
   except ValueError as error:
     raise Fault(str(error).rstrip("."), "Or leave the row out") from error
   _check_order(steps)
@@ -164,6 +166,8 @@ def _fault(step: Any) -> str:
     return f"is of the type {kind!a:.40}, known: ret, ans"
   if not isinstance(step["problem"], str):
     return "has a problem that is no text"
+  if not isinstance(step.get("response", ""), str):
+    return "has a response that is no text"
   if kind == "ans":
     good = isinstance(answer, str) or _texts(answer)
     return "" if good else "has an answer that is neither text nor texts"

@@ -12,16 +12,19 @@ R1-Router publishes trajectories as rows of rendered prompts,
     {"step_type": "ans", "system": .., "problem": .., "answer": "text"}, ..,
     {"step_type": "ans", "system": .., "problem": .., "answer": ["gold", ..]}]}
 
-which `from_reference` reads back into steps, and `to_reference` writes.
+which `from_reference` reads back into steps, and `to_reference` writes.  Ours
+may keep what the teacher wrote, thoughts and all, as "response" of a step.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from r1router_jax import conversations, prompts, protocol
-from r1router_jax.records import Passage, Question, Step
+from r1router_jax.inputs.rows import Fault
+from r1router_jax.records import KBS, Malformed, Passage, Question, Step
 
 MAX_HOPS = 3  # Rounds that the loop allows.
 
@@ -79,8 +82,8 @@ def _steps(
 def to_reference(steps: Sequence[Step]) -> dict[str, Any]:
   """The published form of one trajectory.
 
-  An answer step keeps one accepted answer, its first; thoughts, ids and scores
-  of passages have no place there.
+  An answer step keeps one accepted answer, its first; ids and scores of
+  passages have no place there, and thoughts only in a teacher's response.
   """
   image = steps[0].question.image
   rows = []
@@ -90,6 +93,8 @@ def to_reference(steps: Sequence[Step]) -> dict[str, Any]:
         step_type="ret" if step.kind == "plan" else "ans",
         problem=_problem(prompt), system=prompt.system,
         answer=_reference_answer(step)))
+    if step.response:
+      rows[-1]["response"] = step.response
   return dict(images=[image] if image else [], steps=rows)
 
 
@@ -106,6 +111,8 @@ def from_reference(
 
   Raises:
     ValueError: where a step is not what the steps before it lead to.
+    Fault: where the teacher's response is not of the protocol, or says other
+      than the step's "answer".
   """
   image = (row["images"] or [""])[0]
   if image and pictures is not None:
@@ -117,6 +124,8 @@ def from_reference(
   for at, of in enumerate(row["steps"]):
     last = steps[-1] if steps else None
     step = _reference_step(of, f"{name}/{at}", question, history, last)
+    if response := of.get("response", ""):
+      step = _told(step, response)
     _check(step, of["problem"])
     if step.kind == "answer":
       history += ((step.sub_question, step.answers[0]),)
@@ -160,6 +169,26 @@ def _reference_step(of, step_id, question, history, last: Step | None) -> Step:
   return Step(
       step_id, "answer", question, history, sub_question=last.sub_question,
       answers=(answer,), passages=passages)
+
+
+def _told(step: Step, response: str) -> Step:
+  """The step with its teacher's response, in whose spelling it then asks."""
+  said = protocol.parse(step.kind, response, routes=len(KBS))
+  cure = 'Delete its "response", or take the row as it was made'
+  if isinstance(said, Malformed):
+    raise Fault(f"the response of step {step.id} is not of the protocol: "
+                f"{said.reason}", cure)
+  if step.kind == "plan":
+    asked = said.sub_question
+    same = (_stopping(asked.lower()), said.routes) == (
+        step.sub_question, step.routes)
+    step = dataclasses.replace(step, sub_question=asked)
+  else:
+    same = step.kind == "final" or said.text == step.answers[0]
+  if not same:
+    raise Fault(f'the response of step {step.id} says other than its "answer"',
+                cure)
+  return dataclasses.replace(step, response=response)
 
 
 def _stopping(query: str) -> str:

@@ -2,7 +2,8 @@
 
 Demonstrations may also come from a teacher that does not know when to stop:
 where the answer is known it asks again.  (Of R1-Router's 119 published rows 66
-spend all three retrievals, and 54 repeat a sub-question.)
+spend all three retrievals, and 54 repeat a sub-question.)  Where a row keeps
+what its teacher wrote, that is taught, thoughts and all.
 """
 
 import re
@@ -10,7 +11,7 @@ import re
 import numpy as np
 
 from r1router_jax import protocol
-from r1router_jax.records import KBS, Answer, Plan, Step
+from r1router_jax.records import KBS, Answer, Malformed, Plan, Step
 
 THOUGHTS = {
     "text": "look in the text",
@@ -27,12 +28,27 @@ def demonstration(step: Step) -> str:
   """The response that the warm start teaches for a step.
 
   Its white space is that which the parser leaves.
+
+  Raises:
+    ValueError: where a teacher's response is not of the protocol.
   """
+  if step.response:
+    return _taught(step)
   if step.kind == "plan":
     return protocol.render_plan(Plan(
         THOUGHTS[step.routes[0]], _line(step.sub_question), step.routes[0]))
   return protocol.render_answer(
       Answer(_reading(step), _line(step.answers[0])))
+
+
+def _taught(step: Step) -> str:
+  """What its teacher wrote."""
+  said = protocol.parse(step.kind, step.response, routes=len(KBS))
+  if isinstance(said, Malformed):
+    raise ValueError(f"Step {step.id}: the response {said.text!r:.60} is not "
+                     f"of the protocol ({said.reason}).  Leave it out.")
+  return (protocol.render_plan if step.kind == "plan"
+          else protocol.render_answer)(said)
 
 
 def overasking(step: Step, rng: np.random.Generator) -> str:

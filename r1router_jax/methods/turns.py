@@ -17,19 +17,26 @@ import functools
 from collections.abc import Callable, Generator, Sequence
 
 from r1router_jax import asking, protocol
-from r1router_jax.asking import PHASES, TRIES, Keep, Phase, Prompt, Walker
+from r1router_jax.asking import (
+  PHASES,
+  TRIES,
+  Keep,
+  Phase,
+  Prompt,
+  Responder,
+  Walker,
+)
 from r1router_jax.conversations import Conversation
 from r1router_jax.drawing import Method
 from r1router_jax.methods.spelling import answer_in, search
-from r1router_jax.policy import Policy
 from r1router_jax.records import (
-    Answer,
-    Malformed,
-    Passage,
-    Plan,
-    Question,
-    Response,
-    Round,
+  Answer,
+  Malformed,
+  Passage,
+  Plan,
+  Question,
+  Response,
+  Round,
 )
 from r1router_jax.retrieval.knowledge_base import Retrieve
 from r1router_jax.router import of_plans
@@ -62,7 +69,7 @@ class Language:
 
 
 def loop(
-    policy: Policy, questions: Sequence[Question], retrieve: Retrieve, *,
+    policy: Responder, questions: Sequence[Question], retrieve: Retrieve, *,
     max_steps: int, method: Method, keep: Keep, language: Language,
 ) -> Walker:
   """A baseline's way to answer questions; see `asking.Walker`.
@@ -101,7 +108,7 @@ def loop(
 
 
 def _plan(
-    policy: Policy, language: Language, walks: Sequence[Walk], n: int,
+    policy: Responder, language: Language, walks: Sequence[Walk], n: int,
     method: Method, keep: Keep,
 ) -> Generator[Phase, list[list[Response]], list[tuple[Walk, Plan]]]:
   """What is searched next, for walks that go on; some have their answer."""
@@ -124,7 +131,7 @@ def _plan(
   return planned
 
 
-def _reading(policy: Policy, walk: Walk, plan: Plan,
+def _reading(policy: Responder, walk: Walk, plan: Plan,
              passages: tuple[Passage, ...]) -> Prompt:
   step = walk.step("answer", sub_question=plan.sub_question, passages=passages)
   return Prompt(walk, policy.settings.conversation(step), protocol.parse_answer)

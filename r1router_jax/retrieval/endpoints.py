@@ -107,7 +107,7 @@ def openai(weights: str = "") -> Endpoint:
     raise ValueError(
         f"--weights={weights!a} names no model.  Write the address and the "
         "name, as in http://127.0.0.1:8000/v1#model.")
-  at = service.Service(address, _key(address))
+  at = service.Service(address, authorisation(address))
   return Endpoint(at, "/embeddings",
                   lambda texts: dict(model=model, input=list(texts)),
                   _in_order, model)
@@ -120,7 +120,7 @@ def tei(weights: str = "") -> Endpoint:
                   lambda answer: answer)
 
 
-def _key(address: str) -> Mapping[str, str]:
+def authorisation(address: str) -> Mapping[str, str]:
   """The header with the key, if there is one."""
   key = os.environ.get(KEY, "")
   if not key:

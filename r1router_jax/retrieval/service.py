@@ -1,11 +1,11 @@
 """Asks another process for JSON over HTTP, whatever becomes of it meanwhile.
 
-A request has `DEADLINE` seconds, however often it is tried.  A try is over
-after a third of that.  Where nobody answers, the connection breaks, or the
-answer is "not now" (429, or 5xx), there is another, after pauses that double:
-who is asked may be started again in between.  An answer that is not what was
-asked for is given `WRONG` tries, and what is refused (any other status, so also
-a redirect) none.
+A request has `DEADLINE` seconds, however often it is tried, or as many as its
+service is given.  A try is over after a third of that.  Where nobody answers,
+the connection breaks, or the answer is "not now" (429, or 5xx), there is
+another, after pauses that double: who is asked may be started again in between.
+An answer that is not what was asked for is given `WRONG` tries, and what is
+refused (any other status, so also a redirect) none.
 
 What does not succeed ends in a `RetrievalError`, which says who was asked, what
 came and what to do.  Answers are untrusted: sizes are bounded, and JSON is read
@@ -38,6 +38,7 @@ WRONG = 3  # Tries that may bring a wrong answer.
 IN_FLIGHT = 4  # Requests at a time.
 PAUSES = 0.2, 5.0  # Seconds, the first between tries and the longest.
 MAX_ANSWER = 64 << 20  # Bytes.
+OF_THE_BODY = 400, 413, 422  # Statuses of what is refused for what it says.
 _SHOWN = 300  # Of what came, in a message.
 _USER = re.compile("//.*@")
 
@@ -70,13 +71,17 @@ class Service:
   Args:
     address: "http://host:port", or with https, or with a path.
     headers: of all requests.
+    in_flight: requests at a time.
+    deadline: seconds of all tries of a request; None for `DEADLINE`.
 
   Raises:
     ValueError: where this is no such address.
   """
 
-  def __init__(self, address: str, headers: Mapping[str, str] | None = None):
-    self.address = checked(address)
+  def __init__(self, address: str, headers: Mapping[str, str] | None = None,
+               *, in_flight: int = IN_FLIGHT, deadline: float | None = None):
+    self.address, self._in_flight = checked(address), in_flight
+    self._deadline = DEADLINE if deadline is None else deadline
     self._headers = {"Accept-Encoding": "identity"} | dict(headers or {})
     self._trust = ssl.create_default_context()
 
@@ -90,43 +95,54 @@ class Service:
         return None
       raise
 
-  def post(self, path: str, bodies: Sequence[Any], read: Read) -> list[Any]:
-    """Sends each body, `IN_FLIGHT` at a time; what `read` makes of the answers.
+  def post(self, path: str, bodies: Sequence[Any], read: Read,
+           refused: Read | None = None) -> list[Any]:
+    """Sends each body, some at a time; what `read` makes of the answers.
 
     Args:
       path: below the address.
       bodies: what JSON can say.
       read: raises `rows.Fault` where an answer is wrong.
+      refused: what to make of the error of a body that is refused for what it
+        holds (`OF_THE_BODY`); by default it is raised.
 
     Raises:
       RetrievalError: where one of them does not succeed.
     """
     return _run(self._all(
-        "POST", path, [json.dumps(body).encode() for body in bodies], read))
+        "POST", path, [json.dumps(body).encode() for body in bodies], read,
+        refused))
 
   async def _all(self, method: str, path: str, bodies: Sequence[bytes],
-                 read: Read) -> list[Any]:
-    slots = asyncio.Semaphore(IN_FLIGHT)
+                 read: Read, refused: Read | None = None) -> list[Any]:
+    async def one(number, body):
+      try:
+        return await self._one(slots, functools.partial(
+            self._try, client, method, path, body,
+            functools.partial(read, number)))
+      except RetrievalError as error:
+        if refused is None or error.status not in OF_THE_BODY:
+          raise
+        return refused(number, error)
+
+    slots = asyncio.Semaphore(self._in_flight)
     async with httpx.AsyncClient(
         headers=self._headers, verify=self._trust, timeout=None,
         # Neither proxies nor credentials of others for this machine.
         trust_env=not is_loopback(self.address)) as client:
-      return await asyncio.gather(*(
-          self._one(slots, functools.partial(
-              self._try, client, method, path, body,
-              functools.partial(read, number)))
-          for number, body in enumerate(bodies)))
+      return await asyncio.gather(*itertools.starmap(one, enumerate(bodies)))
 
   async def _one(self, slots: asyncio.Semaphore,
                  attempt: Callable[[], Coroutine]) -> Any:
     """Tries until it succeeds, or must not go on."""
     async with slots:
       start, backoff, wrong, cure = time.monotonic(), PAUSES[0], 0, ""
+      deadline = self._deadline
       for tries in itertools.count(1):
         pause = backoff * random.uniform(0.5, 1.0)
-        left = start + DEADLINE - time.monotonic()
+        left = start + deadline - time.monotonic()
         try:
-          async with asyncio.timeout(min(left, DEADLINE / 3)):
+          async with asyncio.timeout(min(left, deadline / 3)):
             return await attempt()
         except rows.Fault as fault:
           wrong += 1
@@ -134,18 +150,18 @@ class Service:
         except _NotNow as answer:
           reason, pause = str(answer), max(pause, answer.seconds)
         except TimeoutError:
-          reason = f"no whole answer in {min(left, DEADLINE / 3):.1f} s"
+          reason = f"no whole answer in {min(left, deadline / 3):.1f} s"
         except httpx.HTTPError as error:
           reason = f"{type(error).__name__} {error}".strip()
         spent = time.monotonic() - start
         # A try needs some time, too.
-        if wrong == WRONG or spent + pause > 0.9 * DEADLINE:
+        if wrong == WRONG or spent + pause > 0.9 * deadline:
           raise RetrievalError(
               f"{self.address}: {reason}, at try {tries} after {spent:.1f} s.  "
               + (cure or "See that it runs and is reached from here") + ".")
         if tries == 1:
           logging.warning("%s: %s; trying again, for %.0f s.",
-                          self.address, reason, DEADLINE)
+                          self.address, reason, deadline)
         await asyncio.sleep(pause)
         backoff = min(2 * backoff, PAUSES[1])
 

@@ -60,7 +60,8 @@ def test_records(tmp_path, name, wanted):
   assert [(q.id, os.path.basename(q.image), q.answers, q.interval)
           for q in found] == [(f"{name}/{i}", *rest) for i, *rest in wanted]
   assert [q.text for q in found] == [row["question"] for row in ROWS[name]]
-  assert {(q.family, q.benchmark, q.hops) for q in found} == {(name, name, ())}
+  assert {(q.family, q.benchmark, q.hops) for q in found} == {
+      (name, name, None)}
   assert not any(os.path.exists(q.image) for q in found if q.image)
   os.rename(os.path.join(tmp_path, benchmarks.PUBLISHED[name].file),
             tmp_path / f"{name}.jsonl")

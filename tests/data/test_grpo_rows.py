@@ -103,6 +103,9 @@ BROKEN = {
     "step 1 lacks answer": changed(lambda row: row["steps"][1].pop("answer")),
     "type 'end', known": changed(lambda row: put(row, 1, step_type="end")),
     "problem that is no text": changed(lambda row: put(row, 1, problem=1)),
+    "response that is no text": changed(lambda row: put(row, 0, response=1)),
+    "step some/2/1 is not of the protocol": changed(
+        lambda row: put(row, 1, response="<answer>chad</answer>")),
     "neither text nor texts": changed(lambda row: put(row, 1, answer=1)),
     'no "query"': changed(lambda row: put(
         row, 0, answer=PLAN | dict(query=" "))),

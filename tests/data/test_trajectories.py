@@ -1,14 +1,17 @@
 """Gold steps, and the published form of trajectories."""
 
 import copy
+import dataclasses
 import json
 import os
 import pathlib
 
 import pytest
 
+from r1router_jax import protocol
 from r1router_jax.data import georouter, trajectories
-from r1router_jax.records import Hop, Passage, Question
+from r1router_jax.inputs.rows import Fault
+from r1router_jax.records import Answer, Hop, Passage, Plan, Question
 
 # Not part of the repository: R1-Router's Step-GRPO validation rows, in the
 # folder that R1ROUTER_REFERENCE names.
@@ -163,3 +166,56 @@ def test_a_changed_row_is_refused():
   changed["steps"][0]["answer"]["retriever"] = ["web retriever"]
   with pytest.raises(ValueError, match="web retriever.*table retriever"):
     trajectories.from_reference(changed, "q")
+
+
+# ---- What a teacher wrote.
+
+
+def taught():
+  """The steps of `CHAD`, with a teacher's responses."""
+  plan = lambda *of: protocol.render_plan(Plan("It shows\n a flag.", *of))
+  says = lambda text: protocol.render_answer(Answer("I see.", text))
+  written = (plan("Which country is it?", "image"), says("Chad"),
+             plan("None", "none"), says("It has 11,631,456."))
+  return [dataclasses.replace(step, response=response)
+          for step, response in zip(steps(CHAD), written, strict=True)]
+
+
+def test_what_a_teacher_wrote_survives():
+  row = trajectories.to_reference(taught())
+  assert [step["response"] for step in row["steps"]] == [
+      step.response for step in taught()]
+  read = trajectories.from_reference(row, "q")
+  assert [step.response for step in read] == [
+      step.response for step in taught()]
+  # In the teacher's spelling, where the published form folds case.
+  assert [step.sub_question for step in read] == [
+      step.sub_question for step in taught()]
+  assert read[2].history == (("Which country is it?", "Chad"),)
+  assert trajectories.to_reference(read) == row
+  bare = json.loads(json.dumps(row))
+  for step in bare["steps"]:
+    del step["response"]
+  assert bare == trajectories.to_reference(steps(CHAD))
+  assert {step.response for step in trajectories.from_reference(bare, "q")} == {
+      ""}
+
+
+@pytest.mark.parametrize("at, old, new, reason", [
+    (0, "<ret>", "", "q/0 is not of the protocol: tags are"),
+    (1, "<think>I see.</think>", "", "q/1 is not of the protocol"),
+    (3, "</answer>", "</answer> So.", "q/3 is not of the protocol"),
+    (0, "Which country", "What land", "q/0 says other than its"),
+    (0, "Text Image", "Text", "q/0 says other than its"),
+    (1, "Chad", "chad", "q/1 says other than its"),
+    (3, "11,631,456", "12", None)])
+def test_what_a_teacher_wrote_is_checked(at, old, new, reason):
+  row = trajectories.to_reference(taught())
+  assert old in row["steps"][at]["response"]
+  row["steps"][at]["response"] = row["steps"][at]["response"].replace(old, new)
+  if reason is None:
+    trajectories.from_reference(row, "q")
+  else:
+    with pytest.raises(Fault, match=reason) as error:
+      trajectories.from_reference(row, "q")
+    assert "Delete its" in error.value.args[1]

@@ -120,6 +120,21 @@ def test_overasking_repeats_the_question_to_another_knowledge_base():
   assert routes == {"image", "table"}  # The gold route is text.
 
 
+def test_what_a_teacher_wrote_is_taught():
+  told = step("plan", sub_question="Which one?", routes=("table", "text"),
+              response="<think> a\n b </think>\n<sub-question>Which one?"
+              "</sub-question> <ret>Table Retriever, Text Retriever</ret>")
+  assert demonstrations.demonstration(told) == (
+      "<think>a b</think><sub-question>Which one?</sub-question>"
+      "<ret>Table Retriever, Text Retriever</ret>")
+  final = step("final", answers=("4",), response="<think>2 and 2<|im_end|>"
+               "</think><answer>It is 4</answer>")
+  assert demonstrations.demonstration(final) == (
+      "<think>2 and 2‹|im_end|></think><answer>It is 4</answer>")
+  with pytest.raises(ValueError, match="q/0: the response 'four' is not of"):
+    demonstrations.demonstration(dataclasses.replace(final, response="four"))
+
+
 def test_a_row_without_thoughts_is_given_no_facts():
   """R1-Router's rows say what a teacher answered, and not why."""
   asked = dataclasses.replace(ASKED, hops=())

@@ -100,7 +100,8 @@ def test_pictures_and_missing_names_are_refused():
 
 def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
   monkeypatch.setenv(endpoints.KEY, "very-secret")
-  at = service.Service("http://127.0.0.1:9", endpoints._key("http://127.0.0.1"))
+  at = service.Service(
+      "http://127.0.0.1:9", endpoints.authorisation("http://127.0.0.1"))
   assert at._headers["Authorization"] == "Bearer very-secret"
-  endpoints._key("http://example.org")  # Warns.
+  endpoints.authorisation("http://example.org")  # Warns.
   assert "unencrypted" in caplog.text and "very-secret" not in caplog.text
