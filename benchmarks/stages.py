@@ -1,0 +1,152 @@
+r"""An evaluation in one process, beside one of a process for each stage.
+
+  python benchmarks/stages.py --kb=runs/quickstart/kb [--questions=780]
+
+R1-Router's scripts load the model, or the index, for every stage (plan,
+retrieve, answer, three times, and the final answer), take one question after
+another, and hand files from stage to stage.  Here that is done with our own
+policy and knowledge bases: one prompt at a time as there, and in batches.  One
+JSON line a way:
+
+  seconds   of wall time, with the start of all processes
+  slower    times the seconds of one process
+  same      whether the trajectories are those of one process
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from r1router_jax import asking, policy, predictions, router, settings
+from r1router_jax.data import georouter
+from r1router_jax.data.trajectories import MAX_HOPS
+from r1router_jax.drawing import GREEDY
+from r1router_jax.records import Passage, Response
+from r1router_jax.retrieval import knowledge_base
+
+POLICY = "warm_start"
+STAGES = 3 * MAX_HOPS + 1
+
+
+class Done(Exception):
+  """What comes next is for another stage."""
+
+
+def phases(stage: int) -> range:
+  """The numbers of the phases that a stage draws; none where it searches."""
+  if stage == STAGES - 1:
+    return range(asking.PHASES * MAX_HOPS, asking.PHASES * MAX_HOPS + 2)
+  start = asking.PHASES * (stage // 3)
+  return (range(start, start + asking.TRIES[0]), range(0),
+          range(start + asking.TRIES[0], start + asking.PHASES))[stage % 3]
+
+
+def run_stage(asked: argparse.Namespace) -> None:
+  """Takes up what the stages before have written, and adds its own part."""
+  searches = asked.stage % 3 == 1 and asked.stage < STAGES - 1
+  if searches:
+    known = settings.read(settings.folder(POLICY))
+    of = policy.Policy(known, settings.WARM_START / settings.TOKENIZER, {})
+    search = knowledge_base.retriever(knowledge_base.open_kbs(asked.kb))
+  else:
+    of = policy.load(POLICY)
+  file = asked.workdir / "events.jsonl"
+  before, new = iter(predictions.read(file)), []
+
+  def retrieve(queries):
+    if event := next(before, None):
+      return [tuple(Passage(**each) for each in found)
+              for found in event["found"]]
+    if not searches or new:
+      raise Done
+    found = search(queries)
+    new.append(dict(found=[[vars(each) for each in of] for of in found]))
+    return found
+
+  def respond(phase):
+    if event := next(before, None):
+      return [[Response(text, np.array(tokens), np.zeros(len(tokens)))]
+              for text, tokens in event["said"]]
+    if phase.number not in phases(asked.stage):
+      raise Done
+    key, size = keys[phase.number], asked.batch or len(phase.prompts)
+    groups = [group for i in range(0, len(phase.prompts), size)
+              for group in of.respond(phase.prompts[i:i + size], key)]
+    new.append(dict(said=[(one.text, one.tokens.tolist())
+                          for (one,) in groups]))
+    return groups
+
+  keys = router.phase_keys(jax.random.key(0), MAX_HOPS)
+  walker = router.loop(
+      of, georouter.questions("test")[:asked.questions], retrieve,
+      max_steps=MAX_HOPS, method=GREEDY, keep=lambda *of: None)
+  try:
+    phase = next(walker)
+    while True:
+      phase = walker.send(respond(phase))
+  except StopIteration as end:
+    predictions.append(asked.workdir / "predictions.jsonl",
+                       map(predictions.to_row, end.value))
+  except Done:
+    pass
+  predictions.append(file, new)
+
+
+def timed(*commands: list[str]) -> float:
+  start = time.perf_counter()
+  for command in commands:
+    done = subprocess.run([sys.executable, *command], capture_output=True,
+                          text=True, check=False)
+    if done.returncode:
+      raise RuntimeError(done.stderr[-2000:])
+  return time.perf_counter() - start
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+  """What was done for each question, whoever did it."""
+  fields = {"id", "rounds", "final", "faults", "tokens", "cut"}
+  return [{name: row[name] for name in fields}
+          for row in predictions.read(workdir / "predictions.jsonl")]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument("--kb", default="runs/quickstart/kb")
+  parser.add_argument("--questions", type=int, default=780)
+  parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
+  parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+  parser.add_argument("--workdir", type=pathlib.Path, help=argparse.SUPPRESS)
+  asked = parser.parse_args()
+  if asked.stage is not None:
+    run_stage(asked)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    whole = pathlib.Path(folder) / "whole"
+    one = timed(["-m", "r1router_jax.eval", f"--kb={asked.kb}",
+                 f"--workdir={whole}", f"--questions={asked.questions}",
+                 "--config.methods=r1_router", "--step_rewards=false"])
+    show = lambda way, seconds, of: print(json.dumps(dict(
+        way=way, questions=asked.questions, seconds=round(seconds, 1),
+        slower=round(seconds / one, 2), same=rows(of) == rows(whole))),
+        flush=True)
+    show("one process", one, whole)
+    for way, batch in (("stages, in batches", 0),
+                       ("stages, one prompt at a time", 1)):
+      workdir = pathlib.Path(folder) / str(batch)
+      workdir.mkdir()
+      show(way, timed(*([
+          __file__, f"--stage={stage}", f"--batch={batch}", f"--kb={asked.kb}",
+          f"--workdir={workdir}", f"--questions={asked.questions}"]
+          for stage in range(STAGES))), workdir)
+
+
+if __name__ == "__main__":
+  main()
