@@ -2,6 +2,8 @@ r"""One question, and everything that was done to answer it.
 
   python -m r1router_jax.ask --question="How many people live in Chad?"
   python -m r1router_jax.ask --question="Whose flag is this?" --image=flag.png
+  python -m r1router_jax.ask --question="Who wrote Emma?" --method=few_shot \
+      --policy=Qwen/Qwen2.5-VL-3B-Instruct
 
 Knowledge bases are those of launch/quickstart.sh, unless --kb says otherwise.
 """
@@ -12,7 +14,16 @@ from collections.abc import Iterator
 import jax
 from absl import flags
 
-from r1router_jax import asking, chat, commands, protocol, router, telemetry
+from r1router_jax import (
+    asking,
+    chat,
+    commands,
+    protocol,
+    results,
+    router,
+    telemetry,
+)
+from r1router_jax.methods import named
 from r1router_jax.records import Answer, Malformed, Question, Trajectory
 from r1router_jax.retrieval import knowledge_base
 
@@ -28,6 +39,9 @@ _KB = flags.DEFINE_string(
     "kb", "runs/quickstart/kb", "Folder of the knowledge bases, as build_kb "
     "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
     "table=DIR/table.", allow_override=True)
+_METHOD = flags.DEFINE_enum(
+    "method", results.ROUTER, named.METHODS, "How it is answered; few_shot is "
+    "for a policy that was never trained to route.", allow_override=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
 
 
@@ -37,11 +51,12 @@ def ask(
     text: str,
     image: str = "",
     seed: int = 0,
+    method: str = results.ROUTER,
 ) -> Trajectory:
   """The trajectory of one question."""
   found = router.route(
       trained, kbs, [Question("question", text, image=image)],
-      jax.random.key(seed))
+      jax.random.key(seed), by=named.METHODS[method](seed))
   return found[0]
 
 
@@ -85,7 +100,7 @@ def main(_) -> None:
     raise FileNotFoundError(f"--image={image} does not exist.")
   trained = chat.open_policy(_POLICY.value)
   kbs = knowledge_base.open_kbs(_KB.value)
-  found = ask(trained, kbs, text, image, _SEED.value)
+  found = ask(trained, kbs, text, image, _SEED.value, _METHOD.value)
   print("\n".join(lines(found)))
   unread = [f for f in found.faults if f.startswith("input: ")]
   if unread:

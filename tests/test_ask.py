@@ -46,6 +46,12 @@ def test_all_routes_are_shown():
   assert "Round 1    Table Retriever, Text Retriever" in ask.lines(found)
 
 
+def test_any_method_answers():
+  found = ask.ask(fakes.Scripted(lambda *of: "Lake Chad"), fakes.kbs(),
+                  "Where?", method="rag_text")
+  assert found.final.text == "Lake Chad" and len(found.rounds) == 1
+
+
 def test_a_picture_that_cannot_be_read_is_said():
   lines = shown(image="missing.png")
   assert "Fault      input: missing.png does not exist." in lines

@@ -4,6 +4,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from r1router_jax import (
   comparison,
@@ -16,12 +17,13 @@ from r1router_jax import (
 from r1router_jax import (
   eval as evaluation,
 )
-from r1router_jax.data import trajectories
+from r1router_jax.data import benchmarks, trajectories
 from r1router_jax.learning import gold_rewards, rewards
 from r1router_jax.methods import named
 from r1router_jax.models import hf
 from r1router_jax.records import Answer, Hop, Plan, Question
 from tests import fakes
+from tests.chatting import chatting
 
 QUESTIONS = [
     Question(f"q/{n}", f"How many people live in {place}?", (str(n),),
@@ -77,6 +79,82 @@ def test_an_interrupted_run_goes_on(tmp_path):
           if line.endswith("}")]
   assert [row["id"] for row in rows[:5]] == [q.id for q in QUESTIONS]
   assert rows[0]["scores"]["recall"] == 1 and rows[0]["seconds"] > 0
+
+
+def test_a_judge_may_look_at_answers_too(tmp_path):
+  ask = lambda system, user, body: "RIGHT" if (
+      json.loads(user.splitlines()[-1].partition(": ")[2]) == "unknown"
+      ) else "WRONG"
+  with chatting(ask) as (address, bodies):
+    result = comparison.evaluate(
+        fakes.Scripted(script), fakes.kbs(), QUESTIONS,
+        comparison.Settings("r1_router"), path=tmp_path / "predictions.jsonl",
+        judged_by=address)
+  assert result.columns["judge"].tolist() == [0, 0, 0, 1, 1]
+  assert len(bodies) == 5
+  (_, *rates), *_ = results.tables([result], {})["Methods"].rows
+  assert results.tables([result], {})["Methods"].columns[10] == "Judged right %"
+  assert rates[9].mean == pytest.approx(0.4)
+
+
+def test_several_samples_are_counted_alone_and_together():
+  """Each of three says another number; one of them is right, once two."""
+  said = ["0", "0", "1"], ["1", "3", "3"], ["7", "8", "9"]
+
+  def sample(number):
+    def write(kind, prompt, temperature):
+      if kind == "plan":
+        return protocol.render_plan(Plan("t", "None", "none"))
+      asked = [n for n, place in enumerate(("Chad", "Italy", "Peru"))
+               if place in prompt]
+      return protocol.render_answer(Answer("t", said[asked[0]][number]))
+
+    return comparison.evaluate(
+        fakes.Scripted(write), fakes.kbs(), QUESTIONS[:3],
+        comparison.Settings("r1_router", temperature=1.0, sample=number))
+
+  found = results.together([sample(n) for n in range(3)])
+  assert found.columns["default_exact"] == pytest.approx([2 / 3, 1 / 3, 0])
+  assert found.several["pass@1"] == pytest.approx([2 / 3, 1 / 3, 0])
+  assert found.several["pass@3"].tolist() == [1, 1, 0]
+  assert found.several["majority default_exact"].tolist() == [1, 0, 0]
+  assert "pass@3" in results.tables([found], {})["Several samples, %"].columns
+
+
+def test_each_sample_is_drawn_by_a_key_of_its_own():
+  keys = {str(jax.random.key_data(comparison.Settings(
+      "direct", seed, sample=sample).key)) for seed in (0, 1)
+          for sample in range(3)}
+  assert len(keys) == 6
+  with pytest.raises(ValueError, match="at temperature 0 would all be"):
+    comparison.settings_of(config_dict.create(
+        methods="direct", samples=2, max_steps=3, k=1, temperature=0.0), 0)
+  with pytest.raises(ValueError, match="'guess' is no method; choose from"):
+    comparison.settings_of(config_dict.create(methods="direct, guess"), 0)
+
+
+def test_a_benchmark_without_gold_traces_and_with_a_missing_picture(tmp_path):
+  """The picture's question stays, scores 0, and nobody guesses its routes."""
+  file = tmp_path / "own.jsonl"
+  file.write_text(
+      '{"question": "People of Chad?", "answer": 0}\n'
+      '{"question": "People of Italy?", "answer": "1", "image": "missing.png"}')
+  asked = benchmarks.load("jsonl", str(file))
+  found = comparison.evaluate(
+      fakes.Scripted(script), fakes.kbs(), [
+          dataclasses.replace(q, image=q.image and "missing.png")
+          for q in asked], comparison.Settings("r1_router"))
+  assert found.columns["recall"].tolist() == [1, 0]
+  assert np.isnan(found.columns["route"]).all()
+  assert found.trajectories[1].faults[0].startswith("input: missing.png")
+  lines = results.claims([found], {}, "jsonl")
+  assert not any("Route accuracy" in line for line in lines)
+  json.dumps(results.summary([found], {}), allow_nan=False)
+  row = results.tables([found], {})["Route % by family"].rows[0]
+  assert row == ("jsonl", 2, None)
+  with pytest.raises(ValueError, match="'jsonl/0' has no gold trace"):
+    comparison.evaluate(fakes.Scripted(script), fakes.kbs(), asked,
+                        comparison.Settings("oracle_route"))
 
 
 def step_rewards(**options):
