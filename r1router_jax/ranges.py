@@ -30,17 +30,6 @@ _ONE = r"""(?<![\w.])(?P<{0}>-?
     (?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)
     (?:\s?(?P<{0}_unit>thousand|million|billion|trillion)\b)?"""
 _NUMBERS = re.compile(
-    _ONE.format("low") + r"(?:\s?(?:-|to\b|and\b)\s?"
-    + _ONE.format("high") + ")?", re.ASCII | re.VERBOSE)
-_WORDS = {
-    word: str(number) for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten".split())}
-
-_GRID = re.compile(r"(?a:\d{1,16}(\.\d{1,3})?)")
-_ONE = r"""(?<![\w.])(?P<{0}>-?
-    (?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)
-    (?:\s?(?P<{0}_unit>thousand|million|billion|trillion)\b)?"""
-_NUMBERS = re.compile(
     _ONE.format("low") + r"(?:\s?(?:-|to\b|and\b)\s?" + _ONE.replace(
         r"(?<![\w.])", "").format("high") + ")?", re.ASCII | re.VERBOSE)
 _WORDS = re.compile(rf"\b(?:{'|'.join(NUMBER_WORDS)})\b")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from r1router_jax import metrics, ranges
+from tests import bags
 
 REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
 needs_reference = pytest.mark.skipif(
@@ -26,21 +27,6 @@ def grid(low, high):
       width >= 1) else 0.001
   points = [str(round(x, 3)) for x in np.arange(low, high + step, step)]
   return points + [str(n) for n in range(int(low), int(high + 1))]
-
-
-def oracle(prediction, golds):
-  """(precision, recall, F1) of the best of `golds`, by words of each."""
-  found, best = list(metrics.tokens(prediction)), (0, 0, 0)
-  for gold in golds:
-    left, same = list(found), 0
-    for word in gold:
-      if word in left:
-        left.remove(word)
-        same += 1
-    if same:
-      p, r = same / len(found), same / len(gold)
-      best = max(best, (p, r, 2 * p * r / (p + r)), key=lambda x: x[2])
-  return best
 
 
 def predictions(low, high, rng):
@@ -73,7 +59,7 @@ def check(low, high, seed):
     some = [gold for word in metrics.tokens(text) for gold in golds.get(
         word, ())]
     found = metrics.score(text, ("not looked at",), (low, high))
-    wanted = oracle(text, some)
+    wanted = bags.best(metrics.tokens(text), some)
     assert (found.precision, found.recall, found.f1) == wanted, text
     assert found.exact == (metrics.tokens(text) in some)
     hits += wanted[1]
