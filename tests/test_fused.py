@@ -18,6 +18,7 @@ from r1router_jax import (
 )
 from r1router_jax.conversations import PassageTokens
 from r1router_jax.data import georouter
+from r1router_jax.methods import named
 from r1router_jax.records import Plan, Step
 from r1router_jax.retrieval import index, local
 from tests import pair, tiny
@@ -78,6 +79,22 @@ def test_as_driven_by_the_host(devices):
   assert found == wanted
   order = lambda kept: sorted(kept, key=repr)
   assert order(fused_kept) == order(kept)
+
+
+@pytest.mark.slow
+def test_a_baseline_is_driven_as_well():
+  """Its prompts, and the texts that end its responses, are data, too."""
+  wanted, found = (
+      walk(warm(1), kbs(), questions(8), KEY, method=drawing.Method(0.8),
+           by=named.METHODS["search_r1"](0)) for walk in (
+               router.route, fused.route))
+  assert found == wanted and sum(len(each.rounds) for each in wanted) > 4
+  ends = named.METHODS["search_r1"](0)._replace(stop=("</sub-question>",))
+  wanted, found = (walk(warm(1), kbs(), questions(8), KEY, by=ends)
+                   for walk in (router.route, fused.route))
+  assert found == wanted and any(each.faults[0].startswith("plan: tags are "
+      "<think> </think> <sub-question> </sub-question>;") for each in wanted[1:]
+      if each.faults)
 
 
 CHILD = """
