@@ -80,6 +80,7 @@ def evaluate(
     loop: str = "host",
     chunk: int = 390,
     judged_by: str = "",
+    raw: bool = False,
 ) -> results.Result:
   """Runs one method over `questions`.
 
@@ -94,6 +95,7 @@ def evaluate(
     chunk: questions that are answered together.
     judged_by: the address of a judge, see judge.py, whose verdicts are kept
       beside `path`.
+    raw: see `scoring.score`.
   """
   label = dict(label or {}, **dataclasses.asdict(settings))
   known = {} if path is None else _known(path, label, questions)
@@ -113,13 +115,13 @@ def evaluate(
     seconds = (time.perf_counter() - start) / len(part)
     known |= {t.question.id: (t, seconds) for t in walked}
     if path is not None:
-      scores = scoring.score(walked, max_steps=settings.max_steps)
+      scores = scoring.score(walked, max_steps=settings.max_steps, raw=raw)
       predictions.append(path, [
           dict(label, **predictions.to_row(t), seconds=seconds,
                scores=scoring.of(scores, i))
           for i, t in enumerate(walked)])
   walked, seconds = zip(*(known[q.id] for q in questions), strict=True)
-  columns = scoring.score(walked, max_steps=settings.max_steps)
+  columns = scoring.score(walked, max_steps=settings.max_steps, raw=raw)
   if judged_by:
     columns["judge"] = judge.judge(
         questions, [t.final.text if isinstance(t.final, Answer) else ""

@@ -83,10 +83,12 @@ _CONFIG = commands.options(config_dict.create(
     top_k=0,
     top_p=1.0,
     samples=1,
+    raw_answers=False,
 ), f"""methods: with commas between them, of {', '.join(named.METHODS)};
 max_steps: searches before the last answer; k: passages that each search reads
 of a knowledge base; temperature, top_k, top_p: of the drawing of tokens;
-samples: of each question.""")
+samples: of each question; raw_answers: whether a last answer that is not of the
+protocol is scored as it stands, as R1-Router does, and not as wrong.""")
 _CHUNK = flags.DEFINE_integer(
     "chunk", 390, "Questions that are answered together, and then saved; no "
     "answer depends on it.", lower_bound=1)
@@ -151,7 +153,8 @@ def main(_) -> None:
           comparison.evaluate(
               policies[name], kbs, questions, settings,
               path=workdir / "predictions.jsonl", label=labels[name],
-              loop=_LOOP.value, chunk=_CHUNK.value, judged_by=_JUDGE.value)
+              loop=_LOOP.value, chunk=_CHUNK.value, judged_by=_JUDGE.value,
+              raw=_CONFIG.value.raw_answers)
           for settings in samples])
       for method, samples in methods.items()
       for name in (policies if method == results.ROUTER else [last])]

@@ -1,7 +1,8 @@
 """What trajectories are worth: a number per question and column.
 
   recall      recall of the final answer, the "F1-Recall" of the paper
-  f1, exact   of the final answer, see metrics.py; malformed counts as 0
+  f1, exact   of the final answer, see metrics.py; malformed counts as 0, unless
+              its raw text is to be scored, as R1-Router does
   default_*   best recall, F1 and exact match by the default rules there
   route       share of its plan positions at which the route was accepted; NaN
               where nobody knows the gold trace
@@ -45,9 +46,10 @@ COUNTS = ("retrievals", "tokens", "cut")
 Columns = dict[str, Float[np.ndarray, " N"]]
 
 
-def score(trajectories: Sequence[Trajectory], *, max_steps: int) -> Columns:
-  """All columns, a number per trajectory."""
-  rows = [_score(trajectory, max_steps) for trajectory in trajectories]
+def score(trajectories: Sequence[Trajectory], *, max_steps: int,
+          raw: bool = False) -> Columns:
+  """All columns, a number per trajectory; `raw` scores malformed answers."""
+  rows = [_score(trajectory, max_steps, raw) for trajectory in trajectories]
   return {name: np.array([row[name] for row in rows], np.float64)
           for name in (*RATES, *COUNTS)}
 
@@ -88,9 +90,11 @@ def routes_right(trajectory: Trajectory, max_steps: int) -> list[bool]:
           for named, routes in zip(chosen, accepted, strict=True)]
 
 
-def _score(trajectory: Trajectory, max_steps: int) -> dict[str, float]:
+def _score(
+    trajectory: Trajectory, max_steps: int, raw: bool
+) -> dict[str, float]:
   final = trajectory.final
-  text = final.text if isinstance(final, Answer) else ""
+  text = final.text if raw or isinstance(final, Answer) else ""
   question = trajectory.question
   scores, default = (
       rules(text, question.answers, question.interval)

@@ -62,6 +62,15 @@ def test_routes_are_judged_at_every_position(gold):
         assert found == oracle(gold, chosen, length < 3 and not fault)
 
 
+def test_a_malformed_answer_is_wrong_or_what_it_says():
+  malformed = dataclasses.replace(
+      trajectory((), ()), final=Malformed("It is Chad, not tagged", "no tags"))
+  strict, raw = (scoring.score([malformed], max_steps=3, raw=raw)
+                 for raw in (False, True))
+  assert strict["recall"] == [0] and raw["recall"] == [1]
+  assert strict["exact"] == raw["exact"] == [0]
+
+
 def test_routes_of_some_trajectories():
   right = lambda *args: scoring.routes_right(trajectory(*args), 3)
   assert right(("image", "table|text"), ("image", "text")) == [True] * 3
