@@ -78,7 +78,8 @@ def run_stage(asked: argparse.Namespace) -> None:
       raise Done
     key, size = keys[phase.number], asked.batch or len(phase.prompts)
     groups = [group for i in range(0, len(phase.prompts), size)
-              for group in of.respond(phase.prompts[i:i + size], key)]
+              for group in of.respond(
+                  phase.prompts[i:i + size], key, 1, phase.method)]
     new.append(dict(said=[(one.text, one.tokens.tolist())
                           for (one,) in groups]))
     return groups

@@ -65,6 +65,8 @@ def run(main: Callable[[list[str]], object]) -> None:
         logging.get_absl_handler().addFilter(_is_for_the_log)
       if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", _COMPILED)
+        # Many small programs take as long as a large one.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
       return main(argv)
     except KeyboardInterrupt:
       _leave(INTERRUPTED, "Interrupted.")

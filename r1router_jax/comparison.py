@@ -78,7 +78,7 @@ def evaluate(
     path: pathlib.Path | None = None,
     label: Mapping[str, str] | None = None,
     loop: str = "host",
-    chunk: int = 390,
+    chunk: int = 1024,
     judged_by: str = "",
     raw: bool = False,
 ) -> results.Result:

@@ -52,7 +52,7 @@ class Method(NamedTuple):
         raise ValueError(f"{name} is {getattr(self, name)}, wanted {low} to "
                          f"{high}{', and above 0' * (name == 'top_p')}.")
     kinds = (np.float32, np.int32, np.float32, np.float32)
-    return Method(*map(jnp.asarray, self, kinds))
+    return Method(*map(np.asarray, self, kinds))
 
 
 GREEDY = Method(temperature=0.0)

@@ -90,8 +90,8 @@ of a knowledge base; temperature, top_k, top_p: of the drawing of tokens;
 samples: of each question; raw_answers: whether a last answer that is not of the
 protocol is scored as it stands, as R1-Router does, and not as wrong.""")
 _CHUNK = flags.DEFINE_integer(
-    "chunk", 390, "Questions that are answered together, and then saved; no "
-    "answer depends on it.", lower_bound=1)
+    "chunk", 1024, "Questions that are answered together, and then saved; no "
+    "answer depends on it.  Take fewer where a policy is slow.", lower_bound=1)
 _LOOP = flags.DEFINE_enum(
     "loop", "host", fused.LOOPS, "Who drives the routing loop; all give the "
     "same: the host, the host with one half searching while the other draws, "

@@ -110,8 +110,7 @@ class Policy:
     Raises:
       ValueError: where a number of `method` is out of its range.
     """
-    keys = np.asarray(jax.random.key_data(
-        sampling.keys(key, jnp.asarray(names(prompts)), members)))
+    keys = _keys(key, names(prompts), members)
     model_params, words = self.sampler, self.words(stop)
     ways = drawing.Method(*(np.broadcast_to(x, (len(prompts), members))
                             for x in method))
@@ -183,6 +182,22 @@ def names(prompts: Sequence[Encoded]) -> Int[np.ndarray, " B"]:
   """What the samples of a prompt are named by: a digest of its tokens."""
   return np.array([zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
                    for prompt in prompts], np.int32)
+
+
+def _keys(key: jax.Array, named: Int[np.ndarray, " B"], members: int
+          ) -> np.ndarray:
+  """The data of a key for each response, [B, G, ..].
+
+  Computed for a power of two of prompts, so that few programs are made.
+  """
+  room = 1 << max(len(named) - 1, 0).bit_length()
+  return np.asarray(_key_data(
+      key, np.pad(named, (0, room - len(named))), members))[:len(named)]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _key_data(key, named, members):
+  return jax.random.key_data(sampling.keys(key, named, members))
 
 
 @contextlib.contextmanager

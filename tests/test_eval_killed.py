@@ -13,8 +13,8 @@ from r1router_jax import build_kb, predictions
 from r1router_jax.data import georouter
 from r1router_jax.records import KBS
 
-KILLS = int(os.environ.get("KILLS", "2"))
-QUESTIONS, CHUNK = 24, 2
+KILLS = int(os.environ.get("KILLS", "1"))
+QUESTIONS, CHUNK = 16, 2
 
 
 @pytest.fixture(scope="module")
