@@ -3,14 +3,16 @@ r"""An evaluation in one process, beside one of a process for each stage.
   python benchmarks/stages.py --kb=runs/quickstart/kb [--questions=780]
 
 R1-Router's scripts load the model, or the index, for every stage (plan,
-retrieve, answer, three times, and the final answer), take one question after
-another, and hand files from stage to stage.  Here that is done with our own
-policy and knowledge bases: one prompt at a time as there, and in batches.  One
-JSON line a way:
+retrieve, answer, three times, and the final answer), have transformers'
+`generate` answer one question after another, and hand files from stage to
+stage.  Here that is done with our policy, which transformers opens, too, and
+our knowledge bases; and with our own sampler in its place, in batches.  What
+fails is drawn again at random, which no two samplers do alike: both times by
+ours.  One JSON line a way:
 
   seconds   of wall time, with the start of all processes
   slower    times the seconds of one process
-  same      whether the trajectories are those of one process
+  same      share of the trajectories that are those of one process
 """
 
 import argparse
@@ -24,7 +26,14 @@ import time
 import jax
 import numpy as np
 
-from r1router_jax import asking, policy, predictions, router, settings
+from r1router_jax import (
+    asking,
+    commands,
+    policy,
+    predictions,
+    router,
+    settings,
+)
 from r1router_jax.data import georouter
 from r1router_jax.data.trajectories import MAX_HOPS
 from r1router_jax.drawing import GREEDY
@@ -50,13 +59,13 @@ def phases(stage: int) -> range:
 
 def run_stage(asked: argparse.Namespace) -> None:
   """Takes up what the stages before have written, and adds its own part."""
+  commands.keep_programs()
   searches = asked.stage % 3 == 1 and asked.stage < STAGES - 1
+  known = settings.read(settings.folder(POLICY))
+  of = policy.Policy(known, settings.WARM_START / settings.TOKENIZER, {})
   if searches:
-    known = settings.read(settings.folder(POLICY))
-    of = policy.Policy(known, settings.WARM_START / settings.TOKENIZER, {})
     search = knowledge_base.retriever(knowledge_base.open_kbs(asked.kb))
-  else:
-    of = policy.load(POLICY)
+  greedy = _by_transformers(of) if asked.way == "transformers" else None
   file = asked.workdir / "events.jsonl"
   before, new = iter(predictions.read(file)), []
 
@@ -76,10 +85,11 @@ def run_stage(asked: argparse.Namespace) -> None:
               for text, tokens in event["said"]]
     if phase.number not in phases(asked.stage):
       raise Done
-    key, size = keys[phase.number], asked.batch or len(phase.prompts)
-    groups = [group for i in range(0, len(phase.prompts), size)
-              for group in of.respond(
-                  phase.prompts[i:i + size], key, 1, phase.method)]
+    if greedy and phase.method == GREEDY:
+      groups = [[greedy(prompt)] for prompt in phase.prompts]
+    else:
+      groups = policy.load(POLICY).respond(
+          phase.prompts, keys[phase.number], 1, phase.method)
     new.append(dict(said=[(one.text, one.tokens.tolist())
                           for (one,) in groups]))
     return groups
@@ -98,6 +108,37 @@ def run_stage(asked: argparse.Namespace) -> None:
   except Done:
     pass
   predictions.append(file, new)
+
+
+def _by_transformers(of: policy.Policy):
+  """A prompt to transformers' response to it."""
+  import torch
+  import transformers
+  model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+      settings.WARM_START).eval()
+  never = np.flatnonzero(~of.allowed).tolist()
+  coder = of.packer.tokenizer
+
+  def respond(prompt):
+    encoded = of.packer.encode(prompt)
+    ids = torch.tensor([encoded.ids])
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids),
+                  mm_token_type_ids=(ids == coder.picture).int())
+    if encoded.pictures:
+      inputs |= dict(
+          pixel_values=torch.tensor(np.concatenate(
+              [picture.patches for picture in encoded.pictures])),
+          image_grid_thw=torch.tensor(
+              [[1, *picture.grid] for picture in encoded.pictures]))
+    with torch.no_grad():
+      out = model.generate(
+          **inputs, do_sample=False, suppress_tokens=never,
+          max_new_tokens=of.settings.response_tokens[-1],
+          eos_token_id=coder.end, pad_token_id=coder.pad)
+    tokens = out[0, ids.shape[1]:].numpy()
+    return Response(coder.decode(tokens), tokens, np.zeros(len(tokens)))
+
+  return respond
 
 
 def timed(*commands: list[str]) -> float:
@@ -123,7 +164,8 @@ def main() -> None:
   parser.add_argument("--kb", default="runs/quickstart/kb")
   parser.add_argument("--questions", type=int, default=780)
   parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
-  parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+  parser.add_argument("--ways", default="transformers,ours")
+  parser.add_argument("--way", default="ours", help=argparse.SUPPRESS)
   parser.add_argument("--workdir", type=pathlib.Path, help=argparse.SUPPRESS)
   asked = parser.parse_args()
   if asked.stage is not None:
@@ -136,15 +178,15 @@ def main() -> None:
                  "--config.methods=r1_router", "--step_rewards=false"])
     show = lambda way, seconds, of: print(json.dumps(dict(
         way=way, questions=asked.questions, seconds=round(seconds, 1),
-        slower=round(seconds / one, 2), same=rows(of) == rows(whole))),
+        slower=round(seconds / one, 2), same=round(np.mean([
+            a == b for a, b in zip(rows(of), rows(whole), strict=True)]), 4))),
         flush=True)
     show("one process", one, whole)
-    for way, batch in (("stages, in batches", 0),
-                       ("stages, one prompt at a time", 1)):
-      workdir = pathlib.Path(folder) / str(batch)
+    for way in asked.ways.split(","):
+      workdir = pathlib.Path(folder) / way
       workdir.mkdir()
-      show(way, timed(*([
-          __file__, f"--stage={stage}", f"--batch={batch}", f"--kb={asked.kb}",
+      show(f"a process for each stage, {way}", timed(*([
+          __file__, f"--stage={stage}", f"--way={way}", f"--kb={asked.kb}",
           f"--workdir={workdir}", f"--questions={asked.questions}"]
           for stage in range(STAGES))), workdir)
 

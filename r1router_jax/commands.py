@@ -29,7 +29,6 @@ USAGE = 2  # Exit code of a command that was asked for what it cannot do.
 INTERRUPTED = 130
 PREEMPTED = 42  # What was done is saved: start the command again.
 
-# What XLA compiled, kept for the next run of any command.
 _COMPILED = os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
     "r1router_jax")
@@ -43,6 +42,14 @@ flags.disclaim_key_flags()  # What `options` defines is the command's.
 
 class Preempted(Exception):
   """This machine is wanted back; says what was saved."""
+
+
+def keep_programs() -> None:
+  """Keeps what XLA compiles for the next run of any command."""
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", _COMPILED)
+    # Many small programs take as long as a large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _is_for_the_log(record: std_logging.LogRecord) -> bool:
@@ -63,10 +70,7 @@ def run(main: Callable[[list[str]], object]) -> None:
       if not logging.level_debug():  # It lists every backend not there.
         std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
         logging.get_absl_handler().addFilter(_is_for_the_log)
-      if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", _COMPILED)
-        # Many small programs take as long as a large one.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+      keep_programs()
       return main(argv)
     except KeyboardInterrupt:
       _leave(INTERRUPTED, "Interrupted.")
