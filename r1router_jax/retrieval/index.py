@@ -65,6 +65,8 @@ class Probe(NamedTuple):
   def of(cls, vectors: Vectors) -> "Probe":
     rows = vectors[np.linspace(
         0, len(vectors) - 1, min(_PROBES, len(vectors)), dtype=np.int64)]
+    # To a query of zeros all rows are equally near, and whatever is found good.
+    rows = rows[rows.any(axis=1)] if rows.any() else rows
     between = (rows + np.roll(rows, len(rows) // 2 or 1, axis=0)) / 2
     probes = np.concatenate([rows, between])
     return cls(probes, ExactIndex(vectors).search(probes, 10)[0])
