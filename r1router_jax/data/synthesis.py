@@ -5,11 +5,12 @@ try has one `outcome`:
 
   kept
   input                 a picture that cannot be read, or a prompt too long
-  malformed             no plan in two tries, or an answer not of the protocol
+  malformed             no plan in all tries, or an answer not of the protocol
   wrong answer          by `Rules.metric`
   repeated              the same sub-question twice, as teachers do that do not
                         know when to stop
-  not a row             what `grpo_rows` would not read, or not as it was
+  not a row             what `grpo_rows` would not read, or not as it was; also
+                        a plan that came only when its prompt was mended
 
 A kept trajectory is written as R1-Router publishes them (see `trajectories`):
 the teacher's plans and intermediate answers are golds, those of the final step

@@ -50,7 +50,7 @@ class Stored(Index, Protocol):
 
 
 class Probe(NamedTuple):
-  """Queries whose nearest rows are known: some rows themselves, and as many
+  """Queries whose nearest rows are known: some rows, not of zeros, and as many
   that lie between two of them, far from both, as questions do from answers.
 
   Attributes:
