@@ -1,7 +1,9 @@
 """Eight pretend devices, and every annotated shape checked on every call."""
 
+import json
 import os
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Read when JAX is first imported, which therefore happens below this line.
@@ -21,3 +23,19 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 install_import_hook("r1router_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def kbs(tmp_path_factory):
+  """Some of the world, in knowledge bases of their own."""
+  from r1router_jax import build_kb
+  from r1router_jax.data import georouter
+  from r1router_jax.records import KBS
+  folder = tmp_path_factory.mktemp("kbs")
+  for kb in KBS:
+    source = folder / f"{kb}.jsonl"
+    source.write_text("".join(
+        json.dumps(dict(id=p.id, text=p.text)) + "\n"
+        for p in georouter.passages(kb)[:40]))
+    build_kb.build(str(folder / kb), kb, str(source), embedder="minilm")
+  return folder

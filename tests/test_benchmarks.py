@@ -41,6 +41,19 @@ def test_our_iteration():
 
 
 @pytest.mark.slow
+@pytest.mark.oracle
+def test_a_process_for_each_stage(kbs):
+  done = subprocess.run(
+      [sys.executable, BENCHMARKS / "stages.py", f"--kb={kbs}",
+       "--questions=3", "--ways=transformers"],
+      capture_output=True, text=True, check=False, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  one, stages = map(json.loads, done.stdout.splitlines())
+  assert (one["same"], stages["same"]) == (1, 1)
+  assert one["slower"] == 1 and stages["slower"] > 1
+
+
+@pytest.mark.slow
 @pytest.mark.skipif("R1ROUTER_REFERENCE" not in os.environ,
                     reason="R1ROUTER_REFERENCE names no question files")
 def test_scoring_without_the_grid():

@@ -9,25 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from r1router_jax import build_kb, predictions
-from r1router_jax.data import georouter
-from r1router_jax.records import KBS
+from r1router_jax import predictions
 
 KILLS = int(os.environ.get("KILLS", "1"))
 QUESTIONS, CHUNK = 16, 2
-
-
-@pytest.fixture(scope="module")
-def kbs(tmp_path_factory):
-  """Some of the world, in knowledge bases of their own."""
-  folder = tmp_path_factory.mktemp("kbs")
-  for kb in KBS:
-    source = folder / f"{kb}.jsonl"
-    source.write_text("".join(
-        json.dumps(dict(id=p.id, text=p.text)) + "\n"
-        for p in georouter.passages(kb)[:40]))
-    build_kb.build(str(folder / kb), kb, str(source), embedder="minilm")
-  return folder
 
 
 def run(kbs, workdir):
