@@ -104,16 +104,24 @@ class Approach(NamedTuple):
   stop: tuple[str, ...] = ()
 
 
-def checked(questions: Sequence[Question]) -> list[Walk]:
-  """A walk for each question.
+def begun(policy: Responder, questions: Sequence[Question]) -> list[Walk]:
+  """A walk for each question, at its end where the policy cannot read it.
+
+  Some prompts leave the question's picture out, and it is searched with, too:
+  so R1-Router's last step is asked, which shows it in every style.
 
   Raises:
-    ValueError: where one has no text.
+    ValueError: where a question has no text.
   """
   for question in questions:
     if not question.text.strip():
       raise ValueError(f"Question {question.id!r} is empty; give it a text.")
-  return [Walk(question) for question in questions]
+  walks = [Walk(question) for question in questions]
+  for walk in walks:
+    walk.final = fits(policy, Prompt(
+        walk, policy.settings.conversation(walk.step("final")),
+        protocol.parse_answer))
+  return walks
 
 
 def ask(policy: Responder, prompts: Sequence[Prompt], number: int,

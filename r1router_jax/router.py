@@ -157,7 +157,7 @@ def loop(
     planner: who decides on routes; by default the policy.
     spell: the prompt of a step; by default the policy's own.
   """
-  walks = asking.checked(questions)
+  walks = asking.begun(policy, questions)
   planner, known = planner or Planner(), policy.settings
   spell = spell or known.conversation
   plan_of = functools.partial(protocol.parse_plan, routes=known.routes)
@@ -168,8 +168,6 @@ def loop(
         walk, spell(step), plan_of if kind == "plan" else protocol.parse_answer,
         step)
 
-  for walk in walks:  # A baseline would search with a broken picture.
-    asking.fits(policy, prompt(walk, "plan"))
   for n in range(max_steps):
     planned = yield from _plan(
         policy, planner, [w for w in walks if w.planning], n, method, keep,
@@ -187,10 +185,11 @@ def loop(
     for (walk, plan), passages, answer in zip(
         planned, found, answers, strict=True):
       walk.rounds.append(Round(plan, passages, answer))
+  left = [walk for walk in walks if walk.final is None]
   finals = yield from asking.persist(
-      policy, [prompt(walk, "final") for walk in walks], PHASES * max_steps,
+      policy, [prompt(walk, "final") for walk in left], PHASES * max_steps,
       method, keep)
-  for walk, final in zip(walks, finals, strict=True):
+  for walk, final in zip(left, finals, strict=True):
     walk.final = final
   return [walk.trajectory() for walk in walks]
 

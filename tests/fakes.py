@@ -19,9 +19,9 @@ class Scripted(Policy):
   A prompt's `tokens` are its passages' words, of which it reads so many.
   """
 
-  def __init__(self, script, tokens=100, **options):
+  def __init__(self, script, tokens=100, style="full", **options):
     super().__init__(
-        dataclasses.replace(tiny.SETTINGS, style="full", **options),
+        dataclasses.replace(tiny.SETTINGS, style=style, **options),
         tiny.TOKENIZER, {})
     self.script, self.asked = script, []  # Prompts, one list for each call.
     self.packer, self.tokens = self, tokens

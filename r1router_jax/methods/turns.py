@@ -79,11 +79,9 @@ def loop(
       nothing is kept, since nothing has a gold.
     language: of the baseline.
   """
-  walks, style = asking.checked(questions), policy.settings.style
+  walks, style = asking.begun(policy, questions), policy.settings.style
   conclusion = lambda walk: Prompt(
       walk, language.conclude(style, walk.question, walk.rounds), answer_in)
-  for walk in walks:
-    asking.fits(policy, conclusion(walk))
   for n in range(max_steps):
     planned = yield from _plan(policy, language, [
         walk for walk in walks if walk.planning], n, method, keep)

@@ -214,7 +214,8 @@ def test_what_is_no_answer(text):
   assert isinstance(spelling.answer_in(text), Malformed)
 
 
-def test_methods_do_not_depend_on_neighbours():
+@pytest.mark.parametrize("style", ["full", "compact"])
+def test_methods_do_not_depend_on_neighbours(style):
   """Neither does a question whose picture is missing harm them."""
   broken = dataclasses.replace(ASKED, id="broken", image="missing.png")
   script = lambda kind, prompt, temperature: (
@@ -222,8 +223,10 @@ def test_methods_do_not_depend_on_neighbours():
       f"<answer>{len(prompt)}</answer>")
   for method in ("search_r1", "ircot", "iter_retgen", "rag_all"):
     by = named.METHODS[method](0)
-    alone = [router.route(fakes.Scripted(script), fakes.kbs(), [q], KEY, by=by)
-             [0] for q in (broken, ASKED, HOW_MANY)]
-    assert router.route(fakes.Scripted(script), fakes.kbs(),
-                        [broken, ASKED, HOW_MANY], KEY, by=by) == alone
+    policy, kbs = fakes.Scripted(script, style=style), fakes.kbs()
+    alone = [router.route(policy, kbs, [q], KEY, by=by)[0]
+             for q in (broken, ASKED, HOW_MANY)]
+    assert router.route(
+        policy, kbs, [broken, ASKED, HOW_MANY], KEY, by=by) == alone
     assert alone[0].final == Malformed("", "missing.png does not exist.")
+    assert "missing.png" not in {query.image for query in kbs["image"].queries}
