@@ -151,11 +151,13 @@ def tables(results: Results, earned: Earned) -> dict[str, report.Table]:
         highlight=False)
   by = [_families(r) for r in results]
   for name in ("recall", "route"):
-    found[f"{_HEADINGS[name]} by family"] = report.Table(
-        ("Family", "Questions", *(r.name for r in results)),
-        tuple((family, len(by[0][family][name]),
-               *(_percent(columns[family][name]) for columns in by))
-              for family in by[0]), highlight=False)
+    if rows := tuple(
+        (family, len(by[0][family][name]),
+         *(_percent(columns[family][name]) for columns in by))
+        for family in by[0] if len(scoring.counted(by[0][family][name]))):
+      found[f"{_HEADINGS[name]} by family"] = report.Table(
+          ("Family", "Questions", *(r.name for r in results)), rows,
+          highlight=False)
   if earned:
     found["Mean step reward x 100"] = report.Table(
         ("Policy", *map(str.capitalize, next(iter(earned.values())))),

@@ -126,4 +126,5 @@ def _warn_of_missing(name: str, images: str, missing: Sequence[str]) -> None:
         "and score 0.  %s", name, len(missing),
         ", ".join(ascii(each) for each in missing[:rows.NAMED]),
         ", ..." if len(missing) > rows.NAMED else "",
-        f"Add them to {images}." if images else "Name their folder or .zip.")
+        f"Add them to {images}." if images else
+        "--images names their folder or .zip.")
