@@ -97,11 +97,9 @@ class Asking(NamedTuple):
   routes: int = 1
   passage_pictures: int = 0
 
-  def conversation(self, step: Step, examples: bool = False) -> Conversation:
-    """The prompt of a step; see `settings.Settings.conversation`."""
-    prompt = protocol.step_conversation(step, **self._asdict())
-    return protocol.with_examples(prompt, style=self.style) if (
-        examples) else prompt
+  def conversation(self, step: Step) -> Conversation:
+    """The prompt of a step."""
+    return protocol.step_conversation(step, **self._asdict())
 
   def options(self) -> dict[str, Any]:
     """Those of `settings.OPTIONS` that are on."""
@@ -155,7 +153,8 @@ class ChatPolicy:
     requests = []
     for conversation in conversations:
       asked = completions.messages(
-          conversation.system, self.packer.turn(conversation)[0])
+          conversation.system, self.packer.turn(conversation)[0],
+          conversation.examples)
       requests += [dict(way, messages=asked,
                         seed=completions.seed(key, asked, member))
                    for member in range(n)]

@@ -91,9 +91,14 @@ class Chat:
     return [one if isinstance(one, Reply) else Reply("") for one in found]
 
 
-def messages(system: str, user: str | list) -> list[dict[str, Any]]:
-  """The two turns of a request."""
-  return [dict(role="system", content=system), dict(role="user", content=user)]
+def messages(
+    system: str, user: str | list, examples: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, Any]]:
+  """The turns of a request: between its two, what was asked and replied."""
+  turns = [("system", system), *(
+      turn for asked, reply in examples
+      for turn in (("user", asked), ("assistant", reply))), ("user", user)]
+  return [dict(role=role, content=content) for role, content in turns]
 
 
 def seed(key: jax.Array, prompt: Any, member: int) -> int:

@@ -38,12 +38,17 @@ class PassageTokens:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-  """One prompt: a system turn, a user turn with its pictures, a reply begun."""
+  """One prompt: a system turn, a user turn with its pictures, a reply begun.
+
+  Between the system turn and the user's stand `examples`, of ours: what was
+  asked, and what was replied.
+  """
 
   kind: str  # One of records.KINDS.
   system: str
   user: tuple[Segment, ...]
   said: tuple[Segment, ...] = ()  # What the response goes on from.
+  examples: tuple[tuple[str, str], ...] = ()
 
   @property
   def pictures(self) -> tuple[str, ...]:

@@ -29,8 +29,6 @@ class Style:
     asked: ends an answer step (opens it where `passages` has the `{}`).
     repair: asks once more after a response that failed, with its text and the
       reason; "" where nobody would understand it.
-    examples: of each kind of step, what ends the system turn for a policy that
-      was never trained for this.
     tags: short names of the knowledge bases.
     image_first: whether the picture stands before the text.
     answer_image: whether answer steps see the picture.
@@ -46,7 +44,6 @@ class Style:
   passage: str
   asked: str
   repair: str
-  examples: dict[str, str]
   tags: dict[str, str]
   image_first: bool
   answer_image: bool
@@ -141,57 +138,6 @@ _REPAIR = (
     "more, in exactly the format that is asked for above, with nothing outside "
     "of it.")
 
-# Ours: the original shows eight, of questions from its benchmarks.
-_ANSWER_EXAMPLE = """
-### Examples:
-Question: {}
-<think>{}</think>
-<answer>{}</answer>
-"""
-_EXAMPLES = dict(
-    plan="""### Examples:
-Origin question: Which river runs through the capital of the country on this \
-stamp?
-<think>The stamp's country must be found before its capital. The picture shows \
-it.</think>
-<sub-question>Which country issued this stamp?</sub-question>
-<ret>Text Image Retriever</ret>
-
-Origin question: Which river runs through the capital of the country on this \
-stamp?
-Sub-question1: which country issued this stamp?
-Answer1: hungary
-<think>The country is Hungary. Next comes the river at its capital, a fact \
-that texts tell.</think>
-<sub-question>Which river runs through the capital of Hungary?</sub-question>
-<ret>Text Retriever</ret>
-
-Origin question: Which river runs through the capital of the country on this \
-stamp?
-Sub-question1: which country issued this stamp?
-Answer1: hungary
-Sub-question2: which river runs through the capital of hungary?
-Answer2: the danube
-<think>The river is known, so nothing is missing.</think>
-<sub-question>None</sub-question>
-<ret>None</ret>
-
-Origin question: In the 1987 season, how many games did the winner of the \
-northern league lose?
-<think>Games lost in a season stand in a table of results.</think>
-<sub-question>How many games did the winner of the 1987 northern league lose?\
-</sub-question>
-<ret>Table Retriever</ret>
-""",
-    answer=_ANSWER_EXAMPLE.format(
-        "which river runs through the capital of hungary?",
-        "A passage says that Budapest, the capital, lies on the Danube.",
-        "the Danube"),
-    final=_ANSWER_EXAMPLE.format(
-        "Which river runs through the capital of the country on this stamp?",
-        "The stamp is Hungarian, and the Danube runs through its capital.",
-        "the Danube"))
-
 STYLES = {
     "full": Style(
         system=dict(
@@ -209,7 +155,6 @@ STYLES = {
             "\n\n Give me the answer(with the format <answer></answer>) to "
             "the Question: {}"),
         repair=_REPAIR,
-        examples=_EXAMPLES,
         tags=dict(text="ter", image="tir", table="tar"),
         image_first=False,
         answer_image=True,
@@ -225,7 +170,6 @@ STYLES = {
         passage="{}\n",
         asked="",
         repair="",
-        examples={},
         tags={},
         image_first=True,
         answer_image=False,

@@ -99,12 +99,6 @@ def final_conversation(
   return _conversation("final", spelt, user, image)
 
 
-def with_examples(prompt: Conversation, *, style: str) -> Conversation:
-  """The prompt with examples of what may be written, where there are any."""
-  shown = _style(style).examples.get(prompt.kind, "")
-  return dataclasses.replace(prompt, system=prompt.system + shown)
-
-
 def repaired(
     prompt: Conversation, failed: Malformed, *, style: str
 ) -> Conversation | None:

@@ -84,18 +84,11 @@ class Settings:
             for field in dataclasses.fields(self) if field.name in OPTIONS
             and getattr(self, field.name) != field.default}
 
-  def conversation(
-      self, step: Step, examples: bool = False
-  ) -> conversations.Conversation:
-    """The prompt of a step, as this policy is asked.
-
-    With `examples` a plan's shows some, for a policy that never saw one.
-    """
-    prompt = protocol.step_conversation(
+  def conversation(self, step: Step) -> conversations.Conversation:
+    """The prompt of a step, as this policy is asked."""
+    return protocol.step_conversation(
         step, style=self.style, routes=self.routes,
         passage_pictures=self.passage_pictures)
-    return protocol.with_examples(prompt, style=self.style) if (
-        examples) else prompt
 
   def response_length(self, tokens: int) -> int:
     """The padded length of a gold response of so many tokens."""

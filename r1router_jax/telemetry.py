@@ -249,7 +249,7 @@ def progress(
       yield item
       done += 1
       now = time.monotonic()
-      if now - said >= every:
+      if now - said >= every and done != total:
         said = now
         _say(desc, done, total, now - start)
     _say(desc, done, total, time.monotonic() - start)

@@ -36,7 +36,7 @@ def chatting(say, answer=None):
     other = answer(len(bodies), body) if answer else None
     if other is not None:
       return other
-    system, user = body["messages"]
+    system, *_, user = body["messages"]  # Between them, examples.
     assert (system["role"], user["role"]) == ("system", "user")
     said = say(system["content"], text_of(user), body)
     return 200, said if isinstance(said, dict) else completion(said)

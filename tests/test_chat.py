@@ -28,7 +28,7 @@ KINDS = {text: kind for kind, text in STYLES["full"].system.items()}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-  monkeypatch.setattr(service, "DEADLINE", 1.5)
+  monkeypatch.setattr(completions, "DEADLINE", 20.0)
   monkeypatch.setattr(service, "PAUSES", (0.01, 0.05))
   monkeypatch.delenv(endpoints.KEY, raising=False)
 
@@ -86,6 +86,17 @@ def test_prompts_and_pictures_arrive_as_they_are(flag):
   for part in parts[1::2]:
     head, data = part["image_url"]["url"].split(",")
     assert head == "data:image/png;base64" and base64.b64decode(data) == flag
+
+
+def test_examples_are_turns_of_the_dialogue():
+  with chatting(lambda *of: "x") as (address, bodies):
+    conversation = dataclasses.replace(
+        *prompts("who?"), examples=(("a", "b"), ("c", "d")))
+    chat.open_policy(address).respond([conversation], KEY)
+  (asked,) = [body["messages"] for body in bodies]
+  assert [(turn["role"], turn["content"]) for turn in asked] == [
+      ("system", "sys"), ("user", "a"), ("assistant", "b"), ("user", "c"),
+      ("assistant", "d"), ("user", "who?")]
 
 
 def test_a_picture_of_the_question_must_be_good(tmp_path, flag):

@@ -158,9 +158,9 @@ def test_a_benchmark_without_gold_traces_and_with_a_missing_picture(tmp_path):
                         comparison.Settings("oracle_route"))
 
 
-def step_rewards(**options):
+def step_rewards(questions=QUESTIONS, **options):
   retrieve = lambda asked: [() for _ in asked]
-  steps = [step for each in trajectories.gold_steps(QUESTIONS, retrieve)
+  steps = [step for each in trajectories.gold_steps(questions, retrieve)
            for step in each]
   embed = lambda texts: np.stack([np.eye(8)[len(t) % 8] for t in texts])
   reward = rewards.StepReward(embed, preset="reference")
@@ -174,6 +174,17 @@ def step_rewards(**options):
 def prompt(step):
   conversation = protocol.step_conversation(step, style="full")
   return "".join(segment.text for segment in conversation.user)
+
+
+def test_a_step_that_cannot_be_read_earns_nothing(caplog):
+  """As where a policy of texts alone is shown pictures; its neighbours do."""
+  broken = dataclasses.replace(QUESTIONS[0], image="missing.png")
+  found, one = step_rewards([broken, *QUESTIONS[1:]])
+  steps = len(one) // len(QUESTIONS)  # Of each question.
+  assert min(one[:steps]) > 0  # It would have earned something.
+  assert found.tolist() == [0] * steps + one[steps:]
+  assert f"{steps} of {len(one)} gold steps cannot be read" in caplog.text
+  assert "missing.png does not exist" in caplog.text
 
 
 def test_step_rewards_are_those_of_each_step_alone(monkeypatch):

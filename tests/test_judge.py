@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from r1router_jax import judge
+from r1router_jax import completions, judge
 from r1router_jax.records import Question
 from r1router_jax.retrieval import service
 from tests.chatting import chatting, completion
@@ -17,7 +17,7 @@ QUESTIONS = [Question(f"q/{n}", f"Who is {n}?", (f"Ann {n}", f"A. {n}"))
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-  monkeypatch.setattr(service, "DEADLINE", 1.5)
+  monkeypatch.setattr(completions, "DEADLINE", 20.0)
   monkeypatch.setattr(service, "PAUSES", (0.01, 0.05))
 
 

@@ -219,7 +219,6 @@ def test_plain_progress(capsys, monkeypatch):
   assert list(telemetry.progress(range(4), "sft")) == [0, 1, 2, 3]
   assert capsys.readouterr().err.split("\n") == [
       "sft: 2 of 4 (50%), 12 s, 0.167/s, 12 s left",
-      "sft: 4 of 4 (100%), 1 min 15 s, 0.0533/s",
       "sft: 4 of 4 (100%), 1 min 15 s, 0.0533/s", ""]
 
 

@@ -84,15 +84,16 @@ class Fitted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """How a style opens and closes a prompt."""
+  """How a style opens and closes a prompt, and goes on after a reply."""
 
   opening: str
   closing: str
+  again: str = ""
 
 
 TEMPLATES = {
     "full": Turn(f"{START}system\n{{system}}{END}\n{START}user\n",
-                 f"{END}\n{START}assistant\n"),
+                 f"{END}\n{START}assistant\n", f"{END}\n{START}user\n"),
     "compact": Turn("{system}", START),
 }
 
@@ -164,9 +165,12 @@ class Tokenizer:
     whole = [
         self._placeholders(next(sizes)) if s.source == "picture" else
         self._piece(s.text, s.source != "template") for s in user]
-    opening = self._piece(
-        self._template.opening.format(system=conversation.system), False)
-    closing = self._piece(self._template.closing, False)
+    turn = self._template
+    opening = self._piece("".join((
+        turn.opening.format(system=conversation.system),
+        *(f"{asked}{turn.closing}{reply}{turn.again}"
+          for asked, reply in conversation.examples))), False)
+    closing = self._piece(turn.closing, False)
     pieces = _within(user, whole, most)
     excess = len(opening) + len(closing) - limit + sum(map(len, pieces))
     for i in reversed(range(len(pieces))):

@@ -3,6 +3,7 @@
 Axes:  n steps
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +12,19 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from r1router_jax import drawing, policy, predictions, telemetry
+from r1router_jax import (
+    asking,
+    drawing,
+    policy,
+    predictions,
+    protocol,
+    telemetry,
+)
 from r1router_jax.data import trajectories
 from r1router_jax.learning import rewards
 from r1router_jax.records import Query, Question, Step
 from r1router_jax.retrieval import embedders, knowledge_base
+from r1router_jax.walk import Walk
 
 EVERY = 8  # Of so many questions one has its gold steps rewarded.
 CHUNK = 390  # Steps between two lines of progress.
@@ -30,7 +39,7 @@ def step_rewards(
     *,
     samples: int = 0,
 ) -> Float[np.ndarray, " n"]:
-  """The reward of the response to each gold step.
+  """The reward of the response to each gold step; 0 where none can be given.
 
   Args:
     trained: the policy.
@@ -40,19 +49,26 @@ def step_rewards(
     samples: 0 for the greedy response, else the mean of so many drawn at
       temperature 1.
   """
-  members = max(samples, 1)
-  conversations = list(map(trained.settings.conversation, steps))
-  earned = []
-  for i in telemetry.progress(
-      range(0, len(steps), CHUNK), f"step rewards, {CHUNK} steps each"):
-    chunk = steps[i:i + CHUNK]
-    groups = trained.respond(
-        conversations[i:i + CHUNK], key, members,
-        drawing.Method(float(samples > 0)))
-    flat = reward([step for step in chunk for _ in range(members)],
+  members, earned = max(samples, 1), np.zeros(len(steps))
+  prompts = [asking.Prompt(
+      Walk(step.question), trained.settings.conversation(step),
+      functools.partial(protocol.parse, step.kind)) for step in steps]
+  unfit = [asking.fits(trained, prompt) for prompt in prompts]
+  good = [i for i, fault in enumerate(unfit) if fault is None]
+  if len(good) < len(steps):
+    logging.warning(
+        "%d of %d gold steps cannot be read and earn 0, the first since: %s",
+        len(steps) - len(good), len(steps),
+        next(fault.reason for fault in unfit if fault))
+  for at in telemetry.progress(
+      range(0, len(good), CHUNK), f"step rewards, {CHUNK} steps each"):
+    chunk = good[at:at + CHUNK]
+    groups = trained.respond([prompts[i].prompt for i in chunk], key, members,
+                             drawing.Method(float(samples > 0)))
+    flat = reward([steps[i] for i in chunk for _ in range(members)],
                   [each.text for group in groups for each in group])
-    earned.append(flat.reshape(len(chunk), members).mean(axis=1))
-  return np.concatenate(earned)
+    earned[chunk] = flat.reshape(len(chunk), members).mean(axis=1)
+  return earned
 
 
 def of_policies(

@@ -3,25 +3,16 @@
 import functools
 from collections.abc import Callable
 
-from r1router_jax import planners, prompts, router
-from r1router_jax.asking import Approach, Walker
-from r1router_jax.methods import omnisearch, reading, searching, turns
+from r1router_jax import planners, router
+from r1router_jax.asking import Approach
+from r1router_jax.methods import (
+  few_shot,
+  omnisearch,
+  reading,
+  searching,
+  turns,
+)
 from r1router_jax.records import KBS
-
-
-def few_shot(policy, questions, retrieve, **how) -> Walker:
-  """R1-Router by a policy that was never trained for it: by examples.
-
-  Raises:
-    ValueError: where the policy's style has no examples.
-  """
-  style = policy.settings.style
-  if not prompts.STYLES[style].examples:
-    raise ValueError(
-        f"few_shot: there are no examples in the style {style!r}, whose "
-        "policies know what to do or do not; leave it out.")
-  return router.loop(policy, questions, retrieve, spell=functools.partial(
-      policy.settings.conversation, examples=True), **how)
 
 
 def _planned(planner: planners.Planner) -> Approach:
@@ -35,7 +26,7 @@ def _spoken(language: turns.Language, *stop: str) -> Callable[[int], Approach]:
 
 METHODS: dict[str, Callable[[int], Approach]] = {  # From a seed.
     "r1_router": lambda seed: Approach(router.loop),
-    "few_shot": lambda seed: Approach(few_shot),
+    "few_shot": lambda seed: Approach(few_shot.loop),
     "direct": _spoken(reading.DIRECT),
     "cot": _spoken(reading.COT),
     **{f"rag_{kb}": _spoken(reading.rag(kb)) for kb in KBS},

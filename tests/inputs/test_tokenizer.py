@@ -81,6 +81,11 @@ def test_templates_are_spelt_out():
   assert text("full", who, picture, picture, who) == (
       "<|im_start|>system\n<|plan|><|im_end|>\n<|im_start|>user\nwho?"
       f"{seen}{seen}who?<|im_end|>\n<|im_start|>assistant\n")
+  shown = Conversation("plan", "s", (who,), (), (("a", "b"), ("c", "d")))
+  assert RAW.decode(encode(shown, "full"), skip_special_tokens=False).replace(
+      " ", "") == "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in (
+          "system\ns", "user\na", "assistant\nb", "user\nc", "assistant\nd",
+          "user\nwho?")) + "<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from r1router_jax import protocol, router
-from r1router_jax.methods import named, searching, spelling
+from r1router_jax.methods import few_shot, named, searching, spelling
 from r1router_jax.records import (
     Answer,
     Malformed,
@@ -185,13 +185,19 @@ def test_examples_are_shown_to_whom_was_never_trained():
   _, plain, _ = walk("r1_router", *said, question=HOW_MANY)
   _, shown, _ = walk("few_shot", *said, question=HOW_MANY)
   for one, other in zip(plain.prompts, shown.prompts, strict=True):
-    assert other.system.startswith(one.system) and one.user == other.user
-    assert "### Examples" in other.system and "### Examples" not in one.system
-  examples = shown.prompts[0].system.partition("### Examples")[2]
-  plans = [f"<think>{part}" for part in examples.split("<think>")[1:]]
-  plans = [part[:part.index("</ret>") + 6] for part in plans]
-  assert {protocol.parse_plan(part).route for part in plans} == {
-      "text", "image", "table", "none"}  # None of them is malformed.
+    assert one == dataclasses.replace(other, examples=())
+    assert other.examples == few_shot.shown(one.kind) and not one.examples
+  read = [protocol.parse_plan(reply) for _, reply in few_shot.shown("plan")]
+  assert [plan.route for plan in read] == [
+      "image", "text", "none", "table", "none", "text", "text", "none", "none"]
+  for kind, count in (("answer", 5), ("final", 4)):
+    read = [protocol.parse_answer(x) for _, x in few_shot.shown(kind)]
+    assert [type(one) for one in read] == [Answer] * count
+  asked, _ = few_shot.shown("plan")[1]
+  assert asked == (
+      "Origin question: Which river runs through the capital of the country on "
+      "this stamp?\nSub-question1: which country issued this stamp?\n"
+      "Answer1: hungary\n")
   compact = Writer()
   object.__setattr__(compact, "settings", dataclasses.replace(
       compact.settings, style="compact"))
