@@ -1,7 +1,7 @@
 r"""Trajectories of a teacher, to train on: walked, filtered, split, written.
 
   python -m r1router_jax.synthesize --kb=runs/kb --out=runs/synthesis \
-      --teacher=openai:http://127.0.0.1:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct
+      --few_shot --teacher=openai:http://127.0.0.1:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct
 
 The teacher walks the routing loop with live retrieval.  In <out> come to lie
 
@@ -43,7 +43,6 @@ from r1router_jax import (
   telemetry,
 )
 from r1router_jax.data import (
-  benchmarks,
   synthesis,
   synthesis_files,
   trajectories,
@@ -52,6 +51,7 @@ from r1router_jax.data.synthesis_files import Found
 from r1router_jax.drawing import Method
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.rows import Fault
+from r1router_jax.methods import few_shot, named
 from r1router_jax.records import Question
 from r1router_jax.retrieval import knowledge_base
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
@@ -82,6 +82,9 @@ _QUESTIONS = flags.DEFINE_integer(
 _TRIES = flags.DEFINE_integer(
     "tries", 1, "How often a question is tried until one passes, at most.",
     lower_bound=1)
+_FEW_SHOT = flags.DEFINE_bool(
+    "few_shot", False, "Whether the teacher is shown examples, as one should "
+    "be that was never trained to route.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the teacher.")
 _TOP_K = flags.DEFINE_integer(
     "top_k", 20, "It draws among so many tokens; 0: all.")
@@ -118,6 +121,7 @@ class Settings:
   top_p: float = 1.0
   k: int = 1
   max_steps: int = trajectories.MAX_HOPS
+  few_shot: bool = False
 
   def method(self) -> Method:
     """How the teacher's tokens are drawn."""
@@ -196,7 +200,8 @@ def _walk(teacher, kbs, questions, settings, key) -> list[synthesis.Try]:
 
   walked = router.route(
       teacher, kbs, questions, key, k=settings.k, max_steps=settings.max_steps,
-      method=settings.method(), keep=keep)
+      method=settings.method(), keep=keep,
+      by=named.METHODS["few_shot" if settings.few_shot else results.ROUTER](0))
   return [synthesis.Try(t, tuple(calls[t.question.id])) for t in walked]
 
 
@@ -233,34 +238,27 @@ def _judged(
                before.tokens + tried.trajectory.tokens)
 
 
-def questions_of(
-    benchmark: str, data: str, pictures: str, split: str, unpack_to: str
-) -> list[Question]:
-  """The questions of a benchmark, each text on one line, as in rows."""
-  found = benchmarks.load(
-      benchmark, data, pictures, split=split, pictures_to=unpack_to)
-  return [dataclasses.replace(q, text=" ".join(q.text.split())) for q in found]
-
-
 def label_of(
     teacher: Any, kbs: Mapping[str, KnowledgeBase]
 ) -> dict[str, str]:
   """What tells this teacher, as it is asked here, from any other."""
   digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
   style = teacher.settings.style
+  spelt = prompts.STYLES[style], few_shot.EXAMPLES
   return dict(
       fingerprint=chat.fingerprint(teacher),
-      prompts=f"{style} {digest(repr(prompts.STYLES[style]))}",
+      prompts=f"{style} {digest(repr(spelt))}",
       kbs=digest(json.dumps([base.meta for base in kbs.values()])))
 
 
 def main(_) -> None:
   out = pathlib.Path(_OUT.value)
-  questions = questions_of(_BENCHMARK.value, _DATA.value, _IMAGES.value,
-                           _SPLIT.value, str(out / "unpacked"))
+  questions = synthesis_files.questions_of(
+      _BENCHMARK.value, _DATA.value, _IMAGES.value, _SPLIT.value,
+      str(out / "unpacked"))
   questions = questions[:_QUESTIONS.value or len(questions)]
   settings = Settings(_SEED.value, _TEMPERATURE.value, _TOP_K.value,
-                      _TOP_P.value, _K.value, _MAX_STEPS.value)
+                      _TOP_P.value, _K.value, _MAX_STEPS.value, _FEW_SHOT.value)
   settings.method().checked()
   teacher = chat.open_policy(_TEACHER.value)
   kbs = knowledge_base.open_kbs(_KB.value)

@@ -492,7 +492,7 @@ def test_labels_tell_teachers_prompts_and_knowledge_bases(monkeypatch):
 
 
 def test_questions_are_one_line():
-  found = synthesize.questions_of("georouter", "", "", "val", "")
+  found = synthesis_files.questions_of("georouter", "", "", "val", "")
   assert found == georouter.questions("val")
 
 
@@ -517,6 +517,14 @@ def test_a_teacher_behind_an_address(tmp_path, monkeypatch):
     count = len(bodies)
     walk(tmp_path / "there", *asked, teacher=teacher)
     assert len(bodies) == count
+    # Examples are shown to the teacher, and are no part of rows.
+    shown, _ = walk(tmp_path / "there", *asked, teacher=teacher,
+                    settings=dataclasses.replace(SETTINGS, few_shot=True))
+    assert [f.row and f.row["steps"] for f in shown] == [
+        f.row and f.row["steps"] for f in here]
+    assert len(bodies) > count  # Those of before are another teacher's.
+    assert all((len(body["messages"]) > 2) == (i >= count)
+               for i, body in enumerate(bodies))
 
 
 @pytest.mark.slow

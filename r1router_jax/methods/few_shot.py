@@ -24,6 +24,20 @@ from r1router_jax.records import (
 STYLE = "full"  # Policies of others were trained for what they do.
 EXAMPLES = (
     Trajectory(
+        Question("", "Was the Eiffel Tower finished before the Brooklyn "
+                 "Bridge?"),
+        (Round(Plan("Both years are needed, one after the other. Texts tell "
+                    "them.", "When was the Eiffel Tower finished?", "text"),
+               (Passage("", "text", "The Eiffel Tower in Paris was finished in "
+                        "March 1889, for the world's fair."),),
+               Answer("The passage says March 1889.", "1889")),
+         Round(Plan("The tower is of 1889. The year of the bridge is missing.",
+                    "When was the Brooklyn Bridge finished?", "text"),
+               (Passage("", "text", "The Brooklyn Bridge was opened on May 24, "
+                        "1883, after thirteen years of building."),),
+               Answer("It was opened in 1883.", "1883"))),
+        Answer("1889 is later than 1883.", "no")),
+    Trajectory(
         Question("", "Which river runs through the capital of the country on "
                  "this stamp?"),
         (Round(Plan("The stamp's country must be found before its capital. The "
@@ -55,20 +69,6 @@ EXAMPLES = (
                Answer("The first place is Ashford's, which lost 4.", "4")),),
         Answer("The winner lost 4 games.", "4")),
     Trajectory(
-        Question("", "Was the Eiffel Tower finished before the Brooklyn "
-                 "Bridge?"),
-        (Round(Plan("Both years are needed, one after the other. Texts tell "
-                    "them.", "When was the Eiffel Tower finished?", "text"),
-               (Passage("", "text", "The Eiffel Tower in Paris was finished in "
-                        "March 1889, for the world's fair."),),
-               Answer("The passage says March 1889.", "1889")),
-         Round(Plan("The tower is of 1889. The year of the bridge is missing.",
-                    "When was the Brooklyn Bridge finished?", "text"),
-               (Passage("", "text", "The Brooklyn Bridge was opened on May 24, "
-                        "1883, after thirteen years of building."),),
-               Answer("It was opened in 1883.", "1883"))),
-        Answer("1889 is later than 1883.", "no")),
-    Trajectory(
         Question("", "How many sides does a triangle have?"), (),
         Answer("A triangle has three sides, as anybody knows.", "3")),
 )
@@ -93,11 +93,15 @@ def loop(
 
 
 def shown(kind: str) -> tuple[tuple[str, str], ...]:
-  """The examples of one kind of step: what is asked, what is replied."""
+  """The examples of one kind of step: what is asked, what is replied.
+
+  The first comes last: a small policy takes after what it saw last, and does
+  not ask if that was a stop.
+  """
   return tuple(
       ("".join(segment.text for segment in asked.user), reply)
       for example in EXAMPLES for asked, reply in _steps(example)
-      if asked.kind == kind)
+      if asked.kind == kind)[::-1]
 
 
 def _steps(example: Trajectory) -> Iterator[tuple[Conversation, str]]:
