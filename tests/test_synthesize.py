@@ -24,7 +24,7 @@ from r1router_jax.data import (
     trajectories,
 )
 from r1router_jax.inputs.rows import BadRow
-from r1router_jax.learning import demonstrations, examples
+from r1router_jax.learning import demonstrations, examples, rewards
 from r1router_jax.records import Answer, Passage, Plan, Question
 from r1router_jax.retrieval import endpoints
 from tests import fakes
@@ -119,6 +119,18 @@ def test_outcomes_are_counted(tmp_path):
   rows = lines(tmp_path / "trajectories.jsonl")
   assert summary["tokens"] == sum(row["tokens"] for row in rows)
   assert not (tmp_path / "grpo_dataset_valid.jsonl").read_text()
+
+
+def test_what_is_kept_for_an_interval_is_rewarded(tmp_path):
+  asked = dataclasses.replace(
+      question("good"), answers=("17.5",), interval=(17.0, 19.0))
+  rules = synthesis.Rules("recall")
+  (found,), _ = walk(tmp_path, asked, rules=rules)
+  assert found.outcomes == (synthesis.KEPT,)
+  assert found.row["steps"][-1]["answer"] == ["17.5", "18 million"]
+  reward = rewards.StepReward(lambda texts: np.eye(len(texts)), "reference")
+  *_, final = grpo_rows.parse(found.row, "q", "")
+  assert reward([final], [final.response]) == 1
 
 
 def test_filters_and_repeats_are_a_choice(tmp_path):
