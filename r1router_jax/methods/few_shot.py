@@ -6,6 +6,7 @@ are ours: the original's are of questions from its benchmarks, eight of each.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 from r1router_jax import protocol, router
@@ -84,7 +85,7 @@ def loop(
   """
   if policy.settings.style != STYLE:
     raise ValueError(
-        f"few_shot: there are no examples in the style "
+        "few_shot: there are no examples in the style "
         f"{policy.settings.style!r}, whose policies know what to do or do not; "
         "leave it out.")
   return router.loop(
@@ -92,6 +93,7 @@ def loop(
           policy.settings.conversation(step), examples=shown(step.kind)), **how)
 
 
+@functools.cache
 def shown(kind: str) -> tuple[tuple[str, str], ...]:
   """The examples of one kind of step: what is asked, what is replied.
 
