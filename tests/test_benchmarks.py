@@ -40,7 +40,7 @@ def test_our_iteration():
   assert 0 < ours["update_of_matmul"] < 1 and ours["faster"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.oracle
 def test_a_process_for_each_stage(kbs):
   done = subprocess.run(
