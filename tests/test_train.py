@@ -41,16 +41,16 @@ def scalars(workdir):
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-  """A warm start of 20 updates."""
+  """A warm start of 8 updates."""
   folder = tmp_path_factory.mktemp("started")
-  train(config("sft", **{"total_steps": 20, "sft.recall_steps": 10}), folder)
+  train(config("sft", **{"total_steps": 8, "sft.recall_steps": 4}), folder)
   return folder
 
 
 @pytest.mark.slow
 def test_same_seed_same_numbers(started, tmp_path):
-  train(config("sft", **{"total_steps": 20, "sft.recall_steps": 10}), tmp_path)
-  assert len(scalars(started)) == 20
+  train(config("sft", **{"total_steps": 8, "sft.recall_steps": 4}), tmp_path)
+  assert len(scalars(started)) == 8
   assert scalars(tmp_path) == scalars(started)
 
 
