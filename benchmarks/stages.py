@@ -16,6 +16,7 @@ ours.  One JSON line a way:
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import subprocess
@@ -65,6 +66,7 @@ def run_stage(asked: argparse.Namespace) -> None:
   of = policy.Policy(known, settings.WARM_START / settings.TOKENIZER, {})
   if searches:
     search = knowledge_base.retriever(knowledge_base.open_kbs(asked.kb))
+  ours = functools.cache(lambda: policy.load(POLICY))
   greedy = _by_transformers(of) if asked.way == "transformers" else None
   file = asked.workdir / "events.jsonl"
   before, new = iter(predictions.read(file)), []
@@ -88,7 +90,7 @@ def run_stage(asked: argparse.Namespace) -> None:
     if greedy and phase.method == GREEDY:
       groups = [[greedy(prompt)] for prompt in phase.prompts]
     else:
-      groups = policy.load(POLICY).respond(
+      groups = ours().respond(
           phase.prompts, keys[phase.number], 1, phase.method)
     new.append(dict(said=[(one.text, one.tokens.tolist())
                           for (one,) in groups]))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 from r1router_jax import protocol
-from r1router_jax.conversations import Conversation
+from r1router_jax.conversations import Conversation, Segment
 from r1router_jax.drawing import GREEDY, Method
 from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -105,10 +105,9 @@ class Approach(NamedTuple):
 
 
 def begun(policy: Responder, questions: Sequence[Question]) -> list[Walk]:
-  """A walk for each question, at its end where the policy cannot read it.
+  """A walk for each question, at its end where its picture cannot be read.
 
-  Some prompts leave the question's picture out, and it is searched with, too:
-  so R1-Router's last step is asked, which shows it in every style.
+  Not every prompt shows the picture, and what it is searched with must be good.
 
   Raises:
     ValueError: where a question has no text.
@@ -118,9 +117,9 @@ def begun(policy: Responder, questions: Sequence[Question]) -> list[Walk]:
       raise ValueError(f"Question {question.id!r} is empty; give it a text.")
   walks = [Walk(question) for question in questions]
   for walk in walks:
-    walk.final = fits(policy, Prompt(
-        walk, policy.settings.conversation(walk.step("final")),
-        protocol.parse_answer))
+    if image := walk.question.image:
+      alone = Conversation("final", "", (Segment(image, "picture"),))
+      walk.final = fits(policy, Prompt(walk, alone, protocol.parse_answer))
   return walks
 
 

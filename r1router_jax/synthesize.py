@@ -1,7 +1,8 @@
 r"""Trajectories of a teacher, to train on: walked, filtered, split, written.
 
   python -m r1router_jax.synthesize --kb=runs/kb --out=runs/synthesis \
-      --few_shot --teacher=openai:http://127.0.0.1:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct
+      --few_shot \
+      --teacher=openai:http://127.0.0.1:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct
 
 The teacher walks the routing loop with live retrieval.  In <out> come to lie
 

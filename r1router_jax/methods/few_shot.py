@@ -21,6 +21,7 @@ from r1router_jax.records import (
   Step,
   Trajectory,
 )
+from r1router_jax.retrieval.knowledge_base import Retrieve
 
 STYLE = "full"  # Policies of others were trained for what they do.
 EXAMPLES = (
@@ -76,7 +77,7 @@ EXAMPLES = (
 
 
 def loop(
-    policy: Responder, questions: Sequence[Question], retrieve, **how
+    policy: Responder, questions: Sequence[Question], retrieve: Retrieve, **how
 ) -> Walker:
   """R1-Router's way to answer questions, with examples; see `router.loop`.
 
