@@ -254,7 +254,7 @@ def label_of(
 
 def main(_) -> None:
   out = pathlib.Path(_OUT.value)
-  questions = synthesis_files.questions_of(
+  questions = synthesis.questions_of(
       _BENCHMARK.value, _DATA.value, _IMAGES.value, _SPLIT.value,
       str(out / "unpacked"))
   questions = questions[:_QUESTIONS.value or len(questions)]

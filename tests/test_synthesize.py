@@ -504,7 +504,7 @@ def test_labels_tell_teachers_prompts_and_knowledge_bases(monkeypatch):
 
 
 def test_questions_are_one_line():
-  found = synthesis_files.questions_of("georouter", "", "", "val", "")
+  found = synthesis.questions_of("georouter", "", "", "val", "")
   assert found == georouter.questions("val")
 
 

@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1router_jax import predictions, scoring
-from r1router_jax.data import grpo_rows, trajectories
+from r1router_jax.data import benchmarks, grpo_rows, trajectories
 from r1router_jax.inputs import images, rows
 from r1router_jax.records import Answer, Question, Step, Trajectory
 
@@ -193,6 +193,15 @@ def _copy(path: str, folder: str) -> str:
       file.write(data)
     os.replace(f"{to}.partial", to)
   return name
+
+
+def questions_of(
+    benchmark: str, data: str, pictures: str, split: str, unpack_to: str
+) -> list[Question]:
+  """The questions of a benchmark, each text on one line, as in rows."""
+  found = benchmarks.load(
+      benchmark, data, pictures, split=split, pictures_to=unpack_to)
+  return [dataclasses.replace(q, text=" ".join(q.text.split())) for q in found]
 
 
 def group(question: Question) -> str:

@@ -19,8 +19,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from r1router_jax import predictions
-from r1router_jax.data import benchmarks, grpo_rows_tfds, synthesis
-from r1router_jax.records import Question
+from r1router_jax.data import grpo_rows_tfds, synthesis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +35,6 @@ class Found:
   outcomes: tuple[str, ...]
   row: dict[str, Any] | None = None
   tokens: int = 0
-
-
-def questions_of(
-    benchmark: str, data: str, pictures: str, split: str, unpack_to: str
-) -> list[Question]:
-  """The questions of a benchmark, each text on one line, as in rows."""
-  found = benchmarks.load(
-      benchmark, data, pictures, split=split, pictures_to=unpack_to)
-  return [dataclasses.replace(q, text=" ".join(q.text.split())) for q in found]
 
 
 def write(
