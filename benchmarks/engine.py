@@ -22,8 +22,9 @@ REPEATS = 3
 def sampler(make: Callable[[dict], Callable[[int], None]]) -> None:
   def measure(case):
     generate = make(case)
-    first, whole = (best(lambda new=new: generate(new))
-                    for new in (1, case["new"]))
+    first, whole = (
+      best(lambda new=new: generate(new)) for new in (1, case["new"])
+    )
     return dict(prefill_s=first, decode_s=whole - first, total_s=whole)
 
   main(measure)
@@ -31,8 +32,10 @@ def sampler(make: Callable[[dict], Callable[[int], None]]) -> None:
 
 def trainer(run: Callable[[dict, int], list[dict[str, float]]]) -> None:
   def measure(case):
-    turns = [parts | dict(total_s=sum(parts.values()))
-             for parts in run(case, 1 + REPEATS)]
+    turns = [
+      parts | dict(total_s=sum(parts.values()))
+      for parts in run(case, 1 + REPEATS)
+    ]
     return min(turns[1:], key=lambda parts: parts["total_s"])
 
   main(measure)
@@ -41,9 +44,15 @@ def trainer(run: Callable[[dict, int], list[dict[str, float]]]) -> None:
 def main(measure: Callable[[dict], dict[str, float]]) -> None:
   compiles = _count_compiles()
   found = measure(json.loads(sys.argv[1]))
-  print(json.dumps(found | dict(
-      compiles=len(compiles),
-      peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))
+  print(
+    json.dumps(
+      found
+      | dict(
+        compiles=len(compiles),
+        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+      )
+    )
+  )
 
 
 def best(run: Callable[[], None]) -> float:
@@ -78,6 +87,10 @@ def _count_compiles() -> list:
   except ImportError:
     return seen
   jax.monitoring.register_event_duration_secs_listener(
-      lambda name, *_, **__: seen.append(name)
-      if name == "/jax/core/compile/backend_compile_duration" else None)
+    lambda name, *_, **__: (
+      seen.append(name)
+      if name == "/jax/core/compile/backend_compile_duration"
+      else None
+    )
+  )
   return seen

@@ -27,31 +27,52 @@ class Ids:
 
 
 def model(case: dict) -> qwen2.Qwen2:
-  return qwen2.Qwen2(qwen2.ModelConfig(
-      num_layers=case["layers"], vocab_size=case["vocab"],
-      embed_dim=case["hidden"], hidden_dim=case["mlp"],
-      num_heads=case["heads"], head_dim=case["head_size"],
-      num_kv_heads=case["kv_heads"], norm_eps=1e-6, rope_theta=1_000_000,
-      use_tied_embedding=True), rngs=nnx.Rngs(0))
+  return qwen2.Qwen2(
+    qwen2.ModelConfig(
+      num_layers=case["layers"],
+      vocab_size=case["vocab"],
+      embed_dim=case["hidden"],
+      hidden_dim=case["mlp"],
+      num_heads=case["heads"],
+      head_dim=case["head_size"],
+      num_kv_heads=case["kv_heads"],
+      norm_eps=1e-6,
+      rope_theta=1_000_000,
+      use_tied_embedding=True,
+    ),
+    rngs=nnx.Rngs(0),
+  )
 
 
 def texts(case: dict) -> list[str]:
   rng = np.random.default_rng(0)
   ids = rng.integers(  # The sampler puts a token in front.
-      10, case["vocab"], (case["prompts"], case["prompt"] - 1))
+    10, case["vocab"], (case["prompts"], case["prompt"] - 1)
+  )
   return [" ".join(map(str, row)) for row in ids]
 
 
 def make(case):
   policy = model(case)
   repeated = [text for text in texts(case) for _ in range(case["group"])]
-  samplers = {new: sampler.Sampler(policy, Ids(), sampler.CacheConfig(
-      case["prompt"] + new, case["layers"], case["kv_heads"],
-      case["head_size"])) for new in (1, case["new"])}
+  samplers = {
+    new: sampler.Sampler(
+      policy,
+      Ids(),
+      sampler.CacheConfig(
+        case["prompt"] + new,
+        case["layers"],
+        case["kv_heads"],
+        case["head_size"],
+      ),
+    )
+    for new in (1, case["new"])
+  }
 
   def generate(new):
     out = samplers[new](
-        repeated, new, max_prompt_length=case["prompt"], eos_tokens=[-1])
+      repeated, new, max_prompt_length=case["prompt"], eos_tokens=[-1]
+    )
     assert all(len(tokens) == new for tokens in out.tokens)
 
   return generate

@@ -15,12 +15,13 @@ import time
 
 import jax
 
-from r1router_jax import fused, policy
 from r1router_jax.data import georouter
-from r1router_jax.retrieval import knowledge_base, local
+from r1router_jax.policy import policy
+from r1router_jax.retrieval import local_kb, retriever
+from r1router_jax.routing import device_loop
 
 
-class Slow(local.LocalKB):
+class Slow(local_kb.LocalKB):
   """Waits before it searches."""
 
   delay = 0.0
@@ -30,22 +31,26 @@ class Slow(local.LocalKB):
     return super()._find(queries, k)
 
 
-def seconds(loop: str, delay: float, asked: argparse.Namespace,
-            of: policy.Policy) -> float:
+def seconds(
+  loop: str, delay: float, asked: argparse.Namespace, of: policy.Policy
+) -> float:
   """Of one run, whose knowledge bases remember nothing."""
-  kbs = {kb: Slow(base.content, base.meta) for kb, base in
-         knowledge_base.open_kbs(asked.kb).items()}
+  kbs = {
+    kb: Slow(base.content, base.meta)
+    for kb, base in retriever.open_kbs(asked.kb).items()
+  }
   for base in kbs.values():
     base.delay = delay
-  questions = georouter.questions("test")[:asked.questions]
+  questions = georouter.questions("test")[: asked.questions]
   start = time.perf_counter()
-  fused.LOOPS[loop](of, kbs, questions, jax.random.key(0))
+  device_loop.LOOPS[loop](of, kbs, questions, jax.random.key(0))
   return time.perf_counter() - start
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--kb", default="runs/quickstart/kb")
   parser.add_argument("--questions", type=int, default=64)
   parser.add_argument("--delay", type=float, default=0.05)
@@ -56,10 +61,18 @@ def main() -> None:
     for delay in (0.0, asked.delay):
       best = min(seconds(loop, delay, asked, of) for _ in range(4))
       fast = fast or best
-      print(json.dumps(dict(
-          loop=loop, delay=delay, questions=asked.questions,
-          per_s=round(asked.questions / best, 2),
-          of_fast=round(fast / best, 3))), flush=True)
+      print(
+        json.dumps(
+          dict(
+            loop=loop,
+            delay=delay,
+            questions=asked.questions,
+            per_s=round(asked.questions / best, 2),
+            of_fast=round(fast / best, 3),
+          )
+        ),
+        flush=True,
+      )
 
 
 if __name__ == "__main__":

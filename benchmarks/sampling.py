@@ -22,20 +22,20 @@ import argparse
 import itertools
 import json
 
-import beside
+import common
 
 ENGINES = {  # The script, and what it is asked beside the case.
-    "ours": ("engine_ours", dict(shared=True)),
-    "apart": ("engine_ours", dict(shared=False)),
-    "transformers": ("engine_transformers", {}),
-    "tunix": ("engine_tunix", {}),
+  "ours": ("engine_ours", dict(shared=True)),
+  "apart": ("engine_ours", dict(shared=False)),
+  "transformers": ("engine_transformers", {}),
+  "tunix": ("engine_tunix", {}),
 }
 
 
 def needed(case: dict) -> tuple[float, float]:
   """GFLOP of the prompt's prefill, and GB that one decoded token reads."""
   d, kv = case["hidden"], case["kv_heads"] * case["head_size"]
-  layer, head = beside.layer_weights(case), case["vocab"] * d
+  layer, head = common.layer_weights(case), case["vocab"] * d
   p, g = case["prompt"], case["group"]
   attention = 2 * p * p * d  # Half of the keys, scores and values.
   flops = case["layers"] * (2 * layer * p + attention) + 2 * head
@@ -45,35 +45,48 @@ def needed(case: dict) -> tuple[float, float]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-  parser.add_argument("--engines", type=beside.words, default=[*ENGINES])
-  parser.add_argument("--shapes", type=beside.words, default=[*beside.SHAPES])
-  parser.add_argument("--groups", type=beside.numbers, default=[1, 4, 8])
-  parser.add_argument("--prompts", type=beside.numbers, default=[128, 512])
-  parser.add_argument("--new", type=beside.numbers, default=[32, 128])
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--engines", type=common.words, default=[*ENGINES])
+  parser.add_argument("--shapes", type=common.words, default=[*common.SHAPES])
+  parser.add_argument("--groups", type=common.numbers, default=[1, 4, 8])
+  parser.add_argument("--prompts", type=common.numbers, default=[128, 512])
+  parser.add_argument("--new", type=common.numbers, default=[32, 128])
   asked = parser.parse_args()
-  machine = beside.limits()
+  machine = common.limits()
   print(json.dumps(machine), flush=True)
   for shape, group, prompt, new in itertools.product(
-      asked.shapes, asked.groups, asked.prompts, asked.new):
-    case = beside.SHAPES[shape] | dict(
-        prompts=1, group=group, prompt=prompt, new=new)
+    asked.shapes, asked.groups, asked.prompts, asked.new
+  ):
+    case = common.SHAPES[shape] | dict(
+      prompts=1, group=group, prompt=prompt, new=new
+    )
     flops, read = needed(case)
     ours = None
     for engine in asked.engines:
       script, extra = ENGINES[engine]
-      found = beside.measured(script, case | extra)
+      found = common.measured(script, case | extra)
       ours = ours or found["total_s"]
       step = found["decode_s"] / (new - 1)
-      print(json.dumps(dict(
-          engine=engine, shape=shape, group=group, prompt=prompt, new=new,
-          tokens_s=round(group * new / found["total_s"], 1),
-          faster=round(found["total_s"] / ours, 2),
-          prefill_of_matmul=round(
-              flops / found["prefill_s"] / machine["gflops"], 3),
-          decode_of_bandwidth=round(read / step / machine["gb_s"], 3),
-          **{name: round(value, 3) for name, value in found.items()})),
-          flush=True)
+      print(
+        json.dumps(
+          dict(
+            engine=engine,
+            shape=shape,
+            group=group,
+            prompt=prompt,
+            new=new,
+            tokens_s=round(group * new / found["total_s"], 1),
+            faster=round(found["total_s"] / ours, 2),
+            prefill_of_matmul=round(
+              flops / found["prefill_s"] / machine["gflops"], 3
+            ),
+            decode_of_bandwidth=round(read / step / machine["gb_s"], 3),
+            **{name: round(value, 3) for name, value in found.items()},
+          )
+        ),
+        flush=True,
+      )
 
 
 if __name__ == "__main__":

@@ -8,47 +8,74 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1router_jax import drawing
-from r1router_jax.learning import objective, optim, update
-from r1router_jax.learning.batch import Batch
-from r1router_jax.models import serving
+from r1router_jax.generation import token_sampling
+from r1router_jax.models import inference_params
+from r1router_jax.training import grpo_loss, optimizer, train_step
+from r1router_jax.training.batch import Batch
 
-TX = optim.chain(
-    name="adamw", lr=1e-6, b2=0.999, muon_lr=0.0, steps=100, warmup=0,
-    final=1.0, weight_decay=0.01, clip_norm=1.0)
+TX = optimizer.chain(
+  name="adamw",
+  lr=1e-6,
+  b2=0.999,
+  muon_lr=0.0,
+  steps=100,
+  warmup=0,
+  final=1.0,
+  weight_decay=0.01,
+  clip_norm=1.0,
+)
+
 ALL = ".*"
 
 
-def start(case: dict, key: jax.Array) -> update.State:
-  return update.start(engine_ours.initial(case, key), TX, ALL)
+def start(case: dict, key: jax.Array) -> train_step.State:
+  return train_step.start(engine_ours.initial(case, key), TX, ALL)
 
 
 def updater(case: dict):
   """(state, no reference policy, batch) -> the next state and metrics."""
   loss = functools.partial(
-      objective.loss, engine_ours.model(case), objective.Objective(
-          temperature=1.0, longest=case["new"], clip_low=0.2, clip_high=0.2,
-          aggregate="token_mean", kl="k3", kl_coef=0.0, entropy_coef=0.0),
-      allowed=jnp.ones(case["vocab"], bool))
-  return jax.jit(update.make(loss, TX, ALL), donate_argnums=0)
+    grpo_loss.loss,
+    engine_ours.model(case),
+    grpo_loss.Objective(
+      temperature=1.0,
+      longest=case["new"],
+      clip_low=0.2,
+      clip_high=0.2,
+      aggregate="token_mean",
+      kl="k3",
+      kl_coef=0.0,
+      entropy_coef=0.0,
+    ),
+    allowed=jnp.ones(case["vocab"], bool),
+  )
+  return jax.jit(train_step.make(loss, TX, ALL), donate_argnums=0)
 
 
 def learnt(case: dict, drawn, advantage: np.ndarray) -> Batch:
   """What the update sees of all groups, in one pass."""
   batch = Batch(
-      engine_ours.packed(case, np.arange(case["prompts"])), drawn.tokens,
-      drawn.mask, advantage, drawn.logp,
-      drawn.mask.sum((1, 2)).astype(np.float32))
+    engine_ours.packed(case, np.arange(case["prompts"])),
+    drawn.tokens,
+    drawn.mask,
+    advantage,
+    drawn.logp,
+    drawn.mask.sum((1, 2)).astype(np.float32),
+  )
   return jax.tree.map(lambda x: x[None], batch)
 
 
 def run(case, turns):
   state = jax.jit(functools.partial(start, case))(jax.random.key(0))
   step = updater(case)
-  serve = jax.jit(lambda params: serving.served(
-      params, engine_ours.model(case).compute, unrolled=True))
+  serve = jax.jit(
+    lambda params: inference_params.served(
+      params, engine_ours.model(case).compute, unrolled=True
+    )
+  )
   draw = engine_ours.drawer(
-      case, case["prompts"], case["group"], drawing.Method(1.0))
+    case, case["prompts"], case["group"], token_sampling.SamplingParams(1.0)
+  )
   found = []
   for turn in range(turns):
     laps = engine.Laps()
@@ -57,7 +84,7 @@ def run(case, turns):
     drawn = draw(served, turn, case["new"])
     del served
     laps("rollout_s")
-    advantage = objective.advantages((drawn.tokens % 2).mean(-1))
+    advantage = grpo_loss.advantages((drawn.tokens % 2).mean(-1))
     batch = learnt(case, drawn, advantage)
     laps("reward_s")
     state, metrics = step(state, None, batch)

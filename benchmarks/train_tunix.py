@@ -19,23 +19,35 @@ from tunix.rl.rollout import base_rollout
 
 def cluster(case: dict, turns: int) -> rl_cluster.RLCluster:
   device = jax.sharding.Mesh(
-      np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
+    np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp")
+  )
   return rl_cluster.RLCluster(
-      actor=engine_tunix.model(case), tokenizer=engine_tunix.Ids(),
-      cluster_config=rl_cluster.ClusterConfig(
-          role_to_mesh=dict.fromkeys(
-              (rl_cluster.Role.ACTOR, rl_cluster.Role.ROLLOUT), device),
-          training_config=rl_cluster.RLTrainingConfig(
-              actor_optimizer=optax.chain(
-                  optax.clip_by_global_norm(1.0),
-                  optax.adamw(1e-6, weight_decay=0.01)),
-              eval_every_n_steps=turns + 1, max_steps=turns,
-              mini_batch_size=case["prompts"], train_micro_batch_size=1,
-              rollout_micro_batch_size=case["prompts"]),
-          rollout_config=base_rollout.RolloutConfig(
-              max_tokens_to_generate=case["new"], temperature=1.0, top_p=1.0,
-              max_prompt_length=case["prompt"],
-              kv_cache_size=case["prompt"] + case["new"], eos_tokens=[-1])))
+    actor=engine_tunix.model(case),
+    tokenizer=engine_tunix.Ids(),
+    cluster_config=rl_cluster.ClusterConfig(
+      role_to_mesh=dict.fromkeys(
+        (rl_cluster.Role.ACTOR, rl_cluster.Role.ROLLOUT), device
+      ),
+      training_config=rl_cluster.RLTrainingConfig(
+        actor_optimizer=optax.chain(
+          optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.01)
+        ),
+        eval_every_n_steps=turns + 1,
+        max_steps=turns,
+        mini_batch_size=case["prompts"],
+        train_micro_batch_size=1,
+        rollout_micro_batch_size=case["prompts"],
+      ),
+      rollout_config=base_rollout.RolloutConfig(
+        max_tokens_to_generate=case["new"],
+        temperature=1.0,
+        top_p=1.0,
+        max_prompt_length=case["prompt"],
+        kv_cache_size=case["prompt"] + case["new"],
+        eos_tokens=[-1],
+      ),
+    ),
+  )
 
 
 def run(case, turns):
@@ -62,8 +74,12 @@ def run(case, turns):
     return [np.mean(np.array(each) % 2) for each in ids]
 
   learner = grpo_learner.GRPOLearner(
-      actors, grpo_learner.GRPOConfig(
-          num_generations=case["group"], num_iterations=1, beta=0.0), reward)
+    actors,
+    grpo_learner.GRPOConfig(
+      num_generations=case["group"], num_iterations=1, beta=0.0
+    ),
+    reward,
+  )
   learner.train(batches())
   lap("update_s")
   return parts

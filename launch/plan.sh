@@ -22,11 +22,11 @@ cd "$ROOT"
 
 Step-GRPO on Qwen2.5-VL, vision tower included; every parameter is trained, in
 float32 with AdamW.  `launch/plan.sh` makes this page; for other batches, lengths
-and meshes see `python -m r1router_jax.plan --help`.
+and meshes see `python -m r1router_jax.train_compile --help`.
 HEAD
   for size in 3b 7b; do
     printf '\n## %s\n\n' "$size"
-    run python -m r1router_jax.plan --config="configs/step_grpo.py:$size" \
+    run python -m r1router_jax.train_compile --config="configs/step_grpo.py:$size" \
       --topology=v5e:2x4,v5e:4x4,v6e:4x4
   done
 } >docs/plan.md.partial

@@ -14,55 +14,74 @@ from collections.abc import Iterator
 import jax
 from absl import flags
 
-from r1router_jax import (
-    asking,
-    chat,
-    commands,
-    protocol,
-    results,
-    router,
-    telemetry,
-)
-from r1router_jax.methods import named
-from r1router_jax.records import Answer, Malformed, Question, Trajectory
-from r1router_jax.retrieval import knowledge_base
+from r1router_jax.common import cli
+from r1router_jax.common import text as text_lib
+from r1router_jax.common.records import Answer, Malformed, Question, Trajectory
+from r1router_jax.policy import interface, openai_policy
+from r1router_jax.protocol import format
+from r1router_jax.retrieval import retriever
+from r1router_jax.routing import router
+from r1router_jax.routing.baselines import registry
 
 _QUESTION = flags.DEFINE_string(
-    "question", "", "What you want to know.", allow_override=True)
+  "question", "", "What you want to know.", allow_override=True
+)
+
 _IMAGE = flags.DEFINE_string(
-    "image", "", "A picture that the question is about.", allow_override=True)
+  "image", "", "A picture that the question is about.", allow_override=True
+)
+
 _POLICY = flags.DEFINE_string(
-    "policy", "warm_start", "A policy's folder, the warm start that comes with "
-    "the package, or a model elsewhere: openai:http://host:port/v1#model.",
-    allow_override=True)
+  "policy",
+  "warm_start",
+  "A policy's folder, the warm start that comes with "
+  "the package, or a model elsewhere: openai:http://host:port/v1#model.",
+  allow_override=True,
+)
+
 _KB = flags.DEFINE_string(
-    "kb", "runs/quickstart/kb", "Folder of the knowledge bases, as build_kb "
-    "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
-    "table=DIR/table.", allow_override=True)
+  "kb",
+  "runs/quickstart/kb",
+  "Folder of the knowledge bases, as build_kb "
+  "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
+  "table=DIR/table.",
+  allow_override=True,
+)
+
 _METHOD = flags.DEFINE_enum(
-    "method", results.ROUTER, named.METHODS, "How it is answered; few_shot is "
-    "for a policy that was never trained to route.", allow_override=True)
+  "method",
+  registry.ROUTER,
+  registry.METHODS,
+  "How it is answered; few_shot is "
+  "for a policy that was never trained to route.",
+  allow_override=True,
+)
+
 _SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
 
 
 def ask(
-    trained: asking.Responder,
-    kbs: dict[str, knowledge_base.KnowledgeBase],
-    text: str,
-    image: str = "",
-    seed: int = 0,
-    method: str = results.ROUTER,
+  trained: interface.Responder,
+  kbs: dict[str, retriever.KnowledgeBase],
+  text: str,
+  image: str = "",
+  seed: int = 0,
+  method: str = registry.ROUTER,
 ) -> Trajectory:
   """The trajectory of one question."""
   found = router.route(
-      trained, kbs, [Question("question", text, image=image)],
-      jax.random.key(seed), by=named.METHODS[method](seed))
+    trained,
+    kbs,
+    [Question("question", text, image=image)],
+    jax.random.key(seed),
+    method=registry.METHODS[method](seed),
+  )
   return found[0]
 
 
 def lines(trajectory: Trajectory) -> Iterator[str]:
   """The trajectory to be read in a terminal; untrusted text is cleaned."""
-  clean = telemetry.clean
+  clean = text_lib.clean
   question = trajectory.question
   yield f"Question   {clean(question.text)}"
   if question.image:
@@ -70,7 +89,7 @@ def lines(trajectory: Trajectory) -> Iterator[str]:
   for n, done in enumerate(trajectory.rounds, 1):
     plan = done.plan
     yield ""
-    yield f"Round {n}    {protocol.route_names(plan)}"
+    yield f"Round {n}    {format.route_names(plan)}"
     if plan.thought:
       yield f"  thinks   {clean(plan.thought)}"
     yield f"  asks     {clean(plan.sub_question)}"
@@ -87,19 +106,20 @@ def lines(trajectory: Trajectory) -> Iterator[str]:
 def _answer(answer: Answer | Malformed) -> str:
   if isinstance(answer, Malformed):
     text = f"{answer.text}  (malformed: {answer.reason})"
-    return telemetry.clean(text.strip())
-  return telemetry.clean(answer.text)
+    return text_lib.clean(text.strip())
+  return text_lib.clean(answer.text)
 
 
 def main(_) -> None:
   text, image = _QUESTION.value.strip(), _IMAGE.value
   if not text:
     raise ValueError(
-        "There is no question.  Ask one: --question=\"Whose flag is this?\"")
+      'There is no question.  Ask one: --question="Whose flag is this?"'
+    )
   if image and not os.path.isfile(image):
     raise FileNotFoundError(f"--image={image} does not exist.")
-  trained = chat.open_policy(_POLICY.value)
-  kbs = knowledge_base.open_kbs(_KB.value)
+  trained = openai_policy.open_policy(_POLICY.value)
+  kbs = retriever.open_kbs(_KB.value)
   found = ask(trained, kbs, text, image, _SEED.value, _METHOD.value)
   print("\n".join(lines(found)))
   unread = [f for f in found.faults if f.startswith("input: ")]
@@ -108,4 +128,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  commands.run(main)
+  cli.run(main)

@@ -19,31 +19,47 @@ import pathlib
 import jax.numpy as jnp
 from absl import flags
 
-from r1router_jax import commands, policy
-from r1router_jax.retrieval import encoder_files
+from r1router_jax.common import cli
+from r1router_jax.policy import policy
+from r1router_jax.retrieval.encoders import torch_import
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "A folder, an id on the hub: owner/model, or, with "
-    "--encoder, a .bin or .pth file.")
+  "source",
+  None,
+  "A folder, an id on the hub: owner/model, or, with "
+  "--encoder, a .bin or .pth file.",
+)
+
 _TO = flags.DEFINE_string("to", None, "The folder to write.")
+
 _ENCODER = flags.DEFINE_enum(
-    "encoder", None, list(encoder_files.ENCODERS),
-    "The encoder of a knowledge base that --source holds; by default it holds "
-    "a policy.")
+  "encoder",
+  None,
+  list(torch_import.ENCODERS),
+  "The encoder of a knowledge base that --source holds; by default it holds "
+  "a policy.",
+)
+
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"],
-    "Precision of the weights that are written; by default bfloat16 for a "
-    "policy, float32 for an encoder.")
+  "dtype",
+  None,
+  ["float32", "bfloat16", "float16"],
+  "Precision of the weights that are written; by default bfloat16 for a "
+  "policy, float32 for an encoder.",
+)
 
 
 def main(_) -> None:
   target = pathlib.Path(_TO.value)
   if _ENCODER.value:
-    encoder = encoder_files.ENCODERS[_ENCODER.value]
-    encoder_files.convert(_SOURCE.value, _TO.value, encoder,
-                          jnp.dtype(_DTYPE.value or "float32"))
-    print(f"The encoder is in {target}.  Put the tokenizer.json of "
-          f"{encoder.tokenizer} beside it.")
+    encoder = torch_import.ENCODERS[_ENCODER.value]
+    torch_import.convert(
+      _SOURCE.value, _TO.value, encoder, jnp.dtype(_DTYPE.value or "float32")
+    )
+    print(
+      f"The encoder is in {target}.  Put the tokenizer.json of "
+      f"{encoder.tokenizer} beside it."
+    )
     return
   if (target / "config.json").exists():
     raise FileExistsError(f"--to={target} holds a model.  Name a new folder.")
@@ -53,4 +69,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["source", "to"])
-  commands.run(main)
+  cli.run(main)

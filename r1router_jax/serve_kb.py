@@ -31,25 +31,41 @@ from typing import Any
 
 from absl import flags, logging
 
-from r1router_jax import commands, telemetry
-from r1router_jax.inputs import images
-from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval import local, schema, service
-from r1router_jax.retrieval.schema import Refused
+from r1router_jax.common import cli, http_client, images
+from r1router_jax.common import text as text_lib
+from r1router_jax.common.records import Passage, Query
+from r1router_jax.retrieval import local_kb, search_api
+from r1router_jax.retrieval.search_api import Refused
 
 _KB = flags.DEFINE_string(
-    "kb", "runs/quickstart/kb/text", "Folder of one knowledge base, as "
-    "build_kb wrote it.", allow_override=True)
+  "kb",
+  "runs/quickstart/kb/text",
+  "Folder of one knowledge base, as build_kb wrote it.",
+  allow_override=True,
+)
+
 _PORT = flags.DEFINE_integer(
-    "port", 8000, "Where to listen; 0 takes a free one.", lower_bound=0,
-    upper_bound=65535)
+  "port",
+  8000,
+  "Where to listen; 0 takes a free one.",
+  lower_bound=0,
+  upper_bound=65535,
+)
+
 _HOST = flags.DEFINE_string(
-    "host", "127.0.0.1", "The address to listen at.  Any but a loopback one "
-    "lets others search: there is no authentication.")
+  "host",
+  "127.0.0.1",
+  "The address to listen at.  Any but a loopback one "
+  "lets others search: there is no authentication.",
+)
+
 
 CONNECTIONS = 32
+
 SEARCHES = 4  # At a time.
+
 PATIENCE = 1.0  # Seconds, for one of these.
+
 SECONDS = 10.0  # To send or to be sent a body.
 
 
@@ -66,7 +82,7 @@ class Server(http.server.ThreadingHTTPServer):
   # Without asking for the host's name, which can take long.
   server_bind = socketserver.TCPServer.server_bind
 
-  def __init__(self, base: local.LocalKB, host: str, port: int):
+  def __init__(self, base: local_kb.LocalKB, host: str, port: int):
     super().__init__((host, port), Handler)
     self.serve(base)
     self.address = "http://{}:{}".format(*self.server_address)
@@ -76,9 +92,9 @@ class Server(http.server.ThreadingHTTPServer):
     self._folder = tempfile.TemporaryDirectory(prefix="serve_kb-")
     self._kept: collections.OrderedDict[str, None] = collections.OrderedDict()
 
-  def serve(self, base: local.LocalKB) -> None:
+  def serve(self, base: local_kb.LocalKB) -> None:
     """Searches `base`, from the next request on."""
-    self.served = base, schema.card(base.meta)
+    self.served = base, search_api.card(base.meta)
 
   @property
   def kb(self) -> str:
@@ -108,23 +124,26 @@ class Server(http.server.ThreadingHTTPServer):
       Refused: where none is free.
     """
     if not self._searches.acquire(timeout=PATIENCE):
-      raise Refused(HTTPStatus.SERVICE_UNAVAILABLE,
-                    f"{SEARCHES} searches are under way; ask again")
+      raise Refused(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        f"{SEARCHES} searches are under way; ask again",
+      )
     try:
       yield
     finally:
       self._searches.release()
 
-  def search(self, request: schema.Request) -> bytes:
+  def search(self, request: search_api.Request) -> bytes:
     """The answer to a request.
 
     Raises:
       Refused: where a picture cannot be read, or the answer would be too long.
     """
     base, card = self.served
-    queries = [Query(text, self._file(picture) if picture else "")
-               for text, picture in zip(
-                   request.texts, request.pictures, strict=True)]
+    queries = [
+      Query(text, self._file(picture) if picture else "")
+      for text, picture in zip(request.texts, request.pictures, strict=True)
+    ]
     try:
       found = base.search(queries, request.k) if queries else []
     except images.BadImage as error:
@@ -132,20 +151,26 @@ class Server(http.server.ThreadingHTTPServer):
       raise Refused(HTTPStatus.BAD_REQUEST, f'"images": {said}') from None
     size, parts = 0, []
     for passages in found:
-      parts.append(json.dumps([_row(base, passage, request.scores)
-                               for passage in passages]))
+      parts.append(
+        json.dumps(
+          [_row(base, passage, request.scores) for passage in passages]
+        )
+      )
       size += len(parts[-1])
-      if size > service.MAX_ANSWER:
+      if size > http_client.MAX_ANSWER:
         raise Refused(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the answer would have more than {service.MAX_ANSWER:,} bytes: "
-            'send fewer "queries", or a smaller "topk"')
-    return (f'{{"result": [{", ".join(parts)}], '
-            f'"version": "{card["version"]}"}}').encode()
+          HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+          f"the answer would have more than {http_client.MAX_ANSWER:,} bytes: "
+          'send fewer "queries", or a smaller "topk"',
+        )
+    return (
+      f'{{"result": [{", ".join(parts)}], "version": "{card["version"]}"}}'
+    ).encode()
 
   def _file(self, picture: bytes) -> str:
     """Its path, which names the content, so that the same picture makes the
-    same query.  More are kept than the searches at a time can need."""
+    same query.  More are kept than the searches at a time can need.
+    """
     path = os.path.join(self._folder.name, hashlib.sha256(picture).hexdigest())
     with self._lock:
       if path not in self._kept:
@@ -153,7 +178,7 @@ class Server(http.server.ThreadingHTTPServer):
           file.write(picture)
       self._kept[path] = None
       self._kept.move_to_end(path)
-      if len(self._kept) > 2 * SEARCHES * schema.PICTURES:
+      if len(self._kept) > 2 * SEARCHES * search_api.PICTURES:
         os.remove(self._kept.popitem(last=False)[0])
     return path
 
@@ -178,7 +203,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self._send(HTTPStatus.OK, json.dumps(self.server.served[1]).encode())
     else:
       self.send_error(
-          HTTPStatus.NOT_FOUND, "there are GET /health and POST /retrieve")
+        HTTPStatus.NOT_FOUND, "there are GET /health and POST /retrieve"
+      )
 
   def do_POST(self) -> None:
     try:
@@ -192,25 +218,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def _search(self, body: bytes) -> bytes:
     try:
-      return self.server.search(schema.read(body, self.server.kb))
+      return self.server.search(search_api.read(body, self.server.kb))
     except Refused:
       raise
     except Exception:  # No request may end the server.
       logging.exception("A search failed.")
-      raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR,
-                    "the search failed; the server's log says why") from None
+      raise Refused(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "the search failed; the server's log says why",
+      ) from None
 
   def _body(self) -> bytes:
     """The body of the request, of the length that it says."""
     length = self.headers.get("Content-Length", "")
-    most = (schema.PICTURES_BODY if self.server.kb == "image"
-            else schema.BODY)
+    most = (
+      search_api.PICTURES_BODY if self.server.kb == "image" else search_api.BODY
+    )
     if not length.isdecimal():
       raise Refused(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
     if len(length) > 12 or int(length) > most:
       raise Refused(
-          HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-          f"the body has {length[:20]} bytes; send at most {most:,}")
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the body has {length[:20]} bytes; send at most {most:,}",
+      )
     parts, left, end = [], int(length), time.monotonic() + SECONDS
     while left:
       part = self.rfile.read1(min(left, 1 << 16))
@@ -220,15 +250,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
       left -= len(part)
     return b"".join(parts)
 
-  def send_error(self, code: int, message: str | None = None,
-                 explain: str | None = None) -> None:
+  def send_error(
+    self, code: int, message: str | None = None, explain: str | None = None
+  ) -> None:
     """Also of what the base class refuses.  The body may not have been read,
-    so the connection ends."""
+    so the connection ends.
+    """
     del explain
     self.close_connection = True
     status = HTTPStatus(code)
-    self._send(status, json.dumps(
-        {"error": telemetry.clean(message or status.phrase, 500)}).encode())
+    self._send(
+      status,
+      json.dumps(
+        {"error": text_lib.clean(message or status.phrase, 500)}
+      ).encode(),
+    )
 
   def _send(self, status: HTTPStatus, body: bytes) -> None:
     self.send_response(status)
@@ -242,19 +278,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.wfile.write(body)
 
   def log_message(self, format: str, *args: Any) -> None:
-    logging.debug("%s: %s", self.client_address[0],
-                  telemetry.clean(format % args))
+    logging.debug(
+      "%s: %s", self.client_address[0], text_lib.clean(format % args)
+    )
 
 
-def _row(base: local.LocalKB, passage: Passage, scores: bool) -> dict:
-  shown = schema.document(passage, passage.image and os.path.relpath(
-      passage.image, base.content.passages.pictures))
+def _row(base: local_kb.LocalKB, passage: Passage, scores: bool) -> dict:
+  shown = search_api.document(
+    passage,
+    passage.image
+    and os.path.relpath(passage.image, base.content.passages.pictures),
+  )
   return dict(document=shown, score=passage.score) if scores else shown
 
 
 def _serve_anew(server: Server, folder: str) -> None:
   try:
-    base = local.open_kb(folder)
+    base = local_kb.open_kb(folder)
   except ValueError as error:
     logging.error("%s  The former passages are served on.", error)
     return
@@ -263,26 +303,36 @@ def _serve_anew(server: Server, folder: str) -> None:
 
 
 def main(_) -> None:
-  base = local.open_kb(_KB.value)
+  base = local_kb.open_kb(_KB.value)
   try:
     server = Server(base, _HOST.value, _PORT.value)
   except OSError as error:
     raise ValueError(
-        f"Cannot listen at {_HOST.value}:{_PORT.value} ({error}).  Choose "
-        "another --port, or a --host of this machine.") from error
-  if not service.is_loopback(server.address):
+      f"Cannot listen at {_HOST.value}:{_PORT.value} ({error}).  Choose "
+      "another --port, or a --host of this machine."
+    ) from error
+  if not http_client.is_loopback(server.address):
     logging.warning(
-        "%s may be reached from other machines, and there is no "
-        "authentication: whoever reaches it may search.", server.address)
-  signal.signal(signal.SIGTERM, lambda *_: threading.Thread(
-      target=server.shutdown).start())
-  signal.signal(signal.SIGHUP, lambda *_: threading.Thread(
-      target=_serve_anew, args=(server, _KB.value)).start())
-  print(f"Serving {server.kb} ({len(base):,} passages) at "
-        f"{server.address}", flush=True)
+      "%s may be reached from other machines, and there is no "
+      "authentication: whoever reaches it may search.",
+      server.address,
+    )
+  signal.signal(
+    signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start()
+  )
+  signal.signal(
+    signal.SIGHUP,
+    lambda *_: threading.Thread(
+      target=_serve_anew, args=(server, _KB.value)
+    ).start(),
+  )
+  print(
+    f"Serving {server.kb} ({len(base):,} passages) at {server.address}",
+    flush=True,
+  )
   server.serve_forever(poll_interval=0.1)
   server.end()
 
 
 if __name__ == "__main__":
-  commands.run(main)
+  cli.run(main)

@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 
-from r1router_jax.drawing import GREEDY
-from r1router_jax.inputs.images import BadImage
-from r1router_jax.inputs.pack import Encoded
-from r1router_jax.policy import Policy
-from r1router_jax.records import Passage, Response
-from r1router_jax.retrieval.base import KnowledgeBase
-from tests import tiny
+from r1router_jax.common.images import BadImage
+from r1router_jax.common.records import Passage, Response
+from r1router_jax.generation.token_sampling import GREEDY
+from r1router_jax.inputs.processor import Encoded
+from r1router_jax.policy.policy import Policy
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from tests import tiny_policy
 
 
 class Scripted(Policy):
@@ -21,8 +21,10 @@ class Scripted(Policy):
 
   def __init__(self, script, tokens=100, style="full", **options):
     super().__init__(
-        dataclasses.replace(tiny.SETTINGS, style=style, **options),
-        tiny.TOKENIZER, {})
+      dataclasses.replace(tiny_policy.SETTINGS, style=style, **options),
+      tiny_policy.TOKENIZER,
+      {},
+    )
     self.script, self.asked = script, []  # Prompts, one list for each call.
     self.packer, self.tokens = self, tokens
 
@@ -33,20 +35,36 @@ class Scripted(Policy):
         unread.append(f"{segment.text} does not exist.")
         if segment.of is None:
           raise BadImage(unread[0])
-    words = sum(len(segment.text.split()) for segment in conversation.user
-                if segment.source == "passage")
+    words = sum(
+      len(segment.text.split())
+      for segment in conversation.user
+      if segment.source == "passage"
+    )
     return Encoded([], cut=max(words - self.tokens, 0), unread=tuple(unread))
 
   def respond(self, conversations, key, n=1, method=GREEDY, stop=()):
-    prompts = ["".join(s.text for s in c.user if s.source != "picture")
-               for c in conversations]
-    self.asked.append(list(zip(
-        [c.kind for c in conversations], prompts, strict=True)))
-    texts = [self.script(c.kind, prompt, method.temperature)
-             for c, prompt in zip(conversations, prompts, strict=True)]
-    return [[Response(text, np.zeros(len(text.split()), np.int32),
-                      np.zeros(len(text.split()), np.float32))] * n
-            for text in texts]
+    prompts = [
+      "".join(s.text for s in c.user if s.source != "picture")
+      for c in conversations
+    ]
+    self.asked.append(
+      list(zip([c.kind for c in conversations], prompts, strict=True))
+    )
+    texts = [
+      self.script(c.kind, prompt, method.temperature)
+      for c, prompt in zip(conversations, prompts, strict=True)
+    ]
+    return [
+      [
+        Response(
+          text,
+          np.zeros(len(text.split()), np.int32),
+          np.zeros(len(text.split()), np.float32),
+        )
+      ]
+      * n
+      for text in texts
+    ]
 
 
 class Echo(KnowledgeBase):
@@ -63,9 +81,18 @@ class Echo(KnowledgeBase):
 
   def _find(self, queries, k):
     self.queries += queries
-    return [[Passage(f"{self.kb}/{n}", self.kb, f"{self.kb} on {query.text}",
-                     score=1 - n / 10) for n in range(k)]
-            for query in queries]
+    return [
+      [
+        Passage(
+          f"{self.kb}/{n}",
+          self.kb,
+          f"{self.kb} on {query.text}",
+          score=1 - n / 10,
+        )
+        for n in range(k)
+      ]
+      for query in queries
+    ]
 
   def _read(self, found):
     return found

@@ -5,19 +5,20 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from r1router_jax import ask, protocol
-from r1router_jax.records import Answer, Plan
+from r1router_jax import ask
+from r1router_jax.common.records import Answer, Plan
+from r1router_jax.protocol import format
 from tests import fakes
 
 
 def script(kind, prompt, temperature):
   if kind == "plan" and "Answer1" not in prompt:
-    return protocol.render_plan(Plan("hm", "Who?\x1b[31m", "text"))
+    return format.render_plan(Plan("hm", "Who?\x1b[31m", "text"))
   if kind == "plan":
-    return protocol.render_plan(Plan("", "None", "none"))
+    return format.render_plan(Plan("", "None", "none"))
   if kind == "answer":
     return "no tags\u202e"
-  return protocol.render_answer(Answer("", "Chad"))
+  return format.render_answer(Answer("", "Chad"))
 
 
 def shown(**options):
@@ -28,8 +29,11 @@ def shown(**options):
 def test_the_trajectory_is_shown_and_clean():
   lines = shown()
   assert lines[:3] == ["Question   Where?", "", "Round 1    Text Retriever"]
-  assert lines[3:6] == ["  thinks   hm", "  asks     Who?",
-                        "  finds    [1.00] text on Who?"]
+  assert lines[3:6] == [
+    "  thinks   hm",
+    "  asks     Who?",
+    "  finds    [1.00] text on Who?",
+  ]
   assert lines[-1] == "Answer     Chad"
   assert lines[-2].startswith("Fault      answer: tags are none")
   assert "  answers  no tags (malformed: tags are none" in "\n".join(lines)
@@ -39,7 +43,7 @@ def test_the_trajectory_is_shown_and_clean():
 def test_all_routes_are_shown():
   def two(kind, prompt, temperature):
     if kind == "plan" and "Answer1" not in prompt:
-      return protocol.render_plan(Plan("", "Who?", "table", ("text",)))
+      return format.render_plan(Plan("", "Who?", "table", ("text",)))
     return script(kind, prompt, temperature)
 
   found = ask.ask(fakes.Scripted(two, routes=2), fakes.kbs(), "Where?")
@@ -47,8 +51,12 @@ def test_all_routes_are_shown():
 
 
 def test_any_method_answers():
-  found = ask.ask(fakes.Scripted(lambda *of: "Lake Chad"), fakes.kbs(),
-                  "Where?", method="rag_text")
+  found = ask.ask(
+    fakes.Scripted(lambda *of: "Lake Chad"),
+    fakes.kbs(),
+    "Where?",
+    method="rag_text",
+  )
   assert found.final.text == "Lake Chad" and len(found.rounds) == 1
 
 
@@ -65,11 +73,14 @@ def parsed():
   absl_flags.FLAGS.unparse_flags()
 
 
-@pytest.mark.parametrize("flags, said", [
+@pytest.mark.parametrize(
+  "flags, said",
+  [
     (dict(question="  "), "There is no question"),
     (dict(question="Who?", image="no.png"), "--image=no.png does not exist"),
     (dict(question="Who?", policy="no/policy"), "no folder no/policy"),
-])
+  ],
+)
 def test_what_the_user_can_put_right(parsed, flags, said):
   with flagsaver.flagsaver(**flags):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
@@ -78,8 +89,8 @@ def test_what_the_user_can_put_right(parsed, flags, said):
 
 def test_exit_code_and_one_line():
   done = subprocess.run(
-      [sys.executable, "-m", "r1router_jax.ask"], capture_output=True,
-      text=True)
+    [sys.executable, "-m", "r1router_jax.ask"], capture_output=True, text=True
+  )
   assert done.returncode == 2 and done.stdout == ""
   assert done.stderr.startswith("ERROR: There is no question.")
   assert done.stderr.count("\n") == 1

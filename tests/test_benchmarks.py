@@ -14,9 +14,20 @@ BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.slow
 def test_our_sampler_shared_and_apart():
   done = subprocess.run(
-      [sys.executable, BENCHMARKS / "sampling.py", "--engines=ours,apart",
-       "--shapes=tiny", "--groups=2", "--prompts=16", "--new=4"],
-      capture_output=True, text=True, check=False, timeout=300)
+    [
+      sys.executable,
+      BENCHMARKS / "sampling.py",
+      "--engines=ours,apart",
+      "--shapes=tiny",
+      "--groups=2",
+      "--prompts=16",
+      "--new=4",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   machine, ours, apart = map(json.loads, done.stdout.splitlines())
   assert machine["gflops"] > 0 and machine["gb_s"] > 0
@@ -28,10 +39,22 @@ def test_our_sampler_shared_and_apart():
 @pytest.mark.slow
 def test_our_iteration():
   done = subprocess.run(
-      [sys.executable, BENCHMARKS / "train_step.py", "--engines=ours",
-       "--shapes=tiny", "--prompts=2", "--group=2", "--prompt=16", "--new=4",
-       "--memory="],
-      capture_output=True, text=True, check=False, timeout=300)
+    [
+      sys.executable,
+      BENCHMARKS / "train_step.py",
+      "--engines=ours",
+      "--shapes=tiny",
+      "--prompts=2",
+      "--group=2",
+      "--prompt=16",
+      "--new=4",
+      "--memory=",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   _, ours = map(json.loads, done.stdout.splitlines())
   parts = ("served_s", "rollout_s", "reward_s", "update_s")
@@ -44,9 +67,18 @@ def test_our_iteration():
 @pytest.mark.oracle
 def test_a_process_for_each_stage(kbs):
   done = subprocess.run(
-      [sys.executable, BENCHMARKS / "stages.py", f"--kb={kbs}",
-       "--questions=3", "--ways=transformers"],
-      capture_output=True, text=True, check=False, timeout=300)
+    [
+      sys.executable,
+      BENCHMARKS / "stages.py",
+      f"--kb={kbs}",
+      "--questions=3",
+      "--ways=transformers",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   one, stages = map(json.loads, done.stdout.splitlines())
   assert (one["same"], stages["same"]) == (1, 1)
@@ -54,13 +86,23 @@ def test_a_process_for_each_stage(kbs):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("R1ROUTER_REFERENCE" not in os.environ,
-                    reason="R1ROUTER_REFERENCE names no question files")
+@pytest.mark.skipif(
+  "R1ROUTER_REFERENCE" not in os.environ,
+  reason="R1ROUTER_REFERENCE names no question files",
+)
 def test_scoring_without_the_grid():
   done = subprocess.run(
-      [sys.executable, BENCHMARKS / "scoring.py", "--every=8",
-       f"--reference={os.environ['R1ROUTER_REFERENCE']}"],
-      capture_output=True, text=True, check=False, timeout=300)
+    [
+      sys.executable,
+      BENCHMARKS / "scoring.py",
+      "--every=8",
+      f"--reference={os.environ['R1ROUTER_REFERENCE']}",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout)
   assert found["questions"] == 31 and found["right"] > 5

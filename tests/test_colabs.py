@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+
 NOTEBOOKS = sorted(ROOT.glob("colabs/*.ipynb"))
 
 

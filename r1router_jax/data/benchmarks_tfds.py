@@ -25,16 +25,26 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from r1router_jax.common import images as images_lib
+from r1router_jax.common.records import Hop, Question
 from r1router_jax.data import benchmarks, georouter
-from r1router_jax.inputs import images
-from r1router_jax.records import Hop, Question
 
 _TEXT = tfds.features.Text()
+
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
+
 _FEATURES = dict(
-    id=_TEXT, text=_TEXT, answers=_TEXTS, image=_TEXT, picture=_TEXT,
-    family=_TEXT, benchmark=_TEXT, subjects=_TEXTS, hops=_TEXTS,
-    interval=_TEXT)
+  id=_TEXT,
+  text=_TEXT,
+  answers=_TEXTS,
+  image=_TEXT,
+  picture=_TEXT,
+  family=_TEXT,
+  benchmark=_TEXT,
+  subjects=_TEXTS,
+  hops=_TEXTS,
+  interval=_TEXT,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -56,28 +66,38 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict(_FEATURES),
-        description="Question files of benchmarks.",
-        homepage="https://arxiv.org/abs/2505.22095")
+      features=tfds.features.FeaturesDict(_FEATURES),
+      description="Question files of benchmarks.",
+      homepage="https://arxiv.org/abs/2505.22095",
+    )
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager  # The files are here.
-    splits = (georouter.SPLITS if self.builder_config.name == "georouter"
-              else ("test",))
+    splits = (
+      georouter.SPLITS if self.builder_config.name == "georouter" else ("test",)
+    )
     return {split: self._generate_examples(split) for split in splits}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
     config = self.builder_config
     with tempfile.TemporaryDirectory() as unpacked:
       for question in benchmarks.load(
-          config.name, config.folder, config.images, split, unpacked):
+        config.name, config.folder, config.images, split, unpacked
+      ):
         there = os.path.isfile(question.image)
-        data = images.read(question.image) if there else b""
-        yield question.id, dict(
-            vars(question), image=_name(question.image, data), picture=data,
-            hops=["null"] if question.hops is None else [
-                json.dumps(vars(hop)) for hop in question.hops],
-            interval=json.dumps(question.interval))
+        data = images_lib.read(question.image) if there else b""
+        yield (
+          question.id,
+          dict(
+            vars(question),
+            image=_name(question.image, data),
+            picture=data,
+            hops=["null"]
+            if question.hops is None
+            else [json.dumps(vars(hop)) for hop in question.hops],
+            interval=json.dumps(question.interval),
+          ),
+        )
 
 
 def question(row: Mapping[str, Any], pictures_to: str) -> Question:
@@ -85,17 +105,31 @@ def question(row: Mapping[str, Any], pictures_to: str) -> Question:
 
   A picture that was not found has a path there that leads nowhere.
   """
-  plain = {key: row[key].decode() for key in ("id", "text", "family",
-                                              "benchmark")}
-  texts = {key: tuple(value.decode() for value in row[key])
-           for key in ("answers", "subjects")}
+  plain = {
+    key: row[key].decode() for key in ("id", "text", "family", "benchmark")
+  }
+  texts = {
+    key: tuple(value.decode() for value in row[key])
+    for key in ("answers", "subjects")
+  }
   hops = [json.loads(hop.decode()) for hop in row["hops"]]
   return Question(
-      **plain, **texts, image=_written(row, pictures_to),
-      hops=None if hops == [None] else tuple(
-          Hop(**{key: value if isinstance(value, str) else tuple(value)
-                 for key, value in hop.items()}) for hop in hops),
-      interval=tuple(json.loads(row["interval"])))
+    **plain,
+    **texts,
+    image=_written(row, pictures_to),
+    hops=None
+    if hops == [None]
+    else tuple(
+      Hop(
+        **{
+          key: value if isinstance(value, str) else tuple(value)
+          for key, value in hop.items()
+        }
+      )
+      for hop in hops
+    ),
+    interval=tuple(json.loads(row["interval"])),
+  )
 
 
 def _name(path: str, data: bytes) -> str:
@@ -103,15 +137,18 @@ def _name(path: str, data: bytes) -> str:
   if not path:
     return ""
   ending = os.path.splitext(path)[1].lower()
-  return (hashlib.sha256(data).hexdigest()[:32] + ending if data
-          else f"not found {hashlib.sha256(path.encode()).hexdigest()[:8]}")
+  return (
+    hashlib.sha256(data).hexdigest()[:32] + ending
+    if data
+    else f"not found {hashlib.sha256(path.encode()).hexdigest()[:8]}"
+  )
 
 
 def _written(row: Mapping[str, Any], folder: str) -> str:
   name = row["image"].decode()
   if not name:
     return ""
-  path = images.resolve(name, folder)
+  path = images_lib.resolve(name, folder)
   if row["picture"] and not os.path.isfile(path):
     os.makedirs(folder, exist_ok=True)
     with open(path + ".partial", "wb") as draft:

@@ -9,9 +9,10 @@ with the package; `files/georouter/README.md` is its card and
 import json
 import pathlib
 
-from r1router_jax.records import KBS, Hop, Passage, Question
+from r1router_jax.common.records import KBS, Hop, Passage, Question
 
 FOLDER = pathlib.Path(__file__).parent / "files" / "georouter"
+
 SPLITS = ("train", "val", "test")
 
 
@@ -48,12 +49,24 @@ def rows(name: str) -> list[dict]:
 def question(row: dict) -> Question:
   """The record of a row of questions."""
   hops = tuple(
-      Hop(hop["sub_question"], tuple(hop["routes"]), tuple(hop["answers"]),
-          tuple(hop["evidence"])) for hop in row["hops"])
+    Hop(
+      hop["sub_question"],
+      tuple(hop["routes"]),
+      tuple(hop["answers"]),
+      tuple(hop["evidence"]),
+    )
+    for hop in row["hops"]
+  )
   return Question(
-      id=row["id"], text=row["text"], answers=tuple(row["answers"]),
-      image=_picture(row["image"]), family=row["family"],
-      benchmark=row["benchmark"], subjects=tuple(row["subjects"]), hops=hops)
+    id=row["id"],
+    text=row["text"],
+    answers=tuple(row["answers"]),
+    image=_picture(row["image"]),
+    family=row["family"],
+    benchmark=row["benchmark"],
+    subjects=tuple(row["subjects"]),
+    hops=hops,
+  )
 
 
 def passage(row: dict, kb: str) -> Passage:

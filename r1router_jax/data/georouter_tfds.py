@@ -18,14 +18,25 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from r1router_jax.common.records import KBS, Passage, Question
 from r1router_jax.data import georouter
-from r1router_jax.records import KBS, Passage, Question
 
 _TEXT = tfds.features.Text()
+
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
+
 _QUESTION = dict(
-    id=_TEXT, text=_TEXT, answers=_TEXTS, image=_TEXT, png=_TEXT,
-    family=_TEXT, benchmark=_TEXT, subjects=_TEXTS, hops=_TEXTS)
+  id=_TEXT,
+  text=_TEXT,
+  answers=_TEXTS,
+  image=_TEXT,
+  png=_TEXT,
+  family=_TEXT,
+  benchmark=_TEXT,
+  subjects=_TEXTS,
+  hops=_TEXTS,
+)
+
 _PASSAGE = dict(id=_TEXT, text=_TEXT, image=_TEXT, png=_TEXT)
 
 
@@ -35,9 +46,12 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "World Factbook of 2015, 230 countries."}
   BUILDER_CONFIGS = [
-      tfds.core.BuilderConfig(name="questions", description="With gold hops."),
-      *(tfds.core.BuilderConfig(name=kb, description=f"Passages: {kb}.")
-        for kb in KBS)]
+    tfds.core.BuilderConfig(name="questions", description="With gold hops."),
+    *(
+      tfds.core.BuilderConfig(name=kb, description=f"Passages: {kb}.")
+      for kb in KBS
+    ),
+  ]
 
   def __init__(self, **kwargs):
     super().__init__(**{"file_format": "array_record"} | kwargs)
@@ -45,21 +59,23 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     features = _QUESTION if self._asks() else _PASSAGE
     return self.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict(features),
-        description="A world of countries for learning to route.",
-        homepage="https://arxiv.org/abs/2505.22095")
+      features=tfds.features.FeaturesDict(features),
+      description="A world of countries for learning to route.",
+      homepage="https://arxiv.org/abs/2505.22095",
+    )
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager  # Everything comes with the package.
     if self._asks():
-      return {split: self._generate_examples(split)
-              for split in georouter.SPLITS}
+      return {
+        split: self._generate_examples(split) for split in georouter.SPLITS
+      }
     return {"passages": self._generate_examples("passages")}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
     rows = georouter.rows(
-        f"questions_{split}" if self._asks() else
-        f"kb_{self.builder_config.name}")
+      f"questions_{split}" if self._asks() else f"kb_{self.builder_config.name}"
+    )
     for row in rows:
       image = row.setdefault("image", "")
       row["png"] = (georouter.FOLDER / image).read_bytes() if image else b""
@@ -73,17 +89,25 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
 
 def question(row: Mapping[str, Any]) -> Question:
   """The record of a row of "questions"; its picture is the package's own."""
-  plain = {key: _text(row[key])
-           for key in ("id", "text", "image", "family", "benchmark")}
-  return georouter.question(plain | dict(
-      answers=_texts(row["answers"]), subjects=_texts(row["subjects"]),
-      hops=[json.loads(hop) for hop in row["hops"]]))
+  plain = {
+    key: _text(row[key])
+    for key in ("id", "text", "image", "family", "benchmark")
+  }
+  return georouter.question(
+    plain
+    | dict(
+      answers=_texts(row["answers"]),
+      subjects=_texts(row["subjects"]),
+      hops=[json.loads(hop) for hop in row["hops"]],
+    )
+  )
 
 
 def passage(row: Mapping[str, Any], kb: str) -> Passage:
   """The record of a row of knowledge base `kb`."""
   return georouter.passage(
-      {key: _text(row[key]) for key in ("id", "text", "image")}, kb)
+    {key: _text(row[key]) for key in ("id", "text", "image")}, kb
+  )
 
 
 def _text(value: bytes) -> str:

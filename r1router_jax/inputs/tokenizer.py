@@ -21,13 +21,18 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int16
 
-from r1router_jax import conversations
+from r1router_jax.protocol import messages
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
 PICTURE = "<|image_pad|>"
+
 PICTURE_OPEN, PICTURE_CLOSE = "<|vision_start|>", "<|vision_end|>"
+
 TURNS = (PAD, START, END)  # What every policy needs.
+
 PICTURES = (PICTURE, PICTURE_OPEN, PICTURE_CLOSE)  # And one that sees.
+
 NEVER_DRAWN = (PAD, START, *PICTURES)
 
 
@@ -39,7 +44,8 @@ def _letters() -> dict[str, int]:
   printing = {*range(33, 127), *range(161, 173), *range(174, 256)}
   others = [byte for byte in range(256) if byte not in printing]
   return {chr(byte): byte for byte in printing} | {
-      chr(256 + i): byte for i, byte in enumerate(others)}
+    chr(256 + i): byte for i, byte in enumerate(others)
+  }
 
 
 _BYTES = _letters()
@@ -50,8 +56,10 @@ def _automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
 
   The last state is that of a text that has a whole word in it.
   """
-  begun = sorted({word[:n] for word in words for n in range(len(word))},
-                 key=lambda text: (len(text), text))
+  begun = sorted(
+    {word[:n] for word in words for n in range(len(word))},
+    key=lambda text: (len(text), text),
+  )
   names = {text: state for state, text in enumerate(begun)}
   step = np.zeros((len(begun) + 1, 256), np.int16)
   step[-1] = len(begun)
@@ -59,8 +67,11 @@ def _automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
     for byte in range(256):
       longer = text + bytes([byte])
       ends = [longer[i:] for i in range(len(longer) + 1)]
-      step[state, byte] = len(begun) if any(end in words for end in ends) else (
-          next(names[end] for end in ends if end in names))
+      step[state, byte] = (
+        len(begun)
+        if any(end in words for end in ends)
+        else (next(names[end] for end in ends if end in names))
+      )
   return step
 
 
@@ -92,9 +103,12 @@ class Turn:
 
 
 TEMPLATES = {
-    "full": Turn(f"{START}system\n{{system}}{END}\n{START}user\n",
-                 f"{END}\n{START}assistant\n", f"{END}\n{START}user\n"),
-    "compact": Turn("{system}", START),
+  "full": Turn(
+    f"{START}system\n{{system}}{END}\n{START}user\n",
+    f"{END}\n{START}assistant\n",
+    f"{END}\n{START}user\n",
+  ),
+  "compact": Turn("{system}", START),
 }
 
 
@@ -112,19 +126,24 @@ class Tokenizer:
     twin = json.loads(text)
     # Table markers such as [sep] are text; whatever opens with < is control.
     twin["added_tokens"] = [
-        token for token in twin["added_tokens"]
-        if not token["special"] and "<" not in token["content"]]
+      token
+      for token in twin["added_tokens"]
+      if not token["special"] and "<" not in token["content"]
+    ]
     self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(twin))
     self._template = TEMPLATES[style]
     self.size = self._trusted.get_vocab_size()
     find = self._trusted.token_to_id
     if missing := [token for token in TURNS if find(token) is None]:
-      raise ValueError(f"{path} lacks the tokens {missing}: it is no tokenizer "
-                       "of a Qwen2.5-VL policy, nor of any that was trained "
-                       "on ChatML.")
+      raise ValueError(
+        f"{path} lacks the tokens {missing}: it is no tokenizer "
+        "of a Qwen2.5-VL policy, nor of any that was trained "
+        "on ChatML."
+      )
     self.pad, self.end = find(PAD), find(END)
-    self._added = {token["content"]
-                   for token in json.loads(text)["added_tokens"]}
+    self._added = {
+      token["content"] for token in json.loads(text)["added_tokens"]
+    }
     # A tokenizer of texts alone has no placeholder, and no id is -1.
     sees = all(find(token) is not None for token in PICTURES)
     self.picture = find(PICTURE) if sees else -1
@@ -133,10 +152,14 @@ class Tokenizer:
     """The ids that a published config.json names."""
     names = dict(bos_token_id=PAD, pad_token_id=PAD, eos_token_id=END)
     if self.picture >= 0:
-      names |= dict(image_token_id=PICTURE, vision_start_token_id=PICTURE_OPEN,
-                    vision_end_token_id=PICTURE_CLOSE)
-    return {name: self._trusted.token_to_id(token)
-            for name, token in names.items()}
+      names |= dict(
+        image_token_id=PICTURE,
+        vision_start_token_id=PICTURE_OPEN,
+        vision_end_token_id=PICTURE_CLOSE,
+      )
+    return {
+      name: self._trusted.token_to_id(token) for name, token in names.items()
+    }
 
   def allowed(self, vocabulary: int) -> Bool[np.ndarray, " V"]:
     """False on ids that a policy never writes: padding rows, placeholders."""
@@ -146,8 +169,11 @@ class Tokenizer:
     return allowed
 
   def encode(
-      self, conversation: conversations.Conversation, pictures: Sequence[int],
-      limit: int, most: conversations.PassageTokens,
+    self,
+    conversation: messages.Conversation,
+    pictures: Sequence[int],
+    limit: int,
+    most: messages.PassageTokens,
   ) -> Fitted:
     """Ids of a prompt of at most `limit` tokens.
 
@@ -163,13 +189,24 @@ class Tokenizer:
     """
     user, sizes = conversation.user + conversation.said, iter(pictures)
     whole = [
-        self._placeholders(next(sizes)) if s.source == "picture" else
-        self._piece(s.text, s.source != "template") for s in user]
+      self._placeholders(next(sizes))
+      if s.source == "picture"
+      else self._piece(s.text, s.source != "template")
+      for s in user
+    ]
     turn = self._template
-    opening = self._piece("".join((
-        turn.opening.format(system=conversation.system),
-        *(f"{asked}{turn.closing}{reply}{turn.again}"
-          for asked, reply in conversation.examples))), False)
+    opening = self._piece(
+      "".join(
+        (
+          turn.opening.format(system=conversation.system),
+          *(
+            f"{asked}{turn.closing}{reply}{turn.again}"
+            for asked, reply in conversation.examples
+          ),
+        )
+      ),
+      False,
+    )
     closing = self._piece(turn.closing, False)
     pieces = _within(user, whole, most)
     excess = len(opening) + len(closing) - limit + sum(map(len, pieces))
@@ -183,17 +220,22 @@ class Tokenizer:
     if excess > 0:
       text = "".join(s.text for s in conversation.user)
       raise PromptTooLong(
-          f"The {conversation.kind} prompt is {excess} tokens over the limit "
-          f"of {limit} without its passages: {text[:80]!r}….  Shorten the "
-          "question or raise the last of config.policy.settings.prompt_tokens.")
-    shown = [bool(piece) for s, piece in zip(user, pieces, strict=True)
-             if s.source == "picture"]
-    cut = sum(len(before) - len(piece) for s, before, piece
-              in zip(user, whole, pieces, strict=True)
-              if s.source != "template")
+        f"The {conversation.kind} prompt is {excess} tokens over the limit "
+        f"of {limit} without its passages: {text[:80]!r}….  Shorten the "
+        "question or raise the last of config.policy.settings.prompt_tokens."
+      )
+    shown = [
+      bool(piece)
+      for s, piece in zip(user, pieces, strict=True)
+      if s.source == "picture"
+    ]
+    cut = sum(
+      len(before) - len(piece)
+      for s, before, piece in zip(user, whole, pieces, strict=True)
+      if s.source != "template"
+    )
     pieces.insert(len(conversation.user), closing)
-    return Fitted(
-        opening + [i for piece in pieces for i in piece], shown, cut)
+    return Fitted(opening + [i for piece in pieces for i in piece], shown, cut)
 
   def encode_response(self, text: str) -> list[int]:
     """Ids of a whole response of ours, the end token included."""
@@ -203,18 +245,22 @@ class Tokenizer:
     """The text of a response; the end token and what follows are left out."""
     ids = [int(i) for i in ids]
     if self.end in ids:
-      ids = ids[:ids.index(self.end)]
+      ids = ids[: ids.index(self.end)]
     return self._trusted.decode(ids, skip_special_tokens=False)
 
   def words(self) -> list[int]:
     """Ids of the tokens that are whole words with their leading space."""
     vocabulary = self._trusted.get_vocab()
-    return sorted(i for token, i in vocabulary.items()
-                  if re.fullmatch("\u0120[A-Za-z]{3,10}", token))
+    return sorted(
+      i
+      for token, i in vocabulary.items()
+      if re.fullmatch("\u0120[A-Za-z]{3,10}", token)
+    )
 
   @functools.lru_cache(maxsize=8)  # noqa: B019 (lives as long as a policy)
-  def stops(self, strings: tuple[str, ...], vocabulary: int
-            ) -> Int16[np.ndarray, "S V"]:
+  def stops(
+    self, strings: tuple[str, ...], vocabulary: int
+  ) -> Int16[np.ndarray, "S V"]:
     """An automaton that tells when a response has one of `strings` in it.
 
     Entry [s, token] is the state after `token`, from state s; state 0 is the
@@ -225,8 +271,9 @@ class Tokenizer:
       ValueError: where there is no string, or an empty one.
     """
     if not strings or not all(strings):
-      raise ValueError(f"Stop strings are {strings}: give one or more, none of "
-                       "them empty.")
+      raise ValueError(
+        f"Stop strings are {strings}: give one or more, none of them empty."
+      )
     step = _automaton([text.encode() for text in strings])
     last = len(step) - 1
     table = np.zeros((len(step), vocabulary), np.int16)
@@ -251,16 +298,20 @@ class Tokenizer:
     return tuple(coder.encode(text, add_special_tokens=False).ids)
 
   def _placeholders(self, count: int) -> list[int]:
-    return [*self._piece(PICTURE_OPEN, False), *[self.picture] * count,
-            *self._piece(PICTURE_CLOSE, False)]
+    return [
+      *self._piece(PICTURE_OPEN, False),
+      *[self.picture] * count,
+      *self._piece(PICTURE_CLOSE, False),
+    ]
 
   def _piece(self, text: str, untrusted: bool) -> list[int]:
     return list(self._cached(text, untrusted))
 
 
 def _within(
-    user: Sequence[conversations.Segment], pieces: Sequence[list[int]],
-    most: conversations.PassageTokens,
+  user: Sequence[messages.Segment],
+  pieces: Sequence[list[int]],
+  most: messages.PassageTokens,
 ) -> list[list[int]]:
   """The pieces of a prompt without what its passages have too much.
 
@@ -271,9 +322,11 @@ def _within(
   kept, out = list(pieces), set()
   for i, segment in enumerate(user):
     if segment.source == "passage" and segment.of and segment.of[0] in left:
-      kept[i] = pieces[i][:left[segment.of[0]]]
+      kept[i] = pieces[i][: left[segment.of[0]]]
       left[segment.of[0]] -= len(kept[i])
       if not kept[i]:
         out.add(segment.of)
-  return [[] if segment.of in out else piece
-          for segment, piece in zip(user, kept, strict=True)]
+  return [
+    [] if segment.of in out else piece
+    for segment, piece in zip(user, kept, strict=True)
+  ]

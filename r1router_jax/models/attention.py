@@ -45,9 +45,13 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 KERNELS = ("auto", "xla", "splash", "cudnn")
+
 MASKED = -1e30  # Finite, so that a row that may look nowhere stays finite.
+
 BLOCK = 512  # Positions in a tile of the splash kernel, at most.
+
 LANES = 128  # Its tiles are multiples of this.
+
 
 # (positions of queries, positions of keys) -> true where one sees the other.
 Sees = Callable[[Any, Any], Any]
@@ -74,7 +78,8 @@ def resolve(kernel: str, dtype: str) -> str:
   """
   if kernel not in KERNELS:
     raise ValueError(
-      f"settings.compute.attention is {kernel!r}: take one of {KERNELS}.")
+      f"settings.compute.attention is {kernel!r}: take one of {KERNELS}."
+    )
   if kernel != "auto":
     return kernel
   best = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
@@ -88,9 +93,11 @@ def causal(q, k):
 
 def same_member(prompt: int, tokens: int) -> Sees:
   """A group in one row: all see the prompt, each its own tokens so far."""
+
   def sees(q, k):
     own = k - prompt
     return (k < prompt) | ((own // tokens == q // tokens) & (own <= q))
+
   return sees
 
 
@@ -133,16 +140,17 @@ def attention(
     lanes: whose prompt is whose; by default row n is in lane n.
   """
   q = einops.rearrange(
-    q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[1])
+    q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[1]
+  )
   part = _part(q, own, own_mask)
   if prompt is not None:
     prompts = len(prompt_mask)
     group = q if lanes is None else q[lanes.row]
-    group = einops.rearrange(
-      group, "(B G) T K R H -> B (G T) K R H", B=prompts)
+    group = einops.rearrange(group, "(B G) T K R H -> B (G T) K R H", B=prompts)
     shared = _part(group, prompt, prompt_mask[:, None])
     members = lambda a: einops.rearrange(
-      a, "B K R (G T) ... -> (B G) K R T ...", T=q.shape[1])
+      a, "B K R (G T) ... -> (B G) K R T ...", T=q.shape[1]
+    )
     shared = jax.tree.map(members, shared)
     if lanes is not None:
       shared = jax.tree.map(lambda a: a[lanes.of], shared)
@@ -156,20 +164,28 @@ def _part(
 ) -> _Part:
   # Scores stay in float32: bfloat16 blurs the ranking of distant keys.
   scores = jnp.einsum(
-    "NTKRH,NKSH->NKRTS", q, keys.k, preferred_element_type=jnp.float32)
+    "NTKRH,NKSH->NKRTS", q, keys.k, preferred_element_type=jnp.float32
+  )
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   peak = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - peak[..., None])
-  out = jnp.einsum("NKRTS,NKSH->NKRTH", weights.astype(keys.v.dtype), keys.v,
-                   preferred_element_type=jnp.float32)
+  out = jnp.einsum(
+    "NKRTS,NKSH->NKRTH",
+    weights.astype(keys.v.dtype),
+    keys.v,
+    preferred_element_type=jnp.float32,
+  )
   return _Part(peak, weights.sum(-1), out)
 
 
 def _merged(a: _Part, b: _Part) -> _Part:
   peak = jnp.maximum(a.peak, b.peak)
   of_a, of_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
-  return _Part(peak, a.total * of_a + b.total * of_b,
-               a.out * of_a[..., None] + b.out * of_b[..., None])
+  return _Part(
+    peak,
+    a.total * of_a + b.total * of_b,
+    a.out * of_a[..., None] + b.out * of_b[..., None],
+  )
 
 
 def grouped(
@@ -183,14 +199,19 @@ def grouped(
   """As `attention`, causal in own keys, by a fused kernel."""
   prompts, length = prompt_mask.shape
   members = lambda a: einops.rearrange(
-    a, "(B G) K T H -> B K (G T) H", B=prompts)
-  keys = Cache(*(jnp.concatenate([a, members(b)], 2) for a, b in zip(
-    prompt, own, strict=True)))
-  valid = jnp.pad(prompt_mask, ((0, 0), (0, keys.k.shape[2] - length)),
-                  constant_values=True)
+    a, "(B G) K T H -> B K (G T) H", B=prompts
+  )
+  keys = Cache(
+    *(
+      jnp.concatenate([a, members(b)], 2)
+      for a, b in zip(prompt, own, strict=True)
+    )
+  )
+  valid = jnp.pad(
+    prompt_mask, ((0, 0), (0, keys.k.shape[2] - length)), constant_values=True
+  )
   rows = einops.rearrange(q, "(B G) T Q H -> B (G T) Q H", B=prompts)
-  out = fused(
-    rows, keys, valid, same_member(length, q.shape[1]), kernel=kernel)
+  out = fused(rows, keys, valid, same_member(length, q.shape[1]), kernel=kernel)
   return out.reshape(q.shape)
 
 
@@ -219,11 +240,12 @@ def fused(
     return _over_mesh(_splash, sees)(q, keys, asks, valid)
   mask = asks[..., None] == valid[:, None]
   if sees is not None:
-    mask &= sees(*jnp.ogrid[:q.shape[1], :valid.shape[1]])
+    mask &= sees(*jnp.ogrid[: q.shape[1], : valid.shape[1]])
   mask = mask[:, None]
   k, v = (jnp.swapaxes(a, 1, 2) for a in keys)
   return jax.nn.dot_product_attention(
-    q, k, v, mask=mask, implementation="cudnn")
+    q, k, v, mask=mask, implementation="cudnn"
+  )
 
 
 def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
@@ -233,40 +255,56 @@ def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
   """
   local = lambda *of: kernel(*of, sees)
   mesh = jax.sharding.get_abstract_mesh()
-  ours = [name for name, kind in zip(
-    mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+  ours = [
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == AxisType.Auto
+  ]
   if not ours:
     return local
   rows = tuple(a for a in ours if a != "tensor") or None
   heads = "tensor" if "tensor" in ours else None
   spec = PartitionSpec(rows, None, heads)
   return jax.shard_map(
-    local, in_specs=(spec, PartitionSpec(rows, heads), PartitionSpec(rows),
-                     PartitionSpec(rows)),
-    out_specs=spec, axis_names=set(ours), check_vma=False)
+    local,
+    in_specs=(
+      spec,
+      PartitionSpec(rows, heads),
+      PartitionSpec(rows),
+      PartitionSpec(rows),
+    ),
+    out_specs=spec,
+    axis_names=set(ours),
+    check_vma=False,
+  )
 
 
 def _splash(q, keys, asks, valid, sees):
   queries, kv_heads = q.shape[1], keys.k.shape[1]
   q = einops.rearrange(
-    q * q.shape[-1] ** -0.5, "B T (K R) H -> (B K) R T H", K=kv_heads)
+    q * q.shape[-1] ** -0.5, "B T (K R) H -> (B K) R T H", K=kv_heads
+  )
   q, k, v = (_padded(a, -2) for a in (q, *keys))
   asks, valid = _padded(asks, 1), _padded(valid, 1)
   mask = _Mask(sees, asks.shape[1], valid.shape[1])
   kernel = splash_attention_kernel.make_splash_mqa(
     splash_attention_mask.MultiHeadMask([mask] * q.shape[1]),
-    head_shards=1, q_seq_shards=1,
-    block_sizes=_blocks(asks.shape[1], valid.shape[1]))
-  segments = splash_attention_kernel.SegmentIds(*(
-    jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in (asks, valid)))
+    head_shards=1,
+    q_seq_shards=1,
+    block_sizes=_blocks(asks.shape[1], valid.shape[1]),
+  )
+  segments = splash_attention_kernel.SegmentIds(
+    *(jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in (asks, valid))
+  )
   k, v = (einops.rearrange(a, "B K S H -> (B K) S H") for a in (k, v))
   out = jax.vmap(kernel)(q, k, v, segments)
-  return einops.rearrange(
-    out, "(B K) R T H -> B T (K R) H", K=kv_heads)[:, :queries]
+  return einops.rearrange(out, "(B K) R T H -> B T (K R) H", K=kv_heads)[
+    :, :queries
+  ]
 
 
 def _padded(x, axis):
-  """x with zeros up to a multiple of LANES positions."""
+  """X with zeros up to a multiple of LANES positions."""
   room = [(0, 0)] * x.ndim
   room[axis] = 0, -x.shape[axis] % LANES
   return jnp.pad(x, room)
@@ -276,8 +314,15 @@ def _blocks(queries: int, keys: int):
   fit = lambda n: next(b for b in range(BLOCK, 0, -LANES) if n % b == 0)
   q, k = fit(queries), fit(keys)
   return splash_attention_kernel.BlockSizes(
-    block_q=q, block_kv=k, block_kv_compute=k, block_q_dkv=q, block_kv_dkv=k,
-    block_kv_dkv_compute=k, block_q_dq=q, block_kv_dq=k)
+    block_q=q,
+    block_kv=k,
+    block_kv_compute=k,
+    block_q_dkv=q,
+    block_kv_dkv=k,
+    block_kv_dkv_compute=k,
+    block_q_dq=q,
+    block_kv_dq=k,
+  )
 
 
 class _Mask(splash_attention_mask.Mask):

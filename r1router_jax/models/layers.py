@@ -19,9 +19,9 @@ from jaxtyping import Array, Float, Int
 
 @jax.custom_vjp
 def project(
-    x: Float[Array, "*B D"], w: Float[Array, "D F"]
+  x: Float[Array, "*B D"], w: Float[Array, "D F"]
 ) -> Float[Array, "*B F"]:
-  """x @ w, with a backward pass that XLA's CPU compiler does well.
+  """X @ w, with a backward pass that XLA's CPU compiler does well.
 
   It transposes the left operand of a product, fused with whatever made it.
   The weight's gradient therefore has the narrower operand on its left: an
@@ -50,7 +50,7 @@ FEW = 48  # Rows up to which `product` beats a matrix product on CPUs.
 def product(
   x: Float[Array, "*B D"], w: Float[Array, "F D"]
 ) -> Float[Array, "*B F"]:
-  """x @ w.T in float32 accuracy, for decoding: few rows, each weight read once.
+  """X @ w.T in float32 accuracy, for decoding: few rows, each weight read once.
 
   XLA's CPU compiler hands a product to Eigen, which first copies the weights
   into an order of its own: of a machine's bandwidth one row gets all, but 2 to
@@ -68,8 +68,9 @@ def product(
     return jax.lax.optimization_barrier(jnp.sum(w * rows[:, None], -1))
 
   def dot(rows, w):
-    return jax.lax.dot_general(w, rows, (((1,), (1,)), ((), ())),
-                               preferred_element_type=jnp.float32).T
+    return jax.lax.dot_general(
+      w, rows, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    ).T
 
   if 1 < len(rows) <= FEW and x.dtype == w.dtype == jnp.float32:
     y = jax.lax.platform_dependent(rows, w, cpu=summed, default=dot)
@@ -104,15 +105,18 @@ class Linear(nn.Module):
       y = product(x, self.get_variable("params", "rows")).astype(x.dtype)
     else:
       init = nn.initializers.variance_scaling(
-        self.scale**2, "fan_in", "truncated_normal")
+        self.scale**2, "fan_in", "truncated_normal"
+      )
       w = self.param("w", init, (x.shape[-1], self.features))
       y = project(x, w.astype(x.dtype))
     if self.bias:
       bias = self.param("b", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(x.dtype)
     if self.has_variable("params", "lora_a"):
-      a, b = (self.get_variable("params", name).astype(x.dtype)
-              for name in ("lora_a", "lora_b"))
+      a, b = (
+        self.get_variable("params", name).astype(x.dtype)
+        for name in ("lora_a", "lora_b")
+      )
       y = y + project(project(x, a), b)
     return y
 
@@ -169,12 +173,12 @@ def mrope_angles(
   agree and this is the usual rotary embedding.
   """
   frequencies = sum(section)
-  axis = jnp.repeat(jnp.arange(3), jnp.array(section),
-                    total_repeat_length=frequencies)
+  axis = jnp.repeat(
+    jnp.arange(3), jnp.array(section), total_repeat_length=frequencies
+  )
   rate = theta ** (-jnp.arange(frequencies) / frequencies)
   if scaling is not None:
     turns = scaling.original * rate / (2 * math.pi)
-    fast = jnp.clip(
-      (turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    fast = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
     rate = rate * (fast + (1 - fast) / scaling.factor)
   return jnp.moveaxis(positions, 0, -1)[..., axis].astype(jnp.float32) * rate

@@ -20,7 +20,7 @@ ADAPTER = ("lora_a", "lora_b")
 
 
 def add(
-    params: dict, match: str, *, rank: int, alpha: float, key: jax.Array
+  params: dict, match: str, *, rank: int, alpha: float, key: jax.Array
 ) -> dict:
   """Parameters with adapters beside each linear layer whose path fits `match`.
 
@@ -36,14 +36,18 @@ def add(
     ValueError: where no linear layer fits.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
-  layers = sorted(path.removesuffix("/w") for path in flat
-                  if path.endswith("/w"))
+  layers = sorted(
+    path.removesuffix("/w") for path in flat if path.endswith("/w")
+  )
   chosen = [layer for layer in layers if re.search(match, layer)]
   if not chosen:
-    raise ValueError(f"config.policy.lora.match {match!r} fits none of the "
-                     f"linear layers {layers}.")
-  for layer, each in zip(chosen, jax.random.split(key, len(chosen)),
-                         strict=True):
+    raise ValueError(
+      f"config.policy.lora.match {match!r} fits none of the "
+      f"linear layers {layers}."
+    )
+  for layer, each in zip(
+    chosen, jax.random.split(key, len(chosen)), strict=True
+  ):
     w = flat[layer + "/w"]
     *stack, d, f = w.shape
     a = jax.random.normal(each, (*stack, d, rank), w.dtype)

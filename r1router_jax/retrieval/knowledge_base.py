@@ -1,112 +1,109 @@
-"""The knowledge bases of a run: opened by place, searched side by side."""
+"""What every knowledge base does: it finds passages, and remembers them.
 
-import concurrent.futures
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+The same sub-questions come again and again, within a batch and over a run.  A
+query is looked for once; of what was found, what was asked for longest ago is
+forgotten first.
+"""
 
-from absl import logging
+import abc
+import collections
+import itertools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from r1router_jax.records import Passage, Query
-from r1router_jax.retrieval.base import KnowledgeBase
-from r1router_jax.retrieval.local import open_kb
-from r1router_jax.retrieval.remote import RemoteKB
+import jax
+import numpy as np
 
-# Kinds of knowledge base, and the embedder that each has unless told otherwise.
-KINDS = {"text": "minilm", "image": "picture_caption", "table": "minilm"}
+from r1router_jax.common.records import Passage, Query
 
-ONE_LOOP = ("Hosts that search shards together must do so in step: take the "
-            "host's loop, and no parts in flight.")
-
-# (knowledge base, sub-question, picture) triples to the passages of each.
-Retrieve = Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]
+REMEMBERED, TIMES = 100_000, 10_000  # Answers, and durations of searches.
 
 
-def open_kbs(where: str, kbs: Sequence[str] = tuple(KINDS)
-             ) -> dict[str, KnowledgeBase]:
-  """Knowledge bases by kind.
+class KnowledgeBase(abc.ABC):
+  """Answers queries with passages; threads may share it.
 
   Args:
-    where: the folder that `build_kb` wrote, or the place of each, as in
-      "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table": a folder, or
-      the address of a server, see remote.py.
-    kbs: the kinds to open.
+    meta: what tells its passages and searching from any other's.
 
-  Raises:
-    ValueError: where one is not there, or of another kind.
-    service.RetrievalError: where a server does not answer.
-  """
-  opened = {kb: RemoteKB(kb, place) if "://" in place else open_kb(place)
-            for kb, place in _places(where, kbs).items()}
-  for kb, base in opened.items():
-    if (kind := base.meta.get("kb", kb)) != kb:
-      raise ValueError(
-          f"{where}: what should be the {kb} knowledge base is one of kind "
-          f"{kind}.  Name it by that.")
-  logging.info("Knowledge bases: %s.", ", ".join(
-      f"{kb} {len(base):,}" for kb, base in opened.items()))
-  return opened
-
-
-def _places(where: str, kbs: Sequence[str]) -> dict[str, str]:
-  """Where each knowledge base is."""
-  if not re.match(rf"({'|'.join(KINDS)})=", where):
-    return {kb: os.path.join(where, kb) for kb in kbs}
-  pairs = [part.split("=", 1) for part in where.split(",")]
-  named = {pair[0].strip(): pair[-1].strip() for pair in pairs}
-  if len(named) < len(pairs) or set(named) != set(kbs) or not all(
-      len(pair) == 2 and pair[1] for pair in pairs):
-    raise ValueError(
-        f"{where}: name the place of each of {', '.join(kbs)} once, as in "
-        + ",".join(f"{kb}=PLACE" for kb in kbs) + ".")
-  return named
-
-
-def together(kbs: Mapping[str, KnowledgeBase]) -> bool:
-  """Whether all hosts must search at the same times."""
-  return any(base.together for base in kbs.values())
-
-
-def retriever(
-    kbs: Mapping[str, KnowledgeBase], k: int | Mapping[str, int] = 1
-) -> Retrieve:
-  """Searches many knowledge bases at once, side by side.
-
-  Args:
-    kbs: by kind.
-    k: passages to return, of each kind or of all alike.
-
-  Returns:
-    A function of (knowledge base, sub-question, picture) triples that gives
-    the passages of each, best first.  Only the image knowledge base is shown
-    the picture.
+  Attributes:
+    together: whether all hosts must search it at the same time.
   """
 
-  def search(kb, asked):
-    queries = [Query(text, image if kb == "image" else "")
-               for other, text, image in asked if other == kb]
-    return kbs[kb].search(queries, k if isinstance(k, int) else k[kb])
+  together = False
 
-  def retrieve(asked):
-    # Those that hosts search together come one by one, in one order.
-    due = [kb for kb, base in kbs.items() if base.together]
-    found = {kb: search(kb, asked) for kb in due}
-    rest = [kb for kb in dict.fromkeys(kb for kb, _, _ in asked)
-            if kb not in found]
-    if len(rest) < 2:
-      found |= {kb: search(kb, asked) for kb in rest}
-    else:
-      with concurrent.futures.ThreadPoolExecutor(len(rest)) as threads:
-        found |= zip(rest, threads.map(lambda kb: search(kb, asked), rest),
-                     strict=True)
-    answers = {kb: iter(of) for kb, of in found.items()}
-    return [tuple(next(answers[kb])) for kb, _, _ in asked]
+  def __init__(self, meta: Mapping[str, Any]):
+    self.meta = dict(meta)
+    self._answers: collections.OrderedDict = collections.OrderedDict()
+    self._lock = threading.Lock()
+    self._age = 0  # Of the passages, see `_forget`.
+    self._asked = self._known = 0
+    self._seconds: collections.deque = collections.deque(maxlen=TIMES)
 
-  return retrieve
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """How many passages there are."""
 
+  @property
+  @abc.abstractmethod
+  def devices(self) -> Sequence[jax.Device]:
+    """Those that it searches with."""
 
-def report(kbs: Mapping[str, KnowledgeBase]) -> dict[str, float]:
-  """What each says of its searches since the last time, by
-  "retrieval/<kb>/<what>"."""
-  return {f"retrieval/{kb}/{name}": value for kb, base in kbs.items()
-          for name, value in base.report().items()}
+  @abc.abstractmethod
+  def _find(self, queries: Sequence[Query], k: int) -> Sequence[Any]:
+    """What is kept of the answer to each query, all different."""
+
+  @abc.abstractmethod
+  def _read(self, found: Any) -> list[Passage]:
+    """The passages of what is kept."""
+
+  def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
+    """For each query the k best passages, best first, with their scores."""
+    asked = dict.fromkeys((query, k) for query in queries)
+    with self._lock:
+      age, known = self._age, self._answers
+      for each in asked:
+        if each in known:
+          known.move_to_end(each)
+          asked[each] = known[each]
+    new = [each for each, found in asked.items() if found is None]
+    if new or self.together:
+      start = time.perf_counter()
+      answers = self._find([query for query, _ in new], k)
+      asked.update(zip(new, answers, strict=True))
+      seconds = time.perf_counter() - start
+    with self._lock:
+      self._asked += len(queries)
+      self._known += len(queries) - len(new)
+      if new:
+        self._seconds.append(seconds)
+      if age == self._age:
+        known.update((each, asked[each]) for each in new)
+        for each in [*itertools.islice(known, max(0, len(known) - REMEMBERED))]:
+          del known[each]
+    return [self._read(asked[query, k]) for query in queries]
+
+  def _forget(self) -> None:
+    """Its passages have changed.  To be called with the lock held."""
+    self._age += 1
+    self._answers.clear()
+
+  def report(self) -> dict[str, float]:
+    """Of the searches since the last report.
+
+    Returns:
+      "queries"; "remembered", their share that was not looked for; and, where
+      others were, percentiles of a search, "p50_ms", "p95_ms" and "p99_ms".
+    """
+    with self._lock:
+      asked, known, seconds = self._asked, self._known, [*self._seconds]
+      self._asked = self._known = 0
+      self._seconds.clear()
+    found = dict(queries=float(asked), remembered=known / max(1, asked))
+    if seconds:
+      found |= {
+        f"p{percent}_ms": float(np.percentile(seconds, percent)) * 1000
+        for percent in (50, 95, 99)
+      }
+    return found

@@ -10,30 +10,61 @@ import zipfile
 import pytest
 from PIL import Image
 
-from r1router_jax.data import benchmark_rows, benchmarks, georouter
-from r1router_jax.inputs import images
+from r1router_jax.common import images
+from r1router_jax.data import benchmark_schema, benchmarks, georouter
 
 REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.exists(), reason="the reference's files are absent")
 
-INFOSEEK = dict(data_id="a", image_id="oven_1", question="What is it?",
-                answer=["x"], answer_eval=["x", "y"])
-NUMERIC = INFOSEEK | dict(data_id="b", image_id="oven_2", answer=["6.5-7.0"],
-                          answer_eval=[dict(wikidata=6.75, range=[6.5, 7])])
-DYN_VQA = dict(question_id="en1", image_id=1, question="Who?",
-               answer=["谁", 7], gloden_query=float("nan"))
+needs_reference = pytest.mark.skipif(
+  not REFERENCE.exists(), reason="the reference's files are absent"
+)
+
+
+INFOSEEK = dict(
+  data_id="a",
+  image_id="oven_1",
+  question="What is it?",
+  answer=["x"],
+  answer_eval=["x", "y"],
+)
+
+NUMERIC = INFOSEEK | dict(
+  data_id="b",
+  image_id="oven_2",
+  answer=["6.5-7.0"],
+  answer_eval=[dict(wikidata=6.75, range=[6.5, 7])],
+)
+
+DYN_VQA = dict(
+  question_id="en1",
+  image_id=1,
+  question="Who?",
+  answer=["谁", 7],
+  gloden_query=float("nan"),
+)
+
 WEBQA = dict(question="Which?", answer=['"That."'], image_id="30")
+
 PLAIN = dict(question="Is it?", answer="yes")
-ROWS = dict(infoseek=[INFOSEEK, NUMERIC], dyn_vqa=[DYN_VQA], webqa=[WEBQA],
-            openwikitqa=[PLAIN, PLAIN], tabfact=[PLAIN])
+
+ROWS = dict(
+  infoseek=[INFOSEEK, NUMERIC],
+  dyn_vqa=[DYN_VQA],
+  webqa=[WEBQA],
+  openwikitqa=[PLAIN, PLAIN],
+  tabfact=[PLAIN],
+)
+
 ROWS["2wikimultihopqa"] = [PLAIN | dict(answer=["no", 3])]
 
 
 def write(path, rows):
-  path.write_bytes(b"".join(
+  path.write_bytes(
+    b"".join(
       (row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n"
-      for row in rows))
+      for row in rows
+    )
+  )
   return str(path)
 
 
@@ -47,24 +78,37 @@ def published(folder, name, rows=None):
   return str(folder)
 
 
-@pytest.mark.parametrize("name, wanted", [
-    ("infoseek", [("a", "oven_1", ("x", "y"), ()),
-                  ("b", "oven_2", ("6.5-7.0",), (6.5, 7.0))]),
+@pytest.mark.parametrize(
+  "name, wanted",
+  [
+    (
+      "infoseek",
+      [
+        ("a", "oven_1", ("x", "y"), ()),
+        ("b", "oven_2", ("6.5-7.0",), (6.5, 7.0)),
+      ],
+    ),
     ("dyn_vqa", [("en1", "1", ("谁", "7"), ())]),
     ("webqa", [("0", "30", ('"That."',), ())]),
     ("openwikitqa", [("0", "", ("yes",), ()), ("1", "", ("yes",), ())]),
     ("tabfact", [("0", "", ("yes",), ())]),
-    ("2wikimultihopqa", [("0", "", ("no", "3"), ())])])
+    ("2wikimultihopqa", [("0", "", ("no", "3"), ())]),
+  ],
+)
 def test_records(tmp_path, name, wanted):
   found = benchmarks.load(name, published(tmp_path, name))
-  assert [(q.id, os.path.basename(q.image), q.answers, q.interval)
-          for q in found] == [(f"{name}/{i}", *rest) for i, *rest in wanted]
+  assert [
+    (q.id, os.path.basename(q.image), q.answers, q.interval) for q in found
+  ] == [(f"{name}/{i}", *rest) for i, *rest in wanted]
   assert [q.text for q in found] == [row["question"] for row in ROWS[name]]
   assert {(q.family, q.benchmark, q.hops) for q in found} == {
-      (name, name, None)}
+    (name, name, None)
+  }
   assert not any(os.path.exists(q.image) for q in found if q.image)
-  os.rename(os.path.join(tmp_path, benchmarks.PUBLISHED[name].file),
-            tmp_path / f"{name}.jsonl")
+  os.rename(
+    os.path.join(tmp_path, benchmarks.PUBLISHED[name].file),
+    tmp_path / f"{name}.jsonl",
+  )
   assert benchmarks.load(name, str(tmp_path)) == found
 
 
@@ -100,16 +144,18 @@ def ranged(value):
   return NUMERIC | dict(answer_eval=[dict(range=value)])
 
 
-@pytest.mark.parametrize("name, row, reason", [
+@pytest.mark.parametrize(
+  "name, row, reason",
+  [
     ("tabfact", b"[", "not JSON"),
     ("tabfact", b'{"question": "\xff"}', "not UTF-8 at byte 14"),
     ("tabfact", [], "it is no object"),
     ("tabfact", lacks(PLAIN, "question"), '"question" is None'),
-    ("tabfact", PLAIN | dict(question=" "), '"question" is \' \''),
+    ("tabfact", PLAIN | dict(question=" "), "\"question\" is ' '"),
     ("tabfact", PLAIN | dict(question=3), '"question" is 3'),
     ("tabfact", PLAIN | dict(question="\ud800?"), "half a surrogate"),
     ("tabfact", lacks(PLAIN, "answer"), '"answer" is None'),
-    ("tabfact", PLAIN | dict(answer=""), '"answer" is \'\''),
+    ("tabfact", PLAIN | dict(answer=""), "\"answer\" is ''"),
     ("tabfact", PLAIN | dict(answer=[]), "none empty"),
     ("tabfact", PLAIN | dict(answer=["x", None]), "none empty"),
     ("tabfact", PLAIN | dict(answer=[True]), "none empty"),
@@ -127,7 +173,7 @@ def ranged(value):
     ("infoseek", ranged([1, True]), "wanted .low, high."),
     ("infoseek", ranged([1, float("nan")]), "wanted .low, high."),
     ("dyn_vqa", DYN_VQA | dict(image_id=True), '"image_id" is True'),
-    ("jsonl", jsonl(id=""), '"id" is \'\''),
+    ("jsonl", jsonl(id=""), "\"id\" is ''"),
     ("jsonl", jsonl(id=[1]), r'"id" is \[1\]'),
     ("jsonl", jsonl(image=3), '"image" is 3'),
     ("jsonl", jsonl(image="/etc/passwd"), "leads out of"),
@@ -138,10 +184,14 @@ def ranged(value):
     ("jsonl", b'{"question": "' + b"q" * (1 << 20) + b'"}', "longer than"),
     ("jsonl", b"[" * 100_000, "nested too deeply"),
     ("jsonl", jsonl(interval="1-2"), "wanted .low, high."),
-    ("jsonl", b'{"question": "q", "answer": "a", "interval": [1, NaN]}',
-     "wanted .low, high."),
+    (
+      "jsonl",
+      b'{"question": "q", "answer": "a", "interval": [1, NaN]}',
+      "wanted .low, high.",
+    ),
     ("jsonl", b'{"question": "q", "question": "r"}', "occurs twice"),
-])
+  ],
+)
 def test_a_broken_row_is_an_error_with_its_line(tmp_path, name, row, reason):
   good = ROWS.get(name, [jsonl(id=0)])[0]
   path = write(tmp_path / f"{name}.jsonl", [good, b"", row])
@@ -162,8 +212,9 @@ def test_many_faults_are_counted_and_the_first_named(tmp_path):
 
 def test_one_id_twice(tmp_path):
   with pytest.raises(ValueError, match=r":1 and \S+:3 both have the id .*/a'"):
-    benchmarks.load("infoseek", published(
-        tmp_path, "infoseek", [INFOSEEK, NUMERIC, INFOSEEK]))
+    benchmarks.load(
+      "infoseek", published(tmp_path, "infoseek", [INFOSEEK, NUMERIC, INFOSEEK])
+    )
   path = write(tmp_path / "mine", [jsonl(), jsonl(id=0)])
   with pytest.raises(ValueError, match=r"mine:1 and \S+:2 both.*jsonl/0"):
     benchmarks.load("jsonl", path)
@@ -199,7 +250,9 @@ def test_pictures_in_an_archive(tmp_path):
   for _ in range(2):  # The second time they are there.
     found = benchmarks.load("infoseek", folder, place, pictures_to=str(to))
     assert [q.image for q in found] == [
-        str(to / "oven_1.jpg"), str(to / "oven_2.jpg")]
+      str(to / "oven_1.jpg"),
+      str(to / "oven_2.jpg"),
+    ]
   assert sorted(os.listdir(to)) == ["oven_1.jpg", "oven_2.jpg"]
   assert (to / "oven_1.jpg").read_bytes() == data
   with pytest.raises(ValueError, match="has to be unpacked"):
@@ -209,7 +262,8 @@ def test_pictures_in_an_archive(tmp_path):
 def test_hostile_archives(tmp_path, monkeypatch):
   folder, place = published(tmp_path, "webqa"), str(tmp_path / "some.zip")
   load = lambda: benchmarks.load(
-      "webqa", folder, place, pictures_to=str(tmp_path / "to"))
+    "webqa", folder, place, pictures_to=str(tmp_path / "to")
+  )
   (tmp_path / "some.zip").write_bytes(b"PK nothing")
   with pytest.raises(ValueError, match="cannot be unpacked"):
     load()
@@ -228,10 +282,14 @@ def test_hostile_archives(tmp_path, monkeypatch):
 
 def test_a_users_own_file(tmp_path):
   paint(tmp_path / "pictures" / "a.png")
-  path = write(tmp_path / "mine.jsonl", [
+  path = write(
+    tmp_path / "mine.jsonl",
+    [
       jsonl(id="x", image="pictures/a.png"),
       jsonl(answer=[1, "uno"], image="pictures/b.png"),
-      jsonl(answer=3, interval=[-2, 4])])
+      jsonl(answer=3, interval=[-2, 4]),
+    ],
+  )
   found = benchmarks.load("jsonl", path)
   assert [q.id for q in found] == ["jsonl/x", "jsonl/1", "jsonl/2"]
   assert [q.answers for q in found] == [("a",), ("1", "uno"), ("3",)]
@@ -251,28 +309,41 @@ def test_a_users_own_file(tmp_path):
 def read_back(tfds_module, tmp_path, name, split="test", **where):
   tfds = pytest.importorskip("tensorflow_datasets")
   builder = tfds_module.Benchmarks(
-      config=tfds_module.Files(name=name, **where), data_dir=tmp_path / "tfds")
+    config=tfds_module.Files(name=name, **where), data_dir=tmp_path / "tfds"
+  )
   builder.download_and_prepare()
   rows = tfds.data_source(
-      f"benchmarks/{name}", split=split, data_dir=tmp_path / "tfds")
-  return {q.id: q for q in (
+    f"benchmarks/{name}", split=split, data_dir=tmp_path / "tfds"
+  )
+  return {
+    q.id: q
+    for q in (
       tfds_module.question(rows[i], str(tmp_path / "written"))
-      for i in range(len(rows)))}
+      for i in range(len(rows))
+    )
+  }
 
 
 def test_tfds_gives_the_same_records(tmp_path):
   pytest.importorskip("tensorflow_datasets")
   from r1router_jax.data import benchmarks_tfds
+
   for shade, name in enumerate(("oven_1.png", "b/oven_2.jpg", "1.webp")):
     paint(tmp_path / "pictures" / name, shade)
   where = dict(images=str(tmp_path / "pictures"))
   cases = [(name, published(tmp_path, name)) for name in ROWS]
-  cases.append(("jsonl", write(tmp_path / "mine.jsonl", [
-      jsonl(image="b/oven_2.jpg", interval=[0.1, 2]), jsonl(id=9)])))
+  cases.append(
+    (
+      "jsonl",
+      write(
+        tmp_path / "mine.jsonl",
+        [jsonl(image="b/oven_2.jpg", interval=[0.1, 2]), jsonl(id=9)],
+      ),
+    )
+  )
   for name, folder in cases:
     wanted = benchmarks.load(name, folder, **where)
-    read = read_back(
-        benchmarks_tfds, tmp_path, name, folder=folder, **where)
+    read = read_back(benchmarks_tfds, tmp_path, name, folder=folder, **where)
     for question in wanted:
       same = read.pop(question.id)
       assert dataclasses.replace(same, image=question.image) == question
@@ -286,6 +357,7 @@ def test_tfds_gives_the_same_records(tmp_path):
 def test_tfds_holds_georouter(tmp_path):
   pytest.importorskip("tensorflow_datasets")
   from r1router_jax.data import benchmarks_tfds
+
   read = read_back(benchmarks_tfds, tmp_path, "georouter", split="val")
   wanted = georouter.questions("val")
   assert len(read) == len(wanted)
@@ -301,8 +373,9 @@ def test_tfds_holds_georouter(tmp_path):
 
 @needs_reference
 def test_the_references_files(caplog):
-  found = {name: benchmarks.load(name, str(REFERENCE))
-           for name in benchmarks.PUBLISHED}
+  found = {
+    name: benchmarks.load(name, str(REFERENCE)) for name in benchmarks.PUBLISHED
+  }
   for name, questions in found.items():
     wanted = benchmarks.PUBLISHED[name]
     assert len(questions) == wanted.count
@@ -310,12 +383,22 @@ def test_the_references_files(caplog):
   assert "was published with" not in caplog.text
   count = lambda name, test: sum(map(test, found[name]))
   assert count("infoseek", lambda q: bool(q.interval)) == 248
-  assert count("dyn_vqa", lambda q: any(
-      "\u4e00" <= char < "\ua000" for a in q.answers for char in a)) == 442
+  assert (
+    count(
+      "dyn_vqa",
+      lambda q: any(
+        "\u4e00" <= char < "\ua000" for a in q.answers for char in a
+      ),
+    )
+    == 442
+  )
   assert count("openwikitqa", lambda q: "–" in q.answers[0]) == 107
   assert count("tabfact", lambda q: q.answers == ("yes",)) == 522
-  assert count("2wikimultihopqa", lambda q: q.answers[0].lower()
-               in ("yes", "no")) == 309
-  assert benchmark_rows.gold("infoseek", json.loads(
-      (REFERENCE / "infoseek_val.jsonl").read_text().split("\n")[2])) == (
-          ("6.5-7.0",), (6.5, 7.0))
+  assert (
+    count("2wikimultihopqa", lambda q: q.answers[0].lower() in ("yes", "no"))
+    == 309
+  )
+  assert benchmark_schema.gold(
+    "infoseek",
+    json.loads((REFERENCE / "infoseek_val.jsonl").read_text().split("\n")[2]),
+  ) == (("6.5-7.0",), (6.5, 7.0))

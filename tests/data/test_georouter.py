@@ -13,17 +13,24 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1router_jax.common.records import KBS
 from r1router_jax.data import georouter
-from r1router_jax.data.georouter_source import phrases, values, wordings
-from r1router_jax.records import KBS
+from tools.georouter import phrases, values, wordings
 
 QUESTIONS = {split: georouter.questions(split) for split in georouter.SPLITS}
+
 EVERY = [q for questions in QUESTIONS.values() for q in questions]
+
 PASSAGES = {p.id: p for kb in KBS for p in georouter.passages(kb)}
+
 COUNTRIES = {c["id"]: c for c in georouter.countries()}
+
 NAMES = {c["name"]: c for c in COUNTRIES.values()}
+
 CODER = tokenizers.Tokenizer.from_file(str(georouter.tokenizer_path()))
+
 HELD_OUT = {"text_text_2hop", "image_table_table_3hop", "map_text_2hop"}
+
 LESS = re.compile(r"fewer|smaller|lower|shorter|earlier|first")
 
 
@@ -50,20 +57,28 @@ def about(evidence):
 
 def test_splits_have_the_promised_sizes():
   assert {s: len(q) for s, q in QUESTIONS.items()} == dict(
-      train=5000, val=180, test=780)
+    train=5000, val=180, test=780
+  )
   families = collections.Counter(q.family for q in QUESTIONS["test"])
   assert all(families[family] == 60 for family in HELD_OUT)
   assert not HELD_OUT & {q.family for q in QUESTIONS["train"]}
   assert len({q.id for q in EVERY}) == len(EVERY)
   assert {q.benchmark for q in QUESTIONS["test"]} == {
-      "InfoSeek", "Dyn-VQA", "WebQA", "2WikiMultihopQA", "Open-WikiTable",
-      "TabFact"}
+    "InfoSeek",
+    "Dyn-VQA",
+    "WebQA",
+    "2WikiMultihopQA",
+    "Open-WikiTable",
+    "TabFact",
+  }
 
 
 def test_a_country_is_split_by_the_hash_of_its_name():
   for name, country in NAMES.items():
-    bucket = int(hashlib.md5(
-        name.encode(), usedforsecurity=False).hexdigest(), 16) % 100
+    bucket = (
+      int(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(), 16)
+      % 100
+    )
     split = "train" if bucket < 70 else "val" if bucket < 78 else "test"
     assert country["split"] == split
 
@@ -94,8 +109,10 @@ def held_patterns():
 
 def test_held_wordings_are_not_trained_on():
   held = re.compile("|".join(f"(?:{p})" for p in held_patterns()))
-  seen = {split: sum(bool(held.search(q.text)) for q in questions)
-          for split, questions in QUESTIONS.items()}
+  seen = {
+    split: sum(bool(held.search(q.text)) for q in questions)
+    for split, questions in QUESTIONS.items()
+  }
   assert seen["train"] == 0
   assert seen["val"] > 10 and seen["test"] > 50
   for frame in wordings.HELD_FRAMES:
@@ -122,7 +139,8 @@ def test_every_gold_answer_stands_in_its_evidence():
       for evidence in hop.evidence:
         assert hop.answers[0] in PASSAGES[evidence].text, (hop, evidence)
         assert set(about(evidence)) & {
-            COUNTRIES[s]["name"] for s in question.subjects}
+          COUNTRIES[s]["name"] for s in question.subjects
+        }
 
 
 def test_routes_are_where_the_evidence_stands():
@@ -147,9 +165,13 @@ def test_final_answers_follow_from_the_hops():
       one, other = (number(hop.answers[0]) for hop in facts)
       right = "yes" if one > other else "no"
     elif "yesno" in q.family:
-      right = "yes" if re.search(
-          rf"(?<![\w,.]){re.escape(facts[0].answers[0])}(?!\w|[.,]\d)",
-          q.text) else "no"
+      right = (
+        "yes"
+        if re.search(
+          rf"(?<![\w,.]){re.escape(facts[0].answers[0])}(?!\w|[.,]\d)", q.text
+        )
+        else "no"
+      )
     elif q.hops:
       right = q.hops[-1].answers[0]
     else:
@@ -167,10 +189,14 @@ def test_evidence_given_in_the_question_suffices():
 
 def test_answers_of_comparisons_are_even():
   for split in ("train", "test"):
-    first = [q.answers[0] == COUNTRIES[q.subjects[0]]["name"]
-             for q in QUESTIONS[split] if "compare" in q.family]
-    yes = [q.answers[0] == "yes" for q in QUESTIONS[split]
-           if "yesno" in q.family]
+    first = [
+      q.answers[0] == COUNTRIES[q.subjects[0]]["name"]
+      for q in QUESTIONS[split]
+      if "compare" in q.family
+    ]
+    yes = [
+      q.answers[0] == "yes" for q in QUESTIONS[split] if "yesno" in q.family
+    ]
     assert 0.4 < np.mean(first) < 0.6
     assert 0.4 < np.mean(yes) < 0.6
 
@@ -201,8 +227,9 @@ def test_pictures_are_small_pngs():
 
 
 def test_a_question_never_shows_an_indexed_drawing():
-  indexed = {pathlib.Path(p.image).read_bytes()
-             for p in PASSAGES.values() if p.image}
+  indexed = {
+    pathlib.Path(p.image).read_bytes() for p in PASSAGES.values() if p.image
+  }
   asked = {q.image for q in EVERY if q.image}
   assert len(asked) > 150
   for path in asked:
@@ -210,7 +237,8 @@ def test_a_question_never_shows_an_indexed_drawing():
   for question in EVERY:
     pictured = bool(question.hops) and question.hops[0].routes == ("image",)
     assert bool(question.image) == (
-        pictured or question.family == "none_visual")
+      pictured or question.family == "none_visual"
+    )
 
 
 # ---- Passages.
@@ -229,9 +257,11 @@ def test_a_table_holds_one_statistic_of_one_or_two_countries():
   for passage in PASSAGES.values():
     if passage.kb == "table":
       assert re.fullmatch(
-          r"\[Title\]World Factbook 2015\[Section title\]\w+\[Caption\][^[]+"
-          r"\[Table name\]table_\d+\[Header\]Country\[sep\][^[]+\[Rows\]"
-          r"(\[Row\][^[]+\[sep\][^[]+){1,2}", passage.text), passage.text
+        r"\[Title\]World Factbook 2015\[Section title\]\w+\[Caption\][^[]+"
+        r"\[Table name\]table_\d+\[Header\]Country\[sep\][^[]+\[Rows\]"
+        r"(\[Row\][^[]+\[sep\][^[]+){1,2}",
+        passage.text,
+      ), passage.text
 
 
 # ---- Tokenizer.
@@ -243,14 +273,15 @@ def test_control_tokens():
     assert len(ids(token)) == 1 and ids(token)[0] < 17
   assert ids("<|endoftext|>") == [0]
   assert len(ids("\n")) == 1
-  special = {t.content for t in CODER.get_added_tokens_decoder().values()
-             if t.special}
+  special = {
+    t.content for t in CODER.get_added_tokens_decoder().values() if t.special
+  }
   assert "[sep]" not in special and len(ids("[sep]")) == 1
 
 
 def within(piece, text):
   whole = ids(text)
-  return any(whole[i:i + len(piece)] == piece for i in range(len(whole)))
+  return any(whole[i : i + len(piece)] == piece for i in range(len(whole)))
 
 
 def test_a_name_has_the_same_ids_wherever_it_stands():
@@ -296,13 +327,17 @@ def test_unknown_names_list_the_known():
 def test_tfds_gives_the_same_records(tmp_path):
   tfds = pytest.importorskip("tensorflow_datasets")
   from r1router_jax.data import georouter_tfds
+
   builder = georouter_tfds.Georouter(config="questions", data_dir=tmp_path)
   builder.download_and_prepare()
   for split, questions in QUESTIONS.items():
     rows = tfds.data_source(
-        "georouter/questions", split=split, data_dir=tmp_path)
-    read = {q.id: q for q in (
-        georouter_tfds.question(rows[i]) for i in range(len(rows)))}
+      "georouter/questions", split=split, data_dir=tmp_path
+    )
+    read = {
+      q.id: q
+      for q in (georouter_tfds.question(rows[i]) for i in range(len(rows)))
+    }
     assert read == {q.id: q for q in questions}
   builder = georouter_tfds.Georouter(config="image", data_dir=tmp_path)
   builder.download_and_prepare()
@@ -312,7 +347,9 @@ def test_tfds_gives_the_same_records(tmp_path):
     assert row["png"] == pathlib.Path(passage.image).read_bytes()
 
 
-@pytest.mark.parametrize("clean, raw, wanted", [
+@pytest.mark.parametrize(
+  "clean, raw, wanted",
+  [
     (values.number, "$29.53 billion (2014 est.) ++ $1", 29.53e9),
     (values.number, "1.284 million sq km", 1_284_000),
     (values.number, "NA", None),
@@ -321,32 +358,46 @@ def test_tfds_gives_the_same_records(tmp_path):
     (values.peak, "Emi Koussi 3,415 m", ("Emi Koussi", 3415)),
     (values.peak, "unnamed elevation 53 m", (None, 53)),
     (values.first_item, "Sara 27.7%, Arab 12.3%", "Sara"),
-    (values.first_item, "Trinidad and Tobago 24%, US 9%",
-     "Trinidad and Tobago"),
+    (
+      values.first_item,
+      "Trinidad and Tobago 24%, US 9%",
+      "Trinidad and Tobago",
+    ),
     (values.first_item, "homogeneous (except for 20,000 Chinese)", None),
-    (values.currency, "Omani rials (OMR) per US dollar - ++ 0.38",
-     "Omani rials"),
+    (
+      values.currency,
+      "Omani rials (OMR) per US dollar - ++ 0.38",
+      "Omani rials",
+    ),
     (values.currency, "the US dollar is used", "US dollars"),
     (values.city, "N'DJAMENA (capital) 1.26 million", "N'Djamena"),
     (values.city, "PORT-AU-PRINCE (capital) 2.4 million", "Port-au-Prince"),
-    (values.holiday, "Birthday of Emperor AKIHITO, 23 December",
-     "Birthday of Emperor Akihito"),
+    (
+      values.holiday,
+      "Birthday of Emperor AKIHITO, 23 December",
+      "Birthday of Emperor Akihito",
+    ),
     (values.symbol, "white, five-pointed star; national colors: red", None),
     (values.anthem, '"La Tchadienne" (The Chadian)', "La Tchadienne"),
-])
+  ],
+)
 def test_cleaning(clean, raw, wanted):
   assert clean(raw) == wanted
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("GEOROUTER_SOURCES" not in os.environ,
-                    reason="GEOROUTER_SOURCES names no folder of sources")
+@pytest.mark.skipif(
+  "GEOROUTER_SOURCES" not in os.environ,
+  reason="GEOROUTER_SOURCES names no folder of sources",
+)
 def test_the_sources_give_these_files(tmp_path):
   pytest.importorskip("resvg_py")
-  from r1router_jax.data.georouter_source import __main__ as source
+  from tools.georouter import __main__
+
   (tmp_path / "tokenizer.json").write_bytes(
-      georouter.tokenizer_path().read_bytes())
-  source.build(pathlib.Path(os.environ["GEOROUTER_SOURCES"]), tmp_path)
+    georouter.tokenizer_path().read_bytes()
+  )
+  __main__.build(pathlib.Path(os.environ["GEOROUTER_SOURCES"]), tmp_path)
   for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
     ours = georouter.FOLDER / path.relative_to(tmp_path)
     assert ours.read_bytes() == path.read_bytes(), ours

@@ -15,8 +15,11 @@ from r1router_jax.models.attention import Cache
 def interpreted(monkeypatch):
   """The kernel, run by XLA on a CPU."""
   kernels = attention.splash_attention_kernel
-  monkeypatch.setattr(kernels, "make_splash_mqa", functools.partial(
-      kernels.make_splash_mqa, interpret=True))
+  monkeypatch.setattr(
+    kernels,
+    "make_splash_mqa",
+    functools.partial(kernels.make_splash_mqa, interpret=True),
+  )
 
 
 def normal(rng, *shape):
@@ -29,9 +32,12 @@ def group():
   rng = np.random.default_rng(0)
   b, g, t, p, h = 2, 3, 10, 30, 128
   prompt_mask = jnp.arange(p) < jnp.array([[30], [17]])
-  return (normal(rng, b * g, t, 4, h),
-          Cache(normal(rng, b * g, 2, t, h), normal(rng, b * g, 2, t, h)),
-          Cache(normal(rng, b, 2, p, h), normal(rng, b, 2, p, h)), prompt_mask)
+  return (
+    normal(rng, b * g, t, 4, h),
+    Cache(normal(rng, b * g, 2, t, h), normal(rng, b * g, 2, t, h)),
+    Cache(normal(rng, b, 2, p, h), normal(rng, b, 2, p, h)),
+    prompt_mask,
+  )
 
 
 def dense(q, own, prompt, prompt_mask):
@@ -45,8 +51,9 @@ def test_splash_sees_what_the_group_may_see(group):
   fused = lambda *of: attention.grouped(*of, kernel="splash")
   weights = normal(np.random.default_rng(1), *group[0].shape)
   grad = lambda f: jax.value_and_grad(
-      lambda q, own, prompt: jnp.sum(
-          f(q, own, prompt, group[3]) * weights), (0, 1, 2))(*group[:3])
+    lambda q, own, prompt: jnp.sum(f(q, own, prompt, group[3]) * weights),
+    (0, 1, 2),
+  )(*group[:3])
   wanted = grad(dense)
   got = grad(fused)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
@@ -69,15 +76,19 @@ def cudnn(monkeypatch):
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
 def test_texts_side_by_side_do_not_see_each_other(kernel, cudnn):
   rng = np.random.default_rng(3)
-  q, keys = normal(rng, 2, 40, 4, 128), Cache(*(
-      normal(rng, 2, 2, 40, 128) for _ in range(2)))
+  q, keys = (
+    normal(rng, 2, 40, 4, 128),
+    Cache(*(normal(rng, 2, 2, 40, 128) for _ in range(2))),
+  )
   segments = jnp.searchsorted(jnp.array([7, 20, 33]), jnp.arange(40)) % 3 + 1
   segments = jnp.stack([segments, jnp.where(segments < 3, segments, 0)])
   mask = jnp.tril(segments[:, :, None] == segments[:, None])
   got = attention.fused(
-      q, keys, segments, attention.causal, kernel=kernel, asks=segments)
+    q, keys, segments, attention.causal, kernel=kernel, asks=segments
+  )
   np.testing.assert_allclose(
-      got, attention.attention(q, keys, mask), rtol=1e-4, atol=1e-4)
+    got, attention.attention(q, keys, mask), rtol=1e-4, atol=1e-4
+  )
 
 
 def test_the_mask_that_cudnn_is_given(group, cudnn):
@@ -89,12 +100,16 @@ def test_the_mask_that_cudnn_is_given(group, cudnn):
 @pytest.mark.parametrize("sees", [attention.causal, None])
 def test_splash_over_one_row(sees):
   rng = np.random.default_rng(2)
-  q, keys = normal(rng, 2, 200, 4, 128), Cache(*(
-      normal(rng, 2, 2, 200, 128) for _ in range(2)))
+  q, keys = (
+    normal(rng, 2, 200, 4, 128),
+    Cache(*(normal(rng, 2, 2, 200, 128) for _ in range(2))),
+  )
   valid = jnp.arange(200) < jnp.array([[200], [150]])
   mask = valid[:, None] & (
-      jnp.ones((200, 200), bool) if sees is None else
-      jnp.tril(jnp.ones((200, 200), bool)))
+    jnp.ones((200, 200), bool)
+    if sees is None
+    else jnp.tril(jnp.ones((200, 200), bool))
+  )
   wanted = attention.attention(q, keys, mask)
   got = attention.fused(q, keys, valid, sees, kernel="splash")
   np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)

@@ -6,25 +6,32 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from r1router_jax.learning import update
-from r1router_jax.models import lora, qwen_vl
-from tests import tiny
+from r1router_jax.models import lora, qwen2_5_vl
+from r1router_jax.training import train_step
+from tests import tiny_policy
 
 MATCH = "layers/[qkvo]$|blocks/qkv"
 
 
 @pytest.fixture(scope="module")
 def adapted():
-  return lora.add(tiny.params(tiny.CONFIG), MATCH, rank=3, alpha=6.0,
-                  key=jax.random.key(0))
+  return lora.add(
+    tiny_policy.params(tiny_policy.CONFIG),
+    MATCH,
+    rank=3,
+    alpha=6.0,
+    key=jax.random.key(0),
+  )
 
 
 def states(params):
   rng = np.random.default_rng(0)
-  batch = [tiny.encoded(rng, tiny.CONFIG, 5, (4, 4))]
-  return jax.jit(qwen_vl.QwenVL(tiny.CONFIG).apply)(
-      {"params": params}, tiny.pack(tiny.CONFIG, batch),
-      tiny.responses(rng, tiny.CONFIG, 1, 2, 4))
+  batch = [tiny_policy.encoded(rng, tiny_policy.CONFIG, 5, (4, 4))]
+  return jax.jit(qwen2_5_vl.QwenVL(tiny_policy.CONFIG).apply)(
+    {"params": params},
+    tiny_policy.pack(tiny_policy.CONFIG, batch),
+    tiny_policy.responses(rng, tiny_policy.CONFIG, 1, 2, 4),
+  )
 
 
 def test_new_adapters_change_nothing(adapted):
@@ -32,42 +39,62 @@ def test_new_adapters_change_nothing(adapted):
   assert flat["layers/q/lora_a"].shape == (2, 32, 3)
   assert flat["layers/k/lora_b"].shape == (2, 3, 16)
   assert flat["vision/blocks/qkv/lora_a"].shape == (3, 16, 3)
-  assert len(flat) == len(jax.tree.leaves(tiny.params(tiny.CONFIG))) + 10
+  assert (
+    len(flat)
+    == len(jax.tree.leaves(tiny_policy.params(tiny_policy.CONFIG))) + 10
+  )
   np.testing.assert_array_equal(
-      states(adapted), states(tiny.params(tiny.CONFIG)))
+    states(adapted), states(tiny_policy.params(tiny_policy.CONFIG))
+  )
 
 
 def test_merged_adapters_compute_the_same(adapted):
   moved = jax.tree_util.tree_map_with_path(
-      lambda path, x: x + 0.1 if path[-1].key == "lora_b" else x, adapted)
+    lambda path, x: x + 0.1 if path[-1].key == "lora_b" else x, adapted
+  )
   merged = lora.merge(moved)
   assert jax.tree.structure(merged) == jax.tree.structure(
-      tiny.params(tiny.CONFIG))
-  before, after = states(tiny.params(tiny.CONFIG)), states(moved)
+    tiny_policy.params(tiny_policy.CONFIG)
+  )
+  before, after = states(tiny_policy.params(tiny_policy.CONFIG)), states(moved)
   assert np.abs(after - before).max() > 0.05
   np.testing.assert_allclose(states(merged), after, atol=1e-4)
 
 
 def test_what_fits_nothing_is_named():
   with pytest.raises(ValueError, match="lora.match 'x.' fits none.*layers/q"):
-    lora.add(tiny.params(tiny.CONFIG), "x$", rank=1, alpha=1.0,
-             key=jax.random.key(0))
+    lora.add(
+      tiny_policy.params(tiny_policy.CONFIG),
+      "x$",
+      rank=1,
+      alpha=1.0,
+      key=jax.random.key(0),
+    )
 
 
-@pytest.mark.parametrize("trainable, moves", [
+@pytest.mark.parametrize(
+  "trainable, moves",
+  [
     ("", lambda path: True),
     ("lora_", lambda path: "lora_" in path),
     ("^(?!vision/)", lambda path: not path.startswith("vision/")),
-    ("norm/scale$", lambda path: path == "norm/scale")])
+    ("norm/scale$", lambda path: path == "norm/scale"),
+  ],
+)
 def test_only_what_is_trainable_moves(adapted, trainable, moves):
   import optax
+
   params = jax.tree.map(lambda x: x + 0.01, adapted)
   loss = lambda params, reference, batch: (
-      sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), jnp.float32(1), {})
+    sum(jnp.sum(x**2) for x in jax.tree.leaves(params)),
+    jnp.float32(1),
+    {},
+  )
   tx = optax.adam(0.1)
-  state = update.start(params, tx, trainable)
-  new, _ = jax.jit(update.make(loss, tx, trainable))(
-      state, None, jnp.zeros((1, 1)))
+  state = train_step.start(params, tx, trainable)
+  new, _ = jax.jit(train_step.make(loss, tx, trainable))(
+    state, None, jnp.zeros((1, 1))
+  )
   flat = traverse_util.flatten_dict(params, sep="/")
   for path, leaf in traverse_util.flatten_dict(new.params, sep="/").items():
     assert bool((leaf != flat[path]).any()) == bool(moves(path)), path
@@ -77,4 +104,4 @@ def test_only_what_is_trainable_moves(adapted, trainable, moves):
 
 def test_nothing_trainable_is_named():
   with pytest.raises(ValueError, match="trainable 'x!' fits none.*embed"):
-    update.split(tiny.params(tiny.CONFIG), "x!")
+    train_step.split(tiny_policy.params(tiny_policy.CONFIG), "x!")

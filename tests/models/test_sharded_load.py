@@ -6,12 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from r1router_jax.models import published, qwen_vl
-from tests import pair, tiny
+from r1router_jax.models import hf_checkpoint, qwen2_5_vl
+from tests import tiny_policy, two_processes
 
-CONFIG = qwen_vl.Config(
-    vocab=24_000, hidden=512, mlp=2048, layers=10, heads=8, kv_heads=4,
-    mrope_section=(32, 0, 0), vision=None)
+CONFIG = qwen2_5_vl.Config(
+  vocab=24_000,
+  hidden=512,
+  mlp=2048,
+  layers=10,
+  heads=8,
+  kv_heads=4,
+  mrope_section=(32, 0, 0),
+  vision=None,
+)
+
 CHILD = """
 import re, sys, threading, time
 import jax, numpy as np
@@ -44,17 +52,19 @@ print("held", peak[0] - before, own, first)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(),
-                    reason="memory is read from /proc")
+@pytest.mark.skipif(
+  not pathlib.Path("/proc/self/status").exists(),
+  reason="memory is read from /proc",
+)
 def test_a_host_holds_its_own_shards_and_one_tensor(tmp_path):
   rng = np.random.default_rng(0)
   tile = rng.normal(size=1 << 20).astype(np.float32)
-  shapes = tiny.shapes_of(CONFIG)
+  shapes = tiny_policy.shapes_of(CONFIG)
   params = jax.tree.map(lambda x: np.resize(tile, x.shape), shapes)
-  published.save(tmp_path / "model", params, CONFIG, shard_bytes=64 << 20)
+  hf_checkpoint.save(tmp_path / "model", params, CONFIG, shard_bytes=64 << 20)
   whole = sum(x.nbytes for x in jax.tree.leaves(params))
   largest = params["embed"].nbytes
-  for text in pair.run(CHILD, tmp_path, str(tmp_path / "model")):
+  for text in two_processes.run(CHILD, tmp_path, str(tmp_path / "model")):
     held, own = (int(x) for x in text.split("held ")[1].split()[:2])
     assert 0.45 * whole < own < 0.55 * whole
     assert held < own + largest + (16 << 20), (held, own, largest)

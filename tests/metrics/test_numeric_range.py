@@ -1,0 +1,288 @@
+"""Intervals: the reference's grid, enumerated; the first number of a text."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import time
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from r1router_jax.metrics import answers, numeric_range
+from tests import slow_bag_f1
+
+REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
+
+needs_reference = pytest.mark.skipif(
+  not REFERENCE.exists(), reason="the reference's files are absent"
+)
+
+
+def grid(low, high):
+  """Every accepted string, one after the other."""
+  width = high - low
+  step = (
+    1 if width >= 50 else 0.1 if width >= 5 else 0.01 if (width >= 1) else 0.001
+  )
+  points = [str(round(x, 3)) for x in np.arange(low, high + step, step)]
+  return points + [str(n) for n in range(int(low), int(high + 1))]
+
+
+def predictions(low, high, rng):
+  """Numbers at, around, between and beyond the ends, spelled in many ways."""
+  step = (
+    1
+    if high - low >= 50
+    else 0.1
+    if high - low >= 5
+    else 0.01
+    if (high - low >= 1)
+    else 0.001
+  )
+  ends = [low, high, int(low), int(high), int(high) + 1, int(low) - 1]
+  points = [end + k * step for end in ends for k in (-2, -1, -0.5, 0, 0.5, 1)]
+  points += [
+    low + step * rng.randrange(int((high - low) / step) + 2) for _ in range(12)
+  ]
+  for x in points:
+    yield from {
+      str(x),
+      *(f"{x:.{d}f}" for d in range(5)),
+      f"{x:,.1f}",
+      f"-{x:g}",
+    }
+  for x in (rng.choice(points) for _ in range(6)):
+    yield from (
+      f"about {x:.2f} kg",
+      f"{x:.1f}-{x + step:.1f}",
+      f"{x:g}%",
+      f"The answer is {x:.0f}.",
+      f"${x:,.0f} or {x:.3f}, {x:.1f}",
+      f"{int(x)} {x:.1f} {x:.1f}",
+      f"0{x:.1f}",
+      f"{x:.1f}0",
+      f"{x:e}",
+    )
+  yield from (
+    "none",
+    "one",
+    "ten",
+    "zero",
+    "1e3",
+    "nan",
+    "inf",
+    "-0",
+    "",
+    "?",
+    "1,234",
+    "0.0",
+    "-0.0",
+    ".5",
+    "6.5.7",
+    "9" * 400,
+    "６.５",
+    "²",
+  )
+
+
+def check(low, high, seed):
+  """Our scores are those of the grid, for every prediction."""
+  golds = {}  # By a word of each: others share nothing with a prediction.
+  for gold in dict.fromkeys(map(answers.tokens, grid(low, high))):
+    golds.setdefault(gold[0], []).append(gold)
+    assert len(gold) == 1
+  hits = 0
+  for text in predictions(low, high, random.Random(seed)):
+    some = [
+      gold for word in answers.tokens(text) for gold in golds.get(word, ())
+    ]
+    found = answers.score(text, ("not looked at",), (low, high))
+    wanted = slow_bag_f1.best(answers.tokens(text), some)
+    assert (found.precision, found.recall, found.f1) == wanted, text
+    assert found.exact == (answers.tokens(text) in some)
+    hits += wanted[1]
+  assert hits > 20
+
+
+def numeric_rows():
+  for line in (REFERENCE / "infoseek_val.jsonl").open(encoding="utf-8"):
+    row = json.loads(line)
+    if isinstance(row["answer_eval"][0], dict):
+      yield row
+
+
+@needs_reference
+@pytest.mark.parametrize(
+  "part",
+  [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 8))],
+)
+def test_scores_are_those_of_infoseeks_grids(part):
+  some = list(numeric_rows())[part::8]
+  assert len(some) == 31
+  for seed, row in enumerate(some):
+    check(*row["answer_eval"][0]["range"], seed)
+
+
+@pytest.mark.parametrize(
+  "low, high",
+  [
+    (6.5, 7.0),
+    (0.0, 0.0),
+    (-0.0, 0.002),
+    (-3.7, -1.2),
+    (-2.0, 2.0),
+    (-75.5, 20.25),
+    (0.0004, 0.0016),
+    (1.2671999999999999, 1.5488),
+    (390.6, 477.40000000000003),
+    (999999.5, 1000002.25),
+    (1e12, 1e12 + 70),
+  ],
+)
+def test_scores_are_those_of_other_grids(low, high):
+  check(low, high, 0)
+
+
+@hypothesis.given(
+  st.floats(-1e4, 1e4),
+  st.sampled_from([0, 0.0007, 0.3, 1, 4.9, 5, 49.9, 50]),
+  st.integers(-12, 900),
+  st.sampled_from([1, 0.1, 0.01, 0.001]),
+)
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_every_grid(low, width, at, step):
+  high = low + width
+  words = {word.lstrip("-") for word in grid(low, high)}
+  for word in {str(abs(round(low + at * step, 3))), str(abs(int(low) + at))}:
+    assert numeric_range.on_grid(word, low, high) == (word in words)
+
+
+def test_a_grid_that_nobody_could_write_down():
+  start = time.perf_counter()
+  assert numeric_range.on_grid("123456789012345", 0.0, 1e15)
+  for number in (1234567890123.0, 123456789012345.0):
+    assert numeric_range.on_grid(str(number), 0.0, 1e15) == (
+      round(np.float64(number), 3) == number
+    )
+  assert not numeric_range.on_grid("1234567890123456", 0.0, 1e15)
+  assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.parametrize("width", [0, 0.5, 1.5, 5])
+def test_steps_that_are_too_small_for_their_numbers(width):
+  low = 3e13  # The next number is 0.004 away.
+  words = set(grid(low, low + width))
+  for word in (f"{low + n / 8}" for n in range(-3, 60)):
+    assert numeric_range.on_grid(word, low, low + width) == (word in words)
+  assert numeric_range.on_grid("30000000000000", low, low + width)
+
+
+@pytest.mark.parametrize(
+  "text, wanted",
+  [
+    ("6.5", True),
+    ("7", True),
+    ("6.49", False),
+    ("7.01", False),
+    ("about 6.5kg", True),
+    ("It is 6.75. No, 9.", True),
+    ("9, or 6.75", False),
+    ("６．６", True),
+    ("6·6", False),
+    ("高度为6.6米", True),
+    ("٦.٦", True),
+    ("6.6.", True),
+    ("$6.6", True),
+    ("6.6%", True),
+    ("(6.6)", True),
+    ("-6.6", False),
+    ("−6.6", False),
+    ("x-6.6", True),
+    ("6,600", False),
+    ("6.5-7.0", True),
+    ("6.5 – 7.0 kg", True),
+    ("6.5 to 7", True),
+    ("between 6.6 and 6.9", True),
+    ("6.5-700", False),
+    ("1 to 7", False),
+    ("H2O at 6.7", True),
+    ("v2 6.7", True),
+    ("6.7e0", True),
+    ("67e-1", True),
+    ("6.6e1", False),
+    ("1e999", False),
+    ("0.0066 thousand", True),
+    ("6.6 million", False),
+    ("nan", False),
+    ("inf", False),
+    ("none", False),
+    ("", False),
+    ("seven", True),
+    ("ten", False),
+    ("one: 6.6", True),
+    ("someone", False),
+    ("\ud8006.6", True),
+    ("9" * 5000, False),
+  ],
+)
+def test_the_first_number_counts(text, wanted):
+  assert numeric_range.holds(6.5, 7.0, text) == wanted
+  scores = answers.score_default(text, ("6.75",), (6.5, 7.0))
+  assert scores == answers.Scores(*[float(wanted)] * 5)
+
+
+@pytest.mark.parametrize(
+  "text, low, high",
+  [
+    ("1,234 people", 1234, 1234),
+    ("1,234,567", 1234567, 1234567),
+    ("1,2345", 1, 1),
+    ("-40 °C", -40, -40),
+    ("1.5 million", 1.4e6, 1.6e6),
+    ("1-2 million", 1e6, 2e6),
+    ("2 billion to 3 billion", 2e9, 3e9),
+    (".5", 0.5, 0.5),
+    ("zero", 0, 0),
+  ],
+)
+def test_numbers_as_they_are_written(text, low, high):
+  assert numeric_range.holds(float(low), float(high), text)
+  assert not numeric_range.holds(high + 1e-3, high + 1e12, text)
+
+
+@hypothesis.given(
+  st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)
+)
+def test_holds_is_the_comparison(x, one, other):
+  low, high = sorted((one, other))
+  for text in (repr(x), f"It weighs {x!r} kg, not 3."):
+    assert numeric_range.holds(low, high, text) == (low <= x <= high)
+
+
+@needs_reference
+def test_wikidatas_own_values_are_right():
+  """Of which the grid misses a twelfth, more in Python's spelling."""
+  missed = {"%g": 0, "%r": 0}
+  for row in numeric_rows():
+    (gold,) = row["answer_eval"]
+    value = gold["wikidata"]
+    if not isinstance(value, list):
+      for spelling in missed:
+        text = spelling % value
+        within = gold["range"][0] <= float(text) <= gold["range"][1]
+        assert numeric_range.holds(*gold["range"], text) == within
+        missed[spelling] += not answers.score(text, (), gold["range"]).recall
+    assert numeric_range.holds(*gold["range"], row["answer"][0])
+  assert missed["%g"] >= 10 and missed["%r"] > missed["%g"]
+
+
+def test_plain():
+  assert (
+    numeric_range.plain(" Ａ\u2003ﬁ\u2014–−‐\u00ad \ud800٣")
+    == "a fi---- \ud8003"
+  )
+  assert re.fullmatch("[a ]+", numeric_range.plain("A\n\tA"))

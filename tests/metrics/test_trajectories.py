@@ -1,0 +1,271 @@
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from r1router_jax.common import jsonl, trajectory_io
+from r1router_jax.common.records import (
+  Answer,
+  Hop,
+  Malformed,
+  Passage,
+  Plan,
+  Question,
+  Round,
+  Trajectory,
+)
+from r1router_jax.metrics import answers, trajectories
+
+ROUTES = ("text", "image", "table")
+
+
+def trajectory(gold, chosen, *faults, final="Chad"):
+  """`gold` holds accepted routes per hop, "text|table"; `chosen` rounds."""
+  hops = tuple(
+    Hop("Which?", tuple(routes.split("|")), ("a",)) for routes in gold
+  )
+  rounds = tuple(
+    Round(
+      Plan("t", f"What {n}?", route),
+      (Passage(f"{route}/{n}", route, "words", score=0.5),),
+      Answer("t", "a"),
+    )
+    for n, route in enumerate(chosen)
+  )
+  answer = Answer("", final) if final else Malformed("?", "no tags")
+  question = Question(
+    "q", "Where?", ("Chad", "Republic of Chad"), hops=hops, family="f"
+  )
+  return Trajectory(question, rounds, answer, faults, 7)
+
+
+def oracle(gold, chosen, stopped):
+  """Position by position, the slow way."""
+  marks = []
+  for at in itertools.count():
+    asks_gold = at < len(gold)
+    stop_due = at == len(gold) and at < 3
+    took = at < len(chosen)
+    took_stop = stopped and at == len(chosen)
+    if not (asks_gold or stop_due or took or took_stop):
+      return marks
+    if took:
+      marks.append(asks_gold and chosen[at] in gold[at].split("|"))
+    elif took_stop:
+      marks.append(not asks_gold)
+    else:
+      marks.append(False)
+
+
+@pytest.mark.parametrize(
+  "gold", [(), ("text",), ("image", "table|text"), ("text", "image", "table")]
+)
+def test_routes_are_judged_at_every_position(gold):
+  for length in range(4):
+    for chosen in itertools.product(ROUTES, repeat=length):
+      for fault in ((), ("stuck: x",)) if length < 3 else ((),):
+        found = trajectories.routes_right(trajectory(gold, chosen, *fault), 3)
+        assert found == oracle(gold, chosen, length < 3 and not fault)
+
+
+def test_a_malformed_answer_is_wrong_or_what_it_says():
+  malformed = dataclasses.replace(
+    trajectory((), ()), final=Malformed("It is Chad, not tagged", "no tags")
+  )
+  strict, raw = (
+    trajectories.score([malformed], max_steps=3, raw=raw)
+    for raw in (False, True)
+  )
+  assert strict["recall"] == [0] and raw["recall"] == [1]
+  assert strict["exact"] == raw["exact"] == [0]
+
+
+def test_routes_of_some_trajectories():
+  right = lambda *args: trajectories.routes_right(trajectory(*args), 3)
+  assert right(("image", "table|text"), ("image", "text")) == [True] * 3
+  assert right((), ()) == [True]
+  assert right((), (), "input: no picture") == [False]
+  assert right(("text",), ("text", "text")) == [True, False, True]
+  assert right(("text",), ("text",), "repeated: x") == [True, False]
+  assert right(("text", "image"), ()) == [False] * 3
+
+
+@pytest.mark.parametrize(
+  "gold, chosen, right",
+  [
+    (("table|text",), ("table", "text"), True),
+    (("table|text",), ("text", "table"), True),
+    (("table|text",), ("table", "image"), False),
+    (("table|text",), ("image", "table"), False),
+    (("table",), ("table", "text"), False),
+    ((), ("table", "text"), False),
+  ],
+)
+def test_a_plan_of_several_routes(gold, chosen, right):
+  """Right where each is accepted; each costs a retrieval."""
+  one = trajectory(gold, chosen[:1])
+  done = dataclasses.replace(
+    one.rounds[0], plan=Plan("t", "What?", chosen[0], chosen[1:])
+  )
+  found = dataclasses.replace(one, rounds=(done,), cut=9)
+  assert trajectories.routes_right(found, 3)[0] == right
+  columns = trajectories.score([found, one], max_steps=3)
+  assert columns["retrievals"].tolist() == [2, 1]
+  assert columns["cut"].tolist() == [9, 0]
+  assert columns["format"].tolist() == [1, 1]
+
+
+def test_a_missing_picture_of_a_passage_is_no_fault_of_form():
+  found = trajectory(("text",), ("text",), "picture: a.png: gone")
+  assert trajectories.routes_right(found, 3) == [True, True]
+  assert trajectories.score([found], max_steps=3)["format"] == 1
+
+
+def test_columns():
+  some = [
+    trajectory(("text",), ("text",)),
+    trajectory(
+      ("text",),
+      ("text", "image"),
+      "plan: no tags",
+      final="the Republic of Chad, I think",
+    ),
+    trajectory(("text",), (), "final: no tags", "repeated: x", final=""),
+  ]
+  found = trajectories.score(some, max_steps=3)
+  scores = answers.score("the Republic of Chad, I think", ("Chad",))
+  assert {name: column.tolist() for name, column in found.items()} == dict(
+    recall=[1, 1, 0],
+    f1=[1, pytest.approx(0.75), 0],
+    exact=[1, 0, 0],
+    default_recall=[1, 1, 0],
+    default_f1=[1, pytest.approx(0.75), 0],
+    default_exact=[1, 0, 0],
+    retrieval=pytest.approx([np.nan] * 3, nan_ok=True),
+    route=[1, pytest.approx(2 / 3), 0],
+    format=[1, 0, 0],
+    retrievals=[1, 2, 0],
+    tokens=[7, 7, 7],
+    cut=[0, 0, 0],
+  )
+  assert scores.recall == 1
+
+
+def test_an_interval_is_what_both_rules_use():
+  one = trajectory((), (), final="6.6 kg")
+  question = dataclasses.replace(
+    one.question, answers=("6.6 kg",), interval=(7.0, 8.0)
+  )
+  wrong = dataclasses.replace(one, question=question)
+  right = dataclasses.replace(wrong, final=Answer("", "About 7.25 kg."))
+  off = dataclasses.replace(wrong, final=Answer("", "7.255"))  # Off the grid.
+  columns = trajectories.score([wrong, right, off], max_steps=3)
+  assert columns["recall"].tolist() == [0, 1, 0]
+  assert columns["f1"].tolist() == [0, 0.5, 0]
+  assert columns["default_recall"].tolist() == [0, 1, 1]
+  assert columns["default_exact"].tolist() == [0, 1, 1]
+
+
+def test_retrieval_is_the_share_of_hops_whose_evidence_was_found():
+  """The passages of round n are "<route>/<n>"."""
+
+  def with_evidence(evidence, chosen):
+    found = trajectory(("text",) * len(evidence), chosen)
+    hops = tuple(
+      dataclasses.replace(hop, evidence=ids)
+      for hop, ids in zip(found.question.hops, evidence, strict=True)
+    )
+    return dataclasses.replace(
+      found, question=dataclasses.replace(found.question, hops=hops)
+    )
+
+  some = [
+    with_evidence([("text/0",), ("image/1", "image/7")], ("text", "image")),
+    with_evidence([("text/1",), ("image/1",)], ("text", "text")),
+    with_evidence([(), ("table/5",)], ("text", "table")),
+    with_evidence([(), ()], ("text", "text")),
+    with_evidence([], ()),
+    with_evidence([("text/0",)], ()),
+  ]
+  column = trajectories.score(some, max_steps=3)["retrieval"]
+  np.testing.assert_array_equal(column, [1, 0.5, 0, np.nan, np.nan, 0])
+  assert trajectories.counted(column).tolist() == [1, 0.5, 0, 0]
+  columns = dict(retrieval=column, tokens=np.arange(6.0))
+  assert trajectories.of(columns, 1) == dict(retrieval=0.5, tokens=1)
+  assert trajectories.of(columns, 3) == dict(tokens=3)
+
+
+def test_a_trajectory_survives_its_file(tmp_path):
+  path = tmp_path / "predictions.jsonl"
+  assert jsonl.read(path) == []
+  first = trajectory(("text",), ("text", "image"), "answer: no tags")
+  second = trajectory((), (), final="")
+  jsonl.append(path, [trajectory_io.to_row(first)])
+  with path.open("a") as file:
+    file.write('{"id": "torn')  # Killed here.
+  jsonl.append(path, [trajectory_io.to_row(second)])
+  found = [
+    trajectory_io.from_row(row, each.question)
+    for row, each in zip(jsonl.read(path), (first, second), strict=True)
+  ]
+  assert found == [first, second]
+
+
+def test_several_routes_and_cuts_survive_their_file(tmp_path):
+  one = trajectory(("text",), ("text",))
+  done = dataclasses.replace(
+    one.rounds[0], plan=Plan("t", "What?", "text", ("table", "image"))
+  )
+  wanted = dataclasses.replace(one, rounds=(done,), cut=3)
+  jsonl.append(tmp_path / "p", [trajectory_io.to_row(wanted)])
+  (row,) = jsonl.read(tmp_path / "p")
+  assert trajectory_io.from_row(row, one.question) == wanted
+
+
+def test_an_older_file_is_read(tmp_path):
+  """A line as it was written before plans could name several routes."""
+  (tmp_path / "p").write_text(
+    '{"id": "q", "question": "Where?", "image": "", "family": "f", "gold": '
+    '["Chad"], "rounds": [{"thought": "t", "sub_question": "What 0?", '
+    '"route": "text", "passages": [{"id": "text/0", "kb": "text", "text": '
+    '"words", "image": "", "score": 0.5}], "answer": {"thought": "t", '
+    '"text": "a"}}], "final": {"thought": "", "text": "Chad"}, "faults": '
+    '[], "tokens": 7}\n'
+  )
+  (row,) = jsonl.read(tmp_path / "p")
+  wanted = trajectory(("text",), ("text",))
+  assert trajectory_io.from_row(row, wanted.question) == wanted
+
+
+def test_replace_leaves_no_draft(tmp_path):
+  for value in ({"a": 1}, {"b": [2]}):
+    jsonl.replace(tmp_path / "scores.json", value)
+    assert json.loads((tmp_path / "scores.json").read_text()) == value
+  assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_pick_mixes_families_and_marks():
+  rng = np.random.default_rng(0)
+  many = [
+    dataclasses.replace(
+      trajectory((), ()), question=Question(f"q/{n}", "?", family=f"f{n % 4}")
+    )
+    for n in range(80)
+  ]
+  right = (rng.random(80) < 0.5).tolist()
+  marks = {t.question.id: r for t, r in zip(many, right, strict=True)}
+  picked = trajectory_io.pick(many, right, 12)
+  assert len({t.question.id for t in picked}) == 12
+  families = [t.question.family for t in picked]
+  assert all(families.count(f"f{n}") == 3 for n in range(4))
+  for n in range(4):
+    assert (
+      len(
+        {marks[t.question.id] for t in picked if t.question.family == f"f{n}"}
+      )
+      == 2
+    )
+  assert len(trajectory_io.pick(many[:5], right[:5], 12)) == 5
+  assert trajectory_io.pick([], [], 12) == []

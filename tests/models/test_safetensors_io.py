@@ -1,0 +1,287 @@
+import json
+import os
+import pickle
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from r1router_jax.models import safetensors_io
+
+AXES = dict(V=5, D=4, L=2, N=2, H=2, B=2)
+
+TABLE = (
+  ("embed.weight", "embed/table", "V D -> V D"),
+  ("layers.{}.o.weight", "layers/o/kernel", "L D (N H) -> L N H D"),
+  ("blocks.{}.w", "blocks/w", "B D 1 -> B D"),
+  ("buffer.{}.ids", "", ""),
+)
+
+
+def tensors():
+  rng = np.random.default_rng(0)
+  normal = lambda *size: rng.normal(size=size).astype(np.float32)
+  return (
+    {"embed.weight": normal(5, 4)}
+    | {f"layers.{i}.o.weight": normal(4, 4) for i in range(2)}
+    | {f"blocks.{i}.w": normal(4, 1) for i in range(2)}
+  )
+
+
+@pytest.fixture
+def path(tmp_path):
+  path = str(tmp_path / "w.safetensors")
+  save_file(tensors() | {"buffer.3.ids": np.arange(3)}, path)
+  return path
+
+
+def test_reads_the_table_from_left_to_right(path):
+  params, stored = safetensors_io.load(path, TABLE, AXES), tensors()
+  np.testing.assert_array_equal(
+    params["embed"]["table"], stored["embed.weight"]
+  )
+  for layer in range(2):
+    for n in range(2):
+      for h in range(2):
+        np.testing.assert_array_equal(
+          params["layers"]["o"]["kernel"][layer, n, h],
+          stored[f"layers.{layer}.o.weight"][:, n * 2 + h],
+        )
+    np.testing.assert_array_equal(
+      params["blocks"]["w"][layer], stored[f"blocks.{layer}.w"][:, 0]
+    )
+
+
+def test_export_is_the_inverse(path, tmp_path):
+  params = safetensors_io.load(path, TABLE, AXES)
+  safetensors_io.save(str(tmp_path / "one.safetensors"), params, TABLE, AXES)
+  written = load_file(tmp_path / "one.safetensors")
+  assert written.keys() == tensors().keys()
+  for name, tensor in tensors().items():
+    np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_others_may_read_what_the_umask_lets_them(path, tmp_path):
+  params = safetensors_io.load(path, TABLE, AXES)
+  for umask in (0o022, 0o077):
+    before = os.umask(umask)
+    try:
+      safetensors_io.save(str(tmp_path / "w.safetensors"), params, TABLE, AXES)
+    finally:
+      os.umask(before)
+    assert os.stat(tmp_path / "w.safetensors").st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_shards_and_their_index(path, tmp_path):
+  params = safetensors_io.load(path, TABLE, AXES, dtype=jnp.bfloat16)
+  safetensors_io.save(
+    str(tmp_path / "many"), params, TABLE, AXES, shard_bytes=40
+  )
+  index = json.loads((tmp_path / "many" / safetensors_io.INDEX).read_text())
+  assert len(set(index["weight_map"].values())) > 1
+  assert set(os.listdir(tmp_path / "many")) == {
+    safetensors_io.INDEX,
+    *index["weight_map"].values(),
+  }
+  again = safetensors_io.load(str(tmp_path / "many"), TABLE, AXES)
+  assert again["embed"]["table"].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(again["blocks"]["w"], params["blocks"]["w"])
+  safetensors_io.save(str(tmp_path / "few"), params, TABLE, AXES)
+  assert os.listdir(tmp_path / "few") == [safetensors_io.FILE]
+
+
+@pytest.mark.parametrize(
+  "embed, kernel, w",
+  [
+    ((None, "y"), (None, "x", None, "y"), ("x",)),
+    ((), ("x", None, None, "y"), (None, "y")),
+    ((None, "x"), ("x",), ("x", "y")),
+  ],
+)
+def test_each_device_is_given_its_part(path, embed, kernel, w):
+  mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto,) * 2)
+  spec = {
+    "embed/table": PartitionSpec(*embed),
+    "layers/o/kernel": PartitionSpec(*kernel),
+    "blocks/w": PartitionSpec(*w),
+  }
+  whole = safetensors_io.load(path, TABLE, AXES)
+  params = safetensors_io.load(
+    path, TABLE, AXES, layout=lambda leaf: NamedSharding(mesh, spec[leaf])
+  )
+  for (at, got), wanted in zip(
+    jax.tree_util.tree_leaves_with_path(params),
+    jax.tree.leaves(whole),
+    strict=True,
+  ):
+    name = "/".join(key.key for key in at)
+    assert got.sharding == NamedSharding(mesh, spec[name])
+    np.testing.assert_array_equal(np.asarray(got), wanted)
+
+
+def test_names_with_another_prefix(tmp_path):
+  path = str(tmp_path / "w.safetensors")
+  save_file({"model." + name: x for name, x in tensors().items()}, path)
+  params = safetensors_io.load(
+    path, TABLE, AXES, rename=[("x.", ""), ("model.", "")]
+  )
+  assert params["embed"]["table"].shape == (5, 4)
+
+
+def without(name):
+  return {n: x for n, x in tensors().items() if n != name}
+
+
+@pytest.mark.parametrize(
+  ("stored", "words"),
+  [
+    (without("blocks.1.w"), "1 tensors missing.*blocks.1.w"),
+    (tensors() | {"head": np.ones(2, np.float32)}, "1 unknown.*head"),
+    (
+      tensors() | {"blocks.2.w": np.ones((4, 1), np.float32)},
+      "unknown.*blocks.2.w",
+    ),
+    (
+      tensors() | {"embed.weight": np.ones((4, 5), np.float32)},
+      r"embed.weight has shape \(4, 5\), wanted \(5, 4\)",
+    ),
+    (
+      tensors() | {"embed.weight": np.ones((5, 4), np.int8)},
+      "embed.weight holds I8",
+    ),
+    (
+      tensors() | {"embed.weight": np.ones((5, 4), ml_dtypes.float8_e4m3fn)},
+      "embed.weight holds F8_E4M3",
+    ),
+    (
+      tensors() | {"embed.weight": np.full((5, 4), np.nan, np.float32)},
+      "embed.weight holds NaN",
+    ),
+    (
+      tensors() | {"blocks.1.w": np.full((4, 1), np.inf, ml_dtypes.bfloat16)},
+      "blocks.1.w holds NaN or infinity",
+    ),
+    (
+      tensors()
+      | {
+        "blocks.0.w": np.ones((5, 4), np.float32),
+        "embed.weight": np.ones((4, 1), np.float32),
+      },
+      "embed.weight has shape",
+    ),
+  ],
+)
+def test_what_does_not_fit_is_named(tmp_path, stored, words):
+  path = str(tmp_path / "w.safetensors")
+  save_file(stored, path)
+  with pytest.raises(safetensors_io.BadWeights, match=words):
+    safetensors_io.load(path, TABLE, AXES)
+
+
+def damage():
+  size = (1 << 62).to_bytes(8, "little")
+  return {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "one byte short": lambda data: data[:-1],
+    "one byte more": lambda data: data + b"x",
+    "huge header": lambda data: size + data[8:],
+    "pickle": lambda data: pickle.dumps({"a": 1}),
+  }
+
+
+@pytest.mark.parametrize("kind", damage())
+def test_damaged_file_is_named(path, kind):
+  with open(path, "rb") as file:
+    data = file.read()
+  with open(path, "wb") as file:
+    file.write(damage()[kind](data))
+  with pytest.raises(safetensors_io.BadWeights, match="w.safetensors"):
+    safetensors_io.load(path, TABLE, AXES)
+
+
+def test_other_formats_are_refused(tmp_path):
+  (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+  with pytest.raises(safetensors_io.BadWeights, match="only .safetensors"):
+    safetensors_io.load(str(tmp_path / "pytorch_model.bin"), TABLE, AXES)
+  with pytest.raises(safetensors_io.BadWeights, match="neither"):
+    safetensors_io.load(str(tmp_path), TABLE, AXES)
+
+
+@pytest.mark.parametrize(
+  "index",
+  [
+    '{"weight_map": {"embed.weight": "../w.safetensors"}}',
+    "[]",
+    "{",
+    "{}",
+    '{"weight_map": {"embed.weight": "w.bin"}}',
+  ],
+)
+def test_index_cannot_name_files_elsewhere(path, tmp_path, index):
+  folder = tmp_path / "model"
+  folder.mkdir()
+  (folder / safetensors_io.INDEX).write_text(index)
+  with pytest.raises(safetensors_io.BadWeights, match="index"):
+    safetensors_io.load(str(folder), TABLE, AXES)
+
+
+def test_parameters_of_another_model_are_not_saved(path, tmp_path):
+  params = safetensors_io.load(path, TABLE, AXES)
+  with pytest.raises(safetensors_io.BadWeights, match="layers/o/kernel"):
+    safetensors_io.save(
+      str(tmp_path / "x.safetensors"), {"embed": params["embed"]}, TABLE, AXES
+    )
+
+
+def test_parameters_of_other_sizes_are_not_saved(path, tmp_path):
+  params = safetensors_io.load(path, TABLE, AXES)
+  with pytest.raises(
+    safetensors_io.BadWeights, match=r"blocks/w has shape \(2, 4\)"
+  ):
+    safetensors_io.save(
+      str(tmp_path / "x.safetensors"), params, TABLE, AXES | dict(B=1)
+    )
+
+
+def test_what_fails_leaves_nothing_behind(path, tmp_path):
+  tensors = {
+    n: x.cast(np.float16)
+    for n, x in safetensors_io.named(
+      [
+        safetensors_io.Tensor(
+          "f", "big", (1,), "F32", lambda: np.full(1, 1e9, np.float32)
+        )
+      ],
+      (),
+    ).items()
+  }
+  with pytest.raises(
+    safetensors_io.BadWeights, match="big has numbers beyond float16"
+  ):
+    safetensors_io.write(str(tmp_path / "x"), tensors)
+  assert not os.listdir(tmp_path / "x")
+
+
+def test_numbers_of_several_widths_in_one_file(tmp_path):
+  rng = np.random.default_rng(0)
+  arrays = {
+    name: rng.integers(0, 2, (3, n)).astype(dtype)
+    for n, (name, dtype) in enumerate(sorted(safetensors_io.DTYPES.items()))
+  }
+  safetensors_io.write(
+    str(tmp_path),
+    {
+      name: safetensors_io.Tensor("f", name, x.shape, name, lambda x=x: x)
+      for name, x in arrays.items()
+    },
+  )
+  written = load_file(tmp_path / safetensors_io.FILE)
+  assert written.keys() == arrays.keys()
+  for name, array in arrays.items():
+    assert written[name].dtype == array.dtype
+    np.testing.assert_array_equal(written[name], array)

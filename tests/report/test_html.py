@@ -1,0 +1,356 @@
+"""The page: complete, parseable, and harmless whatever it is about."""
+
+import html.parser
+import math
+import re
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from PIL import Image
+
+from r1router_jax.common import text as text_lib
+from r1router_jax.common.records import (
+  Answer,
+  Hop,
+  Malformed,
+  Passage,
+  Plan,
+  Question,
+  Round,
+  Trajectory,
+)
+from r1router_jax.metrics.answers import Interval
+from r1router_jax.report import charts, table
+from r1router_jax.report import html as html_lib
+
+FIRES = "document.documentElement.dataset.pwned='1'"
+
+HOSTILE = (
+  f"<script>{FIRES}</script>",
+  f'<img src=x onerror="{FIRES}">',
+  f'"><svg onload="{FIRES}">',
+  f"</script><script>{FIRES}</script>",
+  f'<details open ontoggle="{FIRES}">x</details>',
+  f'<iframe srcdoc="<script>parent.{FIRES}</script>"></iframe>',
+  f"<!--<script>{FIRES}//-->",
+  f"' autofocus onfocus='{FIRES}' x='",
+  f"javascript:{FIRES}",
+  "<style>*{background:url(x)}</style>",
+  f"</textarea></title></style><script>{FIRES}</script>",
+  "\u2028\u2029alert(1)",
+  f"<math><mtext><table><mglyph><style><img src=x onerror={FIRES}>",
+  f"<base href='//evil.invalid/'><script>{FIRES}</script>",
+)
+
+VOID = {"meta", "img", "line", "polyline", "br"}
+
+
+class Outline(html.parser.HTMLParser):
+  """Tags with the names of their attributes; text; values of attributes."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.tags, self.open, self.values = [], [], []
+    self.texts = []
+    self.feed(page)
+    self.close()
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append((tag, tuple(name for name, _ in attributes)))
+    self.values += [(tag, *pair) for pair in attributes]
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attributes):
+    self.handle_starttag(tag, attributes)
+    if tag not in VOID:
+      self.open.pop()
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.texts.append(data)
+
+
+def trajectory(word="x", image=""):
+  """A trajectory with `word` in every field that holds text."""
+  plan = Plan(word, word, "image")
+  passages = (
+    Passage(word, "image", word, image=image, score=0.5),
+    Passage("hit", "text", word),
+  )
+  question = Question(
+    word,
+    word,
+    answers=(word, word),
+    image=image,
+    family=word,
+    benchmark=word,
+    subjects=(word,),
+    hops=(Hop(word, ("image",), (word,), evidence=("hit",)),),
+  )
+  rounds = (
+    Round(plan, passages, Answer(word, word)),
+    Round(Plan(word, word, word), (), Malformed(word, word)),
+  )
+  return Trajectory(question, rounds, Answer(word, word), (word,), tokens=7)
+
+
+def group(step, word="x"):
+  """What a run writes of a group of samples."""
+  return dict(
+    step=step,
+    id=word,
+    kind=word,
+    question=word,
+    history=[[word, ""]],
+    sub_question=word,
+    gold=[word, word],
+    responses=[word, word],
+    rewards=[0.25, 1.0],
+    advantages=[-0.7, 0.7],
+  )
+
+
+def write(tmp_path, word="x", image=""):
+  path = tmp_path / "sub" / "report.html"
+  html_lib.write(
+    path,
+    title=word,
+    claims=[word, word],
+    tables={word: table.Table((word, word), ((word, word), (word, None)))},
+    curves={
+      word: [(0, 0.0), (1, 1.0)],
+      f"{word} two": {
+        word: [(0, 2.0), (5, 1.0)],
+        f"{word}!": [(0, 0.0), (1, math.nan)],
+      },
+    },
+    sampled={word: [group(5, word), group(10, word)]},
+    trajectories=[
+      trajectory(word, image),
+      Trajectory(Question("q", word, (word,)), (), Malformed(word, word)),
+    ],
+    notes=[word],
+  )
+  return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_hostile_text_is_shown_and_does_nothing(tmp_path, word):
+  page, calm = write(tmp_path, word), write(tmp_path, "calm")
+  outline = Outline(page)
+  assert outline.tags == Outline(calm).tags
+  shown = text_lib.clean(word)
+  assert page.count(html.escape(shown, quote=True)) >= 30
+  # In the text of the page every field reads as it was written.
+  assert page.count(html.escape(shown)) == calm.count("calm")
+
+
+@hypothesis.given(
+  word=st.text(min_size=1, max_size=80).filter(
+    lambda text: text_lib.clean(text).strip()
+  )
+)
+@hypothesis.settings(
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_no_text_changes_the_pages_outline(tmp_path, word):
+  assert Outline(write(tmp_path, word)).tags == (
+    Outline(write(tmp_path, "x")).tags
+  )
+
+
+def test_the_page_asks_for_nothing(tmp_path):
+  Image.new("RGB", (300, 200), "red").save(tmp_path / "flag.png")
+  outline = Outline(write(tmp_path, image=str(tmp_path / "flag.png")))
+  tags = {tag for tag, _ in outline.tags}
+  assert not tags & {"script", "link", "iframe", "object", "base", "form"}
+  for tag, name, value in outline.values:
+    assert not name.startswith("on")
+    assert name != "style"
+    if name == "src":
+      assert value.startswith("data:image/png;base64,")
+    if name == "href":
+      assert re.fullmatch("#t[0-9]+", value)
+    assert "//" not in value or name == "src", (tag, name, value)
+  assert outline.open == []
+  assert (
+    "meta",
+    "content",
+    (
+      "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+      "base-uri 'none'; form-action 'none'"
+    ),
+  ) in outline.values
+  assert "url(" not in html_lib._STYLE
+  assert "@import" not in html_lib._STYLE
+
+
+def test_pictures_are_written_anew(tmp_path):
+  path = tmp_path / "flag.png"
+  Image.new("RGB", (640, 320), "red").save(path)
+  with path.open("ab") as file:
+    file.write(b"<script>polyglot</script>")
+  page = write(tmp_path, image=str(path))
+  outline = Outline(page)
+  pictures = [value for _, name, value in outline.values if name == "src"]
+  assert len(pictures) == 2  # Of the question and of one passage.
+  assert len(pictures[0]) < 2000
+  assert "cG9seWdsb3Q" not in page
+
+
+@pytest.mark.parametrize("name", ["gone.png", "page.html", "."])
+def test_a_bad_picture_is_said_to_be_missing(tmp_path, name):
+  (tmp_path / "page.html").write_text("<script></script>")
+  page = write(tmp_path, image=str(tmp_path / name))
+  assert page.count("no picture") == 2
+  assert "<img" not in page
+
+
+def test_marks_routes_and_evidence(tmp_path):
+  page = write(tmp_path)
+  assert page.count("✓ right") == 2  # In the list and over the trajectory.
+  assert page.count("✗ wrong") == 2
+  assert page.count('class="badge image">Text Image Retriever') == 1
+  assert page.count('class="badge none">None') == 1  # An unknown route.
+  assert page.count("evidence</span>") == 1
+  assert "7 tokens" in page
+
+
+def test_all_routes_are_marked(tmp_path):
+  done = Round(Plan("t", "x", "text", ("table", "x")), (), Answer("", "x"))
+  html_lib.write(
+    tmp_path / "r.html",
+    title="t",
+    trajectories=[Trajectory(Question("q", "x"), (done,), Answer("", "x"))],
+  )
+  assert (
+    'Round 1 <span class="badge text">Text Retriever</span> <span class="'
+    'badge table">Table Retriever</span> <span class="badge none">None</span>'
+  ) in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+  "final, mark",
+  [
+    (Answer("", "the city of Chad"), False),
+    (Answer("", "Chad."), True),
+    (Answer("", "lake"), True),
+    (Malformed("Chad", "tags"), False),
+  ],
+)
+def test_right(final, mark):
+  asked = Question("q", "Q?", ("Chad", "Lake"))
+  assert html_lib.right(Trajectory(asked, (), final)) == mark
+
+
+def test_table(tmp_path):
+  path = tmp_path / "r.html"
+  html_lib.write(
+    path,
+    title="t",
+    tables={
+      "Scores": table.Table(
+        ("method", "2Wiki", "steps"),
+        (("r1", Interval(0.634, 0.58, 0.689), 2), ("base", 0.25, None)),
+      )
+    },
+  )
+  page = path.read_text(encoding="utf-8")
+  assert "<td><b>63.4<small>58–69</small></b></td><td><b>2</b></td>" in page
+  assert "<td>0.25</td><td>–</td>" in page
+  assert "Learning curves" not in page
+  assert "Trajectories" not in page
+
+
+def test_the_first_and_the_last_samples_are_shown(tmp_path):
+  path = tmp_path / "r.html"
+  html_lib.write(
+    path,
+    title="t",
+    sampled={
+      "a": [
+        group(5, "early"),
+        group(5, "dawn"),
+        group(6, "noon"),
+        group(7, "late"),
+      ],
+      "b": [],
+    },
+  )
+  page = path.read_text(encoding="utf-8")
+  assert "What was sampled while it learned" in page
+  for word, times in (("early", 9), ("dawn", 9), ("noon", 0), ("late", 9)):
+    assert page.count(f">{word}") + page.count(f" {word}") == times, word
+  assert (
+    '<th scope="row">0.25</th><td>-0.70</td><td>late</td></tr>'
+    '<tr><th scope="row">1.00</th><td>+0.70</td><td>late</td>'
+  ) in page
+  html_lib.write(path, title="t", sampled={"b": []})
+  assert "What was sampled" not in path.read_text(encoding="utf-8")
+
+
+def test_long_text_is_folded_and_cut(tmp_path):
+  page = write(tmp_path, "word " * 5000)
+  assert "<details><summary>word" in page
+  assert len(page) < 300_000
+
+
+# ---- Charts.
+
+
+@hypothesis.given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_round_and_span_the_range(low, width):
+  high = low + width
+  hypothesis.assume((high - low) > 1e-9 * max(abs(low), abs(high)))
+  marks = charts.ticks(low, high)
+  step = marks[1] - marks[0]
+  assert marks[0] <= low + 1e-6 * step
+  assert high - 1e-6 * step <= marks[-1]
+  assert 2 <= len(marks) <= 7
+  mantissa = float(f"{step:e}".partition("e")[0])
+  assert min(abs(mantissa - r) for r in (1, 2, 2.5, 5, 10)) < 0.05
+
+
+def points_of(figure):
+  return [
+    np.array([pair.split(",") for pair in line.split()], float)
+    for line in re.findall('points="([^"]*)"', figure)
+  ]
+
+
+def test_a_line_stands_where_its_values_say():
+  (line,) = points_of(charts.line_chart("t", {"": [(0, 0), (5, 5), (10, 10)]}))
+  np.testing.assert_allclose(np.diff(line, axis=0), [[140, -76]] * 2, atol=0.1)
+  assert line[0] == pytest.approx((charts.LEFT, 160))
+
+
+def test_long_lines_are_binned_and_smoothed():
+  noise = np.random.default_rng(0).normal(size=5000)
+  raw, mean = points_of(charts.line_chart("t", {"": list(enumerate(noise))}))
+  assert raw.shape == mean.shape == (charts.MAX_POINTS, 2)
+  assert mean[:, 1].std() < raw[:, 1].std() / 2
+
+
+@pytest.mark.parametrize(
+  "points", [[], [(0, None)], [(0, math.nan), (math.inf, 1)]]
+)
+def test_a_line_of_nothing_is_no_chart(points):
+  assert charts.line_chart("t", {"": points}) == ""
+
+
+@pytest.mark.parametrize(
+  "points",
+  [[(3, 3)], [(0, 0), (1, 0)], [(1, 1e9), (2, 1e9)], [(0, -1e-9), (1, 1e-9)]],
+)
+def test_flat_and_single_points_are_drawn(points):
+  figure = charts.line_chart("t", {"": points})
+  (line,) = points_of(figure)
+  assert np.all(np.isfinite(line))
+  assert np.all((line > 0) & (line < charts.WIDTH))
+  assert "nan" not in figure

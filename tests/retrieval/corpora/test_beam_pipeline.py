@@ -1,0 +1,198 @@
+"""Beam's passages are those that build_kb reads itself, to the bit."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from r1router_jax.retrieval.corpora import beam_pipeline
+from r1router_jax.retrieval.corpora import sources as sources_lib
+from tests.retrieval.corpora import test_open_wikitable
+
+pytest.importorskip("apache_beam", reason="pip install 'r1router_jax[beam]'")
+
+
+ARTICLE = '<doc id="{}" url="u" title="{}">\n{}\n\n{}\n\n</doc>\n'
+
+
+@pytest.fixture
+def sources(tmp_path):
+  """One of each corpus, with bad rows and ids that come again."""
+  folder = tmp_path / "raw"
+  for number in range(6):
+    path = folder / f"wiki/A{number % 3}/wiki_0{number}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+      "".join(
+        ARTICLE.format(i % 40, title, title, f"w{i} " * (3 + 37 * (i % 5)))
+        for i in range(number * 9, number * 9 + 9)
+        for title in [f"List of {i}" if i % 8 == 7 else f"T{i}"]
+      )
+      + "stray\n"
+    )
+  (folder / "pictures").mkdir()
+  Image.new("RGB", (8, 8)).save(folder / "pictures/a.png")
+  with open(folder / "pool.jsonl", "w") as file:
+    for i in range(50):
+      file.write(
+        json.dumps(
+          dict(
+            did=f"2:{i % 45}",
+            modality=("text", "image", "image,text")[i % 3],
+            txt=f"text {i}",
+            img_path="b.png" if i % 7 == 5 else "a.png",
+          )
+        )
+        + "\n"
+      )
+  tables = [
+    table | dict(flattened=text + "\n")
+    for table, text in zip(
+      test_open_wikitable.TABLES, test_open_wikitable.FLATTENED, strict=True
+    )
+  ]
+  (folder / "splitted_tables.json").write_text(
+    json.dumps(test_open_wikitable.by_columns(tables * 9))
+  )
+  with open(folder / "own.jsonl", "w") as file:
+    for i in range(60):
+      file.write(
+        json.dumps(
+          dict(id=f"r{i % 53}", title="T", text=f"w{i} " * (1 + 29 * (i % 6)))
+        )
+        + "\n"
+      )
+  return {
+    "wikipedia": ("text", f"wikipedia:{folder}/wiki", ""),
+    "mbeir": ("image", f"mbeir:{folder}/pool.jsonl", str(folder / "pictures")),
+    "open_wikitable": (
+      "table",
+      f"open_wikitable:{folder}/splitted_tables.json",
+      "",
+    ),
+    "own": ("text", f"{folder}/own.jsonl", ""),
+  }
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  monkeypatch.setattr(beam_pipeline, "SHARD_BYTES", 3000)
+  monkeypatch.setattr(beam_pipeline, "SHARD_ROWS", 7)
+
+
+def shards(out):
+  return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+@pytest.mark.parametrize("corpus", sources_lib.CORPORA)
+def test_passages_are_those_of_the_plain_reader(sources, tmp_path, corpus):
+  kb, source, pictures = sources[corpus]
+  plain = list(sources_lib.read(kb, source, pictures))
+  counts = beam_pipeline.run(
+    *beam_pipeline.find(kb, source, pictures), str(tmp_path / "out")
+  )
+  again = list(
+    sources_lib.read(kb, f"{tmp_path}/out/passages-*.jsonl", pictures)
+  )
+  good = [row for row in plain if not isinstance(row, sources_lib.BadRow)]
+  assert [(p.id, p.kb, p.text, p.image) for p in again] == [
+    (p.id, p.kb, p.text, p.image) for p in good
+  ]
+  bad = [str(row) for row in plain if isinstance(row, sources_lib.BadRow)]
+  skipped = sorted((tmp_path / "out").glob("skipped-*.txt"))
+  assert "".join(path.read_text() for path in skipped).splitlines() == bad
+  assert len(skipped) > 1 and sum(counts.values()) == counts["rows"] + len(bad)
+  assert corpus == "open_wikitable" or any("came before" in why for why in bad)
+
+
+def test_bits_do_not_depend_on_the_runner(sources, tmp_path):
+  for number, options in enumerate(
+    (
+      [],
+      ["--direct_num_workers=3", "--direct_running_mode=multi_threading"],
+      [
+        "--runner=apache_beam.runners.direct.direct_runner."
+        "BundleBasedDirectRunner"
+      ],
+    )
+  ):
+    beam_pipeline.run(
+      *beam_pipeline.find(*sources["wikipedia"]),
+      str(tmp_path / str(number)),
+      options,
+    )
+  first, *others = (shards(tmp_path / str(i)) for i in range(3))
+  assert len(first) > 5 and all(other == first for other in others)
+
+
+def test_an_earlier_run_leaves_nothing(sources, tmp_path):
+  out = tmp_path / "out"
+  out.mkdir()
+  for name in (
+    "passages-99.jsonl",
+    "passages-00000.jsonl.second",
+    "skipped-1.txt.first",
+    "notes.txt",
+  ):
+    (out / name).write_text("old")
+  beam_pipeline.run(*beam_pipeline.find(*sources["own"]), str(out))
+  found = shards(out)
+  assert found.pop("notes.txt") == b"old" and b"old" not in found.values()
+  assert not [name for name in found if name.endswith(("first", "second"))]
+
+
+def test_neighbours_share_a_shard():
+  cut = beam_pipeline.grouped("abcde", [1000, 2000, 1, 5000, 10])
+  assert [(s.name, "".join(s.paths)) for s in cut] == [
+    ("00000", "ab"),
+    ("00001", "c"),
+    ("00002", "d"),
+    ("00003", "e"),
+  ]
+
+
+@pytest.mark.slow
+def test_the_command(sources, tmp_path):
+  command = [
+    sys.executable,
+    "-m",
+    "r1router_jax.retrieval.corpora.beam_pipeline",
+    f"--source={sources['wikipedia'][1]}",
+    f"--out={tmp_path}/out",
+  ]
+  done = subprocess.run(
+    [
+      *command,
+      "--beam_options=--direct_running_mode=multi_processing,"
+      "--direct_num_workers=2",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert not done.returncode, done.stderr[-2000:]
+  assert "build_kb --kb=text --source=" in done.stderr
+  plain = sources_lib.read("text", sources["wikipedia"][1])
+  lines = "".join(
+    path.read_text()
+    for path in sorted(pathlib.Path(tmp_path / "out").glob("passages-*.jsonl"))
+  ).splitlines()
+  assert [json.loads(line)["id"] for line in lines] == [
+    p.id for p in plain if not isinstance(p, sources_lib.BadRow)
+  ]
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "r1router_jax.retrieval.corpora.beam_pipeline",
+      "--out=x",
+      "--source=georouter",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2 and "Say which" in done.stderr

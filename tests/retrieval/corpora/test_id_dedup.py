@@ -1,0 +1,41 @@
+import random
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from r1router_jax.retrieval.corpora import id_dedup
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_new_is_what_a_set_says(seed):
+  rng, ids, before = random.Random(seed), id_dedup.Seen(), set()
+  for _ in range(60):
+    batch = [f"é{rng.randrange(500)}" for _ in range(rng.randrange(40))]
+    wanted = []
+    for name in batch:
+      wanted.append(name not in before)
+      before.add(name)
+    assert ids.add(id_dedup.hashes(batch)).tolist() == wanted
+
+
+def test_ids_of_an_earlier_run_are_known():
+  ids = id_dedup.Seen(id_dedup.hashes(["b", "a", "c"]))
+  assert ids.add(id_dedup.hashes(["c", "d", "a"])).tolist() == [
+    False,
+    True,
+    False,
+  ]
+  assert not ids.add(id_dedup.hashes(["d"])).any()
+  assert id_dedup.Seen(id_dedup.hashes([])).add(id_dedup.hashes(["d"])).all()
+
+
+@pytest.mark.slow
+def test_a_row_costs_few_bytes():
+  ids, rng = id_dedup.Seen(), np.random.default_rng(0)
+  tracemalloc.start()
+  for _ in range(200):
+    assert ids.add(rng.integers(2**64, size=10_000, dtype=np.uint64)).all()
+  held, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert held < 8.1 * 2_000_000 and peak < 17 * 2_000_000

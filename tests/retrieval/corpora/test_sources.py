@@ -1,0 +1,253 @@
+import bz2
+import gzip
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from r1router_jax.common import row_files
+from r1router_jax.common.records import Passage
+from r1router_jax.common.row_files import BadRow
+from r1router_jax.retrieval.corpora import sources
+
+GOOD = b'{"id": "a", "text": "b"}\n'
+
+
+def read(tmp_path, data, kb="text", name="rows.jsonl"):
+  path = tmp_path / name
+  path.write_bytes(data)
+  return list(sources.read(kb, str(path)))
+
+
+BAD = {
+  "NaN": b'{"id": "x", "text": "y", "score": NaN}',
+  "Infinity": b'{"id": "x", "text": "y", "score": -Infinity}',
+  "too large": b'{"id": "x", "text": "y", "score": 1e999}',
+  "twice": b'{"id": "x", "text": "y", "text": "z"}',
+  "surrogate": b'{"id": "x", "text": "\\ud800"}',
+  "nested": b"[" * 100_000,
+  "digits": b'{"id": "x", "text": "y", "n": ' + b"9" * 5000 + b"}",
+  "UTF-8 at byte 21": b'{"id": "x", "text": "\xff"}',
+  "control character '\\\\x00'": b'{"id": "x", "text": "a\\u0000b"}',
+  "not JSON": b'{"id": "x", "text": "a\x01b"}',
+  "Extra data": b'{"id": "x", "text": "y"} {"id": "z", "text": "y"}',
+  "Unterminated": b'{"id": "x", "text": "y',
+  "a list": b"[1, 2]",
+  "a str ": b'"text"',
+  "a NoneType": b"null",
+  '"id" is missing': b'{"text": "y"}',
+  '"text" is missing': b'{"id": "x", "text": "  \\n"}',
+  '"id" is a bool': b'{"id": true, "text": "y"}',
+  '"id" is a float': b'{"id": 1.5, "text": "y"}',
+  '"text" is a list': b'{"id": "x", "text": ["y"]}',
+  "longer than": b'{"id": "x", "text": "' + b"a" * (3 << 20) + b'"}',
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_row_is_named_and_the_next_is_read(tmp_path, words):
+  bad, good = read(tmp_path, BAD[words] + b"\n" + GOOD)
+  assert isinstance(bad, BadRow)
+  assert bad.where == f"{tmp_path}/rows.jsonl:1"
+  assert words.replace("\\\\", "\\") in bad.reason and bad.cure
+  assert good == Passage(id="a", kb="text", text="b", score=good.score)
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    b"\xef\xbb\xbf" + GOOD,
+    GOOD[:-1],
+    GOOD.replace(b"\n", b"\r\n"),
+    b"\n  \n" + GOOD + b"\n",
+  ],
+)
+def test_harmless_oddities(tmp_path, data):
+  (passage,) = read(tmp_path, data)
+  assert (passage.id, passage.text) == ("a", "b")
+
+
+def test_other_encoding_is_named(tmp_path):
+  found = read(tmp_path, GOOD.decode().encode("utf-16"))
+  assert found and all(isinstance(row, BadRow) for row in found)
+  assert "UTF-8" in found[0].reason
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+  (passage,) = read(tmp_path, '{"id": "a", "text": "b\u2028c\x85d"}\n'.encode())
+  assert passage.text == "b\u2028c\x85d"
+
+
+def test_id_that_comes_twice_is_named(tmp_path):
+  first, second, third = read(
+    tmp_path, GOOD + GOOD + GOOD.replace(b'"a"', b'"c"')
+  )
+  assert second.where.endswith(":2") and "'a' came before" in second.reason
+  assert (first.id, third.id) == ("a", "c")
+
+
+def test_ids_are_known_from_block_to_block(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "BLOCK", 3)
+  names = "abcdbefgah"
+  rows = b"".join(b'{"id": "%c", "text": "x"}\n' % ord(n) for n in names)
+  found = read(tmp_path, rows)
+  assert [getattr(p, "id", "") for p in found] == [
+    n if n not in names[:i] else "" for i, n in enumerate(names)
+  ]
+
+
+def test_long_texts_become_windows(tmp_path):
+  words = [f"w{i}" for i in range(175)]
+  row = json.dumps(dict(id="a", title="T", text=" ".join(words))).encode()
+  passages = read(tmp_path, row)
+  assert [p.id for p in passages] == ["a#0", "a#1", "a#2"]
+  for passage, start in zip(passages, (0, 50, 75), strict=True):
+    assert passage.text == " ".join(["T", *words[start : start + 100]])
+  assert row_files.windows(" ".join(words[:150])) == [
+    " ".join(words[:100]),
+    " ".join(words[50:150]),
+  ]
+  assert row_files.windows("short  text") == ["short  text"]
+
+
+def test_whole_rows_stay_as_they_are(tmp_path):
+  text = " two  spaces\n" + "word " * 150
+  whole = dict(id="a#0", text=text, whole=True)
+  (passage,) = read(tmp_path, json.dumps(whole).encode())
+  assert (passage.id, passage.text) == ("a#0", text)
+  for wrong in (dict(whole="yes"), dict(text="")):
+    (bad,) = read(tmp_path, json.dumps(whole | wrong).encode())
+    assert isinstance(bad, BadRow), wrong
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  (passage,) = read(
+    tmp_path, json.dumps(whole | dict(text="", image="a.png")).encode(), "image"
+  )
+  assert (passage.text, passage.image) == ("", "a.png")
+
+
+@pytest.mark.parametrize("pack", [lambda x: x, gzip.compress, bz2.compress])
+def test_many_files_and_packed_ones(tmp_path, pack):
+  end = {gzip.compress: ".gz", bz2.compress: ".bz2"}.get(pack, "")
+  for number in (2, 0, 1):
+    (tmp_path / f"passages-{number}.jsonl{end}").write_bytes(
+      pack(GOOD.replace(b'"a"', b'"%d"' % number))
+    )
+    (tmp_path / f"rows-{number}.csv{end}").write_bytes(
+      pack(b"id,text\n%d,b\n" % number)
+    )
+  for pattern in (f"passages-*.jsonl{end}", f"rows-*.csv{end}"):
+    found = sources.read("text", str(tmp_path / pattern))
+    assert [p.id for p in found] == ["0", "1", "2"]
+
+
+def test_a_damaged_file_is_an_error(tmp_path):
+  for name, good in (
+    ("a.jsonl.gz", GOOD * 99),
+    ("a.csv.gz", b"id,text\n" + b"a,b\n" * 99),
+  ):
+    for damaged in (gzip.compress(good)[:-9], good):
+      with pytest.raises(ValueError, match=f"{name}: damaged"):
+        read(tmp_path, damaged, name=name)
+
+
+def test_reading_begins_anywhere(tmp_path):
+  for number in range(3):
+    (tmp_path / f"{number}.jsonl").write_bytes(
+      b"".join(
+        b'{"id": "%d", "text": "x"}\n' % (10 * number + i) for i in range(4)
+      )
+    )
+  source = sources.find("text", str(tmp_path / "*.jsonl"))
+  every = list(sources.rows(source))
+  assert len(every) == 12
+  for start in range(13):
+    assert list(sources.rows(source, start)) == every[start:]
+    assert list(sources.rows(source, start, 7)) == every[start:7]
+
+
+def test_tables_are_flattened(tmp_path):
+  table = dict(
+    id="a",
+    title="T",
+    section_title="S",
+    caption="C",
+    name="n",
+    header=["h", "i"],
+    rows=[["1", 2], ["3", "4"]],
+  )
+  (passage,) = read(tmp_path, json.dumps(table).encode(), "table")
+  assert passage.text == (
+    "[Title]T[Section title]S[Caption]C[Table name]n[Header]h[sep]i"
+    "[Rows][Row]1[sep]2[Row]3[sep]4"
+  )
+  for wrong in (
+    dict(rows=[["1"]]),
+    dict(rows=[]),
+    dict(rows="x"),
+    dict(header=None),
+    dict(rows=[[["1"], None]]),
+  ):
+    (bad,) = read(tmp_path, json.dumps(table | wrong).encode(), "table")
+    assert isinstance(bad, BadRow), wrong
+
+
+def test_csv(tmp_path):
+  first, bad, last = read(
+    tmp_path, b'\xef\xbb\xbfid,text\n1,"b, c"\n2\n3,d\n', name="rows.csv"
+  )
+  assert (first.id, first.text) == ("1", "b, c")
+  assert bad.where.endswith("rows.csv:3") and last.id == "3"
+  with pytest.raises(ValueError, match="at least id and text"):
+    read(tmp_path, b"a,b\n1,2\n", name="rows.csv")
+  with pytest.raises(ValueError, match="not UTF-8"):
+    read(tmp_path, b"id,text\n1,\xff\n", name="rows.csv")
+
+
+def test_folder_of_pictures(tmp_path):
+  folder = tmp_path / "pictures"
+  (folder / "b").mkdir(parents=True)
+  Image.new("RGB", (8, 8)).save(folder / "red_flag.png")
+  Image.new("RGB", (8, 8)).save(folder / "b" / "x.webp")
+  (folder / "b" / "x.txt").write_text("A\n caption")
+  (folder / "broken.jpg").write_bytes(b"no picture")
+  (folder / "notes.md").write_text("ignored")
+  bad, good, caption = sources.read("image", str(folder))
+  assert (good.text, good.image) == ("red flag", "red_flag.png")
+  assert (caption.id, caption.text) == ("b/x.webp", "A caption")
+  assert "broken.jpg" in bad.where and "broken.jpg" in str(bad)
+
+
+@pytest.mark.parametrize(
+  "image", ["../x.png", "/etc/passwd", "absent.png", "http://127.0.0.1/x.png"]
+)
+def test_pictures_of_rows_stay_in_their_folder(tmp_path, image):
+  row = json.dumps(dict(id="a", text="b", image=image)).encode()
+  (bad,) = read(tmp_path, row, "image")
+  assert isinstance(bad, BadRow)
+
+
+@pytest.mark.parametrize(
+  ("kb", "source", "words"),
+  [
+    ("text", "nowhere.jsonl", "does not exist"),
+    ("text", "", "does not exist"),
+    ("text", ".", "none that the text"),
+    ("image", "x.pdf", "or a folder of pictures"),
+    ("text", "*.jsonl", "does not exist"),
+    ("text", "wiki:.", "does not exist.* wikipedia:PATH"),
+    ("text", "wikipedia:.", "holds no such file"),
+    ("table", "wikipedia:.", "is for --kb=text, not table"),
+  ],
+)
+def test_bad_source(tmp_path, monkeypatch, kb, source, words):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "x.pdf").touch()
+  with pytest.raises(ValueError, match=words):
+    sources.read(kb, source)
+
+
+def test_strict_json_keeps_what_is_right():
+  value = {"a": [1, 2.5, None, True, "é\u2028"]}
+  assert row_files.parse(json.dumps(value).encode()) == value
+  assert np.isclose(row_files.parse(b"1e300"), 1e300)

@@ -1,0 +1,225 @@
+import bz2
+import gzip
+import html
+import json
+import random
+
+import pytest
+
+from r1router_jax.common.row_files import BadRow
+from r1router_jax.retrieval.corpora import sources, wikipedia
+
+# What wikiextractor 3.1.0 wrote of a small dump, and with --json.
+DOCS = b"""\
+<doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Chad">
+Chad
+
+Chad is wide &amp; 5 &gt; 3, a &lt;b&gt; tag &lt;doc&gt; &lt;/doc&gt;.\x20
+History.
+It has one history and many.
+&lt;/doc&gt;
+end "quoted" &amp; more
+
+</doc>
+<doc id="13" url="https://en.wikipedia.org/wiki?curid=13" \
+title="Tom &amp; "Jerry" &lt;x&gt; (disambiguation)">
+Tom &amp; "Jerry" &lt;x&gt; (disambiguation)
+
+Short one here.
+
+</doc>
+<doc id="15" url="https://en.wikipedia.org/wiki?curid=15" title="Empty">
+Empty
+
+
+
+</doc>
+"""
+
+LINES = rb"""
+{"id": "12", "revid": "102", "url": "https://en.wikipedia.org/wiki?curid=12", "title": "Chad", "text": "Chad is wide &amp; 5 &gt; 3, a &lt;b&gt; tag &lt;doc&gt; &lt;/doc&gt;. \nHistory.\nIt has one history and many.\n&lt;/doc&gt;\nend \"quoted\" &amp; more"}
+{"id": "13", "revid": "103", "url": "https://en.wikipedia.org/wiki?curid=13", "title": "Tom &amp; \"Jerry\" &lt;x&gt; (disambiguation)", "text": "Short one here."}
+{"id": "15", "revid": "105", "url": "https://en.wikipedia.org/wiki?curid=15", "title": "Empty", "text": ""}
+"""  # noqa: E501
+
+CHAD = (
+  "Chad Chad is wide & 5 > 3, a <b> tag <doc> </doc>. History. It has "
+  'one history and many. </doc> end "quoted" & more'
+)
+
+
+def read(tmp_path, data, name="AA/wiki_00"):
+  path = tmp_path / "extracted" / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(data)
+  return list(sources.read("text", f"wikipedia:{tmp_path / 'extracted'}"))
+
+
+@pytest.mark.parametrize(
+  ("data", "name"),
+  [
+    (DOCS, "AA/wiki_00"),
+    (LINES, "AA/wiki_00"),
+    (bz2.compress(DOCS), "AA/wiki_00.bz2"),
+    (LINES, "pages.jsonl"),
+    (gzip.compress(LINES), "pages.jsonl.gz"),
+  ],
+)
+def test_what_wikiextractor_writes(tmp_path, data, name):
+  chad, jerry, empty = read(tmp_path, data, name)
+  assert (chad.id, chad.kb, chad.text) == ("12", "text", CHAD)
+  assert (jerry.reason, empty.reason) == ("a disambiguation", "no text")
+  assert jerry.where.startswith(str(tmp_path)) and jerry.cure
+
+
+def test_files_come_in_the_order_of_their_names(tmp_path):
+  article = json.dumps(dict(id="%s", title="T", text="word " * 9)).encode()
+  for number, name in enumerate(["AB/wiki_00", "AA/wiki_01", "AA/wiki_00"]):
+    found = read(tmp_path, article % str(number).encode(), name)
+  (tmp_path / "extracted/AA/notes.txt").write_text("not read")
+  assert [passage.id for passage in found] == ["2", "1", "0"]
+
+
+@pytest.mark.parametrize(
+  ("title", "reason"),
+  [
+    ("Mercury (disambiguation)", "a disambiguation"),
+    ("Mercury (disambiguation page)", "a disambiguation"),
+    ("List of towns", "a list, index or outline"),
+    ("Index of x", "a list, index or outline"),
+    ("Outline of x", "a list, index or outline"),
+    ("Listing of towns", ""),
+    ("A List of towns", ""),
+    ("Disambiguation", ""),
+  ],
+)
+def test_titles_left_out(tmp_path, title, reason):
+  row = json.dumps(dict(id="1", title=title, text="word " * 9)).encode()
+  (found,) = read(tmp_path, row, "pages.jsonl")
+  assert getattr(found, "reason", "") == reason
+
+
+@pytest.mark.parametrize(
+  ("words", "reason"),
+  [
+    (0, "no text"),
+    (1, "fewer than 8 words"),
+    (7, "fewer than 8 words"),
+    (8, ""),
+  ],
+)
+def test_short_articles_are_left_out(tmp_path, words, reason):
+  row = json.dumps(dict(id="1", title="T", text="\n".join("w" * words)))
+  (found,) = read(tmp_path, row.encode(), "pages.jsonl")
+  assert getattr(found, "reason", "") == reason
+
+
+def windows_oracle(words):
+  """Read off the published script, less its repeated last window."""
+  if len(words) <= 100:
+    return [words]
+  found = [words[i : i + 100] for i in range(0, len(words) - 100 + 1, 50)]
+  if len(words) % 100 and found[-1] != words[-100:]:
+    found.append(words[-100:])
+  return found
+
+
+@pytest.mark.parametrize("count", [8, 99, 100, 101, 149, 150, 151, 200, 333])
+def test_windows_are_headed_by_the_title(tmp_path, count):
+  words = [f"w{i}>" for i in range(count)]  # The original cut at the first >.
+  text = html.escape(" ".join(words), quote=False).replace(" w5", "\n\nw5")
+  doc = f'<doc id="7" url="u" title="A b">\nA b\n\n{text}\n\n</doc>\n'
+  found = read(tmp_path, doc.encode())
+  wanted = windows_oracle(words)
+  assert [p.text.split() for p in found] == [["A", "b", *w] for w in wanted]
+  assert len({p.text for p in found}) == len(found)
+  assert [p.id for p in found] == (
+    ["7"] if len(wanted) == 1 else [f"7#{i}" for i in range(len(wanted))]
+  )
+
+
+def test_articles_survive_the_files_of_wikiextractor(tmp_path):
+  rng = random.Random(0)
+  pieces = [
+    "&",
+    "<",
+    ">",
+    "&amp;",
+    "</doc>",
+    "<doc id=",
+    '"',
+    "a",
+    "é\u2028",
+    "&lt;",
+    "{",
+    "'",
+  ]
+  texts = [" ".join(rng.choices(pieces, k=40)) for _ in range(200)]
+  docs = "".join(
+    f'<doc id="{i}" url="u" title="{html.escape(text[:9], quote=False)}">\n'
+    f"{html.escape(text, quote=False)}\n\n</doc>\n"
+    for i, text in enumerate(texts)
+  )
+  found = read(tmp_path, docs.encode())
+  assert [p.text.split() for p in found] == [
+    [*text[:9].split(), *text.split()] for text in texts
+  ]
+
+
+def test_rows_of_others_are_not_unescaped(tmp_path):
+  row = dict(id=3, title="A", text="a &amp;lt; b " * 4, url="u")
+  (found,) = read(tmp_path, json.dumps(row).encode(), "pages.jsonl")
+  assert found.text.startswith("A a &amp;lt; b") and found.id == "3"
+
+
+DOC = b'<doc id="1" url="u" title="T">\nT\n\n' + b"word " * 9 + b"\n\n</doc>\n"
+
+BAD = {
+  "without its </doc>": DOC.replace(b"</doc>\n", b""),
+  "outside of an article": b"some\ntext\n",
+  "names no id": DOC.replace(b' title="T"', b""),
+  "not UTF-8": DOC.replace(b"word", b"\xff", 1),
+  '"title" is empty': DOC.replace(b'"T"', b'""'),
+  "control character": DOC.replace(b"word", b"wo\x00rd", 1),
+  "not an article": b'{"id": "a", "text": "b"}\n',
+  "is no string": b'{"id": "a", "title": "b", "text": ["c"]}\n',
+  '"id" is a bool': b'{"id": true, "title": "b", "text": "c"}\n',
+  "not JSON": b'{"id": "a", "title": "b"\n',
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_a_bad_article_is_named_and_the_next_is_read(tmp_path, words):
+  bad, good = read(tmp_path, BAD[words] + DOC.replace(b'"1"', b'"2"'))
+  assert isinstance(bad, BadRow) and words in bad.reason
+  assert bad.where.endswith("wiki_00:1") and good.id == "2"
+
+
+def test_articles_of_any_size_stay_in_bounds(tmp_path, monkeypatch):
+  monkeypatch.setattr(wikipedia, "MAX_ARTICLE", 100)
+  many = DOC.replace(b"word " * 9, b"word word\n" * 30)
+  one = DOC.replace(b"word ", b"w" * 60)
+  found = read(tmp_path, many + one + DOC.replace(b'"1"', b'"2"'))
+  assert [
+    "over 100 bytes" in found[0].reason,
+    "longer" in found[1].reason,
+    found[2].id,
+  ] == [True, True, "2"]
+
+
+@pytest.mark.parametrize("name", ["dump.xml", "dump.xml.bz2"])
+def test_a_dump_is_left_to_wikiextractor(tmp_path, name):
+  (tmp_path / name).touch()
+  with pytest.raises(ValueError, match="pip install wikiextractor"):
+    sources.read("text", f"wikipedia:{tmp_path / name}")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_damaged_file_is_an_error(tmp_path, kept):
+  packed = bz2.compress(DOCS * 50)
+  with pytest.raises(ValueError, match="wiki_00.bz2: damaged"):
+    read(
+      tmp_path,
+      packed[: int(len(packed) * kept)] + b"x" * (not kept),
+      "AA/wiki_00.bz2",
+    )

@@ -1,0 +1,165 @@
+"""CLIP's score fusion as an embedder: what it reads of pictures and texts."""
+
+import gzip
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from PIL import Image
+
+from r1router_jax.common import images
+from r1router_jax.common.records import Passage, Query
+from r1router_jax.models import clip
+from r1router_jax.retrieval.encoders import image_encoders
+
+CONFIG = clip.ClipConfig(
+  picture=clip.Tower(24, 2, 3),
+  text=clip.Tower(16, 2, 4),
+  side=12,
+  patch=4,
+  vocab=90,
+  tokens=60,
+  width=10,
+)
+
+
+def tokenizer():
+  """Letters, between a start and an end."""
+  letters = {chr(c): c - 32 for c in range(32, 120)} | {"<s>": 88, "</s>": 89}
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [], unk_token="."))
+  made.normalizer = tokenizers.normalizers.Lowercase()
+  made.post_processor = tokenizers.processors.TemplateProcessing(
+    "<s> $A </s>", special_tokens=[("<s>", 88), ("</s>", 89)]
+  )
+  return made
+
+
+@pytest.fixture(scope="module")
+def params():
+  return clip.Clip(CONFIG).init(
+    jax.random.key(0), jnp.zeros((1, 12, 12, 3)), jnp.zeros((1, 60), jnp.int32)
+  )["params"]
+
+
+@pytest.fixture
+def shown(tmp_path):
+  noise = np.random.default_rng(0).integers(0, 256, (31, 20, 3), np.uint8)
+  Image.fromarray(noise).save(tmp_path / "a.png")
+  return str(tmp_path / "a.png")
+
+
+def test_vectors_are_the_sum_of_what_there_is(params, shown):
+  """Read the slow way: one item at a time, cleaned by the rules written out."""
+  embed = image_encoders.ClipFusion(CONFIG, params, tokenizer(), "x")
+  items = [
+    Passage("a", "image", '  "a bridge\r"', shown),
+    Passage("b", "image", "A bridge &amp; a town!"),
+    Passage("c", "image", "", shown),
+    Query("which town?", shown),
+    Query("which town?"),
+    Query("w" * 100),
+  ]
+  said = [
+    "a bridge.",
+    "a bridge & a town!",
+    None,
+    "retrieve a wikipedia image-description pair that provides evidence "
+    "for the question of this image. which town?",
+    "find a wikipedia image that answers this question. which town?",
+    "find a wikipedia image that answers this question. " + "w" * 100,
+  ]
+  model = clip.Clip(CONFIG)
+  apply = lambda x, method: np.asarray(
+    model.apply({"params": params}, jnp.asarray(x)[None], method=method)
+  )[0]
+  pixels = (
+    np.asarray(Image.open(shown).resize((12, 18), Image.Resampling.BICUBIC))[
+      3:15
+    ]
+    / 255
+  )
+  pixels = ((pixels - images.MEAN) / images.STD).astype(np.float32)
+  wanted = []
+  for item, text in zip(items, said, strict=True):
+    vector = np.zeros(CONFIG.width)
+    if item.image:
+      vector += apply(pixels, "picture")
+    if text:
+      ids = [88, *(ord(letter) - 32 for letter in text)][:59] + [89]
+      vector += apply(
+        np.pad(np.array(ids, np.int32), (0, 60 - len(ids))), "text"
+      )
+    wanted.append(vector / np.linalg.norm(vector))
+  np.testing.assert_allclose(embed(items), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_item_that_says_and_shows_nothing_is_0(params):
+  embed = image_encoders.ClipFusion(CONFIG, params, tokenizer(), "x")
+  np.testing.assert_array_equal(embed([Passage("a", "image", " ")]), 0)
+  assert embed([]).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+  "height, width, top, left",
+  [
+    (18, 12, 3, 0),
+    (12, 17, 0, 2),
+    (12, 12, 0, 0),
+    (13, 12, 0, 0),
+    (15, 12, 2, 0),
+  ],
+)
+def test_the_middle_of_a_picture(height, width, top, left):
+  """Offsets rounded half to even, as torchvision does."""
+  image = np.random.default_rng(0).integers(
+    0, 256, (height, width, 3), np.uint8
+  )
+  np.testing.assert_array_equal(
+    images.centre(image, 12), image[top : top + 12, left : left + 12]
+  )
+
+
+@pytest.mark.oracle
+def test_tokens_are_those_of_clip(tmp_path):
+  """OpenAI's tokenizer beside Hugging Face's, made of the same merges."""
+  pytest.importorskip("torch")
+  import transformers
+
+  folder = pathlib.Path(importlib.util.find_spec("open_clip").origin).parent
+  spec = importlib.util.spec_from_file_location("t", folder / "tokenizer.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  theirs = module.SimpleTokenizer()
+  with gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz", "rt") as file:
+    merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+  published = {
+    "<start_of_text>": "<|startoftext|>",
+    "<end_of_text>": "<|endoftext|>",
+  }
+  (tmp_path / "vocab.json").write_text(
+    json.dumps({published.get(k, k): v for k, v in theirs.encoder.items()})
+  )
+  ours = transformers.CLIPTokenizer.from_pretrained(
+    str(tmp_path)
+  ).backend_tokenizer
+  ours.enable_truncation(77)
+  for text in (
+    "A Bridge.",
+    "the café’s “best” pâté — 3,14 km²",
+    "x&amp;amp;y  \t\n z",
+    "don't we'll I'M",
+    "naïve Ångström 北京 🙂",
+    "a" * 500,
+    "word " * 100,
+  ):
+    wanted = theirs([text])[0].numpy()
+    end = int(wanted.argmax())
+    assert (
+      ours.encode(image_encoders._clean(text)).ids == wanted[: end + 1].tolist()
+    )

@@ -1,0 +1,109 @@
+import importlib.resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from r1router_jax.models import small_image_encoder
+from r1router_jax.models.safetensors_io import BadWeights
+from r1router_jax.retrieval.corpora import sources
+from r1router_jax.retrieval.encoders import registry
+from tools.georouter import train_image_encoder
+
+SIDE = small_image_encoder.SIDE
+
+
+@pytest.fixture(scope="module")
+def params():
+  return small_image_encoder.init(jax.random.key(0))
+
+
+def noise(n, seed=0):
+  return (
+    np.random.default_rng(seed)
+    .uniform(size=(n, SIDE, SIDE, 3))
+    .astype(np.float32)
+  )
+
+
+def test_loss_is_the_formula(params):
+  x, y = noise(3), noise(3, 1)
+  encode = lambda p: np.asarray(
+    small_image_encoder.PictureEncoder().apply(
+      {"params": params}, jnp.asarray(p)
+    )
+  )
+  a, b = encode(x), encode(y)
+  wanted = []
+  for i in range(3):
+    for logits in (5 * a[i] @ b.T, 5 * b[i] @ a.T):
+      wanted.append(np.log(np.exp(logits).sum()) - logits[i])
+  got = train_image_encoder.loss(
+    dict(encoder=params, log_scale=jnp.log(5.0)), jnp.asarray(x), jnp.asarray(y)
+  )
+  np.testing.assert_allclose(got, np.mean(wanted), rtol=1e-4)
+  np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, rtol=1e-5)
+
+
+def test_views_of_a_flag_are_changed_alike():
+  flag = jnp.asarray(noise(1)[0])
+  for seed in range(5):
+    one, two = train_image_encoder.exchange(jax.random.key(seed), flag, flag)
+    np.testing.assert_array_equal(one, two)
+
+
+def test_warp_by_nothing_changes_nothing():
+  flag = jnp.asarray(noise(1)[0])
+  same = train_image_encoder.warp(jax.random.key(0), flag, 0.0, 0.0, 0.0)
+  np.testing.assert_allclose(same, flag, atol=1e-5)
+
+
+def test_a_redrawn_map_has_its_land_in_place():
+  land = np.full((SIDE, SIDE, 3), (0.3, 0.5, 0.7), np.float32)
+  land[20:44, 16:48] = (0.9, 0.8, 0.5)
+  redraw = jax.jit(train_image_encoder.redraw)
+  for seed in range(8):
+    drawn = np.asarray(redraw(jax.random.key(seed), jnp.asarray(land)))
+    assert np.isfinite(drawn).all() and drawn.min() >= 0 and drawn.max() <= 1
+    paper, edge = drawn[0, 0], drawn[14:50, 10:54]
+    assert np.abs(drawn[:6] - paper).max() < 0.2  # Nothing drawn outside,
+    assert np.abs(edge - paper).max() > 0.2  # something inside.
+
+
+def test_saved_encoder_is_checked_when_it_is_read(params, tmp_path):
+  path = str(tmp_path / "w.safetensors")
+  small_image_encoder.save(path, params)
+  again = small_image_encoder.load(path)
+  for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-3)
+  tensors = load_file(path)
+  for wrong in (
+    {},
+    tensors | {"more": np.ones(1, np.float16)},
+    tensors | {"out/bias": np.ones(3, np.float16)},
+  ):
+    save_file(wrong, path)
+    with pytest.raises(BadWeights, match="Train it again"):
+      small_image_encoder.load(path)
+  with open(path, "wb") as file:
+    file.write(b"no weights")
+  with pytest.raises(BadWeights, match="not an intact"):
+    small_image_encoder.load(path)
+
+
+def test_the_trained_encoder_finds_unseen_pictures():
+  package = importlib.resources.files("r1router_jax")
+  figures = train_image_encoder.recall(
+    small_image_encoder.load(str(package / registry.PICTURE_WEIGHTS)),
+    {
+      split: train_image_encoder.read(sources.world_folder(), split)
+      for split in ("train", "val", "test")
+    },
+    "test",
+  )
+  assert figures["test_flags_recall@1"] >= 0.8
+  assert figures["test_flags_recall@5"] >= 0.9
+  assert figures["test_maps_recall@1"] >= 0.9
+  assert figures["test_maps_recall@5"] >= 0.95

@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1router_jax.training import optimizer
+
+OPTIONS = dict(
+  lr=1e-2,
+  muon_lr=2e-2,
+  steps=100,
+  warmup=10,
+  final=0.1,
+  b2=0.98,
+  weight_decay=0.0,
+  clip_norm=1e9,
+)
+
+
+def params():
+  rng = np.random.default_rng(0)
+  return {
+    "embed": jnp.asarray(rng.normal(size=(7, 4)), jnp.float32),
+    "norm": jnp.ones(4),
+    "layers": {"w": jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)},
+  }
+
+
+def grads(seed=1):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params()
+  )
+
+
+def first_update(given=None, **options):
+  """What the first update adds."""
+  tx = optimizer.chain(**OPTIONS | options)
+  return tx.update(given or grads(), tx.init(params()), params())[0]
+
+
+def test_schedule_rises_then_falls():
+  rate = optimizer.schedule(2.0, 100, 10, 0.1)
+  np.testing.assert_allclose(rate(0), 0.2, rtol=1e-6)
+  np.testing.assert_allclose(rate(10), 2.0, rtol=1e-6)
+  np.testing.assert_allclose(  # Half-way down the cosine.
+    rate(55), 0.2 + 1.8 / 2, rtol=1e-5
+  )
+  np.testing.assert_allclose(rate(100), 0.2, rtol=1e-5)
+  np.testing.assert_allclose(rate(500), 0.2, rtol=1e-5)
+  steps = [float(rate(i)) for i in range(101)]
+  assert steps[:11] == sorted(steps[:11])
+  assert steps[10:] == sorted(steps[10:], reverse=True)
+
+
+@pytest.mark.parametrize("warmup, steps", [(0, 1), (0, 50), (5, 3)])
+def test_short_runs_have_finite_rates(warmup, steps):
+  rate = optimizer.schedule(1.0, steps, warmup, 0.1)
+  values = [float(rate(i)) for i in range(steps + 2)]
+  assert np.isfinite(values).all() and min(values) > 0
+
+
+def test_adamw_by_hand():
+  """The first step of Adam is the sign of the gradient."""
+  step = first_update(name="adamw")
+  rate = float(optimizer.schedule(1e-2, 100, 10, 0.1)(0))
+  jax.tree.map(
+    lambda s, g: np.testing.assert_allclose(s, -rate * np.sign(g), rtol=1e-3),
+    step,
+    grads(),
+  )
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_matrices_decay_and_norms_do_not(name):
+  with_decay = first_update(name=name, weight_decay=0.5)
+  without = first_update(name=name)
+  change = jax.tree.map(lambda a, b: np.abs(a - b).max(), with_decay, without)
+  assert change["norm"] == 0
+  assert change["layers"]["w"] > 1e-4
+  assert (change["embed"] > 1e-4) == (name == "adamw")
+
+
+def test_muon_moves_each_matrix_by_an_orthogonal_one():
+  step = first_update(name="muon")["layers"]["w"]
+  for layer in range(2):
+    values = np.linalg.svd(step[layer], compute_uv=False)
+    assert values.max() / values.min() < 2.0  # Newton-Schulz is approximate.
+  # One layer's gradient does not move another's matrix.
+  other = grads() | {
+    "layers": {"w": grads()["layers"]["w"].at[1].multiply(-3.0)}
+  }
+  np.testing.assert_allclose(
+    first_update(other, name="muon")["layers"]["w"][0], step[0], atol=1e-6
+  )
+
+
+def test_large_gradients_are_clipped():
+  """Twice the gradient is the same update, once both are clipped."""
+  for name in ("adamw", "muon"):
+    big = jax.tree.map(lambda g: 1e3 * g, grads())
+    bigger = jax.tree.map(lambda g: 2e3 * g, grads())
+    tx = optimizer.chain(**OPTIONS | dict(name=name, clip_norm=1.0))
+    one, two = (
+      tx.update(g, tx.init(params()), params())[1] for g in (big, bigger)
+    )
+    norm = optax.tree.norm(
+      optax.tree_utils.tree_get_all_with_path(one, "mu")[0][1]
+    )
+    assert norm < 1.0
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), one, two
+    )
+
+
+def test_unknown_name():
+  with pytest.raises(ValueError, match="config.optim.name is 'sgd'"):
+    optimizer.chain(**OPTIONS | dict(name="sgd"))
