@@ -1,7 +1,7 @@
-"""The house stands: who may import whom, and how long anything may grow.
+"""Keeps the floors of the package: a module imports only from floors below.
 
-A module imports only from floors below its own or from its own folder, so that
-each can be read, and tested, with nothing above it in mind.
+The rooms are folders; the commands stand at the top of the package.  Each room
+can then be read, and tested, with nothing above it in mind.
 """
 
 import ast
@@ -11,42 +11,18 @@ import pathlib
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "r1router_jax"
-
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-
-# From the ground up; a folder stands for all modules in it.
+# From the ground up.  A folder stands for all modules in it, and a module may
+# import whatever else its own folder holds.
 FLOORS = (
-  (
-    "records",
-    "prompts",
-    "conversations",
-    "ranges",
-    "votes",
-    "charts",
-    "parallel",
-    "pods",
-    "telemetry",
-    "commands",
-    "drawing",
-  ),
-  ("protocol", "models", "predictions", "metrics", "markup"),
-  (
-    "inputs",
-    "sampling",
-    "checkpoints",
-    "drivers",
-    "settings",
-    "flops",
-    "samples",
-    "scoring",
-  ),
-  ("batching", "planners", "walk"),
-  ("policy", "retrieval", "data", "report"),
-  ("asking", "results", "score_only", "completions"),
-  ("router",),
-  ("fused", "methods", "chat", "judge"),
-  ("learning", "comparison"),
+  ("common",),
+  ("models", "parallel"),
+  ("generation", "retrieval", "protocol", "metrics"),
+  ("inputs", "rewards", "data", "report"),
+  ("policy",),
+  ("routing", "synthesis"),
+  ("training", "evaluation"),
   (
     "train",
     "eval",
@@ -55,40 +31,25 @@ FLOORS = (
     "build_kb",
     "serve_kb",
     "convert",
-    "plan",
+    "train_compile",
   ),
 )
-
-FLOOR_OF = {room: n for n, floor in enumerate(FLOORS) for room in floor}
-
-
-MAX_LINES = 300
-
-MAX_LINES_IN = {
-  "models": 500,  # A model is one file, however many parts it has.
-  "data.georouter_source": 500,  # Tables of fields and of wordings.
-}
-
-MAX_FUNCTION = 60  # Without its docstring.
-
-MAX_FUNCTION_NAMED = {"train.train": 100}  # The whole loop in sight.
-
+FLOOR_OF = {room: n for n, floor in enumerate(FLOORS, 1) for room in floor}
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal"}
-
 FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load"}
 
 
-def name(path: pathlib.Path) -> str:
-  """`r1router_jax/data/batches.py` -> `data.batches`."""
+def module_name(path: pathlib.Path) -> str:
+  """`r1router_jax/data/georouter.py` -> `data.georouter`."""
   return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def room(module: str) -> str:
+def room_of(module: str) -> str:
   return module.split(".")[0]
 
 
-def imports(tree: ast.AST) -> list[str]:
+def imported_modules(tree: ast.AST) -> list[str]:
   """Every module that is imported, wherever the statement stands."""
   found = []
   for node in ast.walk(tree):
@@ -96,40 +57,41 @@ def imports(tree: ast.AST) -> list[str]:
       found += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
       base = "." * node.level + (node.module or "")
-      if base == "r1router_jax":  # from r1router_jax import records
+      if base == "r1router_jax":  # from r1router_jax import train
         found += [f"{base}.{alias.name}" for alias in node.names]
       else:
         found.append(base)
   return found
 
 
-def check_floors(module: str, source: str) -> list[str]:
-  """What is wrong with the imports of a module."""
+def floor_faults(module: str, source: str) -> list[str]:
+  """The imports of a module that run upwards or sideways."""
   faults = []
-  for imported in imports(ast.parse(source)):
+  here = room_of(module)
+  for imported in imported_modules(ast.parse(source)):
     if imported.startswith("."):
       faults.append(f"{module}: write `{imported}` in full.")
     if not imported.startswith("r1router_jax."):
       continue
-    other = imported.removeprefix("r1router_jax.")
-    if room(other) == room(module):
+    other = room_of(imported.removeprefix("r1router_jax."))
+    if other == here:
       continue
-    if room(other) not in FLOOR_OF:
-      faults.append(f"{module} imports {other}, which has no floor.")
-    elif FLOOR_OF[room(other)] >= FLOOR_OF[room(module)]:
+    if other not in FLOOR_OF:
+      faults.append(f"{module} imports {imported}, which has no floor.")
+    elif FLOOR_OF[other] >= FLOOR_OF[here]:
       faults.append(
-        f"{module} (floor {FLOOR_OF[room(module)]}) imports {other} "
-        f"(floor {FLOOR_OF[room(other)]})."
+        f"{module} (floor {FLOOR_OF[here]}) imports {imported} "
+        f"(floor {FLOOR_OF[other]})."
       )
   return faults
 
 
-def check_safety(module: str, source: str) -> list[str]:
-  """Ways to run what someone else wrote."""
+def safety_faults(module: str, source: str) -> list[str]:
+  """The ways in which a module could run what someone else wrote."""
   tree = ast.parse(source)
   faults = [
     f"{module} imports {used}."
-    for used in imports(tree)
+    for used in imported_modules(tree)
     if used.split(".")[0] in FORBIDDEN_MODULES
   ]
   for node in ast.walk(tree):
@@ -143,65 +105,54 @@ def check_safety(module: str, source: str) -> list[str]:
   return faults
 
 
-def functions(tree: ast.AST):
-  """(name, lines without the docstring) of each function."""
-  for node in ast.walk(tree):
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-      lines = node.end_lineno - node.lineno + 1
-      if ast.get_docstring(node) is not None:
-        lines -= node.body[0].end_lineno - node.body[0].lineno + 1
-      yield node.name, lines
+def test_only_commands_stand_at_the_top():
+  """Every room has a floor, and a module beside the rooms is a command."""
+  rooms = {room_of(module_name(path)) for path in FILES} - {"__init__"}
+  assert rooms == set(FLOOR_OF)
+  commands = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+  assert commands == set(FLOORS[-1])
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_module(path):
-  module, source = name(path), path.read_text()
-  if path == PACKAGE / "__init__.py":
-    assert not [i for i in imports(ast.parse(source)) if "r1router" in i]
-    return
-  assert room(module) in FLOOR_OF, f"Give {module} a floor in {__file__}."
-  faults = check_floors(module, source) + check_safety(module, source)
-  limit = MAX_LINES_IN.get(module.rpartition(".")[0], MAX_LINES)
-  length = len(source.splitlines())
-  if length > limit:
-    faults.append(f"{module} has {length} lines, more than {limit}: split it.")
-  for function, lines in functions(ast.parse(source)):
-    limit = MAX_FUNCTION_NAMED.get(f"{module}.{function}", MAX_FUNCTION)
-    if lines > limit:
-      faults.append(
-        f"{module}.{function} has {lines} lines, more than {limit}."
-      )
+def test_imports_run_down_the_floors():
+  faults = []
+  for path in FILES:
+    if path != PACKAGE / "__init__.py":
+      faults += floor_faults(module_name(path), path.read_text())
   assert not faults, "\n".join(faults)
 
 
-def test_all_modules_live_together():
-  """In one process, as in a notebook: no two commands define the same flag.
+def test_no_module_runs_foreign_code():
+  faults = []
+  for path in FILES:
+    faults += safety_faults(module_name(path), path.read_text())
+  assert not faults, "\n".join(faults)
+
+
+def test_all_modules_can_be_imported_in_one_process():
+  """As a notebook does: no two commands define the same flag twice.
 
   A flag that several commands have is defined with `allow_override=True`.
   """
-  for module in map(name, FILES):
-    if "georouter_source" not in module:  # Needs what only its builder has.
-      importlib.import_module(
-        f"r1router_jax.{module}".removesuffix(".__init__")
-      )
+  for module in map(module_name, FILES):
+    importlib.import_module(f"r1router_jax.{module}".removesuffix(".__init__"))
 
 
 @pytest.mark.parametrize(
   "source, fault",
   [
-    ("from r1router_jax import records", ""),
-    ("from r1router_jax.models import hf", ""),
-    ("from r1router_jax.inputs.pack import pack", ""),
+    ("from r1router_jax.common import records", ""),
+    ("from r1router_jax.models import lora", ""),
+    ("from r1router_jax.inputs.processor import Processor", ""),
     ("import jax.numpy as jnp", ""),
-    ("from r1router_jax import records, router", "router (floor 6)"),
-    ("def f():\n  import r1router_jax.policy", "policy (floor 4)"),
-    ("from r1router_jax.sampling import respond", "sampling (floor 2)"),
-    ("from . import pack", "in full"),
+    ("def f():\n  import r1router_jax.policy", "policy (floor 5)"),
+    ("from r1router_jax.routing.router import f", "routing.router (floor 6)"),
+    ("from r1router_jax import common, train", "train (floor 8)"),
+    ("from . import tokenizer", "in full"),
     ("from r1router_jax.novelty import f", "no floor"),
   ],
 )
-def test_the_rule_of_floors(source, fault):
-  faults = check_floors("inputs.images", source)
+def test_upward_imports_are_found(source, fault):
+  faults = floor_faults("inputs.image_processor", source)
   assert (fault in faults[0]) if fault else not faults
 
 
@@ -218,5 +169,5 @@ def test_the_rule_of_floors(source, fault):
     ("AutoModel.from_pretrained(d, trust_remote_code=True)", False),
   ],
 )
-def test_the_rule_of_safety(source, safe):
-  assert (not check_safety("train", source)) == safe
+def test_foreign_code_is_found(source, safe):
+  assert (not safety_faults("train", source)) == safe

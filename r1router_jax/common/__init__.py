@@ -1,0 +1,1 @@
+"""Data types, files, command line and logs that every room may use."""

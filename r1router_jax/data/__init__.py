@@ -1,0 +1,1 @@
+"""Questions and training rows: GeoRouter, R1-Router's files, benchmarks."""

@@ -1,0 +1,1 @@
+"""Runs a method over many questions, and makes tables of its scores."""

@@ -1,0 +1,1 @@
+"""Samples tokens: groups of responses to a prompt, any number of prompts."""

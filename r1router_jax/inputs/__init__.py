@@ -1,0 +1,1 @@
+"""Turns messages and images into the padded arrays that the policy reads."""

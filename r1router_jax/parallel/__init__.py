@@ -1,0 +1,1 @@
+"""Meshes, parallel strategies, and jobs of several hosts."""

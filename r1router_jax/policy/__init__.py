@@ -1,0 +1,1 @@
+"""A policy: model, parameters and tokenizer that respond to prompts."""

@@ -1,0 +1,1 @@
+"""The language that a policy reads and writes: messages, templates, tags."""

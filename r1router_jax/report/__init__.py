@@ -1,0 +1,1 @@
+"""Trajectories and scores as pages and tables."""

@@ -1,0 +1,1 @@
+"""Knowledge bases: passages, their vectors, and search."""

@@ -1,0 +1,1 @@
+"""The routing loop: from a question to a trajectory."""

@@ -1,0 +1,1 @@
+"""Chooses the trajectories of a teacher that become training rows."""

@@ -1,0 +1,1 @@
+"""Rollouts, losses, updates and checkpoints."""

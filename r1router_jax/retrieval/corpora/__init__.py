@@ -1,0 +1,1 @@
+"""Readers of corpora, which write passages."""

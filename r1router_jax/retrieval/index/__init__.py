@@ -1,0 +1,1 @@
+"""Indexes over vectors and over words."""

@@ -1,0 +1,1 @@
+"""Other methods to answer a question, to compare with."""
