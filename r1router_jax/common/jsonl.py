@@ -1,4 +1,7 @@
-"""Reads, appends and atomically replaces JSON and JSON Lines files."""
+"""JSON Lines files that programs append to, and may be killed while doing so.
+
+Files that people or crawlers wrote are read by `row_files`, which is strict.
+"""
 
 import json
 import os
@@ -6,9 +9,13 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from etils import epath
 
-def append(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Adds a line for each row, all in one go."""
+
+def append_rows(
+  path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]
+) -> None:
+  """Append one line per row in a single write, and flush it to the disk."""
   path = pathlib.Path(path)
   torn = False
   if path.exists() and path.stat().st_size:
@@ -16,34 +23,28 @@ def append(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
       file.seek(-1, os.SEEK_END)
       torn = file.read() != b"\n"
   text = "".join(json.dumps(row) + "\n" for row in rows)
+  if torn:  # A killed run left half a line, which must not swallow the next.
+    text = "\n" + text
   with path.open("a", encoding="utf-8") as file:
-    file.write("\n" * torn + text)
+    file.write(text)
     file.flush()
     os.fsync(file.fileno())
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The rows of the file, none where there is no file."""
+def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
+  """Read the rows of a file, or return none if the file does not exist.
+
+  A line that is not a JSON object was torn when a run was killed; it is
+  skipped.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    return []
   rows = []
-  path = pathlib.Path(path)
-  for line in path.open(encoding="utf-8") if path.exists() else ():
-    try:
-      rows.append(json.loads(line))
-    except ValueError:
-      continue  # Torn when a run was killed.
+  with path.open() as file:
+    for line in file:
+      try:
+        rows.append(json.loads(line))
+      except ValueError:
+        continue
   return [row for row in rows if isinstance(row, dict)]
-
-
-def replace(path: str | os.PathLike, value: Any) -> None:
-  """Writes a JSON file that is either whole or as it was before."""
-  path = pathlib.Path(path)
-  draft = path.with_name(path.name + ".partial")
-  draft.write_text(json.dumps(value, indent=1), encoding="utf-8")
-  os.replace(draft, path)
-
-
-def write_json(path: str, value: dict) -> None:
-  """Writes a file that is either whole or absent."""
-  with open(path + ".partial", "w", encoding="utf-8") as file:
-    json.dump(value, file, indent=2)
-  os.replace(path + ".partial", path)

@@ -1,0 +1,39 @@
+"""Atomic file writes, on local disks and in buckets."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def atomic_write(path: epath.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
+  """Open a file for writing that takes its place only once it is complete.
+
+  The data goes to `<path>.partial`, which replaces `path` when the block ends.
+  A process that is killed, or a block that raises, leaves `path` as it was.
+
+  Args:
+    path: the file to write; it may exist already.
+    mode: "wb" for bytes or "w" for UTF-8 text.
+
+  Yields:
+    The open file.
+  """
+  path = epath.Path(path)
+  partial = path.with_name(f"{path.name}.partial")
+  try:
+    with partial.open(mode) as file:
+      yield file
+    partial.replace(path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+  """Write a JSON file that is either complete or as it was before."""
+  with atomic_write(path, "w") as file:
+    json.dump(value, file, indent=2)
