@@ -1,20 +1,20 @@
-"""Asks another process for JSON over HTTP, whatever becomes of it meanwhile.
+"""An HTTP client that asks another process for JSON, and tries again.
 
-A request has `DEADLINE` seconds, however often it is tried, or as many as its
-service is given.  A try is over after a third of that.  Where nobody answers,
-the connection breaks, or the answer is "not now" (429, or 5xx), there is
-another, after pauses that double: who is asked may be started again in between.
-An answer that is not what was asked for is given `WRONG` tries, and what is
-refused (any other status, so also a redirect) none.
+A request may take `DEADLINE_SECONDS`, or as long as its client is told, over
+all tries; one try may take a third of that.  If nobody answers, the connection
+breaks, or the answer means "not now" (status 429 or 5xx), the request is sent
+again after pauses that double, since the server may be restarting.  An invalid
+answer is asked for again, too, but only until there were `MAX_INVALID_ANSWERS`
+of them; a refusal (any other status, also a redirect) is final.
 
-What does not succeed ends in a `RetrievalError`, which says who was asked, what
-came and what to do.  Answers are untrusted: sizes are bounded, and JSON is read
-strictly.
+A request that does not succeed ends in a `RemoteServiceError`, which says who
+was asked, what came back and what to do.  Answers are untrusted: their sizes
+are bounded, and their JSON is read strictly.
 """
 
 import asyncio
 import concurrent.futures
-import functools
+import dataclasses
 import ipaddress
 import itertools
 import json
@@ -30,33 +30,40 @@ from typing import Any
 import httpx
 from absl import logging
 
-from r1router_jax.common import row_files, text
+from r1router_jax.common import row_files
+from r1router_jax.common.text import sanitize_text
 
-DEADLINE = 120.0  # Seconds, of all tries of a request.
+# Seconds that all tries of a request may take together.
+DEADLINE_SECONDS = 120.0
 
-WRONG = 3  # Tries that may bring a wrong answer.
+# Tries that may bring an invalid answer.
+MAX_INVALID_ANSWERS = 3
 
-IN_FLIGHT = 4  # Requests at a time.
+# Requests that one call keeps in flight.
+MAX_IN_FLIGHT = 4
 
-PAUSES = 0.2, 5.0  # Seconds, the first between tries and the longest.
+# Seconds of the first pause between tries, and of the longest.
+RETRY_PAUSES = 0.2, 5.0
 
-MAX_ANSWER = 64 << 20  # Bytes.
+MAX_ANSWER_BYTES = 64 << 20
 
-OF_THE_BODY = 400, 413, 422  # Statuses of what is refused for what it says.
+# Statuses of a request that is refused because of its body.
+BODY_ERROR_STATUSES = 400, 413, 422
 
-_SHOWN = 300  # Of what came, in a message.
+# Characters of an error's body that a message shows.
+_EXCERPT_CHARS = 300
 
-_USER = re.compile("//.*@")
+_USER_INFO = re.compile("//.*@")
+
+# A function of (number of the request, its parsed JSON answer).
+ParseAnswer = Callable[[int, Any], Any]
 
 
-Read = Callable[[int, Any], Any]  # (number of the request, its answer)
-
-
-class RetrievalError(ConnectionError):
-  """Another process does not do what a knowledge base needs of it.
+class RemoteServiceError(ConnectionError):
+  """A remote service failed, did not answer, or refused a request.
 
   Attributes:
-    status: of the answer, where one came that refuses.
+    status: HTTP status of the refusal, or 0 if there was none.
   """
 
   def __init__(self, message: str, status: int = 0):
@@ -64,25 +71,45 @@ class RetrievalError(ConnectionError):
     self.status = status
 
 
-class _NotNow(Exception):
-  """An answer that asks for another try, in so many seconds or later."""
+class _RetryLater(Exception):
+  """An answer that asks for another try, after `seconds` or later."""
 
   def __init__(self, reason: str, seconds: float):
     super().__init__(reason)
     self.seconds = seconds
 
 
-class Service:
-  """Who answers at an address.
+@dataclasses.dataclass(frozen=True)
+class _Request:
+  """One HTTP request.
+
+  Attributes:
+    number: position among the requests of a call.
+    method: "GET" or "POST".
+    url: the full address.
+    body: the bytes that are sent.
+    parse: makes the result of (number, JSON answer).
+  """
+
+  number: int
+  method: str
+  url: str
+  body: bytes
+  parse: ParseAnswer
+
+
+class JsonHttpClient:
+  """A client of the JSON service at one address.
 
   Args:
-    address: "http://host:port", or with https, or with a path.
-    headers: of all requests.
-    in_flight: requests at a time.
-    deadline: seconds of all tries of a request; None for `DEADLINE`.
+    address: "http://host:port" or "https://host", optionally with a path.
+    headers: headers of all requests.
+    in_flight: requests that one call keeps in flight.
+    deadline: seconds that all tries of a request may take together; None for
+      `DEADLINE_SECONDS`.
 
   Raises:
-    ValueError: where this is no such address.
+    ValueError: the address is not of that form.
   """
 
   def __init__(
@@ -90,20 +117,22 @@ class Service:
     address: str,
     headers: Mapping[str, str] | None = None,
     *,
-    in_flight: int = IN_FLIGHT,
+    in_flight: int = MAX_IN_FLIGHT,
     deadline: float | None = None,
   ):
-    self.address, self._in_flight = checked(address), in_flight
-    self._deadline = DEADLINE if deadline is None else deadline
+    self.address, self._in_flight = validate_address(address), in_flight
+    self._deadline = DEADLINE_SECONDS if deadline is None else deadline
     self._headers = {"Accept-Encoding": "identity"} | dict(headers or {})
     self._trust = ssl.create_default_context()
 
   def get(self, path: str) -> Any:
-    """What is at `path`, or None where nothing is."""
+    """Return the JSON at `path`, or None if the service has no such path."""
+    url = self.address + path
+    request = _Request(0, "GET", url, b"", lambda _, found: found)
     try:
-      (answer,) = _run(self._all("GET", path, [b""], lambda _, found: found))
+      (answer,) = _run_in_thread(self._send_all([request]))
       return answer
-    except RetrievalError as error:
+    except RemoteServiceError as error:
       if error.status in (404, 405):
         return None
       raise
@@ -112,143 +141,140 @@ class Service:
     self,
     path: str,
     bodies: Sequence[Any],
-    read: Read,
-    refused: Read | None = None,
+    parse: ParseAnswer,
+    on_refused: ParseAnswer | None = None,
   ) -> list[Any]:
-    """Sends each body, some at a time; what `read` makes of the answers.
+    """Send all bodies, some at a time, and return their parsed answers.
 
     Args:
-      path: below the address.
-      bodies: what JSON can say.
-      read: raises `rows.Fault` where an answer is wrong.
-      refused: what to make of the error of a body that is refused for what it
-        holds (`OF_THE_BODY`); by default it is raised.
+      path: path below the client's address.
+      bodies: values that JSON can hold; one request is sent for each.
+      parse: makes the result of (number, answer); raises `RowError` if the
+        answer is invalid.
+      on_refused: makes the result of (number, error) for a body that is refused
+        with one of `BODY_ERROR_STATUSES`; by default the error is raised.
 
     Raises:
-      RetrievalError: where one of them does not succeed.
+      RemoteServiceError: one of the requests does not succeed.
     """
-    return _run(
-      self._all(
-        "POST",
-        path,
-        [json.dumps(body).encode() for body in bodies],
-        read,
-        refused,
-      )
-    )
+    url = self.address + path
+    requests = [
+      _Request(number, "POST", url, json.dumps(body).encode(), parse)
+      for number, body in enumerate(bodies)
+    ]
+    return _run_in_thread(self._send_all(requests, on_refused))
 
-  async def _all(
-    self,
-    method: str,
-    path: str,
-    bodies: Sequence[bytes],
-    read: Read,
-    refused: Read | None = None,
+  async def _send_all(
+    self, requests: Sequence[_Request], on_refused: ParseAnswer | None = None
   ) -> list[Any]:
-    async def one(number, body):
-      try:
-        return await self._one(
-          slots,
-          functools.partial(
-            self._try,
-            client,
-            method,
-            path,
-            body,
-            functools.partial(read, number),
-          ),
-        )
-      except RetrievalError as error:
-        if refused is None or error.status not in OF_THE_BODY:
-          raise
-        return refused(number, error)
-
+    """Send requests concurrently and return their results in order."""
     slots = asyncio.Semaphore(self._in_flight)
+
+    async def send_one(client, request):
+      try:
+        async with slots:
+          return await self._send_with_retries(client, request)
+      except RemoteServiceError as error:
+        if on_refused is None or error.status not in BODY_ERROR_STATUSES:
+          raise
+        return on_refused(request.number, error)
+
     async with httpx.AsyncClient(
       headers=self._headers,
       verify=self._trust,
-      timeout=None,
-      # Neither proxies nor credentials of others for this machine.
+      timeout=None,  # `_send_with_retries` limits the time of a try.
+      # Requests to this machine use no proxy and no credentials from .netrc.
       trust_env=not is_loopback(self.address),
     ) as client:
-      return await asyncio.gather(*itertools.starmap(one, enumerate(bodies)))
+      return await asyncio.gather(*(send_one(client, r) for r in requests))
 
-  async def _one(
-    self, slots: asyncio.Semaphore, attempt: Callable[[], Coroutine]
+  async def _send_with_retries(
+    self, client: httpx.AsyncClient, request: _Request
   ) -> Any:
-    """Tries until it succeeds, or must not go on."""
-    async with slots:
-      start, backoff, wrong, cure = time.monotonic(), PAUSES[0], 0, ""
-      deadline = self._deadline
-      for tries in itertools.count(1):
-        pause = backoff * random.uniform(0.5, 1.0)
-        left = start + deadline - time.monotonic()
-        try:
-          async with asyncio.timeout(min(left, deadline / 3)):
-            return await attempt()
-        except row_files.Fault as fault:
-          wrong += 1
-          reason, cure = fault.args
-        except _NotNow as answer:
-          reason, pause = str(answer), max(pause, answer.seconds)
-        except TimeoutError:
-          reason = f"no whole answer in {min(left, deadline / 3):.1f} s"
-        except httpx.HTTPError as error:
-          reason = f"{type(error).__name__} {error}".strip()
-        spent = time.monotonic() - start
-        # A try needs some time, too.
-        if wrong == WRONG or spent + pause > 0.9 * deadline:
-          raise RetrievalError(
-            f"{self.address}: {reason}, at try {tries} after {spent:.1f} s.  "
-            + (cure or "See that it runs and is reached from here")
-            + "."
-          )
-        if tries == 1:
-          logging.warning(
-            "%s: %s; trying again, for %.0f s.", self.address, reason, deadline
-          )
-        await asyncio.sleep(pause)
-        backoff = min(2 * backoff, PAUSES[1])
+    """Send a request until it succeeds or must not be tried again.
 
-  async def _try(
-    self,
-    client: httpx.AsyncClient,
-    method: str,
-    path: str,
-    body: bytes,
-    read: Callable[[Any], Any],
+    Raises:
+      RemoteServiceError: the request was refused, brought too many invalid
+        answers, or ran out of time.
+    """
+    start, backoff = time.monotonic(), RETRY_PAUSES[0]
+    deadline = self._deadline
+    invalid, cure = 0, "See that it runs and is reached from here"
+    for tries in itertools.count(1):
+      # Random pauses keep many clients from returning at the same moment.
+      pause = backoff * random.uniform(0.5, 1.0)
+      limit = min(start + deadline - time.monotonic(), deadline / 3)
+      try:
+        async with asyncio.timeout(limit):
+          return await self._send_once(client, request)
+      except row_files.RowError as error:
+        invalid += 1
+        reason, cure = error.args
+      except _RetryLater as answer:
+        reason, pause = str(answer), max(pause, answer.seconds)
+      except TimeoutError:
+        reason = f"no whole answer in {limit:.1f} s"
+      except httpx.HTTPError as error:
+        reason = f"{type(error).__name__} {error}".strip()
+
+      # Give up if no time is left for the pause and one more try.
+      spent = time.monotonic() - start
+      if invalid == MAX_INVALID_ANSWERS or spent + pause > 0.9 * deadline:
+        raise RemoteServiceError(
+          f"{self.address}: {reason}, at try {tries} after {spent:.1f} s.  "
+          f"{cure}."
+        )
+      if tries == 1:
+        logging.warning(
+          "%s: %s; trying again, for %.0f s.", self.address, reason, deadline
+        )
+      await asyncio.sleep(pause)
+      backoff = min(2 * backoff, RETRY_PAUSES[1])
+
+  async def _send_once(
+    self, client: httpx.AsyncClient, request: _Request
   ) -> Any:
+    """Send a request once and return its parsed answer.
+
+    Raises:
+      RowError: the answer is invalid.
+      _RetryLater: the service asks for another try.
+      RemoteServiceError: the service refuses the request.
+    """
     async with client.stream(
-      method,
-      self.address + path,
-      content=body,
+      request.method,
+      request.url,
+      content=request.body,
       headers={"Content-Type": "application/json"},
     ) as answer:
-      status, good = answer.status_code, answer.status_code == 200
-      found = await _body(answer, MAX_ANSWER if good else _SHOWN)
-    if good:
-      if len(found) > MAX_ANSWER:
-        raise row_files.Fault(
-          f"the answer has more than {MAX_ANSWER:,} bytes",
+      status, ok = answer.status_code, answer.status_code == 200
+      body = await _read_body(
+        answer, MAX_ANSWER_BYTES if ok else _EXCERPT_CHARS
+      )
+    if ok:
+      if len(body) > MAX_ANSWER_BYTES:
+        raise row_files.RowError(
+          f"the answer has more than {MAX_ANSWER_BYTES:,} bytes",
           "See what it is that answers there",
         )
-      return read(row_files.parse(found))
-    said = text.clean(found.decode(errors="replace"), _SHOWN)
+      return request.parse(request.number, row_files.parse_json(body))
+
+    message = sanitize_text(body.decode(errors="replace"), _EXCERPT_CHARS)
     if status == 429 or status >= 500:
       seconds = answer.headers.get("retry-after", "")
-      raise _NotNow(
-        f"status {status} ({said})",
+      raise _RetryLater(
+        f"status {status} ({message})",
         float(seconds) if seconds.isdecimal() else 0.0,
       )
-    raise RetrievalError(
-      f"{self.address}{path} answered with status {status}: {said or '-'}  "
+    raise RemoteServiceError(
+      f"{request.url} answered with status {status}: {message or '-'}  "
       "See that this is the address of what you want to ask.",
       status,
     )
 
 
-async def _body(answer: httpx.Response, limit: int) -> bytes:
-  """The body, or a little more of it than the limit."""
+async def _read_body(answer: httpx.Response, limit: int) -> bytes:
+  """Read the body, stopping soon after `limit` bytes if it is longer."""
   parts, size = [], 0
   async for part in answer.aiter_raw():
     parts.append(part)
@@ -258,8 +284,12 @@ async def _body(answer: httpx.Response, limit: int) -> bytes:
   return b"".join(parts)
 
 
-def _run(coroutine: Coroutine) -> Any:
-  """Its result, from a thread of its own: a notebook's has a loop that runs."""
+def _run_in_thread(coroutine: Coroutine) -> Any:
+  """Run a coroutine and return its result.
+
+  It gets its own thread, since the caller's may already run an event loop, as
+  a notebook's does.
+  """
   result = concurrent.futures.Future()
 
   def run():
@@ -268,16 +298,16 @@ def _run(coroutine: Coroutine) -> Any:
     except BaseException as error:
       result.set_exception(error)
 
-  # A daemon, so that Ctrl-C need not wait for it.
+  # A daemon, so that Ctrl-C need not wait for the thread.
   threading.Thread(target=run, daemon=True).start()
   return result.result()
 
 
-def checked(address: str) -> str:
-  """The address without a slash at its end.
+def validate_address(address: str) -> str:
+  """Return the address without a slash at its end.
 
   Raises:
-    ValueError: where it is none of http or https, or has more than a path.
+    ValueError: the address is not http or https, or has more than a path.
   """
   try:
     parts = urllib.parse.urlsplit(address)
@@ -291,8 +321,10 @@ def checked(address: str) -> str:
   except ValueError:
     good = False
   if not good or parts.username or parts.query or parts.fragment:
+    # A password, if there is one, is not shown.
+    shown = _USER_INFO.sub("//...@", sanitize_text(address, 200))
     raise ValueError(
-      f"{_USER.sub('//...@', text.clean(address, 200))!r} is no address."
+      f"{shown!r} is no address."
       "  Write http://host:port, or https://host/path, and no name or "
       "password."
     )
@@ -300,7 +332,7 @@ def checked(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-  """Whether this very machine is named."""
+  """Return whether an address names this machine."""
   host = urllib.parse.urlsplit(address).hostname or ""
   try:
     return host == "localhost" or ipaddress.ip_address(host).is_loopback

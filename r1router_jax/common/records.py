@@ -1,27 +1,34 @@
-"""The nouns of the house: plain frozen records that every floor shares.
+"""Data types that all packages share: plain frozen records.
 
-A question is answered in rounds.  A round is two steps, a *plan* (thought,
-sub-question, route) and an *answer* read off the passages that the route's
-knowledge base returned.  A plan with route "none" ends the rounds; a last
-*final* step answers the question.  What a policy really did is a `Trajectory`
-of `Round`s; what it should have done is a `Question` with its gold `Hop`s.
+A question is answered in rounds.  A round is two steps: a *plan* (thought,
+sub-question, routes) and an *answer*, read off the passages that the knowledge
+bases of these routes returned.  A plan that needs no knowledge base ends the
+rounds, and a last *final* step answers the question.  A `Trajectory` of
+`Round`s records what a policy did; a `Question` with its gold `Hop`s says what
+it should have done.
 
-Routes are named by their knowledge base, `"text"`, `"image"`, `"table"`, and
-`"none"`; how a prompt spells them is the business of `protocol.py`.
+Routes are named by their knowledge base: `"text"`, `"image"` or `"table"`.
+`protocol/format.py` knows how a prompt spells them.
 """
 
 import dataclasses
 
 import numpy as np
 
-MAX_HOPS = 3  # Rounds that the loop allows.
+# Knowledge bases, in the order in which prompts name them.
+KBS = ("text", "image", "table")
 
+# Kinds of step.
+KINDS = ("plan", "answer", "final")
 
-KBS = ("text", "image", "table")  # Knowledge bases, in the order of a prompt.
+# Rounds that the routing loop allows by default; no gold trace has more hops.
+MAX_HOPS = 3
 
-ROUTES = (*KBS, "none")
+# Kinds of fault in `Trajectory.faults` that end planning.
+TERMINAL_FAULTS = ("stuck", "repeated", "input")
 
-KINDS = ("plan", "answer", "final")  # Kinds of step.
+# Kinds of fault that stand for a response that breaks the protocol.
+FORMAT_FAULTS = ("plan", "answer", "final")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +36,11 @@ class Passage:
   """One entry of a knowledge base, as a prompt shows it.
 
   Attributes:
-    id: unique within the house, e.g. `"text/chad/3"`.
+    id: unique across all knowledge bases, e.g. `"text/chad/3"`.
     kb: one of `KBS`.
-    text: the passage, the picture's caption, or the flattened table.
-    image: path of the picture that the caption describes, or "".
-    score: similarity to the query that fetched it, NaN where none did.
+    text: the passage, the caption of an image, or the flattened table.
+    image: path of the image that the caption describes, or "".
+    score: similarity to the query that found the passage; NaN without a query.
   """
 
   id: str
@@ -45,11 +52,11 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """What is asked of a knowledge base.
+  """A query to a knowledge base.
 
   Attributes:
     text: the sub-question.
-    image: path of the question's picture, or "".
+    image: path of the question's image, or "".
   """
 
   text: str
@@ -80,7 +87,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What an answer or final step says."""
+  """The parsed response of an answer step or a final step."""
 
   thought: str
   text: str
@@ -88,7 +95,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Malformed:
-  """A response that is not of the protocol: ordinary data, with the reason."""
+  """A response that breaks the protocol, with the reason; not an error."""
 
   text: str
   reason: str
@@ -96,7 +103,7 @@ class Malformed:
 
 @dataclasses.dataclass(frozen=True)
 class Hop:
-  """One gold round: what to ask, where it can be asked, what comes out.
+  """One gold round: a sub-question, its knowledge bases and its answers.
 
   Attributes:
     sub_question: the canonical wording.
@@ -117,16 +124,17 @@ class Question:
 
   Attributes:
     id: unique within its benchmark.
-    text: as the user asks it.
+    text: the question in the user's words.
     answers: accepted final answers, the canonical one first.
-    image: path of the question's picture, or "".
+    image: path of the question's image, or "".
     family: the kind of question, for reports, e.g. "image_table_2hop".
     benchmark: the published benchmark that the family mirrors, or "".
-    subjects: ids of the entities it is about; splits are disjoint in these.
-    hops: gold rounds, in order; empty where no retrieval is needed, None where
-      nobody knows.
-    interval: lowest and highest accepted number, where the answer may be any
-      number between, whatever `answers` say; else empty.
+    subjects: ids of the entities that the question is about; data splits are
+      disjoint in these.
+    hops: gold rounds, in order; empty if no retrieval is needed, None if the
+      gold rounds are unknown.
+    interval: lowest and highest accepted number if any number between them is
+      right, whatever `answers` says; else empty.
   """
 
   id: str
@@ -154,7 +162,7 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-  """One executed round; `answer` is Malformed where the reading failed."""
+  """One executed round; `answer` is Malformed if no answer could be parsed."""
 
   plan: Plan
   passages: tuple[Passage, ...]
@@ -166,12 +174,13 @@ class Trajectory:
   """Everything a policy did for one question.
 
   Attributes:
-    question: what was asked.
+    question: the question that was answered.
     rounds: the executed rounds, at most the loop's `max_steps`.
-    final: the last step.
-    faults: what went wrong, in order, as "<kind>: <reason>"; see router.py.
-    tokens: response tokens written in all.
-    cut: tokens that passages lost so that answer prompts fitted.
+    final: the parsed response of the final step.
+    faults: what went wrong, in order, as "<kind>: <reason>"; the kinds are
+      listed in routing/router.py.
+    tokens: total number of response tokens.
+    truncated_tokens: tokens cut off passages so that answer prompts fitted.
   """
 
   question: Question
@@ -184,19 +193,19 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One prompt of a gold trajectory, and what counts as right: a training row.
+  """One prompt of a gold trajectory with its right responses: a training row.
 
   Attributes:
     id: "<question id>/<position>".
     kind: one of `KINDS`.
-    question: the question it belongs to.
-    history: (sub-question, answer) of the rounds before it.
+    question: the question that the step belongs to.
+    history: (sub-question, answer) of each earlier round.
     sub_question: what an answer step answers, or what a plan step should ask;
       "None" for a plan that should stop, "" for the final step.
     routes: accepted routes of a plan step, the preferred first; else empty.
     answers: accepted answers of an answer or final step; else empty.
-    passages: what an answer step reads.
-    response: what a teacher wrote, where it is kept; of the protocol.
+    passages: the passages that an answer step reads.
+    response: the teacher's response, in the protocol's format, or "".
   """
 
   id: str
@@ -208,9 +217,3 @@ class Step:
   answers: tuple[str, ...] = ()
   passages: tuple[Passage, ...] = ()
   response: str = ""
-
-
-# Kinds of fault, see router.py.
-CUT_SHORT = ("stuck", "repeated", "input")  # They end planning.
-
-FORMAT = ("plan", "answer", "final")  # Responses not of the protocol.

@@ -1,7 +1,9 @@
-"""Files of rows, read strictly: what is not right is named, never guessed.
+"""Strict readers of row files: JSON Lines, CSV, and folders of images.
 
-Each reader yields (where, row), with the row a `Fault` where it cannot be read.
-Files whose names end in .gz or .bz2 are read as what they hold.
+Files come from users and crawlers.  Each reader yields (where, row), with
+where = "file:line", and a row that cannot be read is a `RowError`, which names
+the reason and the cure; nothing is guessed.  Files whose names end in .gz or
+.bz2 are decompressed while they are read.
 """
 
 import bz2
@@ -20,28 +22,43 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
-from r1router_jax.common import text as text_lib
+from r1router_jax.common.text import sanitize_text
 
-MAX_ROW = 1 << 20  # Bytes.
+MAX_ROW_BYTES = 1 << 20
 
-NAMED = 5  # So many bad rows are named by a warning, the others are debugging.
+# Rejected rows that are logged as warnings; further ones as debug messages.
+MAX_WARNINGS = 5
+
+# Long texts are cut into windows of so many words, one every STRIDE_WORDS.
+WINDOW_WORDS, STRIDE_WORDS = 100, 50
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+# Pairs of ("file:line", row), with the row a `RowError` if it is unreadable.
+Rows = Iterator[tuple[str, Any]]
+
+# A function that opens a path for reading its bytes as they are stored.
+OpenFile = Callable[[str], BinaryIO]
 
 
-class Fault(ValueError):
-  """What is wrong with a row, and the cure."""
+# --- Rows that cannot be used -------------------------------------------------
+
+
+class RowError(ValueError):
+  """The reason why a row cannot be used, and the cure."""
 
   def __init__(self, reason: str, cure: str):
     super().__init__(reason, cure)
 
 
 @dataclasses.dataclass(frozen=True)
-class BadRow:
-  """A row that cannot be used.
+class RejectedRow:
+  """A row that cannot be used, and where it is.
 
   Attributes:
     where: "file:line".
-    reason: what is wrong with it.
-    cure: what to do.
+    reason: what is wrong with the row.
+    cure: what the user can do about it.
   """
 
   where: str
@@ -53,31 +70,36 @@ class BadRow:
 
   @property
   def kind(self) -> str:
-    """The reason without names and numbers, to count rows by."""
+    """The reason without names and numbers, by which rows are counted."""
     return re.sub(r"'[^']*'|\d[\d,]*", "...", self.reason)
 
 
-class Skipped:
-  """What is left out of `source`: counted and named, never silent."""
+class SkipLog:
+  """A log of the rows of a source that are left out: counted and named.
+
+  Args:
+    source: name of the source, for messages.
+  """
 
   def __init__(self, source: str):
     self._source, self._count, self._first = source, 0, ""
 
-  def __call__(self, why: BadRow | str) -> None:
-    """Counts a row that is left out."""
-    why = text_lib.clean(str(why), 600)
-    self._count, self._first = self._count + 1, self._first or why
-    logging.log(
-      logging.WARNING if self._count <= NAMED else logging.DEBUG,
-      "skipped %s",
-      why,
-    )
+  def __call__(self, why: RejectedRow | str) -> None:
+    """Count and log a row that is left out."""
+    why = sanitize_text(str(why), 600)
+    self._count += 1
+    self._first = self._first or why
+    level = logging.WARNING if self._count <= MAX_WARNINGS else logging.DEBUG
+    logging.log(level, "skipped %s", why)
 
-  def end(self, kept: int) -> None:
-    """Says how many of how many were left out.
+  def finish(self, kept: int) -> None:
+    """Log how many rows were left out of how many.
+
+    Args:
+      kept: number of rows that were not left out.
 
     Raises:
-      ValueError: where none is kept.
+      ValueError: no row was kept.
     """
     if self._count:
       logging.warning(
@@ -87,37 +109,35 @@ class Skipped:
         self._count + kept,
       )
     if not kept:
-      raise ValueError(
-        f"{self._source}: nothing of it can be used.  "
-        + (
-          f"The first of {self._count} faults: {self._first}"
-          if self._count
-          else "It is empty."
-        )
-      )
+      why = "It is empty."
+      if self._count:
+        why = f"The first of {self._count} faults: {self._first}"
+      raise ValueError(f"{self._source}: nothing of it can be used.  {why}")
 
 
-Rows = Iterator[tuple[str, Any]]
+# --- Files --------------------------------------------------------------------
 
 
-Open = Callable[[str], BinaryIO]  # Of a file's bytes, as they are stored.
-
-
-def stored(path: str) -> BinaryIO:
-  """The bytes of a local file."""
+def open_local(path: str) -> BinaryIO:
+  """Open a local file for reading its bytes."""
   return open(path, "rb")
 
 
 @contextlib.contextmanager
-def unpacked(path: str, open_file: Open = stored) -> Iterator[BinaryIO]:
-  """What a file holds, decompressed where its name says so.
+def open_decompressed(
+  path: str, open_file: OpenFile = open_local
+) -> Iterator[BinaryIO]:
+  """Open a file, decompressed if its name ends in .gz or .bz2.
 
   Args:
-    path: of the file.
-    open_file: opens it, where it is not a local one.
+    path: path of the file.
+    open_file: opens the file if it is not a local one.
+
+  Yields:
+    The open file.
 
   Raises:
-    ValueError: while it is read, where a compressed file is damaged.
+    ValueError: a compressed file turns out to be damaged while it is read.
   """
   with open_file(path) as file:
     try:
@@ -128,108 +148,135 @@ def unpacked(path: str, open_file: Open = stored) -> Iterator[BinaryIO]:
       yield file
     except (EOFError, zlib.error, OSError) as error:
       if isinstance(error, OSError) and error.errno is not None:
-        raise  # Of the disk, not of what is on it.
+        raise  # The disk failed; the content may be intact.
       raise ValueError(
         f"{path}: damaged ({error}).  Fetch the file again."
       ) from None
 
 
-def lines(path: str, open_file: Open = stored, limit: int = MAX_ROW) -> Rows:
-  """The lines of a file, as bytes of at most `limit`; blank ones are left out.
+def read_lines(
+  path: str, open_file: OpenFile = open_local, limit: int = MAX_ROW_BYTES
+) -> Rows:
+  """Yield the lines of a file as bytes, without blank ones.
+
+  Args:
+    path: path of the file.
+    open_file: opens the file.
+    limit: bytes that a line may have.
 
   Raises:
-    ValueError: where a compressed file is damaged.
+    ValueError: a compressed file is damaged.
   """
-  with unpacked(path, open_file) as file:
+  with open_decompressed(path, open_file) as file:
     number = 0
     while line := file.readline(limit + 1):
       number += 1
       where = f"{path}:{number}"
       if len(line) > limit:
+        # Pass over the rest in pieces; the line may be larger than memory.
         while line and not line.endswith(b"\n"):
           line = file.readline(limit)
-        yield where, Fault(f"longer than {limit:,} bytes", "Split it")
+        yield where, RowError(f"longer than {limit:,} bytes", "Split it")
         continue
-      if number == 1:
+      if number == 1:  # Windows programs begin files with a byte order mark.
         line = line.removeprefix(b"\xef\xbb\xbf")
       if line.strip():
         yield where, line.rstrip(b"\r\n")
 
 
-def json_lines(
+# --- JSON Lines ---------------------------------------------------------------
+
+
+def read_json_lines(
   path: str,
-  open_file: Open = stored,
-  constant: Callable[[str], Any] | None = None,
+  open_file: OpenFile = open_local,
+  parse_constant: Callable[[str], Any] | None = None,
 ) -> Rows:
-  """The objects of a .jsonl file; blank lines are passed over.
+  """Yield the values of a .jsonl file, without blank lines.
 
   Args:
-    path: of the file.
-    open_file: opens it.
-    constant: see `parse`.
+    path: path of the file.
+    open_file: opens the file.
+    parse_constant: as in `parse_json`.
   """
-  for where, line in lines(path, open_file):
+  for where, line in read_lines(path, open_file):
+    if isinstance(line, RowError):
+      yield where, line
+      continue
     try:
-      yield where, line if isinstance(line, Fault) else parse(line, constant)
-    except Fault as fault:
-      yield where, fault
+      row = parse_json(line, parse_constant)
+    except RowError as error:
+      row = error
+    yield where, row
 
 
-def parse(line: bytes, constant: Callable[[str], Any] | None = None) -> Any:
-  """One strict JSON value: UTF-8, finite numbers, no key twice.
+def parse_json(
+  line: bytes, parse_constant: Callable[[str], Any] | None = None
+) -> Any:
+  """Parse one strict JSON value: UTF-8, finite numbers, no key twice.
 
   Args:
-    line: its bytes.
-    constant: makes the value of NaN, Infinity or -Infinity, where these are
-      not refused.
+    line: the bytes of the value.
+    parse_constant: makes the value of NaN, Infinity or -Infinity; by default
+      these are refused.
 
   Raises:
-    Fault: where it is not that.
+    RowError: the bytes are no such value.
   """
   try:
     return json.loads(
       line.decode("utf-8"),
-      parse_constant=constant or _not_json,
-      parse_float=_finite,
-      object_pairs_hook=_unique,
+      parse_constant=parse_constant or _reject_constant,
+      parse_float=_parse_finite,
+      object_pairs_hook=_unique_keys,
     )
   except UnicodeDecodeError as error:
-    raise Fault(
+    raise RowError(
       f"not UTF-8 at byte {error.start}", "Save it as UTF-8"
     ) from None
   except RecursionError:
-    raise Fault("nested too deeply", "Write a flat object") from None
-  except Fault:
+    raise RowError("nested too deeply", "Write a flat object") from None
+  except RowError:  # A ValueError, too, but with a better reason.
     raise
   except ValueError as error:
-    raise Fault(
+    raise RowError(
       f"not JSON ({str(error)[:80]})", "Write one object in each line"
     ) from None
 
 
-def _not_json(constant: str) -> None:
-  raise Fault(f"{constant} is not JSON", "Write a number or leave it out")
+def _reject_constant(constant: str) -> None:
+  raise RowError(f"{constant} is not JSON", "Write a number or leave it out")
 
 
-def _finite(text: str) -> float:
-  if not math.isfinite(number := float(text)):
-    raise Fault(f"the number {text} is too large", "Write a smaller one")
+def _parse_finite(text: str) -> float:
+  number = float(text)
+  if not math.isfinite(number):
+    raise RowError(f"the number {text} is too large", "Write a smaller one")
   return number
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
+  """Make an object of its pairs; Python's json would keep the last of two."""
   found = {}
   for key, value in pairs:
     if key in found:
-      raise Fault(f"the key {key!a} occurs twice", "Keep one of them")
+      raise RowError(f"the key {key!a} occurs twice", "Keep one of them")
     found[key] = value
   return found
 
 
-def csv_lines(path: str, open_file: Open = stored) -> Rows:
-  """The lines of a .csv file as dicts; the first line names the columns."""
+# --- CSV and folders of images ------------------------------------------------
+
+
+def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
+  """Yield the rows of a .csv file as dicts; its first line names the columns.
+
+  Raises:
+    ValueError: the first line does not name id and text, or the file is not
+      UTF-8 or is damaged.
+  """
   with (
-    unpacked(path, open_file) as file,
+    open_decompressed(path, open_file) as file,
     io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
   ):
     reader = csv.DictReader(text, strict=True)
@@ -239,7 +286,7 @@ def csv_lines(path: str, open_file: Open = stored) -> Rows:
           f"{path}: its first line names {reader.fieldnames}, wanted at "
           "least id and text.  Name the columns there."
         )
-      while (row := _csv_row(reader)) is not None:
+      while (row := _next_csv_row(reader)) is not None:
         yield f"{path}:{reader.line_num}", row
     except UnicodeDecodeError:
       raise ValueError(
@@ -248,27 +295,33 @@ def csv_lines(path: str, open_file: Open = stored) -> Rows:
       ) from None
 
 
-def _csv_row(reader: csv.DictReader) -> dict | Fault | None:
-  """The next row, None at the end."""
+def _next_csv_row(reader: csv.DictReader) -> dict | RowError | None:
+  """Return the next row, an error if it is bad, or None at the end."""
   try:
     row = next(reader, None)
   except csv.Error as error:
-    return Fault(f"not CSV ({error})", "Quote texts with commas or line breaks")
+    return RowError(
+      f"not CSV ({error})", "Quote texts with commas or line breaks"
+    )
+  # DictReader files surplus fields under None and fills missing ones with it.
   if row is not None and (None in row or None in row.values()):
-    return Fault(
+    return RowError(
       "has not as many fields as the first line",
       "Quote texts with commas or line breaks",
     )
   return row
 
 
-def pictures(folder: str) -> Rows:
-  """A row for each picture below `folder`, in order of their names."""
+def list_images(folder: str) -> Rows:
+  """Yield a row for each image below a folder, in the order of file names.
+
+  The text of a row is that of NAME.txt beside NAME.png, or else the name.
+  """
   for base, folders, files in os.walk(folder):
-    folders.sort()
+    folders.sort()  # os.walk visits the subfolders in the order of this list.
     for file in sorted(files):
-      stem, kind = os.path.splitext(file)
-      if kind.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+      stem, ending = os.path.splitext(file)
+      if ending.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         continue
       name = os.path.relpath(os.path.join(base, file), folder)
       caption = os.path.join(base, stem + ".txt")
@@ -276,48 +329,53 @@ def pictures(folder: str) -> Rows:
       try:
         if os.path.isfile(caption):
           with open(caption, encoding="utf-8-sig") as lines:
-            text = " ".join(lines.read(MAX_ROW).split())
+            text = " ".join(lines.read(MAX_ROW_BYTES).split())
         yield os.path.join(base, file), dict(id=name, text=text, image=name)
       except (OSError, UnicodeDecodeError) as error:
-        yield caption, Fault(f"cannot be read ({error})", "Save it as UTF-8")
+        yield caption, RowError(f"cannot be read ({error})", "Save it as UTF-8")
 
 
-WINDOW, STRIDE = 100, 50  # Words.
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# --- Texts of rows ------------------------------------------------------------
 
 
-def check(name: str, value: object) -> str:
-  """`value`, where it is harmless text.
+def validate_text(name: str, value: object) -> str:
+  """Return `value` if it is harmless text.
 
   Args:
-    name: of the field, to be named.
-    value: from anywhere.
+    name: name of the field, for the message.
+    value: an untrusted value.
 
   Raises:
-    Fault: where it is something else.
+    RowError: the value is no string, or holds control characters or half a
+      surrogate pair.
   """
   if not isinstance(value, str):
-    raise Fault(f'"{name}" is a {type(value).__name__}', "Write it as a string")
+    raise RowError(
+      f'"{name}" is a {type(value).__name__}', "Write it as a string"
+    )
   if control := _CONTROL.search(value):
-    raise Fault(
+    raise RowError(
       f'"{name}" holds the control character {control[0]!a}', "Remove it"
     )
   try:
     value.encode()
   except UnicodeEncodeError:
-    raise Fault(
+    raise RowError(
       f'"{name}" holds half a surrogate pair', "Write whole characters"
     ) from None
   return value
 
 
-def windows(text: str) -> list[str]:
-  """`WINDOW` words every `STRIDE`, and the last `WINDOW` words."""
+def split_windows(text: str) -> list[str]:
+  """Split a text into overlapping windows of `WINDOW_WORDS` words.
+
+  A window starts every `STRIDE_WORDS` words, and one more holds the last
+  `WINDOW_WORDS` words.  A text of one window is returned as it stands.
+  """
   words = text.split()
-  if len(words) <= WINDOW:
+  if len(words) <= WINDOW_WORDS:
     return [text]
-  starts = list(range(0, len(words) - WINDOW + 1, STRIDE))
-  if starts[-1] + WINDOW < len(words):
-    starts.append(len(words) - WINDOW)
-  return [" ".join(words[start : start + WINDOW]) for start in starts]
+  starts = list(range(0, len(words) - WINDOW_WORDS + 1, STRIDE_WORDS))
+  if starts[-1] + WINDOW_WORDS < len(words):
+    starts.append(len(words) - WINDOW_WORDS)
+  return [" ".join(words[start : start + WINDOW_WORDS]) for start in starts]

@@ -1,23 +1,29 @@
-"""Cleans untrusted text for terminals and pages."""
+"""Cleaning of untrusted text for terminals and web pages."""
 
 import re
 import unicodedata
 
-# Terminal commands: ESC or its 8-bit twin, with what belongs to it.
+# Terminal commands: ESC or its 8-bit form, and the characters that follow it.
 _ANSI = re.compile(
   r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"
 )
 
-_UNSEEN = ("Cc", "Cf", "Cs")  # Control, format (with bidi) and surrogates.
+# Unicode categories control, format (with bidirectional marks) and surrogate.
+_INVISIBLE = ("Cc", "Cf", "Cs")
 
 
-def clean(text: str, limit: int = 2000) -> str:
-  """Text made by a model or a knowledge base as one harmless line of a log.
+def sanitize_text(text: str, limit: int = 2000) -> str:
+  """Return text from a model or a knowledge base as one harmless line.
 
   Terminal commands, control, format and bidirectional characters are dropped,
-  runs of white space become one space, what exceeds `limit` is cut.
+  and each run of white space becomes one space.
+
+  Args:
+    text: any text.
+    limit: characters to keep; a longer text is cut there and ends in "…".
   """
   text = " ".join(_ANSI.sub("", text).split())
-  seen = "".join(c for c in text if unicodedata.category(c) not in _UNSEEN)
-  seen = " ".join(seen.split())
-  return seen if len(seen) <= limit else seen[:limit] + "…"
+  text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE)
+  # Two spaces may have become neighbours when a character was dropped.
+  text = " ".join(text.split())
+  return text if len(text) <= limit else text[:limit] + "…"

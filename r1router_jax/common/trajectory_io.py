@@ -1,6 +1,7 @@
-"""Trajectories as lines of a file that only ever grows.
+"""Trajectories as rows of a JSON Lines file, and examples for a report.
 
-A run that is killed loses at most the line it was writing; `read` skips it.
+Rows are appended by `jsonl.append_rows`.  A run that is killed loses at most
+the line that was being written, which `jsonl.read_rows` skips.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from r1router_jax.common.records import (
 
 
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
-  """Everything that was done, and what was asked."""
+  """Convert a trajectory and its question, without gold hops, to a JSON row."""
   question = trajectory.question
   return dict(
     id=question.id,
@@ -28,11 +29,11 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
     gold=list(question.answers),
     rounds=[
       dict(
-        vars(done.plan),
-        passages=[vars(p) for p in done.passages],
-        answer=vars(done.answer),
+        vars(round_.plan),
+        passages=[vars(p) for p in round_.passages],
+        answer=vars(round_.answer),
       )
-      for done in trajectory.rounds
+      for round_ in trajectory.rounds
     ],
     final=vars(trajectory.final),
     faults=list(trajectory.faults),
@@ -42,9 +43,13 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any], question: Question) -> Trajectory:
-  """The trajectory of a row, which does not hold the gold trace.
+  """Build the trajectory of a row.
 
-  Older rows name one route each, and do not say what was cut.
+  Rows written by older versions name one route per plan and have no "cut".
+
+  Args:
+    row: a row made by `to_row`.
+    question: the question of the row; rows do not hold its gold hops.
   """
   rounds = tuple(
     Round(
@@ -55,39 +60,49 @@ def from_row(row: Mapping[str, Any], question: Question) -> Trajectory:
         tuple(of.get("also", ())),
       ),
       tuple(Passage(**passage) for passage in of["passages"]),
-      _answer(of["answer"]),
+      _parse_answer(of["answer"]),
     )
     for of in row["rounds"]
   )
   return Trajectory(
     question,
     rounds,
-    _answer(row["final"]),
+    _parse_answer(row["final"]),
     tuple(row["faults"]),
     row["tokens"],
     row.get("cut", 0),
   )
 
 
-def pick(
+def select_examples(
   trajectories: Sequence[Trajectory], right: Sequence[bool], count: int
 ) -> list[Trajectory]:
-  """A few of every family, right and wrong by turns as far as there are."""
-  waiting = {}  # By family, then by right and wrong.
-  for trajectory, good in zip(trajectories, right, strict=True):
+  """Select trajectories of all families, right and wrong ones in turn.
+
+  Args:
+    trajectories: the trajectories to choose from.
+    right: whether the answer of each trajectory is right.
+    count: number of trajectories to select, if there are that many.
+  """
+  # Queues by family: one of wrong and one of right trajectories.
+  waiting = {}
+  for trajectory, is_right in zip(trajectories, right, strict=True):
     family = trajectory.question.family
-    waiting.setdefault(family, ([], []))[bool(good)].append(trajectory)
-  picked, turn = [], 0
-  while len(picked) < min(count, len(trajectories)):
-    for i, pair in enumerate(waiting.values()):
+    waiting.setdefault(family, ([], []))[bool(is_right)].append(trajectory)
+  selected, turn = [], 0
+  while len(selected) < min(count, len(trajectories)):
+    for i, queues in enumerate(waiting.values()):
+      # Neighbouring families start with different sides, and each family
+      # changes sides every turn; an empty side gives way to the other.
       side = (i + turn) % 2
-      wanted = pair[side] or pair[1 - side]
-      if wanted and len(picked) < count:
-        picked.append(wanted.pop(0))
+      queue = queues[side] or queues[1 - side]
+      if queue and len(selected) < count:
+        selected.append(queue.pop(0))
     turn += 1
-  return picked
+  return selected
 
 
-def _answer(fields: Mapping[str, str]) -> Answer | Malformed:
+def _parse_answer(fields: Mapping[str, str]) -> Answer | Malformed:
+  """Build an answer, or a malformed response, which has a reason."""
   kind = Malformed if "reason" in fields else Answer
   return kind(**fields)
