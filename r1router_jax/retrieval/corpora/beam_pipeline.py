@@ -1,28 +1,29 @@
-r"""Raw corpora to passages, by Apache Beam: on all cores, or on many machines.
+r"""Converts a raw corpus to passages by Apache Beam, on many cores or machines.
 
   pip install 'r1router_jax[beam]'
-  python -m r1router_jax.retrieval.corpora.beam_pipeline --source=wikipedia:extracted --out=DIR
-  python -m r1router_jax.build_kb --kb=text --source='DIR/passages-*.jsonl'
+  python -m r1router_jax.retrieval.corpora.beam_pipeline \
+      --source=wikipedia:extracted --workdir=DIR
+  python -m r1router_jax.build_kb --kind=text --source='DIR/passages-*.jsonl'
 
-Sources, and what is done to their rows, are those of corpora.py.  Beam's own
-options follow --beam_options, with commas:
+Sources, and how their rows are read, are those of sources.py.  Options of Beam
+itself follow --beam_options, separated by commas:
 
   --beam_options=--direct_running_mode=multi_processing,--direct_num_workers=8
   --beam_options=--runner=DataflowRunner,--project=P,--region=R,--temp_location=T
 
-The corpus falls into shards, some megabytes of files or some thousand rows of
-one, by names and sizes alone.  A shard is written by one pure function, in the
-order of its rows, so the files have equal bits whatever the runner; one after
-the other they hold what build_kb would read from the source itself.  Only ids
-are shuffled: a shard with rows whose ids came before is written again without.
-Files have their names once all are there.
+The corpus is cut into shards, each some megabytes of small files or some
+thousand rows of one file; the cuts depend on names and sizes alone.  One pure
+function writes a shard, in the order of its rows, so the files have equal bits
+whatever the runner, and one after the other they hold what build_kb would read
+from the source itself.  Only ids are shuffled: a shard that has rows whose ids
+came before is written a second time, without them.  Files get their final names
+once all of them are complete.
 
-Sources and --out may be in a bucket (gs://...), pictures may not.
+Sources and --workdir may be in a bucket (gs://...), images may not.
 """
 
 import collections
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -32,47 +33,56 @@ from typing import Any, BinaryIO
 from absl import flags, logging
 
 from r1router_jax.common import cli, row_files
-from r1router_jax.common.row_files import BadRow
+from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import id_dedup, passage_writer, sources
 
-# Names that other commands have, too, may be overridden.
-_OUT = flags.DEFINE_string(
-  "out", None, "Folder of the passages.", allow_override=True
+# Other commands have flags of the same names, and `main` imports this module a
+# second time, so flags may be defined anew.
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Folder that the passages are written to.",
+  allow_override=True,
 )
 
-_KB = flags.DEFINE_list(
-  "kb",
+_KIND = flags.DEFINE_list(
+  "kind",
   [],
-  "Which knowledge base they are for; by default the only one that "
-  "the source is for.",
+  "Kind of the knowledge base that the passages are for; by default the only "
+  "one that the source is for.",
   allow_override=True,
 )
 
 _SOURCE = flags.DEFINE_string(
-  "source", sources.WORLD, "The corpus, as for build_kb.", allow_override=True
+  "source",
+  sources.GEOROUTER,
+  "The corpus, named as for build_kb.",
+  allow_override=True,
 )
 
 _IMAGES = flags.DEFINE_string(
   "images",
   "",
-  "Folder that the corpus names its pictures below, where that is not its own.",
+  "Folder that image paths of the corpus are relative to, if it is not the "
+  "corpus's own.",
   allow_override=True,
 )
 
-_OPTIONS = flags.DEFINE_list(
+_BEAM_OPTIONS = flags.DEFINE_list(
   "beam_options",
   [],
-  "Options of Apache Beam, with commas between them.",
+  "Options of Apache Beam, separated by commas.",
   allow_override=True,
 )
 
-
-# The engine of Beam's DirectRunner, which would first download another.
+# The engine inside Beam's DirectRunner, which by itself downloads another one.
 RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
-SHARD_BYTES = 16 << 20  # Of files that share a shard.
+# Bytes of small files that share a shard.
+SHARD_BYTES = 16 << 20
 
-SHARD_ROWS, SHARDS = 50_000, 64  # Rows of one, and how many of one file.
+# Rows of a shard that is part of a large file, and shards of such a file.
+SHARD_ROWS, MAX_SHARDS_PER_FILE = 50_000, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +90,10 @@ class Shard:
   """A part of the corpus.
 
   Attributes:
-    name: sorts as the rows do.
-    paths: of its files.
-    start: first row that it takes, of those of its files.
-    stop: the row before which it ends, None for no such.
+    name: name that sorts as the rows of the shards do.
+    paths: paths of the shard's files.
+    start: first row of the shard among the rows of these files.
+    stop: the row after the last one, or None for all rows.
   """
 
   name: str
@@ -92,8 +102,11 @@ class Shard:
   stop: int | None = None
 
 
-def grouped(paths: Sequence[str], sizes: Sequence[int]) -> list[Shard]:
-  """Neighbouring files together, until they have `SHARD_BYTES`."""
+# --- Shards -------------------------------------------------------------------
+
+
+def group_files(paths: Sequence[str], sizes: Sequence[int]) -> list[Shard]:
+  """Group neighboring files into shards of up to `SHARD_BYTES`."""
   groups, room = [], 0
   for path, size in zip(paths, sizes, strict=True):
     if size > room:
@@ -106,115 +119,131 @@ def grouped(paths: Sequence[str], sizes: Sequence[int]) -> list[Shard]:
   ]
 
 
-def split(shard: Shard, source: sources.Source) -> Iterator[Shard]:
-  """A shard of one file as shards of at least `SHARD_ROWS` rows."""
+def split_shard(shard: Shard, source: sources.Source) -> Iterator[Shard]:
+  """Split a shard of one file into shards of at least `SHARD_ROWS` rows."""
   if len(shard.paths) > 1:
     yield shard
     return
-  count = sum(1 for _ in _rows(shard, source))
-  step = max(SHARD_ROWS, -(-count // SHARDS))
+  count = sum(1 for _ in _shard_rows(shard, source))
+  step = max(SHARD_ROWS, -(-count // MAX_SHARDS_PER_FILE))
   for number, start in enumerate(range(0, count, step)):
     yield Shard(f"{shard.name}-{number:02d}", shard.paths, start, start + step)
 
 
-def write(
-  shard: Shard, source: sources.Source, out: str, repeated: Collection[int] = ()
+def _shard_rows(shard: Shard, source: sources.Source) -> row_files.Rows:
+  part = dataclasses.replace(source, paths=shard.paths)
+  return sources.read_raw_rows(part, shard.start, shard.stop, _open_file)
+
+
+def write_shard(
+  shard: Shard,
+  source: sources.Source,
+  workdir: str,
+  repeated: Collection[int] = (),
 ) -> Iterator[tuple[str, Any, Any]]:
-  """Writes a shard.
+  """Write the passages and the rejected rows of a shard.
 
   Args:
-    shard: what is written.
-    source: what it belongs to.
-    out: the folder.
-    repeated: rows whose ids came before in the corpus.
+    shard: the shard to write.
+    source: the source that the shard is part of.
+    workdir: the folder to write to.
+    repeated: positions in the shard of rows whose ids came before in the
+      corpus; the shard is then written for the second time.
 
   Yields:
-    ("id", hash, (shard's name, row)) for each good row, and at the end
-    ("count", why, rows) for those left out, and for all.
+    ("id", hash, (name of the shard, position)) for each good row, and at the
+    end ("count", reason, number of rows) for each reason to leave rows out, and
+    for all rows under "rows".
   """
   turn = "second" if repeated else "first"
   repeated, counts = set(repeated), collections.Counter()
   with (
-    _create(f"{out}/passages-{shard.name}.jsonl.{turn}") as passages,
-    _create(f"{out}/skipped-{shard.name}.txt.{turn}") as skipped,
+    _create_file(f"{workdir}/passages-{shard.name}.jsonl.{turn}") as passages,
+    _create_file(f"{workdir}/skipped-{shard.name}.txt.{turn}") as skipped,
   ):
-    for number, (where, row) in enumerate(_rows(shard, source)):
-      found = sources.cut(source, where, row)
+    for number, (where, row) in enumerate(_shard_rows(shard, source)):
+      parsed = sources.parse_row(source, where, row)
       if number in repeated:
-        found = sources.repeated(where, found[0])
-      if isinstance(found, BadRow):
-        skipped.write(f"{found}\n".encode(errors="backslashreplace"))
-        counts[found.kind] += 1
+        parsed = sources.duplicate_id(where, parsed[0])
+      if isinstance(parsed, RejectedRow):
+        skipped.write(f"{parsed}\n".encode(errors="backslashreplace"))
+        counts[parsed.kind] += 1
       else:
-        for passage in found[1]:
-          passages.write(passage_writer.line(passage, whole=True))
-        yield "id", id_dedup.hashes(found[:1]).tobytes(), (shard.name, number)
+        for passage in parsed[1]:
+          passages.write(passage_writer.passage_line(passage, whole=True))
+        id_hash = id_dedup.hash_ids(parsed[:1]).tobytes()
+        yield "id", id_hash, (shard.name, number)
       counts["rows"] += 1
-  yield from (("count", why, count) for why, count in counts.items())
+  for reason, count in counts.items():
+    yield "count", reason, count
 
 
-def _rows(shard: Shard, source: sources.Source) -> row_files.Rows:
-  part = dataclasses.replace(source, paths=shard.paths)
-  return sources.rows(part, shard.start, shard.stop, _open)
+# --- Pipeline -----------------------------------------------------------------
 
 
-def run(
+def run_pipeline(
   source: sources.Source,
   sizes: Sequence[int],
-  out: str,
+  workdir: str,
   options: Sequence[str] = (),
 ) -> dict[str, int]:
-  """Writes the passages of `source` to the folder `out`.
+  """Write the passages of a source to the folder `workdir`.
 
   Args:
-    source: what is read.
-    sizes: of its files, in bytes.
-    out: a folder; passages that are there are replaced.
-    options: of Beam.
+    source: the files to read.
+    sizes: their sizes in bytes.
+    workdir: a folder; passages that are there are replaced.
+    options: options of Beam.
 
   Returns:
-    How many rows there were ("rows"), and how many were left out, by reason;
-    also written to counts.json.
+    The number of rows ("rows"), and the number of rows left out, by reason;
+    both are also written to counts.json.
   """
   import apache_beam as beam
   from apache_beam.io.filesystems import FileSystems
   from apache_beam.options.pipeline_options import PipelineOptions
 
-  if not FileSystems.exists(out):
-    FileSystems.mkdirs(out)
-  old = _ours(out, "")
+  # Delete what an earlier run left, complete or not.
+  if not FileSystems.exists(workdir):
+    FileSystems.mkdirs(workdir)
+  old = _shard_files(workdir, "")
   if old:
     FileSystems.delete(old)
+
   runner = [f"--runner={RUNNER}"]
   if any(option.startswith("--runner") for option in options):
     runner = []
   with beam.Pipeline(options=PipelineOptions([*runner, *options])) as pipeline:
-    _pipeline(pipeline, source, sizes, out)
-  # What was written again takes the place of what was written first.
-  for turn in (".first", ".second"):
-    found = _ours(out, turn)
-    FileSystems.rename(found, [path.removesuffix(turn) for path in found])
-  with _open(f"{out}/counts.json") as file:
+    _add_steps(pipeline, source, sizes, workdir)
+
+  # Shards that were written twice are taken from the second time.
+  for ending in (".first", ".second"):
+    found = _shard_files(workdir, ending)
+    FileSystems.rename(found, [path.removesuffix(ending) for path in found])
+  with _open_file(f"{workdir}/counts.json") as file:
     return json.load(file)
 
 
-def _pipeline(
-  pipeline: Any, source: sources.Source, sizes: Sequence[int], out: str
+def _add_steps(
+  pipeline: Any, source: sources.Source, sizes: Sequence[int], workdir: str
 ) -> None:
-  """The steps of `run`."""
+  """Add the steps of `run_pipeline` to a Beam pipeline."""
   import apache_beam as beam
 
+  # Cut the corpus into shards and write each of them.
   shards = (
     pipeline
-    | beam.Create(grouped(source.paths, sizes))
+    | beam.Create(group_files(source.paths, sizes))
     | "Spread files" >> beam.Reshuffle()
-    | beam.FlatMap(split, source)
+    | beam.FlatMap(split_shard, source)
     | "Spread shards" >> beam.Reshuffle()
   )
-  written = shards | beam.FlatMap(write, source, out)
+  written = shards | beam.FlatMap(write_shard, source, workdir)
+
+  # Find all rows but the first of each id, and write their shards again.
   repeated = (
     written
-    | "Ids" >> beam.FlatMap(_of_kind, "id")
+    | "Ids" >> beam.FlatMap(_select_kind, "id")
     | beam.GroupByKey()
     | "All but the first" >> beam.FlatMap(lambda ids: sorted(ids[1])[1:])
   )
@@ -222,46 +251,56 @@ def _pipeline(
   _ = (
     {"shard": named, "rows": repeated}
     | beam.CoGroupByKey()
-    | "Again" >> beam.Map(_write_again, source, out)
+    | "Again" >> beam.Map(_write_second_time, source, workdir)
   )
-  counts = written | "Counts" >> beam.FlatMap(_of_kind, "count")
-  reason = sources.repeated("", "").kind
-  more = repeated | "Count" >> beam.Map(lambda _: (reason, 1))
+
+  # Count the rows that were left out: while reading, and because of their ids.
+  counts = written | "Counts" >> beam.FlatMap(_select_kind, "count")
+  reason = sources.duplicate_id("", "").kind
+  repeated_counts = repeated | "Count" >> beam.Map(lambda _: (reason, 1))
   _ = (
-    (counts, more)
+    (counts, repeated_counts)
     | beam.Flatten()
     | beam.CombinePerKey(sum)
     | beam.combiners.ToDict()
-    | "Report" >> beam.Map(_report, out)
+    | "Report" >> beam.Map(_write_counts, workdir)
   )
 
 
-def _of_kind(found: tuple[str, Any, Any], kind: str) -> list[tuple[Any, Any]]:
+def _select_kind(
+  found: tuple[str, Any, Any], kind: str
+) -> list[tuple[Any, Any]]:
+  """Return the value of an output of `write_shard` if it is of this kind."""
   return [found[1:]] if found[0] == kind else []
 
 
-def _write_again(
-  group: tuple[str, dict], source: sources.Source, out: str
+def _write_second_time(
+  group: tuple[str, dict], source: sources.Source, workdir: str
 ) -> None:
-  """Writes a shard without the rows whose ids came before, if it has such."""
+  """Write a shard without the rows whose ids came before, if it has any."""
   (shard,), rows = (list(group[1][key]) for key in ("shard", "rows"))
   if rows:
-    collections.deque(write(shard, source, out, rows), 0)
+    # A deque of length 0 runs the generator and keeps nothing.
+    collections.deque(write_shard(shard, source, workdir, rows), 0)
 
 
-def _report(counts: dict[str, int], out: str) -> None:
-  with _create(f"{out}/counts.json") as file:
+def _write_counts(counts: dict[str, int], workdir: str) -> None:
+  with _create_file(f"{workdir}/counts.json") as file:
     file.write(json.dumps(counts, indent=2, sort_keys=True).encode())
 
 
-def _open(path: str) -> BinaryIO:
+# --- Files, which may be in a bucket ------------------------------------------
+
+
+def _open_file(path: str) -> BinaryIO:
+  """Open a file as it is stored; Beam would decompress it by its name."""
   from apache_beam.io.filesystem import CompressionTypes
   from apache_beam.io.filesystems import FileSystems
 
   return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
-def _create(path: str) -> BinaryIO:
+def _create_file(path: str) -> BinaryIO:
   from apache_beam.io.filesystem import CompressionTypes
   from apache_beam.io.filesystems import FileSystems
 
@@ -270,8 +309,8 @@ def _create(path: str) -> BinaryIO:
   )
 
 
-def _match(pattern: str) -> list[tuple[str, int]]:
-  """Path and size of each file, in the order of paths."""
+def _match_files(pattern: str) -> list[tuple[str, int]]:
+  """Return the path and size of each file that matches, in order of paths."""
   from apache_beam.io.filesystems import FileSystems
 
   return sorted(
@@ -280,66 +319,82 @@ def _match(pattern: str) -> list[tuple[str, int]]:
   )
 
 
-def _ours(out: str, ending: str) -> list[str]:
-  """The files of shards in the folder `out`."""
+def _shard_files(workdir: str, ending: str) -> list[str]:
+  """Return the files of shards in a folder whose names end so."""
   return [
     path
     for kind in ("passages", "skipped")
-    for path, _ in _match(f"{out}/{kind}-*{ending}")
+    for path, _ in _match_files(f"{workdir}/{kind}-*{ending}")
   ]
 
 
-def find(
-  kb: str, source: str, pictures: str
+def open_source(
+  kb: str, source: str, image_folder: str
 ) -> tuple[sources.Source, list[int]]:
-  """`corpora.find`, also in a bucket, and the sizes of its files."""
+  """Find a source, as `sources.open_source` does, also if it is in a bucket.
+
+  Args:
+    kb: "text", "image" or "table".
+    source: the source, as described in sources.py.
+    image_folder: the folder that image paths are relative to, "" for the
+      source's own.
+
+  Returns:
+    The source, and the sizes of its files in bytes.
+
+  Raises:
+    ValueError: there are no such files, or none that can be read.
+  """
   if "://" not in source:
-    found = sources.find(kb, source, pictures)
+    found = sources.open_source(kb, source, image_folder)
     return found, [os.path.getsize(path) for path in found.paths]
-  corpus, path = sources.asked(kb, source, pictures)
-  matched = _match(path) or [
+  corpus, path = sources.resolve_corpus(kb, source, image_folder)
+  # The path is a file or a pattern, or else a folder.
+  pattern = sources.CORPORA[corpus].file_pattern
+  matched = _match_files(path) or [
     (file, size)
-    for file, size in _match(f"{path.rstrip('/')}/**")
-    if re.fullmatch(sources.CORPORA[corpus].names, os.path.basename(file))
+    for file, size in _match_files(f"{path.rstrip('/')}/**")
+    if re.fullmatch(pattern, os.path.basename(file))
   ]
-  paths = sources.checked(kb, corpus, source, [file for file, _ in matched])
-  return (
-    sources.Source(kb, corpus, paths, pictures),
-    [size for _, size in matched],
-  )
+  files = [file for file, _ in matched]
+  paths = sources.validate_paths(kb, corpus, source, files)
+  found = sources.Source(kb, corpus, paths, image_folder)
+  return found, [size for _, size in matched]
 
 
 def main(_) -> None:
-  asked = _KB.value or sources.feeds(_SOURCE.value)
-  if len(asked) != 1:
+  """Run the command."""
+  kbs = _KIND.value or sources.supported_kbs(_SOURCE.value)
+  if len(kbs) != 1:
     raise ValueError(
       f"--source={_SOURCE.value} can feed one knowledge base.  Say which, "
-      "as in --kb=text."
+      "as in --kind=text."
     )
-  source, sizes = find(asked[0], _SOURCE.value, _IMAGES.value)
-  out = _OUT.value.rstrip("/")
-  # By its name, which other processes know, and not as __main__.
-  named = importlib.import_module(
-    "r1router_jax.retrieval.corpora.beam_pipeline"
-  )
-  counts = named.run(source, sizes, out, _OPTIONS.value)
+  source, sizes = open_source(kbs[0], _SOURCE.value, _IMAGES.value)
+  workdir, options = _WORKDIR.value.rstrip("/"), _BEAM_OPTIONS.value
+  # Workers import this module by its name, and would not find what is __main__.
+  # The import defines the flags anew, so their values are read before it.
+  from r1router_jax.retrieval.corpora import beam_pipeline
+
+  counts = beam_pipeline.run_pipeline(source, sizes, workdir, options)
   rows = counts.pop("rows", 0)
   logging.info(
     "%s: %s rows, %s left out%s.",
-    out,
+    workdir,
     f"{rows:,}",
     f"{sum(counts.values()):,}",
-    "".join(f", {count:,} ({why})" for why, count in counts.items()),
+    "".join(f", {count:,} ({reason})" for reason, count in counts.items()),
   )
+  images = f" --images={source.image_folder}" if source.kb == "image" else ""
   logging.info(
-    "Next: python -m r1router_jax.build_kb --kb=%s --source='%s/passages-*."
-    "jsonl'%s --out=...",
+    "Next: python -m r1router_jax.build_kb --kind=%s --source='%s/passages-*."
+    "jsonl'%s --kb_dir=...",
     source.kb,
-    out,
-    f" --images={source.pictures}" if source.kb == "image" else "",
+    workdir,
+    images,
   )
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("out")
+  flags.mark_flag_as_required("workdir")
   cli.run(main)

@@ -1,9 +1,10 @@
-"""Which ids came before, in eight bytes each.
+"""A compact set of the ids that came before, to find rows that repeat an id.
 
-Of an id 64 bits of its hash are kept, sorted, in a few runs each at least twice
-as long as the next, so that a batch is looked up and added without a walk over
-the whole.  Two of fifty million different ids share their bits with a chance
-of 7e-5; the later would then be taken for a repetition.
+Each id is kept as 64 bits of its hash.  The hashes are sorted within a few
+runs, each at least twice as long as the next, so that a batch is looked up and
+added without a pass over all of them.  Two of fifty million different ids have
+the same hash with a probability of 7e-5; the later one would then be taken for
+a repetition.
 """
 
 import hashlib
@@ -13,45 +14,48 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 
-class Seen:
-  """Ids by their hashes.
+class IdSet:
+  """A set of ids, by their hashes.
 
   Args:
-    hashes: of those that came before.
+    hashes: hashes of ids that are in the set from the start.
   """
 
   def __init__(self, hashes: UInt64[np.ndarray, " N"] | None = None):
     self._runs = [] if hashes is None else [np.sort(hashes)]
 
   def add(self, hashes: UInt64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Adds a batch; whether each is new, also within the batch."""
-    first, index = np.unique(hashes, return_index=True)
-    fresh = ~np.logical_or.reduce(
-      [_contains(run, first) for run in self._runs]
-      or [np.zeros(len(first), bool)]
-    )
-    new = np.zeros(len(hashes), bool)
-    new[index[fresh]] = True
-    run = first[fresh]
+    """Add a batch of ids, and return whether each is new.
+
+    An id that occurs twice in the batch is new the first time only.
+    """
+    unique, first = np.unique(hashes, return_index=True)
+    known = np.zeros(len(unique), bool)
+    for run in self._runs:
+      known |= _contains_sorted(run, unique)
+    is_new = np.zeros(len(hashes), bool)
+    is_new[first[~known]] = True
+
+    # Merge shorter runs into the new one, so that lengths at least double.
+    run = unique[~known]
     while self._runs and len(self._runs[-1]) < 2 * len(run):
       run = np.concatenate([self._runs.pop(), run])
       run.sort()
     self._runs.append(run)
-    return new
+    return is_new
 
 
-def hashes(ids: Sequence[str]) -> UInt64[np.ndarray, " n"]:
-  """64 bits of each id."""
-  return np.frombuffer(
-    b"".join(
-      hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids
-    ),
-    "<u8",
-  )
+def hash_ids(ids: Sequence[str]) -> UInt64[np.ndarray, " n"]:
+  """Return 64 bits of the hash of each id."""
+  digests = (hashlib.blake2b(id.encode(), digest_size=8).digest() for id in ids)
+  return np.frombuffer(b"".join(digests), "<u8")
 
 
-def _contains(
-  run: UInt64[np.ndarray, " N"], asked: UInt64[np.ndarray, " n"]
+def _contains_sorted(
+  run: UInt64[np.ndarray, " N"], values: UInt64[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-  at = np.minimum(np.searchsorted(run, asked), max(len(run) - 1, 0))
-  return run[at] == asked if len(run) else np.zeros(len(asked), bool)
+  """Return whether each value is in a sorted array."""
+  if not len(run):
+    return np.zeros(len(values), bool)
+  position = np.minimum(np.searchsorted(run, values), len(run) - 1)
+  return run[position] == values

@@ -1,54 +1,64 @@
-"""M-BEIR's candidate pools: `mbeir_*_cand_pool.jsonl`, for the image kind.
+"""Reader of M-BEIR's candidate pools, for the image knowledge base.
 
-A line is a candidate: "did" (its id, "data set:number"), "modality" ("text",
-"image" or "image,text"), "txt", "img_path" (below the folder that holds
-`mbeir_images`) and "src_content", which is not read.  A passage keeps its text
-as it stands; embedders clean it (`picture_embedders.sentence`).
+A pool is a file `mbeir_*_cand_pool.jsonl`.  Each line is a candidate: "did"
+(its id, "data set:number"), "modality" ("text", "image" or "image,text"),
+"txt", "img_path" (below the folder that holds `mbeir_images`) and
+"src_content", which is not read.  A passage keeps its text as it stands; the
+embedders clean it.
 
 Source: arxiv.org/abs/2311.17136 (UniIR).
 """
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import Passage
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 
+# The fields that a candidate of each modality must have.
 _FIELDS = {
   "text": ("txt",),
   "image": ("img_path",),
   "image,text": ("img_path", "txt"),
 }
 
+read_rows = row_files.read_lines
 
-rows = row_files.lines
 
+def to_passages(
+  kb: str, row: bytes, image_folder: str
+) -> tuple[str, list[Passage]]:
+  """Return the id of a candidate and its one passage.
 
-def passages(kb: str, row: bytes, pictures: str) -> tuple[str, list[Passage]]:
-  """The id of a candidate and its one passage.
+  Args:
+    kb: the kind of knowledge base.
+    row: the line of the candidate.
+    image_folder: the folder that image paths are relative to.
 
   Raises:
-    Fault: where the candidate is bad.
-    images.BadImage: where its picture is, or is not there.
+    RowError: the candidate is invalid.
+    images.BadImage: its image is missing or invalid.
   """
-  fields = row_files.parse(row)
+  fields = row_files.parse_json(row)
   if not isinstance(fields, dict) or "did" not in fields:
-    raise Fault(
+    raise RowError(
       "no candidate of M-BEIR",
       'Give objects with "did", "modality", "txt" and "img_path"',
     )
   modality = fields.get("modality")
   if modality not in _FIELDS:
-    raise Fault(
+    raise RowError(
       f'"modality" is {str(modality)[:40]!a}',
       f"Write one of {', '.join(_FIELDS)}",
     )
+  # Fields that the modality does not name are ignored, even if they are bad.
   found = {"txt": "", "img_path": ""}
   for name in _FIELDS[modality]:
-    found[name] = row_files.check(name, fields.get(name) or "")
+    found[name] = row_files.validate_text(name, fields.get(name) or "")
     if not found[name].strip():
-      raise Fault(
+      raise RowError(
         f'"{name}" is empty where the modality is {modality}', "Give one"
       )
-  name = row_files.check("did", fields["did"])
+  row_id = row_files.validate_text("did", fields["did"])
   if found["img_path"]:
-    images.load(found["img_path"], pictures)
-  return name, [Passage(name, kb, found["txt"].strip(), found["img_path"])]
+    images.load_image(found["img_path"], image_folder)
+  passage = Passage(row_id, kb, found["txt"].strip(), found["img_path"])
+  return row_id, [passage]

@@ -1,18 +1,18 @@
-"""Passages to files, so that being killed costs little.
+"""Crash-safe writing of the passages of a source to a knowledge base's folder.
 
-Rows are written to a draft beside the knowledge base, block after block.  After
-each block a journal says how far the files are good; a killed run cuts them off
-there and goes on.  When all is written the draft takes the place of what was
-there, and a note keeps a fingerprint of the source, so that an unchanged one is
-not read again:
+Rows are written to a draft folder inside the knowledge base, block after block.
+After each block a journal records how much of the draft's files is good; a run
+that was killed cuts them off there and goes on.  When all is written the draft
+replaces what was there, and a note keeps a fingerprint of the source, so that
+an unchanged source is not read again:
 
-  passages.jsonl, offsets.npy   see local.py
+  passages.jsonl, offsets.npy   see local_kb.py
   skipped.txt                   a line for each row that could not be used
   source.json                   the note; written last
 
-The fingerprint is that of the files' names, sizes, times and some of their
-bytes.  It knows nothing of pictures: where some were missing or broken, a
-finished knowledge base is read again.
+The fingerprint covers the files' names, sizes, times and some of their bytes.
+It does not cover images: if some were missing or broken, the source is read
+again even if the knowledge base is finished.
 """
 
 import collections
@@ -29,34 +29,40 @@ from typing import Any, BinaryIO
 import numpy as np
 from absl import logging
 
-from r1router_jax.common import progress, text
-from r1router_jax.common.jsonl import write_json
+from r1router_jax.common import progress
+from r1router_jax.common.files import write_json
 from r1router_jax.common.records import Passage
-from r1router_jax.common.row_files import NAMED
+from r1router_jax.common.row_files import MAX_WARNINGS, RejectedRow
+from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.corpora import id_dedup, sources
 
-READERS = 1  # Raise it when readers give other passages for the same files.
+# Raise it when the readers make other passages of the same files.
+READER_VERSION = 1
 
-NOTE = "source.json"
+NOTE_FILE = "source.json"
 
+_JOURNAL_FILE = "journal.json"
+
+# Files of a draft.  "offsets" holds the end of each passage, "ids" hashes.
 _FILES = ("passages.jsonl", "offsets", "skipped.txt", "ids")
 
-_REASONS = 100  # Kinds of fault that are counted apart.
+# Kinds of fault that are counted apart; further ones are counted together.
+_MAX_REASONS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Journal:
-  """How far a draft is good.
+class WriteJournal:
+  """The state of a draft; its fields are the keys of journal.json.
 
   Attributes:
-    read: rows of the source.
-    rows: passages written.
-    sizes: of the files, in bytes.
-    digest: of the passages.
-    reasons: why rows were left out, and how many.
-    pictures: rows left out because of their picture.
-    whole: whether the source is at its end.
+    read: number of rows read from the source.
+    rows: number of passages written.
+    sizes: bytes of each of `_FILES` that are good.
+    digest: SHA-256 of the good part of passages.jsonl.
+    reasons: number of rows left out, by reason.
+    pictures: number of rows left out because of their image.
+    whole: whether the source was read to its end.
   """
 
   read: int = 0
@@ -68,40 +74,40 @@ class Journal:
   whole: bool = False
 
 
-def prepare(folder: str, source: sources.Source, finished: bool) -> dict:
-  """Sees to it that `folder` holds the passages of `source`.
+def ensure_passages(
+  folder: str, source: sources.Source, finished: bool
+) -> dict:
+  """Make `folder` hold the passages of `source`, unless it does already.
 
-  One process writes, others wait for it.
+  One process writes, and others wait for it.
 
   Args:
-    folder: of the knowledge base.
-    source: what is read.
-    finished: whether the knowledge base is.
+    folder: folder of the knowledge base.
+    source: the files to read.
+    finished: whether the knowledge base is finished.
 
   Returns:
-    The note: "rows", "digest", and more.
+    The note: "rows", "digest", "size", "pictures" and "fingerprint".
 
   Raises:
-    ValueError: where the source has no usable row.
+    ValueError: the source has no usable row.
   """
-  with _alone(folder):
-    fingerprint = _fingerprint(source)
-    note = kb_meta.read_json(os.path.join(folder, NOTE)) or {}
-    size = (
-      os.path.getsize(path)
-      if os.path.exists(path := os.path.join(folder, "passages.jsonl"))
-      else 0
-    )
+  with _exclusive_lock(folder):
+    # The note holds if the source and the size of the passages are unchanged.
+    fingerprint = _fingerprint_source(source)
+    note = kb_meta.read_json(os.path.join(folder, NOTE_FILE)) or {}
+    passages = os.path.join(folder, "passages.jsonl")
+    size = os.path.getsize(passages) if os.path.exists(passages) else 0
     if (note.get("fingerprint"), note.get("size")) == (fingerprint, size):
       if not (finished and note["pictures"]):
         return note
       logging.info(
-        "%s: reading again, since %d pictures were missing.",
+        "%s: reading again, since %d images were missing.",
         folder,
         note["pictures"],
       )
     draft = os.path.join(folder, f"draft-{fingerprint}")
-    journal = _write(draft, source)
+    journal = _write_draft(draft, source)
     note = dict(
       fingerprint=fingerprint,
       rows=journal.rows,
@@ -109,13 +115,13 @@ def prepare(folder: str, source: sources.Source, finished: bool) -> dict:
       size=journal.sizes[0],
       pictures=journal.pictures,
     )
-    _take(draft, folder, note)
+    _commit_draft(draft, folder, note)
     return note
 
 
 @contextlib.contextmanager
-def _alone(folder: str) -> Iterator[None]:
-  """Waits until no other process prepares `folder`."""
+def _exclusive_lock(folder: str) -> Iterator[None]:
+  """Wait until no other process writes to `folder`, and keep others out."""
   with open(os.path.join(folder, ".lock"), "a") as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,20 +136,17 @@ def _alone(folder: str) -> Iterator[None]:
     yield
 
 
-def _fingerprint(source: sources.Source) -> str:
-  digest = hashlib.sha256(
-    json.dumps(
-      [READERS, source.kb, source.corpus, os.path.abspath(source.pictures)]
-    ).encode()
-  )
+def _fingerprint_source(source: sources.Source) -> str:
+  """Return a digest of the names, sizes, times and some bytes of all files."""
+  image_folder = os.path.abspath(source.image_folder)
+  about = [READER_VERSION, source.kb, source.corpus, image_folder]
+  digest = hashlib.sha256(json.dumps(about).encode())
   for path in source.paths:
-    for file in _below(path):
+    for file in _files_below(path):
       status = os.stat(file)
-      digest.update(
-        json.dumps(
-          [os.path.abspath(file), status.st_size, status.st_mtime_ns]
-        ).encode()
-      )
+      about = [os.path.abspath(file), status.st_size, status.st_mtime_ns]
+      digest.update(json.dumps(about).encode())
+      # Bytes of files of rows, not of the images and captions of a folder.
       if file == path:
         with open(path, "rb") as data:
           for part in range(3):
@@ -152,8 +155,8 @@ def _fingerprint(source: sources.Source) -> str:
   return digest.hexdigest()[:16]
 
 
-def _below(path: str) -> Iterator[str]:
-  """`path`, or all files below that folder."""
+def _files_below(path: str) -> Iterator[str]:
+  """Yield `path`, or all files below it if it is a folder."""
   if not os.path.isdir(path):
     yield path
   for base, folders, files in os.walk(path):
@@ -161,10 +164,14 @@ def _below(path: str) -> Iterator[str]:
     yield from (os.path.join(base, file) for file in sorted(files))
 
 
-def _write(draft: str, source: sources.Source) -> Journal:
-  """Writes what is missing in a draft."""
+def _write_draft(draft: str, source: sources.Source) -> WriteJournal:
+  """Write what a draft lacks, from where an earlier run was killed.
+
+  Raises:
+    ValueError: the draft's passages were changed, or the source has none.
+  """
   os.makedirs(draft, exist_ok=True)
-  journal = _resume(draft)
+  journal = _load_journal(draft)
   if journal.whole:
     return journal
   with contextlib.ExitStack() as stack:
@@ -172,6 +179,7 @@ def _write(draft: str, source: sources.Source) -> Journal:
       stack.enter_context(open(os.path.join(draft, name), "ab"))
       for name in _FILES
     ]
+    # Drop what was written after the journal, and check what remains.
     for file, size in zip(files, journal.sizes, strict=True):
       file.truncate(size)
     digest = hashlib.sha256()
@@ -182,26 +190,26 @@ def _write(draft: str, source: sources.Source) -> Journal:
       raise ValueError(
         f"{draft}/passages.jsonl is not what was written.  Delete the folder."
       )
-    ids = np.fromfile(os.path.join(draft, "ids"), "<u8")
-    for block in progress.progress(
-      sources.blocks(source, journal.read, id_dedup.Seen(ids)),
-      f"read {source.kb}, blocks",
-    ):
-      journal = _append(files, source.kb, journal, digest, *block)
-      _save(draft, files, journal)
+
+    # Read the rest of the source.
+    known_ids = id_dedup.IdSet(np.fromfile(os.path.join(draft, "ids"), "<u8"))
+    blocks = sources.read_blocks(source, journal.read, known_ids)
+    for block in progress.progress(blocks, f"read {source.kb}, blocks"):
+      journal = _append_block(files, source.kb, journal, digest, *block)
+      _save_journal(draft, files, journal)
     journal = dataclasses.replace(journal, whole=True)
-    _summarise(draft, source.kb, journal)
-    _finish(draft, journal.rows)
-    _save(draft, files, journal)
+    _log_skipped(draft, source.kb, journal)
+    _write_offsets(draft, journal.rows)
+    _save_journal(draft, files, journal)
   return journal
 
 
-def _resume(draft: str) -> Journal:
-  """The journal of a draft; new where there is none."""
-  fields = kb_meta.read_json(os.path.join(draft, "journal.json"))
+def _load_journal(draft: str) -> WriteJournal:
+  """Read the journal of a draft, or return a new one."""
+  fields = kb_meta.read_json(os.path.join(draft, _JOURNAL_FILE))
   if not fields:
-    return Journal()
-  journal = Journal(**fields | dict(sizes=tuple(fields["sizes"])))
+    return WriteJournal()
+  journal = WriteJournal(**fields | dict(sizes=tuple(fields["sizes"])))
   logging.info(
     "%s: going on after %s rows of the corpus.",
     os.path.dirname(draft),
@@ -210,77 +218,85 @@ def _resume(draft: str) -> Journal:
   return journal
 
 
-def _append(
+def _append_block(
   files: list[BinaryIO],
   kb: str,
-  journal: Journal,
+  journal: WriteJournal,
   digest: Any,
   read: int,
-  block: list,
+  block: list[Passage | RejectedRow],
   ids: np.ndarray,
-) -> Journal:
-  """Writes a block behind what the journal knows; the next journal."""
+) -> WriteJournal:
+  """Append a block to the files of a draft.
+
+  Args:
+    files: the open `_FILES`.
+    kb: the kind of knowledge base, for messages.
+    journal: the state of the draft before the block.
+    digest: the running SHA-256 of the passages; it is updated.
+    read: number of rows of the block.
+    block: their passages and rejections.
+    ids: hashes of their ids.
+
+  Returns:
+    The state of the draft after the block.
+  """
   lines, skipped, pictures = [], [], 0
   reasons = collections.Counter(journal.reasons)
   for row in block:
     if isinstance(row, Passage):
-      lines.append(line(row))
+      lines.append(passage_line(row))
       continue
     skipped.append(f"{row}\n".encode(errors="backslashreplace"))
-    pictures += isinstance(row, sources.BadPicture)
-    if reasons.total() < NAMED:
-      logging.warning("%s: skipped %s", kb, text.clean(str(row), 300))
-    known = row.kind in reasons or len(reasons) < _REASONS
+    pictures += isinstance(row, sources.RejectedImage)
+    if reasons.total() < MAX_WARNINGS:
+      logging.warning("%s: skipped %s", kb, sanitize_text(str(row), 300))
+    known = row.kind in reasons or len(reasons) < _MAX_REASONS
     reasons[row.kind if known else "other reasons"] += 1
+
+  # Offsets are int64 and run through the whole file.
   ends = np.cumsum([journal.sizes[0], *map(len, lines)], dtype="<i8")[1:]
   written = [b"".join(lines), ends.tobytes(), b"".join(skipped), ids.tobytes()]
   digest.update(written[0])
-  for file, data in zip(files, written, strict=True):
+  sizes = []
+  for file, size, data in zip(files, journal.sizes, written, strict=True):
     file.write(data)
-  return Journal(
+    sizes.append(size + len(data))
+  return WriteJournal(
     read=journal.read + read,
     rows=journal.rows + len(lines),
-    sizes=tuple(
-      size + len(data)
-      for size, data in zip(journal.sizes, written, strict=True)
-    ),
+    sizes=tuple(sizes),
     digest=digest.hexdigest(),
     reasons=dict(reasons),
     pictures=journal.pictures + pictures,
   )
 
 
-def line(passage: Passage, **more: Any) -> bytes:
-  """A passage as a line of passages.jsonl."""
-  return (
-    json.dumps(
-      dict(id=passage.id, text=passage.text, image=passage.image, **more)
-    ).encode()
-    + b"\n"
-  )
+def passage_line(passage: Passage, **more: Any) -> bytes:
+  """Return a passage as a line of passages.jsonl, with further keys."""
+  row = dict(id=passage.id, text=passage.text, image=passage.image, **more)
+  return json.dumps(row).encode() + b"\n"
 
 
-def _save(draft: str, files: list[BinaryIO], journal: Journal) -> None:
-  """Writes the journal, when what it speaks of is on the disk."""
+def _save_journal(
+  draft: str, files: list[BinaryIO], journal: WriteJournal
+) -> None:
+  """Write the journal, once the files that it describes are on the disk."""
   for file in files:
     file.flush()
     os.fsync(file.fileno())
-  write_json(os.path.join(draft, "journal.json"), dataclasses.asdict(journal))
+  write_json(os.path.join(draft, _JOURNAL_FILE), dataclasses.asdict(journal))
 
 
-def _summarise(draft: str, kb: str, journal: Journal) -> None:
-  """Says what was left out.
+def _log_skipped(draft: str, kb: str, journal: WriteJournal) -> None:
+  """Log how many rows were left out, and the most frequent reasons.
 
   Raises:
-    ValueError: where that is all.
+    ValueError: no row was usable; the draft is deleted.
   """
   bad = sum(journal.reasons.values())
-  why = ", ".join(
-    f"{count:,} ({reason})"
-    for reason, count in sorted(
-      journal.reasons.items(), key=lambda item: -item[1]
-    )[:10]
-  )
+  most = sorted(journal.reasons.items(), key=lambda item: -item[1])[:10]
+  why = ", ".join(f"{count:,} ({reason})" for reason, count in most)
   if not journal.rows:
     shutil.rmtree(draft)
     raise ValueError(
@@ -298,25 +314,32 @@ def _summarise(draft: str, kb: str, journal: Journal) -> None:
     )
 
 
-def _finish(draft: str, rows: int) -> None:
-  """Where rows end becomes where they start, the first at 0."""
+def _write_offsets(draft: str, rows: int) -> None:
+  """Write offsets.npy: where each passage starts, and the end of the last."""
   offsets = np.lib.format.open_memmap(
     os.path.join(draft, "offsets.npy"), "w+", np.int64, (rows + 1,)
   )
+  # The first passage starts at 0, each other one where the last one ends.
   offsets[1:] = np.memmap(os.path.join(draft, "offsets"), "<i8", "r")
   offsets.flush()
 
 
-def _take(draft: str, folder: str, note: dict) -> None:
-  """Puts a draft's files in the place of those of an earlier build."""
-  old = (kb_meta.read_meta(folder) or {}).get("passages") != note["digest"]
-  # Without meta.json it is unfinished.
-  for name in (NOTE, *["meta.json"] * old):
+def _commit_draft(draft: str, folder: str, note: dict) -> None:
+  """Replace the files of an earlier build by those of a draft.
+
+  A run may be killed between any two steps, and this is then called again.
+  """
+  # Without meta.json the knowledge base counts as unfinished, so it goes first,
+  # unless it was made of these very passages.
+  outdated = [NOTE_FILE]
+  if (kb_meta.read_meta(folder) or {}).get("passages") != note["digest"]:
+    outdated.append("meta.json")
+  for name in outdated:
     with contextlib.suppress(FileNotFoundError):
       os.remove(os.path.join(folder, name))
   for name in ("offsets.npy", "skipped.txt", "passages.jsonl"):
-    # A killed run may have moved some.
+    # A killed run may have moved some of them already.
     with contextlib.suppress(FileNotFoundError):
       os.replace(os.path.join(draft, name), os.path.join(folder, name))
-  write_json(os.path.join(folder, NOTE), note)
+  write_json(os.path.join(folder, NOTE_FILE), note)
   shutil.rmtree(draft)

@@ -1,16 +1,16 @@
-"""Your own corpus: JSON lines, CSV files, or a folder of pictures.
+"""Reader of a user's own corpus: JSON Lines, CSV files, or a folder of images.
 
-JSON lines are objects with "id" and "text", and optionally "title" and "image"
-(a path below the pictures' folder).  A row of the table knowledge base may
-give instead of "text" a "header" and "rows", with "title", "section_title",
-"caption" and "name"; it is flattened as in Open-WikiTable.  CSV files have
-these names in their first line.  A folder of pictures takes captions from
-NAME.txt beside NAME.png, or from the name.
+JSON Lines are objects with "id" and "text", and optionally "title" and "image"
+(a path below the image folder).  A row of the table knowledge base may give a
+"header" and "rows" instead of "text", with "title", "section_title", "caption"
+and "name"; it is flattened as in Open-WikiTable.  CSV files have these names in
+their first line.  In a folder of images the caption of NAME.png is the text of
+NAME.txt beside it, or else the name itself.
 
-Texts of the text knowledge base longer than 100 words are cut into windows of
-100 words, one every 50, each headed by its title.  A row that says "whole":
-true is a passage already: its text stays as it is, and where it has a picture
-it may be empty.
+Texts of the text knowledge base that are longer than 100 words are cut into
+windows of 100 words, one every 50, each headed by the title.  A row that says
+"whole": true is a passage already: its text stays as it is, and may be empty if
+the row has an image.
 """
 
 import os
@@ -19,69 +19,84 @@ from typing import Any
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import Passage
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 from r1router_jax.retrieval.corpora import open_wikitable
 
 _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
 
 
-def rows(
-  path: str, open_file: row_files.Open = row_files.stored
+def read_rows(
+  path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
-  """The rows of a file, not parsed yet, or of a folder of pictures."""
+  """Read the raw rows of a file or of a folder of images; JSON stays bytes."""
   if os.path.isdir(path):
-    return row_files.pictures(path)
-  csv = re.search(r"\.csv(\.gz|\.bz2)?$", path)
-  return (row_files.csv_lines if csv else row_files.lines)(path, open_file)
+    return row_files.list_images(path)
+  if re.search(r"\.csv(\.gz|\.bz2)?$", path):
+    return row_files.read_csv_rows(path, open_file)
+  return row_files.read_lines(path, open_file)
 
 
-def passages(kb: str, row: Any, pictures: str) -> tuple[str, list[Passage]]:
-  """The id of a row and its passages, one for each window of a long text.
+def to_passages(
+  kb: str, row: Any, image_folder: str
+) -> tuple[str, list[Passage]]:
+  """Return the id of a row and its passages, one per window of a long text.
+
+  Args:
+    kb: the kind of knowledge base.
+    row: the bytes of a JSON line, or a dict.
+    image_folder: the folder that image paths are relative to.
 
   Raises:
-    Fault: where the row is bad.
-    images.BadImage: where its picture is.
+    RowError: the row is invalid.
+    images.BadImage: its image is missing or invalid.
   """
   if isinstance(row, bytes):
-    row = row_files.parse(row)
+    row = row_files.parse_json(row)
   if not isinstance(row, dict):
-    raise Fault(
+    raise RowError(
       f"a {type(row).__name__} where a row should be",
       'Write an object such as {"id": "a", "text": "b"}',
     )
-  fields = _fields(kb, row)
-  name, title, text, image = (
-    fields[key] for key in ("id", "title", "text", "image")
-  )
+  fields = _validate_fields(kb, row)
+  row_id, text, image = fields["id"], fields["text"], fields["image"]
   if image:
-    images.load(image, pictures)
+    images.load_image(image, image_folder)
+
+  # Long texts become windows, unless the row is a passage already.
   if row.get("whole"):
     parts = [text]
   else:
     text = text.strip()
-    parts = row_files.windows(text) if kb == "text" else [text]
-  # A table says its title itself.
-  head = f"{title} " if title and kb != "table" else ""
-  return name, [
-    Passage(
-      name if len(parts) == 1 else f"{name}#{number}", kb, head + part, image
-    )
+    parts = row_files.split_windows(text) if kb == "text" else [text]
+  # The text of a table begins with its title.
+  head = f"{fields['title']} " if fields["title"] and kb != "table" else ""
+  if len(parts) == 1:
+    return row_id, [Passage(row_id, kb, head + parts[0], image)]
+  return row_id, [
+    Passage(f"{row_id}#{number}", kb, head + part, image)
     for number, part in enumerate(parts)
   ]
 
 
-def _fields(kb: str, row: dict) -> dict[str, str]:
-  """The strings of a row, checked; its text composed."""
+def _validate_fields(kb: str, row: dict) -> dict[str, str]:
+  """Return the text fields of a row, "text" of a table being flattened.
+
+  Raises:
+    RowError: a field is invalid, or "id" or "text" is empty.
+  """
   fields = {name: row.get(name, "") for name in _FIELDS}
   if kb == "table" and "rows" in row:
-    fields["text"] = open_wikitable.flatten(row)
+    fields["text"] = open_wikitable.flatten_table(row)
   for name, value in fields.items():
-    row_files.check(name, value)
+    row_files.validate_text(name, value)
   whole = row.get("whole", False)
   if not isinstance(whole, bool):
-    raise Fault(f'"whole" is {str(whole)[:40]!a}', "Write true or false")
-  for name in ("id", "text"):
-    shown = name == "text" and whole and fields["image"]
-    if not (fields[name].strip() or shown):
-      raise Fault(f'"{name}" is missing or empty', "Give one")
+    raise RowError(f'"whole" is {str(whole)[:40]!a}', "Write true or false")
+
+  required = ["id", "text"]
+  if whole and fields["image"]:
+    required.remove("text")
+  for name in required:
+    if not fields[name].strip():
+      raise RowError(f'"{name}" is missing or empty', "Give one")
   return fields

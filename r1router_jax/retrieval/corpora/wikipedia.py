@@ -1,6 +1,6 @@
-"""Wikipedia: articles in plain text to windows of 100 words, as R1-Router's.
+"""Reader of Wikipedia: articles in plain text, to windows of 100 words.
 
-Read are the files of wikiextractor, `AA/wiki_00` and on, plain or .bz2:
+The files are those of wikiextractor, `AA/wiki_00` and on, plain or .bz2:
 
   <doc id="12" url="..." title="Chad">
   Chad
@@ -8,20 +8,19 @@ Read are the files of wikiextractor, `AA/wiki_00` and on, plain or .bz2:
   Chad is ...
   </doc>
 
-or, with --json, a line {"id", "revid", "url", "title", "text"} for each; and
-JSON lines {"id", "title", "text"} of any other extractor.  wikiextractor
-escapes &, < and >, which is undone.
+or, with its --json, a line {"id", "revid", "url", "title", "text"} for each
+article; or JSON lines {"id", "title", "text"} of any other extractor.
+wikiextractor escapes &, < and >, which is undone here.
 
-A dump itself, enwiki-*-pages-articles.xml.bz2, is wikiextractor's business:
-only it expands templates.  A parser of wikitext that strips them loses every
-converted quantity and date of birth, and keeps footnotes, captions and
-categories.
+A dump itself, enwiki-*-pages-articles.xml.bz2, is not read: only wikiextractor
+expands templates.  A parser of wikitext that strips them loses every converted
+quantity and date of birth, and keeps footnotes, captions and categories.
 
-Articles named as disambiguations or as lists, indexes and outlines, and those
-of at most 7 words, are left out.  Of the others each window of 100 words, one
-every 50 and the last, is headed by the title.  (The original meant to head them
-so and wrote Python's builtin `id` there, for which its published passages have
-the title in the first window alone.  It also cut articles at their first ">".)
+Left out are disambiguations, lists, indexes and outlines, by their titles, and
+articles of at most 7 words.  Of all others each window of 100 words, one every
+50 and the last, is headed by the title.  The original meant to do that but
+wrote Python's builtin `id` there, so its published passages have the title in
+the first window alone; it also cut articles at their first ">".
 
 Source: github.com/attardi/wikiextractor (3.1.0); arxiv.org/abs/2505.22095.
 """
@@ -30,15 +29,16 @@ import re
 
 from r1router_jax.common import row_files
 from r1router_jax.common.records import Passage
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 
-MAX_ARTICLE = 8 << 20  # Bytes.
+MAX_ARTICLE_BYTES = 8 << 20
 
 MIN_WORDS = 8
 
 _HEAD = re.compile(rb'<doc id="([^"]*)"[^\n]* title="([^\n]*)">\s*$')
 
-_LEFT_OUT = (
+# Titles of articles that are left out, and what these articles are.
+_EXCLUDED_TITLES = (
   (re.compile(r"\(disambiguation( page)?\)"), "a disambiguation"),
   (
     re.compile(r"^(List of|Index of|Outline of) .+"),
@@ -46,111 +46,138 @@ _LEFT_OUT = (
   ),
 )
 
-_UNFINISHED = Fault("an article without its </doc>", "Extract it again")
+# Reasons and cures of errors.
+_UNFINISHED = ("an article without its </doc>", "Extract it again")
+_STRAY_TEXT = (
+  "text outside of an article",
+  "Give the files of wikiextractor, or JSON lines with id, title and text",
+)
 
+# "&amp;" is the last, or else "&amp;lt;" would become "<".
 _ESCAPES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&"))
 
 
-def rows(
-  path: str, open_file: row_files.Open = row_files.stored
+def read_rows(
+  path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
-  """The articles of a file, each as the bytes of its <doc> or JSON line."""
-  first, article, size, fault = "", [], 0, None
-  stray = False  # Of text outside of articles the first line is named.
-  for where, line in row_files.lines(path, open_file, MAX_ARTICLE):
-    bad = line if isinstance(line, Fault) else None
-    if not bad and line.startswith(b"<doc "):
-      if article:
-        yield first, _UNFINISHED
-      first, article, size, fault, stray = where, [line], 0, None, False
-    elif article:
-      fault = fault or bad
-      if not bad and line.rstrip() == b"</doc>":
-        yield first, fault or b"\n".join(article)
-        article = []
-      elif not fault:
-        article.append(line)
-        size += len(line)
-        if size > MAX_ARTICLE:
-          fault = Fault(f"an article of over {MAX_ARTICLE:,} bytes", "Split it")
-    elif bad or line.lstrip().startswith(b"{"):
-      yield where, line
-    elif not stray:
-      stray = True
-      yield (
-        where,
-        Fault(
-          "text outside of an article",
-          "Give the files of "
-          "wikiextractor, or JSON lines with id, title and text",
-        ),
-      )
-  if article:
-    yield first, _UNFINISHED
-
-
-def passages(kb: str, row: bytes, pictures: str) -> tuple[str, list[Passage]]:
-  """The id of an article and its windows.
+  """Yield the articles of a file, each as the bytes of its <doc> or JSON line.
 
   Raises:
-    Fault: where it is bad, or left out.
+    ValueError: a compressed file is damaged.
   """
-  del pictures  # It has none.
-  name, title, text = _article(row) if row.startswith(b"<doc ") else _json(row)
-  for pattern, reason in _LEFT_OUT:
+  start, article, size, error = "", [], 0, None  # The <doc> that is being read.
+  in_stray_text = False  # Text outside of articles is named once, not by line.
+  for where, line in row_files.read_lines(path, open_file, MAX_ARTICLE_BYTES):
+    line_error = line if isinstance(line, RowError) else None
+    # A new article begins, whether or not the last one was finished.
+    if not line_error and line.startswith(b"<doc "):
+      if article:
+        yield start, RowError(*_UNFINISHED)
+      start, article, size, error = where, [line], 0, None
+      in_stray_text = False
+    # A line of the article, or its end.
+    elif article:
+      error = error or line_error
+      if not line_error and line.rstrip() == b"</doc>":
+        yield start, error or b"\n".join(article)
+        article = []
+      elif not error:
+        article.append(line)
+        size += len(line)
+        if size > MAX_ARTICLE_BYTES:
+          error = RowError(
+            f"an article of over {MAX_ARTICLE_BYTES:,} bytes", "Split it"
+          )
+    # A line by itself: JSON, or something else.
+    elif line_error or line.lstrip().startswith(b"{"):
+      yield where, line
+    elif not in_stray_text:
+      in_stray_text = True
+      yield where, RowError(*_STRAY_TEXT)
+  if article:
+    yield start, RowError(*_UNFINISHED)
+
+
+def to_passages(
+  kb: str, row: bytes, image_folder: str
+) -> tuple[str, list[Passage]]:
+  """Return the id of an article and its windows.
+
+  Args:
+    kb: the kind of knowledge base.
+    row: the bytes of the article's <doc> or JSON line.
+    image_folder: not used; articles have no images.
+
+  Raises:
+    RowError: the article is invalid or left out.
+  """
+  del image_folder
+  parse = _parse_doc if row.startswith(b"<doc ") else _parse_json_article
+  article_id, title, text = parse(row)
+  for pattern, reason in _EXCLUDED_TITLES:
     if pattern.search(title):
-      raise _left_out(reason)
+      raise _excluded_article(reason)
+
+  # wikiextractor repeats the title as the first line of a <doc>.
   first, _, rest = text.partition("\n")
   words = (rest if first.strip() == title else text).split()
   if len(words) < MIN_WORDS:
-    raise _left_out(f"fewer than {MIN_WORDS} words" if words else "no text")
-  parts = row_files.windows(" ".join(words))
-  return name, [
-    Passage(
-      name if len(parts) == 1 else f"{name}#{number}",
-      kb,
-      row_files.check("text", f"{title} {part}"),
+    raise _excluded_article(
+      f"fewer than {MIN_WORDS} words" if words else "no text"
     )
-    for number, part in enumerate(parts)
+  windows = row_files.split_windows(" ".join(words))
+  return article_id, [
+    Passage(
+      article_id if len(windows) == 1 else f"{article_id}#{number}",
+      kb,
+      row_files.validate_text("text", f"{title} {window}"),
+    )
+    for number, window in enumerate(windows)
   ]
 
 
-def _left_out(reason: str) -> Fault:
-  return Fault(reason, "It is left out, as in the original")
+def _excluded_article(reason: str) -> RowError:
+  """Return the error of an article that the original leaves out, too."""
+  return RowError(reason, "It is left out, as in the original")
 
 
-def _article(row: bytes) -> tuple[str, str, str]:
-  """Id, title and text of a <doc>."""
+def _parse_doc(row: bytes) -> tuple[str, str, str]:
+  """Return the id, title and text of a <doc>."""
   head, _, text = row.partition(b"\n")
   match = _HEAD.match(head)
   if not match:
-    raise Fault("its <doc> names no id or title", "Extract it again")
+    raise RowError("its <doc> names no id or title", "Extract it again")
   try:
-    name, title, text = (part.decode() for part in (*match.groups(), text))
+    article_id, title, text = (x.decode() for x in (*match.groups(), text))
   except UnicodeDecodeError:
-    raise Fault("not UTF-8", "Extract it again") from None
-  return _named(name, _unescape(title), _unescape(text))
+    raise RowError("not UTF-8", "Extract it again") from None
+  return _validate_article(article_id, _unescape(title), _unescape(text))
 
 
-def _json(row: bytes) -> tuple[str, str, str]:
-  """Id, title and text of a JSON line."""
-  fields = row_files.parse(row)
+def _parse_json_article(row: bytes) -> tuple[str, str, str]:
+  """Return the id, title and text of a JSON line."""
+  fields = row_files.parse_json(row)
   if not (isinstance(fields, dict) and {"id", "title", "text"} <= set(fields)):
-    raise Fault("not an article", 'Give objects with "id", "title", "text"')
-  name, title, text = (fields[key] for key in ("id", "title", "text"))
+    raise RowError("not an article", 'Give objects with "id", "title", "text"')
+  article_id, title, text = (fields[key] for key in ("id", "title", "text"))
   if not (isinstance(title, str) and isinstance(text, str)):
-    raise Fault('"title" or "text" is no string', "Write strings")
-  name = row_files.check("id", str(name) if type(name) is int else name)
-  if "revid" in fields:  # wikiextractor's own.
+    raise RowError('"title" or "text" is no string', "Write strings")
+  if type(article_id) is int:  # Not isinstance: True and False are ints, too.
+    article_id = str(article_id)
+  row_files.validate_text("id", article_id)
+  if "revid" in fields:  # Only wikiextractor writes it, and only it escapes.
     title, text = _unescape(title), _unescape(text)
-  return _named(name, title, text)
+  return _validate_article(article_id, title, text)
 
 
-def _named(name: str, title: str, text: str) -> tuple[str, str, str]:
-  for key, value in (("id", name), ("title", title)):
-    if not row_files.check(key, value).strip():
-      raise Fault(f'"{key}" is empty', "Give one")
-  return name, title.strip(), text
+def _validate_article(
+  article_id: str, title: str, text: str
+) -> tuple[str, str, str]:
+  """Return an article, its title stripped, if id and title are not empty."""
+  for key, value in (("id", article_id), ("title", title)):
+    if not row_files.validate_text(key, value).strip():
+      raise RowError(f'"{key}" is empty', "Give one")
+  return article_id, title.strip(), text
 
 
 def _unescape(text: str) -> str:

@@ -90,18 +90,18 @@ def shards(out):
 @pytest.mark.parametrize("corpus", sources_lib.CORPORA)
 def test_passages_are_those_of_the_plain_reader(sources, tmp_path, corpus):
   kb, source, pictures = sources[corpus]
-  plain = list(sources_lib.read(kb, source, pictures))
-  counts = beam_pipeline.run(
-    *beam_pipeline.find(kb, source, pictures), str(tmp_path / "out")
+  plain = list(sources_lib.read_passages(kb, source, pictures))
+  counts = beam_pipeline.run_pipeline(
+    *beam_pipeline.open_source(kb, source, pictures), str(tmp_path / "out")
   )
   again = list(
-    sources_lib.read(kb, f"{tmp_path}/out/passages-*.jsonl", pictures)
+    sources_lib.read_passages(kb, f"{tmp_path}/out/passages-*.jsonl", pictures)
   )
-  good = [row for row in plain if not isinstance(row, sources_lib.BadRow)]
+  good = [row for row in plain if not isinstance(row, sources_lib.RejectedRow)]
   assert [(p.id, p.kb, p.text, p.image) for p in again] == [
     (p.id, p.kb, p.text, p.image) for p in good
   ]
-  bad = [str(row) for row in plain if isinstance(row, sources_lib.BadRow)]
+  bad = [str(row) for row in plain if isinstance(row, sources_lib.RejectedRow)]
   skipped = sorted((tmp_path / "out").glob("skipped-*.txt"))
   assert "".join(path.read_text() for path in skipped).splitlines() == bad
   assert len(skipped) > 1 and sum(counts.values()) == counts["rows"] + len(bad)
@@ -119,8 +119,8 @@ def test_bits_do_not_depend_on_the_runner(sources, tmp_path):
       ],
     )
   ):
-    beam_pipeline.run(
-      *beam_pipeline.find(*sources["wikipedia"]),
+    beam_pipeline.run_pipeline(
+      *beam_pipeline.open_source(*sources["wikipedia"]),
       str(tmp_path / str(number)),
       options,
     )
@@ -138,14 +138,14 @@ def test_an_earlier_run_leaves_nothing(sources, tmp_path):
     "notes.txt",
   ):
     (out / name).write_text("old")
-  beam_pipeline.run(*beam_pipeline.find(*sources["own"]), str(out))
+  beam_pipeline.run_pipeline(*beam_pipeline.open_source(*sources["own"]), str(out))
   found = shards(out)
   assert found.pop("notes.txt") == b"old" and b"old" not in found.values()
   assert not [name for name in found if name.endswith(("first", "second"))]
 
 
 def test_neighbours_share_a_shard():
-  cut = beam_pipeline.grouped("abcde", [1000, 2000, 1, 5000, 10])
+  cut = beam_pipeline.group_files("abcde", [1000, 2000, 1, 5000, 10])
   assert [(s.name, "".join(s.paths)) for s in cut] == [
     ("00000", "ab"),
     ("00001", "c"),
@@ -161,7 +161,7 @@ def test_the_command(sources, tmp_path):
     "-m",
     "r1router_jax.retrieval.corpora.beam_pipeline",
     f"--source={sources['wikipedia'][1]}",
-    f"--out={tmp_path}/out",
+    f"--workdir={tmp_path}/out",
   ]
   done = subprocess.run(
     [
@@ -174,21 +174,21 @@ def test_the_command(sources, tmp_path):
     check=False,
   )
   assert not done.returncode, done.stderr[-2000:]
-  assert "build_kb --kb=text --source=" in done.stderr
-  plain = sources_lib.read("text", sources["wikipedia"][1])
+  assert "build_kb --kind=text --source=" in done.stderr
+  plain = sources_lib.read_passages("text", sources["wikipedia"][1])
   lines = "".join(
     path.read_text()
     for path in sorted(pathlib.Path(tmp_path / "out").glob("passages-*.jsonl"))
   ).splitlines()
   assert [json.loads(line)["id"] for line in lines] == [
-    p.id for p in plain if not isinstance(p, sources_lib.BadRow)
+    p.id for p in plain if not isinstance(p, sources_lib.RejectedRow)
   ]
   done = subprocess.run(
     [
       sys.executable,
       "-m",
       "r1router_jax.retrieval.corpora.beam_pipeline",
-      "--out=x",
+      "--workdir=x",
       "--source=georouter",
     ],
     capture_output=True,

@@ -9,30 +9,30 @@ from r1router_jax.retrieval.corpora import id_dedup
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_new_is_what_a_set_says(seed):
-  rng, ids, before = random.Random(seed), id_dedup.Seen(), set()
+  rng, ids, before = random.Random(seed), id_dedup.IdSet(), set()
   for _ in range(60):
     batch = [f"é{rng.randrange(500)}" for _ in range(rng.randrange(40))]
     wanted = []
     for name in batch:
       wanted.append(name not in before)
       before.add(name)
-    assert ids.add(id_dedup.hashes(batch)).tolist() == wanted
+    assert ids.add(id_dedup.hash_ids(batch)).tolist() == wanted
 
 
 def test_ids_of_an_earlier_run_are_known():
-  ids = id_dedup.Seen(id_dedup.hashes(["b", "a", "c"]))
-  assert ids.add(id_dedup.hashes(["c", "d", "a"])).tolist() == [
+  ids = id_dedup.IdSet(id_dedup.hash_ids(["b", "a", "c"]))
+  assert ids.add(id_dedup.hash_ids(["c", "d", "a"])).tolist() == [
     False,
     True,
     False,
   ]
-  assert not ids.add(id_dedup.hashes(["d"])).any()
-  assert id_dedup.Seen(id_dedup.hashes([])).add(id_dedup.hashes(["d"])).all()
+  assert not ids.add(id_dedup.hash_ids(["d"])).any()
+  assert id_dedup.IdSet(id_dedup.hash_ids([])).add(id_dedup.hash_ids(["d"])).all()
 
 
 @pytest.mark.slow
 def test_a_row_costs_few_bytes():
-  ids, rng = id_dedup.Seen(), np.random.default_rng(0)
+  ids, rng = id_dedup.IdSet(), np.random.default_rng(0)
   tracemalloc.start()
   for _ in range(200):
     assert ids.add(rng.integers(2**64, size=10_000, dtype=np.uint64)).all()

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from r1router_jax.common.row_files import BadRow
+from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import sources
 
 
@@ -32,7 +32,7 @@ def candidate(number, modality, txt=None, img=None, **more):
 def read(tmp_path, images, *candidates):
   path = tmp_path / "mbeir_webqa_task1_cand_pool.jsonl"
   path.write_text("".join(json.dumps(c) + "\n" for c in candidates))
-  return list(sources.read("image", f"mbeir:{path}", images))
+  return list(sources.read_passages("image", f"mbeir:{path}", images))
 
 
 def test_candidates_of_every_modality(tmp_path, images):
@@ -69,7 +69,7 @@ BAD = {
 @pytest.mark.parametrize("words", BAD)
 def test_a_bad_candidate_is_named_and_the_next_is_read(tmp_path, images, words):
   bad, good = read(tmp_path, images, BAD[words], candidate(2, "text", "fine"))
-  assert isinstance(bad, BadRow) and words in bad.reason and bad.cure
+  assert isinstance(bad, RejectedRow) and words in bad.reason and bad.cure
   assert bad.where.endswith("cand_pool.jsonl:1") and good.id == "6:2"
 
 

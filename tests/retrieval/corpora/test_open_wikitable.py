@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from r1router_jax.common.row_files import BadRow
+from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import open_wikitable, sources
 
 # Two of the tables as the published Step-GRPO rows show them.
@@ -89,7 +89,7 @@ def by_columns(rows, **more):
 def read(tmp_path, value):
   path = tmp_path / "splitted_tables.json"
   path.write_text(value if isinstance(value, str) else json.dumps(value))
-  return list(sources.read("table", f"open_wikitable:{path}"))
+  return list(sources.read_passages("table", f"open_wikitable:{path}"))
 
 
 def test_tables_are_composed_as_the_published_ones(tmp_path):
@@ -131,7 +131,7 @@ def test_columns_are_found_whatever_they_hold(tmp_path):
     f"text {i}" for i in range(len(odd))
   ]
   text = json.dumps(by_columns(rows, last={str(i): i for i in range(len(odd))}))
-  spans = open_wikitable._columns("x", text.encode())
+  spans = open_wikitable._find_columns("x", text.encode())
   for name, values in json.loads(text).items():
     starts, stops = spans[name][::2], spans[name][1::2]
     assert [
@@ -150,7 +150,7 @@ def test_a_bad_chunk_is_named_and_ids_stay_those_of_the_file(tmp_path):
     "bad",
     "5",
   ]
-  assert isinstance(found[1], BadRow) and found[1].where.endswith(": row 1")
+  assert isinstance(found[1], RejectedRow) and found[1].where.endswith(": row 1")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_memory_is_that_of_the_bytes():
   row = dict(header=["a"] * 9, rows=[["cell"] * 9] * 20, flattened="x" * 900)
   data = json.dumps(by_columns([row] * 3000)).encode()
   tracemalloc.start()
-  count = sum(1 for _ in open_wikitable.rows("x", lambda _: io.BytesIO(data)))
+  count = sum(1 for _ in open_wikitable.read_rows("x", lambda _: io.BytesIO(data)))
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert count == 3000 and peak < 2.2 * len(data)

@@ -32,10 +32,10 @@ class Lengths:
 def small(monkeypatch):
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: Lengths())
   monkeypatch.setattr(embedding_chunks, "PART", 10)
-  monkeypatch.setattr(sources, "BLOCK", 4)
-  registry.make.cache_clear()
+  monkeypatch.setattr(sources, "BLOCK_ROWS", 4)
+  registry.get_embedder.cache_clear()
   yield
-  registry.make.cache_clear()
+  registry.get_embedder.cache_clear()
 
 
 def write_rows(folder, count=23):
@@ -132,38 +132,38 @@ def test_killed_while_a_changed_source_takes_the_old_ones_place(
 
 def test_passages_are_what_the_reader_says(tmp_path):
   source = write_rows(tmp_path / "rows")
-  rows = list(sources.read("text", source))
+  rows = list(sources.read_passages("text", source))
   build_kb.build(str(tmp_path / "kb"), "text", source)
-  stored = local_kb.Passages(str(tmp_path / "kb"), "text")
-  good = [row for row in rows if not isinstance(row, sources.BadRow)]
+  stored = local_kb.PassageFile(str(tmp_path / "kb"), "text")
+  good = [row for row in rows if not isinstance(row, sources.RejectedRow)]
   assert [(p.id, p.text) for p in stored] == [(p.id, p.text) for p in good]
   assert (tmp_path / "kb/skipped.txt").read_text().splitlines() == [
-    str(row) for row in rows if isinstance(row, sources.BadRow)
+    str(row) for row in rows if isinstance(row, sources.RejectedRow)
   ]
 
 
 def test_a_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
-  source = sources.find("text", write_rows(tmp_path / "rows"))
+  source = sources.open_source("text", write_rows(tmp_path / "rows"))
   folder = tmp_path / "kb"
   folder.mkdir()
-  prepare = lambda: passage_writer.prepare(str(folder), source, False)
+  prepare = lambda: passage_writer.ensure_passages(str(folder), source, False)
   assert killed_at(monkeypatch, 10, prepare)
   (journal,) = folder.glob("draft-*/journal.json")
   read = json.loads(journal.read_text())["read"]
-  cut, seen = sources.cut, []
+  cut, seen = sources.parse_row, []
   monkeypatch.setattr(
-    sources, "cut", lambda *args: (seen.append(args[1]), cut(*args))[1]
+    sources, "parse_row", lambda *args: (seen.append(args[1]), cut(*args))[1]
   )
   note = prepare()
   assert 0 < read < 23 and len(seen) == 23 - read
-  assert note["rows"] == len(local_kb.Passages(str(folder), "text"))
+  assert note["rows"] == len(local_kb.PassageFile(str(folder), "text"))
 
 
 @pytest.mark.parametrize("change", ["append", "touch", "swap", "rename", "add"])
 def test_a_changed_source_is_noticed(tmp_path, change):
   source = write_rows(tmp_path / "rows")
   first = tmp_path / "rows/0.jsonl"
-  find = lambda: passage_writer._fingerprint(sources.find("text", source))
+  find = lambda: passage_writer._fingerprint_source(sources.open_source("text", source))
   before = find()
   assert find() == before
   times = first.stat().st_atime_ns, first.stat().st_mtime_ns
@@ -184,8 +184,8 @@ def test_a_changed_source_is_noticed(tmp_path, change):
 def test_a_folder_of_pictures_has_a_fingerprint(tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a/x.txt").write_text("caption")
-  find = lambda: passage_writer._fingerprint(
-    sources.find("image", str(tmp_path))
+  find = lambda: passage_writer._fingerprint_source(
+    sources.open_source("image", str(tmp_path))
   )
   before = find()
   assert find() == before
@@ -195,10 +195,10 @@ def test_a_folder_of_pictures_has_a_fingerprint(tmp_path):
 
 
 def test_a_damaged_draft_is_refused(tmp_path, monkeypatch):
-  source = sources.find("text", write_rows(tmp_path / "rows"))
+  source = sources.open_source("text", write_rows(tmp_path / "rows"))
   folder = tmp_path / "kb"
   folder.mkdir()
-  prepare = lambda: passage_writer.prepare(str(folder), source, False)
+  prepare = lambda: passage_writer.ensure_passages(str(folder), source, False)
   assert killed_at(monkeypatch, 10, prepare)
   (path,) = folder.glob("draft-*/passages.jsonl")
   path.write_bytes(b"?" + path.read_bytes()[1:])
@@ -208,11 +208,11 @@ def test_a_damaged_draft_is_refused(tmp_path, monkeypatch):
 
 def _prepare(folder, source, gate):
   gate.wait()
-  passage_writer.prepare(folder, source, False)
+  passage_writer.ensure_passages(folder, source, False)
 
 
 def test_one_writes_and_the_others_wait(tmp_path):
-  source = sources.find("text", write_rows(tmp_path / "rows", 2000))
+  source = sources.open_source("text", write_rows(tmp_path / "rows", 2000))
   (tmp_path / "kb").mkdir()
   context = multiprocessing.get_context("fork")
   gate = context.Barrier(3)
@@ -227,24 +227,24 @@ def test_one_writes_and_the_others_wait(tmp_path):
   assert [worker.exitcode for worker in workers] == [0, 0, 0]
   wanted = [
     row
-    for row in sources.read("text", str(tmp_path / "rows/*.jsonl"))
-    if not isinstance(row, sources.BadRow)
+    for row in sources.read_passages("text", str(tmp_path / "rows/*.jsonl"))
+    if not isinstance(row, sources.RejectedRow)
   ]
-  stored = list(local_kb.Passages(str(tmp_path / "kb"), "text"))
+  stored = list(local_kb.PassageFile(str(tmp_path / "kb"), "text"))
   assert [p.id for p in stored] == [p.id for p in wanted]
   assert not list(pathlib.Path(tmp_path / "kb").glob("draft-*"))
 
 
 def test_faults_are_counted_by_kind(tmp_path, caplog, monkeypatch):
-  monkeypatch.setattr(passage_writer, "_REASONS", 2)
+  monkeypatch.setattr(passage_writer, "_MAX_REASONS", 2)
   (tmp_path / "a.jsonl").write_text(
     '{"id": "a", "text": "b"}\n' * 9 + "{}\n[]\n" + '{"id": 1}\n'
   )
   (tmp_path / "kb").mkdir()
   with caplog.at_level("WARNING", "absl"):
-    note = passage_writer.prepare(
+    note = passage_writer.ensure_passages(
       str(tmp_path / "kb"),
-      sources.find("text", str(tmp_path / "a.jsonl")),
+      sources.open_source("text", str(tmp_path / "a.jsonl")),
       False,
     )
   assert note["rows"] == 1

@@ -8,7 +8,7 @@ from PIL import Image
 
 from r1router_jax.common import row_files
 from r1router_jax.common.records import Passage
-from r1router_jax.common.row_files import BadRow
+from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import sources
 
 GOOD = b'{"id": "a", "text": "b"}\n'
@@ -17,7 +17,7 @@ GOOD = b'{"id": "a", "text": "b"}\n'
 def read(tmp_path, data, kb="text", name="rows.jsonl"):
   path = tmp_path / name
   path.write_bytes(data)
-  return list(sources.read(kb, str(path)))
+  return list(sources.read_passages(kb, str(path)))
 
 
 BAD = {
@@ -48,7 +48,7 @@ BAD = {
 @pytest.mark.parametrize("words", BAD)
 def test_bad_row_is_named_and_the_next_is_read(tmp_path, words):
   bad, good = read(tmp_path, BAD[words] + b"\n" + GOOD)
-  assert isinstance(bad, BadRow)
+  assert isinstance(bad, RejectedRow)
   assert bad.where == f"{tmp_path}/rows.jsonl:1"
   assert words.replace("\\\\", "\\") in bad.reason and bad.cure
   assert good == Passage(id="a", kb="text", text="b", score=good.score)
@@ -70,7 +70,7 @@ def test_harmless_oddities(tmp_path, data):
 
 def test_other_encoding_is_named(tmp_path):
   found = read(tmp_path, GOOD.decode().encode("utf-16"))
-  assert found and all(isinstance(row, BadRow) for row in found)
+  assert found and all(isinstance(row, RejectedRow) for row in found)
   assert "UTF-8" in found[0].reason
 
 
@@ -88,7 +88,7 @@ def test_id_that_comes_twice_is_named(tmp_path):
 
 
 def test_ids_are_known_from_block_to_block(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, "BLOCK", 3)
+  monkeypatch.setattr(sources, "BLOCK_ROWS", 3)
   names = "abcdbefgah"
   rows = b"".join(b'{"id": "%c", "text": "x"}\n' % ord(n) for n in names)
   found = read(tmp_path, rows)
@@ -104,11 +104,11 @@ def test_long_texts_become_windows(tmp_path):
   assert [p.id for p in passages] == ["a#0", "a#1", "a#2"]
   for passage, start in zip(passages, (0, 50, 75), strict=True):
     assert passage.text == " ".join(["T", *words[start : start + 100]])
-  assert row_files.windows(" ".join(words[:150])) == [
+  assert row_files.split_windows(" ".join(words[:150])) == [
     " ".join(words[:100]),
     " ".join(words[50:150]),
   ]
-  assert row_files.windows("short  text") == ["short  text"]
+  assert row_files.split_windows("short  text") == ["short  text"]
 
 
 def test_whole_rows_stay_as_they_are(tmp_path):
@@ -118,7 +118,7 @@ def test_whole_rows_stay_as_they_are(tmp_path):
   assert (passage.id, passage.text) == ("a#0", text)
   for wrong in (dict(whole="yes"), dict(text="")):
     (bad,) = read(tmp_path, json.dumps(whole | wrong).encode())
-    assert isinstance(bad, BadRow), wrong
+    assert isinstance(bad, RejectedRow), wrong
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
   (passage,) = read(
     tmp_path, json.dumps(whole | dict(text="", image="a.png")).encode(), "image"
@@ -137,7 +137,7 @@ def test_many_files_and_packed_ones(tmp_path, pack):
       pack(b"id,text\n%d,b\n" % number)
     )
   for pattern in (f"passages-*.jsonl{end}", f"rows-*.csv{end}"):
-    found = sources.read("text", str(tmp_path / pattern))
+    found = sources.read_passages("text", str(tmp_path / pattern))
     assert [p.id for p in found] == ["0", "1", "2"]
 
 
@@ -158,12 +158,12 @@ def test_reading_begins_anywhere(tmp_path):
         b'{"id": "%d", "text": "x"}\n' % (10 * number + i) for i in range(4)
       )
     )
-  source = sources.find("text", str(tmp_path / "*.jsonl"))
-  every = list(sources.rows(source))
+  source = sources.open_source("text", str(tmp_path / "*.jsonl"))
+  every = list(sources.read_raw_rows(source))
   assert len(every) == 12
   for start in range(13):
-    assert list(sources.rows(source, start)) == every[start:]
-    assert list(sources.rows(source, start, 7)) == every[start:7]
+    assert list(sources.read_raw_rows(source, start)) == every[start:]
+    assert list(sources.read_raw_rows(source, start, 7)) == every[start:7]
 
 
 def test_tables_are_flattened(tmp_path):
@@ -189,7 +189,7 @@ def test_tables_are_flattened(tmp_path):
     dict(rows=[[["1"], None]]),
   ):
     (bad,) = read(tmp_path, json.dumps(table | wrong).encode(), "table")
-    assert isinstance(bad, BadRow), wrong
+    assert isinstance(bad, RejectedRow), wrong
 
 
 def test_csv(tmp_path):
@@ -212,7 +212,7 @@ def test_folder_of_pictures(tmp_path):
   (folder / "b" / "x.txt").write_text("A\n caption")
   (folder / "broken.jpg").write_bytes(b"no picture")
   (folder / "notes.md").write_text("ignored")
-  bad, good, caption = sources.read("image", str(folder))
+  bad, good, caption = sources.read_passages("image", str(folder))
   assert (good.text, good.image) == ("red flag", "red_flag.png")
   assert (caption.id, caption.text) == ("b/x.webp", "A caption")
   assert "broken.jpg" in bad.where and "broken.jpg" in str(bad)
@@ -224,7 +224,7 @@ def test_folder_of_pictures(tmp_path):
 def test_pictures_of_rows_stay_in_their_folder(tmp_path, image):
   row = json.dumps(dict(id="a", text="b", image=image)).encode()
   (bad,) = read(tmp_path, row, "image")
-  assert isinstance(bad, BadRow)
+  assert isinstance(bad, RejectedRow)
 
 
 @pytest.mark.parametrize(
@@ -233,21 +233,21 @@ def test_pictures_of_rows_stay_in_their_folder(tmp_path, image):
     ("text", "nowhere.jsonl", "does not exist"),
     ("text", "", "does not exist"),
     ("text", ".", "none that the text"),
-    ("image", "x.pdf", "or a folder of pictures"),
+    ("image", "x.pdf", "or a folder of images"),
     ("text", "*.jsonl", "does not exist"),
     ("text", "wiki:.", "does not exist.* wikipedia:PATH"),
     ("text", "wikipedia:.", "holds no such file"),
-    ("table", "wikipedia:.", "is for --kb=text, not table"),
+    ("table", "wikipedia:.", "is for --kind=text, not table"),
   ],
 )
 def test_bad_source(tmp_path, monkeypatch, kb, source, words):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "x.pdf").touch()
   with pytest.raises(ValueError, match=words):
-    sources.read(kb, source)
+    sources.read_passages(kb, source)
 
 
 def test_strict_json_keeps_what_is_right():
   value = {"a": [1, 2.5, None, True, "é\u2028"]}
-  assert row_files.parse(json.dumps(value).encode()) == value
-  assert np.isclose(row_files.parse(b"1e300"), 1e300)
+  assert row_files.parse_json(json.dumps(value).encode()) == value
+  assert np.isclose(row_files.parse_json(b"1e300"), 1e300)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from r1router_jax.common.row_files import BadRow
+from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import sources, wikipedia
 
 # What wikiextractor 3.1.0 wrote of a small dump, and with --json.
@@ -52,7 +52,7 @@ def read(tmp_path, data, name="AA/wiki_00"):
   path = tmp_path / "extracted" / name
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data)
-  return list(sources.read("text", f"wikipedia:{tmp_path / 'extracted'}"))
+  return list(sources.read_passages("text", f"wikipedia:{tmp_path / 'extracted'}"))
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ BAD = {
 @pytest.mark.parametrize("words", BAD)
 def test_a_bad_article_is_named_and_the_next_is_read(tmp_path, words):
   bad, good = read(tmp_path, BAD[words] + DOC.replace(b'"1"', b'"2"'))
-  assert isinstance(bad, BadRow) and words in bad.reason
+  assert isinstance(bad, RejectedRow) and words in bad.reason
   assert bad.where.endswith("wiki_00:1") and good.id == "2"
 
 
 def test_articles_of_any_size_stay_in_bounds(tmp_path, monkeypatch):
-  monkeypatch.setattr(wikipedia, "MAX_ARTICLE", 100)
+  monkeypatch.setattr(wikipedia, "MAX_ARTICLE_BYTES", 100)
   many = DOC.replace(b"word " * 9, b"word word\n" * 30)
   one = DOC.replace(b"word ", b"w" * 60)
   found = read(tmp_path, many + one + DOC.replace(b'"1"', b'"2"'))
@@ -211,7 +211,7 @@ def test_articles_of_any_size_stay_in_bounds(tmp_path, monkeypatch):
 def test_a_dump_is_left_to_wikiextractor(tmp_path, name):
   (tmp_path / name).touch()
   with pytest.raises(ValueError, match="pip install wikiextractor"):
-    sources.read("text", f"wikipedia:{tmp_path / name}")
+    sources.read_passages("text", f"wikipedia:{tmp_path / name}")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
