@@ -122,7 +122,10 @@ class JsonHttpClient:
   ):
     self.address, self._in_flight = validate_address(address), in_flight
     self._deadline = DEADLINE_SECONDS if deadline is None else deadline
+    # Only a plain body can be bounded while it is read: a small compressed one
+    # may expand to any size.
     self._headers = {"Accept-Encoding": "identity"} | dict(headers or {})
+    # Made once, since reading all certificates takes time.
     self._trust = ssl.create_default_context()
 
   def get(self, path: str) -> Any:
@@ -248,6 +251,7 @@ class JsonHttpClient:
       headers={"Content-Type": "application/json"},
     ) as answer:
       status, ok = answer.status_code, answer.status_code == 200
+      # Of an error's body a message shows only the beginning.
       body = await _read_body(
         answer, MAX_ANSWER_BYTES if ok else _EXCERPT_CHARS
       )
@@ -275,6 +279,7 @@ class JsonHttpClient:
 
 async def _read_body(answer: httpx.Response, limit: int) -> bytes:
   """Read the body, stopping soon after `limit` bytes if it is longer."""
+  # The limit holds while the body comes in, since a body may have no end.
   parts, size = [], 0
   async for part in answer.aiter_raw():
     parts.append(part)
@@ -296,6 +301,7 @@ def _run_in_thread(coroutine: Coroutine) -> Any:
     try:
       result.set_result(asyncio.run(coroutine))
     except BaseException as error:
+      # Raised again in the caller's thread, by `result()`.
       result.set_exception(error)
 
   # A daemon, so that Ctrl-C need not wait for the thread.
@@ -311,6 +317,7 @@ def validate_address(address: str) -> str:
   """
   try:
     parts = urllib.parse.urlsplit(address)
+    # `hostname` and `port` raise ValueError if they are bad.
     good = (
       parts.scheme in ("http", "https")
       and parts.hostname

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+# Formats that are decoded; Pillow's other decoders are less well tested.
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 MAX_BYTES = 20 << 20
@@ -57,6 +58,7 @@ def resolve_path(name: str, root: str) -> str:
       "below the image folder, without backslash, colon or hidden "
       "characters."
     )
+  # Both are free of links, so that a link inside the folder cannot lead out.
   folder = os.path.realpath(root)
   path = os.path.realpath(os.path.join(folder, name))
   if os.path.isabs(name) or not path.startswith(folder + os.sep):
@@ -84,6 +86,7 @@ def load_image(
     path = resolve_path(path, root)
   data = read_image_bytes(path)
   try:
+    # This reads the header alone; `image.load` decodes the pixels.
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_header(*image.size)
     image.load()
@@ -191,6 +194,7 @@ def center_crop(
   shorter = min(image.shape[:2])
   height, width = (side * x // shorter for x in image.shape[:2])
   image = resize_image(image, height, width)
+  # Python rounds halves to even numbers, as torchvision does.
   top, left = (round((x - side) / 2) for x in (height, width))
   return image[top : top + side, left : left + side]
 

@@ -25,6 +25,7 @@ def append_rows(
   text = "".join(json.dumps(row) + "\n" for row in rows)
   if torn:  # A killed run left half a line, which must not swallow the next.
     text = "\n" + text
+  # A single write, so that a kill tears at most the last line.
   with path.open("a", encoding="utf-8") as file:
     file.write(text)
     file.flush()

@@ -31,6 +31,9 @@ TERMINAL_FAULTS = ("stuck", "repeated", "input")
 FORMAT_FAULTS = ("plan", "answer", "final")
 
 
+# --- Knowledge bases ----------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
 class Passage:
   """One entry of a knowledge base, as a prompt shows it.
@@ -63,6 +66,9 @@ class Query:
   image: str = ""
 
 
+# --- Parsed responses of a policy ---------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """What a plan step says: reasoning, the next sub-question, where to ask.
@@ -70,19 +76,13 @@ class Plan:
   Attributes:
     thought: the reasoning.
     sub_question: what to ask next.
-    route: one of `ROUTES`.
-    also: further routes that are asked the same, where a policy may name some.
+    routes: the knowledge bases to search, each one of `KBS`, in the order in
+      which the policy named them; empty where the policy knows enough.
   """
 
   thought: str
   sub_question: str
-  route: str
-  also: tuple[str, ...] = ()
-
-  @property
-  def routes(self) -> tuple[str, ...]:
-    """All of them, in the order in which they were named."""
-    return self.route, *self.also
+  routes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,9 @@ class Malformed:
 
   text: str
   reason: str
+
+
+# --- Questions and their gold rounds ------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +151,9 @@ class Question:
   interval: tuple[float, ...] = ()
 
 
+# --- Records of what a policy did ---------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
 class Response:
   """One sampled text with its tokens `T` and their log-probabilities (nats).
@@ -189,6 +195,9 @@ class Trajectory:
   faults: tuple[str, ...] = ()
   tokens: int = 0
   truncated_tokens: int = 0
+
+
+# --- Training rows ------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

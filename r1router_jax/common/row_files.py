@@ -141,6 +141,7 @@ def open_decompressed(
   """
   with open_file(path) as file:
     try:
+      # The decoders raise their errors while the caller reads inside the block.
       if path.endswith(".bz2"):
         file = bz2.open(file)
       elif path.endswith(".gz"):
@@ -224,6 +225,7 @@ def parse_json(
     RowError: the bytes are no such value.
   """
   try:
+    # A very long number raises ValueError, too: Python limits its digits.
     return json.loads(
       line.decode("utf-8"),
       parse_constant=parse_constant or _reject_constant,
@@ -277,6 +279,7 @@ def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
   """
   with (
     open_decompressed(path, open_file) as file,
+    # The csv module splits lines itself, since a field may hold line breaks.
     io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
   ):
     reader = csv.DictReader(text, strict=True)
@@ -358,6 +361,7 @@ def validate_text(name: str, value: object) -> str:
       f'"{name}" holds the control character {control[0]!a}', "Remove it"
     )
   try:
+    # JSON may escape half a surrogate pair, which UTF-8 cannot hold.
     value.encode()
   except UnicodeEncodeError:
     raise RowError(
@@ -375,6 +379,7 @@ def split_windows(text: str) -> list[str]:
   words = text.split()
   if len(words) <= WINDOW_WORDS:
     return [text]
+  # Windows that are full; the last words may lie behind them.
   starts = list(range(0, len(words) - WINDOW_WORDS + 1, STRIDE_WORDS))
   if starts[-1] + WINDOW_WORDS < len(words):
     starts.append(len(words) - WINDOW_WORDS)

@@ -29,7 +29,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
     gold=list(question.answers),
     rounds=[
       dict(
-        vars(round_.plan),
+        _plan_to_row(round_.plan),
         passages=[vars(p) for p in round_.passages],
         answer=vars(round_.answer),
       )
@@ -38,7 +38,21 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
     final=vars(trajectory.final),
     faults=list(trajectory.faults),
     tokens=trajectory.tokens,
+    # The key keeps the name that it had in the first files.
     cut=trajectory.truncated_tokens,
+  )
+
+
+def _plan_to_row(plan: Plan) -> dict[str, Any]:
+  """Return a plan under the keys of a row: its first route, then the others.
+
+  Only plans that were carried out are written, so there is a first route.
+  """
+  return dict(
+    thought=plan.thought,
+    sub_question=plan.sub_question,
+    route=plan.routes[0],
+    also=plan.routes[1:],
   )
 
 
@@ -54,15 +68,14 @@ def from_row(row: Mapping[str, Any], question: Question) -> Trajectory:
   rounds = tuple(
     Round(
       Plan(
-        of["thought"],
-        of["sub_question"],
-        of["route"],
-        tuple(of.get("also", ())),
+        fields["thought"],
+        fields["sub_question"],
+        (fields["route"], *fields.get("also", ())),
       ),
-      tuple(Passage(**passage) for passage in of["passages"]),
-      _parse_answer(of["answer"]),
+      tuple(Passage(**passage) for passage in fields["passages"]),
+      _parse_answer(fields["answer"]),
     )
-    for of in row["rounds"]
+    for fields in row["rounds"]
   )
   return Trajectory(
     question,
@@ -70,6 +83,7 @@ def from_row(row: Mapping[str, Any], question: Question) -> Trajectory:
     _parse_answer(row["final"]),
     tuple(row["faults"]),
     row["tokens"],
+    # Rows of the first files do not say it.
     row.get("cut", 0),
   )
 

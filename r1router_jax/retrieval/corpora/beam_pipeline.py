@@ -124,7 +124,9 @@ def split_shard(shard: Shard, source: sources.Source) -> Iterator[Shard]:
   if len(shard.paths) > 1:
     yield shard
     return
+  # Cutting a file into raw rows is cheap beside parsing them.
   count = sum(1 for _ in _shard_rows(shard, source))
+  # Ceiling of the division.
   step = max(SHARD_ROWS, -(-count // MAX_SHARDS_PER_FILE))
   for number, start in enumerate(range(0, count, step)):
     yield Shard(f"{shard.name}-{number:02d}", shard.paths, start, start + step)
@@ -155,6 +157,7 @@ def write_shard(
     end ("count", reason, number of rows) for each reason to leave rows out, and
     for all rows under "rows".
   """
+  # Beam may repeat a step that failed late, so each time has its own file.
   turn = "second" if repeated else "first"
   repeated, counts = set(repeated), collections.Counter()
   with (

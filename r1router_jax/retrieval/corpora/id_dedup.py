@@ -29,6 +29,7 @@ class IdSet:
 
     An id that occurs twice in the batch is new the first time only.
     """
+    # `first` is the position in the batch of the first of equal hashes.
     unique, first = np.unique(hashes, return_index=True)
     known = np.zeros(len(unique), bool)
     for run in self._runs:
@@ -57,5 +58,6 @@ def _contains_sorted(
   """Return whether each value is in a sorted array."""
   if not len(run):
     return np.zeros(len(values), bool)
+  # A value larger than all has position len(run), which is out of bounds.
   position = np.minimum(np.searchsorted(run, values), len(run) - 1)
   return run[position] == values

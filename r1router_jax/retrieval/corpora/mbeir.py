@@ -52,6 +52,7 @@ def to_passages(
   # Fields that the modality does not name are ignored, even if they are bad.
   found = {"txt": "", "img_path": ""}
   for name in _FIELDS[modality]:
+    # Fields that do not apply are null in published pools.
     found[name] = row_files.validate_text(name, fields.get(name) or "")
     if not found[name].strip():
       raise RowError(

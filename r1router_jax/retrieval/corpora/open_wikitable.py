@@ -54,6 +54,7 @@ def read_rows(
   Raises:
     ValueError: the file as a whole cannot be read.
   """
+  # One byte more than allowed tells a larger file without reading it all.
   with row_files.open_decompressed(path, open_file) as file:
     data = file.read(MAX_BYTES + 1)
   if len(data) > MAX_BYTES:
@@ -91,6 +92,7 @@ def to_passages(
   number, cells = row
   fields = {name: row_files.parse_json(value) for name, value in cells.items()}
   text = fields.get("flattened")
+  # None of a column that is there is an error, and not a reason to compose.
   if "flattened" not in fields:
     text = flatten_table(fields | {"title": fields.get("page_title", "")})
   if not row_files.validate_text("flattened", text).strip():
@@ -148,6 +150,7 @@ def _find_columns(path: str, data: bytes) -> dict[str, array.array]:
   columns = {}
   row_names = {}  # By column, a hash of the names of its rows, in order.
   depth, name, last_string = 0, "", b""
+  # Depth 1 is inside the table, depth 2 inside a column.
   for token in _TOKEN.finditer(data):
     mark = token[0][:1]
     if mark in b"]}":
@@ -160,10 +163,12 @@ def _find_columns(path: str, data: bytes) -> dict[str, array.array]:
     elif mark == b":" and depth == 2 and columns:  # A cell begins.
       columns[name].append(token.end())
       row_names[name] = hash((row_names[name], last_string))
+    # An open cell ends at a comma or brace of its column, not of its own value.
     elif columns and len(columns[name]) % 2 and depth == _CELL_ENDS.get(mark):
       columns[name].append(token.start())
     if mark in b"[{":
       depth += 1
+  # Columns must have equally many cells, and each at least one.
   sizes = {len(bounds) for bounds in columns.values()}
   same_rows = len(set(row_names.values())) == 1 and len(sizes) == 1
   if depth or not same_rows or 0 in sizes:

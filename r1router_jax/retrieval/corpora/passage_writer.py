@@ -106,6 +106,7 @@ def ensure_passages(
         folder,
         note["pictures"],
       )
+    # A draft of another source, or of changed files, has another name.
     draft = os.path.join(folder, f"draft-{fingerprint}")
     journal = _write_draft(draft, source)
     note = dict(
@@ -127,6 +128,7 @@ def _exclusive_lock(folder: str) -> Iterator[None]:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       logging.info("%s: another process reads the corpus; waiting.", folder)
+      # This waits; the kernel frees the lock even if the other is killed.
       fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
       raise ValueError(
@@ -197,6 +199,7 @@ def _write_draft(draft: str, source: sources.Source) -> WriteJournal:
     for block in progress.progress(blocks, f"read {source.kb}, blocks"):
       journal = _append_block(files, source.kb, journal, digest, *block)
       _save_journal(draft, files, journal)
+    # Everything is read: check that some rows are good, and finish the files.
     journal = dataclasses.replace(journal, whole=True)
     _log_skipped(draft, source.kb, journal)
     _write_offsets(draft, journal.rows)
@@ -295,9 +298,11 @@ def _log_skipped(draft: str, kb: str, journal: WriteJournal) -> None:
     ValueError: no row was usable; the draft is deleted.
   """
   bad = sum(journal.reasons.values())
+  # The ten most frequent reasons, the most frequent first.
   most = sorted(journal.reasons.items(), key=lambda item: -item[1])[:10]
   why = ", ".join(f"{count:,} ({reason})" for reason, count in most)
   if not journal.rows:
+    # Else the next run would find a finished draft without passages.
     shutil.rmtree(draft)
     raise ValueError(
       f"The corpus has no usable row: {bad} are bad: {why}.  Mend it."

@@ -156,6 +156,7 @@ def absolute_source(source: str) -> str:
 def _split_source(source: str) -> tuple[str, str]:
   """Return the corpus and the path that a source names."""
   corpus, _, path = source.partition(":")
+  # A colon may also be part of a user's path.
   return (corpus, path) if path and corpus in CORPORA else ("own", source)
 
 
@@ -182,6 +183,7 @@ def open_source(kb: str, source: str, image_folder: str = "") -> Source:
   if not os.path.exists(path):
     paths = sorted(glob.glob(path, recursive=True))
   if corpus != "own":
+    # A folder stands for the corpus's own files below it.
     paths = [file for path in paths for file in _corpus_files(corpus, path)]
   paths = validate_paths(kb, corpus, source, paths)
   return Source(kb, corpus, paths, resolve_image_folder(source, image_folder))
@@ -200,6 +202,7 @@ def resolve_corpus(kb: str, source: str, image_folder: str) -> tuple[str, str]:
     raise ValueError(
       f"--source={source} is for --kind={' or '.join(kbs)}, not {kb}."
     )
+  # Pools name images relative to a folder that lies elsewhere.
   if name == "mbeir" and not image_folder:
     raise ValueError(
       f"--source={source} needs --images, the folder that holds mbeir_images."
@@ -211,6 +214,7 @@ def _corpus_files(corpus: str, path: str) -> list[str]:
   """Return `path`, or the files of a corpus below it, in order of names."""
   if not os.path.isdir(path):
     return [path]
+  # Sorted by whole paths, so that AA/wiki_01 comes before AB/wiki_00.
   return sorted(
     os.path.join(base, file)
     for base, _, found in os.walk(path)
@@ -279,6 +283,7 @@ def read_raw_rows(
 def parse_row(source: Source, where: str, row: Any) -> ParsedRow:
   """Return the id of a raw row and its passages, or why it is rejected."""
   try:
+    # The file's reader may have found a fault already.
     if isinstance(row, RowError):
       raise row
     to_passages = CORPORA[source.corpus].to_passages
@@ -317,6 +322,7 @@ def read_blocks(
     block.append((where, parsed))
     if not isinstance(parsed, RejectedRow):
       size += sum(len(passage.text) for passage in parsed[1])
+    # Rows bound the work between two saves, and bytes the memory.
     if len(block) == BLOCK_ROWS or size > BLOCK_BYTES:
       yield _drop_duplicates(block, known_ids)
       block, size = [], 0
@@ -328,6 +334,7 @@ def _drop_duplicates(
   block: list[tuple[str, ParsedRow]], known_ids: id_dedup.IdSet
 ) -> tuple[int, list[Passage | RejectedRow], np.ndarray]:
   """Reject the rows of a block whose ids came before; see `read_blocks`."""
+  # Ids of rejected rows do not count: a later good row may have the same.
   hashes = id_dedup.hash_ids(
     [parsed[0] for _, parsed in block if not isinstance(parsed, RejectedRow)]
   )

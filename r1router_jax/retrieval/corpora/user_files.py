@@ -87,12 +87,14 @@ def _validate_fields(kb: str, row: dict) -> dict[str, str]:
   fields = {name: row.get(name, "") for name in _FIELDS}
   if kb == "table" and "rows" in row:
     fields["text"] = open_wikitable.flatten_table(row)
+  # All values are texts; CSV rows have no others.
   for name, value in fields.items():
     row_files.validate_text(name, value)
   whole = row.get("whole", False)
   if not isinstance(whole, bool):
     raise RowError(f'"whole" is {str(whole)[:40]!a}', "Write true or false")
 
+  # An image can be found without a caption, but only as a passage.
   required = ["id", "text"]
   if whole and fields["image"]:
     required.remove("text")

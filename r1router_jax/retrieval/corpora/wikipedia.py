@@ -125,6 +125,7 @@ def to_passages(
     raise _excluded_article(
       f"fewer than {MIN_WORDS} words" if words else "no text"
     )
+  # A short text is returned as it stands, so its white space is cleaned first.
   windows = row_files.split_windows(" ".join(words))
   return article_id, [
     Passage(
@@ -144,6 +145,7 @@ def _excluded_article(reason: str) -> RowError:
 def _parse_doc(row: bytes) -> tuple[str, str, str]:
   """Return the id, title and text of a <doc>."""
   head, _, text = row.partition(b"\n")
+  # The title may hold quotation marks, so it runs to the last one.
   match = _HEAD.match(head)
   if not match:
     raise RowError("its <doc> names no id or title", "Extract it again")
