@@ -1,4 +1,4 @@
-"""Shows the progress of long loops with their rate and remaining time."""
+"""Progress of long loops, with their rate and the time left."""
 
 import sys
 import time
@@ -11,16 +11,23 @@ import tqdm
 T = TypeVar("T")
 
 
-def progress(
+def show_progress(
   items: Iterable[T],
   desc: str,
   *,
   total: int | None = None,
   every: float = 10.0,
 ) -> Iterator[T]:
-  """Passes `items` on and shows how far we are, with the time left.
+  """Yield from `items` and show the progress, with the time left.
 
-  A bar on a terminal, else a plain line every `every` seconds and at the end.
+  A terminal gets a bar, any other stderr a plain line now and then; only
+  process 0 shows anything.
+
+  Args:
+    items: what to iterate over.
+    desc: the description before the numbers.
+    total: number of items; by default the length of `items`, if it has one.
+    every: seconds between two plain lines.
   """
   if total is None and hasattr(items, "__len__"):
     total = len(items)
@@ -29,30 +36,34 @@ def progress(
   elif sys.stderr.isatty():
     yield from tqdm.tqdm(items, desc=desc, total=total)
   else:
-    start = said = time.monotonic()
+    start = last_shown = time.monotonic()
     done = 0
     for item in items:
       yield item
       done += 1
       now = time.monotonic()
-      if now - said >= every and done != total:
-        said = now
-        _say(desc, done, total, now - start)
-    _say(desc, done, total, time.monotonic() - start)
+      # The last item has the line after the loop.
+      if now - last_shown >= every and done != total:
+        last_shown = now
+        _print_progress(desc, done, total, now - start)
+    _print_progress(desc, done, total, time.monotonic() - start)
 
 
-def _say(desc: str, done: int, total: int | None, spent: float) -> None:
-  rate = done / max(spent, 1e-9)
+def _print_progress(
+  desc: str, done: int, total: int | None, seconds: float
+) -> None:
+  """Print one line, e.g. "sft: 2 of 4 (50%), 12 s, 0.167/s, 12 s left"."""
+  rate = done / max(seconds, 1e-9)
   text = f"{desc}: {done}"
   if total:
     text += f" of {total} ({done / total:.0%})"
-  text += f", {_time(spent)}, {rate:.3g}/s"
+  text += f", {_format_duration(seconds)}, {rate:.3g}/s"
   if total and 0 < done < total:
-    text += f", {_time((total - done) / rate)} left"
+    text += f", {_format_duration((total - done) / rate)} left"
   print(text, file=sys.stderr, flush=True)
 
 
-def _time(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:

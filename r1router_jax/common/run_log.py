@@ -1,14 +1,14 @@
-"""What a run says while it runs: scalars in files, progress on the screen.
+"""The log of a training run: scalars and samples in files and on dashboards.
 
 Only process 0 writes.  `metrics.jsonl` holds one JSON object per logged step,
-so it can be followed; `samples.jsonl` some groups of samples.  A run that goes
-on from a checkpoint drops the lines of later steps, and a torn one, so each
-step is there once.  JSON has no NaN: a number that is not finite is written as
-null, warned of and counted.
+so that it can be followed while the run goes on; `samples.jsonl` holds some
+groups of sampled responses.  A run that continues from a checkpoint drops the
+lines of later steps, and a torn one, so that each step is logged once.  JSON
+has no NaN: a number that is not finite is written as null, with a warning.
 
-TensorBoard finds the scalars below `tensorboard`, in one file for each time
-that the run was started; each begins with the step from which older files are
-no longer true, and TensorBoard drops their later points.
+TensorBoard reads the scalars below `tensorboard`, in one file for each time
+that the run was started.  Each file begins with a mark at the first step that
+it holds, and TensorBoard drops what older files say of this step and later.
 """
 
 import contextlib
@@ -26,140 +26,172 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from r1router_jax.common.text import clean
+from r1router_jax.common import jsonl
+from r1router_jax.common.files import atomic_write
+from r1router_jax.common.text import sanitize_text
 
-FILE, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 
-EXCERPT = 120  # Characters of a text that the log shows of a sample.
+# Characters of a question or response that a line on the screen shows.
+EXCERPT = 120
 
 
-class Telemetry:
-  """Writes a run's scalars below `workdir`.
+class RunLog:
+  """Writes the scalars and samples of a run below its `workdir`.
 
   Args:
-    workdir: of the run; in a bucket nothing is written for TensorBoard, whose
-      files have to grow.
-    after: the step that the run goes on from.
+    workdir: the run's folder; in a bucket nothing is written for TensorBoard,
+      whose files have to grow.
+    after: the step that the run continues from.
     wandb: the project of Weights & Biases that gets the scalars, too, or "".
 
   Attributes:
-    lines: all that the run has logged, by process 0.
-    not_finite: how many numbers were written as null.
+    lines: all lines of scalars that process 0 has logged; empty elsewhere.
 
   Raises:
-    ValueError: where wandb is wanted and not installed.
+    ValueError: if wandb is wanted and not installed.
   """
 
   def __init__(
     self, workdir: str | epath.PathLike, *, after: int = 0, wandb: str = ""
   ):
     self.lines: list[dict[str, Any]] = []
-    self.not_finite = 0
     self._writes = jax.process_index() == 0
     self._seconds: dict[str, float] = {}
-    self._board = self._wandb = None
+    self._tensorboard = self._wandb = None
     if self._writes:
       folder = epath.Path(workdir)
       folder.mkdir(parents=True, exist_ok=True)
-      self._metrics, self._samples = (
-        _Lines(folder / name, after) for name in (FILE, SAMPLES)
-      )
+      self._metrics = _JsonLinesFile(folder / METRICS_FILE, after)
+      self._samples = _JsonLinesFile(folder / SAMPLES_FILE, after)
       self.lines = list(self._metrics.kept)
       if wandb:
         self._wandb = _open_wandb(wandb, folder, after)
       if "://" not in str(workdir):
-        self._board = _Board(folder / "tensorboard", after)
+        self._tensorboard = _TensorBoardFile(folder / "tensorboard", after)
 
-  def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Appends one line: numbers or arrays of one element, by name.
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Append one line of scalars, with the seconds timed since the last one.
 
-    Times taken by `timed` since the last line go with it.
+    Args:
+      step: the step that the line is about.
+      scalars: numbers, or arrays of one element, by name.
+
+    Raises:
+      ValueError: if a value is not one number.
     """
-    numbers = {name: self._number(name, x) for name, x in scalars.items()}
+    numbers = {name: _to_number(name, x) for name, x in scalars.items()}
     numbers |= {f"seconds/{name}": x for name, x in self._seconds.items()}
     self._seconds = {}
     if not self._writes:
       return
     self.lines.append({"step": step} | numbers)
     self._metrics.append(self.lines[-1:])
-    known = {name: x for name, x in numbers.items() if x is not None}
-    if self._board is not None:
-      self._board.append(step, known)
+    # The dashboards know no null.
+    finite = {name: x for name, x in numbers.items() if x is not None}
+    if self._tensorboard is not None:
+      self._tensorboard.append(step, finite)
     if self._wandb is not None:
-      self._wandb.log(known, step=step, commit=True)
+      self._wandb.log(finite, step=step, commit=True)
 
-  def sample(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Appends a line for each group of samples, and logs a little of it.
+  def write_samples(
+    self, step: int, groups: Sequence[Mapping[str, Any]]
+  ) -> None:
+    """Append a line for each group of samples, and show excerpts on the screen.
 
     Args:
-      step: the iteration that drew them.
-      groups: what JSON can hold; with `kind`, `question`, `responses` and
-        their `rewards`.
+      step: the iteration that drew the samples.
+      groups: JSON objects with `kind`, `question`, `responses` and their
+        `rewards`, and any other keys.
     """
     if not self._writes:
       return
     self._samples.append([{"step": step} | group for group in groups])
     for group in groups:
       pairs = sorted(zip(group["rewards"], group["responses"], strict=True))
-      ends = "; ".join(
-        f"{reward:.2f} for {clean(text, EXCERPT)}"
+      best_and_worst = "; ".join(
+        f"{reward:.2f} for {sanitize_text(text, EXCERPT)}"
         for reward, text in (pairs[-1], pairs[0])
       )
+      question = sanitize_text(group["question"], EXCERPT)
       logging.info(
-        "%d, %s, %s: %s",
-        step,
-        group["kind"],
-        clean(group["question"], EXCERPT),
-        ends,
+        "%d, %s, %s: %s", step, group["kind"], question, best_and_worst
       )
 
   @contextlib.contextmanager
-  def timed(self, name: str) -> Iterator[None]:
-    """Adds the seconds spent inside to `seconds/<name>` of the next line."""
+  def time_phase(self, name: str) -> Iterator[None]:
+    """Add the seconds spent in the context to `seconds/<name>`."""
     start = time.perf_counter()
     try:
       yield
     finally:
-      self._spend(name, time.perf_counter() - start)
+      self._add_seconds(name, time.perf_counter() - start)
 
-  def spent(self, seconds: Mapping[str, float], *, within: str) -> None:
-    """Gives phases their part of the seconds that `within` was timed for."""
+  def attribute_seconds(
+    self, seconds: Mapping[str, float], *, within: str
+  ) -> None:
+    """Move seconds of the phase `within` to the phases that it is made of.
+
+    Args:
+      seconds: seconds of each inner phase, by name.
+      within: a phase whose seconds `time_phase` has counted.
+    """
     for name, part in seconds.items():
-      self._spend(name, part)
-      self._spend(within, -part)
+      self._add_seconds(name, part)
+      self._add_seconds(within, -part)
 
-  def _spend(self, name: str, seconds: float) -> None:
+  def _add_seconds(self, name: str, seconds: float) -> None:
     self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-  def _number(self, name: str, value: Any) -> float | int | None:
-    try:
-      number = value if isinstance(value, int) else float(value)
-    except (TypeError, ValueError) as error:
-      raise ValueError(
-        f"scalar {name!r} is not one number: {value!r:.80}"
-      ) from error
-    if math.isfinite(number):
-      return number
-    self.not_finite += 1
-    logging.warning("%s is %s; written as null.", clean(name), number)
-    return None
+
+def read_metrics(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
+  """Return the logged lines of a run in order of step; empty if none."""
+  path = epath.Path(workdir) / METRICS_FILE
+  lines = {line["step"]: line for line in _read_lines(path)}
+  return [lines[step] for step in sorted(lines)]
 
 
-class _Lines:
-  """A file of JSON lines that grows, once those after a step are dropped."""
+def read_samples(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
+  """Return the groups of samples of a run, oldest first; empty if none."""
+  return _read_lines(epath.Path(workdir) / SAMPLES_FILE)
+
+
+def _to_number(name: str, value: Any) -> float | int | None:
+  """Return a scalar as a number of Python's, or None if it is not finite."""
+  try:
+    number = value if isinstance(value, int) else float(value)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"scalar {name!r} is not one number: {value!r:.80}"
+    ) from error
+  if math.isfinite(number):
+    return number
+  logging.warning("%s is %s; written as null.", sanitize_text(name), number)
+  return None
+
+
+class _JsonLinesFile:
+  """A file of JSON lines that is appended to.
+
+  Args:
+    path: the file; its lines of steps later than `after` are dropped.
+    after: the step that the run continues from.
+
+  Attributes:
+    kept: the lines that were not dropped.
+  """
 
   def __init__(self, path: epath.Path, after: int):
-    self.kept = [line for line in _rows(path) if line["step"] <= after]
-    self._path, self._bucket = path, "://" in str(path)
-    self._text = "".join(map(_line, self.kept))
+    self.kept = [line for line in _read_lines(path) if line["step"] <= after]
+    self._path, self._in_bucket = path, "://" in str(path)
+    self._text = "".join(map(_format_line, self.kept))
     if path.exists():
-      partial = path.with_name(f"{path.name}.partial")
-      partial.write_text(self._text)
-      partial.replace(path)
+      with atomic_write(path, "w") as file:
+        file.write(self._text)
 
   def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(map(_line, lines))
-    if self._bucket:  # Objects in a bucket cannot grow.
+    text = "".join(map(_format_line, lines))
+    if self._in_bucket:  # Objects in a bucket cannot grow: write all of it.
       self._text += text
       self._path.write_text(self._text)
     else:
@@ -167,60 +199,43 @@ class _Lines:
         file.write(text)
 
 
-class _Board:
-  """A file of TensorBoard's, in which all that is appended stands at once.
+class _TensorBoardFile:
+  """An event file of TensorBoard that is complete after each `append`.
 
-  (The library's `SummaryWriter` leaves it to a thread.)
+  (The library's `SummaryWriter` writes in a thread, which may be killed.)
   """
 
   def __init__(self, folder: epath.Path, after: int):
     folder.mkdir(exist_ok=True)
     # Named by the step, too: two starts may fall into one second.
     self._file = EventsWriter(str(folder / "events"), f".{after:09d}")
-    self._write(after + 1, session_log=SessionLog(status=SessionLog.START))
-
-  def append(self, step: int, scalars: Mapping[str, float | int]) -> None:
-    self._write(
-      step,
-      summary=Summary(
-        value=[
-          Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()
-        ]
-      ),
+    # The mark from which TensorBoard drops the points of older files.
+    self._write_event(
+      after + 1, session_log=SessionLog(status=SessionLog.START)
     )
 
-  def _write(self, step: int, **what: Any) -> None:
-    self._file.write_event(Event(wall_time=time.time(), step=step, **what))
+  def append(self, step: int, scalars: Mapping[str, float | int]) -> None:
+    values = [
+      Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()
+    ]
+    self._write_event(step, summary=Summary(value=values))
+
+  def _write_event(self, step: int, **content: Any) -> None:
+    event = Event(wall_time=time.time(), step=step, **content)
+    self._file.write_event(event)
     self._file.flush()
 
 
-def _line(scalars: Mapping[str, Any]) -> str:
+def _format_line(scalars: Mapping[str, Any]) -> str:
   return json.dumps(scalars, allow_nan=False) + "\n"
 
 
-def _rows(path: epath.Path) -> Iterator[dict[str, Any]]:
-  for text in path.read_text().split("\n") if path.exists() else ():
-    try:
-      line = json.loads(text)
-      line["step"]
-    except (ValueError, TypeError, KeyError):
-      continue  # Torn when a run was killed.
-    yield line
-
-
-def read(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
-  """The lines of a run in order of step; empty if it has written none."""
-  lines = {line["step"]: line for line in _rows(epath.Path(workdir) / FILE)}
-  return [lines[step] for step in sorted(lines)]
-
-
-def read_samples(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
-  """The groups that a run has shown, oldest first; empty if none."""
-  return list(_rows(epath.Path(workdir) / SAMPLES))
+def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
+  return [row for row in jsonl.read_rows(path) if "step" in row]
 
 
 def _open_wandb(project: str, folder: epath.Path, after: int) -> Any:
-  """The run in a project of Weights & Biases, anew or where it went on."""
+  """Start a run of Weights & Biases, or resume the one of this folder."""
   try:
     import wandb
   except ImportError as error:
@@ -228,13 +243,14 @@ def _open_wandb(project: str, folder: epath.Path, after: int) -> Any:
       f"config.wandb is {project!r}, and wandb is not installed: pip install "
       "'r1router_jax[wandb]', or set config.wandb to \"\"."
     ) from error
-  known = folder / "wandb.id"
-  if not (after and known.exists()):
-    known.write_text(secrets.token_hex(8))
+  id_file = folder / "wandb.id"
+  # A run that starts anew in the same folder gets an id of its own.
+  if not (after and id_file.exists()):
+    id_file.write_text(secrets.token_hex(8))
   return wandb.init(
     project=project,
     dir=str(folder),
     name=folder.name,
-    id=known.read_text(),
+    id=id_file.read_text(),
     resume="allow",
   )

@@ -1,4 +1,7 @@
-"""Rewards of what policies respond to gold steps, kept in a file as they come.
+"""Step rewards of policy policies: their responses to gold steps, scored.
+
+Results are appended to a JSONL file as they come, so that an interrupted run
+continues.
 
 Axes:  n steps
 """
@@ -13,111 +16,123 @@ from absl import logging
 from jaxtyping import Float
 
 from r1router_jax.common import jsonl, progress
-from r1router_jax.common.records import Query, Question, Step
+from r1router_jax.common.records import Question, Step
 from r1router_jax.data import gold_steps
 from r1router_jax.generation import token_sampling
-from r1router_jax.policy import policy
+from r1router_jax.policy.policy import Policy
 from r1router_jax.protocol import format
 from r1router_jax.retrieval import retriever
-from r1router_jax.retrieval.encoders import registry
+from r1router_jax.retrieval.retriever import KnowledgeBase
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing import policy_requests
 from r1router_jax.routing.episode import Walk
 
-EVERY = 8  # Of so many questions one has its gold steps rewarded.
+# The gold steps of every 8th question are scored.
+QUESTION_STRIDE = 8
 
-CHUNK = 390  # Steps between two lines of progress.
+# Steps between two lines of progress.
+STEPS_PER_CHUNK = 390
 
-SAMPLES = 1  # Per gold step; more would need programs of other shapes.
+# Sampled responses per step; more would compile programs of other shapes.
+SAMPLES_PER_STEP = 1
 
 
-def step_rewards(
-  trained: policy.Policy,
+def score_gold_steps(
+  policy: Policy,
   steps: Sequence[Step],
-  reward: step_reward.StepReward,
+  reward: step_reward.Reward,
   key: jax.Array,
   *,
   samples: int = 0,
 ) -> Float[np.ndarray, " n"]:
-  """The reward of the response to each gold step; 0 where none can be given.
+  """Return the reward of the policy's response to each gold step.
+
+  A step whose prompt cannot be read, e.g. for its image, has reward 0.
 
   Args:
-    trained: the policy.
-    steps: with the passages that answer steps read.
-    reward: of each.
-    key: of the samples.
-    samples: 0 for the greedy response, else the mean of so many drawn at
-      temperature 1.
+    policy: writes the responses.
+    steps: gold steps, with the passages that answer steps read.
+    reward: scores the responses.
+    key: key of the samples.
+    samples: 0 for the greedy response, else the number of responses at
+      temperature 1 whose rewards are averaged.
   """
-  members, earned = max(samples, 1), np.zeros(len(steps))
+  # 1. Leave out the prompts that cannot be read.
   prompts = [
     policy_requests.Prompt(
       Walk(step.question),
-      trained.settings.conversation(step),
-      functools.partial(format.parse, step.kind),
+      policy.config.build_prompt(step),
+      functools.partial(format.parse_response, step.kind),
     )
     for step in steps
   ]
-  unfit = [policy_requests.fits(trained, prompt) for prompt in prompts]
-  good = [i for i, fault in enumerate(unfit) if fault is None]
-  if len(good) < len(steps):
+  checked = [policy_requests.fits(policy, prompt) for prompt in prompts]
+  faults = [fault for fault in checked if fault is not None]
+  good = [i for i, fault in enumerate(checked) if fault is None]
+  if faults:
     logging.warning(
-      "%d of %d gold steps cannot be read and earn 0, the first since: %s",
-      len(steps) - len(good),
+      "%d of %d gold steps cannot be read and earn 0, the first because: %s",
+      len(faults),
       len(steps),
-      next(fault.reason for fault in unfit if fault),
+      faults[0].reason,
     )
-  for at in progress.progress(
-    range(0, len(good), CHUNK), f"step rewards, {CHUNK} steps each"
+
+  # 2. Respond and score, chunk by chunk.
+  group_size, rewards = max(samples, 1), np.zeros(len(steps))
+  sampling = token_sampling.SamplingParams(float(samples > 0))
+  for start in progress.show_progress(
+    range(0, len(good), STEPS_PER_CHUNK),
+    f"step rewards, {STEPS_PER_CHUNK} steps each",
   ):
-    chunk = good[at : at + CHUNK]
-    groups = trained.generate(
-      [prompts[i].prompt for i in chunk],
-      key,
-      members,
-      token_sampling.SamplingParams(float(samples > 0)),
+    chunk = good[start : start + STEPS_PER_CHUNK]
+    groups = policy.generate(
+      [prompts[i].prompt for i in chunk], key, group_size, sampling
     )
-    flat = reward(
-      [steps[i] for i in chunk for _ in range(members)],
-      [each.text for group in groups for each in group],
+    scored = reward.score(
+      [steps[i] for i in chunk for _ in range(group_size)],
+      [response.text for group in groups for response in group],
     )
-    earned[chunk] = flat.reshape(len(chunk), members).mean(axis=1)
-  return earned
+    rewards[chunk] = scored.total.reshape(len(chunk), group_size).mean(axis=1)
+  return rewards
 
 
-def of_policies(
-  policies: Mapping[str, policy.Policy],
+def score_policies(
+  policies: Mapping[str, Policy],
   labels: Mapping[str, dict],
-  kbs,
+  kbs: Mapping[str, KnowledgeBase],
   questions: Sequence[Question],
   seed: int,
   path: pathlib.Path,
-) -> dict[str, dict[str, np.ndarray]]:
-  """Rewards by policy, greedy and sampled; what the file holds is kept."""
-  retrieve = retriever.retriever(kbs)
-  some = questions[::EVERY]
-  steps = [
-    step for each in gold_steps.gold_steps(some, retrieve) for step in each
-  ]
-  minilm = registry.make("minilm")
-  reward = step_reward.StepReward(
-    lambda texts: minilm([Query(text) for text in texts]), preset="reference"
-  )
-  known, found = jsonl.read(path), {}
-  for name, trained in policies.items():
+) -> dict[str, dict[str, Float[np.ndarray, " n"]]]:
+  """Return the step rewards of each policy, greedy and sampled.
+
+  Args:
+    policies: policies by name.
+    labels: what names a policy in the file; rows of the same label, seed and
+      number of steps are read instead of computed again.
+    kbs: knowledge bases; answer steps read passages of theirs.
+    questions: questions with gold hops.
+    seed: seed of the sampled responses.
+    path: a JSONL file, with one row per policy.
+  """
+  retrieve = retriever.make_retriever(kbs)
+  traces = gold_steps.make_gold_steps(questions[::QUESTION_STRIDE], retrieve)
+  steps = [step for trace in traces for step in trace]
+  reward = step_reward.make_reward("reference")
+  known, rewards = jsonl.read_rows(path), {}
+  for name, policy in policies.items():
     label = dict(labels[name], seed=seed, steps=len(steps))
     row = next((row for row in known if label.items() <= row.items()), None)
     if row is None:
       logging.info("%s: %d gold steps, greedy, then sampled.", name, len(steps))
-      row = dict(
-        label,
-        **{
-          way: step_rewards(
-            trained, steps, reward, jax.random.key(seed), samples=samples
-          ).tolist()
-          for way, samples in (("greedy", 0), ("sampled", SAMPLES))
-        },
-      )
-      jsonl.append(path, [row])
-    found[name] = {way: np.array(row[way]) for way in ("greedy", "sampled")}
-  return found
+      row = label
+      for mode, samples in (("greedy", 0), ("sampled", SAMPLES_PER_STEP)):
+        key = jax.random.key(seed)
+        row[mode] = score_gold_steps(
+          policy, steps, reward, key, samples=samples
+        ).tolist()
+      jsonl.append_rows(path, [row])
+    rewards[name] = {
+      mode: np.array(row[mode]) for mode in ("greedy", "sampled")
+    }
+  return rewards

@@ -1,7 +1,8 @@
-"""Many devices: how parameters and batches lie on them.
+"""Device meshes, and how parameters and batches are sharded over them.
 
-A mesh says where parameters and batches lie: `make_mesh`, `RULES`, `shardings`.
-Where each device holds all parameters it is that of one host, `local_mesh`.
+`SHARDING_RULES` give the sharding of each parameter on a mesh of all devices
+(`make_mesh`).  Where every device holds all parameters, the mesh is that of one
+host's devices (`local_mesh`).
 """
 
 import math
@@ -16,17 +17,19 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA = "data"  # The axis name of every pmap, and of the mesh's batch axis.
+# The axis name of every pmap, and of the mesh's batch axis.
+DATA = "data"
 
-FSDP, TENSOR = "fsdp", "tensor"  # Axes of the mesh that parameters lie along.
+# Axes of the mesh that parameters are sharded over.
+FSDP, TENSOR = "fsdp", "tensor"
 
-ROWS = (DATA, FSDP)  # Axes that the rows of a batch lie along.
+# Axes of the mesh that the rows of a batch are sharded over.
+BATCH_AXES = (DATA, FSDP)
 
-
-# How a parameter lies on the mesh: the end of its path, an axis per dimension.
-# A product's inner dimension is gathered (fsdp), its outer one split (tensor);
-# the picture tower and the adapters are too thin to be split.
-RULES = (
+# The end of a parameter's path, and a mesh axis for each dimension.  The
+# inner dimension of a product is gathered (fsdp), its outer one split (tensor);
+# the vision tower and the adapters are too thin for the latter.
+SHARDING_RULES = (
   (r"(embed|head)", (TENSOR, FSDP)),
   (r"layers/(q|k|v|mlp/(gate|up))/w", (None, FSDP, TENSOR)),
   (r"layers/(q|k|v)/b", (None, TENSOR)),
@@ -37,88 +40,35 @@ RULES = (
   (r"scale", ()),
   (r"lora_a", (None, FSDP, None)),
   (r"lora_b", (None, None, TENSOR)),
-  (r"ns_coeffs", ()),  # Of Muon.
+  (r"ns_coeffs", ()),  # Part of Muon's state.
 )
 
 
 def local_mesh() -> Mesh:
-  """The devices of this host along the batch."""
+  """Return the mesh of this host's devices, with a batch axis only."""
   return Mesh(np.array(jax.local_devices()), (DATA,))
 
 
-def born(function: Callable, mesh: Mesh, *args: Any) -> Any:
-  """What the function returns, laid out on the mesh by `RULES`.
-
-  Its memory is its own, and so may be donated.
-
-  Raises:
-    ValueError: where a leaf has no rule.
-  """
-  layout = shardings(jax.eval_shape(function, *args), mesh)
-  copied = lambda *args: jax.tree.map(jnp.copy, function(*args))
-  return jax.jit(copied, out_shardings=layout)(*args)
-
-
-def whole(tree: Any) -> Any:
-  """Arrays of this host with all numbers of each leaf, on every host."""
-  return jax.tree.map(
-    lambda x: (
-      multihost_utils.process_allgather(x, tiled=True)
-      if isinstance(x, jax.Array)
-      and not (x.is_fully_addressable or x.is_fully_replicated)
-      else np.asarray(x)
-    ),
-    tree,
-  )
-
-
-def here(mesh: Mesh) -> Mesh:
-  """The part of a mesh that is this host's, as a mesh of its own.
-
-  Raises:
-    ValueError: where an axis other than the first goes from host to host.
-  """
-  hosts = [
-    {d.process_index for d in part}
-    for part in mesh.devices.reshape(len(mesh.devices), -1)
-  ]
-  if any(len(host) > 1 for host in hosts):
-    raise ValueError(
-      f"A mesh {dict(mesh.shape)} splits weights over several hosts of "
-      f"{jax.local_device_count()} devices, and sampling cannot: choose "
-      "config.rollout_mesh.tensor so that it divides the devices of a host."
-    )
-  mine = mesh.devices[[host == {jax.process_index()} for host in hosts]]
-  return Mesh(mine, mesh.axis_names, axis_types=mesh.axis_types)
-
-
-def seen_here(tree: Any, mesh: Mesh) -> Any:
-  """Arrays that lie on a mesh as arrays of this host's part of it.
-
-  What is split along the first axis of the mesh would be lost: parameters are
-  not, in a layout for sampling.
-  """
-  local = here(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_single_device_arrays(
-      x.shape,
-      NamedSharding(local, x.sharding.spec),
-      [shard.data for shard in x.addressable_shards],
-    ),
-    tree,
-  )
-
-
 def make_mesh(**axes: int) -> Mesh:
-  """A mesh over all devices; one axis may be -1 and takes what is left."""
+  """Return a mesh over all devices.
+
+  Args:
+    **axes: sizes of the axes; one may be -1 and takes the remaining devices.
+  """
   sizes = mesh_sizes(jax.device_count(), axes)
   return jax.make_mesh(sizes, tuple(axes), (AxisType.Auto,) * len(sizes))
 
 
-def mesh_of(
+def mesh_from_devices(
   devices: Sequence[jax.Device], axes: Mapping[str, int], name: str
 ) -> Mesh:
-  """The mesh `name` over devices, those of a host side by side."""
+  """Return a mesh over the given devices, those of a host side by side.
+
+  Args:
+    devices: in any order.
+    axes: sizes of the axes; one may be -1.
+    name: what an error message calls the mesh.
+  """
   sizes = mesh_sizes(len(devices), axes, name)
   ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
   return Mesh(
@@ -131,10 +81,15 @@ def mesh_of(
 def mesh_sizes(
   devices: int, axes: Mapping[str, int], name: str = "config.mesh"
 ) -> list[int]:
-  """The sizes of a mesh's axes, one of which may be -1 for what is left.
+  """Return the sizes of a mesh's axes, with the number that -1 stands for.
+
+  Args:
+    devices: number of devices.
+    axes: sizes by name; one may be -1 and takes the devices that are left.
+    name: what an error message calls the mesh.
 
   Raises:
-    ValueError: where the mesh `name` does not tile so many devices.
+    ValueError: if the mesh does not tile the devices.
   """
   named = math.prod(size for size in axes.values() if size != -1)
   free = sum(size == -1 for size in axes.values())
@@ -147,89 +102,165 @@ def mesh_sizes(
   return [left if size == -1 else size for size in axes.values()]
 
 
-def shardings(shapes: Any, mesh: Mesh, *, without: tuple[str, ...] = ()) -> Any:
-  """How each leaf of a tree lies on the mesh, by `RULES`.
+def local_submesh(mesh: Mesh) -> Mesh:
+  """Return the part of a mesh that consists of this host's devices.
 
-  The tree may be parameters or whatever holds them, such as an optimiser's
-  state, since a rule looks at the end of a path; scalars lie everywhere.  A
-  dimension that its axis does not divide is not split.
+  Raises:
+    ValueError: if an axis other than the first crosses hosts.
+  """
+  # The hosts of each index along the first axis.
+  hosts = [
+    {device.process_index for device in part}
+    for part in mesh.devices.reshape(len(mesh.devices), -1)
+  ]
+  if any(len(host) > 1 for host in hosts):
+    raise ValueError(
+      f"A mesh {dict(mesh.shape)} splits weights over several hosts of "
+      f"{jax.local_device_count()} devices, and sampling cannot: choose "
+      "config.rollout_mesh.tensor so that it divides the devices of a host."
+    )
+  local = mesh.devices[[host == {jax.process_index()} for host in hosts]]
+  return Mesh(local, mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def to_local_arrays(tree: Any, mesh: Mesh) -> Any:
+  """View the local shards of global arrays as arrays on the local submesh.
+
+  Nothing may be sharded along the first mesh axis, since shards of other hosts
+  would be lost.  Parameters in the layout for sampling are not.
+  """
+  local = local_submesh(mesh)
+
+  def view(x):
+    shards = [shard.data for shard in x.addressable_shards]
+    sharding = NamedSharding(local, x.sharding.spec)
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+
+  return jax.tree.map(view, tree)
+
+
+def gather_to_host(tree: Any) -> Any:
+  """Return every leaf as a whole array on this host; all hosts take part."""
+
+  def gather(x):
+    if not isinstance(x, jax.Array):
+      return np.asarray(x)
+    if x.is_fully_addressable or x.is_fully_replicated:
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(gather, tree)
+
+
+def tree_shardings(
+  shapes: Any, mesh: Mesh, *, without: tuple[str, ...] = ()
+) -> Any:
+  """Return the sharding of each leaf of a tree, by `SHARDING_RULES`.
+
+  The tree may be parameters or whatever holds them, such as the state of an
+  optimizer, since a rule looks at the end of a path.  Scalars are replicated,
+  and so is a dimension that the size of its axis does not divide.
 
   Args:
     shapes: a tree of arrays, or of their shapes.
-    mesh: with axes of `RULES`; those that it lacks split nothing.
+    mesh: a mesh; axes of the rules that it lacks split nothing.
     without: axes along which nothing is split, e.g. `(FSDP,)` for sampling.
 
   Raises:
-    ValueError: where a leaf has no rule.
+    ValueError: if a leaf has no rule.
   """
+  sizes = {axis: n for axis, n in mesh.shape.items() if axis not in without}
 
-  def layout(path, leaf):
+  def leaf_sharding(path, leaf):
+    if not leaf.shape:
+      return NamedSharding(mesh, PartitionSpec())
+    # A key of a dict, or a field of a NamedTuple of the optimizer's state.
     name = "/".join(
       str(getattr(key, "key", getattr(key, "name", key))) for key in path
     )
-    if not leaf.shape:
-      return NamedSharding(mesh, PartitionSpec())
-    for end, axes in RULES:
+    for end, axes in SHARDING_RULES:
       if re.search(f"(^|/){end}$", name):
-        sizes = {a: n for a, n in mesh.shape.items() if a not in without}
-        return NamedSharding(
-          mesh,
-          PartitionSpec(
-            *(
-              axis if axis in sizes and size % sizes[axis] == 0 else None
-              for axis, size in zip(axes, leaf.shape, strict=False)
-            )
-          ),
-        )
+        spec = [
+          axis if axis in sizes and size % sizes[axis] == 0 else None
+          for axis, size in zip(axes, leaf.shape, strict=False)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*spec))
     raise ValueError(
-      f"No rule of parallel.RULES says how {name} "
+      f"No rule of mesh.SHARDING_RULES says how {name} "
       f"{leaf.shape} lies on the mesh.  Add one."
     )
 
-  return jax.tree_util.tree_map_with_path(layout, shapes)
+  return jax.tree_util.tree_map_with_path(leaf_sharding, shapes)
 
 
-def by_path(shapes: Any, mesh: Mesh, **options: Any) -> dict[str, Any]:
-  """`shardings` of nested dicts by path, "layers/q/w", as `hf.load` asks."""
-  return traverse_util.flatten_dict(shardings(shapes, mesh, **options), sep="/")
+def shardings_by_path(
+  shapes: Any, mesh: Mesh, **options: Any
+) -> dict[str, NamedSharding]:
+  """Return `tree_shardings` of nested dicts by path, e.g. "layers/q/w"."""
+  shardings = tree_shardings(shapes, mesh, **options)
+  return traverse_util.flatten_dict(shardings, sep="/")
 
 
-def each_part(
-  function: Callable, mesh: Mesh, *, shared: Sequence[int] = (), **options: Any
-) -> Callable:
-  """`jax.jit` of a function of one part's rows, run on all parts at once.
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Return the sharding of the rows of a batch."""
+  axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+  return NamedSharding(mesh, PartitionSpec(axes))
 
-  A part is a place along the batch axis of the mesh; along other axes the
-  compiler splits what the parameters' layout splits.
 
-  Args:
-    function: of trees without the leading axis of parts that ours have.
-    mesh: with `DATA` among its axes.
-    shared: positions of arguments that are the same for all parts, and so lack
-      that axis.
-    **options: of `jax.jit`.
+def init_sharded(function: Callable, mesh: Mesh, *args: Any) -> Any:
+  """Call a function under jit and return its result sharded over the mesh.
+
+  The result is a copy, which the caller may donate, even where the function
+  returns its arguments.
+
+  Raises:
+    ValueError: if a leaf of the result has no rule in `SHARDING_RULES`.
   """
 
-  def local(*args):
-    # Kept apart, or XLA takes the axis off again and again within loops, where
-    # it keeps the CPU compiler from fusing: a fifth of the speed of sampling.
+  def call_and_copy(*args):
+    return jax.tree.map(jnp.copy, function(*args))
+
+  layout = tree_shardings(jax.eval_shape(function, *args), mesh)
+  return jax.jit(call_and_copy, out_shardings=layout)(*args)
+
+
+def shard_map_over_data(
+  function: Callable, mesh: Mesh, *, shared: Sequence[int] = (), **options: Any
+) -> Callable:
+  """Return `jax.jit` of a function that runs on each data shard separately.
+
+  A data shard is an index along the batch axis of the mesh; along other axes
+  the compiler splits what the parameters' sharding splits.
+
+  Args:
+    function: a function of one data shard; the returned one takes and returns
+      trees whose leaves have a leading axis of data shards.
+    mesh: a mesh with the axis `DATA`.
+    shared: positions of arguments that are the same for all data shards and
+      lack the leading axis.
+    **options: options of `jax.jit`.
+  """
+
+  def drop_shard_axis(arg):
+    # Without the barrier XLA removes the axis again in each iteration of a
+    # loop, which keeps the CPU compiler from fusing: a fifth of the speed of
+    # sampling.
+    dropped = jax.tree.map(lambda x: x.reshape(x.shape[1:]), arg)
+    return jax.lax.optimization_barrier(dropped)
+
+  def run_shard(*args):
     args = [
-      arg
-      if i in shared
-      else jax.lax.optimization_barrier(
-        jax.tree.map(lambda x: x.reshape(x.shape[1:]), arg)
-      )
-      for i, arg in enumerate(args)
+      arg if i in shared else drop_shard_axis(arg) for i, arg in enumerate(args)
     ]
     return jax.tree.map(lambda x: x[None], function(*args))
 
-  def mapped(*args):
+  def run_all(*args):
     specs = tuple(
       PartitionSpec() if i in shared else PartitionSpec(DATA)
       for i in range(len(args))
     )
     return jax.shard_map(
-      local,
+      run_shard,
       mesh=mesh,
       in_specs=specs,
       out_specs=PartitionSpec(DATA),
@@ -237,10 +268,4 @@ def each_part(
       check_vma=False,
     )(*args)
 
-  return jax.jit(mapped, **options)
-
-
-def rows(mesh: Mesh) -> NamedSharding:
-  """How a batch lies on the mesh."""
-  axes = tuple(axis for axis in ROWS if axis in mesh.shape)
-  return NamedSharding(mesh, PartitionSpec(axes))
+  return jax.jit(run_all, **options)

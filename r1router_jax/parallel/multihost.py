@@ -1,7 +1,7 @@
-"""Many hosts: who takes part in a run, its share of it, and when to stop.
+"""Runs of several processes: joining them, agreeing, and stopping together.
 
-On several hosts every process runs the same command and calls `join_pod`
-before it touches a device.
+On several hosts every process runs the same command and calls
+`initialize_distributed` before it touches a device.
 """
 
 import os
@@ -14,36 +14,39 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-# Set all three where neither a TPU nor SLURM says who takes part.
-COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
+# Environment variables.  Set all three in each process where neither a TPU nor
+# SLURM tells JAX which processes take part.
+COORDINATOR_VAR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
+NUM_PROCESSES_VAR = "JAX_NUM_PROCESSES"
+PROCESS_ID_VAR = "JAX_PROCESS_ID"
 
-PROCESSES = "JAX_NUM_PROCESSES"
 
-PROCESS = "JAX_PROCESS_ID"
+def initialize_distributed() -> None:
+  """Make one JAX job of the processes of all hosts; do nothing on one host.
 
+  The processes are found by the three variables above, by SLURM (tasks that
+  `srun` started), or by the TPU.
 
-def join_pod() -> None:
-  """Makes one job of the processes of a pod; does nothing on a single host.
-
-  Who takes part is read from the three variables above, from SLURM (tasks that
-  `srun` started), or from the TPU.
+  Raises:
+    ValueError: if only some of the three variables are set.
   """
   if jax.distributed.is_initialized():
     return
   given = {
     name: os.environ[name]
-    for name in (COORDINATOR, PROCESSES, PROCESS)
+    for name in (COORDINATOR_VAR, NUM_PROCESSES_VAR, PROCESS_ID_VAR)
     if name in os.environ
   }
   if len(given) == 3:
-    _join_named(*given.values())
-  elif PROCESSES in given or PROCESS in given:
+    _join_coordinator(*given.values())
+  elif NUM_PROCESSES_VAR in given or PROCESS_ID_VAR in given:
     raise ValueError(
-      f"Of {COORDINATOR}, {PROCESSES} and {PROCESS} only {sorted(given)} "
-      "are set.  Set all three in each process, or none."
+      f"Of {COORDINATOR_VAR}, {NUM_PROCESSES_VAR} and {PROCESS_ID_VAR} only "
+      f"{sorted(given)} are set.  Set all three in each process, or none."
     )
-  elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 and (
-    "SLURM_STEP_NODELIST" in os.environ
+  elif (
+    int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    and "SLURM_STEP_NODELIST" in os.environ  # Not set without srun.
   ):
     jax.distributed.initialize()
   elif _on_tpu():
@@ -58,7 +61,8 @@ def join_pod() -> None:
     )
 
 
-def _join_named(address: str, processes: str, process: str) -> None:
+def _join_coordinator(address: str, processes: str, process: str) -> None:
+  """Join the job of the process that listens at `address`."""
   host = address.rsplit(":", 1)[0]
   # JAX would listen on every interface, which a group on one machine need not.
   local = host in ("localhost", "127.0.0.1")
@@ -71,7 +75,7 @@ def _join_named(address: str, processes: str, process: str) -> None:
 
 
 def _on_tpu() -> bool:
-  """Whether this is a host of a TPU that may have more hosts."""
+  """Return whether this is a host of a TPU that may have more hosts."""
   for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
     if name in os.environ:
       slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
@@ -81,6 +85,7 @@ def _on_tpu() -> bool:
 
 
 def _join_tpu() -> None:
+  """Join the other hosts of this TPU, if it has any."""
   try:
     jax.distributed.initialize()
   except (OSError, ValueError) as error:
@@ -93,51 +98,51 @@ def _join_tpu() -> None:
 
 
 class Preemption:
-  """Whether this machine is about to be taken away: a context, in which SIGTERM
-  is noted and no more, and a question to be asked after each step.
+  """A context that notes SIGTERM, the sign that this machine is taken away.
+
+  Call the object after each step to learn whether to stop.
   """
 
   def __enter__(self) -> "Preemption":
-    self._asked = False
-    # In a job of many, JAX catches the signal, and tells all at one step.
-    self._before = (
-      None
-      if jax.distributed.is_initialized()
-      or threading.current_thread() is not threading.main_thread()
-      else signal.signal(signal.SIGTERM, self._note)
-    )
+    self._signalled = False
+    self._previous_handler = None
+    # In a job of several processes JAX catches the signal itself, and tells all
+    # of them at the same step.  Python allows handlers in the main thread only.
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and not jax.distributed.is_initialized():
+      self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
     return self
 
   def __exit__(self, *_: object) -> None:
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
+    if self._previous_handler is not None:
+      signal.signal(signal.SIGTERM, self._previous_handler)
 
-  def _note(self, *_: object) -> None:
-    self._asked = True
+  def _on_signal(self, *_: object) -> None:
+    self._signalled = True
 
   def __call__(self, step: int) -> bool:
-    """Whether to stop after this step; the same in all processes."""
+    """Return whether to stop after this step; the same in all processes."""
     if jax.distributed.is_initialized():
       return multihost_utils.reached_preemption_sync_point(step)
-    return self._asked
+    return self._signalled
 
 
-def mine(rows: np.ndarray) -> np.ndarray:
-  """This process's share of the rows of a batch; each has at least one."""
+def local_slice(rows: np.ndarray) -> np.ndarray:
+  """Return this process's rows of a batch, at least one.
+
+  Where a batch has fewer rows than there are processes, some share a row.
+  """
   return rows[jax.process_index() % len(rows) :: jax.process_count()]
 
 
-def most(numbers: Sequence[int]) -> list[int]:
-  """Of each number the greatest that any process has."""
+def max_over_hosts(numbers: Sequence[int]) -> list[int]:
+  """Return the maximum of each number over all processes."""
   if jax.process_count() == 1:
     return list(numbers)
-  return (
-    multihost_utils.process_allgather(np.asarray(numbers, np.int32))
-    .max(axis=0)
-    .tolist()
-  )
+  local = np.asarray(numbers, np.int32)
+  return multihost_utils.process_allgather(local).max(axis=0).tolist()
 
 
-def agreed(good: bool) -> bool:
-  """Whether all processes say so."""
-  return most([not good]) == [False]
+def all_hosts_agree(condition: bool) -> bool:
+  """Return whether a condition is true in all processes."""
+  return max_over_hosts([not condition]) == [False]

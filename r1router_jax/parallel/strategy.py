@@ -1,15 +1,16 @@
-"""Two ways to run one update on many devices.
+"""Two strategies to run one train step on many devices.
 
   pmap   each device holds all parameters and has its own rows of the batch;
-         the update adds up over devices what it must
+         the train step adds sums over devices where it needs them
   fsdp   one program over a mesh (data, fsdp, tensor), for what does not fit
-         one device; the compiler splits it as `parallel.RULES` say
+         one device; the compiler splits it as `mesh.SHARDING_RULES` say
 
-State is a tree of arrays, without an axis of devices, under both.  So one loss
-and one loop (train.py) serve both, and both give the gradient of one device.
+The state is a tree of arrays, without an axis of devices, under both.  So one
+loss and one loop (train.py) serve both, and both give the gradient of one
+device.
 
-Axes:  D shares of this host's batch   B rows of a share   M passes of an update
-  m = B / M rows of a pass
+Axes:  D data shards of this host's batch   B rows of a shard
+  M microbatches of an update   m = B / M rows of a microbatch
 """
 
 import dataclasses
@@ -27,97 +28,108 @@ KINDS = ("pmap", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
-class Driver:
-  """How a run lies on its devices.
+class ParallelStrategy:
+  """The way in which a run uses its devices.
 
   Attributes:
     kind: one of `KINDS`.
-    mesh: where this process sees parameters lie.
-    everywhere: where they lie as all processes see it, in checkpoints.
-    rollout: where responses are drawn.
-    parts: D.
+    mesh: the mesh of the parameters as this process sees them.
+    global_mesh: their mesh as all processes see them, e.g. in checkpoints.
+    rollout_mesh: the mesh on which responses are sampled.
+    local_shards: D, the number of data shards of this host.
   """
 
   kind: str
   mesh: Mesh
-  everywhere: Mesh
-  rollout: Mesh
-  parts: int
+  global_mesh: Mesh
+  rollout_mesh: Mesh
+  local_shards: int
 
   @property
-  def axis(self) -> str | None:
-    """The name of the axis over which an update adds up, if it must."""
+  def axis_name(self) -> str | None:
+    """Return the axis over which a train step adds up; None if it need not."""
     return mesh_lib.DATA if self.kind == "pmap" else None
 
-  def born(self, function: Callable, *args: Any) -> Any:
-    """See `parallel.born`."""
-    return mesh_lib.born(function, self.mesh, *args)
+  def init_sharded(self, function: Callable, *args: Any) -> Any:
+    """Call a function under jit and return its result sharded over `mesh`."""
+    return mesh_lib.init_sharded(function, self.mesh, *args)
 
-  def shapes(self, function: Callable, *args: Any) -> Any:
-    """What `born` would make, as all processes see it."""
+  def abstract_state(self, function: Callable, *args: Any) -> Any:
+    """Return the shapes and shardings of a function's result on all hosts."""
     shapes = jax.eval_shape(function, *args)
-    return jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      shapes,
-      mesh_lib.shardings(shapes, self.everywhere),
-    )
 
-  def compile(self, update: Callable) -> Callable:
-    """An update (state, reference, batch) -> (state, metrics) on all devices.
+    def with_sharding(x, sharding):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    Batches have leaves [D, M, m, ...]; the update sees leaves [M, m, ...], of
-    one share under pmap, of all shares under fsdp.  The state that it is given
-    gives its memory away.
+    shardings = mesh_lib.tree_shardings(shapes, self.global_mesh)
+    return jax.tree.map(with_sharding, shapes, shardings)
+
+  def jit_train_step(self, train_step: Callable) -> Callable:
+    """Compile (state, reference, batch) -> (state, metrics) for all devices.
+
+    The compiled step donates the state that it is given.
+
+    Args:
+      train_step: a step of one data shard under pmap, of all shards under fsdp;
+        sees batches of leaves [M, m, ...].
+
+    Returns:
+      A step that takes this host's batches, with leaves [D, M, m, ...].
     """
     if self.kind == "pmap":
       return jax.pmap(
-        update,
+        train_step,
         axis_name=mesh_lib.DATA,
         in_axes=(None, None, 0),
         out_axes=None,
         donate_argnums=0,
       )
-    step = jax.jit(update, donate_argnums=0)
-    rows = NamedSharding(
-      self.mesh, PartitionSpec(None, *mesh_lib.rows(self.mesh).spec)
-    )
+    jitted = jax.jit(train_step, donate_argnums=0)
+    rows = mesh_lib.batch_sharding(self.mesh).spec
+    sharding = NamedSharding(self.mesh, PartitionSpec(None, *rows))
 
-    def joined(x):
+    def to_global_rows(x):
+      # [D, M, m, ...] of this host -> [M, D m of all hosts, ...].
       x = np.moveaxis(x, 0, 1)
-      return jax.make_array_from_process_local_data(
-        rows, x.reshape(len(x), x.shape[1] * x.shape[2], *x.shape[3:])
-      )
+      x = x.reshape(len(x), x.shape[1] * x.shape[2], *x.shape[3:])
+      return jax.make_array_from_process_local_data(sharding, x)
 
     def run(state, reference, batch):
       with jax.set_mesh(self.mesh):
-        return step(state, reference, jax.tree.map(joined, batch))
+        return jitted(state, reference, jax.tree.map(to_global_rows, batch))
 
     return run
 
-  def shared(self, state: Any) -> Any:
-    """The state as all processes see it."""
-    if self.mesh == self.everywhere:
+  def to_global(self, state: Any) -> Any:
+    """Convert host-local arrays to global arrays, as checkpoints need."""
+    if self.mesh == self.global_mesh:
       return state
     return multihost_utils.host_local_array_to_global_array(
-      state, self.everywhere, PartitionSpec()
+      state, self.global_mesh, PartitionSpec()
     )
 
-  def own(self, state: Any) -> Any:
-    """The inverse of `shared`, in memory that may be donated."""
-    if self.mesh != self.everywhere:
+  def to_local(self, state: Any) -> Any:
+    """Undo `to_global`; the result is a copy, which may be donated."""
+    if self.mesh != self.global_mesh:
       state = multihost_utils.global_array_to_host_local_array(
-        state, self.everywhere, PartitionSpec()
+        state, self.global_mesh, PartitionSpec()
       )
-    return self.born(lambda state: state, state)
+    return self.init_sharded(lambda state: state, state)
 
 
-def make(
+def make_strategy(
   kind: str, mesh: Mapping[str, int], rollout_mesh: Mapping[str, int]
-) -> Driver:
-  """The driver of `config.parallel`, over all devices.
+) -> ParallelStrategy:
+  """Return the strategy of `config.parallel`, over all devices.
+
+  Args:
+    kind: one of `KINDS`.
+    mesh: sizes of the axes of the training mesh.
+    rollout_mesh: sizes of the axes of the mesh for sampling.
 
   Raises:
-    ValueError: where a mesh does not tile them, or splits what it cannot.
+    ValueError: if a mesh does not tile the devices, or pmap is to split
+      parameters.
   """
   if kind not in KINDS:
     raise ValueError(
@@ -125,45 +137,42 @@ def make(
     )
   training = mesh_lib.make_mesh(**mesh)
   if kind == "fsdp":
-    return Driver(
-      kind,
-      training,
-      training,
-      mesh_lib.mesh_of(jax.devices(), rollout_mesh, "config.rollout_mesh"),
-      _parts_here(training),
+    rollout = mesh_lib.mesh_from_devices(
+      jax.devices(), rollout_mesh, "config.rollout_mesh"
     )
+    shards = _local_batch_shards(training)
+    return ParallelStrategy(kind, training, training, rollout, shards)
   if training.shape[mesh_lib.DATA] != jax.device_count():
     raise ValueError(
       f"config.mesh {dict(mesh)} splits the weights over devices, and "
       "config.parallel 'pmap' keeps them whole on each: take 'fsdp'."
     )
-  own = mesh_lib.local_mesh()
-  return Driver(
-    kind,
-    own,
-    training if jax.process_count() > 1 else own,
-    mesh_lib.mesh_of(jax.local_devices(), rollout_mesh, "config.rollout_mesh"),
-    jax.local_device_count(),
+  local = mesh_lib.local_mesh()
+  global_mesh = training if jax.process_count() > 1 else local
+  # Each host samples on its own devices.
+  rollout = mesh_lib.mesh_from_devices(
+    jax.local_devices(), rollout_mesh, "config.rollout_mesh"
   )
+  shards = jax.local_device_count()
+  return ParallelStrategy(kind, local, global_mesh, rollout, shards)
 
 
-def _parts_here(mesh: Mesh) -> int:
-  """How many parts of the rows of a batch are of this host alone."""
-  rows = mesh_lib.rows(mesh).devices_indices_map((mesh.size,))
-  mine = {
-    where[0].start
-    for device, where in rows.items()
-    if device.process_index == jax.process_index()
-  }
-  others = {
-    where[0].start
-    for device, where in rows.items()
-    if device.process_index != jax.process_index()
-  }
-  if mine & others:
+def _local_batch_shards(mesh: Mesh) -> int:
+  """Return the number of data shards whose devices are all on this host.
+
+  Raises:
+    ValueError: if a data shard has devices on several hosts.
+  """
+  # Of as many rows as there are devices, the first one that each device has.
+  rows = mesh_lib.batch_sharding(mesh).devices_indices_map((mesh.size,))
+  local, remote = set(), set()
+  for device, index in rows.items():
+    is_local = device.process_index == jax.process_index()
+    (local if is_local else remote).add(index[0].start)
+  if local & remote:
     raise ValueError(
       f"config.mesh {dict(mesh.shape)} gives the same rows of a batch to "
       "several hosts: choose `tensor` so that it divides the "
       f"{jax.local_device_count()} devices of a host."
     )
-  return len(mine)
+  return len(local)

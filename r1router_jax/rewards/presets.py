@@ -1,4 +1,25 @@
-"""Lists the reward presets that a config can name."""
+"""Reward presets: how responses are read and compared with the gold.
+
+A preset reads plans and answers; `step_reward.StepReward` turns what was read
+into rewards.
+
+"reference" is what R1-Router executes: tags are read laxly, only the first
+accepted route counts, stopping is compared as the word "none", answers are
+compared by recall, and a good format earns nothing by itself.  A list of every
+candidate thus earns 1, and stopping where one should search can still earn the
+sub-question's half.
+
+"default" mends that: tags are read by `protocol.format`, any accepted route
+counts, a stop is right or wrong, answers are compared by F1, and a good format
+earns 0.1.  A plan that may name several routes is right if each of them is
+accepted: a second accepted one earns nothing more, and one that is not accepted
+loses the route's half.
+
+`Step.answers` are spellings of one gold.  The reference's rule for several
+golds, all or nothing whatever their length, is applied to them unchanged.
+
+Source: arxiv.org/abs/2505.22095 (R1-Router), its reward_score/step.py.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,55 +29,64 @@ from r1router_jax.common.records import Answer, Plan, Step
 from r1router_jax.metrics import answers
 from r1router_jax.protocol import format
 
-SHORT = 5  # Words; a gold no longer than this is met in full or not at all.
+# A gold of at most this many words has to be met in full.
+SHORT_GOLD_WORDS = 5
 
 
-class Asked(NamedTuple):
-  """What a plan is judged by.
+class PlanScoreInputs(NamedTuple):
+  """What a plan is scored by.
 
   Attributes:
-    sub_question, gold: texts whose embeddings are compared, or "" and "" where
-      `similarity` is known without.
-    similarity: of the two, where they are "".
-    route: 1 if each route is accepted, else 0.
-    searches: how many knowledge bases it asks.
+    sub_question: the plan's sub-question, to be compared with the gold one by
+      their embeddings; "" if `similarity` is known without.
+    gold_sub_question: the gold sub-question, or "".
+    similarity: similarity of the two where they are "", else unused.
+    route: 1 if each route of the plan is accepted, else 0.
+    searches: number of knowledge bases that the plan searches.
   """
 
   sub_question: str
-  gold: str
+  gold_sub_question: str
   similarity: float
   route: float
   searches: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-  """How responses are read and judged; each answers None for malformed text.
+class RewardPreset:
+  """How responses are read and scored.
 
-  Plans are also told how many routes they may name.
+  Attributes:
+    score_plan: (step, text, number of routes that a plan may name) -> inputs of
+      the score, or None if the text is malformed.
+    score_answer: (step, text) -> score in [0, 1], or None if the text is
+      malformed.
+    format_weight: reward of any well-formed response, w of `step_reward`.
   """
 
-  plan: Callable[[Step, str, int], Asked | None]
-  answer: Callable[[Step, str], float | None]
-  format_weight: float  # w above.
+  score_plan: Callable[[Step, str, int], PlanScoreInputs | None]
+  score_answer: Callable[[Step, str], float | None]
+  format_weight: float
 
 
-def reference_plan(step: Step, text: str, most: int) -> Asked | None:
-  """A plan as the reference reads it: the first of each tag, wherever."""
-  del most
-  found = _first_tags(text, format.PLAN_TAGS)
-  if found is None:
+def score_reference_plan(
+  step: Step, text: str, max_routes: int
+) -> PlanScoreInputs | None:
+  """Score a plan as the reference does, by the first of each tag anywhere."""
+  del max_routes
+  contents = _first_tags(text, format.PLAN_TAGS)
+  if contents is None:
     return None
-  _, sub_question, names = found
+  _, sub_question, names = contents
   routes = [name.strip() for name in names.split(",")]
   known = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
   if not all(name in known for name in routes):
     return None
   if "none" in routes and len(routes) > 1:
     return None
-  # Two routes are read, but never right; nor are later accepted ones.
+  # Two routes are well formed, but never right; nor are later accepted ones.
   right = len(routes) == 1 and known[routes[0]] == step.routes[0]
-  return Asked(
+  return PlanScoreInputs(
     sub_question,
     step.sub_question.lower(),
     0.0,
@@ -65,62 +95,70 @@ def reference_plan(step: Step, text: str, most: int) -> Asked | None:
   )
 
 
-def reference_answer(step: Step, text: str) -> float | None:
-  """Recall; all or nothing where the gold is short or has variants."""
-  found = _first_tags(text, format.ANSWER_TAGS)
-  if found is None:
+def score_reference_answer(step: Step, text: str) -> float | None:
+  """Score an answer by recall, or 0 and 1 for a gold short or with variants."""
+  contents = _first_tags(text, format.ANSWER_TAGS)
+  if contents is None:
     return None
-  recall = answers.score(found[1], step.answers).recall
-  if len(step.answers) == 1 and len(step.answers[0].split(" ")) > SHORT:
+  recall = answers.score_answer(contents[1], step.answers).recall
+  # Words are split at single spaces, as in the reference.
+  words = len(step.answers[0].split(" "))
+  if len(step.answers) == 1 and words > SHORT_GOLD_WORDS:
     return recall
   return float(recall == 1)
 
 
-def default_plan(step: Step, text: str, most: int) -> Asked | None:
-  """A plan by the protocol; a stop is right or wrong, nothing between."""
-  plan = format.parse_plan(text, most)
+def score_default_plan(
+  step: Step, text: str, max_routes: int
+) -> PlanScoreInputs | None:
+  """Score a plan of the protocol; to stop or not is either right or wrong."""
+  plan = format.parse_plan(text, max_routes)
   if not isinstance(plan, Plan):
     return None
-  route = float({*plan.routes} <= {*step.routes})
+  # A plan that stops has no routes, where the gold of a stop says "none".
+  route = float({*(plan.routes or ("none",))} <= {*step.routes})
   gold_stops = step.sub_question.lower() == format.NONE.lower()
-  if gold_stops or plan.route == "none":
-    both = gold_stops and plan.route == "none"
-    return Asked("", "", float(both), route, _searches(plan))
-  return Asked(
-    plan.sub_question, step.sub_question, 0.0, route, _searches(plan)
+  if gold_stops or not plan.routes:
+    both_stop = gold_stops and not plan.routes
+    return PlanScoreInputs("", "", float(both_stop), route, len(plan.routes))
+  return PlanScoreInputs(
+    plan.sub_question, step.sub_question, 0.0, route, len(plan.routes)
   )
 
 
-def default_answer(step: Step, text: str) -> float | None:
-  """F1 against the best variant; all or nothing where that one is short."""
+def score_default_answer(step: Step, text: str) -> float | None:
+  """Score an answer by F1 with the best variant; by 0 or 1 if that is short."""
   answer = format.parse_answer(text)
   if not isinstance(answer, Answer):
     return None
   best = 0.0
   for gold in step.answers:
-    f1 = answers.score(answer.text, [gold]).f1
-    short = len(gold.split()) <= SHORT
+    f1 = answers.score_answer(answer.text, [gold]).f1
+    short = len(gold.split()) <= SHORT_GOLD_WORDS
     best = max(best, float(f1 == 1) if short else f1)
   return best
 
 
-REWARDS = {
-  "reference": Rules(reference_plan, reference_answer, format_weight=0.0),
-  "default": Rules(default_plan, default_answer, format_weight=0.1),
+REWARD_PRESETS = {
+  "reference": RewardPreset(
+    score_reference_plan, score_reference_answer, format_weight=0.0
+  ),
+  "default": RewardPreset(
+    score_default_plan, score_default_answer, format_weight=0.1
+  ),
 }
 
 
-def _searches(plan: Plan) -> int:
-  return 0 if plan.route == "none" else len(plan.routes)
-
-
 def _first_tags(text: str, tags: Sequence[str]) -> list[str] | None:
-  """What the first pair of each tag holds, lower-cased, in any order."""
-  text, found = text.lower(), []
+  """Return the lower-cased content of the first pair of each tag, or None.
+
+  The tags may come in any order, with any text between them.
+  """
+  text, contents = text.lower(), []
   for tag in tags:
     _, opened, rest = text.partition(f"<{tag}>")
-    inside, closed, _ = rest.partition(f"</{tag}>")
+    content, closed, _ = rest.partition(f"</{tag}>")
     if not (opened and closed):
       return None
-    found.append(inside.strip())
-  return found
+    contents.append(content.strip())
+  return contents

@@ -1,32 +1,20 @@
-"""Reward of one routing step: how good is a response to a gold step's prompt?
+"""The reward of one routing step: how good is a response to a gold step?
 
 A plan step earns half for its sub-question and half for its route, an answer or
 final step earns for its answer; a malformed response earns nothing:
 
   plan    core = 1/2 max(0, cos(sub-question, gold)) + 1/2 [route accepted]
-  answer  core = a rule over the bags of tokens of `metrics.py`
+  answer  core = a score of the bags of tokens (`metrics.answers`)
   reward  = [well formed] max(0, w + (1 - w) core - c searches),   in [0, 1]
 
-c is the cost of a search, 0 unless told otherwise; a plan that names several
-routes makes several.
+c is the cost of a search, 0 by default; a plan that names several routes makes
+several.  A preset (`rewards.presets`) says what is well formed, which routes
+are accepted, how answers are scored, and w.
 
-`REWARDS["reference"]` is what R1-Router executes: tags are read laxly, only the
-first accepted route counts, stopping is compared as the word "none", answers
-by recall, w = 0.  A list of every candidate thus earns 1, and stopping where
-one should search half of the route's share or more.
+A user's own reward is a function of (steps, texts) to rewards [n]; a config
+names it "module:function".
 
-`REWARDS["default"]` mends that: tags are read by `protocol`, any accepted route
-counts, a stop is right or wrong, answers are compared by F1, w = 0.1.  A plan
-that may name several routes is right where each of them is accepted: a second
-accepted one earns nothing, and one that is not loses the first one's share.
-
-Your own is a function of (steps, texts) to rewards [n], named module:function.
-
-`Step.answers` are spellings of one gold.  The reference's rule for several
-golds, all or nothing whatever their length, applies to them as it stands.
-
-Axes:  n responses   E embedding.
-Sources: arxiv.org/abs/2505.22095 (R1-Router), its reward_score/step.py.
+Axes:  n responses   E embedding
 """
 
 import dataclasses
@@ -39,15 +27,24 @@ from jaxtyping import Float
 
 from r1router_jax.common.records import Query, Step
 from r1router_jax.retrieval.encoders import registry
-from r1router_jax.rewards.presets import REWARDS, Asked
+from r1router_jax.rewards.presets import REWARD_PRESETS, PlanScoreInputs
 
-# Texts to unit vectors, `[n, E]`: retrieval's embedder of queries.
+# Texts to unit vectors [n, E], as the retriever embeds queries.
 Embedder = Callable[[list[str]], Float[np.ndarray, "n E"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-  """Rewards with what they are made of, NaN where a part does not apply."""
+class RewardComponents:
+  """Rewards and what they are made of; NaN where a component does not apply.
+
+  Attributes:
+    total: the reward.
+    well_formed: 1 if the response could be parsed, else 0.
+    route: 1 if each route of a plan is accepted, else 0.
+    similarity: cosine of a plan's sub-question and the gold one, at least 0.
+    answer: score of an answer.
+    searches: number of knowledge bases that a plan searches.
+  """
 
   total: Float[np.ndarray, " n"]
   well_formed: Float[np.ndarray, " n"]
@@ -57,101 +54,127 @@ class Parts:
   searches: Float[np.ndarray, " n"]
 
   def means(self) -> dict[str, float]:
-    """The mean of each part where it applies, for logs."""
-    columns = vars(self).items()
+    """Return the mean of each component over the responses that have it."""
     return {
       name: float(np.nanmean(column))
-      for name, column in columns
+      for name, column in vars(self).items()
       if not np.all(np.isnan(column))
     }
 
 
 @runtime_checkable
 class Reward(Protocol):
-  """What rewards responses to gold steps."""
+  """Anything that scores responses to gold steps."""
 
-  def parts(self, steps: Sequence[Step], texts: Sequence[str]) -> Parts: ...
+  def score(
+    self, steps: Sequence[Step], texts: Sequence[str]
+  ) -> RewardComponents:
+    """Return the reward of each text as a response to its step."""
+    ...
 
 
 class StepReward:
-  """Rewards responses to gold steps; calls its embedder once per batch.
+  """Scores responses to gold steps by a preset.
+
+  The embedder is called at most once per batch, and once for each gold.
 
   Args:
-    embedder: texts to unit vectors; gold sub-questions are embedded only once.
-    preset: one of `REWARDS`.
-    routes: how many routes a plan may name, see `settings.Settings`.
-    search_cost: c above.
+    embedder: maps texts to unit vectors.
+    preset: a key of `REWARD_PRESETS`.
+    max_routes: number of routes that a plan may name (`PolicyConfig.routes`).
+    search_cost: c of the module's docstring.
+
+  Raises:
+    ValueError: if the preset is unknown.
   """
 
   def __init__(
     self,
     embedder: Embedder,
     preset: str = "default",
-    routes: int = 1,
+    max_routes: int = 1,
     search_cost: float = 0.0,
   ):
-    if preset not in REWARDS:
+    if preset not in REWARD_PRESETS:
       raise ValueError(
-        f"unknown reward {preset!r}; known: {', '.join(REWARDS)}, or "
+        f"unknown reward {preset!r}; known: {', '.join(REWARD_PRESETS)}, or "
         "module:function"
       )
-    self.rules, self._cost = REWARDS[preset], search_cost
-    self._embedder, self._routes = embedder, routes
-    self._golds: dict[str, np.ndarray] = {}
+    self.preset = REWARD_PRESETS[preset]
+    self._embedder = embedder
+    self._max_routes = max_routes
+    self._search_cost = search_cost
+    self._gold_vectors: dict[str, np.ndarray] = {}
 
   def __call__(
     self, steps: Sequence[Step], texts: Sequence[str]
   ) -> Float[np.ndarray, " n"]:
-    """The reward of each text as a response to its step."""
-    return self.parts(steps, texts).total
+    """Return the reward of each text as a response to its step."""
+    return self.score(steps, texts).total
 
-  def parts(self, steps: Sequence[Step], texts: Sequence[str]) -> Parts:
-    """The rewards, and what they are made of."""
+  def score(
+    self, steps: Sequence[Step], texts: Sequence[str]
+  ) -> RewardComponents:
+    """Return the reward of each text, and what it is made of.
+
+    Raises:
+      ValueError: if a step has no gold.
+    """
     well_formed = np.zeros(len(texts))
     route, similarity, answer, searches = np.full((4, len(texts)), np.nan)
-    pairs = {}  # Position of each plan whose sub-question is to be embedded.
+
+    # 1. Read each response; sub-questions are embedded all at once below.
+    to_embed: dict[int, PlanScoreInputs] = {}
     for n, (step, text) in enumerate(zip(steps, texts, strict=True)):
-      plan = step.kind == "plan"
-      if not (step.routes and step.sub_question if plan else step.answers):
-        raise ValueError(f"{step.kind} step {step.id} has no gold to reward by")
-      if plan:
-        asked = self.rules.plan(step, text, self._routes)
-        well_formed[n] = asked is not None
-        similarity[n] = asked.similarity if asked else 0
-        route[n] = asked.route if asked else 0
-        searches[n] = asked.searches if asked else 0
-        if asked and asked.gold:
-          pairs[n] = asked
+      _check_gold(step)
+      if step.kind == "plan":
+        plan = self.preset.score_plan(step, text, self._max_routes)
+        well_formed[n] = plan is not None
+        similarity[n] = plan.similarity if plan else 0
+        route[n] = plan.route if plan else 0
+        searches[n] = plan.searches if plan else 0
+        if plan and plan.gold_sub_question:
+          to_embed[n] = plan
       else:
-        earned = self.rules.answer(step, text)
-        well_formed[n] = earned is not None
-        answer[n] = earned or 0
-    for n, cosine in self._cosines(pairs).items():
+        score = self.preset.score_answer(step, text)
+        well_formed[n] = score is not None
+        answer[n] = score or 0
+    for n, cosine in self._sub_question_similarities(to_embed).items():
       similarity[n] = cosine
+
+    # 2. Combine.
     core = np.where(np.isnan(answer), (similarity + route) / 2, answer)
-    weight = self.rules.format_weight
-    total = well_formed * np.maximum(
-      0, weight + (1 - weight) * core - self._cost * np.nan_to_num(searches)
+    weight = self.preset.format_weight
+    cost = self._search_cost * np.nan_to_num(searches)
+    total = well_formed * np.maximum(0, weight + (1 - weight) * core - cost)
+    return RewardComponents(
+      total, well_formed, route, similarity, answer, searches
     )
-    return Parts(total, well_formed, route, similarity, answer, searches)
 
-  def _cosines(self, pairs: dict[int, Asked]) -> dict[int, float]:
-    asked = {pair.sub_question for pair in pairs.values()}
-    golds = {pair.gold for pair in pairs.values()}
-    new = sorted((asked | golds) - self._golds.keys())
-    vectors = dict(zip(new, self._embed(new), strict=True)) | self._golds
-    self._golds |= {gold: vectors[gold] for gold in golds}
-    return {
-      n: float(np.clip(vectors[pair.sub_question] @ vectors[pair.gold], 0, 1))
-      for n, pair in pairs.items()
-    }
+  def _sub_question_similarities(
+    self, plans: dict[int, PlanScoreInputs]
+  ) -> dict[int, float]:
+    """Return the cosine of sub-question and gold, clipped to [0, 1]."""
+    sub_questions = {plan.sub_question for plan in plans.values()}
+    golds = {plan.gold_sub_question for plan in plans.values()}
+    # Golds come again in each epoch: their vectors are kept.
+    new = sorted((sub_questions | golds) - self._gold_vectors.keys())
+    vectors = dict(zip(new, self._embed_texts(new), strict=True))
+    vectors |= self._gold_vectors
+    self._gold_vectors |= {gold: vectors[gold] for gold in golds}
+    cosines = {}
+    for n, plan in plans.items():
+      cosine = vectors[plan.sub_question] @ vectors[plan.gold_sub_question]
+      cosines[n] = float(np.clip(cosine, 0, 1))
+    return cosines
 
-  def _embed(self, texts: list[str]) -> Float[np.ndarray, "n E"]:
+  def _embed_texts(self, texts: list[str]) -> Float[np.ndarray, "n E"]:
+    """Embed texts and check the vectors' norms."""
     if not texts:
       return np.zeros((0, 0), np.float32)
     vectors = np.asarray(self._embedder(texts), np.float32)
     norms = np.linalg.norm(vectors, axis=-1)
-    # Cosines of such vectors would reward noise, without a word in the log.
+    # Cosines of other vectors would reward noise, and no log would tell.
     if not np.allclose(norms, 1, atol=1e-2):
       raise ValueError(
         f"the reward's embedder returned norms {norms.min():.3g} to "
@@ -160,8 +183,22 @@ class StepReward:
     return vectors
 
 
-class Own:
-  """A user's reward, "module:function"; see the head of this module."""
+def _check_gold(step: Step) -> None:
+  """Raise ValueError if a step has no gold."""
+  if step.kind == "plan":
+    has_gold = step.routes and step.sub_question
+  else:
+    has_gold = step.answers
+  if not has_gold:
+    raise ValueError(f"{step.kind} step {step.id} has no gold to reward by")
+
+
+class UserReward:
+  """Scores responses by a function of the user's, "module:function".
+
+  Raises:
+    ValueError: if the function cannot be imported.
+  """
 
   def __init__(self, name: str):
     module, _, function = name.partition(":")
@@ -174,24 +211,34 @@ class Own:
       ) from error
     self._name = name
 
-  def parts(self, steps: Sequence[Step], texts: Sequence[str]) -> Parts:
-    """The rewards; what they are made of is not known."""
+  def score(
+    self, steps: Sequence[Step], texts: Sequence[str]
+  ) -> RewardComponents:
+    """Return the rewards, without components.
+
+    Raises:
+      ValueError: if the function did not return one finite number per text.
+    """
     total = np.asarray(self._reward(steps, texts), np.float64)
     if total.shape != (len(texts),) or not np.isfinite(total).all():
       raise ValueError(
         f"The reward {self._name} gave {total.shape} numbers; "
         f"wanted {len(texts)} finite ones."
       )
-    unknown = np.full(len(texts), np.nan)
-    return Parts(total, *[unknown] * (len(dataclasses.fields(Parts)) - 1))
+    components = len(dataclasses.fields(RewardComponents)) - 1
+    return RewardComponents(total, *[np.full(len(texts), np.nan)] * components)
 
 
-def make(name: str, routes: int = 1, search_cost: float = 0.0) -> Reward:
-  """The reward of a run; similarities are those of the package's text encoder.
+def make_reward(
+  name: str, max_routes: int = 1, search_cost: float = 0.0
+) -> Reward:
+  """Return the reward of a run.
 
   Args:
-    name: one of `REWARDS`, or "module:function", which knows of no cost.
-    routes, search_cost: see `StepReward`.
+    name: a key of `REWARD_PRESETS`, or "module:function".
+    max_routes: number of routes that a plan may name.
+    search_cost: taken off a plan's reward for each search; a reward of the
+      user's has none.
   """
   if ":" in name:
     if search_cost:
@@ -199,11 +246,11 @@ def make(name: str, routes: int = 1, search_cost: float = 0.0) -> Reward:
         f"The reward {name} is your own, and so are its costs: "
         "set config.step_grpo.search_cost=0."
       )
-    return Own(name)
-  embed = registry.minilm()
+    return UserReward(name)
+  minilm = registry.get_embedder("minilm")
   return StepReward(
-    lambda texts: embed([Query(text) for text in texts]),
+    lambda texts: minilm([Query(text) for text in texts]),
     name,
-    routes,
+    max_routes,
     search_cost,
   )

@@ -1,10 +1,10 @@
-"""What a loss sees: packed prompts, groups of responses, a weight for each.
+"""The batch that a loss sees: prompts, groups of responses and advantages.
 
-`Prompts` makes prompts of training steps; some of GeoRouter's have their
-entities renamed, so that a policy learns to read names and not to remember them
-(`data.warmup`).
+`PromptBuilder` makes the prompts of training steps.  It can rename entities in
+steps of GeoRouter, so that a policy learns to read names instead of remembering
+them (`copy_curriculum`).
 
-Axes:  D shares   B prompts   G responses per prompt   T response tokens
+Axes:  D data shards   B prompts   G responses per prompt   T response tokens
 """
 
 import zlib
@@ -16,105 +16,132 @@ from jaxtyping import Array, Bool, Float, Int
 
 from r1router_jax.common.records import Step
 from r1router_jax.data import georouter
-from r1router_jax.inputs.processor import Encoded
+from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.policy.policy import Policy
 from r1router_jax.training import copy_curriculum
 
 
-class Beside(NamedTuple):
-  """Where texts of a row stand side by side: whose each token is, from 1 on,
-  and the places whose states predict the responses.
+class PackedLayout(NamedTuple):
+  """The layout of rows that hold several texts each (sequence packing).
+
+  Attributes:
+    segments: 1-based number of the text that each token belongs to; 0 for
+      padding.
+    target_positions: positions whose hidden states predict the R response
+      tokens of a row.
   """
 
   segments: Int[Array, "B L"]
-  at: Int[Array, "B R"]
+  target_positions: Int[Array, "B R"]
 
 
 class Batch(NamedTuple):
-  """One update's worth of responses, or one device's share of it.
+  """The prompts and responses of one update, or one device's shard of them.
 
   Attributes:
-    prompt: packed prompts.
+    prompt: collated prompts.
     response: sampled or gold tokens, padded after the end token.
-    mask: true up to and including the end token.
-    weight: the advantage of a rollout, 1 for a gold response.
-    old_logp: log-probabilities under the policy that drew the response.
-    count: what each row adds to the denominator of the loss.
-    beside: of rows of many texts, whose responses are one; else None.
+    mask: True up to and including the end token.
+    advantage: the advantage of a sampled response, 1 for a gold response.
+    old_logp: log-probabilities under the policy that sampled the response.
+    loss_denominator: what each prompt adds to the denominator of the loss.
+    packing: the layout of packed rows, each of which has one response made of
+      those of its texts; None where a row is one text.
   """
 
-  prompt: qwen2_5_vl.Prompt
+  prompt: qwen2_5_vl.PromptBatch
   response: Int[Array, "B G T"]
   mask: Bool[Array, "B G T"]
-  weight: Float[Array, "B G"]
+  advantage: Float[Array, "B G"]
   old_logp: Float[Array, "B G T"]
-  count: Float[Array, " B"]
-  beside: Beside | None = None
+  loss_denominator: Float[Array, " B"]
+  packing: PackedLayout | None = None
 
 
-def in_passes(batch: Batch, rows: int) -> Batch:
-  """A batch of leaves [D, B, ...] as [D, M, m, ...], for m rows at a time.
+def split_microbatches(batch: Batch, micro_batch_size: int) -> Batch:
+  """Reshape leaves [D, B, ...] to [D, M, m, ...], M microbatches of m prompts.
 
   Args:
-    batch: of D shares.
-    rows: m; 0 for all.
+    batch: the batch of D data shards.
+    micro_batch_size: m; 0 for all B.
 
   Raises:
-    ValueError: where B is not a multiple of them.
+    ValueError: if B is not a multiple of m.
   """
-  of_all = batch.count.shape[1]
-  passes, rest = divmod(of_all, rows or of_all)
+  size = batch.loss_denominator.shape[1]
+  count, rest = divmod(size, micro_batch_size or size)
   if rest:
     raise ValueError(
-      f"config.micro_rows is {rows}, and an update has {of_all} rows a "
-      "share: choose a divisor, or 0 for all at one time."
+      f"config.micro_batch_size is {micro_batch_size}, and an update has "
+      f"{size} rows per data shard: choose a divisor, or 0 for all at one time."
     )
   return jax.tree.map(
-    lambda x: x.reshape(len(x), passes, x.shape[1] // passes, *x.shape[2:]),
-    batch,
+    lambda x: x.reshape(len(x), count, x.shape[1] // count, *x.shape[2:]), batch
   )
 
 
-def generator(seed: int, index: int, name: str) -> np.random.Generator:
-  """What is random about one row of an iteration, wherever it is made."""
+def pad_to_shards(
+  array: np.ndarray, data_shards: int, rows_per_shard: int
+) -> np.ndarray:
+  """Pad [n, ...] with zeros and reshape it to [D, B, ...]."""
+  total = data_shards * rows_per_shard
+  padded = np.zeros((total, *array.shape[1:]), array.dtype)
+  padded[: len(array)] = array
+  return padded.reshape(data_shards, rows_per_shard, *array.shape[1:])
+
+
+def example_rng(seed: int, index: int, name: str) -> np.random.Generator:
+  """Return the generator for one example of one iteration.
+
+  It depends on neither the host nor the place in the batch.
+
+  Args:
+    seed: seed of the run.
+    index: the iteration.
+    name: the example's id.
+  """
   return np.random.default_rng((seed, index, zlib.crc32(name.encode())))
 
 
-class Prompts:
-  """Steps to prompts of one policy.
+class PromptBuilder:
+  """Builds the prompts of training steps, with entities renamed if asked.
 
   Args:
-    policy: whose prompts.
+    policy: the policy that reads the prompts.
     renames: whether any step is ever renamed.
   """
 
   def __init__(self, policy: Policy, renames: bool):
-    self._packer, self._settings = policy.packer, policy.settings
-    self._renamer = _renamer(policy.packer.tokenizer) if renames else None
+    self._processor = policy.processor
+    self._config = policy.config
+    self._renamer = None
+    if renames:
+      self._renamer = _make_renamer(policy.processor.tokenizer)
 
   def __call__(
-    self, step: Step, chance: float, rng: np.random.Generator
-  ) -> tuple[Step, Encoded]:
-    """The step, renamed with probability `chance`, and its prompt."""
-    if self._renamer and rng.random() < chance:
+    self, step: Step, rename_prob: float, rng: np.random.Generator
+  ) -> tuple[Step, EncodedPrompt]:
+    """Return the step, possibly with renamed entities, and its prompt."""
+    if self._renamer and rng.random() < rename_prob:
       renamed = self._renamer(step, rng)
       try:
         return renamed, self._encode(renamed)
       except PromptTooLong:
-        pass  # Longer names did not fit; the row is as good with its own.
+        pass  # Longer names did not fit: the step keeps its own.
     return step, self._encode(step)
 
-  def _encode(self, step: Step) -> Encoded:
-    return self._packer.encode(self._settings.conversation(step))
+  def _encode(self, step: Step) -> EncodedPrompt:
+    return self._processor.encode(self._config.build_prompt(step))
 
 
-def _renamer(tokenizer: Tokenizer) -> copy_curriculum.Renamer:
-  countries = georouter.countries()
-  # The name of a held-out country is changed, but never given.
-  return copy_curriculum.Renamer(
+def _make_renamer(tokenizer: Tokenizer) -> copy_curriculum.EntityRenamer:
+  """Return a renamer of GeoRouter's countries."""
+  countries = georouter.load_countries()
+  # The names of held-out countries are replaced, too, but never given.
+  return copy_curriculum.EntityRenamer(
     [country["name"] for country in countries],
     [c["name"] for c in countries if c["split"] == "train"],
-    [tokenizer.decode([i]).strip() for i in tokenizer.words()],
+    [tokenizer.decode([i]).strip() for i in tokenizer.whole_word_ids()],
   )

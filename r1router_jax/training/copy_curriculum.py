@@ -1,166 +1,194 @@
-"""What teaches a small policy to copy rather than to remember.
+"""Training rows that teach a small policy to copy instead of to remember.
 
 A policy that meets 150 countries in training remembers their names, and then
-has nothing to say of a country it never met.  Two remedies for the warm start:
+fails on a country that it never met.  Two remedies for the warm start:
 
-* `Recall`: rows of random tokens, in which the answer can only be looked up,
-  copied and stopped in time; nothing can be remembered.
-* `Renamer`: training rows in which each entity and each looked-up value has
-  another name every time the row is seen.
+* `RecallSampler`: rows of random tokens.  The policy can only look the answer
+  up, copy it and stop in time; there is nothing to remember.
+* `EntityRenamer`: training rows in which each entity and each looked-up value
+  has another name every time the row is seen.
 """
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from r1router_jax.common.records import Passage, Step
-from r1router_jax.inputs.processor import Encoded
+from r1router_jax.common.records import Step
+from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.inputs.tokenizer import START, Tokenizer
 
 _DIGIT = re.compile(r"\d")
 
 _NUMBER = re.compile(r"[\d.,]*\d[\d.,]*")
 
+# A number in a cell of a flattened table.
 _CELL = re.compile(r"\[sep\]([\d.,]*\d)(?=\[|$)")
 
 
-class Recall:
-  """Draws rows of look-up over random tokens, spelt as the compact prompts are.
+class RecallSampler:
+  """Samples look-up tasks over random tokens, spelt as the compact prompts are.
 
-  Three forms, as the world's passages have them: `key of name? name. key:
-  value. key: value.`, `topic of row? topic [Row] row [sep] cell`, and a name to
-  be taken out of its sentence.
+  GeoRouter's passages suggest three forms: a text `key of name? name. key:
+  value. key: value.`, a table `topic of row? topic [Row] row [sep] cell`, and a
+  caption, out of whose sentence a name has to be copied.
+
+  Args:
+    tokenizer: the tokenizer of a compact policy.
   """
 
   def __init__(self, tokenizer: Tokenizer):
-    def only(text):  # The last token, where a space of its own comes first.
+    def last_token(text):
+      # The token of a word or sign may only be right behind another one.
       return tokenizer.encode_response(text)[-2]
 
-    self._colon, self._stop, self._ask = only("a:"), only("a."), only("a?")
-    self._of, self._line = only("of"), only("a\n")
-    self._row, self._sep = only("[Row]"), only("[sep]")
-    self._open = tokenizer.encode_response("<|answer|>")[:-1]
-    self._close = tokenizer.encode_response(START)[:-1]
-    self._before = tokenizer.encode_response("<think></think><answer>")[:-1]
-    self._after = tokenizer.encode_response("</answer>")
-    self._words = np.array(tokenizer.words())
+    self._colon, self._stop = last_token("a:"), last_token("a.")
+    self._ask, self._line = last_token("a?"), last_token("a\n")
+    self._of, self._row = last_token("of"), last_token("[Row]")
+    self._sep = last_token("[sep]")
+    self._prompt_start = tokenizer.encode_response("<|answer|>")[:-1]
+    self._prompt_end = tokenizer.encode_response(START)[:-1]
+    self.before_answer = tokenizer.encode_response("<think></think><answer>")[
+      :-1
+    ]
+    self.after_answer = tokenizer.encode_response("</answer>")
+    self._words = np.array(tokenizer.whole_word_ids())
 
-  def __call__(self, rng: np.random.Generator) -> tuple[Encoded, list[int]]:
-    """A prompt and its response."""
-    text, answer = self._draw(rng)
-    ids = [*self._open, *text, *self._close]
-    return Encoded(ids), [*self._before, *answer, *self._after]
-
-  def _draw(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    span = lambda low, high: rng.choice(
-      self._words, rng.integers(low, high + 1)
-    ).tolist()
-    count = int(rng.integers(1, 6))
-    at = int(rng.integers(count))
+  def __call__(
+    self, rng: np.random.Generator
+  ) -> tuple[EncodedPrompt, list[int]]:
+    """Return a prompt and the tokens of its response."""
+    count = int(rng.integers(1, 6))  # Lines of the text or rows of the table.
+    gold = int(rng.integers(count))  # The one that is asked for.
     form = rng.integers(3)
     if form == 0:
-      name, keys = span(1, 4), [span(1, 3) for _ in range(count)]
-      values = [span(1, 6) for _ in range(count)]
-      text = [
-        *keys[at],
-        self._of,
-        *name,
-        self._ask,
-        self._line,
-        *name,
-        self._stop,
-      ]
-      for key, value in zip(keys, values, strict=True):
-        text += [*key, self._colon, *value, self._stop]
-      return text, values[at]
-    if form == 1:
-      topic, rows = span(1, 3), [span(1, 4) for _ in range(count)]
-      cells = [span(1, 5) for _ in range(count)]
-      text = [*topic, self._of, *rows[at], self._ask, self._line, *topic]
-      for row, cell in zip(rows, cells, strict=True):
-        text += [self._row, *row, self._sep, *cell]
-      return text, cells[at]
-    name = span(1, 5)
-    text = [
-      *span(2, 6),
-      self._ask,
-      self._line,
-      *span(1, 2),
-      self._of,
-      *name,
-      self._colon,
-      *span(2, 10),
-    ]
+      text, answer = self._draw_text(rng, count, gold)
+    elif form == 1:
+      text, answer = self._draw_table(rng, count, gold)
+    else:
+      text, answer = self._draw_caption(rng)
+    prompt = EncodedPrompt([*self._prompt_start, *text, *self._prompt_end])
+    return prompt, [*self.before_answer, *answer, *self.after_answer]
+
+  def _draw_words(
+    self, rng: np.random.Generator, low: int, high: int
+  ) -> list[int]:
+    """Draw between `low` and `high` random words."""
+    return rng.choice(self._words, rng.integers(low, high + 1)).tolist()
+
+  def _draw_text(
+    self, rng: np.random.Generator, count: int, gold: int
+  ) -> tuple[list[int], list[int]]:
+    """Draw "key of name? name. key: value. key: value." and a value."""
+    name = self._draw_words(rng, 1, 4)
+    keys = [self._draw_words(rng, 1, 3) for _ in range(count)]
+    values = [self._draw_words(rng, 1, 6) for _ in range(count)]
+    text = [*keys[gold], self._of, *name, self._ask, self._line]
+    text += [*name, self._stop]
+    for key, value in zip(keys, values, strict=True):
+      text += [*key, self._colon, *value, self._stop]
+    return text, values[gold]
+
+  def _draw_table(
+    self, rng: np.random.Generator, count: int, gold: int
+  ) -> tuple[list[int], list[int]]:
+    """Draw "topic of row? topic [Row] row [sep] cell" and a cell."""
+    topic = self._draw_words(rng, 1, 3)
+    rows = [self._draw_words(rng, 1, 4) for _ in range(count)]
+    cells = [self._draw_words(rng, 1, 5) for _ in range(count)]
+    text = [*topic, self._of, *rows[gold], self._ask, self._line, *topic]
+    for row, cell in zip(rows, cells, strict=True):
+      text += [self._row, *row, self._sep, *cell]
+    return text, cells[gold]
+
+  def _draw_caption(
+    self, rng: np.random.Generator
+  ) -> tuple[list[int], list[int]]:
+    """Draw a question, a caption "... of name: ..." and its name."""
+    name = self._draw_words(rng, 1, 5)
+    text = [*self._draw_words(rng, 2, 6), self._ask, self._line]
+    text += [*self._draw_words(rng, 1, 2), self._of, *name, self._colon]
+    text += self._draw_words(rng, 2, 10)
     return text, name
 
 
-class Renamer:
+class EntityRenamer:
   """Gives the entities and looked-up values of a step other names.
 
   Args:
-    names: names of entities, as they stand in questions and passages.
-    known: those that may be given to another; else it takes random words.
-    words: words that random names are made of.
+    names: names of entities, as questions and passages spell them.
+    given_names: names that another entity may be given.
+    words: words that the other new names are made of.
   """
 
   def __init__(
-    self, names: Sequence[str], known: Sequence[str], words: Sequence[str]
+    self, names: Sequence[str], given_names: Sequence[str], words: Sequence[str]
   ):
-    longest = sorted(names, key=len, reverse=True)
-    self._names = re.compile(
-      r"(?<!\w)(?:" + "|".join(map(re.escape, longest)) + r")(?!\w)"
-    )
-    self._known, self._words = list(known), list(words)
+    self._names = _match_any(names)
+    self._given_names, self._words = list(given_names), list(words)
 
   def __call__(self, step: Step, rng: np.random.Generator) -> Step:
-    """The step with every name replaced, the same way throughout."""
-    texts = "\n".join(_texts(step))
-    new = {
-      name: self._name(rng)
-      for name in dict.fromkeys(self._names.findall(texts))
-    }
-    if step.kind == "answer" or (
+    """Return the step with every name replaced, in the same way throughout."""
+    texts = "\n".join(_step_texts(step))
+
+    # 1. A new name for each entity.
+    new = {}
+    for name in dict.fromkeys(self._names.findall(texts)):
+      new[name] = self._draw_name(rng)
+
+    # 2. A new value, where the answer was looked up in a passage.
+    hops = step.question.hops
+    looked_up = step.kind == "answer" or (
       step.kind == "final"
-      and len(step.question.hops)
-      and set(step.answers) & set(step.question.hops[-1].answers)
-    ):
+      and len(hops)
+      and set(step.answers) & set(hops[-1].answers)
+    )
+    if looked_up:
       value = step.answers[0]
       if value not in new and value.lower() not in ("yes", "no"):
-        new |= self._value(value, texts, rng)
+        new |= self._draw_value(value, rng)
+
+    # 3. New digits in the numbers of tables.
     for cell in dict.fromkeys(_CELL.findall(texts)):
-      new.setdefault(cell, _digits(cell, rng))
+      new.setdefault(cell, _replace_digits(cell, rng))
     if not new:
       return step
-    found = re.compile(
-      r"(?<![\w])(?:"
-      + "|".join(map(re.escape, sorted(new, key=len, reverse=True)))
-      + r")(?!\w)"
-    )
-    return _map(step, lambda text: found.sub(lambda m: new[m[0]], text))
+    old = _match_any(new)
+    return _map_texts(step, lambda text: old.sub(lambda m: new[m[0]], text))
 
-  def _name(self, rng: np.random.Generator) -> str:
+  def _draw_name(self, rng: np.random.Generator) -> str:
+    """Draw a given name, or one to three random words."""
     if rng.random() < 0.4:
-      return self._known[rng.integers(len(self._known))]
+      return self._given_names[rng.integers(len(self._given_names))]
     return " ".join(rng.choice(self._words, rng.choice((1, 1, 2, 3))))
 
-  def _value(self, value: str, texts: str, rng: np.random.Generator) -> dict:
-    """A new spelling of a looked-up value; none where it is part of a name."""
+  def _draw_value(self, value: str, rng: np.random.Generator) -> dict[str, str]:
+    """Return {value: new value}; empty if the value has to stay."""
     if _NUMBER.fullmatch(value):
-      return {value: _digits(value, rng)} if len(value) > 1 else {}
+      if len(value) == 1:
+        return {}  # One digit stands in too many other numbers.
+      return {value: _replace_digits(value, rng)}
     if len(value) < 4 or len(_DIGIT.findall(value)) > 2:
       return {}  # Dates and the like keep their form.
-    return {value: self._name(rng)}
+    return {value: self._draw_name(rng)}
 
 
-def _digits(number: str, rng: np.random.Generator) -> str:
-  """A number of the same form with other digits."""
+def _match_any(texts: Iterable[str]) -> re.Pattern:
+  """Return a pattern of any of the texts as whole words, longest first."""
+  longest_first = sorted(texts, key=len, reverse=True)
+  alternatives = "|".join(map(re.escape, longest_first))
+  return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
+
+
+def _replace_digits(number: str, rng: np.random.Generator) -> str:
+  """Return a number of the same form with other digits, none of them 0."""
   digits = iter(rng.integers(1, 10, len(number)))
-  return _DIGIT.sub(lambda m: str(next(digits)), number)
+  return _DIGIT.sub(lambda _: str(next(digits)), number)
 
 
-def _texts(step: Step) -> list[str]:
+def _step_texts(step: Step) -> list[str]:
+  """Return the texts that the prompt and the answer of a step are made of."""
   return [
     step.question.text,
     *(text for pair in step.history for text in pair),
@@ -170,15 +198,17 @@ def _texts(step: Step) -> list[str]:
   ]
 
 
-def _map(step: Step, change) -> Step:
-  """The step with `change` applied to each of its texts."""
+def _map_texts(step: Step, change: Callable[[str], str]) -> Step:
+  """Return the step with `change` applied to each of its texts."""
+  hops = tuple(
+    dataclasses.replace(hop, answers=tuple(map(change, hop.answers)))
+    for hop in step.question.hops
+  )
   question = dataclasses.replace(
-    step.question,
-    text=change(step.question.text),
-    hops=tuple(
-      dataclasses.replace(hop, answers=tuple(map(change, hop.answers)))
-      for hop in step.question.hops
-    ),
+    step.question, text=change(step.question.text), hops=hops
+  )
+  passages = tuple(
+    dataclasses.replace(p, text=change(p.text)) for p in step.passages
   )
   return dataclasses.replace(
     step,
@@ -186,8 +216,5 @@ def _map(step: Step, change) -> Step:
     history=tuple((change(q), change(a)) for q, a in step.history),
     sub_question=change(step.sub_question),
     answers=tuple(map(change, step.answers)),
-    passages=tuple(
-      Passage(p.id, p.kb, change(p.text), p.image, p.score)
-      for p in step.passages
-    ),
+    passages=passages,
   )

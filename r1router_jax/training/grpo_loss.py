@@ -1,9 +1,9 @@
-"""The loss of Step-GRPO: what a group of responses to one step teaches.
+"""The loss of Step-GRPO, which compares the responses to one routing step.
 
-The old policy draws a group of G responses to each prompt, with rewards
-r_1..r_G.  Every token of response g has the advantage
+The policy that sampled (pi_old) draws a group of G responses to each prompt,
+with rewards r_1..r_G.  Every token of response g has the advantage
 
-  A_g = (r_g - mean r) / (std r + EPS)
+  A_g = (r_g - mean r) / (std r + ADVANTAGE_EPS)
 
 (sample or population std, or no division) and the loss of a token is
 
@@ -12,20 +12,20 @@ r_1..r_G.  Every token of response g has the advantage
 
 where D estimates the divergence from a reference policy, with
 x = log pi_ref - log pi:  k1 = -x,  k2 = x^2 / 2,  k3 = exp(x) - x - 1.
-Losses of tokens are averaged, by `aggregate`, over
+The losses of tokens are averaged, as `aggregate` says, over
 
-  token_mean     all tokens alike
-  sequence_mean  the tokens of each response, then responses
-  fixed_length   as if each response had the longest one's tokens
+  token_mean     all tokens, with equal weights
+  sequence_mean  the tokens of each response, then over responses
+  fixed_length   as if every response had `max_response_tokens` tokens
 
 At rho = 1 the first term is 0 by construction: watch the reward, not the loss.
 A group of equal rewards has advantage exactly 0, so without penalties it is
-left out of the update: more prompts are drawn than an update has rows for, and
-those that teach fill them; `refill` draws again where they do not.
+left out of the update.  More prompts are sampled than an update has rows for,
+and groups of unequal rewards fill these rows (`rollouts.make_train_batches`).
 
 Axes:  B prompts   G responses per prompt   T response tokens
 Sources: arxiv.org/abs/2402.03300 (GRPO), arxiv.org/abs/2505.22095 (Step-GRPO),
-  arxiv.org/abs/2503.14476 (token mean, clip-higher, refilling),
+  arxiv.org/abs/2503.14476 (token mean, clip-higher, dynamic sampling),
   arxiv.org/abs/2503.20783 (fixed length, no std),
   joschu.net/blog/kl-approx.html (k1, k2, k3).
 """
@@ -42,35 +42,38 @@ from r1router_jax.generation import logprobs
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.training.batch import Batch
 
-EPS = 1e-6
+ADVANTAGE_EPS = 1e-6
 
-NORMS = {"std1": 1, "std0": 0, "none": None}  # Degrees of freedom lost.
+# Degrees of freedom that the standard deviation loses; None: no division.
+ADVANTAGE_NORMS = {"sample_std": 1, "population_std": 0, "none": None}
 
-
-# Of log pi_ref - log pi.
-DIVERGENCES: dict[str, Callable] = {
+# Each estimates the divergence from x = log pi_ref - log pi.
+KL_ESTIMATORS: dict[str, Callable] = {
   "k1": lambda x: -x,
   "k2": lambda x: x**2 / 2,
   "k3": lambda x: jnp.exp(x) - x - 1,
 }
 
+AGGREGATES = ("token_mean", "sequence_mean", "fixed_length")
+
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-  """What is minimised; see the module's docstring.
+class GrpoLossConfig:
+  """The options of the loss; see the module's docstring for the formulas.
 
   Attributes:
-    temperature: of sampling, and so of pi.
-    longest: tokens of the longest response.
-    clip_low, clip_high: how far the ratio counts.
-    aggregate: "token_mean", "sequence_mean" or "fixed_length".
-    kl: a key of `DIVERGENCES`.
-    kl_coef: beta; 0 does without a reference policy.
+    temperature: sampling temperature, by which the logits of pi are divided.
+    max_response_tokens: tokens of the longest response that can be sampled.
+    clip_low: distance below 1 at which the ratio is clipped.
+    clip_high: distance above 1 at which the ratio is clipped.
+    aggregate: one of `AGGREGATES`.
+    kl: a key of `KL_ESTIMATORS`.
+    kl_coef: beta; 0 needs no reference policy.
     entropy_coef: epsilon.
   """
 
   temperature: float
-  longest: int
+  max_response_tokens: int
   clip_low: float
   clip_high: float
   aggregate: str
@@ -79,7 +82,7 @@ class Objective:
   entropy_coef: float
 
   def __post_init__(self):
-    for name, known in (("aggregate", _SIZES), ("kl", DIVERGENCES)):
+    for name, known in (("aggregate", AGGREGATES), ("kl", KL_ESTIMATORS)):
       if getattr(self, name) not in known:
         raise ValueError(
           f"config.step_grpo.loss.{name} is {getattr(self, name)!r}: take "
@@ -87,128 +90,135 @@ class Objective:
         )
 
   @property
-  def penalises(self) -> bool:
-    """Whether a group of equal rewards has a gradient, too."""
+  def has_penalty(self) -> bool:
+    """Return whether groups of equal rewards have a gradient, too."""
     return self.kl_coef != 0 or self.entropy_coef != 0
 
-  def size(self, mask: Bool[np.ndarray, "B G T"]) -> Float[np.ndarray, " B"]:
-    """What the responses to a prompt add to the loss's denominator."""
-    return _SIZES[self.aggregate](mask).astype(np.float64)
+  def loss_denominator(
+    self, mask: Bool[np.ndarray, "B G T"]
+  ) -> Float[np.ndarray, " B"]:
+    """Return what each group adds to the denominator of the loss."""
+    if self.aggregate == "token_mean":
+      count = mask.sum((1, 2))
+    else:
+      count = mask.any(2).sum(1)  # Responses that are not padding.
+    return count.astype(np.float64)
 
-  def weights(self, mask: Bool[Array, "B G T"]) -> Float[Array, "B G T"]:
-    """What the loss of each token counts."""
+  def token_weights(self, mask: Bool[Array, "B G T"]) -> Float[Array, "B G T"]:
+    """Return the weight of each token's loss in the numerator."""
     if self.aggregate == "token_mean":
       return mask.astype(jnp.float32)
-    tokens = (
-      self.longest
-      if self.aggregate == "fixed_length"
-      else (jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1))
-    )
-    return mask / tokens
+    if self.aggregate == "fixed_length":
+      return mask / self.max_response_tokens
+    # A response of padding has no token: avoid 0 / 0.
+    return mask / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
 
 
-_SIZES = {
-  "token_mean": lambda mask: mask.sum((1, 2)),
-  "sequence_mean": lambda mask: mask.any(2).sum(1),
-  "fixed_length": lambda mask: mask.any(2).sum(1),
-}
-
-
-def advantages(
-  rewards: Float[np.ndarray, "B G"], normalise: str = "std1"
+def group_advantages(
+  rewards: Float[np.ndarray, "B G"], advantage_norm: str = "sample_std"
 ) -> Float[np.ndarray, "B G"]:
-  """Rewards centred and scaled within their group.
-
-  Computed in float64: in float32 the mean of five equal numbers can differ
-  from each of them, and EPS is too small to hide it.
+  """Compute group-relative advantages: rewards centred and scaled per group.
 
   Args:
-    rewards: of each response.
-    normalise: a key of `NORMS`; "std1" is verl's.
+    rewards: the reward of each response.
+    advantage_norm: a key of `ADVANTAGE_NORMS`; verl takes "sample_std".
   """
+  # Float64: in float32 the mean of five equal numbers can differ from each of
+  # them, and ADVANTAGE_EPS is too small to hide the difference.
   rewards = np.asarray(rewards, np.float64)
   equal = np.ptp(rewards, axis=1, keepdims=True) == 0
   centred = rewards - np.mean(rewards, axis=1, keepdims=True)
-  if NORMS[normalise] is not None:
-    lost = min(NORMS[normalise], len(rewards[0]) - 1)
-    centred /= np.std(rewards, axis=1, keepdims=True, ddof=lost) + EPS
+  ddof = ADVANTAGE_NORMS[advantage_norm]
+  if ddof is not None:
+    ddof = min(ddof, rewards.shape[1] - 1)  # A group of one divides by EPS.
+    centred /= np.std(rewards, axis=1, keepdims=True, ddof=ddof) + ADVANTAGE_EPS
   return np.where(equal, 0, centred).astype(np.float32)
 
 
-def of_tokens(
-  objective: Objective,
+def token_loss(
+  config: GrpoLossConfig,
   logp: Float[Array, "B G T"],
   entropy: Float[Array, "B G T"],
-  reference: Float[Array, "B G T"] | None,
+  reference_logp: Float[Array, "B G T"] | None,
   batch: Batch,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B G T"]]]:
-  """The loss's numerator, and metrics of each token.
+  """Compute the numerator of the loss, and metrics of each token.
 
   Args:
-    objective: what is minimised.
-    logp: log-probability, in nats, of each response token.
-    entropy: in nats, where it was written.
-    reference: its log-probability under the reference policy, or None.
-    batch: of responses; padding may hold any number.
+    config: options of the loss.
+    logp: log-probability, in nats, of each response token under pi.
+    entropy: entropy of pi, in nats, at the position that predicts the token.
+    reference_logp: log-probability of each token under the reference policy;
+      None if `config.kl_coef` is 0.
+    batch: responses and advantages; padding may hold any number.
   """
-  # `where` before exp: what padding holds must not overflow.
-  apart = lambda other: jnp.where(batch.mask, logp - other, 0)
-  ratio = jnp.exp(apart(batch.old_logp))
-  clipped = jnp.clip(ratio, 1 - objective.clip_low, 1 + objective.clip_high)
-  advantage = batch.weight[..., None]
-  each = -jnp.minimum(ratio * advantage, clipped * advantage)
+
+  def log_ratio(other):
+    # Masked before the exponential: numbers in padding must not overflow.
+    return jnp.where(batch.mask, logp - other, 0)
+
+  # The clipped surrogate.
+  ratio = jnp.exp(log_ratio(batch.old_logp))
+  clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+  advantage = batch.advantage[..., None]
+  losses = -jnp.minimum(ratio * advantage, clipped * advantage)
   metrics = {
     "entropy": entropy,
     "clipped": clipped * advantage < ratio * advantage,
     "ratio": ratio,
     "ratio_variance": (ratio - 1) ** 2,
-    "logp_drift": jnp.abs(apart(batch.old_logp)),
+    "logp_drift": jnp.abs(log_ratio(batch.old_logp)),
   }
-  if objective.entropy_coef:
-    each -= objective.entropy_coef * entropy
-  if objective.kl_coef:
-    kl = DIVERGENCES[objective.kl](-apart(reference))
-    each += objective.kl_coef * kl
+
+  # The penalties.
+  if config.entropy_coef:
+    losses -= config.entropy_coef * entropy
+  if config.kl_coef:
+    kl = KL_ESTIMATORS[config.kl](-log_ratio(reference_logp))
+    losses += config.kl_coef * kl
     metrics["kl"] = kl
-  counted = jnp.where(batch.mask, each, 0) * objective.weights(batch.mask)
-  return jnp.sum(counted), metrics
+
+  weighted = jnp.where(batch.mask, losses, 0) * config.token_weights(batch.mask)
+  return jnp.sum(weighted), metrics
 
 
 def loss(
   model: qwen2_5_vl.QwenVL,
-  objective: Objective,
+  config: GrpoLossConfig,
   params: dict,
   reference: dict | None,
   batch: Batch,
   allowed: Bool[Array, " V"],
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
-  """Numerator and denominator of the loss, and (sum, count) of each metric.
+  """Compute numerator and denominator of the loss, and (sum, count) of metrics.
 
   Args:
-    model, objective: see there.
-    params: of the policy.
-    reference: of the reference policy, or None where it costs nothing.
-    batch: of responses.
-    allowed: false on ids that are never written.
+    model: the policy's network.
+    config: options of the loss.
+    params: parameters of the policy.
+    reference: parameters of the reference policy, or None if the loss has no
+      divergence term.
+    batch: prompts, responses and advantages.
+    allowed: False for token ids that are never sampled.
   """
 
-  def seen(params):
+  def logp_and_entropy(params):
     states = model.apply({"params": params}, batch.prompt, batch.response)
     vocabulary = model.apply({"params": params}, method="vocabulary")
     return logprobs.token_logp(
-      states / objective.temperature, batch.response, vocabulary, allowed
+      states / config.temperature, batch.response, vocabulary, allowed
     )
 
-  before = (
-    None if reference is None else (jax.lax.stop_gradient(seen(reference)[0]))
-  )
-  total, metrics = of_tokens(objective, *seen(params), before, batch)
+  reference_logp = None
+  if reference is not None:
+    reference_logp = jax.lax.stop_gradient(logp_and_entropy(reference)[0])
+  logp, entropy = logp_and_entropy(params)
+  total, metrics = token_loss(config, logp, entropy, reference_logp, batch)
+
+  # Metrics are summed over response tokens, so that microbatches can be added.
   tokens = jnp.sum(batch.mask).astype(jnp.float32)
-  return (
-    total,
-    jnp.sum(batch.count),
-    {
-      name: (jnp.sum(jnp.where(batch.mask, x, 0).astype(jnp.float32)), tokens)
-      for name, x in metrics.items()
-    },
-  )
+  sums = {
+    name: (jnp.sum(jnp.where(batch.mask, x, 0).astype(jnp.float32)), tokens)
+    for name, x in metrics.items()
+  }
+  return total, jnp.sum(batch.loss_denominator), sums

@@ -1,72 +1,73 @@
-"""The optax chain: clipping by global norm, then Adam or Muon, on a schedule.
+"""The optimizer: clipping by global norm, then AdamW or Muon, on a schedule.
 
-Muon (orthogonalised momentum) moves the weight matrices inside the stacked
-layers; embeddings, norms and biases go with AdamW.  It is the faster start for
-a policy trained from scratch.
+Muon (orthogonalised momentum) updates the weight matrices inside the stacked
+layers; AdamW updates embeddings, norms and biases.  Muon learns faster where a
+policy is trained from scratch.
 
 Source: github.com/KellerJordan/Muon, through optax.contrib.muon.
 """
+
+import functools
 
 import jax
 import optax
 from optax import contrib
 
+from r1router_jax.training.config import OptimizerConfig
 
-def schedule(
+
+def lr_schedule(
   lr: float, steps: int, warmup: int, final: float
 ) -> optax.Schedule:
-  """Linear warm-up to `lr`, then a cosine down to `final` * `lr` at `steps`."""
+  """Return the schedule of a linear warm-up and a cosine decay.
+
+  Args:
+    lr: peak learning rate.
+    steps: updates until the end of the decay.
+    warmup: updates of the warm-up; the first one starts at `lr / warmup`.
+    final: learning rate from the end on, as a fraction of `lr`.
+  """
   return optax.warmup_cosine_decay_schedule(
     lr / max(warmup, 1), lr, warmup, max(steps, warmup + 1), final * lr
   )
 
 
-def _matrices(params: dict) -> dict:
-  """Muon's view of each leaf: [layers, in, out] stacks of matrices, or None."""
+def _muon_dimensions(params: dict) -> dict:
+  """Return Muon's view of each leaf: a stack [layers, in, out], or None."""
   stacked = contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
-  return jax.tree.map_with_path(
-    lambda path, x: stacked if x.ndim == 3 else None, params
-  )
+  return jax.tree.map(lambda x: stacked if x.ndim == 3 else None, params)
 
 
-def chain(
-  *,
-  name: str,
-  lr: float,
-  muon_lr: float,
-  steps: int,
-  warmup: int,
-  final: float,
-  b2: float,
-  weight_decay: float,
-  clip_norm: float,
+def _decay_mask(params: dict) -> dict:
+  """Return True for the leaves that have weight decay: matrices."""
+  return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def make_optimizer(
+  config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """The optimiser of a run.
+  """Return the optimizer of a run.
 
   Args:
-    name: "adamw", or "muon" for Muon on matrices and AdamW elsewhere.
-    lr: peak learning rate of AdamW.
-    muon_lr: peak learning rate of Muon; unused by "adamw".
+    config: the options of the optimizer and its schedule.
     steps: updates until the schedule's end.
-    warmup: updates of linear warm-up.
-    final: learning rate at the end, as a share of the peak.
-    b2: AdamW's decay of squared gradients.
-    weight_decay: of matrices (under "muon" of those that Muon moves, not of
-      embeddings); norms and biases have none.
-    clip_norm: largest global norm of a gradient.
   """
-  decayed = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-  rate = schedule(lr, steps, warmup, final)
-  if name == "muon":
+  schedule = functools.partial(
+    lr_schedule, steps=steps, warmup=config.warmup, final=config.final
+  )
+  if config.name == "muon":
     rule = contrib.muon(
-      schedule(muon_lr, steps, warmup, final),
-      adam_learning_rate=rate,
-      adam_b2=b2,
-      weight_decay=weight_decay,
-      muon_weight_dimension_numbers=_matrices,
+      schedule(config.muon_lr),
+      adam_learning_rate=schedule(config.lr),
+      adam_b2=config.b2,
+      weight_decay=config.weight_decay,
+      muon_weight_dimension_numbers=_muon_dimensions,
     )
-  elif name == "adamw":
-    rule = optax.adamw(rate, b2=b2, weight_decay=weight_decay, mask=decayed)
   else:
-    raise ValueError(f"config.optim.name is {name!r}: take 'adamw' or 'muon'.")
-  return optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+    rule = optax.adamw(
+      schedule(config.lr),
+      b2=config.b2,
+      weight_decay=config.weight_decay,
+      mask=_decay_mask,
+    )
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)

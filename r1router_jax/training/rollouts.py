@@ -1,14 +1,15 @@
-"""Groups of responses with rewards: where the batches of Step-GRPO come from.
+"""Rollouts of Step-GRPO: groups of responses with rewards, made into batches.
 
   offline  each step of a gold trajectory is a prompt of its own, with the gold
            history and passages (as in the paper)
-  online   the policy walks the routing loop itself, with live retrieval; at
-           each step G responses form the group, and one goes on
+  online   the policy runs the routing loop itself, with live retrieval; G
+           responses to each step form a group, and the loop goes on with one
 
-Online, golds align by position: the plan of round n is compared with the gold
-hop n, or should stop where there is none; so is the answer of round n, unless
-there is no hop n; the final answer has the question's gold.  What was retrieved
-is part of prompts alone, and so nothing of it is ever trained on.
+Online, golds are aligned by position: the plan of round n is compared with the
+gold hop n, or should stop if there is no such hop; the answer of round n is
+compared with the answers of hop n, and has no gold without it; the final answer
+is compared with the question's.  Retrieved text is part of prompts alone, so
+the policy is never trained to write it.
 
 Axes:  B groups   G responses per group   T response tokens
 """
@@ -23,240 +24,255 @@ from jaxtyping import Bool, Float
 
 from r1router_jax.common.records import Question, Response, Step
 from r1router_jax.generation import group_decode, token_sampling
-from r1router_jax.inputs.processor import Encoded, pad_responses
+from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
 from r1router_jax.parallel import multihost
 from r1router_jax.policy.policy import Policy
 from r1router_jax.protocol import format
 from r1router_jax.retrieval.retriever import KnowledgeBase
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing import device_loop
-from r1router_jax.training.batch import Batch
+from r1router_jax.training.batch import Batch, pad_to_shards
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
-  """Responses to steps.
+class RolloutGroups:
+  """Groups of sampled responses with their rewards, one group per step.
 
   Attributes:
-    steps: with their golds.
-    prompts: as the policy read them.
-    drawn: leaves [B, G, T], or [B, G].
-    texts: of all responses, B G of them.
-    parts: their rewards, likewise.
-    judging: seconds that these took.
+    steps: B steps with their golds.
+    prompts: B prompts as the policy read them.
+    sampled: the responses; leaves [B, G, T], or [B, G].
+    texts: B * G texts, those of a group one after the other.
+    components: the rewards of the texts, in their order.
+    reward_seconds: seconds that computing the rewards took.
   """
 
   steps: list[Step]
-  prompts: list[Encoded]
-  drawn: group_decode.Drawn
+  prompts: list[EncodedPrompt]
+  sampled: group_decode.SampledResponses
   texts: list[str]
-  parts: step_reward.Parts
-  judging: float = 0.0
+  components: step_reward.RewardComponents
+  reward_seconds: float = 0.0
 
   @property
   def reward(self) -> Float[np.ndarray, "B G"]:
-    return self.parts.total.reshape(len(self.steps), -1)
+    """Return the reward of each response."""
+    return self.components.total.reshape(len(self.steps), -1)
 
   @property
-  def teach(self) -> Bool[np.ndarray, " B"]:
-    """Whose rewards differ."""
+  def has_signal(self) -> Bool[np.ndarray, " B"]:
+    """Return True for groups of unequal rewards: their advantages are not 0."""
     return np.ptp(self.reward, axis=1) > 0
 
 
-def judged(
+def score_groups(
   steps: Sequence[Step],
-  prompts: Sequence[Encoded],
-  drawn: group_decode.Drawn,
+  prompts: Sequence[EncodedPrompt],
+  sampled: group_decode.SampledResponses,
   texts: Sequence[str],
   reward: step_reward.Reward,
-) -> Groups:
-  """Responses with their rewards."""
-  members, start = drawn.mask.shape[1], time.perf_counter()
-  parts = reward.parts([step for step in steps for _ in range(members)], texts)
-  return Groups(
-    list(steps),
-    list(prompts),
-    drawn,
-    list(texts),
-    parts,
-    time.perf_counter() - start,
+) -> RolloutGroups:
+  """Return the responses with their rewards."""
+  group_size = sampled.mask.shape[1]
+  start = time.perf_counter()
+  components = reward.score(
+    [step for step in steps for _ in range(group_size)], texts
+  )
+  seconds = time.perf_counter() - start
+  return RolloutGroups(
+    list(steps), list(prompts), sampled, list(texts), components, seconds
   )
 
 
-def joined(groups: Sequence[Groups]) -> Groups:
-  """All of them as one."""
-  concatenate = lambda *arrays: np.concatenate(arrays)
-  together = lambda name: [x for g in groups for x in getattr(g, name)]
-  return Groups(
-    together("steps"),
-    together("prompts"),
-    jax.tree.map(concatenate, *[g.drawn for g in groups]),
-    together("texts"),
-    step_reward.Parts(
-      *map(concatenate, *[vars(g.parts).values() for g in groups])
-    ),
+def concat_groups(rollouts: Sequence[RolloutGroups]) -> RolloutGroups:
+  """Concatenate the groups of several rollouts."""
+
+  def concat(*arrays):
+    return np.concatenate(arrays)
+
+  components = [vars(each.components).values() for each in rollouts]
+  return RolloutGroups(
+    [step for each in rollouts for step in each.steps],
+    [prompt for each in rollouts for prompt in each.prompts],
+    jax.tree.map(concat, *[each.sampled for each in rollouts]),
+    [text for each in rollouts for text in each.texts],
+    step_reward.RewardComponents(*map(concat, *components)),
+    sum(each.reward_seconds for each in rollouts),
   )
 
 
-def offline(
+def offline_rollouts(
   policy: Policy,
   steps: Sequence[Step],
-  prompts: Sequence[Encoded],
+  prompts: Sequence[EncodedPrompt],
   key: jax.Array,
-  members: int,
-  method: token_sampling.SamplingParams,
+  group_size: int,
+  sampling: token_sampling.SamplingParams,
   reward: step_reward.Reward,
-) -> Groups:
-  """G responses to each gold step."""
-  drawn = policy.draw(prompts, key, members, method)
-  texts = [each.text for group in policy.read(drawn) for each in group]
-  return judged(steps, prompts, drawn, texts, reward)
+) -> RolloutGroups:
+  """Sample and score `group_size` responses to each gold step."""
+  sampled = policy.sample(prompts, key, group_size, sampling)
+  texts = [
+    response.text for group in policy.decode(sampled) for response in group
+  ]
+  return score_groups(steps, prompts, sampled, texts, reward)
 
 
-def online(
+def online_rollouts(
   policy: Policy,
   kbs: Mapping[str, KnowledgeBase],
   questions: Sequence[Question],
   k: int | Mapping[str, int],
   key: jax.Array,
-  members: int,
-  method: token_sampling.SamplingParams,
+  group_size: int,
+  sampling: token_sampling.SamplingParams,
   reward: step_reward.Reward,
-  loop: str = "host",
-) -> Groups:
-  """G responses to each step of the policy's own trajectories.
+  routing_loop: str = "host",
+) -> RolloutGroups:
+  """Sample and score the responses to each step of the policy's trajectories.
 
   Args:
-    policy: writes all of it.
-    kbs, k: see `router.route`.
-    questions: with their gold hops.
-    key: of all samples.
-    members: G.
-    method: how tokens are drawn.
-    reward: of the responses.
-    loop: a key of `fused.LOOPS`.
+    policy: writes every response.
+    kbs: knowledge bases by name.
+    questions: questions with their gold hops.
+    k: passages per search, for all knowledge bases or by name.
+    key: key of all samples.
+    group_size: G, responses per step.
+    sampling: how tokens are drawn.
+    reward: scores the responses.
+    routing_loop: a key of `device_loop.LOOPS`.
 
   Raises:
-    ValueError: where no question has a step that could be judged.
+    ValueError: if no question has a step that could be scored.
   """
-  seen: list[tuple[Step, Sequence[Response]]] = []
-  device_loop.LOOPS[loop](
+  # 1. Run the routing loop and keep the group of each step that has a gold.
+  visited: list[tuple[Step, Sequence[Response]]] = []
+  device_loop.LOOPS[routing_loop](
     policy,
     kbs,
     questions,
     key,
     k=k,
-    method=method,
-    members=members,
-    keep=lambda step, group: seen.append((step, group)),
+    method=sampling,
+    members=group_size,
+    keep=lambda step, group: visited.append((step, group)),
   )
-  # In an order that is the same whoever drives the loop.
-  seen.sort(key=lambda pair: (pair[0].id, pair[0].kind))
-  known = [
-    (gold, group)
-    for step, group in seen
-    if (gold := with_gold(step)) is not None
-  ]
-  if not known:
+  # Sorted, because each routing loop visits steps in an order of its own.
+  visited.sort(key=lambda pair: (pair[0].id, pair[0].kind))
+  scorable = [(attach_gold(step), group) for step, group in visited]
+  scorable = [pair for pair in scorable if pair[0] is not None]
+  if not scorable:
     raise ValueError(
       f"None of {len(questions)} questions led to a step with a gold: their "
-      "pictures cannot be read, or their prompts are too long."
+      "images cannot be read, or their prompts are too long."
     )
-  # An update takes the first that teach: not of the first round alone.
-  order = np.asarray(jax.random.permutation(key, len(known)))
-  steps, groups = zip(*(known[i] for i in order), strict=True)
-  flat = [response for group in groups for response in group]
+
+  # 2. Shuffle: an update takes the first groups with a signal, which should not
+  # all come from the first round.
+  order = np.asarray(jax.random.permutation(key, len(scorable)))
+  steps, groups = zip(*(scorable[i] for i in order), strict=True)
+
+  # 3. Score.
+  prompts = [
+    policy.processor.encode(policy.config.build_prompt(step)) for step in steps
+  ]
+  texts = [response.text for group in groups for response in group]
+  sampled = _stack_responses(policy, groups)
+  return score_groups(steps, prompts, sampled, texts, reward)
+
+
+def _stack_responses(
+  policy: Policy, groups: Sequence[Sequence[Response]]
+) -> group_decode.SampledResponses:
+  """Return the responses of all groups as arrays [B, G, T]."""
+  shape = len(groups), len(groups[0])
+  responses = [response for group in groups for response in group]
   tokens, mask = pad_responses(
-    [response.tokens for response in flat],
-    policy.settings.response_tokens[-1],
-    policy.packer.tokenizer.pad,
+    [response.tokens for response in responses],
+    policy.config.response_tokens[-1],
+    policy.processor.tokenizer.pad_id,
   )
   logp = np.zeros(tokens.shape, np.float32)
-  logp[mask] = np.concatenate([response.logp for response in flat])
-  shaped = lambda a: a.reshape(len(steps), members, -1)
-  prompts = [
-    policy.packer.encode(policy.settings.conversation(step)) for step in steps
-  ]
-  return judged(
-    steps,
-    prompts,
-    group_decode.Drawn(
-      *map(shaped, (tokens, logp, mask)), np.zeros((len(steps), members), bool)
-    ),
-    [response.text for response in flat],
-    reward,
+  logp[mask] = np.concatenate([response.logp for response in responses])
+  return group_decode.SampledResponses(
+    *(x.reshape(*shape, -1) for x in (tokens, logp, mask)),
+    np.zeros(shape, bool),
   )
 
 
-def with_gold(step: Step) -> Step | None:
-  """A step of the routing loop with its gold; None where it has none."""
-  n, hops = len(step.history), step.question.hops
-  hop = hops[n] if n < len(hops) else None
+def attach_gold(step: Step) -> Step | None:
+  """Return a step of the routing loop with its gold; None if it has none."""
+  position, hops = len(step.history), step.question.hops
+  hop = hops[position] if position < len(hops) else None
   if step.kind == "final":
     return dataclasses.replace(step, answers=step.question.answers)
   if step.kind == "answer":
     return hop and dataclasses.replace(step, answers=hop.answers)
-  if hop is None:
+  if hop is None:  # A plan after the last gold hop should stop.
     return dataclasses.replace(step, sub_question=format.NONE, routes=("none",))
   return dataclasses.replace(
     step, sub_question=hop.sub_question, routes=hop.routes
   )
 
 
-def learn_from(
+def make_train_batches(
   policy: Policy,
-  groups: Groups,
+  groups: RolloutGroups,
   advantage: Float[np.ndarray, "B G"],
   *,
-  rows: int,
-  parts: int,
+  update_batch_size: int,
+  data_shards: int,
   minibatches: int,
-  size: Callable[[Bool[np.ndarray, "B G T"]], Float[np.ndarray, " B"]],
-  all_teach: bool,
+  loss_denominator: Callable[
+    [Bool[np.ndarray, "B G T"]], Float[np.ndarray, " B"]
+  ],
+  keep_equal_groups: bool,
 ) -> list[Batch]:
-  """Batches of groups that teach, as many on each share of this host as fit.
+  """Make batches of the groups that have a gradient, as many as fit.
 
-  The loss remains a mean over all groups: its denominator, spread over the rows
-  of the batches, counts those left out in the proportion of those that teach.
+  The loss remains a mean over all groups: its denominator, spread evenly over
+  the rows of the batches, also counts the groups of equal rewards, in
+  proportion to the fraction of the other groups that fit.
 
   Args:
-    policy: whose prompts they are.
-    groups: of responses.
-    advantage: of each response; a group of zeros teaches nothing.
-    rows: per batch and share.
-    parts: shares of this host.
-    minibatches: how many batches.
-    size: what each group adds to the denominator.
-    all_teach: whether all groups do, as under a penalty.
+    policy: the policy that reads the prompts.
+    groups: groups of responses.
+    advantage: the advantage of each response.
+    update_batch_size: groups per batch and data shard.
+    data_shards: number of data shards of this host.
+    minibatches: number of batches.
+    loss_denominator: returns what each group adds to the denominator.
+    keep_equal_groups: whether groups of equal rewards are kept, too; a penalty
+      gives them a gradient.
   """
-  drawn, sizes = groups.drawn, size(groups.drawn.mask)
-  teach = np.flatnonzero(advantage.any(axis=1) | all_teach)
-  kept = teach[: parts * rows * minibatches]
-  share = sizes[kept].sum() / sizes[teach].sum() if len(teach) else 1
-  count = np.full(
-    (parts, rows),
-    sizes.sum() * share / (parts * rows * minibatches),
-    np.float32,
-  )
-  longest = policy.settings.response_length(
-    *multihost.most([int(drawn.mask[kept].sum(-1).max(initial=0))])
-  )
+  sampled = groups.sampled
+  sizes = loss_denominator(sampled.mask)
+  shard_rows = data_shards, update_batch_size
+  total_rows = data_shards * update_batch_size * minibatches
 
-  def batch(chosen):
-    def shared(array):
-      padded = np.zeros((parts * rows, *array.shape[1:]), array.dtype)
-      padded[: len(chosen)] = array[chosen]
-      return padded.reshape(parts, rows, *array.shape[1:])
+  # 1. The groups that have a gradient; the last of them may not fit.
+  useful = np.flatnonzero(advantage.any(axis=1) | keep_equal_groups)
+  kept = useful[:total_rows]
 
-    tokens, mask, logp = (
-      shared(a[..., :longest]) for a in (drawn.tokens, drawn.mask, drawn.logp)
-    )
-    packed = policy.packer.pack(
+  # 2. The denominator of each row.
+  fraction = sizes[kept].sum() / sizes[useful].sum() if len(useful) else 1
+  denominator = sizes.sum() * fraction / total_rows
+  denominators = np.full(shard_rows, denominator, np.float32)
+
+  # 3. The arrays, cut to the longest response on any host.
+  longest = int(sampled.mask[kept].sum(-1).max(initial=0))
+  length = policy.config.response_length(*multihost.max_over_hosts([longest]))
+  arrays = [x[..., :length] for x in (sampled.tokens, sampled.mask)]
+  arrays += [advantage, sampled.logp[..., :length]]
+  batches = []
+  for n in range(minibatches):
+    chosen = kept[n::minibatches]
+    prompts = policy.processor.collate(
+      # Without any group, one prompt gives the batch of padding its shapes.
       [groups.prompts[i] for i in chosen] or groups.prompts[:1],
-      parts,
-      rows,
-      multihost.most,
+      *shard_rows,
+      multihost.max_over_hosts,
     )
-    return Batch(packed, tokens, mask, shared(advantage), logp, count)
-
-  return [batch(kept[j::minibatches]) for j in range(minibatches)]
+    padded = (pad_to_shards(x[chosen], *shard_rows) for x in arrays)
+    batches.append(Batch(prompts, *padded, denominators))
+  return batches

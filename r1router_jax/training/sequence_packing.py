@@ -1,12 +1,12 @@
-"""Supervised rows in which several short texts stand side by side.
+"""Sequence packing for supervised batches: several short texts in one row.
 
-Prompt and response of a step are one text; a row holds as many as fit its L
-tokens, each seeing itself alone, and no padding but at its end.  Rows are
-filled best first, largest texts first:
+Prompt and response of a step form one text.  A row holds as many texts as fit
+its L tokens, and padding only at its end; each text attends to itself alone.
+Rows are filled by best fit, longest texts first:
 
-  text -> the row with the least room that still holds it, or a new one
+  text -> the row with the least free space that still holds it, or a new one
 
-Axes:  D shares   B rows   L tokens of a row   R response tokens of a row
+Axes:  D data shards   B rows   L tokens of a row   R response tokens of a row
 Source: arxiv.org/abs/2107.02027 (best-fit packing).
 """
 
@@ -17,105 +17,135 @@ from typing import NamedTuple
 import numpy as np
 
 from r1router_jax.common.records import Step
-from r1router_jax.inputs.processor import Encoded
+from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.parallel import multihost
 from r1router_jax.policy.policy import Policy
 from r1router_jax.training import sft_targets
-from r1router_jax.training.batch import Batch, Beside
+from r1router_jax.training.batch import Batch, PackedLayout
 
 
-class Row(NamedTuple):
-  """Steps that stand side by side."""
+class PackedExample(NamedTuple):
+  """The steps that share a row."""
 
   id: str
   steps: tuple[Step, ...]
 
 
-def fill(sizes: Sequence[int], room: int, seed: int) -> list[list[int]]:
-  """Which texts share a row.
+def best_fit_bins(
+  sizes: Sequence[int], capacity: int, seed: int
+) -> list[list[int]]:
+  """Assign texts to rows by best fit and return the texts of each row.
 
   Args:
-    sizes: of the texts, each at most `room`.
-    room: of a row.
-    seed: of the order of texts of one size.
+    sizes: number of tokens of each text, at most `capacity`.
+    capacity: number of tokens of a row.
+    seed: seed of the order among texts of one size.
   """
   order = np.random.default_rng(seed).permutation(len(sizes))
   order = order[np.argsort(-np.asarray(sizes)[order], kind="stable")]
-  rows, left = [], []  # `left`: (room, row), ascending.
+  bins, free = [], []  # `free`: pairs (free tokens, row), ascending.
   for text in order.tolist():
-    at = bisect.bisect_left(left, (sizes[text], -1))
-    free, row = left.pop(at) if at < len(left) else (room, len(rows))
-    if row == len(rows):
-      rows.append([])
-    rows[row].append(text)
-    bisect.insort(left, (free - sizes[text], row))
-  return rows
+    size = sizes[text]
+    best = bisect.bisect_left(free, (size, -1))
+    if best < len(free):
+      room, row = free.pop(best)
+    else:
+      room, row = capacity, len(bins)
+      bins.append([])
+    bins[row].append(text)
+    bisect.insort(free, (room - size, row))
+  return bins
 
 
-def rows(
-  policy: Policy, steps: Sequence[Step], room: int, seed: int
-) -> list[Row]:
-  """All steps, in rows of at most `room` tokens.
+def pack_examples(
+  policy: Policy, steps: Sequence[Step], packed_length: int, seed: int
+) -> list[PackedExample]:
+  """Pack all steps into rows of at most `packed_length` tokens.
 
   Raises:
-    ValueError: where a step alone is longer.
+    ValueError: if a step alone is longer.
   """
-  sizes = [len(_text(policy, step)[0].ids) for step in steps]
-  if max(sizes) > room:
+  sizes = [len(_encode_example(policy, step)[0].ids) for step in steps]
+  if max(sizes) > packed_length:
     raise ValueError(
       f"Step {steps[int(np.argmax(sizes))].id} has {max(sizes)} tokens, and "
-      f"config.sft.side_by_side is {room}: raise it, or lower the last of "
-      "config.policy.settings.prompt_tokens."
+      f"config.sft.packed_length is {packed_length}: raise it, or lower the "
+      "last of config.policy.overrides.prompt_tokens."
     )
-  filled = (tuple(steps[i] for i in row) for row in fill(sizes, room, seed))
-  return [Row(" ".join(step.id for step in row), row) for row in filled]
+  packed = []
+  for row in best_fit_bins(sizes, packed_length, seed):
+    chosen = tuple(steps[i] for i in row)
+    packed.append(PackedExample(" ".join(step.id for step in chosen), chosen))
+  return packed
 
 
-def batch(
-  policy: Policy, chosen: Sequence[Row], parts: int, count: int, room: int
+def make_packed_batch(
+  policy: Policy,
+  examples: Sequence[PackedExample],
+  data_shards: int,
+  rows_per_shard: int,
+  packed_length: int,
 ) -> Batch:
-  """A batch of `count` rows on each of `parts` shares, leaves [D, B, ...]."""
-  total = parts * count
-  segments = np.zeros((total, room), np.int32)
-  at, texts = [[] for _ in range(total)], []
-  for n, row in enumerate(chosen):
-    read = [_text(policy, step) for step in row.steps]
-    texts.append([text for text, _ in read])
-    first = 0
-    for number, (text, prompt) in enumerate(read, 1):
-      end = first + len(text.ids)
-      segments[n, first:end] = number
-      at[n] += range(first + prompt - 1, end - 1)
-      first = end
-  step = -(-room // 8)  # Few lengths, so that little is compiled.
-  (longest,) = multihost.most([-(-max(map(len, at)) // step) * step])
-  where = np.zeros((total, longest), np.int32)
-  mask = np.zeros((total, longest), bool)
-  for n, places in enumerate(at):
-    where[n, : len(places)], mask[n, : len(places)] = places, True
-  prompt = policy.packer.pack_side_by_side(
-    texts, parts, count, room, multihost.most
+  """Make a batch of packed rows, with leaves [D, B, ...].
+
+  Args:
+    policy: the policy that reads the texts.
+    examples: at most D * B packed examples; the other rows are padding.
+    data_shards: D.
+    rows_per_shard: B.
+    packed_length: L.
+  """
+  rows = data_shards * rows_per_shard
+  segments = np.zeros((rows, packed_length), np.int32)
+  positions, texts = [[] for _ in range(rows)], []
+
+  # 1. The texts of each row, and the positions that predict response tokens.
+  for n, example in enumerate(examples):
+    encoded = [_encode_example(policy, step) for step in example.steps]
+    texts.append([text for text, _ in encoded])
+    start = 0
+    for number, (text, prompt_length) in enumerate(encoded, 1):
+      end = start + len(text.ids)
+      segments[n, start:end] = number
+      # The state at one position predicts the token at the next.
+      positions[n] += range(start + prompt_length - 1, end - 1)
+      start = end
+
+  # 2. Positions as an array [B, R]; eighths of L, so that few R are compiled.
+  unit = -(-packed_length // 8)
+  longest = -(-max(map(len, positions)) // unit) * unit
+  (longest,) = multihost.max_over_hosts([longest])
+  target_positions = np.zeros((rows, longest), np.int32)
+  mask = np.zeros((rows, longest), bool)
+  for n, row in enumerate(positions):
+    target_positions[n, : len(row)] = row
+    mask[n, : len(row)] = True
+
+  # 3. All arrays by data shard.
+  prompt = policy.processor.collate_packed(
+    texts, data_shards, rows_per_shard, packed_length, multihost.max_over_hosts
   )
-  split = lambda a: a.reshape(parts, count, *a.shape[1:])
-  where, mask = split(where), split(mask)
-  response = np.take_along_axis(
-    prompt.tokens, np.minimum(where + 1, room - 1), 2
+  segments, target_positions, mask = (
+    x.reshape(data_shards, rows_per_shard, -1)
+    for x in (segments, target_positions, mask)
   )
+  following = np.minimum(target_positions + 1, packed_length - 1)
+  response = np.take_along_axis(prompt.tokens, following, 2)
   return Batch(
     prompt,
     response[:, :, None],
     mask[:, :, None],
-    np.ones((parts, count, 1), np.float32),
-    np.zeros((parts, count, 1, longest), np.float32),
+    np.ones((data_shards, rows_per_shard, 1), np.float32),
+    np.zeros((data_shards, rows_per_shard, 1, longest), np.float32),
     mask.sum(2).astype(np.float32),
-    Beside(split(segments), where),
+    PackedLayout(segments, target_positions),
   )
 
 
-def _text(policy: Policy, step: Step) -> tuple[Encoded, int]:
-  """Prompt and response of a step as one, and how long the prompt is."""
-  prompt = policy.packer.encode(policy.settings.conversation(step))
-  response = policy.packer.tokenizer.encode_response(
-    sft_targets.demonstration(step)
+def _encode_example(policy: Policy, step: Step) -> tuple[EncodedPrompt, int]:
+  """Return prompt and response as one text, and the length of the prompt."""
+  prompt = policy.processor.encode(policy.config.build_prompt(step))
+  response = policy.processor.tokenizer.encode_response(
+    sft_targets.sft_target(step)
   )
-  return Encoded([*prompt.ids, *response], prompt.pictures), len(prompt.ids)
+  return EncodedPrompt([*prompt.ids, *response], prompt.images), len(prompt.ids)

@@ -1,9 +1,10 @@
-"""What a supervised start teaches: a response to each gold step.
+"""The targets of supervised fine-tuning: a response to each gold step.
 
-Demonstrations may also come from a teacher that does not know when to stop:
-where the answer is known it asks again.  (Of R1-Router's 119 published rows 66
-spend all three retrievals, and 54 repeat a sub-question.)  Where a row keeps
-what its teacher wrote, that is taught, thoughts and all.
+Targets are written from the gold, or are the responses of the teacher where a
+row holds them, thoughts included.  `overask_target` imitates a teacher that
+does not know when to stop and asks again although the answer is known.  (Of
+R1-Router's 119 published rows 66 use all three retrievals, and 54 repeat a
+sub-question.)
 """
 
 import re
@@ -13,88 +14,98 @@ import numpy as np
 from r1router_jax.common.records import KBS, Answer, Malformed, Plan, Step
 from r1router_jax.protocol import format
 
-THOUGHTS = {
+# The thought of a plan, by the knowledge base that it searches first.
+PLAN_THOUGHTS = {
   "text": "look in the text",
   "image": "look at the picture",
   "table": "look in the table",
   "none": "enough is known",
 }
 
-READING = "it says so"  # The passages hold the answer.
+ANSWER_THOUGHT = "it says so"  # The passages hold the answer.
 
 # R1-Router's rows keep no thoughts, nor whether passages hold the answer.
-UNTOLD = "answer from what is given"
+GENERIC_THOUGHT = "answer from what is given"
 
 
-def demonstration(step: Step) -> str:
-  """The response that the warm start teaches for a step.
+def sft_target(step: Step) -> str:
+  """Return the response that the warm start teaches for a step.
 
-  Its white space is that which the parser leaves.
+  Its white space is normalised in the way that the parser does it.
 
   Raises:
-    ValueError: where a teacher's response is not of the protocol.
+    ValueError: if a teacher's response is malformed.
   """
   if step.response:
-    return _taught(step)
+    return _teacher_target(step)
   if step.kind == "plan":
-    return format.render_plan(
-      Plan(THOUGHTS[step.routes[0]], _line(step.sub_question), step.routes[0])
-    )
-  return format.render_answer(Answer(_reading(step), _line(step.answers[0])))
+    # Of several accepted routes the first is taught.
+    route = step.routes[0]
+    sub_question = _join_lines(step.sub_question)
+    routes = () if route == "none" else (route,)
+    return format.render_plan(Plan(PLAN_THOUGHTS[route], sub_question, routes))
+  answer = Answer(_answer_thought(step), _join_lines(step.answers[0]))
+  return format.render_answer(answer)
 
 
-def _taught(step: Step) -> str:
-  """What its teacher wrote."""
-  said = format.parse(step.kind, step.response, routes=len(KBS))
-  if isinstance(said, Malformed):
+def _teacher_target(step: Step) -> str:
+  """Return the teacher's response, parsed and rendered again."""
+  parsed = format.parse_response(step.kind, step.response, max_routes=len(KBS))
+  if isinstance(parsed, Malformed):
     raise ValueError(
-      f"Step {step.id}: the response {said.text!r:.60} is not "
-      f"of the protocol ({said.reason}).  Leave it out."
+      f"Step {step.id}: the response {parsed.text!r:.60} is not "
+      f"of the protocol ({parsed.reason}).  Leave it out."
     )
-  return (format.render_plan if step.kind == "plan" else format.render_answer)(
-    said
-  )
+  if step.kind == "plan":
+    return format.render_plan(parsed)
+  return format.render_answer(parsed)
 
 
-def overasking(step: Step, rng: np.random.Generator) -> str:
-  """Asks the last sub-question again, of a knowledge base that cannot tell.
+def overask_target(step: Step, rng: np.random.Generator) -> str:
+  """Return a plan that asks the last sub-question again, of a wrong KB.
+
+  Args:
+    step: a step whose gold is to stop.
+    rng: chooses among the knowledge bases that do not hold the answer.
 
   Raises:
-    ValueError: where the step does not say which can.
+    ValueError: if the step does not say which knowledge bases hold it.
   """
   if not step.question.hops:
     raise ValueError(
       f"Step {step.id} has no gold hops, so nobody knows which knowledge "
-      "base cannot tell: set config.sft.overask to 0."
+      "base cannot tell: set config.sft.overask_prob to 0."
     )
   known = step.question.hops[len(step.history) - 1].routes
   route = str(rng.choice([kb for kb in KBS if kb not in known]))
-  return format.render_plan(Plan(THOUGHTS[route], step.history[-1][0], route))
+  sub_question, _ = step.history[-1]
+  return format.render_plan(Plan(PLAN_THOUGHTS[route], sub_question, (route,)))
 
 
-def _reading(step: Step) -> str:
-  """What an answer rests on: the value to check, or two, the larger first."""
+def _answer_thought(step: Step) -> str:
+  """Return the thought before an answer, with the values that it rests on.
+
+  A comparison names both values, the larger one first; a check of one value
+  names it; any other answer is read from the passages.
+  """
   if not step.question.hops and (step.history or step.kind == "answer"):
-    return UNTOLD
+    return GENERIC_THOUGHT
   values = [answer for _, answer in step.history]
   if step.kind == "final" and len(values) == 2:
-    numbers = [_number(value) for value in values]
+    numbers = [_parse_number(value) for value in values]
     if None not in numbers:
-      low, high = sorted(zip(numbers, values, strict=True))
-      return f"{high[1]} > {low[1]}"
-  if (
-    step.kind == "final"
-    and len(values) == 1
-    and step.answers[0] in ("yes", "no")
-  ):
+      (_, low), (_, high) = sorted(zip(numbers, values, strict=True))
+      return f"{high} > {low}"
+  yes_no = step.answers[0] in ("yes", "no")
+  if step.kind == "final" and len(values) == 1 and yes_no:
     return f"it is {values[0]}"
-  return READING
+  return ANSWER_THOUGHT
 
 
-def _line(text: str) -> str:
+def _join_lines(text: str) -> str:
   return " ".join(text.split())
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
   plain = text.replace(",", "")
   return float(plain) if re.fullmatch(r"\d+(\.\d+)?", plain) else None

@@ -1,17 +1,18 @@
-"""One step of the optimiser: which parameters learn, and their gradient.
+"""One step of the optimizer: the trainable parameters and their gradient.
 
-  g = sum over devices and passes of d numerator / d theta,  divided by the sum
-  of denominators
+  g = sum over devices and microbatches of d numerator / d theta,  divided by
+  the sum of denominators
 
 The division comes last, so that the result does not depend on how a batch is
-split: over devices, or into passes of fewer rows, for which less memory is
-enough.  Where the loss or the gradient is not finite, the update is skipped: it
-is counted, and nothing else changes.
+split, over devices or into microbatches, which need less memory.  Where the
+loss or the gradient is not finite, the update is skipped: the step and the
+skip are counted, and nothing else changes.
 
-`make` gives one body for both drivers: under `jax.pmap` sums are taken over
-`axis`; under `jax.jit` arrays are global, and there is nothing to sum.
+`make_train_step` gives one function for both parallel strategies: under
+`jax.pmap` sums are taken over `axis_name`; under `jax.jit` arrays are global,
+and the compiler adds up over devices.
 
-Axes:  M passes of an update   m rows of a pass
+Axes:  M microbatches of an update   m rows of a microbatch
 """
 
 import re
@@ -24,13 +25,14 @@ import optax
 from flax import traverse_util
 
 
-class State(NamedTuple):
-  """What an update changes.
+class TrainState(NamedTuple):
+  """The state that an update changes; checkpoints hold these names.
 
   Attributes:
-    step: updates so far, with those skipped.
-    skipped: how many of the last ones were skipped, in a row.
-    params, opt: parameters, and what the optimiser remembers.
+    step: number of updates so far, including skipped ones.
+    skipped: number of updates skipped in a row up to now.
+    params: all parameters, trainable and frozen.
+    opt: state of the optimizer, for the trainable parameters only.
   """
 
   step: jax.Array
@@ -39,8 +41,8 @@ class State(NamedTuple):
   opt: optax.OptState
 
 
-def split(params: dict, trainable: str) -> tuple[dict, dict]:
-  """The parameters that learn, and those that do not.
+def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
+  """Split parameters into the trainable and the frozen ones.
 
   Args:
     params: nested dicts.
@@ -48,108 +50,121 @@ def split(params: dict, trainable: str) -> tuple[dict, dict]:
       "vision/blocks/qkv/w".
 
   Raises:
-    ValueError: where nothing would learn.
+    ValueError: if the expression matches no parameter.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
-  learn = {path for path in flat if re.search(trainable, path)}
-  if not learn:
+  trained = {path: x for path, x in flat.items() if re.search(trainable, path)}
+  if not trained:
     raise ValueError(
-      f"config.trainable {trainable!r} fits none of the "
+      f"config.trainable_regex {trainable!r} fits none of the "
       f"parameters {', '.join(sorted(flat))}."
     )
-  return tuple(
-    traverse_util.unflatten_dict(
-      {path: leaf for path, leaf in flat.items() if (path in learn) == it},
-      sep="/",
-    )
-    for it in (True, False)
+  frozen = {path: x for path, x in flat.items() if path not in trained}
+  return (
+    traverse_util.unflatten_dict(trained, sep="/"),
+    traverse_util.unflatten_dict(frozen, sep="/"),
   )
 
 
-def join(trained: dict, frozen: dict) -> dict:
-  """The inverse of `split`."""
-  flat = (traverse_util.flatten_dict(each) for each in (trained, frozen))
-  return traverse_util.unflatten_dict(
-    {path: leaf for each in flat for path, leaf in each.items()}
-  )
+def merge_params(trained: dict, frozen: dict) -> dict:
+  """Undo `partition_params`."""
+  flat = traverse_util.flatten_dict(trained)
+  return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(frozen))
 
 
-def start(
-  params: dict, tx: optax.GradientTransformation, trainable: str
-) -> State:
-  """The state before the first update."""
+def init_train_state(
+  params: dict, optimizer: optax.GradientTransformation, trainable: str
+) -> TrainState:
+  """Return the state before the first update."""
   zero = jnp.zeros((), jnp.int32)
-  return State(zero, zero, params, tx.init(split(params, trainable)[0]))
+  trained, _ = partition_params(params, trainable)
+  return TrainState(zero, zero, params, optimizer.init(trained))
 
 
-def make(
+def make_train_step(
   loss: Callable,
-  tx: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation,
   trainable: str,
-  axis: str | None = None,
-) -> Callable[[State, dict | None, Any], tuple[State, dict]]:
-  """One step of the optimiser: (state, reference, batch) -> state, metrics.
+  axis_name: str | None = None,
+) -> Callable[[TrainState, dict | None, Any], tuple[TrainState, dict]]:
+  """Return the train step (state, reference, batch) -> (state, metrics).
 
-  `reference` are former values of the parameters that learn, or None; leaves of
-  a batch are [M, m, ...].
+  The step takes the reference policy as earlier values of the trainable
+  parameters, or None, and batches of leaves [M, m, ...].
 
   Args:
     loss: (params, parameters of the reference policy or None, batch) ->
-      numerator, denominator, (sum, count) of metrics, whose mean over nothing
-      is not a number.
-    tx: the optimiser.
-    trainable: see `split`.
-    axis: the name of the axis of devices, under `pmap`.
+      numerator, denominator, (sum, count) of metrics; the mean of a metric
+      with count 0 is NaN.
+    optimizer: updates the trainable parameters.
+    trainable: the regular expression of `partition_params`.
+    axis_name: the name of the axis of devices under `pmap`, else None.
   """
 
-  def update(state, reference, batch):
-    trained, frozen = split(state.params, trainable)
-    reference = None if reference is None else join(reference, frozen)
+  def train_step(state, reference, batch):
+    trained, frozen = partition_params(state.params, trainable)
+    if reference is not None:
+      reference = merge_params(reference, frozen)
 
-    def objective(trained, rows):
-      numerator, denominator, metrics = loss(
-        join(trained, frozen), reference, rows
-      )
-      return numerator, (denominator, metrics)
+    # 1. Sums over microbatches, then over devices.
+    def microbatch_grad(rows):
+      def numerator_of(trained):
+        params = merge_params(trained, frozen)
+        numerator, denominator, metrics = loss(params, reference, rows)
+        return numerator, (denominator, metrics)
 
-    def one(rows):
-      return jax.value_and_grad(objective, has_aux=True)(trained, rows)
+      return jax.value_and_grad(numerator_of, has_aux=True)(trained)
 
-    found = _added(one, batch)
-    if axis is not None:
-      found = jax.lax.psum(found, axis)
-    (total, (count, metrics)), grads = found
+    sums = _sum_over_microbatches(microbatch_grad, batch)
+    if axis_name is not None:
+      sums = jax.lax.psum(sums, axis_name)
+
+    # 2. The gradient of the mean.  A batch of padding has denominator 0.
+    (total, (count, metrics)), grads = sums
     count = jnp.where(count > 0, count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
     norm = optax.tree.norm(grads)
+
+    # 3. The update, unless it is not finite.
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
-
-    def moved(trained, opt):
-      updates, opt = tx.update(grads, opt, trained)
-      return optax.apply_updates(trained, updates), opt
-
-    # A branch writes over what it reads; to choose between results takes more.
-    trained, opt = jax.lax.cond(
-      finite, moved, lambda *same: same, trained, state.opt
-    )
+    trained, opt = _update_if(finite, optimizer, grads, trained, state.opt)
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    metrics = {name: part / n for name, (part, n) in metrics.items()}
+    metrics = {name: value / n for name, (value, n) in metrics.items()}
     metrics |= dict(loss=total / count, grad_norm=norm, skipped=skipped)
-    return State(state.step + 1, skipped, join(trained, frozen), opt), metrics
+    params = merge_params(trained, frozen)
+    return TrainState(state.step + 1, skipped, params, opt), metrics
 
-  return update
+  return train_step
 
 
-def _added(function: Callable, batch: Any) -> Any:
-  """The sum of what a function gives for each pass of a batch."""
+def _update_if(
+  finite: jax.Array,
+  optimizer: optax.GradientTransformation,
+  grads: dict,
+  trained: dict,
+  opt: optax.OptState,
+) -> tuple[dict, optax.OptState]:
+  """Return parameters and optimizer state, updated where `finite` is true."""
+
+  def update(trained, opt):
+    updates, opt = optimizer.update(grads, opt, trained)
+    return optax.apply_updates(trained, updates), opt
+
+  # lax.cond lets XLA update parameters in place; jnp.where would keep the old
+  # and the new ones alive.
+  return jax.lax.cond(finite, update, lambda *same: same, trained, opt)
+
+
+def _sum_over_microbatches(function: Callable, batch: Any) -> Any:
+  """Return the sum of `function` over the M microbatches of a batch."""
   first = jax.tree.map(lambda x: x[0], batch)
   if len(jax.tree.leaves(batch)[0]) == 1:
     return function(first)
-  zero = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)
-  )
-  return jax.lax.scan(
-    lambda total, rows: (jax.tree.map(jnp.add, total, function(rows)), None),
-    zero,
-    batch,
-  )[0]
+  shapes = jax.eval_shape(function, first)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(total, rows):
+    return jax.tree.map(jnp.add, total, function(rows)), None
+
+  total, _ = jax.lax.scan(add, zero, batch)
+  return total
