@@ -1,10 +1,10 @@
-"""Pictures of a benchmark's questions, found by name in a folder or a .zip.
+"""Images of a benchmark's questions, found by name in a folder or a .zip.
 
-Question files name a picture by its stem, "oven_04990048" or 1; the file is
-"oven_04990048.jpg" or "1.png", in the folder or below it, or a member of the
-archive.  Of several files of one stem the first by path is taken.  Archives
-are untrusted: only members that a question names are unpacked, under names
-that are made here, each of a sane size.
+Question files name an image by its stem, such as "oven_04990048" or 1; the file
+is "oven_04990048.jpg" or "1.png", in the folder or below it, or a member of the
+archive.  Of several files with the same stem the first path is taken.  Archives
+are untrusted: only members that a question names are unpacked, each of a
+bounded size, and under a file name made from the stem.
 """
 
 import os
@@ -13,23 +13,24 @@ import zlib
 from collections.abc import Collection, Iterable
 
 from r1router_jax.common import images
+from r1router_jax.common.files import atomic_write
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def find(
-  place: str, stems: Collection[str], pictures_to: str = ""
+def find_images(
+  place: str, stems: Collection[str], unpack_to: str = ""
 ) -> dict[str, str]:
-  """The paths of the pictures that are there, by stem.
+  """Return the paths of the images that exist, by stem.
 
   Args:
-    place: a folder or a .zip.
-    stems: that are wanted.
-    pictures_to: the folder that members of a .zip are unpacked into.
+    place: a folder or a .zip of images.
+    stems: stems of the wanted images.
+    unpack_to: folder for the members of a .zip.
 
   Raises:
-    FileNotFoundError: where there is no such place.
-    ValueError: where the archive is damaged, or `pictures_to` is wanted.
+    FileNotFoundError: if there is no such place.
+    ValueError: if the archive is damaged, or `unpack_to` is missing.
   """
   if os.path.isdir(place):
     paths = (
@@ -37,22 +38,22 @@ def find(
       for base, _, files in os.walk(place)
       for file in files
     )
-    return _chosen(paths, stems)
+    return _first_by_stem(paths, stems)
   if not os.path.isfile(place):
     raise FileNotFoundError(
-      f"{place}: there are no pictures.  Name their folder, or a .zip of them."
+      f"{place}: there are no images.  Name their folder, or a .zip of them."
     )
-  if not pictures_to:
+  if not unpack_to:
     raise ValueError(
-      f"{place}: an archive of pictures has to be unpacked.  Name a folder "
+      f"{place}: an archive of images has to be unpacked.  Name a folder "
       "for that, too, or unpack it and name its folder."
     )
   try:
     with zipfile.ZipFile(place) as archive:
-      members = _chosen(archive.namelist(), stems)
-      os.makedirs(pictures_to, exist_ok=True)
+      members = _first_by_stem(archive.namelist(), stems)
+      os.makedirs(unpack_to, exist_ok=True)
       return {
-        stem: _unpack(archive, member, stem, pictures_to)
+        stem: _unpack_member(archive, member, stem, unpack_to)
         for stem, member in members.items()
       }
   except (
@@ -68,29 +69,31 @@ def find(
     ) from error
 
 
-def _chosen(paths: Iterable[str], stems: Collection[str]) -> dict[str, str]:
-  """Of each stem the first path that ends as pictures do."""
+def _first_by_stem(
+  paths: Iterable[str], stems: Collection[str]
+) -> dict[str, str]:
+  """Return, for each stem, the first path with an image's extension."""
   found = {}
   for path in paths:
     stem, ending = os.path.splitext(os.path.basename(path))
-    if ending.lower() in ENDINGS and stem in stems:
+    if ending.lower() in EXTENSIONS and stem in stems:
       found[stem] = min(path, found.get(stem, path))
   return found
 
 
-def _unpack(
+def _unpack_member(
   archive: zipfile.ZipFile, member: str, stem: str, folder: str
 ) -> str:
-  """Writes a member, unless it is there; the path."""
+  """Write a member to `folder`, unless it is there already; return its path."""
   size = archive.getinfo(member).file_size
   if size > images.MAX_BYTES:
     raise ValueError(
       f"{archive.filename}: {member!a} has {size:,} bytes, wanted at most "
       f"{images.MAX_BYTES:,}.  Save it again, smaller."
     )
-  path = images.resolve(stem + os.path.splitext(member)[1].lower(), folder)
+  # The member's own path is not used, so that it cannot leave the folder.
+  path = images.resolve_path(stem + os.path.splitext(member)[1].lower(), folder)
   if not os.path.isfile(path) or os.path.getsize(path) != size:
-    with archive.open(member) as file, open(path + ".partial", "wb") as draft:
-      draft.write(file.read(size))
-    os.replace(path + ".partial", path)
+    with archive.open(member) as file, atomic_write(path) as output:
+      output.write(file.read(size))
   return path

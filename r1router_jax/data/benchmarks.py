@@ -1,20 +1,21 @@
 """Question files of benchmarks as records.
 
-  questions = benchmarks.load("infoseek", "datasets", images="oven_images")
+  questions = benchmarks.load_benchmark(
+      "infoseek", "datasets", images="oven_images")
 
 Six benchmarks are read as R1-Router published their question files, a JSON
-object in each line: `PUBLISHED` says which keys count.  "georouter" comes with
+object in each line; `BENCHMARK_SPECS` lists their keys.  "georouter" comes with
 the package.  "jsonl" is a user's own file, whose lines are
 
   {"question": "...", "answer": "..." or [...], "id": "...",
    "image": "a.jpg", "interval": [low, high]}
 
-where only the first two must be there.  A number is an answer like its text.
-With an interval any number in it is right, and answers are for display.
+where only the first two are required.  A number is an answer like its text.
+With an interval any number in it is right, and answers are for display only.
 
-A row that cannot be read is an error, since a question that is left out would
-change every mean.  So would one whose picture is not there: it stays, with a
-path that leads nowhere, and is answered without success.
+A row that cannot be read is an error, since leaving a question out would change
+every mean.  For the same reason a question whose image is missing stays: its
+path leads nowhere, and its answer scores 0.
 
 Source: github.com/OpenBMB/R1-Router (datasets/, src/evaluate.py).
 """
@@ -29,61 +30,63 @@ from absl import logging
 from r1router_jax.common import images as images_lib
 from r1router_jax.common import row_files
 from r1router_jax.common.records import Question
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 from r1router_jax.data import benchmark_images, benchmark_schema, georouter
-from r1router_jax.data.benchmark_schema import PUBLISHED
+from r1router_jax.data.benchmark_schema import BENCHMARK_SPECS
 
-NAMES = ("georouter", *PUBLISHED, "jsonl")
+NAMES = ("georouter", *BENCHMARK_SPECS, "jsonl")
 
 
-def load(
+def load_benchmark(
   name: str,
   folder: str = "",
   images: str = "",
   split: str = "test",
-  pictures_to: str = "",
+  unpack_to: str = "",
 ) -> list[Question]:
-  """The questions of a benchmark, in the order of its file.
+  """Return the questions of a benchmark, in the order of its file.
 
   Args:
     name: one of `NAMES`.
-    folder: holds the question file under its published name or as
-      "<name>.jsonl"; of "jsonl", the file itself.
-    images: where the pictures are, see benchmark_pictures.py; of "jsonl", the
-      folder that paths are relative to, if it is not the file's own.
-    split: of "georouter".
-    pictures_to: the folder that a .zip of pictures is unpacked into.
+    folder: folder that holds the question file under its published name or as
+      "<name>.jsonl"; for "jsonl", the file itself.
+    images: folder or .zip of the images (`benchmark_images`); for "jsonl", the
+      folder that paths are relative to, if it is not that of the file.
+    split: split of "georouter".
+    unpack_to: folder that a .zip of images is unpacked into.
 
   Raises:
-    ValueError: where a row cannot be used; names the first few.
-    FileNotFoundError: where there is no file.
+    ValueError: if a row cannot be used; the message names the first few.
+    FileNotFoundError: if there is no such file.
   """
   if name not in NAMES:
     raise ValueError(f"No benchmark {name!r}; known: {', '.join(NAMES)}.")
   if name == "georouter":
-    return georouter.questions(split)
-  path = file(name, folder)
-  root = images or os.path.dirname(os.path.abspath(path))  # Of a user's paths.
-  found = benchmark_schema.read(
+    return georouter.load_questions(split)
+  path = find_question_file(name, folder)
+  # Paths in a user's file are relative to `images` or to the file.
+  root = images or os.path.dirname(os.path.abspath(path))
+  found = benchmark_schema.parse_rows(
     path,
     lambda row, number: (
-      benchmark_schema.question(name, row, number),
-      _picture(name, row, root),
+      benchmark_schema.parse_question(name, row, number),
+      _image_name(name, row, root),
     ),
   )
   benchmark_schema.check_count(name, path, len(found))
   benchmark_schema.check_ids(path, ((q.id, where) for where, (q, _) in found))
+  # Look for all images at once; a question whose image is missing stays.
   asked = [named for _, (_, named) in found if named]
   if name == "jsonl":
     paths = {named: named for named in asked if os.path.isfile(named)}
   else:
     paths = (
-      benchmark_images.find(images, set(asked), pictures_to)
+      benchmark_images.find_images(images, set(asked), unpack_to)
       if images and asked
       else {}
     )
-  _warn_of_missing(name, images, [n for n in asked if n not in paths])
-  nowhere = os.path.join(images or "no folder of pictures", "")
+  _warn_of_missing_images(name, images, [n for n in asked if n not in paths])
+  nowhere = os.path.join(images or "no folder of images", "")
   return [
     dataclasses.replace(
       q, image=paths.get(named, os.path.join(nowhere, named)) if named else ""
@@ -92,14 +95,14 @@ def load(
   ]
 
 
-def file(name: str, folder: str) -> str:
-  """The path of a benchmark's question file; see `load`."""
+def find_question_file(name: str, folder: str) -> str:
+  """Return the path of a benchmark's question file; see `load_benchmark`."""
   names = (
     [folder]
     if name == "jsonl"
     else [
       os.path.join(folder, each)
-      for each in (PUBLISHED[name].file, f"{name}.jsonl")
+      for each in (BENCHMARK_SPECS[name].file, f"{name}.jsonl")
     ]
   )
   for path in names:
@@ -115,10 +118,10 @@ def file(name: str, folder: str) -> str:
   )
 
 
-def _picture(name: str, row: Mapping[str, Any], root: str) -> str:
-  """What a row's picture is found by: its stem, or a user's path; or ""."""
+def _image_name(name: str, row: Mapping[str, Any], root: str) -> str:
+  """Return the stem or the path by which a row names its image, or ""."""
   own = name == "jsonl"
-  if not own and not PUBLISHED[name].pictures:
+  if not own and not BENCHMARK_SPECS[name].has_images:
     return ""
   key = "image" if own else "image_id"
   named = row.get(key, "" if own else None)
@@ -129,37 +132,39 @@ def _picture(name: str, row: Mapping[str, Any], root: str) -> str:
     or not isinstance(named, str if own else str | int)
     or named == ""
   ):
-    raise Fault(
-      f'"{key}" is {named!a:.60}, wanted the name of a picture',
+    raise RowError(
+      f'"{key}" is {named!a:.60}, wanted the name of an image',
       "Name it as text, or leave it out"
       if own
       else "Take the row as it was published",
     )
   try:
-    path = images_lib.resolve(str(named), root)
+    path = images_lib.resolve_path(str(named), root)
   except images_lib.BadImage as error:
-    raise Fault(
-      f'"{key}" is {str(error).rstrip(".")}', "Or leave the picture out"
+    raise RowError(
+      f'"{key}" is {str(error).rstrip(".")}', "Or leave the image out"
     ) from error
   if own:
     return path
   if "/" in str(named):
-    raise Fault(
+    raise RowError(
       f'"image_id" is {named!a:.60}, wanted a name without folders',
       "Take the row as it was published",
     )
   return str(named)
 
 
-def _warn_of_missing(name: str, images: str, missing: Sequence[str]) -> None:
+def _warn_of_missing_images(
+  name: str, images: str, missing: Sequence[str]
+) -> None:
   if missing:
     logging.warning(
-      "%s: %d questions miss their picture (%s%s): these cannot be answered "
+      "%s: %d questions miss their image (%s%s): these cannot be answered "
       "and score 0.  %s",
       name,
       len(missing),
-      ", ".join(ascii(each) for each in missing[: row_files.NAMED]),
-      ", ..." if len(missing) > row_files.NAMED else "",
+      ", ".join(ascii(each) for each in missing[: row_files.MAX_WARNINGS]),
+      ", ..." if len(missing) > row_files.MAX_WARNINGS else "",
       f"Add them to {images}."
       if images
       else "--images names their folder or .zip.",

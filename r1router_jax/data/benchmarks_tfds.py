@@ -1,18 +1,18 @@
 """Benchmarks' questions as TensorFlow Datasets, without TensorFlow.
 
-  files = benchmarks_tfds.Files(
+  files = benchmarks_tfds.BenchmarkFiles(
       name="infoseek", folder="datasets", images="oven_images")
   builder = benchmarks_tfds.Benchmarks(config=files, data_dir=FOLDER)
   builder.download_and_prepare()
   rows = tfds.data_source("benchmarks/infoseek", split="test", data_dir=FOLDER)
-  question = benchmarks_tfds.question(rows[0], pictures_to="pictures")
+  question = benchmarks_tfds.to_question(rows[0], image_folder="images")
 
-The name is one of `benchmarks.NAMES`.  There is one split, "test", but for
+The name is one of `benchmarks.NAMES`.  There is one split, "test", except for
 GeoRouter, which has train, val and test.  ArrayRecord shuffles rows, so each
-carries its id.  The bytes of a picture come with its question, and are empty
-where it was not found; a hop is a JSON object, since lists within lists need
-TensorFlow to be written, and an interval a JSON list, since numbers would lose
-half of their digits.
+carries its id.  The bytes of an image are stored with its question (feature
+"picture"), and are empty if it was not found.  A hop is a JSON object, since
+lists within lists need TensorFlow to be written, and an interval is a JSON
+list, since a float32 feature would lose half of the digits.
 """
 
 import dataclasses
@@ -26,13 +26,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from r1router_jax.common import images as images_lib
+from r1router_jax.common.files import atomic_write
 from r1router_jax.common.records import Hop, Question
 from r1router_jax.data import benchmarks, georouter
 
 _TEXT = tfds.features.Text()
-
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
-
 _FEATURES = dict(
   id=_TEXT,
   text=_TEXT,
@@ -48,8 +47,13 @@ _FEATURES = dict(
 
 
 @dataclasses.dataclass(eq=False)
-class Files(tfds.core.BuilderConfig):
-  """Which benchmark, and where its files are; see `benchmarks.load`."""
+class BenchmarkFiles(tfds.core.BuilderConfig):
+  """A benchmark and the place of its files.
+
+  Attributes:
+    folder: folder of the question file; see `benchmarks.load_benchmark`.
+    images: folder or .zip of the images.
+  """
 
   folder: str = ""
   images: str = ""
@@ -81,16 +85,16 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
     config = self.builder_config
     with tempfile.TemporaryDirectory() as unpacked:
-      for question in benchmarks.load(
+      for question in benchmarks.load_benchmark(
         config.name, config.folder, config.images, split, unpacked
       ):
         there = os.path.isfile(question.image)
-        data = images_lib.read(question.image) if there else b""
+        data = images_lib.read_image_bytes(question.image) if there else b""
         yield (
           question.id,
           dict(
             vars(question),
-            image=_name(question.image, data),
+            image=_image_file_name(question.image, data),
             picture=data,
             hops=["null"]
             if question.hops is None
@@ -100,10 +104,10 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
         )
 
 
-def question(row: Mapping[str, Any], pictures_to: str) -> Question:
-  """The record of a row, with its picture written to a folder.
+def to_question(row: Mapping[str, Any], image_folder: str) -> Question:
+  """Return the question of a row, and write its image to `image_folder`.
 
-  A picture that was not found has a path there that leads nowhere.
+  An image that was not found gets a path in that folder that leads nowhere.
   """
   plain = {
     key: row[key].decode() for key in ("id", "text", "family", "benchmark")
@@ -116,7 +120,7 @@ def question(row: Mapping[str, Any], pictures_to: str) -> Question:
   return Question(
     **plain,
     **texts,
-    image=_written(row, pictures_to),
+    image=_write_image(row, image_folder),
     hops=None
     if hops == [None]
     else tuple(
@@ -132,8 +136,8 @@ def question(row: Mapping[str, Any], pictures_to: str) -> Question:
   )
 
 
-def _name(path: str, data: bytes) -> str:
-  """A name of a picture by what it shows; "" where there is none."""
+def _image_file_name(path: str, data: bytes) -> str:
+  """Return a file name made from the image's bytes, or "" without an image."""
   if not path:
     return ""
   ending = os.path.splitext(path)[1].lower()
@@ -144,14 +148,13 @@ def _name(path: str, data: bytes) -> str:
   )
 
 
-def _written(row: Mapping[str, Any], folder: str) -> str:
+def _write_image(row: Mapping[str, Any], folder: str) -> str:
   name = row["image"].decode()
   if not name:
     return ""
-  path = images_lib.resolve(name, folder)
+  path = images_lib.resolve_path(name, folder)
   if row["picture"] and not os.path.isfile(path):
     os.makedirs(folder, exist_ok=True)
-    with open(path + ".partial", "wb") as draft:
-      draft.write(row["picture"])
-    os.replace(path + ".partial", path)
+    with atomic_write(path) as file:
+      file.write(row["picture"])
   return path

@@ -1,9 +1,9 @@
 """GeoRouter: a small world of countries in three knowledge bases.
 
-Text passages, captioned flags and maps, and one-statistic tables of some 230
-countries, with questions whose gold traces say what to ask where.  It comes
-with the package; `files/georouter/README.md` is its card and
-`georouter_source` what made it.
+The world has text passages, captioned flags and maps, and one-statistic tables
+of some 230 countries, with questions whose gold traces say what to ask where.
+It comes with the package; `files/georouter/README.md` is its data card, and
+`tools/georouter` rebuilds it.
 """
 
 import json
@@ -12,42 +12,44 @@ import pathlib
 from r1router_jax.common.records import KBS, Hop, Passage, Question
 
 FOLDER = pathlib.Path(__file__).parent / "files" / "georouter"
-
 SPLITS = ("train", "val", "test")
 
 
-def questions(split: str) -> list[Question]:
-  """All questions of a split, in the order of the file."""
+def load_questions(split: str) -> list[Question]:
+  """Return all questions of a split, in the order of the file."""
   if split not in SPLITS:
     raise ValueError(f"No split {split!r}; known: {', '.join(SPLITS)}.")
-  return [question(row) for row in rows(f"questions_{split}")]
+  return [to_question(row) for row in read_rows(f"questions_{split}")]
 
 
-def passages(kb: str) -> list[Passage]:
-  """All passages of a knowledge base, in the order of its index."""
+def load_passages(kb: str) -> list[Passage]:
+  """Return all passages of a knowledge base, in the order of its index."""
   if kb not in KBS:
     raise ValueError(f"No knowledge base {kb!r}; known: {', '.join(KBS)}.")
-  return [passage(row, kb) for row in rows(f"kb_{kb}")]
+  return [to_passage(row, kb) for row in read_rows(f"kb_{kb}")]
 
 
-def countries() -> list[dict[str, str]]:
-  """{"id", "name", "iso", "split"} of each; questions' `subjects` are ids."""
-  return rows("countries")
+def load_countries() -> list[dict[str, str]]:
+  """Return {"id", "name", "iso", "split"} of each country.
+
+  The `subjects` of a question are such ids.
+  """
+  return read_rows("countries")
 
 
 def tokenizer_path() -> pathlib.Path:
-  """The tokenizer of the tiny policy, made for this world."""
+  """Return the path of the tiny policy's tokenizer, made for this world."""
   return FOLDER / "tokenizer.json"
 
 
-def rows(name: str) -> list[dict]:
-  """The rows of one of the files, as they are; pictures' paths are relative."""
+def read_rows(name: str) -> list[dict]:
+  """Return the rows of a file; paths of images are relative to `FOLDER`."""
   with (FOLDER / f"{name}.jsonl").open(encoding="utf-8") as file:
     return [json.loads(line) for line in file]
 
 
-def question(row: dict) -> Question:
-  """The record of a row of questions."""
+def to_question(row: dict) -> Question:
+  """Convert a row of a question file."""
   hops = tuple(
     Hop(
       hop["sub_question"],
@@ -61,7 +63,7 @@ def question(row: dict) -> Question:
     id=row["id"],
     text=row["text"],
     answers=tuple(row["answers"]),
-    image=_picture(row["image"]),
+    image=_image_path(row["image"]),
     family=row["family"],
     benchmark=row["benchmark"],
     subjects=tuple(row["subjects"]),
@@ -69,10 +71,10 @@ def question(row: dict) -> Question:
   )
 
 
-def passage(row: dict, kb: str) -> Passage:
-  """The record of a row of knowledge base `kb`."""
-  return Passage(row["id"], kb, row["text"], _picture(row.get("image", "")))
+def to_passage(row: dict, kb: str) -> Passage:
+  """Convert a row of knowledge base `kb`."""
+  return Passage(row["id"], kb, row["text"], _image_path(row.get("image", "")))
 
 
-def _picture(path: str) -> str:
+def _image_path(path: str) -> str:
   return str(FOLDER / path) if path else ""

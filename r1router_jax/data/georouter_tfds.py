@@ -3,13 +3,13 @@
   builder = georouter_tfds.Georouter(config="questions", data_dir=FOLDER)
   builder.download_and_prepare()  # Copies what came with the package.
   rows = builder.as_data_source("train")
-  question = georouter_tfds.question(rows[0])
+  question = georouter_tfds.to_question(rows[0])
 
 The config "questions" has the splits train, val and test; "text", "image" and
 "table" have one split each, "passages".  ArrayRecord shuffles rows, so each
-carries its id.  A picture is the bytes of a PNG, empty where there is none; a
-hop is a JSON object, since lists within lists need TensorFlow to be written.
-`data_source` reads all of this; `tfds.load` needs TensorFlow, too.
+carries its id.  The feature "png" has the bytes of an image, empty if there is
+none; a hop is a JSON object, since lists within lists need TensorFlow to be
+written.  `data_source` reads all of this; `tfds.load` would need TensorFlow.
 """
 
 import json
@@ -22,9 +22,7 @@ from r1router_jax.common.records import KBS, Passage, Question
 from r1router_jax.data import georouter
 
 _TEXT = tfds.features.Text()
-
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
-
 _QUESTION = dict(
   id=_TEXT,
   text=_TEXT,
@@ -36,7 +34,6 @@ _QUESTION = dict(
   subjects=_TEXTS,
   hops=_TEXTS,
 )
-
 _PASSAGE = dict(id=_TEXT, text=_TEXT, image=_TEXT, png=_TEXT)
 
 
@@ -57,7 +54,7 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
     super().__init__(**{"file_format": "array_record"} | kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = _QUESTION if self._asks() else _PASSAGE
+    features = _QUESTION if self._holds_questions() else _PASSAGE
     return self.dataset_info_from_configs(
       features=tfds.features.FeaturesDict(features),
       description="A world of countries for learning to route.",
@@ -66,53 +63,55 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager  # Everything comes with the package.
-    if self._asks():
+    if self._holds_questions():
       return {
         split: self._generate_examples(split) for split in georouter.SPLITS
       }
     return {"passages": self._generate_examples("passages")}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-    rows = georouter.rows(
-      f"questions_{split}" if self._asks() else f"kb_{self.builder_config.name}"
+    rows = georouter.read_rows(
+      f"questions_{split}"
+      if self._holds_questions()
+      else f"kb_{self.builder_config.name}"
     )
     for row in rows:
       image = row.setdefault("image", "")
       row["png"] = (georouter.FOLDER / image).read_bytes() if image else b""
-      if self._asks():
+      if self._holds_questions():
         row["hops"] = [json.dumps(hop) for hop in row["hops"]]
       yield row["id"], row
 
-  def _asks(self) -> bool:
+  def _holds_questions(self) -> bool:
     return self.builder_config.name == "questions"
 
 
-def question(row: Mapping[str, Any]) -> Question:
-  """The record of a row of "questions"; its picture is the package's own."""
+def to_question(row: Mapping[str, Any]) -> Question:
+  """Convert a row of "questions"; its image is the file in the package."""
   plain = {
-    key: _text(row[key])
+    key: _decode_text(row[key])
     for key in ("id", "text", "image", "family", "benchmark")
   }
-  return georouter.question(
+  return georouter.to_question(
     plain
     | dict(
-      answers=_texts(row["answers"]),
-      subjects=_texts(row["subjects"]),
+      answers=_decode_texts(row["answers"]),
+      subjects=_decode_texts(row["subjects"]),
       hops=[json.loads(hop) for hop in row["hops"]],
     )
   )
 
 
-def passage(row: Mapping[str, Any], kb: str) -> Passage:
-  """The record of a row of knowledge base `kb`."""
-  return georouter.passage(
-    {key: _text(row[key]) for key in ("id", "text", "image")}, kb
+def to_passage(row: Mapping[str, Any], kb: str) -> Passage:
+  """Convert a row of knowledge base `kb`."""
+  return georouter.to_passage(
+    {key: _decode_text(row[key]) for key in ("id", "text", "image")}, kb
   )
 
 
-def _text(value: bytes) -> str:
+def _decode_text(value: bytes) -> str:
   return value.decode()
 
 
-def _texts(values) -> tuple[str, ...]:
+def _decode_texts(values) -> tuple[str, ...]:
   return tuple(value.decode() for value in values)

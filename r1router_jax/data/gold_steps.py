@@ -1,19 +1,8 @@
-"""Gold trajectories, cut into the steps that training is made of.
+"""Gold trajectories, cut into the steps that a policy is trained on.
 
 A question of n hops becomes n plan and n answer steps, a plan that stops, and
-the final step.  With `MAX_HOPS` hops the rounds are used up, and no plan is
-asked to stop (as in R1-Router's own rows, arxiv.org/abs/2505.22095).
-
-R1-Router publishes trajectories as rows of rendered prompts,
-
-  {"images": [path], "steps": [
-    {"step_type": "ret", "system": .., "problem": "Origin question: ..<image>",
-     "answer": {"query": "who ..?", "retriever": ["text retriever"]}},
-    {"step_type": "ans", "system": .., "problem": .., "answer": "text"}, ..,
-    {"step_type": "ans", "system": .., "problem": .., "answer": ["gold", ..]}]}
-
-which `from_reference` reads back into steps, and `to_reference` writes.  Ours
-may keep what the teacher wrote, thoughts and all, as "response" of a step.
+the final step.  After `MAX_HOPS` hops no round is left, so no plan has to stop
+(as in R1-Router's own rows, arxiv.org/abs/2505.22095).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,20 +10,20 @@ from collections.abc import Callable, Sequence
 from r1router_jax.common.records import MAX_HOPS, Passage, Question, Step
 from r1router_jax.protocol import format
 
-# [(knowledge base, sub-question, picture), ...] -> the passages of each.
+# From (knowledge base, sub-question, image) triples to the passages of each.
 Retrieve = Callable[
   [Sequence[tuple[str, str, str]]], Sequence[tuple[Passage, ...]]
 ]
 
 
-def gold_steps(
+def make_gold_steps(
   questions: Sequence[Question], retrieve: Retrieve
 ) -> list[list[Step]]:
-  """The steps of each question's gold trajectory.
+  """Return the steps of each question's gold trajectory.
 
   Args:
-    questions: with their gold hops.
-    retrieve: called once, with all sub-questions in order.
+    questions: questions with gold hops.
+    retrieve: search function, called once with all sub-questions in order.
   """
   found = iter(
     retrieve(
@@ -46,12 +35,12 @@ def gold_steps(
     )
   )
   return [
-    _steps(question, [next(found) for _ in question.hops])
+    _question_steps(question, [next(found) for _ in question.hops])
     for question in questions
   ]
 
 
-def _steps(
+def _question_steps(
   question: Question, found: Sequence[tuple[Passage, ...]]
 ) -> list[Step]:
   steps, history = [], ()

@@ -1,14 +1,24 @@
-"""R1-Router's own Step-GRPO rows: files of published trajectories.
+"""R1-Router's published Step-GRPO rows: trajectories as rendered prompts.
 
-A line of such a file, `grpo_dataset_*.jsonl`, is a trajectory in the form that
-`trajectories` describes, and has steps in this order:
+A line of such a file, `grpo_dataset_*.jsonl`, is a trajectory:
+
+  {"images": [path], "steps": [
+    {"step_type": "ret", "system": .., "problem": "Origin question: ..<image>",
+     "answer": {"query": "who ..?", "retriever": ["text retriever"]}},
+    {"step_type": "ans", "system": .., "problem": .., "answer": "text"}, ..,
+    {"step_type": "ans", "system": .., "problem": .., "answer": ["gold", ..]}]}
+
+with steps in this order:
 
   (plan answer)* stop? final
 
-A row that is not so, or whose picture is not there, is left out: it is named by
-file and line with a cure, and counted, and its neighbours stay.  Plan prompts
-come in two spellings that differ in a newline at the end of the system turn;
-ours has the commoner one, whatever the row has.
+`load_rows` reads such files and `to_published_row` writes a row.  Rows that
+this project writes may keep a teacher's whole response, with its thoughts, as
+"response" of a step.  A row that breaks the form, or whose image is missing, is
+left out: it is counted, and named by file and line with a cure, and its
+neighbours stay.  Published plan prompts come in two spellings that differ by a
+newline at the end of the system turn; the prompts made here have the more
+common one, whichever the row has.
 
 Source: github.com/OpenBMB/R1-Router.
 """
@@ -23,14 +33,12 @@ from typing import Any
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import KBS, Malformed, Passage, Question, Step
-from r1router_jax.common.row_files import BadRow, Fault
+from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.protocol import format, messages, prompts, templates
 
-_STYLE = "full"  # What the published rows are written in.
-
+_STYLE = "full"  # The prompt style of the published rows.
 _FULL = templates.STYLES[_STYLE]
-
-_IMAGE = "<image>"  # Ends a problem that has a picture.
+_IMAGE = "<image>"  # Stands at the end of a prompt with an image.
 
 _ROUTES = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
 
@@ -41,11 +49,15 @@ _PASSAGE = re.compile(
 )
 
 
-def to_reference(steps: Sequence[Step]) -> dict[str, Any]:
-  """The published form of one trajectory.
+_STEP_ORDER = re.compile(r"(plan answer )*(stop )?final ")
+_AS_PUBLISHED = "Take the row as it was published"
 
-  An answer step keeps one accepted answer, its first; ids and scores of
-  passages have no place there, and thoughts only in a teacher's response.
+
+def to_published_row(steps: Sequence[Step]) -> dict[str, Any]:
+  """Return one trajectory in the published form.
+
+  An answer step keeps only its first accepted answer.  Ids and scores of
+  passages are lost, and so are thoughts, except in a teacher's response.
   """
   image = steps[0].question.image
   rows = []
@@ -54,9 +66,9 @@ def to_reference(steps: Sequence[Step]) -> dict[str, Any]:
     rows.append(
       dict(
         step_type="ret" if step.kind == "plan" else "ans",
-        problem=_problem(prompt),
+        problem=_problem_text(prompt),
         system=prompt.system,
-        answer=_reference_answer(step),
+        answer=_published_answer(step),
       )
     )
     if step.response:
@@ -64,56 +76,57 @@ def to_reference(steps: Sequence[Step]) -> dict[str, Any]:
   return dict(images=[image] if image else [], steps=rows)
 
 
-def from_reference(
-  row: dict[str, Any], name: str, pictures: str | None = None
+def parse_trajectory(
+  row: dict[str, Any], name: str, image_folder: str | None = None
 ) -> list[Step]:
-  """The steps of one published trajectory.
+  """Return the steps of one published trajectory.
 
   Args:
-    row: as published.
-    name: the question's id, of which rows have none.
-    pictures: the folder where its picture now lies, since rows hold the
-      absolute paths of their authors' machine; None keeps the path.
+    row: the row as published.
+    name: the question's id, since rows have none.
+    image_folder: folder where the image now lies, since rows hold absolute
+      paths of their authors' machine; None keeps the path.
 
   Raises:
-    ValueError: where a step is not what the steps before it lead to.
-    Fault: where the teacher's response is not of the protocol, or says other
-      than the step's "answer".
+    ValueError: if a step does not follow from the steps before it.
+    RowError: if a teacher's response breaks the protocol, or differs from the
+      step's "answer".
   """
   image = (row["images"] or [""])[0]
-  if image and pictures is not None:
-    image = os.path.join(pictures, os.path.basename(image))
+  if image and image_folder is not None:
+    image = os.path.join(image_folder, os.path.basename(image))
+  # The first prompt holds the question alone, after a fixed opening.
   text = row["steps"][0]["problem"].removesuffix(_IMAGE)
   text = text.removeprefix(_FULL.question.split("{}")[0]).partition("\n")[0]
   question = Question(name, text, tuple(row["steps"][-1]["answer"]), image)
   steps, history = [], ()
   for at, of in enumerate(row["steps"]):
     last = steps[-1] if steps else None
-    step = _reference_step(of, f"{name}/{at}", question, history, last)
+    step = _parse_step(of, f"{name}/{at}", question, history, last)
     if response := of.get("response", ""):
-      step = _told(step, response)
-    _check(step, of["problem"])
+      step = _with_response(step, response)
+    _check_prompt(step, of["problem"])
     if step.kind == "answer":
       history += ((step.sub_question, step.answers[0]),)
     steps.append(step)
   return steps
 
 
-def _problem(prompt: messages.Conversation) -> str:
+def _problem_text(prompt: messages.Conversation) -> str:
   return "".join(
-    _IMAGE if segment.source == "picture" else segment.text
+    _IMAGE if segment.source == "image" else segment.text
     for segment in prompt.user
   )
 
 
-def _reference_answer(step: Step) -> Any:
+def _published_answer(step: Step) -> Any:
   if step.kind == "plan":
     names = [format.ROUTE_NAMES[route].lower() for route in step.routes]
     return dict(query=step.sub_question.lower(), retriever=names)
   return step.answers[0] if step.kind == "answer" else list(step.answers)
 
 
-def _reference_step(of, step_id, question, history, last: Step | None) -> Step:
+def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
   answer = of["answer"]
   if of["step_type"] == "ret":
     if unknown := set(answer["retriever"]) - set(_ROUTES):
@@ -126,7 +139,7 @@ def _reference_step(of, step_id, question, history, last: Step | None) -> Step:
       "plan",
       question,
       history,
-      sub_question=_stopping(answer["query"]),
+      sub_question=_restore_none(answer["query"]),
       routes=tuple(_ROUTES[name] for name in answer["retriever"]),
     )
   if isinstance(answer, list):
@@ -136,6 +149,8 @@ def _reference_step(of, step_id, question, history, last: Step | None) -> Step:
       f'Step {step_id} answers a sub-question, but no "ret" step stands '
       "before it.  Give the whole trajectory, in order."
     )
+  # Passages stand between the template's opening and the sub-question, each
+  # behind a tag that names its knowledge base.
   found = (
     of["problem"]
     .removeprefix(_FULL.passages)
@@ -156,18 +171,18 @@ def _reference_step(of, step_id, question, history, last: Step | None) -> Step:
   )
 
 
-def _told(step: Step, response: str) -> Step:
-  """The step with its teacher's response, in whose spelling it then asks."""
-  said = format.parse(step.kind, response, routes=len(KBS))
+def _with_response(step: Step, response: str) -> Step:
+  """Return the step with a teacher's response and its spelling of the query."""
+  said = format.parse_response(step.kind, response, max_routes=len(KBS))
   cure = 'Delete its "response", or take the row as it was made'
   if isinstance(said, Malformed):
-    raise Fault(
+    raise RowError(
       f"the response of step {step.id} is not of the protocol: {said.reason}",
       cure,
     )
   if step.kind == "plan":
     asked = said.sub_question
-    same = (_stopping(asked.lower()), said.routes) == (
+    same = (_restore_none(asked.lower()), said.routes or ("none",)) == (
       step.sub_question,
       step.routes,
     )
@@ -175,19 +190,19 @@ def _told(step: Step, response: str) -> Step:
   else:
     same = step.kind == "final" or said.text == step.answers[0]
   if not same:
-    raise Fault(
+    raise RowError(
       f'the response of step {step.id} says other than its "answer"', cure
     )
   return dataclasses.replace(step, response=response)
 
 
-def _stopping(query: str) -> str:
+def _restore_none(query: str) -> str:
   return format.NONE if query == format.NONE.lower() else query
 
 
-def _check(step: Step, problem: str):
-  """That the step says what the published prompt says."""
-  ours = _problem(prompts.step_conversation(step, style=_STYLE))
+def _check_prompt(step: Step, problem: str):
+  """Check that the step leads to the published prompt, word for word."""
+  ours = _problem_text(prompts.step_conversation(step, style=_STYLE))
   if ours != problem:
     at = len(os.path.commonprefix([ours, problem]))
     raise ValueError(
@@ -197,19 +212,14 @@ def _check(step: Step, problem: str):
     )
 
 
-_ORDER = re.compile(r"(plan answer )*(stop )?final ")
-
-_AS_PUBLISHED = "Take the row as it was published"
-
-
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """One trajectory.
+class PublishedTrajectory:
+  """One trajectory of a file.
 
   Attributes:
-    id: "<name of the file>/<line>"; published rows have none.
-    published: the object that stands in the file.
-    steps: what it says, with the picture where it now lies.
+    id: "<name of the file>/<line>", since published rows have no id.
+    published: the object in the file.
+    steps: its steps, with the image where it now lies.
   """
 
   id: str
@@ -217,122 +227,126 @@ class Row:
   steps: list[Step]
 
 
-def load(patterns: str, pictures: str) -> Iterator[Row]:
-  """The good rows of files, in order.
+def load_rows(
+  patterns: str, image_folder: str
+) -> Iterator[PublishedTrajectory]:
+  """Yield the good rows of files, in order.
 
   Args:
     patterns: paths or globs, with commas between them.
-    pictures: the folder that holds the pictures, found there by the last part
-      of their published paths; "" where rows with pictures are to be left out.
+    image_folder: folder of the images, found there by the last part of their
+      published paths; "" leaves rows with images out.
 
   Raises:
-    ValueError: where a file has no good row.
-    FileNotFoundError: where a pattern fits no file.
+    ValueError: if a file has no good row.
+    FileNotFoundError: if a pattern matches no file.
   """
-  for path in files(patterns):
-    skipped, kept = row_files.Skipped(path), 0
-    for row in read(path, pictures):
-      if isinstance(row, BadRow):
+  for path in find_files(patterns):
+    skipped, kept = row_files.SkipLog(path), 0
+    for row in read_rows(path, image_folder):
+      if isinstance(row, RejectedRow):
         skipped(row)
       else:
         kept += 1
         yield row
-    skipped.end(kept)
+    skipped.finish(kept)
 
 
-def files(patterns: str) -> list[str]:
-  """The files that `patterns` name; see `load`."""
+def find_files(patterns: str) -> list[str]:
+  """Return the files that `patterns` name; see `load_rows`."""
   found = []
   for pattern in filter(None, map(str.strip, patterns.split(","))):
     paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
     if not paths:
       raise FileNotFoundError(
-        f"config.data.rows: no file is named {pattern}.  R1-Router publishes "
-        "grpo_dataset_*.jsonl; give their paths or globs, with commas "
-        "between them."
+        f"config.data.train_files: no file is named {pattern}.  R1-Router "
+        "publishes grpo_dataset_*.jsonl; give their paths or globs, with "
+        "commas between them."
       )
     found += paths
   found = list(dict.fromkeys(found))
-  stems = [_stem(path) for path in found]
-  if twice := [path for path in found if stems.count(_stem(path)) > 1]:
+  stems = [_file_stem(path) for path in found]
+  if twice := [path for path in found if stems.count(_file_stem(path)) > 1]:
     raise ValueError(
-      f"config.data.rows: {', '.join(twice)} have one name, so that their "
-      "steps would have the same ids.  Rename them."
+      f"config.data.train_files: {', '.join(twice)} have one name, so that "
+      "their steps would have the same ids.  Rename them."
     )
   return found
 
 
-def read(path: str, pictures: str) -> Iterator[Row | BadRow]:
-  """Every row of a file; see `load`."""
-  for where, row in row_files.json_lines(path):
+def read_rows(
+  path: str, image_folder: str
+) -> Iterator[PublishedTrajectory | RejectedRow]:
+  """Yield every row of a file, a bad one with its fault; see `load_rows`."""
+  for where, row in row_files.read_json_lines(path):
     try:
-      if isinstance(row, Fault):
+      if isinstance(row, RowError):
         raise row
-      name = f"{_stem(path)}/{where.rpartition(':')[2]}"
-      yield Row(name, row, parse(row, name, pictures))
+      name = f"{_file_stem(path)}/{where.rpartition(':')[2]}"
+      yield PublishedTrajectory(name, row, parse_row(row, name, image_folder))
     except images.BadImage as error:
-      yield BadRow(where, str(error).rstrip("."), "Or leave the row out")
-    except Fault as fault:
-      yield BadRow(where, *fault.args)
+      yield RejectedRow(where, str(error).rstrip("."), "Or leave the row out")
+    except RowError as fault:
+      yield RejectedRow(where, *fault.args)
 
 
-def parse(row: Any, name: str, pictures: str) -> list[Step]:
-  """The steps of a published trajectory.
+def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:
+  """Check a published row and return its steps.
 
   Args:
-    row: as published.
-    name: its id.
-    pictures: see `load`.
+    row: the row as published.
+    name: id of the trajectory.
+    image_folder: folder of the images; see `load_rows`.
 
   Raises:
-    Fault: where it is not of the form above.
-    images.BadImage: where its picture cannot be read.
+    RowError: if the row breaks the published form.
+    images.BadImage: if its image cannot be read.
   """
   _check_form(row)
   for path in row["images"]:
-    if not pictures:
-      raise Fault(
-        f"its picture {path!a} has no folder",
-        "Name that of the pictures, config.data.images, or leave the row out",
+    if not image_folder:
+      raise RowError(
+        f"its image {path!a} has no folder",
+        "Name that of the images, config.data.images, or leave the row out",
       )
-    images.load(os.path.basename(path), pictures)
+    images.load_image(os.path.basename(path), image_folder)
   try:
-    steps = from_reference(row, name, pictures)
-  except Fault:
+    steps = parse_trajectory(row, name, image_folder)
+  except RowError:
     raise
   except ValueError as error:
-    raise Fault(str(error).rstrip("."), "Or leave the row out") from error
+    raise RowError(str(error).rstrip("."), "Or leave the row out") from error
   _check_order(steps)
   return steps
 
 
 def _check_form(row: Any) -> None:
-  """That every part of a row is there and of its kind."""
+  """Check that every part of a row is present and of its type."""
   if not isinstance(row, dict) or not {"images", "steps"} <= row.keys():
-    raise Fault('it is no object with "images" and "steps"', _AS_PUBLISHED)
+    raise RowError('it is no object with "images" and "steps"', _AS_PUBLISHED)
   try:
     json.dumps(row, ensure_ascii=False).encode()
   except UnicodeEncodeError:
-    raise Fault(
+    raise RowError(
       "it holds half a surrogate pair", "Write whole characters"
     ) from None
-  if not _texts(row["images"]) or len(row["images"]) > 1:
-    raise Fault('"images" is no list of one path or none', _AS_PUBLISHED)
+  if not _is_text_list(row["images"]) or len(row["images"]) > 1:
+    raise RowError('"images" is no list of one path or none', _AS_PUBLISHED)
   if not isinstance(row["steps"], list) or not row["steps"]:
-    raise Fault('"steps" is no list, or empty', _AS_PUBLISHED)
+    raise RowError('"steps" is no list, or empty', _AS_PUBLISHED)
   for number, step in enumerate(row["steps"]):
-    if reason := _fault(step):
-      raise Fault(f"step {number} {reason}", _AS_PUBLISHED)
+    if reason := _step_fault(step):
+      raise RowError(f"step {number} {reason}", _AS_PUBLISHED)
   golds = row["steps"][-1]["answer"]
   if not isinstance(golds, list) or not any(map(str.strip, golds)):
-    raise Fault(
+    raise RowError(
       "its last step has no gold answers",
       "Write the accepted answers as a list there",
     )
 
 
-def _fault(step: Any) -> str:
-  """What is wrong with the form of a step, or ""."""
+def _step_fault(step: Any) -> str:
+  """Return the fault in the form of a step, or ""."""
   wanted = {"step_type", "problem", "answer"}
   if not isinstance(step, dict):
     return f"is a {type(step).__name__}"
@@ -346,26 +360,26 @@ def _fault(step: Any) -> str:
   if not isinstance(step.get("response", ""), str):
     return "has a response that is no text"
   if kind == "ans":
-    good = isinstance(answer, str) or _texts(answer)
+    good = isinstance(answer, str) or _is_text_list(answer)
     return "" if good else "has an answer that is neither text nor texts"
   good = (
     isinstance(answer, dict)
     and isinstance(answer.get("query"), str)
     and (
       answer["query"].strip()
-      and _texts(answer.get("retriever"))
+      and _is_text_list(answer.get("retriever"))
       and answer["retriever"]
     )
   )
   return "" if good else 'asks with no "query" or no "retriever"'
 
 
-def _texts(value: Any) -> bool:
+def _is_text_list(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(x, str) for x in value)
 
 
 def _check_order(steps: Sequence[Step]) -> None:
-  """That steps come in the order above."""
+  """Check that steps come in the published order."""
   order = ""
   for step in steps:
     stops = "none" in step.routes
@@ -374,17 +388,17 @@ def _check_order(steps: Sequence[Step]) -> None:
       and step.routes != ("none",)
       or (step.kind == "plan" and stops != (step.sub_question == format.NONE))
     ):
-      raise Fault(
+      raise RowError(
         f"step {step.id} asks {step.sub_question!r:.60} of {step.routes}",
         "Both are none, or neither",
       )
     order += "stop " if stops else step.kind + " "
-  if not _ORDER.fullmatch(order):
-    raise Fault(
+  if not _STEP_ORDER.fullmatch(order):
+    raise RowError(
       f"its steps are {order.strip()}, and not (plan answer)* stop? final",
       _AS_PUBLISHED,
     )
 
 
-def _stem(path: str) -> str:
+def _file_stem(path: str) -> str:
   return os.path.splitext(os.path.basename(path))[0]

@@ -1,18 +1,18 @@
 """R1-Router's Step-GRPO rows as a TensorFlow Dataset, without TensorFlow.
 
-  files = grpo_rows_tfds.Files(
-      name="r1_router", pictures="oven_images",
+  files = r1_router_rows_tfds.RowFiles(
+      name="r1_router", image_folder="oven_images",
       files={"train": "grpo_dataset_train*.jsonl",
              "valid": "grpo_dataset_valid*.jsonl"})
-  builder = grpo_rows_tfds.GrpoRows(config=files, data_dir=FOLDER)
+  builder = r1_router_rows_tfds.GrpoRows(config=files, data_dir=FOLDER)
   builder.download_and_prepare()
   rows = tfds.data_source("grpo_rows/r1_router", split="valid", data_dir=FOLDER)
-  steps = grpo_rows_tfds.steps(rows[0], pictures="oven_images")
+  steps = r1_router_rows_tfds.to_steps(rows[0], image_folder="oven_images")
 
 An example is a trajectory as published: a step is a JSON object, since lists
-within lists need TensorFlow to be written, and paths of pictures are those of
-the authors' machine, found again by their last parts.  ArrayRecord shuffles
-rows, so each carries its id.  Broken rows are left out, as by `grpo_rows`.
+within lists need TensorFlow to be written, and paths of images are those of the
+authors' machine, found again by their last parts.  ArrayRecord shuffles rows,
+so each carries its id.  Broken rows are left out, as `r1_router_rows` does.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from r1router_jax.data import r1_router_rows
 
 
 @dataclasses.dataclass(eq=False)
-class Files(tfds.core.BuilderConfig):
-  """What a dataset is made of; its name tells it from other datasets.
+class RowFiles(tfds.core.BuilderConfig):
+  """The files of a dataset; its name tells it from other datasets.
 
   Attributes:
-    files: of each split, paths or globs with commas between them.
-    pictures: the folder of the pictures; see `grpo_rows.load`.
+    files: for each split, paths or globs with commas between them.
+    image_folder: folder of the images; see `r1_router_rows.load_rows`.
   """
 
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  pictures: str = ""
+  image_folder: str = ""
 
 
 class GrpoRows(tfds.core.GeneratorBasedBuilder):
-  """Trajectories of a teacher, cut into steps."""
+  """Trajectories of R1-Router's teacher, cut into steps."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "As published."}
@@ -69,7 +69,9 @@ class GrpoRows(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, patterns: str) -> Iterator[tuple[str, dict]]:
-    for row in r1_router_rows.load(patterns, self.builder_config.pictures):
+    for row in r1_router_rows.load_rows(
+      patterns, self.builder_config.image_folder
+    ):
       yield (
         row.id,
         dict(
@@ -80,14 +82,16 @@ class GrpoRows(tfds.core.GeneratorBasedBuilder):
       )
 
 
-def published(row: Mapping[str, Any]) -> dict[str, Any]:
-  """The row as it was published."""
+def to_published_row(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the row in its published form."""
   return dict(
     images=[path.decode() for path in row["images"]],
     steps=[json.loads(step) for step in row["steps"]],
   )
 
 
-def steps(row: Mapping[str, Any], pictures: str) -> list[Step]:
-  """The steps of a row, with its picture in the folder `pictures`."""
-  return r1_router_rows.parse(published(row), row["id"].decode(), pictures)
+def to_steps(row: Mapping[str, Any], image_folder: str) -> list[Step]:
+  """Return the steps of a row, whose image lies in `image_folder`."""
+  return r1_router_rows.parse_row(
+    to_published_row(row), row["id"].decode(), image_folder
+  )

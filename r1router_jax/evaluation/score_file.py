@@ -1,15 +1,16 @@
-r"""Scores of answers that something else has written.
+r"""Scores of answers that another program has written.
 
   python -m r1router_jax.eval --score_only --benchmark=infoseek \
       --predictions=infoseek_r1-router3.jsonl --data=datasets
 
-A line of predictions is R1-Router's: the question's row and "llm_answer", a
-text or {"thought", "answer"}.  Golds are read from the rows themselves.  With
---data they must be those of the benchmark's question file, and each of its
-questions must have one prediction; without, only ids are looked at.
+A line of predictions has R1-Router's form: the question's row and "llm_answer",
+a text or {"thought", "answer"}.  Accepted answers are read from the rows
+themselves.  With --data they must be those of the benchmark's question file,
+and each of its questions must have one prediction; without --data only ids are
+checked.
 
-One JSON line is printed.  F1-Recall is by the reference's rules; F1, exact
-match and best recall are by the default ones; see metrics.py.
+One JSON line is printed.  F1-Recall follows the reference's rules; F1, exact
+match and best recall follow the default rules (`metrics.answers`).
 """
 
 import collections
@@ -17,33 +18,44 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from r1router_jax.common.records import Question
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 from r1router_jax.data import benchmark_schema, benchmarks
 from r1router_jax.metrics import answers
 
 _CURE = 'Write {"thought": "...", "answer": "..."} or a text there'
 
 
-class Row(NamedTuple):
-  """A question, what it is matched by, and its answer if it has one."""
+class PredictionRow(NamedTuple):
+  """A question with its answer.
+
+  Attributes:
+    question: the question with its accepted answers.
+    key: equal in a prediction and in the row of the question file it answers.
+    answer: the predicted answer; "" in a row of the question file.
+  """
 
   question: Question
   key: Hashable
   answer: str = ""
 
 
-def run(benchmark: str, predictions: str, data: str = "") -> dict[str, Any]:
-  """Scores x 100 of a file of predictions, and what they are scores of.
+def score_predictions(
+  benchmark: str, predictions: str, data: str = ""
+) -> dict[str, Any]:
+  """Score a file of predictions.
 
   Args:
-    benchmark: one of `benchmarks.NAMES` but GeoRouter.
-    predictions: the file.
-    data: where the question file is, see `benchmarks.load`; or "".
+    benchmark: one of `benchmarks.NAMES` except GeoRouter.
+    predictions: the file of predictions.
+    data: place of the question file, see `benchmarks.load_benchmark`, or "".
+
+  Returns:
+    Scores x 100, with the benchmark and the number of predictions.
 
   Raises:
-    ValueError: where a row is broken, or predictions and questions do not
-      match one to one.
-    FileNotFoundError: where a file is not there.
+    ValueError: if a row is broken, or predictions and questions do not match
+      one to one.
+    FileNotFoundError: if a file does not exist.
   """
   if benchmark == "georouter" or benchmark not in benchmarks.NAMES:
     raise ValueError(
@@ -53,73 +65,78 @@ def run(benchmark: str, predictions: str, data: str = "") -> dict[str, Any]:
     )
   if not predictions:
     raise ValueError("--score_only wants --predictions=FILE.jsonl.")
-  told = benchmark_schema.read(
+  predicted = benchmark_schema.parse_rows(
     predictions,
-    lambda row, number: _row(benchmark, row, number)._replace(
-      answer=_answer(row)
+    lambda row, number: _parse_row(benchmark, row, number)._replace(
+      answer=_parse_answer(row)
     ),
   )
   benchmark_schema.check_ids(
-    predictions, ((row.question.id, where) for where, row in told)
+    predictions, ((row.question.id, where) for where, row in predicted)
   )
   if data:
-    path = benchmarks.file(benchmark, data)
-    asked = benchmark_schema.read(
-      path, lambda row, number: _row(benchmark, row, number)
+    path = benchmarks.find_question_file(benchmark, data)
+    references = benchmark_schema.parse_rows(
+      path, lambda row, number: _parse_row(benchmark, row, number)
     )
-    benchmark_schema.check_count(benchmark, path, len(asked))
-    _check_match(predictions, told, path, asked)
+    benchmark_schema.check_count(benchmark, path, len(references))
+    _check_match(predictions, predicted, path, references)
   else:
-    benchmark_schema.check_count(benchmark, predictions, len(told))
-  return _scores(benchmark, [row for _, row in told])
+    benchmark_schema.check_count(benchmark, predictions, len(predicted))
+  return _mean_scores(benchmark, [row for _, row in predicted])
 
 
-def _row(name: str, row: Mapping[str, Any], number: int) -> Row:
-  question = benchmark_schema.question(name, row, number)
+def _parse_row(name: str, row: Mapping[str, Any], number: int) -> PredictionRow:
+  question = benchmark_schema.parse_question(name, row, number)
   if benchmark_schema.has_id(name, row):
-    return Row(question, question.id)
-  return Row(question, (question.text, *_golds(question)))
+    return PredictionRow(question, question.id)
+  return PredictionRow(question, (question.text, *_accepted(question)))
 
 
-def _golds(question: Question) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _accepted(question: Question) -> tuple[tuple[str, ...], tuple[float, ...]]:
   return question.answers, question.interval
 
 
-def _answer(row: Mapping[str, Any]) -> str:
-  """What was answered."""
+def _parse_answer(row: Mapping[str, Any]) -> str:
+  """Return the answer in a row of predictions."""
   if "llm_answer" not in row:
-    raise Fault('has no "llm_answer"', _CURE)
+    raise RowError('has no "llm_answer"', _CURE)
   value = row["llm_answer"]
   if isinstance(value, dict):
     if not isinstance(value.get("answer"), str):
-      raise Fault(
+      raise RowError(
         f'"llm_answer" has the "answer" {value.get("answer")!a:.60}, '
         "wanted a text",
         _CURE,
       )
     return value["answer"]
   if not isinstance(value, str):
-    raise Fault(
+    raise RowError(
       f'"llm_answer" is {value!a:.60}, wanted a text or an object', _CURE
     )
   return value
 
 
-Rows = list[tuple[str, Row]]  # With "file:line".
+LocatedRows = list[tuple[str, PredictionRow]]  # ("file:line", row) pairs.
 
 
-def _check_match(predictions: str, told: Rows, path: str, asked: Rows) -> None:
-  """That each question has one prediction, and its golds there.
+def _check_match(
+  predictions: str, predicted: LocatedRows, path: str, references: LocatedRows
+) -> None:
+  """Check that each question has one prediction, with its accepted answers.
 
-  Rows without ids are matched by question and golds, in order where several
-  are alike.
+  Rows without ids are matched by question and accepted answers, and in order if
+  several are alike.
+
+  Raises:
+    ValueError: if they do not match; the message names the first few rows.
   """
-  known, given = _numbered(asked), _numbered(told)
-  texts = {row.question.text for _, row in asked}
+  known, given = _index_rows(references), _index_rows(predicted)
+  texts = {row.question.text for _, row in references}
   faults = [
     f"{where}: has other golds than the question file, or another question."
     for key, (where, row) in given.items()
-    if key in known and not _same(row, known[key][1])
+    if key in known and not _is_same_question(row, known[key][1])
   ]
   faults += [
     f"{where}: answers no question of the question file"
@@ -137,16 +154,19 @@ def _check_match(predictions: str, told: Rows, path: str, asked: Rows) -> None:
     if key not in given
   ]
   if faults or missing:
+    named = benchmark_schema.first_few([*faults, *missing])
     raise ValueError(
-      f"{predictions}: of {len(told):,} predictions {len(faults):,} are of "
-      f"no question of {path}, and {len(missing):,} of its {len(asked):,} "
-      f"questions have none.  {benchmark_schema.some([*faults, *missing])}  "
+      f"{predictions}: of {len(predicted):,} predictions {len(faults):,} are of "
+      f"no question of {path}, and {len(missing):,} of its {len(references):,} "
+      f"questions have none.  {named}  "
       "Answer just these questions, with the rows as they were published."
     )
 
 
-def _numbered(found: Rows) -> dict[tuple[Hashable, int], tuple[str, Row]]:
-  """Rows by their key and by how many of that key came before."""
+def _index_rows(
+  found: LocatedRows,
+) -> dict[tuple[Hashable, int], tuple[str, PredictionRow]]:
+  """Index rows by their key and by the number of earlier rows with that key."""
   before, numbered = collections.Counter(), {}
   for where, row in found:
     numbered[row.key, before[row.key]] = where, row
@@ -154,26 +174,27 @@ def _numbered(found: Rows) -> dict[tuple[Hashable, int], tuple[str, Row]]:
   return numbered
 
 
-def _same(told: Row, asked: Row) -> bool:
-  return told.question.text == asked.question.text and _golds(
+def _is_same_question(told: PredictionRow, asked: PredictionRow) -> bool:
+  return told.question.text == asked.question.text and _accepted(
     told.question
-  ) == _golds(asked.question)
+  ) == _accepted(asked.question)
 
 
-def _scores(benchmark: str, found: list[Row]) -> dict[str, Any]:
-  by = lambda rules: [rules(row.answer, *_golds(row.question)) for row in found]
-  reference, default = by(answers.score), by(answers.score_default)
+def _mean_scores(benchmark: str, found: list[PredictionRow]) -> dict[str, Any]:
+  given = [(row.answer, *_accepted(row.question)) for row in found]
+  reference = [answers.score_answer(*each) for each in given]
+  default = [answers.score_default(*each) for each in given]
   return dict(
     benchmark=benchmark,
     n=len(found),
-    f1_recall=_percent(scores.recall for scores in reference),
-    f1=_percent(scores.f1 for scores in default),
-    em=_percent(scores.exact for scores in default),
-    recall=_percent(scores.max_recall for scores in default),
+    f1_recall=_mean_percent(scores.recall for scores in reference),
+    f1=_mean_percent(scores.f1 for scores in default),
+    em=_mean_percent(scores.exact for scores in default),
+    recall=_mean_percent(scores.max_recall for scores in default),
     empty=sum(not row.answer.strip() for row in found),
   )
 
 
-def _percent(values: Iterable[float]) -> float:
+def _mean_percent(values: Iterable[float]) -> float:
   values = list(values)
   return round(100 * sum(values) / len(values), 2)

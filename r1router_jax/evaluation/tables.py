@@ -1,6 +1,6 @@
-"""Results of an evaluation in words: tables, claims, learning curves.
+"""Results of an evaluation as tables, summary lines and learning curves.
 
-Claims are written from the numbers, whatever they turn out to be.
+The summary lines are written from the numbers, whatever they turn out to be.
 """
 
 import dataclasses
@@ -11,14 +11,10 @@ import numpy as np
 
 from r1router_jax.common import run_log
 from r1router_jax.common.records import Answer, Trajectory
-from r1router_jax.metrics import answers
-from r1router_jax.metrics import trajectories as trajectories_lib
+from r1router_jax.metrics import answers, trajectories
 from r1router_jax.metrics.answers import Interval
-from r1router_jax.report import table
+from r1router_jax.report.table import Table
 from r1router_jax.routing.baselines.registry import ROUTER
-
-WANTED = 0.85  # Route accuracy.
-
 
 _HEADINGS = dict(
   recall="F1-Recall %",
@@ -33,25 +29,24 @@ _HEADINGS = dict(
   judge="Judged right %",
   retrievals="Retrievals",
   tokens="Tokens",
-  cut="Cut tokens",
+  cut="Truncated tokens",
 )
-
 
 NOTES = (
   "F1-Recall is the recall of the final answer, as the R1-Router paper "
   "measures it; it favours answers that list much, so F1 and exact match "
   "stand beside it.  These follow R1-Router's rules.  Default recall, F1 and "
-  "exact match follow ours: every article is dropped, dashes are alike, "
-  '"none" is no number, a number is right within its interval, and "yes '
-  'and no" is neither.',
+  "exact match follow stricter rules of this project: every article is "
+  'dropped, dashes are alike, "none" is no number, a number is right within '
+  'its interval, and "yes and no" is neither.',
   "Route is the share of a question's plan positions, its stop included, at "
   "which an accepted route was chosen.  always_all asks three knowledge "
   "bases, one round each.  random_route and oracle_route replace the route "
-  "that the policy wrote by one of chance or of the gold trace.",
-  "Evidence is the share of gold hops of which a passage with the answer was "
+  "that the policy wrote by a random one or by that of the gold trace.",
+  "Evidence is the share of gold hops for which a passage with the answer was "
   "found, over questions whose gold traces name such passages.",
-  "Tokens are those that were written.  Cut tokens are those that passages "
-  "lost so that answer prompts fitted their limits.",
+  "Tokens are those that the policy wrote.  Truncated tokens were cut from "
+  "passages so that answer prompts fitted their limits.",
   "Small figures are 95 % bootstrap intervals.  Differences are paired by "
   "question, or by gold step.",
   'Step rewards are those that Step-GRPO trains on (preset "reference"), '
@@ -63,231 +58,261 @@ NOTES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-  """What one method did.
+class MethodResult:
+  """Trajectories and scores of one method with one policy.
 
   Attributes:
     policy: name of the policy that plans and reads.
-    method: one of methods.named.METHODS.
-    trajectories: one per question.
-    columns: their scores, see scoring.py.
-    seconds: per question.
-    several: what several samples are worth together, see votes.py.
+    method: a key of `routing.baselines.registry.METHODS`.
+    trajectories: one trajectory per question.
+    scores: a number per question, by column; see `metrics.trajectories`.
+    seconds: time per question.
+    sample_scores: pass@k and majority scores, if several trajectories of each
+      question were sampled.
   """
 
   policy: str
   method: str
   trajectories: tuple[Trajectory, ...]
-  columns: trajectories_lib.Columns
+  scores: trajectories.Columns
   seconds: float
-  several: trajectories_lib.Columns = dataclasses.field(default_factory=dict)
+  sample_scores: trajectories.Columns = dataclasses.field(default_factory=dict)
 
   @property
-  def name(self) -> str:
+  def display_name(self) -> str:
+    """The policy where it routes for itself, else the method."""
     return self.policy if self.method == ROUTER else self.method
 
 
-def together(samples: Sequence[Result]) -> Result:
-  """Several samples as one: columns are means, trajectories the first's."""
+MethodResults = Sequence[MethodResult]
+# Rewards of gold steps, by policy and by the way of sampling.
+StepRewards = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def aggregate_samples(samples: Sequence[MethodResult]) -> MethodResult:
+  """Combine several samples of each question into one result.
+
+  Scores are means over the samples, trajectories are those of the first sample,
+  and pass@k and majority votes are added as `sample_scores`.
+  """
   first = samples[0]
   if len(samples) == 1:
     return first
   stacked = {
-    name: np.stack([r.columns[name] for r in samples], axis=1)
-    for name in first.columns
+    name: np.stack([r.scores[name] for r in samples], axis=1)
+    for name in first.scores
   }
-  said = [
+  # Answers vote by their normalised words; a malformed one has no vote.
+  votes = [
     [
-      answers.tokens(t.final.text) if isinstance(t.final, Answer) else ()
-      for t in of
+      answers.reference_tokens(t.final.text)
+      if isinstance(t.final, Answer)
+      else ()
+      for t in of_question
     ]
-    for of in zip(*(r.trajectories for r in samples), strict=True)
+    for of_question in zip(*(r.trajectories for r in samples), strict=True)
   ]
-  voted = np.arange(len(said)), answers.majority(said)
-  ways = {
-    f"pass@{k}": answers.pass_at(stacked["default_exact"], k)
+  voted = np.arange(len(votes)), answers.majority_vote(votes)
+  sample_scores = {
+    f"pass@{k}": answers.pass_at_k(stacked["default_exact"], k)
     for k in sorted({1, len(samples)})
   }
+  for name in ("recall", "default_f1", "default_exact"):
+    sample_scores[f"majority {name}"] = stacked[name][voted]
   return dataclasses.replace(
     first,
-    columns={name: x.mean(axis=1) for name, x in stacked.items()},
+    scores={name: x.mean(axis=1) for name, x in stacked.items()},
     seconds=float(np.mean([r.seconds for r in samples])),
-    several=ways
-    | {
-      f"majority {name}": stacked[name][voted]
-      for name in ("recall", "default_f1", "default_exact")
-    },
+    sample_scores=sample_scores,
   )
 
 
-Results = Sequence[Result]
-
-Earned = Mapping[str, Mapping[str, np.ndarray]]  # By policy, by way of drawing.
-
-
-def differences(
-  results: Results, earned: Earned
+def paired_differences(
+  results: MethodResults, step_rewards: StepRewards
 ) -> dict[str, dict[str, Interval]]:
-  """The last policy minus every other one, and minus each baseline."""
+  """Return the last policy minus every other one, and minus each baseline.
+
+  Returns:
+    Mean differences over the same questions or gold steps with their intervals,
+    by pair ("a minus b") and by score.
+  """
   routers = [r for r in results if r.method == ROUTER]
   others = routers[:-1] + [r for r in results if r.method != ROUTER]
   found = {}
   for other in others if routers else ():
-    apart = {
-      name: trajectories_lib.counted(
-        routers[-1].columns[name] - other.columns[name]
+    row = found[f"{routers[-1].display_name} minus {other.display_name}"] = {}
+    for name in _shared_rates(results):
+      apart = trajectories.drop_nan(
+        routers[-1].scores[name] - other.scores[name]
       )
-      for name in _rates(results)
-    }
-    found[f"{routers[-1].name} minus {other.name}"] = {
-      name: answers.interval(of, 0) for name, of in apart.items() if of.size
-    }
-  *names, last = earned or [""]
+      if apart.size:
+        row[name] = answers.bootstrap_interval(apart, 0)
+  *names, last = step_rewards or [""]
   for name in names:
     row = found.setdefault(f"{last} minus {name}", {})
-    for way in earned[last]:
+    for way in step_rewards[last]:
       row[f"{way} step reward"] = answers.paired_difference(
-        earned[last][way], earned[name][way], 0
+        step_rewards[last][way], step_rewards[name][way], 0
       )
   return found
 
 
-def summary(results: Results, earned: Earned) -> dict[str, Any]:
-  """All means with their intervals, for a file."""
-  means = lambda columns: {
-    name: mean._asdict()
-    for name, column in columns.items()
-    if (mean := _interval(column))
-  }
+def summarize_results(
+  results: MethodResults, step_rewards: StepRewards
+) -> dict[str, Any]:
+  """Return all means with their intervals, ready for JSON."""
   return dict(
     results=[
       dict(
         policy=r.policy,
         method=r.method,
         seconds=r.seconds,
-        **means(r.columns | r.several),
+        **_mean_dicts(r.scores | r.sample_scores),
         families={
-          family: means(columns) for family, columns in _families(r).items()
+          family: _mean_dicts(columns)
+          for family, columns in _columns_by_family(r).items()
         },
       )
       for r in results
     ],
-    step_rewards={name: means(ways) for name, ways in earned.items()},
+    step_rewards={name: _mean_dicts(by) for name, by in step_rewards.items()},
     differences={
       pair: {name: value._asdict() for name, value in row.items()}
-      for pair, row in differences(results, earned).items()
+      for pair, row in paired_differences(results, step_rewards).items()
     },
   )
 
 
-def tables(results: Results, earned: Earned) -> dict[str, table.Table]:
-  """Methods, families, step rewards, differences; by heading."""
-  found = {
-    "Methods": table.Table(
-      (
-        "Method",
-        *(
-          _HEADINGS[name]
-          for name in (*_rates(results), *trajectories_lib.COUNTS)
-        ),
-        "Seconds",
-      ),
-      tuple(
-        (
-          r.name,
-          *(_interval(r.columns[name]) for name in _rates(results)),
-          *(float(r.columns[name].mean()) for name in trajectories_lib.COUNTS),
-          r.seconds,
-        )
-        for r in results
-      ),
-      highlight=False,
-    )
+def make_tables(
+  results: MethodResults, step_rewards: StepRewards
+) -> dict[str, Table]:
+  """Return the tables of a report by heading, without the empty ones."""
+  tables = {
+    "Methods": _method_table(results),
+    "Several samples, %": _sample_table(results),
+    f"{_HEADINGS['recall']} by family": _family_table(results, "recall"),
+    f"{_HEADINGS['route']} by family": _family_table(results, "route"),
+    "Mean step reward x 100": _step_reward_table(step_rewards),
+    "Differences, x 100": _difference_table(
+      paired_differences(results, step_rewards)
+    ),
   }
-  if results[0].several:
-    found["Several samples, %"] = table.Table(
-      ("Method", *results[0].several),
-      tuple((r.name, *map(_interval, r.several.values())) for r in results),
-      highlight=False,
-    )
-  by = [_families(r) for r in results]
-  for name in ("recall", "route"):
-    if rows := tuple(
+  return {heading: table for heading, table in tables.items() if table.rows}
+
+
+def _method_table(results: MethodResults) -> Table:
+  rates, counts = _shared_rates(results), trajectories.COUNTS
+  return Table(
+    ("Method", *(_HEADINGS[name] for name in (*rates, *counts)), "Seconds"),
+    tuple(
       (
-        family,
-        len(by[0][family][name]),
-        *(_percent(columns[family][name]) for columns in by),
+        r.display_name,
+        *(_mean_interval(r.scores[name]) for name in rates),
+        *(float(r.scores[name].mean()) for name in counts),
+        r.seconds,
       )
-      for family in by[0]
-      if len(trajectories_lib.counted(by[0][family][name]))
-    ):
-      found[f"{_HEADINGS[name]} by family"] = table.Table(
-        ("Family", "Questions", *(r.name for r in results)),
-        rows,
-        highlight=False,
-      )
-  if earned:
-    found["Mean step reward x 100"] = table.Table(
-      ("Policy", *map(str.capitalize, next(iter(earned.values())))),
-      tuple(
-        (name, *map(_interval, ways.values())) for name, ways in earned.items()
-      ),
-    )
-  if compared := differences(results, earned):
-    names = list(dict.fromkeys(n for row in compared.values() for n in row))
-    found["Differences, x 100"] = table.Table(
-      ("Difference", *(_HEADINGS.get(n, n).removesuffix(" %") for n in names)),
-      tuple(
-        (pair, *(row.get(n) for n in names)) for pair, row in compared.items()
-      ),
-      highlight=False,
-    )
-  return found
+      for r in results
+    ),
+    highlight=False,
+  )
 
 
-def claims(results: Results, earned: Earned, where: str) -> list[str]:
-  """What the numbers say of the questions `where`, a line each."""
+def _sample_table(results: MethodResults) -> Table:
+  rows = tuple(
+    (r.display_name, *map(_mean_interval, r.sample_scores.values()))
+    for r in results
+    if r.sample_scores
+  )
+  return Table(("Method", *results[0].sample_scores), rows, highlight=False)
+
+
+def _family_table(results: MethodResults, name: str) -> Table:
+  """Return a column of each result by question family."""
+  by_result = [_columns_by_family(r) for r in results]
+  rows = []
+  for family, columns in by_result[0].items():
+    if len(trajectories.drop_nan(columns[name])):
+      means = [_mean_percent(by[family][name]) for by in by_result]
+      rows.append((family, len(columns[name]), *means))
+  names = (r.display_name for r in results)
+  return Table(("Family", "Questions", *names), tuple(rows), highlight=False)
+
+
+def _step_reward_table(step_rewards: StepRewards) -> Table:
+  rows = tuple(
+    (name, *map(_mean_interval, ways.values()))
+    for name, ways in step_rewards.items()
+  )
+  ways = next(iter(step_rewards.values()), {})
+  return Table(("Policy", *map(str.capitalize, ways)), rows)
+
+
+def _difference_table(differences: dict[str, dict[str, Interval]]) -> Table:
+  names = list(dict.fromkeys(n for row in differences.values() for n in row))
+  headings = (_HEADINGS.get(name, name).removesuffix(" %") for name in names)
+  rows = tuple(
+    (pair, *(row.get(name) for name in names))
+    for pair, row in differences.items()
+  )
+  return Table(("Difference", *headings), rows, highlight=False)
+
+
+def summary_lines(
+  results: MethodResults, step_rewards: StepRewards, where: str
+) -> list[str]:
+  """Say in sentences what the numbers show, a line each.
+
+  Args:
+    results: one result per policy and method.
+    step_rewards: rewards of gold steps, by policy and way of sampling.
+    where: the name of the questions, such as "unseen countries".
+  """
   lines = []
   for r in results:
-    if r.method == ROUTER:
-      if route := _interval(r.columns["route"]):
-        lines.append(
-          f"Route accuracy of {r.name} on {where}: {_shown(route, 1, 2)} "
-          f"(wanted: at least {WANTED})."
-        )
-      lines += [
-        f"F1-Recall of {r.name}: "
-        f"{_shown(_interval(r.columns['recall']), 100, 1)}, exact match "
-        f"{_shown(_interval(r.columns['exact']), 100, 1)}."
-      ]
-  for name, ways in earned.items():
+    if r.method != ROUTER:
+      continue
+    name = r.display_name
+    if route := _mean_interval(r.scores["route"]):
+      shown = _format_interval(route, 1, 2)
+      lines.append(f"Route accuracy of {name} on {where}: {shown}.")
+    recall = _format_interval(_mean_interval(r.scores["recall"]), 100, 1)
+    exact = _format_interval(_mean_interval(r.scores["exact"]), 100, 1)
+    lines.append(f"F1-Recall of {name}: {recall}, exact match {exact}.")
+  for name, ways in step_rewards.items():
     shown = ", ".join(
-      f"{way} {_shown(_interval(column), 1, 3)}" for way, column in ways.items()
+      f"{way} {_format_interval(_mean_interval(column), 1, 3)}"
+      for way, column in ways.items()
     )
     lines.append(f"Mean step reward of {name}: {shown}.")
-  for pair, row in differences(results, earned).items():
+  for pair, row in paired_differences(results, step_rewards).items():
     if "recall" in row:
-      lines.append(
-        f"F1-Recall, {pair}: {_signed(row['recall'], 100, 1, ' points')}."
-      )
+      shown = _format_difference(row["recall"], 100, 1, " points")
+      lines.append(f"F1-Recall, {pair}: {shown}.")
     for name, value in row.items():
       if name.endswith("reward"):
-        lines.append(f"{name.capitalize()}, {pair}: {_signed(value, 1, 3)}.")
+        shown = _format_difference(value, 1, 3)
+        lines.append(f"{name.capitalize()}, {pair}: {shown}.")
   counts = ", ".join(
-    f"{r.name} {r.columns['retrievals'].mean():.2f}" for r in results
+    f"{r.display_name} {r.scores['retrievals'].mean():.2f}" for r in results
   )
   return [*lines, f"Retrievals per question: {counts}."]
 
 
-def curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
-  """The scalars that runs have logged, but times, by scalar and run.
+def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
+  """Read the scalars that training runs logged, all but their timings.
+
+  Args:
+    runs: working directories of training runs, by name.
+
+  Returns:
+    (step, value) points by scalar and run.
 
   Raises:
-    ValueError: where a run has logged nothing.
+    ValueError: if a run has logged nothing.
   """
   found = {}
   for run, workdir in runs.items():
-    lines = run_log.read(workdir)
+    lines = run_log.read_metrics(workdir)
     if not lines:
       raise ValueError(
         f"{workdir} has no {run_log.FILE}: --curves wants the --workdir "
@@ -301,42 +326,50 @@ def curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
   return found
 
 
-def _rates(results: Results) -> list[str]:
-  """The columns of rates that all results have."""
+def _shared_rates(results: MethodResults) -> list[str]:
+  """Return the columns of rates that all results have."""
   return [
     name
-    for name in (*trajectories_lib.RATES, "judge")
-    if all(name in r.columns for r in results)
+    for name in (*trajectories.RATES, "judge")
+    if all(name in r.scores for r in results)
   ]
 
 
-def _percent(column: np.ndarray) -> float | None:
-  """The mean, None where no question counts."""
-  counted = trajectories_lib.counted(column)
+def _mean_percent(column: np.ndarray) -> float | None:
+  """Return the mean in per cent, or None if no question counts."""
+  counted = trajectories.drop_nan(column)
   return 100 * float(counted.mean()) if counted.size else None
 
 
-def _interval(column: np.ndarray) -> Interval | None:
-  """Of the mean, None where no question counts."""
-  counted = trajectories_lib.counted(column)
-  return answers.interval(counted, 0) if counted.size else None
+def _mean_interval(column: np.ndarray) -> Interval | None:
+  """Return the mean with its interval, or None if no question counts."""
+  counted = trajectories.drop_nan(column)
+  return answers.bootstrap_interval(counted, 0) if counted.size else None
 
 
-def _families(result: Result) -> dict[str, trajectories_lib.Columns]:
+def _mean_dicts(columns: Mapping[str, np.ndarray]) -> dict[str, dict]:
+  """Return the mean and interval of each column that has any number."""
+  means = {name: _mean_interval(column) for name, column in columns.items()}
+  return {name: mean._asdict() for name, mean in means.items() if mean}
+
+
+def _columns_by_family(result: MethodResult) -> dict[str, trajectories.Columns]:
   names = np.array([t.question.family for t in result.trajectories])
   return {
     str(family): {
-      name: column[names == family] for name, column in result.columns.items()
+      name: column[names == family] for name, column in result.scores.items()
     }
     for family in np.unique(names)
   }
 
 
-def _shown(value: Interval, scale: int, digits: int) -> str:
+def _format_interval(value: Interval, scale: int, digits: int) -> str:
   mean, low, high = (f"{scale * x:.{digits}f}" for x in value)
   return f"{mean} ({low} to {high})"
 
 
-def _signed(value: Interval, scale: int, digits: int, unit: str = "") -> str:
+def _format_difference(
+  value: Interval, scale: int, digits: int, unit: str = ""
+) -> str:
   mean, low, high = (f"{scale * x:+.{digits}f}" for x in value)
   return f"{mean}{unit} (95 % interval {low} to {high})"

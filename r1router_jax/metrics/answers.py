@@ -5,31 +5,33 @@ Prediction and golds are normalised, cut into tokens and compared as bags:
   precision = |common| / |prediction|,  recall = |common| / |gold|,
   F1 = 2 precision recall / (precision + recall).
 
-Of several golds the one with the best F1 counts, first come first served; its
-recall is the "F1-Recall" of the R1-Router paper.  It rewards an answer that
-lists every candidate, so tables here show F1 and exact match beside it.
+Of several golds the first with the best F1 counts; its recall is the
+"F1-Recall" of the R1-Router paper.  F1-Recall rewards an answer that lists
+every candidate, so tables show F1 and exact match beside it.
 
-`score` has the reference's rules to the letter, because numbers are to be
-compared: "none" is 0, "an" and "the" are dropped but "a" is not, at most 32
-periods go, punctuation vanishes where it touches a space anywhere in the text
-and becomes a space elsewhere, an interval is a grid of strings (`ranges`).
-They descend from the VQA evaluation; the tokeniser is that of NLTK (Penn
-Treebank) as far as normalised text can tell.
+`score_answer` follows the reference's rules to the letter, so that numbers can
+be compared: "none" is 0, "an" and "the" are dropped but "a" is not, at most 32
+periods are removed, punctuation vanishes where it touches a space anywhere in
+the text and becomes a space elsewhere, an interval is a grid of strings
+(`numeric_range`).  The rules descend from the VQA evaluation; the tokeniser is
+that of NLTK (Penn Treebank), for all texts that normalisation can produce.
 
-`score_default` has the rules that we would choose:
+`score_default` follows stricter rules of this project:
 
   - "a" is an article, too, and "none" is a word;
-  - full-width letters and digits are usual ones, all dashes are one and part
-    words as a space does, but for a minus before a number; apostrophes vanish,
-    and so do periods that are no decimal point; a comma of thousands vanishes,
-    other marks part words; accents stay; a Chinese or Japanese character is a
-    token;
+  - full-width letters and digits become ordinary ones; all dashes are the same
+    and separate words as a space does, except a minus before a number;
+    apostrophes vanish, and so do periods that are no decimal point; a thousands
+    comma vanishes, other marks separate words; accents stay; a Chinese or
+    Japanese character is a token;
   - an answer with both "yes" and "no" does not match a gold that is only one
     of them;
-  - for an interval the answer's first number counts, and alone: all scores are
-    1 where it lies within, else 0.
+  - for an interval only the answer's first number counts: all scores are 1 if
+    it lies within, else 0.
 
-Axes:  N values   K resampled means.
+`pass_at_k` and `majority_vote` score several samples of an answer together.
+
+Axes:  N values or questions   n samples   K resampled means.
 Sources: arxiv.org/abs/2505.22095 (R1-Router), visualqa.org/evaluation (VQA),
 nltk.org/api/nltk.tokenize.destructive (tokeniser).
 """
@@ -49,9 +51,9 @@ from jaxtyping import Float, Int
 
 from r1router_jax.metrics import numeric_range
 
-# What the lower-cased, normalised text of a contraction without one of its
-# apostrophes is mapped to: "dont", "couldnt've" and "couldn'tve", ...
-_CONTRACTED = """
+# The reference restores contractions that were written without one of their
+# apostrophes ("dont", "couldnt've", "couldn'tve"), after lower-casing.
+_CONTRACTED_WORDS = """
 'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't
 don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't
 it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't
@@ -66,7 +68,7 @@ y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 
 _CONTRACTIONS = {"somebody'd": "somebodyd"} | {
   word[:place] + word[place + 1 :]: word
-  for word in _CONTRACTED
+  for word in _CONTRACTED_WORDS
   for place, letter in enumerate(word)
   if letter == "'"
 }
@@ -81,11 +83,13 @@ _THOUSANDS = re.compile(r"\d,\d")
 
 _PERIOD = re.compile(r"\.(?!\d)")
 
-_PERIODS = 32  # The reference passes a flag of this value as the count.
+# The reference passes the flag re.UNICODE, which is 32, where re.sub wants the
+# count, so that only the first 32 periods are removed.
+_MAX_PERIODS = 32
 
 
-# The tokeniser's rules, in order; rules for characters that normalised text
-# cannot hold are left out.
+# Rules of NLTK's tokeniser, in their order.  Rules for characters that
+# normalised text cannot hold are left out.
 _TOKEN_RULES = tuple(
   (re.compile(rule), by)
   for rule, by in (
@@ -118,14 +122,15 @@ _TOKEN_RULES = tuple(
 )
 
 
-# The default rules.
+# Patterns of the default rules.
 _COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 _HYPHEN = re.compile(r"(?<=\S)-|-(?!\.?\d)")
 
 _STOP = re.compile(r"\.(?!\d)|(?<=[^\W\d])\.")
 
-_CHARACTERS = (  # Of which each is a word: Han, Hiragana and Katakana.
+# Han, Hiragana and Katakana: each character is a token of its own.
+_CJK_RANGES = (
   range(0x3005, 0x3008),
   range(0x3040, 0x3100),
   range(0x3400, 0x4DC0),
@@ -135,14 +140,14 @@ _CHARACTERS = (  # Of which each is a word: Han, Hiragana and Katakana.
 )
 
 
-class _Bare(dict):
-  """What str.translate puts for each character: a space for most marks."""
+class _WordCharacters(dict):
+  """A table for str.translate, filled on demand: most marks become a space."""
 
   def __missing__(self, code: int) -> int | str | None:
     char = chr(code)
     self[code] = (
       f" {char} "
-      if any(code in some for some in _CHARACTERS)
+      if any(code in some for some in _CJK_RANGES)
       else code
       if char in ".-"
       or char.isalnum()
@@ -154,17 +159,19 @@ class _Bare(dict):
     return self[code]
 
 
-_BARE = _Bare()
+_WORD_CHARACTERS = _WordCharacters()
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-  """Of one answer, each in [0, 1].
+class AnswerScores:
+  """Scores of one answer, each in [0, 1].
 
   Attributes:
-    precision, recall, f1: against the gold of the best F1.
-    max_recall: the best recall against any gold, as OmniSearch reports.
-    exact: 1 if the tokens are those of a gold, in order.
+    precision: share of the answer's tokens in the gold with the best F1.
+    recall: share of that gold's tokens in the answer.
+    f1: harmonic mean of both.
+    max_recall: the best recall against any gold, as OmniSearch reports it.
+    exact: 1 if the tokens equal those of a gold, in order.
   """
 
   precision: float
@@ -182,25 +189,26 @@ class Interval(NamedTuple):
   high: float
 
 
-def normalise(text: str) -> str:
-  """Lower-cased text without most punctuation and articles."""
+def normalize_text(text: str) -> str:
+  """Normalise text by the reference's rules: case, marks, articles, numbers."""
   text = text.replace("\n", " ").replace("\t", " ").strip()
   crowded = _THOUSANDS.search(text) is not None
+  # Whether a mark becomes a space depends on the whole text, as there.
   bare = text
   for mark in _PUNCTUATION:
     if mark in text:
       apart = f"{mark} " in text or f" {mark}" in text
       bare = bare.replace(mark, "" if apart or crowded else " ")
-  bare = _PERIOD.sub("", bare, count=_PERIODS)
+  bare = _PERIOD.sub("", bare, count=_MAX_PERIODS)
   words = (_NUMBERS.get(word, word) for word in bare.lower().split())
   kept = (word for word in words if word not in _ARTICLES)
   return " ".join(_CONTRACTIONS.get(word, word) for word in kept)
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def tokens(text: str) -> tuple[str, ...]:
-  """The tokens that are compared: those of normalised text, bare of marks."""
-  text = normalise(text).lower()
+def reference_tokens(text: str) -> tuple[str, ...]:
+  """Return the tokens that the reference compares, without bare marks."""
+  text = normalize_text(text).lower()
   for rule, by in _TOKEN_RULES:
     text = rule.sub(by, text)
   return tuple(word for word in text.split() if word not in ",.?!:;'\"")
@@ -208,12 +216,12 @@ def tokens(text: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1 << 12)
 def default_tokens(text: str) -> tuple[str, ...]:
-  """The same by the default rules.
+  """Return the tokens that the default rules compare.
 
-  Where there is nothing else, articles stay, and so do marks.
+  Articles stay in a text of nothing else, and so do marks.
   """
-  text = numeric_range.plain(text)
-  bare = _HYPHEN.sub(" ", _COMMA.sub("", text).translate(_BARE))
+  text = numeric_range.plain_text(text)
+  bare = _HYPHEN.sub(" ", _COMMA.sub("", text).translate(_WORD_CHARACTERS))
   words = [
     numeric_range.NUMBER_WORDS.get(word, word)
     for word in _STOP.sub("", bare).split()
@@ -222,38 +230,43 @@ def default_tokens(text: str) -> tuple[str, ...]:
   return tuple(kept or words or text.split())
 
 
-def score(
+def score_answer(
   prediction: str, golds: Sequence[str], interval: Sequence[float] = ()
-) -> Scores:
-  """Scores of `prediction` against accepted answers, by the reference's rules.
+) -> AnswerScores:
+  """Score an answer against accepted answers, by the reference's rules.
 
   Args:
-    prediction: the answer.
-    golds: of which one is wanted.
-    interval: (low, high) of the accepted numbers instead of `golds`.
+    prediction: the answer's text.
+    golds: the accepted answers, of which one is enough.
+    interval: (low, high) of the accepted numbers, in place of `golds`.
   """
-  found = tokens(prediction)
+  found = reference_tokens(prediction)
   if not interval:
-    return _scores(found, map(tokens, golds))
-  # Every string of the grid is one token, so that one that is there is best.
-  on = (word for word in found if numeric_range.on_grid(word, *interval))
-  return _scores(found, [(word,) for word in itertools.islice(on, 1)])
+    return _bag_scores(found, map(reference_tokens, golds))
+  # Every string of the grid is one token, so the first one in the answer is as
+  # good a gold as any.
+  on = (word for word in found if numeric_range.is_on_grid(word, *interval))
+  return _bag_scores(found, [(word,) for word in itertools.islice(on, 1)])
 
 
 def score_default(
   prediction: str, golds: Sequence[str], interval: Sequence[float] = ()
-) -> Scores:
-  """The same by the default rules."""
+) -> AnswerScores:
+  """Score an answer by the default rules; the arguments of `score_answer`."""
   if interval:
-    return Scores(*[float(numeric_range.holds(*interval, prediction))] * 5)
+    return AnswerScores(
+      *[float(numeric_range.is_in_range(*interval, prediction))] * 5
+    )
   found = default_tokens(prediction)
   known = map(default_tokens, golds)
   if {"yes", "no"} <= {*found}:
     known = [gold for gold in known if gold not in (("yes",), ("no",))]
-  return _scores(found, known)
+  return _bag_scores(found, known)
 
 
-def _scores(found: Sequence[str], golds: Iterable[Sequence[str]]) -> Scores:
+def _bag_scores(
+  found: Sequence[str], golds: Iterable[Sequence[str]]
+) -> AnswerScores:
   best, max_recall, exact = (0.0, 0.0, 0.0), 0.0, 0.0
   counts = collections.Counter(found)
   for gold in golds:
@@ -265,19 +278,29 @@ def _scores(found: Sequence[str], golds: Iterable[Sequence[str]]) -> Scores:
     best = max(best, (precision, recall, f1), key=lambda scores: scores[2])
     max_recall = max(max_recall, recall)
     exact = max(exact, float(gold == found))
-  return Scores(*best, max_recall, exact)
+  return AnswerScores(*best, max_recall, exact)
 
 
-def interval(
+def bootstrap_interval(
   values: Float[np.ndarray, " N"], seed: int, *, draws: int = 10_000
 ) -> Interval:
-  """Mean of `values` with its 95 % percentile bootstrap interval."""
+  """Return the mean of `values` with its 95 % percentile bootstrap interval.
+
+  Args:
+    values: numbers, one per question.
+    seed: seed of the resampling.
+    draws: K, number of resampled means.
+
+  Raises:
+    ValueError: if there are no values.
+  """
   values = np.asarray(values, np.float64)
   if not values.size:
     raise ValueError("there is no value to average; was a family left empty?")
   rng = np.random.default_rng(seed)
+  # In batches of 32 MiB of indices, so that memory does not grow with N.
   means = np.empty(draws)
-  batch = max(1, (1 << 22) // values.size)  # 32 MiB of indices at a time.
+  batch = max(1, (1 << 22) // values.size)
   for start in range(0, draws, batch):
     some = means[start : start + batch]
     picks = rng.integers(values.size, size=(some.size, values.size))
@@ -289,22 +312,30 @@ def interval(
 def paired_difference(
   a: Float[np.ndarray, " N"], b: Float[np.ndarray, " M"], seed: int
 ) -> Interval:
-  """Mean of a - b over the same questions, with its interval."""
+  """Return the mean of a - b over the same questions, with its interval.
+
+  Raises:
+    ValueError: if the numbers of values differ.
+  """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.shape != b.shape:
     raise ValueError(
       f"{a.size} and {b.size} values are not of the same questions; score "
       "both methods on one list of questions."
     )
-  return interval(a - b, seed)
+  return bootstrap_interval(a - b, seed)
 
 
-def pass_at(right: Float[np.ndarray, "N n"], k: int) -> Float[np.ndarray, " N"]:
-  """The chance that one of k samples is right, without bias.
+def pass_at_k(
+  right: Float[np.ndarray, "N n"], k: int
+) -> Float[np.ndarray, " N"]:
+  """Estimate without bias the chance that one of k samples is right.
 
   Args:
-    right: 1 where a sample is.
-    k: at most n.
+    right: 1 where a sample is right, else 0.
+    k: number of samples to draw, at most n.
+
+  Source: arxiv.org/abs/2107.03374, equation 1.
   """
   samples = right.shape[1]
   if not 1 <= k <= samples:
@@ -315,16 +346,22 @@ def pass_at(right: Float[np.ndarray, "N n"], k: int) -> Float[np.ndarray, " N"]:
   )
 
 
-def majority(answers: Sequence[Sequence[Hashable]]) -> Int[np.ndarray, " N"]:
-  """Which sample has each question's commonest answer.
+def majority_vote(
+  answers: Sequence[Sequence[Hashable]],
+) -> Int[np.ndarray, " N"]:
+  """Return, for each question, the sample with its most common answer.
 
   Args:
-    answers: of each question those of its samples, equal where they say the
-      same; a falsy one is no vote.
+    answers: for each question the answers of its samples, as values that are
+      equal if they mean the same; an empty one is no vote.
+
+  Returns:
+    Indices of samples; the first of the most common answers wins.
   """
-
-  def pick(said):
-    votes = collections.Counter(filter(None, said)) or collections.Counter(said)
-    return said.index(max(votes, key=votes.get))  # Counters keep their order.
-
-  return np.array([pick(list(said)) for said in answers], int)
+  chosen = []
+  for samples in map(list, answers):
+    votes = collections.Counter(filter(None, samples))
+    votes = votes or collections.Counter(samples)
+    # Counters keep the order of insertion, so that max prefers the first.
+    chosen.append(samples.index(max(votes, key=votes.get)))
+  return np.array(chosen, int)

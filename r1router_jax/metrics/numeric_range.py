@@ -1,17 +1,17 @@
 r"""Answers that may be any number of an interval.
 
-The reference turns an interval into a grid of strings: with a step s that the
-width decides,
+The reference turns an interval into a grid of strings, with a step s that
+depends on the width:
 
   lo, lo + s, ...   as `np.arange(lo, hi + s, s)`, rounded to 3 decimals, and
   int(lo) .. int(hi + 1) - 1
 
-of which there are up to 26,002 in one question of InfoSeek.  Each is one token,
-its sign is lost, and so `on_grid` asks only whether a token of the prediction
-is such a string.  The grid ends above hi, as a rule, and holds int(lo), which
+One question of InfoSeek has up to 26,002 such strings.  Each is one token and
+loses its sign, so `is_on_grid` only tests whether a token of the prediction is
+such a string.  The grid usually ends above hi, and it contains int(lo), which
 is below lo; decimals finer than the grid are not on it.
 
-`holds` instead reads the first number of a text and compares: lo <= x <= hi.
+`is_in_range` reads the first number x of a text instead: lo <= x <= hi.
 
 Source: github.com/OpenBMB/R1-Router (src/evaluate.py), numpy.arange.
 """
@@ -20,7 +20,8 @@ import math
 import re
 import unicodedata
 
-LARGEST = 1e15  # Of either end; from 1e16 on, numbers are written with an "e".
+# Largest end of an interval: from 1e16 on, Python writes numbers with an "e".
+LARGEST = 1e15
 
 NUMBER_WORDS = {
   word: str(number)
@@ -30,16 +31,16 @@ NUMBER_WORDS = {
 }
 
 
-_GRID = re.compile(r"(?a:\d{1,16}(\.\d{1,3})?)")
+_GRID_STRING = re.compile(r"(?a:\d{1,16}(\.\d{1,3})?)")
 
-_ONE = r"""(?<![\w.])(?P<{0}>-?
+_ONE_NUMBER = r"""(?<![\w.])(?P<{0}>-?
     (?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)
     (?:\s?(?P<{0}_unit>thousand|million|billion|trillion)\b)?"""
 
 _NUMBERS = re.compile(
-  _ONE.format("low")
+  _ONE_NUMBER.format("low")
   + r"(?:\s?(?:-|to\b|and\b)\s?"
-  + _ONE.replace(r"(?<![\w.])", "").format("high")
+  + _ONE_NUMBER.replace(r"(?<![\w.])", "").format("high")
   + ")?",
   re.ASCII | re.VERBOSE,
 )
@@ -49,14 +50,15 @@ _WORDS = re.compile(rf"\b(?:{'|'.join(NUMBER_WORDS)})\b")
 _UNITS = dict(thousand=1e3, million=1e6, billion=1e9, trillion=1e12)
 
 
-def on_grid(token: str, low: float, high: float) -> bool:
-  """Whether `token` is a string of the reference's grid, without its sign.
+def is_on_grid(token: str, low: float, high: float) -> bool:
+  """Return whether `token` is a string of the reference's grid, sign aside.
 
   Args:
-    token: of a normalised text.
-    low, high: at most `LARGEST` from 0.
+    token: a token of a normalised text.
+    low: lower end of the interval, at most `LARGEST` from 0.
+    high: upper end, at most `LARGEST` from 0.
   """
-  if not _GRID.fullmatch(token):
+  if not _GRID_STRING.fullmatch(token):
     return False
   if "." not in token:
     return str(int(token)) == token and any(
@@ -64,25 +66,31 @@ def on_grid(token: str, low: float, high: float) -> bool:
     )
   value = float(token)
   return str(value) == token and any(
-    _arange_holds(n, low, high) for n in (value, -value)
+    _is_in_arange(n, low, high) for n in (value, -value)
   )
 
 
-def _arange_holds(value: float, low: float, high: float) -> bool:
-  """Whether `value` is a rounded number of the arange; see above."""
-  step = _step(high - low)
+def _is_in_arange(value: float, low: float, high: float) -> bool:
+  """Return whether `value` is a rounded number of the grid's np.arange.
+
+  np.arange computes its i-th number as low + i * (second - low), where second
+  is the rounded low + step; only three candidates near `value` are computed.
+  """
+  step = _grid_step(high - low)
   count = math.ceil((high + step - low) / step)
   second = low + step
-  apart = second - low  # What numpy adds again and again, not the step.
+  apart = (
+    second - low
+  )  # numpy's increment, which differs from step by rounding.
   near = round((value - low) / apart) if apart else 0
   for i in range(max(0, near - 2), min(count, near + 3)):
     point = second if i == 1 else low + i * apart
-    if round(point * 1000) / 1000 == value:  # numpy.round's way.
+    if round(point * 1000) / 1000 == value:  # As numpy.round computes it.
       return True
   return False
 
 
-def _step(width: float) -> float:
+def _grid_step(width: float) -> float:
   return next(
     (
       step for least, step in ((50, 1.0), (5, 0.1), (1, 0.01)) if width >= least
@@ -91,24 +99,25 @@ def _step(width: float) -> float:
   )
 
 
-def plain(text: str) -> str:
-  """Lower case, usual forms of letters and digits, one dash, single spaces.
+def plain_text(text: str) -> str:
+  """Return text in lower case with ordinary letters, digits, dashes, spaces.
 
-  Lone surrogates stay as they are.
+  Unicode's compatibility forms (NFKC) are resolved; lone surrogates stay.
   """
   text = unicodedata.normalize("NFKC", text).casefold()
-  return " ".join(text.translate(_USUAL).split())
+  return " ".join(text.translate(_PLAIN_CHARACTERS).split())
 
 
-def holds(low: float, high: float, text: str) -> bool:
-  """Whether the first number of `text` lies in [low, high].
+def is_in_range(low: float, high: float, text: str) -> bool:
+  """Return whether the first number of `text` lies in [low, high].
 
-  It may have a sign, thousands commas, decimals, an exponent, a unit behind it
-  and a word such as million.  Of a written range, "6.5-7.0", "6.5 to 7" or
-  "between 6.5 and 7", both ends must lie there.  Digits within a word, as in
-  H2O, are no number.  Where there are no digits, a word up to ten counts.
+  The number may have a sign, thousands commas, decimals, an exponent, a unit
+  behind it and a word such as million.  Both ends of a written range
+  ("6.5-7.0", "6.5 to 7", "between 6.5 and 7") must lie in the interval.  Digits within a
+  word, as in H2O, are no number.  In a text without digits, a number word up to
+  ten counts.
   """
-  text = plain(text)
+  text = plain_text(text)
   found = _NUMBERS.search(text)
   if not found:
     word = _WORDS.search(text)
@@ -122,8 +131,8 @@ def holds(low: float, high: float, text: str) -> bool:
   return all(low <= end <= high for end in ends)
 
 
-class _Usual(dict):
-  """What str.translate puts for each character, found when it is asked for."""
+class _PlainCharacters(dict):
+  """A table for str.translate, filled on demand: plain digits and dashes."""
 
   def __missing__(self, code: int) -> int | str | None:
     char = chr(code)
@@ -140,4 +149,4 @@ class _Usual(dict):
     return self[code]
 
 
-_USUAL = _Usual()
+_PLAIN_CHARACTERS = _PlainCharacters()

@@ -1,27 +1,27 @@
-"""What trajectories are worth: a number per question and column.
+"""Scores of trajectories: one number per question and column.
 
   recall      recall of the final answer, the "F1-Recall" of the paper
-  f1, exact   of the final answer, see metrics.py; malformed counts as 0, unless
-              its raw text is to be scored, as R1-Router does
-  default_*   best recall, F1 and exact match by the default rules there
-  route       share of its plan positions at which the route was accepted; NaN
-              where nobody knows the gold trace
-  retrieval   share of gold hops of which a passage with the answer was found,
-              in whichever round; NaN where the gold trace names no passages
-  format      1 where every response was of the protocol
-  retrievals  searches: each round's, one per route that its plan named
-  tokens      written in all responses
-  cut         tokens that passages lost so that answer prompts fitted
+  f1, exact   F1 and exact match of the final answer (`metrics.answers`); a
+              malformed answer counts as 0, unless its raw text is to be scored,
+              as R1-Router does
+  default_*   best recall, F1 and exact match by the default rules
+  route       share of plan positions at which an accepted route was chosen; NaN
+              if the gold trace is unknown
+  retrieval   share of gold hops for which a passage with the answer was found,
+              in any round; NaN if the gold trace names no passages
+  format      1 if every response followed the protocol
+  retrievals  number of searches: one per round and route
+  tokens      number of tokens in all responses
+  cut         tokens cut from passages so that answer prompts fitted
 
-Questions that are NaN in a column are no part of its mean: see `counted`.
+Questions with NaN in a column do not enter its mean: see `drop_nan`.
 
-Plan positions are those of the gold trace, one per hop and the stop after
-them, or of the trajectory where that is longer: a needless round counts as
-wrong, and so does a hop that was never planned.  With `max_steps` hops there
-is no stop to choose.  Only a stop that the planner chose is a stop; planning
-cut short by a fault is not.  A plan that names several routes is right where
-each of them is accepted: what it asks beyond the first costs a retrieval, and
-never earns more.
+Plan positions are those of the gold trace, one per hop and one for the stop
+after them, or of the trajectory if that is longer: a needless round counts as
+wrong, and so does a hop that was never planned.  After `max_steps` hops there
+is no stop to choose.  Only a stop that the policy chose is a stop; planning
+that a fault ended is not.  A plan that names several routes is right if each of
+them is accepted: a second route costs a retrieval and never earns more.
 
 Axes:  N questions
 """
@@ -31,7 +31,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from r1router_jax.common.records import CUT_SHORT, FORMAT, Answer, Trajectory
+from r1router_jax.common.records import (
+  FORMAT_FAULTS,
+  TERMINAL_FAULTS,
+  Answer,
+  Trajectory,
+)
 from r1router_jax.metrics import answers
 
 RATES = (  # In [0, 1].
@@ -52,24 +57,39 @@ COUNTS = ("retrievals", "tokens", "cut")
 Columns = dict[str, Float[np.ndarray, " N"]]
 
 
-def score(
-  trajectories: Sequence[Trajectory], *, max_steps: int, raw: bool = False
+def score_trajectories(
+  trajectories: Sequence[Trajectory],
+  *,
+  max_steps: int,
+  score_malformed: bool = False,
 ) -> Columns:
-  """All columns, a number per trajectory; `raw` scores malformed answers."""
-  rows = [_score(trajectory, max_steps, raw) for trajectory in trajectories]
+  """Score trajectories.
+
+  Args:
+    trajectories: one trajectory per question.
+    max_steps: number of rounds after which no stop can be chosen.
+    score_malformed: whether to score the raw text of malformed answers.
+
+  Returns:
+    A number per trajectory, by column.
+  """
+  rows = [
+    _score_one(trajectory, max_steps, score_malformed)
+    for trajectory in trajectories
+  ]
   return {
     name: np.array([row[name] for row in rows], np.float64)
     for name in (*RATES, *COUNTS)
   }
 
 
-def counted(column: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
-  """The numbers of the questions that a column is about."""
+def drop_nan(column: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
+  """Return the numbers of the questions that a column applies to."""
   return column[~np.isnan(column)]
 
 
-def of(columns: Columns, n: int) -> dict[str, float]:
-  """What question `n` scored, for a row of JSON; a NaN is left out."""
+def row_scores(columns: Columns, n: int) -> dict[str, float]:
+  """Return the scores of question `n` for a row of JSON, without NaN."""
   return {
     name: float(column[n])
     for name, column in columns.items()
@@ -77,8 +97,8 @@ def of(columns: Columns, n: int) -> dict[str, float]:
   }
 
 
-def found_evidence(trajectory: Trajectory) -> float:
-  """Share of gold hops with evidence of which some was found, or NaN."""
+def evidence_recall(trajectory: Trajectory) -> float:
+  """Return the share of gold hops whose evidence was found, or NaN."""
   seen = {p.id for done in trajectory.rounds for p in done.passages}
   hops = [hop for hop in trajectory.question.hops or () if hop.evidence]
   if not hops:
@@ -86,12 +106,12 @@ def found_evidence(trajectory: Trajectory) -> float:
   return float(np.mean([bool(seen & {*hop.evidence}) for hop in hops]))
 
 
-def routes_right(trajectory: Trajectory, max_steps: int) -> list[bool]:
-  """Whether all routes were accepted, at each plan position."""
+def route_correctness(trajectory: Trajectory, max_steps: int) -> list[bool]:
+  """Return, for each plan position, whether all its routes were accepted."""
   accepted = [hop.routes for hop in trajectory.question.hops][:max_steps]
   chosen = [done.plan.routes for done in trajectory.rounds]
   kinds = {fault.partition(":")[0] for fault in trajectory.faults}
-  if len(chosen) < max_steps and not kinds & {*CUT_SHORT}:
+  if len(chosen) < max_steps and not kinds & {*TERMINAL_FAULTS}:
     chosen.append(("none",))
   if len(accepted) < max_steps:
     accepted.append(("none",))
@@ -104,15 +124,15 @@ def routes_right(trajectory: Trajectory, max_steps: int) -> list[bool]:
   ]
 
 
-def _score(
-  trajectory: Trajectory, max_steps: int, raw: bool
+def _score_one(
+  trajectory: Trajectory, max_steps: int, score_malformed: bool
 ) -> dict[str, float]:
   final = trajectory.final
-  text = final.text if raw or isinstance(final, Answer) else ""
+  text = final.text if score_malformed or isinstance(final, Answer) else ""
   question = trajectory.question
   scores, default = (
     rules(text, question.answers, question.interval)
-    for rules in (answers.score, answers.score_default)
+    for rules in (answers.score_answer, answers.score_default)
   )
   kinds = {fault.partition(":")[0] for fault in trajectory.faults}
   return dict(
@@ -124,9 +144,9 @@ def _score(
     default_exact=default.exact,
     route=float("nan")
     if question.hops is None
-    else float(np.mean(routes_right(trajectory, max_steps))),
-    retrieval=found_evidence(trajectory),
-    format=float(not kinds & {*FORMAT}),
+    else float(np.mean(route_correctness(trajectory, max_steps))),
+    retrieval=evidence_recall(trajectory),
+    format=float(not kinds & {*FORMAT_FAULTS}),
     retrievals=sum(len(done.plan.routes) for done in trajectory.rounds),
     tokens=trajectory.tokens,
     cut=trajectory.truncated_tokens,

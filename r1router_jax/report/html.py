@@ -1,10 +1,10 @@
-"""Scores, learning curves and trajectories as one self-contained HTML page.
+"""One self-contained HTML page of scores, learning curves and trajectories.
 
 The page opens from a file, on a phone as on a screen, in light and in dark.  It
-holds no script and asks for nothing from outside, and its content policy says
-so to the browser.  Whatever a model, a knowledge base or a user wrote is
-cleaned and escaped, pictures are decoded and written anew: a page about hostile
-data is as harmless as any other.
+holds no script and loads nothing from outside, and its content security policy
+says so to the browser.  Text that a model, a knowledge base or a user wrote is
+sanitised and escaped, and images are decoded and encoded anew, so that a page
+about hostile data is harmless.
 """
 
 import base64
@@ -18,7 +18,6 @@ from etils import epath
 from PIL import Image
 
 from r1router_jax.common import images
-from r1router_jax.common import text as text_lib
 from r1router_jax.common.records import (
   Answer,
   Malformed,
@@ -26,208 +25,20 @@ from r1router_jax.common.records import (
   Round,
   Trajectory,
 )
+from r1router_jax.common.text import sanitize_text
 from r1router_jax.metrics import answers
 from r1router_jax.protocol import format
 from r1router_jax.report import charts
 from r1router_jax.report.table import Cell, Table
 
-Group = Mapping[str, Any]
+# One line of samples.jsonl: a routing step of one iteration with all responses
+# sampled for it, their rewards and their advantages.
+SampleGroup = Mapping[str, Any]
 Curves = charts.Points | Mapping[str, charts.Points]
 
-
-PICTURE_SIDE = 160  # Pixels; larger pictures are shrunk.
-
-
-def write(
-  path: str | epath.PathLike,
-  *,
-  title: str,
-  claims: Sequence[str] = (),
-  tables: Mapping[str, Table] | None = None,
-  curves: Mapping[str, Curves] | None = None,
-  sampled: Mapping[str, Sequence[Group]] | None = None,
-  trajectories: Sequence[Trajectory] = (),
-  notes: Sequence[str] = (),
-) -> None:
-  """Writes the page.
-
-  Args:
-    path: of the page; its folder is made.
-    title: heading and title.
-    claims: what the page shows, one line each, on top.
-    tables: by heading.
-    curves: by heading, the (step, value) points of a line, or named lines.
-    sampled: by run, groups of samples, oldest first; the ends are shown.
-    trajectories: shown in full; a dozen is plenty.
-    notes: paragraphs at the end: how it was run, what is not shown.
-  """
-  figures = "".join(_curves(*curve) for curve in (curves or {}).items())
-  body = [
-    f"<h1>{safe(title)}</h1>",
-    _list("claims", claims),
-    *(_table(name, table) for name, table in (tables or {}).items()),
-    f'<h2>Learning curves</h2><div class="charts">{figures}</div>'
-    if figures
-    else "",
-    section(sampled or {}),
-    _trajectories(trajectories),
-    "<h2>Notes</h2>" + _list("notes", notes) if notes else "",
-  ]
-  page = epath.Path(path)
-  page.parent.mkdir(parents=True, exist_ok=True)
-  page.write_text(
-    _PAGE.format(title=safe(title), style=_STYLE, body="\n".join(body)),
-    encoding="utf-8",
-  )
-
-
-def right(trajectory: Trajectory) -> bool:
-  """Whether the final answer holds just the words of an accepted one."""
-  final, asked = trajectory.final, trajectory.question
-  return isinstance(final, Answer) and (
-    answers.score(final.text, asked.answers, asked.interval).f1 == 1
-  )
-
-
-def _list(kind: str, lines: Sequence[str]) -> str:
-  items = "".join(f"<li>{safe(line)}</li>" for line in lines)
-  return items and f'<ul class="{kind}">{items}</ul>'
-
-
-def _curves(name: str, curves: Curves) -> str:
-  lines = curves if isinstance(curves, Mapping) else {"": curves}
-  clean = text_lib.clean
-  return charts.line_chart(
-    clean(name), {clean(line): points for line, points in lines.items()}
-  )
-
-
-def _table(name: str, table: Table) -> str:
-  def number(cell: Cell) -> float | None:
-    if isinstance(cell, answers.Interval):
-      return cell.mean
-    return None if isinstance(cell, str | None) else float(cell)
-
-  several = table.highlight and len(table.rows) > 1
-  best = [
-    max((x for x in map(number, column) if x is not None), default=None)
-    for column in zip(*table.rows, strict=True)
-  ]
-  rows = []
-  for row in table.rows:
-    cells = [f'<th scope="row">{_cell(row[0])}</th>']
-    for cell, top in zip(row[1:], best[1:], strict=True):
-      bold = several and top is not None and number(cell) == top
-      shown = f"<b>{_cell(cell)}</b>" if bold else _cell(cell)
-      cells.append(f"<td>{shown}</td>")
-    rows.append(f"<tr>{''.join(cells)}</tr>")
-  head = "".join(f'<th scope="col">{safe(top)}</th>' for top in table.columns)
-  return (
-    f'<h2>{safe(name)}</h2><div class="wide"><table><thead><tr>{head}</tr>'
-    f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-  )
-
-
-def _cell(cell: Cell) -> str:
-  if cell is None:
-    return "–"
-  if isinstance(cell, answers.Interval):
-    mean, low, high = (100 * value for value in cell)
-    return f"{mean:.1f}<small>{low:.0f}–{high:.0f}</small>"
-  if isinstance(cell, float):
-    return f"{cell:.3g}"
-  return safe(str(cell))
-
-
-def _trajectories(trajectories: Sequence[Trajectory]) -> str:
-  if not trajectories:
-    return ""
-  marks = list(map(right, trajectories))
-  links = "".join(
-    f'<a href="#t{n}">{_mark(mark)} {n}</a>' for n, mark in enumerate(marks, 1)
-  )
-  shown = "".join(map(_trajectory, range(1, 1 + len(marks)), trajectories))
-  return f"<h2>Trajectories</h2><nav>{links}</nav>{shown}"
-
-
-def _mark(good: bool) -> str:
-  word, sign = ("right", "✓") if good else ("wrong", "✗")
-  return f'<span class="{word}">{sign} {word}</span>'
-
-
-def _trajectory(number: int, trajectory: Trajectory) -> str:
-  question = trajectory.question
-  evidence = {id for hop in question.hops or () for id in hop.evidence}
-  rounds = "".join(
-    _round(n, done, evidence) for n, done in enumerate(trajectory.rounds, 1)
-  )
-  family = f'<span class="badge">{safe(question.family or "question")}</span>'
-  gold = " · ".join(map(safe, question.answers)) or "–"
-  return (
-    f'<article id="t{number}"><header>{_mark(right(trajectory))} {family} '
-    f"<small>{number} · {trajectory.tokens} tokens</small></header>"
-    f'<div class="asked">{_picture(question.image)}'
-    f"<h3>{safe(question.text)}</h3></div>{rounds}"
-    f'<div class="final"><b>Final answer</b> {_answer(trajectory.final)}'
-    f'<div class="gold"><b>Accepted</b> {gold}</div></div>'
-    f"{_list('faults', trajectory.faults)}</article>"
-  )
-
-
-def _round(number: int, done: Round, evidence: set[str]) -> str:
-  plan = done.plan
-  routes = [
-    route if route in format.ROUTE_NAMES else "none" for route in plan.routes
-  ]
-  badges = " ".join(
-    f'<span class="badge {route}">{format.ROUTE_NAMES[route]}</span>'
-    for route in routes
-  )
-  passages = "".join(_passage(each, evidence) for each in done.passages)
-  return (
-    f"<section><h4>Round {number} {badges}</h4>"
-    f'{_thought(plan.thought)}<p class="sub">{safe(plan.sub_question)}</p>'
-    f'<ol class="passages">{passages}</ol>{_answer(done.answer)}</section>'
-  )
-
-
-def _passage(passage: Passage, evidence: set[str]) -> str:
-  hit = '<span class="right">evidence</span>' * (passage.id in evidence)
-  return (
-    f"<li>{_picture(passage.image)}<div><small>{safe(passage.kb)} "
-    f"{passage.score:.2f} {hit} {safe(passage.id)}</small><br>"
-    f"{folded(passage.text)}</div></li>"
-  )
-
-
-def _thought(thought: str) -> str:
-  return thought and f'<div class="thought">{folded(thought)}</div>'
-
-
-def _answer(answer: Answer | Malformed) -> str:
-  if isinstance(answer, Malformed):
-    return (
-      f'<p class="wrong">Malformed: {safe(answer.reason)}</p>'
-      f"{_thought(answer.text)}"
-    )
-  return f'{_thought(answer.thought)}<p class="answer">{safe(answer.text)}</p>'
-
-
-@functools.lru_cache(maxsize=256)
-def _picture(path: str) -> str:
-  """The picture at `path`, decoded, shrunk and written anew into the page."""
-  if not path:
-    return ""
-  try:
-    picture = Image.fromarray(images.load(path))
-  except images.BadImage:
-    return '<span class="missing">no picture</span>'
-  picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-  data = io.BytesIO()
-  picture.save(data, "PNG", optimize=True)
-  code = base64.b64encode(data.getvalue()).decode()
-  return f'<img alt="" src="data:image/png;base64,{code}">'
-
+THUMBNAIL_SIDE = 160  # Pixels; larger images are shrunk.
+FOLD_AFTER = 220  # Characters of a passage or thought shown before the fold.
+MAX_CHARACTERS = 4000  # Characters of one text that the page keeps.
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -303,63 +114,272 @@ summary { cursor: pointer; } summary::after { content: " …"; }
 """
 
 
-SHOWN = 220  # Characters of a passage or thought before it is folded.
+def write_page(
+  path: str | epath.PathLike,
+  *,
+  title: str,
+  summary: Sequence[str] = (),
+  tables: Mapping[str, Table] | None = None,
+  curves: Mapping[str, Curves] | None = None,
+  sample_groups: Mapping[str, Sequence[SampleGroup]] | None = None,
+  trajectories: Sequence[Trajectory] = (),
+  notes: Sequence[str] = (),
+) -> None:
+  """Write the page; its folder is created.
 
-KEPT = 4000  # Characters of it in the page.
+  Args:
+    path: file to write.
+    title: heading of the page and title of the window.
+    summary: findings, one line each, shown at the top.
+    tables: tables by heading.
+    curves: learning curves by heading: the (step, value) points of one line, or
+      several named lines.
+    sample_groups: for each run its sampled groups, oldest first; only those of
+      the first and the last iteration are shown.
+    trajectories: trajectories to show in full; a dozen is plenty.
+    notes: paragraphs at the end: how the numbers were made, what is left out.
+  """
+  figures = "".join(_curve_figure(*curve) for curve in (curves or {}).items())
+  body = [
+    f"<h1>{escape_text(title)}</h1>",
+    _bullet_list("claims", summary),
+    *(_table_section(name, table) for name, table in (tables or {}).items()),
+  ]
+  if figures:
+    body.append(f'<h2>Learning curves</h2><div class="charts">{figures}</div>')
+  body.append(_sample_section(sample_groups or {}))
+  body.append(_trajectory_section(trajectories))
+  if notes:
+    body.append("<h2>Notes</h2>" + _bullet_list("notes", notes))
+  page = epath.Path(path)
+  page.parent.mkdir(parents=True, exist_ok=True)
+  text = _PAGE.format(
+    title=escape_text(title), style=_STYLE, body="\n".join(body)
+  )
+  page.write_text(text, encoding="utf-8")
 
 
-def safe(text: str) -> str:
-  """The text, fit for element content and quoted attributes."""
-  return html.escape(text_lib.clean(text, limit=KEPT), quote=True)
+def is_exactly_right(trajectory: Trajectory) -> bool:
+  """Return whether the final answer has the words of an accepted one, only."""
+  final, question = trajectory.final, trajectory.question
+  if not isinstance(final, Answer):
+    return False
+  scores = answers.score_answer(final.text, question.answers, question.interval)
+  return scores.f1 == 1
 
 
-def folded(text: str) -> str:
-  """The text, whose tail unfolds at a touch where it is long."""
-  text = text_lib.clean(text, limit=KEPT)
-  head, tail = map(html.escape, (text[:SHOWN], text[SHOWN:]))
+def escape_text(text: str) -> str:
+  """Sanitise and escape text for element content and quoted attributes."""
+  return html.escape(sanitize_text(text, limit=MAX_CHARACTERS), quote=True)
+
+
+def fold_text(text: str) -> str:
+  """Escape text; the tail of a long one unfolds at a click."""
+  text = sanitize_text(text, limit=MAX_CHARACTERS)
+  head, tail = map(html.escape, (text[:FOLD_AFTER], text[FOLD_AFTER:]))
   if not tail:
     return head
   return f"<details><summary>{head}</summary>{tail}</details>"
 
 
-def section(runs: Mapping[str, Sequence[Group]]) -> str:
-  """The first and the last groups of each run; nothing where there are none."""
-  shown = "".join(
-    _group(run, group) for run, groups in runs.items() for group in ends(groups)
-  )
-  return shown and f"<h2>What was sampled while it learned</h2>{shown}"
-
-
-def ends(groups: Sequence[Group]) -> list[Group]:
-  """Those of the first and of the last iteration."""
+def first_and_last_groups(groups: Sequence[SampleGroup]) -> list[SampleGroup]:
+  """Return the groups of the first and of the last iteration."""
   steps = [group["step"] for group in groups]
   return [
     group for group in groups if group["step"] in (min(steps), max(steps))
   ]
 
 
-def _group(run: str, group: Group) -> str:
+def _bullet_list(kind: str, lines: Sequence[str]) -> str:
+  items = "".join(f"<li>{escape_text(line)}</li>" for line in lines)
+  return items and f'<ul class="{kind}">{items}</ul>'
+
+
+def _curve_figure(name: str, curves: Curves) -> str:
+  lines = curves if isinstance(curves, Mapping) else {"": curves}
+  return charts.line_chart(
+    sanitize_text(name),
+    {sanitize_text(line): points for line, points in lines.items()},
+  )
+
+
+def _table_section(name: str, table: Table) -> str:
+  # The greatest number of each column is bold, if there is a choice at all.
+  bolds = table.highlight and len(table.rows) > 1
+  best = [
+    max((x for x in map(_cell_number, column) if x is not None), default=None)
+    for column in zip(*table.rows, strict=True)
+  ]
+  rows = []
+  for row in table.rows:
+    cells = [f'<th scope="row">{_cell_html(row[0])}</th>']
+    for cell, top in zip(row[1:], best[1:], strict=True):
+      shown = _cell_html(cell)
+      if bolds and top is not None and _cell_number(cell) == top:
+        shown = f"<b>{shown}</b>"
+      cells.append(f"<td>{shown}</td>")
+    rows.append(f"<tr>{''.join(cells)}</tr>")
+  head = "".join(
+    f'<th scope="col">{escape_text(top)}</th>' for top in table.columns
+  )
+  return (
+    f'<h2>{escape_text(name)}</h2><div class="wide"><table><thead><tr>{head}'
+    f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+  )
+
+
+def _cell_number(cell: Cell) -> float | None:
+  if isinstance(cell, answers.Interval):
+    return cell.mean
+  return None if isinstance(cell, str | None) else float(cell)
+
+
+def _cell_html(cell: Cell) -> str:
+  if cell is None:
+    return "–"
+  if isinstance(cell, answers.Interval):
+    mean, low, high = (100 * value for value in cell)
+    return f"{mean:.1f}<small>{low:.0f}–{high:.0f}</small>"
+  if isinstance(cell, float):
+    return f"{cell:.3g}"
+  return escape_text(str(cell))
+
+
+def _trajectory_section(trajectories: Sequence[Trajectory]) -> str:
+  if not trajectories:
+    return ""
+  verdicts = [is_exactly_right(trajectory) for trajectory in trajectories]
+  links = "".join(
+    f'<a href="#t{n}">{_verdict_badge(right)} {n}</a>'
+    for n, right in enumerate(verdicts, 1)
+  )
+  shown = "".join(
+    _trajectory_article(n, trajectory)
+    for n, trajectory in enumerate(trajectories, 1)
+  )
+  return f"<h2>Trajectories</h2><nav>{links}</nav>{shown}"
+
+
+def _verdict_badge(right: bool) -> str:
+  word, sign = ("right", "✓") if right else ("wrong", "✗")
+  return f'<span class="{word}">{sign} {word}</span>'
+
+
+def _trajectory_article(number: int, trajectory: Trajectory) -> str:
+  question = trajectory.question
+  evidence = {id for hop in question.hops or () for id in hop.evidence}
+  rounds = "".join(
+    _round_section(n, done, evidence)
+    for n, done in enumerate(trajectory.rounds, 1)
+  )
+  verdict = _verdict_badge(is_exactly_right(trajectory))
+  family = escape_text(question.family or "question")
+  gold = " · ".join(map(escape_text, question.answers)) or "–"
+  return (
+    f'<article id="t{number}"><header>{verdict} '
+    f'<span class="badge">{family}</span> '
+    f"<small>{number} · {trajectory.tokens} tokens</small></header>"
+    f'<div class="asked">{_inline_image(question.image)}'
+    f"<h3>{escape_text(question.text)}</h3></div>{rounds}"
+    f'<div class="final"><b>Final answer</b> {_answer_block(trajectory.final)}'
+    f'<div class="gold"><b>Accepted</b> {gold}</div></div>'
+    f"{_bullet_list('faults', trajectory.faults)}</article>"
+  )
+
+
+def _round_section(number: int, done: Round, evidence: set[str]) -> str:
+  plan = done.plan
+  routes = [
+    route if route in format.ROUTE_NAMES else "none" for route in plan.routes
+  ]
+  badges = " ".join(
+    f'<span class="badge {route}">{format.ROUTE_NAMES[route]}</span>'
+    for route in routes
+  )
+  passages = "".join(_passage_item(each, evidence) for each in done.passages)
+  sub_question = escape_text(plan.sub_question)
+  return (
+    f"<section><h4>Round {number} {badges}</h4>{_thought_block(plan.thought)}"
+    f'<p class="sub">{sub_question}</p><ol class="passages">{passages}</ol>'
+    f"{_answer_block(done.answer)}</section>"
+  )
+
+
+def _passage_item(passage: Passage, evidence: set[str]) -> str:
+  hit = ""
+  if passage.id in evidence:
+    hit = '<span class="right">evidence</span>'
+  return (
+    f"<li>{_inline_image(passage.image)}<div><small>{escape_text(passage.kb)} "
+    f"{passage.score:.2f} {hit} {escape_text(passage.id)}</small><br>"
+    f"{fold_text(passage.text)}</div></li>"
+  )
+
+
+def _thought_block(thought: str) -> str:
+  return thought and f'<div class="thought">{fold_text(thought)}</div>'
+
+
+def _answer_block(answer: Answer | Malformed) -> str:
+  if isinstance(answer, Malformed):
+    return (
+      f'<p class="wrong">Malformed: {escape_text(answer.reason)}</p>'
+      f"{_thought_block(answer.text)}"
+    )
+  text = escape_text(answer.text)
+  return f'{_thought_block(answer.thought)}<p class="answer">{text}</p>'
+
+
+@functools.lru_cache(maxsize=256)
+def _inline_image(path: str) -> str:
+  """Return the image at `path` as a data URI, or a note that there is none.
+
+  The file is decoded, shrunk and encoded anew: nothing of it but its pixels
+  reaches the page.
+  """
+  if not path:
+    return ""
+  try:
+    image = Image.fromarray(images.load_image(path))
+  except images.BadImage:
+    return '<span class="missing">no image</span>'
+  image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+  data = io.BytesIO()
+  image.save(data, "PNG", optimize=True)
+  code = base64.b64encode(data.getvalue()).decode()
+  return f'<img alt="" src="data:image/png;base64,{code}">'
+
+
+def _sample_section(runs: Mapping[str, Sequence[SampleGroup]]) -> str:
+  """Show the first and the last groups of each run, if there are any."""
+  shown = "".join(
+    _sample_article(run, group)
+    for run, groups in runs.items()
+    for group in first_and_last_groups(groups)
+  )
+  return shown and f"<h2>Samples drawn during training</h2>{shown}"
+
+
+def _sample_article(run: str, group: SampleGroup) -> str:
   rows = "".join(
     f'<tr><th scope="row">{reward:.2f}</th><td>{advantage:+.2f}</td>'
-    f"<td>{folded(response)}</td></tr>"
+    f"<td>{fold_text(response)}</td></tr>"
     for reward, advantage, response in zip(
       group["rewards"], group["advantages"], group["responses"], strict=True
     )
   )
-  asked = "".join(
-    f'<p class="sub">{safe(text)}</p>'
-    for text in (
-      *(f"{asked} {answer}" for asked, answer in group["history"]),
-      group["sub_question"],
-    )
-    if text
+  # The sub-questions asked before with their answers, then the present one.
+  asked = [f"{question} {answer}" for question, answer in group["history"]]
+  asked.append(group["sub_question"])
+  history = "".join(
+    f'<p class="sub">{escape_text(text)}</p>' for text in asked if text
   )
-  gold = " · ".join(map(safe, group["gold"]))
+  gold = " · ".join(map(escape_text, group["gold"]))
   return (
-    f'<article><header><span class="badge">{safe(group["kind"])}</span> '
-    f"<small>{safe(run)}, iteration {group['step']:d} · "
-    f"{safe(group['id'])}</small></header>"
-    f"<h3>{safe(group['question'])}</h3>{asked}"
+    f'<article><header><span class="badge">{escape_text(group["kind"])}</span> '
+    f"<small>{escape_text(run)}, iteration {group['step']:d} · "
+    f"{escape_text(group['id'])}</small></header>"
+    f"<h3>{escape_text(group['question'])}</h3>{history}"
     f"<div><b>Accepted</b> {gold}</div>"
     '<div class="wide"><table class="said"><thead><tr>'
     '<th scope="col">Reward</th><th scope="col">Advantage</th>'

@@ -1,8 +1,8 @@
-"""Holds tables of a report and formats them as plain text."""
+"""Tables of a report, and their form in a terminal."""
 
 import dataclasses
 
-from r1router_jax.common import text
+from r1router_jax.common.text import sanitize_text
 from r1router_jax.metrics import answers
 from r1router_jax.metrics.answers import Interval
 
@@ -11,11 +11,11 @@ Cell = str | int | float | answers.Interval | None
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table; intervals are shown in per cent.
+  """A table of numbers, in which intervals are shown in per cent.
 
   Attributes:
-    columns: names; the first column names the rows.
-    rows: cells by row, None where there is nothing to say.
+    columns: names of the columns; the first column names the rows.
+    rows: cells of each row; None is an empty cell.
     highlight: whether the greatest number of each column is set in bold.
   """
 
@@ -24,9 +24,12 @@ class Table:
   highlight: bool = True
 
 
-def as_text(table: Table) -> str:
-  """The table for a terminal."""
-  rows = [table.columns, *([_cell(cell) for cell in row] for row in table.rows)]
+def format_table(table: Table) -> str:
+  """Return the table as aligned lines of text for a terminal."""
+  rows = [
+    table.columns,
+    *([_format_cell(cell) for cell in row] for row in table.rows),
+  ]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
     "  ".join(
@@ -37,11 +40,11 @@ def as_text(table: Table) -> str:
   )
 
 
-def _cell(cell: Cell) -> str:
+def _format_cell(cell: Cell) -> str:
   if cell is None:
     return "-"
   if isinstance(cell, Interval):
     mean, low, high = (100 * x for x in cell)
     return f"{mean:.1f} ({low:.0f}..{high:.0f})"
   shown = f"{cell:.3g}" if isinstance(cell, float) else str(cell)
-  return text.clean(shown)
+  return sanitize_text(shown)

@@ -74,7 +74,7 @@ def paint(path, shade=0):
 
 
 def published(folder, name, rows=None):
-  write(folder / benchmarks.PUBLISHED[name].file, rows or ROWS[name])
+  write(folder / benchmarks.BENCHMARK_SPECS[name].file, rows or ROWS[name])
   return str(folder)
 
 
@@ -95,8 +95,8 @@ def published(folder, name, rows=None):
     ("2wikimultihopqa", [("0", "", ("no", "3"), ())]),
   ],
 )
-def test_records(tmp_path, name, wanted):
-  found = benchmarks.load(name, published(tmp_path, name))
+def test_question_records(tmp_path, name, wanted):
+  found = benchmarks.load_benchmark(name, published(tmp_path, name))
   assert [
     (q.id, os.path.basename(q.image), q.answers, q.interval) for q in found
   ] == [(f"{name}/{i}", *rest) for i, *rest in wanted]
@@ -106,29 +106,31 @@ def test_records(tmp_path, name, wanted):
   }
   assert not any(os.path.exists(q.image) for q in found if q.image)
   os.rename(
-    os.path.join(tmp_path, benchmarks.PUBLISHED[name].file),
+    os.path.join(tmp_path, benchmarks.BENCHMARK_SPECS[name].file),
     tmp_path / f"{name}.jsonl",
   )
-  assert benchmarks.load(name, str(tmp_path)) == found
+  assert benchmarks.load_benchmark(name, str(tmp_path)) == found
 
 
-def test_georouter_is_as_it_is():
-  assert benchmarks.load("georouter", split="val") == georouter.questions("val")
+def test_georouter_questions_are_unchanged():
+  assert benchmarks.load_benchmark(
+    "georouter", split="val"
+  ) == georouter.load_questions("val")
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_files_are_named(tmp_path):
   with pytest.raises(ValueError, match="No benchmark 'x'; known: georouter"):
-    benchmarks.load("x")
+    benchmarks.load_benchmark("x")
   with pytest.raises(FileNotFoundError, match=r"DynVQA.*or.*dyn_vqa\.jsonl"):
-    benchmarks.load("dyn_vqa", str(tmp_path))
+    benchmarks.load_benchmark("dyn_vqa", str(tmp_path))
   with pytest.raises(FileNotFoundError, match="Name your file"):
-    benchmarks.load("jsonl", str(tmp_path / "mine.jsonl"))
-  with pytest.raises(FileNotFoundError, match="no pictures"):
-    benchmarks.load("webqa", published(tmp_path, "webqa"), "/nowhere")
+    benchmarks.load_benchmark("jsonl", str(tmp_path / "mine.jsonl"))
+  with pytest.raises(FileNotFoundError, match="no images"):
+    benchmarks.load_benchmark("webqa", published(tmp_path, "webqa"), "/nowhere")
 
 
-def test_a_short_file_is_said_to_be_one(tmp_path, caplog):
-  benchmarks.load("tabfact", published(tmp_path, "tabfact"))
+def test_short_file_is_warned_about(tmp_path, caplog):
+  benchmarks.load_benchmark("tabfact", published(tmp_path, "tabfact"))
   assert "has 1 rows, tabfact was published with 1000" in caplog.text
 
 
@@ -192,11 +194,11 @@ def ranged(value):
     ("jsonl", b'{"question": "q", "question": "r"}', "occurs twice"),
   ],
 )
-def test_a_broken_row_is_an_error_with_its_line(tmp_path, name, row, reason):
+def test_broken_row_is_an_error_with_its_line(tmp_path, name, row, reason):
   good = ROWS.get(name, [jsonl(id=0)])[0]
   path = write(tmp_path / f"{name}.jsonl", [good, b"", row])
   with pytest.raises(ValueError) as caught:
-    benchmarks.load(name, path if name == "jsonl" else str(tmp_path))
+    benchmarks.load_benchmark(name, path if name == "jsonl" else str(tmp_path))
   said = str(caught.value)
   assert "1 of 2 rows cannot be used" in said and f"{path}:3: " in said
   assert re.search(reason, said), said
@@ -205,39 +207,41 @@ def test_a_broken_row_is_an_error_with_its_line(tmp_path, name, row, reason):
 def test_many_faults_are_counted_and_the_first_named(tmp_path):
   path = write(tmp_path / "mine.jsonl", [[]] * 9)
   with pytest.raises(ValueError, match="9 of 9 rows .*:5: .*And 4 more"):
-    benchmarks.load("jsonl", path)
+    benchmarks.load_benchmark("jsonl", path)
   with pytest.raises(ValueError, match="is empty"):
-    benchmarks.load("jsonl", write(tmp_path / "mine.jsonl", []))
+    benchmarks.load_benchmark("jsonl", write(tmp_path / "mine.jsonl", []))
 
 
-def test_one_id_twice(tmp_path):
+def test_duplicate_id_is_rejected(tmp_path):
   with pytest.raises(ValueError, match=r":1 and \S+:3 both have the id .*/a'"):
-    benchmarks.load(
+    benchmarks.load_benchmark(
       "infoseek", published(tmp_path, "infoseek", [INFOSEEK, NUMERIC, INFOSEEK])
     )
   path = write(tmp_path / "mine", [jsonl(), jsonl(id=0)])
   with pytest.raises(ValueError, match=r"mine:1 and \S+:2 both.*jsonl/0"):
-    benchmarks.load("jsonl", path)
+    benchmarks.load_benchmark("jsonl", path)
 
 
 # ---- Pictures.
 
 
-def test_pictures_in_folders(tmp_path, caplog):
+def test_images_in_folders(tmp_path, caplog):
   folder = published(tmp_path, "infoseek")
   paint(tmp_path / "oven" / "06" / "oven_2.JPEG")
   paint(tmp_path / "oven" / "oven_22.png")
   (tmp_path / "oven" / "oven_1.txt").write_text("no picture")
-  first, second = benchmarks.load("infoseek", folder, str(tmp_path / "oven"))
+  first, second = benchmarks.load_benchmark(
+    "infoseek", folder, str(tmp_path / "oven")
+  )
   assert second.image == str(tmp_path / "oven" / "06" / "oven_2.JPEG")
   assert not os.path.exists(first.image)
-  assert "1 questions miss their picture ('oven_1')" in caplog.text
+  assert "1 questions miss their image ('oven_1')" in caplog.text
   assert "Add them to" in caplog.text
   with pytest.raises(images.BadImage, match="oven_1"):
-    images.load(first.image)  # What the router tries.
+    images.load_image(first.image)  # What the router tries.
 
 
-def test_pictures_in_an_archive(tmp_path):
+def test_images_in_a_zip(tmp_path):
   folder = published(tmp_path, "infoseek")
   paint(tmp_path / "some" / "a.jpg")
   data = (tmp_path / "some" / "a.jpg").read_bytes()
@@ -248,7 +252,9 @@ def test_pictures_in_an_archive(tmp_path):
     archive.writestr("unwanted.jpg", data)
   to = tmp_path / "to"
   for _ in range(2):  # The second time they are there.
-    found = benchmarks.load("infoseek", folder, place, pictures_to=str(to))
+    found = benchmarks.load_benchmark(
+      "infoseek", folder, place, unpack_to=str(to)
+    )
     assert [q.image for q in found] == [
       str(to / "oven_1.jpg"),
       str(to / "oven_2.jpg"),
@@ -256,13 +262,13 @@ def test_pictures_in_an_archive(tmp_path):
   assert sorted(os.listdir(to)) == ["oven_1.jpg", "oven_2.jpg"]
   assert (to / "oven_1.jpg").read_bytes() == data
   with pytest.raises(ValueError, match="has to be unpacked"):
-    benchmarks.load("infoseek", folder, place)
+    benchmarks.load_benchmark("infoseek", folder, place)
 
 
-def test_hostile_archives(tmp_path, monkeypatch):
+def test_hostile_zip_is_rejected(tmp_path, monkeypatch):
   folder, place = published(tmp_path, "webqa"), str(tmp_path / "some.zip")
-  load = lambda: benchmarks.load(
-    "webqa", folder, place, pictures_to=str(tmp_path / "to")
+  load = lambda: benchmarks.load_benchmark(
+    "webqa", folder, place, unpack_to=str(tmp_path / "to")
   )
   (tmp_path / "some.zip").write_bytes(b"PK nothing")
   with pytest.raises(ValueError, match="cannot be unpacked"):
@@ -280,7 +286,7 @@ def test_hostile_archives(tmp_path, monkeypatch):
   assert not list((tmp_path / "to").glob("*.png"))
 
 
-def test_a_users_own_file(tmp_path):
+def test_user_file(tmp_path):
   paint(tmp_path / "pictures" / "a.png")
   path = write(
     tmp_path / "mine.jsonl",
@@ -290,7 +296,7 @@ def test_a_users_own_file(tmp_path):
       jsonl(answer=3, interval=[-2, 4]),
     ],
   )
-  found = benchmarks.load("jsonl", path)
+  found = benchmarks.load_benchmark("jsonl", path)
   assert [q.id for q in found] == ["jsonl/x", "jsonl/1", "jsonl/2"]
   assert [q.answers for q in found] == [("a",), ("1", "uno"), ("3",)]
   assert [q.interval for q in found] == [(), (), (-2.0, 4.0)]
@@ -299,7 +305,7 @@ def test_a_users_own_file(tmp_path):
   assert found[2].image == ""
   os.rename(tmp_path / "pictures", tmp_path / "other")
   write(tmp_path / "mine.jsonl", [jsonl(image="a.png")])
-  (only,) = benchmarks.load("jsonl", path, str(tmp_path / "other"))
+  (only,) = benchmarks.load_benchmark("jsonl", path, str(tmp_path / "other"))
   assert only.image == str(tmp_path / "other" / "a.png")
 
 
@@ -309,7 +315,8 @@ def test_a_users_own_file(tmp_path):
 def read_back(tfds_module, tmp_path, name, split="test", **where):
   tfds = pytest.importorskip("tensorflow_datasets")
   builder = tfds_module.Benchmarks(
-    config=tfds_module.Files(name=name, **where), data_dir=tmp_path / "tfds"
+    config=tfds_module.BenchmarkFiles(name=name, **where),
+    data_dir=tmp_path / "tfds",
   )
   builder.download_and_prepare()
   rows = tfds.data_source(
@@ -318,13 +325,13 @@ def read_back(tfds_module, tmp_path, name, split="test", **where):
   return {
     q.id: q
     for q in (
-      tfds_module.question(rows[i], str(tmp_path / "written"))
+      tfds_module.to_question(rows[i], str(tmp_path / "written"))
       for i in range(len(rows))
     )
   }
 
 
-def test_tfds_gives_the_same_records(tmp_path):
+def test_tfds_gives_the_same_questions(tmp_path):
   pytest.importorskip("tensorflow_datasets")
   from r1router_jax.data import benchmarks_tfds
 
@@ -342,7 +349,7 @@ def test_tfds_gives_the_same_records(tmp_path):
     )
   )
   for name, folder in cases:
-    wanted = benchmarks.load(name, folder, **where)
+    wanted = benchmarks.load_benchmark(name, folder, **where)
     read = read_back(benchmarks_tfds, tmp_path, name, folder=folder, **where)
     for question in wanted:
       same = read.pop(question.id)
@@ -350,7 +357,9 @@ def test_tfds_gives_the_same_records(tmp_path):
       assert bool(same.image) == bool(question.image)
       assert os.path.isfile(same.image) == os.path.isfile(question.image)
       if os.path.isfile(same.image):
-        assert images.read(same.image) == images.read(question.image)
+        assert images.read_image_bytes(same.image) == images.read_image_bytes(
+          question.image
+        )
     assert not read
 
 
@@ -359,27 +368,30 @@ def test_tfds_holds_georouter(tmp_path):
   from r1router_jax.data import benchmarks_tfds
 
   read = read_back(benchmarks_tfds, tmp_path, "georouter", split="val")
-  wanted = georouter.questions("val")
+  wanted = georouter.load_questions("val")
   assert len(read) == len(wanted)
   for question in wanted:
     same = read[question.id]
     assert dataclasses.replace(same, image=question.image) == question
     if question.image:
-      assert images.read(same.image) == images.read(question.image)
+      assert images.read_image_bytes(same.image) == images.read_image_bytes(
+        question.image
+      )
 
 
 # ---- What R1-Router published.
 
 
 @needs_reference
-def test_the_references_files(caplog):
+def test_published_files(caplog):
   found = {
-    name: benchmarks.load(name, str(REFERENCE)) for name in benchmarks.PUBLISHED
+    name: benchmarks.load_benchmark(name, str(REFERENCE))
+    for name in benchmarks.BENCHMARK_SPECS
   }
   for name, questions in found.items():
-    wanted = benchmarks.PUBLISHED[name]
+    wanted = benchmarks.BENCHMARK_SPECS[name]
     assert len(questions) == wanted.count
-    assert all(bool(q.image) == wanted.pictures for q in questions)
+    assert all(bool(q.image) == wanted.has_images for q in questions)
   assert "was published with" not in caplog.text
   count = lambda name, test: sum(map(test, found[name]))
   assert count("infoseek", lambda q: bool(q.interval)) == 248
@@ -398,7 +410,7 @@ def test_the_references_files(caplog):
     count("2wikimultihopqa", lambda q: q.answers[0].lower() in ("yes", "no"))
     == 309
   )
-  assert benchmark_schema.gold(
+  assert benchmark_schema.parse_answers(
     "infoseek",
     json.loads((REFERENCE / "infoseek_val.jsonl").read_text().split("\n")[2]),
   ) == (("6.5-7.0",), (6.5, 7.0))

@@ -17,13 +17,15 @@ from r1router_jax.common.records import KBS
 from r1router_jax.data import georouter
 from tools.georouter import phrases, values, wordings
 
-QUESTIONS = {split: georouter.questions(split) for split in georouter.SPLITS}
+QUESTIONS = {
+  split: georouter.load_questions(split) for split in georouter.SPLITS
+}
 
 EVERY = [q for questions in QUESTIONS.values() for q in questions]
 
-PASSAGES = {p.id: p for kb in KBS for p in georouter.passages(kb)}
+PASSAGES = {p.id: p for kb in KBS for p in georouter.load_passages(kb)}
 
-COUNTRIES = {c["id"]: c for c in georouter.countries()}
+COUNTRIES = {c["id"]: c for c in georouter.load_countries()}
 
 NAMES = {c["name"]: c for c in COUNTRIES.values()}
 
@@ -55,7 +57,7 @@ def about(evidence):
 # ---- Splits.
 
 
-def test_splits_have_the_promised_sizes():
+def test_split_sizes():
   assert {s: len(q) for s, q in QUESTIONS.items()} == dict(
     train=5000, val=180, test=780
   )
@@ -73,7 +75,7 @@ def test_splits_have_the_promised_sizes():
   }
 
 
-def test_a_country_is_split_by_the_hash_of_its_name():
+def test_country_is_split_by_hash_of_its_name():
   for name, country in NAMES.items():
     bucket = (
       int(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(), 16)
@@ -84,7 +86,7 @@ def test_a_country_is_split_by_the_hash_of_its_name():
 
 
 @pytest.mark.parametrize("split", georouter.SPLITS)
-def test_questions_and_their_evidence_keep_to_their_split(split):
+def test_questions_and_evidence_stay_in_their_split(split):
   for question in QUESTIONS[split]:
     assert question.subjects
     for subject in question.subjects:
@@ -95,7 +97,7 @@ def test_questions_and_their_evidence_keep_to_their_split(split):
           assert NAMES[name]["split"] == split, (question.id, evidence)
 
 
-def test_a_question_is_asked_once():
+def test_no_question_is_repeated():
   asked = collections.Counter((q.text, q.image) for q in EVERY)
   assert max(asked.values()) == 1
 
@@ -107,7 +109,7 @@ def held_patterns():
       yield re.escape(sentence[1:].rstrip("?.")).replace(r"\{\}", ".+")
 
 
-def test_held_wordings_are_not_trained_on():
+def test_held_out_wordings_are_not_in_train():
   held = re.compile("|".join(f"(?:{p})" for p in held_patterns()))
   seen = {
     split: sum(bool(held.search(q.text)) for q in questions)
@@ -121,7 +123,7 @@ def test_held_wordings_are_not_trained_on():
 
 
 @pytest.mark.parametrize("field", phrases.OF)
-def test_every_field_has_wordings_enough(field):
+def test_every_field_has_enough_wordings(field):
   nouns, held_nouns, sentences, held_sentences = phrases.OF[field]
   assert len(sentences) + len(nouns) * len(wordings.FRAMES) >= 8
   assert len(held_sentences) >= 3
@@ -133,7 +135,7 @@ def test_every_field_has_wordings_enough(field):
 # ---- Gold.
 
 
-def test_every_gold_answer_stands_in_its_evidence():
+def test_gold_answers_are_in_their_evidence():
   for question in EVERY:
     for hop in question.hops:
       for evidence in hop.evidence:
@@ -143,7 +145,7 @@ def test_every_gold_answer_stands_in_its_evidence():
         }
 
 
-def test_routes_are_where_the_evidence_stands():
+def test_gold_routes_hold_the_evidence():
   several = 0
   for question in EVERY:
     for hop in question.hops:
@@ -181,13 +183,13 @@ def test_final_answers_follow_from_the_hops():
   assert len(checked) == 13
 
 
-def test_evidence_given_in_the_question_suffices():
+def test_evidence_in_the_question_suffices():
   for question in EVERY:
     if question.family == "none_text":
       assert question.answers[0] in question.text and not question.image
 
 
-def test_answers_of_comparisons_are_even():
+def test_comparison_answers_are_balanced():
   for split in ("train", "test"):
     first = [
       q.answers[0] == COUNTRIES[q.subjects[0]]["name"]
@@ -217,7 +219,7 @@ def test_variants_of_an_answer():
 # ---- Pictures.
 
 
-def test_pictures_are_small_pngs():
+def test_images_are_small_pngs():
   for folder in ("kb", "query", "map", "query-map"):
     paths = sorted((georouter.FOLDER / "pictures" / folder).iterdir())
     assert len(paths) > 150
@@ -226,7 +228,7 @@ def test_pictures_are_small_pngs():
         assert picture.size == (64, 64) and picture.format == "PNG"
 
 
-def test_a_question_never_shows_an_indexed_drawing():
+def test_question_images_differ_from_indexed_images():
   indexed = {
     pathlib.Path(p.image).read_bytes() for p in PASSAGES.values() if p.image
   }
@@ -253,7 +255,7 @@ def test_passages(kb):
   assert all(bool(p.image) == (kb == "image") for p in passages)
 
 
-def test_a_table_holds_one_statistic_of_one_or_two_countries():
+def test_table_holds_one_statistic_of_at_most_two_countries():
   for passage in PASSAGES.values():
     if passage.kb == "table":
       assert re.fullmatch(
@@ -284,7 +286,7 @@ def within(piece, text):
   return any(whole[i : i + len(piece)] == piece for i in range(len(whole)))
 
 
-def test_a_name_has_the_same_ids_wherever_it_stands():
+def test_name_has_same_token_ids_everywhere():
   for name in NAMES:
     piece = ids(name)
     assert within(piece, f"What is the capital of {name}?")
@@ -294,7 +296,7 @@ def test_a_name_has_the_same_ids_wherever_it_stands():
 
 
 @given(st.integers(0, 10**9))
-def test_a_number_has_the_same_ids_wherever_it_stands(n):
+def test_number_has_same_token_ids_everywhere(n):
   piece = ids(f"{n:,}")
   assert within(piece, f"Population: {n:,}.")
   assert within(piece, f"[sep]{n:,}[Row]")
@@ -302,7 +304,7 @@ def test_a_number_has_the_same_ids_wherever_it_stands(n):
 
 
 @given(st.text("abz ZÉô漢0123,.'\n\t-+()", max_size=40))
-def test_decoding_gives_the_text_back_but_for_leading_spaces(text):
+def test_decoding_restores_text_except_leading_spaces(text):
   spaced = re.sub(r"(\A|\n)(?=\S)", r"\1 ", text)
   assert CODER.decode(ids(text), skip_special_tokens=False) == spaced
 
@@ -319,9 +321,9 @@ def test_gold_answers_can_be_copied():
 
 def test_unknown_names_list_the_known():
   with pytest.raises(ValueError, match="train, val, test"):
-    georouter.questions("dev")
+    georouter.load_questions("dev")
   with pytest.raises(ValueError, match="text, image, table"):
-    georouter.passages("tables")
+    georouter.load_passages("tables")
 
 
 def test_tfds_gives_the_same_records(tmp_path):
@@ -336,13 +338,13 @@ def test_tfds_gives_the_same_records(tmp_path):
     )
     read = {
       q.id: q
-      for q in (georouter_tfds.question(rows[i]) for i in range(len(rows)))
+      for q in (georouter_tfds.to_question(rows[i]) for i in range(len(rows)))
     }
     assert read == {q.id: q for q in questions}
   builder = georouter_tfds.Georouter(config="image", data_dir=tmp_path)
   builder.download_and_prepare()
   for row in builder.as_data_source("passages"):
-    passage = georouter_tfds.passage(row, "image")
+    passage = georouter_tfds.to_passage(row, "image")
     assert repr(passage) == repr(PASSAGES[passage.id])
     assert row["png"] == pathlib.Path(passage.image).read_bytes()
 
@@ -381,7 +383,7 @@ def test_tfds_gives_the_same_records(tmp_path):
     (values.anthem, '"La Tchadienne" (The Chadian)', "La Tchadienne"),
   ],
 )
-def test_cleaning(clean, raw, wanted):
+def test_factbook_text_is_cleaned(clean, raw, wanted):
   assert clean(raw) == wanted
 
 
@@ -390,7 +392,7 @@ def test_cleaning(clean, raw, wanted):
   "GEOROUTER_SOURCES" not in os.environ,
   reason="GEOROUTER_SOURCES names no folder of sources",
 )
-def test_the_sources_give_these_files(tmp_path):
+def test_sources_rebuild_the_shipped_files(tmp_path):
   pytest.importorskip("resvg_py")
   from tools.georouter import __main__
 

@@ -9,7 +9,7 @@ import pathlib
 import pytest
 
 from r1router_jax.common.records import Answer, Hop, Passage, Plan, Question
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 from r1router_jax.data import georouter, gold_steps, r1_router_rows
 from r1router_jax.protocol import format
 
@@ -34,10 +34,12 @@ def retrieve(queries):
 
 
 def steps(*hops):
-  return gold_steps.gold_steps([question(*hops, image="f.png")], retrieve)[0]
+  return gold_steps.make_gold_steps([question(*hops, image="f.png")], retrieve)[
+    0
+  ]
 
 
-def test_two_hops():
+def test_gold_steps_of_two_hops():
   first, reading, second, counting, stop, final = steps(CHAD, PEOPLE)
   assert [s.kind for s in (first, reading, second, counting, stop, final)] == [
     "plan",
@@ -68,11 +70,11 @@ def test_two_hops():
     (3, ["plan", "answer"] * 3 + ["final"]),
   ],
 )
-def test_a_plan_stops_unless_the_rounds_are_used_up(hops, kinds):
+def test_plan_stops_unless_all_rounds_are_used(hops, kinds):
   assert [step.kind for step in steps(*[CHAD] * hops)] == kinds
 
 
-def test_retrieval_is_one_call_in_order():
+def test_retrieval_is_one_ordered_call():
   calls = []
 
   def spy(queries):
@@ -80,7 +82,7 @@ def test_retrieval_is_one_call_in_order():
     return retrieve(queries)
 
   both = [question(CHAD, PEOPLE, image="f.png"), question(), question(PEOPLE)]
-  found = gold_steps.gold_steps(both, spy)
+  found = gold_steps.make_gold_steps(both, spy)
   assert calls == [
     [
       ("image", "Which country is it?", "f.png"),
@@ -91,8 +93,8 @@ def test_retrieval_is_one_call_in_order():
   assert [len(s) for s in found] == [6, 2, 4]
 
 
-def test_the_world_has_the_promised_steps():
-  found = gold_steps.gold_steps(georouter.questions("test"), retrieve)
+def test_georouter_step_counts():
+  found = gold_steps.make_gold_steps(georouter.load_questions("test"), retrieve)
   assert sum(map(len, found)) > 3000
   for trajectory in found:
     assert len(trajectory) <= 7
@@ -104,8 +106,8 @@ def test_the_world_has_the_promised_steps():
 # ---- The published form.
 
 
-def test_the_published_form_in_full():
-  row = r1_router_rows.to_reference(steps(CHAD))
+def test_published_row_in_full():
+  row = r1_router_rows.to_published_row(steps(CHAD))
   assert row["images"] == ["f.png"]
   plan, answer, stop, final = row["steps"]
   assert [s["step_type"] for s in row["steps"]] == ["ret", "ans", "ret", "ans"]
@@ -128,13 +130,13 @@ def test_the_published_form_in_full():
   )
 
 
-def test_the_world_survives_the_published_form():
-  for trajectory in gold_steps.gold_steps(
-    georouter.questions("test"), retrieve
+def test_georouter_round_trips_through_published_form():
+  for trajectory in gold_steps.make_gold_steps(
+    georouter.load_questions("test"), retrieve
   ):
-    row = r1_router_rows.to_reference(trajectory)
-    read = r1_router_rows.from_reference(row, trajectory[0].question.id)
-    assert r1_router_rows.to_reference(read) == row
+    row = r1_router_rows.to_published_row(trajectory)
+    read = r1_router_rows.parse_trajectory(row, trajectory[0].question.id)
+    assert r1_router_rows.to_published_row(read) == row
     for ours, theirs in zip(trajectory, read, strict=True):
       assert (ours.id, ours.kind, ours.routes) == (
         theirs.id,
@@ -154,12 +156,12 @@ def test_the_world_survives_the_published_form():
 
 
 @pytest.mark.skipif(not ROWS.exists(), reason="the reference's rows are absent")
-def test_the_references_rows_survive():
+def test_published_rows_round_trip():
   lines = ROWS.read_text(encoding="utf-8").split("\n")[:-1]
   for number, line in enumerate(lines):
     row = json.loads(line)
-    written = r1_router_rows.to_reference(
-      r1_router_rows.from_reference(row, f"reference/{number}")
+    written = r1_router_rows.to_published_row(
+      r1_router_rows.parse_trajectory(row, f"reference/{number}")
     )
     for step in (*row["steps"], *written["steps"]):
       # The plan prompt has a variant that is one newline shorter.
@@ -168,32 +170,32 @@ def test_the_references_rows_survive():
   assert len(lines) == 119
 
 
-def test_pictures_may_have_moved():
-  row = r1_router_rows.to_reference(steps(CHAD))
+def test_moved_images_are_found():
+  row = r1_router_rows.to_published_row(steps(CHAD))
   row["images"] = ["/home/somebody/f.png"]
-  step = r1_router_rows.from_reference(row, "q", pictures="/data")[0]
+  step = r1_router_rows.parse_trajectory(row, "q", image_folder="/data")[0]
   assert step.question.image == os.path.join("/data", "f.png")
-  assert r1_router_rows.from_reference(row, "q")[0].question.image == (
+  assert r1_router_rows.parse_trajectory(row, "q")[0].question.image == (
     "/home/somebody/f.png"
   )
 
 
-def test_a_changed_row_is_refused():
-  row = r1_router_rows.to_reference(steps(CHAD, PEOPLE))
+def test_changed_row_is_rejected():
+  row = r1_router_rows.to_published_row(steps(CHAD, PEOPLE))
   changed = copy.deepcopy(row)
   changed["steps"][2]["problem"] = changed["steps"][2]["problem"].replace(
     "chad", "mali"
   )
   with pytest.raises(ValueError, match="q/2 does not follow.*'mali"):
-    r1_router_rows.from_reference(changed, "q")
+    r1_router_rows.parse_trajectory(changed, "q")
   changed = copy.deepcopy(row)
   del changed["steps"][0]
   with pytest.raises(ValueError, match='no "ret" step'):
-    r1_router_rows.from_reference(changed, "q")
+    r1_router_rows.parse_trajectory(changed, "q")
   changed = copy.deepcopy(row)
   changed["steps"][0]["answer"]["retriever"] = ["web retriever"]
   with pytest.raises(ValueError, match="web retriever.*table retriever"):
-    r1_router_rows.from_reference(changed, "q")
+    r1_router_rows.parse_trajectory(changed, "q")
 
 
 # ---- What a teacher wrote.
@@ -204,9 +206,9 @@ def taught():
   plan = lambda *of: format.render_plan(Plan("It shows\n a flag.", *of))
   says = lambda text: format.render_answer(Answer("I see.", text))
   written = (
-    plan("Which country is it?", "image"),
+    plan("Which country is it?", ("image",)),
     says("Chad"),
-    plan("None", "none"),
+    plan("None", ()),
     says("It has 11,631,456."),
   )
   return [
@@ -215,12 +217,12 @@ def taught():
   ]
 
 
-def test_what_a_teacher_wrote_survives():
-  row = r1_router_rows.to_reference(taught())
+def test_teacher_response_round_trips():
+  row = r1_router_rows.to_published_row(taught())
   assert [step["response"] for step in row["steps"]] == [
     step.response for step in taught()
   ]
-  read = r1_router_rows.from_reference(row, "q")
+  read = r1_router_rows.parse_trajectory(row, "q")
   assert [step.response for step in read] == [
     step.response for step in taught()
   ]
@@ -229,13 +231,13 @@ def test_what_a_teacher_wrote_survives():
     step.sub_question for step in taught()
   ]
   assert read[2].history == (("Which country is it?", "Chad"),)
-  assert r1_router_rows.to_reference(read) == row
+  assert r1_router_rows.to_published_row(read) == row
   bare = json.loads(json.dumps(row))
   for step in bare["steps"]:
     del step["response"]
-  assert bare == r1_router_rows.to_reference(steps(CHAD))
+  assert bare == r1_router_rows.to_published_row(steps(CHAD))
   assert {
-    step.response for step in r1_router_rows.from_reference(bare, "q")
+    step.response for step in r1_router_rows.parse_trajectory(bare, "q")
   } == {""}
 
 
@@ -251,13 +253,13 @@ def test_what_a_teacher_wrote_survives():
     (3, "11,631,456", "12", None),
   ],
 )
-def test_what_a_teacher_wrote_is_checked(at, old, new, reason):
-  row = r1_router_rows.to_reference(taught())
+def test_teacher_response_is_checked(at, old, new, reason):
+  row = r1_router_rows.to_published_row(taught())
   assert old in row["steps"][at]["response"]
   row["steps"][at]["response"] = row["steps"][at]["response"].replace(old, new)
   if reason is None:
-    r1_router_rows.from_reference(row, "q")
+    r1_router_rows.parse_trajectory(row, "q")
   else:
-    with pytest.raises(Fault, match=reason) as error:
-      r1_router_rows.from_reference(row, "q")
+    with pytest.raises(RowError, match=reason) as error:
+      r1_router_rows.parse_trajectory(row, "q")
     assert "Delete its" in error.value.args[1]

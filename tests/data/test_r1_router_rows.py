@@ -11,7 +11,7 @@ import pytest
 from absl import logging
 
 from r1router_jax.common.records import Passage
-from r1router_jax.common.row_files import BadRow
+from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.data import georouter, gold_steps, r1_router_rows
 
 # Not part of the repository: R1-Router's Step-GRPO validation rows, in the
@@ -32,11 +32,11 @@ def retrieve(queries):
 
 def world(count=4):
   """Rows of two rounds, the second with a picture."""
-  questions = [q for q in georouter.questions("val") if len(q.hops) == 2]
+  questions = [q for q in georouter.load_questions("val") if len(q.hops) == 2]
   seen = [q for q in questions if q.image][:1]
   told = [q for q in questions if not q.image][: count - 1]
-  found = gold_steps.gold_steps([told[0], *seen, *told[1:]], retrieve)
-  return [r1_router_rows.to_reference(steps) for steps in found]
+  found = gold_steps.make_gold_steps([told[0], *seen, *told[1:]], retrieve)
+  return [r1_router_rows.to_published_row(steps) for steps in found]
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def moved(row):
 
 def test_rows_become_steps(tmp_path, pictures):
   path = write(tmp_path / "some.jsonl", *map(moved, world()))
-  found = list(r1_router_rows.load(path, pictures))
+  found = list(r1_router_rows.load_rows(path, pictures))
   assert [row.id for row in found] == [f"some/{n}" for n in range(1, 5)]
   for row, wanted in zip(found, world(), strict=True):
     assert row.published == moved(wanted)
-    written = r1_router_rows.to_reference(row.steps)
+    written = r1_router_rows.to_published_row(row.steps)
     assert written["steps"] == wanted["steps"]
     assert [os.path.basename(image) for image in written["images"]] == [
       os.path.basename(image) for image in wanted["images"]
@@ -151,18 +151,18 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_a_broken_row_is_named_and_its_neighbours_stay(
+def test_broken_row_is_named_and_neighbours_stay(
   tmp_path, pictures, reason, caplog
 ):
   good = moved(world()[1])
   path = write(tmp_path / "some.jsonl", good, BROKEN[reason], "", good)
   with caplog.at_level("WARNING"):
-    found = list(r1_router_rows.load(path, pictures))
+    found = list(r1_router_rows.load_rows(path, pictures))
   assert [row.id for row in found] == ["some/1", "some/4"]
   (bad,) = [
     row
-    for row in r1_router_rows.read(path, pictures)
-    if isinstance(row, BadRow)
+    for row in r1_router_rows.read_rows(path, pictures)
+    if isinstance(row, RejectedRow)
   ]
   assert bad.where == f"{path}:2" and bad.cure
   assert re.search(reason.strip(), str(bad))
@@ -170,37 +170,41 @@ def test_a_broken_row_is_named_and_its_neighbours_stay(
   assert "skipped 1 of 3" in said and ":2: " in said
 
 
-def test_pictures_without_a_folder(tmp_path):
+def test_images_without_a_folder_are_named(tmp_path):
   path = write(tmp_path / "some.jsonl", *world())
-  assert len(list(r1_router_rows.load(path, ""))) == 3
+  assert len(list(r1_router_rows.load_rows(path, ""))) == 3
   (bad,) = [
-    row for row in r1_router_rows.read(path, "") if isinstance(row, BadRow)
+    row
+    for row in r1_router_rows.read_rows(path, "")
+    if isinstance(row, RejectedRow)
   ]
   assert "config.data.images" in bad.cure
 
 
-def test_no_picture_is_sought_outside_its_folder(tmp_path, pictures):
+def test_images_outside_the_folder_are_not_opened(tmp_path, pictures):
   row = world()[1]
   os.symlink(row["images"][0], os.path.join(pictures, "link.png"))
   row["images"] = ["/home/them/link.png"]
-  (bad,) = r1_router_rows.read(write(tmp_path / "some.jsonl", row), pictures)
+  (bad,) = r1_router_rows.read_rows(
+    write(tmp_path / "some.jsonl", row), pictures
+  )
   assert "leads out of" in bad.reason
 
 
-def test_a_file_of_which_nothing_is_left_is_an_error(tmp_path):
+def test_file_without_good_rows_is_rejected(tmp_path):
   path = write(tmp_path / "some.jsonl", "{", "[]")
   with pytest.raises(ValueError, match="nothing of it.*2 faults.*some.jsonl:1"):
-    list(r1_router_rows.load(path, ""))
+    list(r1_router_rows.load_rows(path, ""))
   path = write(tmp_path / "some.jsonl")
   with pytest.raises(ValueError, match="It is empty"):
-    list(r1_router_rows.load(path, ""))
+    list(r1_router_rows.load_rows(path, ""))
 
 
-def test_which_files(tmp_path):
+def test_patterns_find_files(tmp_path):
   for name in ("b1.jsonl", "b2.jsonl", "a.jsonl"):
     write(tmp_path / name)
   of = lambda patterns: [
-    os.path.basename(path) for path in r1_router_rows.files(patterns)
+    os.path.basename(path) for path in r1_router_rows.find_files(patterns)
   ]
   assert of(f"{tmp_path}/b*.jsonl, {tmp_path}/a.jsonl,{tmp_path}/b1.jsonl") == [
     "b1.jsonl",
@@ -219,7 +223,7 @@ def test_only_the_first_faults_are_warnings(tmp_path, caplog):
   path = write(tmp_path / "some.jsonl", world()[0], *["{"] * 9)
   logging.set_verbosity(logging.WARNING)
   with caplog.at_level("WARNING"):
-    list(r1_router_rows.load(path, ""))
+    list(r1_router_rows.load_rows(path, ""))
   assert caplog.text.count("not JSON") == 5
   assert "skipped 9 of 10" in caplog.text
 
@@ -232,7 +236,7 @@ def oven(tmp_path):
   """Something for each picture that the rows name."""
   folder = tmp_path / "oven"
   folder.mkdir()
-  some = next(q.image for q in georouter.questions("val") if q.image)
+  some = next(q.image for q in georouter.load_questions("val") if q.image)
   for line in REFERENCE.read_text(encoding="utf-8").splitlines():
     for path in json.loads(line)["images"]:
       shutil.copy(some, folder / os.path.basename(path))
@@ -240,8 +244,8 @@ def oven(tmp_path):
 
 
 @needs_reference
-def test_the_references_rows(oven):
-  found = list(r1_router_rows.load(str(REFERENCE), oven))
+def test_published_rows_are_read(oven):
+  found = list(r1_router_rows.load_rows(str(REFERENCE), oven))
   assert len(found) == 119
   steps = [step for row in found for step in row.steps]
   assert len(steps) == 758
@@ -269,8 +273,8 @@ def test_the_references_rows(oven):
 
 
 @needs_reference
-def test_without_pictures_the_others_remain():
-  assert len(list(r1_router_rows.load(str(REFERENCE), ""))) == 85
+def test_rows_without_images_are_kept():
+  assert len(list(r1_router_rows.load_rows(str(REFERENCE), ""))) == 85
 
 
 # ---- As a TensorFlow Dataset.
@@ -283,9 +287,9 @@ def test_tfds_gives_the_same_rows(tmp_path, pictures):
   path = write(tmp_path / "some.jsonl", *map(moved, world()), "{")
   other = write(tmp_path / "other.jsonl", world()[0])
   builder = r1_router_rows_tfds.GrpoRows(
-    config=r1_router_rows_tfds.Files(
+    config=r1_router_rows_tfds.RowFiles(
       name="mine",
-      pictures=pictures,
+      image_folder=pictures,
       files={"train": path, "valid": f"{tmp_path}/o*.jsonl"},
     ),
     data_dir=tmp_path,
@@ -293,26 +297,32 @@ def test_tfds_gives_the_same_rows(tmp_path, pictures):
   builder.download_and_prepare()
   for split, patterns in (("train", path), ("valid", other)):
     rows = tfds.data_source("grpo_rows/mine", split=split, data_dir=tmp_path)
-    wanted = {row.id: row for row in r1_router_rows.load(patterns, pictures)}
+    wanted = {
+      row.id: row for row in r1_router_rows.load_rows(patterns, pictures)
+    }
     assert len(rows) == len(wanted)
     for row in rows:
       known = wanted.pop(row["id"].decode())
-      assert r1_router_rows_tfds.published(row) == known.published
-      assert repr(r1_router_rows_tfds.steps(row, pictures)) == repr(known.steps)
+      assert r1_router_rows_tfds.to_published_row(row) == known.published
+      assert repr(r1_router_rows_tfds.to_steps(row, pictures)) == repr(
+        known.steps
+      )
 
 
 @needs_reference
-def test_tfds_holds_the_references_rows(tmp_path, oven):
+def test_tfds_holds_published_rows(tmp_path, oven):
   pytest.importorskip("tensorflow_datasets")
   from r1router_jax.data import r1_router_rows_tfds
 
   builder = r1_router_rows_tfds.GrpoRows(
-    config=r1_router_rows_tfds.Files(
-      name="r1_router", pictures=oven, files={"valid": str(REFERENCE)}
+    config=r1_router_rows_tfds.RowFiles(
+      name="r1_router", image_folder=oven, files={"valid": str(REFERENCE)}
     ),
     data_dir=tmp_path,
   )
   builder.download_and_prepare()
   rows = builder.as_data_source("valid")
-  assert sum(len(r1_router_rows_tfds.steps(row, oven)) for row in rows) == 758
+  assert (
+    sum(len(r1_router_rows_tfds.to_steps(row, oven)) for row in rows) == 758
+  )
   assert len(rows) == 119

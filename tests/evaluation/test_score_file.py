@@ -67,7 +67,7 @@ def data(tmp_path, name, rows):
   return str(tmp_path)
 
 
-def test_what_is_printed(tmp_path):
+def test_printed_scores(tmp_path):
   path = write(
     tmp_path / "p",
     told(TABFACT, "Yes, it is", dict(thought="?", answer="yes and no"), ""),
@@ -81,16 +81,18 @@ def test_what_is_printed(tmp_path):
     recall=33.33,
     empty=1,
   )
-  assert score_file.run("tabfact", path) == scores
+  assert score_file.score_predictions("tabfact", path) == scores
   assert (
-    score_file.run("tabfact", path, data(tmp_path, "tabfact", TABFACT))
+    score_file.score_predictions(
+      "tabfact", path, data(tmp_path, "tabfact", TABFACT)
+    )
     == scores
   )
 
 
-def test_intervals_by_both_rules(tmp_path):
+def test_intervals_by_both_rule_sets(tmp_path):
   path = write(tmp_path / "p", told(INFOSEEK, "X-Y!", "6.7505"))
-  assert score_file.run(
+  assert score_file.score_predictions(
     "infoseek", path, data(tmp_path, "infoseek", INFOSEEK)
   ) == dict(
     benchmark="infoseek",
@@ -103,7 +105,7 @@ def test_intervals_by_both_rules(tmp_path):
   )
 
 
-def test_a_users_file(tmp_path):
+def test_user_file(tmp_path):
   rows = [
     dict(question="q", answer=3, interval=[2, 4], id="x"),
     dict(question="r", answer=["a", "b"]),
@@ -111,12 +113,12 @@ def test_a_users_file(tmp_path):
   ]
   path = write(tmp_path / "p", told(rows, "3.5", "b", "d")[::-1])
   questions = write(tmp_path / "mine.jsonl", rows)
-  found = score_file.run("jsonl", path, questions)
+  found = score_file.score_predictions("jsonl", path, questions)
   assert (found["n"], found["em"]) == (3, 66.67)
 
 
-def test_a_row_count_is_looked_at(tmp_path, caplog):
-  score_file.run(
+def test_row_count_is_checked(tmp_path, caplog):
+  score_file.score_predictions(
     "tabfact", write(tmp_path / "p", told(TABFACT, "yes", "no", "no"))
   )
   assert "has 3 rows, tabfact was published with 1000" in caplog.text
@@ -144,35 +146,35 @@ def test_a_row_count_is_looked_at(tmp_path, caplog):
     ),
   ],
 )
-def test_a_broken_row_is_named(tmp_path, row, reason):
+def test_broken_row_is_named(tmp_path, row, reason):
   path = write(tmp_path / "p", [*told(TABFACT, "a", "b", "c"), row])
   with pytest.raises(ValueError) as caught:
-    score_file.run("tabfact", path)
+    score_file.score_predictions("tabfact", path)
   said = str(caught.value)
   assert f"{path}:4: " in said and "1 of 4 rows" in said
   assert re.search(reason, said), said
 
 
-def test_what_cannot_be_scored(tmp_path):
+def test_unknown_benchmark_or_missing_file_is_rejected(tmp_path):
   with pytest.raises(ValueError, match="georouter.*choose from infoseek"):
-    score_file.run("georouter", "p")
+    score_file.score_predictions("georouter", "p")
   with pytest.raises(ValueError, match="wants --predictions"):
-    score_file.run("tabfact", "")
+    score_file.score_predictions("tabfact", "")
   with pytest.raises(FileNotFoundError):
-    score_file.run("tabfact", str(tmp_path / "absent"))
+    score_file.score_predictions("tabfact", str(tmp_path / "absent"))
   with pytest.raises(ValueError, match="is empty"):
-    score_file.run("tabfact", write(tmp_path / "p", []))
+    score_file.score_predictions("tabfact", write(tmp_path / "p", []))
   with pytest.raises(FileNotFoundError, match="infoseek_val"):
-    score_file.run(
+    score_file.score_predictions(
       "infoseek", write(tmp_path / "p", told(INFOSEEK, "", "")), str(tmp_path)
     )
 
 
-def test_one_id_twice(tmp_path):
+def test_duplicate_id_is_rejected(tmp_path):
   rows = told([*INFOSEEK, INFOSEEK[0]], "x", "y", "z")
   path = write(tmp_path / "p", rows)
   with pytest.raises(ValueError, match=r"p:1 and \S+p:3 both have the id"):
-    score_file.run("infoseek", path)
+    score_file.score_predictions("infoseek", path)
 
 
 # ---- Predictions against the question file.
@@ -183,12 +185,12 @@ SEVERAL = [*TABFACT, TABFACT[0], TABFACT[0] | dict(answer="no")]
 ANSWERS = ["a", "b", "c", "d", "e"]
 
 
-def test_order_does_not_matter_and_true_doubles_are_two(tmp_path):
+def test_order_is_irrelevant_and_duplicates_count(tmp_path):
   folder = data(tmp_path, "tabfact", SEVERAL)
   rows = told(SEVERAL, *ANSWERS)
   random.Random(0).shuffle(rows)
   path = write(tmp_path / "p", rows)
-  assert score_file.run("tabfact", path, folder)["n"] == 5
+  assert score_file.score_predictions("tabfact", path, folder)["n"] == 5
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_each_question_has_one_prediction(tmp_path, change, reason):
   folder = data(tmp_path, "tabfact", SEVERAL)
   path = write(tmp_path / "p", change(told(SEVERAL, *ANSWERS)))
   with pytest.raises(ValueError, match=reason):
-    score_file.run("tabfact", path, folder)
+    score_file.score_predictions("tabfact", path, folder)
 
 
 @pytest.mark.parametrize(
@@ -224,20 +226,22 @@ def test_each_question_has_one_prediction(tmp_path, change, reason):
     dict(answer_eval=[dict(range=[1, 2])]),
   ],
 )
-def test_golds_are_those_of_the_file(tmp_path, change):
+def test_accepted_answers_match_the_question_file(tmp_path, change):
   folder = data(tmp_path, "infoseek", INFOSEEK)
   rows = told(INFOSEEK, "x", "y")
   path = write(tmp_path / "p", [rows[1], rows[0] | change])
   with pytest.raises(ValueError, match="p:2: has other golds.*or another"):
-    score_file.run("infoseek", path, folder)
-  assert score_file.run("infoseek", path)["n"] == 2  # As they stand.
+    score_file.score_predictions("infoseek", path, folder)
+  assert (
+    score_file.score_predictions("infoseek", path)["n"] == 2
+  )  # As they stand.
 
 
-def test_the_first_few_are_named(tmp_path):
+def test_only_the_first_faults_are_named(tmp_path):
   folder = data(tmp_path, "tabfact", SEVERAL * 4)
   path = write(tmp_path / "p", told(SEVERAL, *ANSWERS))
   with pytest.raises(ValueError, match="15 of its 20 .*And 10 more"):
-    score_file.run("tabfact", path, folder)
+    score_file.score_predictions("tabfact", path, folder)
 
 
 # ---- As a command.
@@ -253,7 +257,7 @@ def command(*args):
   )
 
 
-def test_the_command(tmp_path):
+def test_score_only_command(tmp_path):
   path = write(tmp_path / "p", told(TABFACT, "yes", "no", "no"))
   done = command("--score_only", "--benchmark=tabfact", f"--predictions={path}")
   assert done.returncode == 0, done.stderr
@@ -271,7 +275,7 @@ def test_the_command(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["p"]
 
 
-def test_the_command_refuses_in_a_line(tmp_path):
+def test_score_only_errors_are_one_line(tmp_path):
   path = write(tmp_path / "p", TABFACT)
   done = command("--score_only", "--benchmark=tabfact", f"--predictions={path}")
   assert (done.returncode, done.stdout) == (2, "")
@@ -289,14 +293,17 @@ def slow_recalls(name, rows, answers):
     golds = golds if isinstance(golds, list) else [golds]
     if isinstance(golds[0], dict):
       low, high = golds[0]["range"]
-      yield answers_lib.score(
+      yield answers_lib.score_answer(
         text, (), (low, high)
       ).recall  # See test_ranges.py.
     elif text == "":
       yield 0
     else:
-      found, best = collections.Counter(answers_lib.tokens(text)), (0, 0)
-      for gold in map(answers_lib.tokens, map(str, golds)):
+      found, best = (
+        collections.Counter(answers_lib.reference_tokens(text)),
+        (0, 0),
+      )
+      for gold in map(answers_lib.reference_tokens, map(str, golds)):
         same = sum(min(found[word], gold.count(word)) for word in {*gold})
         if same:
           p, r = same / found.total(), same / len(gold)
@@ -305,10 +312,10 @@ def slow_recalls(name, rows, answers):
 
 
 @needs_reference
-@pytest.mark.parametrize("name", benchmarks.PUBLISHED)
-def test_scores_of_the_references_files(tmp_path, name):
+@pytest.mark.parametrize("name", benchmarks.BENCHMARK_SPECS)
+def test_scores_of_published_files(tmp_path, name):
   rng = random.Random(name)
-  path = REFERENCE / benchmarks.PUBLISHED[name].file
+  path = REFERENCE / benchmarks.BENCHMARK_SPECS[name].file
   rows = [json.loads(line) for line in path.open(encoding="utf-8")]
   answers = []
   for row in rows:
@@ -331,11 +338,11 @@ def test_scores_of_the_references_files(tmp_path, name):
         )
       )
     )
-  found = score_file.run(
+  found = score_file.score_predictions(
     name, write(tmp_path / "p", told(rows, *answers)), str(REFERENCE)
   )
   recalls = list(slow_recalls(name, rows, answers))
-  assert found["n"] == len(rows) == benchmarks.PUBLISHED[name].count
+  assert found["n"] == len(rows) == benchmarks.BENCHMARK_SPECS[name].count
   assert found["f1_recall"] == round(100 * float(sum(recalls)) / len(rows), 2)
   assert found["empty"] == sum(not answer.strip() for answer in answers) > 0
   assert 10 < found["em"] <= found["f1"] < 90

@@ -69,15 +69,15 @@ noisy = st.lists(
     ),
   ],
 )
-def test_golden_values(prediction, golds, wanted):
-  scores = answers.score(prediction, golds)
+def test_reference_scores_of_known_answers(prediction, golds, wanted):
+  scores = answers.score_answer(prediction, golds)
   np.testing.assert_allclose(
     (scores.precision, scores.recall, scores.f1), wanted, atol=5e-4
   )
 
 
 def test_best_f1_is_not_best_recall():
-  scores = answers.score(
+  scores = answers.score_answer(
     "baltic sea northern europe is",
     ["sea", "the baltic sea of northern europe"],
   )
@@ -98,8 +98,8 @@ def test_best_f1_is_not_best_recall():
     ("Ten\tof\nnone", "10 of 0"),
   ],
 )
-def test_normalise(text, wanted):
-  assert answers.normalise(text) == wanted
+def test_normalize_text(text, wanted):
+  assert answers.normalize_text(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -112,25 +112,25 @@ def test_normalise(text, wanted):
   ],
 )
 def test_exact_match(prediction, golds, exact):
-  assert answers.score(prediction, golds).exact == exact
+  assert answers.score_answer(prediction, golds).exact == exact
 
 
 def nltk_tokens(text):
   tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
-  words = tokenize(answers.normalise(text).lower())
+  words = tokenize(answers.normalize_text(text).lower())
   return tuple(word for word in words if word not in ",.?!:;'\"")
 
 
 @hypothesis.given(noisy)
 @hypothesis.settings(max_examples=500, deadline=None)
-def test_tokens_are_those_of_nltk(text):
-  assert answers.tokens(text) == nltk_tokens(text)
+def test_reference_tokens_match_nltk(text):
+  assert answers.reference_tokens(text) == nltk_tokens(text)
 
 
 @pytest.mark.skipif(
   not REFERENCE.exists(), reason="the reference's files are absent"
 )
-def test_tokens_are_those_of_nltk_on_the_references_files():
+def test_reference_tokens_match_nltk_on_published_files():
   texts = set()
   for path in sorted(REFERENCE.glob("*.jsonl")):
     for line in path.read_text(encoding="utf-8").split("\n")[:300]:
@@ -143,14 +143,14 @@ def test_tokens_are_those_of_nltk_on_the_references_files():
         )
   assert len(texts) > 2000
   for text in texts:
-    assert answers.tokens(text) == nltk_tokens(text)
+    assert answers.reference_tokens(text) == nltk_tokens(text)
 
 
 @hypothesis.given(noisy, st.lists(noisy, max_size=4))
-def test_score_is_the_formula(prediction, golds):
-  scores = answers.score(prediction, golds)
+def test_scores_match_a_slow_bag_comparison(prediction, golds):
+  scores = answers.score_answer(prediction, golds)
   assert (scores.precision, scores.recall, scores.f1) == slow_bag_f1.best(
-    answers.tokens(prediction), map(answers.tokens, golds)
+    answers.reference_tokens(prediction), map(answers.reference_tokens, golds)
   )
   assert 0 <= scores.recall <= scores.max_recall <= 1
   assert scores.exact in (0, 1)
@@ -158,10 +158,10 @@ def test_score_is_the_formula(prediction, golds):
 
 
 @hypothesis.given(noisy)
-def test_an_answer_scores_one_against_itself(text):
-  expected = float(bool(answers.tokens(text)))
-  scores = answers.score(text, [text])
-  assert scores == answers.Scores(*[expected] * 5)
+def test_answer_equal_to_gold_scores_one(text):
+  expected = float(bool(answers.reference_tokens(text)))
+  scores = answers.score_answer(text, [text])
+  assert scores == answers.AnswerScores(*[expected] * 5)
 
 
 # ---- The reference's rules, restated.
@@ -226,8 +226,8 @@ def slow_score(prediction, golds):
 
 @hypothesis.given(noisy, st.lists(noisy, max_size=3))
 @hypothesis.settings(deadline=None)
-def test_score_is_the_reference_restated(prediction, golds):
-  scores = answers.score(prediction, golds)
+def test_score_answer_matches_the_reference_code(prediction, golds):
+  scores = answers.score_answer(prediction, golds)
   assert (scores.precision, scores.recall, scores.f1) == slow_score(
     prediction, golds
   )
@@ -283,16 +283,16 @@ def answered(rng, golds):
 @pytest.mark.skipif(
   not REFERENCE.exists(), reason="the reference's files are absent"
 )
-@pytest.mark.parametrize("name", benchmarks.PUBLISHED)
-def test_scores_of_the_references_questions(name):
+@pytest.mark.parametrize("name", benchmarks.BENCHMARK_SPECS)
+def test_scores_of_published_questions(name):
   rng = random.Random(name)
   questions = [
-    q for q in benchmarks.load(name, str(REFERENCE)) if not q.interval
+    q for q in benchmarks.load_benchmark(name, str(REFERENCE)) if not q.interval
   ]
   hits = 0
   for question in rng.sample(questions, 300):
     text = answered(rng, question.answers)
-    scores = answers.score(text, question.answers)
+    scores = answers.score_answer(text, question.answers)
     assert (scores.precision, scores.recall, scores.f1) == slow_score(
       text, question.answers
     ), text
@@ -358,7 +358,7 @@ def test_scores_of_the_references_questions(name):
     ("\ud800", ["x"], (0, 0, 0)),
   ],
 )
-def test_default_golden_values(prediction, golds, wanted):
+def test_default_scores_of_known_answers(prediction, golds, wanted):
   scores = answers.score_default(prediction, golds)
   np.testing.assert_allclose(
     (scores.max_recall, scores.f1, scores.exact), wanted, atol=5e-4
@@ -385,7 +385,7 @@ def test_default_tokens():
 
 
 @hypothesis.given(st.text(max_size=30))
-def test_default_rules_are_blind_to_what_they_should_be(text):
+def test_default_rules_ignore_case_marks_and_articles(text):
   one = answers.default_tokens(text)
   assert answers.score_default(text, [text]).exact == float(bool(one))
   assert answers.default_tokens(f"  {text}\n") == one
@@ -422,58 +422,62 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:8]))
-def test_long_answers_take_bounded_time(text):
-  start = time.perf_counter()
+def test_long_answers_are_scored_in_linear_time(text):
+  start = time.process_time()
   for interval in ((), (1.0, 6e4)):
-    answers.score(text, ["x y", "1234"], interval)
+    answers.score_answer(text, ["x y", "1234"], interval)
     answers.score_default(text, ["x y", "1234"], interval)
-  assert time.perf_counter() - start < 3
+  assert time.process_time() - start < 10  # CPU seconds.
 
 
 # ---- Intervals.
 
 
-def test_interval_is_that_of_a_loop():
+def test_bootstrap_interval_matches_a_loop():
   values = np.random.default_rng(0).random(30)
   loop = random.Random(0)
   means = [np.mean(loop.choices(values, k=30)) for _ in range(4000)]
-  mean, low, high = answers.interval(values, seed=1)
+  mean, low, high = answers.bootstrap_interval(values, seed=1)
   assert mean == pytest.approx(values.mean())
   assert (low, high) == pytest.approx(
     tuple(np.percentile(means, (2.5, 97.5))), abs=0.01
   )
 
 
-def test_interval_covers_the_truth():
+def test_bootstrap_interval_covers_the_mean():
   rng = np.random.default_rng(0)
   covered = collections.Counter()
   for seed in range(300):
-    _, low, high = answers.interval(
+    _, low, high = answers.bootstrap_interval(
       (rng.random(100) < 0.6).astype(float), seed, draws=500
     )
     covered[low <= 0.6 <= high] += 1
   assert 0.90 < covered[True] / 300 < 0.99
 
 
-def test_interval_depends_on_its_seed_alone():
+def test_bootstrap_interval_depends_only_on_seed():
   values = np.random.default_rng(0).random(50)
-  assert answers.interval(values, 3) == answers.interval(values, 3)
-  assert answers.interval(values, 3) != answers.interval(values, 4)
+  assert answers.bootstrap_interval(values, 3) == answers.bootstrap_interval(
+    values, 3
+  )
+  assert answers.bootstrap_interval(values, 3) != answers.bootstrap_interval(
+    values, 4
+  )
 
 
-def test_interval_of_equal_values_has_no_width():
-  assert answers.interval(np.full(7, 0.25), 0) == (0.25, 0.25, 0.25)
+def test_bootstrap_interval_of_equal_values_has_no_width():
+  assert answers.bootstrap_interval(np.full(7, 0.25), 0) == (0.25, 0.25, 0.25)
 
 
-def test_pairing_sees_what_separate_intervals_do_not():
+def test_paired_difference_is_narrower_than_separate_intervals():
   easy = np.random.default_rng(0).random(100)
   mean, low, high = answers.paired_difference(easy + 0.01, easy, 0)
   assert (mean, low, high) == pytest.approx((0.01, 0.01, 0.01))
-  assert np.diff(answers.interval(easy, 0)[1:]) > 0.05
+  assert np.diff(answers.bootstrap_interval(easy, 0)[1:]) > 0.05
 
 
-def test_faults_are_named():
+def test_empty_or_unpaired_values_are_rejected():
   with pytest.raises(ValueError, match="left empty"):
-    answers.interval(np.zeros(0), 0)
+    answers.bootstrap_interval(np.zeros(0), 0)
   with pytest.raises(ValueError, match="3 and 2 values"):
     answers.paired_difference(np.zeros(3), np.zeros(2), 0)

@@ -92,18 +92,20 @@ def predictions(low, high, rng):
 def check(low, high, seed):
   """Our scores are those of the grid, for every prediction."""
   golds = {}  # By a word of each: others share nothing with a prediction.
-  for gold in dict.fromkeys(map(answers.tokens, grid(low, high))):
+  for gold in dict.fromkeys(map(answers.reference_tokens, grid(low, high))):
     golds.setdefault(gold[0], []).append(gold)
     assert len(gold) == 1
   hits = 0
   for text in predictions(low, high, random.Random(seed)):
     some = [
-      gold for word in answers.tokens(text) for gold in golds.get(word, ())
+      gold
+      for word in answers.reference_tokens(text)
+      for gold in golds.get(word, ())
     ]
-    found = answers.score(text, ("not looked at",), (low, high))
-    wanted = slow_bag_f1.best(answers.tokens(text), some)
+    found = answers.score_answer(text, ("not looked at",), (low, high))
+    wanted = slow_bag_f1.best(answers.reference_tokens(text), some)
     assert (found.precision, found.recall, found.f1) == wanted, text
-    assert found.exact == (answers.tokens(text) in some)
+    assert found.exact == (answers.reference_tokens(text) in some)
     hits += wanted[1]
   assert hits > 20
 
@@ -120,7 +122,7 @@ def numeric_rows():
   "part",
   [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 8))],
 )
-def test_scores_are_those_of_infoseeks_grids(part):
+def test_scores_match_infoseek_grids(part):
   some = list(numeric_rows())[part::8]
   assert len(some) == 31
   for seed, row in enumerate(some):
@@ -143,7 +145,7 @@ def test_scores_are_those_of_infoseeks_grids(part):
     (1e12, 1e12 + 70),
   ],
 )
-def test_scores_are_those_of_other_grids(low, high):
+def test_scores_match_other_grids(low, high):
   check(low, high, 0)
 
 
@@ -154,31 +156,31 @@ def test_scores_are_those_of_other_grids(low, high):
   st.sampled_from([1, 0.1, 0.01, 0.001]),
 )
 @hypothesis.settings(deadline=None, max_examples=200)
-def test_every_grid(low, width, at, step):
+def test_is_on_grid_matches_numpy_arange(low, width, at, step):
   high = low + width
   words = {word.lstrip("-") for word in grid(low, high)}
   for word in {str(abs(round(low + at * step, 3))), str(abs(int(low) + at))}:
-    assert numeric_range.on_grid(word, low, high) == (word in words)
+    assert numeric_range.is_on_grid(word, low, high) == (word in words)
 
 
-def test_a_grid_that_nobody_could_write_down():
-  start = time.perf_counter()
-  assert numeric_range.on_grid("123456789012345", 0.0, 1e15)
+def test_huge_grid_is_tested_in_bounded_time():
+  start = time.process_time()
+  assert numeric_range.is_on_grid("123456789012345", 0.0, 1e15)
   for number in (1234567890123.0, 123456789012345.0):
-    assert numeric_range.on_grid(str(number), 0.0, 1e15) == (
+    assert numeric_range.is_on_grid(str(number), 0.0, 1e15) == (
       round(np.float64(number), 3) == number
     )
-  assert not numeric_range.on_grid("1234567890123456", 0.0, 1e15)
-  assert time.perf_counter() - start < 0.1
+  assert not numeric_range.is_on_grid("1234567890123456", 0.0, 1e15)
+  assert time.process_time() - start < 1  # CPU seconds.
 
 
 @pytest.mark.parametrize("width", [0, 0.5, 1.5, 5])
-def test_steps_that_are_too_small_for_their_numbers(width):
+def test_steps_below_float_resolution(width):
   low = 3e13  # The next number is 0.004 away.
   words = set(grid(low, low + width))
   for word in (f"{low + n / 8}" for n in range(-3, 60)):
-    assert numeric_range.on_grid(word, low, low + width) == (word in words)
-  assert numeric_range.on_grid("30000000000000", low, low + width)
+    assert numeric_range.is_on_grid(word, low, low + width) == (word in words)
+  assert numeric_range.is_on_grid("30000000000000", low, low + width)
 
 
 @pytest.mark.parametrize(
@@ -229,10 +231,10 @@ def test_steps_that_are_too_small_for_their_numbers(width):
     ("9" * 5000, False),
   ],
 )
-def test_the_first_number_counts(text, wanted):
-  assert numeric_range.holds(6.5, 7.0, text) == wanted
+def test_only_the_first_number_counts(text, wanted):
+  assert numeric_range.is_in_range(6.5, 7.0, text) == wanted
   scores = answers.score_default(text, ("6.75",), (6.5, 7.0))
-  assert scores == answers.Scores(*[float(wanted)] * 5)
+  assert scores == answers.AnswerScores(*[float(wanted)] * 5)
 
 
 @pytest.mark.parametrize(
@@ -249,22 +251,22 @@ def test_the_first_number_counts(text, wanted):
     ("zero", 0, 0),
   ],
 )
-def test_numbers_as_they_are_written(text, low, high):
-  assert numeric_range.holds(float(low), float(high), text)
-  assert not numeric_range.holds(high + 1e-3, high + 1e12, text)
+def test_spelled_and_formatted_numbers_are_read(text, low, high):
+  assert numeric_range.is_in_range(float(low), float(high), text)
+  assert not numeric_range.is_in_range(high + 1e-3, high + 1e12, text)
 
 
 @hypothesis.given(
   st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)
 )
-def test_holds_is_the_comparison(x, one, other):
+def test_is_in_range_matches_a_comparison(x, one, other):
   low, high = sorted((one, other))
   for text in (repr(x), f"It weighs {x!r} kg, not 3."):
-    assert numeric_range.holds(low, high, text) == (low <= x <= high)
+    assert numeric_range.is_in_range(low, high, text) == (low <= x <= high)
 
 
 @needs_reference
-def test_wikidatas_own_values_are_right():
+def test_wikidata_values_are_in_range():
   """Of which the grid misses a twelfth, more in Python's spelling."""
   missed = {"%g": 0, "%r": 0}
   for row in numeric_rows():
@@ -274,15 +276,17 @@ def test_wikidatas_own_values_are_right():
       for spelling in missed:
         text = spelling % value
         within = gold["range"][0] <= float(text) <= gold["range"][1]
-        assert numeric_range.holds(*gold["range"], text) == within
-        missed[spelling] += not answers.score(text, (), gold["range"]).recall
-    assert numeric_range.holds(*gold["range"], row["answer"][0])
+        assert numeric_range.is_in_range(*gold["range"], text) == within
+        missed[spelling] += not answers.score_answer(
+          text, (), gold["range"]
+        ).recall
+    assert numeric_range.is_in_range(*gold["range"], row["answer"][0])
   assert missed["%g"] >= 10 and missed["%r"] > missed["%g"]
 
 
-def test_plain():
+def test_plain_text():
   assert (
-    numeric_range.plain(" Ａ\u2003ﬁ\u2014–−‐\u00ad \ud800٣")
+    numeric_range.plain_text(" Ａ\u2003ﬁ\u2014–−‐\u00ad \ud800٣")
     == "a fi---- \ud8003"
   )
-  assert re.fullmatch("[a ]+", numeric_range.plain("A\n\tA"))
+  assert re.fullmatch("[a ]+", numeric_range.plain_text("A\n\tA"))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax.common import text as text_lib
 from r1router_jax.common.records import (
   Answer,
   Hop,
@@ -21,6 +20,7 @@ from r1router_jax.common.records import (
   Round,
   Trajectory,
 )
+from r1router_jax.common.text import sanitize_text
 from r1router_jax.metrics.answers import Interval
 from r1router_jax.report import charts, table
 from r1router_jax.report import html as html_lib
@@ -77,7 +77,7 @@ class Outline(html.parser.HTMLParser):
 
 def trajectory(word="x", image=""):
   """A trajectory with `word` in every field that holds text."""
-  plan = Plan(word, word, "image")
+  plan = Plan(word, word, ("image",))
   passages = (
     Passage(word, "image", word, image=image, score=0.5),
     Passage("hit", "text", word),
@@ -94,7 +94,7 @@ def trajectory(word="x", image=""):
   )
   rounds = (
     Round(plan, passages, Answer(word, word)),
-    Round(Plan(word, word, word), (), Malformed(word, word)),
+    Round(Plan(word, word, (word,)), (), Malformed(word, word)),
   )
   return Trajectory(question, rounds, Answer(word, word), (word,), tokens=7)
 
@@ -117,10 +117,10 @@ def group(step, word="x"):
 
 def write(tmp_path, word="x", image=""):
   path = tmp_path / "sub" / "report.html"
-  html_lib.write(
+  html_lib.write_page(
     path,
     title=word,
-    claims=[word, word],
+    summary=[word, word],
     tables={word: table.Table((word, word), ((word, word), (word, None)))},
     curves={
       word: [(0, 0.0), (1, 1.0)],
@@ -129,7 +129,7 @@ def write(tmp_path, word="x", image=""):
         f"{word}!": [(0, 0.0), (1, math.nan)],
       },
     },
-    sampled={word: [group(5, word), group(10, word)]},
+    sample_groups={word: [group(5, word), group(10, word)]},
     trajectories=[
       trajectory(word, image),
       Trajectory(Question("q", word, (word,)), (), Malformed(word, word)),
@@ -140,11 +140,11 @@ def write(tmp_path, word="x", image=""):
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_hostile_text_is_shown_and_does_nothing(tmp_path, word):
+def test_hostile_text_is_escaped(tmp_path, word):
   page, calm = write(tmp_path, word), write(tmp_path, "calm")
   outline = Outline(page)
   assert outline.tags == Outline(calm).tags
-  shown = text_lib.clean(word)
+  shown = sanitize_text(word)
   assert page.count(html.escape(shown, quote=True)) >= 30
   # In the text of the page every field reads as it was written.
   assert page.count(html.escape(shown)) == calm.count("calm")
@@ -152,20 +152,20 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path, word):
 
 @hypothesis.given(
   word=st.text(min_size=1, max_size=80).filter(
-    lambda text: text_lib.clean(text).strip()
+    lambda text: sanitize_text(text).strip()
   )
 )
 @hypothesis.settings(
   deadline=None,
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-def test_no_text_changes_the_pages_outline(tmp_path, word):
+def test_no_text_changes_the_page_structure(tmp_path, word):
   assert Outline(write(tmp_path, word)).tags == (
     Outline(write(tmp_path, "x")).tags
   )
 
 
-def test_the_page_asks_for_nothing(tmp_path):
+def test_page_loads_nothing_from_outside(tmp_path):
   Image.new("RGB", (300, 200), "red").save(tmp_path / "flag.png")
   outline = Outline(write(tmp_path, image=str(tmp_path / "flag.png")))
   tags = {tag for tag, _ in outline.tags}
@@ -191,7 +191,7 @@ def test_the_page_asks_for_nothing(tmp_path):
   assert "@import" not in html_lib._STYLE
 
 
-def test_pictures_are_written_anew(tmp_path):
+def test_images_are_encoded_anew(tmp_path):
   path = tmp_path / "flag.png"
   Image.new("RGB", (640, 320), "red").save(path)
   with path.open("ab") as file:
@@ -205,14 +205,14 @@ def test_pictures_are_written_anew(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gone.png", "page.html", "."])
-def test_a_bad_picture_is_said_to_be_missing(tmp_path, name):
+def test_bad_image_is_reported_as_missing(tmp_path, name):
   (tmp_path / "page.html").write_text("<script></script>")
   page = write(tmp_path, image=str(tmp_path / name))
-  assert page.count("no picture") == 2
+  assert page.count("no image") == 2
   assert "<img" not in page
 
 
-def test_marks_routes_and_evidence(tmp_path):
+def test_verdicts_routes_and_evidence_are_shown(tmp_path):
   page = write(tmp_path)
   assert page.count("✓ right") == 2  # In the list and over the trajectory.
   assert page.count("✗ wrong") == 2
@@ -222,9 +222,9 @@ def test_marks_routes_and_evidence(tmp_path):
   assert "7 tokens" in page
 
 
-def test_all_routes_are_marked(tmp_path):
-  done = Round(Plan("t", "x", "text", ("table", "x")), (), Answer("", "x"))
-  html_lib.write(
+def test_every_route_has_a_badge(tmp_path):
+  done = Round(Plan("t", "x", ("text", "table", "x")), (), Answer("", "x"))
+  html_lib.write_page(
     tmp_path / "r.html",
     title="t",
     trajectories=[Trajectory(Question("q", "x"), (done,), Answer("", "x"))],
@@ -244,14 +244,14 @@ def test_all_routes_are_marked(tmp_path):
     (Malformed("Chad", "tags"), False),
   ],
 )
-def test_right(final, mark):
+def test_is_exactly_right(final, mark):
   asked = Question("q", "Q?", ("Chad", "Lake"))
-  assert html_lib.right(Trajectory(asked, (), final)) == mark
+  assert html_lib.is_exactly_right(Trajectory(asked, (), final)) == mark
 
 
-def test_table(tmp_path):
+def test_table_highlights_and_escapes(tmp_path):
   path = tmp_path / "r.html"
-  html_lib.write(
+  html_lib.write_page(
     path,
     title="t",
     tables={
@@ -268,12 +268,12 @@ def test_table(tmp_path):
   assert "Trajectories" not in page
 
 
-def test_the_first_and_the_last_samples_are_shown(tmp_path):
+def test_first_and_last_sample_groups_are_shown(tmp_path):
   path = tmp_path / "r.html"
-  html_lib.write(
+  html_lib.write_page(
     path,
     title="t",
-    sampled={
+    sample_groups={
       "a": [
         group(5, "early"),
         group(5, "dawn"),
@@ -284,18 +284,18 @@ def test_the_first_and_the_last_samples_are_shown(tmp_path):
     },
   )
   page = path.read_text(encoding="utf-8")
-  assert "What was sampled while it learned" in page
+  assert "Samples drawn during training" in page
   for word, times in (("early", 9), ("dawn", 9), ("noon", 0), ("late", 9)):
     assert page.count(f">{word}") + page.count(f" {word}") == times, word
   assert (
     '<th scope="row">0.25</th><td>-0.70</td><td>late</td></tr>'
     '<tr><th scope="row">1.00</th><td>+0.70</td><td>late</td>'
   ) in page
-  html_lib.write(path, title="t", sampled={"b": []})
+  html_lib.write_page(path, title="t", sample_groups={"b": []})
   assert "What was sampled" not in path.read_text(encoding="utf-8")
 
 
-def test_long_text_is_folded_and_cut(tmp_path):
+def test_long_text_is_folded_and_truncated(tmp_path):
   page = write(tmp_path, "word " * 5000)
   assert "<details><summary>word" in page
   assert len(page) < 300_000
@@ -305,10 +305,10 @@ def test_long_text_is_folded_and_cut(tmp_path):
 
 
 @hypothesis.given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_round_and_span_the_range(low, width):
+def test_axis_ticks_are_round_and_span_the_range(low, width):
   high = low + width
   hypothesis.assume((high - low) > 1e-9 * max(abs(low), abs(high)))
-  marks = charts.ticks(low, high)
+  marks = charts.axis_ticks(low, high)
   step = marks[1] - marks[0]
   assert marks[0] <= low + 1e-6 * step
   assert high - 1e-6 * step <= marks[-1]
@@ -324,7 +324,7 @@ def points_of(figure):
   ]
 
 
-def test_a_line_stands_where_its_values_say():
+def test_line_is_drawn_at_its_values():
   (line,) = points_of(charts.line_chart("t", {"": [(0, 0), (5, 5), (10, 10)]}))
   np.testing.assert_allclose(np.diff(line, axis=0), [[140, -76]] * 2, atol=0.1)
   assert line[0] == pytest.approx((charts.LEFT, 160))
@@ -340,7 +340,7 @@ def test_long_lines_are_binned_and_smoothed():
 @pytest.mark.parametrize(
   "points", [[], [(0, None)], [(0, math.nan), (math.inf, 1)]]
 )
-def test_a_line_of_nothing_is_no_chart(points):
+def test_empty_line_makes_no_chart(points):
   assert charts.line_chart("t", {"": points}) == ""
 
 
@@ -348,7 +348,7 @@ def test_a_line_of_nothing_is_no_chart(points):
   "points",
   [[(3, 3)], [(0, 0), (1, 0)], [(1, 1e9), (2, 1e9)], [(0, -1e-9), (1, 1e-9)]],
 )
-def test_flat_and_single_points_are_drawn(points):
+def test_constant_and_single_points_are_drawn(points):
   figure = charts.line_chart("t", {"": points})
   (line,) = points_of(figure)
   assert np.all(np.isfinite(line))
