@@ -1,130 +1,153 @@
-r"""One question, and everything that was done to answer it.
+r"""Answers one question, and prints everything that was done to answer it.
 
   python -m r1router_jax.ask --question="How many people live in Chad?"
   python -m r1router_jax.ask --question="Whose flag is this?" --image=flag.png
   python -m r1router_jax.ask --question="Who wrote Emma?" --method=few_shot \
       --policy=Qwen/Qwen2.5-VL-3B-Instruct
 
-Knowledge bases are those of launch/quickstart.sh, unless --kb says otherwise.
+The knowledge bases are those of launch/quickstart.sh, unless --kb_dir names
+others.
 """
 
 import os
 from collections.abc import Iterator
 
-import jax
 from absl import flags
+from etils import epy
 
-from r1router_jax.common import cli
-from r1router_jax.common import text as text_lib
+from r1router_jax.common import cli, records, shared_flags
 from r1router_jax.common.records import Answer, Malformed, Question, Trajectory
-from r1router_jax.policy import interface, openai_policy
+from r1router_jax.common.text import sanitize_text
 from r1router_jax.protocol import format
-from r1router_jax.retrieval import retriever
-from r1router_jax.routing import router
-from r1router_jax.routing.baselines import registry
+from r1router_jax.retrieval import kb_meta
+
+# Imported when used, so that wrong flags are answered before JAX is imported.
+with epy.lazy_imports():
+  from r1router_jax.policy import interface, openai_policy
+  from r1router_jax.retrieval import knowledge_base, retriever
+  from r1router_jax.routing import router, run_settings
+  from r1router_jax.routing.baselines import registry
 
 _QUESTION = flags.DEFINE_string(
-  "question", "", "What you want to know.", allow_override=True
+  "question", "", "The question to answer.", allow_override=True
 )
-
 _IMAGE = flags.DEFINE_string(
-  "image", "", "A picture that the question is about.", allow_override=True
+  "image", "", "Image that the question is about.", allow_override=True
 )
-
-_POLICY = flags.DEFINE_string(
-  "policy",
-  "warm_start",
-  "A policy's folder, the warm start that comes with "
-  "the package, or a model elsewhere: openai:http://host:port/v1#model.",
-  allow_override=True,
-)
-
-_KB = flags.DEFINE_string(
-  "kb",
-  "runs/quickstart/kb",
-  "Folder of the knowledge bases, as build_kb "
-  "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
-  "table=DIR/table.",
-  allow_override=True,
-)
-
-_METHOD = flags.DEFINE_enum(
-  "method",
-  registry.ROUTER,
-  registry.METHODS,
-  "How it is answered; few_shot is "
-  "for a policy that was never trained to route.",
-  allow_override=True,
-)
-
-_SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
-
-
-def ask(
-  trained: interface.Responder,
-  kbs: dict[str, retriever.KnowledgeBase],
-  text: str,
-  image: str = "",
-  seed: int = 0,
-  method: str = registry.ROUTER,
-) -> Trajectory:
-  """The trajectory of one question."""
-  found = router.route(
-    trained,
-    kbs,
-    [Question("question", text, image=image)],
-    jax.random.key(seed),
-    method=registry.METHODS[method](seed),
-  )
-  return found[0]
-
-
-def lines(trajectory: Trajectory) -> Iterator[str]:
-  """The trajectory to be read in a terminal; untrusted text is cleaned."""
-  clean = text_lib.clean
-  question = trajectory.question
-  yield f"Question   {clean(question.text)}"
-  if question.image:
-    yield f"Picture    {clean(question.image)}"
-  for n, done in enumerate(trajectory.rounds, 1):
-    plan = done.plan
-    yield ""
-    yield f"Round {n}    {format.route_names(plan)}"
-    if plan.thought:
-      yield f"  thinks   {clean(plan.thought)}"
-    yield f"  asks     {clean(plan.sub_question)}"
-    for passage in done.passages:
-      yield f"  finds    [{passage.score:.2f}] {clean(passage.text, 300)}"
-      yield f"           {clean(passage.id)}"
-    yield f"  answers  {_answer(done.answer)}"
-  yield ""
-  for fault in trajectory.faults:
-    yield f"Fault      {clean(fault)}"
-  yield f"Answer     {_answer(trajectory.final)}"
-
-
-def _answer(answer: Answer | Malformed) -> str:
-  if isinstance(answer, Malformed):
-    text = f"{answer.text}  (malformed: {answer.reason})"
-    return text_lib.clean(text.strip())
-  return text_lib.clean(answer.text)
+_POLICY = shared_flags.define_policy()
+_KB_DIR = shared_flags.define_kb_dir()
+_METHOD = shared_flags.define_method()
+_K = shared_flags.define_k()
+_MAX_STEPS = shared_flags.define_max_steps(records.MAX_HOPS)
+_TEMPERATURE = shared_flags.define_temperature(0.0)
+_TOP_K = shared_flags.define_top_k(0)
+_TOP_P = shared_flags.define_top_p()
+_SEED = shared_flags.define_seed()
 
 
 def main(_) -> None:
-  text, image = _QUESTION.value.strip(), _IMAGE.value
-  if not text:
+  """Answer the question of the flags, and print the trajectory."""
+  _check_options()
+  policy = openai_policy.open_policy(_POLICY.value)
+  kbs = retriever.open_kbs(_KB_DIR.value)
+  settings = run_settings.RunSettings(
+    _METHOD.value,
+    seed=_SEED.value,
+    max_steps=_MAX_STEPS.value,
+    k=_K.value,
+    temperature=_TEMPERATURE.value,
+    top_k=_TOP_K.value,
+    top_p=_TOP_P.value,
+  )
+  text = _QUESTION.value.strip()
+  found = answer_question(policy, kbs, text, _IMAGE.value, settings)
+  print("\n".join(format_trajectory(found)))
+  # A question that could not be read was not answered.
+  unread = [fault for fault in found.faults if fault.startswith("input: ")]
+  if unread:
+    raise ValueError(unread[0].removeprefix("input: "))
+
+
+def _check_options() -> None:
+  """Check that there is a question, and that all that flags name exists.
+
+  Raises:
+    ValueError, FileNotFoundError: if something is missing.
+  """
+  if not _QUESTION.value.strip():
     raise ValueError(
       'There is no question.  Ask one: --question="Whose flag is this?"'
     )
+  image = _IMAGE.value
   if image and not os.path.isfile(image):
     raise FileNotFoundError(f"--image={image} does not exist.")
-  trained = openai_policy.open_policy(_POLICY.value)
-  kbs = retriever.open_kbs(_KB.value)
-  found = ask(trained, kbs, text, image, _SEED.value, _METHOD.value)
-  print("\n".join(lines(found)))
-  unread = [f for f in found.faults if f.startswith("input: ")]
-  if unread:
-    raise ValueError(unread[0].removeprefix("input: "))
+  shared_flags.check_policy(_POLICY.value)
+  kb_meta.check_kb_dir(_KB_DIR.value)
+
+
+def answer_question(
+  policy: "interface.PolicyInterface",
+  kbs: "dict[str, knowledge_base.KnowledgeBase]",
+  text: str,
+  image: str,
+  settings: "run_settings.RunSettings",
+) -> Trajectory:
+  """Return the trajectory of one question.
+
+  Args:
+    policy: the policy that plans and answers.
+    kbs: the knowledge bases, by kind.
+    text: the question.
+    image: path of the image that it is about, or "".
+    settings: the method and its settings.
+  """
+  (found,) = router.route(
+    policy,
+    kbs,
+    [Question("question", text, image=image)],
+    settings.random_key,
+    method=registry.METHODS[settings.method](settings.seed),
+    sampling=settings.sampling,
+    max_steps=settings.max_steps,
+    k=settings.k,
+  )
+  return found
+
+
+def format_trajectory(trajectory: Trajectory) -> Iterator[str]:
+  """Yield the lines of a trajectory for a terminal.
+
+  Text of models and knowledge bases is not trusted: control characters are
+  dropped.
+  """
+  question = trajectory.question
+  yield f"Question   {sanitize_text(question.text)}"
+  if question.image:
+    yield f"Image      {sanitize_text(question.image)}"
+  for number, done in enumerate(trajectory.rounds, 1):
+    plan = done.plan
+    yield ""
+    yield f"Round {number}    {format.route_names(plan)}"
+    if plan.thought:
+      yield f"  thinks   {sanitize_text(plan.thought)}"
+    yield f"  asks     {sanitize_text(plan.sub_question)}"
+    for passage in done.passages:
+      text = sanitize_text(passage.text, 300)
+      yield f"  finds    [{passage.score:.2f}] {text}"
+      yield f"           {sanitize_text(passage.id)}"
+    yield f"  answers  {_format_answer(done.answer)}"
+  yield ""
+  for fault in trajectory.faults:
+    yield f"Fault      {sanitize_text(fault)}"
+  yield f"Answer     {_format_answer(trajectory.final)}"
+
+
+def _format_answer(answer: Answer | Malformed) -> str:
+  """Return an answer on one line, with the reason if it is malformed."""
+  text = answer.text
+  if isinstance(answer, Malformed):
+    text = f"{text}  (malformed: {answer.reason})".strip()
+  return sanitize_text(text)
 
 
 if __name__ == "__main__":

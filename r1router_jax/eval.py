@@ -1,21 +1,19 @@
-r"""Policies and baselines on benchmarks: predictions, scores, a report.
+r"""Compares policies and baselines on benchmarks, and writes a report.
 
-  python -m r1router_jax.eval --workdir=runs/eval --kb=runs/kb \
+  python -m r1router_jax.eval --workdir=runs/eval --kb_dir=runs/kb \
       --policy=warm_start=runs/sft/policy,step_grpo=runs/step_grpo/policy \
-      --config.methods=r1_router,direct,rag_all --report=runs/report.html
+      --method=r1_router,direct,rag_all --report=runs/report.html
 
-Every policy routes for itself; the other methods are baselines, and are written
-by the last policy.  The questions of all benchmarks go through a method at
-once.  Trajectories are appended to <workdir>/predictions.jsonl as they are
-made.  A run that was interrupted takes up what it finds there, where policy,
-knowledge bases and settings are still the same.
+By the method r1_router every policy routes for itself; the other methods are
+baselines, and run with the last policy only.  The questions of all benchmarks
+go through a method at once.  Trajectories are appended to
+<workdir>/predictions.jsonl as they are made.  An interrupted run resumes from
+that file, as long as policy, knowledge bases and settings are the same.
 
-With --config.samples several trajectories of each question are drawn, and
-counted alone (means), by pass@k and by majority.
+With --samples each question is answered several times; the report then has the
+means, pass@k and the majority vote.
 
 Intervals are 95 % bootstrap intervals over questions, or over steps.
-
-Axes:  N questions   n steps
 """
 
 import json
@@ -24,77 +22,106 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_dict
+from etils import epy
 
-from r1router_jax.common import cli, jsonl, records, run_log, trajectory_io
+from r1router_jax.common import (
+  cli,
+  files,
+  records,
+  shared_flags,
+  trajectory_io,
+)
 from r1router_jax.common.records import Question
 from r1router_jax.data import benchmarks, georouter
-from r1router_jax.evaluation import runner, score_file, step_rewards
-from r1router_jax.evaluation import tables as tables_lib
-from r1router_jax.policy import openai_policy
-from r1router_jax.report import html
-from r1router_jax.report import table as table_lib
-from r1router_jax.retrieval import retriever
-from r1router_jax.routing import device_loop
-from r1router_jax.routing.baselines import registry
+from r1router_jax.retrieval import kb_meta
 
-_POLICY = flags.DEFINE_list(
-  "policy",
-  ["warm_start"],
-  "Policies as NAME=DIR, oldest first; a model "
-  "elsewhere is NAME=openai:http://host:port/v1#model.",
-  allow_override=True,
+# Imported when used, so that wrong flags are answered before JAX is imported.
+with epy.lazy_imports():
+  from r1router_jax.common import run_log
+  from r1router_jax.evaluation import runner, score_file, step_rewards, tables
+  from r1router_jax.policy import openai_policy
+  from r1router_jax.report import html
+  from r1router_jax.report import table as table_lib
+  from r1router_jax.retrieval import retriever
+
+_POLICY = shared_flags.define_policies()
+_KB_DIR = shared_flags.define_kb_dir()
+_WORKDIR = shared_flags.define_workdir("predictions and scores")
+_METHOD = shared_flags.define_methods(
+  (
+    shared_flags.ROUTER,
+    "always_text",
+    "always_all",
+    "random_route",
+    "oracle_route",
+  )
 )
-
-_KB = flags.DEFINE_string(
-  "kb",
-  "runs/quickstart/kb",
-  "Folder of the knowledge bases, as build_kb "
-  "wrote it, or the place of each: text=http://host:port,image=DIR/image,"
-  "table=DIR/table.",
-  allow_override=True,
-)
-
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
-  None,
-  "Where predictions and scores are written.",
-  allow_override=True,
-)
-
 _BENCHMARK = flags.DEFINE_list(
   "benchmark",
   ["georouter"],
-  f"Whose questions are asked, of {', '.join(benchmarks.NAMES)}.",
+  f"Benchmarks whose questions are asked, of {', '.join(benchmarks.NAMES)}.",
   allow_override=True,
 )
-
-_DATA = flags.DEFINE_string(
-  "data",
+_DATA = shared_flags.define_data()
+_IMAGES = shared_flags.define_images()
+_SPLIT = shared_flags.define_split("test", georouter.SPLITS)
+_QUESTIONS = shared_flags.define_questions()
+_K = shared_flags.define_k()
+_MAX_STEPS = shared_flags.define_max_steps(records.MAX_HOPS)
+_TEMPERATURE = shared_flags.define_temperature(0.0)
+_TOP_K = shared_flags.define_top_k(0)
+_TOP_P = shared_flags.define_top_p()
+_SAMPLES = flags.DEFINE_integer(
+  "samples",
+  1,
+  "Number of times that each question is answered.",
+  lower_bound=1,
+)
+_SEED = shared_flags.define_seed()
+_RAW_ANSWERS = flags.DEFINE_bool(
+  "raw_answers",
+  False,
+  "Whether a malformed final answer is scored as it stands, as R1-Router does, "
+  "and not as wrong.",
+)
+_JUDGE = flags.DEFINE_string(
+  "judge",
   "",
-  "Folder of the question files; of jsonl, the file.",
-  allow_override=True,
+  "A model that judges answers, too: openai:http://host:port/v1#model.",
 )
-
-_IMAGES = flags.DEFINE_string(
-  "images",
-  "",
-  "Folder or .zip of the questions' pictures.",
-  allow_override=True,
+_STEP_REWARDS = flags.DEFINE_bool(
+  "step_rewards",
+  True,
+  "Whether to reward responses to GeoRouter's gold steps, too.",
 )
-
-_SPLIT = flags.DEFINE_enum("split", "test", georouter.SPLITS, "Of GeoRouter.")
-
-_QUESTIONS = flags.DEFINE_integer(
-  "questions", 0, "How many of each benchmark; 0 is all.", lower_bound=0
+_CHUNK = flags.DEFINE_integer(
+  "chunk",
+  1024,
+  "Number of questions that are answered together and then saved.  No answer "
+  "depends on it; take fewer if a policy is slow.",
+  lower_bound=1,
 )
-
+_ROUTING_LOOP = flags.DEFINE_enum(
+  "routing_loop",
+  shared_flags.ROUTING_LOOPS[0],
+  shared_flags.ROUTING_LOOPS,
+  "What drives the routing loop; all give the same answers.  host: Python; "
+  "halves: Python, and one half of the questions searches while the other "
+  "generates; fused: one program on the device, which calls back to search.",
+)
+_REPORT = flags.DEFINE_string("report", "", "HTML page to write, if any.")
+_CURVES = flags.DEFINE_list(
+  "curves",
+  [],
+  "Training runs whose learning curves and samples the report shows, as "
+  "NAME=WORKDIR.",
+)
 _SCORE_ONLY = flags.DEFINE_bool(
   "score_only",
   False,
-  "Whether to score --predictions and do nothing else; see score_only.py.",
+  "Whether to score the file --predictions and do nothing else; see "
+  "evaluation/score_file.py.",
 )
-
 _PREDICTIONS = flags.DEFINE_string(
   "predictions",
   "",
@@ -102,70 +129,72 @@ _PREDICTIONS = flags.DEFINE_string(
   '"llm_answer" in each line.',
 )
 
-_JUDGE = flags.DEFINE_string(
-  "judge",
-  "",
-  "A model that judges answers, too: openai:http://host:port/v1#model.",
-)
 
-_CONFIG = cli.options(
-  config_dict.create(
-    methods="r1_router,always_text,always_all,random_route,oracle_route",
-    max_steps=records.MAX_HOPS,
-    k=1,
-    temperature=0.0,
-    top_k=0,
-    top_p=1.0,
-    samples=1,
-    raw_answers=False,
-  ),
-  f"""methods: with commas between them, of {", ".join(registry.METHODS)};
-max_steps: searches before the last answer; k: passages that each search reads
-of a knowledge base; temperature, top_k, top_p: of the drawing of tokens;
-samples: of each question; raw_answers: whether a last answer that is not of the
-protocol is scored as it stands, as R1-Router does, and not as wrong.""",
-)
+def main(_) -> None:
+  """Evaluate every method, or score a file of predictions."""
+  if _SCORE_ONLY.value:
+    names = ",".join(_BENCHMARK.value)
+    scores = score_file.score_predictions(
+      names, _PREDICTIONS.value, _DATA.value
+    )
+    print(json.dumps(scores))
+    return
+  policy_places = _split_names(_POLICY.value, "policy")
+  runs = _split_names(_CURVES.value, "curves")
+  _check_options(policy_places)
 
-_CHUNK = flags.DEFINE_integer(
-  "chunk",
-  1024,
-  "Questions that are answered together, and then saved; no "
-  "answer depends on it.  Take fewer where a policy is slow.",
-  lower_bound=1,
-)
+  # 1. Open everything that the run reads.
+  workdir = pathlib.Path(_WORKDIR.value)
+  workdir.mkdir(parents=True, exist_ok=True)
+  questions = _load_questions(workdir)
+  curves = tables.load_curves(runs)
+  kbs = retriever.open_kbs(_KB_DIR.value)
+  policies = {
+    name: openai_policy.open_policy(place)
+    for name, place in policy_places.items()
+  }
+  labels = {
+    name: runner.run_label(name, policy, kbs)
+    for name, policy in policies.items()
+  }
 
-_LOOP = flags.DEFINE_enum(
-  "loop",
-  "host",
-  device_loop.LOOPS,
-  "Who drives the routing loop; all give the "
-  "same: the host, the host with one half searching while the other draws, "
-  "or the device.",
-)
+  # 2. Answer all questions by every method.
+  results = _evaluate_methods(policies, labels, kbs, questions, workdir)
+  for name, value in retriever.pop_search_metrics(kbs).items():
+    logging.info("%s: %.3g", name, value)
 
-_STEP_REWARDS = flags.DEFINE_bool(
-  "step_rewards",
-  True,
-  "Whether to reward responses to GeoRouter's gold steps, too.",
-)
+  # 3. Reward each policy's responses to gold steps.
+  traced = [q for q in questions if q.hops is not None]
+  rewards = {}
+  if traced and _STEP_REWARDS.value:
+    path = workdir / "step_rewards.jsonl"
+    rewards = step_rewards.score_policies(
+      policies, labels, kbs, traced, _SEED.value, path
+    )
 
-_SEED = flags.DEFINE_integer("seed", 0, "Of all samples.", allow_override=True)
-
-_REPORT = flags.DEFINE_string("report", "", "Page to write, if any.")
-
-_CURVES = flags.DEFINE_list(
-  "curves",
-  [],
-  "Runs whose learning curves and samples the report shows, NAME=WORKDIR.",
-)
+  # 4. Write scores, print tables, write the report.
+  scores = dict(
+    benchmarks=_BENCHMARK.value,
+    split=_SPLIT.value,
+    questions=len(questions),
+    seed=_SEED.value,
+    **tables.summarize_results(results, rewards),
+  )
+  files.write_json(workdir / "scores.json", scores)
+  _report_results(results, rewards, runs, curves)
 
 
-def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
-  """["a=x"] as {"a": "x"}; a folder alone is named by its last parts."""
+def _split_names(pairs: Sequence[str], flag: str) -> dict[str, str]:
+  """Return {"a": "x"} for ["a=x"]; a folder without a name has its last part's.
+
+  Raises:
+    ValueError: if a folder is missing or a name is given twice.
+  """
   named = {}
   for pair in pairs:
     name, _, folder = pair.rpartition("=")
-    parts = [p for p in pathlib.Path(folder).parts if p != "policy"]
+    # "runs/sft/policy" is the policy of the run "sft".
+    parts = [part for part in pathlib.Path(folder).parts if part != "policy"]
     name = name or (parts[-1] if parts else folder)
     if not folder or name in named:
       raise ValueError(
@@ -175,120 +204,121 @@ def _named(pairs: Sequence[str], flag: str) -> dict[str, str]:
   return named
 
 
-def _questions(workdir: pathlib.Path) -> list[Question]:
-  """Those of all benchmarks."""
-  asked = []
+def _check_options(policy_places: Mapping[str, str]) -> None:
+  """Check what flags say together, and that the folders they name exist.
+
+  Raises:
+    ValueError, FileNotFoundError: if something cannot be done as asked.
+  """
+  methods = _METHOD.value or [""]
+  unknown = [m for m in methods if m not in shared_flags.METHODS]
+  if unknown:
+    raise ValueError(
+      f"--method: {', '.join(map(repr, unknown))} is no method; "
+      f"choose from {', '.join(shared_flags.METHODS)}."
+    )
+  if _SAMPLES.value > 1 and not _TEMPERATURE.value:
+    raise ValueError(
+      f"--samples={_SAMPLES.value} at temperature 0 would all be the same: "
+      "set --temperature, too."
+    )
+  if not policy_places:
+    raise ValueError("--policy names no policy.")
+  for place in policy_places.values():
+    shared_flags.check_policy(place)
+  kb_meta.check_kb_dir(_KB_DIR.value)
+
+
+def _load_questions(workdir: pathlib.Path) -> list[Question]:
+  """Return the questions of all benchmarks, the first --questions of each."""
+  questions = []
   for name in dict.fromkeys(_BENCHMARK.value):
-    found = benchmarks.load(
+    found = benchmarks.load_benchmark(
       name, _DATA.value, _IMAGES.value, _SPLIT.value, str(workdir / "pictures")
     )
-    asked += found[: _QUESTIONS.value or None]
-  return asked
+    questions += found[: _QUESTIONS.value or None]
+  return questions
 
 
-def main(_) -> None:
-  if _SCORE_ONLY.value:
-    print(
-      json.dumps(
-        score_file.run(
-          ",".join(_BENCHMARK.value), _PREDICTIONS.value, _DATA.value
-        )
-      )
-    )
-    return
-  methods = runner.settings_of(_CONFIG.value, _SEED.value)
-  workdir = pathlib.Path(_WORKDIR.value)
-  workdir.mkdir(parents=True, exist_ok=True)
-  questions = _questions(workdir)
-  folders = _named(_POLICY.value, "policy")
-  runs = _named(_CURVES.value, "curves")
-  curves = tables_lib.curves(runs)
-  kbs = retriever.open_kbs(_KB.value)
-  policies = {
-    name: openai_policy.open_policy(at) for name, at in folders.items()
-  }
-  labels = {
-    name: runner.label_of(name, trained, kbs)
-    for name, trained in policies.items()
-  }
-  last = list(policies)[-1]
-  found = [
-    tables_lib.together(
-      [
-        runner.evaluate(
+def _evaluate_methods(
+  policies: Mapping[str, Any],
+  labels: Mapping[str, dict[str, str]],
+  kbs: Mapping[str, Any],
+  questions: Sequence[Question],
+  workdir: pathlib.Path,
+) -> list[Any]:
+  """Return a `tables.MethodResult` of each method, and of each router."""
+  common = dict(
+    seed=_SEED.value,
+    max_steps=_MAX_STEPS.value,
+    k=_K.value,
+    temperature=_TEMPERATURE.value,
+    top_k=_TOP_K.value,
+    top_p=_TOP_P.value,
+  )
+  methods = runner.settings_by_method(_METHOD.value, _SAMPLES.value, common)
+  *_, last = policies
+  results = []
+  for method, samples in methods.items():
+    for name in policies if method == shared_flags.ROUTER else [last]:
+      sampled = [
+        runner.evaluate_method(
           policies[name],
           kbs,
           questions,
           settings,
           path=workdir / "predictions.jsonl",
           label=labels[name],
-          loop=_LOOP.value,
-          chunk=_CHUNK.value,
-          judged_by=_JUDGE.value,
-          raw=_CONFIG.value.raw_answers,
+          routing_loop=_ROUTING_LOOP.value,
+          chunk_size=_CHUNK.value,
+          judge=_JUDGE.value,
+          raw_answers=_RAW_ANSWERS.value,
         )
         for settings in samples
       ]
-    )
-    for method, samples in methods.items()
-    for name in (policies if method == registry.ROUTER else [last])
-  ]
-  for name, value in retriever.report(kbs).items():
-    logging.info("%s: %.3g", name, value)
-  traced = [q for q in questions if q.hops is not None]
-  earned = (
-    step_rewards.of_policies(
-      policies, labels, kbs, traced, _SEED.value, workdir / "step_rewards.jsonl"
-    )
-    if traced and _STEP_REWARDS.value
-    else {}
-  )
-  jsonl.replace(
-    workdir / "scores.json",
-    dict(
-      benchmarks=_BENCHMARK.value,
-      split=_SPLIT.value,
-      questions=len(questions),
-      seed=_SEED.value,
-      **tables_lib.summary(found, earned),
-    ),
-  )
-  _show(found, earned, runs, curves)
+      results.append(tables.aggregate_samples(sampled))
+  return results
 
 
-def _show(
-  found: tables_lib.Results,
-  earned: tables_lib.Earned,
+def _report_results(
+  results: Sequence[Any],
+  rewards: Mapping[str, Any],
   runs: Mapping[str, str],
   curves: Mapping[str, Any],
 ) -> None:
-  """Prints tables and claims, and writes the page."""
-  tables = tables_lib.tables(found, earned)
-  where = ", ".join(_BENCHMARK.value)
-  if where == "georouter":
-    where = (
-      "unseen countries"
-      if _SPLIT.value == "test"
-      else f"split {_SPLIT.value!r}"
-    )
-  claims = tables_lib.claims(found, earned, where)
-  for name, table in tables.items():
-    print(f"\n{name}\n{table_lib.as_text(table)}")
-  print("\n" + "\n".join(claims))
+  """Print tables and a summary, and write the page if one is asked for.
+
+  Args:
+    results: a `tables.MethodResult` of each method.
+    rewards: step rewards, by policy.
+    runs: folders of training runs, by name.
+    curves: scalars of these runs, see `tables.load_curves`.
+  """
+  subject = ", ".join(_BENCHMARK.value)
+  if subject == "georouter":
+    is_test = _SPLIT.value == "test"
+    subject = "unseen countries" if is_test else f"split {_SPLIT.value!r}"
+  found = tables.make_tables(results, rewards)
+  summary = tables.summary_lines(results, rewards, subject)
+  for name, table in found.items():
+    print(f"\n{name}\n{table_lib.format_table(table)}")
+  print("\n" + "\n".join(summary))
   if not _REPORT.value:
     return
-  shown = next(
-    (r for r in reversed(found) if r.method == registry.ROUTER), found[-1]
-  ).trajectories
-  html.write(
+
+  # The page shows trajectories of the last policy that routes for itself.
+  routed = [r for r in results if r.method == shared_flags.ROUTER]
+  shown = (routed or results)[-1].trajectories
+  is_right = [html.is_exactly_right(trajectory) for trajectory in shown]
+  html.write_page(
     _REPORT.value,
-    title=f"R1-Router on {where}",
-    claims=claims,
-    tables=tables,
+    title=f"R1-Router on {subject}",
+    summary=summary,
+    tables=found,
     curves=curves,
-    sampled={run: run_log.read_samples(at) for run, at in runs.items()},
-    trajectories=trajectory_io.pick(shown, [html.right(t) for t in shown], 12),
-    notes=tables_lib.NOTES,
+    sample_groups={run: run_log.read_samples(at) for run, at in runs.items()},
+    trajectories=trajectory_io.select_examples(shown, is_right, 12),
+    notes=tables.NOTES,
   )
   print(f"The report is {_REPORT.value}.")
 

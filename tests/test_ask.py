@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
@@ -8,26 +5,29 @@ from absl.testing import flagsaver
 from r1router_jax import ask
 from r1router_jax.common.records import Answer, Plan
 from r1router_jax.protocol import format
+from r1router_jax.routing.run_settings import RunSettings
 from tests import fakes
 
 
-def script(kind, prompt, temperature):
+def write_response(kind, prompt, temperature):
+  """Asks the text knowledge base once, and answers "Chad"."""
   if kind == "plan" and "Answer1" not in prompt:
-    return format.render_plan(Plan("hm", "Who?\x1b[31m", "text"))
+    return format.render_plan(Plan("hm", "Who?\x1b[31m", ("text",)))
   if kind == "plan":
-    return format.render_plan(Plan("", "None", "none"))
+    return format.render_plan(Plan("", "None", ()))
   if kind == "answer":
     return "no tags\u202e"
   return format.render_answer(Answer("", "Chad"))
 
 
-def shown(**options):
-  found = ask.ask(fakes.Scripted(script), fakes.kbs(), "Where?", **options)
-  return list(ask.lines(found))
+def answer(script=write_response, *, image="", method="r1_router", **options):
+  policy = fakes.Scripted(script, **options)
+  settings = RunSettings(method)
+  return ask.answer_question(policy, fakes.kbs(), "Where?", image, settings)
 
 
-def test_the_trajectory_is_shown_and_clean():
-  lines = shown()
+def test_trajectory_is_printed_without_control_characters():
+  lines = list(ask.format_trajectory(answer()))
   assert lines[:3] == ["Question   Where?", "", "Round 1    Text Retriever"]
   assert lines[3:6] == [
     "  thinks   hm",
@@ -40,57 +40,37 @@ def test_the_trajectory_is_shown_and_clean():
   assert all(line.isprintable() for line in lines)
 
 
-def test_all_routes_are_shown():
-  def two(kind, prompt, temperature):
+def test_all_routes_of_a_plan_are_printed():
+  def name_two_routes(kind, prompt, temperature):
     if kind == "plan" and "Answer1" not in prompt:
-      return format.render_plan(Plan("", "Who?", "table", ("text",)))
-    return script(kind, prompt, temperature)
+      return format.render_plan(Plan("", "Who?", ("table", "text")))
+    return write_response(kind, prompt, temperature)
 
-  found = ask.ask(fakes.Scripted(two, routes=2), fakes.kbs(), "Where?")
-  assert "Round 1    Table Retriever, Text Retriever" in ask.lines(found)
+  lines = ask.format_trajectory(answer(name_two_routes, routes=2))
+  assert "Round 1    Table Retriever, Text Retriever" in lines
 
 
-def test_any_method_answers():
-  found = ask.ask(
-    fakes.Scripted(lambda *of: "Lake Chad"),
-    fakes.kbs(),
-    "Where?",
-    method="rag_text",
-  )
+def test_baseline_method_answers():
+  found = answer(lambda *_: "Lake Chad", method="rag_text")
   assert found.final.text == "Lake Chad" and len(found.rounds) == 1
 
 
-def test_a_picture_that_cannot_be_read_is_said():
-  lines = shown(image="missing.png")
+def test_unreadable_image_is_printed():
+  lines = list(ask.format_trajectory(answer(image="missing.png")))
+  assert "Image      missing.png" in lines
   assert "Fault      input: missing.png does not exist." in lines
   assert lines[-1].startswith("Answer     (malformed: missing.png")
 
 
 @pytest.fixture
-def parsed():
+def parsed_flags():
   absl_flags.FLAGS.mark_as_parsed()
   yield
   absl_flags.FLAGS.unparse_flags()
 
 
-@pytest.mark.parametrize(
-  "flags, said",
-  [
-    (dict(question="  "), "There is no question"),
-    (dict(question="Who?", image="no.png"), "--image=no.png does not exist"),
-    (dict(question="Who?", policy="no/policy"), "no folder no/policy"),
-  ],
-)
-def test_what_the_user_can_put_right(parsed, flags, said):
-  with flagsaver.flagsaver(**flags):
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+def test_policy_that_the_hub_does_not_have_is_rejected(parsed_flags):
+  """Other wrong options are those of tests/common/test_cli.py."""
+  with flagsaver.flagsaver(question="Who?", image="", policy="no/policy"):
+    with pytest.raises(FileNotFoundError, match="no folder no/policy"):
       ask.main([])
-
-
-def test_exit_code_and_one_line():
-  done = subprocess.run(
-    [sys.executable, "-m", "r1router_jax.ask"], capture_output=True, text=True
-  )
-  assert done.returncode == 2 and done.stdout == ""
-  assert done.stderr.startswith("ERROR: There is no question.")
-  assert done.stderr.count("\n") == 1

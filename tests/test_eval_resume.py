@@ -13,66 +13,73 @@ from r1router_jax.common import jsonl
 
 KILLS = int(os.environ.get("KILLS", "1"))
 
-QUESTIONS, CHUNK = 16, 2
+QUESTIONS = 16
+CHUNK = 2
 
 
-def run(kbs, workdir):
+def command(kbs, workdir):
   return [
     sys.executable,
     "-m",
     "r1router_jax.eval",
-    f"--kb={kbs}",
+    f"--kb_dir={kbs}",
     f"--workdir={workdir}",
     f"--questions={QUESTIONS}",
     f"--chunk={CHUNK}",
     "--step_rewards=false",
-    "--config.methods=r1_router,ircot",
-    "--config.temperature=1",
-    "--config.samples=2",
+    "--method=r1_router,ircot",
+    "--temperature=1",
+    "--samples=2",
   ]
 
 
-def rows(workdir):
+def read_predictions(workdir):
   return [
     {name: value for name, value in row.items() if name != "seconds"}
-    for row in jsonl.read(workdir / "predictions.jsonl")
+    for row in jsonl.read_rows(workdir / "predictions.jsonl")
   ]
 
 
-def untimed(tree):
+def without_seconds(tree):
   if isinstance(tree, dict):
     return {
-      name: untimed(value) for name, value in tree.items() if name != "seconds"
+      name: without_seconds(value)
+      for name, value in tree.items()
+      if name != "seconds"
     }
-  return [untimed(each) for each in tree] if isinstance(tree, list) else tree
+  return (
+    [without_seconds(each) for each in tree] if isinstance(tree, list) else tree
+  )
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_is_killed(kbs, tmp_path):
-  """`KILLS=10 pytest -m slow tests/test_eval_killed.py` kills it ten times."""
-  rng, whole, killed = (
-    np.random.default_rng(0),
-    tmp_path / "whole",
-    tmp_path / "killed",
-  )
-  subprocess.run(run(kbs, whole), check=True, capture_output=True)
+def test_killed_evaluation_gives_the_same_results(kbs, tmp_path):
+  """`KILLS=10 pytest -m slow tests/test_eval_resume.py` kills it ten times."""
+  rng = np.random.default_rng(0)
+  whole = tmp_path / "whole"
+  killed = tmp_path / "killed"
+  subprocess.run(command(kbs, whole), check=True, capture_output=True)
+  # Kill it somewhere in the chunk after the next one that is saved.
   for _ in range(KILLS):
-    before = len(rows(killed))
+    before = len(read_predictions(killed))
     process = subprocess.Popen(
-      run(kbs, killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+      command(kbs, killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    while len(rows(killed)) <= before:
+    while len(read_predictions(killed)) <= before:
       assert process.poll() is None, process.stderr.read()
       time.sleep(0.02)
     time.sleep(rng.uniform(0, 0.5))
     process.kill()
     process.communicate()
-  at_last = len(rows(killed))
-  assert at_last < 4 * QUESTIONS  # It was not done before.
-  subprocess.run(run(kbs, killed), check=True, capture_output=True)
-  assert rows(killed) == rows(whole) and len(rows(whole)) == 4 * QUESTIONS
+  count = len(read_predictions(killed))
+  assert count < 4 * QUESTIONS  # It had not ended by itself.
+  subprocess.run(command(kbs, killed), check=True, capture_output=True)
+  assert (
+    read_predictions(killed) == read_predictions(whole)
+    and len(read_predictions(whole)) == 4 * QUESTIONS
+  )
   one, other = (
-    untimed(json.loads((of / "scores.json").read_text()))
+    without_seconds(json.loads((of / "scores.json").read_text()))
     for of in (whole, killed)
   )
   assert one == other and "pass@2" in one["results"][0]

@@ -21,8 +21,8 @@ FLOORS = (
   ("generation", "retrieval", "protocol", "metrics"),
   ("inputs", "rewards", "data", "report"),
   ("policy",),
-  ("routing", "synthesis"),
-  ("training", "evaluation"),
+  ("routing",),
+  ("training", "evaluation", "synthesis"),
   (
     "train",
     "eval",

@@ -1,16 +1,20 @@
-"""How every command starts, and how it ends.
+"""Runs a command: parses its flags, calls `main`, turns errors into exit codes.
 
   if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)
 
-What the person at the keyboard can put right is one line and exit code 2: an
-unknown flag or config key, a word too many, a path that is not there, and every
-ValueError, ImportError or ConnectionError that this package raises itself.
-Anything else is a fault of ours, with its traceback and exit code 1.
-`--verbosity=1` shows every traceback.
+An error that the user can put right is one line on stderr and exit code 2: an
+unknown flag or config key, an argument that is no flag, a path that does not
+exist, and every ValueError, ImportError or ConnectionError that this package
+raises itself.  Any other exception is a bug, with its traceback and exit code
+1.  `--verbosity=1` shows every traceback.
+
+JAX is not imported here before a command's own code imports it, so that wrong
+flags and `--help` are answered at once.
 """
 
 import difflib
+import dis
 import glob
 import logging as std_logging
 import os
@@ -20,25 +24,19 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
-import jax
 from absl import app, flags, logging
-from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
-USAGE = 2  # Exit code of a command that was asked for what it cannot do.
+USAGE = 2  # Exit code if the user asked for something impossible.
+INTERRUPTED = 130  # Exit code after Ctrl-C.
+PREEMPTED = 42  # Exit code if all work was saved: start the command again.
 
-INTERRUPTED = 130
-
-PREEMPTED = 42  # What was done is saved: start the command again.
-
-
-_COMPILED = os.path.join(
+# XLA's compiled programs; one folder for all commands.
+_PROGRAM_CACHE = os.path.join(
   os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
   "r1router_jax",
 )
-
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 _PATH_ERRORS = (
   FileNotFoundError,
   FileExistsError,
@@ -46,117 +44,137 @@ _PATH_ERRORS = (
   NotADirectoryError,
   PermissionError,
 )
-
+_JAX_FLAG = re.compile(r"--?(no)?jax_|--?helpfull")
 _OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")
 
 
-flags.disclaim_key_flags()  # What `options` defines is the command's.
-
-
 class Preempted(Exception):
-  """This machine is wanted back; says what was saved."""
+  """The machine is wanted back; the message says what was saved."""
 
 
-def keep_programs() -> None:
-  """Keeps what XLA compiles for the next run of any command."""
-  if not jax.config.jax_compilation_cache_dir:
-    jax.config.update("jax_compilation_cache_dir", _COMPILED)
-    # Many small programs take as long as a large one.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+def enable_program_cache() -> None:
+  """Keep XLA's compiled programs on disk for the next run of any command."""
+  directory = "jax_compilation_cache_dir"
+  min_seconds = "jax_persistent_cache_min_compile_time_secs"
+  if "jax" in sys.modules:
+    import jax
 
-
-def _is_for_the_log(record: std_logging.LogRecord) -> bool:
-  """Whether to show a log line: all of ours, warnings of the libraries."""
-  ours = record.pathname.startswith(_PACKAGE)
-  return ours or record.levelno >= std_logging.WARNING
+    if not getattr(jax.config, directory):
+      jax.config.update(directory, _PROGRAM_CACHE)
+      # Many small programs take as long to compile as one large one.
+      jax.config.update(min_seconds, 0.1)
+  elif not os.environ.get(directory.upper()):
+    # JAX reads these variables when it is imported.
+    os.environ[directory.upper()] = _PROGRAM_CACHE
+    os.environ[min_seconds.upper()] = "0.1"
 
 
 def run(main: Callable[[list[str]], object]) -> None:
-  """Parses the flags and calls `main(argv)`, as `absl.app.run`; then exits."""
+  """Parse the flags, call `main(argv)` and exit, like `absl.app.run`."""
 
-  def guarded(argv: list[str]) -> object:
+  def guarded_main(argv: list[str]) -> object:
     try:
       if len(argv) > 1:
         raise app.UsageError(
           f"What is {argv[1]!r}?  Every argument is a flag, --name=value; "
           "see --help."
         )
-      if not logging.level_debug():  # It lists every backend not there.
-        std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
-        logging.get_absl_handler().addFilter(_is_for_the_log)
-      keep_programs()
+      _quieten_libraries()
+      enable_program_cache()
       return main(argv)
     except KeyboardInterrupt:
-      _leave(INTERRUPTED, "Interrupted.")
+      _exit(INTERRUPTED, "Interrupted.")
     except Preempted as error:
-      _leave(PREEMPTED, str(error))
+      _exit(PREEMPTED, str(error))
     except Exception as error:
       if flags.FLAGS.pdb_post_mortem:
         raise
-      ours = not _is_for_the_user(error)
-      if ours or logging.level_debug():
+      expected = _is_user_error(error)
+      if not expected or logging.level_debug():
         traceback.print_exc()
-      _leave(1 if ours else USAGE, "" if ours else f"ERROR: {error}")
+      _exit(USAGE if expected else 1, f"ERROR: {error}" if expected else "")
 
-  jax.config.config_with_absl()  # Adds the --jax_... flags.
-  app.run(guarded, flags_parser=_parse)
+  # The --jax_... flags need JAX, whose import takes longer than all the rest.
+  if any(map(_JAX_FLAG.match, sys.argv[1:])):
+    import jax
+
+    jax.config.config_with_absl()
+  app.run(guarded_main, flags_parser=_parse_flags)
 
 
-def _is_for_the_user(error: Exception) -> bool:
-  """Whether `error` tells the user what to change."""
+def _quieten_libraries() -> None:
+  """Log all lines of this package, and only the warnings of libraries."""
+
+  def is_shown(record: std_logging.LogRecord) -> bool:
+    is_ours = record.pathname.startswith(_PACKAGE)
+    return is_ours or record.levelno >= std_logging.WARNING
+
+  if not logging.level_debug():
+    # At INFO this logger lists every backend that is not installed.
+    std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
+    logging.get_absl_handler().addFilter(is_shown)
+
+
+def _is_user_error(error: Exception) -> bool:
+  """Return whether the message of `error` tells the user what to change."""
   if isinstance(error, (app.UsageError, *_PATH_ERRORS)):
     return True
-  # Said by us: the innermost line is a `raise` of this package, and not one of
-  # a library that we called wrongly.
-  where = traceback.extract_tb(error.__traceback__)[-1]
-  return (
-    isinstance(error, (ValueError, ImportError, ConnectionError))
-    and os.path.abspath(where.filename).startswith(_PACKAGE + os.sep)
-    and (where.line or "").startswith("raise ")
-  )
+  if not isinstance(error, (ValueError, ImportError, ConnectionError)):
+    return False
+  # An error is meant for the user if a `raise` statement of this package made
+  # it.  One that was born in a library, or in an expression, is a bug.
+  innermost = error.__traceback__
+  while innermost.tb_next:
+    innermost = innermost.tb_next
+  code = innermost.tb_frame.f_code
+  opcode = dis.opname[code.co_code[innermost.tb_lasti]]
+  path = os.path.abspath(code.co_filename)
+  return opcode == "RAISE_VARARGS" and path.startswith(_PACKAGE + os.sep)
 
 
-def _leave(code: int, message: str = "") -> NoReturn:
-  """Ends this process, with `message` on one line."""
+def _exit(code: int, message: str = "") -> NoReturn:
+  """End this process, with `message` on one line of stderr."""
   if message:
     message = "".join(c if c.isprintable() else " " for c in message)
     print(" ".join(message.split()), file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
-  if jax.distributed.is_initialized():
-    # The others wait for us in a collective.  They end at once if we do not
-    # say goodbye, and after minutes if we do.
-    os._exit(code)
+  if "jax" in sys.modules:
+    import jax
+
+    if jax.distributed.is_initialized():
+      # The other processes wait for this one in a collective.  They end at
+      # once if it dies, and only after minutes if it says goodbye.
+      os._exit(code)
   sys.exit(code)
 
 
-def _parse(args: list[str]) -> list[str]:
-  """`flags.FLAGS(args)`, with errors that fit on a line."""
+def _parse_flags(args: list[str]) -> list[str]:
+  """Parse like `flags.FLAGS(args)`, with errors that fit on one line."""
   try:
-    for flag, path, _ in _configs(args):
+    for flag, path, _ in _config_files(args):
       if not os.path.exists(path):
-        near = difflib.get_close_matches(
-          path, glob.glob(os.path.join(os.path.dirname(path), "*.py")), 1
-        )
+        siblings = glob.glob(os.path.join(os.path.dirname(path), "*.py"))
+        similar = difflib.get_close_matches(path, siblings, 1)
         raise flags.Error(
-          f"--{flag}: there is no file {path}.{_did_you_mean(near)}"
+          f"--{flag}: there is no file {path}.{_did_you_mean(similar)}"
         )
     return flags.FLAGS(args)
-  except SystemExit:  # --help and its like, which are no failure.
+  except SystemExit:  # --help and the like, which are no failure.
     sys.exit(0)
   except flags.Error as error:
     # A ValueError of the config file comes with its traceback inside.
     first, *_, last = str(error).strip().splitlines() * 2
     message = first if first == last else f"{first} {last}"
   except (AttributeError, KeyError):
-    message = _unknown_key(args)
+    message = _unknown_config_key(args)
     if not message:
       raise
-  _leave(USAGE, f"ERROR: {message}")
+  _exit(USAGE, f"ERROR: {message}")
 
 
-def _configs(args: list[str]) -> Iterator[tuple[str, str, str]]:
-  """(flag, path, path:variant) of each config file named in `args`."""
+def _config_files(args: list[str]) -> Iterator[tuple[str, str, str]]:
+  """Yield (flag, path, "path:variant") of each config file named in `args`."""
   for arg, following in zip(args, [*args[1:], ""], strict=True):
     match = re.fullmatch(r"--?(\w+)(?:=(.*))?", arg)
     if (
@@ -168,48 +186,32 @@ def _configs(args: list[str]) -> Iterator[tuple[str, str, str]]:
       yield match[1], spec.split(":")[0], spec
 
 
-def options(known: config_dict.ConfigDict, about: str) -> flags.FlagHolder:
-  """The flag --config of a command that needs no config file."""
-  try:
-    return config_flags.DEFINE_config_dict("config", known, about)
-  except AttributeError:  # It looks at the command line already.
-    _leave(
-      USAGE, "ERROR: " + _unknown_in("config", "this command", known, sys.argv)
-    )
-
-
-def _unknown_key(args: list[str]) -> str:
-  """Names the first `--config.key` that its file does not have, or ""."""
-  for flag, path, spec in _configs(args):
-    if found := _unknown_in(
-      flag, path, flags.FLAGS[flag].parser.parse(spec), args
-    ):
-      return found
-  return ""
-
-
-def _unknown_in(flag: str, where: str, config: Mapping, args: list[str]) -> str:
-  keys = list(_keys(config))
-  for match in filter(None, map(_OVERRIDE.match, args)):
-    if match["flag"] == flag and match["key"] not in keys:
-      word = match["key"].split(".")[-1]
-      near = difflib.get_close_matches(match["key"], keys, 1) or [
-        key for key in keys if key.split(".")[-1] == word
+def _unknown_config_key(args: list[str]) -> str:
+  """Name the first `--config.key` that its file does not have, or return ""."""
+  for flag, path, spec in _config_files(args):
+    keys = list(_dotted_keys(flags.FLAGS[flag].parser.parse(spec)))
+    for match in filter(None, map(_OVERRIDE.match, args)):
+      key = match["key"]
+      if match["flag"] != flag or key in keys:
+        continue
+      # A key that is spelt alike, else one of that name in another section.
+      word = key.split(".")[-1]
+      similar = difflib.get_close_matches(key, keys, 1) or [
+        other for other in keys if other.split(".")[-1] == word
       ]
-      return (
-        f"--{flag}.{match['key']}: {where} has no such key."
-        f"{_did_you_mean([f'--{flag}.{key}' for key in near])}"
-      )
+      cure = _did_you_mean([f"--{flag}.{other}" for other in similar])
+      return f"--{flag}.{key}: {path} has no such key.{cure}"
   return ""
 
 
-def _keys(config: Mapping, prefix: str = "") -> Iterator[str]:
-  """The keys of nested mappings, dotted."""
+def _dotted_keys(config: Mapping, prefix: str = "") -> Iterator[str]:
+  """Yield the keys of nested mappings, such as "optim.lr"."""
   for key, value in config.items():
     yield prefix + key
     if hasattr(value, "items"):
-      yield from _keys(value, f"{prefix}{key}.")
+      yield from _dotted_keys(value, f"{prefix}{key}.")
 
 
-def _did_you_mean(near: list[str]) -> str:
-  return f"  Did you mean {near[0]}?" if near else ""
+def _did_you_mean(similar: list[str]) -> str:
+  """Return a question that names the first of `similar`, or ""."""
+  return f"  Did you mean {similar[0]}?" if similar else ""

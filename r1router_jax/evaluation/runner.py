@@ -1,217 +1,129 @@
-"""One method over many questions, as far as it was not done before.
+"""Evaluates one method over many questions, and resumes an interrupted run.
 
 Trajectories are appended to a file as they are made, each with what it depends
-on: weights, knowledge bases, settings.  What is there is not made again.
-
-Axes:  N questions
+on: weights, knowledge bases, settings.  A trajectory that is in the file is not
+made again.
 """
 
 import dataclasses
-import hashlib
-import json
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from absl import logging
-from ml_collections import config_dict
 
-from r1router_jax.common import jsonl, progress, records, trajectory_io
+from r1router_jax.common import resumable, trajectory_io
 from r1router_jax.common.records import Answer, Question, Trajectory
 from r1router_jax.evaluation import llm_judge, tables
-from r1router_jax.generation import token_sampling
-from r1router_jax.metrics import trajectories
+from r1router_jax.metrics import trajectories as metrics
 from r1router_jax.policy import interface, openai_policy
-from r1router_jax.retrieval import retriever
-from r1router_jax.routing import device_loop
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.routing import device_loop, run_settings
 from r1router_jax.routing.baselines import registry
+from r1router_jax.routing.run_settings import RunSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What trajectories depend on, beside policy and question.
-
-  Attributes:
-    method: a key of `methods.named.METHODS`.
-    seed: of all samples.
-    max_steps, k: see `router.route`.
-    temperature, top_k, top_p: see `drawing.Method`.
-    sample: which of several.
-  """
-
-  method: str
-  seed: int = 0
-  max_steps: int = records.MAX_HOPS
-  k: int = 1
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  sample: int = 0
-
-  @property
-  def key(self) -> jax.Array:
-    """Of its samples."""
-    key = jax.random.key(self.seed)
-    return jax.random.fold_in(key, self.sample) if self.sample else key
-
-  @property
-  def drawn(self) -> token_sampling.SamplingParams:
-    """How tokens are."""
-    return token_sampling.SamplingParams(
-      self.temperature, self.top_k, self.top_p
-    )
-
-
-def evaluate(
-  trained: interface.Responder,
-  kbs: Mapping[str, retriever.KnowledgeBase],
+def evaluate_method(
+  policy: interface.PolicyInterface,
+  kbs: Mapping[str, KnowledgeBase],
   questions: Sequence[Question],
-  settings: Settings,
+  settings: RunSettings,
   *,
   path: pathlib.Path | None = None,
   label: Mapping[str, str] | None = None,
-  loop: str = "host",
-  chunk: int = 1024,
-  judged_by: str = "",
-  raw: bool = False,
-) -> tables.Result:
-  """Runs one method over `questions`.
+  routing_loop: str = "host",
+  chunk_size: int = 1024,
+  judge: str = "",
+  raw_answers: bool = False,
+) -> tables.MethodResult:
+  """Answer `questions` by one method, and score the answers.
 
   Args:
-    trained: the policy.
-    kbs: by kind.
-    questions: with gold answers, and gold hops for routes.
+    policy: the policy that plans and answers.
+    kbs: the knowledge bases, by kind.
+    questions: questions with gold answers, and with gold hops to score routes.
     settings: the method and its settings.
-    path: where trajectories are appended; those that are there are kept.
-    label: fields that rows of this very run have, and no others.
-    loop: a key of `fused.LOOPS`.
-    chunk: questions that are answered together.
-    judged_by: the address of a judge, see judge.py, whose verdicts are kept
-      beside `path`.
-    raw: see `scoring.score`.
+    path: the file that trajectories are appended to and resumed from, if any.
+    label: fields that rows of this very run have, and rows of no other.
+    routing_loop: what drives the routing loop, a key of `device_loop.LOOPS`.
+    chunk_size: the number of questions that are answered together.
+    judge: the address of a model that judges answers, whose verdicts are kept
+      beside `path`; or "".
+    raw_answers: whether a malformed final answer is scored as it stands.
   """
-  label = dict(label or {}, **dataclasses.asdict(settings))
-  known = {} if path is None else _known(path, label, questions)
-  if known:
-    logging.info(
-      "%s: %d of %d questions were answered earlier.",
-      settings.method,
-      len(known),
-      len(questions),
-    )
-  by = registry.METHODS[settings.method](settings.seed)
-  left = [question for question in questions if question.id not in known]
-  chunks = [left[i : i + chunk] for i in range(0, len(left), chunk)]
-  title = (
-    f"{label.get('policy', 'policy')}, {settings.method}, "
-    f"{chunk} questions each"
-  )
-  for part in progress.progress(chunks, title) if chunks else ():
-    start = time.perf_counter()
-    walked = device_loop.LOOPS[loop](
-      trained,
+  method = registry.METHODS[settings.method](settings.seed)
+  name = (label or {}).get("policy", "policy")
+
+  def answer_chunk(chunk: Sequence[Question]) -> list[Trajectory]:
+    return device_loop.LOOPS[routing_loop](
+      policy,
       kbs,
-      part,
-      settings.key,
-      by=by,
-      method=settings.drawn,
+      chunk,
+      settings.random_key,
+      by=method,
+      method=settings.sampling,
       max_steps=settings.max_steps,
       k=settings.k,
     )
-    seconds = (time.perf_counter() - start) / len(part)
-    known |= {t.question.id: (t, seconds) for t in walked}
-    if path is not None:
-      scores = trajectories.score(walked, max_steps=settings.max_steps, raw=raw)
-      jsonl.append(
-        path,
-        [
-          dict(
-            label,
-            **trajectory_io.to_row(t),
-            seconds=seconds,
-            scores=trajectories.of(scores, i),
-          )
-          for i, t in enumerate(walked)
-        ],
-      )
-  walked, seconds = zip(*(known[q.id] for q in questions), strict=True)
-  columns = trajectories.score(walked, max_steps=settings.max_steps, raw=raw)
-  if judged_by:
-    columns["judge"] = llm_judge.judge(
-      questions,
-      [t.final.text if isinstance(t.final, Answer) else "" for t in walked],
-      judged_by,
-      path.with_name("judge.jsonl"),
+
+  def score(found: Sequence[Trajectory]) -> dict[str, np.ndarray]:
+    return metrics.score_trajectories(
+      found, max_steps=settings.max_steps, score_malformed=raw_answers
     )
-  return tables.Result(
-    label.get("policy", "policy"),
-    settings.method,
-    walked,
-    columns,
-    # Chunks that compile take longer; the median is of those that do not.
-    float(np.median(seconds)),
+
+  def to_row(trajectory: Trajectory) -> dict[str, Any]:
+    scores = metrics.row_scores(score([trajectory]), 0)
+    return dict(trajectory_io.to_row(trajectory), scores=scores)
+
+  # 1. Answer what the file does not hold yet.
+  answered = resumable.run_resumable(
+    questions,
+    answer_chunk,
+    to_row=to_row,
+    from_row=trajectory_io.from_row,
+    title=f"{name}, {settings.method}",
+    label=dict(label or {}, **dataclasses.asdict(settings)),
+    path=path,
+    chunk_size=chunk_size,
   )
+  found, seconds = zip(*(answered[q.id] for q in questions), strict=True)
+
+  # 2. Score all answers, by rules and perhaps by a judge.
+  columns = score(found)
+  if judge:
+    texts = [t.final.text if isinstance(t.final, Answer) else "" for t in found]
+    verdicts = path.with_name("judge.jsonl")
+    columns["judge"] = llm_judge.judge_answers(
+      questions, texts, judge, verdicts
+    )
+
+  # Chunks that compile take longer; the median is of those that do not.
+  median = float(np.median(seconds))
+  return tables.MethodResult(name, settings.method, found, columns, median)
 
 
-def _known(
-  path: pathlib.Path, label: Mapping[str, Any], questions: Sequence[Question]
-) -> dict[str, tuple[Trajectory, float]]:
-  """Trajectories in the file, with their seconds, by question."""
-  texts = {question.id: question for question in questions}
+def settings_by_method(
+  methods: Sequence[str], samples: int, common: Mapping[str, Any]
+) -> dict[str, list[RunSettings]]:
+  """Return the settings of each sample, by method.
+
+  Args:
+    methods: keys of `registry.METHODS`.
+    samples: the number of samples of each question.
+    common: the settings that all methods and samples share.
+  """
   return {
-    row["id"]: (trajectory_io.from_row(row, texts[row["id"]]), row["seconds"])
-    for row in jsonl.read(path)
-    if row.get("id") in texts
-    and row["question"] == texts[row["id"]].text
-    and all(row.get(name) == value for name, value in label.items())
-  }
-
-
-def settings_of(
-  config: config_dict.ConfigDict, seed: int
-) -> dict[str, list[Settings]]:
-  """Those of each sample, by method."""
-  methods = [name.strip() for name in config.methods.split(",")]
-  if unknown := [name for name in methods if name not in registry.METHODS]:
-    raise ValueError(
-      f"--config.methods: {', '.join(map(repr, unknown))} is no method; "
-      f"choose from {', '.join(registry.METHODS)}."
-    )
-  if config.samples < 1 or config.max_steps < 1 or config.k < 1:
-    raise ValueError(
-      f"--config: samples {config.samples}, max_steps {config.max_steps} and "
-      f"k {config.k}; each is 1 or more."
-    )
-  if config.samples > 1 and not config.temperature:
-    raise ValueError(
-      f"--config.samples={config.samples} at temperature 0 would all be the "
-      "same: set --config.temperature, too."
-    )
-  same = {
-    name: config[name]
-    for name in ("max_steps", "k", "temperature", "top_k", "top_p")
-  }
-  return {
-    method: [
-      Settings(method, seed, sample=sample, **same)
-      for sample in range(config.samples)
-    ]
+    method: [RunSettings(method, sample=n, **common) for n in range(samples)]
     for method in methods
   }
 
 
-def label_of(
-  name: str,
-  trained: interface.Responder,
-  kbs: Mapping[str, retriever.KnowledgeBase],
+def run_label(
+  name: str, policy: interface.PolicyInterface, kbs: Mapping[str, KnowledgeBase]
 ) -> dict[str, str]:
-  """What tells this policy on these knowledge bases from any other."""
-  metas = json.dumps([base.meta for base in kbs.values()])
+  """Return fields that tell this policy and knowledge bases from others."""
   return dict(
     policy=name,
-    weights=openai_policy.fingerprint(trained),
-    kbs=hashlib.sha256(metas.encode()).hexdigest()[:16],
+    weights=openai_policy.fingerprint(policy),
+    kbs=run_settings.kbs_digest(kbs),
   )

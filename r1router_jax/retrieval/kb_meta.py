@@ -1,24 +1,109 @@
-"""Reads meta.json, the description of a built knowledge base."""
+"""The description of built knowledge bases, read without opening them.
+
+A knowledge base is a folder; its meta.json says what it was built from and is
+written last, so a folder without meta.json is unfinished.  Nothing here imports
+JAX, so that a command can check its flags before it loads anything.
+"""
 
 import json
 import os
+import re
+from collections.abc import Sequence
 
-FORMAT = 2  # Of the folder; raise it when its files change.
+from r1router_jax.common.records import KBS
 
-# What meta.json says of searching alone; vectors do not depend on it.
-OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
+# Version of the files in the folder; raise it when they change.
+FORMAT_VERSION = 2
+
+# Keys of meta.json that concern searching only: they may be added or removed
+# without embedding the passages again.
+SEARCH_OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
+
+# Embedder of each kind of knowledge base, unless another is chosen.
+DEFAULT_EMBEDDERS = {
+  "text": "minilm",
+  "image": "image_caption",
+  "table": "minilm",
+}
+
+# Embedders of knowledge bases that were built under an earlier name.
+_RENAMED_EMBEDDERS = {"picture": "image", "picture_caption": "image_caption"}
 
 
 def read_meta(folder: str) -> dict | None:
-  """What meta.json says, None where there is none."""
-  return read_json(os.path.join(folder, "meta.json"))
+  """Return the content of a folder's meta.json, or None if there is none.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
+  meta = read_json(os.path.join(folder, "meta.json"))
+  if meta and meta.get("embedder") in _RENAMED_EMBEDDERS:
+    meta["embedder"] = _RENAMED_EMBEDDERS[meta["embedder"]]
+  return meta
+
+
+def read_finished_meta(folder: str) -> dict:
+  """Return the content of meta.json.
+
+  Raises:
+    ValueError: if there is no finished knowledge base in the folder.
+  """
+  meta = read_meta(folder)
+  if meta is None:
+    raise ValueError(
+      f"{folder} holds no finished knowledge base.  Build it with: python -m "
+      f"r1router_jax.build_kb --kb_dir={os.path.dirname(folder) or '.'}"
+    )
+  return meta
+
+
+def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
+  """Return the folder or address of each knowledge base.
+
+  Args:
+    kb_dir: the folder that holds them all, or the place of each, as in
+      "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table".
+    kinds: the kinds of knowledge base that are needed.
+
+  Raises:
+    ValueError: if places are named, but not each kind once.
+  """
+  if not re.match(rf"({'|'.join(KBS)})=", kb_dir):
+    return {kind: os.path.join(kb_dir, kind) for kind in kinds}
+  pairs = [part.split("=", 1) for part in kb_dir.split(",")]
+  places = {pair[0].strip(): pair[-1].strip() for pair in pairs}
+  if (
+    len(places) < len(pairs)
+    or set(places) != set(kinds)
+    or not all(len(pair) == 2 and pair[1] for pair in pairs)
+  ):
+    example = ",".join(f"{kind}=PLACE" for kind in kinds)
+    raise ValueError(
+      f"{kb_dir}: name the place of each of {', '.join(kinds)} once, as in "
+      f"{example}."
+    )
+  return places
+
+
+def check_kb_dir(kb_dir: str) -> None:
+  """Check that there is a finished knowledge base of each kind.
+
+  A command calls this before it imports what searches; addresses of servers are
+  not asked.
+
+  Raises:
+    ValueError: if one is absent or unfinished, or its meta.json is damaged.
+  """
+  for place in kb_places(kb_dir).values():
+    if "://" not in place:
+      read_finished_meta(place)
 
 
 def read_json(path: str) -> dict | None:
-  """What a file of a knowledge base says, None where there is none.
+  """Return the content of a knowledge base's file, or None if there is none.
 
   Raises:
-    ValueError: where it is damaged.
+    ValueError: if the file is damaged.
   """
   try:
     with open(path, encoding="utf-8") as file:

@@ -1,16 +1,15 @@
-"""What became of questions that a teacher was asked: files of rows, a summary.
+"""Writes what a teacher's tries came to: files of training rows, and a summary.
 
-  <out>/grpo_dataset_train.jsonl, grpo_dataset_valid.jsonl   see `synthesis`
-  <out>/pictures                                             of their questions
-  <out>/tfds         grpo_rows/synthesis, the same as a TensorFlow Dataset
-  <out>/summary.json
+  <workdir>/grpo_dataset_train.jsonl, grpo_dataset_valid.jsonl
+  <workdir>/pictures        images of their questions
+  <workdir>/tfds            the same rows as a TensorFlow Dataset,
+                            grpo_rows/synthesis
+  <workdir>/summary.json
 
-Files are whole or as they were before, and the same for the same tries.
+Each file is complete or as it was before, and depends on the tries alone.
 """
 
-import dataclasses
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,80 +17,79 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from r1router_jax.common import jsonl
+from r1router_jax.common import files
 from r1router_jax.data import r1_router_rows_tfds
 from r1router_jax.synthesis import selection
+from r1router_jax.synthesis.selection import QuestionOutcome
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """What became of a question.
-
-  Attributes:
-    outcomes: of each try, in order; of a duplicate that alone.
-    row: that of the last try, where it is kept.
-    tokens: that all tries wrote.
-  """
-
-  outcomes: tuple[str, ...]
-  row: dict[str, Any] | None = None
-  tokens: int = 0
-
-
-def write(
-  out: pathlib.Path,
-  found: Sequence[Found],
+def write_outputs(
+  workdir: pathlib.Path,
+  results: Sequence[QuestionOutcome],
   seed: int,
   valid: float,
   about: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Writes what passed.
+  """Write the rows that passed, and the summary.
 
   Args:
-    out: the folder.
-    found: of each question.
-    seed: of the split.
-    valid: share of questions that are held out.
-    about: what the summary says beside its counts.
+    workdir: the folder to write to.
+    results: the result of each question.
+    seed: seed of the split.
+    valid: the share of questions that are held out.
+    about: fields of the summary beside its counts.
 
   Returns:
     The summary.
   """
-  sides = {side: [] for side in selection.SIDES}
-  for each in found:
-    if each.row is not None:
-      sides[selection.side(each.row["group"], seed, valid)].append(each.row)
-  paths = {side: out / f"grpo_dataset_{side}.jsonl" for side in sides}
+  # 1. Split the rows.
+  rows = {side: [] for side in selection.SIDES}
+  for result in results:
+    if result.row is not None:
+      side = selection.split_side(result.row["group"], seed, valid)
+      rows[side].append(result.row)
+
+  # 2. Write them as JSON Lines, and from these as a TensorFlow Dataset.
+  paths = {side: workdir / f"grpo_dataset_{side}.jsonl" for side in rows}
   for side, path in paths.items():
-    draft = path.with_name(path.name + ".partial")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in sides[side]))
-    os.replace(draft, path)
-  _tfds(out, {side: str(path) for side, path in paths.items() if sides[side]})
+    with files.atomic_write(path, "w") as file:
+      file.writelines(json.dumps(row) + "\n" for row in rows[side])
+  # TFDS knows no empty splits.
+  _write_tfds(
+    workdir, {side: str(path) for side, path in paths.items() if rows[side]}
+  )
+
+  # 3. Count.
   summary = dict(
     about,
-    questions=len(found),
-    tokens=sum(each.tokens for each in found),
-    outcomes=outcomes(found),
+    questions=len(results),
+    tokens=sum(result.tokens for result in results),
+    outcomes=count_outcomes(results),
     seed=seed,
     valid=valid,
-    rows={side: len(rows) for side, rows in sides.items()},
+    rows={side: len(kept) for side, kept in rows.items()},
     steps={
-      side: sum(len(row["steps"]) for row in rows)
-      for side, rows in sides.items()
+      side: sum(len(row["steps"]) for row in kept)
+      for side, kept in rows.items()
     },
   )
-  jsonl.replace(out / "summary.json", summary)
+  files.write_json(workdir / "summary.json", summary)
   return summary
 
 
-def outcomes(found: Sequence[Found]) -> dict[str, dict[str, int]]:
-  """How many questions, and tries, ended in each of `synthesis.OUTCOMES`."""
+def count_outcomes(
+  results: Sequence[QuestionOutcome],
+) -> dict[str, dict[str, int]]:
+  """Return the number of questions, and of tries, that ended in each outcome.
+
+  A question counts by its last try.  A duplicate is a question without tries.
+  """
   return {
     outcome: dict(
-      questions=sum(each.outcomes[-1] == outcome for each in found),
+      questions=sum(result.outcomes[-1] == outcome for result in results),
       tries=sum(
-        each.outcomes.count(outcome)
-        for each in found
+        result.outcomes.count(outcome)
+        for result in results
         if outcome != selection.DUPLICATE
       ),
     )
@@ -99,14 +97,17 @@ def outcomes(found: Sequence[Found]) -> dict[str, dict[str, int]]:
   }
 
 
-def _tfds(out: pathlib.Path, files: Mapping[str, str]) -> None:
-  """Writes the rows anew as a TensorFlow Dataset, which knows no other way."""
-  shutil.rmtree(out / "tfds", ignore_errors=True)
-  if files:
+def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
+  """Write the rows as a TensorFlow Dataset, in place of an earlier one.
+
+  TFDS would keep an earlier dataset of the same name as it is.
+  """
+  shutil.rmtree(workdir / "tfds", ignore_errors=True)
+  if row_files:
     tfds.disable_progress_bar()
+    config = r1_router_rows_tfds.RowFiles(
+      name="synthesis", files=row_files, image_folder=str(workdir / "pictures")
+    )
     r1_router_rows_tfds.GrpoRows(
-      config=r1_router_rows_tfds.Files(
-        name="synthesis", files=files, pictures=str(out / "pictures")
-      ),
-      data_dir=out / "tfds",
+      config=config, data_dir=workdir / "tfds"
     ).download_and_prepare()

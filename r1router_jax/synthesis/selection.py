@@ -1,24 +1,27 @@
-"""What a teacher did, as rows to train on: which, in what form, on which side.
+"""Decides which of a teacher's trajectories become training rows.
 
-A question may be tried several times; the first try that passes is kept.  Every
-try has one `outcome`:
+A question may be tried several times; the first trajectory that passes is kept.
+Every try has one outcome:
 
   kept
-  input                 a picture that cannot be read, or a prompt too long
-  malformed             no plan in all tries, or an answer not of the protocol
-  wrong answer          by `Rules.metric`
+  input                 an image that cannot be read, or a prompt too long
+  malformed             no valid plan in all tries, or an invalid answer
+  wrong answer          by `SelectionRules.metric`
   repeated              the same sub-question twice, as teachers do that do not
                         know when to stop
-  not a row             what `grpo_rows` would not read, or not as it was; also
-                        a plan that came only when its prompt was mended
+  not a row             steps that a reader of the row would read differently,
+                        or not at all; also a plan that was valid only after its
+                        prompt was repaired
 
-A kept trajectory is written as R1-Router publishes them (see `trajectories`):
-the teacher's plans and intermediate answers are golds, those of the final step
-are the question's.  Beside that a row says who the teacher was, and each of its
-steps what the teacher wrote and which passages it had read.
+A kept trajectory is written as R1-Router publishes its training data (see
+data/r1_router_rows.py): the teacher's plans and intermediate answers are the
+gold ones, and the final step has the question's gold answers.  The row also
+says who the teacher was, and each of its steps what the teacher wrote and which
+passages it had read.
 
-Rows of one question, which is one text with one picture, go to one side of the
-split, by a digest of it alone: neither other rows nor their order matter.
+All rows of one question, which is one text with one image, go to the same side
+of the split.  The side depends on a digest of the question alone, so neither
+other rows nor their order matter.
 """
 
 import dataclasses
@@ -26,36 +29,39 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1router_jax.common import images, records, row_files, trajectory_io
+from r1router_jax.common.files import atomic_write
 from r1router_jax.common.records import Answer, Question, Step, Trajectory
 from r1router_jax.data import benchmarks, r1_router_rows
 from r1router_jax.metrics import trajectories
 
-KEPT, INPUT, MALFORMED = "kept", "input", "malformed"
-
-WRONG, REPEATED, NO_ROW = "wrong answer", "repeated", "not a row"
-
-DUPLICATE = "duplicate question"  # Is not asked again.
+KEPT = "kept"
+INPUT = "input"
+MALFORMED = "malformed"
+WRONG = "wrong answer"
+REPEATED = "repeated"
+NO_ROW = "not a row"
+DUPLICATE = "duplicate question"  # Such a question is not asked again.
 
 OUTCOMES = (KEPT, INPUT, MALFORMED, WRONG, REPEATED, NO_ROW, DUPLICATE)
 
-METRICS = ("exact", "recall")  # The latter is R1-Router's, at the best F1.
+METRICS = ("exact", "recall")  # R1-Router selects by recall, at the best F1.
 
 SIDES = ("train", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-  """One time that the teacher was asked.
+class TeacherCall:
+  """One response of the teacher.
 
   Attributes:
-    step: the loop's name of the step, "<question id>/<round>".
-    kind: of the step.
-    text: what the teacher wrote.
-    tokens: how many.
+    step: the routing loop's id of the step, "<question id>/<round>".
+    kind: kind of the step.
+    text: the text that the teacher wrote.
+    tokens: the number of tokens in that text.
   """
 
   step: str
@@ -65,146 +71,178 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True)
-class Try:
-  """One walk of the teacher: what came of it, and all that was written."""
+class TeacherRun:
+  """One try of the teacher at a question.
+
+  Attributes:
+    trajectory: the trajectory that the try ended with.
+    calls: everything that the teacher wrote, discarded responses included.
+  """
 
   trajectory: Trajectory
-  calls: tuple[Call, ...]
+  calls: tuple[TeacherCall, ...]
 
   def to_row(self) -> dict[str, Any]:
-    """What `from_row` reads."""
+    """Return this run as a row of JSON, which `from_row` reads."""
     return dict(
       trajectory_io.to_row(self.trajectory),
       calls=[vars(call) for call in self.calls],
     )
 
   @classmethod
-  def from_row(cls, row: Mapping[str, Any], question: Question) -> "Try":
-    """The try of a row; see `predictions.from_row`."""
+  def from_row(cls, row: Mapping[str, Any], question: Question) -> "TeacherRun":
+    """Return the run that `to_row` made a row of."""
     return cls(
       trajectory_io.from_row(row, question),
-      tuple(Call(**call) for call in row["calls"]),
+      tuple(TeacherCall(**call) for call in row["calls"]),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-  """Which tries are kept.
+class QuestionOutcome:
+  """The result of all tries at one question.
 
   Attributes:
-    metric: one of `METRICS`; the final answer's is to be 1.
+    outcomes: the outcome of each try, in order; one alone for a duplicate.
+    row: the training row of the last try, if that was kept.
+    tokens: the number of tokens that all tries wrote.
+  """
+
+  outcomes: tuple[str, ...]
+  row: dict[str, Any] | None = None
+  tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionRules:
+  """The rules by which a try is kept.
+
+  Attributes:
+    metric: one of `METRICS`; the final answer must score 1 by it.
     keep_repeated: whether trajectories may repeat a sub-question.
-    max_steps: rounds that the loop allowed.
+    max_steps: the number of rounds that the routing loop allowed.
   """
 
   metric: str = "exact"
   keep_repeated: bool = False
   max_steps: int = records.MAX_HOPS
 
-  def outcome(self, tried: Try) -> str:
-    """One of `OUTCOMES`, but for the last two."""
-    trajectory = tried.trajectory
+  def classify(self, run: TeacherRun) -> str:
+    """Return one of `OUTCOMES`, other than the last two."""
+    trajectory = run.trajectory
     faults = {fault.partition(":")[0] for fault in trajectory.faults}
     if "input" in faults:
       return INPUT
     answers = [done.answer for done in trajectory.rounds] + [trajectory.final]
     if "stuck" in faults or not all(isinstance(a, Answer) for a in answers):
       return MALFORMED
-    scores = trajectories.score([trajectory], max_steps=self.max_steps)
-    if scores[self.metric][0] != 1:  # Also where it is no number.
+    scores = trajectories.score_trajectories(
+      [trajectory], max_steps=self.max_steps
+    )
+    # A question without gold answers scores NaN, which is not 1 either.
+    if scores[self.metric][0] != 1:
       return WRONG
-    asked = [fold(done.plan.sub_question) for done in trajectory.rounds]
-    twice = "repeated" in faults or len({*asked}) < len(asked)
-    return REPEATED if twice and not self.keep_repeated else KEPT
+    asked = [fold_text(done.plan.sub_question) for done in trajectory.rounds]
+    repeats = "repeated" in faults or len(set(asked)) < len(asked)
+    return REPEATED if repeats and not self.keep_repeated else KEPT
 
-  def steps(self, tried: Try) -> list[Step]:
-    """The steps of a good trajectory, each with what the teacher wrote.
+  def make_steps(self, run: TeacherRun) -> list[Step]:
+    """Return the training steps of a kept try, with the teacher's responses.
 
-    No plan stops where the rounds were used up, or where the loop ended them.
+    A last plan that stops the search is only there if the teacher wrote one: it
+    did not if all rounds were used up, or if the routing loop ended them.
     """
-    trajectory, history, steps = tried.trajectory, (), []
+    trajectory = run.trajectory
     question = trajectory.question
-    # A plan that was drawn anew takes the place of the one before.
-    written = {(call.step, call.kind): call.text for call in tried.calls}
+    history = ()
+    steps = []
+    # Of several responses to one prompt the last one was taken.
+    written = {(call.step, call.kind): call.text for call in run.calls}
 
-    def add(kind, n, **of):
+    def add_step(kind, number, **fields):
+      response = written[f"{question.id}/{number}", kind]
+      step_id = f"{question.id}/{len(steps)}"
       steps.append(
-        Step(
-          f"{question.id}/{len(steps)}",
-          kind,
-          question,
-          history,
-          response=written[f"{question.id}/{n}", kind],
-          **of,
-        )
+        Step(step_id, kind, question, history, response=response, **fields)
       )
 
-    for n, done in enumerate(trajectory.rounds):
+    # Each round is a plan and an answer; later steps see both in the history.
+    for number, done in enumerate(trajectory.rounds):
       asked = done.plan.sub_question
-      add("plan", n, sub_question=asked, routes=done.plan.routes)
-      add(
+      add_step("plan", number, sub_question=asked, routes=done.plan.routes)
+      add_step(
         "answer",
-        n,
+        number,
         sub_question=asked,
         answers=(done.answer.text,),
         passages=done.passages,
       )
       history += ((asked, done.answer.text),)
-    cut = any(fault.startswith("repeated:") for fault in trajectory.faults)
+
     count = len(trajectory.rounds)
-    if count < self.max_steps and not cut:
-      add("plan", count, sub_question="None", routes=("none",))
-    # Rewards know no intervals: a number of one that the teacher gave is right.
-    said = (trajectory.final.text,) if question.interval else ()
-    add("final", count, answers=tuple(dict.fromkeys(question.answers + said)))
+    was_ended = any(f.startswith("repeated:") for f in trajectory.faults)
+    if count < self.max_steps and not was_ended:
+      add_step("plan", count, sub_question="None", routes=("none",))
+
+    # Rewards know no intervals, so a number within the question's interval
+    # becomes a gold answer of its row.
+    accepted = question.answers
+    if question.interval:
+      accepted += (trajectory.final.text,)
+    add_step("final", count, answers=tuple(dict.fromkeys(accepted)))
     return steps
 
 
-def fold(text: str) -> str:
-  """The text as it is compared: without case and runs of white space."""
+def fold_text(text: str) -> str:
+  """Return text without differences of case and of white space."""
   return " ".join(text.casefold().split())
 
 
-def row(
-  steps: list[Step], about: Mapping[str, Any], pictures: str
+def make_row(
+  steps: Sequence[Step], about: Mapping[str, Any], image_folder: str
 ) -> dict[str, Any]:
-  """The steps as a row of a file for `grpo_rows`.
+  """Return the steps as a row that `r1_router_rows` reads.
 
   Args:
-    steps: of a kept try.
-    about: what stands in the row beside them.
-    pictures: the folder that a copy of the question's picture goes to, named by
-      what it holds.
+    steps: the steps of a kept try.
+    about: further fields of the row.
+    image_folder: the folder that the question's image is copied to, under a
+      name made of its content.
 
   Raises:
-    rows.Fault: where it would not be read as it is.
-    images.BadImage: where the picture cannot be read.
+    RowError: if the row would not be read as the same steps.
+    BadImage: if the image cannot be read.
   """
-  made = dict(about, **r1_router_rows.to_reference(steps))
-  made["images"] = [_copy(path, pictures) for path in made["images"]]
-  for step, to in zip(steps, made["steps"], strict=True):
+  row = dict(about, **r1_router_rows.to_published_row(steps))
+  row["images"] = [_copy_image(path, image_folder) for path in row["images"]]
+  for step, fields in zip(steps, row["steps"], strict=True):
     if step.kind == "answer":
-      to["passages"] = [
+      # JSON has no NaN.
+      fields["passages"] = [
         dict(
           id=p.id, kb=p.kb, score=p.score if math.isfinite(p.score) else None
         )
         for p in step.passages
       ]
-  line = json.dumps(made).encode()
-  if len(line) >= row_files.MAX_ROW:
-    raise row_files.Fault(
+
+  # Read the row back as a trainer will.
+  line = json.dumps(row).encode()
+  if len(line) >= row_files.MAX_ROW_BYTES:
+    raise row_files.RowError(
       f"its row would have {len(line):,} bytes", "Read fewer passages"
     )
-  read = r1_router_rows.parse(
-    row_files.parse(line), steps[0].question.id, pictures
+  reread = r1_router_rows.parse_row(
+    row_files.parse_json(line), steps[0].question.id, image_folder
   )
-  if list(map(_said, read)) != list(map(_said, steps)):
-    raise row_files.Fault("its steps would be read as others", "Leave it out")
-  return made
+  if list(map(_written_fields, reread)) != list(map(_written_fields, steps)):
+    raise row_files.RowError(
+      "its steps would be read as others", "Leave it out"
+    )
+  return row
 
 
-def _said(step: Step) -> tuple:
-  """What a row says of a step."""
+def _written_fields(step: Step) -> tuple:
+  """Return the fields of a step that its row holds."""
   return (
     step.kind,
     step.sub_question,
@@ -216,45 +254,58 @@ def _said(step: Step) -> tuple:
   )
 
 
-def _copy(path: str, folder: str) -> str:
-  """Copies a picture and gives its new name."""
-  data = images.read(path)
-  name = (
-    hashlib.sha256(data).hexdigest()[:24] + os.path.splitext(path)[1].lower()
-  )
-  to = os.path.join(folder, name)
-  if not os.path.exists(to):
+def _copy_image(path: str, folder: str) -> str:
+  """Copy an image into `folder` and return its new name, a digest."""
+  data = images.read_image_bytes(path)
+  digest = hashlib.sha256(data).hexdigest()[:24]
+  name = digest + os.path.splitext(path)[1].lower()
+  copy = os.path.join(folder, name)
+  if not os.path.exists(copy):
     os.makedirs(folder, exist_ok=True)
-    with open(f"{to}.partial", "wb") as file:
+    with atomic_write(copy) as file:
       file.write(data)
-    os.replace(f"{to}.partial", to)
   return name
 
 
-def questions_of(
-  benchmark: str, data: str, pictures: str, split: str, unpack_to: str
+def load_questions(
+  benchmark: str, data: str, image_place: str, split: str, unpack_to: str
 ) -> list[Question]:
-  """The questions of a benchmark, each text on one line, as in rows."""
-  found = benchmarks.load(
-    benchmark, data, pictures, split=split, pictures_to=unpack_to
+  """Return the questions of a benchmark, each text on one line, as in rows.
+
+  Args:
+    benchmark: one of `benchmarks.NAMES`.
+    data: folder of its question file, or a user's own file.
+    image_place: folder or .zip file of its images.
+    split: split of GeoRouter.
+    unpack_to: folder that a .zip file is unpacked into.
+  """
+  found = benchmarks.load_benchmark(
+    benchmark, data, image_place, split, unpack_to
   )
   return [dataclasses.replace(q, text=" ".join(q.text.split())) for q in found]
 
 
-def group(question: Question) -> str:
-  """A digest of what is asked: the folded text, and the picture's bytes."""
-  picture = ""
+def question_group(question: Question) -> str:
+  """Return a digest of the folded text and the image's bytes."""
+  image = ""
   if question.image:
     try:
-      picture = hashlib.sha256(images.read(question.image)).hexdigest()
-    except images.BadImage:  # Its outcome will be `INPUT`.
-      picture = question.image
-  return hashlib.sha256(
-    json.dumps([fold(question.text), picture]).encode()
-  ).hexdigest()
+      data = images.read_image_bytes(question.image)
+      image = hashlib.sha256(data).hexdigest()
+    except images.BadImage:  # The outcome will be `INPUT`.
+      image = question.image
+  content = json.dumps([fold_text(question.text), image])
+  return hashlib.sha256(content.encode()).hexdigest()
 
 
-def side(group: str, seed: int, valid: float) -> str:
-  """The side of the split; about a share `valid` of groups goes to "valid"."""
+def split_side(group: str, seed: int, valid: float) -> str:
+  """Return the side of the split that a group of equal questions goes to.
+
+  Args:
+    group: the digest of the question.
+    seed: seed of the split.
+    valid: the share of groups that are held out, in [0, 1].
+  """
   digest = hashlib.sha256(f"{seed} {group}".encode()).digest()
-  return SIDES[int.from_bytes(digest[:8], "big") / 2**64 < valid]
+  uniform = int.from_bytes(digest[:8], "big") / 2**64
+  return "valid" if uniform < valid else "train"

@@ -1,3 +1,5 @@
+"""Runs small commands, and the real ones, as a user does."""
+
 import os
 import pathlib
 import socket
@@ -10,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 COMMAND = '''
-"""A command, as small as they get.
+"""Do little, as a command.
 
   python command.py --config=config.py
 """
@@ -18,7 +20,8 @@ import sys
 import jax
 from absl import flags
 from ml_collections import config_flags
-from r1router_jax import commands, parallel
+from r1router_jax.common import cli
+from r1router_jax.parallel import mesh
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where things are written.")
@@ -28,12 +31,12 @@ flags.mark_flag_as_required("config")
 def main(argv):
   config = _CONFIG.value
   if config.do == "mesh":
-    parallel.make_mesh(data=config.seed)
-  if config.do == "theirs":
+    mesh.make_mesh(data=config.seed)
+  if config.do == "library":
     import numpy as np
     np.zeros(3).reshape(2)
   if config.do == "bug":
-    raise KeyError("a fault of ours")
+    raise KeyError("a bug")
   if config.do == "open":
     open(_WORKDIR.value)
   if config.do == "interrupt":
@@ -45,7 +48,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  commands.run(main)
+  cli.run(main)
 '''
 
 
@@ -74,7 +77,7 @@ def folder(tmp_path_factory):
   return folder
 
 
-def run(folder, *args, **env):
+def run_command(folder, *args, **env):
   done = subprocess.run(
     [sys.executable, "command.py", *args],
     cwd=folder,
@@ -86,8 +89,8 @@ def run(folder, *args, **env):
   return done.returncode, done.stdout, done.stderr
 
 
-def test_runs_with_what_is_asked(folder):
-  code, out, err = run(
+def test_config_and_flags_reach_the_command(folder):
+  code, out, err = run_command(
     folder,
     "--config=config.py:7b",
     "--config.seed=3",
@@ -133,27 +136,27 @@ def test_runs_with_what_is_asked(folder):
     ("--config=config.py --config.do=open --workdir=/not/there", "/not/there"),
   ],
 )
-def test_one_line_for_the_user(folder, args, said):
-  code, out, err = run(folder, *args.split())
+def test_user_error_is_one_line(folder, args, said):
+  code, out, err = run_command(folder, *args.split())
   assert code == 2 and not out
   assert err.startswith("ERROR: ") and err.count("\n") == 1 and said in err
 
 
 @pytest.mark.parametrize(
-  "do, said", [("theirs", "cannot reshape"), ("bug", "a fault of ours")]
+  "do, said", [("library", "cannot reshape"), ("bug", "a bug")]
 )
-def test_a_fault_of_ours_has_its_traceback(folder, do, said):
-  code, _, err = run(folder, "--config=config.py", f"--config.do={do}")
+def test_bug_has_its_traceback(folder, do, said):
+  code, _, err = run_command(folder, "--config=config.py", f"--config.do={do}")
   assert code == 1 and "Traceback" in err and said in err and "main" in err
 
 
-def test_a_fault_of_the_config_has_its_traceback(folder):
-  code, _, err = run(folder, "--config=broken.py")
+def test_broken_config_file_has_its_traceback(folder):
+  code, _, err = run_command(folder, "--config=broken.py")
   assert code == 1 and "broken.py" in err and "Traceback" in err
 
 
 def test_verbosity_shows_every_traceback(folder):
-  code, _, err = run(
+  code, _, err = run_command(
     folder,
     "--config=config.py",
     "--config.do=mesh",
@@ -166,32 +169,33 @@ def test_verbosity_shows_every_traceback(folder):
 
 @pytest.mark.parametrize("do, code", [("interrupt", 130), ("exit", 42)])
 def test_exit_codes(folder, do, code):
-  found, _, err = run(folder, "--config=config.py", f"--config.do={do}")
+  found, _, err = run_command(folder, "--config=config.py", f"--config.do={do}")
   assert found == code and "Traceback" not in err
 
 
-def test_help_is_no_failure(folder):
-  code, out, _ = run(folder, "--help")
-  assert code == 0 and "as small as they get" in out and "--workdir" in out
+def test_help_is_a_success(folder):
+  code, out, _ = run_command(folder, "--help")
+  assert code == 0 and "Do little" in out and "--workdir" in out
 
 
-def test_a_failing_process_takes_the_others_with_it(folder):
+def test_failing_process_ends_the_other_processes(folder):
   """Without `os._exit` the second would wait for minutes in its collective."""
   script = folder / "pair.py"
   script.write_text("""
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from r1router_jax import commands, pods
+from r1router_jax.common import cli
+from r1router_jax.parallel import multihost
 
 def main(argv):
-  pods.join_pod()
+  multihost.initialize_distributed()
   multihost_utils.process_allgather(np.ones(1))
   if jax.process_index() == 0:
-    raise KeyError("the culprit")
+    raise KeyError("the first to fail")
   multihost_utils.process_allgather(np.ones(1))
 
-commands.run(main)
+cli.run(main)
 """)
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
@@ -220,4 +224,100 @@ commands.run(main)
     for child in children:
       child.kill()
   assert codes[0] == 1 and codes[1] != 0
-  assert "the culprit" in logs[0].read_text()
+  assert "the first to fail" in logs[0].read_text()
+
+
+COMMANDS = (
+  "ask",
+  "build_kb",
+  "convert",
+  "eval",
+  "serve_kb",
+  "synthesize",
+  "train",
+  "train_compile",
+)
+HEAVY = "jax flax optax orbax tensorflow tensorflow_datasets torch transformers"
+
+# Runs a module as `python -m` does, and says at the end what it imported.
+RUN_MODULE = f"""
+import atexit, runpy, sys
+module, *args = sys.argv[1:]
+heavy = {HEAVY.split()}
+atexit.register(lambda: print("HEAVY", [m for m in heavy if m in sys.modules]))
+atexit.register(lambda: print("MODULES", *sys.modules))
+sys.argv = [module, *args]
+runpy.run_module("r1router_jax." + module, run_name="__main__", alter_sys=True)
+"""
+
+
+def run_light(module, *args, cwd=None):
+  """Runs a command that must end before it imports anything heavy."""
+  done = subprocess.run(
+    [sys.executable, "-c", RUN_MODULE, module, *args],
+    cwd=cwd,
+    text=True,
+    timeout=60,
+    capture_output=True,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+  )
+  assert "HEAVY []" in done.stdout, done.stdout.splitlines()[-1]
+  return done
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_is_light(module):
+  done = run_light(module, "--help")
+  assert done.returncode == 0 and f"r1router_jax.{module}" in done.stdout
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_unknown_flag_is_answered_at_once(module):
+  done = run_light(module, "--no_such_flag")
+  assert done.returncode == 2 and done.stderr.count("\n") == 1
+  assert "no_such_flag" in done.stderr
+
+
+@pytest.mark.parametrize(
+  "command, said",
+  [
+    ("ask", "There is no question."),
+    ("ask --question=Who? --image=no.png", "--image=no.png does not exist"),
+    ("ask --question=Who? --kb_dir=nowhere", "nowhere/text holds no finished"),
+    ("ask --question=Who? --policy=nowhere", "There is no folder nowhere."),
+    ("ask --question=Who? --method=guess", "one of <r1_router|few_shot"),
+    ("eval", "--workdir must have a value"),
+    ("eval --workdir=out --kb_dir=nowhere", "nowhere/text holds no finished"),
+    ("eval --workdir=out --policy=a=no/where/b", "no folder no/where/b"),
+    ("eval --workdir=out --policy=a=x,a=y", "each name once"),
+    ("eval --workdir=out --policy=", "names no policy"),
+    ("eval --workdir=out --method=direct,guess", "'guess' is no method"),
+    ("eval --workdir=out --method=", "'' is no method"),
+    ("eval --workdir=out --samples=2", "at temperature 0 would all be"),
+    ("eval --workdir=out --samples=0", "--samples"),
+    ("synthesize", "--workdir must have a value"),
+    ("synthesize --workdir=out --kb_dir=nowhere", "nowhere/text holds no"),
+    ("synthesize --workdir=out --policy=nowhere", "no folder nowhere."),
+    ("synthesize --workdir=out --top_p=0", "--top_p"),
+    ("synthesize --workdir=out --temperature=-1", "--temperature"),
+  ],
+)
+def test_wrong_options_are_answered_at_once(tmp_path, command, said):
+  done = run_light(*command.split(), cwd=tmp_path)
+  assert done.returncode == 2 and said in done.stderr
+  assert done.stderr.startswith("ERROR: ") and done.stderr.count("\n") == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_ask_imports_neither_trainer_nor_evaluation():
+  done = run_light("ask", "--help")
+  loaded = done.stdout.split("MODULES ")[1].split()
+  rooms = {name.split(".")[1] for name in loaded if "r1router_jax." in name}
+  assert rooms and not rooms & {"training", "evaluation", "models"}
+
+
+def test_jax_flags_are_known_when_they_are_given(folder):
+  code, out, err = run_command(
+    folder, "--config=config.py", "--jax_debug_nans=true"
+  )
+  assert (code, out, err) == (0, "seed 0 of 5\n", "")

@@ -1,0 +1,36 @@
+"""Finds a checkpoint's folder on this disk or on the Hugging Face hub."""
+
+import os
+import pathlib
+import re
+
+
+def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
+  """Return the folder of a checkpoint, after a download if that is needed.
+
+  Only JSON and safetensors files are taken from the hub, so nothing that could
+  run.
+
+  Args:
+    name: a folder, or the id of a model on the hub, "owner/model".
+
+  Raises:
+    FileNotFoundError: if there is neither.
+  """
+  if os.path.isdir(name):
+    return pathlib.Path(name)
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(name)):
+    raise FileNotFoundError(f"There is no folder {name}.")
+  import huggingface_hub  # Its import costs as much as most commands need.
+
+  try:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        os.fspath(name), allow_patterns=["*.json", "*.safetensors"]
+      )
+    )
+  except (OSError, ValueError) as error:  # No network, no such model, no right.
+    reason = str(error).partition("\n")[0]
+    raise FileNotFoundError(
+      f"There is no folder {name}, and the hub gives no such model ({reason})."
+    ) from error

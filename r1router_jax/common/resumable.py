@@ -1,0 +1,100 @@
+"""Answers questions in chunks, saves every chunk, and resumes after a kill."""
+
+import collections
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import logging
+
+from r1router_jax.common import jsonl, progress
+from r1router_jax.common.records import Question
+
+T = TypeVar("T")
+
+Row = Mapping[str, Any]
+
+
+def run_resumable(
+  questions: Sequence[Question],
+  answer_chunk: Callable[[Sequence[Question]], Sequence[T]],
+  *,
+  to_row: Callable[[T], Row],
+  from_row: Callable[[Row, Question], T],
+  title: str,
+  label: Row,
+  path: pathlib.Path | None,
+  chunk_size: int,
+  match_images: bool = False,
+) -> dict[str, tuple[T, float]]:
+  """Answer each question that the file at `path` does not answer yet.
+
+  Args:
+    questions: the questions to answer; no two have the same id.
+    answer_chunk: answers some questions; returns one answer to each.
+    to_row: turns an answer into a row with "id", "question" and "image".
+    from_row: restores an answer from its row and its question.
+    title: names the run in the log.
+    label: fields that rows of this very run have, and rows of no other.
+    path: the JSON Lines file that rows are appended to; None saves nothing.
+    chunk_size: the number of questions that are answered together.
+    match_images: whether a row must name the path of the question's image, too.
+
+  Returns:
+    The answer to each question and the seconds it took, by the question's id.
+
+  Raises:
+    ValueError: if two questions have the same id.
+  """
+  check_distinct_ids(questions)
+  by_id = {question.id: question for question in questions}
+
+  # 1. Take over what an earlier run has answered.
+  answers = {}
+  for row in [] if path is None else jsonl.read_rows(path):
+    question = by_id.get(row.get("id"))
+    if (
+      question is not None
+      and row["question"] == question.text
+      and (row.get("image") == question.image or not match_images)
+      and all(row.get(name) == value for name, value in label.items())
+    ):
+      answers[question.id] = from_row(row, question), row["seconds"]
+  if answers:
+    logging.info(
+      "%s: %d of %d questions were answered earlier.",
+      title,
+      len(answers),
+      len(questions),
+    )
+
+  # 2. Answer the rest, and save each chunk before the next one starts.
+  rest = [question for question in questions if question.id not in answers]
+  chunks = [rest[i : i + chunk_size] for i in range(0, len(rest), chunk_size)]
+  unit = f"{title}, {chunk_size} questions each"
+  for chunk in progress.show_progress(chunks, unit) if chunks else ():
+    start = time.perf_counter()
+    new = answer_chunk(chunk)
+    seconds = (time.perf_counter() - start) / len(chunk)
+    answers |= {
+      question.id: (answer, seconds)
+      for question, answer in zip(chunk, new, strict=True)
+    }
+    if path is not None:
+      jsonl.append_rows(
+        path, [dict(label, **to_row(answer), seconds=seconds) for answer in new]
+      )
+  return answers
+
+
+def check_distinct_ids(questions: Sequence[Question]) -> None:
+  """Check that no two questions have the same id.
+
+  Raises:
+    ValueError: if two have, with their id.
+  """
+  ids = collections.Counter(question.id for question in questions)
+  if len(ids) < len(questions):
+    twice, _ = ids.most_common(1)[0]
+    raise ValueError(f"Two questions have the id {twice!r}: give each its own.")

@@ -1,0 +1,60 @@
+"""Holds the settings that the trajectories of a saved run depend on."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+import jax
+
+from r1router_jax.common import records
+from r1router_jax.generation.token_sampling import SamplingParams
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+  """Everything that trajectories depend on, beside policy, question, passages.
+
+  Saved rows hold these fields, so that a row is only reused under the same.
+
+  Attributes:
+    method: how questions are answered, a key of `registry.METHODS`.
+    seed: seed of every random draw.
+    max_steps: searches before the final answer, at most.
+    k: passages that a search returns from each knowledge base.
+    temperature: temperature at which tokens are sampled; 0 is greedy.
+    top_k: number of likeliest tokens to sample from; 0 is all.
+    top_p: probability that the tokens sampled from reach together.
+    sample: index of this sample, if each question is answered several times.
+  """
+
+  method: str
+  seed: int = 0
+  max_steps: int = records.MAX_HOPS
+  k: int = 1
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  sample: int = 0
+
+  @property
+  def random_key(self) -> jax.Array:
+    """The key of all random draws of this sample."""
+    key = jax.random.key(self.seed)
+    return jax.random.fold_in(key, self.sample) if self.sample else key
+
+  @property
+  def sampling(self) -> SamplingParams:
+    """The parameters by which tokens are sampled."""
+    return SamplingParams(self.temperature, self.top_k, self.top_p)
+
+
+def text_digest(text: str) -> str:
+  """Return 16 hexadecimal digits that tell `text` from any other."""
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kbs_digest(kbs: Mapping[str, KnowledgeBase]) -> str:
+  """Return a digest of what the knowledge bases say of themselves."""
+  return text_digest(json.dumps([base.meta for base in kbs.values()]))

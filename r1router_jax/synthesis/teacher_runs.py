@@ -1,0 +1,191 @@
+"""Has a teacher answer questions by the routing loop until a try is kept.
+
+Every try is appended to a file as it is made, with what it depends on: the
+teacher, its prompts, the knowledge bases, the settings.  A try that is in the
+file is not made again.
+"""
+
+import collections
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+
+from r1router_jax.common import resumable
+from r1router_jax.common.images import BadImage
+from r1router_jax.common.records import Question
+from r1router_jax.common.row_files import RowError
+from r1router_jax.common.text import sanitize_text
+from r1router_jax.policy import openai_policy
+from r1router_jax.policy.interface import PolicyInterface
+from r1router_jax.protocol import templates
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.routing import router, run_settings
+from r1router_jax.routing.baselines import few_shot, registry
+from r1router_jax.routing.run_settings import RunSettings
+from r1router_jax.synthesis import selection
+from r1router_jax.synthesis.selection import (
+  QuestionOutcome,
+  SelectionRules,
+  TeacherCall,
+  TeacherRun,
+)
+
+CHUNK = 64  # Questions that are answered together, between two saves.
+
+
+def run_teacher(
+  teacher: PolicyInterface,
+  kbs: Mapping[str, KnowledgeBase],
+  questions: Sequence[Question],
+  settings: RunSettings,
+  rules: SelectionRules,
+  workdir: pathlib.Path,
+  *,
+  max_tries: int = 1,
+  label: Mapping[str, str],
+  name: str = "teacher",
+) -> list[QuestionOutcome]:
+  """Have the teacher try each question until a try passes.
+
+  Args:
+    teacher: the policy that plans and answers.
+    kbs: the knowledge bases, by kind.
+    questions: questions with accepted answers.
+    settings: the settings of all tries.
+    rules: the rules by which a try is kept.
+    workdir: the folder of trajectories.jsonl, which tries are appended to and
+      resumed from, and of the images of kept questions.
+    max_tries: tries per question, at most; each has other random draws.
+    label: fields that tell this teacher, with its prompts and knowledge bases,
+      from any other.
+    name: the teacher's name, for readers.
+
+  Returns:
+    The result of each question.
+
+  Raises:
+    ValueError: if two questions have the same id.
+  """
+  resumable.check_distinct_ids(questions)
+  workdir.mkdir(parents=True, exist_ok=True)
+  label = dict(label) | _label_settings(settings)
+
+  # 1. Of equal questions only the first is asked.
+  groups = {q.id: selection.question_group(q) for q in questions}
+  first = {}
+  for question in questions:
+    first.setdefault(groups[question.id], question)
+  results = {q.id: QuestionOutcome((selection.DUPLICATE,)) for q in questions}
+  results |= {q.id: QuestionOutcome(()) for q in first.values()}
+
+  # 2. Try all questions, then those that did not pass, and so on.
+  due = list(first.values())
+  for number in range(max_tries):
+    key = jax.random.fold_in(jax.random.key(settings.seed), number)
+    runs = resumable.run_resumable(
+      due,
+      lambda chunk, key=key: _run_chunk(teacher, kbs, chunk, settings, key),
+      to_row=lambda run: dict(run.to_row(), teacher=name),
+      from_row=TeacherRun.from_row,
+      title=f"try {number + 1} of {max_tries}",
+      label=dict(label, number=number),
+      path=workdir / "trajectories.jsonl",
+      chunk_size=CHUNK,
+      match_images=True,
+    )
+    for question in due:
+      run, _ = runs[question.id]
+      about = dict(
+        id=f"{question.id}/{number}",
+        question_id=question.id,
+        group=groups[question.id],
+        teacher=dict(name=name, **label, number=number),
+      )
+      results[question.id] = _add_run(
+        results[question.id], run, rules, about, str(workdir / "pictures")
+      )
+    due = [q for q in due if results[q.id].row is None]
+  return [results[q.id] for q in questions]
+
+
+def _label_settings(settings: RunSettings) -> dict[str, Any]:
+  """Return the fields by which saved rows name their settings."""
+  return dict(
+    seed=settings.seed,
+    temperature=settings.temperature,
+    top_k=settings.top_k,
+    top_p=settings.top_p,
+    k=settings.k,
+    max_steps=settings.max_steps,
+    few_shot=settings.method == "few_shot",
+  )
+
+
+def _run_chunk(
+  teacher: PolicyInterface,
+  kbs: Mapping[str, KnowledgeBase],
+  questions: Sequence[Question],
+  settings: RunSettings,
+  key: jax.Array,
+) -> list[TeacherRun]:
+  """Return one try of each question."""
+  calls = collections.defaultdict(list)
+
+  def keep_call(step, group):
+    (response,) = group
+    tokens = len(response.tokens)
+    call = TeacherCall(step.id, step.kind, response.text, tokens)
+    calls[step.question.id].append(call)
+
+  found = router.route(
+    teacher,
+    kbs,
+    questions,
+    key,
+    k=settings.k,
+    max_steps=settings.max_steps,
+    sampling=settings.sampling,
+    keep=keep_call,
+    method=registry.METHODS[settings.method](settings.seed),
+  )
+  return [TeacherRun(t, tuple(calls[t.question.id])) for t in found]
+
+
+def _add_run(
+  before: QuestionOutcome,
+  run: TeacherRun,
+  rules: SelectionRules,
+  about: Mapping[str, Any],
+  image_folder: str,
+) -> QuestionOutcome:
+  """Return the result of a question after one more try."""
+  outcome = rules.classify(run)
+  row = None
+  if outcome == selection.KEPT:
+    try:
+      row = selection.make_row(rules.make_steps(run), about, image_folder)
+    except (RowError, BadImage) as error:
+      outcome = selection.NO_ROW
+      logging.warning(
+        "%s is no row: %s.",
+        sanitize_text(about["id"]),
+        sanitize_text(str(error.args[0]), 300),
+      )
+  tokens = before.tokens + run.trajectory.tokens
+  return QuestionOutcome((*before.outcomes, outcome), row, tokens)
+
+
+def teacher_label(
+  teacher: PolicyInterface, kbs: Mapping[str, KnowledgeBase]
+) -> dict[str, str]:
+  """Return fields that tell this teacher, as it is asked here, from others."""
+  style = teacher.config.style
+  prompts = repr((templates.STYLES[style], few_shot.EXAMPLES))
+  return dict(
+    fingerprint=openai_policy.fingerprint(teacher),
+    prompts=f"{style} {run_settings.text_digest(prompts)}",
+    kbs=run_settings.kbs_digest(kbs),
+  )

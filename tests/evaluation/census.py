@@ -1,0 +1,50 @@
+"""Questions about populations, and a scripted policy that answers them."""
+
+from r1router_jax.common.records import Answer, Hop, Plan, Question
+from r1router_jax.evaluation import runner
+from r1router_jax.protocol import format
+from r1router_jax.routing.run_settings import RunSettings
+from tests import fakes
+
+QUESTIONS = [
+  Question(
+    f"q/{n}",
+    f"How many people live in {place}?",
+    (str(n),),
+    family=f"f{n % 2}",
+    hops=(Hop(f"People of {place}?", ("table",), (str(n),)),),
+  )
+  for n, place in enumerate(("Chad", "Italy", "Peru", "Fiji", "Oman"))
+]
+
+
+def write_response(kind, prompt, temperature):
+  """Routes every question right, and answers the first three right."""
+  if kind == "plan":
+    is_done = "Sub-question1" in prompt
+    return format.render_plan(
+      Plan("t", "None", ())
+      if is_done
+      else Plan("t", prompt.split()[-1], ("table",))
+    )
+  places = ("chad?", "italy?", "peru?")
+  known = [n for n, place in enumerate(places) if place in prompt.lower()]
+  return format.render_answer(Answer("t", str(*known[:1]) or "unknown"))
+
+
+def evaluate(
+  path=None, policy="p", method="r1_router", questions=QUESTIONS, **options
+):
+  """Returns the result of a method, and the number of prompts it took."""
+  fake = fakes.Scripted(write_response)
+  result = runner.evaluate_method(
+    fake,
+    fakes.kbs(),
+    questions,
+    RunSettings(method),
+    path=path,
+    label=dict(policy=policy, weights="w"),
+    chunk_size=2,
+    **options,
+  )
+  return result, sum(map(len, fake.asked))

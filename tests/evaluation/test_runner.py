@@ -1,0 +1,163 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from r1router_jax.common.records import Answer, Plan
+from r1router_jax.data import benchmarks
+from r1router_jax.evaluation import runner, tables
+from r1router_jax.models import safetensors_io
+from r1router_jax.protocol import format
+from r1router_jax.routing.run_settings import RunSettings
+from tests import fakes
+from tests.evaluation import census
+from tests.evaluation.census import QUESTIONS
+from tests.fake_chat_server import chatting
+
+
+def test_scores_of_a_known_policy():
+  result, _ = census.evaluate()
+  assert result.scores["recall"].tolist() == [1, 1, 1, 0, 0]
+  assert result.scores["route"].tolist() == [1] * 5
+  assert result.scores["retrievals"].tolist() == [1] * 5
+  text, _ = census.evaluate(method="always_text")
+  assert text.scores["route"].tolist() == [0.5] * 5
+  assert text.scores["recall"].tolist() == [1, 1, 1, 0, 0]
+
+
+def test_interrupted_run_resumes(tmp_path):
+  path = tmp_path / "predictions.jsonl"
+  whole, prompts = census.evaluate()
+  census.evaluate(path, questions=QUESTIONS[:2])
+  with path.open("a") as file:
+    file.write('{"policy": "p", "id": "q/')  # Killed while writing.
+  resumed, rest = census.evaluate(path)
+  assert 0 < rest < prompts
+  assert resumed.trajectories == whole.trajectories
+  assert census.evaluate(path)[1] == 0  # Nothing is left to ask.
+  # Neither another policy nor a changed question takes over what is saved.
+  assert census.evaluate(path, policy="other")[1] == prompts
+  changed = [dataclasses.replace(QUESTIONS[0], text="Who lives in Chad?")]
+  assert census.evaluate(path, questions=changed)[1] > 0
+  rows = [
+    json.loads(line)
+    for line in path.read_text().splitlines()
+    if line.endswith("}")
+  ]
+  assert [row["id"] for row in rows[:5]] == [q.id for q in QUESTIONS]
+  assert rows[0]["scores"]["recall"] == 1 and rows[0]["seconds"] > 0
+
+
+def test_rows_of_older_versions_are_resumed(tmp_path):
+  """The keys of a row are those that runs have been saved with."""
+  path = tmp_path / "predictions.jsonl"
+  census.evaluate(path)
+  row = json.loads(path.read_text().splitlines()[0])
+  label = dict(policy="p", weights="w", method="r1_router", seed=0)
+  label |= dict(max_steps=3, k=1, temperature=0.0, top_k=0, top_p=1.0, sample=0)
+  assert row.items() >= label.items()
+  assert {*row} - {*label} == {
+    *("id", "question", "image", "family", "gold", "rounds", "final"),
+    *("faults", "tokens", "cut", "seconds", "scores"),
+  }
+
+
+def test_two_questions_with_one_id_are_rejected():
+  again = dataclasses.replace(QUESTIONS[1], id="q/0")
+  with pytest.raises(ValueError, match="Two questions have the id 'q/0'"):
+    census.evaluate(questions=[QUESTIONS[0], again])
+
+
+def test_judge_scores_answers_too(tmp_path):
+  def give_verdict(system, user, body):
+    prediction = json.loads(user.splitlines()[-1].partition(": ")[2])
+    return "RIGHT" if prediction == "unknown" else "WRONG"
+
+  with chatting(give_verdict) as (address, bodies):
+    path = tmp_path / "predictions.jsonl"
+    result, _ = census.evaluate(path, judge=address)
+  assert result.scores["judge"].tolist() == [0, 0, 0, 1, 1]
+  assert len(bodies) == 5
+  table = tables.make_tables([result], {})["Methods"]
+  column = table.columns.index("Judged right %")
+  assert table.rows[0][column].mean == pytest.approx(0.4)
+
+
+def test_several_samples_are_scored_alone_and_together():
+  """Each of three samples gives another number; one is right, once twice."""
+  texts = ["0", "0", "1"], ["1", "3", "3"], ["7", "8", "9"]
+
+  def evaluate_sample(number):
+    def write_response(kind, prompt, temperature):
+      if kind == "plan":
+        return format.render_plan(Plan("t", "None", ()))
+      places = enumerate(("Chad", "Italy", "Peru"))
+      (asked,) = [n for n, place in places if place in prompt]
+      return format.render_answer(Answer("t", texts[asked][number]))
+
+    return runner.evaluate_method(
+      fakes.Scripted(write_response),
+      fakes.kbs(),
+      QUESTIONS[:3],
+      RunSettings("r1_router", temperature=1.0, sample=number),
+    )
+
+  found = tables.aggregate_samples([evaluate_sample(n) for n in range(3)])
+  assert found.scores["default_exact"] == pytest.approx([2 / 3, 1 / 3, 0])
+  assert found.sample_scores["pass@1"] == pytest.approx([2 / 3, 1 / 3, 0])
+  assert found.sample_scores["pass@3"].tolist() == [1, 1, 0]
+  assert found.sample_scores["majority default_exact"].tolist() == [1, 0, 0]
+  table = tables.make_tables([found], {})["Several samples, %"]
+  assert "pass@3" in table.columns
+
+
+def test_each_sample_has_its_own_key():
+  settings = [
+    each
+    for seed in (0, 1)
+    for each in runner.settings_by_method(["direct"], 3, dict(seed=seed))[
+      "direct"
+    ]
+  ]
+  keys = {str(jax.random.key_data(each.random_key)) for each in settings}
+  assert len(keys) == 6
+
+
+def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):
+  """The image's question stays and scores 0, and no route is scored."""
+  file = tmp_path / "own.jsonl"
+  file.write_text(
+    '{"question": "People of Chad?", "answer": 0}\n'
+    '{"question": "People of Italy?", "answer": "1", "image": "missing.png"}'
+  )
+  questions = benchmarks.load_benchmark("jsonl", str(file))
+  found, _ = census.evaluate(
+    questions=[
+      dataclasses.replace(q, image=q.image and "missing.png") for q in questions
+    ]
+  )
+  assert found.scores["recall"].tolist() == [1, 0]
+  assert np.isnan(found.scores["route"]).all()
+  assert found.trajectories[1].faults[0].startswith("input: missing.png")
+  lines = tables.summary_lines([found], {}, "jsonl")
+  assert not any("Route accuracy" in line for line in lines)
+  json.dumps(tables.summarize_results([found], {}), allow_nan=False)
+  made = tables.make_tables([found], {})
+  assert made["F1-Recall % by family"].rows == (("jsonl", 2, 50.0),)
+  assert "Route % by family" not in made
+  with pytest.raises(ValueError, match="'jsonl/0' has no gold trace"):
+    census.evaluate(method="oracle_route", questions=questions)
+
+
+def test_label_names_the_options_of_a_policy(monkeypatch):
+  """So that no trajectory is taken for one of a policy with other options."""
+  monkeypatch.setattr(safetensors_io, "checkpoint_files", lambda folder: [])
+
+  def weights(**options):
+    policy = fakes.Scripted(census.write_response, **options)
+    return runner.run_label("p", policy, fakes.kbs())["weights"]
+
+  assert weights() == ""
+  assert weights(routes=2) == "routes=2"

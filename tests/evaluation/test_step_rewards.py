@@ -1,0 +1,58 @@
+import dataclasses
+
+import jax
+import numpy as np
+
+from r1router_jax.data import gold_steps
+from r1router_jax.evaluation import step_rewards
+from r1router_jax.protocol import prompts
+from r1router_jax.rewards import step_reward
+from tests import fakes
+from tests.evaluation import census
+from tests.evaluation.census import QUESTIONS, write_response
+
+
+def embed(texts):
+  return np.stack([np.eye(8)[len(text) % 8] for text in texts])
+
+
+def score_steps(questions=QUESTIONS, **options):
+  """Returns the rewards of all steps together, and of each alone."""
+  found = gold_steps.make_gold_steps(questions, lambda asked: [()] * len(asked))
+  steps = [step for each in found for step in each]
+  reward = step_reward.StepReward(embed, preset="reference")
+  together = step_rewards.score_gold_steps(
+    fakes.Scripted(census.write_response),
+    steps,
+    reward,
+    jax.random.key(0),
+    **options,
+  )
+  alone = [
+    reward([step], [write_response(step.kind, prompt_text(step), 0)])[0]
+    for step in steps
+  ]
+  return together, alone
+
+
+def prompt_text(step):
+  conversation = prompts.step_conversation(step, style="full")
+  return "".join(segment.text for segment in conversation.user)
+
+
+def test_unreadable_step_earns_nothing(caplog):
+  """Its neighbours earn what they would earn without it."""
+  broken = dataclasses.replace(QUESTIONS[0], image="missing.png")
+  together, alone = score_steps([broken, *QUESTIONS[1:]])
+  count = len(alone) // len(QUESTIONS)  # Steps of each question.
+  assert min(alone[:count]) > 0  # It would have earned something.
+  assert together.tolist() == [0] * count + alone[count:]
+  assert f"{count} of {len(alone)} gold steps cannot be read" in caplog.text
+  assert "missing.png does not exist" in caplog.text
+
+
+def test_rewards_do_not_depend_on_chunks(monkeypatch):
+  monkeypatch.setattr(step_rewards, "STEPS_PER_CHUNK", 3)
+  together, alone = score_steps()
+  assert together.tolist() == alone and len(set(alone)) > 1
+  assert score_steps(samples=2)[0].tolist() == alone

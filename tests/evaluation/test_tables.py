@@ -1,0 +1,92 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from r1router_jax.common import run_log
+from r1router_jax.evaluation import tables as tables_lib
+from r1router_jax.metrics import answers
+from r1router_jax.report import html
+from r1router_jax.report import table as table_lib
+from tests.evaluation import census
+
+
+@pytest.fixture(scope="module")
+def results():
+  """A policy, one that scores 0 everywhere, and a baseline."""
+  good, _ = census.evaluate(policy="later")
+  zeros = {name: column * 0 for name, column in good.scores.items()}
+  poor = dataclasses.replace(good, policy="early", scores=zeros)
+  baseline, _ = census.evaluate(method="always_all")
+  return [poor, good, baseline]
+
+
+STEP_REWARDS = {
+  "early": dict(greedy=np.zeros(4)),
+  "later": dict(greedy=np.full(4, 0.25)),
+}
+
+
+def test_summary_lines_are_written_from_the_numbers(results):
+  lines = tables_lib.summary_lines(results, STEP_REWARDS, "unseen countries")
+  text = "\n".join(lines)
+  assert (
+    "Route accuracy of later on unseen countries: 1.00 (1.00 to 1.00)" in text
+  )
+  assert "F1-Recall, later minus early: +60.0 points (95 % inter" in text
+  assert (
+    "Greedy step reward, later minus early: +0.250 (95 % interval "
+    "+0.250 to +0.250)."
+  ) in lines
+  assert lines[-1] == (
+    "Retrievals per question: early 0.00, later 1.00, always_all 3.00."
+  )
+
+
+def test_tables_are_complete(results):
+  tables = tables_lib.make_tables(results, STEP_REWARDS)
+  for table in tables.values():
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    lines = table_lib.format_table(table).splitlines()
+    assert len(lines) == 1 + len(table.rows)
+  families = tables["F1-Recall % by family"].rows
+  assert [row[:3] for row in families] == [("f0", 3, 0.0), ("f1", 2, 0.0)]
+  assert families[0][3] == pytest.approx(200 / 3)  # q/0, q/2, not q/4.
+  assert families[1][3] == pytest.approx(50)
+
+
+def test_summary_file_has_means_and_paired_differences(results):
+  poor, good, _ = results
+  summary = tables_lib.summarize_results(results, STEP_REWARDS)
+  json.dumps(summary, allow_nan=False)
+  assert summary["results"][1]["recall"]["mean"] == pytest.approx(0.6)
+  difference = answers.paired_difference(
+    good.scores["recall"], poor.scores["recall"], 0
+  )
+  assert (
+    summary["differences"]["later minus early"]["recall"]
+    == difference._asdict()
+  )
+
+
+def test_page_shows_tables_and_learning_curves(results, tmp_path):
+  log = run_log.RunLog(tmp_path / "run")
+  log.write_scalars(1, dict(loss=2.0))
+  curves = tables_lib.load_curves({"sft": str(tmp_path / "run")})
+  assert curves == {"loss": {"sft": [(1, 2.0)]}}
+  html.write_page(
+    tmp_path / "page.html",
+    title="t",
+    summary=tables_lib.summary_lines(results, STEP_REWARDS, "all"),
+    tables=tables_lib.make_tables(results, STEP_REWARDS),
+    curves=curves,
+    trajectories=results[1].trajectories,
+    notes=tables_lib.NOTES,
+  )
+  assert "later minus early" in (tmp_path / "page.html").read_text()
+
+
+def test_curves_of_a_run_without_metrics_are_rejected():
+  with pytest.raises(ValueError, match="nowhere has no metrics.jsonl"):
+    tables_lib.load_curves({"x": "nowhere"})
