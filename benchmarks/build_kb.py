@@ -110,7 +110,7 @@ def watched(owner, name: str, found: dict, phase: str) -> None:
 
   def wrapper(*args, **kwargs):
     start = time.perf_counter()
-    with build_cost.Peak() as peak:
+    with build_cost.PeakMemory() as peak:
       result = call(*args, **kwargs)
     found[phase] = max(found.get(phase, 0), peak.bytes)
     found["seconds"][phase] = round(
@@ -136,12 +136,16 @@ def child(source: str, folder: str) -> None:
   """Builds, and prints what was announced and what it took."""
   registry.EMBEDDERS["minilm"] = lambda weights: Hashed()
   said, took = {}, {"seconds": {}}
-  for name in ("try_out", "indexing", "disk"):
+  for name in (
+    "measure_embedding",
+    "estimate_index_memory",
+    "estimate_disk_bytes",
+  ):
     noted(build_cost, name, said)
-  watched(passage_writer, "prepare", took, "read")
-  watched(build_kb, "_embed", took, "embed")
-  watched(factory, "build", took, "index")
-  watched(factory, "save", took, "index")
+  watched(passage_writer, "ensure_passages", took, "read")
+  watched(build_kb, "_embed_chunks", took, "embed")
+  watched(factory, "build_index", took, "index")
+  watched(factory, "save_index", took, "index")
   path, most, done = pathlib.Path(folder), 0, threading.Event()
 
   def look():
@@ -151,16 +155,16 @@ def child(source: str, folder: str) -> None:
 
   watch = threading.Thread(target=look)
   watch.start()
-  build_kb.build(folder, "text", source)
+  build_kb.build(build_kb.KbSpec(folder, "text", source))
   done.set()
   watch.join()
   passages = os.path.getsize(path / "passages.jsonl")
-  trial = said["try_out"]
+  trial = said["measure_embedding"]
   announced = dict(
-    embed=trial.peak,
-    index=trial.held + said["indexing"],
-    disk=said["disk"][0] + passages,
-    peak=said["disk"][1] + passages,
+    embed=trial.peak_bytes,
+    index=trial.resident_bytes + said["estimate_index_memory"],
+    disk=said["estimate_disk_bytes"][0] + passages,
+    peak=said["estimate_disk_bytes"][1] + passages,
   )
   measured = dict(
     embed=took["embed"], index=took["index"], disk=used(path), peak=most
@@ -236,7 +240,7 @@ def main() -> None:
   whole = start(source, folder / "whole")
   print(whole.communicate()[0], end="", flush=True)
   broken = folder / "broken"
-  count = args.rows // embedding_chunks.PART
+  count = args.rows // embedding_chunks.CHUNK_ROWS
   for ready in (
     lambda: any(
       json.loads(path.read_text())["rows"] > args.rows // 3

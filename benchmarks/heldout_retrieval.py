@@ -27,7 +27,7 @@ from r1router_jax.retrieval.index import bm25, exact
 def read(reference: str, kb: str) -> tuple[list, list[tuple[str, set[str]]]]:
   """The pool, and (sub-question, texts that were read with it) pairs."""
   pool, asked = {}, {}
-  for row in r1_router_rows.load(reference, ""):
+  for row in r1_router_rows.load_rows(reference, ""):
     for step in row.steps:
       some = [p for p in step.passages if p.kb == kb]
       if some:
@@ -44,20 +44,20 @@ def main() -> None:
   parser.add_argument("--embedder", default="minilm")
   parser.add_argument("--weights", default="")
   args = parser.parse_args()
-  embed = registry.make(args.embedder, args.weights)
+  embed = registry.get_embedder(args.embedder, args.weights)
   for kb in ("text", "image", "table"):
     pool, asked = read(args.reference, kb)
     if not pool:
       continue
-    content = local_kb.Content(pool, embed, exact.ExactIndex(embed(pool)))
-    words = bm25.Words.build(p.text for p in pool)
+    content = local_kb.SearchStack(pool, embed, exact.ExactIndex(embed(pool)))
+    words = bm25.Bm25Index.from_texts(p.text for p in pool)
     for name, way in (
       ("dense", content),
-      ("hybrid", content._replace(words=words)),
+      ("hybrid", content._replace(bm25_index=words)),
     ):
       found, first, chance = [], [], []
       for question, texts in asked:
-        _, rows = way.find([Query(question)], len(texts))
+        _, rows = way.search([Query(question)], len(texts))
         best = [pool[row].text for row in rows[0] if row >= 0]
         found.append(len(texts.intersection(best)) / len(texts))
         first.append(best[0] in texts)

@@ -26,9 +26,9 @@ class Slow(local_kb.LocalKB):
 
   delay = 0.0
 
-  def _find(self, queries, k):
+  def _search_uncached(self, queries, k):
     time.sleep(self.delay)
-    return super()._find(queries, k)
+    return super()._search_uncached(queries, k)
 
 
 def seconds(
@@ -36,12 +36,12 @@ def seconds(
 ) -> float:
   """Of one run, whose knowledge bases remember nothing."""
   kbs = {
-    kb: Slow(base.content, base.meta)
+    kb: Slow(base.stack, base.meta)
     for kb, base in retriever.open_kbs(asked.kb).items()
   }
   for base in kbs.values():
     base.delay = delay
-  questions = georouter.questions("test")[: asked.questions]
+  questions = georouter.load_questions("test")[: asked.questions]
   start = time.perf_counter()
   device_loop.LOOPS[loop](of, kbs, questions, jax.random.key(0))
   return time.perf_counter() - start

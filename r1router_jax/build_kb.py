@@ -1,66 +1,91 @@
 r"""Builds knowledge bases: corpus -> passages -> vectors -> index.
 
-  python -m r1router_jax.build_kb --out=DIR
-  python -m r1router_jax.build_kb --out=DIR --kb=text --source=pages.jsonl
-  python -m r1router_jax.build_kb --out=DIR --source=wikipedia:extracted
-  python -m r1router_jax.build_kb --out=DIR --source=mbeir:cand_pool.jsonl \
+  python -m r1router_jax.build_kb --kb_dir=DIR
+  python -m r1router_jax.build_kb --kb_dir=DIR --kind=text --source=pages.jsonl
+  python -m r1router_jax.build_kb --kb_dir=DIR --source=wikipedia:extracted
+  python -m r1router_jax.build_kb --kb_dir=DIR --source=mbeir:cand_pool.jsonl \
       --images=M-BEIR
 
-The first line builds all three of the embedded world, the others your own or a
-published one, see `retrieval/corpora.py`.  Each is a folder DIR/<kb>, see
-`retrieval/local.py`.  Before anything is embedded the command says
-what it takes; --dry_run stops there.
+The first command builds all three knowledge bases of GeoRouter, the corpus
+that comes with the package; the others build one from your own files or from a
+published corpus, see retrieval/corpora/sources.py.  Each is a folder
+DIR/<kind>, see retrieval/local_kb.py.  Before anything is embedded, the command
+logs the disk space, memory and time that it needs; --dry_run stops there.
 
-It may be run again at any time: a finished knowledge base of the same corpus,
-embedder and index is kept, an unfinished one goes on at the first missing
-block of passages or part of vectors.  A corpus too large for one machine is
-read by `retrieval/beam.py`, and embedded by many that share DIR, with
---worker=0/8 to --worker=7/8; run it without --worker when they are done.
-With --hybrid, passages are found by their words, too; with --rerank, a
-cross-encoder puts those found in order.  Either may be added or left out later.
+The command may be run again at any time.  A finished knowledge base of the same
+corpus, embedder and index is kept; an unfinished one goes on at the first block
+of passages, or chunk of vectors, that is missing.  A corpus too large for one
+machine is read by retrieval/corpora/beam_pipeline.py, and embedded by several
+machines that share DIR, with --worker=0/8 to --worker=7/8; then run the command
+without --worker.  With --hybrid, passages are found by their words, too; with
+--rerank, a cross-encoder sorts the passages found.  Both may be added or left
+out later.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
+from etils import epy
 
-from r1router_jax.common import cli, jsonl, progress
-from r1router_jax.retrieval import (
-  build_cost,
-  embedding_chunks,
-  kb_meta,
-  local_kb,
-  retriever,
-)
+from r1router_jax.common import cli, files, progress
+from r1router_jax.common.records import KBS
+from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.corpora import passage_writer, sources
-from r1router_jax.retrieval.encoders import (
-  batched_encoder,
-  cross_encoder,
-  registry,
-)
-from r1router_jax.retrieval.index import bm25, factory
+from r1router_jax.retrieval.index import factory
 
-# Names that other commands have, too, may be overridden.
-_OUT = flags.DEFINE_string(
-  "out", None, "Folder of the knowledge bases.", allow_override=True
+# These need JAX; without them, flags can be checked at once.
+with epy.lazy_imports():
+  from r1router_jax.retrieval import build_cost, embedding_chunks, local_kb
+  from r1router_jax.retrieval.encoders import (
+    batched_encoder,
+    cross_encoder,
+    registry,
+  )
+  from r1router_jax.retrieval.index import bm25
+
+# Keys of registry.EMBEDDERS, whose import needs JAX.
+EMBEDDER_NAMES = (
+  "minilm",
+  "picture",
+  "picture_caption",
+  "bge_m3",
+  "clip_sf",
+  "open_wikitable",
+  "openai",
+  "tei",
 )
 
-_KB = flags.DEFINE_list(
-  "kb",
+_DEFAULTS = ", ".join(
+  f"{name} for {kind}" for kind, name in kb_meta.DEFAULT_EMBEDDERS.items()
+)
+
+# A flag that other commands define, too, may be overridden.
+_KB_DIR = flags.DEFINE_string(
+  "kb_dir",
+  None,
+  "Folder to write the knowledge bases to; each has a folder of its own there.",
+  allow_override=True,
+)
+
+_KIND = flags.DEFINE_list(
+  "kind",
   [],
-  "Which to build; by default all that the source is for.",
+  f"Kinds of knowledge base to build, of {', '.join(KBS)}; by default all that "
+  "the source is for.",
   allow_override=True,
 )
 
 _SOURCE = flags.DEFINE_string(
   "source",
-  sources.WORLD,
-  "The corpus: georouter, the embedded world; .jsonl"
-  " or .csv files, or a folder of pictures; or wikipedia:PATH, mbeir:PATH, "
+  sources.GEOROUTER,
+  "The corpus: georouter, which comes with the package; your own .jsonl or "
+  ".csv files, or a folder of images; or wikipedia:PATH, mbeir:PATH, "
   "open_wikitable:PATH.  A path may be a pattern.",
   allow_override=True,
 )
@@ -68,237 +93,343 @@ _SOURCE = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
   "images",
   "",
-  "Folder that the corpus names its pictures below, where that is not its own.",
+  "Folder that the images of the corpus are relative to, if it is not the "
+  "folder of the corpus.",
   allow_override=True,
 )
 
 _EMBEDDER = flags.DEFINE_string(
   "embedder",
   "",
-  f"One of {', '.join(registry.EMBEDDERS)}; by default "
-  + ", ".join(f"{name} for {kb}" for kb, name in retriever.KINDS.items())
-  + ".",
+  f"The embedder, one of {', '.join(EMBEDDER_NAMES)}; by default {_DEFAULTS}.",
 )
 
 _WEIGHTS = flags.DEFINE_string(
   "weights",
   "",
-  "Folder of the embedder's weights, where it has none; of "
-  "openai and tei the address, http://host:port/v1#model.",
+  "Folder of the weights of an embedder that comes without any; for openai and "
+  "tei the address, http://host:port/v1#model.",
   allow_override=True,
 )
 
 _INDEX = flags.DEFINE_string(
   "index",
   "auto",
-  "How vectors are searched: auto, exact, scann, or "
-  "milvus=URI, a server's address or a file .db.",
+  "How vectors are searched: auto, exact, scann, or milvus=URI, where URI is "
+  "the address of a server or a .db file.",
 )
 
 _SHARDS = flags.DEFINE_integer(
   "shards",
   1,
-  "Cut the index into so many parts; on several hosts each "
-  "searches some of them.",
+  "Number of shards of the index; on several hosts each searches some of them.",
   lower_bound=1,
 )
 
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Reads the corpus, says what the rest takes, and stops."
+  "dry_run", False, "Read the corpus, log what the rest needs, and stop."
 )
 
 _HYBRID = flags.DEFINE_bool(
-  "hybrid", False, "Search by words, too (BM25), and fuse what is found."
+  "hybrid", False, "Search by words, too (BM25), and fuse both results."
 )
 
 _RERANK = flags.DEFINE_string(
   "rerank",
   "",
-  "Folder of a cross-encoder that reads what is found: "
-  "config.json, model.safetensors, tokenizer.json.",
+  "Folder of a cross-encoder that sorts the passages found: config.json, "
+  "model.safetensors, tokenizer.json.",
 )
 
 _WORKER = flags.DEFINE_string(
-  "worker", "", "I/N: embed every N-th part, from part I, and stop."
+  "worker", "", "I/N: embed every N-th chunk, beginning with chunk I, and stop."
 )
 
 
-def build(
-  folder: str,
-  kb: str,
-  source: str = sources.WORLD,
-  *,
-  pictures: str = "",
-  embedder: str = "",
-  weights: str = "",
-  index_kind: str = "auto",
-  shards: int = 1,
-  with_words: bool = False,
-  reranker: str = "",
-  worker: tuple[int, int] = (0, 1),
-  dry_run: bool = False,
-) -> None:
-  """Writes the knowledge base `kb` to `folder`; see the flags.
+@dataclasses.dataclass(frozen=True)
+class KbSpec:
+  """The description of a knowledge base to build.
+
+  Attributes:
+    folder: folder of this one knowledge base.
+    kind: "text", "image" or "table".
+    source: the corpus, see retrieval/corpora/sources.py.
+    image_folder: folder that images of the corpus are relative to, "" for the
+      folder of the corpus.
+    embedder: name of the embedder, "" for the default of the kind.
+    weights: folder of the embedder's weights, or its address.
+    index_kind: kind of index, see retrieval/index/factory.py.
+    shards: number of shards of the index.
+    hybrid: whether to index words, too.
+    reranker: folder of a cross-encoder, "" for none.
+    worker: (i, n) if n processes embed, and this one is the i-th.
 
   Raises:
-    ValueError: where corpus, embedder or folder cannot be used.
+    ValueError: if there is no such kind, index or embedder.
   """
-  if kb not in retriever.KINDS:
-    raise ValueError(
-      f"--kb={kb} is no knowledge base; choose from {', '.join(retriever.KINDS)}."
-    )
-  factory.checked(index_kind)
-  corpus = sources.find(kb, source, pictures)
-  name = embedder or retriever.KINDS[kb]
-  embed, options = registry.make(name, weights), _options(with_words, reranker)
-  os.makedirs(folder, exist_ok=True)
-  note = passage_writer.prepare(
-    folder, corpus, kb_meta.read_meta(folder) is not None
-  )
-  meta = dict(
-    format=kb_meta.FORMAT,
-    kb=kb,
-    rows=note["rows"],
-    width=embed.width,
-    embedder=name,
-    weights=weights,
-    fingerprint=embed.fingerprint,
-    index=index_kind,
-    source=sources.absolute(source),
-    passages=note["digest"],
-  )
-  if shards > 1:
-    meta["shards"] = shards
-  if pictures:
-    meta["pictures"] = os.path.abspath(pictures)
-  known = kb_meta.read_meta(folder) or {}
-  had = {name: known.pop(name) for name in kb_meta.OPTIONS if name in known}
-  if known == meta:
-    if had != options:
-      _finish(folder, meta, options)
-    logging.info("%s: up to date, kept (%s rows).", folder, f"{note['rows']:,}")
-    return
-  passages = local_kb.Passages(folder, kb, corpus.pictures)
-  # Parts of another corpus or embedder have another name.
-  name = hashlib.sha256(json.dumps(meta).encode()).hexdigest()[:16]
-  store = embedding_chunks.Parts(
-    os.path.join(folder, f"parts-{name}"), len(passages), worker
-  )
-  _announce(kb, passages, embed, store, index_kind)
-  if dry_run or not _embed(kb, passages, embed, store):
-    return
-  vectors = store.join(embed.width)
-  searcher = factory.build(vectors, index_kind, shards, f"{kb}_{name}")
-  factory.save(searcher, folder)
-  os.replace(store.whole, os.path.join(folder, "vectors.npy"))
-  _finish(folder, meta, options)
-  logging.info(
-    "%s: done, %s on disk, recall@10 against exact search %.3f.",
-    folder,
-    _size(_used(folder)),
-    searcher.recall(),
-  )
+
+  folder: str
+  kind: str
+  source: str = sources.GEOROUTER
+  image_folder: str = ""
+  embedder: str = ""
+  weights: str = ""
+  index_kind: str = "auto"
+  shards: int = 1
+  hybrid: bool = False
+  reranker: str = ""
+  worker: tuple[int, int] = (0, 1)
+
+  def __post_init__(self):
+    if self.kind not in KBS:
+      raise ValueError(
+        f"--kind={self.kind} is no knowledge base; choose from "
+        f"{', '.join(KBS)}."
+      )
+    factory.parse_index_kind(self.index_kind)
+    if self.embedder_name not in EMBEDDER_NAMES:
+      raise ValueError(
+        f"No embedder {self.embedder_name!r}; choose one of "
+        f"{', '.join(EMBEDDER_NAMES)}."
+      )
+
+  @property
+  def embedder_name(self) -> str:
+    """Return the name of the embedder, chosen or by default."""
+    return self.embedder or kb_meta.DEFAULT_EMBEDDERS[self.kind]
 
 
-def _announce(
-  kb: str,
-  passages: local_kb.Passages,
-  embed: batched_encoder.Embedder,
-  store: embedding_chunks.Parts,
-  index_kind: str,
+class _Build(NamedTuple):
+  """A build whose passages are read.
+
+  Attributes:
+    spec: what is built.
+    embedder: turns passages into vectors.
+    meta: what meta.json will say of the passages, vectors and index.
+    options: what meta.json will say of searching.
+  """
+
+  spec: KbSpec
+  embedder: "batched_encoder.Embedder"
+  meta: dict
+  options: dict
+
+  @property
+  def meta_digest(self) -> str:
+    """Return a name that differs for another corpus, embedder or index."""
+    return hashlib.sha256(json.dumps(self.meta).encode()).hexdigest()[:16]
+
+
+def build(spec: KbSpec, dry_run: bool = False) -> None:
+  """Build a knowledge base, or what is missing of it.
+
+  Args:
+    spec: what to build.
+    dry_run: read the corpus, log what the rest needs, and stop.
+
+  Raises:
+    ValueError: if the corpus, the embedder or the folder cannot be used.
+  """
+  this = _prepare_build(spec)
+  if _is_up_to_date(this):
+    return
+  corpus_images = sources.resolve_image_folder(spec.source, spec.image_folder)
+  passages = local_kb.PassageFile(spec.folder, spec.kind, corpus_images)
+  # Chunks of another corpus or embedder have another digest.  An unfinished
+  # build is found by this name, so it must not change.
+  chunks = embedding_chunks.EmbeddingChunks(
+    os.path.join(spec.folder, f"parts-{this.meta_digest}"),
+    len(passages),
+    spec.worker,
+  )
+  _log_cost(this, passages, chunks)
+  if dry_run or not _embed_chunks(this, passages, chunks):
+    return
+  _index_vectors(this, chunks)
+
+
+def _prepare_build(spec: KbSpec) -> _Build:
+  """Write the passages, and load the embedder and the reranker."""
+  corpus = sources.open_source(spec.kind, spec.source, spec.image_folder)
+  embedder = registry.get_embedder(spec.embedder_name, spec.weights)
+  options = {"hybrid": True} if spec.hybrid else {}
+  if spec.reranker:
+    path = os.path.abspath(spec.reranker)
+    options["rerank"] = path
+    options["rerank_fingerprint"] = cross_encoder.load_reranker(
+      path
+    ).fingerprint
+  os.makedirs(spec.folder, exist_ok=True)
+  is_finished = kb_meta.read_meta(spec.folder) is not None
+  note = passage_writer.ensure_passages(spec.folder, corpus, is_finished)
+  meta = {
+    "format": kb_meta.FORMAT_VERSION,
+    "kb": spec.kind,
+    "rows": note["rows"],
+    "width": embedder.width,
+    "embedder": spec.embedder_name,
+    "weights": spec.weights,
+    "fingerprint": embedder.fingerprint,
+    "index": spec.index_kind,
+    "source": sources.absolute_source(spec.source),
+    "passages": note["digest"],
+  }
+  if spec.shards > 1:
+    meta["shards"] = spec.shards
+  if spec.image_folder:
+    meta["pictures"] = os.path.abspath(spec.image_folder)
+  return _Build(spec, embedder, meta, options)
+
+
+def _is_up_to_date(this: _Build) -> bool:
+  """Return whether passages, vectors and index are there already.
+
+  If only options of searching differ, they are changed.
+  """
+  old_meta = kb_meta.read_meta(this.spec.folder) or {}
+  old_options = {
+    name: old_meta.pop(name)
+    for name in kb_meta.SEARCH_OPTIONS
+    if name in old_meta
+  }
+  if old_meta != this.meta:
+    return False
+  if old_options != this.options:
+    _finish_kb(this)
+  rows = f"{this.meta['rows']:,}"
+  logging.info("%s: up to date, kept (%s rows).", this.spec.folder, rows)
+  return True
+
+
+def _log_cost(
+  this: _Build,
+  passages: "local_kb.PassageFile",
+  chunks: "embedding_chunks.EmbeddingChunks",
 ) -> None:
-  """Says what is coming, after a trial with passages from everywhere."""
-  rows = np.linspace(
-    0, len(passages) - 1, build_cost.TRIAL[-1], dtype=np.int64
-  ).tolist()
-  trial = build_cost.try_out(
-    embed, [passages[row] for row in rows], embedding_chunks.PART
+  """Embed a few passages, and log the disk, memory and time that all need."""
+  # The sample is spread evenly, since passages may be sorted by length.
+  rows, width = len(passages), this.embedder.width
+  sample_rows = np.linspace(
+    0, rows - 1, build_cost.TRIAL_ROWS[-1], dtype=np.int64
   )
-  todo = sum(len(store.rows(start)) for start in store.todo)
-  seconds = trial.seconds * todo
-  vectors = len(passages) * embed.width * 4
-  done, peak = build_cost.disk(len(passages), embed.width, index_kind)
+  sample = [passages[row] for row in sample_rows.tolist()]
+  trial = build_cost.measure_embedding(
+    this.embedder, sample, embedding_chunks.CHUNK_ROWS
+  )
+  pending = sum(
+    len(chunks.chunk_rows(start)) for start in chunks.pending_starts
+  )
+  seconds = trial.seconds_per_row * pending
+
+  index_kind = this.spec.index_kind
+  final_disk, peak_disk = build_cost.estimate_disk_bytes(
+    rows, width, index_kind
+  )
+  index_memory = build_cost.estimate_index_memory(rows, width, index_kind)
   logging.info(
     "%s: %s rows of width %d.  Disk: %s, and %s on the way.  Memory: %s to "
     "embed, %s to index, and up to %s more for files where there is room.  "
     "Time: %s to embed.",
-    kb,
-    f"{len(passages):,}",
-    embed.width,
-    _size(done + passages.size),
-    _size(peak + passages.size),
-    _size(trial.peak),
-    _size(
-      trial.held + build_cost.indexing(len(passages), embed.width, index_kind)
-    ),
-    _size(vectors + passages.size),
+    this.spec.kind,
+    f"{rows:,}",
+    width,
+    _format_bytes(final_disk + passages.num_bytes),
+    _format_bytes(peak_disk + passages.num_bytes),
+    _format_bytes(trial.peak_bytes),
+    _format_bytes(trial.resident_bytes + index_memory),
+    _format_bytes(rows * width * 4 + passages.num_bytes),
     f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",
   )
 
 
-def _embed(
-  kb: str,
-  passages: local_kb.Passages,
-  embed: batched_encoder.Embedder,
-  store: embedding_chunks.Parts,
+def _embed_chunks(
+  this: _Build,
+  passages: "local_kb.PassageFile",
+  chunks: "embedding_chunks.EmbeddingChunks",
 ) -> bool:
-  """Embeds what is missing of our parts; whether all are there in the end."""
-  if len(store.todo) < len(store.ours):
+  """Embed the chunks of this worker that are missing.
+
+  Returns:
+    Whether the chunks of all workers are there now.
+  """
+  kind, pending = this.spec.kind, chunks.pending_starts
+  if len(pending) < len(chunks.own_starts):
     logging.info(
       "%s: %d of %d parts are there from an earlier run.",
-      kb,
-      len(store.ours) - len(store.todo),
-      len(store.ours),
+      kind,
+      len(chunks.own_starts) - len(pending),
+      len(chunks.own_starts),
     )
-  for start in progress.progress(store.todo, f"embed {kb}"):
-    store.save(start, embed([passages[row] for row in store.rows(start)]))
-  missing = len(store.missing())
+  for start in progress.show_progress(pending, f"embed {kind}"):
+    rows = chunks.chunk_rows(start)
+    vectors = this.embedder([passages[row] for row in rows])
+    chunks.save_chunk(start, vectors)
+  missing = len(chunks.find_missing())
   if missing:
     logging.info(
-      "%s: this worker is done, %d parts of others are missing.", kb, missing
+      "%s: this worker is done, %d parts of others are missing.", kind, missing
     )
   return not missing
 
 
-def _options(with_words: bool, reranker: str) -> dict:
-  """What meta.json says of searching."""
-  options = {"hybrid": True} if with_words else {}
-  if reranker:
-    path = os.path.abspath(reranker)
-    options |= dict(
-      rerank=path, rerank_fingerprint=cross_encoder.load(path).fingerprint
-    )
-  return options
-
-
-def _finish(folder: str, meta: dict, options: dict) -> None:
-  """Indexes words where wanted, writes meta.json, removes what is left over."""
-  rest = ("draft-", "parts-")
-  if "hybrid" in options:
-    passages = local_kb.Passages(folder, meta["kb"])
-    bm25.Words.build(passage.text for passage in passages).save(folder)
-  else:
-    rest += (bm25.FOLDER,)
-  jsonl.write_json(os.path.join(folder, "meta.json"), meta | options)
-  for entry in os.scandir(folder):
-    if entry.name.startswith(rest):
-      shutil.rmtree(entry.path)
-
-
-def _used(folder: str) -> int:
-  return sum(
-    os.path.getsize(os.path.join(base, file))
-    for base, _, files in os.walk(folder)
-    for file in files
+def _index_vectors(
+  this: _Build, chunks: "embedding_chunks.EmbeddingChunks"
+) -> None:
+  """Join the chunks, index their vectors, and finish the knowledge base."""
+  spec = this.spec
+  vectors = chunks.join_chunks(this.embedder.width)
+  collection = f"{spec.kind}_{this.meta_digest}"
+  index = factory.build_index(vectors, spec.index_kind, spec.shards, collection)
+  factory.save_index(index, spec.folder)
+  vectors_path = os.path.join(spec.folder, "vectors.npy")
+  os.replace(chunks.joined_path, vectors_path)
+  _finish_kb(this)
+  logging.info(
+    "%s: done, %s on disk, recall@10 against exact search %.3f.",
+    spec.folder,
+    _format_bytes(_folder_bytes(spec.folder)),
+    index.measure_recall(),
   )
 
 
-def _size(count: int) -> str:
+def _finish_kb(this: _Build) -> None:
+  """Index words if wanted, write meta.json, and remove what is left over."""
+  folder = this.spec.folder
+  leftovers = ["draft-", "parts-"]
+  if "hybrid" in this.options:
+    passages = local_kb.PassageFile(folder, this.spec.kind)
+    texts = (passage.text for passage in passages)
+    bm25.Bm25Index.from_texts(texts).save(folder)
+  else:
+    leftovers.append(bm25.BM25_FOLDER)
+  # From here on the knowledge base counts as finished.
+  files.write_json(os.path.join(folder, "meta.json"), this.meta | this.options)
+  for entry in os.scandir(folder):
+    if entry.name.startswith(tuple(leftovers)):
+      shutil.rmtree(entry.path)
+
+
+def _folder_bytes(folder: str) -> int:
+  """Return the size of all files below a folder."""
+  return sum(
+    os.path.getsize(os.path.join(parent, name))
+    for parent, _, names in os.walk(folder)
+    for name in names
+  )
+
+
+def _format_bytes(count: int) -> str:
   return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _worker(text: str) -> tuple[int, int]:
-  """ "2/8" as (2, 8)."""
+def _parse_worker(text: str) -> tuple[int, int]:
+  """Return "2/8" as (2, 8), and "" as the only worker.
+
+  Raises:
+    ValueError: if the text has another form.
+  """
+  if not text:
+    return 0, 1
   number, _, count = text.partition("/")
   if not (
     number.isdecimal() and count.isdecimal() and int(number) < int(count)
@@ -308,29 +439,37 @@ def _worker(text: str) -> tuple[int, int]:
 
 
 def main(_) -> None:
-  asked = _KB.value or sources.feeds(_SOURCE.value)
-  if _SOURCE.value != sources.WORLD and len(asked) != 1:
+  """Build the knowledge bases that the flags describe."""
+  kinds = _KIND.value or sources.supported_kbs(_SOURCE.value)
+  if _SOURCE.value != sources.GEOROUTER and len(kinds) != 1:
     raise ValueError(
       f"--source={_SOURCE.value} can feed one knowledge base.  Say which, "
-      "as in --kb=text."
+      "as in --kind=text."
     )
-  for kb in asked:
-    build(
-      os.path.join(_OUT.value, kb),
-      kb,
-      _SOURCE.value,
-      pictures=_IMAGES.value,
+  # All specs are checked before the first is built.
+  specs = [
+    KbSpec(
+      folder=os.path.join(_KB_DIR.value, kind),
+      kind=kind,
+      source=_SOURCE.value,
+      image_folder=_IMAGES.value,
       embedder=_EMBEDDER.value,
       weights=_WEIGHTS.value,
       index_kind=_INDEX.value,
       shards=_SHARDS.value,
-      with_words=_HYBRID.value,
+      hybrid=_HYBRID.value,
       reranker=_RERANK.value,
-      worker=_worker(_WORKER.value) if _WORKER.value else (0, 1),
-      dry_run=_DRY_RUN.value,
+      worker=_parse_worker(_WORKER.value),
     )
+    for kind in kinds
+  ]
+  for spec in specs:
+    # A wrong source is named before the embedder is imported.
+    sources.open_source(spec.kind, spec.source, spec.image_folder)
+  for spec in specs:
+    build(spec, dry_run=_DRY_RUN.value)
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("out")
+  flags.mark_flag_as_required("kb_dir")
   cli.run(main)

@@ -1,17 +1,20 @@
-"""Serves one knowledge base to other processes.
+"""Serves one knowledge base to other processes over HTTP.
 
-  python -m r1router_jax.serve_kb --kb=runs/kb/text --port=8000
+  python -m r1router_jax.serve_kb --kb_dir=runs/kb --kind=text --port=8000
 
-Other commands search it with --kb=text=http://127.0.0.1:8000,..., and so does
-whatever speaks to Search-R1's retrieval server; retrieval/schema.py says how.
-Beside a run that needs the accelerator start it with JAX_PLATFORMS=cpu.
+Other commands search it with --kb_dir=text=http://127.0.0.1:8000,..., and so
+does any client of Search-R1's retrieval server; retrieval/search_api.py
+describes requests and responses.  Beside a run that needs the accelerator,
+start the server with JAX_PLATFORMS=cpu.
 
-Requests are untrusted: their sizes are bounded, and a bad one is answered with
-{"error": ...} and a status of 4xx.  `SEARCHES` are made at a time; whoever
-finds no place in a second is answered 503 and may ask again.  There is no
-authentication: whoever reaches the port may search.  SIGHUP opens the folder
-anew, for instance after build_kb, while the former passages are searched.
-SIGTERM ends the server when the searches under way are answered.
+Requests are untrusted: their sizes are bounded, and an invalid one gets
+{"error": ...} and a status of 4xx.  `MAX_SEARCHES` searches run at a time; a
+request that has waited a second for its turn gets 503 and may be sent again.
+There is no authentication: anyone who reaches the port may search.
+
+SIGHUP opens the folder again, for instance after build_kb, while the former
+passages are still searched.  SIGTERM ends the server after the searches that
+are under way.
 """
 
 import collections
@@ -30,24 +33,38 @@ from http import HTTPStatus
 from typing import Any
 
 from absl import flags, logging
+from etils import epy
 
 from r1router_jax.common import cli, http_client, images
-from r1router_jax.common import text as text_lib
-from r1router_jax.common.records import Passage, Query
-from r1router_jax.retrieval import local_kb, search_api
-from r1router_jax.retrieval.search_api import Refused
+from r1router_jax.common.records import KBS, Passage, Query
+from r1router_jax.common.text import sanitize_text
+from r1router_jax.retrieval import kb_meta, search_api
+from r1router_jax.retrieval.search_api import RequestError
 
-_KB = flags.DEFINE_string(
-  "kb",
-  "runs/quickstart/kb/text",
-  "Folder of one knowledge base, as build_kb wrote it.",
+# This needs JAX; without it, flags can be checked at once.
+with epy.lazy_imports():
+  from r1router_jax.retrieval import local_kb
+
+_KB_DIR = flags.DEFINE_string(
+  "kb_dir",
+  "runs/quickstart/kb",
+  "Folder of the knowledge bases, as build_kb wrote it, or without --kind the "
+  "folder of a single one.",
+  allow_override=True,
+)
+
+_KIND = flags.DEFINE_enum(
+  "kind",
+  None,
+  KBS,
+  "Kind of the knowledge base to serve.",
   allow_override=True,
 )
 
 _PORT = flags.DEFINE_integer(
   "port",
   8000,
-  "Where to listen; 0 takes a free one.",
+  "Port to listen at; 0 takes a free one.",
   lower_bound=0,
   upper_bound=65535,
 )
@@ -55,218 +72,261 @@ _PORT = flags.DEFINE_integer(
 _HOST = flags.DEFINE_string(
   "host",
   "127.0.0.1",
-  "The address to listen at.  Any but a loopback one "
-  "lets others search: there is no authentication.",
+  "Address to listen at.  Any but a loopback address lets other machines "
+  "search: there is no authentication.",
 )
 
-
-CONNECTIONS = 32
-
-SEARCHES = 4  # At a time.
-
-PATIENCE = 1.0  # Seconds, for one of these.
-
-SECONDS = 10.0  # To send or to be sent a body.
+MAX_CONNECTIONS = 32
+MAX_SEARCHES = 4  # At a time.
+QUEUE_SECONDS = 1.0  # To wait for one of these searches to end.
+BODY_SECONDS = 10.0  # To receive or to send a body.
+_READ_BYTES = 1 << 16  # Of a body at a time.
 
 
-class Server(http.server.ThreadingHTTPServer):
-  """Listens at (host, port); `serve_forever` answers, from many threads.
+class SearchServer(http.server.ThreadingHTTPServer):
+  """An HTTP server that searches a knowledge base.
+
+  `serve_forever` answers each connection in a thread.
 
   Args:
-    base: what is searched.
-    host: to listen at.
-    port: likewise; 0 takes a free one.
+    kb: the knowledge base.
+    host: address to listen at.
+    port: port to listen at; 0 takes a free one.
+
+  Attributes:
+    kb: the knowledge base that is searched.
+    health: the response to GET /health.
+    address: http://host:port.
   """
 
   request_queue_size = 128
-  # Without asking for the host's name, which can take long.
+  # Unlike HTTPServer's, this does not look up the name of the host, which can
+  # take long.
   server_bind = socketserver.TCPServer.server_bind
 
-  def __init__(self, base: local_kb.LocalKB, host: str, port: int):
-    super().__init__((host, port), Handler)
-    self.serve(base)
+  def __init__(self, kb: "local_kb.LocalKB", host: str, port: int):
+    super().__init__((host, port), RequestHandler)
+    self.set_kb(kb)
     self.address = "http://{}:{}".format(*self.server_address)
-    self._searches = threading.Semaphore(SEARCHES)
-    self._connections = threading.Semaphore(CONNECTIONS)
-    self._lock = threading.Lock()
-    self._folder = tempfile.TemporaryDirectory(prefix="serve_kb-")
-    self._kept: collections.OrderedDict[str, None] = collections.OrderedDict()
+    self._searches = threading.Semaphore(MAX_SEARCHES)
+    self._connections = threading.Semaphore(MAX_CONNECTIONS)
+    # Images of queries, least recently used first.
+    self._image_lock = threading.Lock()
+    self._image_folder = tempfile.TemporaryDirectory(prefix="serve_kb-")
+    self._image_paths: collections.OrderedDict[str, None] = (
+      collections.OrderedDict()
+    )
 
-  def serve(self, base: local_kb.LocalKB) -> None:
-    """Searches `base`, from the next request on."""
-    self.served = base, search_api.card(base.meta)
+  def set_kb(self, kb: "local_kb.LocalKB") -> None:
+    """Search `kb` from the next request on."""
+    # One assignment, so that no thread sees the one without the other.
+    self._served = kb, search_api.describe_kb(kb.meta)
 
   @property
-  def kb(self) -> str:
-    """The kind of knowledge base."""
-    return self.served[1]["kb"]
+  def health(self) -> dict[str, Any]:
+    """Return the response to GET /health."""
+    return self._served[1]
+
+  @property
+  def kind(self) -> str:
+    """Return the kind of the knowledge base."""
+    return self.health["kb"]
 
   def process_request(self, request: Any, client_address: Any) -> None:
+    """Answer a connection, or close it if there are too many."""
     if self._connections.acquire(blocking=False):
       super().process_request(request, client_address)
-    else:  # Whoever is turned away before it spoke asks again.
+    else:
+      # A client whose connection ends before a response tries again.
       self.shutdown_request(request)
 
   def process_request_thread(self, request: Any, client_address: Any) -> None:
+    """Answer a connection in a thread of its own."""
     try:
       super().process_request_thread(request, client_address)
     finally:
       self._connections.release()
 
   def handle_error(self, request: Any, client_address: Any) -> None:
+    """Log a connection that broke off."""
     logging.debug("%s: broken off", client_address, exc_info=True)
 
   @contextlib.contextmanager
-  def place(self) -> Iterator[None]:
-    """One of the `SEARCHES` at a time.
+  def search_slot(self) -> Iterator[None]:
+    """Hold one of the `MAX_SEARCHES` slots.
 
     Raises:
-      Refused: where none is free.
+      RequestError: if none becomes free in `QUEUE_SECONDS`.
     """
-    if not self._searches.acquire(timeout=PATIENCE):
-      raise Refused(
+    if not self._searches.acquire(timeout=QUEUE_SECONDS):
+      raise RequestError(
         HTTPStatus.SERVICE_UNAVAILABLE,
-        f"{SEARCHES} searches are under way; ask again",
+        f"{MAX_SEARCHES} searches are under way; ask again",
       )
     try:
       yield
     finally:
       self._searches.release()
 
-  def search(self, request: search_api.Request) -> bytes:
-    """The answer to a request.
+  def search(self, request: search_api.SearchRequest) -> bytes:
+    """Return the body of the response to a request.
 
     Raises:
-      Refused: where a picture cannot be read, or the answer would be too long.
+      RequestError: if an image cannot be read, or the response would be too
+        long.
     """
-    base, card = self.served
+    kb, health = self._served
     queries = [
-      Query(text, self._file(picture) if picture else "")
-      for text, picture in zip(request.texts, request.pictures, strict=True)
+      Query(text, self._store_image(image) if image else "")
+      for text, image in zip(request.texts, request.images, strict=True)
     ]
     try:
-      found = base.search(queries, request.k) if queries else []
+      found = kb.search(queries, request.k) if queries else []
     except images.BadImage as error:
-      said = str(error).replace(self._folder.name + os.sep, "")
-      raise Refused(HTTPStatus.BAD_REQUEST, f'"images": {said}') from None
-    size, parts = 0, []
+      # The client has no business with paths of this machine.
+      reason = str(error).replace(self._image_folder.name + os.sep, "")
+      raise RequestError(
+        HTTPStatus.BAD_REQUEST, f'"images": {reason}'
+      ) from None
+
+    num_bytes, parts = 0, []
     for passages in found:
-      parts.append(
-        json.dumps(
-          [_row(base, passage, request.scores) for passage in passages]
-        )
-      )
-      size += len(parts[-1])
-      if size > http_client.MAX_ANSWER:
-        raise Refused(
+      rows = [
+        _make_row(kb, passage, request.with_scores) for passage in passages
+      ]
+      parts.append(json.dumps(rows))
+      num_bytes += len(parts[-1])
+      if num_bytes > http_client.MAX_ANSWER_BYTES:
+        raise RequestError(
           HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-          f"the answer would have more than {http_client.MAX_ANSWER:,} bytes: "
+          "the answer would have more than "
+          f"{http_client.MAX_ANSWER_BYTES:,} bytes: "
           'send fewer "queries", or a smaller "topk"',
         )
-    return (
-      f'{{"result": [{", ".join(parts)}], "version": "{card["version"]}"}}'
-    ).encode()
+    result = ", ".join(parts)
+    body = f'{{"result": [{result}], "version": "{health["version"]}"}}'
+    return body.encode()
 
-  def _file(self, picture: bytes) -> str:
-    """Its path, which names the content, so that the same picture makes the
-    same query.  More are kept than the searches at a time can need.
+  def _store_image(self, image: bytes) -> str:
+    """Write the image of a query to a file and return its path.
+
+    The path names the content, so that the same image makes the same query.
     """
-    path = os.path.join(self._folder.name, hashlib.sha256(picture).hexdigest())
-    with self._lock:
-      if path not in self._kept:
+    digest = hashlib.sha256(image).hexdigest()
+    path = os.path.join(self._image_folder.name, digest)
+    with self._image_lock:
+      if path not in self._image_paths:
         with open(path, "wb") as file:
-          file.write(picture)
-      self._kept[path] = None
-      self._kept.move_to_end(path)
-      if len(self._kept) > 2 * SEARCHES * search_api.PICTURES:
-        os.remove(self._kept.popitem(last=False)[0])
+          file.write(image)
+      self._image_paths[path] = None
+      self._image_paths.move_to_end(path)
+      # Twice as many are kept as the searches that run at a time can need.
+      limit = 2 * MAX_SEARCHES * search_api.MAX_IMAGES
+      if len(self._image_paths) > limit:
+        oldest_path, _ = self._image_paths.popitem(last=False)
+        os.remove(oldest_path)
     return path
 
-  def end(self) -> None:
-    """Waits for the searches under way, and closes."""
-    for _ in range(SEARCHES):
-      self._searches.acquire(timeout=SECONDS)
+  def wait_and_close(self) -> None:
+    """Wait for the searches under way, then close the server."""
+    for _ in range(MAX_SEARCHES):
+      self._searches.acquire(timeout=BODY_SECONDS)
     self.server_close()
-    self._folder.cleanup()
+    self._image_folder.cleanup()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-  """One connection."""
+class RequestHandler(http.server.BaseHTTPRequestHandler):
+  """The handler of the requests of one connection."""
 
-  server: Server
-  protocol_version = "HTTP/1.1"  # Connections are kept for further requests.
+  server: SearchServer
+  protocol_version = "HTTP/1.1"  # A connection serves several requests.
   server_version, sys_version = "r1router_jax", ""
-  timeout = SECONDS
+  timeout = BODY_SECONDS
 
   def do_GET(self) -> None:
+    """Answer GET /health."""
     if self.path == "/health":
-      self._send(HTTPStatus.OK, json.dumps(self.server.served[1]).encode())
+      self._send_json(HTTPStatus.OK, json.dumps(self.server.health).encode())
     else:
       self.send_error(
         HTTPStatus.NOT_FOUND, "there are GET /health and POST /retrieve"
       )
 
   def do_POST(self) -> None:
+    """Answer POST /retrieve."""
     try:
       if self.path != "/retrieve":
-        raise Refused(HTTPStatus.NOT_FOUND, "there is POST /retrieve")
-      body = self._body()
-      with self.server.place():
-        self._send(HTTPStatus.OK, self._search(body))
-    except Refused as refused:
-      self.send_error(refused.status, str(refused))
+        raise RequestError(HTTPStatus.NOT_FOUND, "there is POST /retrieve")
+      # A slow client sends its body before it takes a slot.
+      body = self._read_body()
+      with self.server.search_slot():
+        self._send_json(HTTPStatus.OK, self._search_body(body))
+    except RequestError as error:
+      self.send_error(error.status, str(error))
 
-  def _search(self, body: bytes) -> bytes:
+  def _search_body(self, body: bytes) -> bytes:
+    """Return the body of the response to a search.
+
+    Raises:
+      RequestError: if the request is invalid, or the search fails.
+    """
     try:
-      return self.server.search(search_api.read(body, self.server.kb))
-    except Refused:
+      request = search_api.parse_request(body, self.server.kind)
+      return self.server.search(request)
+    except RequestError:
       raise
     except Exception:  # No request may end the server.
       logging.exception("A search failed.")
-      raise Refused(
+      raise RequestError(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "the search failed; the server's log says why",
       ) from None
 
-  def _body(self) -> bytes:
-    """The body of the request, of the length that it says."""
+  def _read_body(self) -> bytes:
+    """Return the body of the request, which has the length that it declares.
+
+    Raises:
+      RequestError: if the length is missing or too large, or the body does not
+        arrive in `BODY_SECONDS`.
+    """
     length = self.headers.get("Content-Length", "")
-    most = (
-      search_api.PICTURES_BODY if self.server.kb == "image" else search_api.BODY
-    )
+    max_bytes = search_api.MAX_BODY_BYTES
+    if self.server.kind == "image":
+      max_bytes = search_api.MAX_IMAGE_BODY_BYTES
     if not length.isdecimal():
-      raise Refused(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
-    if len(length) > 12 or int(length) > most:
-      raise Refused(
+      raise RequestError(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
+    # int() of a very long number would take long.
+    if len(length) > 12 or int(length) > max_bytes:
+      raise RequestError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body has {length[:20]} bytes; send at most {most:,}",
+        f"the body has {length[:20]} bytes; send at most {max_bytes:,}",
       )
-    parts, left, end = [], int(length), time.monotonic() + SECONDS
-    while left:
-      part = self.rfile.read1(min(left, 1 << 16))
-      if not part or time.monotonic() > end:
-        raise Refused(HTTPStatus.REQUEST_TIMEOUT, "the body is incomplete")
+
+    # The time-out of the socket holds for each read, so a client that sends a
+    # byte now and then needs a limit of its own.
+    parts, missing = [], int(length)
+    deadline = time.monotonic() + BODY_SECONDS
+    while missing:
+      part = self.rfile.read1(min(missing, _READ_BYTES))
+      if not part or time.monotonic() > deadline:
+        raise RequestError(HTTPStatus.REQUEST_TIMEOUT, "the body is incomplete")
       parts.append(part)
-      left -= len(part)
+      missing -= len(part)
     return b"".join(parts)
 
   def send_error(
     self, code: int, message: str | None = None, explain: str | None = None
   ) -> None:
-    """Also of what the base class refuses.  The body may not have been read,
-    so the connection ends.
-    """
+    """Send an error as JSON; the base class calls this, too."""
     del explain
+    # The body may be unread, and would be taken for the next request.
     self.close_connection = True
     status = HTTPStatus(code)
-    self._send(
-      status,
-      json.dumps(
-        {"error": text_lib.clean(message or status.phrase, 500)}
-      ).encode(),
-    )
+    error = {"error": sanitize_text(message or status.phrase, 500)}
+    self._send_json(status, json.dumps(error).encode())
 
-  def _send(self, status: HTTPStatus, body: bytes) -> None:
+  def _send_json(self, status: HTTPStatus, body: bytes) -> None:
+    """Send a response."""
     self.send_response(status)
     self.send_header("Content-Type", "application/json")
     self.send_header("Content-Length", str(len(body)))
@@ -278,34 +338,80 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.wfile.write(body)
 
   def log_message(self, format: str, *args: Any) -> None:
+    """Log a request, which the base class would print."""
     logging.debug(
-      "%s: %s", self.client_address[0], text_lib.clean(format % args)
+      "%s: %s", self.client_address[0], sanitize_text(format % args)
     )
 
 
-def _row(base: local_kb.LocalKB, passage: Passage, scores: bool) -> dict:
-  shown = search_api.document(
-    passage,
-    passage.image
-    and os.path.relpath(passage.image, base.content.passages.pictures),
-  )
-  return dict(document=shown, score=passage.score) if scores else shown
+def _make_row(
+  kb: "local_kb.LocalKB", passage: Passage, with_scores: bool
+) -> dict:
+  """Return a passage as a row of the response."""
+  image = ""
+  if passage.image:
+    image_folder = kb.stack.passages.image_folder
+    image = os.path.relpath(passage.image, image_folder)
+  document = search_api.to_document(passage, image)
+  if not with_scores:
+    return document
+  return {"document": document, "score": passage.score}
 
 
-def _serve_anew(server: Server, folder: str) -> None:
+def find_kb_folder(kb_dir: str, kind: str | None) -> str:
+  """Return the folder of the knowledge base to serve.
+
+  Args:
+    kb_dir: folder of several knowledge bases, or of a single one.
+    kind: kind of the knowledge base; None for the single one.
+
+  Raises:
+    ValueError: if there is no finished knowledge base, or `kind` is missing.
+  """
+  folder = os.path.join(kb_dir, kind) if kind else kb_dir
+  if not kind and kb_meta.read_meta(folder) is None:
+    if any(kb_meta.read_meta(os.path.join(folder, name)) for name in KBS):
+      raise ValueError(
+        f"{kb_dir} holds several knowledge bases.  Say which, as in "
+        "--kind=text."
+      )
+  kb_meta.read_finished_meta(folder)
+  return folder
+
+
+def _reload_kb(server: SearchServer, folder: str) -> None:
+  """Open the folder again; keep the former passages if that fails."""
   try:
-    base = local_kb.open_kb(folder)
+    kb = local_kb.open_kb(folder)
   except ValueError as error:
     logging.error("%s  The former passages are served on.", error)
     return
-  server.serve(base)
-  logging.info("%s: opened anew (%s passages).", folder, f"{len(base):,}")
+  server.set_kb(kb)
+  logging.info("%s: opened anew (%s passages).", folder, f"{len(kb):,}")
+
+
+def _handle_signals(server: SearchServer, folder: str) -> None:
+  """Make SIGTERM end the server, and SIGHUP open the folder again.
+
+  Both run in threads: a handler interrupts the loop that `shutdown` waits for.
+  """
+
+  def start_shutdown(*_: object) -> None:
+    threading.Thread(target=server.shutdown).start()
+
+  def start_reload(*_: object) -> None:
+    threading.Thread(target=_reload_kb, args=(server, folder)).start()
+
+  signal.signal(signal.SIGTERM, start_shutdown)
+  signal.signal(signal.SIGHUP, start_reload)
 
 
 def main(_) -> None:
-  base = local_kb.open_kb(_KB.value)
+  """Serve until SIGTERM comes."""
+  folder = find_kb_folder(_KB_DIR.value, _KIND.value)
+  kb = local_kb.open_kb(folder)
   try:
-    server = Server(base, _HOST.value, _PORT.value)
+    server = SearchServer(kb, _HOST.value, _PORT.value)
   except OSError as error:
     raise ValueError(
       f"Cannot listen at {_HOST.value}:{_PORT.value} ({error}).  Choose "
@@ -317,21 +423,14 @@ def main(_) -> None:
       "authentication: whoever reaches it may search.",
       server.address,
     )
-  signal.signal(
-    signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start()
-  )
-  signal.signal(
-    signal.SIGHUP,
-    lambda *_: threading.Thread(
-      target=_serve_anew, args=(server, _KB.value)
-    ).start(),
-  )
+  _handle_signals(server, folder)
+  # A program that starts the server reads the address from this line.
   print(
-    f"Serving {server.kb} ({len(base):,} passages) at {server.address}",
+    f"Serving {server.kind} ({len(kb):,} passages) at {server.address}",
     flush=True,
   )
   server.serve_forever(poll_interval=0.1)
-  server.end()
+  server.wait_and_close()
 
 
 if __name__ == "__main__":

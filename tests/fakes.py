@@ -7,7 +7,7 @@ import numpy as np
 from r1router_jax.common.images import BadImage
 from r1router_jax.common.records import Passage, Response
 from r1router_jax.generation.token_sampling import GREEDY
-from r1router_jax.inputs.processor import Encoded
+from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from tests import tiny_policy
@@ -26,12 +26,12 @@ class Scripted(Policy):
       {},
     )
     self.script, self.asked = script, []  # Prompts, one list for each call.
-    self.packer, self.tokens = self, tokens
+    self.processor, self.tokens = self, tokens
 
   def encode(self, conversation):
     unread = []
     for segment in conversation.user:
-      if segment.source == "picture" and segment.text.startswith("missing"):
+      if segment.source == "image" and segment.text.startswith("missing"):
         unread.append(f"{segment.text} does not exist.")
         if segment.of is None:
           raise BadImage(unread[0])
@@ -40,11 +40,11 @@ class Scripted(Policy):
       for segment in conversation.user
       if segment.source == "passage"
     )
-    return Encoded([], cut=max(words - self.tokens, 0), unread=tuple(unread))
+    return EncodedPrompt([], truncated_tokens=max(words - self.tokens, 0), unread_images=tuple(unread))
 
   def respond(self, conversations, key, n=1, method=GREEDY, stop=()):
     prompts = [
-      "".join(s.text for s in c.user if s.source != "picture")
+      "".join(s.text for s in c.user if s.source != "image")
       for c in conversations
     ]
     self.asked.append(
@@ -79,7 +79,7 @@ class Echo(KnowledgeBase):
   def __len__(self):
     return 1
 
-  def _find(self, queries, k):
+  def _search_uncached(self, queries, k):
     self.queries += queries
     return [
       [
@@ -94,7 +94,7 @@ class Echo(KnowledgeBase):
       for query in queries
     ]
 
-  def _read(self, found):
+  def _to_passages(self, found):
     return found
 
 

@@ -1,8 +1,8 @@
-"""What building a knowledge base takes: disk, memory, time.
+"""Estimates what building a knowledge base takes: disk, memory, time.
 
-Memory is what a process holds as its own.  Pages of files that it maps,
-passages and vectors, come on top where there is room, and are given back when
-others want it.
+Memory is what a process holds as its own.  Pages of files that it maps, such as
+passages and vectors, come on top if there is room, and the system takes them
+back when others need memory.
 
 Axes:  N rows   E width of a vector
 """
@@ -20,47 +20,58 @@ from r1router_jax.common.records import Passage
 from r1router_jax.retrieval.encoders import batched_encoder
 from r1router_jax.retrieval.index import scann_index
 
-_SAMPLE = 100_000  # Rows that ScaNN learns from.
+_SCANN_SAMPLE_ROWS = 100_000  # Rows that ScaNN trains its codebooks on.
+_SAMPLE_SECONDS = 0.002  # Between two samples of the memory.
 
-TRIAL = (32, 128)  # Rows embedded to see what more of them would take.
+# Rows that are embedded to estimate the cost of more of them.
+TRIAL_ROWS = (32, 128)
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-  """What embedding took.
+class EmbeddingTrial:
+  """The measured cost of embedding.
 
   Attributes:
-    seconds: a row.
-    held: bytes of the process before.
-    peak: bytes of the process at most, while a part is embedded.
+    seconds_per_row: time to embed one row.
+    resident_bytes: memory of the process before embedding.
+    peak_bytes: most memory of the process while a chunk is embedded.
   """
 
-  seconds: float
-  held: int
-  peak: int
+  seconds_per_row: float
+  resident_bytes: int
+  peak_bytes: int
 
 
-class Peak:
-  """The most memory held inside of a `with`, seen every few milliseconds."""
+class PeakMemory:
+  """The most memory that the process holds inside of a `with` block.
 
-  def __enter__(self) -> "Peak":
-    self.bytes, self._done = held(), threading.Event()
-    self._watch = threading.Thread(target=self._look, daemon=True)
-    self._watch.start()
+  A thread samples it every few milliseconds.
+
+  Attributes:
+    bytes: the most so far.
+  """
+
+  def __enter__(self) -> "PeakMemory":
+    self.bytes = resident_bytes()
+    self._done = threading.Event()
+    self._thread = threading.Thread(target=self._sample_memory, daemon=True)
+    self._thread.start()
     return self
 
   def __exit__(self, *_: object) -> None:
     self._done.set()
-    self._watch.join()
+    self._thread.join()
 
-  def _look(self) -> None:
-    while not self._done.wait(0.002):
-      self.bytes = max(self.bytes, held())
+  def _sample_memory(self) -> None:
+    while not self._done.wait(_SAMPLE_SECONDS):
+      self.bytes = max(self.bytes, resident_bytes())
 
 
-def held() -> int:
-  """Bytes that this process holds as its own; elsewhere than on Linux, and
-  with what it maps, the most it ever held.
+def resident_bytes() -> int:
+  """Return the bytes that this process holds as its own.
+
+  On other systems than Linux this is the most that it ever held, mapped files
+  included.
   """
   if sys.platform == "linux":
     with open("/proc/self/statm") as file:
@@ -69,74 +80,90 @@ def held() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def try_out(
-  embed: batched_encoder.Embedder, passages: Sequence[Passage], part: int
-) -> Trial:
-  """Embeds `TRIAL` rows, to know what `part` rows would take.
+def measure_embedding(
+  embed: batched_encoder.Embedder, passages: Sequence[Passage], chunk_rows: int
+) -> EmbeddingTrial:
+  """Embed `TRIAL_ROWS` rows and extrapolate to a chunk.
 
   Args:
     embed: the embedder.
-    passages: as many as `TRIAL` has at most, from everywhere.
-    part: rows embedded between two saves.
+    passages: a sample of the corpus, at most max(TRIAL_ROWS) passages.
+    chunk_rows: number of rows that are embedded between two saves.
   """
-  peaks = []
-  for count in TRIAL:
+  for count in TRIAL_ROWS:
     embed(passages[:count])  # Compiles.
-  _give_back()
-  before = held()
-  for count in TRIAL:
-    _give_back()
+  _trim_heap()
+  before = resident_bytes()
+  peaks = []
+  for count in TRIAL_ROWS:
+    _trim_heap()
     start = time.perf_counter()
-    with Peak() as peak:
+    with PeakMemory() as peak:
       embed(passages[:count])
     peaks.append(peak.bytes)
-  slope = max(0, peaks[1] - peaks[0]) / (TRIAL[1] - TRIAL[0])
-  return Trial(
-    (time.perf_counter() - start) / TRIAL[1],
+  seconds = time.perf_counter() - start  # Of the larger trial.
+
+  # Memory grows linearly with the rows.
+  small, large = TRIAL_ROWS
+  bytes_per_row = max(0, peaks[1] - peaks[0]) / (large - small)
+  return EmbeddingTrial(
+    seconds / large,
     before,
-    int(peaks[1] + slope * max(0, part - TRIAL[1])),
+    int(peaks[1] + bytes_per_row * max(0, chunk_rows - large)),
   )
 
 
-def _give_back() -> None:
-  """Hands memory that was freed, and is held for later, to the system."""
+def _trim_heap() -> None:
+  """Return memory that is free, but kept by the allocator, to the system."""
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:
     trim(0)
 
 
-def disk(rows: int, width: int, kind: str) -> tuple[int, int]:
-  """Bytes of vectors and index: in the end, and at most on the way."""
+def estimate_disk_bytes(
+  rows: int, width: int, index_kind: str
+) -> tuple[int, int]:
+  """Estimate the disk space of vectors and index.
+
+  Returns:
+    Bytes when the build is done, and the most bytes while it runs.
+  """
   vectors = rows * width * 4
-  if _kind(rows, kind) == "exact":
-    return vectors, 2 * vectors  # The parts, and the whole.
-  both = 2 * vectors + _codes(rows, width)  # ScaNN writes a copy.
-  return both, both
+  if _resolve_kind(rows, index_kind) == "exact":
+    return vectors, 2 * vectors  # Chunks and the joined file.
+  total = 2 * vectors + _scann_code_bytes(rows, width)  # ScaNN writes a copy.
+  return total, total
 
 
-def indexing(rows: int, width: int, kind: str) -> int:
-  """Bytes of memory that `indexes.build` needs, and the look at its recall."""
-  # Exact search: scores, their negatives, and the order of both.
+def estimate_index_memory(rows: int, width: int, index_kind: str) -> int:
+  """Estimate the bytes of memory to build an index and measure its recall."""
+  # Exact search holds scores, their negatives, and the order of both.
   scores = 16 * min(256 * rows, max(1 << 24, rows))
-  if _kind(rows, kind) == "exact":
-    return max(scores, rows * width)  # Which numbers are finite: a byte each.
+  if _resolve_kind(rows, index_kind) == "exact":
+    # The check for NaN takes one byte per number.
+    return max(scores, rows * width)
   vectors = rows * width * 4
-  # As measured: what it learns from, and the residuals of all.
-  learns = 6 * min(rows, _SAMPLE) * width
-  if rows >= scann_index.TREE_ROWS and width < scann_index.WIDE:
-    learns += vectors
-  return vectors + _codes(rows, width) + max(scores, learns)
+  # As measured: ScaNN's training sample, and the residuals of all rows.
+  training = 6 * min(rows, _SCANN_SAMPLE_ROWS) * width
+  if rows >= scann_index.MIN_TREE_ROWS and width < scann_index.WIDE_WIDTH:
+    training += vectors
+  return vectors + _scann_code_bytes(rows, width) + max(scores, training)
 
 
-def _codes(rows: int, width: int) -> int:
-  """Bytes of ScaNN's codes, a byte each, in two leaves of a tree."""
-  codes = rows * width // (4 if width >= scann_index.WIDE else 2)
-  return codes * (2 if rows >= scann_index.TREE_ROWS else 1)
+def _scann_code_bytes(rows: int, width: int) -> int:
+  """Return the bytes of ScaNN's codes, one byte each.
+
+  A tree keeps the codes of a row in two of its leaves.
+  """
+  codes = rows * width // (4 if width >= scann_index.WIDE_WIDTH else 2)
+  return codes * (2 if rows >= scann_index.MIN_TREE_ROWS else 1)
 
 
-def _kind(rows: int, kind: str) -> str:
-  """ "exact" or "scann", where `kind` may be "auto"."""
-  scann = kind == "scann" or (
-    rows >= scann_index.EXACT_ROWS and scann_index.available()
+def _resolve_kind(rows: int, index_kind: str) -> str:
+  """Return "exact" or "scann", which "auto" chooses from."""
+  if index_kind == "exact":
+    return "exact"
+  chooses_scann = (
+    rows >= scann_index.MIN_SCANN_ROWS and scann_index.is_scann_installed()
   )
-  return "scann" if kind != "exact" and scann else "exact"
+  return "scann" if index_kind == "scann" or chooses_scann else "exact"

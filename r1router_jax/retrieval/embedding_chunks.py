@@ -1,69 +1,84 @@
-"""Vectors in parts, so that being killed while embedding costs one of them."""
+"""Passage vectors in chunks on disk, so a killed build loses at most one."""
 
 import contextlib
 import os
 
 import numpy as np
 
-PART = 1024  # Rows embedded between two saves.
+from r1router_jax.common.files import atomic_write
+
+CHUNK_ROWS = 1024  # Rows that are embedded between two saves.
 
 
-class Parts:
-  """Vectors of `PART` rows each, in files of a folder.
+class EmbeddingChunks:
+  """The vectors of a corpus in files of `CHUNK_ROWS` rows each.
+
+  A chunk is named by its first row.
 
   Args:
-    folder: of the files.
-    rows: of all parts.
-    worker: (i, n), where every n-th part is ours, from part i.
+    folder: folder of the files; it is made if it is absent.
+    rows: number of rows of all chunks.
+    worker: (i, n) if n workers share the folder and this one embeds every n-th
+      chunk, beginning with chunk i.
 
   Attributes:
-    ours: first rows of our parts.
-    todo: those of them that are missing.
-    whole: path of the vectors of all parts, once they are joined.
+    own_starts: first rows of the chunks of this worker.
+    pending_starts: those of them that are missing.
+    joined_path: file of the vectors of all chunks, once they are joined.
   """
 
   def __init__(self, folder: str, rows: int, worker: tuple[int, int]):
     os.makedirs(folder, exist_ok=True)
     self._folder, self._rows = folder, rows
-    self.whole = os.path.join(folder, "vectors.npy")
-    self._starts = range(0, rows, PART)
-    self.ours = self._starts[worker[0] :: worker[1]]
-    missing = set(self.missing())
-    self.todo = [start for start in self.ours if start in missing]
-
-  def path(self, start: int) -> str:
-    """Of the part that begins with row `start`."""
-    return os.path.join(self._folder, f"{start:08d}.npy")
-
-  def missing(self) -> list[int]:
-    """First rows of the parts that are not there."""
-    if os.path.exists(self.whole):
-      return []
-    return [
-      start for start in self._starts if not os.path.exists(self.path(start))
+    self.joined_path = os.path.join(folder, "vectors.npy")
+    self._starts = range(0, rows, CHUNK_ROWS)
+    self.own_starts = self._starts[worker[0] :: worker[1]]
+    missing = set(self.find_missing())
+    self.pending_starts = [
+      start for start in self.own_starts if start in missing
     ]
 
-  def rows(self, start: int) -> range:
-    """The rows of a part."""
-    return range(start, min(start + PART, self._rows))
+  def chunk_path(self, start: int) -> str:
+    """Return the file of the chunk that begins with row `start`."""
+    return os.path.join(self._folder, f"{start:08d}.npy")
 
-  def save(self, start: int, vectors: np.ndarray) -> None:
-    """Writes a part's file, which is either whole or absent."""
-    with open(self.path(start) + ".partial", "wb") as file:
+  def find_missing(self) -> list[int]:
+    """Return the first rows of the chunks that no worker has saved yet."""
+    if os.path.exists(self.joined_path):
+      return []
+    return [
+      start
+      for start in self._starts
+      if not os.path.exists(self.chunk_path(start))
+    ]
+
+  def chunk_rows(self, start: int) -> range:
+    """Return the rows of the chunk that begins with row `start`."""
+    return range(start, min(start + CHUNK_ROWS, self._rows))
+
+  def save_chunk(self, start: int, vectors: np.ndarray) -> None:
+    """Write the file of a chunk, which is either complete or absent."""
+    with atomic_write(self.chunk_path(start)) as file:
       np.save(file, vectors)
-    os.replace(self.path(start) + ".partial", self.path(start))
 
-  def join(self, width: int) -> np.ndarray:
-    """All parts in one file, opened without being read; they are deleted."""
-    if not os.path.exists(self.whole):
-      whole = np.lib.format.open_memmap(
-        self.whole + ".partial", "w+", np.float32, (self._rows, width)
+  def join_chunks(self, width: int) -> np.ndarray:
+    """Join all chunks into one file and delete them.
+
+    Returns:
+      The vectors [rows, width] of that file, mapped and not yet read.
+    """
+    if not os.path.exists(self.joined_path):
+      # Renamed when it is complete: a build that is killed here joins again.
+      partial_path = self.joined_path + ".partial"
+      joined = np.lib.format.open_memmap(
+        partial_path, "w+", np.float32, (self._rows, width)
       )
       for start in self._starts:
-        whole[start : start + PART] = np.load(self.path(start))
-      whole.flush()
-      os.replace(self.whole + ".partial", self.whole)
+        chunk = np.load(self.chunk_path(start))
+        joined[start : start + CHUNK_ROWS] = chunk
+      joined.flush()
+      os.replace(partial_path, self.joined_path)
     for start in self._starts:
       with contextlib.suppress(FileNotFoundError):
-        os.remove(self.path(start))
-    return np.load(self.whole, mmap_mode="r")
+        os.remove(self.chunk_path(start))
+    return np.load(self.joined_path, mmap_mode="r")

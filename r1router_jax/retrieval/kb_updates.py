@@ -1,10 +1,11 @@
-"""Passages that are added, replaced and taken away while others search.
+"""Passages that are added, replaced and deleted while others search.
 
-What was built stays as it is.  Beside it lie the added passages with an exact
-index, and the rows that are gone: those are never found.  Nothing that another
-thread reads is ever written.
+The base, that is the passages and the index that `build_kb` wrote, stays as it
+is.  Added passages stand behind it in an exact index of their own, and deleted
+rows are left out of every result.  An update makes new objects and never writes
+to what another thread may read.
 
-Axes:  n queries   N rows that were built   A added   E width   k neighbours
+Axes:  n queries   A rows added   D rows deleted   E width   k neighbours
 """
 
 import dataclasses
@@ -15,127 +16,137 @@ from jaxtyping import Float, Float32, Int
 
 from r1router_jax.common.records import Passage
 from r1router_jax.retrieval.encoders import batched_encoder
-from r1router_jax.retrieval.index.exact import ExactIndex, Found, Index, best
+from r1router_jax.retrieval.index.exact import (
+  ExactIndex,
+  Index,
+  SearchResult,
+  merge_top_k,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Changed:
-  """Passages by row: those that were built, and then those added.
+class UpdatedPassages:
+  """Passages by row: first those of the base, then those added.
 
   Attributes:
-    built: as they were.
-    rows: of their ids.
-    added: in their order, also those that are gone again.
-    vectors: of those added.
-    gone: rows that are not found any more.
+    base: passages that were built.
+    row_by_id: row of each passage that is not deleted.
+    added: added passages in their order, also those deleted since.
+    vectors: vectors of the added passages.
+    deleted: rows that must not be found.
   """
 
-  built: Sequence[Passage]
-  rows: dict[str, int]
+  base: Sequence[Passage]
+  row_by_id: dict[str, int]
   added: tuple[Passage, ...]
   vectors: Float32[np.ndarray, "A E"]
-  gone: Int[np.ndarray, " G"]
+  deleted: Int[np.ndarray, " D"]
 
   def __len__(self) -> int:
-    return len(self.built) + len(self.added) - len(self.gone)
+    return len(self.base) + len(self.added) - len(self.deleted)
 
   def __getitem__(self, row: int) -> Passage:
-    return (
-      self.built[row]
-      if row < len(self.built)
-      else (self.added[row - len(self.built)])
-    )
+    if row < len(self.base):
+      return self.base[row]
+    return self.added[row - len(self.base)]
 
   @property
-  def pictures(self) -> str:
-    """The folder that pictures of those built are named below."""
-    return self.built.pictures
+  def image_folder(self) -> str:
+    """Return the folder that images of the base are relative to."""
+    return self.base.image_folder
 
-  def over(self, index: Index) -> "ChangedIndex":
-    """An index of these, from the one of those built or of a former change."""
-    return ChangedIndex(
-      getattr(index, "built", index), ExactIndex(self.vectors), self.gone
-    )
+  def make_index(self, index: Index) -> "UpdatedIndex":
+    """Return an index of these passages.
+
+    Args:
+      index: the index of the base, or of the passages before an update.
+    """
+    base_index = index.base if isinstance(index, UpdatedIndex) else index
+    return UpdatedIndex(base_index, ExactIndex(self.vectors), self.deleted)
 
 
-class ChangedIndex:
-  """An `Index` less some rows, with others added.
+class UpdatedIndex:
+  """An `Index` that leaves out deleted rows and adds others behind them.
 
   Args:
-    built: the index as it was.
-    added: of the rows behind its.
-    gone: rows of both.
+    base: index of the passages that were built.
+    added: index of the rows that follow those of `base`.
+    deleted: rows of both that must not be found.
   """
 
   def __init__(
-    self, built: Index, added: ExactIndex, gone: Int[np.ndarray, " G"]
+    self, base: Index, added: ExactIndex, deleted: Int[np.ndarray, " D"]
   ):
-    self.built, self._added, self._gone = built, added, gone
-    self.rows, self.width = built.rows + added.rows, built.width
+    self.base, self._added, self._deleted = base, added, deleted
+    self.rows, self.width = base.rows + added.rows, base.width
 
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found:
-    """The k nearest rows that are left."""
-    parts = [self._left(self.built, 0, vectors, k)]
+  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
+    """Return the k nearest rows that are not deleted."""
+    results = [self._search_remaining(self.base, 0, vectors, k)]
     if self._added.rows:
-      parts.append(self._left(self._added, self.built.rows, vectors, k))
-    return best(parts, k)
+      results.append(
+        self._search_remaining(self._added, self.base.rows, vectors, k)
+      )
+    return merge_top_k(results, k)
 
-  def _left(
-    self, index: Index, first: int, vectors: np.ndarray, k: int
-  ) -> Found:
-    """Asks for more rows until k of them are left, or no more come."""
-    most = k
+  def _search_remaining(
+    self, index: Index, first_row: int, vectors: np.ndarray, k: int
+  ) -> SearchResult:
+    """Search for ever more rows until k that are not deleted are found."""
+    depth = k
     while True:
-      scores, rows = index.search(vectors, most)
-      rows = np.where(rows < 0, -1, rows + first)
-      gone = np.isin(rows, self._gone)
-      enough = (rows < 0).any(axis=1) | ((~gone).sum(axis=1) >= k)
-      if most >= index.rows or enough.all():
+      scores, rows = index.search(vectors, depth)
+      rows = np.where(rows < 0, -1, rows + first_row)
+      deleted = np.isin(rows, self._deleted)
+      # A row of -1 says that the index has no more to give for the query.
+      enough = (rows < 0).any(axis=1) | ((~deleted).sum(axis=1) >= k)
+      if depth >= index.rows or enough.all():
         break
-      most = min(2 * most, index.rows)
-    scores, rows = np.where(gone, -np.inf, scores), np.where(gone, -1, rows)
-    return best([(scores, rows)], k)
+      depth = min(2 * depth, index.rows)
+    scores = np.where(deleted, -np.inf, scores)
+    rows = np.where(deleted, -1, rows)
+    return merge_top_k([(scores, rows)], k)
 
 
-def changed(
-  passages: Sequence[Passage] | Changed,
+def apply_updates(
+  passages: Sequence[Passage] | UpdatedPassages,
   upserts: Sequence[Passage],
   deletes: Sequence[str],
   embed: batched_encoder.Embedder,
-) -> Changed:
-  """`passages` after a change.
+) -> UpdatedPassages:
+  """Return `passages` after an update.
 
   Args:
-    passages: as they are; all are read at the first change, for their ids.
-    upserts: to be added, in the place of those with the same ids.
-    deletes: ids of those to be taken away.
-    embed: to vectors.
+    passages: the passages so far.  The first update reads all of them, to learn
+      their ids.
+    upserts: passages to add; each replaces the passage with the same id.
+    deletes: ids of passages to delete.
+    embed: turns passages into vectors.
 
   Raises:
-    KeyError: where no passage has an id in `deletes`.
+    KeyError: if no passage has an id in `deletes`.
   """
-  old = (
-    passages
-    if isinstance(passages, Changed)
-    else Changed(
-      passages,
-      {passage.id: row for row, passage in enumerate(passages)},
-      (),
-      np.zeros((0, embed.width), np.float32),
-      np.zeros(0, np.int64),
+  old = passages
+  if not isinstance(old, UpdatedPassages):
+    old = UpdatedPassages(
+      base=passages,
+      row_by_id={passage.id: row for row, passage in enumerate(passages)},
+      added=(),
+      vectors=np.zeros((0, embed.width), np.float32),
+      deleted=np.zeros(0, np.int64),
     )
-  )
-  rows = dict(old.rows)
+  row_by_id = dict(old.row_by_id)
   new = {passage.id: passage for passage in upserts}
-  gone = [rows.pop(name) for name in deletes] + [
-    rows.pop(name) for name in new if name in rows
-  ]
-  first = len(old.built) + len(old.added)
-  rows.update((name, first + i) for i, name in enumerate(new))
-  return dataclasses.replace(
-    old,
-    rows=rows,
+
+  # A replaced passage is a deleted row and an added one.
+  deleted = [row_by_id.pop(name) for name in deletes]
+  deleted += [row_by_id.pop(name) for name in new if name in row_by_id]
+  first_row = len(old.base) + len(old.added)
+  row_by_id.update((name, first_row + i) for i, name in enumerate(new))
+  return UpdatedPassages(
+    base=old.base,
+    row_by_id=row_by_id,
     added=(*old.added, *new.values()),
-    vectors=np.concatenate([old.vectors, embed([*new.values()])]),
-    gone=np.concatenate([old.gone, np.array(gone, np.int64)]),
+    vectors=np.concatenate([old.vectors, embed(list(new.values()))]),
+    deleted=np.concatenate([old.deleted, np.array(deleted, np.int64)]),
   )

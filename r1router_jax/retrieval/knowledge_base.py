@@ -1,8 +1,8 @@
-"""What every knowledge base does: it finds passages, and remembers them.
+"""The interface of all knowledge bases, with a cache of search results.
 
-The same sub-questions come again and again, within a batch and over a run.  A
-query is looked for once; of what was found, what was asked for longest ago is
-forgotten first.
+Within a batch and over a run, the policy asks the same sub-questions again and
+again.  Each distinct query is searched once; when the cache is full, the least
+recently used results are dropped first.
 """
 
 import abc
@@ -18,92 +18,115 @@ import numpy as np
 
 from r1router_jax.common.records import Passage, Query
 
-REMEMBERED, TIMES = 100_000, 10_000  # Answers, and durations of searches.
+CACHE_SIZE = 100_000  # Queries whose results are kept.
+LATENCY_WINDOW = 10_000  # Latest searches that percentiles are taken from.
 
 
 class KnowledgeBase(abc.ABC):
-  """Answers queries with passages; threads may share it.
+  """A set of passages that queries can be searched in.
+
+  Threads may share a knowledge base.
 
   Args:
-    meta: what tells its passages and searching from any other's.
+    meta: what identifies its passages and its way of searching.
 
   Attributes:
-    together: whether all hosts must search it at the same time.
+    meta: the same.
+    collective: whether all hosts must search it at the same time.
   """
 
-  together = False
+  collective = False
 
   def __init__(self, meta: Mapping[str, Any]):
     self.meta = dict(meta)
-    self._answers: collections.OrderedDict = collections.OrderedDict()
+    self._cache: collections.OrderedDict = collections.OrderedDict()
     self._lock = threading.Lock()
-    self._age = 0  # Of the passages, see `_forget`.
-    self._asked = self._known = 0
-    self._seconds: collections.deque = collections.deque(maxlen=TIMES)
+    # Counts changes of the passages, see `_clear_cache`.
+    self._generation = 0
+    self._num_queries = 0
+    self._num_remembered = 0
+    self._latencies: collections.deque = collections.deque(
+      maxlen=LATENCY_WINDOW
+    )
 
   @abc.abstractmethod
   def __len__(self) -> int:
-    """How many passages there are."""
+    """Return the number of passages."""
 
   @property
   @abc.abstractmethod
   def devices(self) -> Sequence[jax.Device]:
-    """Those that it searches with."""
+    """Return the devices that a search runs on."""
 
   @abc.abstractmethod
-  def _find(self, queries: Sequence[Query], k: int) -> Sequence[Any]:
-    """What is kept of the answer to each query, all different."""
+  def _search_uncached(self, queries: Sequence[Query], k: int) -> Sequence[Any]:
+    """Search distinct queries; return one cacheable result for each."""
 
   @abc.abstractmethod
-  def _read(self, found: Any) -> list[Passage]:
-    """The passages of what is kept."""
+  def _to_passages(self, result: Any) -> list[Passage]:
+    """Return the passages of a cached result, as objects of the caller."""
 
   def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
-    """For each query the k best passages, best first, with their scores."""
-    asked = dict.fromkeys((query, k) for query in queries)
+    """Return the k best passages of each query, best first, with scores."""
+    # 1. Take what is cached.
+    results = dict.fromkeys((query, k) for query in queries)
     with self._lock:
-      age, known = self._age, self._answers
-      for each in asked:
-        if each in known:
-          known.move_to_end(each)
-          asked[each] = known[each]
-    new = [each for each, found in asked.items() if found is None]
-    if new or self.together:
+      generation, cache = self._generation, self._cache
+      for key in results:
+        if key in cache:
+          cache.move_to_end(key)
+          results[key] = cache[key]
+
+    # 2. Search the rest, without the lock, so that threads search side by side.
+    # A collective search needs this host even if it has nothing to ask.
+    new_keys = [key for key, result in results.items() if result is None]
+    if new_keys or self.collective:
       start = time.perf_counter()
-      answers = self._find([query for query, _ in new], k)
-      asked.update(zip(new, answers, strict=True))
+      new_results = self._search_uncached([query for query, _ in new_keys], k)
+      results.update(zip(new_keys, new_results, strict=True))
       seconds = time.perf_counter() - start
+
+    # 3. Keep the new results, unless the passages have changed meanwhile.
     with self._lock:
-      self._asked += len(queries)
-      self._known += len(queries) - len(new)
-      if new:
-        self._seconds.append(seconds)
-      if age == self._age:
-        known.update((each, asked[each]) for each in new)
-        for each in [*itertools.islice(known, max(0, len(known) - REMEMBERED))]:
-          del known[each]
-    return [self._read(asked[query, k]) for query in queries]
+      self._num_queries += len(queries)
+      self._num_remembered += len(queries) - len(new_keys)
+      if new_keys:
+        self._latencies.append(seconds)
+      if generation == self._generation:
+        cache.update((key, results[key]) for key in new_keys)
+        excess = max(0, len(cache) - CACHE_SIZE)
+        for key in list(itertools.islice(cache, excess)):
+          del cache[key]
+    return [self._to_passages(results[query, k]) for query in queries]
 
-  def _forget(self) -> None:
-    """Its passages have changed.  To be called with the lock held."""
-    self._age += 1
-    self._answers.clear()
+  def _clear_cache(self) -> None:
+    """Forget all results because the passages changed.
 
-  def report(self) -> dict[str, float]:
-    """Of the searches since the last report.
+    The caller holds the lock.
+    """
+    self._generation += 1
+    self._cache.clear()
+
+  def pop_search_metrics(self) -> dict[str, float]:
+    """Return the metrics of the searches since the last call.
 
     Returns:
-      "queries"; "remembered", their share that was not looked for; and, where
-      others were, percentiles of a search, "p50_ms", "p95_ms" and "p99_ms".
+      "queries": number of queries.
+      "remembered": share of them that came from the cache.
+      "p50_ms", "p95_ms", "p99_ms": percentiles of the duration of a search;
+        absent if all queries came from the cache.
     """
     with self._lock:
-      asked, known, seconds = self._asked, self._known, [*self._seconds]
-      self._asked = self._known = 0
-      self._seconds.clear()
-    found = dict(queries=float(asked), remembered=known / max(1, asked))
-    if seconds:
-      found |= {
-        f"p{percent}_ms": float(np.percentile(seconds, percent)) * 1000
-        for percent in (50, 95, 99)
-      }
-    return found
+      num_queries, num_remembered = self._num_queries, self._num_remembered
+      latencies = list(self._latencies)
+      self._num_queries = self._num_remembered = 0
+      self._latencies.clear()
+    metrics = {
+      "queries": float(num_queries),
+      "remembered": num_remembered / max(1, num_queries),
+    }
+    if latencies:
+      for percent in (50, 95, 99):
+        seconds = float(np.percentile(latencies, percent))
+        metrics[f"p{percent}_ms"] = seconds * 1000
+    return metrics

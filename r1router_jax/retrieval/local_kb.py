@@ -2,19 +2,18 @@
 
 On disk it is a folder that `build_kb` writes and this module opens:
 
-  passages.jsonl   one row each: {"id", "text", "image"}
-  offsets.npy      where each row starts, so that only those found are read
-  vectors.npy      one row each, float32
-  index.json, scann/ or shards/, probe.npz
-  bm25/            for hybrid search, see hybrid.py
+  passages.jsonl   one passage per line: {"id", "text", "image"}
+  offsets.npy      where each line starts, so that only passages found are read
+  vectors.npy      one float32 row per passage
+  index.json, scann/ or shards/, probe.npz     see index/factory.py
+  bm25/            for hybrid search, see index/bm25.py
   meta.json        counts, embedder, fingerprint of its weights; written last
 
-What is searched may change, as a whole: a search that is under way ends with
-the passages that it began with.
+Passages may be updated while others search: a search that is under way ends
+with the passages that it began with.
 """
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,26 +31,28 @@ from r1router_jax.retrieval.encoders import (
   registry,
 )
 from r1router_jax.retrieval.index import bm25, exact, factory
-from r1router_jax.retrieval.kb_meta import FORMAT, read_meta
+from r1router_jax.retrieval.kb_meta import FORMAT_VERSION, read_finished_meta
 
 
-class Passages:
-  """The passages of a file, each read when it is asked for; threads may share.
+class PassageFile:
+  """The passages of a file, each read from disk when it is asked for.
+
+  Threads may share an instance.
 
   Args:
-    folder: of the knowledge base.
-    kb: its kind.
-    pictures: the folder that its pictures are named below.
+    folder: folder of the knowledge base.
+    kind: kind of the knowledge base.
+    image_folder: folder that the images of passages are relative to.
 
   Attributes:
-    pictures: that folder.
-    size: of the file, in bytes.
+    image_folder: the same.
+    num_bytes: size of the file.
   """
 
-  def __init__(self, folder: str, kb: str, pictures: str = ""):
-    self._kb, self.pictures = kb, pictures
+  def __init__(self, folder: str, kind: str, image_folder: str = ""):
+    self._kind, self.image_folder = kind, image_folder
     self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
-    self.size = len(self._bytes)
+    self.num_bytes = len(self._bytes)
     self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
 
   def __len__(self) -> int:
@@ -61,165 +62,173 @@ class Passages:
     start, stop = map(int, self._offsets[row : row + 2])
     fields = json.loads(self._bytes[start:stop].tobytes())
     if fields["image"]:
-      fields["image"] = os.path.join(self.pictures, fields["image"])
-    return Passage(kb=self._kb, **fields)
+      fields["image"] = os.path.join(self.image_folder, fields["image"])
+    return Passage(kb=self._kind, **fields)
 
   def __iter__(self) -> Iterator[Passage]:
     return (self[row] for row in range(len(self)))
 
 
-class Content(NamedTuple):
-  """What is searched.
+class SearchStack(NamedTuple):
+  """All that a search uses, replaced as a whole when passages are updated.
 
   Attributes:
-    passages: all of them, by row.
-    embedder: of queries.
-    index: of the passages' vectors.
-    words: an index of their words, for hybrid search.
-    reranker: what reads the best of them again.
+    passages: the passages by row.
+    embedder: turns queries into vectors.
+    index: index of the passages' vectors.
+    bm25_index: index of the passages' words, for hybrid search.
+    reranker: scores the best passages again, each together with the query.
   """
 
-  passages: Sequence[Passage] | Passages | kb_updates.Changed
+  passages: Sequence[Passage] | PassageFile | kb_updates.UpdatedPassages
   embedder: batched_encoder.Embedder
   index: exact.Index
-  words: bm25.Words | None = None
+  bm25_index: bm25.Bm25Index | None = None
   reranker: cross_encoder.Reranker | None = None
 
-  def find(self, queries: Sequence[Query], k: int) -> exact.Found:
-    """Scores and rows of the k best passages for each query."""
+  def search(self, queries: Sequence[Query], k: int) -> exact.SearchResult:
+    """Return scores and rows of the k best passages for each query."""
     if self.reranker is None:
-      return self._retrieve(queries, k)
-    found = self._retrieve(queries, max(k, cross_encoder.DEPTH))
-    return self.reranker.rerank(queries, found, self.passages.__getitem__, k)
-
-  def _retrieve(self, queries: Sequence[Query], k: int) -> exact.Found:
-    vectors = self.embedder(queries)
-    if self.words is None:
-      return self.index.search(vectors, k)
-    depth = max(k, bm25.DEPTH)
-    return bm25.fuse(
-      [
-        self.index.search(vectors, depth)[1],
-        self.words.search(queries, depth)[1],
-      ],
-      k,
+      return self._search_candidates(queries, k)
+    depth = max(k, cross_encoder.RERANK_DEPTH)
+    candidates = self._search_candidates(queries, depth)
+    return self.reranker.rerank(
+      queries, candidates, self.passages.__getitem__, k
     )
+
+  def _search_candidates(
+    self, queries: Sequence[Query], k: int
+  ) -> exact.SearchResult:
+    """Search by vectors, and by words in hybrid search."""
+    vectors = self.embedder(queries)
+    if self.bm25_index is None:
+      return self.index.search(vectors, k)
+    depth = max(k, bm25.FUSION_DEPTH)
+    _, rows_by_vector = self.index.search(vectors, depth)
+    _, rows_by_words = self.bm25_index.search(queries, depth)
+    return bm25.reciprocal_rank_fusion([rows_by_vector, rows_by_words], k)
 
 
 class LocalKB(knowledge_base.KnowledgeBase):
-  """See the head of this module.
+  """A knowledge base that this process searches, see the top of this module.
 
   Args:
-    content: what is searched.
-    meta: what meta.json says.
+    stack: what a search uses.
+    meta: the content of meta.json.
   """
 
-  def __init__(self, content: Content, meta: Mapping[str, Any] | None = None):
+  def __init__(self, stack: SearchStack, meta: Mapping[str, Any] | None = None):
     super().__init__(meta or {})
-    self.content = content
+    self.stack = stack
 
   def __len__(self) -> int:
-    return len(self.content.passages)
+    return len(self.stack.passages)
 
   @property
-  def together(self) -> bool:
-    return getattr(self.content.index, "together", False)
+  def collective(self) -> bool:
+    """Return whether other hosts hold shards of the index."""
+    return getattr(self.stack.index, "collective", False)
 
   @property
   def devices(self) -> Sequence[jax.Device]:
-    reranker = self.content.reranker
+    """Return the devices of the embedder and the reranker."""
+    reranker = self.stack.reranker
     return (
-      *self.content.embedder.devices,
+      *self.stack.embedder.devices,
       *(() if reranker is None else reranker.devices),
     )
 
-  def _find(self, queries: Sequence[Query], k: int) -> list:
-    content = self.content
-    return [
-      (content, *answer)
-      for answer in zip(*content.find(queries, k), strict=True)
-    ]
+  def _search_uncached(self, queries: Sequence[Query], k: int) -> list:
+    # A result keeps its stack: after an update its rows are still those of the
+    # passages that were searched.
+    stack = self.stack
+    scores, rows = stack.search(queries, k)
+    return [(stack, *result) for result in zip(scores, rows, strict=True)]
 
-  def _read(self, found: Any) -> list[Passage]:
-    content, scores, rows = found
+  def _to_passages(self, result: Any) -> list[Passage]:
+    stack, scores, rows = result
     return [
-      dataclasses.replace(content.passages[row], score=score)
+      dataclasses.replace(stack.passages[row], score=score)
       for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
       if row >= 0
     ]
 
-  def change(
+  def update_passages(
     self, upserts: Iterable[Passage] = (), deletes: Iterable[str] = ()
   ) -> None:
-    """Adds passages, in the place of those with the same ids, and takes some
-    away, while others search.  Files on disk stay as they are.
+    """Add, replace and delete passages in memory while others search.
+
+    Files on disk stay as they are.
 
     Args:
-      upserts: to be found from now on.
-      deletes: ids of passages.
+      upserts: passages to add; each replaces the passage with the same id.
+      deletes: ids of passages to delete.
 
     Raises:
-      KeyError: where no passage has an id in `deletes`.
-      ValueError: where words or shards of other hosts would have to change.
+      KeyError: if no passage has an id in `deletes`.
+      ValueError: if a word index or shards of other hosts would have to change.
     """
-    content = self.content
-    if content.words is not None or self.together:
+    stack = self.stack
+    if stack.bm25_index is not None or self.collective:
       raise ValueError(
         "Passages of a hybrid knowledge base, or of one whose shards lie on "
         "several hosts, cannot change in place.  Build another."
       )
-    passages = kb_updates.changed(
-      content.passages, [*upserts], [*deletes], content.embedder
+    passages = kb_updates.apply_updates(
+      stack.passages, list(upserts), list(deletes), stack.embedder
     )
+    index = passages.make_index(stack.index)
     with self._lock:
-      self.content = content._replace(
-        passages=passages, index=passages.over(content.index)
-      )
-      self._forget()
+      self.stack = stack._replace(passages=passages, index=index)
+      self._clear_cache()
 
 
 def open_kb(folder: str) -> LocalKB:
-  """The knowledge base in `folder`.
+  """Open the knowledge base in `folder`.
 
   Raises:
-    ValueError: where it is absent, unfinished, or does not fit its embedder.
+    ValueError: if it is absent or unfinished, or its files, its embedder or its
+      reranker are not those that meta.json names.
   """
-  meta = read_meta(folder)
-  if meta is None:
-    raise ValueError(
-      f"{folder} holds no finished knowledge base.  Build it with: python -m "
-      f"r1router_jax.build_kb --out={os.path.dirname(folder) or '.'}"
-    )
-  must = functools.partial(_must, folder)
-  must("format", FORMAT, meta["format"])
-  passages = Passages(
-    folder,
-    meta["kb"],
-    sources.picture_folder(meta["source"], meta.get("pictures", "")),
+  meta = read_finished_meta(folder)
+  _require_equal(folder, "format", FORMAT_VERSION, meta["format"])
+  image_folder = sources.resolve_image_folder(
+    meta["source"], meta.get("pictures", "")
   )
-  searcher = factory.load(
-    folder, np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
+  passages = PassageFile(folder, meta["kb"], image_folder)
+  vectors = np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
+  index = factory.load_index(folder, vectors)
+  embedder = registry.get_embedder(meta["embedder"], meta["weights"])
+  bm25_index = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
+  reranker = None
+  if "rerank" in meta:
+    reranker = cross_encoder.load_reranker(meta["rerank"])
+
+  # A folder may be mixed from two builds, and weights may have been replaced.
+  num_rows = meta["rows"]
+  bm25_rows = bm25_index.rows if bm25_index else num_rows
+  fingerprint = reranker and reranker.fingerprint
+  for name, found, expected in (
+    ("width", embedder.width, meta["width"]),
+    ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
+    ("passages", len(passages), num_rows),
+    ("rows of the index", index.rows, num_rows),
+    ("width of the index", index.width, meta["width"]),
+    ("rows of bm25", bm25_rows, num_rows),
+    ("reranker weights", fingerprint, meta.get("rerank_fingerprint")),
+  ):
+    _require_equal(folder, name, found, expected)
+  return LocalKB(
+    SearchStack(passages, embedder, index, bm25_index, reranker), meta
   )
-  embedder = registry.make(meta["embedder"], meta["weights"])
-  words = bm25.Words.load(folder) if "hybrid" in meta else None
-  reranker = cross_encoder.load(meta["rerank"]) if "rerank" in meta else None
-  must("width", embedder.width, meta["width"])
-  must("embedder weights", embedder.fingerprint, meta["fingerprint"])
-  must("passages", len(passages), meta["rows"])
-  must("rows of the index", searcher.rows, meta["rows"])
-  must("width of the index", searcher.width, meta["width"])
-  must("rows of bm25", words.rows if words else meta["rows"], meta["rows"])
-  must(
-    "reranker weights",
-    reranker and reranker.fingerprint,
-    meta.get("rerank_fingerprint"),
-  )
-  return LocalKB(Content(passages, embedder, searcher, words, reranker), meta)
 
 
-def _must(folder: str, name: str, here: Any, there: Any) -> None:
-  if here != there:
+def _require_equal(
+  folder: str, name: str, found: object, expected: object
+) -> None:
+  """Raise a ValueError unless both values are equal."""
+  if found != expected:
     raise ValueError(
-      f"{folder}: {name} should be {there}, as meta.json says, and is "
-      f"{here}.  Build it again: delete the folder and run build_kb."
+      f"{folder}: {name} should be {expected}, as meta.json says, and is "
+      f"{found}.  Build it again: delete the folder and run build_kb."
     )

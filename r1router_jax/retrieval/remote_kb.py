@@ -1,6 +1,7 @@
-"""A knowledge base that another process serves: ours, or Search-R1's.
+"""A knowledge base that another process serves, serve_kb or Search-R1's.
 
-What is sent and answered is in schema.py, what may go wrong in service.py.
+The requests and responses are described in search_api.py; retries and errors
+are those of common/http_client.py.
 """
 
 import base64
@@ -13,38 +14,45 @@ from absl import logging
 
 from r1router_jax.common import http_client, images, row_files
 from r1router_jax.common.records import Passage, Query
-from r1router_jax.common.row_files import BadRow, Fault, Skipped
+from r1router_jax.common.row_files import RejectedRow, RowError, SkipLog
 from r1router_jax.retrieval import search_api
 from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 
-QUERIES = 64  # Of a request, at most,
+# Limits of one request.  A single image may exceed the second one.
+MAX_QUERIES_PER_REQUEST = 64
+MAX_IMAGE_CHARS = 24 << 20  # Characters of all images, in base64.
 
-PICTURES = 24 << 20  # and characters of its pictures, unless there is but one.
+_SCHEMA_CURE = "See that a server of Search-R1's schema answers there"
 
 
 class RemoteKB(KnowledgeBase):
-  """The knowledge base of kind `kb` that is served at `address`.
+  """The knowledge base that is served at an address.
 
-  Nothing that goes wrong becomes a passage, or the lack of one: a search finds
-  what is there, or raises.
+  A search returns what the server found or raises: an error never becomes a
+  passage, or the absence of one.
+
+  Args:
+    kind: kind of the knowledge base.
+    address: address of the server, http://host:port.
 
   Raises:
-    ValueError: where the address is none, or cannot be sent pictures and must.
-    service.RetrievalError: where nobody answers.
+    ValueError: if the address is invalid, or the knowledge base is one of
+      images and its server cannot be sent any.
+    RemoteServiceError: if no server answers.
   """
 
   devices = ()
 
-  def __init__(self, kb: str, address: str):
-    self._service, self._kb = http_client.Service(address), kb
-    self._skipped = Skipped(address)
-    said = self._service.get("/health")
-    ours = isinstance(said, dict) and "version" in said
-    super().__init__(said if ours else {"kb": kb, "address": address})
-    if ours:
+  def __init__(self, kind: str, address: str):
+    self._client, self._kind = http_client.JsonHttpClient(address), kind
+    self._skip_log = SkipLog(address)
+    meta = self._client.get("/health")
+    is_serve_kb = isinstance(meta, dict) and "version" in meta
+    super().__init__(meta if is_serve_kb else {"kb": kind, "address": address})
+    if is_serve_kb:
       return
-    if kb == "image":
+    if kind == "image":
       raise ValueError(
         f"{address} is no serve_kb, which alone can be sent pictures.  Serve "
         "the image knowledge base by python -m r1router_jax.serve_kb."
@@ -52,119 +60,144 @@ class RemoteKB(KnowledgeBase):
     logging.info(
       "%s does not say what it serves: taken for a %s knowledge base.",
       address,
-      kb,
+      kind,
     )
 
   def __len__(self) -> int:
-    """Its passages; 0 where the server does not say."""
+    """Return the number of passages; 0 if the server does not say."""
     rows = self.meta.get("rows")
+    # The number comes from outside: no bool, and no more than a disk can hold.
     return rows if type(rows) is int and 0 < rows < 1 << 48 else 0
 
-  def _find(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
-    parts = list(_parts(queries))
-    answers = self._service.post(
-      "/retrieve",
-      [
-        dict(queries=[query.text for query in part], topk=k, return_scores=True)
-        | ({"images": shown} if any(shown) else {})
-        for part, shown in parts
-      ],
-      lambda number, answer: self._answer(answer, len(parts[number][0]), k),
-    )
-    return [found for part in answers for found in part]
+  def _search_uncached(
+    self, queries: Sequence[Query], k: int
+  ) -> list[list[Passage]]:
+    batches = list(_split_into_requests(queries))
+    bodies = []
+    for batch, encoded_images in batches:
+      texts = [query.text for query in batch]
+      body = {"queries": texts, "topk": k, "return_scores": True}
+      if any(encoded_images):
+        body["images"] = encoded_images
+      bodies.append(body)
 
-  def _read(self, found: list[Passage]) -> list[Passage]:
-    return list(found)
+    def parse_response(number: int, response: Any) -> list[list[Passage]]:
+      return self._parse_response(response, len(batches[number][0]), k)
 
-  def _answer(self, answer: Any, count: int, k: int) -> list[list[Passage]]:
-    """The passages of an answer to `count` queries.
+    responses = self._client.post("/retrieve", bodies, parse_response)
+    return [passages for response in responses for passages in response]
+
+  def _to_passages(self, result: list[Passage]) -> list[Passage]:
+    return list(result)
+
+  def _parse_response(
+    self, response: Any, num_queries: int, k: int
+  ) -> list[list[Passage]]:
+    """Return the passages of a response, a list for each query.
 
     Raises:
-      Fault: where it is not of the schema.
-      service.RetrievalError: where it is of other passages than at the start.
+      RowError: if the response does not follow the schema.
+      RemoteServiceError: if the server has other passages than at the start.
     """
-    found = answer.get("result") if isinstance(answer, dict) else None
+    found = response.get("result") if isinstance(response, dict) else None
     if not (
       isinstance(found, list)
-      and len(found) == count
-      and all(isinstance(one, list) and len(one) <= k for one in found)
+      and len(found) == num_queries
+      and all(isinstance(rows, list) and len(rows) <= k for rows in found)
     ):
-      raise Fault(
-        f'"result" holds no {count} lists of at most {k} documents',
-        "See that a server of Search-R1's schema answers there",
+      raise RowError(
+        f'"result" holds no {num_queries} lists of at most {k} documents',
+        _SCHEMA_CURE,
       )
-    if (version := self.meta.get("version")) != answer.get("version"):
-      raise http_client.RetrievalError(
-        f"{self._service.address}: its passages or embedder are others than "
-        f"at the start (version {answer.get('version')!a:.40}, was "
-        f"{version!a:.40}).  Serve the former, or start a run of its own."
+    old_version, version = self.meta.get("version"), response.get("version")
+    if old_version != version:
+      raise http_client.RemoteServiceError(
+        f"{self._client.address}: its passages or embedder are others than "
+        f"at the start (version {version!a:.40}, was "
+        f"{old_version!a:.40}).  Serve the former, or start a run of its own."
       )
+    parsed = [[self._parse_row(row) for row in rows] for rows in found]
     return [
-      [passage for row in one if (passage := self._passage(row)) is not None]
-      for one in found
+      [passage for passage in passages if passage is not None]
+      for passages in parsed
     ]
 
-  def _passage(self, row: Any) -> Passage | None:
-    """The passage of a document; None, counted, where a prompt may not hold
-    its text.
+  def _parse_row(self, row: Any) -> Passage | None:
+    """Return the passage of a row of the response.
+
+    Returns:
+      The passage, or None if a prompt must not hold its text; such rows are
+      logged and counted.
+
+    Raises:
+      RowError: if the row does not follow the schema.
     """
-    document, score = (
-      (row.get("document"), row.get("score"))
-      if isinstance(row, dict)
-      else (None, None)
-    )
+    document, score = None, None
+    if isinstance(row, dict):
+      document, score = row.get("document"), row.get("score")
     if (
       not isinstance(document, dict)
       or isinstance(score, bool)
       or not (isinstance(score, (int, float)) and math.isfinite(score))
     ):
-      raise Fault(
-        'a row is no {"document": {..}, "score": number}',
-        "See that a server of Search-R1's schema answers there",
+      raise RowError(
+        'a row is no {"document": {..}, "score": number}', _SCHEMA_CURE
       )
     contents = document.get("contents")
     if not (isinstance(contents, str) and contents.strip()):
-      raise Fault("a document has no contents", "See what is served there")
+      raise RowError("a document has no contents", "See what is served there")
     name = document.get("id")
-    if name is None:  # Search-R1's keyword search gives none.
+    if name is None:
+      # Search-R1's BM25 server sends no ids; a digest of the text serves.
       name = hashlib.sha256(contents.encode(errors="replace")).hexdigest()[:16]
     try:
       return Passage(
-        row_files.check("id", str(name) if type(name) is int else name),
-        self._kb,
-        row_files.check("contents", search_api.text(contents)),
-        self._picture(document.get("image")),
+        row_files.validate_text("id", str(name) if type(name) is int else name),
+        self._kind,
+        row_files.validate_text("contents", search_api.passage_text(contents)),
+        self._resolve_image(document.get("image")),
         float(score),
       )
-    except Fault as fault:
-      self._skipped(
-        BadRow(f"{self._service.address}: document {name!a:.100}", *fault.args)
-      )
+    except RowError as error:
+      where = f"{self._client.address}: document {name!a:.100}"
+      self._skip_log(RejectedRow(where, *error.args))
       return None
 
-  def _picture(self, name: Any) -> str:
-    """Where the picture lies here: those of the embedded world alone do."""
-    if not name or self.meta.get("source") != sources.WORLD:
+  def _resolve_image(self, name: Any) -> str:
+    """Return the local path of a passage's image, or "".
+
+    Only images of the GeoRouter corpus, which comes with the package, are on
+    this machine.
+    """
+    if not name or self.meta.get("source") != sources.GEOROUTER:
       return ""
     try:
-      return images.resolve(str(name), sources.world_folder())
+      return images.resolve_path(str(name), sources.georouter_folder())
     except images.BadImage as error:
-      raise Fault(str(error).rstrip("."), "Serve the world as it is") from None
+      raise RowError(
+        str(error).rstrip("."), "Serve the world as it is"
+      ) from None
 
 
-def _parts(queries: Sequence[Query]) -> Iterator[tuple[list[Query], list[str]]]:
-  """The queries of each request, and their pictures in base64, or ""."""
-  part, shown = [], []
+def _split_into_requests(
+  queries: Sequence[Query],
+) -> Iterator[tuple[list[Query], list[str]]]:
+  """Yield the queries of each request, with their images in base64 or ""."""
+  batch, encoded_images, num_chars = [], [], 0
   for query in queries:
-    picture = (
-      query.image and base64.b64encode(images.read(query.image)).decode()
+    encoded = ""
+    if query.image:
+      image_bytes = images.read_image_bytes(query.image)
+      encoded = base64.b64encode(image_bytes).decode()
+    is_full = (
+      len(batch) == MAX_QUERIES_PER_REQUEST
+      or num_chars + len(encoded) > MAX_IMAGE_CHARS
     )
-    if part and (
-      len(part) == QUERIES or sum(map(len, shown)) + len(picture) > PICTURES
-    ):
-      yield part, shown
-      part, shown = [], []
-    part.append(query)
-    shown.append(picture)
-  if part:
-    yield part, shown
+    if batch and is_full:
+      yield batch, encoded_images
+      batch, encoded_images, num_chars = [], [], 0
+    batch.append(query)
+    encoded_images.append(encoded)
+    num_chars += len(encoded)
+  if batch:
+    yield batch, encoded_images

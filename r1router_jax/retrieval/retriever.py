@@ -1,136 +1,115 @@
-"""The knowledge bases of a run: opened by place, searched side by side."""
+"""Opens the knowledge bases of a run and searches them side by side."""
 
 import concurrent.futures
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 
-from r1router_jax.common.records import Passage, Query
+from r1router_jax.common.records import KBS, Passage, Query
+from r1router_jax.retrieval.kb_meta import kb_places
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.retrieval.local_kb import open_kb
 from r1router_jax.retrieval.remote_kb import RemoteKB
 
-# Kinds of knowledge base, and the embedder that each has unless told otherwise.
-KINDS = {"text": "minilm", "image": "picture_caption", "table": "minilm"}
-
-
-ONE_LOOP = (
+COLLECTIVE_ERROR = (
   "Hosts that search shards together must do so in step: take the "
   "host's loop, and no parts in flight."
 )
 
+# A request is (kind of knowledge base, sub-question, path of the image or "").
+SubQuestion = tuple[str, str, str]
 
-# (knowledge base, sub-question, picture) triples to the passages of each.
-Retrieve = Callable[[Sequence[tuple[str, str, str]]], list[tuple[Passage, ...]]]
+# Returns the passages of each request, best first.
+RetrieveFn = Callable[[Sequence[SubQuestion]], list[tuple[Passage, ...]]]
 
 
 def open_kbs(
-  where: str, kbs: Sequence[str] = tuple(KINDS)
+  kb_dir: str, kinds: Sequence[str] = KBS
 ) -> dict[str, KnowledgeBase]:
-  """Knowledge bases by kind.
+  """Open knowledge bases and return them by kind.
 
   Args:
-    where: the folder that `build_kb` wrote, or the place of each, as in
+    kb_dir: the folder that `build_kb` wrote, or the place of each, as in
       "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table": a folder, or
-      the address of a server, see remote.py.
-    kbs: the kinds to open.
+      the address of a server, see remote_kb.py.
+    kinds: the kinds to open.
 
   Raises:
-    ValueError: where one is not there, or of another kind.
-    service.RetrievalError: where a server does not answer.
+    ValueError: if one is absent, or of another kind than its place says.
+    RemoteServiceError: if a server does not answer.
   """
   opened = {
-    kb: RemoteKB(kb, place) if "://" in place else open_kb(place)
-    for kb, place in _places(where, kbs).items()
+    kind: RemoteKB(kind, place) if "://" in place else open_kb(place)
+    for kind, place in kb_places(kb_dir, kinds).items()
   }
-  for kb, base in opened.items():
-    if (kind := base.meta.get("kb", kb)) != kb:
+  for wanted, kb in opened.items():
+    kind = kb.meta.get("kb", wanted)
+    if kind != wanted:
       raise ValueError(
-        f"{where}: what should be the {kb} knowledge base is one of kind "
+        f"{kb_dir}: what should be the {wanted} knowledge base is one of kind "
         f"{kind}.  Name it by that."
       )
-  logging.info(
-    "Knowledge bases: %s.",
-    ", ".join(f"{kb} {len(base):,}" for kb, base in opened.items()),
-  )
+  sizes = ", ".join(f"{kind} {len(kb):,}" for kind, kb in opened.items())
+  logging.info("Knowledge bases: %s.", sizes)
   return opened
 
 
-def _places(where: str, kbs: Sequence[str]) -> dict[str, str]:
-  """Where each knowledge base is."""
-  if not re.match(rf"({'|'.join(KINDS)})=", where):
-    return {kb: os.path.join(where, kb) for kb in kbs}
-  pairs = [part.split("=", 1) for part in where.split(",")]
-  named = {pair[0].strip(): pair[-1].strip() for pair in pairs}
-  if (
-    len(named) < len(pairs)
-    or set(named) != set(kbs)
-    or not all(len(pair) == 2 and pair[1] for pair in pairs)
-  ):
-    raise ValueError(
-      f"{where}: name the place of each of {', '.join(kbs)} once, as in "
-      + ",".join(f"{kb}=PLACE" for kb in kbs)
-      + "."
-    )
-  return named
+def is_collective(kbs: Mapping[str, KnowledgeBase]) -> bool:
+  """Return whether all hosts must search at the same times."""
+  return any(kb.collective for kb in kbs.values())
 
 
-def together(kbs: Mapping[str, KnowledgeBase]) -> bool:
-  """Whether all hosts must search at the same times."""
-  return any(base.together for base in kbs.values())
-
-
-def retriever(
+def make_retriever(
   kbs: Mapping[str, KnowledgeBase], k: int | Mapping[str, int] = 1
-) -> Retrieve:
-  """Searches many knowledge bases at once, side by side.
+) -> RetrieveFn:
+  """Return a function that searches several knowledge bases side by side.
+
+  Only the image knowledge base is given the image of a request.
 
   Args:
-    kbs: by kind.
-    k: passages to return, of each kind or of all alike.
-
-  Returns:
-    A function of (knowledge base, sub-question, picture) triples that gives
-    the passages of each, best first.  Only the image knowledge base is shown
-    the picture.
+    kbs: knowledge bases by kind.
+    k: number of passages for each request, of all kinds or by kind.
   """
 
-  def search(kb, asked):
+  def search_kind(
+    kind: str, requests: Sequence[SubQuestion]
+  ) -> list[list[Passage]]:
     queries = [
-      Query(text, image if kb == "image" else "")
-      for other, text, image in asked
-      if other == kb
+      Query(text, image if kind == "image" else "")
+      for other_kind, text, image in requests
+      if other_kind == kind
     ]
-    return kbs[kb].search(queries, k if isinstance(k, int) else k[kb])
+    return kbs[kind].search(queries, k if isinstance(k, int) else k[kind])
 
-  def retrieve(asked):
-    # Those that hosts search together come one by one, in one order.
-    due = [kb for kb, base in kbs.items() if base.together]
-    found = {kb: search(kb, asked) for kb in due}
-    rest = [
-      kb for kb in dict.fromkeys(kb for kb, _, _ in asked) if kb not in found
-    ]
+  def retrieve_passages(
+    requests: Sequence[SubQuestion],
+  ) -> list[tuple[Passage, ...]]:
+    # Collective searches run one by one, in an order that all hosts share, even
+    # if this host has no request for them.
+    collective = [kind for kind, kb in kbs.items() if kb.collective]
+    found = {kind: search_kind(kind, requests) for kind in collective}
+
+    # The others run in threads.
+    asked_kinds = dict.fromkeys(kind for kind, _, _ in requests)
+    rest = [kind for kind in asked_kinds if kind not in found]
     if len(rest) < 2:
-      found |= {kb: search(kb, asked) for kb in rest}
+      found |= {kind: search_kind(kind, requests) for kind in rest}
     else:
-      with concurrent.futures.ThreadPoolExecutor(len(rest)) as threads:
-        found |= zip(
-          rest, threads.map(lambda kb: search(kb, asked), rest), strict=True
-        )
-    answers = {kb: iter(of) for kb, of in found.items()}
-    return [tuple(next(answers[kb])) for kb, _, _ in asked]
+      with concurrent.futures.ThreadPoolExecutor(len(rest)) as pool:
+        answers = pool.map(lambda kind: search_kind(kind, requests), rest)
+        found |= zip(rest, answers, strict=True)
 
-  return retrieve
+    # Each kind's answers are in the order of its requests.
+    next_answer = {kind: iter(answers) for kind, answers in found.items()}
+    return [tuple(next(next_answer[kind])) for kind, _, _ in requests]
+
+  return retrieve_passages
 
 
-def report(kbs: Mapping[str, KnowledgeBase]) -> dict[str, float]:
-  """What each says of its searches since the last time, by
-  "retrieval/<kb>/<what>".
-  """
+def pop_search_metrics(kbs: Mapping[str, KnowledgeBase]) -> dict[str, float]:
+  """Return the metrics since the last call as "retrieval/<kind>/<name>"."""
   return {
-    f"retrieval/{kb}/{name}": value
-    for kb, base in kbs.items()
-    for name, value in base.report().items()
+    f"retrieval/{kind}/{name}": value
+    for kind, kb in kbs.items()
+    for name, value in kb.pop_search_metrics().items()
   }

@@ -1,20 +1,21 @@
-r"""What a knowledge base's clients and server send each other, as JSON.
+r"""The JSON that clients and servers of knowledge bases exchange.
 
-The schema is that of Search-R1's retrieval server, so that ours (serve_kb.py)
-serves Search-R1's users, and theirs serves us:
+The schema is that of Search-R1's retrieval server, so serve_kb.py can serve
+users of Search-R1, and remote_kb.py can use a server of Search-R1:
 
   POST /retrieve  {"queries": [str], "topk": k, "return_scores": true}
     -> {"result": [[{"document": {"id", "contents"}, "score"}]]}
 
-with bare documents where no scores are wanted.  Contents are `"title"\ntext`;
-our passages have their title in the text, and so an empty one there.  Ours adds
-what only our client reads: "images" of the queries, in base64, the "image" of a
-document, relative to the pictures' folder, and "version", a digest of
+The result holds bare documents if no scores are wanted.  Contents are
+`"title"\ntext`; passages of this package have their title in the text, and so
+an empty one there.  Three things are added, which only this package's client
+uses: "images" of the queries, in base64; the "image" of a document, relative to
+the folder of images; and "version", a digest of
 
   GET /health  -> {"kb", "rows", "embedder", "fingerprint", "format",
                    "passages", "source", "version"}
 
-so that a server that comes back with other passages is noticed.
+by which a client notices a server that comes back with other passages.
 
 Source: github.com/PeterGriffinJin/Search-R1, search_r1/search.
 """
@@ -32,28 +33,29 @@ from r1router_jax.common import row_files
 from r1router_jax.common.records import Passage
 from r1router_jax.retrieval.corpora import sources
 
-BODY = 4 << 20  # Bytes of a request,
+# Limits of one request; anyone who reaches the port may send one.
+MAX_BODY_BYTES = 4 << 20
+MAX_IMAGE_BODY_BYTES = 32 << 20  # Of a request to an image knowledge base.
+MAX_QUERIES = 4096  # Search-R1 sends all rollouts of a batch at once.
+MAX_QUERY_CHARS = 8192
+MAX_IMAGES = 128
+DEFAULT_TOP_K = 3
+MAX_TOP_K = 1000
+MAX_PASSAGES = 1 << 17  # Number of queries times "topk".
 
-PICTURES_BODY = 32 << 20  # and of one to an image knowledge base.
+# Keys of meta.json that GET /health reveals.
+_HEALTH_KEYS = ("kb", "rows", "embedder", "fingerprint", "format", "passages")
 
-QUERIES = 4096  # Of a request, as whole batches of rollouts,
-
-LENGTH = 8192  # each of so many characters,
-
-PICTURES = 128  # and so many pictures.
-
-TOPK, MOST = 3, 1000  # Passages of each, unless told otherwise, and at most,
-
-PASSAGES = 1 << 17  # and of all of them.
-
-# Of meta.json, what a server says of itself.
-_SAID = ("kb", "rows", "embedder", "fingerprint", "format", "passages")
-
-_TITLED = re.compile(r'"(.*)"\n')
+_TITLE = re.compile(r'"(.*)"\n')
 
 
-class Refused(Exception):
-  """A request that is not answered, with the status that says so."""
+class RequestError(Exception):
+  """An invalid request.
+
+  Args:
+    status: HTTP status of the response.
+    message: what is wrong with the request.
+  """
 
   def __init__(self, status: HTTPStatus, message: str):
     super().__init__(message)
@@ -61,108 +63,129 @@ class Refused(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-  """What is asked.
+class SearchRequest:
+  """A valid request to search.
 
   Attributes:
-    texts: of the queries.
-    pictures: of the queries, as files, or empty.
-    k: passages for each.
-    scores: whether they are wanted.
+    texts: text of each query.
+    images: image file of each query as bytes, empty for none.
+    k: number of passages for each query.
+    with_scores: whether the response has scores.
   """
 
   texts: Sequence[str]
-  pictures: Sequence[bytes]
+  images: Sequence[bytes]
   k: int
-  scores: bool
+  with_scores: bool
 
 
-def card(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """What a server says of the knowledge base with this meta.json."""
-  said = {name: meta[name] for name in _SAID}
-  said["source"] = sources.WORLD if meta["source"] == sources.WORLD else ""
-  return said | dict(
-    version=hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
-  )
+def describe_kb(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what GET /health says of the knowledge base with this meta.json."""
+  health = {name: meta[name] for name in _HEALTH_KEYS}
+  # A path of the server's disk is nobody else's business.
+  is_georouter = meta["source"] == sources.GEOROUTER
+  health["source"] = sources.GEOROUTER if is_georouter else ""
+  digest = hashlib.sha256(json.dumps(health).encode()).hexdigest()
+  return health | {"version": digest[:16]}
 
 
-def document(passage: Passage, image: str) -> dict[str, str]:
-  """A passage as it is served, with the name of its picture, or ""."""
-  return dict(id=passage.id, contents=f'""\n{passage.text}') | (
-    {"image": image} if image else {}
-  )
+def to_document(passage: Passage, image: str) -> dict[str, str]:
+  """Return the document of a passage.
+
+  Args:
+    passage: the passage.
+    image: relative path of its image, or "".
+  """
+  document = {"id": passage.id, "contents": f'""\n{passage.text}'}
+  if image:
+    document["image"] = image
+  return document
 
 
-def text(contents: str) -> str:
-  """A document's contents as a passage has them: headed by the title."""
-  titled = _TITLED.match(contents)
-  if titled is None:
+def passage_text(contents: str) -> str:
+  """Return a document's contents as a passage's text, with the title in it."""
+  match = _TITLE.match(contents)
+  if match is None:
     return contents
-  title, rest = titled[1], contents[titled.end() :]
-  return f"{title} {rest}" if title else rest
+  title, text = match[1], contents[match.end() :]
+  return f"{title} {text}" if title else text
 
 
-def read(body: bytes, kb: str) -> Request:
-  """The request in a body, to a knowledge base of kind `kb`.
+def parse_request(body: bytes, kind: str) -> SearchRequest:
+  """Return the request in the body of a POST.
+
+  Args:
+    body: JSON that anyone may have sent.
+    kind: kind of the knowledge base that is served.
 
   Raises:
-    Refused: where it is none that can be answered.
+    RequestError: if the body is no valid request.
   """
   try:
-    asked = row_files.parse(body)
-  except row_files.Fault as fault:
-    _refuse(f"{fault.args[0]}; {fault.args[1]}")
-  if not isinstance(asked, dict):
-    _refuse('send an object: {"queries": ["a"], "topk": 3}')
-  texts, k = asked.get("queries"), asked.get("topk")
+    fields = row_files.parse_json(body)
+  except row_files.RowError as error:
+    reason, cure = error.args
+    _reject_request(f"{reason}; {cure}")
+  if not isinstance(fields, dict):
+    _reject_request('send an object: {"queries": ["a"], "topk": 3}')
+
+  texts, k = fields.get("queries"), fields.get("topk")
   if not (
     isinstance(texts, list)
-    and len(texts) <= QUERIES
-    and all(
-      isinstance(text, str) and len(text) <= LENGTH and _whole(text)
-      for text in texts
-    )
+    and len(texts) <= MAX_QUERIES
+    and all(_is_valid_query(text) for text in texts)
   ):
-    _refuse(
-      f'"queries" should be a list of at most {QUERIES} strings, each of '
-      f"at most {LENGTH} whole characters"
+    _reject_request(
+      f'"queries" should be a list of at most {MAX_QUERIES} strings, each of '
+      f"at most {MAX_QUERY_CHARS} whole characters"
     )
-  k = TOPK if k is None else k
-  if type(k) is not int or not 0 < k <= MOST:
-    _refuse(f'"topk" should be a whole number from 1 to {MOST}')
-  if k * len(texts) > PASSAGES:
-    _refuse(f'"topk" times "queries" should be at most {PASSAGES}')
-  scores = asked.get("return_scores", False)
-  if not isinstance(scores, bool):
-    _refuse('"return_scores" should be true or false')
-  return Request(texts, _pictures(asked, len(texts), kb), k, scores)
+  # A bool is an int to isinstance, but no number of passages.
+  k = DEFAULT_TOP_K if k is None else k
+  if type(k) is not int or not 0 < k <= MAX_TOP_K:
+    _reject_request(f'"topk" should be a whole number from 1 to {MAX_TOP_K}')
+  if k * len(texts) > MAX_PASSAGES:
+    _reject_request(f'"topk" times "queries" should be at most {MAX_PASSAGES}')
+  with_scores = fields.get("return_scores", False)
+  if not isinstance(with_scores, bool):
+    _reject_request('"return_scores" should be true or false')
+  images = _parse_images(fields, len(texts), kind)
+  return SearchRequest(texts, images, k, with_scores)
 
 
-def _pictures(asked: dict, count: int, kb: str) -> Sequence[bytes]:
-  shown = asked.get("images", [""] * count)
+def _is_valid_query(text: Any) -> bool:
+  """Return whether a query is a string that a tokenizer takes."""
+  if not isinstance(text, str) or len(text) > MAX_QUERY_CHARS:
+    return False
+  # Half of a surrogate pair cannot be encoded.
+  return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _parse_images(fields: dict, num_queries: int, kind: str) -> Sequence[bytes]:
+  """Return the decoded images of a request, b"" for none.
+
+  Raises:
+    RequestError: if they are invalid, or `kind` is not "image".
+  """
+  encoded = fields.get("images", [""] * num_queries)
   if not (
-    isinstance(shown, list)
-    and len(shown) == count
-    and all(isinstance(picture, str) for picture in shown)
+    isinstance(encoded, list)
+    and len(encoded) == num_queries
+    and all(isinstance(image, str) for image in encoded)
   ):
-    _refuse(
+    _reject_request(
       '"images" should be a list of base64 strings, "" for none, one for '
       "each of the queries"
     )
-  if kb != "image" and any(shown):
-    _refuse(f"the {kb} knowledge base has no use for pictures")
-  if len(set(shown)) > PICTURES:
-    _refuse(f'"images" should hold at most {PICTURES} pictures')
+  if kind != "image" and any(encoded):
+    _reject_request(f"the {kind} knowledge base has no use for pictures")
+  if len(set(encoded)) > MAX_IMAGES:
+    _reject_request(f'"images" should hold at most {MAX_IMAGES} pictures')
   try:
-    return [base64.b64decode(picture, validate=True) for picture in shown]
+    return [base64.b64decode(image, validate=True) for image in encoded]
   except ValueError as error:
-    _refuse(f'"images" should be base64 ({error})')
+    _reject_request(f'"images" should be base64 ({error})')
 
 
-def _refuse(said: str) -> NoReturn:
-  raise Refused(HTTPStatus.BAD_REQUEST, said)
-
-
-def _whole(text: str) -> bool:
-  """Whether it has no half of a surrogate pair, which no tokenizer takes."""
-  return not any("\ud800" <= c <= "\udfff" for c in text)
+def _reject_request(message: str) -> NoReturn:
+  """Raise a RequestError that the request is at fault."""
+  raise RequestError(HTTPStatus.BAD_REQUEST, message)

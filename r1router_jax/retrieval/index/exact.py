@@ -1,12 +1,11 @@
-"""Nearest vectors by inner product: what an index is, and exact search.
+"""Nearest vectors by inner product: the interface of indexes, and exact search.
 
 An index answers `search(vectors, k)` with scores and row numbers, best first;
-where there are fewer than k rows, the rest is row -1 with score -inf.
-Searching changes nothing, so threads may share an index.
+if there are fewer than k rows, the rest is row -1 with score -inf.  A search
+changes nothing, so threads may share an index.
 
-Exact search is the oracle of all others.  What these find is measured with
-queries whose nearest rows are known, when they are built and whenever they are
-loaded; see `Probe`.
+Exact search is the reference for all others.  Their recall is measured when
+they are built and whenever they are loaded, see `RecallProbe`.
 
 Axes:  n queries   N rows   E width   k neighbours   P queries of a probe
 """
@@ -19,155 +18,198 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Float32, Int
 
-_PROBES = 128  # Of each kind.
+_NUM_PROBES = 128  # Queries of each of the two sorts.
+_PROBE_FILE = "probe.npz"
 
-_PROBE = "probe.npz"
+# Relative difference of scores that are equal but for rounding.
+_SCORE_TOLERANCE = 1e-5
 
-_NEAR = 1e-5  # Difference of scores that are equal but for rounding.
+# Recall that an index may lose between building and loading.
+_MAX_RECALL_LOSS = 0.02
 
-_WORSE = 0.02  # Recall that may be lost between building and loading.
-
-_NUMBERS = 1 << 24  # Scores held at once by exact search.
-
+# Scores that exact search holds in memory at once.
+_MAX_SCORES = 1 << 24
 
 Vectors = Float32[np.ndarray, "N E"]
 
-Found = tuple[Float32[np.ndarray, "n k"], Int[np.ndarray, "n k"]]
+# Scores and rows of the k best for each query.
+SearchResult = tuple[Float32[np.ndarray, "n k"], Int[np.ndarray, "n k"]]
 
-Best = tuple[Float32[np.ndarray, "n b"], Int[np.ndarray, "n b"]]
+# The same; the number of columns differs from that of the results merged.
+MergedResult = tuple[Float32[np.ndarray, "n m"], Int[np.ndarray, "n m"]]
 
 
 @runtime_checkable
 class Index(Protocol):
-  """What all indexes offer."""
+  """The interface of all indexes.
+
+  Attributes:
+    rows: N.
+    width: E.
+  """
 
   rows: int
   width: int
 
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found: ...
+  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
+    """Return scores and rows of the k nearest, see the top of this module."""
+    ...
 
 
 @runtime_checkable
-class Stored(Index, Protocol):
-  """An index that is kept in a folder."""
+class PersistentIndex(Index, Protocol):
+  """An index that can be saved in a folder."""
 
-  def recall(self) -> float: ...
+  def measure_recall(self) -> float:
+    """Return the share of the ten nearest rows that a search finds."""
+    ...
 
-  def save(self, folder: str) -> dict: ...
+  def save(self, folder: str) -> dict:
+    """Write the index to `folder`; return what index.json keeps."""
+    ...
 
 
-class Probe(NamedTuple):
-  """Queries whose nearest rows are known: some rows, not of zeros, and as many
-  that lie between two of them, far from both, as questions do from answers.
+class RecallProbe(NamedTuple):
+  """Queries whose nearest rows are known.
+
+  One half are rows of the index.  The other half lie midway between two rows,
+  far from both, as questions are from their answers.
 
   Attributes:
-    vectors: of the queries, rows first.
-    scores: of the ten nearest rows, by exact search.
+    vectors: the queries, rows first.
+    scores: scores of the ten nearest rows, by exact search.
   """
 
   vectors: Float32[np.ndarray, "P E"]
   scores: Float32[np.ndarray, "P 10"]
 
   @classmethod
-  def of(cls, vectors: Vectors) -> "Probe":
-    rows = vectors[
-      np.linspace(
-        0, len(vectors) - 1, min(_PROBES, len(vectors)), dtype=np.int64
-      )
-    ]
-    # To a query of zeros all rows are equally near, and whatever is found good.
+  def from_vectors(cls, vectors: Vectors) -> "RecallProbe":
+    """Make a probe of rows that are spread evenly over all."""
+    count = min(_NUM_PROBES, len(vectors))
+    rows = vectors[np.linspace(0, len(vectors) - 1, count, dtype=np.int64)]
+    # All rows are equally near to a query of zeros, so that any result would
+    # count as right.
     rows = rows[rows.any(axis=1)] if rows.any() else rows
-    between = (rows + np.roll(rows, len(rows) // 2 or 1, axis=0)) / 2
-    probes = np.concatenate([rows, between])
+    midpoints = (rows + np.roll(rows, len(rows) // 2 or 1, axis=0)) / 2
+    probes = np.concatenate([rows, midpoints])
     return cls(probes, ExactIndex(vectors).search(probes, 10)[0])
 
-  def recall(self, index: Index) -> float:
-    """Share of the ten nearest rows that are found, of the worse kind of query;
-    of rows with equal scores any will do.
+  def measure_recall(self, index: Index) -> float:
+    """Return the share of the ten nearest rows that an index finds.
+
+    The worse of the two sorts of query counts.  Rows with equal scores are as
+    good as each other.
     """
     scores, _ = index.search(self.vectors, self.scores.shape[1])
-    there = np.isfinite(self.scores)
-    tenth = self.scores.min(axis=1, keepdims=True, where=there, initial=np.inf)
-    hits = scores >= tenth - _NEAR * np.maximum(1, np.abs(tenth))
-    return min(
-      float(hits[half].sum() / there[half].sum())
-      for half in np.split(np.arange(len(hits)), 2)
-    )
+    # Fewer than ten rows exist where a score is -inf.
+    exists = np.isfinite(self.scores)
+    tenth = self.scores.min(axis=1, keepdims=True, where=exists, initial=np.inf)
+    tolerance = _SCORE_TOLERANCE * np.maximum(1, np.abs(tenth))
+    hits = scores >= tenth - tolerance
+    halves = np.split(np.arange(len(hits)), 2)
+    return min(float(hits[half].sum() / exists[half].sum()) for half in halves)
 
   def save(self, folder: str) -> None:
-    np.savez(os.path.join(folder, _PROBE), **self._asdict())
+    """Write the probe to `folder`."""
+    np.savez(os.path.join(folder, _PROBE_FILE), **self._asdict())
 
   @classmethod
-  def load(cls, folder: str) -> "Probe":
-    with np.load(os.path.join(folder, _PROBE)) as file:
+  def load(cls, folder: str) -> "RecallProbe":
+    """Return the probe that `save` wrote to `folder`."""
+    with np.load(os.path.join(folder, _PROBE_FILE)) as file:
       return cls(file["vectors"], file["scores"])
 
-  def check(self, index: Index, before: float, folder: str) -> None:
-    """Says what an index finds.
+  def check_recall(
+    self, index: Index, built_recall: float, folder: str
+  ) -> None:
+    """Measure and log the recall of an index that was loaded.
+
+    Args:
+      index: the index.
+      built_recall: its recall when it was built.
+      folder: folder of the index, for messages.
 
     Raises:
-      ValueError: where that is less than `before`, when it was built.
+      ValueError: if the recall is lower than when the index was built.
     """
-    found = self.recall(index)
-    if found < before - _WORSE:
+    recall = self.measure_recall(index)
+    if recall < built_recall - _MAX_RECALL_LOSS:
       raise ValueError(
-        f"{folder}: the index finds {found:.3f} of the ten nearest rows, and "
-        f"found {before:.3f} when it was built.  Build it again: delete the "
-        "folder and run build_kb."
+        f"{folder}: the index finds {recall:.3f} of the ten nearest rows, and "
+        f"found {built_recall:.3f} when it was built.  Build it again: delete "
+        "the folder and run build_kb."
       )
-    logging.info("%s: recall@10 against exact search %.3f.", folder, found)
+    logging.info("%s: recall@10 against exact search %.3f.", folder, recall)
 
 
 class ExactIndex:
-  """All inner products, sorted."""
+  """An index that computes all inner products and sorts them.
+
+  Attributes:
+    vectors: the vectors [N, E]; they may be mapped from a file.
+    rows: N.
+    width: E.
+  """
 
   def __init__(self, vectors: Vectors):
     self.vectors = vectors
     self.rows, self.width = vectors.shape
 
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found:
-    """The k nearest rows; equal scores come in the order of rows."""
-    vectors = check(vectors, self.width, k)
-    batch = max(1, _NUMBERS // max(self.rows, 1))
-    parts = [
-      self._search(vectors[i : i + batch], min(k, self.rows))
-      for i in range(0, len(vectors), batch)
+  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
+    """Return the k nearest rows; equal scores come in the order of rows."""
+    vectors = validate_queries(vectors, self.width, k)
+    # A batch of queries at a time bounds the memory for scores.
+    batch_size = max(1, _MAX_SCORES // max(self.rows, 1))
+    results = [
+      self._search_batch(vectors[start : start + batch_size], min(k, self.rows))
+      for start in range(0, len(vectors), batch_size)
     ]
-    return pad(parts, len(vectors), k)
+    return pad_results(results, len(vectors), k)
 
-  def _search(self, vectors: np.ndarray, k: int) -> Found:
+  def _search_batch(self, vectors: np.ndarray, k: int) -> SearchResult:
     scores = vectors @ self.vectors.T
     rows = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    # With rows in order, a stable sort keeps the order of equal scores.
     rows.sort(axis=1)
-    best = np.take_along_axis(scores, rows, axis=1)
-    order = np.argsort(-best, axis=1, kind="stable")
+    top_scores = np.take_along_axis(scores, rows, axis=1)
+    order = np.argsort(-top_scores, axis=1, kind="stable")
     return (
-      np.take_along_axis(best, order, axis=1),
+      np.take_along_axis(top_scores, order, axis=1),
       np.take_along_axis(rows, order, axis=1),
     )
 
-  def recall(self) -> float:
-    """Of its own rows; see `Probe`."""
+  def measure_recall(self) -> float:
+    """Return 1: exact search defines what the nearest rows are."""
     return 1.0
 
   def save(self, folder: str) -> dict:
-    """What `indexes.load` must know: the vectors themselves are the index."""
-    return dict(kind="exact", rows=self.rows, width=self.width)
+    """Return what index.json keeps; the vectors themselves are the index."""
+    del folder
+    return {"kind": "exact", "rows": self.rows, "width": self.width}
 
 
-def best(found: Sequence[Found], b: int) -> Best:
-  """The b best of several answers; equal scores come in the order of rows."""
-  scores, rows = (np.concatenate(x, axis=1) for x in zip(*found, strict=True))
-  order = np.lexsort((rows, -scores))[:, :b]
+def merge_top_k(results: Sequence[SearchResult], k: int) -> MergedResult:
+  """Return the k best of several results for the same queries.
+
+  Equal scores come in the order of rows.
+  """
+  scores, rows = (np.concatenate(x, axis=1) for x in zip(*results, strict=True))
+  order = np.lexsort((rows, -scores))[:, :k]
   return (
     np.take_along_axis(scores, order, 1),
     np.take_along_axis(rows, order, 1),
   )
 
 
-def check(
+def validate_queries(
   vectors: np.ndarray, width: int, k: int
 ) -> Float32[np.ndarray, "n E"]:
+  """Return query vectors as contiguous float32.
+
+  Raises:
+    ValueError: if the shape, the values or `k` are invalid.
+  """
   if vectors.ndim != 2 or vectors.shape[1] != width or k < 1:
     raise ValueError(
       f"The search got vectors of shape {vectors.shape} and k={k}, wanted "
@@ -178,14 +220,19 @@ def check(
   return np.ascontiguousarray(vectors, np.float32)
 
 
-def pad(parts: list[tuple[np.ndarray, np.ndarray]], n: int, k: int) -> Found:
-  """Parts of an answer, one below the other, filled up to k columns."""
-  scores = np.full((n, k), -np.inf, np.float32)
-  rows = np.full((n, k), -1, np.int64)
+def pad_results(
+  results: Sequence[tuple[np.ndarray, np.ndarray]], num_queries: int, k: int
+) -> SearchResult:
+  """Concatenate results of consecutive queries and pad them to k columns.
+
+  Padding is row -1 with score -inf.
+  """
+  scores = np.full((num_queries, k), -np.inf, np.float32)
+  rows = np.full((num_queries, k), -1, np.int64)
   start = 0
-  for part_scores, part_rows in parts:
-    count, found = part_scores.shape
-    scores[start : start + count, :found] = part_scores
-    rows[start : start + count, :found] = part_rows
+  for part_scores, part_rows in results:
+    count, columns = part_scores.shape
+    scores[start : start + count, :columns] = part_scores
+    rows[start : start + count, :columns] = part_rows
     start += count
   return scores, rows

@@ -1,12 +1,13 @@
-"""Which index, and where it is kept.
+"""Builds, saves and loads an index of the kind that is asked for.
 
-  auto        exact search of few rows, ScaNN of many
-  exact       see index.py
-  scann       likewise
-  milvus=URI  a Milvus server at URI, or in the file that it names; milvus.py
+  auto        exact search for few rows, ScaNN for many
+  exact       see exact.py
+  scann       see scann_index.py
+  milvus=URI  a Milvus server at URI, or in the file that URI names, see
+              milvus_index.py
 
-An index may be cut into shards, see shards.py.  `index.json` in the folder of
-the knowledge base says what is there.
+An index may be cut into shards, see sharded_index.py.  `index.json` in the
+folder of the knowledge base says which index is there.
 """
 
 import json
@@ -14,129 +15,142 @@ import os
 
 import numpy as np
 from absl import logging
+from etils import epy
 
-from r1router_jax.retrieval.index import milvus_index, sharded_index
-from r1router_jax.retrieval.index.exact import ExactIndex, Stored, Vectors
+from r1router_jax.retrieval.index import milvus_index
+from r1router_jax.retrieval.index.exact import (
+  ExactIndex,
+  PersistentIndex,
+  Vectors,
+)
 from r1router_jax.retrieval.index.scann_index import (
-  EXACT_ROWS,
+  MIN_SCANN_ROWS,
   ScannIndex,
-  available,
+  is_scann_installed,
 )
 
-KINDS = ("auto", "exact", "scann")
+# This imports JAX, which a command that checks its flags does without.
+with epy.lazy_imports():
+  from r1router_jax.retrieval.index import sharded_index
 
-FILE = "index.json"
+INDEX_KINDS = ("auto", "exact", "scann")
+INDEX_FILE = "index.json"
+_CHECK_BATCH = 1 << 16  # Rows that are checked for NaN at once.
 
-_CHECKED = 1 << 16  # Rows looked at together.
 
-
-def build(
-  vectors: Vectors, kind: str = "auto", parts: int = 1, name: str = ""
-) -> Stored:
-  """An index of `vectors`.
+def build_index(
+  vectors: Vectors,
+  kind: str = "auto",
+  num_shards: int = 1,
+  collection: str = "",
+) -> PersistentIndex:
+  """Build an index of `vectors`.
 
   Args:
-    vectors: all rows.
-    kind: see the head of this module.
-    parts: how many shards.
-    name: of the collection, where others share the engine.
+    vectors: the vectors of all rows.
+    kind: see the top of this module.
+    num_shards: number of shards to cut the index into.
+    collection: name of the index on a Milvus server.
 
   Raises:
-    ValueError: where `vectors` are none or not all finite, or there is no such
-      kind.
+    ValueError: if there are no vectors, some are not finite, or there is no
+      such kind.
   """
-  if not len(vectors):
-    raise ValueError("There are no vectors to index.  Give a corpus with rows.")
-  bad = [
-    start + int(row)
-    for start in range(0, len(vectors), _CHECKED)
-    for row in np.flatnonzero(
-      ~np.isfinite(vectors[start : start + _CHECKED]).all(axis=1)
-    )
-  ]
-  if bad:
-    raise ValueError(
-      f"{len(bad)} vectors, of rows {bad[:5]}, hold NaN or infinity.  Embed "
-      "them again."
-    )
-  if parts > 1:
-    return sharded_index.Shards(
-      [
-        (
-          rows.start,
-          build(
-            vectors[rows.start : rows.stop], kind, 1, f"{name}_{rows.start}"
-          ),
-        )
-        for rows in sharded_index.ranges(len(vectors), parts)
-      ],
-      len(vectors),
-      False,
-    )
+  _check_vectors(vectors)
+  if num_shards > 1:
+    shards = []
+    for rows in sharded_index.split_rows(len(vectors), num_shards):
+      shard_vectors = vectors[rows.start : rows.stop]
+      shard_collection = f"{collection}_{rows.start}"
+      shard = build_index(shard_vectors, kind, 1, shard_collection)
+      shards.append((rows.start, shard))
+    return sharded_index.ShardedIndex(shards, len(vectors), False)
   if kind == "auto":
-    kind = _choose(len(vectors))
+    kind = _choose_kind(len(vectors))
   if kind == "exact":
     return ExactIndex(vectors)
   if kind == "scann":
-    return ScannIndex.build(vectors)
-  return milvus_index.MilvusIndex.build(vectors, checked(kind), name)
+    return ScannIndex.from_vectors(vectors)
+  uri = parse_index_kind(kind)
+  return milvus_index.MilvusIndex.from_vectors(vectors, uri, collection)
 
 
-def checked(kind: str) -> str:
-  """`kind`, or the address in "milvus=URI".
-
-  Raises:
-    ValueError: where there is no such kind.
-  """
-  return kind if kind in KINDS else milvus_index.address(kind)
-
-
-def save(index: Stored, folder: str) -> None:
-  """Writes an index to a folder."""
-  card = index.save(folder)
-  with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
-    json.dump(card, file)
-
-
-def load(folder: str, vectors: Vectors) -> Stored:
-  """The index of `vectors` that `save` wrote to `folder`.
-
-  On several hosts, each opens some of the shards.
-
-  Raises:
-    ValueError: where it finds less than it did.
-    service.RetrievalError: where an engine does not answer.
-  """
-  with open(os.path.join(folder, FILE), encoding="utf-8") as file:
-    card = json.load(file)
-  return _open(folder, card, vectors)
-
-
-def _open(folder: str, card: dict, vectors: Vectors) -> Stored:
-  kind = card["kind"]
-  if kind == sharded_index.KIND:
-    return sharded_index.Shards.load(
-      folder,
-      card,
-      lambda place, part, rows: _open(
-        place, part, vectors[rows.start : rows.stop]
-      ),
+def _check_vectors(vectors: Vectors) -> None:
+  """Raise a ValueError if there are no vectors, or some are not finite."""
+  if not len(vectors):
+    raise ValueError("There are no vectors to index.  Give a corpus with rows.")
+  bad_rows = []
+  for start in range(0, len(vectors), _CHECK_BATCH):
+    is_finite = np.isfinite(vectors[start : start + _CHECK_BATCH]).all(axis=1)
+    bad_rows += [start + int(row) for row in np.flatnonzero(~is_finite)]
+  if bad_rows:
+    raise ValueError(
+      f"{len(bad_rows)} vectors, of rows {bad_rows[:5]}, hold NaN or infinity."
+      "  Embed them again."
     )
-  if kind == milvus_index.KIND:
-    return milvus_index.MilvusIndex.load(folder, card)
-  if kind == "scann" and available():
-    return ScannIndex.load(folder, card)
+
+
+def parse_index_kind(kind: str) -> str:
+  """Return `kind`, or the URI of "milvus=URI".
+
+  Raises:
+    ValueError: if there is no such kind.
+  """
+  return kind if kind in INDEX_KINDS else milvus_index.parse_uri(kind)
+
+
+def save_index(index: PersistentIndex, folder: str) -> None:
+  """Write an index to a folder."""
+  metadata = index.save(folder)
+  path = os.path.join(folder, INDEX_FILE)
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump(metadata, file)
+
+
+def load_index(folder: str, vectors: Vectors) -> PersistentIndex:
+  """Load the index of `vectors` that `save_index` wrote to `folder`.
+
+  On several hosts, each host opens some of the shards.
+
+  Raises:
+    ValueError: if its recall is lower than when it was built.
+    RemoteServiceError: if a Milvus server does not answer.
+  """
+  with open(os.path.join(folder, INDEX_FILE), encoding="utf-8") as file:
+    metadata = json.load(file)
+  return _open_index(folder, metadata, vectors)
+
+
+def _open_index(
+  folder: str, metadata: dict, vectors: Vectors
+) -> PersistentIndex:
+  """Open an index or one of its shards, of the kind that `metadata` names."""
+  kind = metadata["kind"]
+  if kind == "scann" and is_scann_installed():
+    return ScannIndex.load(folder, metadata)
   if kind == "scann":
     logging.info("%s: ScaNN is not installed, searching exactly.", folder)
-  return ExactIndex(vectors)
+  if kind in ("exact", "scann"):
+    return ExactIndex(vectors)
+  if kind == milvus_index.KIND:
+    return milvus_index.MilvusIndex.load(folder, metadata)
+
+  def open_shard(
+    shard_folder: str, shard_metadata: dict, rows: range
+  ) -> PersistentIndex:
+    shard_vectors = vectors[rows.start : rows.stop]
+    return _open_index(shard_folder, shard_metadata, shard_vectors)
+
+  return sharded_index.ShardedIndex.load(folder, metadata, open_shard)
 
 
-def _choose(rows: int) -> str:
-  if rows < EXACT_ROWS:
-    kind, reason = "exact", f"fewer than {EXACT_ROWS:,}"
-  elif not available():
+def _choose_kind(rows: int) -> str:
+  """Return the kind that "auto" stands for, and log why."""
+  if rows < MIN_SCANN_ROWS:
+    kind, reason = "exact", f"fewer than {MIN_SCANN_ROWS:,}"
+  elif not is_scann_installed():
     kind, reason = "exact", "ScaNN is not installed"
   else:
-    kind, reason = "scann", f"at least {EXACT_ROWS:,}"
+    kind, reason = "scann", f"at least {MIN_SCANN_ROWS:,}"
   logging.info("Index: %s search of %s rows (%s).", kind, f"{rows:,}", reason)
   return kind

@@ -1,8 +1,8 @@
-"""An index that a Milvus server holds, for rows that outgrow a host's memory.
+"""An index on a Milvus server, for rows that outgrow a host's memory.
 
-Rows lie in a collection of their own, by inner product, with the index that the
-server finds best (AUTOINDEX).  A path that ends in .db instead of an address is
-Milvus Lite's: the same, in this process.
+Each index is a collection of its own, searched by inner product, with the index
+that the server finds best (AUTOINDEX).  A path that ends in .db instead of an
+address is Milvus Lite, which runs in this process.
 
 Axes:  n queries   N rows   E width   k neighbours
 """
@@ -14,27 +14,35 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from r1router_jax.common import http_client, progress, text
-from r1router_jax.retrieval.index.exact import Found, Probe, Vectors, check, pad
+from r1router_jax.common import http_client, progress
+from r1router_jax.common.text import sanitize_text
+from r1router_jax.retrieval.index.exact import (
+  RecallProbe,
+  SearchResult,
+  Vectors,
+  pad_results,
+  validate_queries,
+)
 
 KIND = "milvus="
 
-ROWS, QUERIES = 1000, 1000  # Of a request.
-
-DEADLINE = 60.0  # Seconds of one.
+ROWS_PER_INSERT = 1000
+QUERIES_PER_REQUEST = 1000
+TIMEOUT_SECONDS = 60.0  # Of one request.
 
 
 class MilvusIndex:
-  """See the head of this module.
+  """An index on a Milvus server, see the top of this module.
 
   Args:
-    uri: of the server, or the file.
-    collection: its name there.
-    rows, width: N and E.
+    uri: address of the server, or path of the file.
+    collection: name of the index there.
+    rows: N.
+    width: E.
 
   Raises:
-    ValueError: where pymilvus is not installed.
-    service.RetrievalError: where nobody answers.
+    ValueError: if pymilvus is not installed.
+    RemoteServiceError: if the server does not answer.
   """
 
   def __init__(self, uri: str, collection: str, rows: int, width: int):
@@ -46,112 +54,122 @@ class MilvusIndex:
       ) from error
     self.rows, self.width, self.uri = rows, width, uri
     self.collection = collection
-    self._probe: Probe | None = None
-    self._fault = pymilvus.MilvusException
-    with self._asking():
-      self._client = pymilvus.MilvusClient(uri, timeout=DEADLINE)
+    self._probe: RecallProbe | None = None
+    self._milvus_error = pymilvus.MilvusException
+    with self._translate_errors():
+      self._client = pymilvus.MilvusClient(uri, timeout=TIMEOUT_SECONDS)
 
   @classmethod
-  def build(cls, vectors: Vectors, uri: str, collection: str) -> "MilvusIndex":
-    """A new collection of these rows, in the place of one of this name."""
+  def from_vectors(
+    cls, vectors: Vectors, uri: str, collection: str
+  ) -> "MilvusIndex":
+    """Build a collection of these rows; it replaces one of the same name."""
     from pymilvus import DataType, MilvusClient
 
+    # 1. Describe the collection.
     index = cls(uri, collection, *vectors.shape)
     schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("row", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=index.width)
-    how = MilvusClient.prepare_index_params()
-    how.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
-    with index._asking():
-      index._client.drop_collection(collection)
-      index._client.create_collection(
-        collection, schema=schema, index_params=how
-      )
-      for start in progress.progress(
-        range(0, index.rows, ROWS), f"insert into {collection}"
-      ):
-        index._client.insert(
-          collection,
-          [
-            {"row": row, "vector": vectors[row]}
-            for row in range(start, min(start + ROWS, index.rows))
-          ],
-        )
-      index._client.flush(collection)
-    index._probe = Probe.of(vectors)
+    params = MilvusClient.prepare_index_params()
+    params.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+
+    # 2. Insert the rows.
+    with index._translate_errors():
+      client = index._client
+      client.drop_collection(collection)
+      client.create_collection(collection, schema=schema, index_params=params)
+      starts = range(0, index.rows, ROWS_PER_INSERT)
+      for start in progress.show_progress(starts, f"insert into {collection}"):
+        stop = min(start + ROWS_PER_INSERT, index.rows)
+        rows = [{"row": i, "vector": vectors[i]} for i in range(start, stop)]
+        client.insert(collection, rows)
+      client.flush(collection)
+    index._probe = RecallProbe.from_vectors(vectors)
     return index
 
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found:
-    """The k nearest rows, nearly."""
-    vectors, parts = check(vectors, self.width, k), []
-    for start in range(0, len(vectors), QUERIES):
-      with self._asking():
+  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
+    """Return approximately the k nearest rows."""
+    vectors = validate_queries(vectors, self.width, k)
+    results = []
+    for start in range(0, len(vectors), QUERIES_PER_REQUEST):
+      with self._translate_errors():
         found = self._client.search(
           self.collection,
-          data=list(vectors[start : start + QUERIES]),
+          data=list(vectors[start : start + QUERIES_PER_REQUEST]),
           limit=min(k, self.rows),
           output_fields=["row"],
           consistency_level="Strong",
         )
       for hits in found:
-        parts.append(
-          (
-            np.array([[hit["distance"] for hit in hits]], np.float32),
-            np.array([[hit["row"] for hit in hits]], np.int64),
-          )
-        )
-    return pad(parts, len(vectors), k)
+        scores = np.array([[hit["distance"] for hit in hits]], np.float32)
+        rows = np.array([[hit["row"] for hit in hits]], np.int64)
+        results.append((scores, rows))
+    return pad_results(results, len(vectors), k)
 
-  def recall(self) -> float:
-    """Share of the ten nearest rows that are found; see `index.Probe`."""
-    return self._probe.recall(self)
+  def measure_recall(self) -> float:
+    """Return the share of the ten nearest rows found, see `RecallProbe`."""
+    return self._probe.measure_recall(self)
 
   def save(self, folder: str) -> dict:
-    """Where it is; what `load` must know."""
+    """Write the probe; return what index.json keeps."""
     self._probe.save(folder)
-    return dict(
-      kind=KIND,
-      rows=self.rows,
-      width=self.width,
-      uri=self.uri,
-      collection=self.collection,
-      recall=self.recall(),
-    )
+    return {
+      "kind": KIND,
+      "rows": self.rows,
+      "width": self.width,
+      "uri": self.uri,
+      "collection": self.collection,
+      "recall": self.measure_recall(),
+    }
 
   @classmethod
-  def load(cls, folder: str, card: dict) -> "MilvusIndex":
-    """What `save` returned as `card`, asked again.
+  def load(cls, folder: str, metadata: dict) -> "MilvusIndex":
+    """Connect to the collection of an index that was saved.
+
+    Args:
+      folder: folder that `save` wrote to.
+      metadata: what `save` returned.
 
     Raises:
-      ValueError: where it finds less than it did.
-      service.RetrievalError: where nobody answers, or has no such collection.
+      ValueError: if its recall is lower than when it was built.
+      RemoteServiceError: if the server does not answer, or has no such
+        collection.
     """
-    index = cls(card["uri"], card["collection"], card["rows"], card["width"])
-    index._probe = Probe.load(folder)
-    index._probe.check(index, card["recall"], folder)
+    index = cls(
+      metadata["uri"],
+      metadata["collection"],
+      metadata["rows"],
+      metadata["width"],
+    )
+    index._probe = RecallProbe.load(folder)
+    index._probe.check_recall(index, metadata["recall"], folder)
     return index
 
   @contextlib.contextmanager
-  def _asking(self) -> Iterator[None]:
+  def _translate_errors(self) -> Iterator[None]:
+    """Raise errors of Milvus as RemoteServiceError, with the cure."""
     try:
       yield
-    except self._fault as error:
-      raise http_client.RetrievalError(
+    except self._milvus_error as error:
+      raise http_client.RemoteServiceError(
         f"Milvus at {self.uri}, collection {self.collection}: "
-        f"{text.clean(str(error), 300)}  See that it runs, and that the "
+        f"{sanitize_text(str(error), 300)}  See that it runs, and that the "
         "knowledge base was built there."
       ) from error
 
 
-def address(kind: str) -> str:
-  """The URI in "milvus=URI".
+def parse_uri(kind: str) -> str:
+  """Return the URI of "milvus=URI"; paths of files become absolute.
 
   Raises:
-    ValueError: where it is none.
+    ValueError: if `kind` has another form, or the address is invalid.
   """
   uri = kind.removeprefix(KIND)
   if uri == kind or not uri:
     raise ValueError(
       f"No index {kind!r}; choose auto, exact, scann or milvus=URI."
     )
-  return http_client.checked(uri) if "://" in uri else os.path.abspath(uri)
+  if "://" in uri:
+    return http_client.validate_address(uri)
+  return os.path.abspath(uri)

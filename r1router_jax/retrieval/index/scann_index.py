@@ -1,8 +1,9 @@
-"""ScaNN: nearest vectors nearly, much faster than by exact search.
+"""ScaNN: approximate nearest vectors, much faster than by exact search.
 
-It quantises blocks of dimensions (asymmetric hashing), scores all codes, and
-rescores the best exactly; above `TREE_ROWS` rows a tree first picks the leaves
-to score.  The same vectors make the same index, bit by bit.
+ScaNN quantises blocks of dimensions (asymmetric hashing), scores the codes of
+all rows, and rescores the best rows exactly.  From `MIN_TREE_ROWS` rows on, a
+tree first chooses the leaves to score.  The same vectors make the same index,
+bit by bit.
 
 Axes:  n queries   N rows   E width   k neighbours
 Source: arxiv.org/abs/1908.10396 (ScaNN), arxiv.org/abs/2404.00774 (SOAR).
@@ -17,31 +18,38 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from r1router_jax.retrieval.index.exact import Found, Probe, Vectors, check, pad
+from r1router_jax.retrieval.index.exact import (
+  RecallProbe,
+  SearchResult,
+  Vectors,
+  pad_results,
+  validate_queries,
+)
 
-EXACT_ROWS = 20_000
+MIN_SCANN_ROWS = 20_000  # Fewer rows are searched exactly.
+MIN_TREE_ROWS = 80_000
 
-TREE_ROWS = 80_000
+# Vectors of this width and more bear coarser codes, if more rows are rescored.
+WIDE_WIDTH = 768
+RESCORED_ROWS = 30
+WIDE_RESCORED_ROWS = 100
 
-WIDE = 768  # Width that bears coarser codes.
-
-REORDER, WIDE_REORDER = 30, 100  # Rows rescored exactly.
-
-RECALL = 0.95  # Of the ten nearest, at least.
+# Least share of the ten nearest rows that a search should find.
+TARGET_RECALL = 0.95
 
 _FOLDER = "scann"
 
 
 class ScannIndex:
-  """ScaNN with settings by number of rows and width; see `build`.
+  """A ScaNN index with settings chosen by the number and width of rows.
 
   Args:
-    searcher: ScaNN's.
+    searcher: ScaNN's own object.
     rows: N.
     width: E.
-    probe: to measure it with.
-    reorder: rows rescored exactly.
-    leaves: of the tree to be searched, 0 without a tree.
+    probe: queries to measure its recall with.
+    reorder: number of rows that are rescored exactly.
+    leaves: number of leaves of the tree that are searched; 0 without a tree.
   """
 
   def __init__(
@@ -49,7 +57,7 @@ class ScannIndex:
     searcher: Any,
     rows: int,
     width: int,
-    probe: Probe,
+    probe: RecallProbe,
     reorder: int,
     leaves: int = 0,
   ):
@@ -58,84 +66,60 @@ class ScannIndex:
     self._threads = os.cpu_count() or 1
 
   @classmethod
-  def build(cls, vectors: Vectors) -> "ScannIndex":
-    """Quantises `vectors`; chooses how much of them to look at."""
+  def from_vectors(cls, vectors: Vectors) -> "ScannIndex":
+    """Quantise `vectors` and choose how much of them a search looks at."""
     from scann import scann_ops_pybind
 
     rows, width = vectors.shape
-    builder = scann_ops_pybind.builder(vectors, 10, "dot_product")
-    all_leaves = math.isqrt(2 * rows) if rows >= TREE_ROWS else 0
-    if all_leaves:
-      builder = builder.tree(
-        num_leaves=all_leaves,
-        num_leaves_to_search=max(1, all_leaves // 50),
-        spherical=True,
-        quantize_centroids=True,
-        soar_lambda=1.5,
-        overretrieve_factor=2.0,
-        # Small leaves would be moved, some onto one another, and which of
-        # such two a row goes to depends on threads.
-        min_partition_size=1,
-      )
-    if rows < EXACT_ROWS:  # Hashing needs rows to learn from.
-      builder = builder.score_brute_force()
-    else:
-      # Of coarser blocks, but then not of residuals.
-      builder = (
-        builder.score_ah(
-          4, anisotropic_quantization_threshold=0.2, residual_quantization=False
-        )
-        if width >= WIDE
-        else builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-      )
-      builder = builder.reorder(WIDE_REORDER)
-    # Its random first centres differ from one build to the next.
-    config = builder.create_config().replace(
-      "RANDOM_INITIALIZATION", "DEFAULT_KMEANS_PLUS_PLUS"
-    )
+    num_leaves = math.isqrt(2 * rows) if rows >= MIN_TREE_ROWS else 0
+    config = _make_config(vectors, num_leaves)
     index = cls(
       scann_ops_pybind.create_searcher(vectors, config),
       rows,
       width,
-      Probe.of(vectors),
-      WIDE_REORDER if width >= WIDE else REORDER,
+      RecallProbe.from_vectors(vectors),
+      WIDE_RESCORED_ROWS if width >= WIDE_WIDTH else RESCORED_ROWS,
     )
-    index._choose(all_leaves)
+    index._tune_recall(num_leaves)
     return index
 
-  def _choose(self, all_leaves: int) -> None:
-    """The fewest leaves, in steps of 1.5, that find `RECALL` of ten; where all
-    do not, more rows are rescored.
+  def _tune_recall(self, num_leaves: int) -> None:
+    """Choose the fewest leaves, in steps of 1.5, that reach `TARGET_RECALL`.
+
+    If all leaves do not reach it, more rows are rescored.
     """
     while True:
-      self.leaves = max(1, all_leaves // 200) if all_leaves else 0
-      while (short := self.recall() < RECALL) and self.leaves < all_leaves:
-        self.leaves = min(all_leaves, math.ceil(self.leaves * 1.5))
-      if not short or self.reorder >= self.rows or self.rows < EXACT_ROWS:
+      self.leaves = max(1, num_leaves // 200) if num_leaves else 0
+      is_short = self.measure_recall() < TARGET_RECALL
+      while is_short and self.leaves < num_leaves:
+        self.leaves = min(num_leaves, math.ceil(self.leaves * 1.5))
+        is_short = self.measure_recall() < TARGET_RECALL
+      rescores_all = self.reorder >= self.rows or self.rows < MIN_SCANN_ROWS
+      if not is_short or rescores_all:
         break
       self.reorder = min(4 * self.reorder, self.rows)
     logging.info(
       "ScaNN searches %d of %d leaves, and rescores %d rows.",
       self.leaves,
-      all_leaves,
+      num_leaves,
       self.reorder,
     )
 
   def search(
     self, vectors: Float[np.ndarray, "n E"], k: int, leaves: int = 0
-  ) -> Found:
-    """The k nearest rows, nearly.
+  ) -> SearchResult:
+    """Return approximately the k nearest rows.
 
     Args:
-      vectors: of queries.
-      k: see above.
-      leaves: of a tree to search; by default as many as `build` chose.
+      vectors: query vectors.
+      k: number of rows for each query.
+      leaves: number of leaves to search; 0 is the number chosen when built.
     """
-    vectors = check(vectors, self.width, k)
+    vectors = validate_queries(vectors, self.width, k)
     if not len(vectors):
-      return pad([], 0, k)
+      return pad_results([], 0, k)
     options = {"leaves_to_search": leaves or self.leaves} if self.leaves else {}
-    if self.rows >= EXACT_ROWS:
+    if self.rows >= MIN_SCANN_ROWS:
       options["pre_reorder_num_neighbors"] = max(self.reorder, 2 * k)
     rows, scores = self.searcher.search_batched_parallel(
       vectors,
@@ -148,53 +132,95 @@ class ScannIndex:
     rows, missing = rows.astype(np.int64), np.isnan(scores)
     if missing.any():
       rows[missing], scores[missing] = -1, -np.inf
-    return (
-      (scores, rows)
-      if scores.shape[1] == k
-      else pad([(scores, rows)], len(vectors), k)
-    )
+    if scores.shape[1] == k:
+      return scores, rows
+    return pad_results([(scores, rows)], len(vectors), k)
 
-  def recall(self) -> float:
-    """Share of the ten nearest rows that are found; see `Probe`."""
-    return self.probe.recall(self)
+  def measure_recall(self) -> float:
+    """Return the share of the ten nearest rows found, see `RecallProbe`."""
+    return self.probe.measure_recall(self)
 
   def save(self, folder: str) -> dict:
-    """Writes an index that may be moved; what `load` must know."""
+    """Write the index to `folder`, which may be moved later.
+
+    Returns:
+      What index.json keeps.
+    """
     path = os.path.join(folder, _FOLDER)
     os.makedirs(path, exist_ok=True)
     self.searcher.serialize(path, relative_path=True)
     self.probe.save(folder)
-    return dict(
-      kind="scann",
-      rows=self.rows,
-      width=self.width,
-      leaves=self.leaves,
-      reorder=self.reorder,
-      recall=self.recall(),
-    )
+    return {
+      "kind": "scann",
+      "rows": self.rows,
+      "width": self.width,
+      "leaves": self.leaves,
+      "reorder": self.reorder,
+      "recall": self.measure_recall(),
+    }
 
   @classmethod
-  def load(cls, folder: str, card: dict) -> "ScannIndex":
-    """What `save` wrote to `folder`, and returned as `card`.
+  def load(cls, folder: str, metadata: dict) -> "ScannIndex":
+    """Load an index that was saved.
+
+    Args:
+      folder: folder that `save` wrote to.
+      metadata: what `save` returned.
 
     Raises:
-      ValueError: where it finds less than it did.
+      ValueError: if its recall is lower than when it was built.
     """
     from scann import scann_ops_pybind
 
     searcher = scann_ops_pybind.load_searcher(os.path.join(folder, _FOLDER))
     index = cls(
       searcher,
-      card["rows"],
-      card["width"],
-      Probe.load(folder),
-      card["reorder"],
-      card["leaves"],
+      metadata["rows"],
+      metadata["width"],
+      RecallProbe.load(folder),
+      metadata["reorder"],
+      metadata["leaves"],
     )
-    index.probe.check(index, card["recall"], folder)
+    index.probe.check_recall(index, metadata["recall"], folder)
     return index
 
 
-def available() -> bool:
-  """Whether ScaNN is installed; it has no wheels for macOS and Windows."""
+def _make_config(vectors: Vectors, num_leaves: int) -> Any:
+  """Return ScaNN's configuration, with a tree if `num_leaves` is not 0."""
+  from scann import scann_ops_pybind
+
+  rows, width = vectors.shape
+  builder = scann_ops_pybind.builder(vectors, 10, "dot_product")
+  if num_leaves:
+    builder = builder.tree(
+      num_leaves=num_leaves,
+      num_leaves_to_search=max(1, num_leaves // 50),
+      spherical=True,
+      quantize_centroids=True,
+      soar_lambda=1.5,
+      overretrieve_factor=2.0,
+      # Small leaves would be moved, some onto one another, and the order of
+      # threads would decide which of two such leaves a row goes to.
+      min_partition_size=1,
+    )
+  if rows < MIN_SCANN_ROWS:
+    # Hashing needs rows to train on.
+    builder = builder.score_brute_force()
+  elif width >= WIDE_WIDTH:
+    # Blocks of four dimensions, but then not of residuals.
+    builder = builder.score_ah(
+      4, anisotropic_quantization_threshold=0.2, residual_quantization=False
+    ).reorder(WIDE_RESCORED_ROWS)
+  else:
+    builder = builder.score_ah(
+      2, anisotropic_quantization_threshold=0.2
+    ).reorder(WIDE_RESCORED_ROWS)
+  # Random first centres differ from one build to the next.
+  return builder.create_config().replace(
+    "RANDOM_INITIALIZATION", "DEFAULT_KMEANS_PLUS_PLUS"
+  )
+
+
+def is_scann_installed() -> bool:
+  """Return whether ScaNN is installed; macOS and Windows have no wheels."""
   return importlib.util.find_spec("scann") is not None

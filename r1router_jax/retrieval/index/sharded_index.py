@@ -1,13 +1,13 @@
-"""One index in several parts, on one host or over the hosts of a job.
+"""An index in several shards, on one host or over the hosts of a job.
 
-Each part holds a range of rows.  On one host all parts are searched, on many
-each host searches its own for the queries of all:
+Each shard holds a range of rows.  One host searches all shards; of several
+hosts, each searches its own shards for the queries of all:
 
   queries of all hosts (all_gather) -> k nearest of this host's rows
-  -> answers of all hosts (all_gather) -> the k nearest of them
+  -> results of all hosts (all_gather) -> the k nearest of them
 
-So all hosts search together, the same number of times, with as many queries as
-each has, also none.
+So all hosts must search at the same time and equally often; each may bring any
+number of queries, also none.
 
 Axes:  H hosts   n queries   E width   k neighbours
 """
@@ -21,122 +21,132 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from r1router_jax.parallel import multihost
-from r1router_jax.retrieval.index.exact import Found, Stored, best
+from r1router_jax.retrieval.index.exact import (
+  PersistentIndex,
+  SearchResult,
+  merge_top_k,
+)
 
 KIND = "shards"
 
 
-class Shards:
-  """An `Index` over parts.
+class ShardedIndex:
+  """An `Index` over shards.
 
   Args:
-    parts: this host's, each with its first row.
-    rows: of all parts of all hosts.
-    apart: whether other hosts hold other parts.
+    shards: this host's shards, each with its first row.
+    rows: number of rows of all shards of all hosts.
+    collective: whether other hosts hold other shards.
   """
 
   def __init__(
-    self, parts: Sequence[tuple[int, Stored]], rows: int, apart: bool
+    self,
+    shards: Sequence[tuple[int, PersistentIndex]],
+    rows: int,
+    collective: bool,
   ):
-    self.rows, self.width = rows, parts[0][1].width
-    self.together = apart
-    self._parts = parts
+    self.rows, self.width = rows, shards[0][1].width
+    self.collective = collective
+    self._shards = shards
 
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> Found:
-    """The k nearest rows of all parts."""
+  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
+    """Return the k nearest rows of all shards."""
+    if not self.collective:
+      return self._search_own_shards(vectors, k)
     count = len(vectors)
-    (most,) = multihost.most([count]) if self.together else (0,)
-    if not most:
-      return self._here(vectors, k)
-    padded = np.zeros((most, self.width), np.float32)
-    padded[:count] = vectors
-    asked = multihost_utils.process_allgather(padded)  # [H, n, E]
-    scores, rows = self._here(asked.reshape(-1, self.width), k)
-    answers = multihost_utils.process_allgather(
-      (scores.reshape(-1, most, k), rows.reshape(-1, most, k))
-    )
-    mine = jax.process_index()
-    return best(
-      [
-        (scores[mine, :count], rows[mine, :count])
-        for scores, rows in zip(*answers, strict=True)
-      ],
-      k,
-    )
+    (max_count,) = multihost.max_over_hosts([count])
+    if not max_count:  # No host has a query.
+      return self._search_own_shards(vectors, k)
 
-  def recall(self) -> float:
-    """Share of the ten nearest rows that is found, in the worst part."""
-    return min(part.recall() for _, part in self._parts)
+    # all_gather needs equal shapes, so each host pads its queries.
+    padded = np.zeros((max_count, self.width), np.float32)
+    padded[:count] = vectors
+    queries = multihost_utils.process_allgather(padded)  # [H, n, E]
+    scores, rows = self._search_own_shards(queries.reshape(-1, self.width), k)
+    all_scores, all_rows = multihost_utils.process_allgather(
+      (scores.reshape(-1, max_count, k), rows.reshape(-1, max_count, k))
+    )  # [H, H, n, k]: searching host, asking host.
+
+    # Keep what every host found for this host's queries.
+    host = jax.process_index()
+    results = [
+      (scores[host, :count], rows[host, :count])
+      for scores, rows in zip(all_scores, all_rows, strict=True)
+    ]
+    return merge_top_k(results, k)
+
+  def measure_recall(self) -> float:
+    """Return the recall of the worst shard."""
+    return min(shard.measure_recall() for _, shard in self._shards)
 
   def save(self, folder: str) -> dict:
-    """Writes all parts; what `load` must know."""
-    cards = []
-    for number, (first, part) in enumerate(self._parts):
-      place = _place(folder, number)
-      os.makedirs(place, exist_ok=True)
-      cards.append(dict(first=first, card=part.save(place)))
-    return dict(kind=KIND, rows=self.rows, width=self.width, parts=cards)
+    """Write all shards; return what index.json keeps."""
+    parts = []
+    for number, (first_row, shard) in enumerate(self._shards):
+      shard_folder = _shard_folder(folder, number)
+      os.makedirs(shard_folder, exist_ok=True)
+      parts.append({"first": first_row, "card": shard.save(shard_folder)})
+    return {
+      "kind": KIND,
+      "rows": self.rows,
+      "width": self.width,
+      "parts": parts,
+    }
 
   @classmethod
   def load(
-    cls, folder: str, card: dict, opened: Callable[[str, dict, range], Stored]
-  ) -> "Shards":
-    """This host's parts of what `save` wrote to `folder`.
+    cls,
+    folder: str,
+    metadata: dict,
+    open_shard: Callable[[str, dict, range], PersistentIndex],
+  ) -> "ShardedIndex":
+    """Load this host's shards of an index that was saved.
 
     Args:
-      folder: of the index.
-      card: what `save` returned.
-      opened: (folder, card, rows) of a part to its index.
+      folder: folder that `save` wrote to.
+      metadata: what `save` returned.
+      open_shard: opens the index in a folder, given its metadata and the range
+        of its rows.
 
     Raises:
-      ValueError: where there are fewer parts than hosts.
+      ValueError: if there are fewer shards than hosts.
     """
-    hosts, parts = jax.process_count(), card["parts"]
+    hosts, parts = jax.process_count(), metadata["parts"]
     if len(parts) < hosts:
       raise ValueError(
         f"{folder} has {len(parts)} shards for {hosts} hosts.  Build it "
         f"again with --shards={hosts} or more."
       )
-    mine = range(jax.process_index(), len(parts), hosts)
-    return cls(
-      [
-        (
-          parts[i]["first"],
-          opened(
-            _place(folder, i),
-            parts[i]["card"],
-            range(
-              parts[i]["first"], parts[i]["first"] + parts[i]["card"]["rows"]
-            ),
-          ),
-        )
-        for i in mine
-      ],
-      card["rows"],
-      hosts > 1,
-    )
+    shards = []
+    for number in range(jax.process_index(), len(parts), hosts):
+      first_row, card = parts[number]["first"], parts[number]["card"]
+      rows = range(first_row, first_row + card["rows"])
+      shard = open_shard(_shard_folder(folder, number), card, rows)
+      shards.append((first_row, shard))
+    return cls(shards, metadata["rows"], hosts > 1)
 
-  def _here(self, vectors: np.ndarray, k: int) -> Found:
-    found = []
-    for first, part in self._parts:
-      scores, rows = part.search(vectors, k)
-      found.append((scores, np.where(rows < 0, -1, rows + first)))
-    return best(found, k)
+  def _search_own_shards(self, vectors: np.ndarray, k: int) -> SearchResult:
+    results = []
+    for first_row, shard in self._shards:
+      scores, rows = shard.search(vectors, k)
+      results.append((scores, np.where(rows < 0, -1, rows + first_row)))
+    return merge_top_k(results, k)
 
 
-def _place(folder: str, number: int) -> str:
+def _shard_folder(folder: str, number: int) -> str:
+  """Return the folder of a shard."""
   return os.path.join(folder, KIND, f"{number:03d}")
 
 
-def ranges(rows: int, parts: int) -> list[range]:
-  """The rows of each part, as even as can be.
+def split_rows(rows: int, num_shards: int) -> list[range]:
+  """Return the rows of each shard; their numbers differ by at most one.
 
   Raises:
-    ValueError: where there are fewer rows than parts.
+    ValueError: if there are fewer rows than shards.
   """
-  if not 0 < parts <= rows:
+  if not 0 < num_shards <= rows:
     raise ValueError(
-      f"--shards={parts} of {rows} rows: choose from 1 to as many as rows."
+      f"--shards={num_shards} of {rows} rows: choose from 1 to as many as rows."
     )
-  edges = [rows * i // parts for i in range(parts + 1)]
+  edges = [rows * i // num_shards for i in range(num_shards + 1)]
   return [range(*pair) for pair in zip(edges, edges[1:], strict=False)]
