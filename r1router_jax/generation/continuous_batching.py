@@ -1,19 +1,19 @@
-"""Continuous batching: any number of prompts through few slots.
+"""Continuous batching: sample any number of prompts in a few decode slots.
 
-Each device decodes so many rows at one time, and has a queue of prompts.  It
-runs without the host until the host can do better:
+Each data shard decodes a fixed number of rows at one time, and has a queue of
+prompts.  It runs without the host until the host can improve the batch:
 
   as soon as enough rows are free for the next prompts, these are prefilled and
     take the free rows, wherever they are;
-  where no prompt waits and a quarter of the rows is enough, these alone go on,
-    as long as there are more than a few.
+  if no prompt waits and a quarter of the rows suffices, the unfinished rows
+    continue in a smaller batch, down to a minimum.
 
-So a finished row costs little, while shapes remain few: rows come in *levels*,
-each a quarter of the one above, and everything is compiled once per prompt
-length and level.
+So a finished row costs little, and there are few shapes: the number of groups
+that decode together goes through *levels*, each a quarter of the one above, and
+every program is compiled once per prompt length and level.
 
-Axes:  D devices, or groups of them that share one copy of the weights
-   B prompts   G responses per prompt   T response tokens
+Axes:  D data shards (devices, or groups of devices that share the weights)
+  B prompts   G responses per prompt   N rows   T response tokens
 """
 
 import collections
@@ -27,285 +27,374 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
 from r1router_jax.generation import group_decode
-from r1router_jax.generation.group_decode import Drawn, Words
+from r1router_jax.generation.group_decode import (
+  DecodeConstraints,
+  DecodeState,
+  SampledResponses,
+)
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import mesh as mesh_lib
 
-FEW = 16  # Rows below which weights are what a step reads, and rows are free.
+# Minimum decode batch.  Below it a step is bound by weight bandwidth, so
+# shrinking further saves nothing.
+MIN_DECODE_ROWS = 16
 
 
-# Indices of prompts `D B` to packed ones, leaves [D, B, ...].
-Pack = Callable[[Int[np.ndarray, "D B"]], qwen2_5_vl.Prompt]
+# Collates the prompts of given indices, [D, B]; leaves are [D, B, ...].
+CollateFn = Callable[[Int[np.ndarray, "D B"]], qwen2_5_vl.PromptBatch]
 
 
-class Admission(NamedTuple):
-  """Prompts that are next, `B` on each device.
+class PrefillBatch(NamedTuple):
+  """The next prompts, `B` on each shard, and where they go.
 
   Attributes:
-    prompts: their indices; 0, where there are fewer.
-    slots: where they go; beyond the last slot, where there are fewer.
-    rows: where their members go.
+    prompts: indices of the prompts; 0 for padding.
+    slots: prompt slot of each; out of range for padding.
+    row_indices: decode row of each member; out of range for padding.
   """
 
   prompts: Int[np.ndarray, "D B"]
   slots: Int[np.ndarray, "D B"]
-  rows: Int[np.ndarray, "D B G"]
+  row_indices: Int[np.ndarray, "D B G"]
 
 
-class Table:
-  """Who is where: the host's view of the slots of all devices.
+class Scheduler:
+  """Host-side state of all slots and rows.
 
-  Args:
-    count: prompts in all.
-    members: G, responses to each.
-    rows: that one device decodes at one time, at most.
-    devices: D.
+  Per shard, it knows which prompt occupies which slot, and of which slot and
+  group member each decode row is.
+
+  Attributes:
+    levels: numbers of groups that may decode together, descending.
+    level: number of groups that decode together now.
+    prompt: [D, slots], index of the prompt in each slot, or -1.
+    slot: [D, N], slot that each row reads, or -1.
+    member: [D, N], group member that each row holds.
   """
 
-  def __init__(self, count: int, members: int, rows: int, devices: int):
-    self._members = members
-    self.levels = _levels(max(rows // members, 1))
-    each = -(-count // devices)
-    # Where prompts wait, more slots than rows need: a last member holds one.
-    waiting = each > self.levels[0]
-    self._slots = self.levels[0] + waiting * _batch(self.levels[0])
-    self.level = next(  # The lowest that all fit into, or the highest.
-      (p for p in reversed(self.levels) if p >= each), self.levels[0]
-    )
+  def __init__(
+    self, num_prompts: int, group_size: int, max_rows: int, shards: int
+  ):
+    """Queue the prompts.
+
+    Args:
+      num_prompts: number of prompts on all shards.
+      group_size: G, responses per prompt.
+      max_rows: number of rows that one shard decodes at one time, at most.
+      shards: D, number of data shards.
+    """
+    self._group_size = group_size
     self._queues = [
-      collections.deque(range(d, count, devices)) for d in range(devices)
+      collections.deque(range(shard, num_prompts, shards))
+      for shard in range(shards)
     ]
-    self.prompt = np.full((devices, self.slots), -1)  # In each slot, or none.
-    self.slot = np.full((devices, self.rows), -1)  # Of each row, or none.
-    self.member = np.zeros((devices, self.rows), int)
+    per_shard = -(-num_prompts // shards)
+    self.levels = _decode_levels(max(max_rows // group_size, 1))
+    largest = self.levels[0]
+    # The lowest level that all prompts fit into, or the highest.
+    self.level = min(
+      (n for n in self.levels if n >= per_shard), default=largest
+    )
+    # While prompts are queued, allocate slots for one more prefill batch: a
+    # slot stays taken until the last member of its group ends.
+    self._max_slots = largest
+    if per_shard > largest:
+      self._max_slots += _prefill_batch_size(largest)
+
+    self.prompt = np.full((shards, self.num_slots), -1)
+    self.slot = np.full((shards, self.num_rows), -1)
+    self.member = np.zeros((shards, self.num_rows), int)
 
   @property
-  def rows(self) -> int:
-    return self.level * self._members
+  def num_rows(self) -> int:
+    """Return the number of decode rows of a shard."""
+    return self.level * self._group_size
 
   @property
-  def slots(self) -> int:
-    return min(self._slots, self.rows)
+  def num_slots(self) -> int:
+    """Return the number of prompt slots of a shard; each needs a row."""
+    return min(self._max_slots, self.num_rows)
 
   @property
-  def busy(self) -> bool:
+  def has_work(self) -> bool:
+    """Return whether any prompt is queued or any row unfinished."""
     return any(self._queues) or bool((self.slot >= 0).any())
 
-  def admit(self) -> Admission | None:
-    """Takes the next prompts from the queues, where they have room."""
-    batch = _batch(self.level)
-    prompts = np.zeros((len(self._queues), batch), int)
-    slots = np.full_like(prompts, self.slots)
-    rows = np.full((*prompts.shape, self._members), self.rows)
-    for d, queue in enumerate(self._queues):
-      wanted = min(batch, len(queue))
-      free_slots = np.flatnonzero(self.prompt[d] < 0)[:wanted]
-      free_rows = np.flatnonzero(self.slot[d] < 0)[: wanted * self._members]
-      if (
-        not wanted
-        or len(free_slots) < wanted
-        or (len(free_rows) < wanted * self._members)
-      ):
-        continue
-      prompts[d, :wanted] = [queue.popleft() for _ in range(wanted)]
-      slots[d, :wanted] = free_slots
-      rows[d, :wanted] = free_rows.reshape(wanted, self._members)
-      self.prompt[d, free_slots] = prompts[d, :wanted]
-      self.slot[d, free_rows] = np.repeat(free_slots, self._members)
-      self.member[d, free_rows] = np.tile(np.arange(self._members), wanted)
-    if (slots == self.slots).all():
-      return None
-    return Admission(prompts, slots, rows)
-
-  def until(self) -> Int[np.ndarray, " D"]:
-    """How many live rows are worth a look, on each device."""
-    live = (self.slot >= 0).sum(1)
-    lower = max((p * self._members for p in self._lower()), default=0)
-    target = np.full(len(live), lower if live.max() > lower else 0)
-    for d, queue in enumerate(self._queues):
-      if queue:
-        room = min(_batch(self.level), len(queue)) * self._members
-        # Where rows were free, but no slot, the next group may end.
-        target[d] = max(min(self.rows - room, live[d] - self._members), 0)
-    return target
-
-  def shrink(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Goes to the lowest level that holds all live rows, if it is another.
+  def admit_prompts(self) -> PrefillBatch | None:
+    """Take the next prompts from the queues of shards that have room.
 
     Returns:
-      of each device the slots and rows that go on, and the lanes of these.
+      The prompts, or None if no shard can take any.
     """
-    live = self.slot >= 0
-    if any(self._queues) or not live.any():
+    size, group_size = _prefill_batch_size(self.level), self._group_size
+    prompts = np.zeros((len(self._queues), size), int)
+    slots = np.full_like(prompts, self.num_slots)
+    rows = np.full((*prompts.shape, group_size), self.num_rows)
+    for shard, queue in enumerate(self._queues):
+      # A shard takes a whole batch or, at the end of its queue, the rest.
+      n = min(size, len(queue))
+      free_slots = np.flatnonzero(self.prompt[shard] < 0)[:n]
+      free_rows = np.flatnonzero(self.slot[shard] < 0)[: n * group_size]
+      room = len(free_slots) == n and len(free_rows) == n * group_size
+      if not n or not room:
+        continue
+      prompts[shard, :n] = [queue.popleft() for _ in range(n)]
+      slots[shard, :n] = free_slots
+      rows[shard, :n] = free_rows.reshape(n, group_size)
+      self.prompt[shard, free_slots] = prompts[shard, :n]
+      self.slot[shard, free_rows] = np.repeat(free_slots, group_size)
+      self.member[shard, free_rows] = np.tile(np.arange(group_size), n)
+    if (slots == self.num_slots).all():
       return None
-    fit = [p for p in self._lower() if p * self._members >= live.sum(1).max()]
-    if not fit:
-      return None
-    self.level = min(fit)
-    prompts, slot, member = self.prompt, self.slot, self.member
-    first = lambda mask, n: np.argsort(~mask, 1, kind="stable")[:, :n]
-    slots, rows = first(prompts >= 0, self.slots), first(live, self.rows)
-    now = np.full((len(slots), prompts.shape[1] + 1), -1)
-    np.put_along_axis(now, slots, np.arange(self.slots)[None], 1)
-    take = np.take_along_axis
-    self.prompt = take(prompts, slots, 1)
-    self.member = take(member, rows, 1)
-    old = take(slot, rows, 1)
-    self.slot = np.where(old < 0, -1, take(now, old, 1))
-    lane = np.where(
-      self.slot < 0,
-      self.slots * self._members,
-      self.slot * self._members + self.member,
-    )
-    return slots, rows, lane
+    return PrefillBatch(prompts, slots, rows)
 
-  def _lower(self) -> list[int]:
-    """Levels that are worth going down to."""
+  def return_threshold(self) -> Int[np.ndarray, " D"]:
+    """Return, per shard, at how many unfinished rows decoding should return."""
+    active = (self.slot >= 0).sum(1)
+    # Without a queue: as soon as the next smaller level suffices.
+    smaller = max(self._smaller_levels(), default=0) * self._group_size
+    threshold = np.full(len(active), smaller if active.max() > smaller else 0)
+    # With a queue: as soon as the next prompts fit.
+    for shard, queue in enumerate(self._queues):
+      if queue:
+        batch = min(_prefill_batch_size(self.level), len(queue))
+        wanted = self.num_rows - batch * self._group_size
+        # If rows are free already, slots are not: a slot becomes free at the
+        # earliest when a group's worth of rows has ended.
+        wanted = min(wanted, active[shard] - self._group_size)
+        threshold[shard] = max(wanted, 0)
+    return threshold
+
+  def try_shrink(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Shrink the decode batch to the smallest level that holds active rows.
+
+    Returns:
+      Per shard, the prompt slots and the rows that are kept, and the new group
+      slots of these rows; None if the level stays.
+    """
+    active = self.slot >= 0
+    if any(self._queues) or not active.any():
+      return None
+    needed = active.sum(1).max()
+    levels = [
+      n for n in self._smaller_levels() if n * self._group_size >= needed
+    ]
+    if not levels:
+      return None
+    self.level = min(levels)
+
+    # Slots and rows in use come first; free ones fill up the rest.
+    slots = _first_true(self.prompt >= 0, self.num_slots)
+    rows = _first_true(active, self.num_rows)
+
+    # Number the kept slots anew.  The last column is what -1 looks up.
+    new_slots = np.full((len(slots), self.prompt.shape[1] + 1), -1)
+    np.put_along_axis(new_slots, slots, np.arange(self.num_slots)[None], 1)
+    self.prompt = np.take_along_axis(self.prompt, slots, 1)
+    self.member = np.take_along_axis(self.member, rows, 1)
+    old_slots = np.take_along_axis(self.slot, rows, 1)
+    self.slot = np.take_along_axis(new_slots, old_slots, 1)
+
+    group_slots = self.slot * self._group_size + self.member
+    free = self.num_slots * self._group_size  # Out of range.
+    return slots, rows, np.where(self.slot < 0, free, group_slots)
+
+  def _smaller_levels(self) -> list[int]:
+    """Return levels below the present one that are worth shrinking to."""
     return [
-      p for p in self.levels if p < self.level and p * self._members >= FEW
+      n
+      for n in self.levels
+      if n < self.level and n * self._group_size >= MIN_DECODE_ROWS
     ]
 
-  def release(
+  def release_finished(
     self, done: Bool[np.ndarray, "D N"]
   ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """Frees the rows that are done, and slots without rows.
+    """Free finished rows, and slots that no row reads any more.
 
     Returns:
-      prompts and members of these rows, and where the rows are.
+      Prompts and members of the finished rows, and the indices of these rows.
     """
-    where = np.nonzero(done & (self.slot >= 0))
-    prompts = self.prompt[where[0], self.slot[where]]
-    members = self.member[where]
-    self.slot[where] = -1
-    for d, slots in enumerate(self.prompt):
-      slots[~np.isin(np.arange(len(slots)), self.slot[d])] = -1
-    return prompts, members, where
+    finished = np.nonzero(done & (self.slot >= 0))
+    prompts = self.prompt[finished[0], self.slot[finished]]
+    members = self.member[finished]
+    self.slot[finished] = -1
+    for shard, slots in enumerate(self.prompt):
+      slots[~np.isin(np.arange(len(slots)), self.slot[shard])] = -1
+    return prompts, members, finished
 
 
-def _levels(prompts: int) -> list[int]:
-  """Prompts that decode together, and a quarter of that, down to one."""
-  levels = [prompts]
+def _first_true(mask: np.ndarray, count: int) -> np.ndarray:
+  """Return the first `count` columns of each row, true ones first."""
+  return np.argsort(~mask, 1, kind="stable")[:, :count]
+
+
+def _decode_levels(groups: int) -> list[int]:
+  """Return `groups`, a quarter of it, and so on down to 1."""
+  levels = [groups]
   while levels[-1] > 1:
     levels.append(max(levels[-1] // 4, 1))
   return levels
 
 
-def _batch(level: int) -> int:
-  """How many prompts are prefilled at one time."""
+def _prefill_batch_size(level: int) -> int:
+  """Return the number of prompts that are prefilled at one time."""
   return max(level // 4, 1)
 
 
-def draw(
+def sample_responses(
   model: qwen2_5_vl.QwenVL,
   params: dict,
-  pack: Pack,
+  collate: CollateFn,
   keys: np.ndarray,
-  method: SamplingParams,
-  words: Words,
+  sampling: SamplingParams,
+  constraints: DecodeConstraints,
   *,
-  tokens: int,
-  rows: int,
+  max_tokens: int,
+  max_rows: int,
   mesh: Mesh,
-) -> Drawn:
-  """G responses to each of any number of prompts of one padded length.
+) -> SampledResponses:
+  """Sample G responses to each of any number of prompts of one padded length.
 
   Args:
-    model: the module.
-    params: as `serving.served` lays them out, whole on each part of the mesh,
-      or split along its other axes (`parallel.shardings`).
-    pack: packs prompts of which it is told the indices.
-    keys: the data of a key for each response, [B, G, ..].
-    method: numbers, or arrays that broadcast to [B, G].
-    words: what may be drawn.
-    tokens: T, the longest response.
-    rows: that one part of the mesh decodes at one time.
-    mesh: whose axis of batches has D parts.
+    model: the model.
+    params: parameters as `to_inference_params` lays them out: whole on each
+      data shard, or split along other axes of the mesh.
+    collate: makes a batch of the prompts whose indices it is given.
+    keys: data of a random key for each response, [B, G, ...].
+    sampling: temperature and filters, numbers or arrays that broadcast to
+      [B, G].
+    constraints: the tokens that may be sampled.
+    max_tokens: T, the longest response.
+    max_rows: number of rows that one data shard decodes at one time.
+    mesh: mesh whose data axis has D shards.
 
   Raises:
-    ValueError: where there is no room for a token, or `method` is not a method.
+    ValueError: if there is no room for a token, or `sampling` is out of range.
   """
-  count, members = keys.shape[:2]
-  parts = mesh.shape[mesh_lib.DATA]
-  method = SamplingParams(
-    *(np.broadcast_to(x, (count, members)) for x in method.validate())
+  num_prompts, group_size = keys.shape[:2]
+  shards = mesh.shape[mesh_lib.DATA]
+  sampling = SamplingParams(
+    *(np.broadcast_to(x, keys.shape[:2]) for x in sampling.validate())
   )
-  table = Table(count, members, rows, parts)
-  run = _programs(model, tokens, members, mesh)
-  words = Words(*(x if x is None else np.asarray(x) for x in words))
-  out = Drawn(
-    np.full((count, members, tokens), words.end, np.int32),
-    np.zeros((count, members, tokens), np.float32),
-    np.zeros((count, members, tokens), bool),
-    np.zeros((count, members), bool),
+  constraints = DecodeConstraints(
+    *(x if x is None else np.asarray(x) for x in constraints)
   )
-  slots = None
-  while table.busy:
-    while (new := table.admit()) is not None:
-      each = lambda x, at=new.prompts: x[at].reshape(parts, -1)
-      prefix, fresh = run.start(
+  scheduler = Scheduler(num_prompts, group_size, max_rows, shards)
+  programs = _compiled_programs(model, max_tokens, group_size, mesh)
+  shape = num_prompts, group_size, max_tokens
+  responses = SampledResponses(
+    tokens=np.full(shape, constraints.eos_id, np.int32),
+    logp=np.zeros(shape, np.float32),
+    mask=np.zeros(shape, bool),
+    failed=np.zeros(shape[:2], bool),
+  )
+
+  state = None
+  while scheduler.has_work:
+    # 1. Admit: prefill queued prompts into free slots while there is room.
+    while (batch := scheduler.admit_prompts()) is not None:
+      prompts, rows = programs.prefill(
         params,
-        pack(new.prompts),
-        keys[new.prompts],
-        SamplingParams(*map(each, method)),
-        words,
+        collate(batch.prompts),
+        keys[batch.prompts],
+        SamplingParams(
+          *(x[batch.prompts].reshape(shards, -1) for x in sampling)
+        ),
+        constraints,
       )
-      if slots is None:
-        slots = run.free(table.slots, table.rows)(prefix, fresh)
-      slots = run.place(slots, prefix, fresh, new.slots, new.rows)
-    if (fewer := table.shrink()) is not None:
-      slots = run.compact(slots, *fewer)
-    slots = run.advance(params, slots, words, table.until())
-    seen = slots.rows
-    age, done, failed, ids, logp = jax.device_get(
-      (seen.age, seen.done, seen.failed, seen.tokens, seen.logp)
+      if state is None:
+        make_empty = programs.empty_state(
+          scheduler.num_slots, scheduler.num_rows
+        )
+        state = make_empty(prompts, rows)
+      state = programs.insert_prompts(
+        state, prompts, rows, batch.slots, batch.row_indices
+      )
+    # 2. Shrink: at the end, go on with fewer rows.
+    if (kept := scheduler.try_shrink()) is not None:
+      state = programs.compact_rows(state, *kept)
+    # 3. Decode: the devices run alone until so few rows are unfinished.
+    state = programs.decode_until(
+      params, state, constraints, scheduler.return_threshold()
     )
-    prompt, member, at = table.release(done)
-    out.tokens[prompt, member], out.logp[prompt, member] = ids[at], logp[at]
-    out.mask[prompt, member] = np.arange(tokens) < age[at][:, None]
-    out.failed[prompt, member] = failed[at]
-  return out
+    # 4. Collect: copy finished responses and free their rows.
+    _collect_finished(responses, scheduler, state.rows)
+  return responses
+
+
+def _collect_finished(
+  responses: SampledResponses, scheduler: Scheduler, rows: DecodeState
+) -> None:
+  """Copy finished rows into `responses` and release them.
+
+  Args:
+    responses: arrays on the host, [B, G, ...], which are changed.
+    scheduler: releases the rows.
+    rows: rows of all shards, leaves [D, N, ...].
+  """
+  # One transfer for all arrays: each would wait for the devices.
+  num_generated, done, failed, tokens, logp = jax.device_get(
+    (rows.num_generated, rows.done, rows.failed, rows.tokens, rows.logp)
+  )
+  prompt, member, finished = scheduler.release_finished(done)
+  responses.tokens[prompt, member] = tokens[finished]
+  responses.logp[prompt, member] = logp[finished]
+  responses.failed[prompt, member] = failed[finished]
+  positions = np.arange(tokens.shape[-1])
+  responses.mask[prompt, member] = positions < num_generated[finished][:, None]
 
 
 class _Programs(NamedTuple):
-  start: Callable
-  free: Callable[[int, int], Callable]
-  place: Callable
-  compact: Callable
-  advance: Callable
+  """The functions of `group_decode`, compiled for all data shards at once.
+
+  Their arguments are those of `group_decode`, with a leading axis of shards,
+  but for the model, the group size and the longest response, which are fixed.
+  """
+
+  prefill: Callable
+  empty_state: Callable[[int, int], Callable]
+  insert_prompts: Callable
+  compact_rows: Callable
+  decode_until: Callable
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(
-  model: qwen2_5_vl.QwenVL, tokens: int, members: int, mesh: Mesh
+def _compiled_programs(
+  model: qwen2_5_vl.QwenVL, max_tokens: int, group_size: int, mesh: Mesh
 ) -> _Programs:
-  """Those of `sampling`, on every part of the mesh at once."""
-  each = functools.partial(mesh_lib.each_part, mesh=mesh)
+  """Return the programs; the same arguments return the same programs."""
+  on_shards = functools.partial(mesh_lib.shard_map_over_data, mesh=mesh)
 
-  def start(params, prompt, keys, method, words):
-    return group_decode.start(
-      model,
-      params,
-      prompt,
-      jax.random.wrap_key_data(keys),
-      method,
-      words,
-      tokens,
+  def prefill(params, prompt, keys, sampling, constraints):
+    keys = jax.random.wrap_key_data(keys)
+    return group_decode.prefill(
+      model, params, prompt, keys, sampling, constraints, max_tokens
     )
 
-  def advance(params, slots, words, live):
-    return group_decode.advance(model, params, slots, words, live, members)
+  def decode_until(params, state, constraints, min_active):
+    return group_decode.decode_until(
+      model, params, state, constraints, min_active, group_size
+    )
 
   @functools.cache
-  def free(prompts, rows):
-    return each(
-      functools.partial(group_decode.free, model, prompts=prompts, count=rows)
+  def empty_state(num_prompts, num_rows):
+    return on_shards(
+      functools.partial(
+        group_decode.empty_state,
+        model,
+        num_prompts=num_prompts,
+        num_rows=num_rows,
+      )
     )
 
+  # Parameters and constraints are the same on all shards.  States are donated:
+  # the caches are the largest arrays of sampling, and must not exist twice.
   return _Programs(
-    each(start, shared=(0, 4)),
-    free,
-    each(group_decode.place, donate_argnums=0),
-    each(group_decode.compact),
-    each(advance, shared=(0, 2), donate_argnums=1),
+    prefill=on_shards(prefill, shared=(0, 4)),
+    empty_state=empty_state,
+    insert_prompts=on_shards(group_decode.insert_prompts, donate_argnums=0),
+    compact_rows=on_shards(group_decode.compact_rows),
+    decode_until=on_shards(decode_until, shared=(0, 2), donate_argnums=1),
   )

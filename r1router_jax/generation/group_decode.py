@@ -1,19 +1,21 @@
-"""Groups of responses to packed prompts, drawn as fast as they can be.
+"""Sample groups of responses: prefill each prompt once, decode its group.
 
-Each prompt is prefilled once; its G members decode together, reading the keys
-of their prompt from one place and each its own from a ring, until they end.
-Rows are *slots*: `advance` runs them until so few are unfinished that the host
-(`batching.py`) can do better, by putting new prompts into the free ones
-(`place`) or by going on with fewer of them (`compact`).  `sample` is all of it
-for prompts that have a slot each.
+The G members of a group read the keys and values of their prompt from one
+place, and each keeps those of its own response in a ring buffer (the *decode
+cache*).  The engine has a fixed number of *prompt slots* and decode *rows*:
+`decode_until` runs on the device until few rows are unfinished, and then the
+host (`continuous_batching.py`) inserts new prompts into the free slots
+(`insert_prompts`) or goes on with fewer rows (`compact_rows`).  `sample` does
+everything in one program for prompts that have a slot each.
 
-The uniform numbers of a row come from that row's key alone, so a response does
-not depend on its neighbours, its slot, or the number of devices, but for the
-rounding of sums that a compiler orders differently in another shape.
+The uniform numbers of a response come from its own key alone.  A response
+therefore does not depend on its neighbours, its slot or the number of devices,
+except for the rounding of sums that the compiler orders differently in another
+shape.
 
 A response ends with the end token, which it keeps, or with the token in which a
-stop string is complete, wherever in the token it ends: an automaton over bytes,
-folded over whole tokens, says so (`Tokenizer.stops`).
+stop string is complete, wherever in the token that is: an automaton over bytes,
+folded over whole tokens, detects it (`Tokenizer.stop_table`).
 
 Axes:  B prompts   G responses per prompt   N rows   T response tokens
   V vocabulary   D hidden   S states of the automaton, the last "complete"
@@ -26,16 +28,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from r1router_jax.generation.token_sampling import SamplingParams, draw
+from r1router_jax.generation.token_sampling import SamplingParams, sample_tokens
 from r1router_jax.models import layers, qwen2_5_vl
-from r1router_jax.models.attention import Caches, Lanes
+from r1router_jax.models.attention import Caches, GroupLayout
+
+# Group slot of a free row: out of the range of every group layout.
+_NO_SLOT = 2**30
 
 
-class Drawn(NamedTuple):
+class SampledResponses(NamedTuple):
   """Sampled responses; padding after the end token has mask False.
 
-  A row whose logits are not numbers has `failed`, and ends there, the others
-  going on.
+  A response whose logits become NaN is marked as `failed` and ends there; the
+  others continue.
   """
 
   tokens: Int[Array, "B G T"]
@@ -44,313 +49,363 @@ class Drawn(NamedTuple):
   failed: Bool[Array, "B G"]
 
 
-class Rows(NamedTuple):
-  """Responses in the making.
+class DecodeState(NamedTuple):
+  """The unfinished and finished responses of all decode rows.
 
   Attributes:
-    lane: which member of which prompt, see `attention.Lanes`; beyond the last
-      lane where the row is free.
-    method: how its tokens are drawn.
-    uniform: the numbers that they are drawn with.
-    age: how many it has.
-    at: state of the stop automaton.
-    done, failed: see `Drawn`.
-    tokens, logp: so far.
+    group_slot: prompt slot and member of each row as one number, see
+      `attention.GroupLayout`; `_NO_SLOT` or beyond the last slot if free.
+    sampling: temperature and filters of each row.
+    uniform: the random numbers that select the tokens of each row.
+    num_generated: number of tokens generated so far.
+    stop_state: state of the stop-string automaton.
+    done: true if the response has ended, or the row is free.
+    failed: true if the logits became NaN.
+    tokens: tokens generated so far, then padding with the end token.
+    logp: their log-probabilities, then zeros.
   """
 
-  lane: Int[Array, " N"]
-  method: SamplingParams
+  group_slot: Int[Array, " N"]
+  sampling: SamplingParams
   uniform: Float[Array, "N T"]
-  age: Int[Array, " N"]
-  at: Int[Array, " N"]
+  num_generated: Int[Array, " N"]
+  stop_state: Int[Array, " N"]
   done: Bool[Array, " N"]
   failed: Bool[Array, " N"]
   tokens: Int[Array, "N T"]
   logp: Float[Array, "N T"]
 
 
-class Slots(NamedTuple):
-  """Prompts, rows, and the ring of the rows' keys with its next column."""
-
-  prefix: qwen2_5_vl.Prefix
-  rows: Rows
-  own: Caches
-  column: Int[Array, ""]
-
-
-class Words(NamedTuple):
-  """What a token may be, and which ones end a response.
+class EngineState(NamedTuple):
+  """Everything that decoding reads and writes on one device.
 
   Attributes:
-    allowed: false on ids that are never drawn (padding rows, placeholders).
-    end: id of the end token.
-    stops: the next state of the automaton after each token, or None.
+    prompts: keys and values of the prompts, one prompt per slot.
+    rows: the responses.
+    decode_cache: keys and values of the responses, a ring buffer.
+    cache_index: position in the ring that the next token is written to.
+  """
+
+  prompts: qwen2_5_vl.PromptCache
+  rows: DecodeState
+  decode_cache: Caches
+  cache_index: Int[Array, ""]
+
+
+class DecodeConstraints(NamedTuple):
+  """The tokens that may be sampled, and those that end a response.
+
+  Attributes:
+    allowed: false on ids that are never sampled (padding rows, placeholders).
+    eos_id: id of the end token.
+    stop_table: next state of the stop-string automaton after each token, or
+      None if there are no stop strings.
   """
 
   allowed: Bool[Array, " V"]
-  end: Int[Array, ""] | int
-  stops: Int[Array, "S V"] | None = None
+  eos_id: Int[Array, ""] | int
+  stop_table: Int[Array, "S V"] | None = None
 
 
-def keys(
-  key: Key[Array, ""], prompts: Int[Array, " B"], members: int
+def response_keys(
+  key: Key[Array, ""], prompt_ids: Int[Array, " B"], group_size: int
 ) -> Key[Array, "B G"]:
-  """A key per response, folded from the prompt's id and the member's index."""
+  """Derive a key per response from its prompt's id and its member index."""
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   return jax.vmap(
-    lambda p: fold(jax.random.fold_in(key, p), jnp.arange(members))
-  )(prompts)
+    lambda p: fold(jax.random.fold_in(key, p), jnp.arange(group_size))
+  )(prompt_ids)
 
 
-def start(
+def prefill(
   model: qwen2_5_vl.QwenVL,
   params: dict,
-  prompt: qwen2_5_vl.Prompt,
-  key: Key[Array, "B G"],
-  method: SamplingParams,
-  words: Words,
-  tokens: int,
-) -> tuple[qwen2_5_vl.Prefix, Rows]:
-  """Prefills prompts and draws the first token of each response.
+  prompt: qwen2_5_vl.PromptBatch,
+  keys: Key[Array, "B G"],
+  sampling: SamplingParams,
+  constraints: DecodeConstraints,
+  max_tokens: int,
+) -> tuple[qwen2_5_vl.PromptCache, DecodeState]:
+  """Prefill prompts and sample the first token of each response.
 
   Raises:
-    ValueError: where there is no room for a token.
+    ValueError: if there is no room for a token.
   """
-  if tokens < 1:
+  if max_tokens < 1:
     raise ValueError(
-      f"The longest response has {tokens} tokens: raise the "
-      "last of config.policy.settings.response_tokens."
+      f"The longest response has {max_tokens} tokens: raise the "
+      "last of config.policy.overrides.response_tokens."
     )
-  members, rows = key.shape[1], key.size
-  prefix = model.apply({"params": params}, prompt, method="prefill")
+  group_size, rows = keys.shape[1], keys.size
+  prompts = model.apply({"params": params}, prompt, method="prefill")
+
+  # Row b G + g is member g of prompt b.
   zeros = functools.partial(jnp.zeros, rows)
-  fresh = Rows(
-    lane=jnp.arange(rows),
-    method=SamplingParams(*(jnp.broadcast_to(x, (rows,)) for x in method)),
-    uniform=jax.vmap(lambda k: jax.random.uniform(k, (tokens,)))(
-      key.reshape(rows)
+  new_rows = DecodeState(
+    group_slot=jnp.arange(rows),
+    sampling=SamplingParams(*(jnp.broadcast_to(x, (rows,)) for x in sampling)),
+    # All numbers of a response are drawn at once, so that no step needs a key.
+    uniform=jax.vmap(lambda k: jax.random.uniform(k, (max_tokens,)))(
+      keys.reshape(rows)
     ),
-    age=zeros(jnp.int32),
-    at=zeros(jnp.int32),
+    num_generated=zeros(jnp.int32),
+    stop_state=zeros(jnp.int32),
     done=zeros(bool),
     failed=zeros(bool),
-    tokens=jnp.full((rows, tokens), words.end, jnp.int32),
-    logp=jnp.zeros((rows, tokens)),
+    tokens=jnp.full((rows, max_tokens), constraints.eos_id, jnp.int32),
+    logp=jnp.zeros((rows, max_tokens)),
   )
-  logits = jnp.repeat(_logits(model, params, prefix.last), members, axis=0)
-  return prefix, _write(fresh, logits, words)
+  # The first token of all members follows from the last state of their prompt.
+  logits = _next_logits(model, params, prompts.last_state)
+  logits = jnp.repeat(logits, group_size, axis=0)
+  return prompts, _append_tokens(new_rows, logits, constraints)
 
 
-def ring(model: qwen2_5_vl.QwenVL, rows: int, tokens: int) -> Caches:
-  """Room for the keys of responses of at most `tokens` tokens.
-
-  The last token is never an input.
-  """
+def init_decode_cache(
+  model: qwen2_5_vl.QwenVL, rows: int, max_tokens: int
+) -> Caches:
+  """Return an empty cache for responses of at most `max_tokens` tokens."""
+  # The last token of a response is never an input of the model.
+  room = max(max_tokens - 1, 1)
   return qwen2_5_vl.empty_cache(
-    model.config,
-    rows,
-    max(tokens - 1, 1),
-    model.compute.dtype,
-    unrolled=model.unrolled,
+    model.config, rows, room, model.compute.dtype, unrolled=model.unrolled
   )
 
 
-def free(
+def empty_state(
   model: qwen2_5_vl.QwenVL,
-  prefix: qwen2_5_vl.Prefix,
-  rows: Rows,
-  prompts: int,
-  count: int,
-) -> Slots:
-  """So many free slots for prompts, and `count` for rows, like those given."""
+  prompts_like: qwen2_5_vl.PromptCache,
+  rows_like: DecodeState,
+  num_prompts: int,
+  num_rows: int,
+) -> EngineState:
+  """Return an engine state in which every slot and row is free.
 
-  def slots(size, axis, x):
-    axis %= x.ndim
-    return jnp.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
+  Args:
+    model: the model.
+    prompts_like: prompts whose shapes, but for their number, are taken.
+    rows_like: rows whose shapes, but for their number, are taken.
+    num_prompts: number of prompt slots.
+    num_rows: number of decode rows.
+  """
 
-  cache = jax.tree.map(functools.partial(slots, prompts, -4), prefix.cache)
-  at = functools.partial(slots, prompts, 0)
-  empty = jax.tree.map(functools.partial(slots, count, 0), rows)
-  return Slots(
-    qwen2_5_vl.Prefix(cache, *map(at, prefix[1:])),
-    empty._replace(done=jnp.ones(count, bool)),
-    ring(model, count, rows.tokens.shape[1]),
+  def resized_zeros(x, size, axis):
+    shape = list(x.shape)
+    shape[axis] = size
+    return jnp.zeros(shape, x.dtype)
+
+  # Caches are [layers, B, K, L, H], or [B, K, L, H] for each unrolled layer.
+  prompts = qwen2_5_vl.PromptCache(
+    jax.tree.map(
+      lambda x: resized_zeros(x, num_prompts, -4), prompts_like.cache
+    ),
+    *(resized_zeros(x, num_prompts, 0) for x in prompts_like[1:]),
+  )
+  rows = jax.tree.map(lambda x: resized_zeros(x, num_rows, 0), rows_like)
+  return EngineState(
+    prompts,
+    rows._replace(done=jnp.ones(num_rows, bool)),
+    init_decode_cache(model, num_rows, rows_like.tokens.shape[1]),
     jnp.int32(0),
   )
 
 
-def advance(
+def decode_until(
   model: qwen2_5_vl.QwenVL,
   params: dict,
-  slots: Slots,
-  words: Words,
-  live: Int[Array, ""] | int,
-  members: int,
-) -> Slots:
-  """Decodes until at most `live` rows are unfinished."""
-  lanes = _lanes(slots, members)
-  room = max(slots.rows.tokens.shape[1] - 1, 1)
+  state: EngineState,
+  constraints: DecodeConstraints,
+  min_active: Int[Array, ""] | int,
+  group_size: int,
+) -> EngineState:
+  """Decode until at most `min_active` rows are unfinished."""
+  # Rows keep their group slots for as long as the loop runs.
+  layout = _group_layout(state, group_size)
+  room = max(state.rows.tokens.shape[1] - 1, 1)
 
-  def body(slots):
-    prefix, rows, own, column = slots
-    last = jnp.maximum(rows.age - 1, 0)
+  def enough_active(state):
+    return jnp.sum(~state.rows.done) > min_active
+
+  def decode_step(state):
+    prompts, rows, decode_cache, cache_index = state
+    # The input is the last token so far, at its place in the response.
+    last = jnp.maximum(rows.num_generated - 1, 0)
     token = jnp.take_along_axis(rows.tokens, last[:, None], 1)[:, 0]
-    states, own = model.apply(
+    hidden, decode_cache = model.apply(
       {"params": params},
-      prefix,
-      own,
+      prompts,
+      decode_cache,
       token,
       last,
-      column,
-      lanes,
-      method="decode",
+      cache_index,
+      layout,
+      method="decode_step",
     )
-    rows = _write(rows, _logits(model, params, states), words)
-    return Slots(prefix, rows, own, (column + 1) % room)
+    logits = _next_logits(model, params, hidden)
+    rows = _append_tokens(rows, logits, constraints)
+    return EngineState(prompts, rows, decode_cache, (cache_index + 1) % room)
 
-  return jax.lax.while_loop(
-    lambda slots: jnp.sum(~slots.rows.done) > live, body, slots
-  )
+  return jax.lax.while_loop(enough_active, decode_step, state)
 
 
-def place(
-  slots: Slots,
-  prefix: qwen2_5_vl.Prefix,
-  fresh: Rows,
-  prompts: Int[Array, " b"],
-  rows: Int[Array, "b G"],
-) -> Slots:
-  """Puts new prompts and their rows into free slots.
+def insert_prompts(
+  state: EngineState,
+  new_prompts: qwen2_5_vl.PromptCache,
+  new_rows: DecodeState,
+  prompt_slots: Int[Array, " b"],
+  row_indices: Int[Array, "b G"],
+) -> EngineState:
+  """Insert prefilled prompts and their rows into free slots.
+
+  The ring buffer of the decode cache needs no change: a row reads only as many
+  positions back as it has generated tokens.
 
   Args:
-    slots: of which some are free.
-    prefix, fresh: as `start` made them.
-    prompts: where each prompt goes; beyond the last slot, nowhere.
-    rows: where its members go.
+    state: an engine state with free slots and rows.
+    new_prompts: prompts that `prefill` returned.
+    new_rows: their rows.
+    prompt_slots: slot for each prompt; prompts beyond the last slot are
+      dropped.
+    row_indices: row for each member; rows beyond the last are dropped.
   """
-  members = rows.shape[1]
-  lane = prompts[:, None] * members + jnp.arange(members)
-  into = lambda where, old, new: old.at[where].set(new, mode="drop")
-  cache = jax.tree.map(
-    lambda old, new: jnp.moveaxis(
-      into(prompts, jnp.moveaxis(old, -4, 0), jnp.moveaxis(new, -4, 0)), 0, -4
-    ),
-    slots.prefix.cache,
-    prefix.cache,
-  )
-  # What is done gives its lane away.
-  old = slots.rows._replace(
-    lane=jnp.where(slots.rows.done, _LOST, slots.rows.lane)
-  )
-  return slots._replace(
-    prefix=qwen2_5_vl.Prefix(
-      cache,
-      *map(functools.partial(into, prompts), slots.prefix[1:], prefix[1:]),
-    ),
-    rows=jax.tree.map(
-      functools.partial(into, rows.reshape(-1)),
-      old,
-      fresh._replace(lane=lane.reshape(-1)),
+
+  def scatter(indices, old, new):
+    return old.at[indices].set(new, mode="drop")
+
+  def scatter_cache(old, new):
+    # The prompt axis is the fourth from the end, stacked over layers or not.
+    old, new = jnp.moveaxis(old, -4, 0), jnp.moveaxis(new, -4, 0)
+    return jnp.moveaxis(scatter(prompt_slots, old, new), 0, -4)
+
+  prompts = qwen2_5_vl.PromptCache(
+    jax.tree.map(scatter_cache, state.prompts.cache, new_prompts.cache),
+    *(
+      scatter(prompt_slots, old, new)
+      for old, new in zip(state.prompts[1:], new_prompts[1:], strict=True)
     ),
   )
-
-
-def compact(
-  slots: Slots,
-  prompts: Int[Array, " b"],
-  rows: Int[Array, " n"],
-  lane: Int[Array, " n"],
-) -> Slots:
-  """Fewer slots: those named, rows with the lanes that they now have."""
-  cache = lambda where: lambda a: jnp.take(a, where, -4)
-  prefix = qwen2_5_vl.Prefix(
-    jax.tree.map(cache(prompts), slots.prefix.cache),
-    *(a[prompts] for a in slots.prefix[1:]),
+  # Finished rows release their group slot, which a new row may now take.
+  released = jnp.where(state.rows.done, _NO_SLOT, state.rows.group_slot)
+  group_size = row_indices.shape[1]
+  group_slot = prompt_slots[:, None] * group_size + jnp.arange(group_size)
+  rows = jax.tree.map(
+    functools.partial(scatter, row_indices.reshape(-1)),
+    state.rows._replace(group_slot=released),
+    new_rows._replace(group_slot=group_slot.reshape(-1)),
   )
-  return Slots(
-    prefix,
-    jax.tree.map(lambda a: a[rows], slots.rows)._replace(lane=lane),
-    jax.tree.map(cache(rows), slots.own),
-    slots.column,
+  return state._replace(prompts=prompts, rows=rows)
+
+
+def compact_rows(
+  state: EngineState,
+  prompt_slots: Int[Array, " b"],
+  row_indices: Int[Array, " n"],
+  group_slots: Int[Array, " n"],
+) -> EngineState:
+  """Gather some prompt slots and rows into a smaller state.
+
+  Args:
+    state: the engine state.
+    prompt_slots: prompt slots to keep.
+    row_indices: rows to keep.
+    group_slots: the new group slot of each kept row.
+  """
+  prompts = qwen2_5_vl.PromptCache(
+    jax.tree.map(lambda x: jnp.take(x, prompt_slots, -4), state.prompts.cache),
+    *(x[prompt_slots] for x in state.prompts[1:]),
+  )
+  rows = jax.tree.map(lambda x: x[row_indices], state.rows)
+  return EngineState(
+    prompts,
+    rows._replace(group_slot=group_slots),
+    jax.tree.map(lambda x: jnp.take(x, row_indices, -4), state.decode_cache),
+    state.cache_index,
   )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tokens"))
+@functools.partial(jax.jit, static_argnames=("model", "max_tokens"))
 def sample(
   model: qwen2_5_vl.QwenVL,
   params: dict,
-  prompt: qwen2_5_vl.Prompt,
-  key: Key[Array, "B G"],
-  method: SamplingParams,
-  words: Words,
-  live: Bool[Array, " B"] | None = None,
+  prompt: qwen2_5_vl.PromptBatch,
+  keys: Key[Array, "B G"],
+  sampling: SamplingParams,
+  constraints: DecodeConstraints,
+  active: Bool[Array, " B"] | None = None,
   *,
-  tokens: int,
-) -> Drawn:
-  """Draws G responses to each prompt, in one program.
+  max_tokens: int,
+) -> SampledResponses:
+  """Sample G responses to each prompt, in one program.
 
   Args:
-    model, params: see `serving.served`.
-    prompt: packed prompts.
-    key, method: of each response, see `keys` and `Method`.
-    words: what may be drawn.
-    live: false on rows that wait for nothing; by default none is.
-    tokens: T, the longest response, at least 1.
+    model: the model.
+    params: parameters in inference layout, see `to_inference_params`.
+    prompt: the prompts.
+    keys: a key for each response, see `response_keys`.
+    sampling: temperature and filters, numbers or one for each row.
+    constraints: the tokens that may be sampled.
+    active: false on prompts whose responses are not needed; by default all are.
+    max_tokens: T, the longest response, at least 1.
   """
-  prefix, rows = start(model, params, prompt, key, method, words, tokens)
-  if live is not None:
-    rows = rows._replace(done=rows.done | ~jnp.repeat(live, key.shape[1]))
-  slots = Slots(prefix, rows, ring(model, key.size, tokens), jnp.int32(0))
-  rows = advance(model, params, slots, words, 0, key.shape[1]).rows
-  return Drawn(
+  group_size = keys.shape[1]
+  prompts, rows = prefill(
+    model, params, prompt, keys, sampling, constraints, max_tokens
+  )
+  if active is not None:
+    rows = rows._replace(done=rows.done | ~jnp.repeat(active, group_size))
+  decode_cache = init_decode_cache(model, keys.size, max_tokens)
+  state = EngineState(prompts, rows, decode_cache, jnp.int32(0))
+  rows = decode_until(model, params, state, constraints, 0, group_size).rows
+  mask = jnp.arange(max_tokens) < rows.num_generated[:, None]
+  return SampledResponses(
     *(
-      a.reshape(*key.shape, *a.shape[1:])
-      for a in (
-        rows.tokens,
-        rows.logp,
-        jnp.arange(tokens) < rows.age[:, None],
-        rows.failed,
-      )
+      x.reshape(*keys.shape, *x.shape[1:])
+      for x in (rows.tokens, rows.logp, mask, rows.failed)
     )
   )
 
 
-_LOST = 2**30  # Beyond the last lane.
-
-
-def _lanes(slots: Slots, members: int) -> Lanes:
-  of, lanes = slots.rows.lane, len(slots.prefix.start) * members
+def _group_layout(state: EngineState, group_size: int) -> GroupLayout:
+  slot_of_row = state.rows.group_slot
+  slots = jnp.arange(len(state.prompts.next_position) * group_size)
   # No scatter: the TPU compiler fails on one whose indices are its values.
-  return Lanes(jnp.argmax(of == jnp.arange(lanes)[:, None], 1), of)
+  return GroupLayout(jnp.argmax(slot_of_row == slots[:, None], 1), slot_of_row)
 
 
-def _logits(
-  model: qwen2_5_vl.QwenVL, params: dict, states: Float[Array, "N D"]
+def _next_logits(
+  model: qwen2_5_vl.QwenVL, params: dict, hidden: Float[Array, "N D"]
 ) -> Float[Array, "N V"]:
-  return layers.product(
-    states, model.apply({"params": params}, method="vocabulary")
-  )
+  embedding = model.apply({"params": params}, method="output_embedding")
+  return layers.matmul_few_rows(hidden, embedding)
 
 
-def _write(rows: Rows, logits: Float[Array, "N V"], words: Words) -> Rows:
-  """The next token of each unfinished row."""
-  count, tokens = rows.tokens.shape
-  logits = jnp.where(words.allowed, logits, -jnp.inf)
-  u = jnp.take_along_axis(
-    rows.uniform, jnp.minimum(rows.age, tokens - 1)[:, None], 1
-  )[:, 0]
-  token, logp = draw(logits, rows.method, u)
+def _append_tokens(
+  rows: DecodeState, logits: Float[Array, "N V"], constraints: DecodeConstraints
+) -> DecodeState:
+  """Sample the next token of each unfinished row."""
+  count, max_tokens = rows.tokens.shape
+  logits = jnp.where(constraints.allowed, logits, -jnp.inf)
+  # Finished rows have used up their numbers; what they sample is dropped.
+  index = jnp.minimum(rows.num_generated, max_tokens - 1)
+  u = jnp.take_along_axis(rows.uniform, index[:, None], 1)[:, 0]
+  token, logp = sample_tokens(logits, rows.sampling, u)
+
+  # NaN logits end a response before the token is written.
   failed = rows.failed | (~rows.done & jnp.isnan(logp))
-  live = ~(rows.done | failed)
-  where = jnp.arange(count), jnp.where(live, rows.age, tokens)
-  age, at = rows.age + live, rows.at
-  done = ~live | (token == words.end) | (age == tokens)
-  if words.stops is not None:
-    at = jnp.where(live, words.stops[at, token].astype(jnp.int32), at)
-    done |= at == len(words.stops) - 1
+  active = ~(rows.done | failed)
+  num_generated, stop_state = rows.num_generated + active, rows.stop_state
+  done = ~active | (token == constraints.eos_id) | (num_generated == max_tokens)
+  if constraints.stop_table is not None:
+    next_state = constraints.stop_table[stop_state, token].astype(jnp.int32)
+    stop_state = jnp.where(active, next_state, stop_state)
+    done |= stop_state == len(constraints.stop_table) - 1
+
+  # An index beyond the last token writes nothing.
+  column = jnp.where(active, rows.num_generated, max_tokens)
+  where = jnp.arange(count), column
   return rows._replace(
-    age=age,
-    at=at,
+    num_generated=num_generated,
+    stop_state=stop_state,
     done=done,
     failed=failed,
     tokens=rows.tokens.at[where].set(token, mode="drop"),

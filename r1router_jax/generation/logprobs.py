@@ -1,10 +1,14 @@
-"""Computes log-probabilities of given tokens in checkpointed chunks, without an array [B, T, V]."""
+"""Log-probabilities and entropies of given tokens, in chunks.
+
+Logits of all positions, [B, T, V], would not fit in memory with a vocabulary of
+150,000 tokens; those of `CHUNK` positions do.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-CHUNK = 1024  # Tokens whose logits exist at one time.
+CHUNK = 1024  # Number of tokens whose logits exist at one time.
 
 
 def token_logp(
@@ -13,12 +17,21 @@ def token_logp(
   vocabulary: Float[Array, "V D"],
   allowed: Bool[Array, " V"],
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
-  """Log-probability of each target and entropy at its position, in nats.
+  """Compute the log-probability of targets and the entropy of each position.
 
-  Logits of `CHUNK` tokens exist at a time, in the backward pass too.
+  Args:
+    states: hidden states that predict the targets.
+    targets: token ids.
+    vocabulary: output embedding.
+    allowed: false on ids that are never sampled; they have no probability.
+
+  Returns:
+    Log-probabilities and entropies in nats.
   """
   shape, width = targets.shape, states.shape[-1]
   states, targets = states.reshape(-1, width), targets.reshape(-1)
+
+  # Cut the tokens into chunks of equal size; the last one is padded.
   count = len(targets)
   size = min(CHUNK, count)
   chunks = -(-count // size)
@@ -26,16 +39,17 @@ def token_logp(
   states = jnp.pad(states, ((0, pad), (0, 0))).reshape(chunks, size, width)
   targets = jnp.pad(targets, (0, pad)).reshape(chunks, size)
 
-  @jax.checkpoint
-  def chunk(x, target):
+  @jax.checkpoint  # The backward pass computes the logits again, by chunk.
+  def chunk_logp(x, target):
     logits = jnp.einsum(
       "ND,VD->NV", x, vocabulary, preferred_element_type=jnp.float32
     )
+    # Finite, or the entropy of a forbidden token would be 0 times infinity.
     logits = jnp.where(allowed, logits, -1e30)
     norm = jax.nn.logsumexp(logits, -1)
     logp = jnp.take_along_axis(logits, target[:, None], 1)[:, 0] - norm
     probs = jnp.exp(logits - norm[:, None])
     return logp, norm - jnp.sum(probs * logits, -1)
 
-  logp, entropy = jax.lax.map(lambda xs: chunk(*xs), (states, targets))
+  logp, entropy = jax.lax.map(lambda xs: chunk_logp(*xs), (states, targets))
   return tuple(a.reshape(-1)[:count].reshape(shape) for a in (logp, entropy))

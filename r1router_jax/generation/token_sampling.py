@@ -1,12 +1,14 @@
-"""How a token is drawn from logits, and how likely a given one is.
+"""Sample tokens from logits, with temperature and filters.
 
-A token is drawn by inverting the cumulative distribution at a uniform number u:
+A token is sampled by inverting the cumulative distribution at a uniform number
+u:
 
   token = min { v : F(v) > u F(V) },   F(v) = sum_{w <= v} exp(logits_w / T)
 
-How (`Method`) is data: another temperature or filter compiles nothing.
+Temperature and filters (`SamplingParams`) are arrays, not static arguments:
+other values compile nothing.
 
-Axes:  N rows   V vocabulary   D hidden
+Axes:  N rows   V vocabulary
 """
 
 from typing import NamedTuple
@@ -16,19 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-BLOCK = 256  # Weights that are summed before any is looked for.
+CDF_BLOCK = 256  # Weights that are summed together before any is looked up.
 
 
 class SamplingParams(NamedTuple):
-  """How tokens are drawn: numbers, or arrays with one for each row `N`.
+  """Temperature and filters: numbers, or arrays with one for each row.
 
   Filters apply one after another, each to what the last one left.
 
   Attributes:
-    temperature: of the softmax; 0 takes the likeliest token.
-    top_k: draw from the k likeliest alone; 0 from all.
-    top_p: from the likeliest that together reach this probability; 1 from all.
-    min_p: from those at least this share as likely as the likeliest; 0 all.
+    temperature: temperature of the softmax; 0 takes the likeliest token.
+    top_k: sample from the k likeliest tokens; 0 samples from all.
+    top_p: sample from the likeliest tokens that together reach this
+      probability; 1 samples from all.
+    min_p: sample from tokens at least this fraction as likely as the
+      likeliest; 0 samples from all.
   """
 
   temperature: Float[Array, "*N"] | float = 1.0
@@ -37,23 +41,21 @@ class SamplingParams(NamedTuple):
   min_p: Float[Array, "*N"] | float = 0.0
 
   def validate(self) -> "SamplingParams":
-    """The same as arrays.
+    """Check the ranges of all values and return them as arrays.
 
     Raises:
-      ValueError: where a number is out of its range, by name.
+      ValueError: if a value is out of its range; the message names it.
     """
     ranges = dict(
       temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1), min_p=(0, 1)
     )
     for name, (low, high) in ranges.items():
       value = np.asarray(getattr(self, name))
-      if not ((low <= value) & (value <= high)).all() or (
-        name == "top_p" and not value.all()
-      ):
-        raise ValueError(
-          f"{name} is {getattr(self, name)}, wanted {low} to "
-          f"{high}{', and above 0' * (name == 'top_p')}."
-        )
+      valid, wanted = (low <= value) & (value <= high), f"{low} to {high}"
+      if name == "top_p":  # 0 would leave no token at all.
+        valid, wanted = valid & (value > 0), f"{wanted}, and above 0"
+      if not valid.all():
+        raise ValueError(f"{name} is {getattr(self, name)}, wanted {wanted}.")
     kinds = (np.float32, np.int32, np.float32, np.float32)
     return SamplingParams(*map(np.asarray, self, kinds))
 
@@ -61,89 +63,107 @@ class SamplingParams(NamedTuple):
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def pick(
+def sample_inverse_cdf(
   weights: Float[Array, "N V"], u: Float[Array, " N"]
 ) -> Int[Array, " N"]:
-  """The first id whose cumulative weight exceeds `u` times the total.
+  """Return the first id whose cumulative weight exceeds `u` times the total.
 
-  First the block that it is in, then the id: one long cumulative sum would cost
-  more than the rest of a token's drawing.
+  The search finds the block of `CDF_BLOCK` ids first, then the id in it: one
+  long cumulative sum would cost more than the rest of sampling a token.
   """
   rows, width = weights.shape
-  blocks = jnp.pad(weights, ((0, 0), (0, -width % BLOCK))).reshape(
-    rows, -1, BLOCK
-  )
-  sums = blocks.sum(-1)
-  ends = _ends(sums)
-  block, below = _first(ends, u * ends.max(-1))
-  inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
-  ends = _ends(inside)
-  # What is below the block and what is within it are rounded apart.
-  left = jnp.minimum(below, jnp.nextafter(ends.max(-1), 0.0))
-  return block * BLOCK + _first(ends, left)[0]
+  padded = jnp.pad(weights, ((0, 0), (0, -width % CDF_BLOCK)))
+  blocks = padded.reshape(rows, -1, CDF_BLOCK)
+
+  # 1. The block, and how much weight is left to find within it.
+  ends = _cumulative_weights(blocks.sum(-1))
+  block, left = _first_above(ends, u * ends.max(-1))
+
+  # 2. The id within the block.
+  weights = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
+  ends = _cumulative_weights(weights)
+  # The sum of a block and the last cumulative sum within it round differently:
+  # without the bound, `left` might exceed every end, and id 0 would be taken.
+  left = jnp.minimum(left, jnp.nextafter(ends.max(-1), 0.0))
+  return block * CDF_BLOCK + _first_above(ends, left)[0]
 
 
-def _ends(weights: Float[Array, "N W"]) -> Float[Array, "N W"]:
-  """Cumulative weights, or 0 where there is no weight.
+def _cumulative_weights(weights: Float[Array, "N W"]) -> Float[Array, "N W"]:
+  """Compute cumulative weights, with 0 wherever the weight itself is 0.
 
-  XLA sums in a tree, so that rounding may raise the sum, or lower it, where
-  nothing is added: left in, one of some millions of tokens would be forbidden.
+  XLA sums in a tree, so that rounding may raise or lower the sum where nothing
+  is added: without the zeros, one of some millions of tokens would be a
+  forbidden one.
   """
   return jnp.where(weights > 0, jnp.cumsum(weights, -1), 0)
 
 
-def _first(
-  ends: Float[Array, "N W"], at: Float[Array, " N"]
+def _first_above(
+  ends: Float[Array, "N W"], threshold: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-  """The first place that ends beyond `at`, and how far into it `at` is."""
-  place = jnp.argmax(ends > at[:, None], -1)
-  before = jnp.arange(ends.shape[1]) < place[:, None]
-  begin = jnp.max(jnp.where(before, ends, 0), -1)
-  return place, jnp.maximum(at - begin, 0)
+  """Find the first of `ends` above the threshold.
 
-
-def kept(
-  logits: Float[Array, "N V"], method: SamplingParams
-) -> Bool[Array, "N V"]:
-  """Which tokens pass the filters; equal logits pass together.
-
-  A vocabulary is sorted only where some row asks for it.
+  Returns:
+    Its index, and the threshold less the largest end before that index.
   """
-  column = lambda x: jnp.broadcast_to(x, logits.shape[:1])[:, None]
-  k, p = column(method.top_k), column(method.top_p)
+  index = jnp.argmax(ends > threshold[:, None], -1)
+  before = jnp.arange(ends.shape[1]) < index[:, None]
+  begin = jnp.max(jnp.where(before, ends, 0), -1)
+  return index, jnp.maximum(threshold - begin, 0)
 
-  def by_rank(_):
-    falling = -jnp.sort(-logits, -1)
+
+def filter_mask(
+  logits: Float[Array, "N V"], sampling: SamplingParams
+) -> Bool[Array, "N V"]:
+  """Return which tokens pass the filters; equal logits pass together."""
+
+  def as_column(x):
+    return jnp.broadcast_to(x, logits.shape[:1])[:, None]
+
+  k, p = as_column(sampling.top_k), as_column(sampling.top_p)
+
+  def by_rank():
+    descending = -jnp.sort(-logits, -1)
     passes = (jnp.arange(logits.shape[1]) < k) | (k == 0)
-    likely = jax.nn.softmax(jnp.where(passes, falling, -jnp.inf), -1)
-    passes &= jnp.cumsum(likely, -1) - likely < p
+    # top_p counts the probability that top_k has left.
+    probs = jax.nn.softmax(jnp.where(passes, descending, -jnp.inf), -1)
+    passes &= jnp.cumsum(probs, -1) - probs < p
     last = jnp.sum(passes, -1, keepdims=True) - 1
-    return logits >= jnp.take_along_axis(falling, last, -1)
+    return logits >= jnp.take_along_axis(descending, last, -1)
 
+  # Sorting a vocabulary is slow: it is done only if some row needs ranks.
   ranked = jax.lax.cond(
-    jnp.any((k > 0) | (p < 1)),
-    by_rank,
-    lambda _: jnp.ones_like(logits, bool),
-    None,
+    jnp.any((k > 0) | (p < 1)), by_rank, lambda: jnp.ones_like(logits, bool)
   )
-  floor = jnp.max(logits, -1, keepdims=True) + jnp.log(column(method.min_p))
-  return ranked & (logits >= floor)
+  min_p = jnp.log(as_column(sampling.min_p))
+  return ranked & (logits >= jnp.max(logits, -1, keepdims=True) + min_p)
 
 
-def draw(
-  logits: Float[Array, "N V"], method: SamplingParams, u: Float[Array, " N"]
+def sample_tokens(
+  logits: Float[Array, "N V"], sampling: SamplingParams, u: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-  """A token of each row, and its log-probability before any filter."""
-  greedy = method.temperature <= 0
-  logits = logits / jnp.where(greedy, 1.0, method.temperature)[:, None]
+  """Sample one token per row.
+
+  Args:
+    logits: -inf on forbidden ids.
+    sampling: temperature and filters, one for each row.
+    u: uniform random numbers that select the tokens.
+
+  Returns:
+    The tokens, and their log-probabilities at the temperature before any
+    filter.
+  """
+  greedy = sampling.temperature <= 0
+  logits = logits / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
   likeliest = jnp.argmax(logits, -1)
 
-  def drawn():
+  def sample_filtered():
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    return pick(jnp.where(kept(logits, method), weights, 0), u)
+    weights = jnp.where(filter_mask(logits, sampling), weights, 0)
+    return sample_inverse_cdf(weights, u)
 
-  token = jnp.where(
-    greedy, likeliest, jax.lax.cond(greedy.all(), lambda: likeliest, drawn)
-  ).astype(jnp.int32)
+  # Weights are summed only if some row is not greedy.
+  sampled = jax.lax.cond(greedy.all(), lambda: likeliest, sample_filtered)
+  token = jnp.where(greedy, likeliest, sampled).astype(jnp.int32)
   logp = jnp.take_along_axis(logits, token[:, None], 1)[:, 0]
   return token, logp - jax.nn.logsumexp(logits, -1)

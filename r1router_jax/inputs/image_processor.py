@@ -1,4 +1,15 @@
-"""Turns images into patches for the vision tower."""
+"""Image processor of Qwen2.5-VL: images to patches for the vision tower.
+
+`extract_patches` cuts an image into p x p squares, each repeated T times in
+time (a still image is a video of T equal frames) and flattened as (channel,
+time, row, column).  Patches come in merge-block order: the m x m neighbours
+that the vision tower merges into one token are next to each other.
+
+Axes:  H W pixels   h w patches of p x p pixels   m patches per side of a block
+  P = h w patches   D = 3 T p p numbers of a patch
+Source: the Qwen2-VL image processor of Hugging Face transformers (Pillow
+backend); the tests compare the patches bit by bit.
+"""
 
 import math
 
@@ -7,11 +18,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from r1router_jax.common.images import (
+  CLIP_MEAN,
+  CLIP_STD,
   MAX_ASPECT,
-  MEAN,
-  STD,
   BadImage,
-  normalise,
+  normalize_pixels,
 )
 
 
@@ -22,14 +33,17 @@ def smart_resize(
   min_pixels: int = 56 * 56,
   max_pixels: int = 28 * 28 * 1280,
 ) -> tuple[int, int]:
-  """The size nearest to (height, width) that Qwen2-VL accepts.
+  """Return the size nearest to (height, width) that Qwen2-VL accepts.
 
   Both sides become multiples of `factor`, the area falls between the two
-  bounds, the aspect ratio is kept as well as that allows.
+  bounds, and the aspect ratio is kept as well as that allows.
+
+  Raises:
+    BadImage: if the image is too thin.
   """
   if max(height, width) > MAX_ASPECT * min(height, width):
     raise BadImage(
-      f"a picture of {height} x {width} pixels has an aspect ratio over "
+      f"an image of {height} x {width} pixels has an aspect ratio over "
       f"{MAX_ASPECT}.  Crop it."
     )
   new_height = round(height / factor) * factor
@@ -48,53 +62,66 @@ def smart_resize(
 def longest_side(
   blocks: int, factor: int, min_pixels: int, max_pixels: int
 ) -> int:
-  """Most blocks of `factor` pixels beside a shorter side of `blocks`.
+  """Return an upper bound of an image's longer side after `smart_resize`.
 
-  No picture, however thin, has more after `smart_resize`.
+  Args:
+    blocks: length of the shorter side, in blocks of `factor` pixels.
+    factor: pixels per side of a block.
+    min_pixels: smallest area that `smart_resize` is given.
+    max_pixels: largest area that `smart_resize` is given.
+
+  Returns:
+    The bound, in blocks.
   """
 
-  def most(pixels, low, high):
-    """The longer side of such an area whose shorter one is in between."""
+  def longer_side(pixels, low, high):
+    """Return the longer side of that area if the shorter is in [low, high]."""
     side = min(max(math.sqrt(pixels / MAX_ASPECT) / factor, low), high)
     return min(MAX_ASPECT * side, pixels / factor**2 / side)
 
+  # An image may keep its area, be shrunk (sides are rounded down) or be
+  # enlarged (sides are rounded up).
   kept = min(max_pixels // factor**2 // blocks, MAX_ASPECT * (blocks + 1))
-  shrunk = most(max_pixels, blocks if blocks > 1 else 0, blocks + 1)
-  grown = most(min_pixels, blocks - 1, blocks)
-  # Rounded up, also where a whole number comes out a hair too large.
-  return max(kept, math.floor(shrunk), math.floor(grown) + 1)
+  shrunk = longer_side(max_pixels, blocks if blocks > 1 else 0, blocks + 1)
+  enlarged = longer_side(min_pixels, blocks - 1, blocks)
+  # floor + 1, not ceil: a whole number may come out a hair too large.
+  return max(kept, math.floor(shrunk), math.floor(enlarged) + 1)
 
 
-def patches(
+def extract_patches(
   image: UInt8[np.ndarray, "H W 3"],
   patch: int = 14,
   temporal: int = 2,
   merge: int = 2,
-  mean: tuple[float, float, float] = MEAN,
-  std: tuple[float, float, float] = STD,
+  mean: tuple[float, float, float] = CLIP_MEAN,
+  std: tuple[float, float, float] = CLIP_STD,
 ) -> tuple[Float32[np.ndarray, "P D"], tuple[int, int, int]]:
-  """The picture's normalised patches in merge-block order, and its grid.
+  """Cut an image into normalised patches in merge-block order.
 
   Args:
     image: both sides multiples of `patch * merge`, see `smart_resize`.
     patch: p, pixels per side of a patch.
-    temporal: T, equal frames in a patch.
+    temporal: T, number of equal frames in a patch.
     merge: m, patches per side of the block that becomes one token.
     mean: subtracted from each channel, after scaling to [0, 1].
-    std: what each channel is then divided by.
+    std: divides each channel after that.
 
   Returns:
     The patches, and the grid (1, h, w).
+
+  Raises:
+    ValueError: if the image does not consist of whole blocks.
   """
   height, width = image.shape[:2]
   if height % (patch * merge) or width % (patch * merge):
     raise ValueError(
-      f"a picture of {height} x {width} pixels cannot be cut into blocks of "
+      f"an image of {height} x {width} pixels cannot be cut into blocks of "
       f"{merge} x {merge} patches of {patch}.  Resize it to what "
       f"smart_resize(..., factor={patch * merge}) says."
     )
+  # Pixel rows are (block h, patch of the block m, pixel p); so are columns.
   rows = einops.repeat(
-    normalise(image, mean, std),
+    normalize_pixels(image, mean, std),
     "(h m p) (w n q) c -> (h w m n) (c t p q)",
     m=merge,
     n=merge,

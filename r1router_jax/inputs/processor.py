@@ -1,14 +1,14 @@
-"""Conversations to padded arrays, in few static shapes.
+"""Processor: conversations to padded arrays, in few static shapes.
 
 Rotary positions of a prompt: a text token takes (c, c, c) and moves the cursor
-c on by one; a picture of h x w merged tokens takes (c, c + row, c + column)
-and moves it on by max(h, w).  A response goes on at the cursor.
+c on by one; an image of h x w merged tokens takes (c, c + row, c + column) and
+moves it on by max(h, w).  A response continues at the cursor.
 
 A batch is padded to one of few prompt lengths, and each of its rows has room
-for as many pictures as the row with the most has, so that few shapes are ever
+for as many images as the row with the most has, so that few shapes are ever
 compiled.
 
-Axes:  B prompts   L prompt tokens   I pictures   N patches   C patch values
+Axes:  B prompts   L prompt tokens   I images   N patches   C patch values
 Source: transformers, models/qwen2_5_vl (`get_rope_index`).
 """
 
@@ -31,40 +31,41 @@ from r1router_jax.models import qwen2_5_vl
 from r1router_jax.protocol.messages import Conversation, PassageTokens
 
 
-class Picture(NamedTuple):
-  """A picture as the vision tower reads it, see `images.patches`."""
+class ImagePatches(NamedTuple):
+  """An image as the vision tower reads it, see `extract_patches`."""
 
   patches: np.ndarray
   grid: tuple[int, int]  # Rows and columns of patches.
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
-  """One prompt as ids, with the pictures that its placeholders stand for.
+class EncodedPrompt:
+  """One prompt as ids, with the images that its placeholders stand for.
 
   Attributes:
-    ids: of its tokens.
-    pictures: in their order.
-    cut: tokens that its passages lost, see `tokenizer.Fitted`.
-    unread: why pictures of passages are left out.
+    ids: token ids.
+    images: patches of each image, in order.
+    truncated_tokens: number of tokens that its passages lost.
+    unread_images: for each image of a passage that is left out, the reason.
   """
 
   ids: list[int]
-  pictures: tuple[Picture, ...] = ()
-  cut: int = 0
-  unread: tuple[str, ...] = ()
+  images: tuple[ImagePatches, ...] = ()
+  truncated_tokens: int = 0
+  unread_images: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Packer:
-  """What turns conversations into batches for one policy.
+class Processor:
+  """Tokenizer and image processor of one policy.
 
   Attributes:
-    tokenizer: of the policy.
-    vision: the policy's vision tower, or None where it reads texts alone.
+    tokenizer: the policy's tokenizer.
+    vision: the policy's vision tower, or None if it reads texts alone.
     lengths: prompt lengths that batches are padded to, ascending.
-    min_pixels, max_pixels: pictures are resized into this range.
-    passage_tokens: what a prompt reads of passages, at most.
+    min_pixels: smaller images are enlarged to this area.
+    max_pixels: larger images are shrunk to this area.
+    passage_tokens: the largest number of passage tokens in a prompt.
   """
 
   tokenizer: Tokenizer
@@ -74,84 +75,85 @@ class Packer:
   max_pixels: int
   passage_tokens: PassageTokens = PassageTokens()
 
-  def encode(self, conversation: Conversation) -> Encoded:
-    """Reads the pictures and encodes the text.
+  def encode(self, conversation: Conversation) -> EncodedPrompt:
+    """Read the images and encode the text.
 
-    A passage whose picture cannot be read goes without it.
+    A passage whose image cannot be read is shown without it.
 
     Raises:
-      inputs.images.BadImage, inputs.tokenizer.PromptTooLong: by name.
+      BadImage: if an image of the question cannot be read.
+      PromptTooLong: if the prompt is too long even without its passages.
     """
-    user, pictures, unread = [], [], []
+    user, patches, unread = [], [], []
     for segment in conversation.user:
-      try:
-        if segment.source == "picture":
-          pictures.append(self._picture(segment.text))
-        user.append(segment)
-      except images.BadImage as error:
-        if segment.of is None:
-          raise
-        unread.append(str(error))
-    ids, shown, cut = self.tokenizer.encode(
+      if segment.source == "image":
+        try:
+          patches.append(self._load_image(segment.text))
+        except images.BadImage as error:
+          if segment.passage_ref is None:
+            raise
+          unread.append(str(error))
+          continue
+      user.append(segment)
+    prompt = self.tokenizer.encode(
       dataclasses.replace(conversation, user=tuple(user)),
-      [self._tokens(p.grid) for p in pictures],
+      [self._image_tokens(image.grid) for image in patches],
       self.lengths[-1],
       self.passage_tokens,
     )
-    return Encoded(
-      ids, tuple(itertools.compress(pictures, shown)), cut, tuple(unread)
+    # Images of passages that were cut away are not part of the prompt.
+    kept = tuple(itertools.compress(patches, prompt.image_kept))
+    return EncodedPrompt(
+      prompt.ids, kept, prompt.truncated_tokens, tuple(unread)
     )
 
-  def windows(self) -> int:
-    """Room for the windows of any picture, however thin."""
-    of, factor = self.vision, self.vision.patch * self.vision.merge
-    sides = range(1, math.ceil(math.sqrt(self.max_pixels) / factor) + 2)
-    return _power(
-      max(
-        qwen2_5_vl.windows(
-          n * of.merge,
-          of.merge
-          * image_processor.longest_side(
-            n, factor, self.min_pixels, self.max_pixels
-          ),
-          of,
-        )
-        for n in sides
+  def max_windows(self) -> int:
+    """Return a number of windows that suffices for any image, however thin."""
+    vision = self.vision
+    factor = vision.patch * vision.merge
+    most = 0
+    for blocks in range(1, math.ceil(math.sqrt(self.max_pixels) / factor) + 2):
+      longest = image_processor.longest_side(
+        blocks, factor, self.min_pixels, self.max_pixels
       )
-    )
+      windows = qwen2_5_vl.count_windows(
+        blocks * vision.merge, longest * vision.merge, vision
+      )
+      most = max(most, windows)
+    return next_power_of_two(most)
 
-  def _tokens(self, grid: tuple[int, int]) -> int:
+  def _image_tokens(self, grid: tuple[int, int]) -> int:
     return grid[0] * grid[1] // self.vision.merge**2
 
-  def _picture(self, path: str) -> Picture:
-    if self.vision is None or self.tokenizer.picture < 0:
+  def _load_image(self, path: str) -> ImagePatches:
+    if self.vision is None or self.tokenizer.image_id < 0:
       raise images.BadImage(
         f"{path!a}: this policy reads texts alone.  Take one with a vision "
-        "tower, or questions without pictures."
+        "tower, or questions without images."
       )
-    # Keyed by the file's state, so that a replaced picture is read anew.
+    # Keyed by the file's state, so that a replaced image is read anew.
     state = os.stat(path) if os.path.exists(path) else None
-    return self._read(path, state and (state.st_mtime_ns, state.st_size))
+    return self._read_image(path, state and (state.st_mtime_ns, state.st_size))
 
   @functools.lru_cache(maxsize=4096)  # noqa: B019 (lives as long as a policy)
-  def _read(self, path: str, state) -> Picture:
-    del state
+  def _read_image(self, path: str, state) -> ImagePatches:
+    del state  # A key of the cache.
     v = self.vision
-    pixels = images.load(path)
+    pixels = images.load_image(path)
     size = image_processor.smart_resize(
       *pixels.shape[:2], v.patch * v.merge, self.min_pixels, self.max_pixels
     )
-    rows, (_, *grid) = image_processor.patches(
-      images.resize(pixels, *size), v.patch, v.temporal, v.merge
+    patches, (_, *grid) = image_processor.extract_patches(
+      images.resize_image(pixels, *size), v.patch, v.temporal, v.merge
     )
-    return Picture(rows, tuple(grid))
+    return ImagePatches(patches, tuple(grid))
 
-  def length(self, ids: Sequence[int]) -> int:
-    """The padded length that a prompt goes into.
+  def padded_length(self, ids: Sequence[int]) -> int:
+    """Return the shortest of `lengths` that holds a prompt.
 
     Raises:
-      PromptTooLong: where there is none; `encode` makes no such prompt.
-      ValueError: where the prompt is empty.
+      PromptTooLong: if there is none; `encode` makes no such prompt.
+      ValueError: if the prompt is empty.
     """
     if not ids:
       raise ValueError(
@@ -167,148 +169,179 @@ class Packer:
       "config.policy.settings.prompt_tokens."
     )
 
-  def pack(
+  def collate(
     self,
-    batch: Sequence[Encoded],
-    devices: int,
+    batch: Sequence[EncodedPrompt],
+    shards: int,
     rows: int,
     agree: Callable[[Sequence[int]], Sequence[int]] = list,
-  ) -> qwen2_5_vl.Prompt:
-    """Pads prompts to `devices` shares of `rows` rows; leaves are [D, ...].
+  ) -> qwen2_5_vl.PromptBatch:
+    """Pad and stack prompts, one per row.
 
     Rows beyond the batch repeat its first prompt; callers ignore them.
 
     Args:
-      batch: of prompts.
-      devices, rows: see above.
-      agree: from what this batch needs (tokens of a row, pictures of a row,
-        windows of a picture) to what it gets: `pods.most` where hosts pack
-        parts of one batch, which have to be of one shape.
+      batch: the prompts, at most `shards * rows`.
+      shards: D, number of data shards.
+      rows: number of rows of each shard.
+      agree: maps the shape that this batch needs (tokens of a row, images of a
+        row, windows of an image) to the one that it gets.  If hosts collate
+        parts of one batch, whose shapes have to be equal, this is
+        `multihost.max_over_hosts`.
+
+    Returns:
+      The batch, with leaves [D, ...].
 
     Raises:
-      ValueError: where a row's placeholders and patches do not agree.
+      ValueError: if the placeholders of a row do not fit its images.
     """
-    length = max(self.length(encoded.ids) for encoded in batch)
-    return self.pack_side_by_side(
-      [[encoded] for encoded in batch], devices, rows, length, agree
+    length = max(self.padded_length(prompt.ids) for prompt in batch)
+    return self.collate_packed(
+      [[prompt] for prompt in batch], shards, rows, length, agree
     )
 
-  def pack_side_by_side(
+  def collate_packed(
     self,
-    batch: Sequence[Sequence[Encoded]],
-    devices: int,
+    batch: Sequence[Sequence[EncodedPrompt]],
+    shards: int,
     rows: int,
     length: int,
     agree: Callable[[Sequence[int]], Sequence[int]] = list,
-  ) -> qwen2_5_vl.Prompt:
-    """As `pack`, with any number of texts one after another in each row.
+  ) -> qwen2_5_vl.PromptBatch:
+    """Pad and stack rows that each hold any number of texts in sequence.
 
     Positions begin anew with each text.
+
+    Args:
+      batch: the texts of each row.
+      shards: see `collate`.
+      rows: see `collate`.
+      length: L, padded length of a row.
+      agree: see `collate`.
     """
-    pictures = max(sum(len(text.pictures) for text in row) for row in batch)
+    # Room for images and windows: a few sizes, so that few shapes are compiled.
+    row_images = [
+      [image for text in row for image in text.images] for row in batch
+    ]
+    images_per_row = max(map(len, row_images))
     windows = max(
       (
-        qwen2_5_vl.windows(*picture.grid, self.vision)
-        for row in batch
-        for text in row
-        for picture in text.pictures
+        qwen2_5_vl.count_windows(*image.grid, self.vision)
+        for image in itertools.chain(*row_images)
       ),
       default=0,
     )
-    length, pictures, windows = agree(
-      [length, pictures, windows and _power(windows)]
+    if windows:
+      windows = next_power_of_two(windows)
+    length, images_per_row, windows = agree([length, images_per_row, windows])
+
+    batch = [*batch, *[batch[0]] * (shards * rows - len(batch))]
+    prompt = qwen2_5_vl.empty_prompt_batch(
+      len(batch), length, len(batch) * images_per_row, windows, self.vision
     )
-    batch = [*batch, *[batch[0]] * (devices * rows - len(batch))]
-    prompt = qwen2_5_vl.empty_prompt(
-      len(batch), length, len(batch) * pictures, windows, self.vision
-    )
-    prompt.tokens[:] = self.tokenizer.pad
+    prompt.tokens[:] = self.tokenizer.pad_id
     for row, texts in enumerate(batch):
-      first, picture = 0, row * pictures
+      first_token = first_image = 0
       for text in texts:
-        self._put(text, prompt, row, first, picture, picture - row * pictures)
-        first, picture = first + len(text.ids), picture + len(text.pictures)
+        self._write_text(text, prompt, row, first_token, first_image)
+        first_token += len(text.ids)
+        first_image += len(text.images)
     return jax.tree.map(
-      lambda x: x.reshape(devices, len(x) // devices, *x.shape[1:]), prompt
+      lambda x: x.reshape(shards, len(x) // shards, *x.shape[1:]), prompt
     )
 
-  def _put(
+  def _write_text(
     self,
-    text: Encoded,
-    prompt: qwen2_5_vl.Prompt,
+    text: EncodedPrompt,
+    prompt: qwen2_5_vl.PromptBatch,
     row: int,
-    first: int,
-    picture: int,
-    before: int,
+    first_token: int,
+    first_image: int,
   ) -> None:
-    """Writes a text into a row from token `first` on.
+    """Write a text into a row of a batch.
 
     Args:
-      text: to write.
-      prompt: to write it into.
-      row: of the prompt.
-      first: token of that row.
-      picture: where its pictures go.
-      before: how many of its row's pictures come before them.
+      text: the text to write.
+      prompt: the batch, whose arrays are changed.
+      row: index of the row.
+      first_token: position in the row of the text's first token.
+      first_image: number of images of the row's earlier texts.
     """
-    room = slice(first, first + len(text.ids))
-    prompt.tokens[row, room], prompt.mask[row, room] = text.ids, True
-    at = np.flatnonzero(prompt.tokens[row, room] == self.tokenizer.picture)
-    grids = [each.grid for each in text.pictures]
-    sizes = list(map(self._tokens, grids))
+    room = slice(first_token, first_token + len(text.ids))
+    prompt.tokens[row, room] = text.ids
+    prompt.mask[row, room] = True
+
+    # Each image needs as many placeholders as it has merged tokens.
+    at = np.flatnonzero(prompt.tokens[row, room] == self.tokenizer.image_id)
+    grids = [image.grid for image in text.images]
+    sizes = [self._image_tokens(grid) for grid in grids]
     if len(at) != sum(sizes):
       raise ValueError(
-        f"Row {row} of a batch has {len(at)} picture placeholders, but its "
-        f"pictures of {grids} patches take {sum(sizes)}."
+        f"Row {row} of a batch has {len(at)} image placeholders, but its "
+        f"images of {grids} patches take {sum(sizes)}."
       )
-    prompt.positions[row, :, room], prompt.start[row] = _positions(
-      len(text.ids),
-      at,
-      [(h // self.vision.merge, w // self.vision.merge) for h, w in grids],
-    )
-    merged = prompt.inverse.shape[1]
-    prompt.picture[row, first + at] = np.concatenate(
-      [(before + i) * merged + np.arange(size) for i, size in enumerate(sizes)]
-      or [at]
-    )
-    for i, each in enumerate(text.pictures, picture):
-      prompt.patches[i, : len(each.patches)] = each.patches
-      plan = qwen2_5_vl.plan_image(
-        *each.grid, self.vision, windows=prompt.gather.shape[1], tokens=merged
+    merged_grids = [
+      (h // self.vision.merge, w // self.vision.merge) for h, w in grids
+    ]
+    positions, next_position = rope_positions(len(text.ids), at, merged_grids)
+    prompt.positions[row, :, room] = positions
+    prompt.next_position[row] = next_position
+
+    # Placeholders point at the tokens of the row's own images, each of which
+    # has room for M tokens; images of the batch are stacked row by row.
+    tokens_per_image = prompt.inverse.shape[1]
+    images_per_row = len(prompt.patches) // len(prompt.tokens)
+    for n, (image, size) in enumerate(zip(text.images, sizes, strict=True)):
+      in_row = first_image + n
+      here, at = at[:size], at[size:]
+      prompt.image_token[row, first_token + here] = (
+        in_row * tokens_per_image + np.arange(size)
       )
-      for name, part in zip(qwen2_5_vl.PLAN, plan, strict=True):
-        getattr(prompt, name)[i] = part
+      in_batch = row * images_per_row + in_row
+      prompt.patches[in_batch, : len(image.patches)] = image.patches
+      plan = qwen2_5_vl.plan_windows(
+        *image.grid,
+        self.vision,
+        windows=prompt.gather.shape[1],
+        tokens=tokens_per_image,
+      )
+      for name, array in plan._asdict().items():
+        getattr(prompt, name)[in_batch] = array
 
 
-def _positions(
-  length: int, at: np.ndarray, grids: Sequence[tuple[int, int]]
+def rope_positions(
+  length: int, placeholders: np.ndarray, grids: Sequence[tuple[int, int]]
 ) -> tuple[Int[np.ndarray, "3 L"], int]:
-  """Rotary positions of a prompt, and the next cursor.
+  """Compute the rotary positions of a prompt, and the next cursor.
 
   Args:
-    length: tokens of the prompt.
-    at: where its placeholders stand, those of a picture side by side.
-    grids: rows and columns of merged tokens of each picture.
+    length: number of tokens of the prompt.
+    placeholders: positions of its placeholders; those of an image are adjacent.
+    grids: rows and columns of merged tokens of each image.
   """
-  runs, cursor, done = [np.zeros((3, 0), int)], 0, 0
-
-  def text(until):
-    nonlocal cursor, done
-    runs.append(np.tile(np.arange(cursor, cursor + until - done), (3, 1)))
-    cursor, done = cursor + until - done, until
-
+  runs, cursor, done = [], 0, 0
   for h, w in grids:
-    text(at[0])
+    # The text up to the image.
+    text = placeholders[0] - done
+    runs.append(_text_positions(cursor, text))
+    cursor += text
+    # The image: all of its tokens have one temporal position.
     row, column = np.divmod(np.arange(h * w), w)
     runs.append(cursor + np.stack([0 * row, row, column]))
-    cursor, done, at = cursor + max(h, w), done + h * w, at[h * w :]
-  text(length)
-  return np.concatenate(runs, axis=1), int(cursor)
+    cursor += max(h, w)
+    done = placeholders[0] + h * w
+    placeholders = placeholders[h * w :]
+  runs.append(_text_positions(cursor, length - done))
+  return np.concatenate(runs, axis=1), int(cursor + length - done)
 
 
-def _power(windows: int) -> int:
-  """So many or more, a power of two, so that few shapes are compiled."""
-  return 1 << (windows - 1).bit_length()
+def _text_positions(cursor: int, count: int) -> Int[np.ndarray, "3 T"]:
+  return np.tile(np.arange(cursor, cursor + count), (3, 1))
+
+
+def next_power_of_two(n: int) -> int:
+  """Return the smallest power of two that is at least n."""
+  return 1 << (n - 1).bit_length()
 
 
 def pad_responses(
@@ -316,13 +349,14 @@ def pad_responses(
   length: int,
   pad: int,
 ) -> tuple[Int[np.ndarray, "N T"], Bool[np.ndarray, "N T"]]:
-  """Responses padded to `length`, and a mask of what is not padding.
+  """Pad responses to `length`; return ids and a mask of what is not padding.
 
-  A response that is longer is cut, and so teaches no end token.
+  A longer response is cut, and so teaches no end token.
   """
   ids = np.full((len(responses), length), pad, np.int32)
   mask = np.zeros((len(responses), length), bool)
   for row, response in enumerate(responses):
     n = min(len(response), length)
-    ids[row, :n], mask[row, :n] = response[:n], True
+    ids[row, :n] = response[:n]
+    mask[row, :n] = True
   return ids, mask

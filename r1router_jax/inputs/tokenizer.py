@@ -1,16 +1,17 @@
-"""Conversations to token ids and back, with untrusted text kept harmless.
+"""Tokenizer: conversations to token ids and back; untrusted text is harmless.
 
-A prompt is a list of pieces whose ids are concatenated.  Pieces of ours may
-hold control tokens; pieces from a question or a passage are encoded by a twin
-tokenizer that knows none, so that no text from outside, whatever it spells,
-can open a turn, close a tag or claim a picture.
+A prompt is a list of pieces whose ids are concatenated.  Pieces of templates
+may hold control tokens; pieces of a question or a passage are encoded by a twin
+tokenizer that knows none, so that no text from outside, whatever it spells, can
+open a turn, close a tag or stand for an image.
 
-Two chat templates, by style: "full" is ChatML, as published Qwen2.5-VL
-checkpoints were trained; "compact" is `{system}{user}<|im_start|>`.
+There are two chat templates, by style: "full" is ChatML, as published
+Qwen2.5-VL checkpoints were trained; "compact" is `{system}{user}<|im_start|>`.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -25,21 +26,21 @@ from r1router_jax.protocol import messages
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-PICTURE = "<|image_pad|>"
+IMAGE_PAD = "<|image_pad|>"
 
-PICTURE_OPEN, PICTURE_CLOSE = "<|vision_start|>", "<|vision_end|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
-TURNS = (PAD, START, END)  # What every policy needs.
+CHAT_TOKENS = (PAD, START, END)  # Every policy needs them.
 
-PICTURES = (PICTURE, PICTURE_OPEN, PICTURE_CLOSE)  # And one that sees.
+IMAGE_TOKENS = (IMAGE_PAD, VISION_START, VISION_END)  # Only with images.
 
-NEVER_DRAWN = (PAD, START, *PICTURES)
+NEVER_SAMPLED = (PAD, START, *IMAGE_TOKENS)
 
 
-def _letters() -> dict[str, int]:
-  """The byte that each letter of a byte-level vocabulary stands for.
+def _byte_alphabet() -> dict[str, int]:
+  """Map each letter of a byte-level vocabulary to the byte that it stands for.
 
-  Bytes that print stand for themselves, the rest for letters from 256 on.
+  Printing bytes are written as themselves, the others as letters from 256 on.
   """
   printing = {*range(33, 127), *range(161, 173), *range(174, 256)}
   others = [byte for byte in range(256) if byte not in printing]
@@ -48,208 +49,232 @@ def _letters() -> dict[str, int]:
   }
 
 
-_BYTES = _letters()
+_BYTES = _byte_alphabet()
 
 
-def _automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
-  """The state after each byte: the longest end of the text that begins a word.
+def _build_automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
+  """Return the next state for each state and byte (Aho-Corasick).
 
-  The last state is that of a text that has a whole word in it.
+  A state is the longest end of the text that begins one of the words; the last
+  state is that of a text that contains a whole word.
   """
-  begun = sorted(
+  prefixes = sorted(
     {word[:n] for word in words for n in range(len(word))},
     key=lambda text: (len(text), text),
   )
-  names = {text: state for state, text in enumerate(begun)}
-  step = np.zeros((len(begun) + 1, 256), np.int16)
-  step[-1] = len(begun)
-  for text, state in names.items():
+  states = {text: state for state, text in enumerate(prefixes)}
+  complete = len(prefixes)
+  step = np.zeros((complete + 1, 256), np.int16)
+  step[complete] = complete
+  for text, state in states.items():
     for byte in range(256):
       longer = text + bytes([byte])
+      # Longest first; the empty end is state 0.
       ends = [longer[i:] for i in range(len(longer) + 1)]
-      step[state, byte] = (
-        len(begun)
-        if any(end in words for end in ends)
-        else (next(names[end] for end in ends if end in names))
-      )
+      if any(end in words for end in ends):
+        step[state, byte] = complete
+      else:
+        step[state, byte] = next(states[end] for end in ends if end in states)
   return step
 
 
 class PromptTooLong(ValueError):
-  """A prompt that does not fit even without its passages."""
+  """The error of a prompt that does not fit even without its passages."""
 
 
-class Fitted(NamedTuple):
-  """A prompt as ids.
+class TruncatedPrompt(NamedTuple):
+  """A prompt as ids, within the limits of its length.
 
   Attributes:
-    ids: of its tokens.
-    shown: whether each of its pictures is among them.
-    cut: tokens that its passages lost, with those of their pictures.
+    ids: token ids.
+    image_kept: for each of its images, whether it is still among them.
+    truncated_tokens: number of tokens that its passages lost, those of their
+      images included.
   """
 
   ids: list[int]
-  shown: list[bool]
-  cut: int
+  image_kept: list[bool]
+  truncated_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
-  """How a style opens and closes a prompt, and goes on after a reply."""
+class ChatTemplate:
+  """The text around the turns of a prompt.
+
+  Attributes:
+    opening: text before the user turn; has a field for the system turn.
+    closing: text between the user turn and the reply.
+    next_turn: text between a reply and the next user turn.
+  """
 
   opening: str
   closing: str
-  again: str = ""
+  next_turn: str = ""
 
 
 TEMPLATES = {
-  "full": Turn(
+  "full": ChatTemplate(
     f"{START}system\n{{system}}{END}\n{START}user\n",
     f"{END}\n{START}assistant\n",
     f"{END}\n{START}user\n",
   ),
-  "compact": Turn("{system}", START),
+  "compact": ChatTemplate("{system}", START),
 }
 
 
 class Tokenizer:
-  """The tokenizer of one policy, for one style of prompts."""
+  """The tokenizer of one policy, for one style of prompts.
+
+  Attributes:
+    vocab_size: number of ids that the tokenizer knows.
+    pad_id: id of padding.
+    eos_id: id of the token that ends a response.
+    image_id: id of the image placeholder, or -1 if the policy reads texts
+      alone.
+  """
 
   def __init__(self, path: str | pathlib.Path, style: str):
-    """Reads a `tokenizer.json`.
+    """Read a `tokenizer.json`.
+
+    Args:
+      path: the file.
+      style: a key of `TEMPLATES`.
 
     Raises:
-      ValueError: where it lacks a token of the protocol.
+      ValueError: if it lacks a token of the protocol.
     """
     text = pathlib.Path(path).read_text("utf-8")
+    added = json.loads(text)["added_tokens"]
+    self._added = {token["content"] for token in added}
     self._trusted = tokenizers.Tokenizer.from_str(text)
-    twin = json.loads(text)
     # Table markers such as [sep] are text; whatever opens with < is control.
-    twin["added_tokens"] = [
-      token
-      for token in twin["added_tokens"]
-      if not token["special"] and "<" not in token["content"]
-    ]
+    twin = json.loads(text) | {
+      "added_tokens": [
+        token
+        for token in added
+        if not token["special"] and "<" not in token["content"]
+      ]
+    }
     self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(twin))
     self._template = TEMPLATES[style]
-    self.size = self._trusted.get_vocab_size()
+
+    self.vocab_size = self._trusted.get_vocab_size()
     find = self._trusted.token_to_id
-    if missing := [token for token in TURNS if find(token) is None]:
+    if missing := [token for token in CHAT_TOKENS if find(token) is None]:
       raise ValueError(
         f"{path} lacks the tokens {missing}: it is no tokenizer "
         "of a Qwen2.5-VL policy, nor of any that was trained "
         "on ChatML."
       )
-    self.pad, self.end = find(PAD), find(END)
-    self._added = {
-      token["content"] for token in json.loads(text)["added_tokens"]
-    }
-    # A tokenizer of texts alone has no placeholder, and no id is -1.
-    sees = all(find(token) is not None for token in PICTURES)
-    self.picture = find(PICTURE) if sees else -1
+    self.pad_id, self.eos_id = find(PAD), find(END)
+    has_images = all(find(token) is not None for token in IMAGE_TOKENS)
+    self.image_id = find(IMAGE_PAD) if has_images else -1
 
-  def named(self) -> dict[str, int]:
-    """The ids that a published config.json names."""
+  def special_token_ids(self) -> dict[str, int]:
+    """Return the ids that a published config.json names."""
     names = dict(bos_token_id=PAD, pad_token_id=PAD, eos_token_id=END)
-    if self.picture >= 0:
+    if self.image_id >= 0:
       names |= dict(
-        image_token_id=PICTURE,
-        vision_start_token_id=PICTURE_OPEN,
-        vision_end_token_id=PICTURE_CLOSE,
+        image_token_id=IMAGE_PAD,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
       )
     return {
       name: self._trusted.token_to_id(token) for name, token in names.items()
     }
 
-  def allowed(self, vocabulary: int) -> Bool[np.ndarray, " V"]:
-    """False on ids that a policy never writes: padding rows, placeholders."""
-    allowed = np.arange(vocabulary) < self.size
-    found = map(self._trusted.token_to_id, NEVER_DRAWN)
+  def allowed_mask(self, vocabulary: int) -> Bool[np.ndarray, " V"]:
+    """Return false on ids that a policy never writes: padding, placeholders.
+
+    Args:
+      vocabulary: V, number of rows of the embedding; a model may have more than
+        the tokenizer has ids.
+    """
+    allowed = np.arange(vocabulary) < self.vocab_size
+    found = map(self._trusted.token_to_id, NEVER_SAMPLED)
     allowed[[i for i in found if i is not None]] = False
     return allowed
 
   def encode(
     self,
     conversation: messages.Conversation,
-    pictures: Sequence[int],
+    image_sizes: Sequence[int],
     limit: int,
-    most: messages.PassageTokens,
-  ) -> Fitted:
-    """Ids of a prompt of at most `limit` tokens.
+    passage_tokens: messages.PassageTokens,
+  ) -> TruncatedPrompt:
+    """Encode a prompt in at most `limit` tokens.
 
     Args:
       conversation: the prompt.
-      pictures: tokens that each of its pictures takes, in their order.
+      image_sizes: number of tokens of each of its images.
       limit: a longer prompt loses the ends of its passages, last one first,
-        and their pictures with them.
-      most: tokens of passages, see `_within`.
+        and their images with them.
+      passage_tokens: the largest number of passage tokens, by knowledge base.
 
     Raises:
-      PromptTooLong: where it is longer even without its passages.
+      PromptTooLong: if it is longer even without its passages.
     """
-    user, sizes = conversation.user + conversation.said, iter(pictures)
+    # 1. Ids of every piece.
+    opening = self._encode_piece(self._opening_text(conversation), False)
+    closing = self._encode_piece(self._template.closing, False)
+    segments = conversation.user + conversation.reply_prefix
+    sizes = iter(image_sizes)
     whole = [
-      self._placeholders(next(sizes))
-      if s.source == "picture"
-      else self._piece(s.text, s.source != "template")
-      for s in user
+      self._image_placeholder(next(sizes))
+      if segment.source == "image"
+      else self._encode_piece(segment.text, segment.source != "template")
+      for segment in segments
     ]
-    turn = self._template
-    opening = self._piece(
-      "".join(
-        (
-          turn.opening.format(system=conversation.system),
-          *(
-            f"{asked}{turn.closing}{reply}{turn.again}"
-            for asked, reply in conversation.examples
-          ),
-        )
-      ),
-      False,
-    )
-    closing = self._piece(turn.closing, False)
-    pieces = _within(user, whole, most)
-    excess = len(opening) + len(closing) - limit + sum(map(len, pieces))
-    for i in reversed(range(len(pieces))):
-      if excess > 0 and user[i].source == "passage":
-        pieces[i], before = pieces[i][:-excess], pieces[i]
-        excess -= len(before) - len(pieces[i])
-      elif excess > 0 and user[i].source == "picture" and user[i].of:
-        excess -= len(pieces[i])
-        pieces[i] = []
+
+    # 2. Passages within their own limits, then the prompt within its limit.
+    pieces = _limit_passages(segments, whole, passage_tokens)
+    excess = len(opening) + len(closing) + sum(map(len, pieces)) - limit
+    pieces, excess = _truncate_passages(segments, pieces, excess)
     if excess > 0:
-      text = "".join(s.text for s in conversation.user)
+      text = "".join(segment.text for segment in conversation.user)
       raise PromptTooLong(
         f"The {conversation.kind} prompt is {excess} tokens over the limit "
         f"of {limit} without its passages: {text[:80]!r}….  Shorten the "
         "question or raise the last of config.policy.settings.prompt_tokens."
       )
-    shown = [
+
+    # 3. The prompt, and a report of what it has lost.
+    image_kept = [
       bool(piece)
-      for s, piece in zip(user, pieces, strict=True)
-      if s.source == "picture"
+      for segment, piece in zip(segments, pieces, strict=True)
+      if segment.source == "image"
     ]
-    cut = sum(
+    # Template text of a dropped passage is left out too, but does not count.
+    truncated = sum(
       len(before) - len(piece)
-      for s, before, piece in zip(user, whole, pieces, strict=True)
-      if s.source != "template"
+      for segment, before, piece in zip(segments, whole, pieces, strict=True)
+      if segment.source != "template"
     )
     pieces.insert(len(conversation.user), closing)
-    return Fitted(opening + [i for piece in pieces for i in piece], shown, cut)
+    ids = [*opening, *itertools.chain.from_iterable(pieces)]
+    return TruncatedPrompt(ids, image_kept, truncated)
+
+  def _opening_text(self, conversation: messages.Conversation) -> str:
+    """Return the system turn and the few-shot examples."""
+    template = self._template
+    text = template.opening.format(system=conversation.system)
+    for user, reply in conversation.examples:
+      text += f"{user}{template.closing}{reply}{template.next_turn}"
+    return text
 
   def encode_response(self, text: str) -> list[int]:
-    """Ids of a whole response of ours, the end token included."""
-    return [*self._piece(text, False), self.end]
+    """Encode a whole response of trusted text, the end token included."""
+    return [*self._encode_piece(text, False), self.eos_id]
 
   def decode(self, ids) -> str:
-    """The text of a response; the end token and what follows are left out."""
+    """Return the text of a response, up to its end token."""
     ids = [int(i) for i in ids]
-    if self.end in ids:
-      ids = ids[: ids.index(self.end)]
+    if self.eos_id in ids:
+      ids = ids[: ids.index(self.eos_id)]
     return self._trusted.decode(ids, skip_special_tokens=False)
 
-  def words(self) -> list[int]:
-    """Ids of the tokens that are whole words with their leading space."""
+  def whole_word_ids(self) -> list[int]:
+    """Return ids of tokens that are whole words with their leading space."""
     vocabulary = self._trusted.get_vocab()
     return sorted(
       i
@@ -258,75 +283,103 @@ class Tokenizer:
     )
 
   @functools.lru_cache(maxsize=8)  # noqa: B019 (lives as long as a policy)
-  def stops(
+  def stop_table(
     self, strings: tuple[str, ...], vocabulary: int
   ) -> Int16[np.ndarray, "S V"]:
-    """An automaton that tells when a response has one of `strings` in it.
+    """Return an automaton that detects stop strings in a response.
 
     Entry [s, token] is the state after `token`, from state s; state 0 is the
-    start and the last one "complete".  It reads bytes, not tokens, since one
-    text has many tokenisations: ".</", "ret", ">." complete "</ret>", too.
+    start and the last one "complete".  The automaton reads bytes, not tokens,
+    since one text has many tokenisations: ".</", "ret", ">." complete "</ret>",
+    too.
 
     Raises:
-      ValueError: where there is no string, or an empty one.
+      ValueError: if there is no string, or an empty one.
     """
     if not strings or not all(strings):
       raise ValueError(
         f"Stop strings are {strings}: give one or more, none of them empty."
       )
-    step = _automaton([text.encode() for text in strings])
-    last = len(step) - 1
+    step = _build_automaton([text.encode() for text in strings])
+    complete = len(step) - 1
     table = np.zeros((len(step), vocabulary), np.int16)
-    for token in range(min(vocabulary, self.size)):
+    # Fold the bytes of each token, from all states at once.
+    for token in range(min(vocabulary, self.vocab_size)):
       state = np.arange(len(step))
-      for byte in self._bytes(token):
-        state = np.where(state == last, last, step[state, byte])
+      for byte in self._token_bytes(token):
+        state = np.where(state == complete, complete, step[state, byte])
       table[:, token] = state
-    table[last] = last
+    table[complete] = complete  # Of padding ids too.
     return table
 
-  def _bytes(self, token: int) -> bytes:
-    """What a token adds to a response."""
+  def _token_bytes(self, token: int) -> bytes:
+    """Return the bytes that a token adds to a response."""
     text = self._trusted.id_to_token(token)
     if text in self._added:
       return text.encode()
     return bytes(_BYTES[letter] for letter in text)
 
   @functools.lru_cache(maxsize=65536)  # noqa: B019 (lives as long as a policy)
-  def _cached(self, text: str, untrusted: bool) -> tuple[int, ...]:
+  def _encode_cached(self, text: str, untrusted: bool) -> tuple[int, ...]:
     coder = self._untrusted if untrusted else self._trusted
     return tuple(coder.encode(text, add_special_tokens=False).ids)
 
-  def _placeholders(self, count: int) -> list[int]:
+  def _encode_piece(self, text: str, untrusted: bool) -> list[int]:
+    return list(self._encode_cached(text, untrusted))
+
+  def _image_placeholder(self, count: int) -> list[int]:
     return [
-      *self._piece(PICTURE_OPEN, False),
-      *[self.picture] * count,
-      *self._piece(PICTURE_CLOSE, False),
+      *self._encode_piece(VISION_START, False),
+      *[self.image_id] * count,
+      *self._encode_piece(VISION_END, False),
     ]
 
-  def _piece(self, text: str, untrusted: bool) -> list[int]:
-    return list(self._cached(text, untrusted))
 
-
-def _within(
-  user: Sequence[messages.Segment],
+def _limit_passages(
+  segments: Sequence[messages.Segment],
   pieces: Sequence[list[int]],
-  most: messages.PassageTokens,
+  passage_tokens: messages.PassageTokens,
 ) -> list[list[int]]:
-  """The pieces of a prompt without what its passages have too much.
+  """Drop passage tokens beyond the limit of each knowledge base.
 
-  Passages come best first: of each kind the one that crosses the limit is cut,
-  and later ones are left out, with all that belongs to them.
+  Passages come best first: of each knowledge base the one that crosses the
+  limit is cut, and later ones are left out, with all that belongs to them.
   """
-  left = {kb: tokens for kb, tokens in vars(most).items() if tokens}
-  kept, out = list(pieces), set()
-  for i, segment in enumerate(user):
-    if segment.source == "passage" and segment.of and segment.of[0] in left:
-      kept[i] = pieces[i][: left[segment.of[0]]]
-      left[segment.of[0]] -= len(kept[i])
+  left = {kb: tokens for kb, tokens in vars(passage_tokens).items() if tokens}
+  kept, dropped = list(pieces), set()
+  for i, segment in enumerate(segments):
+    kb = segment.passage_ref and segment.passage_ref[0]
+    if segment.source == "passage" and kb in left:
+      kept[i] = pieces[i][: left[kb]]
+      left[kb] -= len(kept[i])
       if not kept[i]:
-        out.add(segment.of)
+        dropped.add(segment.passage_ref)
   return [
-    [] if segment.of in out else piece
-    for segment, piece in zip(user, kept, strict=True)
+    [] if segment.passage_ref in dropped else piece
+    for segment, piece in zip(segments, kept, strict=True)
   ]
+
+
+def _truncate_passages(
+  segments: Sequence[messages.Segment], pieces: list[list[int]], excess: int
+) -> tuple[list[list[int]], int]:
+  """Cut `excess` tokens from the ends of passages, last one first.
+
+  Images of passages go whole.
+
+  Returns:
+    The pieces, and by how many tokens they are still too long.
+  """
+  pieces = list(pieces)
+  for i in reversed(range(len(pieces))):
+    if excess <= 0:
+      break
+    if segments[i].source == "passage":
+      kept = pieces[i][:-excess]
+    elif segments[i].source == "image" and segments[i].passage_ref:
+      kept = []
+    else:
+      continue
+    excess -= len(pieces[i]) - len(kept)
+    pieces[i] = kept
+  return pieces, excess

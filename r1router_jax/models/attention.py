@@ -1,32 +1,34 @@
-"""Attention, dense or by a fused kernel, over a shared prompt and own keys.
+"""Attention over a shared prompt and own keys, dense or by a fused kernel.
 
-Attention looks at up to two stretches of keys, the *prompt*'s and the row's
-*own*, under one softmax:
+Queries attend to up to two stretches of keys, those of the *prompt* and the
+row's *own*, under one softmax:
 
   out = softmax([q k_prompt, q k_own] / sqrt(H)) [v_prompt, v_own]
 
-which is made of a part for each, with its own largest score m:
+It is computed from a partial result (m, t, o) for each stretch, with m the
+largest score of that stretch (as in flash attention):
 
-  part = (m, sum exp(s - m), sum exp(s - m) v),   s = q k / sqrt(H)
-  out  = sum over parts of e^m part_2 / sum over parts of e^m part_1
+  m = max s,  t = sum exp(s - m),  o = sum exp(s - m) v,   s = q k / sqrt(H)
+  out = sum over stretches of e^m o / sum over stretches of e^m t
 
 Rows of one group share a prompt: its keys are stored and read once, and the
-group is only a batch of queries against them.  Prefill has own keys alone,
-decoding both, and so has the training pass over sampled responses.  While
-groups decode, members finish and rows change places: `Lanes` then says which
-row is which member.
+group is only a batch of queries against them.  Prefill has own keys alone;
+decoding and the training pass over sampled responses have both.  While groups
+decode, members finish and rows change places: `GroupLayout` then says which row
+holds which member.
 
 Kernels, by name, for passes over many tokens; decoding is always dense:
 
-  xla     dense scores, on any backend (jax.nn takes it everywhere if not told)
-  splash  Pallas on TPU: blocks that nobody may look at cost nothing
+  xla     dense scores, on any backend
+  splash  Pallas on TPU: blocks that are masked entirely cost nothing
   cudnn   on GPU, in 16 bits; the mask is an array, but the scores are not
 
 A fused kernel sees a whole group as one row of G T queries over P + G T keys,
-whose mask is a function of the two positions, as `same_member` is.
+whose mask is a function of the two positions, such as `group_mask`.
 
 Axes:  B prompts   G responses per prompt   N = B G rows   T queries of a row
-  S own keys   P prompt keys   Q query heads   K key heads   H head size
+  S own keys   P prompt keys   Q query heads   K key heads   R = Q / K
+  H head size
 Source: jax.experimental.pallas.ops.tpu.splash_attention.
 """
 
@@ -46,19 +48,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 KERNELS = ("auto", "xla", "splash", "cudnn")
 
-MASKED = -1e30  # Finite, so that a row that may look nowhere stays finite.
+# Score of a masked key.  It is finite, so that a row whose keys are all masked
+# (padding) stays finite too.
+MASKED_SCORE = -1e30
 
-BLOCK = 512  # Positions in a tile of the splash kernel, at most.
+SPLASH_MAX_BLOCK = 512  # Largest number of positions in a block of the kernel.
 
-LANES = 128  # Its tiles are multiples of this.
+SPLASH_BLOCK_UNIT = 128  # Blocks are multiples of this.
 
 
-# (positions of queries, positions of keys) -> true where one sees the other.
-Sees = Callable[[Any, Any], Any]
+# (query positions, key positions) -> true where the query attends to the key.
+MaskFn = Callable[[Any, Any], Any]
 
 
 class Cache(NamedTuple):
-  """Keys (rotated) and values of one layer, or of all with a leading axis.
+  """Rotated keys, and values, of one layer, or of all with a leading axis.
 
   Heads stand before positions, the order in which products read them.
   """
@@ -67,14 +71,14 @@ class Cache(NamedTuple):
   v: Float[Array, "*N K S H"]
 
 
-Caches = Cache | tuple[Cache, ...]  # Of all layers, in one array or one each.
+Caches = Cache | tuple[Cache, ...]  # All layers in one array, or one by one.
 
 
-def resolve(kernel: str, dtype: str) -> str:
-  """The kernel that "auto" stands for on this machine.
+def resolve_kernel(kernel: str, dtype: str) -> str:
+  """Return the kernel that "auto" stands for on this machine.
 
   Raises:
-    ValueError: where the name is unknown.
+    ValueError: if the name is unknown.
   """
   if kernel not in KERNELS:
     raise ValueError(
@@ -87,34 +91,43 @@ def resolve(kernel: str, dtype: str) -> str:
   return "xla" if best == "cudnn" and dtype == "float32" else best
 
 
-def causal(q, k):
+def causal_mask(q, k):
+  """Return true where position k is not after position q."""
   return q >= k
 
 
-def same_member(prompt: int, tokens: int) -> Sees:
-  """A group in one row: all see the prompt, each its own tokens so far."""
+def group_mask(prompt_tokens: int, response_tokens: int) -> MaskFn:
+  """Make the mask of a group in one row.
 
-  def sees(q, k):
-    own = k - prompt
-    return (k < prompt) | ((own // tokens == q // tokens) & (own <= q))
-
-  return sees
-
-
-class Lanes(NamedTuple):
-  """Which row is which member: lane b G + g is member g of prompt b.
-
-  Attributes:
-    row: the row in each lane; any row, where a lane is free.
-    of: the lane of each row; beyond the last, where a row is free.
+  Keys are the prompt, then the responses one after another; queries are the
+  responses alone.  All members attend to the prompt, and each to its own
+  tokens so far.
   """
 
-  row: Int[Array, " BG"]
-  of: Int[Array, " N"]
+  def attends(q, k):
+    own = k - prompt_tokens  # Key position counted as queries are.
+    same_member = own // response_tokens == q // response_tokens
+    return (k < prompt_tokens) | (same_member & (own <= q))
+
+  return attends
 
 
-class _Part(NamedTuple):
-  """What one stretch of keys adds to a softmax (see top), in float32."""
+class GroupLayout(NamedTuple):
+  """A map from decode rows to (prompt, member) and back.
+
+  Group slot b G + g belongs to member g of prompt b.
+
+  Attributes:
+    row_of_slot: the row that holds each group slot; any row if it is free.
+    slot_of_row: the group slot of each row; out of range if the row is free.
+  """
+
+  row_of_slot: Int[Array, " BG"]
+  slot_of_row: Int[Array, " N"]
+
+
+class _SoftmaxPartial(NamedTuple):
+  """The share of one stretch of keys in a softmax, in float32 (see the top)."""
 
   peak: Float[Array, "N K R T"]
   total: Float[Array, "N K R T"]
@@ -127,46 +140,53 @@ def attention(
   own_mask: Bool[Array, " N #T S"],
   prompt: Cache | None = None,
   prompt_mask: Bool[Array, "B P"] | None = None,
-  lanes: Lanes | None = None,
+  layout: GroupLayout | None = None,
 ) -> Float[Array, "N T Q H"]:
-  """Dense grouped-query attention over own keys and a prompt's (see top).
+  """Compute dense grouped-query attention over own keys and a prompt's.
 
   Args:
-    q: queries, rotated.
-    own: keys and values `N K S H`.
-    own_mask: true where a query may look.
-    prompt: keys and values `B K P H`, or None.
+    q: rotated queries.
+    own: keys and values, [N, K, S, H].
+    own_mask: true where a query attends to an own key.
+    prompt: keys and values, [B, K, P, H], or None.
     prompt_mask: true on the prompt's real tokens.
-    lanes: whose prompt is whose; by default row n is in lane n.
+    layout: which row holds which member; by default row n has group slot n.
   """
   q = einops.rearrange(
     q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[1]
   )
-  part = _part(q, own, own_mask)
+  partial = _partial_softmax(q, own, own_mask)
   if prompt is not None:
-    prompts = len(prompt_mask)
-    group = q if lanes is None else q[lanes.row]
-    group = einops.rearrange(group, "(B G) T K R H -> B (G T) K R H", B=prompts)
-    shared = _part(group, prompt, prompt_mask[:, None])
-    members = lambda a: einops.rearrange(
-      a, "B K R (G T) ... -> (B G) K R T ...", T=q.shape[1]
+    # [N, T, ...] -> [B, G T, ...]: a group is one batch of queries.
+    group = q if layout is None else q[layout.row_of_slot]
+    group = einops.rearrange(
+      group, "(B G) T K R H -> B (G T) K R H", B=len(prompt_mask)
     )
-    shared = jax.tree.map(members, shared)
-    if lanes is not None:
-      shared = jax.tree.map(lambda a: a[lanes.of], shared)
-    part = _merged(part, shared)
-  out = part.out / part.total[..., None]
+    shared = _partial_softmax(group, prompt, prompt_mask[:, None])
+    # And back.  A free row has a group slot out of range; the gather clamps
+    # it, and what the row computes is dropped.
+    shared = _SoftmaxPartial(
+      *(
+        einops.rearrange(x, "B K R (G T) ... -> (B G) K R T ...", T=q.shape[1])
+        for x in shared
+      )
+    )
+    if layout is not None:
+      shared = _SoftmaxPartial(*(x[layout.slot_of_row] for x in shared))
+    partial = _merge_partials(partial, shared)
+  out = partial.out / partial.total[..., None]
   return einops.rearrange(out, "N K R T H -> N T (K R) H").astype(own.v.dtype)
 
 
-def _part(
+def _partial_softmax(
   q: Float[Array, "N T K R H"], keys: Cache, mask: Bool[Array, " N #T S"]
-) -> _Part:
+) -> _SoftmaxPartial:
   # Scores stay in float32: bfloat16 blurs the ranking of distant keys.
   scores = jnp.einsum(
     "NTKRH,NKSH->NKRTS", q, keys.k, preferred_element_type=jnp.float32
   )
-  scores = jnp.where(mask[:, None, None], scores, MASKED)
+  scores = jnp.where(mask[:, None, None], scores, MASKED_SCORE)
+  # The result does not depend on the peak, so it needs no gradient.
   peak = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - peak[..., None])
   out = jnp.einsum(
@@ -175,20 +195,20 @@ def _part(
     keys.v,
     preferred_element_type=jnp.float32,
   )
-  return _Part(peak, weights.sum(-1), out)
+  return _SoftmaxPartial(peak, weights.sum(-1), out)
 
 
-def _merged(a: _Part, b: _Part) -> _Part:
+def _merge_partials(a: _SoftmaxPartial, b: _SoftmaxPartial) -> _SoftmaxPartial:
   peak = jnp.maximum(a.peak, b.peak)
-  of_a, of_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
-  return _Part(
+  scale_a, scale_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
+  return _SoftmaxPartial(
     peak,
-    a.total * of_a + b.total * of_b,
-    a.out * of_a[..., None] + b.out * of_b[..., None],
+    a.total * scale_a + b.total * scale_b,
+    a.out * scale_a[..., None] + b.out * scale_b[..., None],
   )
 
 
-def grouped(
+def fused_group_attention(
   q: Float[Array, "N T Q H"],
   own: Cache,
   prompt: Cache,
@@ -196,123 +216,140 @@ def grouped(
   *,
   kernel: str,
 ) -> Float[Array, "N T Q H"]:
-  """As `attention`, causal in own keys, by a fused kernel."""
+  """Compute causal attention to a prompt and own keys by a fused kernel.
+
+  The result is that of `attention` with a causal `own_mask`.
+  """
   prompts, length = prompt_mask.shape
-  members = lambda a: einops.rearrange(
-    a, "(B G) K T H -> B K (G T) H", B=prompts
-  )
-  keys = Cache(
-    *(
-      jnp.concatenate([a, members(b)], 2)
-      for a, b in zip(prompt, own, strict=True)
+
+  def append_members(prompt_keys, own_keys):
+    members = einops.rearrange(
+      own_keys, "(B G) K T H -> B K (G T) H", B=prompts
     )
-  )
-  valid = jnp.pad(
-    prompt_mask, ((0, 0), (0, keys.k.shape[2] - length)), constant_values=True
-  )
-  rows = einops.rearrange(q, "(B G) T Q H -> B (G T) Q H", B=prompts)
-  out = fused(rows, keys, valid, same_member(length, q.shape[1]), kernel=kernel)
+    return jnp.concatenate([prompt_keys, members], 2)
+
+  # One row per group: keys of the prompt, then those of all members.
+  keys = Cache(append_members(prompt.k, own.k), append_members(prompt.v, own.v))
+  own_keys = keys.k.shape[2] - length
+  # Real tokens are segment 1, padding of the prompt is segment 0.
+  segments = jnp.pad(prompt_mask, ((0, 0), (0, own_keys)), constant_values=True)
+  queries = einops.rearrange(q, "(B G) T Q H -> B (G T) Q H", B=prompts)
+  mask_fn = group_mask(length, q.shape[1])
+  out = fused_attention(queries, keys, segments, mask_fn, kernel=kernel)
   return out.reshape(q.shape)
 
 
-def fused(
+def fused_attention(
   q: Float[Array, "B T Q H"],
   keys: Cache,
-  valid: Bool[Array, "B S"] | Int[Array, "B S"],
-  sees: Sees | None,
+  key_segments: Bool[Array, "B S"] | Int[Array, "B S"],
+  mask_fn: MaskFn | None,
   *,
   kernel: str,
-  asks: Int[Array, "B T"] | None = None,
+  query_segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T Q H"]:
-  """Attention by a kernel that keeps no scores.
+  """Compute attention by a kernel that stores no scores.
+
+  A query attends to the keys of its own segment where `mask_fn` allows it.
 
   Args:
-    q: queries.
-    keys: and values, `B K S H`.
-    valid: of each key, the number of the queries that may see it.
-    sees: which positions see which, None for all.
+    q: rotated queries.
+    keys: keys and values, [B, K, S, H].
+    key_segments: segment id of each key.
+    mask_fn: which query positions attend to which key positions; None for all.
     kernel: "splash" or "cudnn".
-    asks: the number of each query, by default 1.
+    query_segments: segment id of each query; by default all are 1.
   """
-  if asks is None:
-    asks = jnp.ones(q.shape[:2], jnp.int32)
+  if query_segments is None:
+    query_segments = jnp.ones(q.shape[:2], jnp.int32)
   if kernel == "splash":
-    return _over_mesh(_splash, sees)(q, keys, asks, valid)
-  mask = asks[..., None] == valid[:, None]
-  if sees is not None:
-    mask &= sees(*jnp.ogrid[: q.shape[1], : valid.shape[1]])
-  mask = mask[:, None]
+    splash = _over_mesh(_splash_attention, mask_fn)
+    return splash(q, keys, query_segments, key_segments)
+  mask = query_segments[..., None] == key_segments[:, None]
+  if mask_fn is not None:
+    mask &= mask_fn(*jnp.ogrid[: q.shape[1], : key_segments.shape[1]])
   k, v = (jnp.swapaxes(a, 1, 2) for a in keys)
   return jax.nn.dot_product_attention(
-    q, k, v, mask=mask, implementation="cudnn"
+    q, k, v, mask=mask[:, None], implementation="cudnn"
   )
 
 
-def _over_mesh(kernel: Callable, sees: Sees | None) -> Callable:
-  """The kernel on each device's rows and heads, where a mesh is set.
+def _over_mesh(kernel: Callable, mask_fn: MaskFn | None) -> Callable:
+  """Wrap a kernel to run on each device's rows and heads, if a mesh is set.
 
-  A Pallas kernel is opaque to the partitioner, so it is told here.
+  The partitioner cannot look into a Pallas kernel, so the split is given here.
   """
-  local = lambda *of: kernel(*of, sees)
+
+  def local(q, keys, query_segments, key_segments):
+    return kernel(q, keys, query_segments, key_segments, mask_fn)
+
   mesh = jax.sharding.get_abstract_mesh()
-  ours = [
+  # Axes of other kinds are split by an enclosing shard_map already.
+  axes = [
     name
     for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
     if kind == AxisType.Auto
   ]
-  if not ours:
+  if not axes:
     return local
-  rows = tuple(a for a in ours if a != "tensor") or None
-  heads = "tensor" if "tensor" in ours else None
-  spec = PartitionSpec(rows, None, heads)
+  rows = tuple(a for a in axes if a != "tensor") or None
+  heads = "tensor" if "tensor" in axes else None
+  queries = PartitionSpec(rows, None, heads)  # [B, T, Q, H]
+  keys = PartitionSpec(rows, heads)  # [B, K, S, H]
+  segments = PartitionSpec(rows)
   return jax.shard_map(
     local,
-    in_specs=(
-      spec,
-      PartitionSpec(rows, heads),
-      PartitionSpec(rows),
-      PartitionSpec(rows),
-    ),
-    out_specs=spec,
-    axis_names=set(ours),
+    in_specs=(queries, keys, segments, segments),
+    out_specs=queries,
+    axis_names=set(axes),
     check_vma=False,
   )
 
 
-def _splash(q, keys, asks, valid, sees):
+def _splash_attention(q, keys, query_segments, key_segments, mask_fn):
   queries, kv_heads = q.shape[1], keys.k.shape[1]
+  # The kernel is multi-query: each key head with its R query heads is a row.
   q = einops.rearrange(
     q * q.shape[-1] ** -0.5, "B T (K R) H -> (B K) R T H", K=kv_heads
   )
-  q, k, v = (_padded(a, -2) for a in (q, *keys))
-  asks, valid = _padded(asks, 1), _padded(valid, 1)
-  mask = _Mask(sees, asks.shape[1], valid.shape[1])
+  # It takes whole blocks.  Padding is segment 0, so that no real query attends
+  # to it.
+  q, k, v = (_pad_axis(a, -2) for a in (q, *keys))
+  query_segments = _pad_axis(query_segments, 1)
+  key_segments = _pad_axis(key_segments, 1)
+  sizes = query_segments.shape[1], key_segments.shape[1]
+  mask = _SplashMask(mask_fn, *sizes)
   kernel = splash_attention_kernel.make_splash_mqa(
     splash_attention_mask.MultiHeadMask([mask] * q.shape[1]),
     head_shards=1,
     q_seq_shards=1,
-    block_sizes=_blocks(asks.shape[1], valid.shape[1]),
+    block_sizes=_block_sizes(*sizes),
   )
   segments = splash_attention_kernel.SegmentIds(
-    *(jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in (asks, valid))
+    *(
+      jnp.repeat(ids.astype(jnp.int32), kv_heads, 0)
+      for ids in (query_segments, key_segments)
+    )
   )
   k, v = (einops.rearrange(a, "B K S H -> (B K) S H") for a in (k, v))
   out = jax.vmap(kernel)(q, k, v, segments)
-  return einops.rearrange(out, "(B K) R T H -> B T (K R) H", K=kv_heads)[
-    :, :queries
-  ]
+  out = einops.rearrange(out, "(B K) R T H -> B T (K R) H", K=kv_heads)
+  return out[:, :queries]
 
 
-def _padded(x, axis):
-  """X with zeros up to a multiple of LANES positions."""
-  room = [(0, 0)] * x.ndim
-  room[axis] = 0, -x.shape[axis] % LANES
-  return jnp.pad(x, room)
+def _pad_axis(x, axis):
+  """Pad an axis with zeros up to a multiple of `SPLASH_BLOCK_UNIT`."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = 0, -x.shape[axis] % SPLASH_BLOCK_UNIT
+  return jnp.pad(x, widths)
 
 
-def _blocks(queries: int, keys: int):
-  fit = lambda n: next(b for b in range(BLOCK, 0, -LANES) if n % b == 0)
-  q, k = fit(queries), fit(keys)
+def _block_sizes(queries: int, keys: int) -> splash_attention_kernel.BlockSizes:
+  def largest_divisor(n):
+    sizes = range(SPLASH_MAX_BLOCK, 0, -SPLASH_BLOCK_UNIT)
+    return next(size for size in sizes if n % size == 0)
+
+  q, k = largest_divisor(queries), largest_divisor(keys)
   return splash_attention_kernel.BlockSizes(
     block_q=q,
     block_kv=k,
@@ -325,22 +362,25 @@ def _blocks(queries: int, keys: int):
   )
 
 
-class _Mask(splash_attention_mask.Mask):
-  """`sees` as the kernel wants it: a shape, tiles, and what computes them."""
+class _SplashMask(splash_attention_mask.Mask):
+  """A `MaskFn` as the kernel wants it: a shape, and blocks on request."""
 
-  def __init__(self, sees: Sees | None, queries: int, keys: int):
+  def __init__(self, mask_fn: MaskFn | None, queries: int, keys: int):
     self._shape = queries, keys
     self.q_sequence = np.arange(queries, dtype=np.int32)
-    self.mask_function = sees or (lambda q, k: (q >= 0) & (k >= 0))
+    # The kernel calls this function itself, and never with None.
+    self.mask_function = mask_fn or (lambda q, k: (q >= 0) & (k >= 0))
 
   @property
   def shape(self) -> tuple[int, int]:
     return self._shape
 
-  def __getitem__(self, tile) -> np.ndarray:
-    q, k = (np.arange(n)[s] for n, s in zip(self._shape, tile, strict=True))
+  def __getitem__(self, block) -> np.ndarray:
+    q, k = (np.arange(n)[s] for n, s in zip(self._shape, block, strict=True))
     return self.mask_function(q[:, None], k[None])
 
+  # Masks are keys of the kernel's caches: by identity, since a function has no
+  # equality.
   def __eq__(self, other: object) -> bool:
     return self is other
 

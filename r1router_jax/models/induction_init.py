@@ -1,25 +1,28 @@
 """Initial weights of a decoder that copies: a start for training from scratch.
 
-A tiny policy must look things up in its prompt: find where the last tokens
+A tiny policy has to look things up in its prompt: find where the last tokens
 stood before, and write what came after them.  Attention layers can do it (an
 *induction* circuit), but from random weights the circuit takes millions of
 tokens to appear.  Here the first and the last layer begin with one, in the
 plain architecture: only initial values differ, and training may change them.
 
-The stream has three parts: E of embeddings, and scratch S1, S2, empty at first.
-R is a random projection of E, R' its first columns.
+The residual stream x has three parts: the embedding x_E, and scratch space
+x_S1 and x_S2, empty at first.  R is a random projection of x_E, and R' its
+first columns.
 
-  first layer   Head 0 looks one token back and adds R x to S1 there; head 1
-                looks two back and adds R' x to S2.  A query bias that is the
-                key bias turned by o positions makes rotary scores
+  first layer   Head 0 attends one token back and adds R x_E of that token to
+                S1; head 1 attends two back and adds R' x_E to S2.  A query bias
+                that is the key bias turned by o positions makes rotary scores
                 sum_j cos(w_j (D - o)) peak at distance D = o.
   last layer    Every head has query [R x_E, R' x_S1] and key [x_S1, x_S2]: it
-                looks where the two tokens before were the last two, and adds
-                its share of that place's embedding; the tied head turns the sum
-                into a logit.
+                attends where the two tokens before were the last two, and adds
+                its share of that token's embedding; the tied output embedding
+                turns the sum into a logit.
 
-Source: arxiv.org/abs/2209.11895 (induction heads); the initial values are ours.
+Source: arxiv.org/abs/2209.11895 (induction heads); the initial values are new.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,26 +30,40 @@ import numpy as np
 
 from r1router_jax.models import qwen2_5_vl
 
-SHARP = 40.0  # Peak of the first layer's scores, before the softmax.
+# Chosen by hand; inputs of both layers are normed states.
+PREVIOUS_TOKEN_SCORE = 40.0  # Peak of the first layer's scores, before softmax.
 
-WRITE = 0.1  # Of what the first layer adds, against normed states.
+PREVIOUS_TOKEN_OUTPUT = 0.1  # Scale of what the first layer adds.
 
-MATCH = 2.2  # Of the last layer's queries and keys.
+MATCH_SCALE = 2.2  # Scale of the last layer's queries, and of its keys.
 
-COPY = 0.35  # Of what the last layer adds.
+COPY_OUTPUT = 0.35  # Scale of what the last layer adds.
 
 
-def plant(params: dict, config: qwen2_5_vl.Config, seed: int) -> dict:
-  """`params` with an induction circuit in the first and last layer.
+class _HeadWeights(NamedTuple):
+  """Views of the weights of one attention head; writing changes the layer."""
+
+  q: np.ndarray  # [D, H]
+  k: np.ndarray  # [D, H]
+  v: np.ndarray  # [D, H]
+  o: np.ndarray  # [H, D]
+  q_bias: np.ndarray  # [H]
+  k_bias: np.ndarray  # [H]
+
+
+def plant_induction_heads(
+  params: dict, config: qwen2_5_vl.Config, seed: int
+) -> dict:
+  """Return `params` with an induction circuit in the first and last layer.
 
   Args:
     params: fresh parameters of a tied `QwenVL` of at least two layers, with as
       many key heads as query heads.
-    config: of that model.
-    seed: of the random projection.
+    config: sizes of that model.
+    seed: seed of the random projection.
 
   Raises:
-    ValueError: where the model is of another shape.
+    ValueError: if the model has another shape.
   """
   if config.heads != config.kv_heads or not config.tied or config.layers < 2:
     raise ValueError(
@@ -54,42 +71,106 @@ def plant(params: dict, config: qwen2_5_vl.Config, seed: int) -> dict:
       f"least two layers; this model has tied={config.tied}, "
       f"{config.kv_heads} of {config.heads} heads, {config.layers} layers."
     )
-  d, h, half = config.hidden, config.head_size, config.head_size // 2
+  # Within a head, fast rotary frequencies tell neighbours apart, and the
+  # features of the slow ones carry content.
+  half = config.head_size // 2
   rate = config.theta ** (-np.arange(half) / half)
-  fast = rate > 0.1  # Tell neighbours apart; the others carry content.
-  slots = np.flatnonzero(np.tile(~fast, 2))  # Of a head, for content.
-  one = len(slots) * 2 // 3
-  two = len(slots) - one
-  s1, s2 = np.split(np.arange(d - len(slots), d), [one])
-  width = d - len(slots)
-  share = -(-width // config.heads)
-  r = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, one)))[0]
+  fast = rate > 0.1
+  content = np.flatnonzero(np.tile(~fast, 2))
+
+  # The stream: `width` features of the embedding, then S1 and S2.
+  d, width = config.hidden, config.hidden - len(content)
+  size1 = len(content) * 2 // 3
+  s1, s2 = np.split(np.arange(width, d), [size1])
+  normal = np.random.default_rng(seed).normal(size=(width, size1))
+  r = np.linalg.qr(normal)[0]
 
   embed = np.array(params["embed"])
-  embed[:, width:] = 0
-  tree = jax.tree.map(np.array, params["layers"])
-  (qw, qb), (kw, kb) = ((tree[n]["w"], tree[n]["b"]) for n in "qk")
-  vw, ow = tree["v"]["w"], tree["o"]["w"]
-  for head, (offset, to, columns) in enumerate(
-    ((1, s1, r), (2, s2, r[:, :two]))
-  ):
-    at = slice(head * h, head * h + h)
-    size = np.where(fast, np.sqrt(SHARP * np.sqrt(h) / fast.sum()), 0)
-    qw[0][:, at] = kw[0][:, at] = vw[0][:, at] = ow[0][at] = 0
-    kb[0][at] = np.concatenate([size, 0 * size])
-    # rotate(q, t) . rotate(k, s) = sum_j size^2 cos(w_j (t - s - offset)).
-    turn = rate * offset
-    qb[0][at] = np.concatenate([size * np.cos(turn), -size * np.sin(turn)])
-    vw[0][:width, at][:, : columns.shape[1]] = columns
-    ow[0][at][np.arange(len(to)), to] = WRITE
-  for head in range(config.heads):
-    at = slice(head * h, head * h + h)
-    part = np.arange(head * share, min((head + 1) * share, width))
-    qw[-1][:, at] = kw[-1][:, at] = vw[-1][:, at] = ow[-1][at] = 0
-    query = np.zeros((d, len(slots)))
-    query[:width, :one], query[s1[:two], np.arange(one, one + two)] = r, 1
-    qw[-1][:, at][:, slots] = MATCH * query
-    kw[-1][:, at][np.arange(width, d), slots] = MATCH
-    vw[-1][:, at][part, np.arange(len(part))] = 1
-    ow[-1][at][np.arange(len(part)), part] = COPY
-  return jax.tree.map(jnp.asarray, params | {"embed": embed, "layers": tree})
+  embed[:, width:] = 0  # Scratch space is empty at first.
+  layers = jax.tree.map(np.array, params["layers"])
+  for head, scratch, columns in ((0, s1, r), (1, s2, r[:, : len(s2)])):
+    weights = _clear_head(layers, 0, head, config.head_size)
+    _plant_previous_token(weights, head + 1, rate, fast, scratch, columns)
+  for head, features in enumerate(_split_evenly(width, config.heads)):
+    weights = _clear_head(layers, -1, head, config.head_size)
+    _plant_copy(weights, features, content, r, s1, s2)
+  return jax.tree.map(jnp.asarray, params | {"embed": embed, "layers": layers})
+
+
+def _clear_head(
+  layers: dict, layer: int, head: int, head_size: int
+) -> _HeadWeights:
+  """Set the kernels of a head to 0 and return views of its weights."""
+  at = slice(head * head_size, (head + 1) * head_size)
+  q, k, v = (layers[name]["w"][layer][:, at] for name in ("q", "k", "v"))
+  o = layers["o"]["w"][layer][at]
+  for kernel in (q, k, v, o):
+    kernel[:] = 0
+  q_bias, k_bias = (layers[name]["b"][layer][at] for name in ("q", "k"))
+  return _HeadWeights(q, k, v, o, q_bias, k_bias)
+
+
+def _plant_previous_token(
+  head: _HeadWeights,
+  offset: int,
+  rate: np.ndarray,
+  fast: np.ndarray,
+  scratch: np.ndarray,
+  columns: np.ndarray,
+) -> None:
+  """Make a head attend `offset` tokens back and write that token to scratch.
+
+  Args:
+    head: the weights, which are changed.
+    offset: o, number of tokens back.
+    rate: w, rotary frequencies.
+    fast: which of them tell neighbours apart.
+    scratch: features of the stream that are written.
+    columns: projection of the embedding that is written, [width, scratch].
+  """
+  # rotate(q, t) . rotate(k, s) = sum_j size^2 cos(w_j (t - s - offset)).
+  peak = PREVIOUS_TOKEN_SCORE * np.sqrt(len(head.q_bias))
+  size = np.where(fast, np.sqrt(peak / fast.sum()), 0)
+  turn = rate * offset
+  head.k_bias[:] = np.concatenate([size, 0 * size])
+  head.q_bias[:] = np.concatenate([size * np.cos(turn), -size * np.sin(turn)])
+  width, count = columns.shape
+  head.v[:width, :count] = columns
+  head.o[np.arange(count), scratch] = PREVIOUS_TOKEN_OUTPUT
+
+
+def _plant_copy(
+  head: _HeadWeights,
+  features: np.ndarray,
+  content: np.ndarray,
+  r: np.ndarray,
+  s1: np.ndarray,
+  s2: np.ndarray,
+) -> None:
+  """Make a head attend after an earlier pair of the last two tokens, and copy.
+
+  Args:
+    head: the weights, which are changed.
+    features: features of the embedding that this head copies.
+    content: features of the head that carry content.
+    r: random projection of the embedding, [width, S1].
+    s1: features of the stream that hold the previous token.
+    s2: features of the stream that hold the token before it.
+  """
+  width, size1 = r.shape
+  query = np.zeros((len(head.q), len(content)))
+  query[:width, :size1] = r
+  query[s1[: len(s2)], np.arange(size1, len(content))] = 1
+  head.q[:, content] = MATCH_SCALE * query
+  head.k[np.concatenate([s1, s2]), content] = MATCH_SCALE
+  head.v[features, np.arange(len(features))] = 1
+  head.o[np.arange(len(features)), features] = COPY_OUTPUT
+
+
+def _split_evenly(width: int, heads: int) -> list[np.ndarray]:
+  """Split the features of the embedding among heads, the last ones less."""
+  share = -(-width // heads)
+  return [
+    np.arange(head * share, min((head + 1) * share, width))
+    for head in range(heads)
+  ]

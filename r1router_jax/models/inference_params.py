@@ -1,47 +1,53 @@
-"""Parameters laid out for sampling.
+"""Parameters in inference layout.
 
-They change once per update and are read once per token, so each iteration may
-spend a copy on the order in which decoding reads them fastest: on TPU and GPU
-the stacked layers of training in the precision of products, on CPUs (unrolled)
-arrays of their own for each layer.
+Parameters change once per update and are read once per sampled token, so each
+iteration may spend a copy on the layout that decoding reads fastest: on TPU and
+GPU the stacked layers of training in the dtype of products, on CPUs (unrolled)
+separate arrays for each layer.
 
 Measured on two cores of an AVX2 machine in the shape of Qwen2.5-0.5B
-(`benchmarks/products.py`): a scan over stacked layers takes 1.5 to 2.4 times as
-long.  Weights in bfloat16 or int8 do not pay there: converted on the fly they
-take two to three times as long, so there is no such option.
+(`benchmarks/matmul.py`): a scan over stacked layers takes 1.5 to 2.4 times as
+long.  Weights in bfloat16 or int8 do not pay off there: converted on the fly
+they take two to three times as long, so there is no such option.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from r1router_jax.models.qwen2_5_vl import Compute
+from r1router_jax.models.qwen2_5_vl import RuntimeConfig
 
 
-def served(params: dict, compute: Compute, *, unrolled: bool) -> dict:
-  """Parameters as sampling wants them: in the precision of products.
+def to_inference_params(
+  params: dict, compute: RuntimeConfig, *, unrolled: bool
+) -> dict:
+  """Convert parameters of training to those that sampling reads.
 
-  Unrolled, each layer has arrays of its own, and kernels lie [out, in], as
-  `layers.product` reads them, those of q, k and v below each other: XLA's CPU
-  compiler copies the weights of a layer out of a common array each time it runs
-  it, which takes longer than to use them, and makes a detour for narrow ones.
+  Args:
+    params: parameters without adapters.
+    compute: its dtype is that of the result.
+    unrolled: whether each layer gets arrays of its own.  Kernels are then
+      [out, in], as `matmul_few_rows` reads them, with those of q, k and v
+      joined: XLA's CPU compiler copies the weights of a layer out of a stacked
+      array each time it runs the layer, which takes longer than to use them,
+      and is slow on narrow kernels.
   """
   params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
   if not unrolled:
     return params
   stacked = traverse_util.flatten_dict(params.pop("layers"))
-  count = len(next(iter(stacked.values())))
-  stacked = {
-    (*path[:-1], "rows") if path[-1] == "w" else path: jnp.swapaxes(x, 1, 2)
-    if path[-1] == "w"
-    else x
-    for path, x in stacked.items()
-  }
+  layers = len(next(iter(stacked.values())))
+
+  # Kernels: [layers, in, out] -> [layers, out, in], under the name that
+  # `layers.Linear` takes them for.
+  for path in [path for path in stacked if path[-1] == "w"]:
+    stacked[*path[:-1], "rows"] = jnp.swapaxes(stacked.pop(path), 1, 2)
+  # One product for queries, keys and values; biases are joined too.
   for name in [path[1] for path in stacked if path[0] == "q"]:
-    stacked["qkv", name] = jnp.concatenate(
-      [stacked.pop((part, name)) for part in "qkv"], 1
-    )
-  for i in range(count):
+    parts = [stacked.pop((part, name)) for part in ("q", "k", "v")]
+    stacked["qkv", name] = jnp.concatenate(parts, 1)
+
+  for i in range(layers):
     params[f"layers_{i}"] = traverse_util.unflatten_dict(
       {path: x[i] for path, x in stacked.items()}
     )

@@ -1,4 +1,4 @@
-"""Pieces that transformer policies share: norm, linear, rotary angles, MLP.
+"""Layers that transformer policies share: norm, linear, rotary angles, MLP.
 
 A linear layer may have an *adapter*, two thin matrices beside its own (LoRA,
 `models.lora`):  y = x w + (x a) b.
@@ -18,74 +18,83 @@ from jaxtyping import Array, Float, Int
 
 
 @jax.custom_vjp
-def project(
+def project_features(
   x: Float[Array, "*B D"], w: Float[Array, "D F"]
 ) -> Float[Array, "*B F"]:
-  """X @ w, with a backward pass that XLA's CPU compiler does well.
+  """Compute `x @ w`, with a backward pass that suits XLA's CPU compiler.
 
-  It transposes the left operand of a product, fused with whatever made it.
-  The weight's gradient therefore has the narrower operand on its left: an
-  update of the tiny policy spends a third less time.
+  The compiler transposes the left operand of a product, fused with whatever
+  made it.  The weight's gradient therefore has the narrower operand on its
+  left: an update of the tiny policy takes a third less time.
   """
   return x @ w
 
 
-def _project_back(saved, g):
+def _project_forward(x, w):
+  return x @ w, (x, w)
+
+
+def _project_backward(saved, g):
   x, w = saved
   flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-  rows = (((0,), (0,)), ((), ()))
+  sum_over_rows = (((0,), (0,)), ((), ()))
   if w.shape[0] <= w.shape[1]:
-    dw = jax.lax.dot_general(flat_x, flat_g, rows)
+    dw = jax.lax.dot_general(flat_x, flat_g, sum_over_rows)
   else:
-    dw = jax.lax.dot_general(flat_g, flat_x, rows).T
+    dw = jax.lax.dot_general(flat_g, flat_x, sum_over_rows).T
   return g @ w.T, dw
 
 
-project.defvjp(lambda x, w: (x @ w, (x, w)), _project_back)
+project_features.defvjp(_project_forward, _project_backward)
 
 
-FEW = 48  # Rows up to which `product` beats a matrix product on CPUs.
+# Largest number of rows for which a loop beats a matrix product on CPUs.
+MAX_FEW_ROWS = 48
 
 
-def product(
+def matmul_few_rows(
   x: Float[Array, "*B D"], w: Float[Array, "F D"]
 ) -> Float[Array, "*B F"]:
-  """X @ w.T in float32 accuracy, for decoding: few rows, each weight read once.
+  """Compute `x @ w.T` in float32 accuracy, for the few rows of decoding.
 
   XLA's CPU compiler hands a product to Eigen, which first copies the weights
-  into an order of its own: of a machine's bandwidth one row gets all, but 2 to
+  into an order of its own: one row gets all of a machine's bandwidth, but 2 to
   48 rows get a half to a fifth.  Multiplied and summed in one loop they get up
-  to twice that (`benchmarks/products.py`).
+  to twice that (measured by `benchmarks/matmul.py`).
 
-  Rows must not all be copies of one: of these jaxlib 0.10.2 makes a fusion for
-  CPUs (YNNPACK's) that multiplies them with the first row of w alone.
+  Rows must not all be equal: in that case jaxlib 0.10.2 makes a fusion for CPUs
+  (YNNPACK's) that multiplies them with the first row of w alone.
   """
   rows = x.reshape(-1, x.shape[-1])
 
-  def summed(rows, w):
-    # The barriers keep neighbours out of the loop, which would repeat them.
+  def sum_products(rows, w):
+    # Without the barriers XLA fuses neighbouring operations into the loop, and
+    # repeats them for each output feature.
     rows = jax.lax.optimization_barrier(rows)
     return jax.lax.optimization_barrier(jnp.sum(w * rows[:, None], -1))
 
-  def dot(rows, w):
+  def matrix_product(rows, w):
     return jax.lax.dot_general(
       w, rows, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
     ).T
 
-  if 1 < len(rows) <= FEW and x.dtype == w.dtype == jnp.float32:
-    y = jax.lax.platform_dependent(rows, w, cpu=summed, default=dot)
+  if 1 < len(rows) <= MAX_FEW_ROWS and x.dtype == w.dtype == jnp.float32:
+    y = jax.lax.platform_dependent(
+      rows, w, cpu=sum_products, default=matrix_product
+    )
   else:
-    y = dot(rows, w)
+    y = matrix_product(rows, w)
   return y.reshape(*x.shape[:-1], len(w))
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale, in float32."""
+  """Root-mean-square norm, x / rms(x) * scale, in float32."""
 
   eps: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Normalise the last axis; the result has the dtype of `x`."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
@@ -93,86 +102,101 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-  """x @ w (+ b); kernels are stored [in, out], or [out, in] as `rows`."""
+  """Linear layer, x @ w (+ b), with an adapter if the parameters have one.
+
+  The parameters decide which form it takes, so that one model runs on those of
+  training, with or without LoRA, and on those of inference:
+
+    w               [in, out], in training
+    rows            [out, in], see `to_inference_params`
+    lora_a, lora_b  [in, rank] and [rank, out], see `lora.add_adapters`
+  """
 
   features: int
   bias: bool = False
-  scale: float = 1.0  # Of the initial standard deviation, 1 / sqrt(in).
+  scale: float = 1.0  # Factor on the initial standard deviation, 1 / sqrt(in).
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-    if self.has_variable("params", "rows"):  # See `serving.served`.
-      y = product(x, self.get_variable("params", "rows")).astype(x.dtype)
+    """Apply the layer in the precision of `x`."""
+    if self.has_variable("params", "rows"):
+      rows = self.get_variable("params", "rows")
+      y = matmul_few_rows(x, rows).astype(x.dtype)
     else:
       init = nn.initializers.variance_scaling(
         self.scale**2, "fan_in", "truncated_normal"
       )
       w = self.param("w", init, (x.shape[-1], self.features))
-      y = project(x, w.astype(x.dtype))
+      y = project_features(x, w.astype(x.dtype))
     if self.bias:
       bias = self.param("b", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(x.dtype)
     if self.has_variable("params", "lora_a"):
-      a, b = (
-        self.get_variable("params", name).astype(x.dtype)
-        for name in ("lora_a", "lora_b")
-      )
-      y = y + project(project(x, a), b)
+      a = self.get_variable("params", "lora_a").astype(x.dtype)
+      b = self.get_variable("params", "lora_b").astype(x.dtype)
+      y = y + project_features(project_features(x, a), b)
     return y
 
 
 class SwiGLU(nn.Module):
-  """down(silu(gate(x)) * up(x))."""
+  """Gated MLP, down(silu(gate(x)) * up(x))."""
 
   hidden: int
   bias: bool = False
-  scale: float = 1.0
+  scale: float = 1.0  # Factor on the initial standard deviation of `down`.
 
   @nn.compact
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Apply the MLP; the width of the output is that of `x`."""
     gate = Linear(self.hidden, self.bias, name="gate")(x)
     up = Linear(self.hidden, self.bias, name="up")(x)
     down = Linear(x.shape[-1], self.bias, self.scale, name="down")
     return down(nn.silu(gate) * up)
 
 
-def rotate(
+def apply_rope(
   x: Float[Array, "*B T N H"], angles: Float[Array, "*B T F"]
 ) -> Float[Array, "*B T N H"]:
-  """Rotates feature pairs (i, i + H/2) by `angles`, F = H/2, in float32."""
+  """Rotate feature pairs (i, i + H/2) by `angles`, F = H/2, in float32."""
+  # [..., T, F] -> [..., T, 1, F]: all heads turn by the same angles.
   cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
   a, b = jnp.split(x.astype(jnp.float32), 2, -1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-    x.dtype
-  )
+  rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+  return rotated.astype(x.dtype)
 
 
-class Llama3(NamedTuple):
-  """Frequencies of Llama 3.1 and later: slow ones turn `factor` times slower.
+class Llama3RopeScaling(NamedTuple):
+  """Scaling of rotary frequencies in Llama 3.1 and later.
 
-  Frequencies whose wave is longer than `original / low` tokens are slowed,
-  those shorter than `original / high` are not, and between the two it blends.
+  Frequencies whose wavelength is longer than `original / low` tokens turn
+  `factor` times slower, those shorter than `original / high` are unchanged, and
+  between the two the change is blended.
   """
 
   factor: float
   low: float
   high: float
-  original: int  # Tokens that the model was first trained on.
+  original: int  # Context length that the model was first trained on.
 
 
 def mrope_angles(
   positions: Int[Array, "3 N T"],
   section: tuple[int, ...],
   theta: float,
-  scaling: Llama3 | None = None,
+  scaling: Llama3RopeScaling | None = None,
 ) -> Float[Array, "N T F"]:
-  """Angles of multimodal rotary positions.
+  """Compute the angles of multimodal rotary positions (m-rope).
 
-  Frequency j of F = sum(section) turns with the temporal, vertical or
-  horizontal position, by the section that j falls into; on text all three
-  agree and this is the usual rotary embedding.
+  Args:
+    positions: temporal, vertical and horizontal position of each token; on text
+      all three are equal, and this is the usual rotary embedding.
+    section: number of frequencies that turn with the temporal, the vertical and
+      the horizontal position; F is their sum.
+    theta: base of the frequencies.
+    scaling: scaling of the frequencies, or None.
   """
   frequencies = sum(section)
+  # The position axis, 0 to 2, that each frequency turns with.
   axis = jnp.repeat(
     jnp.arange(3), jnp.array(section), total_repeat_length=frequencies
   )
@@ -181,4 +205,6 @@ def mrope_angles(
     turns = scaling.original * rate / (2 * math.pi)
     fast = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
     rate = rate * (fast + (1 - fast) / scaling.factor)
-  return jnp.moveaxis(positions, 0, -1)[..., axis].astype(jnp.float32) * rate
+  # [3, N, T] -> [N, T, F]: each frequency takes the position of its axis.
+  positions = jnp.moveaxis(positions, 0, -1)[..., axis]
+  return positions.astype(jnp.float32) * rate

@@ -1,11 +1,11 @@
-"""Adapters: two thin matrices beside a linear layer's own (LoRA).
+"""LoRA adapters: two thin matrices beside a linear layer's own.
 
   y = x w + (x a) b,   a [D R], b [R F],   b = 0 at first
 
-`add` puts them into the parameters, where `layers.Linear` finds them, `merge`
-adds a b to w and takes them out again.  The usual factor alpha / R is part of
-the initial `a`.  Which parameters learn is `config.trainable`'s business, e.g.
-"lora_".
+`add_adapters` puts them into the parameters, where `layers.Linear` finds them;
+`merge_adapters` adds a b to w and takes them out again.  The usual factor
+alpha / R is part of the initial `a`.  Which parameters are trained is decided
+by `config.trainable`, e.g. "lora_".
 
 Source: arxiv.org/abs/2106.09685.
 """
@@ -16,24 +16,21 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-ADAPTER = ("lora_a", "lora_b")
 
-
-def add(
+def add_adapters(
   params: dict, match: str, *, rank: int, alpha: float, key: jax.Array
 ) -> dict:
-  """Parameters with adapters beside each linear layer whose path fits `match`.
+  """Add adapters beside each linear layer whose path matches.
 
   Args:
-    params: nested dicts; kernels are `.../w`, [layers, D, F] where stacked.
+    params: nested dicts; kernels are `.../w`, [D, F] or [layers, D, F].
     match: a regular expression, searched for in paths such as "layers/q".
-    rank: R.
-    alpha: of the initial `a`; its product with b is alpha / R times a usual
-      random projection's.
-    key: of `a`.
+    rank: R, rank of the adapters.
+    alpha: scale; the initial `a` is alpha / R times a usual random projection.
+    key: random key of the initial `a`.
 
   Raises:
-    ValueError: where no linear layer fits.
+    ValueError: if no linear layer matches.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   layers = sorted(
@@ -45,22 +42,21 @@ def add(
       f"config.policy.lora.match {match!r} fits none of the "
       f"linear layers {layers}."
     )
-  for layer, each in zip(
-    chosen, jax.random.split(key, len(chosen)), strict=True
-  ):
+  keys = jax.random.split(key, len(chosen))
+  for layer, layer_key in zip(chosen, keys, strict=True):
     w = flat[layer + "/w"]
     *stack, d, f = w.shape
-    a = jax.random.normal(each, (*stack, d, rank), w.dtype)
+    a = jax.random.normal(layer_key, (*stack, d, rank), w.dtype)
     flat[layer + "/lora_a"] = a * (alpha / rank * d**-0.5)
     flat[layer + "/lora_b"] = jnp.zeros((*stack, rank, f), w.dtype)
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def merge(params: dict) -> dict:
-  """The same function without adapters."""
+def merge_adapters(params: dict) -> dict:
+  """Return parameters of the same function without adapters."""
   flat = traverse_util.flatten_dict(params, sep="/")
   for path in [p for p in flat if p.endswith("/lora_a")]:
     layer = path.removesuffix("/lora_a")
-    a, b = (flat.pop(f"{layer}/{name}") for name in ADAPTER)
+    a, b = flat.pop(layer + "/lora_a"), flat.pop(layer + "/lora_b")
     flat[layer + "/w"] = flat[layer + "/w"] + a @ b
   return traverse_util.unflatten_dict(flat, sep="/")

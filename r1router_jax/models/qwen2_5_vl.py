@@ -3,24 +3,26 @@
 Decoder layer:  x += o(attention(rope(q(n(x))), rope(k(n(x))), v(n(x))))
                 x += down(silu(gate(n(x))) * up(n(x))),   n = RMSNorm
 Vision block:   the same without causality, with 2-d rotary angles and biases;
-                most blocks attend within windows of 8 x 8 patches, the blocks
-                named by `full_blocks` over the whole picture.
+                most blocks attend within windows of 8 x 8 patches, those in
+                `full_blocks` over the whole image.
 
 Without a vision tower it is Qwen2 (biases on q, k, v) or Llama (none).
 
-Pictures live in *window layout* [I, W, S] through the whole tower: `plan_image`
-lays patches out once, on the host, so that windowed attention is a batched
-matrix product over static shapes and only the first and last step permute.
+Images stay in *window layout* [I, W, S] through the whole tower: `plan_windows`
+orders the patches once, on the host, so that windowed attention is a batched
+matrix product over static shapes, and only the first and last step permute.
 
-A prompt is computed once per group: `prefill` returns its keys, `extend` runs
-any tokens after it (sampled responses in training, one token in decoding).
+A prompt is computed once per group: `prefill` returns its keys and values;
+`extend` runs whole responses after it (training), and `decode_step` one token
+of each (sampling).
 
-Parameters stay as they are given (float32 in training); `Compute.dtype` is what
-products are made in, with norms, softmax and log-probabilities in float32.
+Parameters keep the dtype that they are given in (float32 in training);
+`RuntimeConfig.dtype` is the dtype of products, while norms, softmax and
+log-probabilities are computed in float32.
 
 Axes:  B prompts   G responses per prompt   N = B G   L prompt tokens
-  T response tokens   D hidden   V vocabulary   I pictures   W windows
-  S = 64 patch slots of a window   M merged picture tokens
+  T response tokens   D hidden   V vocabulary   I images   W windows
+  S = 64 patch slots of a window   M merged image tokens
 Sources: transformers, models/qwen2_5_vl (mathematics);
   arxiv.org/abs/2502.13923.
 """
@@ -39,9 +41,14 @@ from jaxtyping import Array, Bool, Float, Int
 from r1router_jax.models import attention as attention_lib
 from r1router_jax.models import layers as layers_lib
 from r1router_jax.models.attention import Cache, Caches
-from r1router_jax.models.layers import Linear, Llama3, RMSNorm, SwiGLU
+from r1router_jax.models.layers import (
+  Linear,
+  Llama3RopeScaling,
+  RMSNorm,
+  SwiGLU,
+)
 
-REMAT = {  # What the backward pass need not compute again.
+REMAT = {  # Which results the backward pass keeps instead of recomputing.
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -56,10 +63,10 @@ class VisionConfig:
   mlp: int = 3420
   layers: int = 32
   heads: int = 16
-  patch: int = 14
-  temporal: int = 2
-  merge: int = 2
-  window: int = 112  # Pixels.
+  patch: int = 14  # Pixels per side.
+  temporal: int = 2  # Frames in a patch; a still image repeats.
+  merge: int = 2  # Patches per side of the block that becomes one token.
+  window: int = 112  # Pixels per side.
   full_blocks: tuple[int, ...] = (7, 15, 23, 31)
 
 
@@ -67,7 +74,8 @@ class VisionConfig:
 class Config:
   """The decoder and its vision tower; the defaults are Qwen2.5-VL-7B.
 
-  Text alone has `vision` None, and an `mrope_section` that is all temporal.
+  A model without images has `vision` None, and an `mrope_section` that is all
+  temporal.
   """
 
   vocab: int = 152064
@@ -79,17 +87,18 @@ class Config:
   mrope_section: tuple[int, int, int] = (16, 24, 24)
   theta: float = 1e6
   eps: float = 1e-6
-  tied: bool = False  # The head is the embedding.
+  tied: bool = False  # Whether the output embedding is the input embedding.
   qkv_bias: bool = True
-  rope_scaling: Llama3 | None = None
+  rope_scaling: Llama3RopeScaling | None = None
   vision: VisionConfig | None = VisionConfig()
 
   @property
   def head_size(self) -> int:
+    """Return the number of features of a head."""
     return 2 * sum(self.mrope_section)
 
 
-SIZES = {  # The published ones.
+SIZES = {  # Published sizes.
   "3b": Config(
     vocab=151936,
     hidden=2048,
@@ -104,13 +113,13 @@ SIZES = {  # The published ones.
 
 
 @dataclasses.dataclass(frozen=True)
-class Compute:
-  """How the model is run, which does not change what it is.
+class RuntimeConfig:
+  """Options of running the model, which do not change its parameters.
 
   Attributes:
-    dtype: of products, "float32" or "bfloat16".
-    remat: a key of `REMAT`.
-    attention: one of `attention.KERNELS`.
+    dtype: dtype of products, "float32" or "bfloat16".
+    remat: what the backward pass recomputes, a key of `REMAT`.
+    attention: attention kernel, one of `attention.KERNELS`.
   """
 
   dtype: str = "float32"
@@ -118,332 +127,438 @@ class Compute:
   attention: str = "auto"
 
 
-class Prompt(NamedTuple):
-  """Packed prompts: everything that the model reads before a response.
+class PromptBatch(NamedTuple):
+  """Padded prompts: everything that the model reads before a response.
 
   Attributes:
     tokens: ids, right-padded.
     mask: true on real tokens.
     positions: temporal, vertical and horizontal rotary positions.
-    start: rotary position of the first response token.
-    picture: which of the tokens of the prompt's own pictures stands here, of
-      the I / B M that there is room for, or -1.
-    patches: patches of each picture in the processor's merge-block order.
-    gather, valid, place: `plan_image` of each picture: which patch fills a
-      slot, whether it is real, and its (row, column).
-    inverse: window-layout row of each merged token.
+    next_position: rotary position of the first response token.
+    image_token: for each token the index of the merged image token that
+      replaces it, counted over the I / B images that the prompt has room for
+      (M tokens each); -1 on text.
+    patches: patches of each image in the processor's merge-block order.
+    gather: for each window slot of an image, the patch that fills it.
+    valid: true on window slots that hold a patch.
+    patch_position: (row, column) of the patch in each window slot.
+    inverse: for each merged token, its index in window layout.
   """
 
   tokens: Int[Array, "B L"]
   mask: Bool[Array, "B L"]
   positions: Int[Array, "B 3 L"]
-  start: Int[Array, " B"]
-  picture: Int[Array, "B L"]
+  next_position: Int[Array, " B"]
+  image_token: Int[Array, "B L"]
   patches: Float[Array, "I N C"]
   gather: Int[Array, "I W S"]
   valid: Bool[Array, "I W S"]
-  place: Int[Array, "I W S 2"]
+  patch_position: Int[Array, "I W S 2"]
   inverse: Int[Array, "I M"]
 
 
-PLAN = ("gather", "valid", "place", "inverse")
+class WindowPlan(NamedTuple):
+  """Window layout of one image; fields are those of `PromptBatch`."""
+
+  gather: Int[np.ndarray, "W S"]
+  valid: Bool[np.ndarray, "W S"]
+  patch_position: Int[np.ndarray, "W S 2"]
+  inverse: Int[np.ndarray, " M"]
 
 
-class Prefix(NamedTuple):
-  """Prompts as a response sees them: keys, mask, next position, last state."""
+class PromptCache(NamedTuple):
+  """Prefilled prompts: what tokens after them depend on.
 
-  cache: Caches  # Leaves [layers, B, K, L, H], or without the first axis.
+  Attributes:
+    cache: keys and values, [layers, B, K, L, H], or a tuple over layers.
+    mask: true on real tokens.
+    next_position: rotary position of the first response token.
+    last_state: normalised state of the last token; predicts the first of the
+      response.
+  """
+
+  cache: Caches
   mask: Bool[Array, "B L"]
-  start: Int[Array, " B"]
-  last: Float[Array, "B D"]
+  next_position: Int[Array, " B"]
+  last_state: Float[Array, "B D"]
 
 
-def empty_prompt(
+def empty_prompt_batch(
   rows: int,
   length: int,
-  pictures: int,
+  num_images: int,
   windows: int,
   vision: VisionConfig | None,
-) -> Prompt:
-  """Zeros for so many prompts with room for so many pictures in all."""
+) -> PromptBatch:
+  """Return an all-zero batch, to be filled on the host.
+
+  Args:
+    rows: B, number of prompts.
+    length: L, padded prompt length.
+    num_images: I, number of images that all prompts together have room for.
+    windows: W, number of windows that each image has room for.
+    vision: the vision tower, or None.
+  """
   v = vision or VisionConfig()
   slots = (v.window // v.patch) ** 2
-  zeros = lambda *shape: np.zeros(shape, np.int32)
-  return Prompt(
+  patch_values = 3 * v.temporal * v.patch**2
+
+  def zeros(*shape, dtype=np.int32):
+    return np.zeros(shape, dtype)
+
+  return PromptBatch(
     tokens=zeros(rows, length),
-    mask=np.zeros((rows, length), bool),
+    mask=zeros(rows, length, dtype=bool),
     positions=zeros(rows, 3, length),
-    start=zeros(rows),
-    picture=zeros(rows, length) - 1,
-    patches=np.zeros(
-      (pictures, windows * slots, 3 * v.temporal * v.patch**2), np.float32
-    ),
-    gather=zeros(pictures, windows, slots),
-    valid=np.zeros((pictures, windows, slots), bool),
-    place=zeros(pictures, windows, slots, 2),
-    inverse=zeros(pictures, windows * slots // v.merge**2),
+    next_position=zeros(rows),
+    image_token=zeros(rows, length) - 1,
+    patches=zeros(num_images, windows * slots, patch_values, dtype=np.float32),
+    gather=zeros(num_images, windows, slots),
+    valid=zeros(num_images, windows, slots, dtype=bool),
+    patch_position=zeros(num_images, windows, slots, 2),
+    inverse=zeros(num_images, windows * slots // v.merge**2),
   )
 
 
-def windows(rows: int, columns: int, config: VisionConfig) -> int:
-  """Windows of a picture of so many patches."""
+def count_windows(rows: int, columns: int, config: VisionConfig) -> int:
+  """Return the number of windows of an image of `rows` x `columns` patches."""
   side = config.window // config.patch
   return -(-rows // side) * -(-columns // side)
 
 
 @functools.lru_cache(maxsize=256)
-def plan_image(
+def plan_windows(
   rows: int, columns: int, config: VisionConfig, windows: int, tokens: int
-) -> tuple[np.ndarray, ...]:
-  """Window layout of one picture of `rows` x `columns` patches.
+) -> WindowPlan:
+  """Lay out the patches of one image in windows.
 
-  Returns `gather`, `valid`, `place` and `inverse` of `Prompt` for this picture,
-  padded to `windows` windows and `tokens` merged tokens.
+  Args:
+    rows: number of patches from top to bottom.
+    columns: number of patches from left to right.
+    config: the vision tower.
+    windows: W, number of windows that the result is padded to.
+    tokens: M, number of merged tokens that the result is padded to.
   """
-  unit = config.merge**2
-  side = config.window // config.merge // config.patch
+  unit = config.merge**2  # Patches of a merged token.
+  side = config.window // config.merge // config.patch  # Tokens of a window.
   r, c = rows // config.merge, columns // config.merge
+
+  # The window of each merged token (i, j).
   i, j = (a.ravel() for a in np.meshgrid(range(r), range(c), indexing="ij"))
-  across = -(-c // side)
-  window = i // side * across + j // side
-  order = np.lexsort((j, i, window))  # Row-major within row-major windows.
+  windows_across = -(-c // side)
+  window = i // side * windows_across + j // side
+
+  # Its slot in that window: tokens are row-major within row-major windows.
+  # Windows at the edges may be smaller, so slots are counted, not computed.
+  order = np.lexsort((j, i, window))
   first = np.searchsorted(window[order], window[order])
   slot = np.empty(r * c, int)
   slot[order] = np.arange(r * c) - first
+
   slots = side * side * unit
   gather = np.zeros((windows, slots), np.int32)
   valid = np.zeros((windows, slots), bool)
-  place = np.zeros((windows, slots, 2), np.int32)
+  patch_position = np.zeros((windows, slots, 2), np.int32)
   inverse = np.zeros(tokens, np.int32)
   inverse[: r * c] = window * (slots // unit) + slot
+  # The processor's order has the `unit` patches of a token side by side.
   for u in range(unit):
     at = window, slot * unit + u
     gather[at] = np.arange(r * c) * unit + u
     valid[at] = True
-    place[(*at, 0)] = i * config.merge + u // config.merge
-    place[(*at, 1)] = j * config.merge + u % config.merge
-  return gather, valid, place, inverse
+    patch_position[(*at, 0)] = i * config.merge + u // config.merge
+    patch_position[(*at, 1)] = j * config.merge + u % config.merge
+  return WindowPlan(gather, valid, patch_position, inverse)
 
 
 class VisionBlock(nn.Module):
+  """A block of the vision tower, with attention in windows or over the image.
+
+  Attributes:
+    config: the vision tower.
+    kernel: attention kernel of the blocks that attend over the whole image.
+  """
+
   config: VisionConfig
-  kernel: str  # Of the blocks that attend over the whole picture.
+  kernel: str
 
   @nn.compact
   def __call__(self, x, full, angles, valid):
+    """Apply the block, as a step of `nn.scan`.
+
+    Args:
+      x: patches in window layout, [I, W, S, D].
+      full: scalar, whether to attend over the whole image.
+      angles: rotary angles of the patches, [I, W, S, F].
+      valid: true on slots that hold a patch, [I, W, S].
+    """
     c = self.config
-    images = len(x)
+    images, windows = x.shape[:2]
     h = RMSNorm(name="ln1")(x)
     qkv = Linear(3 * c.hidden, True, name="qkv")(h)
     q, k, v = einops.rearrange(
       qkv, "I W S (three N H) -> three I W S N H", three=3, N=c.heads
     )
-    q, k = layers_lib.rotate(q, angles), layers_lib.rotate(k, angles)
+    q, k = layers_lib.apply_rope(q, angles), layers_lib.apply_rope(k, angles)
 
     def attend(rows, kernel, q, k, v):
+      # [I, W, S, N, H] -> [rows, patches, N, H]: a row is an image or a window.
       q, k, v = (a.reshape(rows, -1, *a.shape[3:]) for a in (q, k, v))
       keys = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
-      seen = valid.reshape(rows, -1)
+      key_mask = valid.reshape(rows, -1)
       if kernel == "xla":
-        out = attention_lib.attention(q, keys, seen[:, None])
+        out = attention_lib.attention(q, keys, key_mask[:, None])
       else:
-        out = attention_lib.fused(q, keys, seen, None, kernel=kernel)
+        out = attention_lib.fused_attention(
+          q, keys, key_mask, None, kernel=kernel
+        )
       return out.reshape(x.shape)
 
-    out = jax.lax.cond(
-      full,
-      functools.partial(attend, images, self.kernel),
-      functools.partial(attend, images * x.shape[1], "xla"),
-      q,
-      k,
-      v,
-    )
+    attend_image = functools.partial(attend, images, self.kernel)
+    # Windows are short: scores of 64 x 64 need no fused kernel.
+    attend_windows = functools.partial(attend, images * windows, "xla")
+    out = jax.lax.cond(full, attend_image, attend_windows, q, k, v)
     x = x + Linear(c.hidden, True, name="o")(out)
     return x + SwiGLU(c.mlp, True, name="mlp")(RMSNorm(name="ln2")(x)), None
 
 
 class Vision(nn.Module):
-  """Vision tower and merger: patches -> one vector per 2 x 2 patches."""
+  """Vision tower and merger: patches -> one vector per 2 x 2 patches.
+
+  Attributes:
+    config: the vision tower.
+    compute: how it is run.
+    out: D, width of the vectors.
+  """
 
   config: VisionConfig
-  compute: Compute
+  compute: RuntimeConfig
   out: int
 
   @nn.compact
-  def __call__(self, prompt: Prompt) -> Float[Array, "I M D"]:
+  def __call__(self, prompt: PromptBatch) -> Float[Array, "I M D"]:
+    """Compute the merged tokens of all images of a batch."""
     c = self.config
+    # Patches into window layout; empty slots repeat the first patch.
     x = jax.vmap(lambda patches, rows: patches[rows])(
       prompt.patches, prompt.gather
     )
     x = Linear(c.hidden, name="patch")(x.astype(self.compute.dtype))
+
+    # Half of the frequencies turn with the row, half with the column.
     quarter = c.hidden // c.heads // 4
     rate = 10000.0 ** (-jnp.arange(quarter) / quarter)
-    angles = prompt.place[..., None].astype(jnp.float32) * rate
+    angles = prompt.patch_position[..., None].astype(jnp.float32) * rate
     angles = einops.rearrange(angles, "I W S two F -> I W S (two F)")
+
     full = np.isin(np.arange(c.layers), c.full_blocks)
-    blocks = _stack(
+    blocks = _scan_layers(
       VisionBlock, c.layers, (0, nn.broadcast, nn.broadcast), self.compute
     )
-    kernel = attention_lib.resolve(self.compute.attention, self.compute.dtype)
+    kernel = attention_lib.resolve_kernel(
+      self.compute.attention, self.compute.dtype
+    )
     x, _ = blocks(c, kernel, name="blocks")(
       x, jnp.asarray(full), angles, prompt.valid
     )
+
+    # Merge 2 x 2 patches, which stand side by side, into a token.
     x = RMSNorm(name="ln_q")(x)
     x = einops.rearrange(
       x, "I W (M unit) D -> I (W M) (unit D)", unit=c.merge**2
     )
     x = nn.gelu(Linear(x.shape[-1], True, name="merge1")(x), approximate=False)
     x = Linear(self.out, True, name="merge2")(x)
+    # And back from window layout to the order of the prompt's placeholders.
     return jnp.take_along_axis(x, prompt.inverse[..., None], 1)
 
 
 class DecoderLayer(nn.Module):
+  """A layer of the decoder.
+
+  Attributes:
+    config: the model.
+    kernel: attention kernel of passes over many tokens.
+    fused_qkv: whether q, k and v are one product, see `to_inference_params`.
+  """
+
   config: Config
   kernel: str
-  joined: bool = False  # Are q, k and v one product, as `serving` joins them?
+  fused_qkv: bool = False
 
   @nn.compact
   def __call__(
-    self, x, caches, angles, own_mask, prompt_mask, lanes, column, segments
+    self, x, caches, angles, own_mask, prompt_mask, layout, column, segments
   ):
+    """Apply the layer to N rows of T tokens, as a step of `nn.scan`.
+
+    Args:
+      x: states, [N, T, D].
+      caches: keys and values of the prompts and of the ring buffer, either of
+        which may be None.
+      angles: rotary angles, [N, T, F].
+      own_mask: true where a query attends to a key of its own row.
+      prompt_mask: true on real tokens of the prompts, or None.
+      layout: which row holds which group member, or None.
+      column: position in the ring buffer that is written, or None.
+      segments: segment id of each token in packed rows, or None.
+
+    Returns:
+      The states after the layer, and the rows' keys and values.
+    """
     c = self.config
     prompt, own = caches
-    deep = 0.1 * (2 * c.layers) ** -0.5  # The stream starts as the embedding.
+    # The residual stream starts as the embedding: layers add little at first.
+    output_scale = 0.1 * (2 * c.layers) ** -0.5
     h = RMSNorm(c.eps, name="ln1")(x)
 
-    def heads(name, count):
+    def project_heads(name, count):
       y = Linear(count * c.head_size, c.qkv_bias, name=name)(h)
       return einops.rearrange(y, "N T (Q H) -> N T Q H", Q=count)
 
-    if self.joined:
-      q, k, v = jnp.split(
-        heads("qkv", c.heads + 2 * c.kv_heads),
-        (c.heads, c.heads + c.kv_heads),
-        2,
-      )
+    if self.fused_qkv:
+      qkv = project_heads("qkv", c.heads + 2 * c.kv_heads)
+      q, k, v = jnp.split(qkv, (c.heads, c.heads + c.kv_heads), 2)
     else:
-      q, k, v = (
-        heads("q", c.heads),
-        heads("k", c.kv_heads),
-        heads("v", c.kv_heads),
-      )
-    q, k = layers_lib.rotate(q, angles), layers_lib.rotate(k, angles)
-    new = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
+      q = project_heads("q", c.heads)
+      k = project_heads("k", c.kv_heads)
+      v = project_heads("v", c.kv_heads)
+    # Keys are cached rotated, at positions that never change.
+    q, k = layers_lib.apply_rope(q, angles), layers_lib.apply_rope(k, angles)
+    new = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))  # [N, K, T, H]
     if own is not None:
-      new = jax.tree.map(
-        lambda old, row: jax.lax.dynamic_update_slice_in_dim(
-          old, row.astype(old.dtype), column, 2
-        ),
-        own,
-        new,
+      new = Cache(
+        *(
+          jax.lax.dynamic_update_slice_in_dim(
+            ring, x.astype(ring.dtype), column, 2
+          )
+          for ring, x in zip(own, new, strict=True)
+        )
       )
+    out = self._attend(
+      q, new, own, own_mask, prompt, prompt_mask, layout, segments
+    )
+    out = einops.rearrange(out, "N T Q H -> N T (Q H)")
+    x = x + Linear(c.hidden, False, output_scale, name="o")(out)
+    h = RMSNorm(c.eps, name="ln2")(x)
+    return x + SwiGLU(c.mlp, False, output_scale, name="mlp")(h), new
+
+  def _attend(
+    self, q, new, own, own_mask, prompt, prompt_mask, layout, segments
+  ):
+    """Choose the attention: decoding is dense, other passes take the kernel."""
     if self.kernel == "xla" or own is not None:
-      out = attention_lib.attention(
-        q, new, own_mask, prompt, prompt_mask, lanes
+      return attention_lib.attention(
+        q, new, own_mask, prompt, prompt_mask, layout
       )
-    elif prompt is None:
-      # Padding is on the right, where no real token looks.
-      valid = jnp.ones(k.shape[:2], bool) if segments is None else segments
-      out = attention_lib.fused(
-        q, new, valid, attention_lib.causal, kernel=self.kernel, asks=segments
-      )
-    else:
-      out = attention_lib.grouped(
+    if prompt is not None:
+      return attention_lib.fused_group_attention(
         q, new, prompt, prompt_mask, kernel=self.kernel
       )
-    out = einops.rearrange(out, "N T Q H -> N T (Q H)")
-    x = x + Linear(c.hidden, False, deep, name="o")(out)
-    h = RMSNorm(c.eps, name="ln2")(x)
-    return x + SwiGLU(c.mlp, False, deep, name="mlp")(h), new
+    # Padding is on the right, where no real token looks.
+    everywhere = jnp.ones(q.shape[:2], bool)
+    return attention_lib.fused_attention(
+      q,
+      new,
+      everywhere if segments is None else segments,
+      attention_lib.causal_mask,
+      kernel=self.kernel,
+      query_segments=segments,
+    )
 
 
 class QwenVL(nn.Module):
   """The whole model; see the module's docstring for its three uses.
 
   Attributes:
-    config, compute: what it is, and how it is run.
-    unrolled: whether the decoder's layers stand one by one, as `serving` lays
-      their parameters out, and not in one array for a loop.
+    config: sizes of the model.
+    compute: how it is run.
+    unrolled: whether each decoder layer has parameters of its own, as
+      `to_inference_params` makes them, or all are stacked for a scan.
   """
 
   config: Config
-  compute: Compute = Compute()
+  compute: RuntimeConfig = RuntimeConfig()
   unrolled: bool = False
 
   def setup(self):
-    c, b = self.config, nn.broadcast
-    kernel = attention_lib.resolve(self.compute.attention, self.compute.dtype)
-    self.embed = self.param(
-      "embed", nn.initializers.normal(c.hidden**-0.5), (c.vocab, c.hidden)
+    """Make the submodules; their names are those of the parameter tree."""
+    c = self.config
+    kernel = attention_lib.resolve_kernel(
+      self.compute.attention, self.compute.dtype
     )
+    init = nn.initializers.normal(c.hidden**-0.5)
+    self.embed = self.param("embed", init, (c.vocab, c.hidden))
     if not c.tied:
-      self.head = self.param(
-        "head", nn.initializers.normal(c.hidden**-0.5), (c.vocab, c.hidden)
-      )
+      self.head = self.param("head", init, (c.vocab, c.hidden))
     if c.vision is not None:
       self.vision = Vision(c.vision, self.compute, c.hidden)
     if self.unrolled:
       self.layers = [
-        DecoderLayer(c, kernel, joined=True) for _ in range(c.layers)
+        DecoderLayer(c, kernel, fused_qkv=True) for _ in range(c.layers)
       ]
     else:
-      self.layers = _stack(
-        DecoderLayer, c.layers, (0, *(b,) * 6), self.compute
-      )(c, kernel)
+      # Each layer has caches of its own; the other six arguments are shared.
+      in_axes = (0, *(nn.broadcast,) * 6)
+      layers = _scan_layers(DecoderLayer, c.layers, in_axes, self.compute)
+      self.layers = layers(c, kernel)
     self.norm = RMSNorm(c.eps)
 
-  def __call__(self, prompt: Prompt, response: Int[Array, "B G T"]):
-    """States of the positions that predict `response`; used to initialise."""
+  def __call__(self, prompt: PromptBatch, response: Int[Array, "B G T"]):
+    """Compute the states that predict each token of `response`."""
     return self.extend(self.prefill(prompt), response)
 
-  def vocabulary(self) -> Float[Array, "V D"]:
-    """Rows whose product with a state are the logits."""
+  def output_embedding(self) -> Float[Array, "V D"]:
+    """Return the rows whose products with a state are the logits."""
     rows = self.embed if self.config.tied else self.head
     return rows.astype(self.compute.dtype)
 
-  def embedded(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+  def embed_tokens(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """Look up the input embeddings of tokens."""
     return self.embed[tokens].astype(self.compute.dtype)
 
-  def prefill(self, prompt: Prompt) -> Prefix:
-    """Runs the prompts."""
-    x, cache = self._prompts(prompt, prompt.mask[:, None])
+  def prefill(self, prompt: PromptBatch) -> PromptCache:
+    """Run the prompts."""
+    x, cache = self._run_prompts(prompt, prompt.mask[:, None])
     last = jnp.sum(prompt.mask, 1) - 1
     last = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
-    return Prefix(cache, prompt.mask, prompt.start, self.norm(last))
-
-  def packed(
-    self, prompt: Prompt, segments: Int[Array, "B L"]
-  ) -> Float[Array, "B L D"]:
-    """States after the tokens of rows in which several texts stand.
-
-    A token sees those of its own segment; padding is segment 0.
-    """
-    x, _ = self._prompts(
-      prompt, segments[:, None] == segments[..., None], segments
+    return PromptCache(
+      cache, prompt.mask, prompt.next_position, self.norm(last)
     )
+
+  def packed_states(
+    self, prompt: PromptBatch, segments: Int[Array, "B L"]
+  ) -> Float[Array, "B L D"]:
+    """Compute the states after each token of rows that hold several texts.
+
+    Args:
+      prompt: the rows.
+      segments: which text each token belongs to, from 1 on; 0 is padding.  A
+        token attends to those of its own segment.
+    """
+    mask = segments[:, None] == segments[..., None]
+    x, _ = self._run_prompts(prompt, mask, segments)
     return self.norm(x)
 
-  def _prompts(self, prompt, mask, segments=None):
-    """All layers over prompts; pictures replace their placeholder tokens."""
-    x = self.embedded(prompt.tokens)
-    if len(prompt.patches):  # A batch without pictures skips the tower.
-      pictures = self.vision(prompt).reshape(len(x), -1, x.shape[-1])
-      here = prompt.picture[..., None]
-      x = jnp.where(
-        here >= 0,
-        jnp.take_along_axis(pictures, jnp.maximum(here, 0), 1).astype(x.dtype),
-        x,
-      )
+  def _run_prompts(self, prompt, mask, segments=None):
+    """Run all layers; image tokens replace their placeholders."""
+    x = self.embed_tokens(prompt.tokens)
+    if len(prompt.patches):  # A batch without images skips the tower.
+      # [I, M, D] -> [B, I / B M, D]: the images of a prompt side by side.
+      images = self.vision(prompt).reshape(len(x), -1, x.shape[-1])
+      index = prompt.image_token[..., None]
+      tokens = jnp.take_along_axis(images, jnp.maximum(index, 0), 1)
+      x = jnp.where(index >= 0, tokens.astype(x.dtype), x)
     mask &= jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
-    angles = self._angles(jnp.moveaxis(prompt.positions, 1, 0))
-    return self._decoder(
+    angles = self._rope_angles(jnp.moveaxis(prompt.positions, 1, 0))
+    return self._run_layers(
       x, None, None, angles, mask, None, None, None, segments
     )
 
   def extend(
-    self, prefix: Prefix, response: Int[Array, "B G T"]
+    self, prefix: PromptCache, response: Int[Array, "B G T"]
   ) -> Float[Array, "B G T D"]:
-    """States that predict each response token, after the final norm.
+    """Compute the normalised states that predict each response token.
 
     The state before token 0 is the prompt's last; token T - 1 itself is never
     an input, so the pass runs T - 1 tokens.
@@ -455,71 +570,74 @@ class QwenVL(nn.Module):
       jnp.tril(jnp.ones((tokens - 1, tokens - 1), bool)),
       (len(rows), tokens - 1, tokens - 1),
     )
-    x, _ = self._after(prefix, rows, offset, None, mask)
-    first = jnp.repeat(prefix.last, members, axis=0)[:, None]
+    x, _ = self._run_responses(prefix, rows, offset, None, mask)
+    first = jnp.repeat(prefix.last_state, members, axis=0)[:, None]
     x = jnp.concatenate([first.astype(x.dtype), x], 1)
     return x.reshape(groups, members, tokens, -1)
 
-  def decode(
+  def decode_step(
     self,
-    prefix: Prefix,
+    prefix: PromptCache,
     own: Caches,
     token: Int[Array, " N"],
-    age: Int[Array, " N"],
+    offset: Int[Array, " N"],
     column: Int[Array, ""],
-    lanes: attention_lib.Lanes,
+    layout: attention_lib.GroupLayout,
   ) -> tuple[Float[Array, "N D"], Caches]:
-    """One more token of each row.
+    """Run one token of each row.
 
     Args:
       prefix: the prompts.
-      own: keys of the responses so far, in a ring: those of a row's last token
-        stand in the column before `column`, and so on backwards.
-      token: the next input of each row.
-      age: its place in the row's response.
-      column: where its keys go, for all rows the same.
-      lanes: whose prompt is whose.
+      own: keys and values of the responses, a ring buffer: a row's last token
+        stands in the position before `column`, the one before it one further
+        back, and so on.
+      token: the input token of each row.
+      offset: its place in the row's response.
+      column: position of the ring buffer that it is written to, the same for
+        all rows.
+      layout: which row holds which group member.
 
     Returns:
-      the state that predicts the token after it, and all keys.
+      The states that predict the next tokens, and the ring buffer.
     """
     leaf = own[0] if self.unrolled else own
     room = leaf.k.shape[-2]
+    # A row sees the positions of its own tokens, `offset` back; what is older
+    # was written for the row's previous response.
     back = (column - jnp.arange(room)) % room
-    x, own = self._after(
-      prefix,
-      token[:, None],
-      age[:, None],
-      own,
-      back <= age[:, None, None],
-      lanes,
-      column,
+    mask = back <= offset[:, None, None]
+    x, own = self._run_responses(
+      prefix, token[:, None], offset[:, None], own, mask, layout, column
     )
     return x[:, 0], own
 
-  def _after(self, prefix, rows, offset, own, mask, lanes=None, column=None):
-    """Runs `rows [N T]`, at `offset [T]` tokens after their shared prompts."""
-    prompts = len(prefix.start)
-    if lanes is None:
-      start = jnp.repeat(prefix.start, len(rows) // prompts)
+  def _run_responses(
+    self, prefix, rows, offset, own, mask, layout=None, column=None
+  ):
+    """Run tokens [N, T] that stand `offset` tokens after their prompts."""
+    prompts = len(prefix.next_position)
+    if layout is None:
+      start = jnp.repeat(prefix.next_position, len(rows) // prompts)
     else:
-      start = prefix.start[lanes.of // (len(lanes.row) // prompts)]
-    at = jnp.broadcast_to(start[:, None] + offset, (3, *rows.shape))
-    x, own = self._decoder(
-      self.embedded(rows),
+      group_size = len(layout.row_of_slot) // prompts
+      start = prefix.next_position[layout.slot_of_row // group_size]
+    # Text: the three rotary positions are equal.
+    positions = jnp.broadcast_to(start[:, None] + offset, (3, *rows.shape))
+    x, own = self._run_layers(
+      self.embed_tokens(rows),
       prefix.cache,
       own,
-      self._angles(at),
+      self._rope_angles(positions),
       mask,
       prefix.mask,
-      lanes,
+      layout,
       column,
       None,
     )
     return self.norm(x), own
 
-  def _decoder(self, x, prompt, own, *rest):
-    """All layers; keys have a leading axis for them, or are a tuple."""
+  def _run_layers(self, x, prompt, own, *rest):
+    """Run all layers; caches are stacked over layers, or a tuple of them."""
     if not self.unrolled:
       return self.layers(x, (prompt, own), *rest)
     none, caches = (None,) * len(self.layers), []
@@ -530,22 +648,24 @@ class QwenVL(nn.Module):
       caches.append(new)
     return x, tuple(caches)
 
-  def _angles(self, positions):
+  def _rope_angles(self, positions):
     c = self.config
     return layers_lib.mrope_angles(
       positions, c.mrope_section, c.theta, c.rope_scaling
     )
 
 
-def _stack(
-  layer: type[nn.Module], length: int, in_axes: tuple, compute: Compute
+def _scan_layers(
+  layer: type[nn.Module], length: int, in_axes: tuple, compute: RuntimeConfig
 ) -> Any:
-  """A layer, repeated: parameters get a leading axis of `length`."""
+  """Repeat a layer: its parameters get a leading axis of `length`."""
   if compute.remat not in REMAT:
     raise ValueError(
       f"settings.compute.remat is {compute.remat!r}: take one "
       f"of {', '.join(REMAT)}."
     )
+  # Within a scan XLA cannot merge the recomputation with the forward pass, so
+  # the barriers of prevent_cse would only cost time.
   layer = nn.remat(layer, prevent_cse=False, policy=REMAT[compute.remat])
   return nn.scan(
     layer,
@@ -559,11 +679,17 @@ def _stack(
 def empty_cache(
   config: Config, rows: int, room: int, dtype: Any, *, unrolled: bool = False
 ) -> Caches:
-  """Keys and values of `rows` rows of at most `room` tokens, as `QwenVL` has."""
+  """Return zeros for keys and values of `rows` rows of at most `room` tokens.
+
+  They are stacked over layers or, unrolled, a tuple.
+  """
   shape = rows, config.kv_heads, room, config.head_size
-  zeros = lambda *lead: Cache(
-    *(jnp.zeros((*lead, *shape), dtype) for _ in Cache._fields)
-  )
+
+  def zeros(*lead):
+    return Cache(
+      jnp.zeros((*lead, *shape), dtype), jnp.zeros((*lead, *shape), dtype)
+    )
+
   if not unrolled:
     return zeros(config.layers)
   return tuple(zeros() for _ in range(config.layers))

@@ -1,4 +1,4 @@
-"""Continuous batching: who sits where, and that it does not matter."""
+"""Continuous batching: the schedule, and that responses do not depend on it."""
 
 import dataclasses
 import functools
@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from r1router_jax.generation import continuous_batching, group_decode
-from r1router_jax.generation.group_decode import Words
+from r1router_jax.generation.group_decode import DecodeConstraints
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.models import inference_params, qwen2_5_vl
 from r1router_jax.parallel import mesh as mesh_lib
 from tests import tiny_policy
 
+# So few ids that groups end at different times.
 CONFIG = dataclasses.replace(tiny_policy.CONFIG, vocab=23)
 
 MODEL = qwen2_5_vl.QwenVL(CONFIG)
@@ -26,91 +27,99 @@ END, TOKENS, COUNT, MEMBERS = 2, 7, 11, 3
 
 KEY = jax.random.key(7)
 
+HOT = SamplingParams(3.0)
 
-def prompts():
+
+def make_prompts():
   rng = np.random.default_rng(0)
   return [
     tiny_policy.encoded(rng, CONFIG, size) for size in rng.integers(3, 9, COUNT)
   ]
 
 
-def words(end=END, stops=None):
-  return Words(np.ones(CONFIG.vocab, bool), np.int32(end), stops)
+def make_constraints(eos_id=END, stop_table=None):
+  allowed = np.ones(CONFIG.vocab, bool)
+  return DecodeConstraints(allowed, np.int32(eos_id), stop_table)
 
 
-def keys(names, members=MEMBERS):
-  return np.asarray(
-    jax.random.key_data(group_decode.keys(KEY, jnp.asarray(names), members))
-  )
+def make_keys(key, prompt_ids):
+  keys = group_decode.response_keys(key, jnp.asarray(prompt_ids), MEMBERS)
+  return np.asarray(jax.random.key_data(keys))
 
 
-def mesh_of(parts, tensor=1):
-  devices = np.array(jax.devices()[: parts * tensor]).reshape(parts, tensor)
+def make_mesh(shards, tensor=1):
+  devices = np.array(jax.devices()[: shards * tensor]).reshape(shards, tensor)
   return Mesh(devices, (mesh_lib.DATA, mesh_lib.TENSOR))
 
 
-def draw(
-  order, *, rows, mesh=None, unrolled=True, method=None, key=None, said=None
+def sample_in_order(
+  order,
+  *,
+  rows,
+  mesh=None,
+  unrolled=True,
+  sampling=HOT,
+  keys=None,
+  constraints=None,
 ):
-  """Responses to the prompts in some order, put back into theirs."""
-  mesh = mesh or mesh_of(1)
-  batch, packer = prompts(), tiny_policy.packer(CONFIG, (8,))
+  """Sample responses to the prompts in an order; return them in the first."""
+  mesh = mesh or make_mesh(1)
+  batch, processor = make_prompts(), tiny_policy.processor(CONFIG, (8,))
   model = dataclasses.replace(MODEL, unrolled=unrolled)
   params = tiny_policy.params(CONFIG)
   if not unrolled:
-    params = jax.device_put(
-      params, mesh_lib.shardings(params, mesh, without=(mesh_lib.FSDP,))
-    )
-  params = inference_params.served(params, MODEL.compute, unrolled=unrolled)
+    layout = mesh_lib.tree_shardings(params, mesh, without=(mesh_lib.FSDP,))
+    params = jax.device_put(params, layout)
+  params = inference_params.to_inference_params(
+    params, MODEL.compute, unrolled=unrolled
+  )
   order = np.asarray(order)
 
-  def pack(index):
-    return packer.pack(
-      [batch[i] for i in order[index.reshape(-1)]], *index.shape
-    )
+  def collate(index):
+    prompts = [batch[i] for i in order[index.reshape(-1)]]
+    return processor.collate(prompts, *index.shape)
 
-  drawn = continuous_batching.draw(
+  responses = continuous_batching.sample_responses(
     model,
     params,
-    pack,
-    keys(order) if key is None else key,
-    method or SamplingParams(3.0),
-    said or words(),
-    tokens=TOKENS,
-    rows=rows,
+    collate,
+    make_keys(KEY, order) if keys is None else keys,
+    sampling,
+    constraints or make_constraints(),
+    max_tokens=TOKENS,
+    max_rows=rows,
     mesh=mesh,
   )
   back = np.argsort(order)
-  return group_decode.Drawn(*(a[back] for a in drawn))
+  return group_decode.SampledResponses(*(a[back] for a in responses))
 
 
 @pytest.fixture(scope="module")
-def alone():
-  """Each prompt by itself, in one program without slots."""
-  run = functools.partial(
-    group_decode.sample,
-    MODEL,
-    tiny_policy.params(CONFIG),
-    method=SamplingParams(3.0).validate(),
-    words=words(),
-    tokens=TOKENS,
-  )
+def each_alone():
+  """Responses to each prompt by itself, in one program without slots."""
   each = [
     jax.device_get(
-      run(
-        prompt=tiny_policy.pack(CONFIG, [prompt], length=8),
-        key=group_decode.keys(KEY, jnp.array([i]), MEMBERS),
+      group_decode.sample(
+        MODEL,
+        tiny_policy.params(CONFIG),
+        tiny_policy.collate(CONFIG, [prompt], length=8),
+        group_decode.response_keys(KEY, jnp.array([i]), MEMBERS),
+        HOT.validate(),
+        make_constraints(),
+        max_tokens=TOKENS,
       )
     )
-    for i, prompt in enumerate(prompts())
+    for i, prompt in enumerate(make_prompts())
   ]
-  drawn = group_decode.Drawn(*map(np.concatenate, zip(*each, strict=True)))
-  lengths = drawn.mask.sum(-1)
+  responses = group_decode.SampledResponses(
+    *map(np.concatenate, zip(*each, strict=True))
+  )
+  lengths = responses.mask.sum(-1)
   assert lengths.min() < 3 and lengths.max() == TOKENS  # Rows end apart.
-  return drawn
+  return responses
 
 
-def same(got, wanted):
+def assert_same_responses(got, wanted):
   np.testing.assert_array_equal(got.mask, wanted.mask)
   np.testing.assert_array_equal(got.tokens, wanted.tokens)
   np.testing.assert_allclose(
@@ -119,86 +128,139 @@ def same(got, wanted):
 
 
 @pytest.mark.parametrize(
-  "rows, parts",
+  "rows, shards",
   [
     (3, 1),  # One prompt at a time.
     (12, 1),  # Four, refilled one by one.
     (48, 1),  # All at once, then fewer.
-    (6, 8),
+    (6, 8),  # Two on each device.
   ],
-)  # Two on each device.
-def test_responses_are_those_of_each_prompt_alone(alone, rows, parts):
+)
+def test_responses_are_those_of_each_prompt_alone(each_alone, rows, shards):
+  mesh = make_mesh(shards)
   forwards = range(COUNT)
-  same(draw(forwards, rows=rows, mesh=mesh_of(parts)), alone)
-  backwards = [*forwards][::-1]
-  same(draw(backwards, rows=rows, mesh=mesh_of(parts)), alone)
+  got = sample_in_order(forwards, rows=rows, mesh=mesh)
+  assert_same_responses(got, each_alone)
+  backwards = forwards[::-1]
+  got = sample_in_order(backwards, rows=rows, mesh=mesh)
+  assert_same_responses(got, each_alone)
 
 
 @pytest.mark.slow
-def test_responses_with_weights_split_over_devices(alone):
-  """Four parts, in each of which two devices share the weights."""
-  mesh = mesh_of(4, 2)
-  same(draw(range(COUNT), rows=6, mesh=mesh, unrolled=False), alone)
-  split = mesh_lib.shardings(tiny_policy.params(CONFIG), mesh)["layers"]["q"][
-    "w"
-  ]
-  assert split.spec[2] == mesh_lib.TENSOR
+def test_responses_with_weights_split_over_devices(each_alone):
+  """Four data shards, in each of which two devices share the weights."""
+  mesh = make_mesh(4, 2)
+  got = sample_in_order(range(COUNT), rows=6, mesh=mesh, unrolled=False)
+  assert_same_responses(got, each_alone)
+  split = mesh_lib.tree_shardings(tiny_policy.params(CONFIG), mesh)
+  assert split["layers"]["q"]["w"].spec[2] == mesh_lib.TENSOR
 
 
-def test_nothing_is_compiled_twice():
-  """One program per prompt length and level, whatever is asked of it."""
-  stops = np.zeros((2, CONFIG.vocab), np.int16)
-  run = continuous_batching._programs(
-    dataclasses.replace(MODEL, unrolled=True), TOKENS, MEMBERS, mesh_of(1)
+def test_programs_compile_once_per_level():
+  """One program per prompt length and level, whatever the sampling."""
+  programs = continuous_batching._compiled_programs(
+    dataclasses.replace(MODEL, unrolled=True), TOKENS, MEMBERS, make_mesh(1)
   )
-  before = run.advance._cache_size()
-  draw(range(COUNT), rows=15)
-  known = run.start._cache_size(), run.advance._cache_size()
-  assert known[1] == before + 1
-  other = np.asarray(
-    jax.random.key_data(
-      group_decode.keys(jax.random.key(8), jnp.arange(COUNT), MEMBERS)
+
+  def count_compiled():
+    return (
+      programs.prefill._cache_size(),
+      programs.decode_until._cache_size(),
     )
-  )
-  for method in (
+
+  before = count_compiled()[1]
+  sample_in_order(range(COUNT), rows=15)
+  known = count_compiled()
+  assert known[1] == before + 1
+  # Neither other filters nor other keys, prompts or end tokens compile.
+  other = make_keys(jax.random.key(8), np.arange(COUNT))
+  for sampling in (
     SamplingParams(0.0),
     SamplingParams(2.0, top_k=3),
     SamplingParams(top_p=0.5),
     SamplingParams(min_p=0.2),
     SamplingParams(np.full((COUNT, MEMBERS), 0.3)),
   ):
-    draw(range(COUNT), rows=15, method=method)
-    draw(range(COUNT)[:7], rows=15, key=other[:7], said=words(end=4))
-  assert (run.start._cache_size(), run.advance._cache_size()) == known
-  draw(range(COUNT), rows=15, said=words(stops=stops))
-  assert run.advance._cache_size() == known[1] + 1  # With an automaton.
+    sample_in_order(range(COUNT), rows=15, sampling=sampling)
+    sample_in_order(
+      range(7), rows=15, keys=other[:7], constraints=make_constraints(4)
+    )
+  assert count_compiled() == known
+  # Stop strings do, once.
+  stop_table = np.zeros((2, CONFIG.vocab), np.int16)
+  constraints = make_constraints(stop_table=stop_table)
+  sample_in_order(range(COUNT), rows=15, constraints=constraints)
+  assert count_compiled()[1] == known[1] + 1
 
 
 def test_members_share_the_keys_of_their_prompt():
   """The prompt's cache is as large for eight members as for one."""
+  prefill = functools.partial(
+    group_decode.prefill,
+    MODEL,
+    sampling=SamplingParams(1.0).validate(),
+    constraints=make_constraints(),
+    max_tokens=TOKENS,
+  )
 
-  def size(members):
-    prefix, _ = jax.eval_shape(
-      lambda prompt, key: group_decode.start(
-        MODEL,
-        tiny_policy.params(CONFIG),
-        prompt,
-        key,
-        SamplingParams(1.0).validate(),
-        words(),
-        TOKENS,
+  def cache_shapes(members):
+    prompts, _ = jax.eval_shape(
+      lambda prompt, keys: prefill(
+        tiny_policy.params(CONFIG), prompt, keys=keys
       ),
-      tiny_policy.pack(CONFIG, prompts(), length=8),
+      tiny_policy.collate(CONFIG, make_prompts(), length=8),
       jax.random.split(KEY, (COUNT, members)),
     )
-    return [leaf.shape for leaf in jax.tree.leaves(prefix.cache)]
+    return [leaf.shape for leaf in jax.tree.leaves(prompts.cache)]
 
-  assert size(1) == size(8)
+  assert cache_shapes(1) == cache_shapes(8)
 
 
-def test_what_is_no_method_is_refused():
+def test_sampling_out_of_range_is_refused():
   with pytest.raises(ValueError, match="temperature is -1"):
-    draw(range(COUNT), rows=12, method=SamplingParams(-1.0))
+    sample_in_order(range(COUNT), rows=12, sampling=SamplingParams(-1.0))
+
+
+class FakeDevices:
+  """Devices that know the (prompt, member) of each row and slot by heart."""
+
+  def __init__(self, scheduler, shards, members):
+    self.members = members
+    self.row = np.full((shards, scheduler.num_rows, 2), -1)
+    self.slot = np.full((shards, scheduler.num_slots), -1)
+    self.active = np.zeros((shards, scheduler.num_rows), bool)
+
+  def insert_prompts(self, batch, num_slots):
+    for shard, b in np.argwhere(batch.slots < num_slots):
+      rows = batch.row_indices[shard, b]
+      assert not self.active[shard, rows].any()
+      # A slot is free if no row reads it.
+      read = self.row[shard, self.active[shard], 0]
+      assert not (read == self.slot[shard, batch.slots[shard, b]]).any()
+      prompt = batch.prompts[shard, b]
+      self.slot[shard, batch.slots[shard, b]] = prompt
+      self.row[shard, rows] = [(prompt, g) for g in range(self.members)]
+      self.active[shard, rows] = True
+
+  def compact_rows(self, slots, rows, group_slots, num_slots):
+    before = self.active.sum(1)
+    self.slot = np.take_along_axis(self.slot, slots, 1)
+    self.row = np.take_along_axis(self.row, rows[..., None], 1)
+    self.active = np.take_along_axis(self.active, rows, 1)
+    assert (self.active.sum(1) == before).all()
+    # Each row still reads its own prompt; free rows are out of range.
+    for shard, row in np.argwhere(self.active):
+      slot, member = divmod(group_slots[shard, row], self.members)
+      prompt = self.slot[shard, slot]
+      assert (prompt, member) == tuple(self.row[shard, row])
+    assert (group_slots[~self.active] == num_slots * self.members).all()
+
+  def decode_until(self, threshold, random):
+    active = self.active.sum(1)
+    assert (threshold < active).any()  # Otherwise nothing would happen.
+    for shard, rows in enumerate(self.active):
+      ending = max(active[shard] - threshold[shard], 0)
+      rows[random.sample(np.flatnonzero(rows).tolist(), int(ending))] = False
 
 
 @settings(max_examples=60, deadline=None)
@@ -209,42 +271,21 @@ def test_what_is_no_method_is_refused():
   st.integers(1, 3),
   st.randoms(use_true_random=False),
 )
-def test_table_seats_each_member_once(count, members, rows, parts, random):
-  """Against a device that holds (prompt, member) in each row and slot."""
-  table = continuous_batching.Table(count, members, rows, parts)
-  held = np.full((parts, table.rows, 2), -1)
-  kept = np.full((parts, table.slots), -1)
-  live = np.zeros((parts, table.rows), bool)
-  seen = []
-  while table.busy:
-    while (new := table.admit()) is not None:
-      for d, b in np.argwhere(new.slots < table.slots):
-        at = new.rows[d, b]
-        assert not live[d, at].any()
-        # A slot is free when no row reads it.
-        assert not (held[d, live[d], 0] == kept[d, new.slots[d, b]]).any()
-        kept[d, new.slots[d, b]] = new.prompts[d, b]
-        held[d, at] = [(new.prompts[d, b], g) for g in range(members)]
-        live[d, at] = True
-    if (fewer := table.shrink()) is not None:
-      slots, at, lane = fewer
-      was = live.sum(1)
-      kept = np.take_along_axis(kept, slots, 1)
-      held = np.take_along_axis(held, at[..., None], 1)
-      live = np.take_along_axis(live, at, 1)
-      assert (live.sum(1) == was).all()
-      for d, r in np.argwhere(live):
-        slot, member = divmod(lane[d, r], members)
-        assert kept[d, slot] == held[d, r, 0] and member == held[d, r, 1]
-      assert (lane[~live] == table.slots * members).all()
-    until = table.until()
-    assert (until < live.sum(1)).any()  # Else nothing would happen.
-    for d in range(parts):
-      ending = random.sample(
-        np.flatnonzero(live[d]).tolist(), int(max(live[d].sum() - until[d], 0))
-      )
-      live[d, ending] = False
-    prompt, member, where = table.release(~live)
-    np.testing.assert_array_equal(held[where], np.stack([prompt, member], 1))
-    seen += zip(prompt.tolist(), member.tolist(), strict=True)
-  assert sorted(seen) == [(p, g) for p in range(count) for g in range(members)]
+def test_scheduler_runs_each_member_once(count, members, rows, shards, random):
+  scheduler = continuous_batching.Scheduler(count, members, rows, shards)
+  devices = FakeDevices(scheduler, shards, members)
+  finished = []
+  while scheduler.has_work:
+    while (batch := scheduler.admit_prompts()) is not None:
+      devices.insert_prompts(batch, scheduler.num_slots)
+    if (kept := scheduler.try_shrink()) is not None:
+      devices.compact_rows(*kept, scheduler.num_slots)
+    devices.decode_until(scheduler.return_threshold(), random)
+    prompt, member, where = scheduler.release_finished(~devices.active)
+    # The scheduler names the same prompts and members as the devices.
+    np.testing.assert_array_equal(
+      devices.row[where], np.stack([prompt, member], 1)
+    )
+    finished += zip(prompt.tolist(), member.tolist(), strict=True)
+  everyone = [(p, g) for p in range(count) for g in range(members)]
+  assert sorted(finished) == everyone
