@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from absl import flags
 from etils import epy
 
-from r1router_jax.common import cli, records, shared_flags
+from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.records import Answer, Malformed, Question, Trajectory
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.protocol import format
@@ -26,23 +26,19 @@ with epy.lazy_imports():
   from r1router_jax.policy import interface, openai_policy
   from r1router_jax.retrieval import knowledge_base, retriever
   from r1router_jax.routing import router, run_settings
-  from r1router_jax.routing.baselines import registry
 
+# The question.
 _QUESTION = flags.DEFINE_string(
   "question", "", "The question to answer.", allow_override=True
 )
 _IMAGE = flags.DEFINE_string(
   "image", "", "Image that the question is about.", allow_override=True
 )
-_POLICY = shared_flags.define_policy()
-_KB_DIR = shared_flags.define_kb_dir()
-_METHOD = shared_flags.define_method()
-_K = shared_flags.define_k()
-_MAX_STEPS = shared_flags.define_max_steps(records.MAX_HOPS)
-_TEMPERATURE = shared_flags.define_temperature(0.0)
-_TOP_K = shared_flags.define_top_k(0)
-_TOP_P = shared_flags.define_top_p()
-_SEED = shared_flags.define_seed()
+# What answers it.
+_POLICY = shared_flags.define_flag("policy")
+_KB_DIR = shared_flags.define_flag("kb_dir")
+_METHOD = shared_flags.define_flag("method")
+_SETTINGS = shared_flags.define_settings()
 
 
 def main(_) -> None:
@@ -51,13 +47,7 @@ def main(_) -> None:
   policy = openai_policy.open_policy(_POLICY.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
   settings = run_settings.RunSettings(
-    _METHOD.value,
-    seed=_SEED.value,
-    max_steps=_MAX_STEPS.value,
-    k=_K.value,
-    temperature=_TEMPERATURE.value,
-    top_k=_TOP_K.value,
-    top_p=_TOP_P.value,
+    _METHOD.value, **shared_flags.settings_values(_SETTINGS)
   )
   text = _QUESTION.value.strip()
   found = answer_question(policy, kbs, text, _IMAGE.value, settings)
@@ -78,9 +68,11 @@ def _check_options() -> None:
     raise ValueError(
       'There is no question.  Ask one: --question="Whose flag is this?"'
     )
+  # A missing image would otherwise only be found after minutes of loading.
   image = _IMAGE.value
   if image and not os.path.isfile(image):
     raise FileNotFoundError(f"--image={image} does not exist.")
+  # Neither of these imports JAX.
   shared_flags.check_policy(_POLICY.value)
   kb_meta.check_kb_dir(_KB_DIR.value)
 
@@ -101,15 +93,9 @@ def answer_question(
     image: path of the image that it is about, or "".
     settings: the method and its settings.
   """
-  (found,) = router.route(
-    policy,
-    kbs,
-    [Question("question", text, image=image)],
-    settings.random_key,
-    method=registry.METHODS[settings.method](settings.seed),
-    sampling=settings.sampling,
-    max_steps=settings.max_steps,
-    k=settings.k,
+  question = Question("question", text, image=image)
+  (found,) = router.run_routing(
+    policy, kbs, [question], settings.random_key, settings.rollout_options()
   )
   return found
 
@@ -131,12 +117,14 @@ def format_trajectory(trajectory: Trajectory) -> Iterator[str]:
     if plan.thought:
       yield f"  thinks   {sanitize_text(plan.thought)}"
     yield f"  asks     {sanitize_text(plan.sub_question)}"
+    # Passages may be pages long; their start tells which they are.
     for passage in done.passages:
       text = sanitize_text(passage.text, 300)
       yield f"  finds    [{passage.score:.2f}] {text}"
       yield f"           {sanitize_text(passage.id)}"
     yield f"  answers  {_format_answer(done.answer)}"
   yield ""
+  # Faults explain answers that are missing or malformed.
   for fault in trajectory.faults:
     yield f"Fault      {sanitize_text(fault)}"
   yield f"Answer     {_format_answer(trajectory.final)}"

@@ -19,7 +19,6 @@ from r1router_jax.metrics import trajectories as metrics
 from r1router_jax.policy import interface, openai_policy
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.routing import device_loop, run_settings
-from r1router_jax.routing.baselines import registry
 from r1router_jax.routing.run_settings import RunSettings
 
 
@@ -45,25 +44,19 @@ def evaluate_method(
     settings: the method and its settings.
     path: the file that trajectories are appended to and resumed from, if any.
     label: fields that rows of this very run have, and rows of no other.
-    routing_loop: what drives the routing loop, a key of `device_loop.LOOPS`.
+    routing_loop: a key of `device_loop.ROUTING_LOOPS`.
     chunk_size: the number of questions that are answered together.
     judge: the address of a model that judges answers, whose verdicts are kept
       beside `path`; or "".
     raw_answers: whether a malformed final answer is scored as it stands.
   """
-  method = registry.METHODS[settings.method](settings.seed)
+  # Made once for all chunks, so that a random method draws one sequence.
+  options = settings.rollout_options()
   name = (label or {}).get("policy", "policy")
 
   def answer_chunk(chunk: Sequence[Question]) -> list[Trajectory]:
-    return device_loop.LOOPS[routing_loop](
-      policy,
-      kbs,
-      chunk,
-      settings.random_key,
-      by=method,
-      method=settings.sampling,
-      max_steps=settings.max_steps,
-      k=settings.k,
+    return device_loop.ROUTING_LOOPS[routing_loop](
+      policy, kbs, chunk, settings.random_key, options
     )
 
   def score(found: Sequence[Trajectory]) -> dict[str, np.ndarray]:
@@ -72,6 +65,7 @@ def evaluate_method(
     )
 
   def to_row(trajectory: Trajectory) -> dict[str, Any]:
+    # For readers of the file: a resumed run scores its trajectories again.
     scores = metrics.row_scores(score([trajectory]), 0)
     return dict(trajectory_io.to_row(trajectory), scores=scores)
 

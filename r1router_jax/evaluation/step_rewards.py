@@ -6,7 +6,6 @@ continues.
 Axes:  n steps
 """
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -20,12 +19,11 @@ from r1router_jax.common.records import Question, Step
 from r1router_jax.data import gold_steps
 from r1router_jax.generation import token_sampling
 from r1router_jax.policy.policy import Policy
-from r1router_jax.protocol import format
 from r1router_jax.retrieval import retriever
 from r1router_jax.retrieval.retriever import KnowledgeBase
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing import policy_requests
-from r1router_jax.routing.episode import Walk
+from r1router_jax.routing.episode import Episode
 
 # The gold steps of every 8th question are scored.
 QUESTION_STRIDE = 8
@@ -58,15 +56,11 @@ def score_gold_steps(
       temperature 1 whose rewards are averaged.
   """
   # 1. Leave out the prompts that cannot be read.
-  prompts = [
-    policy_requests.Prompt(
-      Walk(step.question),
-      policy.config.build_prompt(step),
-      functools.partial(format.parse_response, step.kind),
-    )
-    for step in steps
+  prompts = [policy.config.build_prompt(step) for step in steps]
+  checked = [
+    policy_requests.check_prompt(policy, Episode(step.question), prompt)
+    for step, prompt in zip(steps, prompts, strict=True)
   ]
-  checked = [policy_requests.fits(policy, prompt) for prompt in prompts]
   faults = [fault for fault in checked if fault is not None]
   good = [i for i, fault in enumerate(checked) if fault is None]
   if faults:
@@ -86,7 +80,7 @@ def score_gold_steps(
   ):
     chunk = good[start : start + STEPS_PER_CHUNK]
     groups = policy.generate(
-      [prompts[i].prompt for i in chunk], key, group_size, sampling
+      [prompts[i] for i in chunk], key, group_size, sampling
     )
     scored = reward.score(
       [steps[i] for i in chunk for _ in range(group_size)],

@@ -1,8 +1,9 @@
-"""What a policy's folder says beside its weights: `config.json`, `policy.json`.
+"""Read and write what stands beside the weights in a policy's folder.
 
-The first is the published form of the model's sizes (`models/published.py`),
-the second, which a published checkpoint does not have, all that is ours: how
-prompts are spelt, to what lengths they are padded, how the model is run.
+`config.json` is the published form of the model's sizes, see
+`models/hf_checkpoint.py`.  `policy.json`, which a published checkpoint does not
+have, holds the rest: how prompts are worded, to which lengths they are padded,
+how the model is run.
 """
 
 import dataclasses
@@ -12,18 +13,21 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.common.records import KBS, Step
 from r1router_jax.models import hf_checkpoint, qwen2_5_vl
-from r1router_jax.models.layers import Llama3
+from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.protocol import messages, prompts
 
 # The tiny policy that the package brings, after its supervised warm start.
 WARM_START = pathlib.Path(__file__).parents[1] / "data" / "files" / "warm_start"
 
-FILE, TOKENIZER = "policy.json", "tokenizer.json"
+POLICY_FILE = "policy.json"
 
-# What else a checkpoint may bring for those who open it with transformers.
-BESIDE = (
+TOKENIZER_FILE = "tokenizer.json"
+
+# Further files of a checkpoint, for those who open it with transformers.
+HF_SIDE_FILES = (
   "tokenizer_config.json",
   "preprocessor_config.json",
   "generation_config.json",
@@ -32,153 +36,176 @@ BESIDE = (
 )
 
 
-# What R1-Router lacks; without them all is as its original has it.
-OPTIONS = ("routes", "passage_pictures", "passage_tokens")
+# Options that R1-Router lacks; with their defaults all is as in the original.
+EXTENSIONS = ("max_routes", "passage_images", "passage_tokens")
+
+# Keys that a policy.json of older versions has, with their names today.
+OLD_KEYS = {
+  "batch_rows": "decode_batch_size",
+  "routes": "max_routes",
+  "passage_pictures": "passage_images",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What the two files hold.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+  """Options of prompts, of a policy in this process or at an address.
+
+  Attributes:
+    style: wording of the prompts, a key of `templates.STYLES`.
+    max_routes: number of routes that one plan may name; R1-Router's name one.
+    passage_images: number of passages whose image an answer prompt shows.
+
+  Raises:
+    ValueError: if a number is out of its range.
+  """
+
+  style: str = "full"
+  max_routes: int = 1
+  passage_images: int = 0
+
+  def __post_init__(self):
+    if not 1 <= self.max_routes <= len(KBS):
+      raise ValueError(
+        f"max_routes is {self.max_routes}: a plan may name 1 "
+        f"to {len(KBS)} routes."
+      )
+    if self.passage_images < 0:
+      raise ValueError(
+        f"passage_images is {self.passage_images}: show 0 images or more."
+      )
+
+  def build_prompt(self, step: Step) -> messages.Conversation:
+    """Return the prompt of a step, as this policy is asked."""
+    return prompts.step_conversation(
+      step,
+      style=self.style,
+      max_routes=self.max_routes,
+      passage_images=self.passage_images,
+    )
+
+  def enabled_extensions(self) -> dict[str, Any]:
+    """Return the options of `EXTENSIONS` that differ from their defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(self)}
+    return {
+      name: getattr(self, name)
+      for name in EXTENSIONS
+      if name in defaults and getattr(self, name) != defaults[name]
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyConfig(PromptOptions):
+  """The contents of `config.json` and `policy.json`.
 
   Attributes:
     model: sizes of the network.
-    style: how prompts are spelt, a key of `prompts.STYLES`.
     prompt_tokens: padded prompt lengths, ascending; longer prompts are cut.
     response_tokens: padded lengths of gold responses, ascending; the last is
       the longest response that is sampled.
-    min_pixels, max_pixels: range that pictures are resized into.
-    batch_rows: responses decoded at one time on one device.
-    compute: how the model is run.
-    routes: how many routes one plan may name; R1-Router's name one.
-    passage_pictures: how many pictures of passages an answer prompt shows.
-    passage_tokens: what an answer prompt reads of passages, at most.
+    min_pixels: images with fewer pixels are enlarged to this number.
+    max_pixels: images with more pixels are shrunk to this number.
+    decode_batch_size: number of responses decoded at one time on one device.
+    compute: precision and kernels with which the model is run.
+    passage_tokens: largest number of passage tokens in an answer prompt.
 
   Raises:
-    ValueError: where one of the last three is out of its range.
+    ValueError: if an option of `EXTENSIONS` is out of its range.
   """
 
   model: qwen2_5_vl.Config
-  style: str
   prompt_tokens: tuple[int, ...]
   response_tokens: tuple[int, ...]
   min_pixels: int
   max_pixels: int
-  batch_rows: int
-  compute: qwen2_5_vl.Compute = qwen2_5_vl.Compute()
-  routes: int = 1
-  passage_pictures: int = 0
+  decode_batch_size: int
+  compute: qwen2_5_vl.RuntimeConfig = qwen2_5_vl.RuntimeConfig()
   passage_tokens: messages.PassageTokens = messages.PassageTokens()
 
   def __post_init__(self):
-    if not 1 <= self.routes <= len(KBS):
+    super().__post_init__()
+    if self.passage_images and self.model.vision is None:
       raise ValueError(
-        f"settings.routes is {self.routes}: a plan may name 1 "
-        f"to {len(KBS)} routes."
-      )
-    if self.passage_pictures < 0:
-      raise ValueError(
-        f"settings.passage_pictures is {self.passage_pictures}: "
-        "show 0 pictures or more."
-      )
-    if self.passage_pictures and self.model.vision is None:
-      raise ValueError(
-        f"settings.passage_pictures is {self.passage_pictures}, but this "
+        f"passage_images is {self.passage_images}, but this "
         "policy reads texts alone: set it to 0, or take one with a vision "
         "tower."
       )
     if min(vars(self.passage_tokens).values()) < 0:
       raise ValueError(
-        f"settings.passage_tokens is {self.passage_tokens}: "
+        f"passage_tokens is {self.passage_tokens}: "
         "give a number of tokens, or 0 for all."
       )
 
-  def options(self) -> dict[str, Any]:
-    """Those of `OPTIONS` that are on."""
-    return {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if field.name in OPTIONS and getattr(self, field.name) != field.default
-    }
-
-  def conversation(self, step: Step) -> messages.Conversation:
-    """The prompt of a step, as this policy is asked."""
-    return prompts.step_conversation(
-      step,
-      style=self.style,
-      routes=self.routes,
-      passage_pictures=self.passage_pictures,
-    )
-
   def response_length(self, tokens: int) -> int:
-    """The padded length of a gold response of so many tokens."""
+    """Return the padded length of a gold response of `tokens` tokens."""
     return next(
       (n for n in self.response_tokens if n >= tokens), self.response_tokens[-1]
     )
 
   @classmethod
-  def from_dict(cls, tree: Mapping[str, Any]) -> "Settings":
-    """Reads what `dataclasses.asdict` made, or a config's plain dicts.
+  def from_dict(cls, tree: Mapping[str, Any]) -> "PolicyConfig":
+    """Build a config from the result of `dataclasses.asdict`, or plain dicts.
 
-    The model may be the name of a published size, a key of `qwen_vl.SIZES`.
+    The model may be the name of a published size, a key of `qwen2_5_vl.SIZES`.
     """
-    model = tree["model"]
-    return _read(
-      cls,
-      dict(
-        tree, model=qwen2_5_vl.SIZES[model] if isinstance(model, str) else model
-      ),
-    )
+    tree = _rename_old_keys(tree)
+    if isinstance(tree["model"], str):
+      tree["model"] = qwen2_5_vl.SIZES[tree["model"]]
+    return _build_record(cls, tree)
 
 
-# Of a checkpoint that says nothing else: the prompts of the R1-Router paper.
-PUBLISHED = dict(
+# For a Hugging Face checkpoint without policy.json: the R1-Router paper's.
+HF_DEFAULTS = dict(
   style="full",
   prompt_tokens=(1024, 2048, 4096, 8192),
   response_tokens=(1024,),
   min_pixels=3136,
   max_pixels=1_003_520,
-  batch_rows=8,
+  decode_batch_size=8,
   compute=dict(dtype="bfloat16"),
 )
 
+# Classes of the fields that hold records themselves.
 _NESTED = dict(
   model=qwen2_5_vl.Config,
   vision=qwen2_5_vl.VisionConfig,
-  rope_scaling=Llama3,
-  compute=qwen2_5_vl.Compute,
+  rope_scaling=Llama3RopeScaling,
+  compute=qwen2_5_vl.RuntimeConfig,
   passage_tokens=messages.PassageTokens,
 )
 
 
-def _read(kind: type, tree: Mapping[str, Any]) -> Any:
-  """A record from nested dicts, whose lists become tuples."""
-  return kind(
-    **{
-      name: _read(_NESTED[name], value)
-      if name in _NESTED and isinstance(value, Mapping)
-      else tuple(value)
-      if isinstance(value, list)
-      else value
-      for name, value in tree.items()
-    }
-  )
+def _rename_old_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+  return {OLD_KEYS.get(key, key): value for key, value in tree.items()}
 
 
-def folder(name: str | pathlib.Path) -> pathlib.Path:
-  """Where a policy lies: a folder, an id on the hub, or "warm_start"."""
-  return WARM_START if str(name) == "warm_start" else hf_checkpoint.locate(name)
+def _build_record(record_class: type, tree: Mapping[str, Any]) -> Any:
+  """Return a record built from nested dicts; lists become tuples."""
+  values = {}
+  for name, value in tree.items():
+    if name in _NESTED and isinstance(value, Mapping):
+      value = _build_record(_NESTED[name], value)
+    elif isinstance(value, list):
+      value = tuple(value)
+    values[name] = value
+  return record_class(**values)
 
 
-def read(at: pathlib.Path) -> Settings:
-  """What the files in a folder say.
+def resolve_folder(name: str | pathlib.Path) -> pathlib.Path:
+  """Return the folder of a path, of an id on the hub, or of "warm_start"."""
+  return WARM_START if str(name) == "warm_start" else locate_checkpoint(name)
+
+
+def read_config(folder: pathlib.Path) -> PolicyConfig:
+  """Read the config of the policy in a folder.
 
   Raises:
-    published.BadConfig, ValueError: where a file is broken, by name.
+    hf_checkpoint.BadConfig, ValueError: if a file is broken; names the file.
   """
-  model, path = hf_checkpoint.read_config(at), at / FILE
+  model, path = hf_checkpoint.read_config(folder), folder / POLICY_FILE
   try:
-    ours = json.loads(path.read_text()) if path.exists() else PUBLISHED
-    return Settings.from_dict(dict(ours, model=model))
+    options = json.loads(path.read_text()) if path.exists() else HF_DEFAULTS
+    return PolicyConfig.from_dict(dict(options, model=model))
   except (ValueError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{path}: {error}.  Copy the policy again, or delete this "
@@ -186,38 +213,46 @@ def read(at: pathlib.Path) -> Settings:
     ) from error
 
 
-def of_run(start_from: str, given: Mapping[str, Any]) -> Settings:
-  """The settings of the policy `start_from`, or of none, changed by `given`.
+def config_for_run(
+  start_from: str, overrides: Mapping[str, Any]
+) -> PolicyConfig:
+  """Return the config of the policy `start_from`, changed by `overrides`.
 
-  With a model in `given` nothing is read, so that a plan needs no weights.
+  If `overrides` has a model, nothing is read, so that a run can be planned
+  without weights.
   """
-  kept = (
-    {} if "model" in given else dataclasses.asdict(read(folder(start_from)))
-  )
-  return Settings.from_dict(kept | dict(given))
+  base = {}
+  if "model" not in overrides:
+    base = dataclasses.asdict(read_config(resolve_folder(start_from)))
+  return PolicyConfig.from_dict(base | _rename_old_keys(overrides))
 
 
-def write(
-  at: pathlib.Path,
-  settings: Settings,
+def write_policy_files(
+  folder: pathlib.Path,
+  config: PolicyConfig,
   tokenizer: pathlib.Path,
-  tokens: Mapping[str, int],
+  token_ids: Mapping[str, int],
 ) -> None:
-  """Writes all of a policy's folder but the weights.
+  """Write all files of a policy's folder but the weights.
 
   Args:
-    at: the folder.
-    settings: its settings.
-    tokenizer: the file to copy; what is known of `BESIDE` it goes with it.
-    tokens: the ids that a published config names.
+    folder: where to write; made if need be.
+    config: the policy's config.
+    tokenizer: the tokenizer.json to copy; those of `HF_SIDE_FILES` that stand
+      beside it are copied, too.
+    token_ids: ids of special tokens that a published config.json names.
   """
-  at.mkdir(parents=True, exist_ok=True)
-  ours = dataclasses.asdict(settings)
-  del ours["model"]
-  config = hf_checkpoint.to_published(settings.model, tokens)
-  for name, tree in ((hf_checkpoint.CONFIG, config), (FILE, ours)):
-    (at / name).write_text(json.dumps(tree, indent=1) + "\n")
-  for name in (TOKENIZER, *BESIDE):
-    source = tokenizer.with_name(name)
-    if source.exists() and source.resolve() != (at / name).resolve():
-      shutil.copyfile(source, at / name)
+  folder.mkdir(parents=True, exist_ok=True)
+  options = dataclasses.asdict(config)
+  del options["model"]  # Stands in config.json.
+  hf_config = hf_checkpoint.make_hf_config(config.model, token_ids)
+  for name, tree in (
+    (hf_checkpoint.CONFIG_FILE, hf_config),
+    (POLICY_FILE, options),
+  ):
+    (folder / name).write_text(json.dumps(tree, indent=1) + "\n")
+  for name in (TOKENIZER_FILE, *HF_SIDE_FILES):
+    source, target = tokenizer.with_name(name), folder / name
+    # A policy may be saved into the folder that it was opened from.
+    if source.exists() and source.resolve() != target.resolve():
+      shutil.copyfile(source, target)

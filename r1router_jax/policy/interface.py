@@ -1,4 +1,4 @@
-"""Defines what every policy offers to the routing loop."""
+"""The interface that every policy offers to the routing loop."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -7,28 +7,41 @@ import jax
 
 from r1router_jax.common.records import Response
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
+from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol.messages import Conversation
 
 
 @runtime_checkable
-class Responder(Protocol):
-  """What a loop needs of a policy; `Policy` and `chat.ChatPolicy` have it.
+class PolicyInterface(Protocol):
+  """The part of a policy that the routing loop needs.
+
+  `policy.Policy` runs in this process, `openai_policy.OpenAIPolicy` asks a
+  model at an address.
 
   Attributes:
-    settings: with `style`, `routes` and `conversation`, as of
-      `settings.Settings`.
-    packer: with `encode`, which says whether a prompt can be read.
+    config: how the policy is asked; makes its prompts.
+    processor: has a method `encode`, which raises if a prompt cannot be read.
   """
 
-  settings: Any
-  packer: Any
+  config: PromptOptions
+  processor: Any
 
   def generate(
     self,
     conversations: Sequence[Conversation],
     key: jax.Array,
-    n: int = 1,
-    method: SamplingParams = GREEDY,
+    group_size: int = 1,
+    sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
   ) -> list[list[Response]]:
-    """`n` responses to each conversation, none dependent on another."""
+    """Generate a group of responses to each conversation.
+
+    No response depends on another one, nor on the order of conversations.
+
+    Args:
+      conversations: the prompts.
+      key: key of all samples.
+      group_size: number of responses to each prompt.
+      sampling: how tokens are drawn.
+      stop: texts that end a response, besides the end token.
+    """

@@ -1,15 +1,15 @@
-"""Asks a model behind an address, by OpenAI's chat completions.
+"""Ask a model behind an address for chat completions, by OpenAI's schema.
 
   POST {base}/chat/completions
     {"model", "messages": [system, user], "temperature", "top_p", "max_tokens",
      "seed"}  ->  {"choices": [{"message": {"content"}}], "usage"}
 
-What a reasoning model thinks may come apart from what it says, as
+Servers of reasoning models may return the thoughts apart from the text, as
 "reasoning_content" or "reasoning".
 
-A request that the server refuses for what it holds, say as too long, has an
-empty reply, with a warning; where it never answered anything yet, the refusal
-is an error.
+If the server refuses a request for its contents, for example as too long, the
+reply is empty and a warning is logged; if it has not answered any request yet,
+the refusal is an error.
 """
 
 import hashlib
@@ -22,27 +22,27 @@ import numpy as np
 from absl import logging
 
 from r1router_jax.common import http_client
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 from r1router_jax.retrieval.encoders import http_encoders
 
 PREFIX = "openai:"
 
-IN_FLIGHT = 32  # Requests at a time.
+MAX_IN_FLIGHT = 32  # Requests at a time.
 
-DEADLINE = 900.0  # Seconds, of all tries of a request.
+DEADLINE_SECONDS = 900.0  # Of all tries of a request together.
 
-MOST = 1 << 20  # Tokens that a server may claim to have written.
+MAX_COMPLETION_TOKENS = 1 << 20  # A server that counts more is not believed.
 
 _CURE = "See that a chat model answers there"
 
 
 class Reply(NamedTuple):
-  """What came back.
+  """The reply to a request.
 
   Attributes:
-    text: what the model says.
-    reasoning: what it thought, where that came apart; else "".
-    tokens: that it wrote, 0 where the server does not say.
+    text: the text that the model wrote.
+    reasoning: its thoughts, if the server returns them apart; else "".
+    tokens: number of tokens that it wrote, 0 if the server does not say.
   """
 
   text: str
@@ -50,18 +50,18 @@ class Reply(NamedTuple):
   tokens: int = 0
 
 
-class Chat:
-  """A model at an address.
+class ChatClient:
+  """A client of one model at an address.
 
   Args:
     address: "http://host:port/v1#model", with or without "openai:" before it.
 
   Attributes:
-    model: its name.
+    model: name of the model, as the server knows it.
 
   Raises:
-    ValueError: where this is no such address.
-    service.RetrievalError: where nobody answers.
+    ValueError: if the address is not of that form.
+    RemoteServiceError: if nobody answers.
   """
 
   def __init__(self, address: str):
@@ -71,64 +71,76 @@ class Chat:
         f"{address!a} names no model.  Write address and name, as in "
         f"{PREFIX}http://127.0.0.1:8000/v1#model."
       )
-    headers = http_encoders.authorisation(base)
-    http_client.Service(base, headers).get("/models")  # Is anybody there?
-    self._service = http_client.Service(
-      base, headers, in_flight=IN_FLIGHT, deadline=DEADLINE
+    headers = http_encoders.authorization_header(base)
+    # Fail now, and soon, if there is no server or the key is wrong.
+    http_client.JsonHttpClient(base, headers).get("/models")
+    self._client = http_client.JsonHttpClient(
+      base, headers, in_flight=MAX_IN_FLIGHT, deadline=DEADLINE_SECONDS
     )
-    self._answered = False
+    self._has_answered = False
 
-  def ask(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
-    """The reply to each request: all of its body but the model's name.
+  def complete(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
+    """Return the reply to each request.
+
+    Args:
+      requests: bodies of the requests, without the model's name.
 
     Raises:
-      service.RetrievalError: see the module's docstring.
+      RemoteServiceError: if the server fails, or refuses all requests before
+        it answered any.
     """
-    found = self._service.post(
+    replies = self._client.post(
       "/chat/completions",
       [dict(model=self.model, **request) for request in requests],
-      lambda _, answer: _read(answer),
+      lambda _, answer: _parse_reply(answer),
       lambda _, error: error,
     )
-    refused = [one for one in found if not isinstance(one, Reply)]
-    if refused and len(refused) == len(found) and not self._answered:
+    refused = [each for each in replies if not isinstance(each, Reply)]
+    # Before any answer, a refusal of all means that the requests are wrong, say
+    # for a server of another schema; later it is about these prompts.
+    if refused and len(refused) == len(replies) and not self._has_answered:
       raise refused[0]
-    self._answered |= bool(found)
+    self._has_answered |= bool(replies)
     if refused:
       logging.warning(
         "%d of %d prompts are refused, the first of them so: %s",
         len(refused),
-        len(found),
+        len(replies),
         refused[0],
       )
-    return [one if isinstance(one, Reply) else Reply("") for one in found]
+    return [each if isinstance(each, Reply) else Reply("") for each in replies]
 
 
-def messages(
+def request_messages(
   system: str, user: str | list, examples: Sequence[tuple[str, str]] = ()
 ) -> list[dict[str, Any]]:
-  """The turns of a request: between its two, what was asked and replied."""
-  turns = [
-    ("system", system),
-    *(
-      turn
-      for asked, reply in examples
-      for turn in (("user", asked), ("assistant", reply))
-    ),
-    ("user", user),
-  ]
+  """Return the messages of a request, with examples before the user turn."""
+  turns = [("system", system)]
+  for example, reply in examples:
+    turns += [("user", example), ("assistant", reply)]
+  turns.append(("user", user))
   return [dict(role=role, content=content) for role, content in turns]
 
 
-def seed(key: jax.Array, prompt: Any, member: int) -> int:
-  """Of the response `member` to a prompt, which JSON can say; 31 bits."""
+def request_seed(key: jax.Array, prompt: Any, member: int) -> int:
+  """Return the 31-bit seed of one sample.
+
+  Args:
+    key: key of all samples.
+    prompt: the prompt, which must be JSON-serialisable.
+    member: index of the response among those to this prompt.
+  """
   digest = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes())
   digest.update(json.dumps([prompt, member]).encode())
   return int.from_bytes(digest.digest()[:4], "big") >> 1
 
 
-def _read(answer: Any) -> Reply:
-  """The one choice of an answer."""
+def _parse_reply(answer: Any) -> Reply:
+  """Return the only choice of an answer.
+
+  Raises:
+    RowError: if the answer is not of the schema.
+  """
   try:
     (choice,) = answer["choices"]
     message, usage = choice["message"], answer.get("usage") or {}
@@ -138,11 +150,11 @@ def _read(answer: Any) -> Reply:
     )
     tokens = usage.get("completion_tokens", 0)
   except (TypeError, ValueError, KeyError, AttributeError):
-    raise Fault(
+    raise RowError(
       "the answer is no chat completion of one choice", _CURE
     ) from None
   if not isinstance(text, str) or not isinstance(reasoning, str):
-    raise Fault("the message is no text", _CURE)
-  if type(tokens) is not int or not 0 <= tokens <= MOST:
-    raise Fault(f"completion_tokens is {tokens!a:.40}", _CURE)
+    raise RowError("the message is no text", _CURE)
+  if type(tokens) is not int or not 0 <= tokens <= MAX_COMPLETION_TOKENS:
+    raise RowError(f"completion_tokens is {tokens!a:.40}", _CURE)
   return Reply(text, reasoning, tokens)

@@ -1,20 +1,20 @@
-"""A policy behind an address: any model that speaks OpenAI's chat completions.
+"""A policy behind an address: any model that answers OpenAI chat completions.
 
-A user turn with pictures is a list of texts and pictures in their order, each
-picture the very bytes of its file.  "top_k" and "min_p", which vLLM and others
-add to the schema, are sent where they are not 0, so that others are not asked
-what they do not know.
+A user turn with images is a list of texts and images in their order, each image
+with the very bytes of its file.  "top_k" and "min_p", which vLLM and others add
+to the schema, are sent only if they are not 0, so that other servers are not
+sent fields that they do not know.
 
-A reply that has begun is shown at the end of the user turn, since the schema
-has no place for it.
+The start of a reply is shown at the end of the user turn, since the schema has
+no place for it.
 
-A request asks for one response, with a seed of its own that comes from key,
-prompt and member alone: where the server honours seeds, a response depends on
-neither its neighbours nor their order.
+A request asks for one response, with a seed that comes from key, prompt and
+member alone: if the server honours seeds, a response depends on neither its
+neighbours nor their order.
 
-What a reasoning model thinks, and what stands before a "</think>" that nothing
-opened, is the protocol's thought where the rest has none, and is dropped where
-the rest has: the protocol has one.
+The thoughts of a reasoning model, and text before a "</think>" that nothing
+opened, become the protocol's thought if the rest has none, and are dropped if
+the rest has one: the protocol has a single thought.
 """
 
 import base64
@@ -22,218 +22,216 @@ import functools
 import io
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
 from r1router_jax.common import images
-from r1router_jax.common.records import Response, Step
+from r1router_jax.common.records import Response
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
-from r1router_jax.inputs.processor import Encoded
+from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.models import safetensors_io
-from r1router_jax.policy import config, openai_client, policy
-from r1router_jax.protocol import messages, prompts
+from r1router_jax.policy import config as config_lib
+from r1router_jax.policy import openai_client, policy
+from r1router_jax.policy.config import PromptOptions
+from r1router_jax.protocol import messages
 from r1router_jax.protocol.messages import Conversation, Segment
 
-TOKENS = 2048  # Of a response, at most; R1-Router's.
+MAX_RESPONSE_TOKENS = 2048  # As R1-Router's.
 
-GO_ON = Segment(
+CONTINUE_NOTE = Segment(
   "\n\nYou have begun to reply.  Go on from where this ends:\n", "template"
 )
 
-KEPT = 32  # Pictures that are kept encoded.
+IMAGE_CACHE_SIZE = 32  # Images that are kept encoded.
 
 
-class Prompts:
-  """What `pack.Packer` is to a policy of ours: reads prompts' pictures."""
+class RemoteProcessor:
+  """The counterpart of `processor.Processor` for a policy at an address."""
 
-  def encode(self, conversation: Conversation) -> Encoded:
-    """Its pictures' faults; the text is the server's to encode.
+  def encode(self, conversation: Conversation) -> EncodedPrompt:
+    """Check the images of a prompt; the text is the server's to encode.
 
     Raises:
-      inputs.images.BadImage: of the question's own picture, by name.
+      images.BadImage: if the question's own image is bad; names the file.
     """
-    _, unread = self.turn(conversation)
-    return Encoded([], unread=unread)
+    _, unread_images = self.build_user_turn(conversation)
+    return EncodedPrompt([], unread_images=unread_images)
 
-  def turn(
+  def build_user_turn(
     self, conversation: Conversation
   ) -> tuple[str | list[dict[str, Any]], tuple[str, ...]]:
-    """The user turn, and why pictures of passages are left out of it."""
-    parts, unread = [], []
-    begun = (GO_ON, *conversation.said) if conversation.said else ()
-    for segment in conversation.user + begun:
+    """Return the user turn, and why images of passages are left out of it."""
+    parts, unread_images = [], []
+    segments = conversation.user
+    if conversation.reply_prefix:
+      segments += (CONTINUE_NOTE, *conversation.reply_prefix)
+    for segment in segments:
       try:
-        if segment.source == "picture":
-          parts.append(
-            dict(type="image_url", image_url=dict(url=self._url(segment.text)))
-          )
+        if segment.source == "image":
+          url = self._image_url(segment.text)
+          parts.append(dict(type="image_url", image_url=dict(url=url)))
         elif parts and "text" in parts[-1]:
           parts[-1]["text"] += segment.text
         else:
           parts.append(dict(type="text", text=segment.text))
       except images.BadImage as error:
-        if segment.of is None:
+        if segment.passage_ref is None:
           raise
-        unread.append(str(error))
-    plain = all("text" in part for part in parts)
-    turn = "".join(part["text"] for part in parts) if plain else parts
-    return turn, tuple(unread)
+        unread_images.append(str(error))
+    # Servers of models without vision may know plain texts alone.
+    if all("text" in part for part in parts):
+      return "".join(part["text"] for part in parts), tuple(unread_images)
+    return parts, tuple(unread_images)
 
-  def _url(self, path: str) -> str:
-    # Keyed by the file's state, so that a replaced picture is read anew.
+  def _image_url(self, path: str) -> str:
+    # The file's state is part of the key: a replaced image is read anew.
     state = os.stat(path) if os.path.exists(path) else None
-    return _url(path, state and (state.st_mtime_ns, state.st_size))
+    return _data_url(path, state and (state.st_mtime_ns, state.st_size))
 
 
-class Asking(NamedTuple):
-  """How an endpoint is asked; what the loop needs of `settings.Settings`."""
-
-  style: str = "full"
-  routes: int = 1
-  passage_pictures: int = 0
-
-  def conversation(self, step: Step) -> Conversation:
-    """The prompt of a step."""
-    return prompts.step_conversation(step, **self._asdict())
-
-  def options(self) -> dict[str, Any]:
-    """Those of `settings.OPTIONS` that are on."""
-    return {
-      name: value
-      for name, value in self._asdict().items()
-      if name in config.OPTIONS and value != self._field_defaults[name]
-    }
-
-
-AS_PUBLISHED = Asking()
-
-
-class ChatPolicy:
-  """A model at an address as a policy; a `asking.Responder`.
+class OpenAIPolicy:
+  """A model at an address as a policy, see `interface.PolicyInterface`.
 
   Args:
-    address: see `completions.Chat`.
-    asking: how it is asked.
-    tokens: of a response, at most.
+    address: see `openai_client.ChatClient`.
+    options: how the model is asked.
+    max_tokens: longest response.
 
   Attributes:
-    settings: how it is asked.
-    packer: see `Prompts`.
+    config: how the model is asked.
+    processor: checks the prompts.
   """
 
   def __init__(
-    self, address: str, asking: Asking = AS_PUBLISHED, tokens: int = TOKENS
+    self,
+    address: str,
+    options: PromptOptions | None = None,
+    max_tokens: int = MAX_RESPONSE_TOKENS,
   ):
-    self._chat, self._tokens = openai_client.Chat(address), tokens
-    self.settings, self.packer = asking, Prompts()
+    self._client = openai_client.ChatClient(address)
+    self._max_tokens = max_tokens
+    self.config = options or PromptOptions()
+    self.processor = RemoteProcessor()
 
   @property
   def model(self) -> str:
-    """Its name, as the server knows it."""
-    return self._chat.model
+    """The model's name, as the server knows it."""
+    return self._client.model
 
-  def respond(
+  def generate(
     self,
     conversations: Sequence[Conversation],
     key: jax.Array,
-    n: int = 1,
-    method: SamplingParams = GREEDY,
+    group_size: int = 1,
+    sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
   ) -> list[list[Response]]:
-    """`n` responses to each conversation, with tokens counted, not known.
+    """Generate a group of responses to each conversation.
+
+    The tokens of responses are counted but not known: ids are 0 and
+    log-probabilities NaN.
 
     Raises:
-      inputs.images.BadImage: by name.
-      ValueError: where a number of `method` is out of its range.
-      service.RetrievalError: where the server fails.
+      images.BadImage: if a question's image is bad; names the file.
+      ValueError: if a number of `sampling` is out of its range.
+      RemoteServiceError: if the server fails.
     """
-    way = dict(_way(method), max_tokens=self._tokens) | (
-      {"stop": list(stop)} if stop else {}
-    )
+    fields = dict(sampling_fields(sampling), max_tokens=self._max_tokens)
+    if stop:
+      fields["stop"] = list(stop)
     requests = []
     for conversation in conversations:
-      asked = openai_client.messages(
+      turns = openai_client.request_messages(
         conversation.system,
-        self.packer.turn(conversation)[0],
+        self.processor.build_user_turn(conversation)[0],
         conversation.examples,
       )
-      requests += [
-        dict(way, messages=asked, seed=openai_client.seed(key, asked, member))
-        for member in range(n)
-      ]
-    found = [
+      for member in range(group_size):
+        seed = openai_client.request_seed(key, turns, member)
+        requests.append(dict(fields, messages=turns, seed=seed))
+    responses = [
       Response(
-        whole(reply),
+        merge_reasoning(reply),
         np.zeros(reply.tokens, np.int32),
         np.full(reply.tokens, np.nan, np.float32),
       )
-      for reply in self._chat.ask(requests)
+      for reply in self._client.complete(requests)
     ]
-    return [found[i : i + n] for i in range(0, len(found), n)]
+    return [
+      responses[i : i + group_size]
+      for i in range(0, len(responses), group_size)
+    ]
 
 
-def whole(reply: openai_client.Reply) -> str:
-  """What was said, with what was thought as its thought if it has none."""
-  thought, said = reply.reasoning, reply.text.strip()
-  before, closed, after = said.partition("</think>")
-  if closed and "<think>" not in before:
-    thought, said = before, after.strip()
-  if not thought or "<think>" in said:
-    return said
-  return f"<think>{messages.neutralise(thought)}</think>{said}"
+def merge_reasoning(reply: openai_client.Reply) -> str:
+  """Return the text of a reply, its reasoning as thought if it has none."""
+  thought, text = reply.reasoning, reply.text.strip()
+  # Some servers leave the reasoning in the text, without its opening tag.
+  before, closing_tag, after = text.partition("</think>")
+  if closing_tag and "<think>" not in before:
+    thought, text = before, after.strip()
+  if not thought or "<think>" in text:
+    return text
+  return f"<think>{messages.escape_control_tags(thought)}</think>{text}"
 
 
-def open_policy(name: str) -> policy.Policy | ChatPolicy:
-  """A policy by folder, id on the hub or "warm_start", or one at an address.
+def open_policy(name: str) -> policy.Policy | OpenAIPolicy:
+  """Open a policy by folder, id on the hub or "warm_start", or at an address.
 
   Args:
     name: see `policy.load`; or "openai:http://host:port/v1#model".
 
   Raises:
-    see `policy.load` and `completions.Chat`.
+    see `policy.load` and `openai_client.ChatClient`.
   """
-  return (
-    ChatPolicy(name)
-    if name.startswith(openai_client.PREFIX)
-    else policy.load(name)
-  )
+  if name.startswith(openai_client.PREFIX):
+    return OpenAIPolicy(name)
+  return policy.load(name)
 
 
-def fingerprint(opened: policy.Policy | ChatPolicy) -> str:
-  """What tells its weights and options from others'; of an address, its model.
+def fingerprint(opened: policy.Policy | OpenAIPolicy) -> str:
+  """Return a text that tells a policy's weights and options from others'.
 
-  Who serves a model may change; nothing else is known of its weights.
+  At an address only the model's name is known: if the server changes the
+  weights behind it, the fingerprint stays the same.
   """
-  if isinstance(opened, ChatPolicy):
-    known = [openai_client.PREFIX + opened.model]
+  if isinstance(opened, OpenAIPolicy):
+    parts = [openai_client.PREFIX + opened.model]
   else:
-    known = [
+    parts = [
       safetensors_io.fingerprint(path)
-      for path in safetensors_io.files(str(opened.tokenizer_path.parent))
+      for path in safetensors_io.checkpoint_files(
+        str(opened.tokenizer_path.parent)
+      )
     ]
-  return " ".join(
-    known
-    + [f"{name}={value}" for name, value in opened.settings.options().items()]
+  # Results on disk are found again by this text, so that options keep the names
+  # that they had when the first results were written.
+  old_names = {new: old for old, new in config_lib.OLD_KEYS.items()}
+  for name, value in opened.config.enabled_extensions().items():
+    parts.append(f"{old_names.get(name, name)}={value}")
+  return " ".join(parts)
+
+
+def sampling_fields(sampling: SamplingParams) -> dict[str, float]:
+  """Return the fields of a request that say how tokens are drawn."""
+  sampling.validate()
+  fields = dict(
+    temperature=float(sampling.temperature), top_p=float(sampling.top_p)
   )
+  # Fields outside of OpenAI's schema.
+  extra = dict(top_k=int(sampling.top_k), min_p=float(sampling.min_p))
+  return fields | {name: value for name, value in extra.items() if value}
 
 
-def _way(method: SamplingParams) -> dict[str, float]:
-  """How tokens are drawn, in the words of the schema."""
-  method.validate()
-  way = dict(temperature=float(method.temperature), top_p=float(method.top_p))
-  more = dict(top_k=int(method.top_k), min_p=float(method.min_p))
-  return way | {name: value for name, value in more.items() if value}
-
-
-@functools.lru_cache(maxsize=KEPT)
-def _url(path: str, state: tuple[int, int] | None) -> str:
-  """The file of a good picture as a data address."""
-  del state
-  images.load(path)  # Checks all of it.
-  data = images.read(path)
-  with Image.open(io.BytesIO(data), formats=images.FORMATS) as picture:
-    kind = picture.get_format_mimetype()
+@functools.lru_cache(maxsize=IMAGE_CACHE_SIZE)
+def _data_url(path: str, state: tuple[int, int] | None) -> str:
+  """Return the file of a good image as a data URL."""
+  del state  # Only part of the cache's key.
+  images.load_image(path)  # Decodes, and so checks, all of the file.
+  data = images.read_image_bytes(path)
+  with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+    kind = image.get_format_mimetype()
   return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,13 +1,13 @@
-"""A policy: model, parameters and tokenizer, as one thing that responds.
+"""A policy: model, parameters and tokenizer, which together generate responses.
 
 A policy lives in a folder that Hugging Face transformers opens, too:
 `config.json`, `model.safetensors` (or shards of it) and `tokenizer.json`; what
-is ours alone stands in `policy.json` (see `settings.py`).
+transformers does not know stands in `policy.json` (see `config.py`).
 
 Parameters lie on a mesh, by default whole on each device of this host, and
-prompts are split among the parts of this host that share weights.
+prompts are split among the devices of this host that share weights.
 
-Axes:  B prompts   G responses per prompt
+Axes:  B prompts   G responses per prompt   T response tokens   D data shards
 """
 
 import collections
@@ -34,7 +34,7 @@ from r1router_jax.generation import (
   group_decode,
   token_sampling,
 )
-from r1router_jax.inputs.processor import Encoded, Packer
+from r1router_jax.inputs.processor import EncodedPrompt, Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import (
   hf_checkpoint,
@@ -43,185 +43,218 @@ from r1router_jax.models import (
   qwen2_5_vl,
 )
 from r1router_jax.parallel import mesh as mesh_lib
-from r1router_jax.policy import config
-from r1router_jax.policy.config import Settings
+from r1router_jax.policy import config as config_lib
+from r1router_jax.policy.config import PolicyConfig
 from r1router_jax.protocol.messages import Conversation
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """See the module's docstring.
+  """A model with its parameters, tokenizer and config; generates responses.
 
   Attributes:
-    settings: what it is and how it is run.
-    tokenizer_path: of its tokenizer.json.
+    config: sizes of the model, and how it is asked and run.
+    tokenizer_path: path of its tokenizer.json.
     params: its parameters, on any devices.
-    mesh: where responses are drawn, see `parallel.mesh_of`.
+    mesh: devices that sample responses, see `mesh.mesh_from_devices`.
   """
 
-  settings: Settings
+  config: PolicyConfig
   tokenizer_path: pathlib.Path
   params: dict
   mesh: Mesh = dataclasses.field(default_factory=mesh_lib.local_mesh)
 
   @functools.cached_property
   def model(self) -> qwen2_5_vl.QwenVL:
-    return qwen2_5_vl.QwenVL(self.settings.model, self.settings.compute)
+    """The model as it is trained."""
+    return qwen2_5_vl.QwenVL(self.config.model, self.config.compute)
 
   @functools.cached_property
-  def packer(self) -> Packer:
-    s = self.settings
-    return Packer(
-      _tokenizer(self.tokenizer_path, s.style),
-      s.model.vision,
-      s.prompt_tokens,
-      s.min_pixels,
-      s.max_pixels,
-      s.passage_tokens,
+  def processor(self) -> Processor:
+    """The processor that turns conversations into batches."""
+    c = self.config
+    return Processor(
+      _load_tokenizer(self.tokenizer_path, c.style),
+      c.model.vision,
+      c.prompt_tokens,
+      c.min_pixels,
+      c.max_pixels,
+      c.passage_tokens,
     )
 
   @functools.cached_property
-  def allowed(self) -> np.ndarray:
-    """False on token ids that are never written."""
-    return self.packer.tokenizer.allowed(self.settings.model.vocab)
+  def allowed_tokens(self) -> np.ndarray:
+    """A mask of the vocabulary, False on ids that are never written."""
+    return self.processor.tokenizer.allowed_mask(self.config.model.vocab)
+
+  @property
+  def _is_split(self) -> bool:
+    """Whether parameters are split over devices to sample."""
+    return self.mesh.shape.get(mesh_lib.TENSOR, 1) > 1
 
   @functools.cached_property
-  def sampler(self) -> tuple[qwen2_5_vl.QwenVL, dict]:
-    """Model and parameters as responses are drawn with them."""
-    split = self.mesh.shape.get(mesh_lib.TENSOR, 1) > 1
-    unrolled = jax.default_backend() == "cpu" and not split
-    served = _server(self.settings.compute, unrolled)(self.params)
-    layout = (
-      NamedSharding(self.mesh, PartitionSpec())
-      if not split
-      else (mesh_lib.shardings(served, self.mesh, without=(mesh_lib.FSDP,)))
-    )
-    return (
-      dataclasses.replace(self.model, unrolled=unrolled),
-      mesh_lib.seen_here(jax.device_put(served, layout), self.mesh),
+  def inference_model(self) -> qwen2_5_vl.QwenVL:
+    """The model that samples responses."""
+    # On CPUs a scan over layers would copy each layer's weights in each step.
+    unrolled = jax.default_backend() == "cpu" and not self._is_split
+    return dataclasses.replace(self.model, unrolled=unrolled)
+
+  @functools.cached_property
+  def inference_params(self) -> dict:
+    """The parameters in the layout that `inference_model` reads."""
+    model = self.inference_model
+    params = _inference_params_maker(model.compute, model.unrolled)(self.params)
+    if self._is_split:
+      layout = mesh_lib.tree_shardings(
+        params, self.mesh, without=(mesh_lib.FSDP,)
+      )
+    else:
+      layout = NamedSharding(self.mesh, PartitionSpec())
+    # Each host samples alone, on its own devices of the mesh.
+    return mesh_lib.to_local_arrays(jax.device_put(params, layout), self.mesh)
+
+  def decode_constraints(
+    self, stop: tuple[str, ...] = ()
+  ) -> group_decode.DecodeConstraints:
+    """Return the tokens that may be sampled, and what ends a response.
+
+    Args:
+      stop: texts that end a response, besides the end token.
+    """
+    tokenizer = self.processor.tokenizer
+    return group_decode.DecodeConstraints(
+      self.allowed_tokens,
+      np.int32(tokenizer.eos_id),
+      tokenizer.stop_table(stop, len(self.allowed_tokens)) if stop else None,
     )
 
-  def words(self, stop: tuple[str, ...] = ()) -> group_decode.Words:
-    """What responses are made of, and what ends them."""
-    coder = self.packer.tokenizer
-    return group_decode.Words(
-      self.allowed,
-      np.int32(coder.end),
-      coder.stops(stop, len(self.allowed)) if stop else None,
-    )
-
-  def draw(
+  def sample(
     self,
-    prompts: Sequence[Encoded],
+    prompts: Sequence[EncodedPrompt],
     key: jax.Array,
-    members: int,
-    method: token_sampling.SamplingParams = token_sampling.GREEDY,
+    group_size: int,
+    sampling: token_sampling.SamplingParams = token_sampling.GREEDY,
     stop: tuple[str, ...] = (),
-  ) -> group_decode.Drawn:
-    """G responses to each prompt, leaves [B, G, T].
+  ) -> group_decode.SampledResponses:
+    """Sample G responses to each prompt, leaves [B, G, T].
 
     A response depends on `key`, its prompt's tokens and its member index, and
     on nothing else in the batch.
 
     Args:
-      prompts: to respond to.
-      key: of all samples.
-      members: G.
-      method: how tokens are drawn; numbers, or arrays that broadcast to [B, G].
-      stop: texts that end a response, beside the end token.
+      prompts: the prompts.
+      key: key of all samples.
+      group_size: G.
+      sampling: how tokens are drawn; numbers, or arrays that broadcast to
+        [B, G].
+      stop: texts that end a response, besides the end token.
 
     Raises:
-      ValueError: where a number of `method` is out of its range.
+      ValueError: if a number of `sampling` is out of its range.
     """
-    keys = _keys(key, names(prompts), members)
-    model_params, words = self.sampler, self.words(stop)
-    ways = token_sampling.SamplingParams(
-      *(np.broadcast_to(x, (len(prompts), members)) for x in method)
+    keys = _response_key_data(key, prompt_hashes(prompts), group_size)
+    constraints = self.decode_constraints(stop)
+    sampling = token_sampling.SamplingParams(
+      *(np.broadcast_to(x, (len(prompts), group_size)) for x in sampling)
     )
-    shapes = collections.defaultdict(list)
-    for i, prompt in enumerate(prompts):
-      shape = self.packer.length(prompt.ids), len(prompt.pictures)
-      shapes[shape].append(i)
-    tokens = self.settings.response_tokens[-1]
-    empty = np.zeros((len(prompts), members, tokens))
-    drawn = group_decode.Drawn(
-      empty.astype(np.int32),
-      empty.astype(np.float32),
-      empty.astype(bool),
-      np.zeros((len(prompts), members), bool),
+    responses = _empty_responses(
+      len(prompts), group_size, self.config.response_tokens[-1]
     )
-    for shape in sorted(shapes):
-      at = np.array(shapes[shape])
-
-      def pack(index, at=at):
-        return self.packer.pack(
-          [prompts[i] for i in at[index.reshape(-1)]], *index.shape
-        )
-
-      part = continuous_batching.draw(
-        *model_params,
-        pack,
-        keys[at],
-        token_sampling.SamplingParams(*(x[at] for x in ways)),
-        words,
-        tokens=tokens,
-        rows=self.settings.batch_rows,
-        mesh=mesh_lib.here(self.mesh),
+    # Prompts of one shape share compiled programs, so each shape is sampled on
+    # its own.
+    for indices in self._group_by_shape(prompts):
+      some = continuous_batching.sample_responses(
+        self.inference_model,
+        self.inference_params,
+        functools.partial(self._collate, prompts, indices),
+        keys[indices],
+        token_sampling.SamplingParams(*(x[indices] for x in sampling)),
+        constraints,
+        max_tokens=self.config.response_tokens[-1],
+        max_rows=self.config.decode_batch_size,
+        mesh=mesh_lib.local_submesh(self.mesh),
       )
-      for whole, some in zip(drawn, part, strict=True):
-        whole[at] = some
-    if drawn.failed.any():
+      for target, values in zip(responses, some, strict=True):
+        target[indices] = values
+    if responses.failed.any():
       logging.warning(
         "%d of %d responses end where logits are not numbers.",
-        drawn.failed.sum(),
-        drawn.failed.size,
+        responses.failed.sum(),
+        responses.failed.size,
       )
-    return drawn
+    return responses
+
+  def _group_by_shape(
+    self, prompts: Sequence[EncodedPrompt]
+  ) -> list[Int[np.ndarray, " N"]]:
+    """Return the indices of prompts that are padded to one shape, by shape."""
+    indices = collections.defaultdict(list)
+    for i, prompt in enumerate(prompts):
+      length = self.processor.padded_length(prompt.ids)
+      indices[length, len(prompt.images)].append(i)
+    return [np.array(indices[shape]) for shape in sorted(indices)]
+
+  def _collate(
+    self,
+    prompts: Sequence[EncodedPrompt],
+    indices: Int[np.ndarray, " N"],
+    batch: Int[np.ndarray, "D B"],
+  ) -> qwen2_5_vl.PromptBatch:
+    """Return a batch of the prompts of one shape, by positions in `indices`."""
+    chosen = [prompts[i] for i in indices[batch.reshape(-1)]]
+    return self.processor.collate(chosen, *batch.shape)
 
   def generate(
     self,
     conversations: Sequence[Conversation],
     key: jax.Array,
-    n: int = 1,
-    method: token_sampling.SamplingParams = token_sampling.GREEDY,
+    group_size: int = 1,
+    sampling: token_sampling.SamplingParams = token_sampling.GREEDY,
     stop: tuple[str, ...] = (),
   ) -> list[list[Response]]:
-    """`n` responses to each conversation; see `draw`.
+    """Generate a group of responses to each conversation; see `sample`.
 
     Raises:
-      inputs.images.BadImage, inputs.tokenizer.PromptTooLong: by name.
+      images.BadImage, tokenizer.PromptTooLong: if a prompt cannot be read;
+        names the image or the length.
     """
-    prompts = [self.packer.encode(c) for c in conversations]
-    return self.read(self.draw(prompts, key, n, method, stop))
+    prompts = [self.processor.encode(c) for c in conversations]
+    return self.decode(self.sample(prompts, key, group_size, sampling, stop))
 
-  def read(self, drawn: group_decode.Drawn) -> list[list[Response]]:
-    """Sampled arrays as responses."""
-    decode = self.packer.tokenizer.decode
+  def decode(
+    self, responses: group_decode.SampledResponses
+  ) -> list[list[Response]]:
+    """Return sampled arrays [B, G, T] as texts with their tokens."""
+    decode = self.processor.tokenizer.decode
+    arrays = responses.tokens, responses.logp, responses.mask
     return [
       [
-        Response(decode(t[m]), t[m], p[m])
-        for t, p, m in zip(*group, strict=True)
+        Response(decode(tokens[mask]), tokens[mask], logp[mask])
+        for tokens, logp, mask in zip(*group, strict=True)
       ]
-      for group in zip(*drawn[:3], strict=True)
+      for group in zip(*arrays, strict=True)
     ]
 
   def save(self, folder: epath.PathLike) -> None:
-    """Writes the policy's folder; adapters become part of the weights.
+    """Write the policy's folder; adapters become part of the weights.
 
-    All processes of a job take part, and the first writes.
+    All processes of a job must call this, and the first writes.
     """
-    params = mesh_lib.whole(lora.merge(self.params))
+    params = mesh_lib.gather_to_host(lora.merge_adapters(self.params))
     if jax.process_index():
       return
-    with _on_disk(epath.Path(folder)) as at:
-      config.write(
-        at, self.settings, self.tokenizer_path, self.packer.tokenizer.named()
+    token_ids = self.processor.tokenizer.special_token_ids()
+    with _local_folder(epath.Path(folder)) as path:
+      config_lib.write_policy_files(
+        path, self.config, self.tokenizer_path, token_ids
       )
-      hf_checkpoint.save(at, params, self.settings.model)
+      hf_checkpoint.save_params(path, params, self.config.model)
 
 
-def names(prompts: Sequence[Encoded]) -> Int[np.ndarray, " B"]:
-  """What the samples of a prompt are named by: a digest of its tokens."""
+def prompt_hashes(
+  prompts: Sequence[EncodedPrompt],
+) -> Int[np.ndarray, " B"]:
+  """Return a CRC-32 of each prompt's tokens, 31 bits; it seeds its samples."""
   return np.array(
     [
       zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
@@ -231,80 +264,97 @@ def names(prompts: Sequence[Encoded]) -> Int[np.ndarray, " B"]:
   )
 
 
-def _keys(
-  key: jax.Array, named: Int[np.ndarray, " B"], members: int
+def _response_key_data(
+  key: jax.Array, hashes: Int[np.ndarray, " B"], group_size: int
 ) -> np.ndarray:
-  """The data of a key for each response, [B, G, ..].
-
-  Computed for a power of two of prompts, so that few programs are made.
-  """
-  room = 1 << max(len(named) - 1, 0).bit_length()
-  return np.asarray(
-    _key_data(key, np.pad(named, (0, room - len(named))), members)
-  )[: len(named)]
+  """Return the data of a key for each response, [B, G, ...]."""
+  # Padded to a power of two of prompts, so that few programs are compiled.
+  count = len(hashes)
+  padding = (1 << max(count - 1, 0).bit_length()) - count
+  hashes = np.pad(hashes, (0, padding))
+  return np.asarray(_key_data(key, hashes, group_size))[:count]
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _key_data(key, named, members):
-  return jax.random.key_data(group_decode.keys(key, named, members))
+def _key_data(key, hashes, group_size):
+  keys = group_decode.response_keys(key, hashes, group_size)
+  return jax.random.key_data(keys)
+
+
+def _empty_responses(
+  prompts: int, group_size: int, tokens: int
+) -> group_decode.SampledResponses:
+  """Return writable arrays for the responses to all prompts."""
+  shape = prompts, group_size, tokens
+  return group_decode.SampledResponses(
+    np.zeros(shape, np.int32),
+    np.zeros(shape, np.float32),
+    np.zeros(shape, bool),
+    np.zeros(shape[:2], bool),
+  )
 
 
 @contextlib.contextmanager
-def _on_disk(folder: epath.Path) -> Iterator[pathlib.Path]:
-  """A folder to write to; what belongs into a bucket is then copied there."""
+def _local_folder(folder: epath.Path) -> Iterator[pathlib.Path]:
+  """Yield a folder to write to; for a bucket, its files are copied there."""
   if "://" not in str(folder):
     yield pathlib.Path(folder)
     return
-  with tempfile.TemporaryDirectory() as here:
-    yield pathlib.Path(here)
+  with tempfile.TemporaryDirectory() as local:
+    yield pathlib.Path(local)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in epath.Path(here).iterdir():
+    for file in epath.Path(local).iterdir():
       file.copy(folder / file.name, overwrite=True)
 
 
 def load(
   name: str | pathlib.Path, *, dtype: Any = None, mesh: Mesh | None = None
 ) -> Policy:
-  """Opens a policy's folder, or a published checkpoint.
+  """Open a policy's folder, or a published checkpoint.
 
   Args:
     name: a folder, a model's id on the hub, or "warm_start", which comes with
       the package.
-    dtype: of the parameters; by default that of products, for answering.
-    mesh: where they lie, by `parallel.RULES`; by default whole on each device
-      of this host.
+    dtype: precision of the parameters; by default that of matrix products,
+      which is enough to answer but not to train.
+    mesh: devices of the parameters, split by `mesh.SHARDING_RULES`; by default
+      each device of this host holds all of them.
 
   Raises:
-    FileNotFoundError, published.BadConfig, hf.BadWeights: by name.
+    FileNotFoundError, hf_checkpoint.BadConfig, safetensors_io.BadWeights: if a
+      file is missing or broken; names the file.
   """
-  folder = config.folder(name)
-  known = config.read(folder)
-  layout = mesh_lib.by_path(
-    _shapes(known), mesh_lib.local_mesh() if mesh is None else mesh
+  folder = config_lib.resolve_folder(name)
+  config = config_lib.read_config(folder)
+  layout = mesh_lib.shardings_by_path(
+    jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)),
+    mesh_lib.local_mesh() if mesh is None else mesh,
   )
-  params = hf_checkpoint.load(
+  params = hf_checkpoint.load_params(
     folder,
-    known.model,
-    dtype=dtype or jnp.dtype(known.compute.dtype),
-    layout=layout.__getitem__,
+    config.model,
+    dtype=dtype or jnp.dtype(config.compute.dtype),
+    sharding_for=layout.__getitem__,
   )
-  return Policy(known, _tokenizer_in(folder), params)
+  return Policy(config, _find_tokenizer(folder), params)
 
 
-def convert(name: str, to: pathlib.Path, dtype: Any) -> None:
-  """Writes the policy or checkpoint `name` anew, in another precision.
+def convert_policy(name: str, target: pathlib.Path, dtype: Any) -> None:
+  """Write the policy or checkpoint `name` to `target`, in another precision.
 
   Raises:
-    FileNotFoundError, published.BadConfig, hf.BadWeights: by name.
+    FileNotFoundError, hf_checkpoint.BadConfig, safetensors_io.BadWeights: if a
+      file is missing or broken; names the file.
   """
-  folder = config.folder(name)
-  known, path = config.read(folder), _tokenizer_in(folder)
-  hf_checkpoint.copy(folder, to, known.model, dtype=dtype)
-  config.write(to, known, path, _tokenizer(path, known.style).named())
+  folder = config_lib.resolve_folder(name)
+  config, path = config_lib.read_config(folder), _find_tokenizer(folder)
+  hf_checkpoint.copy_checkpoint(folder, target, config.model, dtype=dtype)
+  token_ids = _load_tokenizer(path, config.style).special_token_ids()
+  config_lib.write_policy_files(target, config, path, token_ids)
 
 
-def _tokenizer_in(folder: pathlib.Path) -> pathlib.Path:
-  path = folder / config.TOKENIZER
+def _find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
+  path = folder / config_lib.TOKENIZER_FILE
   if not path.is_file():
     raise FileNotFoundError(
       f"{folder} has no {path.name}.  Copy that of its model into it."
@@ -312,50 +362,47 @@ def _tokenizer_in(folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def create(
-  known: Settings,
+def init_policy(
+  config: PolicyConfig,
   tokenizer_path: str | pathlib.Path,
   seed: int,
   mesh: Mesh | None = None,
 ) -> Policy:
-  """A policy with random parameters; see `load` for its mesh."""
-  return Policy(
-    known,
-    pathlib.Path(tokenizer_path),
-    mesh_lib.born(
-      functools.partial(initial, known),
-      mesh_lib.local_mesh() if mesh is None else mesh,
-      jax.random.key(seed),
-    ),
+  """Return a policy with random parameters; see `load` for `mesh`."""
+  params = mesh_lib.init_sharded(
+    functools.partial(init_params, config),
+    mesh_lib.local_mesh() if mesh is None else mesh,
+    jax.random.key(seed),
   )
+  return Policy(config, pathlib.Path(tokenizer_path), params)
 
 
-def _shapes(known: Settings) -> dict:
-  return jax.eval_shape(functools.partial(initial, known), jax.random.key(0))
-
-
-def initial(known: Settings, key: jax.Array) -> dict:
-  """Random parameters; its `jax.eval_shape` costs nothing."""
-  model, vision = qwen2_5_vl.QwenVL(known.model), known.model.vision
+def init_params(config: PolicyConfig, key: jax.Array) -> dict:
+  """Return random parameters; `jax.eval_shape` of this costs nothing."""
+  model, vision = qwen2_5_vl.QwenVL(config.model), config.model.vision
+  # The shortest prompt that touches every parameter.
   prompt = jax.tree.map(
     jnp.asarray,
-    qwen2_5_vl.empty_prompt(1, 2, int(vision is not None), 1, vision),
+    qwen2_5_vl.empty_prompt_batch(1, 2, int(vision is not None), 1, vision),
   )
   return model.init(key, prompt, jnp.zeros((1, 1, 2), jnp.int32))["params"]
 
 
+# Cached, so that each new policy of a training run reuses the program.
 @functools.lru_cache(maxsize=4)
-def _server(
-  compute: qwen2_5_vl.Compute, unrolled: bool
+def _inference_params_maker(
+  compute: qwen2_5_vl.RuntimeConfig, unrolled: bool
 ) -> Callable[[dict], dict]:
-  """From parameters of a policy to those that its sampler reads."""
-  return jax.jit(
-    lambda params: inference_params.served(
-      lora.merge(params), compute, unrolled=unrolled
+  """Return a jitted function from parameters to their inference layout."""
+
+  def make_inference_params(params):
+    return inference_params.to_inference_params(
+      lora.merge_adapters(params), compute, unrolled=unrolled
     )
-  )
+
+  return jax.jit(make_inference_params)
 
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(path: pathlib.Path, style: str) -> Tokenizer:
+def _load_tokenizer(path: pathlib.Path, style: str) -> Tokenizer:
   return Tokenizer(path, style)

@@ -1,11 +1,19 @@
-"""Renders and parses the tagged text that a policy writes."""
+"""Render and parse the tagged text that a policy writes.
+
+A plan step writes
+
+  <think>..</think><sub-question>..</sub-question><ret>Table Retriever</ret>
+
+and an answer step or the final step `<think>..</think><answer>..</answer>`.
+"""
 
 import re
 from collections.abc import Sequence
 
 from r1router_jax.common.records import Answer, Malformed, Plan
-from r1router_jax.protocol.messages import neutralise
+from r1router_jax.protocol.messages import escape_control_tags
 
+# The name under which a plan names each knowledge base; "none" asks nothing.
 ROUTE_NAMES = {
   "text": "Text Retriever",
   "image": "Text Image Retriever",
@@ -19,7 +27,8 @@ PLAN_TAGS = ("think", "sub-question", "ret")
 
 ANSWER_TAGS = ("think", "answer")
 
-MAX_SUB_QUESTION = 512  # In characters; the rest is cut, as in a search box.
+# Longer texts are cut, as a search box does, so that prompts stay bounded.
+MAX_SUB_QUESTION = 512  # In characters.
 
 MAX_ANSWER = 2048  # In characters.
 
@@ -30,70 +39,65 @@ _ROUTES = {name.lower(): route for route, name in ROUTE_NAMES.items()}
 
 
 def route_names(plan: Plan) -> str:
-  """The routes of a plan as a policy should write them."""
-  return ", ".join(ROUTE_NAMES[route] for route in plan.routes)
+  """Return the routes of a plan as a policy should write them."""
+  return ", ".join(ROUTE_NAMES[route] for route in plan.routes or ("none",))
 
 
 def render_plan(plan: Plan) -> str:
-  """The text a policy should write for `plan`."""
+  """Return the text that a policy should write for `plan`."""
   return _render(
     PLAN_TAGS, (plan.thought, plan.sub_question, route_names(plan))
   )
 
 
 def render_answer(answer: Answer) -> str:
-  """The text a policy should write for `answer`."""
+  """Return the text that a policy should write for `answer`."""
   return _render(ANSWER_TAGS, (answer.thought, answer.text))
 
 
-def parse_plan(text: str, routes: int = 1) -> Plan | Malformed:
-  """Reads the response to a plan step, which names at most `routes` routes."""
-  parts = _parse(text, PLAN_TAGS)
+def parse_plan(text: str, max_routes: int = 1) -> Plan | Malformed:
+  """Parse the response to a plan step.
+
+  Args:
+    text: the response.
+    max_routes: number of routes that the plan may name at most.
+
+  Returns:
+    The plan, without routes if it asks nothing more, or the reason why the
+    text is no plan.
+  """
+  parts = _split_at_tags(text, PLAN_TAGS)
   if isinstance(parts, str):
     return Malformed(text, parts)
   thought, sub_question, names = parts
-  route, *also = named = [
-    _ROUTES.get(name.strip()) for name in names.lower().split(",")
-  ]
-  several = (
-    len(named) > routes
-    or len({*named}) < len(named)
-    or (also and "none" in named)
-  )
-  if several or None in named:
-    fault = "several routes" if several else "unknown route"
-    most = (
-      "one of"
-      if routes == 1
-      else (f"up to {routes} of, each once and {NONE} alone")
-    )
-    known = ", ".join(ROUTE_NAMES.values())
-    return Malformed(text, f"{fault} {names[:60]!r}; write {most}: {known}")
+  routes = _parse_routes(names, max_routes)
+  if isinstance(routes, str):
+    return Malformed(text, routes)
   if not sub_question:
     return Malformed(text, "the sub-question is empty")
+  # A plan that stops says so twice: in its sub-question and in its route.
   stops = sub_question.lower() == NONE.lower()
-  if stops != (route == "none"):
+  if stops != (routes == ("none",)):
     return Malformed(
       text,
       f"sub-question {sub_question[:60]!r} goes with route "
-      f"{ROUTE_NAMES[route]!r}; both are None, or neither",
+      f"{ROUTE_NAMES[routes[0]]!r}; both are None, or neither",
     )
-  return Plan(
-    thought,
-    NONE if stops else sub_question[:MAX_SUB_QUESTION],
-    route,
-    tuple(also),
-  )
+  if stops:
+    return Plan(thought, NONE, ())
+  return Plan(thought, sub_question[:MAX_SUB_QUESTION], routes)
 
 
-def parse(kind: str, text: str, routes: int = 1) -> Plan | Answer | Malformed:
-  """Reads the response to a step of any kind; see `parse_plan`."""
-  return parse_plan(text, routes) if kind == "plan" else parse_answer(text)
+def parse_response(
+  kind: str, text: str, max_routes: int = 1
+) -> Plan | Answer | Malformed:
+  """Parse the response to a step of any kind; see `parse_plan`."""
+  return parse_plan(text, max_routes) if kind == "plan" else parse_answer(text)
 
 
 def parse_answer(text: str) -> Answer | Malformed:
-  """Reads the response to an answer or final step."""
-  parts = _parse(text, ANSWER_TAGS)
+  """Parse the response to an answer step or to the final step."""
+  parts = _split_at_tags(text, ANSWER_TAGS)
   if isinstance(parts, str):
     return Malformed(text, parts)
   thought, answer = parts
@@ -104,13 +108,34 @@ def parse_answer(text: str) -> Answer | Malformed:
 
 def _render(tags: Sequence[str], texts: Sequence[str]) -> str:
   return "".join(
-    f"<{tag}>{neutralise(text)}</{tag}>"
+    f"<{tag}>{escape_control_tags(text)}</{tag}>"
     for tag, text in zip(tags, texts, strict=True)
   )
 
 
-def _parse(text: str, tags: Sequence[str]) -> list[str] | str:
-  """What stands between each pair of tags, or the reason why it cannot be.
+def _parse_routes(names: str, max_routes: int) -> tuple[str, ...] | str:
+  """Return the keys of comma-separated route names, or why they are none."""
+  routes = tuple(_ROUTES.get(name.strip()) for name in names.lower().split(","))
+  has_repeats = len(set(routes)) < len(routes)
+  stops_and_asks = len(routes) > 1 and "none" in routes
+  if len(routes) > max_routes or has_repeats or stops_and_asks:
+    fault = "several routes"
+  elif None in routes:
+    fault = "unknown route"
+  else:
+    return routes
+  # The policy reads this reason when it is asked to repair its plan.
+  limit = (
+    "one of"
+    if max_routes == 1
+    else f"up to {max_routes} of, each once and {NONE} alone"
+  )
+  known = ", ".join(ROUTE_NAMES.values())
+  return f"{fault} {names[:60]!r}; write {limit}: {known}"
+
+
+def _split_at_tags(text: str, tags: Sequence[str]) -> list[str] | str:
+  """Return the text inside each pair of tags, or why there is no such text.
 
   White space is trimmed and runs of it become one space, so that no answer
   can pretend to be the next line of a prompt.

@@ -1,4 +1,4 @@
-"""What a prompt is made of: segments, ours and untrusted ones."""
+"""The parts of a prompt: segments of trusted templates and untrusted text."""
 
 import dataclasses
 import re
@@ -10,25 +10,29 @@ class Segment:
   """A piece of a user turn.
 
   Attributes:
-    text: the piece; of a picture, its path.
-    source: "template" (ours: may hold control tokens), "question" (untrusted),
-      "passage" (untrusted, and the first to be cut where a prompt is long) or
-      "picture".
-    of: knowledge base and rank of the passage that it belongs to, or None.
+    text: the piece itself, or the path of an image.
+    source: "template" (written by this package, may hold control tokens),
+      "question" (untrusted), "passage" (untrusted, and cut first if a prompt
+      is too long) or "image".
+    passage_ref: knowledge base and rank of the passage that the piece belongs
+      to, or None.
   """
 
   text: str
   source: str
-  of: tuple[str, int] | None = None
+  passage_ref: tuple[str, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class PassageTokens:
-  """At most so many tokens of passages in an answer prompt; 0 for all.
+  """The largest number of passage tokens in an answer prompt; 0 is no limit.
+
+  Only tokens of texts count: the sizes of images have bounds of their own.
 
   Attributes:
-    text, image, table: of each kind of knowledge base; of texts alone, since
-      the sizes of pictures have bounds of their own.
+    text: limit for all passages of the text knowledge base together.
+    image: the same for the captions of the image knowledge base.
+    table: the same for the table knowledge base.
   """
 
   text: int = 0
@@ -38,25 +42,30 @@ class PassageTokens:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-  """One prompt: a system turn, a user turn with its pictures, a reply begun.
+  """One prompt: a system turn, a user turn with images, the start of a reply.
 
-  Between the system turn and the user's stand `examples`, of ours: what was
-  asked, and what was replied.
+  Attributes:
+    kind: one of `records.KINDS`.
+    system: the system turn.
+    user: the pieces of the user turn.
+    reply_prefix: text that the reply starts with and the response continues.
+    examples: few-shot turns after the system turn, pairs of a user turn and
+      its reply; trusted text.
   """
 
-  kind: str  # One of records.KINDS.
+  kind: str
   system: str
   user: tuple[Segment, ...]
-  said: tuple[Segment, ...] = ()  # What the response goes on from.
+  reply_prefix: tuple[Segment, ...] = ()
   examples: tuple[tuple[str, str], ...] = ()
 
   @property
-  def pictures(self) -> tuple[str, ...]:
-    """The paths of the pictures, in their order."""
-    return tuple(s.text for s in self.user if s.source == "picture")
+  def images(self) -> tuple[str, ...]:
+    """The paths of the images, in their order."""
+    return tuple(s.text for s in self.user if s.source == "image")
 
 
-# '<' (or a fullwidth twin, after NFKC) where a tag or a control token starts.
+# A '<' (or a fullwidth twin, after NFKC) that starts a tag or control token.
 _LOOK_ALIKE = re.compile(
   r"<(?=\||\s{0,4}(?:/\s{0,4})?(?:think|sub-question|ret|answer|search|"
   r"information|image|video|tool_call|tool_response)\b)",
@@ -66,11 +75,12 @@ _LOOK_ALIKE = re.compile(
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 
-def neutralise(text: str) -> str:
-  """Untrusted text in which no tag or control token can be read.
+def escape_control_tags(text: str) -> str:
+  """Return untrusted text in which nothing reads as a tag or control token.
 
-  A '<' that would start one becomes '‹' (U+2039), for all to see.  Text with
-  no such '<', also after NFKC and without invisible characters, is unchanged.
+  A '<' that would start one becomes '‹' (U+2039), for all to see.  Text
+  without such a '<', also after NFKC and without invisible characters, is
+  returned unchanged.
   """
   if text.isascii() and "<" not in text:
     return text

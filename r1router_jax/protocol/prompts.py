@@ -1,19 +1,17 @@
-"""The language of the policy: prompts, tags and parser, side by side.
+"""Build the prompts of the routing loop.
 
-A plan step reads the question with the rounds so far and writes
+A plan step reads the question with the rounds so far and asks for the next
+sub-question; an answer step reads one sub-question with its passages; the final
+step reads the question with all rounds.  The form of the responses stands in
+`format.py`.  Only generated text is ever parsed, so a tag in a passage is never
+obeyed.
 
-  <think>..</think><sub-question>..</sub-question><ret>Table Retriever</ret>
-
-an answer step reads one sub-question with its passages, the final step the
-question with all rounds; both write `<think>..</think><answer>..</answer>`.
-Only generated text is ever parsed, so a tag in a passage is never obeyed.
-
-Two styles spell the prompts, see `prompts.py`: "full", the interface of the
+Two styles word the prompts, see `templates.py`: "full", the interface of the
 published weights, and "compact", for a tiny policy.
 
-R1-Router's plans name one route, and its prompts show no picture of a passage.
-Both are options here: up to so many routes, with commas between their names,
-and the pictures of so many passages, each beside its passage's text.
+R1-Router's plans name one route, and its prompts show no image of a passage.
+Both are options here: plans may name several routes with commas between them,
+and an answer prompt may show images of passages beside their captions.
 
 Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
@@ -22,29 +20,36 @@ import dataclasses
 from collections.abc import Sequence
 
 from r1router_jax.common.records import KBS, Malformed, Passage, Step
-from r1router_jax.protocol.messages import Conversation, Segment, neutralise
+from r1router_jax.protocol.messages import (
+  Conversation,
+  Segment,
+  escape_control_tags,
+)
 from r1router_jax.protocol.templates import STYLES, Style
 
-MAX_SHOWN = 600  # Characters of a failed response in the prompt that mends it.
+# Characters of a failed response that the prompt for its repair repeats.
+MAX_FAILED_TEXT = 600
 
 
 History = Sequence[tuple[str, str]]  # (sub-question, answer) of each round.
 
 
 def plan_conversation(
-  question: str, image: str, history: History, *, style: str, routes: int = 1
+  question: str,
+  image: str,
+  history: History,
+  *,
+  style: str,
+  max_routes: int = 1,
 ) -> Conversation:
-  """The prompt that asks for the next sub-question and its routes."""
-  spelt = _style(style)
-  user = _question(spelt, question, history)
-  prompt = _conversation("plan", spelt, user, image)
-  return (
-    prompt
-    if routes == 1
-    else dataclasses.replace(
-      prompt, system=spelt.several.replace("%d", str(routes))
-    )
-  )
+  """Return the prompt that asks for the next sub-question and its routes."""
+  templates = _get_style(style)
+  user = _question_segments(templates, question, history)
+  prompt = _make_conversation("plan", templates, user, image)
+  if max_routes == 1:
+    return prompt
+  system = templates.multi_route_system.replace("%d", str(max_routes))
+  return dataclasses.replace(prompt, system=system)
 
 
 def answer_conversation(
@@ -53,80 +58,44 @@ def answer_conversation(
   image: str,
   *,
   style: str,
-  passage_pictures: int = 0,
+  passage_images: int = 0,
 ) -> Conversation:
-  """The prompt that asks for a sub-question's answer, read off passages.
+  """Return the prompt that asks for a sub-question's answer from passages.
 
-  Of the image knowledge base's passages the first `passage_pictures` that have
-  a picture show it.
+  Args:
+    sub_question: the question to answer.
+    passages: the passages that were found for it.
+    image: path of the question's image, or "".
+    style: a key of `templates.STYLES`.
+    passage_images: number of passages whose image is shown, the first ones of
+      the image knowledge base that have an image.
   """
-  spelt = _style(style)
-  asked = sub_question.lower() if spelt.fold_case else sub_question
-  user = fill(spelt.passages, asked)
-  user += shown(passages, style=style, pictures=passage_pictures)
-  user += fill(spelt.asked, asked)
-  return _conversation(
-    "answer", spelt, user, image if spelt.answer_image else ""
-  )
-
-
-def shown(
-  passages: Sequence[Passage], *, style: str, pictures: int = 0
-) -> list[Segment]:
-  """Passages as a prompt shows them, those of a knowledge base together."""
-  spelt, segments = _style(style), []
-  for kb in KBS:
-    found = [passage for passage in passages if passage.kb == kb]
-    for rank, passage in enumerate(found):
-      pictured = kb == "image" and bool(passage.image) and pictures > 0
-      pictures -= pictured
-      segments += _passage(spelt, passage, rank, pictured)
-  return segments
+  templates = _get_style(style)
+  if templates.fold_case:
+    sub_question = sub_question.lower()
+  user = [
+    *fill_template(templates.passages, sub_question),
+    *render_passages(passages, style=style, max_images=passage_images),
+    *fill_template(templates.asked, sub_question),
+  ]
+  shown_image = image if templates.answer_image else ""
+  return _make_conversation("answer", templates, user, shown_image)
 
 
 def final_conversation(
   question: str, image: str, history: History, *, style: str
 ) -> Conversation:
-  """The prompt that asks for the answer to the question itself."""
-  spelt = _style(style)
-  user = _question(spelt, question, history)
-  user += fill(spelt.final, question)
-  return _conversation("final", spelt, user, image)
-
-
-def repaired(
-  prompt: Conversation, failed: Malformed, *, style: str
-) -> Conversation | None:
-  """The prompt once more, with what was wrong with the response to it.
-
-  None where the style has no words for that.
-  """
-  spelt = _style(style)
-  note = fill(spelt.repair, failed.text[:MAX_SHOWN], failed.reason)
-  if not note:
-    return None
-  return dataclasses.replace(prompt, user=(*prompt.user, *note))
-
-
-def other_conversation(
-  kind: str,
-  system: str,
-  user: Sequence[Segment],
-  image: str,
-  *,
-  style: str,
-  said: Sequence[Segment] = (),
-) -> Conversation:
-  """A prompt that is not R1-Router's, its picture where the style has it."""
-  spelt = dataclasses.replace(_style(style), system={kind: system})
-  prompt = _conversation(kind, spelt, [*user], image)
-  return dataclasses.replace(prompt, said=tuple(said))
+  """Return the prompt that asks for the answer to the question itself."""
+  templates = _get_style(style)
+  user = _question_segments(templates, question, history)
+  user += fill_template(templates.final, question)
+  return _make_conversation("final", templates, user, image)
 
 
 def step_conversation(
-  step: Step, *, style: str, routes: int = 1, passage_pictures: int = 0
+  step: Step, *, style: str, max_routes: int = 1, passage_images: int = 0
 ) -> Conversation:
-  """The prompt of a step."""
+  """Return the prompt of a step of any kind."""
   question = step.question
   if step.kind == "answer":
     return answer_conversation(
@@ -134,63 +103,117 @@ def step_conversation(
       step.passages,
       question.image,
       style=style,
-      passage_pictures=passage_pictures,
+      passage_images=passage_images,
     )
-  asked = question.text, question.image, step.history
+  context = question.text, question.image, step.history
   if step.kind == "plan":
-    return plan_conversation(*asked, style=style, routes=routes)
-  return final_conversation(*asked, style=style)
+    return plan_conversation(*context, style=style, max_routes=max_routes)
+  return final_conversation(*context, style=style)
 
 
-def fill(template: str, *texts: str) -> list[Segment]:
-  """Segments of `template` with untrusted texts at its `{}`s, in order."""
+def repair_prompt(
+  prompt: Conversation, failed: Malformed, *, style: str
+) -> Conversation | None:
+  """Return the prompt again, with the failed response and its fault.
+
+  Returns None if the style has no words for that.
+  """
+  note = fill_template(
+    _get_style(style).repair, failed.text[:MAX_FAILED_TEXT], failed.reason
+  )
+  if not note:
+    return None
+  return dataclasses.replace(prompt, user=(*prompt.user, *note))
+
+
+def custom_prompt(
+  kind: str,
+  system: str,
+  user: Sequence[Segment],
+  image: str,
+  *,
+  style: str,
+  reply_prefix: Sequence[Segment] = (),
+) -> Conversation:
+  """Return a prompt of other words than R1-Router's, its image by the style."""
+  templates = dataclasses.replace(_get_style(style), system={kind: system})
+  prompt = _make_conversation(kind, templates, [*user], image)
+  return dataclasses.replace(prompt, reply_prefix=tuple(reply_prefix))
+
+
+def render_passages(
+  passages: Sequence[Passage], *, style: str, max_images: int = 0
+) -> list[Segment]:
+  """Return passages as a prompt shows them, grouped by knowledge base.
+
+  The first `max_images` passages of the image knowledge base that have an
+  image show it, too.
+  """
+  templates, segments, images_left = _get_style(style), [], max_images
+  for kb in KBS:
+    of_kb = [passage for passage in passages if passage.kb == kb]
+    for rank, passage in enumerate(of_kb):
+      has_image = kb == "image" and bool(passage.image) and images_left > 0
+      images_left -= has_image
+      segments += _passage_segments(templates, passage, rank, has_image)
+  return segments
+
+
+def fill_template(template: str, *texts: str) -> list[Segment]:
+  """Return segments of `template` with untrusted texts for its `{}`s."""
   pieces = template.split("{}")
   segments = [Segment(pieces[0], "template")]
+  # A template may ask for fewer texts than there are: it then leaves them out.
   for text, piece in zip(texts, pieces[1:], strict=False):
-    segments.append(Segment(neutralise(text), "question"))
+    segments.append(Segment(escape_control_tags(text), "question"))
     segments.append(Segment(piece, "template"))
   return [segment for segment in segments if segment.text]
 
 
-def _style(name: str) -> Style:
+def _get_style(name: str) -> Style:
   if name not in STYLES:
     raise ValueError(f"unknown style {name!r}; known: {', '.join(STYLES)}")
   return STYLES[name]
 
 
-def _conversation(
+def _make_conversation(
   kind: str, style: Style, user: list[Segment], image: str
 ) -> Conversation:
-  """The prompt, its picture before or after the text as the style has it."""
-  picture = [Segment(image, "picture")] if image else []
-  user = picture + user if style.image_first else user + picture
+  """Return a prompt with its image before or after the text, by its style."""
+  images = [Segment(image, "image")] if image else []
+  user = images + user if style.image_first else user + images
   return Conversation(kind, style.system[kind], tuple(user))
 
 
-def _question(style: Style, question: str, history: History) -> list[Segment]:
-  user = fill(style.question, question)
-  for number, (asked, answer) in enumerate(history, 1):
-    if style.fold_case:
-      asked, answer = asked.lower(), answer.lower()
-    template = style.rounds.replace("%d", str(number))
-    user += fill(template, asked, answer)
-  return user
-
-
-def _passage(
-  style: Style, passage: Passage, rank: int, shown: bool
+def _question_segments(
+  style: Style, question: str, history: History
 ) -> list[Segment]:
-  """A passage, its picture before or after its text as the style has it."""
+  """Return the question followed by the rounds so far."""
+  segments = fill_template(style.question, question)
+  for number, (sub_question, answer) in enumerate(history, 1):
+    if style.fold_case:
+      sub_question, answer = sub_question.lower(), answer.lower()
+    template = style.rounds.replace("%d", str(number))
+    segments += fill_template(template, sub_question, answer)
+  return segments
+
+
+def _passage_segments(
+  style: Style, passage: Passage, rank: int, has_image: bool
+) -> list[Segment]:
+  """Return a passage, with its image before or after its text by the style."""
   template = style.passage
   if style.tags:
     template %= (style.tags[passage.kb], rank)
   before, after = template.split("{}")
-  inside = [Segment(neutralise(passage.text), "passage")]
-  if shown:
-    inside.insert(not style.image_first, Segment(passage.image, "picture"))
-  pieces = Segment(before, "template"), *inside, Segment(after, "template")
+  content = [Segment(escape_control_tags(passage.text), "passage")]
+  if has_image:
+    image = Segment(passage.image, "image")
+    content = [image, *content] if style.image_first else [*content, image]
+  pieces = Segment(before, "template"), *content, Segment(after, "template")
+  # Whoever shortens a prompt must know which pieces belong together.
   return [
-    dataclasses.replace(piece, of=(passage.kb, rank))
+    dataclasses.replace(piece, passage_ref=(passage.kb, rank))
     for piece in pieces
     if piece.text
   ]

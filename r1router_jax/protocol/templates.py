@@ -1,12 +1,12 @@
-"""How prompts are spelt: data only, read by `protocol.py`.
+"""The wording of prompts: data only, read by `prompts.py`.
 
 "full" is the interface of the published R1-Router weights, kept to the letter,
 slips included: its texts are those of the rows that the weights were trained
 on (the Step-GRPO validation rows released with R1-Router; of two variants of
-the plan prompt, which differ in a trailing newline, the commoner).
+the plan prompt, which differ in a trailing newline, the more common one).
 
 "compact" is for a tiny policy: the system turn is one special token, and
-answer steps get no picture, since the passages' captions say what it shows and
+answer steps get no image, since the passages' captions say what it shows and
 its patches would double the prompt.
 """
 
@@ -15,28 +15,30 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """How prompts are spelt; templates hold `{}` where untrusted text goes.
+  """The wording of all prompts; templates hold `{}` where untrusted text goes.
 
   Attributes:
     system: the system turn of each kind of step.
-    several: that of a plan which may name several routes; `%d` is how many.
+    multi_route_system: the system turn of a plan that may name several routes;
+      `%d` is the largest number of them.
     question: opens plan and final steps.
     rounds: one round of the history; `%d` is its number, from 1.
     final: ends the final step; may name the question once more.
     passages: opens an answer step.
-    passage: one passage; `%s` is the knowledge base's `tags` entry, `%d` its
-      rank within that knowledge base, from 0.
-    asked: ends an answer step (opens it where `passages` has the `{}`).
+    passage: one passage; `%s` is the knowledge base's entry in `tags`, `%d` the
+      passage's rank within that knowledge base, from 0.
+    asked: the sub-question at the end of an answer step; empty if `passages`
+      names it.
     repair: asks once more after a response that failed, with its text and the
-      reason; "" where nobody would understand it.
+      reason; "" for policies that would not understand it.
     tags: short names of the knowledge bases.
-    image_first: whether the picture stands before the text.
-    answer_image: whether answer steps see the picture.
+    image_first: whether an image stands before the text.
+    answer_image: whether answer steps see the question's image.
     fold_case: whether history and sub-questions are lower-cased.
   """
 
   system: dict[str, str]
-  several: str
+  multi_route_system: str
   question: str
   rounds: str
   final: str
@@ -94,11 +96,12 @@ two sub-questions
    - Never select retrievers for non-atomic questions
 
 
+
 """
 
 
-# Ours: R1-Router's own plans name one.
-_SEVERAL_SYSTEM = _PLAN_SYSTEM.replace(
+# Not R1-Router's: its own plans name one route.
+_MULTI_ROUTE_SYSTEM = _PLAN_SYSTEM.replace(
   "[Choose 1 retriever from:",
   "[Choose 1 to %d retrievers, with commas between them, from:",
 )
@@ -136,7 +139,7 @@ the reasoning process step by step. Do NOT provide the final answer yet.]\x20
 """
 
 
-# Ours: the original's speaks of tags that its other prompts do not have.
+# Not R1-Router's: its own speaks of tags that its other prompts do not have.
 _REPAIR = (
   "\n\nYour last reply to this was:\n{}\nIt cannot be used: {}.\nReply once "
   "more, in exactly the format that is asked for above, with nothing outside "
@@ -147,7 +150,7 @@ _REPAIR = (
 STYLES = {
   "full": Style(
     system=dict(plan=_PLAN_SYSTEM, answer=_ANSWER_SYSTEM, final=_FINAL_SYSTEM),
-    several=_SEVERAL_SYSTEM,
+    multi_route_system=_MULTI_ROUTE_SYSTEM,
     question="Origin question: {}\n",
     rounds="Sub-question%d: {}\nAnswer%d: {}\n",
     final="Now, give me the final answer of the origin question: {}",
@@ -169,7 +172,7 @@ STYLES = {
   ),
   "compact": Style(
     system=dict(plan="<|plan|>", answer="<|answer|>", final="<|final|>"),
-    several="<|plan|>",
+    multi_route_system="<|plan|>",
     question="Q: {}\n",
     rounds="{} {}\n",
     final="",

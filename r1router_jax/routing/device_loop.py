@@ -1,22 +1,24 @@
-"""The routing loop as one program: drawing, and searching by a callback.
+"""The routing loop as one program on the devices, with searches in a callback.
 
-Each device walks its own questions, from the first plan to the last answer,
-without the host's turn in between:
+Each device answers its own questions, from the first plan to the last answer,
+without a return to the host in between:
 
   prompts -> responses -> callback: parse, search, next prompts -> ...
 
-The callback is the loop that `router.route` drives, and so both give the same
-trajectories.  Shapes are those of the longest prompt; a phase
-whose prompts are shorter is drawn in their bucket.  A phase lasts as long as
-its longest response, since nothing refills rows here (`batching.py`): this form
-is worth it where the host's turns between phases cost more.
+The callback runs the same `router.RoutingLoop` as `router.run_routing`, and so
+both give the same trajectories.  Shapes are those of the longest prompt; a
+request whose prompts are shorter is generated in their bucket.  A request takes
+as long as its longest response, since nothing refills rows here, as
+`continuous_batching.py` does: this form is worth it if the host's work between
+requests costs more.
 
-What the callback does must not need the devices that wait for it.  A knowledge
-base whose embedder computes there is refused: serve it by another process.
+The callback must not need the devices that wait for it.  A knowledge base whose
+embedder computes there is refused: serve it by another process.
 
-Axes:  D devices   B prompts of one   G responses per prompt   T response tokens
+Axes:  B prompts of one device   G responses per prompt   T response tokens
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -30,302 +32,341 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from r1router_jax.common.images import BadImage
-from r1router_jax.common.records import MAX_HOPS, Question, Step, Trajectory
+from r1router_jax.common.records import Question, Step, Trajectory
 from r1router_jax.generation import group_decode
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
-from r1router_jax.inputs.processor import Encoded
+from r1router_jax.inputs.processor import EncodedPrompt, next_power_of_two
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import mesh as mesh_lib
-from r1router_jax.policy import policy
+from r1router_jax.policy.policy import Policy, prompt_hashes
 from r1router_jax.retrieval import retriever
-from r1router_jax.retrieval.retriever import KnowledgeBase
-from r1router_jax.routing import policy_requests, router
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.routing import router
+from r1router_jax.routing.policy_requests import GenerationRequest
+from r1router_jax.routing.router import RolloutOptions, RoutingLoop
 
 
-class Asked(NamedTuple):
-  """A phase as the program sees it.
+class DeviceRequest(NamedTuple):
+  """A `GenerationRequest` as arrays, of one shape in all requests of a program.
 
   Attributes:
-    number: of the phase; -1 where there is no more.
-    bucket: which of the policy's prompt lengths holds all its prompts.
-    prompt: packed to the last of these lengths.
-    names: of the prompts, see `policy.names`.
-    live: false on rows without a prompt.
-    method: how the responses are drawn.
+    number: number of the request; -1 if there is no more.
+    bucket: index of the shortest of the policy's prompt lengths that holds all
+      prompts.
+    prompts: the prompts, padded to the last of these lengths.
+    prompt_hashes: hash of each prompt, see `policy.prompt_hashes`.
+    active: false on rows without a prompt.
+    sampling: how the responses are drawn, for each prompt.
   """
 
   number: Int[Array, ""]
   bucket: Int[Array, ""]
-  prompt: qwen2_5_vl.Prompt
-  names: Int[Array, " B"]
-  live: Bool[Array, " B"]
-  method: SamplingParams
+  prompts: qwen2_5_vl.PromptBatch
+  prompt_hashes: Int[Array, " B"]
+  active: Bool[Array, " B"]
+  sampling: SamplingParams
 
 
-class _Host:
-  """The questions of one device: what the callback knows and does."""
+class CallbackState:
+  """The host's part of one device's program: its loop and its next request.
+
+  Args:
+    policy: the policy.
+    loop: the loop over the questions of this device.
+    rows: B, number of prompts of a request at most.
+    room: largest (tokens, images, windows per image) of any prompt.
+
+  Attributes:
+    loop: the loop.
+    request: the request that the device works on.
+    trajectories: the trajectories, once the loop has ended.
+    error: the exception that ended the loop, if any.
+  """
 
   def __init__(
-    self,
-    of: policy.Policy,
-    walker: policy_requests.Walker,
-    rows: int,
-    needs: Sequence[int],
+    self, policy: Policy, loop: RoutingLoop, rows: int, room: Sequence[int]
   ):
-    self._policy, self._walker, self._rows = of, walker, rows
-    self._needs = needs
-    self.found: list[Trajectory] = []
+    self.loop = loop
+    self.trajectories: list[Trajectory] = []
     self.error: Exception | None = None
-    self.asked = self._pack(policy_requests.Phase(-1, [], GREEDY))
-    self.asked = self._next(None)
+    self._policy, self._rows, self._room = policy, rows, room
+    self._generator = loop.run()
+    # An empty request gives the shapes, also if the loop never asks anything.
+    self.request = self._collate(GenerationRequest(-1, [], GREEDY))
+    self.request = self._advance(None)
 
-  def __call__(self, *drawn: np.ndarray) -> Asked:
-    """The next phase, after responses to this one, leaves [B, G, ...]."""
-    drawn = group_decode.Drawn(*(x[self.asked.live] for x in drawn))
-    self.asked = self._next(self._policy.read(drawn))
-    return self.asked
+  def respond(self, *arrays: np.ndarray) -> DeviceRequest:
+    """Return the next request, given the responses to this one, [B, G, ...]."""
+    active = group_decode.SampledResponses(
+      *(x[self.request.active] for x in arrays)
+    )
+    self.request = self._advance(self._policy.decode(active))
+    return self.request
 
-  def _next(self, groups: list | None) -> Asked:
+  def _advance(self, groups: list | None) -> DeviceRequest:
+    """Run the loop up to its next request; a last one has number -1."""
     try:
-      phase = self._walker.send(groups)
-      return self._pack(phase)
+      return self._collate(self._generator.send(groups))
     except StopIteration as end:
-      self.found = end.value
-    except Exception as error:  # It would lose its kind in the program.
+      self.trajectories = end.value
+    except Exception as error:  # The program would change its type.
       self.error = error
-    return self.asked._replace(number=np.int32(-1))
+    return self.request._replace(number=np.int32(-1))
 
-  def _pack(self, phase: policy_requests.Phase) -> Asked:
-    packer, rows = self._policy.packer, self._rows
-    prompts = [packer.encode(each) for each in phase.prompts] or [
-      _blank(self._policy)
-    ]
-    packed = packer.pack(prompts, 1, rows, self._room)
-    column = lambda x, kind: np.full(rows, x, kind)
-    names = column(0, np.int32)
-    names[: len(prompts)] = policy.names(prompts)
-    return Asked(
-      np.int32(phase.number),
-      np.int32(
-        packer.lengths.index(
-          max(packer.length(prompt.ids) for prompt in prompts)
-        )
-      ),
-      jax.tree.map(lambda x: x[0], packed),
-      names,
-      np.arange(rows) < len(phase.prompts),
-      SamplingParams(
-        *map(
-          column, phase.method, (np.float32, np.int32, np.float32, np.float32)
-        )
-      ),
+  def _collate(self, request: GenerationRequest) -> DeviceRequest:
+    """Return a request as arrays; rows without a prompt repeat the first."""
+    processor, rows = self._policy.processor, self._rows
+    prompts = [processor.encode(each) for each in request.prompts]
+    prompts = prompts or [_padding_prompt(self._policy)]
+    batch = processor.collate(prompts, 1, rows, self._check_room)
+    length = max(processor.padded_length(prompt.ids) for prompt in prompts)
+    hashes = np.zeros(rows, np.int32)
+    hashes[: len(prompts)] = prompt_hashes(prompts)
+    return DeviceRequest(
+      np.int32(request.number),
+      np.int32(processor.lengths.index(length)),
+      jax.tree.map(lambda x: x[0], batch),  # Without the axis of devices.
+      hashes,
+      np.arange(rows) < len(request.prompts),
+      SamplingParams(*(np.full(rows, x) for x in request.sampling.validate())),
     )
 
-  def _room(self, needs: Sequence[int]) -> Sequence[int]:
-    """The same for all phases."""
-    if any(need > room for need, room in zip(needs, self._needs, strict=True)):
+  def _check_room(self, needed: Sequence[int]) -> Sequence[int]:
+    """Return the room for a batch, the same for all requests."""
+    if any(n > room for n, room in zip(needed, self._room, strict=True)):
       raise ValueError(
-        f"A prompt needs {list(needs)} (tokens, pictures, windows of a "
-        f"picture), and there is room for {list(self._needs)}: drive this "
+        f"A prompt needs {list(needed)} (tokens, images, windows of an "
+        f"image), and there is room for {list(self._room)}: drive this "
         "loop from the host."
       )
-    return self._needs
+    return self._room
 
 
-_HOSTS: dict[int, _Host] = {}  # Of programs that run now.
+# States of programs that run now, by a number that programs can carry.
+_CALLBACK_STATES: dict[int, CallbackState] = {}
 
-_numbers = itertools.count()
+_state_ids = itertools.count()
 
 
-def route(
-  of: policy.Policy,
+def run_routing_on_devices(
+  policy: Policy,
   kbs: Mapping[str, KnowledgeBase],
   questions: Sequence[Question],
   key: jax.Array,
-  *,
-  by: policy_requests.Approach | None = None,
-  max_steps: int = MAX_HOPS,
-  k: int | Mapping[str, int] = 1,
-  method: SamplingParams = GREEDY,
-  members: int = 1,
-  keep: policy_requests.Keep = lambda *of: None,
+  options: RolloutOptions = router.DEFAULT_OPTIONS,
 ) -> list[Trajectory]:
-  """As `router.route`.
+  """Run the routing loop on the devices; see `router.run_routing`.
+
+  `options.in_flight` has no meaning here.
 
   Raises:
-    ValueError: also where the policy is split over devices, and where a
-      knowledge base would wait for the devices that wait for it.
+    ValueError: also if the policy is split over devices, or if a knowledge base
+      would wait for the devices that wait for it.
   """
-  mesh = mesh_lib.here(of.mesh)
-  _check(kbs, mesh)
-  method.validate()
-  by = by or policy_requests.Approach(router.loop)
-  parts, rows = mesh.size, max(of.settings.batch_rows // members, 1)
-  run = functools.partial(
-    _program(
-      of.sampler[0],
-      members,
-      of.settings.response_tokens[-1],
-      of.packer.lengths,
+  mesh = mesh_lib.local_submesh(policy.mesh)
+  _check_devices(kbs, mesh)
+  options.sampling.validate()
+  shards = mesh.size
+  rows = max(policy.config.decode_batch_size // options.group_size, 1)
+  program = functools.partial(
+    _device_program(
+      policy.inference_model,
+      options.group_size,
+      policy.config.response_tokens[-1],
+      policy.processor.lengths,
       mesh,
     ),
-    of.sampler[1],
-    jax.random.key_data(router.phase_keys(key, max_steps)),
-    of.words(by.stop),
+    policy.inference_params,
+    jax.random.key_data(router.request_keys(key, options.max_steps)),
+    policy.decode_constraints(options.method.stop),
   )
-  found = []
-  for first in range(0, len(questions), parts * rows):
-    chunk = questions[first : first + parts * rows]
-    needs, kept = _needs(of, chunk), [[] for _ in range(parts)]
-    hosts = [
-      _Host(
-        of,
-        by.loop(
-          of,
-          chunk[d::parts],
-          retriever.retriever(kbs, k),
-          max_steps=max_steps,
-          method=method,
-          keep=lambda *step, to=kept[d]: to.append(step),
-        ),
+  retrieve = retriever.make_retriever(kbs, options.k)
+  trajectories = []
+  for first in range(0, len(questions), shards * rows):
+    chunk = questions[first : first + shards * rows]
+    room = _max_prompt_shape(policy, chunk)
+    states = [
+      CallbackState(
+        policy,
+        RoutingLoop(policy, chunk[d::shards], retrieve, options),
         rows,
-        needs,
+        room,
       )
-      for d in range(parts)
+      for d in range(shards)
     ]
-    _walk(run, hosts)
-    whole = [None] * len(chunk)
-    for d, host in enumerate(hosts):
-      whole[d::parts] = host.found
-      for step in kept[d]:
-        keep(*step)
-    found += whole
-  return found
+    _run_program(program, states)
+    trajectories += router.merge_parts(
+      [state.trajectories for state in states],
+      [state.loop for state in states],
+    )
+  return trajectories
 
 
-# Who drives the routing loop, by what a config or a flag says.
-LOOPS = {
-  "host": router.route,
-  "halves": functools.partial(router.route, in_flight=2),
-  "fused": route,
+def _run_in_halves(
+  policy: Policy,
+  kbs: Mapping[str, KnowledgeBase],
+  questions: Sequence[Question],
+  key: jax.Array,
+  options: RolloutOptions = router.DEFAULT_OPTIONS,
+) -> list[Trajectory]:
+  """Run the routing loop from the host, half of the questions in flight."""
+  return router.run_routing(
+    policy, kbs, questions, key, dataclasses.replace(options, in_flight=2)
+  )
+
+
+# The drivers of the routing loop, by the name in a config or a flag.
+ROUTING_LOOPS = {
+  "host": router.run_routing,
+  "halves": _run_in_halves,
+  "fused": run_routing_on_devices,
 }
 
 
-def _check(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
-  """Refuses what cannot be fused."""
+def _check_devices(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
+  """Check that the loop can run on the devices of this host.
+
+  Raises:
+    ValueError: if it cannot; says why.
+  """
   if mesh.size > mesh.shape[mesh_lib.DATA]:
     raise ValueError(
       f"The policy is split over {dict(mesh.shape)}, and a fused loop wants "
       "it whole on each device: drive it from the host."
     )
-  if retriever.together(kbs):
-    raise ValueError(retriever.ONE_LOOP)
-  for kb, base in kbs.items():
-    if set(base.devices) & set(mesh.devices.flat):
+  if retriever.is_collective(kbs):
+    raise ValueError(retriever.COLLECTIVE_ERROR)
+  for kind, kb in kbs.items():
+    if set(kb.devices) & set(mesh.devices.flat):
       raise ValueError(
-        f"The {kb} knowledge base embeds on the devices that would wait for "
+        f"The {kind} knowledge base embeds on the devices that would wait for "
         "it.  Serve it by another process (python -m r1router_jax.serve_kb), "
         "or drive the loop from the host."
       )
 
 
-def _walk(run: Callable, hosts: Sequence[_Host]) -> None:
-  """Has each host's questions walked by a device.
+def _run_program(program: Callable, states: Sequence[CallbackState]) -> None:
+  """Run the loops of all devices to their ends.
 
   Raises:
-    Exception: what a callback raised.
+    Exception: the exception that ended a loop.
   """
-  numbers = [next(_numbers) for _ in hosts]
-  _HOSTS.update(zip(numbers, hosts, strict=True))
+  ids = [next(_state_ids) for _ in states]
+  _CALLBACK_STATES.update(zip(ids, states, strict=True))
+  requests = jax.tree.map(
+    lambda *x: np.stack(x), *[state.request for state in states]
+  )
   try:
-    jax.block_until_ready(
-      run(
-        np.array(numbers, np.int32),
-        jax.tree.map(lambda *x: np.stack(x), *[h.asked for h in hosts]),
-      )
-    )
+    jax.block_until_ready(program(np.array(ids, np.int32), requests))
   finally:
-    for number in numbers:
-      del _HOSTS[number]
-  for host in hosts:
-    if host.error:
-      raise host.error
+    for state_id in ids:
+      del _CALLBACK_STATES[state_id]
+  for state in states:
+    if state.error:
+      raise state.error
 
 
-def _needs(of: policy.Policy, questions: Sequence[Question]) -> list[int]:
-  """Room for any prompt: the longest, with as many pictures as there can be.
+def _max_prompt_shape(
+  policy: Policy, questions: Sequence[Question]
+) -> list[int]:
+  """Return the largest (tokens, images, windows per image) of any prompt.
 
-  The questions' are known, the passages' are not.
+  Images of the questions are known; passages have as many images as may be
+  shown, each of the largest size.
   """
-  needs, read, shown = [], [], of.settings.passage_pictures
+  prompts = []
   for question in questions:
     try:
-      read.append(
-        of.packer.encode(of.settings.conversation(Step("", "plan", question)))
-      )
+      step = Step("", "plan", question)
+      prompts.append(policy.processor.encode(policy.config.build_prompt(step)))
     except (BadImage, PromptTooLong):
-      pass  # Its step is left out, with a fault, by the loop.
-  read = read or [_blank(of)]
-  of.packer.pack(read, 1, len(read), lambda need: needs.extend(need) or need)
-  tokens, pictures, windows = of.packer.lengths[-1], *needs[1:]
-  return [
-    tokens,
-    pictures + shown,
-    max(windows, of.packer.windows() if shown else 0),
-  ]
-
-
-def _blank(of: policy.Policy) -> Encoded:
-  """A prompt for devices that have none."""
-  return of.packer.encode(
-    of.settings.conversation(Step("", "plan", Question("", "?")))
+      pass  # The loop leaves out its steps, with a fault.
+  images = max((len(prompt.images) for prompt in prompts), default=0)
+  windows = max(
+    (
+      qwen2_5_vl.count_windows(*image.grid, policy.config.model.vision)
+      for prompt in prompts
+      for image in prompt.images
+    ),
+    default=0,
   )
+  windows = windows and next_power_of_two(windows)
+  passage_images = policy.config.passage_images
+  if passage_images:
+    windows = max(windows, policy.processor.max_windows())
+  return [policy.processor.lengths[-1], images + passage_images, windows]
+
+
+def _padding_prompt(policy: Policy) -> EncodedPrompt:
+  """Return a prompt for devices that have none."""
+  step = Step("", "plan", Question("", "?"))
+  return policy.processor.encode(policy.config.build_prompt(step))
 
 
 @functools.lru_cache(maxsize=4)
-def _program(
+def _device_program(
   model: qwen2_5_vl.QwenVL,
-  members: int,
-  tokens: int,
+  group_size: int,
+  max_tokens: int,
   lengths: tuple[int, ...],
   mesh: Mesh,
-):
-  """(params, keys, words, numbers of hosts, first phases) -> last numbers."""
+) -> Callable:
+  """Return the program that runs on all devices until their loops have ended.
 
-  def answer(number, *drawn):
-    return _HOSTS[int(number)](*map(np.asarray, drawn))
+  It takes parameters, key data, constraints, ids of callback states and their
+  first requests, and returns the numbers of the last requests.
+  """
 
-  def run(params, keys, words, number, asked):
-    def respond(asked, length):
-      prompt = asked.prompt._replace(
-        **{
-          name: getattr(asked.prompt, name)[..., :length]
-          for name in ("tokens", "mask", "positions", "picture")
-        }
+  def run(params, key_data, constraints, state_id, request):
+    # One branch per padded length, so that short prompts cost less.
+    branches = [
+      functools.partial(
+        _generate, model, group_size, max_tokens, length, params, constraints
       )
-      key = jax.random.wrap_key_data(keys[asked.number])
-      return group_decode.sample(
-        model,
-        params,
-        prompt,
-        group_decode.keys(key, asked.names, members),
-        SamplingParams(*(jnp.repeat(x, members) for x in asked.method)),
-        words,
-        asked.live,
-        tokens=tokens,
-      )
+      for length in lengths
+    ]
 
-    def turn(asked):
-      drawn = jax.lax.switch(
-        asked.bucket,
-        [functools.partial(respond, length=length) for length in lengths],
-        asked,
-      )
-      return io_callback(answer, jax.eval_shape(lambda: asked), number, *drawn)
+    def answer_request(request):
+      key = jax.random.wrap_key_data(key_data[request.number])
+      responses = jax.lax.switch(request.bucket, branches, key, request)
+      shapes = jax.eval_shape(lambda: request)
+      return io_callback(_call_back, shapes, state_id, *responses)
 
-    return jax.lax.while_loop(
-      lambda asked: asked.number >= 0, turn, asked
-    ).number
+    def has_prompts(request):
+      return request.number >= 0
 
-  return mesh_lib.each_part(run, mesh, shared=(0, 1, 2))
+    return jax.lax.while_loop(has_prompts, answer_request, request).number
+
+  return mesh_lib.shard_map_over_data(run, mesh, shared=(0, 1, 2))
+
+
+def _generate(
+  model: qwen2_5_vl.QwenVL,
+  group_size: int,
+  max_tokens: int,
+  length: int,
+  params: dict,
+  constraints: group_decode.DecodeConstraints,
+  key: jax.Array,
+  request: DeviceRequest,
+) -> group_decode.SampledResponses:
+  """Sample the responses to a request with prompts of up to `length` tokens."""
+  fields = ("tokens", "mask", "positions", "image_token")
+  shorter = {f: getattr(request.prompts, f)[..., :length] for f in fields}
+  return group_decode.sample(
+    model,
+    params,
+    request.prompts._replace(**shorter),
+    group_decode.response_keys(key, request.prompt_hashes, group_size),
+    SamplingParams(*(jnp.repeat(x, group_size) for x in request.sampling)),
+    constraints,
+    request.active,
+    max_tokens=max_tokens,
+  )
+
+
+def _call_back(state_id: np.ndarray, *responses: np.ndarray) -> DeviceRequest:
+  """Hand the responses of a device to its loop on the host."""
+  state = _CALLBACK_STATES[int(state_id)]
+  return state.respond(*map(np.asarray, responses))

@@ -1,12 +1,14 @@
-"""A trajectory in the making: what the routing loop remembers of a question."""
+"""The state of one question while the routing loop runs."""
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from r1router_jax.common.records import (
-  CUT_SHORT,
+  TERMINAL_FAULTS,
   Answer,
   Malformed,
+  Passage,
   Plan,
   Question,
   Round,
@@ -22,14 +24,16 @@ _TAGS = re.compile(
 
 
 @dataclasses.dataclass
-class Walk:
-  """Where a question is.
+class Episode:
+  """The mutable state of one question while the routing loop runs.
 
   Attributes:
-    question: what was asked.
-    rounds: those that are done.
-    final: the last step, once it is done.
-    faults, tokens, cut: see `records.Trajectory`.
+    question: the question.
+    rounds: the rounds that are done.
+    final: the response to the final step, once there is one.
+    faults: see `records.Trajectory`.
+    tokens: number of response tokens written so far.
+    truncated_tokens: number of tokens cut off passages so far.
     planning: whether another round may follow.
   """
 
@@ -38,63 +42,76 @@ class Walk:
   final: Answer | Malformed | None = None
   faults: list[str] = dataclasses.field(default_factory=list)
   tokens: int = 0
-  cut: int = 0
+  truncated_tokens: int = 0
   planning: bool = True
 
-  def step(self, kind: str, **of) -> Step:
-    """What it asks of the policy next."""
+  def next_step(
+    self,
+    kind: str,
+    sub_question: str = "",
+    passages: Sequence[Passage] = (),
+  ) -> Step:
+    """Return the step of the given kind that follows the rounds so far."""
+    history = tuple(
+      (done.plan.sub_question, _answer_text(done.answer))
+      for done in self.rounds
+    )
     return Step(
       f"{self.question.id}/{len(self.rounds)}",
       kind,
       self.question,
-      tuple(
-        (done.plan.sub_question, _words(done.answer)) for done in self.rounds
-      ),
-      **of,
+      history,
+      sub_question=sub_question,
+      passages=tuple(passages),
     )
 
-  def fault(self, kind: str, reason: str) -> None:
-    if f"{kind}: {reason}" not in self.faults:
-      self.faults.append(f"{kind}: {reason}")
-    if kind in CUT_SHORT:
+  def record_fault(self, kind: str, reason: str) -> None:
+    """Note a fault once, and end planning if the fault is a terminal one."""
+    fault = f"{kind}: {reason}"
+    if fault not in self.faults:
+      self.faults.append(fault)
+    if kind in TERMINAL_FAULTS:
       self.planning = False
 
-  def goes_on(self, plan: Plan | Malformed) -> bool:
-    """Whether the plan is to be carried out; else planning ends, and why."""
+  def accept_plan(self, plan: Plan | Malformed) -> bool:
+    """Return whether to carry out the plan; if not, end planning."""
     if isinstance(plan, Malformed):
-      if not self.unfit(plan.reason):
-        self.fault("stuck", "no plan in all tries")
-    elif plan.route == "none":
+      # A prompt that could not be read has its fault already.
+      if not self.prompt_was_rejected(plan.reason):
+        self.record_fault("stuck", "no plan in all tries")
+    elif not plan.routes:
       self.planning = False
-    elif self.repeats(plan):
-      self.fault("repeated", plan.sub_question)
+    elif self.is_repeated(plan):
+      self.record_fault("repeated", plan.sub_question)
     return self.planning
 
-  def unfit(self, reason: str) -> bool:
-    """Whether the policy could not read a prompt, for this reason."""
+  def prompt_was_rejected(self, reason: str) -> bool:
+    """Return whether the policy could not read a prompt for this reason."""
     return f"input: {reason}" in self.faults
 
-  def repeats(self, plan: Plan) -> bool:
-    """Whether the same was asked of the same knowledge bases before."""
-    return _asked(plan) in {_asked(done.plan) for done in self.rounds}
+  def is_repeated(self, plan: Plan) -> bool:
+    """Return whether the same knowledge bases were asked the same before."""
+    return _search_key(plan) in {_search_key(done.plan) for done in self.rounds}
 
-  def trajectory(self) -> Trajectory:
+  def to_trajectory(self) -> Trajectory:
+    """Return a frozen copy for those who evaluate or store it."""
     return Trajectory(
       self.question,
       tuple(self.rounds),
       self.final,
       tuple(self.faults),
       self.tokens,
-      self.cut,
+      self.truncated_tokens,
     )
 
 
-def _asked(plan: Plan) -> tuple[str, frozenset[str]]:
+def _search_key(plan: Plan) -> tuple[str, frozenset[str]]:
   return plan.sub_question.casefold(), frozenset(plan.routes)
 
 
-def _words(answer: Answer | Malformed) -> str:
+def _answer_text(answer: Answer | Malformed) -> str:
+  """Return an answer for the history: a malformed one without its tags."""
   if isinstance(answer, Answer):
     return answer.text
-  bare = " ".join(_TAGS.sub(" ", answer.text).split())
-  return bare[: format.MAX_ANSWER]
+  words = " ".join(_TAGS.sub(" ", answer.text).split())
+  return words[: format.MAX_ANSWER]

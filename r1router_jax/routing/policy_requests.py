@@ -1,12 +1,12 @@
-"""What a loop over questions asks of a policy: prompts out, responses in.
+"""Requests of the routing loop to a policy: prompts out, responses in.
 
-A loop is a generator, a `Walker`: it yields a `Phase` of prompts and is sent a
-group of responses to each, so that one loop may be driven by the host or from
-inside a jitted program.
+The loop is a generator, a `RoutingGenerator`: it yields a `GenerationRequest`
+and is sent a group of responses to each prompt, so that one loop may be driven
+by the host or from inside a jitted program.
 
 A response that is not of the protocol is drawn once more, at temperature 1,
 since a greedy policy would repeat itself; a plan that fails again is asked for
-a last time with the reason why it failed (see `prompts.Style.repair`).
+a last time with the reason why it failed (see `templates.Style.repair`).
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -24,173 +24,202 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.inputs.tokenizer import PromptTooLong
-from r1router_jax.policy.interface import Responder
-from r1router_jax.protocol import format
-from r1router_jax.protocol import prompts as prompts_lib
+from r1router_jax.policy.interface import PolicyInterface
+from r1router_jax.protocol import prompts
 from r1router_jax.protocol.messages import Conversation, Segment
-from r1router_jax.routing.episode import Walk
+from r1router_jax.routing.episode import Episode
 
-TRIES = (3, 2)  # For a plan; for an answer.
+PLAN_TRIES = 3
 
-PHASES = sum(TRIES)  # Of a round; the last step has as many as an answer.
+ANSWER_TRIES = 2  # Of an answer step and of the final step.
+
+# Numbers of the requests of one round: tries for a plan, then for an answer.
+REQUESTS_PER_ROUND = PLAN_TRIES + ANSWER_TRIES
 
 
-class Phase(NamedTuple):
-  """What a loop asks of the policy at one time.
+class GenerationRequest(NamedTuple):
+  """The prompts to which a loop needs responses at one time.
 
   Attributes:
-    number: of the phase, `PHASES` to a round; names the key of its samples.
-    prompts: one or more.
-    method: how tokens of responses are drawn.
+    number: number of the request, `REQUESTS_PER_ROUND` to a round; selects the
+      key of its samples.
+    prompts: one or more prompts.
+    sampling: how tokens of responses are drawn.
   """
 
   number: int
   prompts: list[Conversation]
-  method: SamplingParams
+  sampling: SamplingParams
 
 
-class Prompt(NamedTuple):
-  """What is asked about a question.
+Parsed = Plan | Answer | Malformed
+
+
+class PendingPrompt(NamedTuple):
+  """One prompt that a response is needed to.
 
   Attributes:
-    walk: where the question is.
-    prompt: to respond to.
-    read: a response's text to what it says.
-    step: what is kept with the responses, if they are.
+    episode: the episode that it belongs to.
+    prompt: the prompt.
+    parse: parses the text of a response.
+    step: the step to report with the responses, or None to report nothing.
   """
 
-  walk: Walk
+  episode: Episode
   prompt: Conversation
-  read: Callable[[str], Plan | Answer | Malformed]
+  parse: Callable[[str], Parsed]
   step: Step | None = None
 
 
-# Yields what it asks, is sent a group of responses to each prompt.
-Walker = Generator[Phase, list[list[Response]], list[Trajectory]]
+# Yields requests, is sent a group of responses to each prompt.
+RoutingGenerator = Generator[
+  GenerationRequest, list[list[Response]], list[Trajectory]
+]
 
-Read = Generator[Phase, list[list[Response]], list[Plan | Answer | Malformed]]
+ParsedGenerator = Generator[
+  GenerationRequest, list[list[Response]], list[Parsed]
+]
 
-Keep = Callable[[Step, Sequence[Response]], None]
-
-# (policy, questions, retrieve, max_steps=, method=, keep=) -> Walker
-Loop = Callable[..., Walker]
-
-
-class Approach(NamedTuple):
-  """A way to answer questions: R1-Router's, or a baseline's.
-
-  Attributes:
-    loop: that walks them.
-    stop: texts that end a response, beside the end token.
-  """
-
-  loop: Loop
-  stop: tuple[str, ...] = ()
+# Is called with each step that the policy was asked, and its responses.
+OnStep = Callable[[Step, Sequence[Response]], None]
 
 
-def begun(policy: Responder, questions: Sequence[Question]) -> list[Walk]:
-  """A walk for each question, at its end where its picture cannot be read.
+def start_episodes(
+  policy: PolicyInterface, questions: Sequence[Question]
+) -> list[Episode]:
+  """Return an episode per question, finished if its image cannot be decoded.
 
-  Not every prompt shows the picture, and what it is searched with must be good.
+  Not every prompt shows the image, but knowledge bases are searched with it.
 
   Raises:
-    ValueError: where a question has no text.
+    ValueError: if a question has no text.
   """
   for question in questions:
     if not question.text.strip():
       raise ValueError(f"Question {question.id!r} is empty; give it a text.")
-  walks = [Walk(question) for question in questions]
-  for walk in walks:
-    if image := walk.question.image:
-      alone = Conversation("final", "", (Segment(image, "picture"),))
-      walk.final = fits(policy, Prompt(walk, alone, format.parse_answer))
-  return walks
+  episodes = [Episode(question) for question in questions]
+  for episode in episodes:
+    if image := episode.question.image:
+      image_only = Conversation("final", "", (Segment(image, "image"),))
+      episode.final = check_prompt(policy, episode, image_only)
+  return episodes
 
 
-def ask(
-  policy: Responder,
-  prompts: Sequence[Prompt],
+def generate_and_parse(
+  policy: PolicyInterface,
+  pending: Sequence[PendingPrompt],
   number: int,
-  method: SamplingParams,
-  keep: Keep,
-) -> Read:
-  """What is said to each prompt; tokens and faults are added to the walks.
+  sampling: SamplingParams,
+  on_step: OnStep,
+) -> ParsedGenerator:
+  """Generate a group per prompt; return each group's first parseable response.
 
-  Of a group of responses the first that can be read counts.
+  Tokens and faults are added to the episodes.  If no response of a group can be
+  parsed, its first one is returned as `Malformed`.
   """
-  results = [fits(policy, each) for each in prompts]
-  good = [i for i, unfit in enumerate(results) if unfit is None]
-  groups = (
-    (yield Phase(number, [prompts[i].prompt for i in good], method))
-    if good
-    else []
-  )
-  for i, group in zip(good, groups, strict=True):
-    walk, prompt, read, step = prompts[i]
-    if step is not None:
-      keep(step, group)
-    said = [read(response.text) for response in group]
-    chosen = next(
-      (m for m, one in enumerate(said) if not isinstance(one, Malformed)), 0
+  # 1. Leave out prompts that the policy cannot read.
+  results = [
+    check_prompt(policy, each.episode, each.prompt) for each in pending
+  ]
+  readable = [i for i, rejection in enumerate(results) if rejection is None]
+  groups = []
+  if readable:
+    groups = yield GenerationRequest(
+      number, [pending[i].prompt for i in readable], sampling
     )
-    results[i] = said[chosen]
-    walk.tokens += len(group[chosen].tokens)
+  # 2. Parse the responses to the others.
+  for i, group in zip(readable, groups, strict=True):
+    episode, prompt, parse, step = pending[i]
+    if step is not None:
+      on_step(step, group)
+    parsed = [parse(response.text) for response in group]
+    chosen = next(
+      (m for m, each in enumerate(parsed) if not isinstance(each, Malformed)), 0
+    )
+    results[i] = parsed[chosen]
+    # Other members of the group were drawn to learn from, not to answer.
+    episode.tokens += len(group[chosen].tokens)
     if isinstance(results[i], Malformed):
-      walk.fault(prompt.kind, results[i].reason)
+      episode.record_fault(prompt.kind, results[i].reason)
   return results
 
 
-def persist(
-  policy: Responder,
-  prompts: Sequence[Prompt],
+def generate_with_retries(
+  policy: PolicyInterface,
+  pending: Sequence[PendingPrompt],
   number: int,
-  method: SamplingParams,
-  keep: Keep,
+  sampling: SamplingParams,
+  on_step: OnStep,
   *,
-  mend: bool = False,
-) -> Read:
-  """As `ask`, with further tries for what cannot be read; with `mend` the last
-  of them says why.
+  repair: bool = False,
+) -> ParsedGenerator:
+  """Generate and parse, with further attempts for malformed responses.
+
+  The second attempt samples at temperature 1.  With `repair`, a third one shows
+  the policy its response and what is wrong with it.
+
+  Args:
+    policy: the policy that is asked.
+    pending: the prompts.
+    number: number of the first attempt's request; attempts count on from it.
+    sampling: how tokens of the first and the third attempt are drawn.
+    on_step: is told steps and responses of the first two attempts: a prompt
+      for repair is no step of the protocol.
+    repair: whether there is a third attempt.
   """
-  found = yield from ask(policy, prompts, number, method, keep)
-  style = policy.settings.style
-  for attempt in (1, 2) if mend else (1,):
-    left = {
-      i: prompts[i]
-      for i, one in enumerate(found)
-      if isinstance(one, Malformed) and not prompts[i].walk.unfit(one.reason)
+  results = yield from generate_and_parse(
+    policy, pending, number, sampling, on_step
+  )
+  for attempt in (1, 2) if repair else (1,):
+    retries = {
+      i: pending[i]
+      for i, result in enumerate(results)
+      if isinstance(result, Malformed)
+      and not pending[i].episode.prompt_was_rejected(result.reason)
     }
     if attempt == 2:
-      left = {
-        i: each._replace(prompt=again, step=None)
-        for i, each in left.items()
-        if (again := prompts_lib.repaired(each.prompt, found[i], style=style))
-        is not None
-      }
-    results = yield from ask(
+      retries = _repair_prompts(retries, results, policy.config.style)
+    retried = yield from generate_and_parse(
       policy,
-      [*left.values()],
+      [*retries.values()],
       number + attempt,
-      SamplingParams() if attempt == 1 else method,
-      keep,
+      SamplingParams() if attempt == 1 else sampling,
+      on_step,
     )
-    for i, one in zip(left, results, strict=True):
-      found[i] = one
-  return found
+    for i, result in zip(retries, retried, strict=True):
+      results[i] = result
+  return results
 
 
-def fits(policy: Responder, asked: Prompt) -> Malformed | None:
-  """None where the policy can read the prompt; else why not, a fault.
+def _repair_prompts(
+  pending: dict[int, PendingPrompt], results: Sequence[Parsed], style: str
+) -> dict[int, PendingPrompt]:
+  """Return the prompts that show the policy its error, by position.
 
-  What passages lost on the way is added to the walk.
+  Styles without words for that have no such prompts.
   """
-  walk = asked.walk
+  repairs = {}
+  for i, each in pending.items():
+    prompt = prompts.repair_prompt(each.prompt, results[i], style=style)
+    if prompt is not None:
+      repairs[i] = each._replace(prompt=prompt, step=None)
+  return repairs
+
+
+def check_prompt(
+  policy: PolicyInterface, episode: Episode, prompt: Conversation
+) -> Malformed | None:
+  """Return None if the policy can read the prompt, else why it cannot.
+
+  Faults, and tokens cut off passages, are added to the episode.
+  """
   try:
-    prompt = policy.packer.encode(asked.prompt)
+    encoded = policy.processor.encode(prompt)
   except (BadImage, PromptTooLong) as error:
-    walk.fault("input", str(error))
+    episode.record_fault("input", str(error))
     return Malformed("", str(error))
-  walk.cut += prompt.cut
-  for reason in prompt.unread:
-    walk.fault("picture", reason)
+  episode.truncated_tokens += encoded.truncated_tokens
+  for reason in encoded.unread_images:
+    # The kind is "picture" in files of predictions, also of older versions.
+    episode.record_fault("picture", reason)
   return None

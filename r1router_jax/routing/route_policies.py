@@ -1,70 +1,66 @@
-"""Who decides on the next route: the policy, or a baseline in its place.
+"""R1-Router with another one choosing the routes in the policy's place.
 
-The passages of a baseline are read, and its final answer given, by the same
-policy, so that methods differ in their routes alone.
+Passages are read, and final answers given, by the same policy, so that these
+baselines differ from R1-Router in their routes alone.
 """
 
 import dataclasses
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 
 from r1router_jax.common.records import KBS, Plan, Question
 from r1router_jax.protocol import format
-
-STOP = Plan("", format.NONE, "none")
+from r1router_jax.routing.answering_methods import STOP, R1Router
 
 
 @dataclasses.dataclass(frozen=True)
-class Planner:
-  """Who decides on a route; by default the policy.
+class AlwaysRoute(R1Router):
+  """Ask each of `kbs` once, in a round of its own, with the question itself.
+
+  All three cost three searches and three readings, and need `max_steps` of 3.
 
   Attributes:
-    fixed: (question, round) -> the plan, or None to have the policy write it.
-    redirect: (question, round, the policy's plan) -> the plan to execute.
+    kbs: the knowledge bases, in the order of the rounds.
   """
 
-  fixed: Callable[[Question, int], Plan | None] = lambda question, n: None
-  redirect: Callable[[Question, int, Plan], Plan] = lambda question, n, plan: (
-    plan
-  )
+  kbs: tuple[str, ...] = ()
 
-
-def always(*kbs: str) -> Planner:
-  """Asks each of `kbs` once, in a round of its own, with the question itself.
-
-  So all three cost three retrievals and three readings, and need `max_steps`
-  of 3.
-  """
-
-  def fixed(question, n):
-    if n == len(kbs):
+  def fixed_plan(self, question: Question, n: int) -> Plan:
+    """Return the question as a search of the next knowledge base."""
+    if n == len(self.kbs):
       return STOP
-    return Plan("", question.text[: format.MAX_SUB_QUESTION], kbs[n])
-
-  return Planner(fixed)
+    return Plan("", question.text[: format.MAX_SUB_QUESTION], (self.kbs[n],))
 
 
-def random_route(seed: int) -> Planner:
-  """The policy asks, or stops; chance says which knowledge base is asked."""
+@dataclasses.dataclass(frozen=True)
+class RandomRoute(R1Router):
+  """Draw the knowledge base of each plan at random; the policy asks and stops.
 
-  def redirect(question, n, plan):
-    if plan.route == "none":
+  Attributes:
+    seed: seed of the draws, which also depend on question and round.
+  """
+
+  seed: int = 0
+
+  def redirect_plan(self, question: Question, n: int, plan: Plan) -> Plan:
+    """Return the plan with a random route, unless it stops."""
+    if not plan.routes:
       return plan
-    rng = np.random.default_rng([seed, zlib.crc32(question.id.encode()), n])
-    return dataclasses.replace(plan, route=str(rng.choice(KBS)), also=())
+    entropy = [self.seed, zlib.crc32(question.id.encode()), n]
+    route = str(np.random.default_rng(entropy).choice(KBS))
+    return dataclasses.replace(plan, routes=(route,))
 
-  return Planner(redirect=redirect)
 
-
-def oracle_route() -> Planner:
-  """The policy asks; the gold trace says where, and when it is enough.
+@dataclasses.dataclass(frozen=True)
+class OracleRoute(R1Router):
+  """Take routes, and the time to stop, from the gold trace; the policy asks.
 
   A policy that stops too early does stop: there is no sub-question to send.
   """
 
-  def fixed(question, n):
+  def fixed_plan(self, question: Question, n: int) -> Plan | None:
+    """Stop after the last gold hop; until then the policy plans."""
     if question.hops is None:
       raise ValueError(
         f"Question {question.id!r} has no gold trace, so nobody knows its "
@@ -72,9 +68,8 @@ def oracle_route() -> Planner:
       )
     return STOP if n >= len(question.hops) else None
 
-  def redirect(question, n, plan):
-    if plan.route == "none":
+  def redirect_plan(self, question: Question, n: int, plan: Plan) -> Plan:
+    """Return the plan with the preferred gold route, unless it stops."""
+    if not plan.routes:
       return plan
-    return dataclasses.replace(plan, route=question.hops[n].routes[0], also=())
-
-  return Planner(fixed, redirect)
+    return dataclasses.replace(plan, routes=question.hops[n].routes[:1])

@@ -2,13 +2,10 @@
 
   plan -> passages -> answer -> plan -> .. -> final answer
 
-An answer step sees its sub-question and passages alone, plan and final steps
-the question with all sub-questions and answers, as in R1-Router.
+A policy can write what cannot be used.  None of it stops the loop, and all of
+it is listed in `Trajectory.faults`, as "<kind>: <reason>":
 
-What a policy writes can be wrong.  Nothing of it stops the loop, and all of it
-is listed in `Trajectory.faults`, as "<kind>: <reason>":
-
-  plan      not of the protocol: asked again, see asking.py
+  plan      not of the protocol: asked again, see policy_requests.py
   stuck     no try was a plan: on to the final answer
   repeated  the same sub-question was put to the same knowledge bases before,
             which can bring nothing new: on to the final answer
@@ -16,32 +13,31 @@ is listed in `Trajectory.faults`, as "<kind>: <reason>":
             last without their tags go into the history
   final     not of the protocol: asked again; if no try was it stays Malformed,
             and scores 0
-  input     the picture cannot be read, or the prompt is too long: the step is
-            left out, and the question's neighbours never notice
-  picture   that of a passage cannot be read: its text is shown without
+  input     the image cannot be read, or the prompt is too long: the step is
+            left out, and other questions are not affected
+  picture   the image of a passage cannot be read: its text is shown without
 
-Step-GRPO on the policy's own trajectories draws a group of responses at each
-step, hands all of them to `keep`, and goes on with the first that is of the
-protocol.
-
-`loop` is a generator, which yields prompts and is sent responses; `route` draws
-these, for parts of the questions in turn.
+Step-GRPO on the policy's own trajectories samples a group of responses at each
+step, reports all of them to `RolloutOptions.on_step`, and continues with the
+first that is of the protocol.
 
 Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from r1router_jax.common.records import (
   MAX_HOPS,
-  Malformed,
+  Answer,
   Passage,
   Plan,
   Question,
@@ -51,227 +47,294 @@ from r1router_jax.common.records import (
   Trajectory,
 )
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
-from r1router_jax.policy.interface import Responder
-from r1router_jax.protocol import format
-from r1router_jax.protocol.messages import Conversation
+from r1router_jax.policy.interface import PolicyInterface
 from r1router_jax.retrieval import retriever
-from r1router_jax.retrieval.retriever import KnowledgeBase, Retrieve
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.routing import policy_requests
-from r1router_jax.routing.episode import Walk
+from r1router_jax.routing.answering_methods import AnsweringMethod, R1Router
+from r1router_jax.routing.episode import Episode
 from r1router_jax.routing.policy_requests import (
-  PHASES,
-  TRIES,
-  Keep,
-  Phase,
-  Walker,
+  ANSWER_TRIES,
+  PLAN_TRIES,
+  REQUESTS_PER_ROUND,
+  GenerationRequest,
+  OnStep,
+  ParsedGenerator,
+  PendingPrompt,
+  RoutingGenerator,
 )
-from r1router_jax.routing.route_policies import Planner
 
 
-def route(
-  policy: Responder,
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+  """Options of the routing loop, whatever drives it.
+
+  Attributes:
+    method: the way to answer; by default R1-Router's.
+    max_steps: largest number of rounds before the final answer.
+    k: number of passages that a round reads from each knowledge base, or that
+      number by kind.
+    sampling: how tokens of responses are drawn.
+    group_size: number of responses to each step.
+    on_step: is called with each step that the policy was asked, without gold,
+      and its group of responses.
+    in_flight: number of parts of the questions, of which one generates while
+      others search; for knowledge bases that take longer than generation.
+  """
+
+  method: AnsweringMethod = R1Router()
+  max_steps: int = MAX_HOPS
+  k: int | Mapping[str, int] = 1
+  sampling: SamplingParams = GREEDY
+  group_size: int = 1
+  on_step: OnStep | None = None
+  in_flight: int = 1
+
+
+DEFAULT_OPTIONS = RolloutOptions()
+
+
+def run_routing(
+  policy: PolicyInterface,
   kbs: Mapping[str, KnowledgeBase],
   questions: Sequence[Question],
   key: jax.Array,
-  *,
-  method: policy_requests.Approach | None = None,
-  max_steps: int = MAX_HOPS,
-  k: int | Mapping[str, int] = 1,
-  sampling: SamplingParams = GREEDY,
-  members: int = 1,
-  keep: Keep = lambda *of: None,
-  in_flight: int = 1,
+  options: RolloutOptions = DEFAULT_OPTIONS,
 ) -> list[Trajectory]:
-  """The trajectory of each question; none depends on its neighbours.
+  """Run the routing loop, driven by the host.
 
   Args:
-    policy: writes plans and answers, in its own style and by its options.
+    policy: writes plans and answers.
     kbs: the three knowledge bases, by kind.
-    questions: to answer.
-    key: of all samples.
-    by: the way to answer; by default R1-Router's, `loop`.
-    max_steps: rounds before the final answer, at most.
-    k: passages that a round reads, of each kind or of all alike.
-    method: how tokens of responses are drawn.
-    members: responses to each step.
-    keep: is handed each step that the policy was asked, without golds, with its
-      responses.
-    in_flight: parts of the questions, of which one draws while others search;
-      worth it where searching takes longer than a part's drawing.
+    questions: the questions; no trajectory depends on another question.
+    key: key of all samples.
+    options: method, sampling and limits.
+
+  Returns:
+    The trajectory of each question.
 
   Raises:
-    ValueError: where a question has no text, or parts of the questions would
-      search when other hosts do not.
+    ValueError: if a question has no text, or if parts of the questions would
+      search while other hosts do not.
   """
-  if in_flight > 1 and retriever.together(kbs):
-    raise ValueError(retriever.ONE_LOOP)
-  method = method or policy_requests.Approach(loop)
-  keys, turn = phase_keys(key, max_steps), threading.Lock()
-
-  def drive(part):
-    kept = []
-    walker = method.loop(
+  count = options.in_flight
+  if count > 1 and retriever.is_collective(kbs):
+    raise ValueError(retriever.COLLECTIVE_ERROR)
+  loops = [
+    RoutingLoop(
       policy,
-      part,
-      retriever.retriever(kbs, k),
-      max_steps=max_steps,
-      method=sampling,
-      keep=lambda *step: kept.append(step),
+      questions[i::count],
+      retriever.make_retriever(kbs, options.k),
+      options,
     )
-    groups = None
-    while True:
-      try:
-        phase = walker.send(groups)
-      except StopIteration as end:
-        return end.value, kept
-      with turn:
-        groups = policy.generate(
-          phase.prompts, keys[phase.number], members, phase.method, method.stop
-        )
-
-  parts = [questions[i::in_flight] for i in range(in_flight)]
-  if in_flight == 1:
-    done = [drive(questions)]
+    for i in range(count)
+  ]
+  keys, device_lock = request_keys(key, options.max_steps), threading.Lock()
+  drive = functools.partial(_drive_loop, policy, keys, device_lock)
+  if count == 1:
+    parts = [drive(loops[0])]
   else:
-    with concurrent.futures.ThreadPoolExecutor(in_flight) as threads:
-      done = list(threads.map(drive, parts))
-  found = [None] * len(questions)
-  for i, (trajectories, kept) in enumerate(done):
-    found[i::in_flight] = trajectories
-    for step in kept:
-      keep(*step)
-  return found
+    with concurrent.futures.ThreadPoolExecutor(count) as threads:
+      parts = list(threads.map(drive, loops))
+  return merge_parts(parts, loops)
 
 
-def phase_keys(key: jax.Array, max_steps: int) -> jax.Array:
-  """A key per phase: of each round the tries for a plan, then those for an
-  answer, and at last those for the final answer.
+def _drive_loop(
+  policy: PolicyInterface,
+  keys: jax.Array,
+  device_lock: threading.Lock,
+  loop: "RoutingLoop",
+) -> list[Trajectory]:
+  """Answer the requests of one loop until it ends."""
+  options, generator, groups = loop.options, loop.run(), None
+  while True:
+    try:
+      request = generator.send(groups)
+    except StopIteration as end:
+      return end.value
+    # Loops of other threads search meanwhile, but only one may generate.
+    with device_lock:
+      groups = policy.generate(
+        request.prompts,
+        keys[request.number],
+        options.group_size,
+        request.sampling,
+        options.method.stop,
+      )
+
+
+def merge_parts(
+  parts: Sequence[Sequence[Trajectory]], loops: Sequence["RoutingLoop"]
+) -> list[Trajectory]:
+  """Return trajectories in the order of the questions, and report all steps.
+
+  Args:
+    parts: trajectories of each loop, which has every len(loops)-th question.
+    loops: the loops, all with the same options.
+  """
+  trajectories = [None] * sum(map(len, parts))
+  for i, (part, loop) in enumerate(zip(parts, loops, strict=True)):
+    trajectories[i :: len(parts)] = part
+    for step, group in loop.visited_steps:
+      if loop.options.on_step is not None:
+        loop.options.on_step(step, group)
+  return trajectories
+
+
+def request_keys(key: jax.Array, max_steps: int) -> jax.Array:
+  """Return a key per request, by its number.
+
+  They are those of each round's tries for a plan, then for an answer, and at
+  the end those of the tries for the final answer.
   """
   fold, keys = jax.random.fold_in, []
   for n in range(max_steps):
     plan, answer = jax.random.split(fold(key, n))
-    keys += [fold(plan, attempt) for attempt in range(TRIES[0])]
-    keys += [answer, fold(answer, 1)]
+    keys += [fold(plan, attempt) for attempt in range(PLAN_TRIES)]
+    # The first try has the unfolded key, as in older versions.
+    keys += [answer, *(fold(answer, i) for i in range(1, ANSWER_TRIES))]
   final = fold(key, max_steps)
-  return jnp.stack([*keys, final, fold(final, 1)])
+  keys += [final, *(fold(final, i) for i in range(1, ANSWER_TRIES))]
+  return jnp.stack(keys)
 
 
-def loop(
-  policy: Responder,
-  questions: Sequence[Question],
-  retrieve: Retrieve,
-  *,
-  max_steps: int,
-  method: SamplingParams,
-  keep: Keep,
-  planner: Planner | None = None,
-  spell: Callable[[Step], Conversation] | None = None,
-) -> Walker:
-  """R1-Router's way to answer questions; see `asking.Walker`.
+class RoutingLoop:
+  """The routing loop over some questions, as a generator of requests.
 
   Args:
-    policy: that is asked.
-    questions: to answer.
-    retrieve: (knowledge base, sub-question, picture) triples to passages.
-    max_steps, method, keep: see `route`.
-    planner: who decides on routes; by default the policy.
-    spell: the prompt of a step; by default the policy's own.
+    policy: the policy that is asked; the loop itself only reads its config and
+      checks prompts.
+    questions: the questions to answer.
+    retrieve: returns the passages of (knowledge base, sub-question, image).
+    options: method, sampling and limits.
+
+  Attributes:
+    options: the options.
+    visited_steps: each step that the policy was asked, with its responses.
+
+  Raises:
+    ValueError: if the method cannot ask the policy.
   """
-  walks = policy_requests.begun(policy, questions)
-  planner, known = planner or Planner(), policy.settings
-  spell = spell or known.conversation
-  plan_of = functools.partial(format.parse_plan, routes=known.routes)
 
-  def prompt(walk, kind, **of):
-    step = walk.step(kind, **of)
-    return policy_requests.Prompt(
-      walk,
-      spell(step),
-      plan_of if kind == "plan" else format.parse_answer,
-      step,
-    )
+  def __init__(
+    self,
+    policy: PolicyInterface,
+    questions: Sequence[Question],
+    retrieve: retriever.RetrieveFn,
+    options: RolloutOptions = DEFAULT_OPTIONS,
+  ):
+    options.method.check_config(policy.config)
+    self.options = options
+    self.visited_steps: list[tuple[Step, Sequence[Response]]] = []
+    self._policy, self._questions = policy, questions
+    self._retrieve, self._method = retrieve, options.method
+    self._episodes: list[Episode] = []
 
-  for n in range(max_steps):
-    planned = yield from _plan(
-      policy, planner, [w for w in walks if w.planning], n, method, keep, prompt
+  def run(self) -> RoutingGenerator:
+    """Yield requests, and return the trajectory of each question.
+
+    Raises:
+      ValueError: if a question has no text.
+    """
+    self._episodes = policy_requests.start_episodes(
+      self._policy, self._questions
     )
-    # Also where nobody asks: hosts may search together.
-    found = retrieve(
-      [
-        (kb, plan.sub_question, walk.question.image)
-        for walk, plan in planned
-        for kb in plan.routes
-      ]
+    for n in range(self.options.max_steps):
+      planned = yield from self._plan(n)
+      # Also without any plan: hosts may have to search together.
+      passages = self._search(planned)
+      yield from self._answer(n, planned, passages)
+    yield from self._conclude()
+    return [episode.to_trajectory() for episode in self._episodes]
+
+  def _plan(
+    self, n: int
+  ) -> Generator[GenerationRequest, Any, list[tuple[Episode, Plan]]]:
+    """Return the plans of round `n` to carry out, with their episodes."""
+    episodes = [episode for episode in self._episodes if episode.planning]
+    # 1. Ask the policy, unless the method decides alone.
+    plans = [self._method.fixed_plan(e.question, n) for e in episodes]
+    asked = [i for i, plan in enumerate(plans) if plan is None]
+    pending = [
+      self._method.plan_prompt(self._policy.config, episodes[i]) for i in asked
+    ]
+    results = yield from self._generate(
+      pending, REQUESTS_PER_ROUND * n, repair=self._method.repairs_plans
     )
-    found = of_plans([plan for _, plan in planned], found)
-    answers = yield from policy_requests.persist(
-      policy,
-      [
-        prompt(
-          walk, "answer", sub_question=plan.sub_question, passages=passages
-        )
-        for (walk, plan), passages in zip(planned, found, strict=True)
-      ],
-      PHASES * n + TRIES[0],
-      method,
-      keep,
+    # 2. The method may change the policy's plans.
+    for i, result in zip(asked, results, strict=True):
+      if isinstance(result, Plan):
+        question = episodes[i].question
+        result = self._method.redirect_plan(question, n, result)
+      plans[i] = result
+    # 3. Keep the plans to carry out.
+    planned = []
+    for episode, plan in zip(episodes, plans, strict=True):
+      if isinstance(plan, Answer):
+        episode.final, episode.planning = plan, False
+      elif episode.accept_plan(plan):
+        planned.append((episode, plan))
+    return planned
+
+  def _search(
+    self, planned: Sequence[tuple[Episode, Plan]]
+  ) -> list[tuple[Passage, ...]]:
+    """Return the passages of each plan, of all its routes in their order."""
+    found = iter(
+      self._retrieve(
+        [
+          (kb, plan.sub_question, episode.question.image)
+          for episode, plan in planned
+          for kb in plan.routes
+        ]
+      )
     )
-    for (walk, plan), passages, answer in zip(
-      planned, found, answers, strict=True
+    return [
+      tuple(itertools.chain(*itertools.islice(found, len(plan.routes))))
+      for _, plan in planned
+    ]
+
+  def _answer(
+    self,
+    n: int,
+    planned: Sequence[tuple[Episode, Plan]],
+    passages: Sequence[tuple[Passage, ...]],
+  ) -> Generator[GenerationRequest, Any, None]:
+    """Have the passages of round `n` read, and add the round to its episode."""
+    config = self._policy.config
+    pending = [
+      self._method.answer_prompt(config, episode, plan, found)
+      for (episode, plan), found in zip(planned, passages, strict=True)
+    ]
+    # A method that shows passages in later prompts has no answer of the round.
+    answers = [Answer("", "")] * len(pending)
+    if None not in pending:
+      answers = yield from self._generate(
+        pending, REQUESTS_PER_ROUND * n + PLAN_TRIES
+      )
+    for (episode, plan), found, answer in zip(
+      planned, passages, answers, strict=True
     ):
-      walk.rounds.append(Round(plan, passages, answer))
-  left = [walk for walk in walks if walk.final is None]
-  finals = yield from policy_requests.persist(
-    policy,
-    [prompt(walk, "final") for walk in left],
-    PHASES * max_steps,
-    method,
-    keep,
-  )
-  for walk, final in zip(left, finals, strict=True):
-    walk.final = final
-  return [walk.trajectory() for walk in walks]
+      episode.rounds.append(Round(plan, found, answer))
 
-
-def of_plans(
-  plans: Sequence[Plan], found: Sequence[tuple[Passage, ...]]
-) -> list[tuple[Passage, ...]]:
-  """What was found for each route of each plan, as that of each plan."""
-  left = iter(found)
-  return [
-    tuple(itertools.chain(*itertools.islice(left, len(plan.routes))))
-    for plan in plans
-  ]
-
-
-def _plan(
-  policy: Responder,
-  planner: Planner,
-  walks: Sequence[Walk],
-  n: int,
-  method: SamplingParams,
-  keep: Keep,
-  prompt: Callable[..., policy_requests.Prompt],
-) -> Generator[Phase, list[list[Response]], list[tuple[Walk, Plan]]]:
-  """The plans of round `n`, for walks that go on."""
-  plans = [planner.fixed(walk.question, n) for walk in walks]
-  left = [i for i, plan in enumerate(plans) if plan is None]
-  found = yield from policy_requests.persist(
-    policy,
-    [prompt(walks[i], "plan") for i in left],
-    PHASES * n,
-    method,
-    keep,
-    mend=True,
-  )
-  for i, plan in zip(left, found, strict=True):
-    plans[i] = (
-      plan
-      if isinstance(plan, Malformed)
-      else planner.redirect(walks[i].question, n, plan)
+  def _conclude(self) -> Generator[GenerationRequest, Any, None]:
+    """Ask for the final answers that are missing."""
+    episodes = [e for e in self._episodes if e.final is None]
+    finals = yield from self._generate(
+      [self._method.final_prompt(self._policy.config, e) for e in episodes],
+      REQUESTS_PER_ROUND * self.options.max_steps,
     )
-  return [
-    (walk, plan)
-    for walk, plan in zip(walks, plans, strict=True)
-    if walk.goes_on(plan)
-  ]
+    for episode, final in zip(episodes, finals, strict=True):
+      episode.final = final
+
+  def _generate(
+    self, pending: Sequence[PendingPrompt], number: int, repair: bool = False
+  ) -> ParsedGenerator:
+    return policy_requests.generate_with_retries(
+      self._policy,
+      pending,
+      number,
+      self.options.sampling,
+      lambda step, group: self.visited_steps.append((step, group)),
+      repair=repair,
+    )

@@ -10,6 +10,9 @@ import jax
 from r1router_jax.common import records
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.routing.baselines import registry
+from r1router_jax.routing.policy_requests import OnStep
+from r1router_jax.routing.router import RolloutOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class RunSettings:
   @property
   def random_key(self) -> jax.Array:
     """The key of all random draws of this sample."""
+    # Sample 0 has the key of a run with a single sample, so that both give
+    # the same answers.
     key = jax.random.key(self.seed)
     return jax.random.fold_in(key, self.sample) if self.sample else key
 
@@ -48,6 +53,16 @@ class RunSettings:
   def sampling(self) -> SamplingParams:
     """The parameters by which tokens are sampled."""
     return SamplingParams(self.temperature, self.top_k, self.top_p)
+
+  def rollout_options(self, on_step: OnStep | None = None) -> RolloutOptions:
+    """Return the options of a routing loop with these settings."""
+    return RolloutOptions(
+      method=registry.METHODS[self.method](self.seed),
+      max_steps=self.max_steps,
+      k=self.k,
+      sampling=self.sampling,
+      on_step=on_step,
+    )
 
 
 def text_digest(text: str) -> str:

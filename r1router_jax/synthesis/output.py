@@ -102,6 +102,7 @@ def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
 
   TFDS would keep an earlier dataset of the same name as it is.
   """
+  # An interrupted build leaves nothing that TFDS would take for complete.
   shutil.rmtree(workdir / "tfds", ignore_errors=True)
   if row_files:
     tfds.disable_progress_bar()

@@ -131,6 +131,7 @@ class SelectionRules:
     """Return one of `OUTCOMES`, other than the last two."""
     trajectory = run.trajectory
     faults = {fault.partition(":")[0] for fault in trajectory.faults}
+    # The teacher never read such a question, so nothing else is its fault.
     if "input" in faults:
       return INPUT
     answers = [done.answer for done in trajectory.rounds] + [trajectory.final]
@@ -142,6 +143,7 @@ class SelectionRules:
     # A question without gold answers scores NaN, which is not 1 either.
     if scores[self.metric][0] != 1:
       return WRONG
+    # Other case or white space does not make another sub-question.
     asked = [fold_text(done.plan.sub_question) for done in trajectory.rounds]
     repeats = "repeated" in faults or len(set(asked)) < len(asked)
     return REPEATED if repeats and not self.keep_repeated else KEPT
@@ -256,6 +258,7 @@ def _written_fields(step: Step) -> tuple:
 
 def _copy_image(path: str, folder: str) -> str:
   """Copy an image into `folder` and return its new name, a digest."""
+  # Equal images have one copy, however many questions show them.
   data = images.read_image_bytes(path)
   digest = hashlib.sha256(data).hexdigest()[:24]
   name = digest + os.path.splitext(path)[1].lower()
@@ -294,6 +297,7 @@ def question_group(question: Question) -> str:
       image = hashlib.sha256(data).hexdigest()
     except images.BadImage:  # The outcome will be `INPUT`.
       image = question.image
+  # JSON keeps text and image apart, whatever the text holds.
   content = json.dumps([fold_text(question.text), image])
   return hashlib.sha256(content.encode()).hexdigest()
 
@@ -306,6 +310,7 @@ def split_side(group: str, seed: int, valid: float) -> str:
     seed: seed of the split.
     valid: the share of groups that are held out, in [0, 1].
   """
+  # A number that looks random in [0, 1), the same for equal questions.
   digest = hashlib.sha256(f"{seed} {group}".encode()).digest()
   uniform = int.from_bytes(digest[:8], "big") / 2**64
   return "valid" if uniform < valid else "train"

@@ -7,6 +7,7 @@ file is not made again.
 
 import collections
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from r1router_jax.policy.interface import PolicyInterface
 from r1router_jax.protocol import templates
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.routing import router, run_settings
-from r1router_jax.routing.baselines import few_shot, registry
+from r1router_jax.routing.baselines import few_shot
 from r1router_jax.routing.run_settings import RunSettings
 from r1router_jax.synthesis import selection
 from r1router_jax.synthesis.selection import (
@@ -32,6 +33,13 @@ from r1router_jax.synthesis.selection import (
   TeacherCall,
   TeacherRun,
 )
+
+# Names of fields today, and in older versions, whose tries are still found.
+_OLD_FORMS = {
+  r"\bmulti_route_system=": "several=",
+  r"\broutes=\('(\w+)',\)": r"route='\1', also=()",
+  r"\btruncated_tokens=": "cut=",
+}
 
 CHUNK = 64  # Questions that are answered together, between two saves.
 
@@ -84,6 +92,7 @@ def run_teacher(
   # 2. Try all questions, then those that did not pass, and so on.
   due = list(first.values())
   for number in range(max_tries):
+    # Each try draws with another key; of a resumed try it is the same.
     key = jax.random.fold_in(jax.random.key(settings.seed), number)
     runs = resumable.run_resumable(
       due,
@@ -97,6 +106,7 @@ def run_teacher(
       match_images=True,
     )
     for question in due:
+      # Saved tries are judged again, so that rules may change between runs.
       run, _ = runs[question.id]
       about = dict(
         id=f"{question.id}/{number}",
@@ -120,6 +130,7 @@ def _label_settings(settings: RunSettings) -> dict[str, Any]:
     top_p=settings.top_p,
     k=settings.k,
     max_steps=settings.max_steps,
+    # The method has this name in saved rows.
     few_shot=settings.method == "few_shot",
   )
 
@@ -135,21 +146,14 @@ def _run_chunk(
   calls = collections.defaultdict(list)
 
   def keep_call(step, group):
+    # The loop asks for one response to each prompt.
     (response,) = group
     tokens = len(response.tokens)
     call = TeacherCall(step.id, step.kind, response.text, tokens)
     calls[step.question.id].append(call)
 
-  found = router.route(
-    teacher,
-    kbs,
-    questions,
-    key,
-    k=settings.k,
-    max_steps=settings.max_steps,
-    sampling=settings.sampling,
-    keep=keep_call,
-    method=registry.METHODS[settings.method](settings.seed),
+  found = router.run_routing(
+    teacher, kbs, questions, key, settings.rollout_options(keep_call)
   )
   return [TeacherRun(t, tuple(calls[t.question.id])) for t in found]
 
@@ -183,7 +187,10 @@ def teacher_label(
 ) -> dict[str, str]:
   """Return fields that tell this teacher, as it is asked here, from others."""
   style = teacher.config.style
+  # Templates and examples may change between versions of this package.
   prompts = repr((templates.STYLES[style], few_shot.EXAMPLES))
+  for pattern, old_form in _OLD_FORMS.items():
+    prompts = re.sub(pattern, old_form, prompts)
   return dict(
     fingerprint=openai_policy.fingerprint(teacher),
     prompts=f"{style} {run_settings.text_digest(prompts)}",

@@ -31,6 +31,7 @@ from r1router_jax.protocol import format
 from r1router_jax.retrieval.retriever import KnowledgeBase
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing import device_loop
+from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training.batch import Batch, pad_to_shards
 
 
@@ -140,23 +141,20 @@ def online_rollouts(
     group_size: G, responses per step.
     sampling: how tokens are drawn.
     reward: scores the responses.
-    routing_loop: a key of `device_loop.LOOPS`.
+    routing_loop: a key of `device_loop.ROUTING_LOOPS`.
 
   Raises:
     ValueError: if no question has a step that could be scored.
   """
   # 1. Run the routing loop and keep the group of each step that has a gold.
   visited: list[tuple[Step, Sequence[Response]]] = []
-  device_loop.LOOPS[routing_loop](
-    policy,
-    kbs,
-    questions,
-    key,
+  options = RolloutOptions(
     k=k,
-    method=sampling,
-    members=group_size,
-    keep=lambda step, group: visited.append((step, group)),
+    sampling=sampling,
+    group_size=group_size,
+    on_step=lambda step, group: visited.append((step, group)),
   )
+  device_loop.ROUTING_LOOPS[routing_loop](policy, kbs, questions, key, options)
   # Sorted, because each routing loop visits steps in an order of its own.
   visited.sort(key=lambda pair: (pair[0].id, pair[0].kind))
   scorable = [(attach_gold(step), group) for step, group in visited]

@@ -8,4 +8,4 @@ from r1router_jax.routing.baselines import registry
 def test_names_of_methods_and_loops_are_those_of_the_registries():
   assert shared_flags.METHODS == tuple(registry.METHODS)
   assert shared_flags.ROUTER == registry.ROUTER
-  assert shared_flags.ROUTING_LOOPS == tuple(device_loop.LOOPS)
+  assert shared_flags.ROUTING_LOOPS == tuple(device_loop.ROUTING_LOOPS)

@@ -1,13 +1,14 @@
-"""R1-Router by a policy that was never trained for it: by examples.
+"""R1-Router with a policy that was never trained for it, by few-shot examples.
 
-Before each prompt stand steps of its kind, as turns of a dialogue, each as
-R1-Router's own prompts spell it, with a reply of its protocol.  The examples
-are ours: the original's are of questions from its benchmarks, eight of each.
+Before each prompt stand steps of its kind, as turns of a dialogue, each in the
+words of R1-Router's own prompts, with a reply of its protocol.  The examples
+are not the original's, which are of questions from its benchmarks, eight of
+each.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from r1router_jax.common.records import (
   Answer,
@@ -18,14 +19,12 @@ from r1router_jax.common.records import (
   Step,
   Trajectory,
 )
-from r1router_jax.policy.interface import Responder
+from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format, prompts
 from r1router_jax.protocol.messages import Conversation
-from r1router_jax.retrieval.retriever import Retrieve
-from r1router_jax.routing import router
-from r1router_jax.routing.policy_requests import Walker
+from r1router_jax.routing.answering_methods import R1Router
 
-STYLE = "full"  # Policies of others were trained for what they do.
+STYLE = "full"  # Policies of other styles were trained for what they do.
 
 EXAMPLES = (
   Trajectory(
@@ -35,7 +34,7 @@ EXAMPLES = (
         Plan(
           "Both years are needed, one after the other. Texts tell them.",
           "When was the Eiffel Tower finished?",
-          "text",
+          ("text",),
         ),
         (
           Passage(
@@ -51,7 +50,7 @@ EXAMPLES = (
         Plan(
           "The tower is of 1889. The year of the bridge is missing.",
           "When was the Brooklyn Bridge finished?",
-          "text",
+          ("text",),
         ),
         (
           Passage(
@@ -76,7 +75,7 @@ EXAMPLES = (
           "The stamp's country must be found before its capital. The "
           "picture shows it.",
           "Which country issued this stamp?",
-          "image",
+          ("image",),
         ),
         (Passage("", "image", "A stamp of Hungary, 1932: Madonna and child"),),
         Answer("The caption says that it is a stamp of Hungary.", "Hungary"),
@@ -86,7 +85,7 @@ EXAMPLES = (
           "The country is Hungary. Next comes the river at its "
           "capital, a fact that texts tell.",
           "Which river runs through the capital of Hungary?",
-          "text",
+          ("text",),
         ),
         (
           Passage(
@@ -115,7 +114,7 @@ EXAMPLES = (
         Plan(
           "Games lost in a season stand in a table of results.",
           "How many games did the winner of the 1987 northern league lose?",
-          "table",
+          ("table",),
         ),
         (
           Passage(
@@ -140,60 +139,53 @@ EXAMPLES = (
 )
 
 
-def loop(
-  policy: Responder, questions: Sequence[Question], retrieve: Retrieve, **how
-) -> Walker:
-  """R1-Router's way to answer questions, with examples; see `router.loop`.
+@dataclasses.dataclass(frozen=True)
+class FewShotRouter(R1Router):
+  """R1-Router with examples before each prompt."""
 
-  Raises:
-    ValueError: where the policy's style is one for trained policies alone.
-  """
-  if policy.settings.style != STYLE:
-    raise ValueError(
-      "few_shot: there are no examples in the style "
-      f"{policy.settings.style!r}, whose policies know what to do or do not; "
-      "leave it out."
-    )
-  return router.loop(
-    policy,
-    questions,
-    retrieve,
-    spell=lambda step: dataclasses.replace(
-      policy.settings.conversation(step), examples=shown(step.kind)
-    ),
-    **how,
-  )
+  def check_config(self, config: PromptOptions) -> None:
+    """Refuse policies of styles that have no examples."""
+    if config.style != STYLE:
+      raise ValueError(
+        f"few_shot: there are no examples in the style {config.style!r}, whose "
+        "policies know what to do or do not; leave it out."
+      )
+
+  def build_prompt(self, config: PromptOptions, step: Step) -> Conversation:
+    """Return the prompt of a step, after the examples of its kind."""
+    prompt = config.build_prompt(step)
+    return dataclasses.replace(prompt, examples=render_examples(step.kind))
 
 
 @functools.cache
-def shown(kind: str) -> tuple[tuple[str, str], ...]:
-  """The examples of one kind of step: what is asked, what is replied.
-
-  The first comes last: a small policy takes after what it saw last, and does
-  not ask if that was a stop.
-  """
-  return tuple(
-    ("".join(segment.text for segment in asked.user), reply)
+def render_examples(kind: str) -> tuple[tuple[str, str], ...]:
+  """Return the examples of one kind of step, pairs of user turn and reply."""
+  examples = [
+    ("".join(segment.text for segment in prompt.user), reply)
     for example in EXAMPLES
-    for asked, reply in _steps(example)
-    if asked.kind == kind
-  )[::-1]
+    for prompt, reply in _example_steps(example)
+    if prompt.kind == kind
+  ]
+  # The first comes last: a small policy takes after what it saw last, and does
+  # not search if that was a stop.
+  return tuple(reversed(examples))
 
 
-def _steps(example: Trajectory) -> Iterator[tuple[Conversation, str]]:
+def _example_steps(example: Trajectory) -> Iterator[tuple[Conversation, str]]:
+  """Yield the prompt and the reply of each step of an example."""
   history = []
-  ask = lambda kind, **of: prompts.step_conversation(
-    Step("", kind, example.question, tuple(history), **of), style=STYLE
-  )
+
+  def build_prompt(kind, **fields):
+    step = Step("", kind, example.question, tuple(history), **fields)
+    return prompts.step_conversation(step, style=STYLE)
+
   for done in example.rounds:
-    yield ask("plan"), format.render_plan(done.plan)
-    yield (
-      ask(
-        "answer", sub_question=done.plan.sub_question, passages=done.passages
-      ),
-      format.render_answer(done.answer),
+    yield build_prompt("plan"), format.render_plan(done.plan)
+    prompt = build_prompt(
+      "answer", sub_question=done.plan.sub_question, passages=done.passages
     )
+    yield prompt, format.render_answer(done.answer)
     history.append((done.plan.sub_question, done.answer.text))
-  stop = Plan(example.final.thought, format.NONE, "none")
-  yield ask("plan"), format.render_plan(stop)
-  yield ask("final"), format.render_answer(example.final)
+  stop = Plan(example.final.thought, format.NONE, ())
+  yield build_prompt("plan"), format.render_plan(stop)
+  yield build_prompt("final"), format.render_answer(example.final)

@@ -3,26 +3,36 @@
   <Thought> .. <Sub-Question> .. <Search> Text Retrieval: query
   <Thought> .. <End> Final Answer: ..
 
-Its tools are a search for texts, one for pictures by the question's picture,
-and one for pictures by a text; tables it does not know.  An answer step solves
-each sub-question with what was found.  The fields are the original's, the words
-around them ours.
+Its tools are a search for texts, one for images by the question's image, and
+one for images by a text; it does not know tables.  An answer step solves each
+sub-question with the passages.  The fields are the original's, the words around
+them are not.
 
 Source: arxiv.org/abs/2411.02937 (OmniSearch).
 """
 
 import itertools
 import re
+from collections.abc import Sequence
 
-from r1router_jax.common.records import Answer, Malformed, Plan, Question
-from r1router_jax.protocol import format, prompts
-from r1router_jax.routing.baselines.prompting import (
-  COMPACT,
-  answer_in,
-  ask,
-  search,
+from r1router_jax.common.records import (
+  Answer,
+  Malformed,
+  Plan,
+  Question,
+  Round,
 )
-from r1router_jax.routing.baselines.search_loop import Language
+from r1router_jax.protocol import format
+from r1router_jax.protocol.messages import Conversation
+from r1router_jax.routing.baselines.prompting import (
+  SearchAgent,
+  Wording,
+  build_prompt,
+  compact_final_prompt,
+  compact_plan_prompt,
+  extract_answer,
+  make_search,
+)
 
 _SYSTEM = """\
 You plan how to answer a question with a search engine.  Look at what has been \
@@ -40,7 +50,9 @@ Where nothing is missing:
 <Thought> why it is enough
 <End> Final Answer: the answer in as few words as you can"""
 
-_LAST = "\nThere is no search left.  Write <End> Final Answer: and the answer."
+_NO_SEARCH_LEFT = (
+  "\nThere is no search left.  Write <End> Final Answer: and the answer."
+)
 
 _FIELDS = re.compile(
   r"(?is)<(thought|sub-question|search|end)>\s*(.*?)\s*"
@@ -50,45 +62,57 @@ _FIELDS = re.compile(
 _QUERY = re.compile(r"(?is)(?:text|image) retrieval[^:\n]*:\s*(.+)")
 
 
-def _turn(style, question, rounds, last=False):
+def _build_prompt(
+  kind: str, ending: str, question: Question, rounds: Sequence[Round]
+) -> Conversation:
   history = [(done.plan.sub_question, done.answer.text) for done in rounds]
-  if style == COMPACT:
-    spell = prompts.final_conversation if last else prompts.plan_conversation
-    return spell(question.text, question.image, history, style=style)
-  told = "Question: {}\n" + "Sub-Question: {}\nAnswer: {}\n" * len(history)
-  return ask(
-    "final" if last else "plan",
+  template = "Question: {}\n" + "Sub-Question: {}\nAnswer: {}\n" * len(history)
+  return build_prompt(
+    kind,
     _SYSTEM,
-    told + last * _LAST,
+    template + ending,
     question,
     texts=[question.text, *itertools.chain(*history)],
   )
 
 
-def _conclude(style, question, rounds):
-  return _turn(style, question, rounds, last=True)
+def _next_prompt(question: Question, rounds: Sequence[Round]) -> Conversation:
+  return _build_prompt("plan", "", question, rounds)
 
 
-def _read(
-  style: str, question: Question, text: str
-) -> Plan | Answer | Malformed:
-  if style == COMPACT:
-    said = format.parse_plan(text)
-    if not isinstance(said, Plan) or said.route != "table":
-      return said
-    return search(said.sub_question, ("text",), said.thought)
-  fields = {name.lower(): said for name, said in _FIELDS.findall(text)}
+def _final_prompt(question: Question, rounds: Sequence[Round]) -> Conversation:
+  return _build_prompt("final", _NO_SEARCH_LEFT, question, rounds)
+
+
+def _parse_turn(question: Question, text: str) -> Plan | Answer | Malformed:
+  """Return the search of the tool that a response takes, or its answer."""
+  fields = {name.lower(): value for name, value in _FIELDS.findall(text)}
   if "end" in fields:
-    return answer_in(fields["end"])
-  tool, wanted = fields.get("search", ""), fields.get("sub-question", "")
-  query = _QUERY.search(tool)
-  sub_question = query[1].splitlines()[0] if query else wanted
+    return extract_answer(fields["end"])
+  tool, sub_question = fields.get("search", ""), fields.get("sub-question", "")
+  # A search by the question's image has no query of its own.
+  if query := _QUERY.search(tool):
+    sub_question = query[1].splitlines()[0]
   if not sub_question.strip() or "retrieval" not in tool.lower():
     return Malformed(
       text, "it has no <Search> with a tool and a query, and no <End>"
     )
   kb = "image" if tool.lower().startswith("image") else "text"
-  return search(sub_question, (kb,), fields.get("thought", ""))
+  return make_search(sub_question, (kb,), fields.get("thought", ""))
 
 
-OMNISEARCH = Language(_conclude, (), _turn, _read, condense=True)
+def _parse_compact_turn(question: Question, text: str) -> Plan | Malformed:
+  """Return R1-Router's plan, with texts in place of tables."""
+  plan = format.parse_plan(text)
+  if isinstance(plan, Plan) and plan.routes == ("table",):
+    return make_search(plan.sub_question, ("text",), plan.thought)
+  return plan
+
+
+OMNISEARCH = SearchAgent(
+  full=Wording(_final_prompt, _next_prompt, _parse_turn),
+  compact=Wording(
+    compact_final_prompt, compact_plan_prompt, _parse_compact_turn
+  ),
+  summarize=True,
+)

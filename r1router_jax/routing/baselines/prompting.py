@@ -1,7 +1,22 @@
-"""What the prompts of baselines are made of, and how their answers are read."""
+"""Parts that baselines share: their interface, prompts and parsers.
 
+A baseline searches and writes by turns, then concludes:
+
+  question -> passages -> response -> passages -> .. -> conclusion
+
+All responses are written by the policy that is compared, over the same
+knowledge bases, with the same `max_steps` searches.  A baseline knows no
+routes: it asks all the knowledge bases that it has.
+
+A tiny policy understands three prompts (style "compact") and nothing else, so
+each baseline has a second wording: long instructions become a plan step, an
+answer step or a final step.
+"""
+
+import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from r1router_jax.common.records import (
   KBS,
@@ -10,12 +25,16 @@ from r1router_jax.common.records import (
   Passage,
   Plan,
   Question,
+  Round,
 )
+from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format, prompts
 from r1router_jax.protocol.messages import Conversation, Segment
+from r1router_jax.routing.answering_methods import STOP, AnsweringMethod
+from r1router_jax.routing.episode import Episode
+from r1router_jax.routing.policy_requests import PendingPrompt
 
 COMPACT = "compact"  # The style of a policy that knows three prompts alone.
-
 
 _ANSWER = re.compile(r"(?is)<answer>(.*?)(?:</answer>|\Z)")
 
@@ -26,36 +45,126 @@ _TAG = re.compile(r"</?[a-z][a-z-]*>", re.IGNORECASE)
 _OPENING = re.compile(r"(?i)\A(so )?(the )?(final )?answer( is)?:\s*")
 
 
-def search(
+# (question, rounds so far) -> a prompt
+BuildPrompt = Callable[[Question, Sequence[Round]], Conversation]
+
+# (question, response) -> a plan, the answer to the question, or neither
+ParseTurn = Callable[[Question, str], Plan | Answer | Malformed]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+  """The prompts of a baseline for policies of one style.
+
+  Attributes:
+    final_prompt: builds the prompt for the answer to the question.
+    next_prompt: builds the prompt for the next search, or None if there is
+      none but the first.
+    parse: parses a response to it; a plan without routes leads to the final
+      prompt.
+  """
+
+  final_prompt: BuildPrompt
+  next_prompt: BuildPrompt | None = None
+  parse: ParseTurn | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchAgent(AnsweringMethod):
+  """A baseline.
+
+  Its steps are not reported to learn from, since they have no gold.
+
+  Attributes:
+    full: its wording for all policies but tiny ones.
+    compact: its wording for tiny policies.
+    initial_kbs: knowledge bases that are asked the question itself, before the
+      policy is asked anything.
+    summarize: whether an answer step reads the passages; later prompts then
+      show its answer instead of the passages.
+  """
+
+  full: Wording
+  compact: Wording
+  initial_kbs: tuple[str, ...] = ()
+  summarize: bool = False
+
+  def _wording(self, config: PromptOptions) -> Wording:
+    return self.compact if config.style == COMPACT else self.full
+
+  def fixed_plan(self, question: Question, n: int) -> Plan | None:
+    """Search with the question at first; stop if there is no next prompt."""
+    if n == 0 and self.initial_kbs:
+      return make_search(question.text, self.initial_kbs)
+    return STOP if self.full.next_prompt is None else None
+
+  def plan_prompt(
+    self, config: PromptOptions, episode: Episode
+  ) -> PendingPrompt:
+    """Return the prompt for the next search."""
+    wording, question = self._wording(config), episode.question
+    return PendingPrompt(
+      episode,
+      wording.next_prompt(question, episode.rounds),
+      functools.partial(wording.parse, question),
+    )
+
+  def answer_prompt(
+    self,
+    config: PromptOptions,
+    episode: Episode,
+    plan: Plan,
+    passages: Sequence[Passage],
+  ) -> PendingPrompt | None:
+    """Return R1-Router's answer step if passages are summarised."""
+    if not self.summarize:
+      return None
+    step = episode.next_step("answer", plan.sub_question, passages)
+    prompt = config.build_prompt(step)
+    return PendingPrompt(episode, prompt, format.parse_answer)
+
+  def final_prompt(
+    self, config: PromptOptions, episode: Episode
+  ) -> PendingPrompt:
+    """Return the prompt for the answer to the question."""
+    wording = self._wording(config)
+    prompt = wording.final_prompt(episode.question, episode.rounds)
+    return PendingPrompt(episode, prompt, extract_answer)
+
+
+def make_search(
   sub_question: str, kbs: Sequence[str] = KBS, thought: str = ""
 ) -> Plan:
-  """Asks all of some knowledge bases the same."""
-  return Plan(
-    thought,
-    " ".join(sub_question.split())[: format.MAX_SUB_QUESTION],
-    kbs[0],
-    tuple(kbs[1:]),
-  )
+  """Return the plan that asks each of some knowledge bases the same."""
+  words = " ".join(sub_question.split())
+  return Plan(thought, words[: format.MAX_SUB_QUESTION], tuple(kbs))
 
 
-def answer_in(text: str) -> Answer | Malformed:
-  """The answer that a response gives, in whatever form: a policy that was
-  never trained for a format is not judged by it.
+# ---- Parsers.
+
+
+def extract_answer(text: str) -> Answer | Malformed:
+  """Return the answer that a response gives, in whatever form.
+
+  A policy that was never trained for a format is not judged by it.
   """
-  words = _OPENING.sub("", words_in(text))
+  words = _OPENING.sub("", strip_tags(text))
   if not words:
     return Malformed(text, "there is no answer in it")
   return Answer(text[: format.MAX_ANSWER], words[: format.MAX_ANSWER])
 
 
-def words_in(text: str) -> str:
-  """What stands between the last tags of an answer, else all but thoughts."""
+def strip_tags(text: str) -> str:
+  """Return the text in the last tags of an answer, else all but thoughts."""
   tagged = _ANSWER.findall(text)
   words = tagged[-1] if tagged else _THOUGHT.sub(" ", text)
   return " ".join(_TAG.sub(" ", words).split())
 
 
-def ask(
+# ---- Prompts for policies that read instructions.
+
+
+def build_prompt(
   kind: str,
   system: str,
   user: str,
@@ -63,19 +172,65 @@ def ask(
   *,
   passages: Sequence[Passage] = (),
   texts: Sequence[str] = (),
-  said: Sequence[Segment] = (),
+  reply_prefix: Sequence[Segment] = (),
 ) -> Conversation:
-  """A prompt in many words: passages, then `user` with `texts` at its `{}`s."""
-  return prompts.other_conversation(
+  """Return a prompt of passages, then `user` with `texts` for its `{}`s.
+
+  Args:
+    kind: kind of the step, one of `records.KINDS`; names its faults.
+    system: the system turn.
+    user: template of the user turn.
+    question: the question, whose image the prompt shows.
+    passages: passages to show.
+    texts: untrusted texts.
+    reply_prefix: text that the reply starts with.
+  """
+  return prompts.custom_prompt(
     kind,
     system,
-    [*prompts.shown(passages, style="full"), *prompts.fill(user, *texts)],
+    [
+      *prompts.render_passages(passages, style="full"),
+      *prompts.fill_template(user, *texts),
+    ],
     question.image,
     style="full",
-    said=said,
+    reply_prefix=reply_prefix,
   )
 
 
-def unlike(passages: Sequence[Passage]) -> list[Passage]:
-  """Each passage once."""
+def found_passages(rounds: Sequence[Round]) -> list[Passage]:
+  """Return the passages of all rounds, each once."""
+  passages = [passage for done in rounds for passage in done.passages]
   return list({(each.id, each.text): each for each in passages}.values())
+
+
+# ---- Prompts for tiny policies.
+
+
+def compact_plan_prompt(
+  question: Question, rounds: Sequence[Round]
+) -> Conversation:
+  """Return R1-Router's prompt for a plan after some rounds."""
+  history = [(done.plan.sub_question, done.answer.text) for done in rounds]
+  return prompts.plan_conversation(
+    question.text, question.image, history, style=COMPACT
+  )
+
+
+def compact_final_prompt(
+  question: Question, rounds: Sequence[Round]
+) -> Conversation:
+  """Return R1-Router's prompt for the final answer after some rounds."""
+  history = [(done.plan.sub_question, done.answer.text) for done in rounds]
+  return prompts.final_conversation(
+    question.text, question.image, history, style=COMPACT
+  )
+
+
+def compact_reading_prompt(
+  question: Question, passages: Sequence[Passage]
+) -> Conversation:
+  """Return R1-Router's prompt to answer the question from passages."""
+  return prompts.answer_conversation(
+    question.text, passages, question.image, style=COMPACT
+  )

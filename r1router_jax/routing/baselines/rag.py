@@ -1,14 +1,15 @@
-"""Baselines that read what the question, and what was said, brings up.
+"""Baselines that read passages on the question, or on earlier responses.
 
 direct       no search, the answer alone
 cot          no search, a thought before the answer
 rag_*        one search with the question, of one knowledge base or all
 iter_retgen  searches with the question and the last answer, answers anew from
-             what that found (arxiv.org/abs/2305.15294)
+             the passages (arxiv.org/abs/2305.15294)
 ircot        writes a sentence of reasoning, searches with it, keeps all that
              was found (arxiv.org/abs/2212.10509)
 """
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -19,18 +20,20 @@ from r1router_jax.common.records import (
   Passage,
   Plan,
   Question,
+  Round,
 )
-from r1router_jax.protocol import prompts
 from r1router_jax.protocol.messages import Conversation
 from r1router_jax.routing.baselines.prompting import (
-  COMPACT,
-  answer_in,
-  ask,
-  search,
-  unlike,
-  words_in,
+  SearchAgent,
+  Wording,
+  build_prompt,
+  compact_final_prompt,
+  compact_reading_prompt,
+  extract_answer,
+  found_passages,
+  make_search,
+  strip_tags,
 )
-from r1router_jax.routing.baselines.search_loop import Language
 
 _BRIEF = (
   "Answer the question in as few words as you can: a name, a number, "
@@ -57,30 +60,23 @@ _SENTENCE = (
   "So the answer is: (the answer in as few words as you can)."
 )
 
-_DONE = re.compile(r"(?is)\banswer is:?\s*(.+)")
+_CONCLUSION = re.compile(r"(?is)\banswer is:?\s*(.+)")
 
-_END = re.compile(r"(?<=[.!?])\s")
-
-
-def _no_search(system: str):
-  def conclude(style, question, rounds):
-    if style == COMPACT:
-      return prompts.final_conversation(
-        question.text, question.image, (), style=style
-      )
-    return ask("final", system, "Question: {}", question, texts=[question.text])
-
-  return conclude
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 
-def _read(
-  style: str, question: Question, passages: Sequence[Passage]
+def _closed_book_prompt(
+  system: str, question: Question, rounds: Sequence[Round]
 ) -> Conversation:
-  if style == COMPACT:
-    return prompts.answer_conversation(
-      question.text, passages, question.image, style=style
-    )
-  return ask(
+  return build_prompt(
+    "final", system, "Question: {}", question, texts=[question.text]
+  )
+
+
+def _reading_prompt(
+  question: Question, passages: Sequence[Passage]
+) -> Conversation:
+  return build_prompt(
     "final",
     _READ,
     "\nQuestion: {}",
@@ -90,64 +86,87 @@ def _read(
   )
 
 
-def _read_last(style, question, rounds):
-  return _read(style, question, rounds[-1].passages if rounds else ())
+def _read_last(question: Question, rounds: Sequence[Round]) -> Conversation:
+  return _reading_prompt(question, rounds[-1].passages if rounds else ())
 
 
-def _read_all(style, question, rounds):
-  return _read(
-    style,
-    question,
-    unlike([passage for done in rounds for passage in done.passages]),
-  )
+def _read_all(question: Question, rounds: Sequence[Round]) -> Conversation:
+  return _reading_prompt(question, found_passages(rounds))
 
 
-def _more_of(style: str, question: Question, text: str) -> Plan | Malformed:
-  """The question and its last answer, to search with."""
-  said = answer_in(text)
-  return (
-    said
-    if isinstance(said, Malformed)
-    else search(f"{question.text} {said.text}")
-  )
+def _compact_read_last(
+  question: Question, rounds: Sequence[Round]
+) -> Conversation:
+  return compact_reading_prompt(question, rounds[-1].passages if rounds else ())
 
 
-def _sentence(style, question, rounds):
-  if style == COMPACT:
-    return _read_all(style, question, rounds)
-  found = unlike([passage for done in rounds for passage in done.passages])
-  so_far = " ".join(done.plan.sub_question for done in rounds[1:])
-  return ask(
+def _compact_read_all(
+  question: Question, rounds: Sequence[Round]
+) -> Conversation:
+  return compact_reading_prompt(question, found_passages(rounds))
+
+
+def _search_with_answer(question: Question, text: str) -> Plan | Malformed:
+  """Return a search with the question and its last answer (iter_retgen)."""
+  answer = extract_answer(text)
+  if isinstance(answer, Malformed):
+    return answer
+  return make_search(f"{question.text} {answer.text}")
+
+
+def _next_sentence_prompt(
+  question: Question, rounds: Sequence[Round]
+) -> Conversation:
+  """Return the prompt for the next sentence of the reasoning (ircot)."""
+  # The first round searched with the question, which is no reasoning.
+  reasoning = " ".join(done.plan.sub_question for done in rounds[1:])
+  return build_prompt(
     "plan",
     _SENTENCE,
     "\nQuestion: {}\nReasoning: {}",
     question,
-    passages=found,
-    texts=[question.text, so_far],
+    passages=found_passages(rounds),
+    texts=[question.text, reasoning],
   )
 
 
-def _thought(
-  style: str, question: Question, text: str
-) -> Plan | Answer | Malformed:
-  """The sentence, to search with, or the answer that it comes to."""
-  words = words_in(text)
-  if done := _DONE.search(words):
-    return Answer(words, done[1].rstrip("."))
+def _parse_sentence(question: Question, text: str) -> Plan | Answer | Malformed:
+  """Return a search with the sentence, or the answer that it comes to."""
+  words = strip_tags(text)
+  if conclusion := _CONCLUSION.search(words):
+    return Answer(words, conclusion[1].rstrip("."))
   if not words:
     return Malformed(text, "there is no sentence in it")
-  return search(_END.split(words)[0])
+  return make_search(_SENTENCE_END.split(words)[0])
 
 
-DIRECT = Language(_no_search(_DIRECT))
+DIRECT = SearchAgent(
+  full=Wording(functools.partial(_closed_book_prompt, _DIRECT)),
+  compact=Wording(compact_final_prompt),
+)
 
-COT = Language(_no_search(_THINK))
+COT = SearchAgent(
+  full=Wording(functools.partial(_closed_book_prompt, _THINK)),
+  compact=Wording(compact_final_prompt),
+)
 
-ITER_RETGEN = Language(_read_last, KBS, _read_last, _more_of)
+ITER_RETGEN = SearchAgent(
+  full=Wording(_read_last, _read_last, _search_with_answer),
+  compact=Wording(_compact_read_last, _compact_read_last, _search_with_answer),
+  initial_kbs=KBS,
+)
 
-IRCOT = Language(_read_all, KBS, _sentence, _thought)
+IRCOT = SearchAgent(
+  full=Wording(_read_all, _next_sentence_prompt, _parse_sentence),
+  compact=Wording(_compact_read_all, _compact_read_all, _parse_sentence),
+  initial_kbs=KBS,
+)
 
 
-def rag(*kbs: str) -> Language:
-  """Reads what some knowledge bases have on the question."""
-  return Language(_read_last, kbs)
+def make_rag(*kbs: str) -> SearchAgent:
+  """Return the baseline that reads what some knowledge bases have."""
+  return SearchAgent(
+    full=Wording(_read_last),
+    compact=Wording(_compact_read_last),
+    initial_kbs=kbs,
+  )

@@ -5,25 +5,34 @@
   search_o1   <|begin_search_query|>..<|end_search_query|> is answered by what
               an answer step reads off the passages (arxiv.org/abs/2501.05366)
 
-A response ends at the tag that closes a query.  What was found is put behind
-it and the reply goes on, so a policy reads on from its own words.  The tags are
-the originals'; the words around them are ours.
+A response ends at the tag that closes a query.  The result is put behind it and
+the reply goes on, so a policy continues from its own words.  The tags are the
+originals'; the words around them are not.
 """
 
 import dataclasses
 import re
 from collections.abc import Sequence
 
-from r1router_jax.common.records import Answer, Malformed, Plan, Question, Round
+from r1router_jax.common.records import (
+  Answer,
+  Malformed,
+  Plan,
+  Question,
+  Round,
+)
 from r1router_jax.protocol import format, prompts
 from r1router_jax.protocol.messages import Conversation, Segment
 from r1router_jax.routing.baselines.prompting import (
   COMPACT,
-  answer_in,
-  ask,
-  search,
+  SearchAgent,
+  Wording,
+  build_prompt,
+  compact_final_prompt,
+  compact_plan_prompt,
+  extract_answer,
+  make_search,
 )
-from r1router_jax.routing.baselines.search_loop import Language
 
 _SYSTEM = (
   "Answer the question.  Think inside <think> and </think> whenever you "
@@ -33,110 +42,141 @@ _SYSTEM = (
   "</answer>."
 )
 
+# Opens the answer of a policy that has no search left.
+_CONCLUDE = "I know enough now.\n<answer>"
+
 
 @dataclasses.dataclass(frozen=True)
-class Tags:
-  """Of a query, and of what it found."""
+class SearchTags:
+  """The tags of a method that searches within its reply.
+
+  Attributes:
+    query: opening and closing tag of a query.
+    result: opening and closing tag of its result.
+    shows_passages: whether the result is the passages themselves, or what an
+      answer step reads there.
+  """
 
   query: tuple[str, str]
-  found: tuple[str, str]
-  passages: bool  # Whether all of these are put there, or what was read there.
+  result: tuple[str, str]
+  shows_passages: bool
 
-  def stop(self) -> tuple[str, ...]:
-    """What ends a response."""
-    return self.query[1], "</answer>"
-
-  def language(self) -> Language:
-    """A language with these tags."""
-    system = _SYSTEM.format(
-      query="a query".join(self.query), found=" and ".join(self.found)
+  def make_agent(self) -> SearchAgent:
+    """Return the baseline with these tags."""
+    return SearchAgent(
+      stop=(self.query[1], "</answer>"),
+      full=Wording(self._final_prompt, self._next_prompt, self._parse_turn),
+      compact=Wording(
+        self._compact_final_prompt,
+        self._compact_next_prompt,
+        _parse_compact_turn,
+      ),
+      summarize=not self.shows_passages,
     )
 
-    def turn(style, question, rounds, last=""):
-      if style == COMPACT:
-        return self._compact(question, rounds, bool(last))
-      said = [piece for done in rounds for piece in self._told(done)]
-      return ask(
-        "final" if last else "plan",
-        system,
-        "Question: {}",
-        question,
-        texts=[question.text],
-        said=[*said, *prompts.fill(last)],
-      )
+  def _next_prompt(
+    self, question: Question, rounds: Sequence[Round]
+  ) -> Conversation:
+    return self._build_prompt("plan", "", question, rounds)
 
-    def conclude(style, question, rounds):
-      return turn(style, question, rounds, "I know enough now.\n<answer>")
+  def _final_prompt(
+    self, question: Question, rounds: Sequence[Round]
+  ) -> Conversation:
+    return self._build_prompt("final", _CONCLUDE, question, rounds)
 
-    return Language(conclude, (), turn, self._read, not self.passages)
+  def _build_prompt(
+    self, kind: str, ending: str, question: Question, rounds: Sequence[Round]
+  ) -> Conversation:
+    """Return the question with the reply so far."""
+    system = _SYSTEM.format(
+      query="a query".join(self.query), found=" and ".join(self.result)
+    )
+    reply = [segment for done in rounds for segment in self._render_round(done)]
+    return build_prompt(
+      kind,
+      system,
+      "Question: {}",
+      question,
+      texts=[question.text],
+      reply_prefix=[*reply, *prompts.fill_template(ending)],
+    )
 
-  def _told(self, done: Round) -> list[Segment]:
-    """A round of the reply."""
+  def _render_round(self, done: Round) -> list[Segment]:
+    """Return a round as a part of the reply."""
     opening, closing = self.query
-    asked = prompts.fill(
+    query = prompts.fill_template(
       f"<think>{{}}</think>\n{opening}{{}}{closing}\n\n",
       done.plan.thought,
       done.plan.sub_question,
     )
-    found = (
-      prompts.shown(done.passages, style="full")
-      if self.passages
-      else (prompts.fill("{}", done.answer.text))
-    )
+    if self.shows_passages:
+      result = prompts.render_passages(done.passages, style="full")
+    else:
+      result = prompts.fill_template("{}", done.answer.text)
     return [
-      *asked,
-      Segment(self.found[0], "template"),
-      *found,
-      Segment(f"{self.found[1]}\n\n", "template"),
+      *query,
+      Segment(self.result[0], "template"),
+      *result,
+      Segment(f"{self.result[1]}\n\n", "template"),
     ]
 
-  def _compact(
-    self, question: Question, rounds: Sequence[Round], last: bool
-  ) -> Conversation:
-    """As R1-Router's steps; passages stand where answers do."""
-    history = (
-      []
-      if self.passages
-      else [(done.plan.sub_question, done.answer.text) for done in rounds]
-    )
-    spell = prompts.final_conversation if last else prompts.plan_conversation
-    prompt = spell(question.text, question.image, history, style=COMPACT)
-    if self.passages:
-      told = [
-        piece
-        for done in rounds
-        for piece in (
-          *prompts.fill("{}\n", done.plan.sub_question),
-          *prompts.shown(done.passages, style=COMPACT),
-        )
-      ]
-      prompt = dataclasses.replace(prompt, user=(*prompt.user, *told))
-    return prompt
-
-  def _read(
-    self, style: str, question: Question, text: str
+  def _parse_turn(
+    self, question: Question, text: str
   ) -> Plan | Answer | Malformed:
-    """The first query, or the answer."""
-    if style == COMPACT:
-      said = format.parse_plan(text)
-      asks = isinstance(said, Plan) and said.route != "none"
-      return search(said.sub_question, thought=said.thought) if asks else said
+    """Return a search with the first query, or the answer."""
     opening, closing = map(re.escape, self.query)
-    asked = re.search(rf"(?s){opening}(.*?)(?:{closing}|\Z)", text)
-    if asked and asked[1].strip():
-      before = re.sub(r"</?think>", " ", text[: asked.start()])
-      return search(asked[1], thought=" ".join(before.split()))
+    query = re.search(rf"(?s){opening}(.*?)(?:{closing}|\Z)", text)
+    if query and query[1].strip():
+      thought = re.sub(r"</?think>", " ", text[: query.start()])
+      return make_search(query[1], thought=" ".join(thought.split()))
     if "<answer>" in text.lower():
-      return answer_in(text)
+      return extract_answer(text)
     return Malformed(text, f"neither {self.query[0]} nor <answer> is in it")
 
+  def _compact_next_prompt(
+    self, question: Question, rounds: Sequence[Round]
+  ) -> Conversation:
+    if self.shows_passages:
+      return _append_passages(compact_plan_prompt(question, ()), rounds)
+    return compact_plan_prompt(question, rounds)
 
-SEARCH_R1 = Tags(
+  def _compact_final_prompt(
+    self, question: Question, rounds: Sequence[Round]
+  ) -> Conversation:
+    if self.shows_passages:
+      return _append_passages(compact_final_prompt(question, ()), rounds)
+    return compact_final_prompt(question, rounds)
+
+
+def _append_passages(
+  prompt: Conversation, rounds: Sequence[Round]
+) -> Conversation:
+  """Return a compact prompt with passages in the place of answers."""
+  user = list(prompt.user)
+  for done in rounds:
+    user += prompts.fill_template("{}\n", done.plan.sub_question)
+    user += prompts.render_passages(done.passages, style=COMPACT)
+  return dataclasses.replace(prompt, user=tuple(user))
+
+
+def _parse_compact_turn(question: Question, text: str) -> Plan | Malformed:
+  """Return R1-Router's plan, with all knowledge bases as its routes."""
+  plan = format.parse_plan(text)
+  if isinstance(plan, Plan) and plan.routes:
+    return make_search(plan.sub_question, thought=plan.thought)
+  return plan
+
+
+R1_TAGS = SearchTags(
   ("<search>", "</search>"), ("<information>", "</information>"), True
 )
 
-SEARCH_O1 = Tags(
+O1_TAGS = SearchTags(
   ("<|begin_search_query|>", "<|end_search_query|>"),
   ("<|begin_search_result|>", "<|end_search_result|>"),
   False,
 )
+
+SEARCH_R1 = R1_TAGS.make_agent()
+
+SEARCH_O1 = O1_TAGS.make_agent()
