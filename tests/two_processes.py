@@ -1,4 +1,4 @@
-"""Two processes with two CPU devices each that make one job, as hosts do."""
+"""Runs of two processes with two CPU devices each, in place of two hosts."""
 
 import os
 import pathlib
@@ -11,17 +11,26 @@ from r1router_jax.parallel import multihost
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(script, tmp_path, *arguments, timeout=180):
-  """What each prints that runs `script`; it calls `pods.join_pod`."""
+def run_two_processes(script, tmp_path, *arguments, timeout=180):
+  """Run a script in two processes of one job and return their outputs.
+
+  Args:
+    script: Python code, which calls `multihost.initialize_distributed`.
+    tmp_path: the folder of the log files.
+    *arguments: arguments of the script.
+    timeout: seconds until a process is killed.
+  """
+  # A free port; nothing keeps others from taking it, but that is rare.
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{s.getsockname()[1]}"
+  # Proxies would catch the processes' connection to each other.
   env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
     "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=2"),
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
-    multihost.COORDINATOR: address,
-    multihost.PROCESSES: "2",
+    multihost.COORDINATOR_VAR: address,
+    multihost.NUM_PROCESSES_VAR: "2",
   }
   logs = [tmp_path / f"{n}.log" for n in range(2)]
   children = [
@@ -29,7 +38,7 @@ def run(script, tmp_path, *arguments, timeout=180):
       [sys.executable, "-c", script, *arguments],
       stdout=log.open("w"),
       stderr=subprocess.STDOUT,
-      env=env | {multihost.PROCESS: str(n)},
+      env=env | {multihost.PROCESS_ID_VAR: str(n)},
     )
     for n, log in enumerate(logs)
   ]

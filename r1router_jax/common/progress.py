@@ -5,8 +5,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-import jax
 import tqdm
+from etils import epy
+
+# Commands check their flags before JAX is imported.
+with epy.lazy_imports():
+  import jax
 
 T = TypeVar("T")
 

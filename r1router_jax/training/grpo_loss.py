@@ -204,9 +204,9 @@ def loss(
 
   def logp_and_entropy(params):
     states = model.apply({"params": params}, batch.prompt, batch.response)
-    vocabulary = model.apply({"params": params}, method="vocabulary")
+    embedding = model.apply({"params": params}, method="output_embedding")
     return logprobs.token_logp(
-      states / config.temperature, batch.response, vocabulary, allowed
+      states / config.temperature, batch.response, embedding, allowed
     )
 
   reference_logp = None

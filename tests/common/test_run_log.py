@@ -1,14 +1,10 @@
-"""Telemetry: what is written can be read, and harms nobody's terminal."""
+"""The run log: scalars, times and samples, written once and readable."""
 
 import json
 import math
-import re
 import sys
 import types
-import unicodedata
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +12,11 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from r1router_jax.common import progress, run_log
-from r1router_jax.common import text as text_lib
 
 
-def strict(text):
+def parse_strictly(text):
+  """Parse JSON, without the NaN that Python's parser would accept."""
+
   def refuse(name):
     raise ValueError(name)
 
@@ -27,70 +24,85 @@ def strict(text):
 
 
 @pytest.mark.parametrize("bucket", [False, True])
-def test_a_line_per_step(tmp_path, bucket):
-  log = run_log.Telemetry(tmp_path / "new" / "run")
-  log._metrics._bucket = bucket
-  log.write(1, {"loss": jnp.float32(0.5), "reward": np.float64(0.25), "n": 3})
-  log.write(2, {"loss": np.ones((1,)).mean()})
+def test_each_step_is_one_line(tmp_path, bucket):
+  log = run_log.RunLog(tmp_path / "new" / "run")
+  log._metrics._in_bucket = bucket  # Written as a whole, not appended to.
+  log.write_scalars(
+    1, {"loss": jnp.float32(0.5), "reward": np.float64(0.25), "n": 3}
+  )
+  log.write_scalars(2, {"loss": np.ones((1,)).mean()})
   lines = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().split("\n")
-  assert [strict(line) for line in lines[:-1]] == [
+  assert [parse_strictly(line) for line in lines[:-1]] == [
     {"step": 1, "loss": 0.5, "reward": 0.25, "n": 3},
     {"step": 2, "loss": 1.0},
   ]
-  assert run_log.read(tmp_path / "new" / "run") == [
-    strict(line) for line in lines[:-1]
+  assert run_log.read_metrics(tmp_path / "new" / "run") == [
+    parse_strictly(line) for line in lines[:-1]
   ]
 
 
-def test_not_finite_is_null_and_counted(tmp_path):
-  log = run_log.Telemetry(tmp_path)
-  log.write(1, {"a": math.nan, "b": jnp.inf, "c": -math.inf, "d": 1.0})
-  assert log.not_finite == 3
-  line = strict((tmp_path / "metrics.jsonl").read_text())
+def test_number_that_is_not_finite_is_null_with_a_warning(tmp_path, caplog):
+  log = run_log.RunLog(tmp_path)
+  scalars = {"a": math.nan, "b": jnp.inf, "c": -math.inf, "d": 1.0}
+  with caplog.at_level("WARNING", logger="absl"):
+    log.write_scalars(1, scalars)
+  assert [record.getMessage() for record in caplog.records] == [
+    "a is nan; written as null.",
+    "b is inf; written as null.",
+    "c is -inf; written as null.",
+  ]
+  line = parse_strictly((tmp_path / "metrics.jsonl").read_text())
   assert line == {"step": 1, "a": None, "b": None, "c": None, "d": 1.0}
 
 
 @pytest.mark.parametrize("value", ["x", np.zeros(2), None, [1, 2]])
-def test_a_scalar_is_one_number(tmp_path, value):
+def test_scalar_that_is_not_one_number_is_rejected(tmp_path, value):
   with pytest.raises(ValueError, match="'loss' is not one number"):
-    run_log.Telemetry(tmp_path).write(1, {"loss": value})
-  assert run_log.read(tmp_path) == []
+    run_log.RunLog(tmp_path).write_scalars(1, {"loss": value})
+  assert run_log.read_metrics(tmp_path) == []
 
 
 @pytest.mark.parametrize("cut", range(1, 30))
-def test_a_killed_run_goes_on(tmp_path, cut):
-  first = run_log.Telemetry(tmp_path)
+def test_killed_run_continues_without_torn_or_later_lines(tmp_path, cut):
+  first = run_log.RunLog(tmp_path)
   for step in (1, 2, 3):
-    first.write(step, {"loss": step})
+    first.write_scalars(step, {"loss": step})
   path = tmp_path / "metrics.jsonl"
   path.write_text(path.read_text()[:-cut])
-  resumed = run_log.Telemetry(tmp_path, after=1)
+  resumed = run_log.RunLog(tmp_path, after=1)
   for step in (2, 3, 4):
-    resumed.write(step, {"loss": 10 * step})
-  lines = [strict(line) for line in path.read_text().splitlines()]
+    resumed.write_scalars(step, {"loss": 10 * step})
+  lines = [parse_strictly(line) for line in path.read_text().splitlines()]
   assert [line["loss"] for line in lines] == [1, 20, 30, 40]
-  assert run_log.read(tmp_path) == lines
+  assert run_log.read_metrics(tmp_path) == lines
 
 
-def test_read_of_nothing_is_empty(tmp_path):
-  assert run_log.read(tmp_path) == []
+def test_metrics_of_a_new_run_are_empty(tmp_path):
+  assert run_log.read_metrics(tmp_path) == []
 
 
-def test_phases_take_their_part_of_the_whole(tmp_path, monkeypatch):
-  clock = iter([0.0, 10.0])
+def set_clock(monkeypatch, *seconds):
+  """Let the log read these times, one after the other."""
+  clock = iter(seconds)
   monkeypatch.setattr(
     run_log,
     "time",
     types.SimpleNamespace(perf_counter=lambda: next(clock), time=lambda: 0.0),
   )
-  log = run_log.Telemetry(tmp_path)
-  with log.timed("data"):
+
+
+def test_attributed_seconds_are_taken_from_the_outer_phase(
+  tmp_path, monkeypatch
+):
+  set_clock(monkeypatch, 0.0, 10.0)
+  log = run_log.RunLog(tmp_path)
+  with log.time_phase("data"):
     pass
-  log.spent(dict(rollout=7.0, reward=2.0), within="data")
-  log.write(1, {})
+  log.attribute_seconds(dict(rollout=7.0, reward=2.0), within="data")
+  log.write_scalars(1, {})
   assert (
     log.lines
-    == run_log.read(tmp_path)
+    == run_log.read_metrics(tmp_path)
     == [
       {
         "step": 1,
@@ -102,33 +114,28 @@ def test_phases_take_their_part_of_the_whole(tmp_path, monkeypatch):
   )
 
 
-def test_times_go_with_the_next_line(tmp_path, monkeypatch):
-  clock = iter([0.0, 1.0, 5.0, 5.5, 7.0, 9.0])
-  monkeypatch.setattr(
-    run_log,
-    "time",
-    types.SimpleNamespace(perf_counter=lambda: next(clock), time=lambda: 0.0),
-  )
-  log = run_log.Telemetry(tmp_path)
+def test_timed_seconds_go_with_the_next_line(tmp_path, monkeypatch):
+  set_clock(monkeypatch, 0.0, 1.0, 5.0, 5.5, 7.0, 9.0)
+  log = run_log.RunLog(tmp_path)
   for _ in range(2):
-    with log.timed("rollout"):
+    with log.time_phase("rollout"):
       pass
-  log.write(1, {})
-  with pytest.raises(KeyError), log.timed("update"):
+  log.write_scalars(1, {})
+  with pytest.raises(KeyError), log.time_phase("update"):
     raise KeyError
-  log.write(2, {})
-  assert run_log.read(tmp_path) == [
+  log.write_scalars(2, {})
+  assert run_log.read_metrics(tmp_path) == [
     {"step": 1, "seconds/rollout": 1.5},
     {"step": 2, "seconds/update": 2.0},
   ]
 
 
-def test_other_processes_are_silent(tmp_path, monkeypatch, capsys):
+def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  log = run_log.Telemetry(tmp_path, wandb="routers")
-  log.write(1, {"loss": 1.0})
-  log.sample(1, [group(1)])
-  assert list(progress.progress(range(3), "x", every=0.0)) == [0, 1, 2]
+  log = run_log.RunLog(tmp_path, wandb="routers")
+  log.write_scalars(1, {"loss": 1.0})
+  log.write_samples(1, [make_group(1)])
+  assert list(progress.show_progress(range(3), "x", every=0.0)) == [0, 1, 2]
   assert not list(tmp_path.iterdir())
   assert capsys.readouterr() == ("", "")
 
@@ -136,8 +143,8 @@ def test_other_processes_are_silent(tmp_path, monkeypatch, capsys):
 # ---- TensorBoard, Weights & Biases.
 
 
-def seen_by_tensorboard(workdir):
-  """{tag: {step: value}}, as TensorBoard itself reads it."""
+def read_tensorboard(workdir):
+  """Return {tag: {step: value}}, as TensorBoard itself reads the files."""
   found = event_accumulator.EventAccumulator(str(workdir / "tensorboard"))
   found.Reload()
   points = {
@@ -149,13 +156,15 @@ def seen_by_tensorboard(workdir):
   return {tag: dict(line) for tag, line in points.items()}
 
 
-def test_tensorboard_sees_what_the_file_holds(tmp_path):
-  log = run_log.Telemetry(tmp_path)
+def test_tensorboard_has_the_scalars_of_the_file(tmp_path):
+  log = run_log.RunLog(tmp_path)
   for step in (5, 10):
-    log.write(step, {"loss": 1 / step, "reward/total": step, "bad": math.nan})
-    # Nothing waits to be written: a run may be killed at any time.
-    assert step in seen_by_tensorboard(tmp_path)["loss"]
-  seen = seen_by_tensorboard(tmp_path)
+    log.write_scalars(
+      step, {"loss": 1 / step, "reward/total": step, "bad": math.nan}
+    )
+    # Nothing is buffered: a run may be killed at any time.
+    assert step in read_tensorboard(tmp_path)["loss"]
+  seen = read_tensorboard(tmp_path)
   assert seen == {
     "loss": {5: np.float32(0.2), 10: np.float32(0.1)},
     "reward/total": {5: 5.0, 10: 10.0},
@@ -163,18 +172,18 @@ def test_tensorboard_sees_what_the_file_holds(tmp_path):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_tensorboard_sees_no_ghosts_of_a_killed_run(tmp_path, after):
-  """Also where a run is started thrice within a second."""
-  first = run_log.Telemetry(tmp_path)
+def test_tensorboard_drops_later_points_of_a_killed_run(tmp_path, after):
+  """Even if the run is started three times within one second."""
+  first = run_log.RunLog(tmp_path)
   for step in (1, 2, 3):
-    first.write(step, {"loss": step, "gone": 0.0})
+    first.write_scalars(step, {"loss": step, "gone": 0.0})
   for scale in (10, 100):
-    resumed = run_log.Telemetry(tmp_path, after=after)
+    resumed = run_log.RunLog(tmp_path, after=after)
     for step in range(after + 1, 5):
-      resumed.write(step, {"loss": scale * step})
-  seen = seen_by_tensorboard(tmp_path)
+      resumed.write_scalars(step, {"loss": scale * step})
+  seen = read_tensorboard(tmp_path)
   assert seen["loss"] == {
-    line["step"]: line["loss"] for line in run_log.read(tmp_path)
+    line["step"]: line["loss"] for line in run_log.read_metrics(tmp_path)
   }
   assert seen["loss"] == {
     step: step if step <= after else 100 * step for step in (1, 2, 3, 4)
@@ -182,25 +191,25 @@ def test_tensorboard_sees_no_ghosts_of_a_killed_run(tmp_path, after):
   assert set(seen.get("gone", ())) == set(range(1, after + 1))
 
 
-def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+def test_missing_wandb_is_rejected(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(
     ValueError,
     match="config.wandb is 'routers', and wandb is not installed: pip install",
   ):
-    run_log.Telemetry(tmp_path, wandb="routers")
+    run_log.RunLog(tmp_path, wandb="routers")
 
 
 @pytest.mark.slow
-def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
+def test_wandb_resumes_the_run_of_the_folder(tmp_path, monkeypatch):
   wandb = pytest.importorskip("wandb")
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.setenv("WANDB_SILENT", "true")
   names = []
   for after in (0, 2, 0):
-    log = run_log.Telemetry(tmp_path, after=after, wandb="routers")
+    log = run_log.RunLog(tmp_path, after=after, wandb="routers")
     names.append(log._wandb.id)
-    log.write(after + 1, {"loss": 0.5, "bad": math.nan})
+    log.write_scalars(after + 1, {"loss": 0.5, "bad": math.nan})
     assert log._wandb.summary["loss"] == 0.5
     assert "bad" not in log._wandb.summary.keys()
     wandb.finish()
@@ -211,7 +220,7 @@ def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
 # ---- Samples.
 
 
-def group(n):
+def make_group(n):
   return dict(
     kind="plan",
     question="Who?\x1b[2J",
@@ -221,89 +230,29 @@ def group(n):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30, 80])
-def test_samples_of_a_killed_run(tmp_path, cut):
-  first = run_log.Telemetry(tmp_path)
+def test_samples_of_a_killed_run_are_cut_at_the_checkpoint(tmp_path, cut):
+  first = run_log.RunLog(tmp_path)
   assert run_log.read_samples(tmp_path) == []
   for step in (5, 10):
-    first.sample(step, [group(1), group(2)])
+    first.write_samples(step, [make_group(1), make_group(2)])
   path = tmp_path / "samples.jsonl"
   path.write_text(path.read_text()[: len(path.read_text()) - cut])
-  resumed = run_log.Telemetry(tmp_path, after=5)
-  resumed.sample(10, [group(3)])
-  lines = [strict(line) for line in path.read_text().splitlines()]
+  resumed = run_log.RunLog(tmp_path, after=5)
+  resumed.write_samples(10, [make_group(3)])
+  lines = [parse_strictly(line) for line in path.read_text().splitlines()]
   assert (
     lines
     == run_log.read_samples(tmp_path)
-    == [dict(group(1), step=5), dict(group(2), step=5), dict(group(3), step=10)]
+    == [
+      dict(make_group(1), step=5),
+      dict(make_group(2), step=5),
+      dict(make_group(3), step=10),
+    ]
   )
 
 
-def test_the_log_has_an_excerpt(tmp_path, caplog):
+def test_samples_are_logged_as_excerpts(tmp_path, caplog):
   with caplog.at_level("INFO", logger="absl"):
-    run_log.Telemetry(tmp_path).sample(5, [group("x" * 500)])
+    run_log.RunLog(tmp_path).write_samples(5, [make_group("x" * 500)])
   (line,) = (each.getMessage() for each in caplog.records)
   assert line == f"5, plan, Who?: 0.90 for a{'x' * 119}…; 0.10 for b"
-
-
-# ---- Progress.
-
-
-def test_plain_progress(capsys, monkeypatch):
-  clock = iter([0.0, 4.0, 12.0, 13.0, 75.0, 75.0])
-  monkeypatch.setattr(
-    run_log, "time", types.SimpleNamespace(monotonic=lambda: next(clock))
-  )
-  assert list(progress.progress(range(4), "sft")) == [0, 1, 2, 3]
-  assert capsys.readouterr().err.split("\n") == [
-    "sft: 2 of 4 (50%), 12 s, 0.167/s, 12 s left",
-    "sft: 4 of 4 (100%), 1 min 15 s, 0.0533/s",
-    "",
-  ]
-
-
-def test_progress_without_a_total(capsys):
-  assert list(progress.progress(iter("ab"), "read")) == ["a", "b"]
-  assert re.fullmatch(r"read: 2, 0 s, \S+/s\n", capsys.readouterr().err)
-
-
-def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
-  monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-  assert list(progress.progress([1, 2], "sft")) == [1, 2]
-  error = capsys.readouterr().err
-  assert "\r" in error
-  assert "2/2" in error
-
-
-# ---- Cleaning.
-
-
-@pytest.mark.parametrize(
-  "hostile, shown",
-  [
-    ("\x1b]0;pwn\x07title", "title"),
-    ("\x1b[31mred\x1b[0m", "red"),
-    ("\x9b2Jgone", "gone"),
-    ("\x1bcreset", "creset"),
-    ("real\rfake", "real fake"),
-    ("one\nI0101 forged line", "one I0101 forged line"),
-    ("a\u2028b\u0085c", "a b c"),
-    ("user\u202etxt.exe", "usertxt.exe"),
-    ("\ud800 half", "half"),
-    ("N'Djamena, Côte d'Ivoire 中文", "N'Djamena, Côte d'Ivoire 中文"),
-  ],
-)
-def test_clean(hostile, shown):
-  assert text_lib.clean(hostile) == shown
-
-
-@hypothesis.given(st.text() | st.text("\x1b[]\x07\x9b0;m\\\n\u202ea"))
-def test_clean_text_is_one_harmless_line(text):
-  shown = text_lib.clean(text)
-  categories = {unicodedata.category(letter) for letter in shown}
-  assert not categories & {"Cc", "Cf", "Cs", "Zl", "Zp"}
-  assert text_lib.clean(shown) == shown
-
-
-def test_clean_text_is_short():
-  assert text_lib.clean("x" * 10**6) == "x" * 2000 + "…"
-  assert text_lib.clean("\x1b]" * 10**5, limit=3) == "]]]…"

@@ -1,3 +1,5 @@
+"""Meshes, and what lies on them."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,32 +12,38 @@ from r1router_jax.parallel import mesh as mesh_lib
 @pytest.mark.parametrize(
   "axes, split", [(dict(data=-1), 1), (dict(data=2, fsdp=2, tensor=2), 4)]
 )
-def test_what_is_born_lies_by_the_rules_in_memory_of_its_own(axes, split):
+def test_init_sharded_follows_the_rules_and_copies(axes, split):
   given = {
     "embed": np.arange(48, dtype=np.float32).reshape(12, 4),
     "scale": jnp.ones(3),
   }
   mesh = mesh_lib.make_mesh(**axes)
-  born = mesh_lib.born(lambda tree: tree, mesh, given)
-  shards = born["embed"].addressable_shards
+  sharded = mesh_lib.init_sharded(lambda tree: tree, mesh, given)
+  shards = sharded["embed"].addressable_shards
   assert len(shards) == 8 and shards[0].data.size == 48 // split
-  assert born["scale"].sharding.is_fully_replicated
-  jax.tree.map(np.testing.assert_array_equal, mesh_lib.whole(born), given)
-  jax.jit(lambda tree: jax.tree.map(lambda x: 0 * x, tree), donate_argnums=0)(
-    born
+  assert sharded["scale"].sharding.is_fully_replicated
+  jax.tree.map(
+    np.testing.assert_array_equal, mesh_lib.gather_to_host(sharded), given
   )
-  assert born["embed"].is_deleted()
+  # The copy can be donated, and the given arrays remain.
+  zeros = jax.jit(lambda x: jax.tree.map(lambda x: 0 * x, x), donate_argnums=0)
+  zeros(sharded)
+  assert sharded["embed"].is_deleted()
   assert given["embed"][-1, -1] == 47 and given["scale"].sum() == 3
 
 
-def test_a_layout_for_sampling_seen_from_this_host():
-  """All devices are here, so nothing but the mesh is another."""
-  mesh = mesh_lib.mesh_of(jax.devices(), dict(data=-1, tensor=2), "it")
+def test_to_local_arrays_keeps_the_arrays_of_one_host():
+  """All devices are local, so only the type of the mesh could change."""
+  mesh = mesh_lib.mesh_from_devices(
+    jax.devices(), dict(data=-1, tensor=2), "it"
+  )
   assert mesh.shape == dict(data=4, tensor=2)
   assert [d.id for d in mesh.devices.flat] == list(range(8))
-  x = mesh_lib.born(lambda x: x, mesh, {"embed": np.arange(8.0).reshape(4, 2)})
-  seen = mesh_lib.seen_here(x, mesh)["embed"]
-  assert seen.sharding.mesh == mesh_lib.here(mesh) == mesh
+  x = mesh_lib.init_sharded(
+    lambda x: x, mesh, {"embed": np.arange(8.0).reshape(4, 2)}
+  )
+  seen = mesh_lib.to_local_arrays(x, mesh)["embed"]
+  assert seen.sharding.mesh == mesh_lib.local_submesh(mesh) == mesh
   np.testing.assert_array_equal(seen, x["embed"])
 
 
@@ -48,7 +56,7 @@ def test_a_layout_for_sampling_seen_from_this_host():
     (dict(data=1, fsdp=2, model=4), (1, 2, 4)),
   ],
 )
-def test_mesh(axes, shape):
+def test_mesh_has_the_axes_asked_for(axes, shape):
   mesh = mesh_lib.make_mesh(**axes)
   assert mesh.devices.shape == shape and mesh.axis_names == tuple(axes)
   spec = PartitionSpec(tuple(axes))
@@ -67,6 +75,6 @@ def test_mesh(axes, shape):
     dict(data=-2, fsdp=-1),
   ],
 )
-def test_mesh_that_does_not_tile(axes):
+def test_mesh_that_does_not_tile_is_rejected(axes):
   with pytest.raises(ValueError, match="does not tile 8 devices"):
     mesh_lib.make_mesh(**axes)

@@ -1,4 +1,4 @@
-"""Who joins a job of many processes, and what is its share."""
+"""Which processes join a distributed job, and what they agree on."""
 
 import os
 
@@ -11,7 +11,7 @@ from tests import two_processes
 
 @pytest.fixture
 def initialize(monkeypatch):
-  """The calls of `jax.distributed.initialize`, which is not run."""
+  """Record the calls of `jax.distributed.initialize` instead of running it."""
   calls = []
   monkeypatch.setattr(
     jax.distributed, "initialize", lambda *a, **k: calls.append((a, k))
@@ -38,52 +38,56 @@ SLURM = dict(SLURM_NTASKS="2", SLURM_STEP_NODELIST="n[1-2]", SLURM_PROCID="0")
     (dict(TPU_ML_PLATFORM="JAX"), True),  # Its metadata server will tell.
   ],
 )
-def test_who_joins(initialize, monkeypatch, variables, joins):
+def test_environment_decides_who_joins(
+  initialize, monkeypatch, variables, joins
+):
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
-  multihost.join_pod()
+  multihost.initialize_distributed()
   assert initialize == [((), {})] * joins
 
 
-def test_a_lone_tpu_goes_on(initialize, monkeypatch):
+def test_tpu_without_other_hosts_runs_alone(initialize, monkeypatch):
   def fails():
     raise ValueError("coordinator_address should be defined.")
 
   monkeypatch.setattr(jax.distributed, "initialize", fails)
   monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
-  multihost.join_pod()
+  multihost.initialize_distributed()
   monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
   with pytest.raises(ValueError):
-    multihost.join_pod()
+    multihost.initialize_distributed()
 
 
-def test_half_a_description_of_the_group(initialize, monkeypatch):
-  monkeypatch.setenv(multihost.PROCESSES, "2")
+def test_incomplete_variables_are_rejected(initialize, monkeypatch):
+  monkeypatch.setenv(multihost.NUM_PROCESSES_VAR, "2")
   with pytest.raises(ValueError, match="Set all three"):
-    multihost.join_pod()
+    multihost.initialize_distributed()
 
 
 CHILD = """
 import jax, numpy as np
-from r1router_jax import parallel, pods
-pods.join_pod()
-pods.join_pod()
+from r1router_jax.parallel import mesh, multihost
+multihost.initialize_distributed()
+multihost.initialize_distributed()
 first = 2 * jax.process_index()
-total, w = jax.pmap(
-    lambda w, x: (jax.lax.psum(w * x.sum(), parallel.DATA), w),
-    axis_name=parallel.DATA, in_axes=(None, 0), out_axes=None)(
-        parallel.born(lambda w: w, parallel.local_mesh(),
-                      {"scale": np.float32(3)})["scale"],
-        np.arange(first, first + 2, dtype=np.float32))
-print("total", float(total), jax.process_count(), float(w),
-      pods.agreed(True), pods.agreed(jax.process_index() == 0),
-      pods.mine(np.arange(5)).tolist(), pods.mine(np.arange(1)),
-      pods.most([first, 5 - first, 4]))
+weight = mesh.init_sharded(
+    lambda w: w, mesh.local_mesh(), {"scale": np.float32(3)})["scale"]
+total, weight = jax.pmap(
+    lambda w, x: (jax.lax.psum(w * x.sum(), mesh.DATA), w),
+    axis_name=mesh.DATA, in_axes=(None, 0), out_axes=None)(
+        weight, np.arange(first, first + 2, dtype=np.float32))
+print("total", float(total), jax.process_count(), float(weight),
+      multihost.all_hosts_agree(True),
+      multihost.all_hosts_agree(jax.process_index() == 0),
+      multihost.local_slice(np.arange(5)).tolist(),
+      multihost.local_slice(np.arange(1)),
+      multihost.max_over_hosts([first, 5 - first, 4]))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_make_one_job(tmp_path):
-  first, second = two_processes.run(CHILD, tmp_path)
+  first, second = two_processes.run_two_processes(CHILD, tmp_path)
   assert "total 18.0 2 3.0 True False [0, 2, 4] [0] [2, 5, 4]" in first
   assert "total 18.0 2 3.0 True False [1, 3] [0] [2, 5, 4]" in second

@@ -1,4 +1,4 @@
-"""Rewards against a slow restatement of the reference's rules."""
+"""Step rewards, against a slow restatement of the reference's rules."""
 
 import re
 import zlib
@@ -26,12 +26,12 @@ CHAD = Step(
 STOP = Step("q/1", "plan", QUESTION, sub_question="None", routes=("none",))
 
 
-def answer_step(*answers, kind="answer"):
+def make_answer_step(*answers, kind="answer"):
   return Step("q/2", kind, QUESTION, answers=answers)
 
 
-def embed(texts):
-  """Unit vectors of letter counts; a non-negative cosine, 1 if equal."""
+def embed_words(texts):
+  """Return unit vectors of word counts: cosines are at least 0, 1 if equal."""
   vectors = np.zeros((len(texts), 64), np.float32)
   for row, text in zip(vectors, texts, strict=True):
     row[0] = 1
@@ -40,26 +40,27 @@ def embed(texts):
   return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def plan(sub_question, route, thought="t"):
+def make_plan(sub_question, route, thought="t"):
   return (
     f"<think>{thought}</think><sub-question>{sub_question}"
     f"</sub-question><ret>{route}</ret>"
   )
 
 
-def answer(text):
+def make_answer(text):
   return f"<think>t</think>\n<answer> {text}\n</answer>"
 
 
-def one(step, text, preset):
-  (value,) = step_reward.StepReward(embed, preset)([step], [text])
+def score_one(step, text, preset):
+  (value,) = step_reward.StepReward(embed_words, preset)([step], [text])
   return value
 
 
 # ---- The reference's rules, restated.
 
 
-def oracle(step, text):
+def reference_oracle(step, text):
+  """Return the reward of reward_score/step.py, with `embed_words`."""
   text = text.lower()
 
   def first(tag):
@@ -69,7 +70,7 @@ def oracle(step, text):
   if step.kind != "plan":
     if first("think") is None or first("answer") is None:
       return 0
-    recall = answers_lib.score(first("answer"), step.answers).recall
+    recall = answers_lib.score_answer(first("answer"), step.answers).recall
     if len(step.answers) == 1:
       if len(step.answers[0].split(" ")) <= 5:
         return 1 if recall == 1 else 0
@@ -88,7 +89,7 @@ def oracle(step, text):
       "none",
     ):
       return 0
-  a, b = embed([first("sub-question"), step.sub_question.lower()])
+  a, b = embed_words([first("sub-question"), step.sub_question.lower()])
   gold = ROUTE_NAMES[step.routes[0]].lower()
   return 0.5 * (a @ b) + 0.5 * (len(names) == 1 and names[0] == gold)
 
@@ -121,7 +122,7 @@ pieces = st.lists(
 ).map("".join)
 
 formed = st.builds(
-  plan,
+  make_plan,
   st.sampled_from(["Who rules Chad?", "none", "", "Where is chad?"]),
   st.sampled_from(
     [
@@ -135,7 +136,7 @@ formed = st.builds(
 )
 
 answered = st.builds(
-  answer,
+  make_answer,
   pieces
   | st.sampled_from(["idriss deby", "deby idriss in 1990 since", "idriss", ""]),
 )
@@ -144,11 +145,11 @@ steps = st.sampled_from(
   [
     CHAD,
     STOP,
-    answer_step("idriss deby"),
-    answer_step("Idriss Deby", "Deby"),
-    answer_step("it is idriss deby since the year 1990"),
-    answer_step("the"),
-    answer_step("Idriss Deby", kind="final"),
+    make_answer_step("idriss deby"),
+    make_answer_step("Idriss Deby", "Deby"),
+    make_answer_step("it is idriss deby since the year 1990"),
+    make_answer_step("the"),
+    make_answer_step("Idriss Deby", kind="final"),
   ]
 )
 
@@ -156,24 +157,26 @@ steps = st.sampled_from(
 @hypothesis.given(
   st.lists(st.tuples(steps, pieces | formed | answered), max_size=6)
 )
-def test_reference_preset_is_the_references_rules(rows):
-  reward = step_reward.StepReward(embed, "reference")
+def test_reference_preset_follows_the_references_rules(rows):
+  reward = step_reward.StepReward(embed_words, "reference")
   got = reward([step for step, _ in rows], [text for _, text in rows])
-  np.testing.assert_allclose(got, [oracle(*row) for row in rows], atol=1e-6)
+  np.testing.assert_allclose(
+    got, [reference_oracle(*row) for row in rows], atol=1e-6
+  )
 
 
-# Measured on the reference's code, with every similarity 1.
+# Measured by running the reference's code, with every similarity 1.
 @pytest.mark.parametrize(
-  "step, text, wanted",
+  "step, text, expected",
   [
-    (CHAD, plan("q", "Text Retriever"), 1.0),
-    (CHAD, plan("q", "Table Retriever"), 0.5),
-    (CHAD, plan("q", "None"), 0.5),
-    (CHAD, plan("none", "text retriever"), 1.0),
-    (STOP, plan("none", "text retriever"), 0.5),
-    (CHAD, plan("q", "text retriever, table retriever"), 0.5),
-    (CHAD, plan("q", "text retriever."), 0.0),
-    (CHAD, plan("q", "none, text retriever"), 0.0),
+    (CHAD, make_plan("q", "Text Retriever"), 1.0),
+    (CHAD, make_plan("q", "Table Retriever"), 0.5),
+    (CHAD, make_plan("q", "None"), 0.5),
+    (CHAD, make_plan("none", "text retriever"), 1.0),
+    (STOP, make_plan("none", "text retriever"), 0.5),
+    (CHAD, make_plan("q", "text retriever, table retriever"), 0.5),
+    (CHAD, make_plan("q", "text retriever."), 0.0),
+    (CHAD, make_plan("q", "none, text retriever"), 0.0),
     (CHAD, "<ret>none</ret><sub-question>q</sub-question>", 0.0),
     (
       CHAD,
@@ -182,59 +185,67 @@ def test_reference_preset_is_the_references_rules(rows):
       1.0,
     ),
     (
-      answer_step("frank wisbar directed the film in that year"),
-      answer("frank wisbar"),
+      make_answer_step("frank wisbar directed the film in that year"),
+      make_answer("frank wisbar"),
       2 / 7,
     ),
-    (answer_step("frank wisbar"), answer("frank wisbar directed"), 1.0),
-    (answer_step("frank wisbar", "wisbar, frank"), answer("frank"), 0.0),
-    (answer_step("yes"), answer("yes and no"), 1.0),
-    (answer_step("yes"), "<answer>yes</answer><think></think>", 1.0),
-    (answer_step("yes"), "<answer>yes</answer>", 0.0),
+    (
+      make_answer_step("frank wisbar"),
+      make_answer("frank wisbar directed"),
+      1.0,
+    ),
+    (
+      make_answer_step("frank wisbar", "wisbar, frank"),
+      make_answer("frank"),
+      0.0,
+    ),
+    (make_answer_step("yes"), make_answer("yes and no"), 1.0),
+    (make_answer_step("yes"), "<answer>yes</answer><think></think>", 1.0),
+    (make_answer_step("yes"), "<answer>yes</answer>", 0.0),
   ],
 )
-def test_reference_values(step, text, wanted):
+def test_reference_preset_values(step, text, expected):
   alike = step_reward.StepReward(
     lambda texts: np.ones((len(texts), 1), np.float32), "reference"
   )
-  assert alike([step], [text])[0] == pytest.approx(wanted)
+  assert alike([step], [text])[0] == pytest.approx(expected)
 
 
 # ---- The default preset.
 
 
 @pytest.mark.parametrize(
-  "text, wanted",
+  "text, expected",
   [
-    (plan("Who rules Chad?", "Text Retriever"), 1.0),
-    (plan("Who rules Chad?", "Table Retriever"), 1.0),
-    (plan("Who rules Chad?", "Text Image Retriever"), 0.1 + 0.9 / 2),
-    (plan("None", "None"), 0.1),
-    (plan("None", "Text Retriever"), 0.0),
-    (plan("Who rules Chad?", "None"), 0.0),
-    (plan("Who rules Chad?", "Text Retriever") + "!", 0.0),
-    (plan("Who rules Chad?", "Text Retriever, Table Retriever"), 0.0),
+    (make_plan("Who rules Chad?", "Text Retriever"), 1.0),
+    (make_plan("Who rules Chad?", "Table Retriever"), 1.0),
+    (make_plan("Who rules Chad?", "Text Image Retriever"), 0.1 + 0.9 / 2),
+    (make_plan("None", "None"), 0.1),
+    (make_plan("None", "Text Retriever"), 0.0),
+    (make_plan("Who rules Chad?", "None"), 0.0),
+    (make_plan("Who rules Chad?", "Text Retriever") + "!", 0.0),
+    (make_plan("Who rules Chad?", "Text Retriever, Table Retriever"), 0.0),
     ("", 0.0),
   ],
 )
-def test_default_plans(text, wanted):
-  assert one(CHAD, text, "default") == pytest.approx(wanted)
+def test_default_preset_of_plans(text, expected):
+  assert score_one(CHAD, text, "default") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-  "text, wanted",
+  "text, expected",
   [
-    (plan("none", "none"), 1.0),
-    (plan("None", "None"), 1.0),
-    (plan("None?", "Text Retriever"), 0.1),
+    (make_plan("none", "none"), 1.0),
+    (make_plan("None", "None"), 1.0),
+    (make_plan("None?", "Text Retriever"), 0.1),
   ],
 )
-def test_default_stops(text, wanted):
-  assert one(STOP, text, "default") == pytest.approx(wanted)
+def test_default_preset_of_stops(text, expected):
+  assert score_one(STOP, text, "default") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-  "golds, text, wanted",
+  "golds, text, expected",
   [
     (("N'Djamena",), "n'djamena", 1.0),
     (("Port Louis",), "Louis", 0.0),
@@ -244,56 +255,58 @@ def test_default_stops(text, wanted):
     (("United States", "USA"), "USA", 1.0),
   ],
 )
-def test_default_answers(golds, text, wanted):
-  got = one(answer_step(*golds), answer(text), "default")
-  assert got == pytest.approx(0.1 + 0.9 * wanted)
+def test_default_preset_of_answers(golds, text, expected):
+  got = score_one(make_answer_step(*golds), make_answer(text), "default")
+  assert got == pytest.approx(0.1 + 0.9 * expected)
 
 
-def test_malformed_answers_earn_nothing():
-  assert one(answer_step("yes"), "yes", "default") == 0
+def test_malformed_answer_has_reward_zero():
+  assert score_one(make_answer_step("yes"), "yes", "default") == 0
 
 
 @hypothesis.given(
-  st.sampled_from(sorted(presets.REWARDS)),
+  st.sampled_from(sorted(presets.REWARD_PRESETS)),
   st.lists(st.tuples(steps, pieces | formed | answered), max_size=6),
 )
 def test_rewards_lie_between_0_and_1(preset, rows):
-  reward = step_reward.StepReward(embed, preset)
-  parts = (
-    reward.parts(*map(list, zip(*rows, strict=True)))
+  reward = step_reward.StepReward(embed_words, preset)
+  components = (
+    reward.score(*map(list, zip(*rows, strict=True)))
     if rows
-    else (reward.parts([], []))
+    else (reward.score([], []))
   )
-  assert np.all((parts.total >= 0) & (parts.total <= 1))
-  assert np.all(parts.total[parts.well_formed == 0] == 0)
+  assert np.all((components.total >= 0) & (components.total <= 1))
+  assert np.all(components.total[components.well_formed == 0] == 0)
 
 
 @hypothesis.given(st.lists(st.tuples(steps, formed | answered), min_size=1))
-def test_a_reward_does_not_depend_on_its_neighbours(rows):
-  together = step_reward.StepReward(embed)(*map(list, zip(*rows, strict=True)))
+def test_reward_does_not_depend_on_other_responses(rows):
+  together = step_reward.StepReward(embed_words)(
+    *map(list, zip(*rows, strict=True))
+  )
   np.testing.assert_allclose(
-    together, [one(*row, "default") for row in rows], atol=1e-6
+    together, [score_one(*row, "default") for row in rows], atol=1e-6
   )
 
 
 # ---- The embedder.
 
 
-def test_each_text_is_embedded_once():
+def test_each_text_of_a_batch_is_embedded_once_and_golds_are_kept():
   calls = []
 
   def spy(texts):
     calls.append(list(texts))
-    return embed(texts)
+    return embed_words(texts)
 
   reward = step_reward.StepReward(spy)
-  texts = [plan(asked, "Text Retriever") for asked in ("A?", "B?", "A?")]
-  reward([CHAD] * 3 + [STOP], [*texts, plan("None", "None")])
+  texts = [make_plan(asked, "Text Retriever") for asked in ("A?", "B?", "A?")]
+  reward([CHAD] * 3 + [STOP], [*texts, make_plan("None", "None")])
   assert calls == [["A?", "B?", CHAD.sub_question]]
   reward([CHAD] * 2, texts[:2])
   assert calls[1:] == [["A?", "B?"]]
-  reward([CHAD], [plan(CHAD.sub_question, "Text Retriever")])
-  reward([answer_step("x")], [answer("x")])
+  reward([CHAD], [make_plan(CHAD.sub_question, "Text Retriever")])
+  reward([make_answer_step("x")], [make_answer("x")])
   assert len(calls) == 2
 
 
@@ -308,12 +321,14 @@ def test_each_text_is_embedded_once():
     ("Text Retriever, Table Retriever, Text Image Retriever", 0),
   ],
 )
-def test_several_routes_are_right_where_each_is_accepted(names, earned):
-  """By hand: 0.1 for its form, 0.45 each for its sub-question and routes."""
-  text = plan("Who rules Chad?", names)
-  score = lambda preset, routes: float(
-    step_reward.StepReward(embed, preset, routes)([CHAD], [text])[0]
-  )
+def test_several_routes_are_right_if_each_is_accepted(names, earned):
+  """By hand: 0.1 for the format, 0.45 each for sub-question and routes."""
+  text = make_plan("Who rules Chad?", names)
+
+  def score(preset, max_routes):
+    reward = step_reward.StepReward(embed_words, preset, max_routes)
+    return float(reward([CHAD], [text])[0])
+
   assert score("default", 2) == pytest.approx(earned)
   assert score("default", 1) == pytest.approx(earned * ("," not in names))
   assert (
@@ -323,19 +338,24 @@ def test_several_routes_are_right_where_each_is_accepted(names, earned):
   )
 
 
-def test_parts_say_where_a_reward_comes_from():
-  parts = step_reward.StepReward(embed).parts(
-    [CHAD, CHAD, answer_step("x")],
-    [plan("Who rules Chad?", "Text Image Retriever"), "", answer("x")],
+def test_components_of_a_reward():
+  components = step_reward.StepReward(embed_words).score(
+    [CHAD, CHAD, make_answer_step("x")],
+    [
+      make_plan("Who rules Chad?", "Text Image Retriever"),
+      "",
+      make_answer("x"),
+    ],
   )
-  np.testing.assert_array_equal(parts.route, [0, 0, np.nan])
-  np.testing.assert_allclose(parts.similarity, [1, 0, np.nan], rtol=1e-6)
-  np.testing.assert_array_equal(parts.answer, [np.nan, np.nan, 1])
-  means = parts.means()
+  np.testing.assert_array_equal(components.route, [0, 0, np.nan])
+  np.testing.assert_allclose(components.similarity, [1, 0, np.nan], rtol=1e-6)
+  np.testing.assert_array_equal(components.answer, [np.nan, np.nan, 1])
+  means = components.means()
   assert means["well_formed"] == pytest.approx(2 / 3)
   assert means["similarity"] == pytest.approx(0.5)
   assert (
-    "answer" not in step_reward.StepReward(embed).parts([STOP], [""]).means()
+    "answer"
+    not in step_reward.StepReward(embed_words).score([STOP], [""]).means()
   )
 
 
@@ -348,46 +368,57 @@ def test_parts_say_where_a_reward_comes_from():
     (STOP, "None", 0, 1),
   ],
 )
-def test_a_search_has_its_cost(step, names, searches, earned):
-  """By hand: 0.05 a search, less where nothing is left to take from."""
+def test_searches_cost_reward(step, names, searches, earned):
+  """By hand: 0.05 per search; the reward stays at least 0."""
   asked = "None" if step is STOP else "Who rules Chad?"
-  rows = [step, answer_step("x")], [plan(asked, names), answer("x")]
-  parts = step_reward.StepReward(embed, routes=2, search_cost=0.05).parts(*rows)
-  np.testing.assert_allclose(parts.total, [earned, 1], rtol=1e-6)
-  np.testing.assert_array_equal(parts.searches, [searches, np.nan])
-  dear = step_reward.StepReward(embed, routes=2, search_cost=9.0).parts(*rows)
-  assert dear.total.tolist() == [float(not searches), 1]
+  rows = (
+    [step, make_answer_step("x")],
+    [make_plan(asked, names), make_answer("x")],
+  )
+  components = step_reward.StepReward(
+    embed_words, max_routes=2, search_cost=0.05
+  ).score(*rows)
+  np.testing.assert_allclose(components.total, [earned, 1], rtol=1e-6)
+  np.testing.assert_array_equal(components.searches, [searches, np.nan])
+  expensive = step_reward.StepReward(
+    embed_words, max_routes=2, search_cost=9.0
+  ).score(*rows)
+  assert expensive.total.tolist() == [float(not searches), 1]
   with pytest.raises(ValueError, match="search_cost=0"):
-    step_reward.make("tests.learning.test_rewards:lengths", search_cost=0.1)
+    step_reward.make_reward(
+      "tests.rewards.test_step_reward:reward_lengths", search_cost=0.1
+    )
 
 
-def lengths(steps, texts):
+def reward_lengths(steps, texts):
   return [len(text) / 10 for text in texts]
 
 
-def wrong(steps, texts):
+def reward_nan(steps, texts):
   return [float("nan")] * len(texts)
 
 
-def test_a_users_own_reward_is_found_by_its_name():
-  here = "tests.learning.test_rewards:"
-  parts = step_reward.make(here + "lengths").parts([CHAD, STOP], ["abc", ""])
-  np.testing.assert_allclose(parts.total, [0.3, 0])
-  assert parts.means() == {"total": pytest.approx(0.15)}
+def test_users_reward_is_found_by_its_name():
+  here = "tests.rewards.test_step_reward:"
+  components = step_reward.make_reward(here + "reward_lengths").score(
+    [CHAD, STOP], ["abc", ""]
+  )
+  np.testing.assert_allclose(components.total, [0.3, 0])
+  assert components.means() == {"total": pytest.approx(0.15)}
   with pytest.raises(ValueError, match="wanted 1 finite"):
-    step_reward.make(here + "wrong").parts([CHAD], ["a"])
+    step_reward.make_reward(here + "reward_nan").score([CHAD], ["a"])
   for name in (here + "absent", "no.such.module:f"):
     with pytest.raises(ValueError, match="cannot be imported"):
-      step_reward.make(name)
+      step_reward.make_reward(name)
 
 
-def test_faults_of_ours_raise():
+def test_unknown_presets_bad_embedders_and_missing_golds_are_rejected():
   with pytest.raises(ValueError, match="reference, default"):
-    step_reward.StepReward(embed, "paper")
+    step_reward.StepReward(embed_words, "paper")
   broken = step_reward.StepReward(
     lambda texts: np.full((len(texts), 2), np.nan, np.float32)
   )
   with pytest.raises(ValueError, match="unit vectors"):
-    broken([CHAD], [plan("A?", "Text Retriever")])
+    broken([CHAD], [make_plan("A?", "Text Retriever")])
   with pytest.raises(ValueError, match="no gold"):
-    step_reward.StepReward(embed)([answer_step()], ["x"])
+    step_reward.StepReward(embed_words)([make_answer_step()], ["x"])

@@ -1,71 +1,74 @@
+"""Batches of rows by shape: each row once per epoch, in a seeded order."""
+
 import collections
 
 import numpy as np
 import pytest
 
-from r1router_jax.training.bucket_sampler import Batches
+from r1router_jax.training.bucket_sampler import BucketSampler
 
 SHAPES = [
-  (size, picture)
+  (size, image)
   for size in (32, 64)
-  for picture in (False, True)
+  for image in (False, True)
   for _ in range(9 + size // 8)
 ]
 
 
-def epoch(batches, number):
-  first = number * batches.per_epoch
-  return [batches[first + i].tolist() for i in range(batches.per_epoch)]
+def read_epoch(sampler, number):
+  """Return the rows of each batch of an epoch."""
+  first = number * sampler.batches_per_epoch
+  return [sampler[first + i].tolist() for i in range(sampler.batches_per_epoch)]
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 200])
 def test_every_row_once_per_epoch(size):
-  batches = Batches(SHAPES, size, 0)
+  sampler = BucketSampler(SHAPES, size, 0)
   for number in (0, 1, 5):
-    rows = epoch(batches, number)
+    rows = read_epoch(sampler, number)
     assert sorted(sum(rows, [])) == list(range(len(SHAPES)))
     assert max(map(len, rows)) <= size
     assert sum(len(row) < size for row in rows) <= 1
 
 
-def test_a_batch_depends_on_seed_and_number_alone():
-  forward, backward = Batches(SHAPES, 4, 3), Batches(SHAPES, 4, 3)
-  numbers = range(5 * forward.per_epoch)
+def test_batch_depends_on_seed_and_number_alone():
+  forward, backward = BucketSampler(SHAPES, 4, 3), BucketSampler(SHAPES, 4, 3)
+  numbers = range(5 * forward.batches_per_epoch)
   seen = {i: forward[i].tolist() for i in numbers}
   for i in reversed(numbers):
     assert backward[i].tolist() == seen[i]
-  assert Batches(SHAPES, 4, 4)[0].tolist() != seen[0]
-  assert epoch(forward, 0) != epoch(forward, 1)
+  assert BucketSampler(SHAPES, 4, 4)[0].tolist() != seen[0]
+  assert read_epoch(forward, 0) != read_epoch(forward, 1)
 
 
 def test_rows_of_a_batch_share_their_shape():
-  """But for one batch at each of the three borders."""
+  """Only a batch at one of the three borders between shapes is mixed."""
   mixed = [
     rows
-    for rows in epoch(Batches(SHAPES, 4, 0), 2)
+    for rows in read_epoch(BucketSampler(SHAPES, 4, 0), 2)
     if len({SHAPES[i] for i in rows}) > 1
   ]
   assert len(mixed) <= 3
 
 
-def test_shapes_are_not_met_in_order():
-  batches = Batches(SHAPES, 4, 0)
-  order = [SHAPES[batches[i][0]] for i in range(batches.per_epoch)]
+def test_batches_of_an_epoch_are_shuffled():
+  sampler = BucketSampler(SHAPES, 4, 0)
+  order = [SHAPES[sampler[i][0]] for i in range(sampler.batches_per_epoch)]
   assert order != sorted(order)
 
 
-def test_neighbours_change_from_epoch_to_epoch():
-  batches = Batches([()] * 12, 3, 0)
+def test_rows_of_one_shape_are_shuffled_between_epochs():
+  sampler = BucketSampler([()] * 12, 3, 0)
   met = collections.Counter(
-    frozenset(rows) for n in range(20) for rows in epoch(batches, n)
+    frozenset(rows) for n in range(20) for rows in read_epoch(sampler, n)
   )
   assert len(met) > 40
 
 
-def test_no_rows_is_an_error():
+def test_sampler_without_rows_is_rejected():
   with pytest.raises(ValueError, match="config.data"):
-    Batches([], 4, 0)
+    BucketSampler([], 4, 0)
 
 
 def test_indices_are_integers():
-  assert np.issubdtype(Batches(SHAPES, 4, 0)[0].dtype, np.integer)
+  assert np.issubdtype(BucketSampler(SHAPES, 4, 0)[0].dtype, np.integer)

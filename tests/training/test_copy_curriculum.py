@@ -1,4 +1,4 @@
-"""Renamed rows stay right; look-up rows hold their answers."""
+"""Renamed steps stay consistent; look-up rows hold their answers."""
 
 import re
 
@@ -11,17 +11,17 @@ from tests import tiny_policy
 
 NAMES = ("Chad", "Niger", "Nigeria", "South Sudan", "Sudan", "Guinea")
 
-KNOWN = ("Chad", "South Sudan", "Guinea")
+GIVEN_NAMES = ("Chad", "South Sudan", "Guinea")
 
 WORDS = ("river", "stone", "purple", "lantern")
 
 
 @pytest.fixture(scope="module")
 def renamer():
-  return copy_curriculum.Renamer(NAMES, KNOWN, WORDS)
+  return copy_curriculum.EntityRenamer(NAMES, GIVEN_NAMES, WORDS)
 
 
-def row(answer, text, kind="answer", asked="Which of Chad and Niger?"):
+def make_step(answer, text, kind="answer", asked="Which of Chad and Niger?"):
   hops = (Hop("h?", ("text",), (answer,)),)
   return Step(
     "q/1",
@@ -34,7 +34,7 @@ def row(answer, text, kind="answer", asked="Which of Chad and Niger?"):
   )
 
 
-def texts(step):
+def all_texts(step):
   return [
     step.question.text,
     step.sub_question,
@@ -57,18 +57,20 @@ def texts(step):
   ],
 )
 @pytest.mark.parametrize("kind", ["answer", "final"])
-def test_the_answer_still_stands_in_the_passage(renamer, answer, text, kind):
+def test_renamed_answer_still_stands_in_the_passage(
+  renamer, answer, text, kind
+):
   for seed in range(40):
-    new = renamer(row(answer, text, kind), np.random.default_rng(seed))
+    new = renamer(make_step(answer, text, kind), np.random.default_rng(seed))
     assert new.answers[0] in new.passages[0].text
     assert (
       new.answers[0] == new.history[0][1] == new.question.hops[0].answers[0]
     )
 
 
-def test_a_name_is_the_same_throughout(renamer):
-  """Read off the places where each name stood."""
-  step = row("cotton", "Chad, Niger, Chad; South Sudan, Sudan.")
+def test_name_is_replaced_in_the_same_way_throughout(renamer):
+  """The new names are read from the places of the old ones."""
+  step = make_step("cotton", "Chad, Niger, Chad; South Sudan, Sudan.")
   changed = 0
   for seed in range(40):
     new = renamer(step, np.random.default_rng(seed))
@@ -87,30 +89,30 @@ def test_a_name_is_the_same_throughout(renamer):
   assert changed > 30
 
 
-def test_no_name_is_given_that_is_held_out(renamer):
+def test_held_out_names_are_never_given(renamer):
   for seed in range(200):
-    new = renamer(row("cotton", "Chad."), np.random.default_rng(seed))
+    new = renamer(make_step("cotton", "Chad."), np.random.default_rng(seed))
     name = re.fullmatch(r"What of (.*)\?", new.sub_question)[1]
-    assert name in KNOWN or set(name.split()) <= set(WORDS)
+    assert name in GIVEN_NAMES or set(name.split()) <= set(WORDS)
 
 
-def test_names_within_words_are_left(renamer):
-  step = row("cotton", "Chadian music, Nigerien food, the Niger")
+def test_names_within_words_are_kept(renamer):
+  step = make_step("cotton", "Chadian music, Nigerien food, the Niger")
   for seed in range(20):
     text = renamer(step, np.random.default_rng(seed)).passages[0].text
     assert text.startswith("Chadian music, Nigerien food, the ")
 
 
 @pytest.mark.parametrize("answer", ["yes", "No", "YES"])
-def test_yes_and_no_are_left(renamer, answer):
-  step = row(answer, f"Is Chad dry? {answer}.", kind="final")
+def test_yes_and_no_are_kept(renamer, answer):
+  step = make_step(answer, f"Is Chad dry? {answer}.", kind="final")
   for seed in range(20):
     new = renamer(step, np.random.default_rng(seed))
     assert new.answers == (answer,)
 
 
 def test_numbers_keep_their_form(renamer):
-  step = row("11,631,456", "Chad has [sep]11,631,456[Row] and [sep]0.75")
+  step = make_step("11,631,456", "Chad has [sep]11,631,456[Row] and [sep]0.75")
   seen = set()
   for seed in range(30):
     new = renamer(step, np.random.default_rng(seed))
@@ -120,7 +122,7 @@ def test_numbers_keep_their_form(renamer):
   assert len(seen) > 25
 
 
-def test_a_row_without_names_is_left(renamer):
+def test_step_without_names_is_kept(renamer):
   step = Step(
     "q/0",
     "plan",
@@ -131,26 +133,29 @@ def test_a_row_without_names_is_left(renamer):
   assert renamer(step, np.random.default_rng(0)) == step
 
 
-def test_what_is_not_text_is_left(renamer):
-  step = row("cotton", "Chad exports cotton.")
+def test_ids_and_kinds_are_kept(renamer):
+  step = make_step("cotton", "Chad exports cotton.")
   new = renamer(step, np.random.default_rng(3))
   assert (new.id, new.kind, new.question.id) == (step.id, "answer", "q")
-  assert new.passages[0].id == "p" and len(texts(new)) == len(texts(step))
+  assert new.passages[0].id == "p" and len(all_texts(new)) == len(
+    all_texts(step)
+  )
 
 
 # ---- Look-up rows.
 
 
-def test_the_answer_can_be_looked_up():
+def test_recall_answer_can_be_looked_up():
   tokenizer = tiny_policy.tokenizer()
-  recall = copy_curriculum.Recall(tokenizer)
+  recall = copy_curriculum.RecallSampler(tokenizer)
   forms = set()
   for seed in range(200):
     prompt, response = recall(np.random.default_rng(seed))
     text = tokenizer.decode(response)
     body = re.fullmatch(r"<think>\s*</think><answer>(.*)</answer>", text)[1]
-    assert response[-1] == tokenizer.end and body.strip()
-    inner = response[len(recall._before) : -len(recall._after)]
+    assert response[-1] == tokenizer.eos_id and body.strip()
+    # The tokens of the answer stand somewhere in the prompt.
+    inner = response[len(recall.before_answer) : -len(recall.after_answer)]
     spots = [
       i
       for i in range(len(prompt.ids))
@@ -159,12 +164,14 @@ def test_the_answer_can_be_looked_up():
     assert spots, seed
     shown = tokenizer._trusted.decode(prompt.ids, skip_special_tokens=False)
     assert shown.startswith("<|answer|>") and shown.endswith("<|im_start|>")
-    forms.add("[Row]" in shown and "table" or "of" in shown and "text")
-    assert not prompt.pictures and tokenizer.picture not in prompt.ids
-  assert "table" in forms and len(forms) >= 2
+    forms.add("table" if "[Row]" in shown else "text or caption")
+    assert not prompt.images and tokenizer.image_id not in prompt.ids
+  assert forms == {"table", "text or caption"}
 
 
-def test_look_ups_depend_on_the_generator_alone():
-  recall = copy_curriculum.Recall(tiny_policy.tokenizer())
-  draw = lambda seed: recall(np.random.default_rng(seed))
-  assert draw(3)[0].ids == draw(3)[0].ids != draw(4)[0].ids
+def test_recall_rows_depend_on_the_generator_alone():
+  recall = copy_curriculum.RecallSampler(tiny_policy.tokenizer())
+  first, again, other = (
+    recall(np.random.default_rng(seed))[0].ids for seed in (3, 3, 4)
+  )
+  assert first == again != other

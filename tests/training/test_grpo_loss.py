@@ -1,4 +1,4 @@
-"""Advantages and losses against loops and against PyTorch."""
+"""The advantages and the loss, against loops and against PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,16 @@ from r1router_jax.models import qwen2_5_vl
 from r1router_jax.training import grpo_loss
 from r1router_jax.training.batch import Batch
 from tests import tiny_policy
+from tests.training.loss_helpers import ALLOWED, make_loss_config
 
 MODEL = qwen2_5_vl.QwenVL(tiny_policy.CONFIG)
-
-ALLOWED = jnp.arange(tiny_policy.CONFIG.vocab) != 5
-
 
 # ---- Advantages.
 
 
 def test_advantages_by_hand():
   rewards = np.array([[0.1, 0.4, 1.0], [2.0, -1.0, 0.5]])
-  got = grpo_loss.advantages(rewards)
+  got = grpo_loss.group_advantages(rewards)
   for row in range(2):
     mean = sum(rewards[row]) / 3
     std = (sum((r - mean) ** 2 for r in rewards[row]) / 2) ** 0.5  # Sample.
@@ -33,68 +31,57 @@ def test_advantages_by_hand():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 1.1, 1 / 3])
-def test_equal_rewards_teach_exactly_nothing(size, value):
-  assert not grpo_loss.advantages(np.full((2, size), value)).any()
+def test_equal_rewards_have_advantages_of_exactly_zero(size, value):
+  assert not grpo_loss.group_advantages(np.full((2, size), value)).any()
   single = np.full((2, size), value, np.float32)
-  assert not grpo_loss.advantages(single).any()
+  assert not grpo_loss.group_advantages(single).any()
 
 
-def test_advantages_follow_their_responses():
+def test_advantages_follow_their_responses_and_ignore_scale():
   rng = np.random.default_rng(0)
   rewards = rng.normal(size=(4, 6))
   order = rng.permutation(6)
-  got = grpo_loss.advantages(rewards)
+  got = grpo_loss.group_advantages(rewards)
   np.testing.assert_allclose(
-    grpo_loss.advantages(rewards[:, order]), got[:, order], atol=1e-6
+    grpo_loss.group_advantages(rewards[:, order]), got[:, order], atol=1e-6
   )
   np.testing.assert_allclose(got.mean(1), 0, atol=1e-6)
   np.testing.assert_allclose(got.std(1, ddof=1), 1, atol=1e-4)
   np.testing.assert_allclose(
-    grpo_loss.advantages(3 * rewards + 7), got, atol=1e-4
+    grpo_loss.group_advantages(3 * rewards + 7), got, atol=1e-4
   )
 
 
-@pytest.mark.parametrize("normalise, lost", [("std1", 1), ("std0", 0)])
-def test_what_advantages_are_divided_by(normalise, lost):
+@pytest.mark.parametrize(
+  "advantage_norm, ddof", [("sample_std", 1), ("population_std", 0)]
+)
+def test_advantages_are_divided_by_the_standard_deviation(advantage_norm, ddof):
   rewards = np.random.default_rng(0).normal(size=(3, 5))
-  got = grpo_loss.advantages(rewards, normalise)
-  plain = grpo_loss.advantages(rewards, "none")
+  got = grpo_loss.group_advantages(rewards, advantage_norm)
+  plain = grpo_loss.group_advantages(rewards, "none")
   np.testing.assert_allclose(
     plain, rewards - rewards.mean(1, keepdims=True), atol=1e-6
   )
   for row in range(3):
-    spread = (np.sum(plain[row] ** 2) / (5 - lost)) ** 0.5
+    spread = (np.sum(plain[row] ** 2) / (5 - ddof)) ** 0.5
     np.testing.assert_allclose(got[row], plain[row] / spread, rtol=1e-4)
 
 
 # ---- The loss of tokens.
 
 
-def of(**changes):
-  return grpo_loss.Objective(
-    **dict(
-      temperature=0.8,
-      longest=7,
-      clip_low=0.2,
-      clip_high=0.28,
-      aggregate="token_mean",
-      kl="k3",
-      kl_coef=0.0,
-      entropy_coef=0.0,
-    )
-    | changes
-  )
-
-
-def example(seed, shape=(3, 4, 5)):
-  """logp, entropy, reference and a batch without prompts."""
+def make_example(seed, shape=(3, 4, 5)):
+  """Return logp, entropy, reference logp and a batch without prompts."""
   rng = np.random.default_rng(seed)
   old_logp = rng.normal(-1, 1, shape)
   logp = old_logp + 0.4 * rng.normal(size=shape)
   lengths = rng.integers(1, shape[2] + 1, shape[:2])
   lengths[0, 0] = 0  # A row of padding.
   mask = np.arange(shape[2]) < lengths[..., None]
-  single = lambda x: jnp.asarray(x, jnp.float32)
+
+  def single(x):
+    return jnp.asarray(x, jnp.float32)
+
   return (
     single(logp),
     single(rng.random(shape)),
@@ -110,11 +97,11 @@ def example(seed, shape=(3, 4, 5)):
   )
 
 
-def oracle(what, logp, entropy, reference, batch):
-  """The formulas of the module, token by token, in float64."""
+def loss_oracle(config, logp, entropy, reference, batch):
+  """Compute the formulas of the module token by token, in float64."""
   logp, entropy, reference, old_logp, advantages = (
     np.asarray(x, np.float64)
-    for x in (logp, entropy, reference, batch.old_logp, batch.weight)
+    for x in (logp, entropy, reference, batch.old_logp, batch.advantage)
   )
   mask = np.asarray(batch.mask)
   total, clipped, responses = 0.0, 0, 0
@@ -124,55 +111,59 @@ def oracle(what, logp, entropy, reference, batch):
     for t in range(tokens):
       at = b, g, t
       ratio = np.exp(logp[at] - old_logp[at])
-      bound = min(max(ratio, 1 - what.clip_low), 1 + what.clip_high)
+      bound = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
       a = advantages[b, g]
       clipped += bound * a < ratio * a
       x = reference[at] - logp[at]
-      kl = dict(k1=-x, k2=x * x / 2, k3=np.exp(x) - x - 1)[what.kl]
+      kl = dict(k1=-x, k2=x * x / 2, k3=np.exp(x) - x - 1)[config.kl]
       each = (
         -min(ratio * a, bound * a)
-        + what.kl_coef * kl
-        - what.entropy_coef * entropy[at]
+        + config.kl_coef * kl
+        - config.entropy_coef * entropy[at]
       )
       total += (
         each
-        / dict(token_mean=1, sequence_mean=tokens, fixed_length=what.longest)[
-          what.aggregate
-        ]
+        / dict(
+          token_mean=1,
+          sequence_mean=tokens,
+          fixed_length=config.max_response_tokens,
+        )[config.aggregate]
       )
-  size = mask.sum() if what.aggregate == "token_mean" else responses
+  size = mask.sum() if config.aggregate == "token_mean" else responses
   return total, clipped, size
 
 
-EVERY = [
-  of(aggregate=aggregate, kl=kl, kl_coef=beta, entropy_coef=epsilon)
+ALL_CONFIGS = [
+  make_loss_config(
+    aggregate=aggregate, kl=kl, kl_coef=beta, entropy_coef=epsilon
+  )
   for aggregate in ("token_mean", "sequence_mean", "fixed_length")
   for kl, beta in (("k1", 0.1), ("k2", 0.1), ("k3", 0.1), ("k3", 0.0))
   for epsilon in (0.0, 0.01)
 ]
 
 
-@pytest.mark.parametrize("what", EVERY, ids=str)
-def test_every_loss_is_its_formula(what):
-  tokens = example(3)
-  wanted, clipped, size = oracle(what, *tokens)
-  total, metrics = grpo_loss.of_tokens(what, *tokens)
+@pytest.mark.parametrize("config", ALL_CONFIGS, ids=str)
+def test_token_loss_is_its_formula(config):
+  tokens = make_example(3)
+  wanted, clipped, size = loss_oracle(config, *tokens)
+  total, metrics = grpo_loss.token_loss(config, *tokens)
   np.testing.assert_allclose(total, wanted, rtol=1e-5)
   batch = tokens[-1]
   assert int(metrics["clipped"][batch.mask].sum()) == clipped
-  assert what.size(np.asarray(batch.mask)).sum() == size
-  assert ("kl" in metrics) == (what.kl_coef != 0)
-  assert what.penalises == (what.kl_coef + what.entropy_coef > 0)
+  assert config.loss_denominator(np.asarray(batch.mask)).sum() == size
+  assert ("kl" in metrics) == (config.kl_coef != 0)
+  assert config.has_penalty == (config.kl_coef + config.entropy_coef > 0)
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("what", EVERY, ids=str)
-def test_every_gradient_is_that_of_torch(what):
+@pytest.mark.parametrize("config", ALL_CONFIGS, ids=str)
+def test_token_loss_gradient_is_that_of_torch(config):
   torch = pytest.importorskip("torch")
-  logp, entropy, reference, batch = example(4)
+  logp, entropy, reference, batch = make_example(4)
   ours = jax.grad(
-    lambda logp, entropy: grpo_loss.of_tokens(
-      what, logp, entropy, reference, batch
+    lambda logp, entropy: grpo_loss.token_loss(
+      config, logp, entropy, reference, batch
     )[0],
     argnums=(0, 1),
   )(logp, entropy)
@@ -183,7 +174,7 @@ def test_every_gradient_is_that_of_torch(what):
       entropy,
       reference,
       batch.old_logp,
-      batch.weight,
+      batch.advantage,
       batch.mask,
     )
   )
@@ -191,17 +182,18 @@ def test_every_gradient_is_that_of_torch(what):
   ratio = torch.exp(x - old)
   a = a[..., None]
   each = torch.maximum(
-    -a * ratio, -a * torch.clamp(ratio, 1 - what.clip_low, 1 + what.clip_high)
+    -a * ratio,
+    -a * torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high),
   )
   kl = dict(
     k1=x - ref, k2=(x - ref).square() / 2, k3=torch.exp(ref - x) - (ref - x) - 1
-  )[what.kl]
-  each = each + what.kl_coef * kl - what.entropy_coef * h
+  )[config.kl]
+  each = each + config.kl_coef * kl - config.entropy_coef * h
   tokens = dict(
     token_mean=torch.ones(mask.shape[:2]),
     sequence_mean=mask.sum(-1).clamp(min=1),
-    fixed_length=torch.full(mask.shape[:2], what.longest),
-  )[what.aggregate]
+    fixed_length=torch.full(mask.shape[:2], config.max_response_tokens),
+  )[config.aggregate]
   ((each * mask).sum(-1) / tokens).sum().backward()
   for got, wanted in zip(ours, (x.grad, h.grad), strict=True):
     np.testing.assert_allclose(
@@ -209,26 +201,36 @@ def test_every_gradient_is_that_of_torch(what):
     )
 
 
-def test_padding_may_hold_anything():
-  logp, entropy, reference, batch = example(0)
-  what = of(kl_coef=0.1, entropy_coef=0.1)
-  wanted, _ = grpo_loss.of_tokens(what, logp, entropy, reference, batch)
-  wild = lambda x, y: jnp.where(batch.mask, x, y)
-  batch = batch._replace(old_logp=wild(batch.old_logp, -500))
-  loss = lambda logp: grpo_loss.of_tokens(
-    what, logp, wild(entropy, jnp.nan), wild(reference, 900), batch
-  )[0]
-  value, grad = jax.value_and_grad(loss)(wild(logp, 500))
+def test_padding_changes_neither_loss_nor_gradient():
+  logp, entropy, reference, batch = make_example(0)
+  config = make_loss_config(kl_coef=0.1, entropy_coef=0.1)
+  wanted, _ = grpo_loss.token_loss(config, logp, entropy, reference, batch)
+
+  def fill_padding(x, value):
+    return jnp.where(batch.mask, x, value)
+
+  def loss(logp):
+    # Numbers that overflow or spread unless the padding is masked.
+    total, _ = grpo_loss.token_loss(
+      config,
+      logp,
+      fill_padding(entropy, jnp.nan),
+      fill_padding(reference, 900),
+      batch._replace(old_logp=fill_padding(batch.old_logp, -500)),
+    )
+    return total
+
+  value, grad = jax.value_and_grad(loss)(fill_padding(logp, 500))
   np.testing.assert_allclose(value, wanted, rtol=1e-6)
   assert not np.asarray(grad)[~np.asarray(batch.mask)].any()
 
 
-def test_a_clipped_token_has_no_gradient():
+def test_clipped_tokens_have_no_gradient():
   ratio = np.array([0.5, 0.79, 1.0, 1.27, 1.29, 2.0], np.float32)
   zeros = jnp.zeros((1, 1, 6))
   grad = jax.grad(
-    lambda logp, a: grpo_loss.of_tokens(
-      of(),
+    lambda logp, a: grpo_loss.token_loss(
+      make_loss_config(),
       logp,
       zeros,
       None,
@@ -252,16 +254,16 @@ def test_a_clipped_token_has_no_gradient():
 
 
 @pytest.mark.parametrize("name", ["aggregate", "kl"])
-def test_an_option_that_is_none_is_named(name):
+def test_unknown_loss_option_is_rejected(name):
   with pytest.raises(ValueError, match=f"config.step_grpo.loss.{name} is 'x'"):
-    of(**{name: "x"})
+    make_loss_config(**{name: "x"})
 
 
 # ---- The loss of a policy.
 
 
-def batch(rows=8, members=2, tokens=4, seed=0):
-  """Prompts of many lengths, responses of many, one row of padding."""
+def make_batch(rows=8, members=2, tokens=4, seed=0):
+  """Return prompts and responses of several lengths, and a row of padding."""
   rng = np.random.default_rng(seed)
   prompts = [
     tiny_policy.encoded(rng, tiny_policy.CONFIG, 3 + n) for n in range(rows)
@@ -272,7 +274,7 @@ def batch(rows=8, members=2, tokens=4, seed=0):
   return jax.tree.map(
     jnp.asarray,
     Batch(
-      tiny_policy.pack(tiny_policy.CONFIG, prompts, length=12),
+      tiny_policy.collate(tiny_policy.CONFIG, prompts, length=12),
       tiny_policy.responses(rng, tiny_policy.CONFIG, *shape),
       np.arange(tokens) < lengths[..., None],
       rng.normal(size=shape[:2]).astype(np.float32),
@@ -282,15 +284,15 @@ def batch(rows=8, members=2, tokens=4, seed=0):
   )
 
 
-def numerator(params, batch):
+def loss_numerator(params, batch):
   total, count, metrics = grpo_loss.loss(
-    MODEL, of(), params, None, batch, ALLOWED
+    MODEL, make_loss_config(), params, None, batch, ALLOWED
   )
   return total, (count, metrics)
 
 
-def test_loss_is_the_surrogate_of_a_second_pass():
-  params, whole = tiny_policy.params(tiny_policy.CONFIG), batch()
+def test_loss_of_a_policy_is_that_of_its_log_probabilities():
+  params, whole = tiny_policy.params(tiny_policy.CONFIG), make_batch()
   states = jax.jit(
     lambda params: MODEL.apply({"params": params}, whole.prompt, whole.response)
   )(params)
@@ -301,8 +303,10 @@ def test_loss_is_the_surrogate_of_a_second_pass():
   logp = np.log(np.take_along_axis(probs, whole.response[..., None], -1))[
     ..., 0
   ]
-  total, (count, metrics) = jax.jit(numerator)(params, whole)
-  wanted, clipped, size = oracle(of(), logp, logp, logp, whole)
+  total, (count, metrics) = jax.jit(loss_numerator)(params, whole)
+  wanted, clipped, size = loss_oracle(
+    make_loss_config(), logp, logp, logp, whole
+  )
   np.testing.assert_allclose(total, wanted, rtol=1e-3)
   assert count == size
   assert metrics["clipped"][0] == clipped
@@ -318,28 +322,28 @@ def test_loss_is_the_surrogate_of_a_second_pass():
 
 
 def test_updates_favour_the_better_response():
-  """Three updates on what was drawn; rewards say which member is better."""
+  """Three updates on the same responses raise the better one of each group."""
   params, tx = tiny_policy.params(tiny_policy.CONFIG), optax.adam(5e-4)
-  whole = batch(rows=2, members=2)
+  whole = make_batch(rows=2, members=2)
   whole = whole._replace(mask=jnp.ones_like(whole.mask))
   logp = jax.jit(
     lambda params: logprobs.token_logp(
       MODEL.apply({"params": params}, whole.prompt, whole.response) / 0.8,
       jnp.asarray(whole.response),
-      MODEL.apply({"params": params}, method="vocabulary"),
+      MODEL.apply({"params": params}, method="output_embedding"),
       jnp.asarray(ALLOWED),
     )[0]
   )
   first = logp(params)
   reward = np.array([[1.0, 0.0], [0.2, 0.9]])
   whole = whole._replace(
-    weight=jnp.asarray(grpo_loss.advantages(reward)), old_logp=first
+    advantage=jnp.asarray(grpo_loss.group_advantages(reward)), old_logp=first
   )
   opt, losses = tx.init(params), []
 
   @jax.jit
   def update(params, opt):
-    (loss, _), grads = jax.value_and_grad(numerator, has_aux=True)(
+    (loss, _), grads = jax.value_and_grad(loss_numerator, has_aux=True)(
       params, whole
     )
     updates, opt = tx.update(grads, opt, params)

@@ -1,3 +1,5 @@
+"""The optimizer: schedule, decay, Muon and clipping."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,11 +7,11 @@ import optax
 import pytest
 
 from r1router_jax.training import optimizer
+from r1router_jax.training.config import OptimizerConfig
 
 OPTIONS = dict(
   lr=1e-2,
   muon_lr=2e-2,
-  steps=100,
   warmup=10,
   final=0.1,
   b2=0.98,
@@ -18,7 +20,7 @@ OPTIONS = dict(
 )
 
 
-def params():
+def make_params():
   rng = np.random.default_rng(0)
   return {
     "embed": jnp.asarray(rng.normal(size=(7, 4)), jnp.float32),
@@ -27,21 +29,23 @@ def params():
   }
 
 
-def grads(seed=1):
+def make_grads(seed=1):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params()
+    lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), make_params()
   )
 
 
 def first_update(given=None, **options):
-  """What the first update adds."""
-  tx = optimizer.chain(**OPTIONS | options)
-  return tx.update(given or grads(), tx.init(params()), params())[0]
+  """Return what the first update adds to the parameters."""
+  tx = optimizer.make_optimizer(OptimizerConfig(**OPTIONS | options), 100)
+  return tx.update(
+    given or make_grads(), tx.init(make_params()), make_params()
+  )[0]
 
 
 def test_schedule_rises_then_falls():
-  rate = optimizer.schedule(2.0, 100, 10, 0.1)
+  rate = optimizer.lr_schedule(2.0, 100, 10, 0.1)
   np.testing.assert_allclose(rate(0), 0.2, rtol=1e-6)
   np.testing.assert_allclose(rate(10), 2.0, rtol=1e-6)
   np.testing.assert_allclose(  # Half-way down the cosine.
@@ -55,25 +59,24 @@ def test_schedule_rises_then_falls():
 
 
 @pytest.mark.parametrize("warmup, steps", [(0, 1), (0, 50), (5, 3)])
-def test_short_runs_have_finite_rates(warmup, steps):
-  rate = optimizer.schedule(1.0, steps, warmup, 0.1)
+def test_schedule_of_a_short_run_is_finite_and_positive(warmup, steps):
+  rate = optimizer.lr_schedule(1.0, steps, warmup, 0.1)
   values = [float(rate(i)) for i in range(steps + 2)]
   assert np.isfinite(values).all() and min(values) > 0
 
 
-def test_adamw_by_hand():
-  """The first step of Adam is the sign of the gradient."""
+def test_first_adamw_update_is_the_sign_of_the_gradient():
   step = first_update(name="adamw")
-  rate = float(optimizer.schedule(1e-2, 100, 10, 0.1)(0))
+  rate = float(optimizer.lr_schedule(1e-2, 100, 10, 0.1)(0))
   jax.tree.map(
     lambda s, g: np.testing.assert_allclose(s, -rate * np.sign(g), rtol=1e-3),
     step,
-    grads(),
+    make_grads(),
   )
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_matrices_decay_and_norms_do_not(name):
+def test_weight_decay_is_for_matrices_only(name):
   with_decay = first_update(name=name, weight_decay=0.5)
   without = first_update(name=name)
   change = jax.tree.map(lambda a, b: np.abs(a - b).max(), with_decay, without)
@@ -82,28 +85,31 @@ def test_matrices_decay_and_norms_do_not(name):
   assert (change["embed"] > 1e-4) == (name == "adamw")
 
 
-def test_muon_moves_each_matrix_by_an_orthogonal_one():
+def test_muon_updates_each_matrix_by_an_orthogonal_one():
   step = first_update(name="muon")["layers"]["w"]
   for layer in range(2):
     values = np.linalg.svd(step[layer], compute_uv=False)
     assert values.max() / values.min() < 2.0  # Newton-Schulz is approximate.
   # One layer's gradient does not move another's matrix.
-  other = grads() | {
-    "layers": {"w": grads()["layers"]["w"].at[1].multiply(-3.0)}
+  other = make_grads() | {
+    "layers": {"w": make_grads()["layers"]["w"].at[1].multiply(-3.0)}
   }
   np.testing.assert_allclose(
     first_update(other, name="muon")["layers"]["w"][0], step[0], atol=1e-6
   )
 
 
-def test_large_gradients_are_clipped():
-  """Twice the gradient is the same update, once both are clipped."""
+def test_large_gradients_are_clipped_by_global_norm():
+  """Once both are clipped, twice the gradient gives the same state."""
   for name in ("adamw", "muon"):
-    big = jax.tree.map(lambda g: 1e3 * g, grads())
-    bigger = jax.tree.map(lambda g: 2e3 * g, grads())
-    tx = optimizer.chain(**OPTIONS | dict(name=name, clip_norm=1.0))
+    big = jax.tree.map(lambda g: 1e3 * g, make_grads())
+    bigger = jax.tree.map(lambda g: 2e3 * g, make_grads())
+    tx = optimizer.make_optimizer(
+      OptimizerConfig(**OPTIONS | dict(name=name, clip_norm=1.0)), 100
+    )
     one, two = (
-      tx.update(g, tx.init(params()), params())[1] for g in (big, bigger)
+      tx.update(g, tx.init(make_params()), make_params())[1]
+      for g in (big, bigger)
     )
     norm = optax.tree.norm(
       optax.tree_utils.tree_get_all_with_path(one, "mu")[0][1]
@@ -114,6 +120,6 @@ def test_large_gradients_are_clipped():
     )
 
 
-def test_unknown_name():
+def test_unknown_optimizer_is_rejected():
   with pytest.raises(ValueError, match="config.optim.name is 'sgd'"):
-    optimizer.chain(**OPTIONS | dict(name="sgd"))
+    OptimizerConfig(**OPTIONS | dict(name="sgd"))

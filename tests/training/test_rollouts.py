@@ -1,58 +1,16 @@
-"""Groups that teach, and golds of the policy's own trajectories."""
+"""Batches of rollout groups, and golds of the policy's own trajectories."""
 
 import jax
 import numpy as np
 import pytest
 
 from r1router_jax.common.records import Hop, Question, Step
-from r1router_jax.generation import group_decode
 from r1router_jax.models import qwen2_5_vl
-from r1router_jax.policy import policy
-from r1router_jax.rewards import step_reward
 from r1router_jax.training import grpo_loss, rollouts
 from r1router_jax.training.batch import Batch
 from tests import tiny_policy, two_processes
-from tests.training.test_grpo_loss import ALLOWED, of
-
-SHAPE = 10, 3, 12  # As long as tiny.SETTINGS draws.
-
-
-def groups(host=0):
-  """Ten groups, of which four have equal rewards; longer on the next host."""
-  rng = np.random.default_rng(3)
-  prompts = [
-    tiny_policy.encoded(rng, tiny_policy.CONFIG, n, *[(4, 4)] * host)
-    for n in (rng.integers(5, 20, SHAPE[0]) + 20 * host).tolist()
-  ]
-  lengths = rng.integers(1, 8 + 5 * host, SHAPE[:2])
-  drawn = group_decode.Drawn(
-    tiny_policy.responses(rng, tiny_policy.CONFIG, *SHAPE),
-    rng.normal(-4, 0.1, SHAPE).astype(np.float32),
-    np.arange(SHAPE[2]) < lengths[..., None],
-    np.zeros(SHAPE[:2], bool),
-  )
-  reward = rng.random(SHAPE[:2])
-  reward[[0, 2, 3, 8]] = 0.5
-  steps = [
-    Step(str(n), "final", Question(str(n), "who", ("x",)))
-    for n in range(SHAPE[0])
-  ]
-  parts = step_reward.Parts(*[reward.reshape(-1)] * 6)
-  return rollouts.Groups(steps, prompts, drawn, ["x"] * reward.size, parts)
-
-
-def learn(what, host=0, **changes):
-  found = groups(host)
-  trained = policy.Policy(tiny_policy.SETTINGS, tiny_policy.TOKENIZER, {})
-  return found, rollouts.learn_from(
-    trained,
-    found,
-    grpo_loss.advantages(found.reward),
-    **dict(
-      rows=1, parts=8, minibatches=1, size=what.size, all_teach=what.penalises
-    )
-    | changes,
-  )
+from tests.training.loss_helpers import ALLOWED, make_loss_config
+from tests.training.rollout_cases import USEFUL, make_batches
 
 
 @pytest.mark.slow
@@ -60,102 +18,101 @@ def learn(what, host=0, **changes):
   "aggregate", ["token_mean", "sequence_mean", "fixed_length"]
 )
 def test_groups_of_equal_rewards_are_left_out_and_change_nothing(aggregate):
-  what = of(aggregate=aggregate)
-  found, (part,) = learn(what)
-  assert part.mask.any((1, 2, 3)).sum() == 6
+  config = make_loss_config(aggregate=aggregate)
+  groups, (batch,) = make_batches(config)
+  assert batch.mask.any((1, 2, 3)).sum() == len(USEFUL)
+  # The same groups, with those of equal rewards, as one batch.
   whole = Batch(
-    tiny_policy.pack(tiny_policy.CONFIG, found.prompts),
-    found.drawn.tokens,
-    found.drawn.mask,
-    grpo_loss.advantages(found.reward),
-    found.drawn.logp,
-    what.size(found.drawn.mask).astype(np.float32),
+    tiny_policy.collate(tiny_policy.CONFIG, groups.prompts),
+    groups.sampled.tokens,
+    groups.sampled.mask,
+    grpo_loss.group_advantages(groups.reward),
+    groups.sampled.logp,
+    config.loss_denominator(groups.sampled.mask).astype(np.float32),
   )
-  model, params = (
-    qwen2_5_vl.QwenVL(tiny_policy.CONFIG),
-    tiny_policy.params(tiny_policy.CONFIG),
-  )
+  model = qwen2_5_vl.QwenVL(tiny_policy.CONFIG)
+  params = tiny_policy.params(tiny_policy.CONFIG)
 
-  def mean(params, batch):
-    total, count, _ = grpo_loss.loss(model, what, params, None, batch, ALLOWED)
+  def mean_loss(params, batch):
+    total, count, _ = grpo_loss.loss(
+      model, config, params, None, batch, ALLOWED
+    )
     return total / count
 
-  grad = jax.jit(jax.grad(mean))
+  gradient = jax.jit(jax.grad(mean_loss))
   jax.tree.map(
     lambda got, want: np.testing.assert_allclose(
       got, want, rtol=1e-4, atol=1e-5
     ),
-    grad(params, jax.tree.map(np.concatenate, part)),
-    grad(params, whole),
+    gradient(params, jax.tree.map(np.concatenate, batch)),
+    gradient(params, whole),
   )
 
 
-def test_groups_beyond_the_rows_are_counted_by_their_share():
-  found, (part,) = learn(of(), parts=2)
-  mask = found.drawn.mask
-  kept, teach = [1, 4], [1, 4, 5, 6, 7, 9]
-  np.testing.assert_array_equal(part.mask[..., 0, 0, :], mask[kept, 0, :8])
+def test_denominator_counts_only_the_fraction_of_groups_that_fit():
+  groups, (batch,) = make_batches(make_loss_config(), data_shards=2)
+  mask = groups.sampled.mask
+  kept = USEFUL[:2]
+  np.testing.assert_array_equal(batch.mask[..., 0, 0, :], mask[kept, 0, :8])
   np.testing.assert_allclose(
-    part.count.sum() / mask.sum(),
-    mask[kept].sum() / mask[teach].sum(),
+    batch.loss_denominator.sum() / mask.sum(),
+    mask[kept].sum() / mask[USEFUL].sum(),
     rtol=1e-6,
   )
 
 
 CHILD = """
 import jax
-from r1router_jax import pods
-pods.join_pod()
-from tests.learning import test_rollouts
-_, (part,) = test_rollouts.learn(
-    test_rollouts.of(), jax.process_index(), rows=5, parts=2)
-print("shapes", part.mask.shape, part.prompt.tokens.shape,
-      part.prompt.patches.shape[:2])
+from r1router_jax.parallel import multihost
+multihost.initialize_distributed()
+from tests.training import loss_helpers, rollout_cases
+_, (batch,) = rollout_cases.make_batches(
+    loss_helpers.make_loss_config(), jax.process_index(),
+    update_batch_size=5, data_shards=2)
+print("shapes", batch.mask.shape, batch.prompt.tokens.shape,
+      batch.prompt.patches.shape[:2])
 """
 
 
 @pytest.mark.slow
 def test_hosts_make_batches_of_one_shape(tmp_path):
-  """One has the longer prompts and responses, and the pictures."""
-  for said in two_processes.run(CHILD, tmp_path):
-    assert "shapes (2, 5, 3, 12) (2, 5, 48) (2, 5)" in said
+  """Only one of them has long prompts, long responses and images."""
+  for output in two_processes.run_two_processes(CHILD, tmp_path):
+    assert "shapes (2, 5, 3, 12) (2, 5, 48) (2, 5)" in output
 
 
-def test_minibatches_share_what_teaches():
-  found, batches = learn(of(), parts=2, rows=2, minibatches=2)
+def test_minibatches_share_the_groups():
+  groups, batches = make_batches(
+    make_loss_config(), data_shards=2, update_batch_size=2, minibatches=2
+  )
+  sampled = groups.sampled
   rows = [batch.response.reshape(4, 3, -1) for batch in batches]
-  for batch, kept in zip(rows, ([1, 5, 7], [4, 6, 9]), strict=True):
+  # Three groups each, so that one row of four is padding.
+  for batch, kept in zip(rows, (USEFUL[::2], USEFUL[1::2]), strict=True):
     np.testing.assert_array_equal(
-      batch[:3] * found.drawn.mask[kept, :, :8],
-      (found.drawn.tokens * found.drawn.mask)[kept, :, :8],
+      batch[:3] * sampled.mask[kept, :, :8],
+      (sampled.tokens * sampled.mask)[kept, :, :8],
     )
     assert not batch[3].any()
   for batch in batches:
-    np.testing.assert_allclose(batch.count.sum(), found.drawn.mask.sum() / 2)
+    np.testing.assert_allclose(
+      batch.loss_denominator.sum(), sampled.mask.sum() / 2
+    )
 
 
-def test_penalties_are_for_all_groups():
-  _, (part,) = learn(of(kl_coef=0.1), parts=2, rows=5)
-  assert part.mask.any((2, 3)).all() and not part.weight[0, 0].any()
+def test_penalties_keep_groups_of_equal_rewards():
+  config = make_loss_config(kl_coef=0.1)
+  _, (batch,) = make_batches(config, data_shards=2, update_batch_size=5)
+  assert batch.mask.any((2, 3)).all() and not batch.advantage[0, 0].any()
 
 
-def test_nothing_teaches():
-  found = groups()
-  (part,) = rollouts.learn_from(
-    policy.Policy(tiny_policy.SETTINGS, tiny_policy.TOKENIZER, {}),
-    found,
-    0 * grpo_loss.advantages(found.reward),
-    rows=1,
-    parts=8,
-    minibatches=1,
-    size=of().size,
-    all_teach=False,
-  )
-  assert not part.mask.any() and not part.weight.any()
-  assert np.isfinite(part.count).all()
+def test_batch_without_useful_groups_is_padding():
+  _, (batch,) = make_batches(make_loss_config(), advantage_scale=0)
+  assert not batch.mask.any() and not batch.advantage.any()
+  assert np.isfinite(batch.loss_denominator).all()
 
 
-ASKED = Question(
+QUESTION = Question(
   "q",
   "Who rules the land of this flag?",
   ("Idriss Deby",),
@@ -166,6 +123,7 @@ ASKED = Question(
   ),
 )
 
+# Rounds that the policy has gone through.
 ONE, TWO = ("What flag?", "Niger"), ("Who rules Niger?", "Tandja")
 
 
@@ -183,8 +141,9 @@ ONE, TWO = ("What flag?", "Niger"), ("Who rules Niger?", "Tandja")
   ],
 )
 def test_golds_align_by_position(kind, history, sub_question, routes, answers):
+  # An answer step has a sub-question of its own, which stays.
   asked = "What flag?" if kind == "answer" else ""
-  found = rollouts.with_gold(Step("q/0", kind, ASKED, history, asked))
+  found = rollouts.attach_gold(Step("q/0", kind, QUESTION, history, asked))
   if answers is None:
     assert found is None
   else:

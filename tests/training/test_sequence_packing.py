@@ -1,4 +1,4 @@
-"""Texts that share a row learn as if each had one."""
+"""Sequence packing: packed texts have the loss of separate rows."""
 
 import dataclasses
 
@@ -9,65 +9,113 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1router_jax.common.records import Passage, Question, Step
+from r1router_jax.inputs.processor import pad_responses
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.policy import policy
-from r1router_jax.training import sequence_packing, sft
+from r1router_jax.training import sequence_packing, sft, sft_targets
+from r1router_jax.training.batch import Batch, pad_to_shards
 from tests import tiny_policy
-from tests.training.test_sft import batch_of, examples, made
 
 SETTINGS = dataclasses.replace(
   tiny_policy.SETTINGS, prompt_tokens=(96,), response_tokens=(48,)
 )
 
+POLICY = policy.Policy(SETTINGS, tiny_policy.TOKENIZER, {})
+
+QUESTION = Question("q", "What is the capital of Chad?", ("N'Djamena",))
+
+STEPS = [
+  Step(
+    "q/0",
+    "plan",
+    QUESTION,
+    sub_question="Which one is it?",
+    routes=("text",),
+  ),
+  Step(
+    "q/1",
+    "answer",
+    QUESTION,
+    sub_question="What is the capital of Chad?",
+    answers=("N'Djamena",),
+    passages=(Passage("p", "text", "The capital of Chad is N'Djamena."),),
+  ),
+  Step(
+    "q/2",
+    "final",
+    QUESTION,
+    history=(("What is it?", "N'Djamena"),),
+    answers=("N'Djamena",),
+  ),
+]
+
+
+def make_plain_batch(steps):
+  """Return a batch with a row for each step, as packing does not make it."""
+  processor = POLICY.processor
+  prompts = [processor.encode(SETTINGS.build_prompt(step)) for step in steps]
+  tokens, mask = pad_responses(
+    [
+      processor.tokenizer.encode_response(sft_targets.sft_target(step))
+      for step in steps
+    ],
+    SETTINGS.response_tokens[-1],
+    processor.tokenizer.pad_id,
+  )
+  mask = pad_to_shards(mask, 1, len(steps))[:, :, None]
+  return Batch(
+    processor.collate(prompts, 1, len(steps)),
+    pad_to_shards(tokens, 1, len(steps))[:, :, None],
+    mask,
+    np.ones((1, len(steps), 1), np.float32),
+    np.zeros(mask.shape, np.float32),
+    mask.sum((2, 3)).astype(np.float32),
+  )
+
 
 @given(st.lists(st.integers(1, 20), min_size=1), st.integers(0, 3))
-def test_every_text_once_and_little_room_left(sizes, seed):
-  rows = sequence_packing.fill(sizes, 20, seed)
+def test_best_fit_takes_every_text_once_and_leaves_little_room(sizes, seed):
+  rows = sequence_packing.best_fit_bins(sizes, 20, seed)
   assert sorted(sum(rows, [])) == list(range(len(sizes)))
   used = [sum(sizes[i] for i in row) for row in rows]
   assert max(used) <= 20
-  # No two rows could have been one, as of any best fit.
+  # No two rows could have been one, as after any best fit.
   assert all(
     a + b > 20 for a, b in zip(sorted(used), sorted(used)[1:], strict=False)
   )
-  assert rows == sequence_packing.fill(sizes, 20, seed)
+  assert rows == sequence_packing.best_fit_bins(sizes, 20, seed)
 
 
 @pytest.mark.slow
-def test_loss_and_gradient_are_those_of_rows_of_their_own():
-  steps = examples()
-  apart, _ = batch_of(made(SETTINGS), steps, 0)
-  trained = policy.Policy(SETTINGS, tiny_policy.TOKENIZER, {})
-  rows = sequence_packing.rows(trained, steps, 160, 0)
-  assert len(rows) == 1 and len(rows[0].steps) == 3
-  together, _ = batch_of(made(SETTINGS, side_by_side=160), rows, 0)
-  assert together.mask.sum() == apart.mask.sum() == together.count.sum()
-  model, params = (
-    qwen2_5_vl.QwenVL(tiny_policy.SPOKEN),
-    tiny_policy.params(tiny_policy.SPOKEN),
-  )
+def test_packed_loss_and_gradient_are_those_of_separate_rows():
+  plain = make_plain_batch(STEPS)
+  examples = sequence_packing.pack_examples(POLICY, STEPS, 160, 0)
+  assert len(examples) == 1 and len(examples[0].steps) == 3
+  # With a second row, of padding.
+  packed = sequence_packing.make_packed_batch(POLICY, examples, 1, 2, 160)
+  assert packed.mask.sum() == plain.mask.sum() == packed.loss_denominator.sum()
+  model = qwen2_5_vl.QwenVL(tiny_policy.SPOKEN)
+  params = tiny_policy.params(tiny_policy.SPOKEN)
+  allowed = jnp.ones(tiny_policy.SPOKEN.vocab, bool)
 
-  def mean(params, batch):
-    total, count, _ = sft.loss(
-      model, params, batch, jnp.ones(tiny_policy.SPOKEN.vocab, bool)
-    )
+  def mean_loss(params, batch):
+    total, count, _ = sft.loss(model, params, batch, allowed)
     return total / count
 
-  learn = jax.jit(jax.value_and_grad(mean))
-  flat = [jax.tree.map(np.concatenate, batch) for batch in (apart, together)]
-  (one, g1), (other, g2) = (learn(params, batch) for batch in flat)
-  np.testing.assert_allclose(one, other, rtol=1e-5)
+  loss_and_grad = jax.jit(jax.value_and_grad(mean_loss))
+  (packed_loss, packed_grad), (plain_loss, plain_grad) = (
+    loss_and_grad(params, jax.tree.map(np.concatenate, batch))
+    for batch in (packed, plain)
+  )
+  np.testing.assert_allclose(packed_loss, plain_loss, rtol=1e-5)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), g1, g2
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    packed_grad,
+    plain_grad,
   )
 
 
-def test_a_step_longer_than_a_row_is_named():
-  trained = policy.Policy(SETTINGS, tiny_policy.TOKENIZER, {})
-  with pytest.raises(ValueError, match="Step q/0 has .*side_by_side is 30"):
-    sequence_packing.rows(trained, examples(), 30, 0)
-
-
-def test_only_steps_of_known_lengths_share_rows():
-  with pytest.raises(ValueError, match="set rename"):
-    made(SETTINGS, side_by_side=160, rename=(0.5, 0.5))
+def test_step_longer_than_a_row_is_rejected():
+  with pytest.raises(ValueError, match="Step q/1 has .*packed_length is 30"):
+    sequence_packing.pack_examples(POLICY, STEPS, 30, 0)

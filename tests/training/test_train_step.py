@@ -1,4 +1,4 @@
-"""One step of the optimiser: a bad batch changes nothing but its count."""
+"""The train step: a bad batch changes nothing but its count."""
 
 import functools
 
@@ -17,26 +17,32 @@ def loss(params, reference, batch):
   return fit, jnp.float32(batch["x"].size), {"fit": (fit, jnp.float32(1))}
 
 
-def batch(x, y):
+def make_batch(x, y):
+  """Return a batch of one microbatch of four numbers."""
   return {
     "x": np.full((1, 4), x, np.float32),
     "y": np.full((1, 4), y, np.float32),
   }
 
 
-GOOD = batch(1, 3)
+GOOD = make_batch(1, 3)
 
-BAD = {  # The loss, and the gradient of a loss that is finite.
-  "loss": batch(np.nan, 3),
-  "gradient": batch(1e15, 3),
+# The loss is not finite, or only the gradient of a finite loss.
+BAD = {
+  "loss": make_batch(np.nan, 3),
+  "gradient": make_batch(1e15, 3),
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_is_not_finite_is_skipped_and_counted(bad):
-  tx = optax.adam(0.1)
-  step = jax.jit(train_step.make(loss, tx, ""))
-  state = train_step.start({"w": np.zeros(4, np.float32)}, tx, "")
+def test_update_that_is_not_finite_is_skipped_and_counted(bad):
+  optimizer = optax.adam(0.1)
+  step = jax.jit(train_step.make_train_step(loss, optimizer, ""))
+  state = train_step.init_train_state(
+    {"w": np.zeros(4, np.float32)}, optimizer, ""
+  )
+
+  # A good batch, then two bad ones.
   good, metrics = step(state, None, GOOD)
   assert metrics["skipped"] == 0 and np.all(good.params["w"] > 0)
   state = good
@@ -49,7 +55,10 @@ def test_what_is_not_finite_is_skipped_and_counted(bad):
     (state.params, state.opt),
     (good.params, good.opt),
   )
-  assert state.step == 3  # The next batch is another.
+  # Steps are counted, so that the next iteration has another batch.
+  assert state.step == 3
+
+  # The next good batch acts as if the bad ones had not been.
   after, metrics = step(state, None, GOOD)
   assert metrics["skipped"] == 0
   jax.tree.map(
@@ -60,24 +69,26 @@ def test_what_is_not_finite_is_skipped_and_counted(bad):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_passes_of_fewer_rows_give_the_same_update(rows):
+def test_microbatches_give_the_same_update(rows):
   rng = np.random.default_rng(0)
   x, y = rng.normal(size=(2, 8, 4)).astype(np.float32)
-  tx = optax.sgd(0.1)
+  optimizer = optax.sgd(0.1)
 
-  def after(rows):
-    split = lambda a: a.reshape(-1, rows, 4)
-    state, metrics = jax.jit(train_step.make(loss, tx, ""))(
-      train_step.start({"w": np.ones(4, np.float32)}, tx, ""),
+  def run_step(rows):
+    """Return weights, loss and gradient norm after one step."""
+    params = {"w": np.ones(4, np.float32)}
+    step = jax.jit(train_step.make_train_step(loss, optimizer, ""))
+    state, metrics = step(
+      train_step.init_train_state(params, optimizer, ""),
       None,
-      {"x": split(x), "y": split(y)},
+      {"x": x.reshape(-1, rows, 4), "y": y.reshape(-1, rows, 4)},
     )
     return state.params["w"], metrics["loss"], metrics["grad_norm"]
 
   grad = 2 * np.sum((x - y) * x, 0) / x.size
-  np.testing.assert_allclose(after(rows)[0], 1 - 0.1 * grad, rtol=1e-5)
+  np.testing.assert_allclose(run_step(rows)[0], 1 - 0.1 * grad, rtol=1e-5)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-5),
-    after(rows),
-    after(8),
+    run_step(rows),
+    run_step(8),
   )
