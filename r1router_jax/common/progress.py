@@ -35,8 +35,10 @@ def show_progress(
   """
   if total is None and hasattr(items, "__len__"):
     total = len(items)
+  # The other processes do the same work in silence.
   if jax.process_index() != 0:
     yield from items
+  # A person watches: a bar that moves.
   elif sys.stderr.isatty():
     yield from tqdm.tqdm(items, desc=desc, total=total)
   else:
@@ -57,6 +59,7 @@ def _print_progress(
   desc: str, done: int, total: int | None, seconds: float
 ) -> None:
   """Print one line, e.g. "sft: 2 of 4 (50%), 12 s, 0.167/s, 12 s left"."""
+  # A rate of items that took no time would be infinite.
   rate = done / max(seconds, 1e-9)
   text = f"{desc}: {done}"
   if total:

@@ -56,6 +56,7 @@ class RunLog:
     self, workdir: str | epath.PathLike, *, after: int = 0, wandb: str = ""
   ):
     self.lines: list[dict[str, Any]] = []
+    # One process writes for all of them.
     self._writes = jax.process_index() == 0
     self._seconds: dict[str, float] = {}
     self._tensorboard = self._wandb = None
@@ -85,6 +86,7 @@ class RunLog:
     self._seconds = {}
     if not self._writes:
       return
+    # The file gets exactly the line that is kept in memory.
     self.lines.append({"step": step} | numbers)
     self._metrics.append(self.lines[-1:])
     # The dashboards know no null.
@@ -108,6 +110,7 @@ class RunLog:
       return
     self._samples.append([{"step": step} | group for group in groups])
     for group in groups:
+      # The best and the worst response; ties by text, so that logs are equal.
       pairs = sorted(zip(group["rewards"], group["responses"], strict=True))
       best_and_worst = "; ".join(
         f"{reward:.2f} for {sanitize_text(text, EXCERPT)}"
@@ -147,6 +150,7 @@ class RunLog:
 def read_metrics(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
   """Return the logged lines of a run in order of step; empty if none."""
   path = epath.Path(workdir) / METRICS_FILE
+  # Of several lines of one step the last one counts.
   lines = {line["step"]: line for line in _read_lines(path)}
   return [lines[step] for step in sorted(lines)]
 
@@ -164,6 +168,7 @@ def _to_number(name: str, value: Any) -> float | int | None:
     raise ValueError(
       f"scalar {name!r} is not one number: {value!r:.80}"
     ) from error
+  # JSON has neither NaN nor infinity.
   if math.isfinite(number):
     return number
   logging.warning("%s is %s; written as null.", sanitize_text(name), number)
@@ -185,13 +190,15 @@ class _JsonLinesFile:
     self.kept = [line for line in _read_lines(path) if line["step"] <= after]
     self._path, self._in_bucket = path, "://" in str(path)
     self._text = "".join(map(_format_line, self.kept))
+    # Drop later and torn lines on the disk, too.
     if path.exists():
       with atomic_write(path, "w") as file:
         file.write(self._text)
 
   def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(map(_format_line, lines))
-    if self._in_bucket:  # Objects in a bucket cannot grow: write all of it.
+    # Objects in a bucket cannot grow: write all of it again.
+    if self._in_bucket:
       self._text += text
       self._path.write_text(self._text)
     else:

@@ -109,6 +109,7 @@ def score_policies(
     seed: seed of the sampled responses.
     path: a JSONL file, with one row per policy.
   """
+  # Answer steps read passages that a search for the gold sub-question finds.
   retrieve = retriever.make_retriever(kbs)
   traces = gold_steps.make_gold_steps(questions[::QUESTION_STRIDE], retrieve)
   steps = [step for trace in traces for step in trace]
@@ -116,11 +117,13 @@ def score_policies(
   known, rewards = jsonl.read_rows(path), {}
   for name, policy in policies.items():
     label = dict(labels[name], seed=seed, steps=len(steps))
+    # An earlier run may have scored this policy.
     row = next((row for row in known if label.items() <= row.items()), None)
     if row is None:
       logging.info("%s: %d gold steps, greedy, then sampled.", name, len(steps))
       row = label
       for mode, samples in (("greedy", 0), ("sampled", SAMPLES_PER_STEP)):
+        # The same key for each policy and mode, whatever was scored before.
         key = jax.random.key(seed)
         row[mode] = score_gold_steps(
           policy, steps, reward, key, samples=samples

@@ -91,6 +91,7 @@ def mesh_sizes(
   Raises:
     ValueError: if the mesh does not tile the devices.
   """
+  # The devices that the given sizes take, and whether -1 may take the rest.
   named = math.prod(size for size in axes.values() if size != -1)
   free = sum(size == -1 for size in axes.values())
   left, rest = divmod(devices, named) if named > 0 else (0, 1)
@@ -203,6 +204,7 @@ def shardings_by_path(
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Return the sharding of the rows of a batch."""
+  # Not every mesh has an fsdp axis.
   axes = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
   return NamedSharding(mesh, PartitionSpec(axes))
 
@@ -220,6 +222,7 @@ def init_sharded(function: Callable, mesh: Mesh, *args: Any) -> Any:
   def call_and_copy(*args):
     return jax.tree.map(jnp.copy, function(*args))
 
+  # Sharded when it is made, so that no device has to hold the whole tree.
   layout = tree_shardings(jax.eval_shape(function, *args), mesh)
   return jax.jit(call_and_copy, out_shardings=layout)(*args)
 
@@ -255,6 +258,7 @@ def shard_map_over_data(
     return jax.tree.map(lambda x: x[None], function(*args))
 
   def run_all(*args):
+    # Only the data axis is manual; the compiler takes care of the others.
     specs = tuple(
       PartitionSpec() if i in shared else PartitionSpec(DATA)
       for i in range(len(args))

@@ -37,6 +37,7 @@ def initialize_distributed() -> None:
     for name in (COORDINATOR_VAR, NUM_PROCESSES_VAR, PROCESS_ID_VAR)
     if name in os.environ
   }
+  # Explicit variables come first, then SLURM, then the TPU.
   if len(given) == 3:
     _join_coordinator(*given.values())
   elif NUM_PROCESSES_VAR in given or PROCESS_ID_VAR in given:
@@ -65,6 +66,7 @@ def _join_coordinator(address: str, processes: str, process: str) -> None:
   """Join the job of the process that listens at `address`."""
   host = address.rsplit(":", 1)[0]
   # JAX would listen on every interface, which a group on one machine need not.
+  # JAX would listen on every interface, which a group on one machine need not.
   local = host in ("localhost", "127.0.0.1")
   jax.distributed.initialize(
     address,
@@ -78,6 +80,7 @@ def _on_tpu() -> bool:
   """Return whether this is a host of a TPU that may have more hosts."""
   for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
     if name in os.environ:
+      # Several hosts of one slice, or several slices of one host each.
       slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
       return "," in os.environ[name] or slices > 1
   # JAX sets this when it is imported where there are TPU chips.

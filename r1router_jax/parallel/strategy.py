@@ -76,6 +76,7 @@ class ParallelStrategy:
     Returns:
       A step that takes this host's batches, with leaves [D, M, m, ...].
     """
+    # One program per device; the state is replicated, the batch is not.
     if self.kind == "pmap":
       return jax.pmap(
         train_step,
@@ -84,6 +85,7 @@ class ParallelStrategy:
         out_axes=None,
         donate_argnums=0,
       )
+    # fsdp: one program over the global batch.
     jitted = jax.jit(train_step, donate_argnums=0)
     rows = mesh_lib.batch_sharding(self.mesh).spec
     sharding = NamedSharding(self.mesh, PartitionSpec(None, *rows))
@@ -102,6 +104,7 @@ class ParallelStrategy:
 
   def to_global(self, state: Any) -> Any:
     """Convert host-local arrays to global arrays, as checkpoints need."""
+    # One host, or fsdp: the arrays are global already.
     if self.mesh == self.global_mesh:
       return state
     return multihost_utils.host_local_array_to_global_array(
@@ -135,6 +138,7 @@ def make_strategy(
     raise ValueError(
       f"config.parallel is {kind!r}: take one of {', '.join(KINDS)}."
     )
+  # All devices of all hosts.
   training = mesh_lib.make_mesh(**mesh)
   if kind == "fsdp":
     rollout = mesh_lib.mesh_from_devices(
@@ -167,6 +171,7 @@ def _local_batch_shards(mesh: Mesh) -> int:
   rows = mesh_lib.batch_sharding(mesh).devices_indices_map((mesh.size,))
   local, remote = set(), set()
   for device, index in rows.items():
+    # Data shards are told apart by their first row.
     is_local = device.process_index == jax.process_index()
     (local if is_local else remote).add(index[0].start)
   if local & remote:

@@ -34,7 +34,7 @@ SHORT_GOLD_WORDS = 5
 
 
 class PlanScoreInputs(NamedTuple):
-  """What a plan is scored by.
+  """The parts of a plan that its score depends on.
 
   Attributes:
     sub_question: the plan's sub-question, to be compared with the gold one by
@@ -54,7 +54,7 @@ class PlanScoreInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RewardPreset:
-  """How responses are read and scored.
+  """The functions that read and score responses, and the reward of a format.
 
   Attributes:
     score_plan: (step, text, number of routes that a plan may name) -> inputs of
@@ -78,6 +78,7 @@ def score_reference_plan(
   if contents is None:
     return None
   _, sub_question, names = contents
+  # Every name has to be known, and "none" stands alone.
   routes = [name.strip() for name in names.split(",")]
   known = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
   if not all(name in known for name in routes):
@@ -119,6 +120,7 @@ def score_default_plan(
   route = float({*(plan.routes or ("none",))} <= {*step.routes})
   gold_stops = step.sub_question.lower() == format.NONE.lower()
   if gold_stops or not plan.routes:
+    # There is no sub-question to compare where either of the two stops.
     both_stop = gold_stops and not plan.routes
     return PlanScoreInputs("", "", float(both_stop), route, len(plan.routes))
   return PlanScoreInputs(
@@ -131,6 +133,7 @@ def score_default_answer(step: Step, text: str) -> float | None:
   answer = format.parse_answer(text)
   if not isinstance(answer, Answer):
     return None
+  # Each variant is compared on its own terms: short ones in full.
   best = 0.0
   for gold in step.answers:
     f1 = answers.score_answer(answer.text, [gold]).f1
@@ -156,6 +159,7 @@ def _first_tags(text: str, tags: Sequence[str]) -> list[str] | None:
   """
   text, contents = text.lower(), []
   for tag in tags:
+    # partition leaves `opened` or `closed` empty where the tag is missing.
     _, opened, rest = text.partition(f"<{tag}>")
     content, closed, _ = rest.partition(f"</{tag}>")
     if not (opened and closed):

@@ -104,6 +104,7 @@ class StepReward:
     self._embedder = embedder
     self._max_routes = max_routes
     self._search_cost = search_cost
+    # Vectors of golds seen so far, by text.
     self._gold_vectors: dict[str, np.ndarray] = {}
 
   def __call__(
@@ -139,10 +140,12 @@ class StepReward:
         score = self.preset.score_answer(step, text)
         well_formed[n] = score is not None
         answer[n] = score or 0
+    # A stop has no sub-question to embed: its similarity is known.
     for n, cosine in self._sub_question_similarities(to_embed).items():
       similarity[n] = cosine
 
     # 2. Combine.
+    # NaN tells the kinds of steps apart: plans have no answer.
     core = np.where(np.isnan(answer), (similarity + route) / 2, answer)
     weight = self.preset.format_weight
     cost = self._search_cost * np.nan_to_num(searches)
@@ -170,6 +173,7 @@ class StepReward:
 
   def _embed_texts(self, texts: list[str]) -> Float[np.ndarray, "n E"]:
     """Embed texts and check the vectors' norms."""
+    # The embedder may fail on no text at all.
     if not texts:
       return np.zeros((0, 0), np.float32)
     vectors = np.asarray(self._embedder(texts), np.float32)
@@ -225,6 +229,7 @@ class UserReward:
         f"The reward {self._name} gave {total.shape} numbers; "
         f"wanted {len(texts)} finite ones."
       )
+    # What the reward is made of is not known.
     components = len(dataclasses.fields(RewardComponents)) - 1
     return RewardComponents(total, *[np.full(len(texts), np.nan)] * components)
 
@@ -241,12 +246,14 @@ def make_reward(
       user's has none.
   """
   if ":" in name:
+    # Checked here, since the function never sees the option.
     if search_cost:
       raise ValueError(
         f"The reward {name} is your own, and so are its costs: "
         "set config.step_grpo.search_cost=0."
       )
     return UserReward(name)
+  # The text encoder of the package embeds sub-questions, loaded once.
   minilm = registry.get_embedder("minilm")
   return StepReward(
     lambda texts: minilm([Query(text) for text in texts]),

@@ -70,6 +70,7 @@ def split_microbatches(batch: Batch, micro_batch_size: int) -> Batch:
   Raises:
     ValueError: if B is not a multiple of m.
   """
+  # B, as every leaf has it.
   size = batch.loss_denominator.shape[1]
   count, rest = divmod(size, micro_batch_size or size)
   if rest:
@@ -86,6 +87,7 @@ def pad_to_shards(
   array: np.ndarray, data_shards: int, rows_per_shard: int
 ) -> np.ndarray:
   """Pad [n, ...] with zeros and reshape it to [D, B, ...]."""
+  # Rows of zeros have no mask, and so no loss.
   total = data_shards * rows_per_shard
   padded = np.zeros((total, *array.shape[1:]), array.dtype)
   padded[: len(array)] = array
@@ -102,6 +104,7 @@ def example_rng(seed: int, index: int, name: str) -> np.random.Generator:
     index: the iteration.
     name: the example's id.
   """
+  # crc32, since Python's hash of a string changes from run to run.
   return np.random.default_rng((seed, index, zlib.crc32(name.encode())))
 
 
@@ -129,7 +132,8 @@ class PromptBuilder:
       try:
         return renamed, self._encode(renamed)
       except PromptTooLong:
-        pass  # Longer names did not fit: the step keeps its own.
+        # Longer names did not fit: the step keeps its own.
+        pass
     return step, self._encode(step)
 
   def _encode(self, step: Step) -> EncodedPrompt:

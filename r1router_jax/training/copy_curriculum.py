@@ -21,6 +21,7 @@ from r1router_jax.inputs.tokenizer import START, Tokenizer
 
 _DIGIT = re.compile(r"\d")
 
+# A whole value that is a number, e.g. "1,284,000" or "12.5".
 _NUMBER = re.compile(r"[\d.,]*\d[\d.,]*")
 
 # A number in a cell of a flattened table.
@@ -47,6 +48,7 @@ class RecallSampler:
     self._ask, self._line = last_token("a?"), last_token("a\n")
     self._of, self._row = last_token("of"), last_token("[Row]")
     self._sep = last_token("[sep]")
+    # encode_response ends with the end token, which is dropped within a text.
     self._prompt_start = tokenizer.encode_response("<|answer|>")[:-1]
     self._prompt_end = tokenizer.encode_response(START)[:-1]
     self.before_answer = tokenizer.encode_response("<think></think><answer>")[
@@ -59,8 +61,10 @@ class RecallSampler:
     self, rng: np.random.Generator
   ) -> tuple[EncodedPrompt, list[int]]:
     """Return a prompt and the tokens of its response."""
-    count = int(rng.integers(1, 6))  # Lines of the text or rows of the table.
-    gold = int(rng.integers(count))  # The one that is asked for.
+    # Lines of the text, or rows of the table.
+    count = int(rng.integers(1, 6))
+    # The one that the question asks for.
+    gold = int(rng.integers(count))
     form = rng.integers(3)
     if form == 0:
       text, answer = self._draw_text(rng, count, gold)
@@ -150,15 +154,18 @@ class EntityRenamer:
         new |= self._draw_value(value, rng)
 
     # 3. New digits in the numbers of tables.
+    # setdefault: the looked-up value may be such a number, and has its digits.
     for cell in dict.fromkeys(_CELL.findall(texts)):
       new.setdefault(cell, _replace_digits(cell, rng))
     if not new:
       return step
+    # One pass, so that a new name is not replaced again.
     old = _match_any(new)
     return _map_texts(step, lambda text: old.sub(lambda m: new[m[0]], text))
 
   def _draw_name(self, rng: np.random.Generator) -> str:
     """Draw a given name, or one to three random words."""
+    # Two in five new names are those of other entities.
     if rng.random() < 0.4:
       return self._given_names[rng.integers(len(self._given_names))]
     return " ".join(rng.choice(self._words, rng.choice((1, 1, 2, 3))))
@@ -166,9 +173,11 @@ class EntityRenamer:
   def _draw_value(self, value: str, rng: np.random.Generator) -> dict[str, str]:
     """Return {value: new value}; empty if the value has to stay."""
     if _NUMBER.fullmatch(value):
+      # One digit is part of too many other numbers.
       if len(value) == 1:
         return {}  # One digit stands in too many other numbers.
       return {value: _replace_digits(value, rng)}
+    # Dates and short values keep their form.
     if len(value) < 4 or len(_DIGIT.findall(value)) > 2:
       return {}  # Dates and the like keep their form.
     return {value: self._draw_name(rng)}

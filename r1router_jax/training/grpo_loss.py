@@ -101,7 +101,8 @@ class GrpoLossConfig:
     if self.aggregate == "token_mean":
       count = mask.sum((1, 2))
     else:
-      count = mask.any(2).sum(1)  # Responses that are not padding.
+      # Responses that are not padding.
+      count = mask.any(2).sum(1)
     return count.astype(np.float64)
 
   def token_weights(self, mask: Bool[Array, "B G T"]) -> Float[Array, "B G T"]:
@@ -130,8 +131,10 @@ def group_advantages(
   centred = rewards - np.mean(rewards, axis=1, keepdims=True)
   ddof = ADVANTAGE_NORMS[advantage_norm]
   if ddof is not None:
-    ddof = min(ddof, rewards.shape[1] - 1)  # A group of one divides by EPS.
+    # A group of one response has a standard deviation of 0, not of 0 / 0.
+    ddof = min(ddof, rewards.shape[1] - 1)
     centred /= np.std(rewards, axis=1, keepdims=True, ddof=ddof) + ADVANTAGE_EPS
+  # Equal rewards give exactly 0, so that the group can be left out.
   return np.where(equal, 0, centred).astype(np.float32)
 
 
@@ -203,12 +206,15 @@ def loss(
   """
 
   def logp_and_entropy(params):
+    # One pass over prompts and responses; logits are made token block by token
+    # block in token_logp, since [B, G, T, V] would not fit.
     states = model.apply({"params": params}, batch.prompt, batch.response)
     embedding = model.apply({"params": params}, method="output_embedding")
     return logprobs.token_logp(
       states / config.temperature, batch.response, embedding, allowed
     )
 
+  # The reference policy: no gradient, and no pass where it costs nothing.
   reference_logp = None
   if reference is not None:
     reference_logp = jax.lax.stop_gradient(logp_and_entropy(reference)[0])

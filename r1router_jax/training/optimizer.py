@@ -27,6 +27,8 @@ def lr_schedule(
     warmup: updates of the warm-up; the first one starts at `lr / warmup`.
     final: learning rate from the end on, as a fraction of `lr`.
   """
+  # The first update has a rate above 0, and a run shorter than its warm-up
+  # still has a decay of one update.
   return optax.warmup_cosine_decay_schedule(
     lr / max(warmup, 1), lr, warmup, max(steps, warmup + 1), final * lr
   )
@@ -34,6 +36,7 @@ def lr_schedule(
 
 def _muon_dimensions(params: dict) -> dict:
   """Return Muon's view of each leaf: a stack [layers, in, out], or None."""
+  # Layers are stacked along the first axis; each has a matrix of its own.
   stacked = contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
   return jax.tree.map(lambda x: stacked if x.ndim == 3 else None, params)
 
@@ -55,6 +58,7 @@ def make_optimizer(
   schedule = functools.partial(
     lr_schedule, steps=steps, warmup=config.warmup, final=config.final
   )
+  # Muon for stacked matrices, and AdamW inside it for everything else.
   if config.name == "muon":
     rule = contrib.muon(
       schedule(config.muon_lr),

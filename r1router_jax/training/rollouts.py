@@ -74,6 +74,7 @@ def score_groups(
   reward: step_reward.Reward,
 ) -> RolloutGroups:
   """Return the responses with their rewards."""
+  # The time is kept apart from that of sampling: rewards may embed texts.
   group_size = sampled.mask.shape[1]
   start = time.perf_counter()
   components = reward.score(
@@ -91,6 +92,7 @@ def concat_groups(rollouts: Sequence[RolloutGroups]) -> RolloutGroups:
   def concat(*arrays):
     return np.concatenate(arrays)
 
+  # One sequence of columns per rollout, in the order of the fields.
   components = [vars(each.components).values() for each in rollouts]
   return RolloutGroups(
     [step for each in rollouts for step in each.steps],
@@ -190,6 +192,7 @@ def _stack_responses(
     policy.config.response_tokens[-1],
     policy.processor.tokenizer.pad_id,
   )
+  # The log-probabilities are in the order of the tokens that are not padding.
   logp = np.zeros(tokens.shape, np.float32)
   logp[mask] = np.concatenate([response.logp for response in responses])
   return group_decode.SampledResponses(
@@ -200,13 +203,16 @@ def _stack_responses(
 
 def attach_gold(step: Step) -> Step | None:
   """Return a step of the routing loop with its gold; None if it has none."""
+  # Rounds done so far say which gold hop the step is compared with.
   position, hops = len(step.history), step.question.hops
   hop = hops[position] if position < len(hops) else None
   if step.kind == "final":
     return dataclasses.replace(step, answers=step.question.answers)
+  # The sub-question is the policy's own, and stays.
   if step.kind == "answer":
     return hop and dataclasses.replace(step, answers=hop.answers)
-  if hop is None:  # A plan after the last gold hop should stop.
+  # A plan after the last gold hop should stop.
+  if hop is None:
     return dataclasses.replace(step, sub_question=format.NONE, routes=("none",))
   return dataclasses.replace(
     step, sub_question=hop.sub_question, routes=hop.routes

@@ -41,11 +41,13 @@ def best_fit_bins(
     capacity: number of tokens of a row.
     seed: seed of the order among texts of one size.
   """
+  # Longest first; texts of one size in random order.
   order = np.random.default_rng(seed).permutation(len(sizes))
   order = order[np.argsort(-np.asarray(sizes)[order], kind="stable")]
   bins, free = [], []  # `free`: pairs (free tokens, row), ascending.
   for text in order.tolist():
     size = sizes[text]
+    # The row with the least room that is enough.
     best = bisect.bisect_left(free, (size, -1))
     if best < len(free):
       room, row = free.pop(best)
@@ -53,6 +55,7 @@ def best_fit_bins(
       room, row = capacity, len(bins)
       bins.append([])
     bins[row].append(text)
+    # The row goes back to its place in the order of free room.
     bisect.insort(free, (room - size, row))
   return bins
 
@@ -65,6 +68,8 @@ def pack_examples(
   Raises:
     ValueError: if a step alone is longer.
   """
+  # Encoded once to be measured, and again when the batch is made: the encoded
+  # texts of a whole data set would not be kept in memory.
   sizes = [len(_encode_example(policy, step)[0].ids) for step in steps]
   if max(sizes) > packed_length:
     raise ValueError(
@@ -129,6 +134,7 @@ def make_packed_batch(
     x.reshape(data_shards, rows_per_shard, -1)
     for x in (segments, target_positions, mask)
   )
+  # The token after each position; padding has position 0.
   following = np.minimum(target_positions + 1, packed_length - 1)
   response = np.take_along_axis(prompt.tokens, following, 2)
   return Batch(

@@ -22,7 +22,8 @@ PLAN_THOUGHTS = {
   "none": "enough is known",
 }
 
-ANSWER_THOUGHT = "it says so"  # The passages hold the answer.
+# The passages hold the answer.
+ANSWER_THOUGHT = "it says so"
 
 # R1-Router's rows keep no thoughts, nor whether passages hold the answer.
 GENERIC_THOUGHT = "answer from what is given"
@@ -36,6 +37,7 @@ def sft_target(step: Step) -> str:
   Raises:
     ValueError: if a teacher's response is malformed.
   """
+  # A published row holds what its teacher wrote.
   if step.response:
     return _teacher_target(step)
   if step.kind == "plan":
@@ -50,6 +52,7 @@ def sft_target(step: Step) -> str:
 
 def _teacher_target(step: Step) -> str:
   """Return the teacher's response, parsed and rendered again."""
+  # As many routes as there are knowledge bases: the teacher may name several.
   parsed = format.parse_response(step.kind, step.response, max_routes=len(KBS))
   if isinstance(parsed, Malformed):
     raise ValueError(
@@ -76,6 +79,7 @@ def overask_target(step: Step, rng: np.random.Generator) -> str:
       f"Step {step.id} has no gold hops, so nobody knows which knowledge "
       "base cannot tell: set config.sft.overask_prob to 0."
     )
+  # The hop whose sub-question was answered last.
   known = step.question.hops[len(step.history) - 1].routes
   route = str(rng.choice([kb for kb in KBS if kb not in known]))
   sub_question, _ = step.history[-1]
@@ -88,14 +92,17 @@ def _answer_thought(step: Step) -> str:
   A comparison names both values, the larger one first; a check of one value
   names it; any other answer is read from the passages.
   """
+  # Rows without gold hops do not tell what their answers rest on.
   if not step.question.hops and (step.history or step.kind == "answer"):
     return GENERIC_THOUGHT
   values = [answer for _, answer in step.history]
   if step.kind == "final" and len(values) == 2:
+    # A comparison of two looked-up numbers.
     numbers = [_parse_number(value) for value in values]
     if None not in numbers:
       (_, low), (_, high) = sorted(zip(numbers, values, strict=True))
       return f"{high} > {low}"
+  # A check of one looked-up value.
   yes_no = step.answers[0] in ("yes", "no")
   if step.kind == "final" and len(values) == 1 and yes_no:
     return f"it is {values[0]}"

@@ -59,6 +59,7 @@ def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
       f"config.trainable_regex {trainable!r} fits none of the "
       f"parameters {', '.join(sorted(flat))}."
     )
+  # In the order of the parameters, as are the trained ones.
   frozen = {path: x for path, x in flat.items() if path not in trained}
   return (
     traverse_util.unflatten_dict(trained, sep="/"),
@@ -76,6 +77,7 @@ def init_train_state(
   params: dict, optimizer: optax.GradientTransformation, trainable: str
 ) -> TrainState:
   """Return the state before the first update."""
+  # Both counters may share an array: it is copied before it is donated.
   zero = jnp.zeros((), jnp.int32)
   trained, _ = partition_params(params, trainable)
   return TrainState(zero, zero, params, optimizer.init(trained))
@@ -158,8 +160,10 @@ def _update_if(
 def _sum_over_microbatches(function: Callable, batch: Any) -> Any:
   """Return the sum of `function` over the M microbatches of a batch."""
   first = jax.tree.map(lambda x: x[0], batch)
+  # A loop of one would only cost memory for its sum.
   if len(jax.tree.leaves(batch)[0]) == 1:
     return function(first)
+  # The scan adds to zeros of the shapes that the function returns.
   shapes = jax.eval_shape(function, first)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

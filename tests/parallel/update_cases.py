@@ -37,14 +37,16 @@ def make_batch(data_shards, first=0, last=None):
   """
   rng = np.random.default_rng(0)
   prompts = [
-    tiny_policy.encoded(rng, tiny_policy.CONFIG, 3 + n, *[(4, 4)] * (n // 3))
+    tiny_policy.encoded(
+      rng, tiny_policy.MODEL_CONFIG, 3 + n, *[(4, 4)] * (n // 3)
+    )
     for n in range(8)
   ]
   lengths = rng.integers(1, 7, (8, 2))
   lengths[-1] = 0  # A row of padding.
   shape = data_shards, 8 // data_shards, 2
   mask = (np.arange(6) < lengths[..., None]).reshape(*shape, 6)
-  responses = tiny_policy.responses(rng, tiny_policy.CONFIG, 8, 2, 6)
+  responses = tiny_policy.responses(rng, tiny_policy.MODEL_CONFIG, 8, 2, 6)
   whole = Batch(
     None,
     responses.reshape(mask.shape),
@@ -70,12 +72,15 @@ def run_update(kind, mesh, micro_batch_size):
   """Return the gradient and the metrics of one update on many devices."""
   parallel = strategy.make_strategy(kind, mesh, dict(data=-1))
   loss = functools.partial(
-    grpo_loss.loss, qwen2_5_vl.QwenVL(tiny_policy.CONFIG), LOSS, allowed=ALLOWED
+    grpo_loss.loss,
+    qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG),
+    LOSS,
+    allowed=ALLOWED,
   )
   step = parallel.jit_train_step(
     train_step.make_train_step(loss, OPTIMIZER, "", parallel.axis_name)
   )
-  params = tiny_policy.params(tiny_policy.CONFIG)
+  params = tiny_policy.params(tiny_policy.MODEL_CONFIG)
   state = parallel.init_sharded(
     lambda params: train_step.init_train_state(params, OPTIMIZER, ""), params
   )
@@ -98,15 +103,15 @@ def run_update(kind, mesh, micro_batch_size):
 @functools.lru_cache(maxsize=1)
 def run_on_one_device():
   """Return gradient and metrics of the same update, as one program."""
-  params = tiny_policy.params(tiny_policy.CONFIG)
+  params = tiny_policy.params(tiny_policy.MODEL_CONFIG)
   batch = jax.tree.map(lambda x: jnp.asarray(x[0]), make_batch(1))
 
   def mean_loss(params):
     total, count, metrics = grpo_loss.loss(
-      qwen2_5_vl.QwenVL(tiny_policy.CONFIG),
+      qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG),
       LOSS,
       params,
-      _reference(tiny_policy.params(tiny_policy.CONFIG)),
+      _reference(tiny_policy.params(tiny_policy.MODEL_CONFIG)),
       batch,
       ALLOWED,
     )

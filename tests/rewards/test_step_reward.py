@@ -11,7 +11,8 @@ import pytest
 from r1router_jax.common.records import Question, Step
 from r1router_jax.metrics import answers as answers_lib
 from r1router_jax.protocol.format import ROUTE_NAMES
-from r1router_jax.rewards import presets, step_reward
+from r1router_jax.rewards import presets
+from r1router_jax.rewards.step_reward import StepReward, make_reward
 
 QUESTION = Question("q", "Q?")
 
@@ -26,11 +27,11 @@ CHAD = Step(
 STOP = Step("q/1", "plan", QUESTION, sub_question="None", routes=("none",))
 
 
-def make_answer_step(*answers, kind="answer"):
+def answer_step(*answers, kind="answer"):
   return Step("q/2", kind, QUESTION, answers=answers)
 
 
-def embed_words(texts):
+def embed(texts):
   """Return unit vectors of word counts: cosines are at least 0, 1 if equal."""
   vectors = np.zeros((len(texts), 64), np.float32)
   for row, text in zip(vectors, texts, strict=True):
@@ -40,19 +41,19 @@ def embed_words(texts):
   return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def make_plan(sub_question, route, thought="t"):
+def plan(sub_question, route, thought="t"):
   return (
     f"<think>{thought}</think><sub-question>{sub_question}"
     f"</sub-question><ret>{route}</ret>"
   )
 
 
-def make_answer(text):
+def answer(text):
   return f"<think>t</think>\n<answer> {text}\n</answer>"
 
 
-def score_one(step, text, preset):
-  (value,) = step_reward.StepReward(embed_words, preset)([step], [text])
+def reward_of(step, text, preset):
+  (value,) = StepReward(embed, preset)([step], [text])
   return value
 
 
@@ -60,7 +61,7 @@ def score_one(step, text, preset):
 
 
 def reference_oracle(step, text):
-  """Return the reward of reward_score/step.py, with `embed_words`."""
+  """Return the reward of reward_score/step.py, with `embed`."""
   text = text.lower()
 
   def first(tag):
@@ -89,7 +90,7 @@ def reference_oracle(step, text):
       "none",
     ):
       return 0
-  a, b = embed_words([first("sub-question"), step.sub_question.lower()])
+  a, b = embed([first("sub-question"), step.sub_question.lower()])
   gold = ROUTE_NAMES[step.routes[0]].lower()
   return 0.5 * (a @ b) + 0.5 * (len(names) == 1 and names[0] == gold)
 
@@ -122,7 +123,7 @@ pieces = st.lists(
 ).map("".join)
 
 formed = st.builds(
-  make_plan,
+  plan,
   st.sampled_from(["Who rules Chad?", "none", "", "Where is chad?"]),
   st.sampled_from(
     [
@@ -136,7 +137,7 @@ formed = st.builds(
 )
 
 answered = st.builds(
-  make_answer,
+  answer,
   pieces
   | st.sampled_from(["idriss deby", "deby idriss in 1990 since", "idriss", ""]),
 )
@@ -145,11 +146,11 @@ steps = st.sampled_from(
   [
     CHAD,
     STOP,
-    make_answer_step("idriss deby"),
-    make_answer_step("Idriss Deby", "Deby"),
-    make_answer_step("it is idriss deby since the year 1990"),
-    make_answer_step("the"),
-    make_answer_step("Idriss Deby", kind="final"),
+    answer_step("idriss deby"),
+    answer_step("Idriss Deby", "Deby"),
+    answer_step("it is idriss deby since the year 1990"),
+    answer_step("the"),
+    answer_step("Idriss Deby", kind="final"),
   ]
 )
 
@@ -158,7 +159,7 @@ steps = st.sampled_from(
   st.lists(st.tuples(steps, pieces | formed | answered), max_size=6)
 )
 def test_reference_preset_follows_the_references_rules(rows):
-  reward = step_reward.StepReward(embed_words, "reference")
+  reward = StepReward(embed, "reference")
   got = reward([step for step, _ in rows], [text for _, text in rows])
   np.testing.assert_allclose(
     got, [reference_oracle(*row) for row in rows], atol=1e-6
@@ -169,14 +170,14 @@ def test_reference_preset_follows_the_references_rules(rows):
 @pytest.mark.parametrize(
   "step, text, expected",
   [
-    (CHAD, make_plan("q", "Text Retriever"), 1.0),
-    (CHAD, make_plan("q", "Table Retriever"), 0.5),
-    (CHAD, make_plan("q", "None"), 0.5),
-    (CHAD, make_plan("none", "text retriever"), 1.0),
-    (STOP, make_plan("none", "text retriever"), 0.5),
-    (CHAD, make_plan("q", "text retriever, table retriever"), 0.5),
-    (CHAD, make_plan("q", "text retriever."), 0.0),
-    (CHAD, make_plan("q", "none, text retriever"), 0.0),
+    (CHAD, plan("q", "Text Retriever"), 1.0),
+    (CHAD, plan("q", "Table Retriever"), 0.5),
+    (CHAD, plan("q", "None"), 0.5),
+    (CHAD, plan("none", "text retriever"), 1.0),
+    (STOP, plan("none", "text retriever"), 0.5),
+    (CHAD, plan("q", "text retriever, table retriever"), 0.5),
+    (CHAD, plan("q", "text retriever."), 0.0),
+    (CHAD, plan("q", "none, text retriever"), 0.0),
     (CHAD, "<ret>none</ret><sub-question>q</sub-question>", 0.0),
     (
       CHAD,
@@ -185,27 +186,19 @@ def test_reference_preset_follows_the_references_rules(rows):
       1.0,
     ),
     (
-      make_answer_step("frank wisbar directed the film in that year"),
-      make_answer("frank wisbar"),
+      answer_step("frank wisbar directed the film in that year"),
+      answer("frank wisbar"),
       2 / 7,
     ),
-    (
-      make_answer_step("frank wisbar"),
-      make_answer("frank wisbar directed"),
-      1.0,
-    ),
-    (
-      make_answer_step("frank wisbar", "wisbar, frank"),
-      make_answer("frank"),
-      0.0,
-    ),
-    (make_answer_step("yes"), make_answer("yes and no"), 1.0),
-    (make_answer_step("yes"), "<answer>yes</answer><think></think>", 1.0),
-    (make_answer_step("yes"), "<answer>yes</answer>", 0.0),
+    (answer_step("frank wisbar"), answer("frank wisbar directed"), 1.0),
+    (answer_step("frank wisbar", "wisbar, frank"), answer("frank"), 0.0),
+    (answer_step("yes"), answer("yes and no"), 1.0),
+    (answer_step("yes"), "<answer>yes</answer><think></think>", 1.0),
+    (answer_step("yes"), "<answer>yes</answer>", 0.0),
   ],
 )
 def test_reference_preset_values(step, text, expected):
-  alike = step_reward.StepReward(
+  alike = StepReward(
     lambda texts: np.ones((len(texts), 1), np.float32), "reference"
   )
   assert alike([step], [text])[0] == pytest.approx(expected)
@@ -217,31 +210,31 @@ def test_reference_preset_values(step, text, expected):
 @pytest.mark.parametrize(
   "text, expected",
   [
-    (make_plan("Who rules Chad?", "Text Retriever"), 1.0),
-    (make_plan("Who rules Chad?", "Table Retriever"), 1.0),
-    (make_plan("Who rules Chad?", "Text Image Retriever"), 0.1 + 0.9 / 2),
-    (make_plan("None", "None"), 0.1),
-    (make_plan("None", "Text Retriever"), 0.0),
-    (make_plan("Who rules Chad?", "None"), 0.0),
-    (make_plan("Who rules Chad?", "Text Retriever") + "!", 0.0),
-    (make_plan("Who rules Chad?", "Text Retriever, Table Retriever"), 0.0),
+    (plan("Who rules Chad?", "Text Retriever"), 1.0),
+    (plan("Who rules Chad?", "Table Retriever"), 1.0),
+    (plan("Who rules Chad?", "Text Image Retriever"), 0.1 + 0.9 / 2),
+    (plan("None", "None"), 0.1),
+    (plan("None", "Text Retriever"), 0.0),
+    (plan("Who rules Chad?", "None"), 0.0),
+    (plan("Who rules Chad?", "Text Retriever") + "!", 0.0),
+    (plan("Who rules Chad?", "Text Retriever, Table Retriever"), 0.0),
     ("", 0.0),
   ],
 )
 def test_default_preset_of_plans(text, expected):
-  assert score_one(CHAD, text, "default") == pytest.approx(expected)
+  assert reward_of(CHAD, text, "default") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
   "text, expected",
   [
-    (make_plan("none", "none"), 1.0),
-    (make_plan("None", "None"), 1.0),
-    (make_plan("None?", "Text Retriever"), 0.1),
+    (plan("none", "none"), 1.0),
+    (plan("None", "None"), 1.0),
+    (plan("None?", "Text Retriever"), 0.1),
   ],
 )
 def test_default_preset_of_stops(text, expected):
-  assert score_one(STOP, text, "default") == pytest.approx(expected)
+  assert reward_of(STOP, text, "default") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +249,12 @@ def test_default_preset_of_stops(text, expected):
   ],
 )
 def test_default_preset_of_answers(golds, text, expected):
-  got = score_one(make_answer_step(*golds), make_answer(text), "default")
+  got = reward_of(answer_step(*golds), answer(text), "default")
   assert got == pytest.approx(0.1 + 0.9 * expected)
 
 
 def test_malformed_answer_has_reward_zero():
-  assert score_one(make_answer_step("yes"), "yes", "default") == 0
+  assert reward_of(answer_step("yes"), "yes", "default") == 0
 
 
 @hypothesis.given(
@@ -269,11 +262,9 @@ def test_malformed_answer_has_reward_zero():
   st.lists(st.tuples(steps, pieces | formed | answered), max_size=6),
 )
 def test_rewards_lie_between_0_and_1(preset, rows):
-  reward = step_reward.StepReward(embed_words, preset)
-  components = (
-    reward.score(*map(list, zip(*rows, strict=True)))
-    if rows
-    else (reward.score([], []))
+  reward = StepReward(embed, preset)
+  components = reward.score(
+    [step for step, _ in rows], [text for _, text in rows]
   )
   assert np.all((components.total >= 0) & (components.total <= 1))
   assert np.all(components.total[components.well_formed == 0] == 0)
@@ -281,11 +272,9 @@ def test_rewards_lie_between_0_and_1(preset, rows):
 
 @hypothesis.given(st.lists(st.tuples(steps, formed | answered), min_size=1))
 def test_reward_does_not_depend_on_other_responses(rows):
-  together = step_reward.StepReward(embed_words)(
-    *map(list, zip(*rows, strict=True))
-  )
+  together = StepReward(embed)(*map(list, zip(*rows, strict=True)))
   np.testing.assert_allclose(
-    together, [score_one(*row, "default") for row in rows], atol=1e-6
+    together, [reward_of(*row, "default") for row in rows], atol=1e-6
   )
 
 
@@ -297,16 +286,16 @@ def test_each_text_of_a_batch_is_embedded_once_and_golds_are_kept():
 
   def spy(texts):
     calls.append(list(texts))
-    return embed_words(texts)
+    return embed(texts)
 
-  reward = step_reward.StepReward(spy)
-  texts = [make_plan(asked, "Text Retriever") for asked in ("A?", "B?", "A?")]
-  reward([CHAD] * 3 + [STOP], [*texts, make_plan("None", "None")])
+  reward = StepReward(spy)
+  texts = [plan(asked, "Text Retriever") for asked in ("A?", "B?", "A?")]
+  reward([CHAD] * 3 + [STOP], [*texts, plan("None", "None")])
   assert calls == [["A?", "B?", CHAD.sub_question]]
   reward([CHAD] * 2, texts[:2])
   assert calls[1:] == [["A?", "B?"]]
-  reward([CHAD], [make_plan(CHAD.sub_question, "Text Retriever")])
-  reward([make_answer_step("x")], [make_answer("x")])
+  reward([CHAD], [plan(CHAD.sub_question, "Text Retriever")])
+  reward([answer_step("x")], [answer("x")])
   assert len(calls) == 2
 
 
@@ -323,10 +312,10 @@ def test_each_text_of_a_batch_is_embedded_once_and_golds_are_kept():
 )
 def test_several_routes_are_right_if_each_is_accepted(names, earned):
   """By hand: 0.1 for the format, 0.45 each for sub-question and routes."""
-  text = make_plan("Who rules Chad?", names)
+  text = plan("Who rules Chad?", names)
 
   def score(preset, max_routes):
-    reward = step_reward.StepReward(embed_words, preset, max_routes)
+    reward = StepReward(embed, preset, max_routes)
     return float(reward([CHAD], [text])[0])
 
   assert score("default", 2) == pytest.approx(earned)
@@ -339,13 +328,9 @@ def test_several_routes_are_right_if_each_is_accepted(names, earned):
 
 
 def test_components_of_a_reward():
-  components = step_reward.StepReward(embed_words).score(
-    [CHAD, CHAD, make_answer_step("x")],
-    [
-      make_plan("Who rules Chad?", "Text Image Retriever"),
-      "",
-      make_answer("x"),
-    ],
+  components = StepReward(embed).score(
+    [CHAD, CHAD, answer_step("x")],
+    [plan("Who rules Chad?", "Text Image Retriever"), "", answer("x")],
   )
   np.testing.assert_array_equal(components.route, [0, 0, np.nan])
   np.testing.assert_allclose(components.similarity, [1, 0, np.nan], rtol=1e-6)
@@ -353,10 +338,7 @@ def test_components_of_a_reward():
   means = components.means()
   assert means["well_formed"] == pytest.approx(2 / 3)
   assert means["similarity"] == pytest.approx(0.5)
-  assert (
-    "answer"
-    not in step_reward.StepReward(embed_words).score([STOP], [""]).means()
-  )
+  assert "answer" not in StepReward(embed).score([STOP], [""]).means()
 
 
 @pytest.mark.parametrize(
@@ -371,21 +353,15 @@ def test_components_of_a_reward():
 def test_searches_cost_reward(step, names, searches, earned):
   """By hand: 0.05 per search; the reward stays at least 0."""
   asked = "None" if step is STOP else "Who rules Chad?"
-  rows = (
-    [step, make_answer_step("x")],
-    [make_plan(asked, names), make_answer("x")],
-  )
-  components = step_reward.StepReward(
-    embed_words, max_routes=2, search_cost=0.05
-  ).score(*rows)
+  rows = ([step, answer_step("x")], [plan(asked, names), answer("x")])
+  cheap = StepReward(embed, max_routes=2, search_cost=0.05)
+  components = cheap.score(*rows)
   np.testing.assert_allclose(components.total, [earned, 1], rtol=1e-6)
   np.testing.assert_array_equal(components.searches, [searches, np.nan])
-  expensive = step_reward.StepReward(
-    embed_words, max_routes=2, search_cost=9.0
-  ).score(*rows)
-  assert expensive.total.tolist() == [float(not searches), 1]
+  expensive = StepReward(embed, max_routes=2, search_cost=9.0)
+  assert expensive.score(*rows).total.tolist() == [float(not searches), 1]
   with pytest.raises(ValueError, match="search_cost=0"):
-    step_reward.make_reward(
+    make_reward(
       "tests.rewards.test_step_reward:reward_lengths", search_cost=0.1
     )
 
@@ -400,25 +376,25 @@ def reward_nan(steps, texts):
 
 def test_users_reward_is_found_by_its_name():
   here = "tests.rewards.test_step_reward:"
-  components = step_reward.make_reward(here + "reward_lengths").score(
+  components = make_reward(here + "reward_lengths").score(
     [CHAD, STOP], ["abc", ""]
   )
   np.testing.assert_allclose(components.total, [0.3, 0])
   assert components.means() == {"total": pytest.approx(0.15)}
   with pytest.raises(ValueError, match="wanted 1 finite"):
-    step_reward.make_reward(here + "reward_nan").score([CHAD], ["a"])
+    make_reward(here + "reward_nan").score([CHAD], ["a"])
   for name in (here + "absent", "no.such.module:f"):
     with pytest.raises(ValueError, match="cannot be imported"):
-      step_reward.make_reward(name)
+      make_reward(name)
 
 
 def test_unknown_presets_bad_embedders_and_missing_golds_are_rejected():
   with pytest.raises(ValueError, match="reference, default"):
-    step_reward.StepReward(embed_words, "paper")
-  broken = step_reward.StepReward(
+    StepReward(embed, "paper")
+  broken = StepReward(
     lambda texts: np.full((len(texts), 2), np.nan, np.float32)
   )
   with pytest.raises(ValueError, match="unit vectors"):
-    broken([CHAD], [make_plan("A?", "Text Retriever")])
+    broken([CHAD], [plan("A?", "Text Retriever")])
   with pytest.raises(ValueError, match="no gold"):
-    step_reward.StepReward(embed_words)([make_answer_step()], ["x"])
+    StepReward(embed)([answer_step()], ["x"])

@@ -6,7 +6,7 @@ from r1router_jax.training import grpo_loss
 from tests import tiny_policy
 
 # All token ids of the tiny policy but one.
-ALLOWED = jnp.arange(tiny_policy.CONFIG.vocab) != 5
+ALLOWED = jnp.arange(tiny_policy.MODEL_CONFIG.vocab) != 5
 
 
 def make_loss_config(**changes):

@@ -13,7 +13,7 @@ from r1router_jax.training.batch import Batch
 from tests import tiny_policy
 from tests.training.loss_helpers import ALLOWED, make_loss_config
 
-MODEL = qwen2_5_vl.QwenVL(tiny_policy.CONFIG)
+MODEL = qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG)
 
 # ---- Advantages.
 
@@ -266,7 +266,8 @@ def make_batch(rows=8, members=2, tokens=4, seed=0):
   """Return prompts and responses of several lengths, and a row of padding."""
   rng = np.random.default_rng(seed)
   prompts = [
-    tiny_policy.encoded(rng, tiny_policy.CONFIG, 3 + n) for n in range(rows)
+    tiny_policy.encoded(rng, tiny_policy.MODEL_CONFIG, 3 + n)
+    for n in range(rows)
   ]
   lengths = rng.integers(1, tokens + 1, (rows, members))
   lengths[-1] = 0
@@ -274,8 +275,8 @@ def make_batch(rows=8, members=2, tokens=4, seed=0):
   return jax.tree.map(
     jnp.asarray,
     Batch(
-      tiny_policy.collate(tiny_policy.CONFIG, prompts, length=12),
-      tiny_policy.responses(rng, tiny_policy.CONFIG, *shape),
+      tiny_policy.collate(tiny_policy.MODEL_CONFIG, prompts, length=12),
+      tiny_policy.responses(rng, tiny_policy.MODEL_CONFIG, *shape),
       np.arange(tokens) < lengths[..., None],
       rng.normal(size=shape[:2]).astype(np.float32),
       rng.normal(-4, 1, shape).astype(np.float32),
@@ -292,7 +293,7 @@ def loss_numerator(params, batch):
 
 
 def test_loss_of_a_policy_is_that_of_its_log_probabilities():
-  params, whole = tiny_policy.params(tiny_policy.CONFIG), make_batch()
+  params, whole = tiny_policy.params(tiny_policy.MODEL_CONFIG), make_batch()
   states = jax.jit(
     lambda params: MODEL.apply({"params": params}, whole.prompt, whole.response)
   )(params)
@@ -323,7 +324,7 @@ def test_loss_of_a_policy_is_that_of_its_log_probabilities():
 
 def test_updates_favour_the_better_response():
   """Three updates on the same responses raise the better one of each group."""
-  params, tx = tiny_policy.params(tiny_policy.CONFIG), optax.adam(5e-4)
+  params, tx = tiny_policy.params(tiny_policy.MODEL_CONFIG), optax.adam(5e-4)
   whole = make_batch(rows=2, members=2)
   whole = whole._replace(mask=jnp.ones_like(whole.mask))
   logp = jax.jit(

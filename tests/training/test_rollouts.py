@@ -23,15 +23,15 @@ def test_groups_of_equal_rewards_are_left_out_and_change_nothing(aggregate):
   assert batch.mask.any((1, 2, 3)).sum() == len(USEFUL)
   # The same groups, with those of equal rewards, as one batch.
   whole = Batch(
-    tiny_policy.collate(tiny_policy.CONFIG, groups.prompts),
+    tiny_policy.collate(tiny_policy.MODEL_CONFIG, groups.prompts),
     groups.sampled.tokens,
     groups.sampled.mask,
     grpo_loss.group_advantages(groups.reward),
     groups.sampled.logp,
     config.loss_denominator(groups.sampled.mask).astype(np.float32),
   )
-  model = qwen2_5_vl.QwenVL(tiny_policy.CONFIG)
-  params = tiny_policy.params(tiny_policy.CONFIG)
+  model = qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG)
+  params = tiny_policy.params(tiny_policy.MODEL_CONFIG)
 
   def mean_loss(params, batch):
     total, count, _ = grpo_loss.loss(

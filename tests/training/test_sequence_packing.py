@@ -18,7 +18,7 @@ from r1router_jax.training.batch import Batch, pad_to_shards
 from tests import tiny_policy
 
 SETTINGS = dataclasses.replace(
-  tiny_policy.SETTINGS, prompt_tokens=(96,), response_tokens=(48,)
+  tiny_policy.POLICY_CONFIG, prompt_tokens=(96,), response_tokens=(48,)
 )
 
 POLICY = policy.Policy(SETTINGS, tiny_policy.TOKENIZER, {})
@@ -27,11 +27,7 @@ QUESTION = Question("q", "What is the capital of Chad?", ("N'Djamena",))
 
 STEPS = [
   Step(
-    "q/0",
-    "plan",
-    QUESTION,
-    sub_question="Which one is it?",
-    routes=("text",),
+    "q/0", "plan", QUESTION, sub_question="Which one is it?", routes=("text",)
   ),
   Step(
     "q/1",
@@ -95,9 +91,9 @@ def test_packed_loss_and_gradient_are_those_of_separate_rows():
   # With a second row, of padding.
   packed = sequence_packing.make_packed_batch(POLICY, examples, 1, 2, 160)
   assert packed.mask.sum() == plain.mask.sum() == packed.loss_denominator.sum()
-  model = qwen2_5_vl.QwenVL(tiny_policy.SPOKEN)
-  params = tiny_policy.params(tiny_policy.SPOKEN)
-  allowed = jnp.ones(tiny_policy.SPOKEN.vocab, bool)
+  model = qwen2_5_vl.QwenVL(tiny_policy.FULL_VOCAB_CONFIG)
+  params = tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
+  allowed = jnp.ones(tiny_policy.FULL_VOCAB_CONFIG.vocab, bool)
 
   def mean_loss(params, batch):
     total, count, _ = sft.loss(model, params, batch, allowed)

@@ -28,10 +28,7 @@ def make_batch(x, y):
 GOOD = make_batch(1, 3)
 
 # The loss is not finite, or only the gradient of a finite loss.
-BAD = {
-  "loss": make_batch(np.nan, 3),
-  "gradient": make_batch(1e15, 3),
-}
+BAD = {"loss": make_batch(np.nan, 3), "gradient": make_batch(1e15, 3)}
 
 
 @pytest.mark.parametrize("bad", BAD)
