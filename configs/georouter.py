@@ -1,11 +1,11 @@
-r"""The shortest run: Step-GRPO on GeoRouter, from what the package brings.
+r"""The shortest run: Step-GRPO on GeoRouter, with what the package brings.
 
   python -m r1router_jax.train --config=configs/georouter.py:tiny \
       --workdir=runs/georouter
 
-It is configs/step_grpo.py with gold passages, so nothing need be built first.
+It is configs/step_grpo.py with gold passages, so nothing has to be built first.
 The warm start has seen these questions: its reward is about 0.93 at once, and
-has little room to rise.  From an overasking start (configs/sft.py:overask, then
+can hardly rise.  From a start that asks too much (configs/sft.py:overask, then
 --config.policy.start_from) it does.
 """
 
@@ -16,8 +16,8 @@ import ml_collections as mlc
 
 
 def get_config(variant: str = "tiny") -> mlc.ConfigDict:
-  """The run of configs/step_grpo.py of that name, without knowledge bases."""
-  beside = pathlib.Path(__file__).with_name("step_grpo.py")
-  c = runpy.run_path(str(beside))["get_config"](variant)
-  c.data.kb = ""
+  """Return that variant of configs/step_grpo.py, without knowledge bases."""
+  path = pathlib.Path(__file__).with_name("step_grpo.py")
+  c = runpy.run_path(str(path))["get_config"](variant)
+  c.data.kb_dir = ""
   return c

@@ -1,360 +1,382 @@
-"""The learning loop: supervised warm start and Step-GRPO.
+"""Trains a policy: supervised warm start, or Step-GRPO.
 
   python -m r1router_jax.train --config=configs/sft.py:tiny --workdir=runs/sft
   python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
       --workdir=runs/step_grpo
 
-Both algorithms are this loop with other batches: examples, batches, updates.
-How an update lies on the devices is `config.parallel`'s to say (drivers.py).
+An algorithm (training/sft.py, training/step_grpo.py) makes the batches of each
+iteration and has the loss; `config.parallel` says how an update is split over
+the devices (parallel/strategy.py).
 
-A run that is interrupted goes on at its newest checkpoint and ends as if it had
-not been: batches and random numbers depend on (seed, step) alone.  On SIGTERM
-it saves and exits with code 42: start it again.  With config.validation.every
-the best state so far is in <workdir>/best.  An update whose loss or
-gradient is not finite is skipped; config.max_skipped of them in a row end the
-run, and the last batch is in <workdir>/skipped.  The trained policy is written
-to <workdir>/policy, scalars to <workdir>/metrics.jsonl and, for TensorBoard, to
-<workdir>/tensorboard, some of what was sampled to <workdir>/samples.jsonl.
+A run that was interrupted continues at its newest checkpoint, and ends with the
+same numbers as if it had not been: batches and random numbers depend on
+(seed, iteration) alone.  On SIGTERM it saves and exits with code 42: start it
+again.  An update whose loss or gradient is not finite is skipped;
+config.max_skipped of them in a row end the run.
+
+Files in the workdir:
+  policy/          the trained policy
+  best/            the policy with the best validation score so far
+  checkpoints/     the newest states of the run
+  metrics.jsonl    scalars; tensorboard/ holds them for TensorBoard
+  samples.jsonl    some of the sampled groups
+  skipped/         the last batch of a run that skipped too many updates
 """
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
-import jax
-import jax.numpy as jnp
-import ml_collections as mlc
-import numpy as np
 from absl import flags, logging
-from etils import epath
-from ml_collections import config_flags
+from etils import epath, epy
+from ml_collections import config_dict, config_flags
 
-from r1router_jax.common import cli, http_client, progress, run_log
-from r1router_jax.data import georouter
-from r1router_jax.models import induction_init, lora
-from r1router_jax.parallel import multihost, strategy
-from r1router_jax.policy import config as config_lib
-from r1router_jax.policy import policy
-from r1router_jax.retrieval import retriever
-from r1router_jax.rewards import step_reward
-from r1router_jax.training import (
-  bucket_sampler,
-  checkpoints,
-  health_checks,
-  optimizer,
-  sft,
-  step_grpo,
-  throughput,
-  train_data,
-  train_step,
-  validation,
-)
-from r1router_jax.training.batch import Batch, in_passes
+from r1router_jax.common import cli, shared_flags
+from r1router_jax.training.config import read_run_config, rename_old_keys
+
+# These take seconds to import: wrong flags are answered before.
+with epy.lazy_imports():
+  import jax
+  import numpy as np
+
+  from r1router_jax.common import http_client, progress, run_log
+  from r1router_jax.parallel import multihost
+  from r1router_jax.policy import policy as policy_lib
+  from r1router_jax.retrieval import retriever
+  from r1router_jax.training import batch as batch_lib
+  from r1router_jax.training import (
+    checkpoints,
+    health_checks,
+    run_setup,
+    throughput,
+    train_step,
+    validation,
+  )
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "The run, e.g. configs/step_grpo.py:tiny.",
+  "The options of the run, e.g. configs/step_grpo.py:tiny.",
   allow_override=True,
 )
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where checkpoints, scalars and the policy are written.",
+  "Folder for checkpoints, scalars and the trained policy.",
   allow_override=True,
 )
 
 
-def train(config: mlc.ConfigDict, workdir: epath.PathLike) -> policy.Policy:
-  """Runs `config` to its last step and returns the trained policy.
+@dataclasses.dataclass(frozen=True)
+class Event:
+  """The end of an iteration, as the hooks see it.
+
+  Attributes:
+    iteration: iterations done, this one included.
+    is_last: whether the run ends with it.
+    is_stopping: whether the machine is wanted back.
+    state: the state after its updates.
+    report: what the algorithm reports of it.
+  """
+
+  iteration: int
+  is_last: bool
+  is_stopping: bool
+  state: train_step.TrainState
+  report: throughput.IterationReport
+
+
+def train(
+  config: config_dict.ConfigDict, workdir: epath.PathLike
+) -> policy_lib.Policy:
+  """Run `config` to its last iteration and return the trained policy.
 
   Raises:
-    FloatingPointError: where the loss stays not finite; the newest checkpoint
-      is from before.
-    commands.Preempted: where SIGTERM came; the state is saved.
+    ValueError: if options contradict each other, or the workdir holds another
+      run.
+    FloatingPointError: if too many updates in a row are skipped.
+    RemoteServiceError: if a knowledge base's server stays away.
+    cli.Preempted: after SIGTERM; the state is saved.
   """
-  workdir = epath.Path(workdir)
-  driver = strategy.make(
-    config.parallel, dict(config.mesh), dict(config.rollout_mesh)
-  )
-  start, params = _start(config, driver)
-  kbs = (
-    retriever.open_kbs(config.data.kb)
-    if (config.data.kb and not config.data.rows)
-    else {}
-  )
-  algorithm = _algorithm(config, start, driver, kbs)
-  rows, shapes = train_data.of_run(config, start, kbs, algorithm.online)
-  checks = config.validation.every and validation.Validation(
-    start,
-    validation.some(train_data.held_out(config, start, kbs), config),
-    step_reward.make("default", start.settings.routes),
-  )
-  tx = optimizer.chain(
-    steps=config.total_steps * algorithm.updates, **config.optim
-  )
-  learn = driver.compile(
-    train_step.make(
-      functools.partial(algorithm.loss, allowed=jnp.asarray(start.allowed)),
-      tx,
-      config.trainable,
-      driver.axis,
-    )
-  )
-  born = functools.partial(train_step.start, tx=tx, trainable=config.trainable)
-  order = bucket_sampler.Batches(
-    shapes, algorithm.examples * jax.process_count(), config.seed
-  )
-  due = lambda i: [rows[j] for j in multihost.mine(order[i])]
-  about = _about(config, rows, algorithm.examples * jax.process_count())
+  run, params = run_setup.set_up(config, epath.Path(workdir))
   with (
-    checkpoints.Checkpoints(workdir) as saved,
-    multihost.Preemption() as preempted,
+    checkpoints.Checkpoints(run.workdir) as saved_states,
+    multihost.Preemption() as is_preempted,
   ):
-    state, before = saved.restore(driver.shapes(born, params))
-    state = driver.born(born, params) if state is None else driver.own(state)
-    reference = (
-      driver.born(
-        lambda params: train_step.split(params, config.trainable)[0], params
-      )
-      if algorithm.penalised
-      else None
-    )
-    del params  # Each has its copy.
-    window, best = _resumed(before, about, workdir), before.get("best", -1.0)
-    first = int(state.step) // algorithm.updates
-    log = run_log.Telemetry(workdir, after=first, wandb=config.wandb)
-    meter = throughput.Meter()
+    state, reference, saved = restore_or_init(run, params, saved_states)
+    del params  # The state and the reference have copies of their own.
+    first = int(state.step) // run.config.updates_per_iteration
+    total = run.config.total_steps
+    log = run_log.RunLog(run.workdir, after=first, wandb=run.config.wandb)
+    hooks = Hooks(run, log, saved_states, saved)
     logging.info(
       "%d rows of training questions, %d a batch; iterations %d to %d.",
-      len(rows),
-      algorithm.examples,
+      len(run.examples),
+      run.algorithm.examples_per_iteration,
       first,
-      config.total_steps,
+      total,
     )
-
-    def keep(done, state):
-      saved.save(
-        done, driver.shared(state), about | dict(window=window, best=best)
-      )
-
-    for i in progress.progress(
-      range(first, config.total_steps), f"train ({config.algorithm})"
+    for i in progress.show_progress(
+      range(first, total), f"train ({run.config.algorithm})"
     ):
-      try:
-        with log.timed("data"):
-          made, report = algorithm.make_batches(state.params, due, i)
-      except http_client.RetrievalError as error:
-        if jax.process_count() == 1:  # Other hosts would have to take part.
-          keep(i, state)
-        raise http_client.RetrievalError(
-          f"{error}  The same command goes on from the newest checkpoint."
-        ) from error
-      log.spent(report.seconds, within="data")
-      meter.add(report.work)
-      for batch in made:
-        with log.timed("update"):
-          state, metrics = learn(
-            state, reference, in_passes(batch, config.micro_rows)
+      # 1. Batches: for Step-GRPO this samples, searches and scores.
+      with log.time_phase("data"), hooks.save_if_unreachable(i, state):
+        batches, report = run.algorithm.make_batches(
+          state.params, run.examples_for, i
+        )
+      hooks.add_report(report)
+
+      # 2. Updates: one or more, each on a batch of its own.
+      for batch in batches:
+        with log.time_phase("update"):
+          state, metrics = run.train_step(
+            state,
+            reference,
+            batch_lib.split_microbatches(batch, run.config.micro_batch_size),
           )
           metrics = jax.device_get(metrics)
-        window.append(_taken(metrics) | report.scalars)
-        if metrics["skipped"] >= config.max_skipped:
-          _give_up(workdir, i, batch, due(i), metrics)
-      last = i + 1 == config.total_steps
-      stop = preempted(i)
-      if checks and (last or (i + 1) % config.validation.every == 0):
-        window.append(checks(state.params))
-        if window[-1][validation.REWARD] > best:
-          best = window[-1][validation.REWARD]
-          dataclasses.replace(start, params=state.params).save(workdir / "best")
-      if last or (i + 1) % config.every.log == 0:
-        searched = retriever.report(kbs) if algorithm.online else {}
-        log.write(i + 1, _mean(window) | meter.rates() | searched)
-        for warning in health_checks.warnings(log.lines):
-          logging.warning("Iteration %d: %s", i + 1, warning)
-        window = []
-      if (
-        report.groups
-        and config.every.trajectories
-        and (i + 1) % config.every.trajectories == 0
-      ):
-        log.sample(i + 1, report.groups)
-      if last or stop or (i + 1) % config.every.checkpoint == 0:
-        keep(i + 1, state)
-      if stop and not last:
+        hooks.add_update(metrics, report)
+        if metrics["skipped"] >= run.config.max_skipped:
+          _stop_after_skips(run, i, batch, metrics)
+
+      # 3. Hooks: validation, log, samples, checkpoint; none changes the state.
+      event = Event(i + 1, i + 1 == total, is_preempted(i), state, report)
+      hooks.run_due(event)
+      if event.is_stopping and not event.is_last:
         raise cli.Preempted(
           f"Told to stop; saved after iteration {i + 1}.  The same command "
           "goes on from there."
         )
-  trained = dataclasses.replace(start, params=state.params)
-  trained.save(workdir / "policy")
+  trained = dataclasses.replace(run.policy, params=state.params)
+  trained.save(run.workdir / "policy")
   return trained
 
 
-def _about(
-  config: mlc.ConfigDict, rows: Sequence[train_data.Row], size: int
-) -> dict:
-  """What a checkpoint says of the run that wrote it."""
-  names = "\n".join(row.id for row in rows).encode()
-  return dict(
-    config=json.loads(json.dumps(config.to_dict())),
-    data=dict(
-      rows=len(rows),
-      digest=hashlib.sha256(names).hexdigest(),
-      batch=size,
-      seed=config.seed,
-    ),
-    versions={
-      name: importlib.metadata.version(name)
-      for name in (
-        "r1router_jax",
-        "jax",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-      )
-    },
-  )
+def restore_or_init(
+  run: run_setup.Run, params: dict, saved_states: checkpoints.Checkpoints
+) -> tuple[train_step.TrainState, dict | None, dict]:
+  """Restore the newest state of the workdir, or make the first one.
 
-
-def _resumed(before: dict, about: dict, workdir: epath.Path) -> list[dict]:
-  """The scalars since the last line that a checkpoint's run wrote.
+  Returns:
+    The state; the trainable parameters of the reference policy, None if the
+    loss needs none; and the metadata of the checkpoint, empty for a new run.
 
   Raises:
-    ValueError: where it saw other batches.
+    ValueError: if the checkpoint is of a run with other batches.
   """
-  if not before:
-    return []
-  for name, value in about["data"].items():
-    if before["data"][name] != value:
-      raise ValueError(
-        f"{workdir} holds a run whose {name} was {before['data'][name]}, and "
-        f"now it is {value}: its batches would be others.  Choose another "
-        "--workdir, or the former config.data, seed and devices."
-      )
-  for part in ("config", "versions"):
-    if before[part] != about[part]:
-      old, new = (
-        {k: v for k, v in one[part].items() if v != other[part].get(k)}
-        for one, other in ((before, about), (about, before))
-      )
-      logging.warning(
-        "Going on with another %s: %s, and now %s.", part, old, new
-      )
-  return before["window"]
-
-
-def _taken(metrics: dict) -> dict[str, float]:
-  """An update's scalars; of one that was skipped, only that it was.
-
-  Means over nothing, as where no group teaches, are left out.
-  """
-  skipped = float(metrics["skipped"] > 0)
-  return {
-    name: float(x)
-    for name, x in metrics.items()
-    if not skipped and np.isfinite(x)
-  } | dict(skipped=skipped)
-
-
-def _give_up(
-  workdir: epath.Path,
-  i: int,
-  batch: Batch,
-  rows: Sequence[train_data.Row],
-  metrics: dict,
-) -> NoReturn:
-  """Leaves a batch of iteration `i` for inspection, and ends the run."""
-  name = (
-    f"{i}.npz"
-    if jax.process_count() == 1
-    else (f"{i}.{jax.process_index()}.npz")
+  state, saved = saved_states.restore(
+    run.strategy.abstract_state(run.init_state, params)
   )
-  path = workdir / "skipped" / name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
-  with path.open("wb") as file:
-    np.savez(
-      file,
-      examples=[row.id for row in rows],
-      **{
-        jax.tree_util.keystr(at, simple=True, separator="."): x
-        for at, x in leaves
-      },
-    )
-  raise FloatingPointError(
-    f"{metrics['skipped']} updates in a row were skipped, the last with loss "
-    f"{metrics['loss']} and gradient norm {metrics['grad_norm']}.  Its batch "
-    f"is in {path}.  Lower config.optim.lr and start again: {workdir} goes "
-    "on from its newest checkpoint."
-  )
-
-
-def _start(
-  config: mlc.ConfigDict, driver: strategy.Driver
-) -> tuple[policy.Policy, dict]:
-  """The policy that a run begins with, and its parameters, which it lacks."""
-  given = config.policy
-  known = config_lib.of_run(given.start_from, given.settings.to_dict())
-  if given.start_from:
-    start = policy.load(given.start_from, dtype=np.float32, mesh=driver.mesh)
+  if state is None:
+    state = run.strategy.init_sharded(run.init_state, params)
   else:
-    start = policy.create(
-      known, georouter.tokenizer_path(), config.seed, driver.mesh
+    state = run.strategy.to_local(state)
+    _check_same_run(saved, run.metadata, run.workdir)
+  reference = None
+  if run.algorithm.needs_reference:
+    # The policy that the run started from, also after a restart.
+    reference = run.strategy.init_sharded(
+      functools.partial(run_setup.trainable_params, run.config), params
     )
-  params = start.params
-  if given.induction:
-    params = induction_init.plant(params, known.model, config.seed)
-  if given.lora.rank:
-    params = lora.add(params, key=jax.random.key(config.seed), **given.lora)
-  return dataclasses.replace(
-    start, settings=known, params={}, mesh=driver.rollout
-  ), params
+  return state, reference, saved
 
 
-def _algorithm(
-  config: mlc.ConfigDict,
-  start: policy.Policy,
-  driver: strategy.Driver,
-  kbs: Mapping[str, retriever.KnowledgeBase],
-) -> sft.Sft | step_grpo.StepGrpo:
-  of_run = dict(
-    rows=config.data.batch_rows,
-    total_steps=config.total_steps,
-    seed=config.seed,
-    **config[config.algorithm].to_dict(),
-  )
-  if config.algorithm == "sft":
-    return sft.Sft(start, driver, **of_run)
-  return step_grpo.StepGrpo(
-    start, driver, kbs=kbs, passages=config.data.passages.to_dict(), **of_run
-  )
+class Hooks:
+  """Watches a run: validates, logs, shows samples and saves checkpoints.
+
+  Args:
+    run: the run.
+    log: where scalars and samples go.
+    saved_states: where states go.
+    saved: metadata of the checkpoint that the run continues from, or {}.
+  """
+
+  def __init__(
+    self,
+    run: run_setup.Run,
+    log: run_log.RunLog,
+    saved_states: checkpoints.Checkpoints,
+    saved: Mapping[str, Any],
+  ):
+    self._run, self._log, self._saved_states = run, log, saved_states
+    self._meter = throughput.ThroughputMeter()
+    # Scalars of each update since the last line of the log.
+    self._pending = saved.get("window", [])
+    self._best = saved.get("best", -1.0)  # Validation rewards are at least 0.
+
+  def add_report(self, report: throughput.IterationReport) -> None:
+    """Count the work and the time of an iteration's rollouts."""
+    self._log.attribute_seconds(report.seconds, within="data")
+    self._meter.add_work(report.work)
+
+  def add_update(
+    self, metrics: Mapping[str, Any], report: throughput.IterationReport
+  ) -> None:
+    """Keep the scalars of an update for the next line of the log."""
+    skipped = metrics["skipped"] > 0
+    scalars = {}
+    if not skipped:
+      # A mean over nothing, as where no group has a signal, is no number.
+      scalars = {
+        name: float(x) for name, x in metrics.items() if np.isfinite(x)
+      }
+    scalars["skipped"] = float(skipped)
+    self._pending.append(scalars | report.scalars)
+
+  def run_due(self, event: Event) -> None:
+    """Run the hooks that are due after an iteration, in the order of events."""
+    config, number = self._run.config, event.iteration
+    if config.validation.every and (
+      event.is_last or number % config.validation.every == 0
+    ):
+      self._validate(event)
+    if event.is_last or number % config.log_every == 0:
+      self._write_log(event)
+    if config.samples_every and number % config.samples_every == 0:
+      if event.report.groups:
+        self._log.write_samples(number, event.report.groups)
+    if (
+      event.is_last
+      or event.is_stopping
+      or number % config.checkpoint_every == 0
+    ):
+      self._save_checkpoint(number, event.state)
+
+  def _validate(self, event: Event) -> None:
+    """Score the state on held-out steps, and save the policy if it is best."""
+    scores = self._run.validator.score_params(event.state.params)
+    self._pending.append(scores)
+    if scores[validation.REWARD_METRIC] > self._best:
+      self._best = scores[validation.REWARD_METRIC]
+      best = dataclasses.replace(self._run.policy, params=event.state.params)
+      best.save(self._run.workdir / "best")
+
+  def _write_log(self, event: Event) -> None:
+    """Write a line of scalars, and warn if they look like a collapse."""
+    scalars = _mean_scalars(self._pending) | self._meter.read_rates()
+    if self._run.config.is_online:
+      scalars |= retriever.pop_search_metrics(self._run.kbs)
+    self._log.write_scalars(event.iteration, scalars)
+    for warning in health_checks.find_warnings(self._log.lines):
+      logging.warning("Iteration %d: %s", event.iteration, warning)
+    self._pending = []
+
+  def _save_checkpoint(
+    self, iteration: int, state: train_step.TrainState
+  ) -> None:
+    """Save the state, with what a run needs to continue from it."""
+    self._saved_states.save(
+      iteration,
+      self._run.strategy.to_global(state),
+      {**self._run.metadata, "window": self._pending, "best": self._best},
+    )
+
+  @contextlib.contextmanager
+  def save_if_unreachable(
+    self, iteration: int, state: train_step.TrainState
+  ) -> Iterator[None]:
+    """Save the state if a server stays away while a batch is made.
+
+    Raises:
+      RemoteServiceError: that of the server, with the way out.
+    """
+    try:
+      yield
+    except http_client.RemoteServiceError as error:
+      if jax.process_count() == 1:  # Other hosts would have to take part.
+        self._save_checkpoint(iteration, state)
+      raise http_client.RemoteServiceError(
+        f"{error}  The same command goes on from the newest checkpoint."
+      ) from error
 
 
-def _mean(window: list[dict]) -> dict[str, float]:
-  """The mean of each scalar over the updates that report it."""
-  names = dict.fromkeys(name for scalars in window for name in scalars)
+def _mean_scalars(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Return the mean of each scalar over the updates that report it."""
+  names = dict.fromkeys(name for scalars in updates for name in scalars)
   return {
-    name: float(np.mean([s[name] for s in window if name in s]))
+    name: float(np.mean([s[name] for s in updates if name in s]))
     for name in names
   }
 
 
+def _check_same_run(
+  saved: Mapping[str, Any], current: Mapping[str, Any], workdir: epath.Path
+) -> None:
+  """Compare a checkpoint's metadata with that of the run that continues it.
+
+  Another config or other versions are warned of.
+
+  Raises:
+    ValueError: if the run would see other batches.
+  """
+  for name, value in current["data"].items():
+    if saved["data"][name] != value:
+      raise ValueError(
+        f"{workdir} holds a run whose {name} was {saved['data'][name]}, and "
+        f"now it is {value}: its batches would be others.  Choose another "
+        "--workdir, or the former config.data, seed and devices."
+      )
+  before = dict(saved, config=rename_old_keys(saved["config"]))
+  for part in ("config", "versions"):
+    old, new = before[part], current[part]
+    if old != new:
+      logging.warning(
+        "Going on with another %s: %s, and now %s.",
+        part,
+        {name: x for name, x in old.items() if x != new.get(name)},
+        {name: x for name, x in new.items() if x != old.get(name)},
+      )
+
+
+def _stop_after_skips(
+  run: run_setup.Run,
+  iteration: int,
+  batch: batch_lib.Batch,
+  metrics: Mapping[str, Any],
+) -> NoReturn:
+  """Write the batch that could not be learnt from, and end the run.
+
+  Raises:
+    FloatingPointError: always.
+  """
+  name = f"{iteration}.npz"
+  if jax.process_count() > 1:
+    name = f"{iteration}.{jax.process_index()}.npz"
+  path = run.workdir / "skipped" / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
+  arrays = {
+    jax.tree_util.keystr(key, simple=True, separator="."): x
+    for key, x in leaves
+  }
+  ids = [example.id for example in run.examples_for(iteration)]
+  with path.open("wb") as file:
+    np.savez(file, examples=ids, **arrays)
+  raise FloatingPointError(
+    f"{metrics['skipped']} updates in a row were skipped, the last with loss "
+    f"{metrics['loss']} and gradient norm {metrics['grad_norm']}.  Its batch "
+    f"is in {path}.  Lower config.optim.lr and start again: {run.workdir} "
+    "goes on from its newest checkpoint."
+  )
+
+
 def main(argv: list[str]) -> None:
+  """Run the command."""
   del argv
-  multihost.join_pod()
+  options = _CONFIG.value.to_dict()
+  config = read_run_config(options)
+  if config.policy.start_from:
+    shared_flags.check_policy(config.policy.start_from)
+  multihost.initialize_distributed()
   workdir = epath.Path(_WORKDIR.value)
   workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "config.json").write_text(
-    json.dumps(_CONFIG.value.to_dict(), indent=1)
-  )
+  (workdir / "config.json").write_text(json.dumps(options, indent=1))
   train(_CONFIG.value, workdir)
   print(f"The policy is in {workdir / 'policy'}.")
 

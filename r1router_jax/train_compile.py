@@ -1,20 +1,22 @@
-r"""Will it fit?  Compiles a run for devices that are not there.
+r"""Compiles a run for devices that are not there, to tell whether it fits.
 
   python -m r1router_jax.train_compile --config=configs/step_grpo.py:7b \
       --topology=v5e:4x4
 
-Both programs of Step-GRPO are compiled for the named topology, the rollout
-(vision tower, prefill, group decoding) and the update (forward, backward,
-optimiser), with the batch, the lengths and the mesh of the config.  TPUs need
-libtpu, `pip install 'r1router_jax[tpu]'`, and no TPU; `--topology=cpu:8` is a
-dry run that any machine can do.
+Both programs of Step-GRPO are compiled for the topology, the rollout (vision
+tower, prefill, group decoding) and the update (forward, backward, optimizer),
+with the batch, the lengths and the mesh of the config.  TPUs need libtpu,
+`pip install 'r1router_jax[tpu]'`, but no TPU; `--topology=cpu:8` is a dry run
+that any machine can do.
 
-Memory is what XLA's compiler reports for one chip at the worst moment; for TPUs
-it refuses what does not fit, and says what it wanted.  Some 100 MiB more are a
-runtime's own.
+The memory is what XLA's compiler reports for one chip at the worst moment; for
+TPUs the compiler refuses what does not fit, and says what it wanted.  The
+runtime of the devices needs about 100 MiB more.
 
-Axes:  M passes of an update   B prompts   G responses per prompt
+Axes:  D data shards   M microbatches of an update   m prompts of a microbatch
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
@@ -22,29 +24,37 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import ml_collections as mlc
-import numpy as np
 from absl import flags
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from etils import epy
 from ml_collections import config_flags
 
 from r1router_jax.common import cli
-from r1router_jax.generation import group_decode, token_sampling
-from r1router_jax.models import lora, qwen2_5_vl
-from r1router_jax.parallel import mesh as mesh_lib
-from r1router_jax.policy import config as config_lib
-from r1router_jax.policy import policy
-from r1router_jax.policy.config import Settings
-from r1router_jax.training import batch, grpo_loss, optimizer, train_step
+from r1router_jax.training.config import RunConfig, read_run_config
+
+# These take seconds to import: wrong flags are answered before.
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from jax.experimental import topologies
+
+  from r1router_jax.generation import group_decode, token_sampling
+  from r1router_jax.models import qwen2_5_vl
+  from r1router_jax.parallel import mesh as mesh_lib
+  from r1router_jax.parallel import strategy
+  from r1router_jax.policy import config as policy_config
+  from r1router_jax.policy import policy as policy_lib
+  from r1router_jax.training import batch as batch_lib
+  from r1router_jax.training import grpo_loss, run_setup, step_grpo
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The run, e.g. configs/step_grpo.py:7b.", allow_override=True
+  "config",
+  None,
+  "The options of the run, e.g. configs/step_grpo.py:7b.",
+  allow_override=True,
 )
 
 _TOPOLOGY = flags.DEFINE_list(
@@ -53,11 +63,10 @@ _TOPOLOGY = flags.DEFINE_list(
   "TPUs and their shapes, as v5e:4x4, v5p:2x2x1 or v6e:2x4; or cpu:N.",
 )
 
-
 GIB = 2**30
 
-# GiB of a device, as libtpu has it; of v3 and v4 a chip is two devices.
-LIMITS = {
+# GiB of a device, as libtpu has it; a chip of v3 and v4 is two devices.
+DEVICE_GIB = {
   "TPU v3": 15.48,
   "TPU v4": 15.25,
   "TPU v5 lite": 15.75,
@@ -65,26 +74,50 @@ LIMITS = {
   "TPU v6 lite": 31.25,
 }
 
+# What to change if a program does not fit.
+ADVICE = {
+  "rollout": "fewer config.data.prompts_per_shard or response_tokens, or a "
+  "wider config.rollout_mesh.tensor",
+  "update": "fewer config.step_grpo.update_batch_size, a shorter last "
+  'config.policy.overrides.prompt_tokens, compute.remat "full", a frozen '
+  "vision tower (config.trainable_regex), adapters (config.policy.lora), or "
+  "more chips",
+}
 
-ADVICE = dict(  # What to change where a program does not fit.
-  rollout="fewer config.data.batch_rows or response_tokens, or a wider "
-  "config.rollout_mesh.tensor",
-  update="fewer config.step_grpo.learn_rows, a shorter last "
-  'config.policy.settings.prompt_tokens, compute.remat "full", a frozen '
-  "vision tower (config.trainable), adapters (config.policy.lora), or more "
-  "chips",
-)
+TABLE_HEAD = """\
+| topology | program  | GiB/chip  | limit   | arguments | fits |
+|----------|----------|----------:|--------:|----------:|------|"""
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-  """What one program needs of one chip, in GiB.
+class Program:
+  """One program of a run, ready to be compiled.
+
+  Attributes:
+    name: a key of `ADVICE`.
+    mesh: the devices that it runs on.
+    function: the function to compile.
+    arguments: the shapes of its arguments, with their shardings.
+    donated: positions of the arguments whose memory it takes over.
+  """
+
+  name: str
+  mesh: jax.sharding.Mesh
+  function: Callable
+  arguments: tuple
+  donated: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramMemory:
+  """The memory that one program needs on one chip, in GiB.
 
   Attributes:
     program: its name.
-    peak: at the worst moment; what it wanted, where the compiler gave up.
-    arguments: of it, weights, optimiser and batch; NaN where it gave up.
-    limit: of the chip; infinite where unknown.
+    peak: at the worst moment; what it wanted, if the compiler gave up.
+    arguments: weights, optimizer and batch, a part of the peak; NaN if the
+      compiler gave up.
+    limit: memory of the chip; infinite if unknown.
   """
 
   program: str
@@ -94,21 +127,23 @@ class Fit:
 
   @property
   def fits(self) -> bool:
+    """Return whether the chip has that much."""
     return self.peak <= self.limit
 
 
-def devices(topology: str) -> np.ndarray:
-  """The devices of a topology, none of which need be there.
+def find_devices(topology: str) -> np.ndarray:
+  """Return the devices of a topology, none of which have to be there.
 
   Raises:
-    ValueError: where it is no topology, or libtpu is missing.
+    ValueError: if there is no such topology, or libtpu is missing.
   """
   kind, _, count = topology.partition(":")
   if kind == "cpu":
-    if not count.isdigit() or int(count) > jax.device_count("cpu"):
+    available = jax.device_count("cpu")
+    if not count.isdigit() or int(count) > available:
       raise ValueError(
-        f"--topology={topology}: this process has {jax.device_count('cpu')} "
-        "CPU devices.  Ask for as many or fewer."
+        f"--topology={topology}: this process has {available} CPU devices.  "
+        "Ask for as many or fewer."
       )
     return np.array(jax.devices("cpu")[: int(count)])
   if importlib.util.find_spec("libtpu") is None:
@@ -117,10 +152,8 @@ def devices(topology: str) -> np.ndarray:
       "one: pip install 'r1router_jax[tpu]'.  Or take --topology=cpu:8."
     )
   try:
-    return np.array(
-      topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
-      ).devices
+    described = topologies.get_topology_desc(
+      platform="tpu", topology_name=topology
     )
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).partition("\n")[0]
@@ -128,262 +161,261 @@ def devices(topology: str) -> np.ndarray:
       f"--topology={topology}: {reason}.  Name one as v4:2x2x1, v5e:2x4, "
       "v5e:4x4, v5p:2x2x1, v6e:4x4."
     ) from error
+  return np.array(described.devices)
 
 
-def batch_of(config: mlc.ConfigDict) -> str:
-  """What a part of the mesh does at one time, in words."""
-  known = config_lib.of_run(
-    config.policy.start_from, config.policy.settings.to_dict()
-  )
-  g, seen = config.step_grpo, known.model.vision is not None
+def describe_batch(
+  config: RunConfig, policy: policy_config.PolicyConfig
+) -> str:
+  """Return what a data shard does at one time, in words."""
+  images = ""
+  if policy.model.vision is not None:
+    images = f", each with an image of {policy.max_pixels:,} pixels"
   return (
-    f"Prompts of {known.prompt_tokens[-1]:,} tokens"
-    f"{f', each with a picture of {known.max_pixels:,} pixels' * seen}; "
-    f"{g.group_size} responses of {known.response_tokens[-1]:,} tokens to "
-    f"each; {config.data.batch_rows} prompts per part of the rollout's mesh, "
-    f"{g.learn_rows} per part of the update's; {known.compute.dtype}."
+    f"Prompts of {policy.prompt_tokens[-1]:,} tokens{images}; "
+    f"{config.step_grpo.group_size} responses of "
+    f"{policy.response_tokens[-1]:,} tokens to each; "
+    f"{config.data.prompts_per_shard} prompts per data shard of the rollout "
+    f"mesh, {config.step_grpo.update_batch_size} per data shard of the "
+    f"training mesh; {policy.compute.dtype}."
   )
 
 
-def settings_for(config: mlc.ConfigDict, chips: np.ndarray) -> Settings:
-  """The policy's settings, as those devices would run it."""
-  known = config_lib.of_run(
-    config.policy.start_from, config.policy.settings.to_dict()
+def read_policy_config(config: RunConfig) -> policy_config.PolicyConfig:
+  """Return the config of the policy that the run starts from."""
+  return policy_config.config_for_run(
+    config.policy.start_from, config.policy.overrides
   )
-  if known.compute.attention == "auto":  # It would ask this machine.
-    kernel = "splash" if chips[0].platform == "tpu" else "xla"
-    known = dataclasses.replace(
-      known, compute=dataclasses.replace(known.compute, attention=kernel)
-    )
-  return known
 
 
-def programs(
-  config: mlc.ConfigDict, chips: np.ndarray
-) -> Iterator[tuple[str, Mesh, Callable, tuple, int | None]]:
-  """(name, mesh, function, shapes of its arguments, donated) of each."""
-  known = settings_for(config, chips)
-  model = qwen2_5_vl.QwenVL(known.model, known.compute)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  params = jax.eval_shape(functools.partial(policy.initial, known), key)
-  if config.policy.lora.rank:
-    params = jax.eval_shape(
-      lambda params, key: lora.add(params, key=key, **config.policy.lora),
-      params,
-      key,
+def resolve_attention(
+  policy: policy_config.PolicyConfig, platform: str
+) -> policy_config.PolicyConfig:
+  """Return the config with the attention kernel that a platform would take."""
+  if policy.compute.attention != "auto":
+    return policy
+  # "auto" would ask the devices of this machine.
+  kernel = "splash" if platform == "tpu" else "xla"
+  compute = dataclasses.replace(policy.compute, attention=kernel)
+  return dataclasses.replace(policy, compute=compute)
+
+
+def make_programs(config: RunConfig, devices: np.ndarray) -> list[Program]:
+  """Return the rollout and the update of a run on the given devices.
+
+  Raises:
+    ValueError: if a mesh does not tile the devices.
+  """
+  policy = resolve_attention(
+    read_policy_config(config), devices.flat[0].platform
+  )
+  training_mesh, rollout_mesh = (
+    mesh_lib.mesh_from_devices(
+      list(devices), getattr(config, name), f"config.{name}"
     )
-  g = config.step_grpo
-  train, serve = (
-    mesh_lib.mesh_of(list(chips), config[name].to_dict(), f"config.{name}")
     for name in ("mesh", "rollout_mesh")
   )
-
-  prompts, parts = config.data.batch_rows, serve.shape[mesh_lib.DATA]
-  each = functools.partial(_leading, parts, mesh_lib.rows(serve))
-  decode = mesh_lib.each_part(
-    functools.partial(
-      group_decode.sample.__wrapped__, model, tokens=known.response_tokens[-1]
+  params = jax.eval_shape(
+    lambda key: run_setup.add_adapters(
+      config, policy_lib.init_params(policy, key)
     ),
-    serve,
-    shared=(0, 3, 4),
+    jax.random.key(0),
   )
-  words = group_decode.Words(
-    jax.ShapeDtypeStruct((known.model.vocab,), bool),
+  return [
+    _make_rollout(config, policy, params, rollout_mesh),
+    _make_update(config, policy, params, training_mesh),
+  ]
+
+
+def _make_rollout(
+  config: RunConfig,
+  policy: policy_config.PolicyConfig,
+  params: Any,
+  mesh: jax.sharding.Mesh,
+) -> Program:
+  """Return the program that samples the groups of one iteration."""
+  model = qwen2_5_vl.QwenVL(policy.model, policy.compute)
+  decode = functools.partial(
+    group_decode.sample.__wrapped__,
+    model,
+    max_tokens=policy.response_tokens[-1],
+  )
+  shape = config.data.prompts_per_shard, config.step_grpo.group_size
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape))
+  prompts = step_grpo.abstract_prompts(policy, shape[0])
+  shards = mesh.shape[mesh_lib.DATA]
+  by_shard = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      (shards, *x.shape), x.dtype, sharding=mesh_lib.batch_sharding(mesh)
+    ),
+    (prompts, keys),
+  )
+  # Sampling splits weights along `tensor` alone, and holds them in the dtype
+  # of products.
+  shardings = mesh_lib.tree_shardings(params, mesh, without=(mesh_lib.FSDP,))
+  weights = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, policy.compute.dtype, sharding=sharding
+    ),
+    params,
+    shardings,
+  )
+  constraints = group_decode.DecodeConstraints(
+    jax.ShapeDtypeStruct((policy.model.vocab,), bool),
     jax.ShapeDtypeStruct((), jnp.int32),
   )
-  yield (
+  sampling = jax.eval_shape(token_sampling.GREEDY.validate)
+  return Program(
     "rollout",
-    serve,
-    decode,
-    (
-      _placed(
-        params,
-        mesh_lib.shardings(params, serve, without=(mesh_lib.FSDP,)),
-        known.compute.dtype,
-      ),
-      each(_longest(known, prompts)),
-      each(
-        jax.eval_shape(
-          lambda: jax.random.split(jax.random.key(0), (prompts, g.group_size))
-        )
-      ),
-      jax.eval_shape(token_sampling.GREEDY.validate),
-      words,
-    ),
-    None,
+    mesh,
+    # Arguments 0, 3 and 4 are the same for all data shards.
+    mesh_lib.shard_map_over_data(decode, mesh, shared=(0, 3, 4)),
+    (weights, *by_shard, sampling, constraints),
   )
 
-  tx = optimizer.chain(steps=config.total_steps, **config.optim)
-  what = grpo_loss.Objective(g.temperature, known.response_tokens[-1], **g.loss)
+
+def _make_update(
+  config: RunConfig,
+  policy: policy_config.PolicyConfig,
+  params: Any,
+  mesh: jax.sharding.Mesh,
+) -> Program:
+  """Return the program that makes one update, as `train` would run it."""
+  model = qwen2_5_vl.QwenVL(policy.model, policy.compute)
+  loss_config = step_grpo.make_loss_config(config.step_grpo, policy)
   loss = functools.partial(
-    grpo_loss.loss, model, what, allowed=jnp.ones(known.model.vocab, bool)
+    grpo_loss.loss,
+    model,
+    loss_config,
+    allowed=jnp.ones(policy.model.vocab, bool),
   )
-  state = jax.eval_shape(
-    lambda p: train_step.start(p, tx, config.trainable), params
-  )
-  reference = (
-    None
-    if what.kl_coef == 0
-    else (train_step.split(params, config.trainable)[0])
-  )
-  yield (
+  shards = math.prod(mesh.shape.get(axis, 1) for axis in mesh_lib.BATCH_AXES)
+  layout = strategy.ParallelStrategy("fsdp", mesh, mesh, mesh, shards)
+  reference = None
+  if loss_config.kl_coef != 0:
+    reference = layout.abstract_state(
+      functools.partial(run_setup.trainable_params, config), params
+    )
+  return Program(
     "update",
-    train,
-    train_step.make(loss, tx, config.trainable),
+    mesh,
+    run_setup.make_train_step(config, loss, axis_name=None),
     (
-      *(
-        _placed(tree, mesh_lib.shardings(tree, train))
-        for tree in (state, reference)
-      ),
-      _batch(known, config, train),
+      layout.abstract_state(run_setup.make_init_state(config), params),
+      reference,
+      _abstract_microbatches(config, policy, mesh, shards),
     ),
-    0,
+    donated=(0,),
   )
 
 
-def fit(
-  name: str,
-  mesh: Mesh,
-  function: Callable,
-  shapes: tuple,
-  donated: int | None,
-) -> Fit:
-  """Compiles a program and reads what it needs.
+def _abstract_microbatches(
+  config: RunConfig,
+  policy: policy_config.PolicyConfig,
+  mesh: jax.sharding.Mesh,
+  shards: int,
+) -> batch_lib.Batch:
+  """Return the shapes of an update's batch over the mesh, [M, D m, ...]."""
+  batch = step_grpo.abstract_batch(config, policy, shards)
+  batch = jax.eval_shape(  # [D, M, m, ...]
+    lambda batch: batch_lib.split_microbatches(batch, config.micro_batch_size),
+    batch,
+  )
+  rows = mesh_lib.batch_sharding(mesh).spec
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(None, *rows)
+  )
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      (x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:]),
+      x.dtype,
+      sharding=sharding,
+    ),
+    batch,
+  )
 
-  The TPU compiler gives up where memory is short, and says how much it wanted.
+
+def measure_memory(program: Program) -> ProgramMemory:
+  """Compile a program and return the memory that it needs.
+
+  Raises:
+    JaxRuntimeError: if it does not compile for another reason than memory.
   """
-  limit = LIMITS.get(mesh.devices.flat[0].device_kind, float("inf"))
-  with jax.set_mesh(mesh):
-    lowered = jax.jit(
-      function, donate_argnums=() if donated is None else donated
-    ).lower(*shapes)
+  device = program.mesh.devices.flat[0]
+  limit = DEVICE_GIB.get(device.device_kind, math.inf)
+  with jax.set_mesh(program.mesh):
+    jitted = jax.jit(program.function, donate_argnums=program.donated)
+    lowered = jitted.lower(*program.arguments)
     try:
       used = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
+      # The TPU compiler gives up if memory is short.
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      return Fit(name, _needed(str(error)), math.nan, limit)
-  return Fit(
-    name,
+      wanted = _wanted_gib(str(error))
+      return ProgramMemory(program.name, wanted, math.nan, limit)
+  return ProgramMemory(
+    program.name,
     used.peak_memory_in_bytes / GIB,
     used.argument_size_in_bytes / GIB,
     limit,
   )
 
 
-def row(topology: str, f: Fit) -> str:
-  """A line of the table, which is Markdown and aligned."""
-  arguments, limit = (
-    f"{x:.2f}" if math.isfinite(x) else "-" for x in (f.arguments, f.limit)
-  )
-  return (
-    f"| {topology:8} | {f.program:8} | {f.peak:9.2f} | {limit:>7} | "
-    f"{arguments:>9} | {'yes' if f.fits else 'NO':4} |"
-  )
-
-
-HEAD = """\
-| topology | program  | GiB/chip  | limit   | arguments | fits |
-|----------|----------|----------:|--------:|----------:|------|"""
-
-
-def _needed(message: str) -> float:
-  """GiB that the compiler wanted, as its complaint has it."""
+def _wanted_gib(message: str) -> float:
+  """Return the GiB that the compiler wanted, as its error message has it."""
   for pattern in (r"Used ([\d.]+)G of", r"\(([\d.]+)G\) exceeds"):
     if found := re.search(pattern, message):
       return float(found[1])
   return math.inf
 
 
-def _split(mesh: Mesh) -> int:
-  return math.prod(mesh.shape.get(axis, 1) for axis in mesh_lib.ROWS)
-
-
-def _placed(shapes: Any, layout: Any, dtype: str | None = None) -> Any:
-  return jax.tree.map(
-    lambda x, where: jax.ShapeDtypeStruct(
-      x.shape, dtype or x.dtype, sharding=where
-    ),
-    shapes,
-    layout,
+def format_row(topology: str, memory: ProgramMemory) -> str:
+  """Return an aligned row of the Markdown table under `TABLE_HEAD`."""
+  arguments, limit = (
+    f"{x:.2f}" if math.isfinite(x) else "-"
+    for x in (memory.arguments, memory.limit)
+  )
+  return (
+    f"| {topology:8} | {memory.program:8} | {memory.peak:9.2f} | {limit:>7} | "
+    f"{arguments:>9} | {'yes' if memory.fits else 'NO':4} |"
   )
 
 
-def _leading(size: int, where: NamedSharding, shapes: Any) -> Any:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=where),
-    shapes,
-  )
+def _use_cpu_only(topology_names: list[str]) -> None:
+  """Leave this machine's accelerator alone, and make the CPU devices asked for.
 
-
-def _longest(known: Settings, prompts: int) -> qwen2_5_vl.Prompt:
-  """The longest prompts, each with as many large pictures as it may have."""
-  v = known.model.vision
-  windows = v and 1 << ((known.max_pixels - 1) // v.window**2).bit_length()
-  return jax.eval_shape(
-    lambda: qwen2_5_vl.Prompt(
-      *map(
-        jnp.asarray,
-        (
-          qwen2_5_vl.empty_prompt(
-            prompts,
-            known.prompt_tokens[-1],
-            prompts * (1 + known.passage_pictures) if v else 0,
-            windows or 0,
-            v,
-          )
-        ),
-      )
-    )
-  )
-
-
-def _batch(known: Settings, config: mlc.ConfigDict, mesh: Mesh) -> batch.Batch:
-  """One update's batch over the whole mesh, in its passes."""
-  rows = config.step_grpo.learn_rows
-  of_pass = (config.micro_rows or rows) * _split(mesh)
-  size = of_pass, config.step_grpo.group_size, known.response_tokens[-1]
-  of = jax.ShapeDtypeStruct
-  shapes = batch.Batch(
-    _longest(known, of_pass),
-    of(size, jnp.int32),
-    of(size, bool),
-    of(size[:2], jnp.float32),
-    of(size, jnp.float32),
-    of(size[:1], jnp.float32),
-  )
-  return _leading(
-    rows // (config.micro_rows or rows),
-    NamedSharding(mesh, PartitionSpec(None, *mesh_lib.rows(mesh).spec)),
-    shapes,
-  )
-
-
-def main(_) -> None:
-  # Nothing is run: the machine's own accelerator, if any, is left alone.
+  Nothing is run, so none of its devices is needed.
+  """
   os.environ |= {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
   }
   jax.config.update("jax_platforms", "cpu")
-  counts = [
-    int(n) for n in re.findall(r"\bcpu:(\d+)", ",".join(_TOPOLOGY.value))
-  ]
+  counts = re.findall(r"\bcpu:(\d+)", ",".join(topology_names))
   if counts:
-    jax.config.update("jax_num_cpu_devices", max(counts))
-  if _CONFIG.value.algorithm != "step_grpo":
+    jax.config.update("jax_num_cpu_devices", max(map(int, counts)))
+
+
+def main(argv: list[str]) -> None:
+  """Run the command."""
+  del argv
+  config = read_run_config(_CONFIG.value.to_dict())
+  if config.algorithm != "step_grpo":
     raise ValueError("--config: a plan is of Step-GRPO: configs/step_grpo.py.")
-  print(f"{batch_of(_CONFIG.value)}\n\n{HEAD}", flush=True)
-  advice = {}
+  _use_cpu_only(_TOPOLOGY.value)
+  description = describe_batch(config, read_policy_config(config))
+  print(f"{description}\n\n{TABLE_HEAD}", flush=True)
+  too_large = []
   for topology in _TOPOLOGY.value:
-    for each in programs(_CONFIG.value, devices(topology)):
-      found = fit(*each)
-      print(row(topology, found), flush=True)
-      if not found.fits:
-        advice[found.program] = ADVICE[found.program]
-  for program, what in advice.items():
-    print(f"\nWhere the {program} does not fit, try {what}.")
+    for program in make_programs(config, find_devices(topology)):
+      memory = measure_memory(program)
+      print(format_row(topology, memory), flush=True)
+      if not memory.fits:
+        too_large.append(program.name)
+  for name in dict.fromkeys(too_large):
+    print(f"\nIf the {name} does not fit, try {ADVICE[name]}.")
 
 
 if __name__ == "__main__":

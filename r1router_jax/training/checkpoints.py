@@ -1,16 +1,16 @@
-"""The whole state of a run on disk, so that a run that dies loses little.
+"""Saves the whole state of a run, so that a run that dies loses little.
 
-`<workdir>/checkpoints/<step>` appears whole or not at all: Orbax renames it
-when it is written.  As Orbax restores a flipped byte without a word, a checksum
-of each leaf lies beside the state.  With the bits of a leaf's numbers as
-unsigned integers x_i, i the row-major index,
+`<workdir>/checkpoints/<step>` appears whole or not at all, since Orbax renames
+the folder once it is written.  Orbax restores a flipped byte without an error,
+so a checksum of each leaf is saved beside the state.  With the bits of a leaf's
+numbers as unsigned integers x_i, i the row-major index,
 
   checksum = sum_i (2 i + 1) x_i   mod 2^32
 
-which any single flipped bit changes, and which is the same in whatever order,
-and on however many devices, it is added up.
+which any single flipped bit changes, and which does not depend on the order of
+the sum or on the number of devices.
 
-One run owns a workdir: whoever comes second is told who was first.
+One run owns a workdir: a second one is told which process is the first.
 """
 
 import fcntl
@@ -29,48 +29,57 @@ from jaxtyping import Array, UInt32
 
 from r1router_jax.parallel import multihost
 
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 
 
 @jax.jit
-def checksums(tree: Any) -> UInt32[Array, " leaves"]:
-  """One number for each leaf; see above."""
+def leaf_checksums(tree: Any) -> UInt32[Array, " leaves"]:
+  """Compute the checksum, see the module's docstring, of each leaf."""
+  return jnp.stack([_checksum(jnp.asarray(x)) for x in jax.tree.leaves(tree)])
 
-  def checksum(x):
-    bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    x = (
-      x.astype(bits)
-      if x.dtype == bool
-      else jax.lax.bitcast_convert_type(x, bits)
-    )
-    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-      index += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-      stride = stride * x.shape[axis] % 2**32
-    return jnp.sum(x.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
-  return jnp.stack([checksum(jnp.asarray(x)) for x in jax.tree.leaves(tree)])
+def _checksum(x: Array) -> UInt32[Array, ""]:
+  """Compute the checksum of one array."""
+  bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+  if x.dtype == bool:
+    x = x.astype(bits)
+  else:
+    x = jax.lax.bitcast_convert_type(x, bits)
+  # The row-major index, made shard by shard: a reshape to one axis would gather
+  # a sharded array.
+  index, stride = jnp.zeros(x.shape, jnp.uint32), 1
+  for axis in reversed(range(x.ndim)):
+    index += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    stride = stride * x.shape[axis] % 2**32
+  return jnp.sum(x.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
 class Checkpoints:
-  """The newest states of one run; a context, at whose end all is written.
+  """The newest states of one run.
+
+  It is a context: at its end all writes are finished.
 
   Args:
-    workdir: of the run, in a bucket or on a disk that all processes see.
-    keep: how many states remain.
+    workdir: the folder of the run, in a bucket or on a disk that all processes
+      see.
+    max_to_keep: number of states that remain.
 
   Raises:
-    ValueError: where another process works in this folder.
+    ValueError: if another process works in this folder.
   """
 
-  def __init__(self, workdir: epath.PathLike, *, keep: int = 3):
-    self._workdir, bucket = str(workdir), "://" in str(workdir)
-    self._lock = None if bucket else _lock(pathlib.Path(workdir))
+  def __init__(self, workdir: epath.PathLike, *, max_to_keep: int = 3):
+    self._workdir = str(workdir)
+    self._lock = None
+    if "://" in self._workdir:  # A bucket, which has no locks.
+      folder = epath.Path(workdir)
+    else:
+      self._lock = _lock_workdir(pathlib.Path(workdir))
+      folder = epath.Path(os.path.abspath(workdir))
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir if bucket else os.path.abspath(workdir))
-      / "checkpoints",
+      folder / "checkpoints",
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
+        max_to_keep=max_to_keep, cleanup_tmp_directories=True
       ),
     )
 
@@ -81,23 +90,24 @@ class Checkpoints:
     self.close()
 
   def restore(self, shapes: Any) -> tuple[Any, dict]:
-    """The newest state that is whole, and what was saved beside it.
-
-    Both are empty, None and {}, where none was saved.
+    """Restore the newest state that is whole, and its metadata.
 
     Args:
-      shapes: a tree of its structure, shapes, types and layouts.
+      shapes: a tree like the state, of shapes with types and shardings.
+
+    Returns:
+      The state and the metadata; None and {} if none was saved.
 
     Raises:
-      ValueError: where states were saved, and none is whole.
+      ValueError: if states were saved, and none is whole.
     """
     reasons = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        found, reason = self._read(step, shapes), ""
+        restored, reason = self._restore_verified(step, shapes), ""
       except Exception as error:  # Orbax has some thirty ways to fail.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-      if not multihost.agreed(not reason):
+      if not multihost.all_hosts_agree(not reason):
         reasons[step] = reason or "another process could not read it"
         logging.warning(
           "Checkpoint %d of %s is damaged (%s).",
@@ -108,9 +118,9 @@ class Checkpoints:
         continue
       if reasons:
         logging.warning("Going on from checkpoint %d instead.", step)
-      for damaged in reasons:  # Its place is needed again.
+      for damaged in reasons:  # The run will save at this step again.
         self._manager.delete(damaged)
-      return found
+      return restored
     if reasons:
       newest = max(reasons)
       raise ValueError(
@@ -120,48 +130,57 @@ class Checkpoints:
       )
     return None, {}
 
-  def _read(self, step: int, shapes: Any) -> tuple[Any, dict]:
+  def _restore_verified(self, step: int, shapes: Any) -> tuple[Any, dict]:
+    """Restore the state and the metadata of one step, and compare checksums."""
     found = self._manager.restore(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
       ),
     )
-    about = dict(found.about)
-    if np.asarray(checksums(found.state)).tolist() != about.pop("checksums"):
+    metadata = dict(found.about)
+    expected = metadata.pop("checksums")
+    if np.asarray(leaf_checksums(found.state)).tolist() != expected:
       raise ValueError("its numbers are not those that were saved")
-    return found.state, about
+    return found.state, metadata
 
-  def save(self, step: int, state: Any, about: dict) -> None:
-    """Saves the state after update `step`, in the background.
+  def save(self, step: int, state: Any, metadata: dict) -> None:
+    """Save a state in the background.
 
     Args:
-      step: updates so far.
+      step: iterations so far; the name of the checkpoint.
       state: a tree of arrays.
-      about: what JSON can say about it.
+      metadata: what to save beside the state, as JSON holds it.
     """
-    about = about | dict(checksums=np.asarray(checksums(state)).tolist())
+    checksums = np.asarray(leaf_checksums(state)).tolist()
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+        state=ocp.args.StandardSave(state),
+        about=ocp.args.JsonSave({**metadata, "checksums": checksums}),
       ),
     )
 
   def close(self) -> None:
-    """Waits for writes in flight, and lets others work here."""
+    """Wait for writes in flight, and let other processes work here."""
     self._manager.wait_until_finished()
     self._manager.close()
     if self._lock is not None:
       self._lock.close()
 
 
-def _lock(workdir: pathlib.Path) -> IO[str] | None:
-  """A file that this process alone holds; None but for a job's process 0."""
+def _lock_workdir(workdir: pathlib.Path) -> IO[str] | None:
+  """Lock a workdir for as long as the returned file is open.
+
+  Only process 0 of a job takes the lock; the others get None.
+
+  Raises:
+    ValueError: if another process holds the lock.
+  """
   if jax.process_index():
     return None
   workdir.mkdir(parents=True, exist_ok=True)
-  file = (workdir / LOCK).open("a+")
+  file = (workdir / LOCK_FILE).open("a+")
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

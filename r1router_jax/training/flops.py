@@ -1,7 +1,8 @@
-"""What a forward pass costs, counted in operations, and what devices can do.
+"""Counts the operations of a forward pass; knows the peaks of devices.
 
 A product of [n, a] and [a, b] takes 2 n a b operations.  Only products are
-counted, of real tokens, and of attention only the pairs that it may look at:
+counted, of tokens that are not padding, and in attention only the pairs that
+the mask allows:
 
   decoder   2 n (D (Q + 2 K) H + Q H D + 3 D F) + 4 p Q H    of each layer
   head      2 n D V                                          of each prediction
@@ -9,11 +10,12 @@ counted, of real tokens, and of attention only the pairs that it may look at:
 
 with n tokens (patches) and p pairs of a query and a key that it sees.  A prompt
 is run once for its group.  A backward pass costs twice the forward one, so an
-update costs `TRAIN` of it, whatever is frozen or computed again.
+update costs `FORWARD_PASSES_PER_UPDATE` forward passes, whatever is frozen or
+computed again.
 
 Axes:  D hidden   Q query heads   K key heads   H head size   F MLP
   V vocabulary   h f hidden and MLP of the vision tower
-Source: arxiv.org/abs/2204.02311 (PaLM, model FLOPs utilisation, appendix B).
+Source: arxiv.org/abs/2204.02311 (PaLM, model FLOPs utilization, appendix B).
 """
 
 from collections.abc import Sequence
@@ -22,13 +24,12 @@ import numpy as np
 
 from r1router_jax.models import qwen2_5_vl
 
-TRAIN = 3
+FORWARD_PASSES_PER_UPDATE = 3
 
-
-# Published peaks of JAX devices in bfloat16, dense, by the start of their kind;
-# of TPU v2 and v3 a chip is two devices.  Sources: cloud.google.com/tpu/docs
-# and NVIDIA's data sheets.
-PEAKS = {
+# Published peaks, in operations per second, of dense products in bfloat16, by
+# the start of a JAX device's kind.  A chip of TPU v2 and v3 is two devices.
+# Sources: cloud.google.com/tpu/docs and NVIDIA's data sheets.
+PEAK_FLOPS = {
   "TPU v2": 23e12,
   "TPU v3": 61.5e12,
   "TPU v4": 275e12,
@@ -45,71 +46,98 @@ PEAKS = {
 }
 
 
-def peak(kind: str) -> float | None:
-  """Operations a second of a device of this kind, None where unknown."""
-  known = [start for start in PEAKS if kind.startswith(start)]
-  return PEAKS[max(known, key=len)] if known else None
+def peak_flops(kind: str) -> float | None:
+  """Return the operations per second of a kind of device, None if unknown."""
+  starts = [start for start in PEAK_FLOPS if kind.startswith(start)]
+  # The longest start is the most specific: "NVIDIA H100 PCIe".
+  return PEAK_FLOPS[max(starts, key=len)] if starts else None
 
 
-def group(
+def group_flops(
   config: qwen2_5_vl.Config,
-  prompt: int,
-  responses: Sequence[int] | np.ndarray,
-  pictures: Sequence[Sequence[int]] = (),
+  prompt_tokens: int,
+  response_tokens: Sequence[int] | np.ndarray,
+  images: Sequence[Sequence[int]] = (),
 ) -> int:
-  """A prompt, and what predicts each token of its responses.
+  """Count the operations of a prompt and the predictions of its responses.
 
   Args:
-    config: the model.
-    prompt: its tokens, those of pictures included.
-    responses: tokens of each; the last of them is no input.
-    pictures: rows and columns of patches of each.
+    config: sizes of the model.
+    prompt_tokens: tokens of the prompt, including those of images.
+    response_tokens: tokens of each response; the last of them is no input.
+    images: rows and columns of patches of each image.
   """
-  lengths = np.asarray(responses, np.int64)
+  lengths = np.asarray(response_tokens, np.int64)
   inputs = np.maximum(lengths - 1, 0)
-  pairs = prompt * (prompt + 1) // 2 + int(
-    np.sum(inputs * prompt + inputs * (inputs + 1) // 2)
-  )
+  # A response token sees the prompt and the response up to itself.
+  prompt_pairs = prompt_tokens * (prompt_tokens + 1) // 2
+  response_pairs = inputs * prompt_tokens + inputs * (inputs + 1) // 2
+  pairs = prompt_pairs + int(np.sum(response_pairs))
   return (
-    decoder(config, prompt + int(inputs.sum()), pairs)
-    + head(config, int(lengths.sum()))
-    + sum(picture(config, *grid) for grid in pictures)
+    decoder_flops(config, prompt_tokens + int(inputs.sum()), pairs)
+    + head_flops(config, int(lengths.sum()))
+    + sum(image_flops(config, *grid) for grid in images)
   )
 
 
-def decoder(config: qwen2_5_vl.Config, tokens: int, pairs: int) -> int:
-  """All layers on so many tokens that see so many keys together."""
+def decoder_flops(config: qwen2_5_vl.Config, tokens: int, pairs: int) -> int:
+  """Count the operations of all decoder layers.
+
+  Args:
+    config: sizes of the model.
+    tokens: number of input tokens.
+    pairs: number of pairs of a query and a key that it sees.
+  """
   c = config
   queries, keys = c.heads * c.head_size, c.kv_heads * c.head_size
   weights = c.hidden * (2 * queries + 2 * keys + 3 * c.mlp)
   return 2 * c.layers * (tokens * weights + 2 * pairs * queries)
 
 
-def head(config: qwen2_5_vl.Config, predictions: int) -> int:
-  """The logits of so many positions."""
+def head_flops(config: qwen2_5_vl.Config, predictions: int) -> int:
+  """Count the operations of the logits at `predictions` positions."""
   return 2 * predictions * config.hidden * config.vocab
 
 
-def picture(config: qwen2_5_vl.Config, rows: int, columns: int) -> int:
-  """The vision tower and its merger on a picture of so many patches."""
+def image_flops(config: qwen2_5_vl.Config, rows: int, columns: int) -> int:
+  """Count the operations of the vision tower and its merger on one image.
+
+  Args:
+    config: sizes of the model.
+    rows: rows of patches.
+    columns: columns of patches.
+  """
   side = config.vision.window // config.vision.patch
-  high, wide = (
+  # Windows at the border are smaller; their pairs are a product of both axes.
+  row_pairs, column_pairs = (
     sum(min(side, length - at) ** 2 for at in range(0, length, side))
     for length in (rows, columns)
   )
-  return tower(config, rows * columns, (rows * columns) ** 2, high * wide)
+  patches = rows * columns
+  return vision_tower_flops(
+    config, patches, patches**2, row_pairs * column_pairs
+  )
 
 
-def tower(
-  config: qwen2_5_vl.Config, patches: int, pairs: int, near: int
+def vision_tower_flops(
+  config: qwen2_5_vl.Config, patches: int, pairs: int, window_pairs: int
 ) -> int:
-  """The same for patches with so many pairs, `near` of them in a window."""
+  """Count the operations of the vision tower and its merger.
+
+  Args:
+    config: sizes of the model.
+    patches: number of patches.
+    pairs: number of pairs of patches of the same image.
+    window_pairs: number of pairs of patches of the same window.
+  """
   v = config.vision
-  full = len({block for block in v.full_blocks if block < v.layers})
-  weights = 4 * v.hidden**2 + 3 * v.hidden * v.mlp
-  wide = v.merge**2 * v.hidden
+  full_blocks = len({block for block in v.full_blocks if block < v.layers})
+  block_weights = 4 * v.hidden**2 + 3 * v.hidden * v.mlp
+  patch_weights = 3 * v.temporal * v.patch**2 * v.hidden
+  merged = v.merge**2 * v.hidden  # Width of what the merger reads.
+  windowed_blocks = v.layers - full_blocks
   return 2 * (
-    patches * (3 * v.temporal * v.patch**2 * v.hidden + v.layers * weights)
-    + 2 * v.hidden * (full * pairs + (v.layers - full) * near)
-    + patches // v.merge**2 * wide * (wide + config.hidden)
+    patches * (patch_weights + v.layers * block_weights)
+    + 2 * v.hidden * (full_blocks * pairs + windowed_blocks * window_pairs)
+    + patches // v.merge**2 * merged * (merged + config.hidden)
   )

@@ -1,138 +1,141 @@
-"""Signs that learning collapses, read off the scalars that a run logs.
+"""Warns of signs, in the scalars that a run logs, that learning collapses.
 
-Each monitor looks at one scalar, at all its values so far, the oldest first.
-It warns once per spell: at the first line that is bad after one that was not.
-There is nothing to remember but the lines, so a run that goes on warns as if it
-had not been interrupted, and a scalar that is not logged is not watched.
+Each check looks at all values so far of one scalar.  It warns once per spell:
+at the first line of the log that is bad after one that was not.  The log is all
+that the checks remember, so a run that continues from a checkpoint warns like
+an unbroken one.  A scalar that is not logged is not checked.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Values = Sequence[float]
+Values = Sequence[float]  # Of one scalar, the oldest first.
 
 
 @dataclasses.dataclass(frozen=True)
-class Monitor:
-  """One thing that can go wrong.
+class HealthCheck:
+  """A check of one scalar.
 
   Attributes:
-    scalar: its name in the log.
-    bad: whether the last value is bad.
-    says: what that means.
-    look: what to look at.
+    scalar: the name of the scalar in the log.
+    is_bad: returns whether the last of the values is bad.
+    meaning: what a bad value says about the run.
+    advice: what to look at, and what to change.
   """
 
   scalar: str
-  bad: Callable[[Values], bool]
-  says: str
-  look: str
+  is_bad: Callable[[Values], bool]
+  meaning: str
+  advice: str
 
 
-def above(limit: float) -> Callable[[Values], bool]:
+def is_above(limit: float) -> Callable[[Values], bool]:
+  """Return a test that the last value is above `limit`."""
   return lambda values: values[-1] > limit
 
 
-def below(limit: float) -> Callable[[Values], bool]:
+def is_below(limit: float) -> Callable[[Values], bool]:
+  """Return a test that the last value is below `limit`."""
   return lambda values: values[-1] < limit
 
 
-def shrunk(share: float) -> Callable[[Values], bool]:
-  """Below a share of the first value."""
-  return lambda values: values[-1] < share * values[0]
+def shrank_to(fraction: float) -> Callable[[Values], bool]:
+  """Return a test that the last value is below a fraction of the first."""
+  return lambda values: values[-1] < fraction * values[0]
 
 
-def grown(times: float) -> Callable[[Values], bool]:
-  """Above so many times the first value."""
-  return lambda values: values[-1] > times * values[0]
+def grew_by(factor: float) -> Callable[[Values], bool]:
+  """Return a test that the last value is above a multiple of the first."""
+  return lambda values: values[-1] > factor * values[0]
 
 
-def fallen(drop: float) -> Callable[[Values], bool]:
-  """So far below the greatest value."""
+def fell_by(drop: float) -> Callable[[Values], bool]:
+  """Return a test that the last value is more than `drop` below the best."""
   return lambda values: values[-1] < max(values) - drop
 
 
-MONITORS = (
-  Monitor(
+HEALTH_CHECKS = (
+  HealthCheck(
     "reward/std_in_group",
-    below(0.005),
+    is_below(0.005),
     "responses of a group earn alike, so there is next to nothing to learn",
     "samples.jsonl; config.step_grpo.temperature and reward; are the steps "
     "all easy, or all too hard?",
   ),
-  Monitor(
+  HealthCheck(
     "equal_groups",
-    above(0.95),
+    is_above(0.95),
     "nearly all groups are of equal rewards and are left out",
-    "the same; more config.data.batch_rows or a larger group_size",
+    "samples.jsonl; config.step_grpo.temperature and reward; more "
+    "config.data.prompts_per_shard or a larger group_size",
   ),
-  Monitor(
+  HealthCheck(
     "entropy",
-    shrunk(0.25),
+    shrank_to(0.25),
     "the policy draws nearly always the same tokens",
     "config.optim.lr (lower), config.step_grpo.loss.clip_high (higher)",
   ),
-  Monitor(
+  HealthCheck(
     "entropy",
-    grown(3.0),
+    grew_by(3.0),
     "the policy forgets what to write",
     "grad_norm and samples.jsonl; config.optim.lr (lower)",
   ),
-  Monitor(
+  HealthCheck(
     "truncated",
-    above(0.5),
+    is_above(0.5),
     "most responses end at the longest length, unfinished",
-    "samples.jsonl; the last of config.policy.settings.response_tokens",
+    "samples.jsonl; the last of config.policy.overrides.response_tokens",
   ),
-  Monitor(
+  HealthCheck(
     "response_tokens",
-    shrunk(0.25),
+    shrank_to(0.25),
     "responses shrink to almost nothing",
     "samples.jsonl: does the reward favour short ones?",
   ),
-  Monitor(
+  HealthCheck(
     "reward/well_formed",
-    fallen(0.2),
+    fell_by(0.2),
     "responses are less often well formed than they were",
     "samples.jsonl; config.optim.lr (lower)",
   ),
-  Monitor(
+  HealthCheck(
     "kl",
-    above(1.0),
+    is_above(1.0),
     "the policy is far from its reference",
     "reward/total beside it; config.optim.lr (lower)",
   ),
-  Monitor(
+  HealthCheck(
     "logp_drift",
-    above(0.1),
+    is_above(0.1),
     "tokens are not as likely in the update as when they were drawn",
     "how many updates a rollout serves; do sampler and trainer run in "
-    "other precisions (settings.compute.dtype)?",
+    "other precisions (config.policy.overrides.compute.dtype)?",
   ),
-  Monitor(
+  HealthCheck(
     "clipped",
-    above(0.3),
+    is_above(0.3),
     "the trust region cuts off many tokens",
     "logp_drift; config.optim.lr (lower)",
   ),
 )
 
 
-def warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-  """What to warn of at the last line: what was not bad a line before."""
-  said = []
-  for monitor in MONITORS:
+def find_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Return a warning for each scalar that became bad in the last line."""
+  warnings = []
+  for check in HEALTH_CHECKS:
     values = [
-      line[monitor.scalar]
-      for line in lines
-      if line.get(monitor.scalar) is not None
+      line[check.scalar] for line in lines if line.get(check.scalar) is not None
     ]
-    if not values or lines[-1].get(monitor.scalar) is None:
+    # A number that was not finite is logged as None.
+    if not values or lines[-1].get(check.scalar) is None:
       continue
-    if monitor.bad(values) and not (values[:-1] and monitor.bad(values[:-1])):
-      said.append(
-        f"{monitor.scalar} is {values[-1]:.3g}: {monitor.says}.  "
-        f"Look at {monitor.look}."
+    was_bad = len(values) > 1 and check.is_bad(values[:-1])
+    if check.is_bad(values) and not was_bad:
+      warnings.append(
+        f"{check.scalar} is {values[-1]:.3g}: {check.meaning}.  "
+        f"Look at {check.advice}."
       )
-  return said
+  return warnings

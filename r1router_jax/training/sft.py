@@ -2,12 +2,13 @@
 
   loss = - sum_n sum_t log pi(token_nt) / sum_n |response_n|
 
-A gold response is a group of one, so batches and model passes are Step-GRPO's.
-A policy trained from scratch first learns to look up and copy (`data.warmup`):
-rows of random tokens fill the first batches, then a share of them, while names
-in gold rows are changed with a probability that falls over the run.
+A gold response is a group of one, so the loss reads the same `Batch` as
+Step-GRPO's.  A policy that is trained from scratch first learns to look up and
+copy (`copy_curriculum.py`): the first batches are rows of random tokens, and so
+is a fraction of the later ones.  Names in gold rows are changed with a
+probability that falls over the run.
 
-Axes:  B prompts   G responses per prompt   T response tokens
+Axes:  D data shards   B prompts   G responses per prompt   T response tokens
 """
 
 from collections.abc import Callable, Sequence
@@ -19,141 +20,155 @@ from jaxtyping import Array, Bool, Float
 
 from r1router_jax.common.records import Step
 from r1router_jax.generation import logprobs
-from r1router_jax.inputs import processor
+from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import multihost
-from r1router_jax.parallel.strategy import Driver
+from r1router_jax.parallel.strategy import ParallelStrategy
 from r1router_jax.policy.policy import Policy
 from r1router_jax.training import copy_curriculum, sequence_packing, throughput
-from r1router_jax.training.batch import Batch, Prompts, generator
-from r1router_jax.training.sft_targets import demonstration, overasking
+from r1router_jax.training.batch import (
+  Batch,
+  PromptBuilder,
+  example_rng,
+  pad_to_shards,
+)
+from r1router_jax.training.config import RunConfig
+from r1router_jax.training.sft_targets import overask_target, sft_target
 
 
 class Sft:
-  """Batches and loss of the warm start; an `Algorithm` of `train`.
+  """Supervised training: makes the batches of a run and has their loss.
 
   Args:
-    policy: what is trained.
-    driver: on which devices.
-    rows: steps per update and share.
-    total_steps: updates of the run.
-    recall_steps: updates on random look-up rows alone, at the start.
-    recall_share: chance that a later update is on such rows.
-    rename: probability of changed names at the start and at the end.
-    overask: probability that a demonstration asks again where it could stop.
-    side_by_side: tokens of a row that holds many texts; 0 for one text a row.
-    seed: of everything drawn.
+    policy: the policy that is trained; its parameters are not used.
+    strategy: the devices that the run uses.
+    config: the options of the run, with a section sft.
 
   Attributes:
-    examples: steps, or rows of them, of this host per update.
-    updates: per iteration.
-    penalised: whether the loss needs a reference policy.
-    online: whether examples are questions, not steps.
+    examples_per_iteration: steps, or packed rows, of this host per update.
+    needs_reference: whether the loss compares with a reference policy.
   """
 
-  updates, penalised, online = 1, False, False
+  needs_reference = False
 
   def __init__(
-    self,
-    policy: Policy,
-    driver: Driver,
-    *,
-    rows: int,
-    total_steps: int,
-    recall_steps: int,
-    recall_share: float,
-    rename: tuple[float, float],
-    overask: float,
-    side_by_side: int,
-    seed: int,
+    self, policy: Policy, strategy: ParallelStrategy, config: RunConfig
   ):
-    if side_by_side and any((*rename, recall_steps, recall_share, overask)):
-      raise ValueError(
-        "config.sft.side_by_side wants gold steps as they are, of known "
-        "lengths: set rename, recall_steps, recall_share and overask to 0."
-      )
-    self._room = side_by_side
-    self.examples = rows * driver.parts
-    self._shape = driver.parts, rows
-    self._policy, self._seed, self._overask = policy, seed, overask
-    self._total, self._rename = total_steps, rename
-    self._recall_steps, self._recall_share = recall_steps, recall_share
-    self._recall = (
-      copy_curriculum.Recall(policy.packer.tokenizer)
-      if (recall_steps or recall_share)
-      else None
+    self._policy = policy
+    self._options = config.sft
+    self._seed = config.seed
+    self._total_steps = config.total_steps
+    self._data_shards = strategy.local_shards
+    self._rows_per_shard = config.data.batch_size_per_device
+    self.examples_per_iteration = self._data_shards * self._rows_per_shard
+    self._build_prompt = PromptBuilder(
+      policy, renames=max(self._options.rename_prob) > 0
     )
-    self._prompts = Prompts(policy, renames=max(rename) > 0)
+    self._recall_sampler = None
+    if self._options.recall_warmup_steps or self._options.recall_prob:
+      self._recall_sampler = copy_curriculum.RecallSampler(
+        policy.processor.tokenizer
+      )
 
   def make_batches(
     self,
     params: dict,
-    examples: Callable[[int], Sequence[Step] | Sequence[sequence_packing.Row]],
-    index: int,
-  ) -> tuple[list[Batch], throughput.Account]:
-    """The batch of update `index`, leaves [D, ...], and what to report."""
+    examples_for: Callable[
+      [int], Sequence[Step] | Sequence[sequence_packing.PackedExample]
+    ],
+    iteration: int,
+  ) -> tuple[list[Batch], throughput.IterationReport]:
+    """Return the one batch of an update, [D, B, ...], and a report about it.
+
+    Args:
+      params: parameters of the current policy; not used.
+      examples_for: returns this host's examples of an iteration.
+      iteration: updates done before.
+    """
     del params
-    if self._room:
-      batch = sequence_packing.batch(
-        self._policy, examples(index), *self._shape, self._room
+    metrics = {}
+    if self._options.packed_length:
+      batch = sequence_packing.make_packed_batch(
+        self._policy,
+        examples_for(iteration),
+        self._data_shards,
+        self._rows_per_shard,
+        self._options.packed_length,
       )
-      return [batch], throughput.Account(
-        {}, throughput.learnt(self._policy.settings.model, batch)
-      )
-    rng = np.random.default_rng((self._seed, index))
-    packer, (parts, rows) = self._policy.packer, self._shape
-    recalling = index < self._recall_steps or (
-      rng.random() < self._recall_share
-    )
-    if recalling:
-      first = jax.process_index() * parts * rows
-      pairs = [
-        self._recall(generator(self._seed, index, f"recall/{first + n}"))
-        for n in range(parts * rows)
-      ]
     else:
-      pairs = [self._pair(step, index) for step in examples(index)]
-    longest = self._policy.settings.response_length(
-      *multihost.most([max(len(response) for _, response in pairs)])
-    )
-    responses, mask = processor.pad_responses(
-      [response for _, response in pairs], longest, packer.tokenizer.pad
-    )
+      # All hosts draw the same number, and so choose the same kind of batch.
+      rng = np.random.default_rng((self._seed, iteration))
+      is_recall = iteration < self._options.recall_warmup_steps or (
+        rng.random() < self._options.recall_prob
+      )
+      metrics["recall"] = float(is_recall)
+      if is_recall:
+        pairs = self._recall_pairs(iteration)
+      else:
+        pairs = [
+          self._gold_pair(step, iteration) for step in examples_for(iteration)
+        ]
+      batch = self._collate_pairs(pairs)
+    work = throughput.update_work(self._policy.config.model, batch)
+    return [batch], throughput.IterationReport(metrics, work)
 
-    def split(a):
-      short = parts * rows - len(a)
-      a = np.pad(a, ((0, short), *((0, 0),) * (a.ndim - 1)))
-      return a.reshape(parts, rows, 1, *a.shape[1:])
+  def _recall_pairs(
+    self, iteration: int
+  ) -> list[tuple[EncodedPrompt, list[int]]]:
+    """Draw a random look-up prompt and its response for each row."""
+    # A row's number counts the rows of all hosts.
+    count = self.examples_per_iteration
+    first = jax.process_index() * count
+    return [
+      self._recall_sampler(
+        example_rng(self._seed, iteration, f"recall/{first + row}")
+      )
+      for row in range(count)
+    ]
 
-    mask = split(mask)
-    batch = Batch(
-      packer.pack([prompt for prompt, _ in pairs], parts, rows, multihost.most),
-      split(responses),
-      mask,
-      split(np.ones(len(pairs), np.float32)),
-      np.zeros(mask.shape, np.float32),
-      mask.sum((2, 3)).astype(np.float32),
-    )
-    return [batch], throughput.Account(
-      {"recall": float(recalling)},
-      throughput.learnt(self._policy.settings.model, batch),
-    )
-
-  def _pair(
-    self, step: Step, index: int
-  ) -> tuple[processor.Encoded, list[int]]:
-    """Prompt and response of a step, with other names as often as due."""
-    rng = generator(self._seed, index, step.id)
-    first, last = self._rename
-    chance = first + (last - first) * index / self._total
-    step, prompt = self._prompts(step, chance, rng)
+  def _gold_pair(
+    self, step: Step, iteration: int
+  ) -> tuple[EncodedPrompt, list[int]]:
+    """Return the prompt and the response of a step, maybe with other names."""
+    rng = example_rng(self._seed, iteration, step.id)
+    first, last = self._options.rename_prob
+    rename_prob = first + (last - first) * iteration / self._total_steps
+    step, prompt = self._build_prompt(step, rename_prob, rng)
+    # Where the gold trace stops after a search, the target may ask again.
     stops = bool(step.history) and step.routes == ("none",)
-    text = (
-      overasking(step, rng)
-      if (self._overask and stops and rng.random() < self._overask)
-      else demonstration(step)
+    overask_prob = self._options.overask_prob
+    if overask_prob and stops and rng.random() < overask_prob:
+      target = overask_target(step, rng)
+    else:
+      target = sft_target(step)
+    tokenizer = self._policy.processor.tokenizer
+    return prompt, tokenizer.encode_response(target)
+
+  def _collate_pairs(
+    self, pairs: Sequence[tuple[EncodedPrompt, list[int]]]
+  ) -> Batch:
+    """Make a batch of prompts and responses; rows beyond them are padding."""
+    processor = self._policy.processor
+    shape = self._data_shards, self._rows_per_shard
+    # Hosts compile the same program, so they need one length.
+    longest = self._policy.config.response_length(
+      *multihost.max_over_hosts([max(len(response) for _, response in pairs)])
     )
-    return prompt, self._policy.packer.tokenizer.encode_response(text)
+    tokens, mask = pad_responses(
+      [response for _, response in pairs], longest, processor.tokenizer.pad_id
+    )
+    # The axis of groups has size 1.
+    mask = pad_to_shards(mask[:, None], *shape)
+    return Batch(
+      prompt=processor.collate(
+        [prompt for prompt, _ in pairs], *shape, multihost.max_over_hosts
+      ),
+      response=pad_to_shards(tokens[:, None], *shape),
+      mask=mask,
+      advantage=pad_to_shards(np.ones((len(pairs), 1), np.float32), *shape),
+      old_logp=np.zeros(mask.shape, np.float32),
+      loss_denominator=mask.sum((2, 3)).astype(np.float32),
+    )
 
   def loss(
     self,
@@ -162,7 +177,7 @@ class Sft:
     batch: Batch,
     allowed: Bool[Array, " V"],
   ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
-    """See `loss`."""
+    """Compute the loss of a batch, see the function `loss`."""
     del reference
     return loss(self._policy.model, params, batch, allowed)
 
@@ -173,16 +188,29 @@ def loss(
   batch: Batch,
   allowed: Bool[Array, " V"],
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
-  """Numerator and denominator of the loss, and (sum, count) of each metric."""
-  if batch.beside is None:
-    states = model.apply({"params": params}, batch.prompt, batch.response)
+  """Compute the negative log-likelihood of the responses.
+
+  Args:
+    model: the network.
+    params: its parameters.
+    batch: prompts and gold responses.
+    allowed: False on token ids that are never written.
+
+  Returns:
+    Numerator and denominator of the loss, and (sum, count) of each metric.
+  """
+  variables = {"params": params}
+  if batch.packing is None:
+    states = model.apply(variables, batch.prompt, batch.response)
   else:
+    # The response of a packed row is made of those of its texts.
     states = model.apply(
-      {"params": params}, batch.prompt, batch.beside.segments, method="packed"
+      variables, batch.prompt, batch.packing.segments, method="packed_states"
     )
-    states = jnp.take_along_axis(states, batch.beside.at[..., None], 1)[:, None]
-  vocabulary = model.apply({"params": params}, method="vocabulary")
-  logp, _ = logprobs.token_logp(states, batch.response, vocabulary, allowed)
+    positions = batch.packing.target_positions[..., None]
+    states = jnp.take_along_axis(states, positions, 1)[:, None]
+  embedding = model.apply(variables, method="output_embedding")
+  logp, _ = logprobs.token_logp(states, batch.response, embedding, allowed)
   nll = -jnp.sum(jnp.where(batch.mask, logp, 0))
-  total = jnp.sum(batch.count)
+  total = jnp.sum(batch.loss_denominator)
   return nll, total, {"nll": (nll, total)}

@@ -1,190 +1,188 @@
-"""Step-GRPO: group-relative policy optimisation of single routing steps.
+"""Step-GRPO: group-relative policy optimization of single routing steps.
 
-An iteration draws groups of responses with the policy as it is (`rollouts.py`),
-rewards them (`rewards.py`), and makes of those that teach the batches of one or
-more updates, whose loss is that of `objective.py`.
+An iteration samples groups of responses with the current policy
+(`rollouts.py`), scores them (`rewards/`), and makes of the groups with unequal
+rewards the batches of one or more updates, whose loss is in `grpo_loss.py`.
 
+Axes:  D data shards   B prompts of a shard   G responses per prompt
+  T response tokens
 Source: arxiv.org/abs/2505.22095 (Step-GRPO).
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from r1router_jax.common.records import Question, Step
-from r1router_jax.generation import token_sampling
+from r1router_jax.generation.token_sampling import SamplingParams
+from r1router_jax.inputs.processor import next_power_of_two
+from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import mesh, multihost
-from r1router_jax.parallel.strategy import Driver
+from r1router_jax.parallel.strategy import ParallelStrategy
+from r1router_jax.policy.config import PolicyConfig
 from r1router_jax.policy.policy import Policy
-from r1router_jax.retrieval.retriever import KnowledgeBase, together
+from r1router_jax.retrieval.retriever import KnowledgeBase, is_collective
 from r1router_jax.rewards import step_reward
-from r1router_jax.routing import device_loop
-from r1router_jax.training import flops, grpo_loss, throughput
-from r1router_jax.training import rollouts as rollouts_lib
-from r1router_jax.training.batch import Batch, Prompts, generator
-
-ROLLOUTS = ("offline", "online")
+from r1router_jax.training import flops, grpo_loss, rollouts, throughput
+from r1router_jax.training.batch import Batch, PromptBuilder, example_rng
+from r1router_jax.training.config import RunConfig, StepGrpoConfig
 
 
 class StepGrpo:
-  """Batches and loss of Step-GRPO; an `Algorithm` of `train`.
+  """The algorithm Step-GRPO: makes the batches of a run and has their loss.
 
   Args:
-    policy: what is trained.
-    driver: on which devices.
-    kbs, passages: what online rollouts search, and read per answer step.
-    rows: prompts that each part of the rollout's mesh has per iteration.
-    total_steps: iterations of the run.
-    seed: of everything drawn.
-    rollouts: one of `ROLLOUTS`.
-    loop: a key of `fused.LOOPS`, online.
-    group_size: G, responses per step; advantages compare these.
-    learn_rows: steps per update and share, at most, that are learnt from.
-    minibatches: updates per iteration.
-    refill: how often more is drawn, at most, where too few groups teach.
-    temperature: of sampling.
-    normalise: see `objective.advantages`.
-    loss: the rest of an `objective.Objective`.
-    reward, search_cost: see `rewards.make`.
-    rename: probability that a step's entities have other names, offline.
+    policy: the policy that is trained; its parameters are not used.
+    strategy: the devices that the run uses.
+    config: the options of the run, with a section step_grpo.
+    kbs: the knowledge bases that online rollouts search.
 
   Attributes:
-    examples: of this host per iteration.
-    updates: per iteration.
-    penalised: whether the loss needs a reference policy.
-    online: whether examples are questions, not steps.
+    examples_per_iteration: steps, or questions, of this host per iteration.
+    needs_reference: whether the loss compares with a reference policy.
   """
 
   def __init__(
     self,
     policy: Policy,
-    driver: Driver,
-    *,
+    strategy: ParallelStrategy,
+    config: RunConfig,
     kbs: Mapping[str, KnowledgeBase],
-    passages: int | Mapping[str, int],
-    rows: int,
-    total_steps: int,
-    seed: int,
-    rollouts: str,
-    loop: str,
-    group_size: int,
-    learn_rows: int,
-    minibatches: int,
-    refill: int,
-    temperature: float,
-    normalise: str,
-    loss: Mapping,
-    reward: str,
-    search_cost: float,
-    rename: float,
   ):
-    if group_size < 2:
-      raise ValueError(
-        f"config.step_grpo.group_size is {group_size}: an advantage compares "
-        "at least two responses."
-      )
-    for name, value, known in (
-      ("rollouts", rollouts, ROLLOUTS),
-      ("loop", loop, device_loop.LOOPS),
-      ("normalise", normalise, grpo_loss.NORMS),
-    ):
-      if value not in known:
-        raise ValueError(
-          f"config.step_grpo.{name} is {value!r}: take one of "
-          f"{', '.join(known)}."
-        )
-    if rollouts == "online" and not kbs:
-      raise ValueError(
-        "Online rollouts search: name the folder of built "
-        "knowledge bases, config.data.kb."
-      )
-    self.examples = rows * mesh.here(driver.rollout).shape[mesh.DATA]
-    self.updates, self._refill, self._group = minibatches, refill, group_size
-    self._policy, self._total, self._seed = policy, total_steps, seed
-    self._kbs, self._passages = kbs, passages
-    self.online, self._loop = rollouts == "online", loop
-    self._fit = dict(
-      rows=learn_rows, parts=driver.parts, minibatches=minibatches
+    self._policy = policy
+    self._kbs = kbs
+    self._config = config
+    self._options = config.step_grpo
+    self._data_shards = strategy.local_shards
+
+    # Rollouts are split over another mesh than updates.
+    rollout_mesh = mesh.local_submesh(strategy.rollout_mesh)
+    self.examples_per_iteration = (
+      config.data.prompts_per_shard * rollout_mesh.shape[mesh.DATA]
     )
-    self._prompts, self._rename = Prompts(policy, renames=rename > 0), rename
-    self._normalise, self._method = (
-      normalise,
-      token_sampling.SamplingParams(temperature),
+    self._sampling = SamplingParams(self._options.temperature)
+    self._build_prompt = PromptBuilder(
+      policy, renames=self._options.rename_prob > 0
     )
-    self._objective = grpo_loss.Objective(
-      temperature, policy.settings.response_tokens[-1], **loss
+    self._reward = step_reward.make_reward(
+      self._options.reward,
+      policy.config.max_routes,
+      self._options.search_cost,
     )
-    self.penalised = self._objective.kl_coef != 0
-    self._reward = step_reward.make(reward, policy.settings.routes, search_cost)
+    self._loss_config = make_loss_config(self._options, policy.config)
+    self.needs_reference = self._loss_config.kl_coef != 0
 
   def make_batches(
     self,
     params: dict,
-    examples: Callable[[int], Sequence[Step] | Sequence[Question]],
-    index: int,
-  ) -> tuple[list[Batch], throughput.Account]:
-    """The batches of iteration `index`, and what to report.
+    examples_for: Callable[[int], Sequence[Step] | Sequence[Question]],
+    iteration: int,
+  ) -> tuple[list[Batch], throughput.IterationReport]:
+    """Return the batches of an iteration and a report about them.
 
     Args:
-      params: of the policy as it is.
-      examples: those of an iteration; beyond the last one, for refills.
-      index: of the iteration.
+      params: parameters of the current policy.
+      examples_for: returns this host's steps or questions of an iteration; for
+        resampling it is asked for iterations beyond the last one.
+      iteration: iterations done before.
     """
     policy = dataclasses.replace(self._policy, params=params)
-    wanted = self._fit["parts"] * self._fit["rows"] * self.updates
-    drawn, start = [], time.perf_counter()
-    for extra in range(self._refill + 1):
-      at = index + extra * self._total
-      drawn.append(self._draw(policy, examples(at), at))
-      enough = sum(np.sum(groups.teach) for groups in drawn) >= wanted
-      # Hosts that search together draw together.
-      if multihost.agreed(enough) if together(self._kbs) else enough:
-        break
-    judging = sum(groups.judging for groups in drawn)
+    options, model = self._options, policy.config.model
+
+    # 1. Rollouts, until enough groups have unequal rewards.
+    start = time.perf_counter()
+    sampled = self._sample_groups(policy, examples_for, iteration)
+    groups = rollouts.concat_groups(sampled)
+    reward_seconds = sum(each.reward_seconds for each in sampled)
     seconds = dict(
-      rollout=time.perf_counter() - start - judging, reward=judging
+      rollout=time.perf_counter() - start - reward_seconds,
+      reward=reward_seconds,
     )
-    groups, model = rollouts_lib.joined(drawn), policy.settings.model
-    advantage = grpo_loss.advantages(groups.reward, self._normalise)
-    batches = rollouts_lib.learn_from(
+
+    # 2. Batches of the groups that have a gradient.
+    advantage = grpo_loss.group_advantages(
+      groups.reward, options.advantage_norm
+    )
+    batches = rollouts.make_train_batches(
       policy,
       groups,
       advantage,
-      **self._fit,
-      size=self._objective.size,
-      all_teach=self._objective.penalises,
-    )
-    return batches, throughput.Account(
-      _report(groups) | {"refills": float(len(drawn) - 1)},
-      throughput.sampled(model, groups.prompts, groups.drawn.mask).taught(
-        throughput.learnt(model, batch, flops.TRAIN + self.penalised)
-        for batch in batches
-      ),
-      seconds,
-      throughput.shown(groups.steps, groups.texts, groups.reward, advantage),
+      update_batch_size=options.update_batch_size,
+      data_shards=self._data_shards,
+      minibatches=options.minibatches,
+      loss_denominator=self._loss_config.loss_denominator,
+      keep_equal_groups=self._loss_config.has_penalty,
     )
 
-  def _draw(
-    self, policy: Policy, examples: Sequence, index: int
-  ) -> rollouts_lib.Groups:
-    key = jax.random.fold_in(jax.random.key(self._seed), index)
-    how = key, self._group, self._method, self._reward
-    if self.online:
-      return rollouts_lib.online(
-        policy, self._kbs, examples, self._passages, *how, self._loop
-      )
-    steps, prompts = zip(
-      *(
-        self._prompts(step, self._rename, generator(self._seed, index, step.id))
-        for step in examples
+    # 3. The report.  A reference policy costs one more forward pass.
+    passes = flops.FORWARD_PASSES_PER_UPDATE + self.needs_reference
+    work = throughput.rollout_work(model, groups.prompts, groups.sampled.mask)
+    return batches, throughput.IterationReport(
+      _rollout_metrics(groups) | {"refills": float(len(sampled) - 1)},
+      work.with_updates(
+        throughput.update_work(model, batch, passes) for batch in batches
       ),
-      strict=True,
+      seconds,
+      throughput.sample_groups(
+        groups.steps, groups.texts, groups.reward, advantage
+      ),
     )
-    return rollouts_lib.offline(policy, steps, prompts, *how)
+
+  def _sample_groups(
+    self, policy: Policy, examples_for: Callable, iteration: int
+  ) -> list[rollouts.RolloutGroups]:
+    """Return the rollouts of an iteration, one or more.
+
+    Another one is made while fewer groups have unequal rewards than the updates
+    hold, `max_resample_rounds` times at most.
+    """
+    options = self._options
+    wanted = self._data_shards * options.update_batch_size * options.minibatches
+    sampled, useful = [], 0
+    for extra in range(options.max_resample_rounds + 1):
+      # Extra rounds have numbers, and so examples and keys, of their own.
+      index = iteration + extra * self._config.total_steps
+      sampled.append(self._sample_round(policy, examples_for(index), index))
+      useful += int(np.sum(sampled[-1].has_signal))
+      enough = useful >= wanted
+      if is_collective(self._kbs):
+        # Hosts that search together also sample together.
+        enough = multihost.all_hosts_agree(enough)
+      if enough:
+        break
+    return sampled
+
+  def _sample_round(
+    self, policy: Policy, examples: Sequence, index: int
+  ) -> rollouts.RolloutGroups:
+    """Sample and score a group at each of the examples."""
+    key = jax.random.fold_in(jax.random.key(self._config.seed), index)
+    how = key, self._options.group_size, self._sampling, self._reward
+    if self._config.is_online:
+      return rollouts.online_rollouts(
+        policy,
+        self._kbs,
+        examples,
+        self._config.data.passages,
+        *how,
+        self._options.routing_loop,
+      )
+    pairs = [
+      self._build_prompt(
+        step,
+        self._options.rename_prob,
+        example_rng(self._config.seed, index, step.id),
+      )
+      for step in examples
+    ]
+    steps, prompts = zip(*pairs, strict=True)
+    return rollouts.offline_rollouts(policy, steps, prompts, *how)
 
   def loss(
     self,
@@ -193,27 +191,85 @@ class StepGrpo:
     batch: Batch,
     allowed: Bool[Array, " V"],
   ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
-    """See `objective.loss`."""
+    """Compute the loss of a batch, see `grpo_loss.loss`."""
     return grpo_loss.loss(
-      self._policy.model, self._objective, params, reference, batch, allowed
+      self._policy.model, self._loss_config, params, reference, batch, allowed
     )
 
 
-def _report(groups: rollouts_lib.Groups) -> dict[str, float]:
-  """What responses say about the policy that drew them."""
-  kinds, reward = np.array([s.kind for s in groups.steps]), groups.reward
-  means = groups.parts.means()
-  report = {f"reward/{name}": mean for name, mean in means.items()}
-  report |= {
-    f"reward/{kind}": float(reward[kinds == kind].mean())
-    for kind in dict.fromkeys(kinds.tolist())
-  }
-  return report | {
+def make_loss_config(
+  options: StepGrpoConfig, policy_config: PolicyConfig
+) -> grpo_loss.GrpoLossConfig:
+  """Return the options of the loss of a run."""
+  return grpo_loss.GrpoLossConfig(
+    options.temperature, policy_config.response_tokens[-1], **options.loss
+  )
+
+
+def abstract_prompts(policy_config: PolicyConfig, prompts: int) -> Any:
+  """Return the shapes of the largest prompts that a policy can read.
+
+  Each has the longest padded length and as many images of the largest size as
+  an answer prompt may show.
+
+  Args:
+    policy_config: the policy.
+    prompts: B.
+  """
+  vision = policy_config.model.vision
+  images = windows = 0
+  if vision is not None:
+    images = prompts * (1 + policy_config.passage_images)
+    windows = next_power_of_two(
+      -(-policy_config.max_pixels // vision.window**2)
+    )
+  empty = qwen2_5_vl.empty_prompt_batch(
+    prompts, policy_config.prompt_tokens[-1], images, windows, vision
+  )
+  return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty))
+
+
+def abstract_batch(
+  config: RunConfig, policy_config: PolicyConfig, data_shards: int
+) -> Batch:
+  """Return the shapes, [D, B, ...], of the largest batch of an update.
+
+  Args:
+    config: the options of the run.
+    policy_config: the policy.
+    data_shards: D.
+  """
+  options, rows = config.step_grpo, config.step_grpo.update_batch_size
+  group = rows, options.group_size
+  tokens = (*group, policy_config.response_tokens[-1])
+  shard = Batch(
+    prompt=abstract_prompts(policy_config, rows),
+    response=jax.ShapeDtypeStruct(tokens, jnp.int32),
+    mask=jax.ShapeDtypeStruct(tokens, bool),
+    advantage=jax.ShapeDtypeStruct(group, jnp.float32),
+    old_logp=jax.ShapeDtypeStruct(tokens, jnp.float32),
+    loss_denominator=jax.ShapeDtypeStruct((rows,), jnp.float32),
+  )
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((data_shards, *x.shape), x.dtype), shard
+  )
+
+
+def _rollout_metrics(groups: rollouts.RolloutGroups) -> dict[str, float]:
+  """Return the scalars that the sampled responses give to the log."""
+  kinds = np.array([step.kind for step in groups.steps])
+  reward, sampled = groups.reward, groups.sampled
+  means = groups.components.means()
+  metrics = {f"reward/{name}": mean for name, mean in means.items()}
+  for kind in dict.fromkeys(kinds.tolist()):
+    metrics[f"reward/{kind}"] = float(reward[kinds == kind].mean())
+  truncated = [prompt.truncated_tokens for prompt in groups.prompts]
+  return metrics | {
     "reward/std_in_group": float(reward.std(axis=1).mean()),
     "groups": float(len(groups.steps)),
-    "equal_groups": float(np.mean(~groups.teach)),
-    "response_tokens": float(groups.drawn.mask.sum(-1).mean()),
-    "cut_tokens": float(np.mean([prompt.cut for prompt in groups.prompts])),
-    # As long as there is room.
-    "truncated": float(groups.drawn.mask.all(-1).mean()),
+    "equal_groups": float(np.mean(~groups.has_signal)),
+    "response_tokens": float(sampled.mask.sum(-1).mean()),
+    "cut_tokens": float(np.mean(truncated)),
+    # A response that fills its room has no end token.
+    "truncated": float(sampled.mask.all(-1).mean()),
   }

@@ -1,19 +1,19 @@
-"""What an iteration says of itself, beside its batch.
+"""Reports an iteration's scalars and work, and measures the rate of the work.
 
-Rates are taken from one line of the log to the next, over all that happened in
-between, checkpoints and compilation too:
+Rates are taken from one line of the log to the next, over everything that
+happened in between, including checkpoints and compilation:
 
-  speed/tokens_s   tokens of prompts, once for a group, and of responses, all
-                   that were sampled whether or not they teach, a second; in a
-                   supervised run those of the batch
-  speed/samples_s  responses likewise
-  speed/tflops_s   operations of the model (`flops.py`) a second and device, in
-                   10^12: one forward pass over what was sampled, three over
+  speed/tokens_s   tokens per second: of prompts, once for a group, and of all
+                   responses that were sampled, whether or not they are learnt
+                   from; in a supervised run the tokens of the batch
+  speed/samples_s  responses per second, counted alike
+  speed/tflops_s   10^12 operations of the model (`flops.py`) per second and
+                   device: one forward pass over what was sampled, three over
                    what was learnt from, one more with a reference policy
-  speed/mfu        the same as a share of what the device can do in bfloat16;
-                   left out where that is not known, as of a CPU
+  speed/mfu        model FLOPs utilization: the same as a fraction of the
+                   device's peak in bfloat16; left out if that is not known
 
-They are those of this process and its devices.
+They count the work of this process and its devices.
 
 Axes:  B prompts   G responses per prompt   T response tokens
 """
@@ -28,174 +28,209 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from r1router_jax.common.records import Step
-from r1router_jax.inputs.processor import Encoded
+from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.training import flops as flops_lib
 from r1router_jax.training.batch import Batch
 
 
-class Work(NamedTuple):
-  """Counts that add up, see the module's docstring."""
+class WorkCounts(NamedTuple):
+  """Counts of work, which can be added up.
+
+  Attributes:
+    tokens: tokens of prompts and responses.
+    samples: responses.
+    flops: operations of the model.
+  """
 
   tokens: int = 0
   samples: int = 0
   flops: int = 0
 
-  def taught(self, learnt: Iterable["Work"]) -> "Work":
-    """The same with the operations of updates from some of the tokens."""
-    return self._replace(flops=self.flops + sum(w.flops for w in learnt))
+  def add(self, other: "WorkCounts") -> "WorkCounts":
+    """Return the sums of the counts."""
+    return WorkCounts(*(a + b for a, b in zip(self, other, strict=True)))
+
+  def with_updates(self, updates: Iterable["WorkCounts"]) -> "WorkCounts":
+    """Return a rollout's counts plus the operations of its updates.
+
+    Tokens and samples of the updates are those of the rollout.
+    """
+    flops = sum(update.flops for update in updates)
+    return self._replace(flops=self.flops + flops)
 
 
 @dataclasses.dataclass(frozen=True)
-class Account:
-  """What `make_batches` returns with its batches.
+class IterationReport:
+  """What an algorithm reports about an iteration, beside its batches.
 
   Attributes:
     scalars: by name; the log has their means.
-    work: what was done, or is to be done by the update.
-    seconds: spent in phases of its own, by name.
-    groups: some of what was sampled, as `shown` has it.
+    work: the work of the iteration, its updates included.
+    seconds: time spent in phases of the rollout, by name.
+    groups: some of the sampled groups, as `sample_groups` returns them.
   """
 
   scalars: Mapping[str, float]
-  work: Work
+  work: WorkCounts
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
   groups: Sequence[Mapping[str, Any]] = ()
 
 
-def sampled(
+def rollout_work(
   config: qwen2_5_vl.Config,
-  prompts: Sequence[Encoded],
+  prompts: Sequence[EncodedPrompt],
   mask: Bool[np.ndarray, "B G T"],
-) -> Work:
-  """The work of drawing a group of responses to each prompt."""
-  lengths = mask.sum(-1)
-  return Work(
-    sum(len(prompt.ids) for prompt in prompts) + int(lengths.sum()),
-    lengths.size,
-    sum(
-      flops_lib.group(
-        config,
-        len(prompt.ids),
-        own,
-        [picture.grid for picture in prompt.pictures],
-      )
-      for prompt, own in zip(prompts, lengths, strict=True)
-    ),
-  )
-
-
-def learnt(
-  config: qwen2_5_vl.Config, batch: Batch, passes: int = flops_lib.TRAIN
-) -> Work:
-  """The work of an update from the rows of a batch that hold a response.
+) -> WorkCounts:
+  """Count the work of sampling a group of responses to each prompt.
 
   Args:
-    config: of the model.
-    batch: may have an axis of devices before its rows.
+    config: sizes of the model.
+    prompts: the prompts.
+    mask: True on tokens of the responses.
+  """
+  lengths = mask.sum(-1)
+  prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+  flops = 0
+  for prompt, group_lengths in zip(prompts, lengths, strict=True):
+    grids = [image.grid for image in prompt.images]
+    flops += flops_lib.group_flops(
+      config, len(prompt.ids), group_lengths, grids
+    )
+  return WorkCounts(prompt_tokens + int(lengths.sum()), lengths.size, flops)
+
+
+def update_work(
+  config: qwen2_5_vl.Config,
+  batch: Batch,
+  passes: int = flops_lib.FORWARD_PASSES_PER_UPDATE,
+) -> WorkCounts:
+  """Count the work of an update, from the rows of a batch with a response.
+
+  Args:
+    config: sizes of the model.
+    batch: leaves [B, ...], or [D, B, ...] with an axis of data shards.
     passes: forward passes that an update costs.
   """
+  # 1. Join the data shards.
+  prompt = batch.prompt
   mask = batch.mask.reshape(-1, *batch.mask.shape[-2:])
   rows = len(mask)
-  prompts = batch.prompt.mask.reshape(rows, -1).sum(-1)
-  valid = (
-    batch.prompt.valid.reshape(rows, -1, *batch.prompt.valid.shape[-2:])
-    if (batch.prompt.valid.size)
-    else np.zeros((rows, 0, 1, 1), bool)
-  )
-  place = batch.prompt.place.reshape(*valid.shape, 2)
-  segments = (
-    None if batch.beside is None else (batch.beside.segments.reshape(rows, -1))
-  )
-  work = Work()
+  input_tokens = prompt.mask.reshape(rows, -1).sum(-1)
+  if prompt.valid.size:
+    valid = prompt.valid.reshape(rows, -1, *prompt.valid.shape[-2:])
+  else:
+    valid = np.zeros((rows, 0, 1, 1), bool)  # No images, and no axis of them.
+  patch_position = prompt.patch_position.reshape(*valid.shape, 2)
+  segments = None
+  if batch.packing is not None:
+    segments = batch.packing.segments.reshape(rows, -1)
+
+  # 2. Add up the rows that hold a response; the others are padding.
+  work = WorkCounts()
   for row in np.flatnonzero(mask.any((1, 2))):
     lengths = mask[row].sum(-1)
     grids = [
-      (1 + at[seen].max(0)).tolist()
-      for at, seen in zip(place[row], valid[row], strict=True)
-      if seen.any()
+      (1 + position[real].max(0)).tolist()
+      for position, real in zip(patch_position[row], valid[row], strict=True)
+      if real.any()
     ]
+    tokens = int(input_tokens[row])
     if segments is None:
-      cost = flops_lib.group(config, int(prompts[row]), lengths, grids)
+      tokens += int(lengths.sum())
+      samples = int(np.sum(lengths > 0))
+      cost = flops_lib.group_flops(
+        config, int(input_tokens[row]), lengths, grids
+      )
     else:
-      texts = np.bincount(segments[row])[1:]
-      prompts[row] -= lengths.sum()
-      cost = flops_lib.decoder(
-        config, int(texts.sum()), int(np.sum(texts * (texts + 1) // 2))
-      )
-      cost += flops_lib.head(config, int(lengths.sum())) + sum(
-        flops_lib.picture(config, *grid) for grid in grids
-      )
-    work = Work(
-      work.tokens + int(prompts[row] + lengths.sum()),
-      work.samples
-      + (int(np.sum(lengths > 0)) if segments is None else len(texts)),
-      work.flops + passes * cost,
-    )
+      # A packed row's prompt holds the responses, too.
+      samples, cost = _packed_work(config, segments[row], lengths, grids)
+    work = work.add(WorkCounts(tokens, samples, passes * cost))
   return work
 
 
-def shown(
+def _packed_work(
+  config: qwen2_5_vl.Config,
+  segments: np.ndarray,
+  lengths: np.ndarray,
+  grids: Sequence[Sequence[int]],
+) -> tuple[int, int]:
+  """Return the number of texts of a packed row, and its operations."""
+  texts = np.bincount(segments)[1:]  # Tokens of each text; 0 is padding.
+  pairs = int(np.sum(texts * (texts + 1) // 2))
+  cost = flops_lib.decoder_flops(config, int(texts.sum()), pairs)
+  cost += flops_lib.head_flops(config, int(lengths.sum()))
+  cost += sum(flops_lib.image_flops(config, *grid) for grid in grids)
+  return len(texts), cost
+
+
+def sample_groups(
   steps: Sequence[Step],
   texts: Sequence[str],
   rewards: Float[np.ndarray, "B G"],
   advantages: Float[np.ndarray, "B G"],
 ) -> list[dict[str, Any]]:
-  """The first group of each kind of step, ready for a file.
+  """Return the first group of each kind of step, as JSON holds it.
 
   Args:
-    steps: what was asked, as the policy read it.
-    texts: the responses, those of a group side by side.
-    rewards, advantages: of each response.
+    steps: the steps, as the policy read them.
+    texts: the responses, those of a group one after the other.
+    rewards: the reward of each response.
+    advantages: the advantage of each response.
   """
-  first, size = {}, rewards.shape[1]
-  for n, step in enumerate(steps):
-    first.setdefault(step.kind, n)
+  group_size = rewards.shape[1]
+  first: dict[str, int] = {}
+  for row, step in enumerate(steps):
+    first.setdefault(step.kind, row)
   return [
     dict(
-      id=steps[n].id,
+      id=steps[row].id,
       kind=kind,
-      question=steps[n].question.text,
-      history=[list(pair) for pair in steps[n].history],
-      sub_question=steps[n].sub_question if kind == "answer" else "",
-      gold=list(steps[n].answers)
-      if kind != "plan"
-      else [f"{steps[n].sub_question} ({' or '.join(steps[n].routes)})"],
-      responses=list(texts[n * size : (n + 1) * size]),
-      rewards=rewards[n].tolist(),
-      advantages=advantages[n].tolist(),
+      question=steps[row].question.text,
+      history=[list(pair) for pair in steps[row].history],
+      sub_question=steps[row].sub_question if kind == "answer" else "",
+      gold=_gold_texts(steps[row]),
+      responses=list(texts[row * group_size : (row + 1) * group_size]),
+      rewards=rewards[row].tolist(),
+      advantages=advantages[row].tolist(),
     )
-    for kind, n in first.items()
+    for kind, row in first.items()
   ]
 
 
-class Meter:
-  """Counts work, and says how fast it was done."""
+def _gold_texts(step: Step) -> list[str]:
+  """Return the gold answers of a step, or its gold plan in words."""
+  if step.kind == "plan":
+    return [f"{step.sub_question} ({' or '.join(step.routes)})"]
+  return list(step.answers)
+
+
+class ThroughputMeter:
+  """Counts work and returns its rate over time."""
 
   def __init__(self):
     devices = jax.local_devices()
-    self._devices, self._peak = (
-      len(devices),
-      flops_lib.peak(devices[0].device_kind),
-    )
-    self._start, self._work = time.perf_counter(), Work()
+    self._device_count = len(devices)
+    self._peak_flops = flops_lib.peak_flops(devices[0].device_kind)
+    self._start = time.perf_counter()
+    self._work = WorkCounts()
 
-  def add(self, work: Work) -> None:
-    self._work = Work(*map(sum, zip(self._work, work, strict=True)))
+  def add_work(self, work: WorkCounts) -> None:
+    """Count work for the next rates."""
+    self._work = self._work.add(work)
 
-  def rates(self) -> dict[str, float]:
-    """The rates since the last call, or since the meter was made."""
+  def read_rates(self) -> dict[str, float]:
+    """Return the rates since the last call, or since the meter was made."""
     now = time.perf_counter()
-    tokens, samples, operations = (
-      count / (now - self._start) for count in self._work
-    )
-    self._start, self._work = now, Work()
-    each = operations / self._devices
+    seconds = now - self._start
+    tokens, samples, flops = (count / seconds for count in self._work)
+    self._start, self._work = now, WorkCounts()
+    device_flops = flops / self._device_count
     rates = {
       "speed/tokens_s": tokens,
       "speed/samples_s": samples,
-      "speed/tflops_s": each / 1e12,
+      "speed/tflops_s": device_flops / 1e12,
     }
-    return (
-      rates if self._peak is None else rates | {"speed/mfu": each / self._peak}
-    )
+    if self._peak_flops is not None:
+      rates["speed/mfu"] = device_flops / self._peak_flops
+    return rates

@@ -1,16 +1,15 @@
-"""What a run learns from: steps of trajectories, rows of them, or questions.
+"""The data that a run learns from: steps, packed rows of steps, or questions.
 
-Left out, counted and named are steps whose prompt the policy cannot read (too
-long, or with a picture for a policy of texts), and answers whose gold has no
-token that is ever compared: whatever is written there earns nothing.  A passage
-whose picture cannot be read goes without it, which is counted and named, too.
+Some steps are left out, counted and named in the log: those whose prompt the
+policy cannot read (too long, or with an image for a policy of texts), and those
+whose gold answer has no token that is ever compared, so that no response to
+them is rewarded.  A passage whose image cannot be read goes without the image,
+which is counted and named, too.
 """
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-import ml_collections as mlc
-import numpy as np
 from absl import logging
 
 from r1router_jax.common import images, row_files
@@ -21,118 +20,110 @@ from r1router_jax.metrics import answers
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval import retriever
 from r1router_jax.training import sequence_packing, sft_targets
+from r1router_jax.training.config import (
+  DataConfig,
+  RunConfig,
+  ValidationConfig,
+)
 
-Row = Step | sequence_packing.Row | Question
+TrainExample = Step | sequence_packing.PackedExample | Question
 
-# Of what an update sees at a time: padded prompt, pictures, padded response.
-Shape = tuple[int, ...]
+# Padded prompt tokens, number of images, padded response tokens of an example.
+PaddedShape = tuple[int, ...]
 
 
-def of_run(
-  config: mlc.ConfigDict,
+def load_train_data(
+  config: RunConfig,
   policy: Policy,
   kbs: Mapping[str, retriever.KnowledgeBase],
-  online: bool,
-) -> tuple[Sequence[Row], list[Shape]]:
-  """What a config names, with the shape that each is padded to.
+) -> tuple[Sequence[TrainExample], list[PaddedShape]]:
+  """Load the examples of a run, with the shape that each is padded to.
 
   Args:
-    config: of the run.
-    policy: what is trained.
-    kbs: where passages are from, or none for gold ones.
-    online: whether the policy walks by itself.
+    config: the options of the run.
+    policy: the policy that is trained.
+    kbs: the knowledge bases that give the passages; empty for gold passages.
 
   Raises:
-    ValueError: where nothing is left, or options do not go together.
+    ValueError: if the policy can learn from none.
   """
-  if online:
-    if config.data.rows:
-      raise ValueError(
-        "config.data.rows are recorded trajectories, and online rollouts are "
-        "the policy's own: set config.step_grpo.rollouts to 'offline'."
-      )
-    questions = georouter.questions(config.data.split)
+  if config.is_online:
+    # Prompts are not known before the policy has answered.
+    questions = georouter.load_questions(config.data.split)
     return questions, [()] * len(questions)
-  if config.data.rows and np.any(config[config.algorithm].rename):
-    raise ValueError(
-      f"config.{config.algorithm}.rename is "
-      f"{config[config.algorithm].rename}, but only GeoRouter's names are "
-      "known: with config.data.rows set it to 0 (of sft to (0.0, 0.0))."
+  steps, shapes = _load_gold_steps(config, policy, kbs, config.data)
+  if config.sft and config.sft.packed_length:
+    packed = sequence_packing.pack_examples(
+      policy, steps, config.sft.packed_length, config.seed
     )
-  steps, shapes = _gold(config, policy, kbs, config.data)
-  if config.algorithm == "sft" and config.sft.side_by_side:
-    filled = sequence_packing.rows(
-      policy, steps, config.sft.side_by_side, config.seed
-    )
-    return filled, [()] * len(filled)
+    return packed, [()] * len(packed)
   return steps, shapes
 
 
-def held_out(
-  config: mlc.ConfigDict,
+def load_validation_steps(
+  config: RunConfig,
   policy: Policy,
   kbs: Mapping[str, retriever.KnowledgeBase],
 ) -> list[Step]:
-  """The gold steps of `config.validation`."""
-  return _gold(config, policy, kbs, config.validation)[0]
+  """Load the gold steps that `config.validation` names."""
+  return _load_gold_steps(config, policy, kbs, config.validation)[0]
 
 
-def _gold(
-  config: mlc.ConfigDict,
+def _load_gold_steps(
+  config: RunConfig,
   policy: Policy,
   kbs: Mapping[str, retriever.KnowledgeBase],
-  source: mlc.ConfigDict,
-) -> tuple[list[Step], list[Shape]]:
-  """The steps of `source`: R1-Router's rows, or a split of GeoRouter."""
-  if source.rows:
-    published = r1_router_rows.load(source.rows, config.data.images)
-    return choose(
-      policy, itertools.chain(*(row.steps for row in published)), source.rows
-    )
-  questions = georouter.questions(source.split)
-  retrieve = (
-    retriever.retriever(kbs, config.data.passages)
-    if kbs
-    else _gold_evidence(questions)
-  )
-  return choose(
-    policy,
-    itertools.chain(*gold_steps.gold_steps(questions, retrieve)),
-    f"GeoRouter's split {source.split}",
-  )
+  source: DataConfig | ValidationConfig,
+) -> tuple[list[Step], list[PaddedShape]]:
+  """Load the steps of `source`: its files, or its split of GeoRouter."""
+  if source.train_files:
+    rows = r1_router_rows.load_rows(source.train_files, config.data.images)
+    steps = itertools.chain(*(row.steps for row in rows))
+    return filter_trainable(policy, steps, source.train_files)
+  questions = georouter.load_questions(source.split)
+  if kbs:
+    retrieve = retriever.make_retriever(kbs, config.data.passages)
+  else:
+    retrieve = _make_gold_retriever(questions)
+  steps = itertools.chain(*gold_steps.make_gold_steps(questions, retrieve))
+  return filter_trainable(policy, steps, f"GeoRouter's split {source.split}")
 
 
-def _gold_evidence(questions: Sequence[Question]) -> gold_steps.Retrieve:
-  """A retriever that always finds the passage that holds the answer."""
-  known = {
-    passage.id: passage for kb in KBS for passage in georouter.passages(kb)
+def _make_gold_retriever(questions: Sequence[Question]) -> gold_steps.Retrieve:
+  """Return a retriever that always finds the passage with the answer."""
+  passages = {
+    passage.id: passage for kb in KBS for passage in georouter.load_passages(kb)
   }
+  # `make_gold_steps` asks once, for all hops of all questions in this order.
   found = [
-    (known[hop.evidence[0]],) for question in questions for hop in question.hops
+    (passages[hop.evidence[0]],)
+    for question in questions
+    for hop in question.hops
   ]
-  return lambda asked: found
+  return lambda queries: found
 
 
-def choose(
+def filter_trainable(
   policy: Policy, steps: Iterable[Step], source: str
-) -> tuple[list[Step], list[Shape]]:
-  """The steps that `policy` can learn from, with what each is padded to.
+) -> tuple[list[Step], list[PaddedShape]]:
+  """Return the steps that `policy` can learn from, and their padded shapes.
 
   Args:
-    policy: what is trained.
-    steps: of any questions.
-    source: where they are from, for messages.
+    policy: the policy that is trained.
+    steps: steps of any questions.
+    source: the name of their source, for messages.
 
   Raises:
-    ValueError: where there are none.
+    ValueError: if there are none.
   """
-  packer, settings = policy.packer, policy.settings
-  kept, shapes, skipped = [], [], row_files.Skipped(source)
-  unread = []
+  processor, config = policy.processor, policy.config
+  kept, shapes = [], []
+  skipped, unread_images = row_files.SkipLog(source), []
   for step in steps:
-    if step.answers and not any(map(answers.tokens, step.answers)):
+    # 1. Steps that teach nothing, or cannot be read, are left out.
+    if step.answers and not any(map(answers.reference_tokens, step.answers)):
       skipped(
-        row_files.BadRow(
+        row_files.RejectedRow(
           step.id,
           f"the gold answer {step.answers[0]!r:.60} has no word",
           "Give one, or leave the step out",
@@ -140,26 +131,28 @@ def choose(
       )
       continue
     try:
-      prompt = packer.encode(settings.conversation(step))
+      prompt = processor.encode(config.build_prompt(step))
     except (PromptTooLong, images.BadImage) as error:
       skipped(f"{step.id}: {error}")
       continue
-    response = packer.tokenizer.encode_response(sft_targets.demonstration(step))
-    kept.append(step)
-    unread += [f"{step.id}: {reason}" for reason in prompt.unread]
-    shapes.append(
-      (
-        packer.length(prompt.ids),
-        len(prompt.pictures),
-        settings.response_length(len(response)),
-      )
+
+    # 2. The shape, by which steps are batched.
+    target = sft_targets.sft_target(step)
+    response = processor.tokenizer.encode_response(target)
+    shape = (
+      processor.padded_length(prompt.ids),
+      len(prompt.images),
+      config.response_length(len(response)),
     )
-  skipped.end(len(kept))
-  if unread:
+    kept.append(step)
+    shapes.append(shape)
+    unread_images += [f"{step.id}: {why}" for why in prompt.unread_images]
+  skipped.finish(len(kept))
+  if unread_images:
     logging.warning(
-      "%s: %d pictures of passages are left out, the first of them of %s",
+      "%s: %d images of passages are left out, the first of them of %s",
       source,
-      len(unread),
-      unread[0],
+      len(unread_images),
+      unread_images[0],
     )
   return kept, shapes

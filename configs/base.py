@@ -1,0 +1,80 @@
+"""The options that every training run has.
+
+configs/sft.py and configs/step_grpo.py add those of their algorithm, and
+`r1router_jax/training/config.py` checks all.  This file is not a run itself.
+"""
+
+import ml_collections as mlc
+
+
+def base_config() -> mlc.ConfigDict:
+  """Return the options that all runs share, each with its usual value."""
+  c = mlc.ConfigDict()
+  c.seed = 0  # Seed of every random draw.
+  c.parallel = "pmap"  # "fsdp" splits weights over config.mesh.
+  # Sizes of the axes of the training mesh; -1 takes the devices left.  `data`
+  # and `fsdp` split the rows of a batch, `fsdp` and `tensor` the weights.
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  # The mesh that responses are drawn on; here `tensor` alone splits weights.
+  c.rollout_mesh = dict(data=-1, tensor=1)
+
+  c.policy = dict(
+    # A policy's folder, a model of the Hugging Face hub, "warm_start" (the
+    # policy that comes with the package), or "" for random weights.
+    start_from="warm_start",
+    induction=False,  # Random weights that can copy: models/induction_init.py.
+    # Adapters beside the layers whose path fits `match`, a regular expression;
+    # rank 0 adds none.  Train them alone with trainable_regex "lora_".
+    lora=dict(rank=0, alpha=32.0, match="layers/[qkvo]$"),
+  )
+  c.trainable_regex = ""  # Parameters whose path fits are trained; "": all.
+
+  c.data = dict(
+    split="train",  # GeoRouter's split.
+    # R1-Router's JSON Lines files, to be read instead of GeoRouter: paths or
+    # globs, with commas between them.
+    train_files="",
+    images="",  # Folder of the images that train_files name.
+    # The knowledge bases: the folder that build_kb wrote, or
+    # "text=http://host:port,image=DIR,table=DIR"; "" takes gold evidence.
+    kb_dir="",
+    passages=dict(text=1, image=1, table=1),  # Passages read per answer step.
+  )
+
+  c.micro_batch_size = 0  # Rows of a backward pass and data shard; 0: all.
+  c.max_skipped = 3  # Updates in a row with a loss that is not finite, at most.
+  c.validation = dict(
+    every=0,  # Iterations between two validations; 0: never.
+    split="val",  # GeoRouter's split.
+    train_files="",  # Files of held-out rows, like data.train_files.
+    steps=256,  # Gold steps to answer, at most.
+  )
+  c.samples_every = 0  # Iterations between entries of samples.jsonl; 0: never.
+  c.wandb = ""  # A project of Weights & Biases that gets the scalars, too.
+  return c
+
+
+def base_optimizer() -> mlc.ConfigDict:
+  """Return the options of AdamW at a constant learning rate."""
+  return mlc.ConfigDict(
+    dict(
+      name="adamw",  # Or "muon": Muon on matrices and AdamW elsewhere.
+      lr=1e-6,  # Peak learning rate of AdamW.
+      muon_lr=0.0,  # Peak learning rate of Muon.
+      warmup=0,  # Updates of linear warm-up.
+      final=1.0,  # Learning rate at the end, as a fraction of the peak.
+      b2=0.999,  # AdamW's decay of squared gradients.
+      weight_decay=0.01,  # Of weight matrices.
+      clip_norm=1.0,  # Largest global norm of a gradient.
+    )
+  )
+
+
+def qwen_overrides(**changes) -> dict:
+  """Return policy overrides for a published Qwen checkpoint."""
+  return dict(
+    style="full",  # The prompts of the R1-Router paper.
+    prompt_tokens=(1024, 2048, 4096),  # Padded lengths; longer ones are cut.
+    compute=dict(dtype="bfloat16", remat="full", attention="auto"),
+    **changes,
+  )

@@ -1,0 +1,240 @@
+"""Sets a run up: its devices, policy, data, algorithm and update.
+
+`train` runs what `set_up` returns; `train_compile` takes single functions, so
+that both make the same programs.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from ml_collections import config_dict
+
+from r1router_jax.data import georouter
+from r1router_jax.models import induction_init, lora
+from r1router_jax.parallel import multihost
+from r1router_jax.parallel.strategy import ParallelStrategy, make_strategy
+from r1router_jax.policy import policy as policy_lib
+from r1router_jax.policy.config import config_for_run
+from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.retrieval.retriever import open_kbs
+from r1router_jax.rewards.step_reward import make_reward
+from r1router_jax.training import optimizer, train_data, train_step, validation
+from r1router_jax.training.bucket_sampler import BucketSampler
+from r1router_jax.training.config import RunConfig, read_run_config
+from r1router_jax.training.sft import Sft
+from r1router_jax.training.step_grpo import StepGrpo
+
+# Packages whose versions a checkpoint records.
+_PACKAGES = (
+  "r1router_jax",
+  "jax",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The fixed parts of a run, as `set_up` makes them.
+
+  Attributes:
+    config: the options.
+    workdir: the folder that the run writes to.
+    strategy: how the run is split over the devices.
+    policy: the policy that is trained, without parameters.
+    kbs: the open knowledge bases by kind; empty if passages are gold.
+    algorithm: makes the batches and has the loss.
+    examples: everything to learn from.
+    sampler: indices of the examples of each iteration, over all hosts.
+    validator: scores parameters on held-out steps, if the config asks for it.
+    init_state: makes the first state from parameters.
+    train_step: (state, reference parameters, batch) -> (state, metrics).
+    metadata: what checkpoints record about the run.
+  """
+
+  config: RunConfig
+  workdir: epath.Path
+  strategy: ParallelStrategy
+  policy: policy_lib.Policy
+  kbs: Mapping[str, KnowledgeBase]
+  algorithm: Sft | StepGrpo
+  examples: Sequence[train_data.TrainExample]
+  sampler: BucketSampler
+  validator: validation.Validator | None
+  init_state: Callable
+  train_step: Callable
+  metadata: Mapping[str, Any]
+
+  def examples_for(self, iteration: int) -> list[train_data.TrainExample]:
+    """Return the examples of an iteration that belong to this host."""
+    rows = multihost.local_slice(self.sampler[iteration])
+    return [self.examples[row] for row in rows]
+
+
+def set_up(
+  config: config_dict.ConfigDict, workdir: epath.Path
+) -> tuple[Run, dict]:
+  """Open everything that a run needs; return it and the first parameters.
+
+  The parameters are separate, so that their memory can be freed.
+
+  Raises:
+    ValueError: if an option is wrong, or does not fit the devices or the data.
+  """
+  options = config.to_dict()
+  config = read_run_config(options)
+
+  # 1. The devices and the policy.
+  devices = make_strategy(config.parallel, config.mesh, config.rollout_mesh)
+  policy, params = load_start_policy(config, devices)
+
+  # 2. The data.  Files bring passages of their own.
+  kbs = {}
+  if config.data.kb_dir and not config.data.train_files:
+    kbs = open_kbs(config.data.kb_dir)
+  if config.algorithm == "sft":
+    algorithm = Sft(policy, devices, config)
+  else:
+    algorithm = StepGrpo(policy, devices, config, kbs)
+  examples, shapes = train_data.load_train_data(config, policy, kbs)
+  examples_of_all_hosts = algorithm.examples_per_iteration * jax.process_count()
+  sampler = BucketSampler(shapes, examples_of_all_hosts, config.seed)
+
+  # 3. The update.
+  loss = functools.partial(
+    algorithm.loss, allowed=jnp.asarray(policy.allowed_tokens)
+  )
+  run = Run(
+    config=config,
+    workdir=workdir,
+    strategy=devices,
+    policy=policy,
+    kbs=kbs,
+    algorithm=algorithm,
+    examples=examples,
+    sampler=sampler,
+    validator=_make_validator(config, policy, kbs),
+    init_state=make_init_state(config),
+    train_step=devices.jit_train_step(
+      make_train_step(config, loss, devices.axis_name)
+    ),
+    metadata=_run_metadata(options, examples, examples_of_all_hosts),
+  )
+  return run, params
+
+
+def load_start_policy(
+  config: RunConfig, devices: ParallelStrategy
+) -> tuple[policy_lib.Policy, dict]:
+  """Return the policy that a run starts from, and its parameters apart."""
+  start = config.policy
+  known = config_for_run(start.start_from, start.overrides)
+  if start.start_from:
+    policy = policy_lib.load(
+      start.start_from, dtype=np.float32, mesh=devices.mesh
+    )
+  else:
+    policy = policy_lib.init_policy(
+      known, georouter.tokenizer_path(), config.seed, devices.mesh
+    )
+  params = policy.params
+  if start.induction:
+    params = induction_init.plant_induction_heads(
+      params, known.model, config.seed
+    )
+  params = add_adapters(config, params)
+  policy = dataclasses.replace(
+    policy, config=known, params={}, mesh=devices.rollout_mesh
+  )
+  return policy, params
+
+
+def add_adapters(config: RunConfig, params: dict) -> dict:
+  """Return the parameters with the adapters of `config.policy.lora`, if any."""
+  if not config.policy.lora["rank"]:
+    return params
+  key = jax.random.key(config.seed)
+  return lora.add_adapters(params, key=key, **config.policy.lora)
+
+
+def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
+  """Return the optimizer of a run."""
+  return optimizer.make_optimizer(
+    config.optim, config.total_steps * config.updates_per_iteration
+  )
+
+
+def make_init_state(config: RunConfig) -> Callable:
+  """Return the function from parameters to the state before all updates."""
+  return functools.partial(
+    train_step.init_train_state,
+    optimizer=make_optimizer(config),
+    trainable=config.trainable_regex,
+  )
+
+
+def make_train_step(
+  config: RunConfig, loss: Callable, axis_name: str | None
+) -> Callable:
+  """Return the update (state, reference, batch) -> (state, metrics) of a run.
+
+  Args:
+    config: the options of the run.
+    loss: the algorithm's loss of (parameters, reference parameters, batch).
+    axis_name: the axis of devices under `pmap`, else None.
+  """
+  return train_step.make_train_step(
+    loss, make_optimizer(config), config.trainable_regex, axis_name
+  )
+
+
+def trainable_params(config: RunConfig, params: dict) -> dict:
+  """Return the parameters that are trained; a reference policy keeps these."""
+  return train_step.partition_params(params, config.trainable_regex)[0]
+
+
+def _make_validator(
+  config: RunConfig,
+  policy: policy_lib.Policy,
+  kbs: Mapping[str, KnowledgeBase],
+) -> validation.Validator | None:
+  """Return the validator of a run, None if it never validates."""
+  if not config.validation.every:
+    return None
+  steps = train_data.load_validation_steps(config, policy, kbs)
+  steps = validation.choose_validation_steps(
+    steps, config.validation.steps, config.seed
+  )
+  reward = make_reward("default", policy.config.max_routes)
+  return validation.Validator(policy, steps, reward)
+
+
+def _run_metadata(
+  options: Mapping[str, Any],
+  examples: Sequence[train_data.TrainExample],
+  batch_size: int,
+) -> dict[str, Any]:
+  """Return what checkpoints record about a run, as JSON holds it."""
+  ids = "\n".join(example.id for example in examples).encode()
+  return dict(
+    config=json.loads(json.dumps(options)),  # Tuples become lists.
+    data=dict(
+      rows=len(examples),
+      digest=hashlib.sha256(ids).hexdigest(),
+      batch=batch_size,
+      seed=options["seed"],
+    ),
+    versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+  )
