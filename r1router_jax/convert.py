@@ -1,72 +1,100 @@
-r"""A checkpoint from one place or form to another, streamed tensor by tensor.
+r"""Converts a checkpoint to another place or form, tensor by tensor.
 
   python -m r1router_jax.convert --source=Qwen/Qwen2.5-VL-3B-Instruct \
-      --to=policies/3b --dtype=bfloat16
+      --workdir=policies/3b --dtype=bfloat16
   python -m r1router_jax.convert --source=clip_sf_large.pth \
-      --encoder=clip_sf --to=encoders/clip_sf
+      --encoder=clip_sf --workdir=encoders/clip_sf
 
-A policy's source is a folder in Hugging Face's form, a model's id on the hub,
-or a policy of ours, which is in that form, too; so is what is written.  With
---encoder, the source is the PyTorch file of a published encoder, and what is
-written is for build_kb, as --weights; nothing in such a file is run.  Along the
-way names are brought to those on the hub, precision is changed, shards are cut
-anew, and every tensor is checked: one that is missing, unknown, of another
-shape or not finite stops the command with its name.
+The source of a policy is a folder in Hugging Face's form, the id of a model on
+the hub, or a policy that `train` wrote, which has that form, too; so has the
+written folder.  With --encoder, the source is the PyTorch file of a published
+encoder, and the written folder is for build_kb's --weights; nothing that such a
+file holds is run.  The conversion renames tensors as on the hub, changes their
+precision, splits them into files anew and checks each of them: one that is
+missing, unknown, of another shape or not finite stops the command with its
+name.
 """
 
+import os
 import pathlib
 
-import jax.numpy as jnp
 from absl import flags
+from etils import epy
 
-from r1router_jax.common import cli
-from r1router_jax.policy import policy
-from r1router_jax.retrieval.encoders import torch_import
+from r1router_jax.common import cli, shared_flags
+
+# Imported when used, so that wrong flags are answered before JAX is imported.
+with epy.lazy_imports():
+  from jax import numpy as jnp
+
+  from r1router_jax.policy import policy
+  from r1router_jax.retrieval.encoders import torch_import
+
+# Keys of torch_import.ENCODERS, whose import needs JAX.
+ENCODERS = ("clip_sf", "bge_m3", "open_wikitable")
 
 _SOURCE = flags.DEFINE_string(
   "source",
   None,
-  "A folder, an id on the hub: owner/model, or, with "
+  "The checkpoint: a folder, a model's id on the Hugging Face hub, or, with "
   "--encoder, a .bin or .pth file.",
+  allow_override=True,
 )
 
-_TO = flags.DEFINE_string("to", None, "The folder to write.")
+_WORKDIR = shared_flags.define_flag(
+  "workdir", help="Folder that the converted checkpoint is written to."
+)
 
 _ENCODER = flags.DEFINE_enum(
   "encoder",
   None,
-  list(torch_import.ENCODERS),
-  "The encoder of a knowledge base that --source holds; by default it holds "
-  "a policy.",
+  ENCODERS,
+  "The encoder of a knowledge base that --source holds; by default --source "
+  "holds a policy.",
 )
 
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["float32", "bfloat16", "float16"],
-  "Precision of the weights that are written; by default bfloat16 for a "
-  "policy, float32 for an encoder.",
+  "Precision of the written weights; by default bfloat16 for a policy and "
+  "float32 for an encoder.",
 )
 
 
 def main(_) -> None:
-  target = pathlib.Path(_TO.value)
+  """Check the flags, and convert."""
+  source, target = _SOURCE.value, pathlib.Path(_WORKDIR.value)
+  name = "model.safetensors" if _ENCODER.value else "config.json"
+  if (target / name).exists():
+    raise FileExistsError(
+      f"--workdir={target} holds {name}.  Name a new folder."
+    )
   if _ENCODER.value:
-    encoder = torch_import.ENCODERS[_ENCODER.value]
-    torch_import.convert(
-      _SOURCE.value, _TO.value, encoder, jnp.dtype(_DTYPE.value or "float32")
+    _convert_encoder(source, target)
+  else:
+    shared_flags.check_policy(source)
+    dtype = jnp.dtype(_DTYPE.value or "bfloat16")
+    policy.convert_policy(source, target, dtype)
+    print(f"The model is in {target}.")
+
+
+def _convert_encoder(source: str, target: pathlib.Path) -> None:
+  """Convert the PyTorch file of the encoder --encoder."""
+  if not os.path.isfile(source):
+    raise FileNotFoundError(
+      f"--source={source}: there is no such file.  Give the path of a .bin or "
+      ".pth."
     )
-    print(
-      f"The encoder is in {target}.  Put the tokenizer.json of "
-      f"{encoder.tokenizer} beside it."
-    )
-    return
-  if (target / "config.json").exists():
-    raise FileExistsError(f"--to={target} holds a model.  Name a new folder.")
-  policy.convert(_SOURCE.value, target, jnp.dtype(_DTYPE.value or "bfloat16"))
-  print(f"The model is in {target}.")
+  spec = torch_import.ENCODERS[_ENCODER.value]
+  dtype = jnp.dtype(_DTYPE.value or "float32")
+  torch_import.convert_encoder(source, str(target), spec, dtype)
+  print(
+    f"The encoder is in {target}.  Put the tokenizer.json of "
+    f"{spec.tokenizer} beside it."
+  )
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["source", "to"])
+  flags.mark_flags_as_required(["source", "workdir"])
   cli.run(main)

@@ -1,11 +1,14 @@
-"""PyTorch's checkpoints written by hand, instruction by instruction."""
+"""Write PyTorch checkpoints without torch, pickle instruction by instruction.
+
+The push_... functions return the instructions that push a value.
+"""
 
 import struct
 import zipfile
 
 import numpy as np
 
-KINDS = {
+STORAGE_TYPES = {
   "float32": "FloatStorage",
   "float16": "HalfStorage",
   "bfloat16": "BFloat16Storage",
@@ -15,63 +18,63 @@ KINDS = {
 NONE, FALSE, MARK = b"N", b"\x89", b"("
 
 
-def text(words):
+def push_text(words):
   data = words.encode("utf-8", "surrogatepass")
   return b"X" + struct.pack("<I", len(data)) + data
 
 
-def number(n):
+def push_number(n):
   data = n.to_bytes(n.bit_length() // 8 + 1, "little", signed=True)
   return b"\x8a" + bytes([len(data)]) + data
 
 
-def several(*items):
+def push_tuple(*items):
   return MARK + b"".join(items) + b"t"
 
 
-def named(module, name):
+def push_global(module, name):
   return f"c{module}\n{name}\n".encode()
 
 
-def call(function, *arguments):
-  return function + several(*arguments) + b"R"
+def push_call(function, *arguments):
+  return function + push_tuple(*arguments) + b"R"
 
 
-def entries(**items):
+def push_dict(**items):
   return (
     b"}"
     + MARK
-    + b"".join(text(key) + value for key, value in items.items())
+    + b"".join(push_text(key) + value for key, value in items.items())
     + b"u"
   )
 
 
-def storage(key, count, kind="FloatStorage"):
+def push_storage(key, count, storage_type="FloatStorage"):
   return (
-    several(
-      text("storage"),
-      named("torch", kind),
-      text(key),
-      text("cpu"),
-      number(count),
+    push_tuple(
+      push_text("storage"),
+      push_global("torch", storage_type),
+      push_text(key),
+      push_text("cpu"),
+      push_number(count),
     )
     + b"Q"
   )
 
 
-def tensor(where, shape, strides, offset=0):
-  return call(
-    named("torch._utils", "_rebuild_tensor_v2"),
-    where,
-    number(offset),
-    several(*map(number, shape)),
-    several(*map(number, strides)),
+def push_tensor(storage, shape, strides, offset=0):
+  return push_call(
+    push_global("torch._utils", "_rebuild_tensor_v2"),
+    storage,
+    push_number(offset),
+    push_tuple(*map(push_number, shape)),
+    push_tuple(*map(push_number, strides)),
     FALSE,
-    call(named("collections", "OrderedDict")),
+    push_call(push_global("collections", "OrderedDict")),
   )
 
 
-def write(
+def write_program(
   path,
   program,
   storages=(),
@@ -79,7 +82,7 @@ def write(
   root="archive",
   compress=zipfile.ZIP_STORED,
 ):
-  """A checkpoint of `program`; storages are bytes by key."""
+  """Write a checkpoint with a pickle program, and storages as bytes by key."""
   with zipfile.ZipFile(path, "w", compress) as file:
     file.writestr(f"{root}/data.pkl", b"\x80\x02" + program + b".")
     file.writestr(f"{root}/version", "3\n")
@@ -90,19 +93,19 @@ def write(
   return str(path)
 
 
-def save(path, arrays, key="", **options):
-  """A checkpoint of arrays by name, in the entry `key` where one is named."""
+def save_arrays(path, arrays, key="", **options):
+  """Write a checkpoint of arrays by name, inside the entry `key` if given."""
   tensors, storages = {}, {}
   for i, (name, x) in enumerate(arrays.items()):
     x = np.array(x, order="C")
     strides = [n // x.itemsize for n in x.strides]
-    where = storage(str(i), x.size, KINDS[x.dtype.name])
-    tensors[name] = tensor(where, x.shape, strides)
+    storage = push_storage(str(i), x.size, STORAGE_TYPES[x.dtype.name])
+    tensors[name] = push_tensor(storage, x.shape, strides)
     storages[i] = x.tobytes()
-  program = entries(**tensors)
-  return write(
+  program = push_dict(**tensors)
+  return write_program(
     path,
-    entries(**{key: program}, epoch=number(3)) if key else program,
+    push_dict(**{key: program}, epoch=push_number(3)) if key else program,
     storages,
     **options,
   )

@@ -1,4 +1,4 @@
-"""Checkpoints brought to another form by the command."""
+"""Tests of the command `convert`."""
 
 import dataclasses
 import subprocess
@@ -8,32 +8,43 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
+from r1router_jax import convert
 from r1router_jax.models import safetensors_io
 from r1router_jax.policy import policy
-from tests import tiny_policy
+from r1router_jax.retrieval.encoders import torch_import
+from tests import handwritten_torch_file, tiny_policy
 
 
-def command(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "r1router_jax.convert", *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+@pytest.fixture(autouse=True)
+def parsed_flags():
+  flags.FLAGS.mark_as_parsed()
+  yield
+  flags.FLAGS.unparse_flags()
+
+
+def run_convert(source, workdir, **options):
+  """Run the command in this process."""
+  values = dict(source=str(source), workdir=str(workdir), **options)
+  with flagsaver.flagsaver(**values):
+    convert.main([])
+
+
+def save_policy(folder, config=tiny_policy.POLICY_CONFIG, scale=1.0):
+  """Write a tiny policy whose parameters are multiplied by `scale`."""
+  params = jax.tree.map(lambda x: x * scale, tiny_policy.params(config.model))
+  saved = policy.Policy(config, tiny_policy.TOKENIZER, params)
+  saved.save(folder)
+  return saved
 
 
 def test_precision_is_changed_and_the_rest_kept(tmp_path):
-  made = policy.Policy(
-    tiny_policy.SETTINGS,
-    tiny_policy.TOKENIZER,
-    tiny_policy.params(tiny_policy.SPOKEN),
-  )
-  made.save(tmp_path / "a")
+  saved = save_policy(tmp_path / "a")
   (tmp_path / "a" / "generation_config.json").write_text("{}")
-  done = command(f"--source={tmp_path / 'a'}", f"--to={tmp_path / 'b'}")
-  assert done.returncode == 0, done.stderr
+  run_convert(tmp_path / "a", tmp_path / "b")
   tensors = load_file(tmp_path / "b" / "model.safetensors")
   assert {x.dtype for x in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
   assert {p.name for p in (tmp_path / "b").iterdir()} == {
@@ -44,40 +55,58 @@ def test_precision_is_changed_and_the_rest_kept(tmp_path):
     "generation_config.json",
   }
   again = policy.load(tmp_path / "b")
-  assert again.settings == made.settings
+  assert again.config == saved.config
   jax.tree.map(
     lambda ours, theirs: np.testing.assert_array_equal(
       ours[0], np.asarray(theirs[0], ml_dtypes.bfloat16)
     ),
     again.params,
-    made.params,
+    saved.params,
   )
-  # What is there is not written over.
-  done = command(f"--source={tmp_path / 'a'}", f"--to={tmp_path / 'b'}")
-  assert done.returncode == 2 and "Name a new folder" in done.stderr
+  with pytest.raises(FileExistsError, match="Name a new folder"):
+    run_convert(tmp_path / "a", tmp_path / "b")
 
 
-def test_what_float16_cannot_hold_is_named(tmp_path):
-  params = jax.tree.map(
-    lambda x: x * 1e5, tiny_policy.params(tiny_policy.SPOKEN)
-  )
-  made = policy.Policy(tiny_policy.SETTINGS, tiny_policy.TOKENIZER, params)
-  made.save(tmp_path / "a")
+def test_overflow_of_float16_is_refused(tmp_path):
+  save_policy(tmp_path / "a", scale=1e5)
   with pytest.raises(
     safetensors_io.BadWeights, match="beyond float16.  Take bfloat16"
   ):
-    policy.convert(str(tmp_path / "a"), tmp_path / "b", np.float16)
+    run_convert(tmp_path / "a", tmp_path / "b", dtype="float16")
 
 
-def test_a_broken_source_is_named(tmp_path):
-  made = policy.Policy(
-    dataclasses.replace(tiny_policy.SETTINGS, model=tiny_policy.CONFIG),
-    tiny_policy.TOKENIZER,
-    tiny_policy.params(tiny_policy.CONFIG),
-  )
-  made.save(tmp_path / "a")
+def test_damaged_source_is_one_line_and_exit_code_2(tmp_path):
+  config = dataclasses.replace(tiny_policy.POLICY_CONFIG, model=tiny_policy.MODEL_CONFIG)
+  save_policy(tmp_path / "a", config)
   weights = tmp_path / "a" / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-4])
-  done = command(f"--source={tmp_path / 'a'}", f"--to={tmp_path / 'b'}")
+  module, source = "r1router_jax.convert", f"--source={tmp_path / 'a'}"
+  done = subprocess.run(
+    [sys.executable, "-m", module, source, f"--workdir={tmp_path / 'b'}"],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 2 and "model.safetensors: not an" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_missing_source_is_refused(tmp_path):
+  missing = tmp_path / "missing"
+  with pytest.raises(FileNotFoundError, match="There is no folder"):
+    run_convert(missing, tmp_path / "b")
+  with pytest.raises(FileNotFoundError, match="there is no such file"):
+    run_convert(missing, tmp_path / "b", encoder="clip_sf")
+
+
+@pytest.mark.parametrize("encoder", ["clip_sf", "bge_m3"])
+def test_file_of_another_encoder_is_refused(tmp_path, encoder):
+  source = handwritten_torch_file.save_arrays(
+    tmp_path / "w.bin", {"w": np.ones(2, np.float32)}, "model"
+  )
+  with pytest.raises(safetensors_io.BadWeights, match="tensors missing"):
+    run_convert(source, tmp_path / "b", encoder=encoder)
+
+
+def test_flag_names_all_encoders():
+  assert tuple(torch_import.ENCODERS) == convert.ENCODERS

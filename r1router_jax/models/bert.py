@@ -1,19 +1,24 @@
-"""BERT and XLM-RoBERTa: text to one vector, or a pair of texts to a score.
+"""BERT and XLM-RoBERTa: encode a text as one vector, or score a pair of texts.
 
-Blocks normalise after each sum (post-LN), positions are learned:
+A block normalizes after each residual sum (post-LN):
 
   x <- LN(x + attention(x)),   x <- LN(x + W2 gelu(W1 x))
 
-and the vector is the first token's state ("cls"), the mean state ("mean"), or
-tanh(W h_cls + b) ("pooler").  Of the last, a linear layer makes one number
-("score"), for pairs of texts.  One config serves all encoders of the house;
-they differ in sizes, in where positions start, and in this choice.
+and positions are learned.  `BertConfig.pooling` chooses the output:
 
-Axes:  B texts   L layers (L tokens in signatures)   D width   N heads   H D/N
-       F inner width   V vocabulary   P positions   S segments   E width out
+  "cls"     the state of the first token
+  "mean"    the mean state of the tokens
+  "pooler"  tanh(W h_cls + b)
+  "score"   a linear layer over "pooler", one number per pair of texts
+
+All text encoders of this package are configs of this one model.
+
+Axes:  B texts   L layers (L tokens in signatures)   D hidden size   N heads
+       H D/N   F feed-forward size   V vocabulary   P positions   S segments
+       E width of the output
 Sources: arxiv.org/abs/1810.04805 (BERT), arxiv.org/abs/1911.02116 (XLM-R),
 arxiv.org/abs/2402.03216 (BGE-M3), arxiv.org/abs/2305.07288 (Open-WikiTable);
-names of weights and of a config's fields are transformers'.
+names of weights and of the fields of config.json are those of transformers.
 """
 
 import dataclasses
@@ -27,83 +32,95 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax.models import safetensors_io
+from r1router_jax.models.safetensors_io import (
+  BadWeights,
+  WeightRule,
+  linear_rules,
+  norm_rules,
+)
+from r1router_jax.models.safetensors_io import load_params as load_safetensors
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-  """Sizes and habits of an encoder.
+  """Sizes and variants of an encoder.
 
   Attributes:
     vocab: V, rows of the word table.
     layers: number of blocks.
-    width: D.
-    heads: N, of D / N dimensions each.
-    inner: F, width of the feed-forward layer.
-    positions: P, rows of the position table.
-    first_position: position of the first token; 2 for XLM-R, which keeps 0 and
-      1 for padding.
-    segments: S, rows of the segment table; a lone text is segment 0.
-    eps: of the layer norms.
-    pool: "cls", "mean", "pooler" or "score".
-    normalise: whether vectors have length 1.
-    max_tokens: longer texts are cut.
+    hidden: D, size of a token's state.
+    heads: N, attention heads of D / N dimensions each.
+    mlp: F, size of the feed-forward layer.
+    max_positions: P, rows of the position table.
+    first_position: position of the first token; 2 for XLM-R, which reserves 0
+      and 1 for padding.
+    num_segments: S, rows of the segment table; a lone text is segment 0.
+    eps: epsilon of the layer norms.
+    pooling: "cls", "mean", "pooler" or "score"; see the head of this module.
+    normalize: whether output vectors are scaled to length 1.
+    max_tokens: number of tokens to which longer texts are truncated.
   """
 
   vocab: int
   layers: int
-  width: int
+  hidden: int
   heads: int
-  inner: int
-  positions: int = 512
+  mlp: int
+  max_positions: int = 512
   first_position: int = 0
-  segments: int = 2
+  num_segments: int = 2
   eps: float = 1e-12
-  pool: str = "mean"
-  normalise: bool = True
+  pooling: str = "mean"
+  normalize: bool = True
   max_tokens: int = 256
 
 
-MINILM = BertConfig(vocab=30_522, layers=6, width=384, heads=12, inner=1536)
+MINILM_L6 = BertConfig(vocab=30_522, layers=6, hidden=384, heads=12, mlp=1536)
 
 BGE_M3 = BertConfig(
   vocab=250_002,
   layers=24,
-  width=1024,
+  hidden=1024,
   heads=16,
-  inner=4096,
-  positions=8194,
+  mlp=4096,
+  max_positions=8194,
   first_position=2,
-  segments=1,
+  num_segments=1,
   eps=1e-5,
-  pool="cls",
+  pooling="cls",
 )
 
-# Open-WikiTable's pair of encoders: raw inner products of pooled vectors.
-QUESTION = BertConfig(
+# Open-WikiTable scores a question and a table by the raw inner product of their
+# pooled vectors, hence no normalisation.
+WIKITABLE_QUESTION = BertConfig(
   vocab=30_522,
   layers=24,
-  width=1024,
+  hidden=1024,
   heads=16,
-  inner=4096,
-  pool="pooler",
-  normalise=False,
+  mlp=4096,
+  pooling="pooler",
+  normalize=False,
   max_tokens=64,
 )
 
-TABLE = dataclasses.replace(QUESTION, vocab=30_530, max_tokens=512)
+# The table encoder's vocabulary has eight more words: the table markers.
+WIKITABLE_TABLE = dataclasses.replace(
+  WIKITABLE_QUESTION, vocab=30_530, max_tokens=512
+)
 
 
 class Block(nn.Module):
-  """One layer; carries x and looks, through `mask`, at no padding."""
+  """One post-LN transformer layer, in the carry form that `nn.scan` wants."""
 
   config: BertConfig
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]):
+    """Return (new states, None); keys where `mask` is false are ignored."""
     c = self.config
-    heads = (c.heads, c.width // c.heads)
+    # Self-attention; scores and softmax stay in float32 for any `dtype`.
+    heads = (c.heads, c.hidden // c.heads)
     q, k, v = (
       nn.DenseGeneral(heads, dtype=self.dtype, name=name)(x)
       for name in ("q", "k", "v")
@@ -117,17 +134,23 @@ class Block(nn.Module):
     # `where` gives a text without tokens zeros and not NaN.
     probs = jax.nn.softmax(scores, where=mask[:, None, None])
     y = jnp.einsum("BNST,BTNH->BSNH", probs.astype(self.dtype), v)
-    y = nn.DenseGeneral(c.width, axis=(-2, -1), dtype=self.dtype, name="o")(y)
+    y = nn.DenseGeneral(c.hidden, axis=(-2, -1), dtype=self.dtype, name="o")(y)
     x = nn.LayerNorm(c.eps, name="attention_norm")(x + y)
-    y = nn.Dense(c.inner, dtype=self.dtype, name="up")(x)
-    y = nn.Dense(c.width, dtype=self.dtype, name="down")(
-      jax.nn.gelu(y, approximate=False)
-    )
+
+    # Feed-forward layer with the exact gelu, not its tanh approximation.
+    y = nn.Dense(c.mlp, dtype=self.dtype, name="up")(x)
+    y = jax.nn.gelu(y, approximate=False)
+    y = nn.Dense(c.hidden, dtype=self.dtype, name="down")(y)
     return nn.LayerNorm(c.eps, name="inner_norm")(x + y), None
 
 
 class Bert(nn.Module):
-  """Texts to vectors; `dtype` is that of the matrix products alone."""
+  """A text encoder.
+
+  Attributes:
+    config: sizes and variants.
+    dtype: precision of the matrix products; everything else is float32.
+  """
 
   config: BertConfig
   dtype: Any = jnp.float32
@@ -139,24 +162,28 @@ class Bert(nn.Module):
     mask: Bool[Array, "B L"],
     segments: Int[Array, "B L"] | None = None,
   ) -> Float[Array, "B E"]:
-    """One vector per text, or a score of each, E = 1.
+    """Return one vector per text, or one score per pair of texts (E = 1).
 
     Args:
-      tokens: padded on the right.
+      tokens: token ids, padded on the right.
       mask: true on tokens, false on padding.
-      segments: which text of a pair a token is of; by default 0.
+      segments: number of the text within its pair that each token belongs to;
+        0 by default.
     """
     c = self.config
+    # Sum the three embeddings.
     if segments is None:
       segments = jnp.zeros_like(tokens)
-    x = nn.Embed(c.vocab, c.width, name="words")(tokens)
-    # Only padding can lie beyond the table.
+    x = nn.Embed(c.vocab, c.hidden, name="words")(tokens)
+    # Texts are truncated to the table, so only padding is clipped here.
     positions = jnp.minimum(
-      c.first_position + jnp.arange(tokens.shape[1]), c.positions - 1
+      c.first_position + jnp.arange(tokens.shape[1]), c.max_positions - 1
     )
-    x += nn.Embed(c.positions, c.width, name="positions")(positions)
-    x += nn.Embed(c.segments, c.width, name="segments")(segments)
+    x += nn.Embed(c.max_positions, c.hidden, name="positions")(positions)
+    x += nn.Embed(c.num_segments, c.hidden, name="segments")(segments)
     x = nn.LayerNorm(c.eps, name="norm")(x)
+
+    # Run the blocks; their parameters are stacked on a leading axis.
     blocks = nn.scan(
       Block,
       length=c.layers,
@@ -165,35 +192,37 @@ class Bert(nn.Module):
       split_rngs={"params": True},
     )
     x, _ = blocks(c, self.dtype, name="layers")(x, mask)
-    x = self.pool(x, mask)
-    if c.normalise:
+
+    x = self._pool_states(x, mask)
+    if c.normalize:
       x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return x
 
-  def pool(
-    self,
-    x: Float[Array, "B L D"],
-    mask: Bool[Array, "B L"],
+  def _pool_states(
+    self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]
   ) -> Float[Array, "B E"]:
-    if self.config.pool == "mean":
+    """Reduce token states to one vector, or one score, per text."""
+    pooling = self.config.pooling
+    if pooling == "mean":
       total = jnp.sum(x, axis=1, where=mask[..., None])
       return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-    if self.config.pool == "cls":
+    if pooling == "cls":
       return x[:, 0]
-    if self.config.pool not in ("pooler", "score"):
+    if pooling not in ("pooler", "score"):
       raise ValueError(
-        f"config.pool is {self.config.pool!r}; choose cls, "
-        "mean, pooler or score."
+        f"config.pooling is {pooling!r}; choose cls, mean, pooler or score."
       )
-    x = jnp.tanh(nn.Dense(self.config.width, name="pooler")(x[:, 0]))
-    return nn.Dense(1, name="score")(x) if self.config.pool == "score" else x
+    x = jnp.tanh(nn.Dense(self.config.hidden, name="pooler")(x[:, 0]))
+    return nn.Dense(1, name="score")(x) if pooling == "score" else x
 
 
 _LAYER = "encoder.layer.{}."
 
 _HEADS = ("L (N H) D -> L D N H", "L (N H) -> L N H")
 
-_BODY = (
+# Rules (published name, path of the parameter, einops pattern) of the weights
+# that every encoder has; see `safetensors_io`.
+_ENCODER_RULES = (
   ("embeddings.word_embeddings.weight", "words/embedding", "V D -> V D"),
   (
     "embeddings.position_embeddings.weight",
@@ -205,120 +234,141 @@ _BODY = (
     "segments/embedding",
     "S D -> S D",
   ),
-  ("embeddings.position_ids", "", ""),
-  *safetensors_io.norm("embeddings.LayerNorm", "norm", "D -> D"),
-  *safetensors_io.linear(_LAYER + "attention.self.query", "layers/q", *_HEADS),
-  *safetensors_io.linear(_LAYER + "attention.self.key", "layers/k", *_HEADS),
-  *safetensors_io.linear(_LAYER + "attention.self.value", "layers/v", *_HEADS),
-  *safetensors_io.linear(
+  ("embeddings.position_ids", "", ""),  # A buffer that old files hold.
+  *norm_rules("embeddings.LayerNorm", "norm", "D -> D"),
+  *linear_rules(_LAYER + "attention.self.query", "layers/q", *_HEADS),
+  *linear_rules(_LAYER + "attention.self.key", "layers/k", *_HEADS),
+  *linear_rules(_LAYER + "attention.self.value", "layers/v", *_HEADS),
+  *linear_rules(
     _LAYER + "attention.output.dense",
     "layers/o",
     "L D (N H) -> L N H D",
     "L D -> L D",
   ),
-  *safetensors_io.norm(
+  *norm_rules(
     _LAYER + "attention.output.LayerNorm", "layers/attention_norm", "L D -> L D"
   ),
-  *safetensors_io.linear(
+  *linear_rules(
     _LAYER + "intermediate.dense", "layers/up", "L F D -> L D F", "L F -> L F"
   ),
-  *safetensors_io.linear(
+  *linear_rules(
     _LAYER + "output.dense", "layers/down", "L D F -> L F D", "L D -> L D"
   ),
-  *safetensors_io.norm(
-    _LAYER + "output.LayerNorm", "layers/inner_norm", "L D -> L D"
-  ),
+  *norm_rules(_LAYER + "output.LayerNorm", "layers/inner_norm", "L D -> L D"),
 )
 
-_POOLER = safetensors_io.linear(
-  "pooler.dense", "pooler", "E D -> D E", "E -> E"
-)
+_POOLER_RULES = linear_rules("pooler.dense", "pooler", "E D -> D E", "E -> E")
 
-_SCORE = safetensors_io.linear("classifier", "score", "O E -> E O", "O -> O")
+_SCORE_RULES = linear_rules("classifier", "score", "O E -> E O", "O -> O")
 
-# XLM-R has its pooler in its classifier.
-_RENAME = (
+_PREFIXES = (
   ("bert.", ""),
   ("roberta.", ""),
+  # The classifier of XLM-R contains its pooler.
   ("classifier.dense.", "pooler.dense."),
   ("classifier.out_proj.", "classifier."),
 )
 
 
-def hf_table(config: BertConfig) -> tuple[safetensors_io.Row, ...]:
-  """The table of an encoder; a pooler that it does not use is passed over."""
-  if config.pool in ("pooler", "score"):
-    return _BODY + _POOLER + (_SCORE if config.pool == "score" else ())
-  return _BODY + tuple((name, "", "") for name, _, _ in _POOLER)
+def weight_map(config: BertConfig) -> tuple[WeightRule, ...]:
+  """Return the weight rules of an encoder.
+
+  Files may hold a pooler even where `config.pooling` does not use one: its
+  rules then say that these tensors are skipped.
+  """
+  if config.pooling == "score":
+    return _ENCODER_RULES + _POOLER_RULES + _SCORE_RULES
+  if config.pooling == "pooler":
+    return _ENCODER_RULES + _POOLER_RULES
+  return _ENCODER_RULES + tuple((name, "", "") for name, _, _ in _POOLER_RULES)
 
 
-def hf_axes(config: BertConfig) -> dict[str, int]:
+def axis_sizes(config: BertConfig) -> dict[str, int]:
+  """Return the size of each letter in the patterns of `weight_map`."""
   return dict(
     V=config.vocab,
-    D=config.width,
-    P=config.positions,
-    S=config.segments,
+    D=config.hidden,
+    P=config.max_positions,
+    S=config.num_segments,
     L=config.layers,
     N=config.heads,
-    H=config.width // config.heads,
-    F=config.inner,
-    E=config.width,
+    H=config.hidden // config.heads,
+    F=config.mlp,
+    E=config.hidden,
     O=1,
   )
 
 
-def read_config(folder: str, **habits: Any) -> BertConfig:
-  """The sizes in a folder's config.json; `habits` are what it does not say.
+# Field of BertConfig: field of config.json.
+_SIZE_FIELDS = dict(
+  vocab="vocab_size",
+  layers="num_hidden_layers",
+  hidden="hidden_size",
+  heads="num_attention_heads",
+  mlp="intermediate_size",
+  num_segments="type_vocab_size",
+  max_positions="max_position_embeddings",
+)
+
+
+def read_config(folder: str, **options: Any) -> BertConfig:
+  """Read the sizes of an encoder from the config.json in `folder`.
+
+  Args:
+    folder: folder of a BERT or XLM-R checkpoint.
+    **options: fields of `BertConfig` that config.json does not tell, such as
+      `pooling`.
 
   Raises:
-    hf.BadWeights: where it is of another kind of model, or damaged.
+    BadWeights: the file is damaged, or describes another kind of model.
   """
   path = os.path.join(folder, "config.json")
   try:
     with open(path, encoding="utf-8") as file:
       tree = json.load(file)
+    # Refuse variants that `Bert` does not implement.
     kind = tree["model_type"]
     if kind not in ("bert", "roberta", "xlm-roberta"):
       raise ValueError(f"model_type is {kind!r}")
-    for name, only in (
-      ("hidden_act", "gelu"),
-      ("position_embedding_type", "absolute"),
-    ):
-      if tree.get(name, only) != only:
-        raise ValueError(f"{name} is {tree[name]!r}, known is {only!r}")
+    known = dict(hidden_act="gelu", position_embedding_type="absolute")
+    for name, value in known.items():
+      if tree.get(name, value) != value:
+        raise ValueError(f"{name} is {tree[name]!r}, known is {value!r}")
+
+    # RoBERTa counts positions from the id of the padding token plus one.
     first = 0 if kind == "bert" else tree["pad_token_id"] + 1
-    sizes = {
-      ours: int(tree[theirs])
-      for ours, theirs in (
-        ("vocab", "vocab_size"),
-        ("layers", "num_hidden_layers"),
-        ("width", "hidden_size"),
-        ("heads", "num_attention_heads"),
-        ("inner", "intermediate_size"),
-        ("segments", "type_vocab_size"),
-        ("positions", "max_position_embeddings"),
-      )
-    }
+    sizes = {ours: int(tree[field]) for ours, field in _SIZE_FIELDS.items()}
     return BertConfig(
       **sizes,
       first_position=first,
       eps=float(tree["layer_norm_eps"]),
-      max_tokens=min(512, sizes["positions"] - first),
-      **habits,
+      max_tokens=min(512, sizes["max_positions"] - first),
+      **options,
     )
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise safetensors_io.BadWeights(
+    raise BadWeights(
       f"{path}: no config of a BERT or XLM-R ({error!r}).  Give the folder "
       "of one."
     ) from error
 
 
-def load(
+def load_params(
   path: str,
   config: BertConfig,
-  rename: Sequence[tuple[str, str | None]] = _RENAME,
+  prefixes: Sequence[tuple[str, str | None]] = _PREFIXES,
 ) -> dict:
-  """Parameters of a Hugging Face checkpoint, in float32; see `hf.load`."""
-  return safetensors_io.load(
-    path, hf_table(config), hf_axes(config), dtype=jnp.float32, rename=rename
+  """Load the parameters of a Hugging Face checkpoint, in float32.
+
+  Args:
+    path: a .safetensors file, or the folder of a checkpoint.
+    config: the encoder that the checkpoint holds.
+    prefixes: replacements of name prefixes, as in
+      `safetensors_io.load_params`.
+  """
+  return load_safetensors(
+    path,
+    weight_map(config),
+    axis_sizes(config),
+    dtype=jnp.float32,
+    prefixes=prefixes,
   )

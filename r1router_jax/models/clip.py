@@ -1,19 +1,22 @@
-"""CLIP: texts and pictures to vectors of one space, for the picture KB.
+"""CLIP: encode texts and images as vectors of one space.
 
-Both towers are transformers that normalise before each sum (pre-LN), with
-QuickGELU, y sigmoid(1.702 y):
+Both towers are transformers that normalize before each residual sum (pre-LN),
+with QuickGELU, y sigmoid(1.702 y):
 
   x <- x + attention(LN x),   x <- x + W2 quickgelu(W1 LN x)
 
-The vector of a picture is the state of a class token that stands before its
-patches; that of a text the state of its end token, whose id is the highest, and
-each token sees only those before it.  UniIR's score fusion is the sum of both,
-neither normalised, less what an item lacks.
+The vector of an image is the state of a class token in front of its patches.
+The vector of a text is the state of its end token, which has the highest id;
+text attention is causal.  UniIR's score fusion adds both vectors of an item,
+neither normalized, and leaves out what the item lacks.
 
 Axes:  B items   E width of the vectors   V vocabulary
-       pictures  A pixels a side   T patches and the class token   W width
-                 M layers   N heads   H = W / N   F = 4 W   P Q sides of a patch
-       texts     L tokens   D width   Y layers   O heads   K = D / O   G = 4 D
+       images  A pixels a side   T patches and the class token   W hidden size
+               M layers   N heads   H = W / N   F = 4 W   P Q sides of a patch
+               R colours
+       texts   L tokens   D hidden size   Y layers   O heads   K = D / O
+               G = 4 D
+       both    C = 3, the query, key and value of an attention head
 Sources: arxiv.org/abs/2103.00020 (CLIP), arxiv.org/abs/2311.17136 (UniIR);
 names of weights are OpenAI's, github.com/openai/CLIP.
 """
@@ -26,14 +29,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from r1router_jax.models import safetensors_io
+from r1router_jax.models.safetensors_io import (
+  WeightRule,
+  linear_rules,
+  norm_rules,
+)
+from r1router_jax.models.safetensors_io import load_params as load_safetensors
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower:
-  """Sizes of a transformer; its inner width is four times its width."""
+class TowerConfig:
+  """Sizes of a transformer; its feed-forward size is four times `hidden`."""
 
-  width: int
+  hidden: int
   layers: int
   heads: int
 
@@ -43,122 +51,141 @@ class ClipConfig:
   """Sizes of both towers.
 
   Attributes:
-    picture, text: the towers.
-    side: of a picture, in pixels.
-    patch: of a patch, in pixels.
-    vocab: number of token ids.
-    tokens: L, of every text.
-    width: E.
+    image: the image tower.
+    text: the text tower.
+    image_size: A, side of an image in pixels.
+    patch_size: P, side of a patch in pixels.
+    vocab: V, number of token ids.
+    max_tokens: number of tokens to which longer texts are truncated.
+    width: E, width of the vectors.
   """
 
-  picture: Tower
-  text: Tower
-  side: int
-  patch: int
+  image: TowerConfig
+  text: TowerConfig
+  image_size: int
+  patch_size: int
   vocab: int
-  tokens: int
+  max_tokens: int
   width: int
+
+  @property
+  def num_patches(self) -> int:
+    """Number of patches of an image, without the class token."""
+    return (self.image_size // self.patch_size) ** 2
 
 
 VIT_L_14 = ClipConfig(
-  picture=Tower(1024, 24, 16),
-  text=Tower(768, 12, 12),
-  side=224,
-  patch=14,
+  image=TowerConfig(1024, 24, 16),
+  text=TowerConfig(768, 12, 12),
+  image_size=224,
+  patch_size=14,
   vocab=49_408,
-  tokens=77,
+  max_tokens=77,
   width=768,
 )
 
 
 class Block(nn.Module):
-  """One layer of a tower."""
+  """One pre-LN layer of a tower, in the carry form that `nn.scan` wants."""
 
-  tower: Tower
+  tower: TowerConfig
   causal: bool
   dtype: Any
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], _):
-    width, heads = self.tower.width, self.tower.heads
-    norm = lambda name: nn.LayerNorm(1e-5, name=name)
-    y = norm("norm_1")(x)
-    q, k, v = jnp.moveaxis(
-      nn.DenseGeneral((3, heads, width // heads), dtype=self.dtype, name="qkv")(
-        y
-      ),
-      2,
-      0,
-    )
+    """Return (new states, None)."""
+    hidden, heads = self.tower.hidden, self.tower.heads
+    # Self-attention; scores and softmax stay in float32 for any `dtype`.
+    y = nn.LayerNorm(1e-5, name="norm_1")(x)
+    qkv = nn.DenseGeneral(
+      (3, heads, hidden // heads), dtype=self.dtype, name="qkv"
+    )(y)
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
     scores = jnp.einsum(
       "BSNH,BTNH->BNST",
-      q * (width // heads) ** -0.5,
+      q * (hidden // heads) ** -0.5,
       k,
       preferred_element_type=jnp.float32,
     )
     if self.causal:
       scores = jnp.where(jnp.tri(x.shape[1], dtype=bool), scores, -jnp.inf)
-    y = jnp.einsum(
-      "BNST,BTNH->BSNH", jax.nn.softmax(scores).astype(self.dtype), v
-    )
-    x += nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="o")(y)
-    y = nn.Dense(4 * width, dtype=self.dtype, name="up")(norm("norm_2")(x))
+    probs = jax.nn.softmax(scores).astype(self.dtype)
+    y = jnp.einsum("BNST,BTNH->BSNH", probs, v)
+    x += nn.DenseGeneral(hidden, axis=(-2, -1), dtype=self.dtype, name="o")(y)
+
+    # Feed-forward layer with QuickGELU.
+    y = nn.LayerNorm(1e-5, name="norm_2")(x)
+    y = nn.Dense(4 * hidden, dtype=self.dtype, name="up")(y)
     y *= jax.nn.sigmoid(1.702 * y)
-    return x + nn.Dense(width, dtype=self.dtype, name="down")(y), None
+    return x + nn.Dense(hidden, dtype=self.dtype, name="down")(y), None
+
+
+def _make_tower(tower: TowerConfig, causal: bool, dtype: Any) -> nn.Module:
+  """Return the layers of a tower, with their parameters stacked."""
+  blocks = nn.scan(
+    Block,
+    length=tower.layers,
+    in_axes=nn.broadcast,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+  )
+  return blocks(tower, causal, dtype)
 
 
 class Clip(nn.Module):
-  """Pictures and texts to vectors; `dtype` is that of the products alone."""
+  """An encoder of images and texts.
+
+  Attributes:
+    config: sizes of both towers.
+    dtype: precision of the matrix products; everything else is float32.
+  """
 
   config: ClipConfig
   dtype: Any = jnp.float32
 
   def setup(self):
+    """Create the parameters and layers of both towers."""
     c = self.config
-    normal, grid = nn.initializers.normal(0.02), c.side // c.patch
-
-    def tower(sizes, causal):
-      return nn.scan(
-        Block,
-        length=sizes.layers,
-        in_axes=nn.broadcast,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-      )(sizes, causal, self.dtype)
-
-    def leaf(name, *shape):
-      return self.param(name, normal, shape)
+    image, text, normal = c.image, c.text, nn.initializers.normal(0.02)
+    patch = (c.patch_size, c.patch_size)
 
     self.patches = nn.Conv(
-      c.picture.width,
-      (c.patch, c.patch),
-      (c.patch, c.patch),
-      use_bias=False,
-      dtype=self.dtype,
+      image.hidden, patch, patch, use_bias=False, dtype=self.dtype
     )
-    self.first = leaf("first", c.picture.width)
-    self.places = leaf("places", grid**2 + 1, c.picture.width)
-    self.picture_norms = [nn.LayerNorm(1e-5) for _ in range(2)]
-    self.picture_layers = tower(c.picture, False)
-    self.picture_out = leaf("picture_out", c.picture.width, c.width)
-    self.words = nn.Embed(c.vocab, c.text.width)
-    self.positions = leaf("positions", c.tokens, c.text.width)
+    self.class_token = self.param("class_token", normal, (image.hidden,))
+    self.image_positions = self.param(
+      "image_positions", normal, (c.num_patches + 1, image.hidden)
+    )
+    self.image_norms = [nn.LayerNorm(1e-5) for _ in range(2)]
+    self.image_layers = _make_tower(image, causal=False, dtype=self.dtype)
+    self.image_out = self.param("image_out", normal, (image.hidden, c.width))
+
+    self.words = nn.Embed(c.vocab, text.hidden)
+    self.text_positions = self.param(
+      "text_positions", normal, (c.max_tokens, text.hidden)
+    )
     self.text_norm = nn.LayerNorm(1e-5)
-    self.text_layers = tower(c.text, True)
-    self.text_out = leaf("text_out", c.text.width, c.width)
+    self.text_layers = _make_tower(text, causal=True, dtype=self.dtype)
+    self.text_out = self.param("text_out", normal, (text.hidden, c.width))
 
-  def picture(self, pixels: Float[Array, "B A A 3"]) -> Float[Array, "B E"]:
-    """Vectors of normalised pixels; see `inputs.images.MEAN`."""
-    x = self.patches(pixels).reshape(len(pixels), -1, self.first.size)
-    first = jnp.broadcast_to(self.first, (len(x), 1, self.first.size))
-    x = jnp.concatenate([first, x], axis=1) + self.places
-    x, _ = self.picture_layers(self.picture_norms[0](x), None)
-    return self.picture_norms[1](x[:, 0]) @ self.picture_out
+  def encode_image(
+    self, pixels: Float[Array, "B A A 3"]
+  ) -> Float[Array, "B E"]:
+    """Return the vectors of images; see `common.images.normalize_pixels`."""
+    hidden = self.config.image.hidden
+    x = self.patches(pixels).reshape(len(pixels), -1, hidden)
+    first = jnp.broadcast_to(self.class_token, (len(x), 1, hidden))
+    x = jnp.concatenate([first, x], axis=1) + self.image_positions
+    x, _ = self.image_layers(self.image_norms[0](x), None)
+    return self.image_norms[1](x[:, 0]) @ self.image_out
 
-  def text(self, tokens: Int[Array, "B L"]) -> Float[Array, "B E"]:
-    """Vectors of texts of at most L tokens, padded with 0."""
-    positions = self.positions[: tokens.shape[1]]
+  def encode_text(self, tokens: Int[Array, "B L"]) -> Float[Array, "B E"]:
+    """Return the vectors of texts; `tokens` are padded on the right with 0."""
+    positions = self.text_positions[: tokens.shape[1]]
     x, _ = self.text_layers(self.words(tokens) + positions, None)
+    # The end token has the highest id.  Attention is causal, so the padding
+    # behind the end token cannot change its state and needs no mask.
     end = jnp.argmax(tokens, axis=1)[:, None, None]
     last = jnp.take_along_axis(self.text_norm(x), end, axis=1)[:, 0]
     return last @ self.text_out
@@ -166,17 +193,25 @@ class Clip(nn.Module):
   def __call__(
     self, pixels: Float[Array, "B A A 3"], tokens: Int[Array, "B L"]
   ) -> Float[Array, "B E"]:
-    """Score fusion of items that show and say something."""
-    return self.picture(pixels) + self.text(tokens)
+    """Return the score fusion of items that have both an image and a text."""
+    return self.encode_image(pixels) + self.encode_text(tokens)
 
 
-def _tower(
-  name: str, path: str, l: str, d: str, n: str, h: str, f: str
-) -> tuple[safetensors_io.Row, ...]:
-  """The layers of a tower, of these letters."""
-  layer, kept = name + "transformer.resblocks.{}.", f"{l} {d} -> {l} {d}"
+def _tower_rules(
+  prefix: str, path: str, axes: tuple[str, str, str, str, str]
+) -> tuple[WeightRule, ...]:
+  """Return the weight rules of a tower's layers.
+
+  Args:
+    prefix: what OpenAI's names of this tower start with.
+    path: path of the tower's parameters.
+    axes: letters of the layers, the hidden size, the heads, the size of a head
+      and the feed-forward size.
+  """
+  l, d, n, h, f = axes
+  layer, same = prefix + "transformer.resblocks.{}.", f"{l} {d} -> {l} {d}"
   return (
-    *safetensors_io.norm(layer + "ln_1", path + "/norm_1", kept),
+    *norm_rules(layer + "ln_1", path + "/norm_1", same),
     (
       layer + "attn.in_proj_weight",
       path + "/qkv/kernel",
@@ -187,68 +222,79 @@ def _tower(
       path + "/qkv/bias",
       f"{l} (C {n} {h}) -> {l} C {n} {h}",
     ),
-    *safetensors_io.linear(
+    *linear_rules(
       layer + "attn.out_proj",
       path + "/o",
       f"{l} {d} ({n} {h}) -> {l} {n} {h} {d}",
-      kept,
+      same,
     ),
-    *safetensors_io.norm(layer + "ln_2", path + "/norm_2", kept),
-    *safetensors_io.linear(
+    *norm_rules(layer + "ln_2", path + "/norm_2", same),
+    *linear_rules(
       layer + "mlp.c_fc",
       path + "/up",
       f"{l} {f} {d} -> {l} {d} {f}",
       f"{l} {f} -> {l} {f}",
     ),
-    *safetensors_io.linear(
-      layer + "mlp.c_proj", path + "/down", f"{l} {d} {f} -> {l} {f} {d}", kept
+    *linear_rules(
+      layer + "mlp.c_proj", path + "/down", f"{l} {d} {f} -> {l} {f} {d}", same
     ),
   )
 
 
-TABLE = (
+# (OpenAI's name, path of the parameter, einops pattern); see `safetensors_io`.
+WEIGHT_MAP = (
   ("visual.conv1.weight", "patches/kernel", "W R P Q -> P Q R W"),
-  ("visual.class_embedding", "first", "W -> W"),
-  ("visual.positional_embedding", "places", "T W -> T W"),
-  *safetensors_io.norm("visual.ln_pre", "picture_norms_0", "W -> W"),
-  *_tower("visual.", "picture_layers", "M", "W", "N", "H", "F"),
-  *safetensors_io.norm("visual.ln_post", "picture_norms_1", "W -> W"),
-  ("visual.proj", "picture_out", "W E -> W E"),
+  ("visual.class_embedding", "class_token", "W -> W"),
+  ("visual.positional_embedding", "image_positions", "T W -> T W"),
+  *norm_rules("visual.ln_pre", "image_norms_0", "W -> W"),
+  *_tower_rules("visual.", "image_layers", ("M", "W", "N", "H", "F")),
+  *norm_rules("visual.ln_post", "image_norms_1", "W -> W"),
+  ("visual.proj", "image_out", "W E -> W E"),
   ("token_embedding.weight", "words/embedding", "V D -> V D"),
-  ("positional_embedding", "positions", "L D -> L D"),
-  *_tower("", "text_layers", "Y", "D", "O", "K", "G"),
-  *safetensors_io.norm("ln_final", "text_norm", "D -> D"),
+  ("positional_embedding", "text_positions", "L D -> L D"),
+  *_tower_rules("", "text_layers", ("Y", "D", "O", "K", "G")),
+  *norm_rules("ln_final", "text_norm", "D -> D"),
   ("text_projection", "text_out", "D E -> D E"),
-  ("logit_scale", "", ""),
+  ("logit_scale", "", ""),  # Only training uses it.
 )
 
 
-def axes(config: ClipConfig) -> dict[str, int]:
-  picture, text = config.picture, config.text
+def axis_sizes(config: ClipConfig) -> dict[str, int]:
+  """Return the size of each letter in the patterns of `WEIGHT_MAP`."""
+  image, text = config.image, config.text
   return dict(
-    W=picture.width,
+    W=image.hidden,
     R=3,
-    P=config.patch,
-    Q=config.patch,
-    T=(config.side // config.patch) ** 2 + 1,
-    M=picture.layers,
-    N=picture.heads,
-    H=picture.width // picture.heads,
-    F=4 * picture.width,
+    P=config.patch_size,
+    Q=config.patch_size,
+    T=config.num_patches + 1,
+    M=image.layers,
+    N=image.heads,
+    H=image.hidden // image.heads,
+    F=4 * image.hidden,
     C=3,
     V=config.vocab,
-    D=text.width,
-    L=config.tokens,
+    D=text.hidden,
+    L=config.max_tokens,
     Y=text.layers,
     O=text.heads,
-    K=text.width // text.heads,
-    G=4 * text.width,
+    K=text.hidden // text.heads,
+    G=4 * text.hidden,
     E=config.width,
   )
 
 
-def load(path: str, config: ClipConfig) -> dict:
-  """Parameters of a checkpoint, in float32; see `hf.load`."""
-  return safetensors_io.load(
-    path, TABLE, axes(config), dtype=jnp.float32, rename=[("clip_model.", "")]
+def load_params(path: str, config: ClipConfig) -> dict:
+  """Load the parameters of a checkpoint, in float32.
+
+  Args:
+    path: a .safetensors file, or the folder of a checkpoint.
+    config: sizes of the model that the checkpoint holds.
+  """
+  return load_safetensors(
+    path,
+    WEIGHT_MAP,
+    axis_sizes(config),
+    dtype=jnp.float32,
+    prefixes=[("clip_model.", "")],
   )

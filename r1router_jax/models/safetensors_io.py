@@ -1,24 +1,23 @@
-"""Weights from and to Hugging Face's safetensors, through a table.
+"""Read and write Hugging Face safetensors, renaming and reshaping by rules.
 
-Each model keeps a table beside it, one line per kind of tensor:
+Each model keeps a weight map beside its code, with one rule per kind of tensor:
 
-  (tensor name,                    our path,           einops pattern)
+  (tensor name,                    parameter's path,   einops pattern)
   ("layers.{}.attn.o_proj.weight", "layers/o/kernel",  "L D (N H) -> L N H D")
 
-A line is read from left to right to import and from right to left to export.
-`{}` is the number of a layer: the tensors of all layers are stacked on a
-leading axis, which both sides of the pattern name first.  `axes` gives the size
-of every letter, so the shape of each tensor is known before it is read, and a
-line with an empty path names a tensor that a file may hold and that we do not
-use.  A tensor that is missing, unknown, of another shape or not finite stops
-the import with its name.
+A rule is read from left to right to load and from right to left to save.  `{}`
+is the number of a layer: the tensors of all layers are stacked on a leading
+axis, which both sides of the pattern name first.  `axes` gives the size of
+every letter, so the shape of each tensor is known before it is read.  A rule
+with an empty path names a tensor that a file may hold and that is skipped.  A
+tensor that is missing, unknown, of another shape or not finite is an error that
+names the tensor.
 
-Tensors are read and written one at a time, and each device is given its part of
-them: a host holds the largest tensor and the parts of its own devices, and no
-more.
+Tensors are read and written one at a time, and each device gets only its part:
+a host holds no more than the largest tensor and the parts of its own devices.
 
-Only safetensors are loaded: the usual readers of other formats run code that
-they hold.  `torch_files` brings PyTorch's here, and runs none.
+Only safetensors are loaded, because the usual readers of other formats run code
+that files hold.  `torch_checkpoint` reads PyTorch's files without running them.
 """
 
 import contextlib
@@ -40,18 +39,24 @@ import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
-Row = tuple[str, str, str]
+from r1router_jax.common.files import atomic_write
 
-Table = Sequence[Row]
+WeightRule = tuple[
+  str, str, str
+]  # Tensor name, path of the parameter, pattern.
 
+WeightMap = tuple[WeightRule, ...]
 
-FILE = "model.safetensors"
+# (prefix, new prefix) pairs; the new prefix None skips a tensor.
+Prefixes = Sequence[tuple[str, str | None]]
 
-INDEX = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+
+INDEX_FILE = "model.safetensors.index.json"
 
 SHARD_BYTES = 2 << 30
 
-FLOATS = ("F32", "BF16", "F16")
+FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 # By the names of safetensors.
 DTYPES = {
@@ -67,7 +72,7 @@ DTYPES = {
   "BOOL": np.dtype(np.bool_),
 }
 
-_NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class BadWeights(ValueError):
@@ -75,35 +80,35 @@ class BadWeights(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor in a file; calling it reads and checks it.
+class StoredTensor:
+  """A tensor in a file, not read yet.
 
   Attributes:
-    file: that holds it.
-    name: in that file.
-    shape: of it.
-    dtype: one of `DTYPES`, or another that safetensors knows.
-    read: gives it as it stands in the file.
+    file: path of the file.
+    name: name of the tensor in that file.
+    shape: shape of the tensor.
+    dtype: a key of `DTYPES`, or another name that safetensors knows.
+    read_raw: reads the tensor as it stands in the file, without any check.
   """
 
   file: str
   name: str
   shape: tuple[int, ...]
   dtype: str
-  read: Callable[[], np.ndarray]
+  read_raw: Callable[[], np.ndarray]
 
-  def __call__(self) -> np.ndarray:
-    """The tensor, of finite floats.
+  def read(self) -> np.ndarray:
+    """Read the tensor and check that it holds finite floats.
 
     Raises:
-      BadWeights: where it holds something else.
+      BadWeights: the tensor holds something else.
     """
-    if self.dtype not in FLOATS:
+    if self.dtype not in FLOAT_DTYPES:
       raise BadWeights(
         f"{self.file}: tensor {self.name} holds {self.dtype}, wanted one of "
-        f"{', '.join(FLOATS)}.  Give weights that are not quantised."
+        f"{', '.join(FLOAT_DTYPES)}.  Give weights that are not quantised."
       )
-    array = self.read()
+    array = self.read_raw()
     if not np.isfinite(array).all():
       raise BadWeights(
         f"{self.file}: tensor {self.name} holds NaN or infinity.  Fetch or "
@@ -112,15 +117,16 @@ class Tensor:
     return array
 
   @property
-  def bytes(self) -> int:
+  def num_bytes(self) -> int:
+    """Size of the tensor in bytes."""
     return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
-  def cast(self, dtype: Any) -> "Tensor":
-    """The same, checked, in another precision."""
+  def cast_to(self, dtype: Any) -> "StoredTensor":
+    """Return this tensor in another precision; reading it checks it."""
 
-    def read():
+    def read_cast() -> np.ndarray:
       with np.errstate(over="ignore"):
-        array = self().astype(dtype)
+        array = self.read().astype(dtype)
       if not np.isfinite(array).all():
         raise BadWeights(
           f"{self.file}: tensor {self.name} has numbers beyond "
@@ -128,122 +134,138 @@ class Tensor:
         )
       return array
 
-    return dataclasses.replace(self, dtype=_NAME_OF[np.dtype(dtype)], read=read)
+    return dataclasses.replace(
+      self, dtype=_DTYPE_NAMES[np.dtype(dtype)], read_raw=read_cast
+    )
 
 
-def linear(name: str, path: str, kernel: str, bias: str) -> tuple[Row, ...]:
-  """The lines of a product with a bias."""
+def linear_rules(
+  name: str, path: str, kernel: str, bias: str
+) -> tuple[WeightRule, WeightRule]:
+  """Return the rules of a linear layer with patterns `kernel` and `bias`."""
   return (
     (name + ".weight", path + "/kernel", kernel),
     (name + ".bias", path + "/bias", bias),
   )
 
 
-def norm(name: str, path: str, pattern: str) -> tuple[Row, ...]:
-  """The lines of a layer norm."""
+def norm_rules(
+  name: str, path: str, pattern: str
+) -> tuple[WeightRule, WeightRule]:
+  """Return the rules of a layer norm."""
   return (
     (name + ".weight", path + "/scale", pattern),
     (name + ".bias", path + "/bias", pattern),
   )
 
 
-def load(
+def load_params(
   path: str,
-  table: Table,
+  weight_map: WeightMap,
   axes: Mapping[str, int],
   *,
   dtype: Any = None,
-  rename: Sequence[tuple[str, str | None]] = (),
-  layout: Callable[[str], jax.sharding.Sharding | None] = lambda path: None,
+  prefixes: Prefixes = (),
+  sharding_for: Callable[[str], jax.sharding.Sharding | None] | None = None,
 ) -> dict:
-  """Parameters, as nested dicts, of the checkpoint at `path`.
+  """Load the parameters of a checkpoint, as nested dicts.
 
   Args:
     path: a .safetensors file, or a folder with one or with an index of many.
-    table: the model's table.
-    axes: the size of each letter in the table.
-    dtype: what to cast to; None keeps the file's.
-    rename: (prefix, new prefix) pairs, the first that fits a name is applied;
-      the new prefix None means that the tensor is of another model.
-    layout: how the leaf of a path lies on the devices, or None to have it as a
-      NumPy array.
+    weight_map: the model's rules.
+    axes: size of each letter in the rules' patterns.
+    dtype: precision to cast to; None keeps the file's.
+    prefixes: (prefix, new prefix) pairs, of which the first that fits a name is
+      applied; the new prefix None means that the tensor belongs to another
+      model and is skipped.
+    sharding_for: path of a parameter -> its sharding, or None for a parameter
+      that is wanted as a NumPy array.  By default all are NumPy arrays.
+
+  Raises:
+    BadWeights: a tensor is missing, unknown, of another shape or not finite.
   """
   with contextlib.ExitStack() as stack:
-    tensors = chosen(path, _open(path, rename, stack), table, axes)
-    params = {
-      leaf: _leaf(
-        [tensors[n] for n in _names(name, pattern, axes)],
-        "{}" in name,
-        pattern,
-        axes,
-        dtype,
-        layout(leaf),
-      )
-      for name, leaf, pattern in table
-      if leaf
-    }
+    stored = _open_tensors(path, prefixes, stack)
+    tensors = select_tensors(path, stored, weight_map, axes)
+    params = {}
+    for rule in weight_map:
+      name, leaf, pattern = rule
+      if leaf:
+        sharding = sharding_for(leaf) if sharding_for else None
+        layers = [tensors[n] for n in _layer_names(name, pattern, axes)]
+        params[leaf] = _load_leaf(rule, layers, axes, dtype, sharding)
   return traverse_util.unflatten_dict(params, sep="/")
 
 
-def save(
+def save_params(
   path: str,
   params: Mapping,
-  table: Table,
+  weight_map: WeightMap,
   axes: Mapping[str, int],
   *,
   shard_bytes: int = SHARD_BYTES,
-  metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes `params` under Hugging Face's names: the inverse of `load`.
+  """Write parameters under Hugging Face's names: the inverse of `load_params`.
 
   Args:
     path: a .safetensors file, or a folder, where what exceeds `shard_bytes`
       becomes several files with an index.
-    params: nested dicts, as `load` returns.
-    table: the model's table.
-    axes: the size of each letter in the table.
+    params: nested dicts, as `load_params` returns.
+    weight_map: the model's rules.
+    axes: size of each letter in the rules' patterns.
     shard_bytes: size at which a folder gets another file.
-    metadata: strings for the header of the file.
+
+  Raises:
+    BadWeights: the parameters are not those of the rules.
   """
   leaves = traverse_util.flatten_dict(params, sep="/")
-  ours = {leaf for _, leaf, _ in table if leaf}
-  if ours != set(leaves):
+  wanted = {leaf for _, leaf, _ in weight_map if leaf}
+  if wanted != set(leaves):
     raise BadWeights(
       f"{path}: table and parameters differ in "
-      f"{sorted(ours ^ set(leaves))}.  Pass the table of this model."
+      f"{sorted(wanted ^ set(leaves))}.  Pass the table of this model."
     )
-  exported = dict(_export(path, leaves, table, axes))
+  exported = dict(_export_tensors(path, leaves, weight_map, axes))
   if path.endswith(".safetensors"):
-    _write(path, exported, metadata)
+    _write_file(path, exported)
   else:
-    write(path, exported, shard_bytes=shard_bytes, metadata=metadata)
+    write_checkpoint(path, exported, shard_bytes=shard_bytes)
 
 
-def copy(
+def copy_checkpoint(
   source: str,
   target: str,
-  table: Table,
+  weight_map: WeightMap,
   axes: Mapping[str, int],
   *,
   dtype: Any,
-  rename: Sequence[tuple[str, str | None]] = (),
+  prefixes: Prefixes = (),
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Writes the checkpoint at `source` anew, into the folder `target`.
+  """Check and cast every tensor of a checkpoint into a new folder.
 
-  Every tensor is checked and cast on the way; see `load` for the arguments.
+  Args:
+    source: a .safetensors file, or a folder with one or with an index of many.
+    target: the folder to write.
+    weight_map: the model's rules.
+    axes: size of each letter in the rules' patterns.
+    dtype: precision to cast to.
+    prefixes: replacements of name prefixes, as in `load_params`.
+    shard_bytes: size at which the folder gets another file.
   """
   with contextlib.ExitStack() as stack:
-    tensors = chosen(source, _open(source, rename, stack), table, axes)
-    write(
-      target,
-      {name: x.cast(dtype) for name, x in tensors.items()},
-      shard_bytes=shard_bytes,
-    )
+    stored = _open_tensors(source, prefixes, stack)
+    tensors = select_tensors(source, stored, weight_map, axes)
+    cast = {name: tensor.cast_to(dtype) for name, tensor in tensors.items()}
+    write_checkpoint(target, cast, shard_bytes=shard_bytes)
 
 
-def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
-  """The shape of the left side of an einops pattern."""
+def tensor_shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
+  """Return the shape of the left side of an einops pattern.
+
+  >>> tensor_shape("L D (N H) -> L N H D", dict(L=2, D=12, N=3, H=4))
+  (2, 12, 12)
+  """
   groups = re.findall(r"\([^)]*\)|\S+", pattern.split("->")[0])
   return tuple(
     math.prod(1 if n == "1" else axes[n] for n in re.findall(r"\w+", group))
@@ -251,75 +273,81 @@ def shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
   )
 
 
-def _leaf(
-  tensors: Sequence[Tensor],
-  stacked: bool,
-  pattern: str,
+def _split_pattern(name: str, pattern: str) -> tuple[str, str]:
+  """Return both sides of a pattern as they apply to the tensor of one layer."""
+  left, right = pattern.split("->")
+  if "{}" in name:  # The first letter is the axis of the layers.
+    left, right = (side.split(maxsplit=1)[1] for side in (left, right))
+  return left, right
+
+
+def _load_leaf(
+  rule: WeightRule,
+  tensors: Sequence[StoredTensor],
   axes: Mapping[str, int],
   dtype: Any,
   sharding: jax.sharding.Sharding | None,
 ) -> np.ndarray | jax.Array:
-  """One leaf, of one tensor or of a tensor per layer."""
-  left, right = pattern.split("->")
-  size = shape(right, axes)
-  if stacked:
-    left, right = (side.split(maxsplit=1)[1] for side in (left, right))
-  parts = (
-    {None: (slice(None),) * len(size)}
-    if sharding is None
-    else (sharding.addressable_devices_indices_map(size))
-  )
+  """Load one parameter from its tensor, or from a tensor per layer."""
+  name, _, pattern = rule
+  stacked = "{}" in name
+  shape = tensor_shape(pattern.split("->")[1], axes)
+  left, right = _split_pattern(name, pattern)
+  sizes = _pattern_axes(left + right, axes)
+
+  # Find the part, (start, stop) along each axis, that each device holds.  The
+  # key None stands for the whole parameter, on the host.
+  if sharding is None:
+    slices = {None: (slice(None),) * len(shape)}
+  else:
+    slices = sharding.addressable_devices_indices_map(shape)
   bounds = {
-    device: tuple(s.indices(n)[:2] for s, n in zip(part, size, strict=True))
-    for device, part in parts.items()
+    device: tuple(s.indices(n)[:2] for s, n in zip(part, shape, strict=True))
+    for device, part in slices.items()
   }
-  buffers = {}  # Devices that have the same part share its memory.
+
+  # Read one tensor at a time, and copy what each part needs of it.  Devices
+  # that hold the same part share one buffer.
+  buffers = {}
   for layer, tensor in enumerate(tensors):
-    array = einops.rearrange(
-      tensor(), f"{left}->{right}", **_sizes(left + right, axes)
-    )
+    array = einops.rearrange(tensor.read(), f"{left}->{right}", **sizes)
     for bound in set(bounds.values()):
       if bound not in buffers:
-        buffers[bound] = np.empty(
-          [stop - start for start, stop in bound], dtype or array.dtype
-        )
-      inner = tuple(slice(*b) for b in bound[stacked:])
+        lengths = [stop - start for start, stop in bound]
+        buffers[bound] = np.empty(lengths, dtype or array.dtype)
+      inner = tuple(slice(*b) for b in (bound[1:] if stacked else bound))
       if not stacked:
         buffers[bound][...] = array[inner]
       elif bound[0][0] <= layer < bound[0][1]:
         buffers[bound][layer - bound[0][0]] = array[inner]
+
   if sharding is None:
     return buffers[bounds[None]]
-  return jax.make_array_from_single_device_arrays(
-    size,
-    sharding,
-    [
-      jax.device_put(buffers[bound], device) for device, bound in bounds.items()
-    ],
-  )
+  parts = [
+    jax.device_put(buffers[bound], device) for device, bound in bounds.items()
+  ]
+  return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def _sizes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
-  """The axes that occur in `pattern`; einops refuses others."""
+def _pattern_axes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
+  """Select the axes that occur in `pattern`; einops refuses others."""
   letters = set(re.findall(r"[A-Za-z]\w*", pattern))
   return {letter: axes[letter] for letter in letters}
 
 
-def _names(name: str, pattern: str, axes: Mapping[str, int]) -> list[str]:
-  """The names of a line's tensors, one for each layer."""
+def _layer_names(name: str, pattern: str, axes: Mapping[str, int]) -> list[str]:
+  """Return the names of a rule's tensors, one per layer."""
   if "{}" not in name:
     return [name]
-  return [name.format(i) for i in range(shape(pattern, axes)[0])]
+  return [name.format(i) for i in range(tensor_shape(pattern, axes)[0])]
 
 
-def _open(
-  path: str,
-  rename: Sequence[tuple[str, str | None]],
-  stack: contextlib.ExitStack,
-) -> dict[str, Tensor]:
-  """The tensors of a checkpoint by name; none of them is read yet."""
+def _open_tensors(
+  path: str, prefixes: Prefixes, stack: contextlib.ExitStack
+) -> dict[str, StoredTensor]:
+  """Open the files of a checkpoint and return its tensors by name, unread."""
   tensors = []
-  for file in files(path):
+  for file in checkpoint_files(path):
     try:
       handle = stack.enter_context(safe_open(file, framework="numpy"))
     except (OSError, SafetensorError) as error:
@@ -329,43 +357,42 @@ def _open(
       ) from error
     for name in handle.keys():  # noqa: SIM118 (a handle is not a dict)
       header = handle.get_slice(name)
-      tensors.append(
-        Tensor(
-          file,
-          name,
-          tuple(header.get_shape()),
-          header.get_dtype(),
-          functools.partial(handle.get_tensor, name),
-        )
-      )
-  return named(tensors, rename)
+      shape, dtype = tuple(header.get_shape()), header.get_dtype()
+      read_raw = functools.partial(handle.get_tensor, name)
+      tensors.append(StoredTensor(file, name, shape, dtype, read_raw))
+  return rename_tensors(tensors, prefixes)
 
 
-def named(
-  tensors: Iterable[Tensor], rename: Sequence[tuple[str, str | None]]
-) -> dict[str, Tensor]:
-  """Tensors by their names without prefixes; see `load`."""
-  found = {}
+def rename_tensors(
+  tensors: Iterable[StoredTensor], prefixes: Prefixes
+) -> dict[str, StoredTensor]:
+  """Return tensors by name, with prefixes replaced as in `load_params`.
+
+  Raises:
+    BadWeights: two tensors get the same name.
+  """
+  renamed = {}
   for tensor in tensors:
     old, new = next(
-      (pair for pair in rename if tensor.name.startswith(pair[0])), ("", "")
+      (pair for pair in prefixes if tensor.name.startswith(pair[0])), ("", "")
     )
     if new is None:
       continue
     name = new + tensor.name.removeprefix(old)
-    if name in found:
+    if name in renamed:
       raise BadWeights(
         f"{tensor.file}: tensor {name} occurs twice.  Keep one of them."
       )
-    found[name] = tensor
-  return found
+    renamed[name] = tensor
+  return renamed
 
 
-def files(path: str) -> list[str]:
-  """The safetensors files of a checkpoint; names in an index stay inside.
+def checkpoint_files(path: str) -> list[str]:
+  """List the safetensors files of a checkpoint.
 
   Raises:
-    BadWeights: where there are none, or the index is broken.
+    BadWeights: there are none, or the index is broken or names a file outside
+      its folder.
   """
   if os.path.isfile(path):
     if not path.endswith(".safetensors"):
@@ -374,14 +401,16 @@ def files(path: str) -> list[str]:
         "code.  Convert it first."
       )
     return [path]
-  index = os.path.join(path, INDEX)
+
+  # A folder holds one file, or an index that names several.
+  index = os.path.join(path, INDEX_FILE)
   if not os.path.exists(index):
-    if not os.path.isfile(os.path.join(path, FILE)):
+    if not os.path.isfile(os.path.join(path, WEIGHTS_FILE)):
       raise BadWeights(
-        f"{path}: holds neither {FILE} nor {INDEX}.  Give a folder that "
-        "does, or a .safetensors file."
+        f"{path}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}.  Give a "
+        "folder that does, or a .safetensors file."
       )
-    return [os.path.join(path, FILE)]
+    return [os.path.join(path, WEIGHTS_FILE)]
   try:
     with open(index, encoding="utf-8") as file:
       names = sorted(set(json.load(file)["weight_map"].values()))
@@ -396,28 +425,37 @@ def files(path: str) -> list[str]:
   return [os.path.join(path, name) for name in names]
 
 
-def chosen(
+def select_tensors(
   path: str,
-  tensors: Mapping[str, Tensor],
-  table: Table,
+  tensors: Mapping[str, StoredTensor],
+  weight_map: WeightMap,
   axes: Mapping[str, int],
-) -> dict[str, Tensor]:
-  """The tensors of a table, in its order.
+) -> dict[str, StoredTensor]:
+  """Return the tensors that the rules name, in the order of the rules.
+
+  Args:
+    path: the checkpoint, for error messages.
+    tensors: all tensors of the checkpoint by name.
+    weight_map: the model's rules.
+    axes: size of each letter in the rules' patterns.
 
   Raises:
-    BadWeights: where one is missing, unknown or of another shape.
+    BadWeights: a tensor is missing, unknown or of another shape.
   """
-  wanted, unused = {}, []
-  for name, leaf, pattern in table:
+  # Collect the names and shapes of the rules, and a pattern of skipped names.
+  wanted, skipped = {}, []
+  for name, leaf, pattern in weight_map:
     if leaf:
-      size = shape(pattern, axes)[1 if "{}" in name else 0 :]
-      wanted |= dict.fromkeys(_names(name, pattern, axes), size)
+      shape = tensor_shape(_split_pattern(name, pattern)[0], axes)
+      wanted |= dict.fromkeys(_layer_names(name, pattern, axes), shape)
     else:
-      unused.append(re.escape(name).replace(r"\{\}", r"\d+"))
-  unused = re.compile("|".join(unused) or r"(?!)")
+      skipped.append(re.escape(name).replace(r"\{\}", r"\d+"))
+  skipped = re.compile("|".join(skipped) or r"(?!)")  # (?!) matches nothing.
+
+  # Compare them with the checkpoint's.
   missing = sorted(set(wanted) - set(tensors))
   unknown = sorted(
-    n for n in set(tensors) - set(wanted) if not unused.fullmatch(n)
+    n for n in set(tensors) - set(wanted) if not skipped.fullmatch(n)
   )
   if missing or unknown:
     raise BadWeights(
@@ -425,143 +463,144 @@ def chosen(
       f"{len(unknown)} unknown {unknown[:4]}.  Check that the config is the "
       "one of these weights."
     )
-  for name, size in wanted.items():
-    if tensors[name].shape != size:
+  for name, shape in wanted.items():
+    if tensors[name].shape != shape:
       raise BadWeights(
         f"{tensors[name].file}: tensor {name} has shape "
-        f"{tensors[name].shape}, wanted {size}.  Check that the config is "
+        f"{tensors[name].shape}, wanted {shape}.  Check that the config is "
         "the one of these weights."
       )
   return {name: tensors[name] for name in wanted}
 
 
-def _export(
+def _export_tensors(
   path: str,
   leaves: Mapping[str, Any],
-  table: Table,
+  weight_map: WeightMap,
   axes: Mapping[str, int],
-) -> Iterator[tuple[str, Tensor]]:
-  """Names and tensors in the order of the table."""
-  for name, leaf, pattern in table:
+) -> Iterator[tuple[str, StoredTensor]]:
+  """Yield published names and tensors, in the order of the rules."""
+  for name, leaf, pattern in weight_map:
     if not leaf:
       continue
-    stacked, whole = "{}" in name, leaves[leaf]
-    left, right = pattern.split("->")
-    if whole.shape != shape(right, axes):
+    param = leaves[leaf]
+    wanted = tensor_shape(pattern.split("->")[1], axes)
+    if param.shape != wanted:
       raise BadWeights(
-        f"{path}: parameter {leaf} has shape {whole.shape}, wanted "
-        f"{shape(right, axes)}.  Pass the axes of this model."
+        f"{path}: parameter {leaf} has shape {param.shape}, wanted {wanted}.  "
+        "Pass the axes of this model."
       )
-    if stacked:
-      left, right = (side.split(maxsplit=1)[1] for side in (left, right))
-
-    def read(layer, left=left, right=right, stacked=stacked, whole=whole):
-      part = whole[layer] if stacked else whole
-      return einops.rearrange(
-        np.asarray(part), f"{right} -> {left}", **_sizes(left + right, axes)
+    left, right = _split_pattern(name, pattern)
+    sizes = _pattern_axes(left + right, axes)
+    shape, dtype = tensor_shape(left, axes), _DTYPE_NAMES[np.dtype(param.dtype)]
+    for layer, tensor_name in enumerate(_layer_names(name, pattern, axes)):
+      read_raw = functools.partial(
+        _export_layer,
+        param,
+        layer if "{}" in name else None,
+        f"{right} -> {left}",
+        sizes,
       )
-
-    for layer, tensor_name in enumerate(_names(name, pattern, axes)):
-      yield (
-        tensor_name,
-        Tensor(
-          path,
-          tensor_name,
-          shape(left, axes),
-          _NAME_OF[np.dtype(whole.dtype)],
-          functools.partial(read, layer),
-        ),
-      )
+      yield tensor_name, StoredTensor(path, tensor_name, shape, dtype, read_raw)
 
 
-def write(
+def _export_layer(
+  param: Any, layer: int | None, pattern: str, sizes: Mapping[str, int]
+) -> np.ndarray:
+  """Return a parameter, or one layer of it, in the published order of axes."""
+  part = param if layer is None else param[layer]
+  return einops.rearrange(np.asarray(part), pattern, **sizes)
+
+
+def write_checkpoint(
   folder: str,
-  tensors: Mapping[str, Tensor],
+  tensors: Mapping[str, StoredTensor],
   *,
   shard_bytes: int = SHARD_BYTES,
-  metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes tensors, read one at a time, as a checkpoint; see `save`."""
+  """Write a checkpoint, one tensor at a time.
+
+  Args:
+    folder: the folder to write, created if needed.
+    tensors: tensors by name.
+    shard_bytes: size at which the folder gets another file.
+  """
   os.makedirs(folder, exist_ok=True)
-  shards = _shards(tensors, shard_bytes)
-  parts = [
-    os.path.join(folder, f"part-{i:05d}.safetensors")
-    for i in range(len(shards))
-  ]
-  names = (
-    [FILE]
-    if len(shards) == 1
-    else [
-      f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-      for i in range(len(shards))
+  shards = _split_shards(tensors, shard_bytes)
+  numbers = range(len(shards))
+  parts = [os.path.join(folder, f"part-{i:05d}.safetensors") for i in numbers]
+  names = [WEIGHTS_FILE]
+  if len(shards) > 1:
+    names = [
+      f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in numbers
     ]
-  )
+
+  # Files get their final names only when all of them are complete.
   for part, shard in zip(parts, shards, strict=True):
-    _write(part, shard, metadata)
+    _write_file(part, shard)
   for part, name in zip(parts, names, strict=True):
     os.replace(part, os.path.join(folder, name))
+
   if len(shards) > 1:
-    where = {
+    file_of = {
       tensor: name
       for name, shard in zip(names, shards, strict=True)
       for tensor in shard
     }
-    with open(os.path.join(folder, INDEX), "w", encoding="utf-8") as file:
-      json.dump({"metadata": {}, "weight_map": where}, file)
+    with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
+      json.dump({"metadata": {}, "weight_map": file_of}, file)
 
 
-def _shards(
-  tensors: Mapping[str, Tensor], shard_bytes: int
-) -> list[dict[str, Tensor]]:
+def _split_shards(
+  tensors: Mapping[str, StoredTensor], shard_bytes: int
+) -> list[dict[str, StoredTensor]]:
+  """Split tensors, in their order, into files of at most `shard_bytes`."""
   shards, size = [{}], 0
   for name, tensor in tensors.items():
-    if shards[-1] and size + tensor.bytes > shard_bytes:
+    if shards[-1] and size + tensor.num_bytes > shard_bytes:
       shards.append({})
       size = 0
     shards[-1][name] = tensor
-    size += tensor.bytes
+    size += tensor.num_bytes
   return shards
 
 
-def _write(
-  path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
-) -> None:
-  """Writes a file that is either whole or absent.
+def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
+  """Write a safetensors file that is either complete or absent.
 
   Source: github.com/huggingface/safetensors (the format).
   """
   # Wide numbers first, so that all lie at multiples of their width.
   order = sorted(tensors, key=lambda n: -DTYPES[tensors[n].dtype].itemsize)
   # Hugging Face insists on "format".
-  header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+  header, end = {"__metadata__": {"format": "pt"}}, 0
   for name in order:
-    start, end = end, end + tensors[name].bytes
+    start, end = end, end + tensors[name].num_bytes
     header[name] = dict(
       dtype=tensors[name].dtype,
       shape=tensors[name].shape,
       data_offsets=[start, end],
     )
   text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)
-  partial = path + ".partial"
-  try:
-    with open(partial, "wb") as file:
-      file.write(struct.pack("<Q", len(text)) + text)
-      for name in order:
-        array = np.ascontiguousarray(tensors[name].read())
-        file.write(array.reshape(-1).view(np.uint8))
-    os.replace(partial, path)
-  except BaseException:
-    os.remove(partial)
-    raise
+  text += b" " * (-len(text) % 8)  # Data start at a multiple of eight bytes.
+  with atomic_write(path) as file:
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in order:
+      array = np.ascontiguousarray(tensors[name].read_raw())
+      file.write(array.reshape(-1).view(np.uint8))
 
 
 def fingerprint(path: str) -> str:
-  """A digest of a weight file's size and of blocks spread over it."""
+  """Return a digest of a weight file's size and of 64 blocks spread over it.
+
+  Args:
+    path: a .safetensors file, or a folder with `WEIGHTS_FILE`.
+  """
   if os.path.isdir(path):
-    path = os.path.join(path, "model.safetensors")
+    path = os.path.join(path, WEIGHTS_FILE)
   size = os.path.getsize(path)
   digest = hashlib.sha256(str(size).encode())
+  # Reading all of it would take as long as loading the weights.
   with open(path, "rb") as file:
     for i in range(64):
       file.seek(size * i // 64)

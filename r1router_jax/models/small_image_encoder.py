@@ -1,10 +1,11 @@
-"""A small picture encoder: a picture to one vector of length 1.
+"""A small image encoder: encode an image as one vector of length 1.
 
 Three stages of residual convolutions at 16, 8 and 4 pixels a side, then one
 linear map of the whole grid: where a colour is matters in a flag, so nothing is
-averaged away.  It serves the embedded world; crawled pictures deserve CLIP.
+averaged away.  The encoder serves GeoRouter; crawled images deserve CLIP.
 
-Axes:  B pictures   H W pixels, `SIDE` each   C channels   E width of the vector
+Axes:  B images   H W pixels, `IMAGE_SIZE` each   C channels
+       E width of the vector
 """
 
 import jax
@@ -18,47 +19,65 @@ from safetensors.numpy import load_file, save_file
 
 from r1router_jax.models.safetensors_io import BadWeights
 
-SIDE = 64  # Pixels.
+IMAGE_SIZE = 64  # Pixels.
 
 WIDTH = 128  # E.
 
 
-class Residual(nn.Module):
-  """x + a two-layer convolution of x."""
+class ResidualBlock(nn.Module):
+  """A residual block: x plus a two-layer convolution of x."""
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Return features of the same shape."""
     y = nn.GroupNorm(8, name="norm")(x)
     y = nn.Conv(x.shape[-1], (3, 3), name="first")(nn.gelu(y))
     return x + nn.Conv(x.shape[-1], (3, 3), name="second")(nn.gelu(y))
 
 
-class PictureEncoder(nn.Module):
-  """Pictures of `SIDE` x `SIDE` pixels to unit vectors; 0.45M parameters."""
+class SmallImageEncoder(nn.Module):
+  """An encoder of square images with 0.45M parameters.
+
+  Attributes:
+    stages: (stride, channels) of each downsampling stage.
+  """
 
   stages: tuple[tuple[int, int], ...] = ((4, 32), (2, 64), (2, 96))
 
   @nn.compact
   def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
-    """Vectors of pixels in [0, 1]."""
+    """Return unit vectors of images whose pixels are in [0, 1]."""
     x = 2 * pixels - 1
     for i, (stride, channels) in enumerate(self.stages):
       window = (stride, stride)
       x = nn.Conv(channels, window, window, name=f"shrink_{i}")(x)
-      x = Residual(name=f"stage_{i}")(x)
+      x = ResidualBlock(name=f"stage_{i}")(x)
     x = nn.GroupNorm(8, name="norm")(x)
     x = nn.Dense(WIDTH, name="out")(x.reshape(len(x), -1))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def save(path: str, params: dict) -> None:
-  """Writes the parameters in float16, which halves them and loses nothing."""
+def init_params(key: jax.Array) -> dict:
+  """Return the parameters of an untrained encoder."""
+  pixels = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
+  return SmallImageEncoder().init(key, pixels)["params"]
+
+
+def save_params(path: str, params: dict) -> None:
+  """Write the parameters in float16, which halves the file.
+
+  Vectors of the reloaded encoder find the same images as those of the original.
+  """
   leaves = traverse_util.flatten_dict(params, sep="/")
   save_file({k: np.asarray(v, np.float16) for k, v in leaves.items()}, path)
 
 
-def load(path: str) -> dict:
-  """Parameters, in float32, of the file that `save` wrote."""
+def load_params(path: str) -> dict:
+  """Load parameters that `save_params` wrote, in float32.
+
+  Raises:
+    BadWeights: the file is damaged, or its tensors are not this encoder's.
+  """
   try:
     leaves = load_file(path)
   except (OSError, SafetensorError) as error:
@@ -66,15 +85,15 @@ def load(path: str) -> dict:
       f"{path}: not an intact safetensors file ({error}).  Train it with "
       "python -m tools.georouter.train_image_encoder."
     ) from error
-  shapes = {
-    name: leaf.shape
-    for name, leaf in traverse_util.flatten_dict(
-      jax.eval_shape(init, jax.random.key(0)), sep="/"
-    ).items()
-  }
-  found = {name: leaf.shape for name, leaf in leaves.items()}
-  if shapes != found:
-    wrong = sorted(dict(shapes.items() ^ found.items()))
+
+  # Compare names and shapes with those of a new encoder.
+  wanted = traverse_util.flatten_dict(
+    jax.eval_shape(init_params, jax.random.key(0)), sep="/"
+  )
+  wanted_shapes = {name: leaf.shape for name, leaf in wanted.items()}
+  stored_shapes = {name: leaf.shape for name, leaf in leaves.items()}
+  if wanted_shapes != stored_shapes:
+    wrong = sorted(dict(wanted_shapes.items() ^ stored_shapes.items()))
     raise BadWeights(
       f"{path}: tensors {wrong[:4]} are missing, unknown or of another "
       "shape.  Train it again."
@@ -82,8 +101,3 @@ def load(path: str) -> dict:
   return traverse_util.unflatten_dict(
     {name: leaf.astype(np.float32) for name, leaf in leaves.items()}, sep="/"
   )
-
-
-def init(key: jax.Array) -> dict:
-  """Parameters of an untrained encoder."""
-  return PictureEncoder().init(key, jnp.zeros((1, SIDE, SIDE, 3)))["params"]

@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints (.bin, .pth) as data: nothing that they hold is run.
+"""Read PyTorch checkpoints (.bin, .pth) as data, without running their pickle.
 
 A checkpoint is a zip file of
 
@@ -6,15 +6,15 @@ A checkpoint is a zip file of
   */data/N      the numbers of storage N
   */byteorder   "little" or "big"
 
-A pickle is a program, and its usual readers call what it names.  Here
-`pickletools` lists its instructions, and those that build named tensors are
-followed: dicts, tuples, texts, numbers, and three functions of PyTorch.  What
-any other makes, such as an optimiser's state or the config of another library,
-is `_INERT`: it holds nothing, and matters only where a tensor should be.  Lists
-are inert, too, and so is what a dict holds under anything but a text: it has no
-name.
+A pickle is a program, and its usual readers call the functions that it names.
+Here `pickletools` lists its instructions, and only those that build named
+tensors are followed: dicts, tuples, strings, numbers, and three functions of
+PyTorch.  The result of any other instruction, such as an optimiser's state or
+the config of another library, is `_OPAQUE`, which holds nothing and matters
+only where a tensor should be.  Lists are opaque, too, and so are dict entries
+whose key is not a string, since they have no name.
 
-The numbers stay in the file until they are asked for.
+A tensor's numbers stay in the file until the tensor is read.
 
 Sources: docs.python.org/3/library/pickletools.html (instructions),
 docs.pytorch.org/docs/stable/notes/serialization.html and torch/_utils.py (the
@@ -38,32 +38,34 @@ import numpy as np
 
 from r1router_jax.models import safetensors_io
 
-# More of any of these is refused.
-_DIRECTORY_BYTES = 8 << 20  # Of the zip file.
+# Limits on the work that a hostile file can cause.
+_MAX_DIRECTORY_BYTES = 8 << 20  # Directory of the zip file.
 
-_PROGRAM_BYTES = 32 << 20
+_MAX_PROGRAM_BYTES = 32 << 20
 
-_INSTRUCTIONS = 1 << 19
+_MAX_INSTRUCTIONS = 1 << 19
 
-_INFLATED_BYTES = 1 << 30  # Of a compressed storage.
+_MAX_INFLATED_BYTES = 1 << 30  # One compressed storage.
 
-_NAMES = 1 << 17
+_MAX_NAMES = 1 << 17
 
-_NAME_LENGTH = 1000
+_MAX_NAME_LENGTH = 1000
 
-_AXES = 32  # Of a tensor.
+_MAX_AXES = 32
 
 
-_OLD = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # Files before 1.6.
+# First bytes of files that PyTorch before 1.6 wrote.
+_OLD_FORMAT_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
-_AGAIN = (
+_SAVE_AGAIN = (
   "Save it again, with torch.save(torch.load(OLD, map_location='cpu', "
   "weights_only=True), NEW)"
 )
 
-_DAMAGED = "Fetch it again"
+_FETCH_AGAIN = "Fetch it again"
 
-_STORAGES = {
+# Type of a storage: dtype by the name that safetensors gives it.
+_STORAGE_DTYPES = {
   "torch.DoubleStorage": "F64",
   "torch.FloatStorage": "F32",
   "torch.HalfStorage": "F16",
@@ -78,19 +80,25 @@ _STORAGES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Inert:
-  """What is not followed; `name` where the program named it."""
+class _Opaque:
+  """A value that is not followed.
+
+  Attributes:
+    name: dotted name, if the pickle refers to a function or class.
+  """
 
   name: str = ""
 
 
-_INERT = _Inert()
+_OPAQUE = _Opaque()
 
-_MARK = _Inert()  # Told apart by identity.
+_MARK = _Opaque()  # The pickle mark; compared by identity.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
+  """A storage: `count` numbers of `dtype` in the entry data/`key`."""
+
   key: str
   dtype: str
   count: int
@@ -98,7 +106,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-  """A tensor; all but the shape are counted in numbers, not bytes."""
+  """A tensor in a storage; offset and strides count numbers, not bytes."""
 
   storage: _Storage
   offset: int
@@ -106,45 +114,48 @@ class _View:
   strides: tuple[int, ...]
 
 
-def tensors(path: str, key: str = "") -> dict[str, safetensors_io.Tensor]:
-  """The tensors of a checkpoint by name, none of them read yet.
+def list_tensors(
+  path: str, key: str = ""
+) -> dict[str, safetensors_io.StoredTensor]:
+  """Return the tensors of a checkpoint by name, none of them read yet.
 
   Args:
-    path: of the file.
-    key: where the weights are one entry of many, its name, such as "model".
+    path: the checkpoint file.
+    key: name of the entry that holds the weights, such as "model", in a file
+      with several entries; "" if the file is the weights alone.
 
   Returns:
-    Tensors; the names of nested dicts are joined by dots.
+    Tensors by name; the names of nested dicts are joined by dots.
 
   Raises:
-    hf.BadWeights: where the file is damaged, of another kind, or holds a tensor
-      that is not within its storage.
+    BadWeights: the file is damaged, of another kind, or holds a tensor that is
+      not within its storage.
   """
   archive = _Archive(path)
-  if archive.size("data.pkl") > _PROGRAM_BYTES:
-    raise _bad(
+  if archive.entry_size("data.pkl") > _MAX_PROGRAM_BYTES:
+    raise _bad_file(
       path,
-      f"its data.pkl has {archive.size('data.pkl')} bytes, more "
-      f"than {_PROGRAM_BYTES}",
-      _AGAIN,
+      f"its data.pkl has {archive.entry_size('data.pkl')} bytes, more "
+      f"than {_MAX_PROGRAM_BYTES}",
+      _SAVE_AGAIN,
     )
-  tree = _run(path, archive.read("data.pkl").tobytes())
+  tree = _run_pickle(path, archive.read_entry("data.pkl").tobytes())
   if key:
     known = tree if isinstance(tree, dict) else {}
     if key not in known:
-      raise _bad(
+      raise _bad_file(
         path,
         f"it has no entry {key!r}, but {[name[:40] for name in known][:4]}",
         "Give the file as its authors publish it",
       )
     tree = known[key]
   found = {}
-  for name, view in _named(path, tree):
+  for name, view in _named_views(path, tree):
     if name in found:
-      raise _bad(path, f"the name {name!r} occurs twice", _DAMAGED)
-    found[name] = _tensor(archive, name, view)
+      raise _bad_file(path, f"the name {name!r} occurs twice", _FETCH_AGAIN)
+    found[name] = _stored_tensor(archive, name, view)
   if not found:
-    raise _bad(
+    raise _bad_file(
       path,
       "it holds no named tensors",
       "Give a file that torch.save wrote of a model's state_dict",
@@ -152,51 +163,58 @@ def tensors(path: str, key: str = "") -> dict[str, safetensors_io.Tensor]:
   return found
 
 
-def _bad(path: str, what: str, cure: str) -> safetensors_io.BadWeights:
+def _bad_file(path: str, what: str, cure: str) -> safetensors_io.BadWeights:
+  """Return the error that says what is wrong with a file, and the cure."""
   return safetensors_io.BadWeights(f"{path}: {what}.  {cure}.")
 
 
 class _Directory(io.FileIO):
-  """A file of which `zipfile` reads no huge directory."""
+  """A file from which `zipfile` cannot read a huge directory."""
 
   def read(self, size: int | None = -1) -> bytes:
-    if size is not None and size > _DIRECTORY_BYTES:
+    if size is not None and size > _MAX_DIRECTORY_BYTES:
       raise ValueError(f"a directory of {size} bytes")
     return super().read(-1 if size is None else size)
 
 
 class _Archive:
-  """The entries of a checkpoint; `zipfile` reads its directory alone."""
+  """The entries of a checkpoint.
+
+  `zipfile` reads the directory only; entries are views of the mapped file, so
+  that large storages are not copied.
+  """
 
   def __init__(self, path: str):
     self.path = path
-    self._root, self._entries = _entries(path)
+    self._root, self._entries = _read_directory(path)
     self._bytes = np.memmap(path, np.uint8, "r")
-    order = b"little"  # Files before 2.1 do not say.
-    if self.size("byteorder") is not None:
-      order = self.read("byteorder")[:8].tobytes()
+    order = b"little"  # Files of PyTorch before 2.1 do not say.
+    if self.entry_size("byteorder") is not None:
+      order = self.read_entry("byteorder")[:8].tobytes()
     if order not in (b"little", b"big"):
-      raise _bad(path, f"its byte order is {order!r}", _DAMAGED)
+      raise _bad_file(path, f"its byte order is {order!r}", _FETCH_AGAIN)
     self.order = "<" if order == b"little" else ">"
-    self.storage = functools.lru_cache(maxsize=1)(self.read)
+    self.storage = functools.lru_cache(maxsize=1)(self.read_entry)
 
-  def size(self, name: str) -> int | None:
-    """Bytes of an entry, None where there is none."""
+  def entry_size(self, name: str) -> int | None:
+    """Return the size of an entry in bytes, or None if there is no entry."""
     info = self._entries.get(self._root + name)
     return None if info is None else info.file_size
 
-  def read(self, name: str) -> np.ndarray:
-    """The bytes of an entry; they are copied where they are compressed."""
+  def read_entry(self, name: str) -> np.ndarray:
+    """Return the bytes of an entry; only compressed ones are copied."""
     info = self._entries[self._root + name]
-    data = self._stored(info)
+    data = self._stored_bytes(info)
     if info.compress_type != zipfile.ZIP_STORED:
-      data = self._inflated(info, data)
-    # Writers may leave the checksum out.
+      data = self._inflate_bytes(info, data)
+    # A checksum of 0 means that the writer left it out.
     if len(data) != info.file_size or info.CRC not in (0, zlib.crc32(data)):
-      raise _bad(self.path, f"{info.filename!r} is damaged", _DAMAGED)
+      raise _bad_file(self.path, f"{info.filename!r} is damaged", _FETCH_AGAIN)
     return data
 
-  def _stored(self, info: zipfile.ZipInfo) -> np.ndarray:
+  def _stored_bytes(self, info: zipfile.ZipInfo) -> np.ndarray:
+    """Return the bytes of an entry as they stand in the file."""
+    # The local header has 30 bytes and two names of variable length.
     start = info.header_offset
     head = self._bytes[max(start, 0) :][:30].tobytes()
     if (
@@ -205,39 +223,45 @@ class _Archive:
       or head[:4] != b"PK\3\4"
       or (info.flag_bits & 1)
     ):
-      raise _bad(
-        self.path, f"{info.filename!r} is damaged or encrypted", _DAMAGED
+      raise _bad_file(
+        self.path, f"{info.filename!r} is damaged or encrypted", _FETCH_AGAIN
       )
     start += 30 + sum(struct.unpack("<HH", head[26:]))
     return self._bytes[start : start + info.compress_size]
 
-  def _inflated(self, info: zipfile.ZipInfo, data: np.ndarray) -> np.ndarray:
+  def _inflate_bytes(
+    self, info: zipfile.ZipInfo, data: np.ndarray
+  ) -> np.ndarray:
     if info.compress_type != zipfile.ZIP_DEFLATED or (
-      info.file_size > _INFLATED_BYTES
+      info.file_size > _MAX_INFLATED_BYTES
     ):
-      raise _bad(
+      raise _bad_file(
         self.path,
         f"{info.filename!r} is compressed, to more than "
-        f"{_INFLATED_BYTES} bytes or in a way that is not known",
-        _AGAIN,
+        f"{_MAX_INFLATED_BYTES} bytes or in a way that is not known",
+        _SAVE_AGAIN,
       )
     try:
       inflated = zlib.decompressobj(-15).decompress(data, info.file_size + 1)
     except zlib.error as error:
-      raise _bad(
-        self.path, f"{info.filename!r} is damaged ({error})", _DAMAGED
+      raise _bad_file(
+        self.path, f"{info.filename!r} is damaged ({error})", _FETCH_AGAIN
       ) from error
     return np.frombuffer(inflated, np.uint8)
 
 
-def _entries(path: str) -> tuple[str, dict[str, zipfile.ZipInfo]]:
-  """The folder that all entries of a checkpoint have, and these by name."""
+def _read_directory(path: str) -> tuple[str, dict[str, zipfile.ZipInfo]]:
+  """Return the folder that all entries of a checkpoint share, and these."""
   if not os.path.isfile(path):
-    raise _bad(path, "there is no such file", "Give the path of a .bin or .pth")
+    raise _bad_file(
+      path, "there is no such file", "Give the path of a .bin or .pth"
+    )
   try:
     with _Directory(path) as file:
-      if file.read(len(_OLD)) == _OLD:
-        raise _bad(path, "it has the form of PyTorch before 1.6", _AGAIN)
+      if file.read(len(_OLD_FORMAT_MAGIC)) == _OLD_FORMAT_MAGIC:
+        raise _bad_file(
+          path, "it has the form of PyTorch before 1.6", _SAVE_AGAIN
+        )
       with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
   except safetensors_io.BadWeights:
@@ -250,13 +274,15 @@ def _entries(path: str) -> tuple[str, dict[str, zipfile.ZipInfo]]:
     OverflowError,
     struct.error,
   ) as error:
-    raise _bad(
-      path, f"it is no intact zip file, as PyTorch writes ({error})", _DAMAGED
+    raise _bad_file(
+      path,
+      f"it is no intact zip file, as PyTorch writes ({error})",
+      _FETCH_AGAIN,
     ) from error
   found = {info.filename: info for info in infos}
   roots = [name for name in found if re.fullmatch(r"[^/]+/data\.pkl", name)]
   if len(roots) != 1 or len(found) != len(infos):
-    raise _bad(
+    raise _bad_file(
       path,
       "it is a zip file, but not as PyTorch writes it",
       "Give a file that torch.save wrote",
@@ -264,15 +290,16 @@ def _entries(path: str) -> tuple[str, dict[str, zipfile.ZipInfo]]:
   return roots[0].removesuffix("data.pkl"), found
 
 
-def _run(path: str, program: bytes) -> Any:
-  """What a pickle builds of what is known, see the head of this module."""
+def _run_pickle(path: str, program: bytes) -> Any:
+  """Return what a pickle builds; unknown values are `_OPAQUE`."""
   stack, memo = [], {}
   try:
     for count, (op, arg, _) in enumerate(pickletools.genops(program)):
-      if count == _INSTRUCTIONS:
-        raise ValueError(f"more than {_INSTRUCTIONS} instructions")
-      if op.name in _VALUES:
-        stack.append(_VALUES[op.name](arg))
+      if count == _MAX_INSTRUCTIONS:
+        raise ValueError(f"more than {_MAX_INSTRUCTIONS} instructions")
+      # Constants, and references to them.
+      if op.name in _PUSH_ARGUMENT:
+        stack.append(_PUSH_ARGUMENT[op.name](arg))
       elif op.name in ("PUT", "BINPUT", "LONG_BINPUT"):
         memo[arg] = stack[-1]
       elif op.name == "MEMOIZE":
@@ -283,22 +310,24 @@ def _run(path: str, program: bytes) -> Any:
         stack.append(stack[-1])
       elif op.name == "STOP":
         return stack.pop()
+      # All that combines values, which is opaque unless it builds tensors.
       else:
-        operands = _operands(stack, op.stack_before)
-        made = _MADE.get(op.name, lambda *operands: _INERT)
+        operands = _pop_operands(stack, op.stack_before)
+        made = _COMBINE_OPERANDS.get(op.name, lambda *operands: _OPAQUE)
         stack += [made(*operands)] * len(op.stack_after)
   except (ValueError, IndexError, KeyError, TypeError) as error:
-    raise _bad(
+    raise _bad_file(
       path,
       f"its data.pkl is damaged ({type(error).__name__}: {error})",
-      _DAMAGED,
+      _FETCH_AGAIN,
     ) from error
 
 
-def _operands(stack: list, before: list[pickletools.StackObject]) -> list:
-  """What an instruction takes from the stack, the last on top."""
+def _pop_operands(stack: list, before: list[pickletools.StackObject]) -> list:
+  """Pop the operands of an instruction; the last is the top of the stack."""
   taken, rest = [], len(before)
-  if pickletools.markobject in before:  # All above the mark, some below.
+  # An instruction with a mark takes all above the mark, and some below.
+  if pickletools.markobject in before:
     while (item := stack.pop()) is not _MARK:
       taken.append(item)
     rest = before.index(pickletools.markobject)
@@ -307,15 +336,16 @@ def _operands(stack: list, before: list[pickletools.StackObject]) -> list:
   return taken[::-1]
 
 
-def _global(module: Any, name: Any) -> _Inert:
+def _make_global(module: Any, name: Any) -> _Opaque:
+  """Return a reference to a function or class, which is never resolved."""
   for part in (module, name):
-    if not isinstance(part, str) or len(part) > _NAME_LENGTH:
-      return _INERT
-  return _Inert(f"{module}.{name}")
+    if not isinstance(part, str) or len(part) > _MAX_NAME_LENGTH:
+      return _OPAQUE
+  return _Opaque(f"{module}.{name}")
 
 
-def _update(found: Any, *items: Any) -> Any:
-  """A dict with more entries, key after value; only texts are names."""
+def _set_items(found: Any, *items: Any) -> Any:
+  """Add entries, key after value, to a dict; only strings are names."""
   if isinstance(found, dict):
     for key, value in zip(items[::2], items[1::2], strict=True):
       if isinstance(key, str):
@@ -323,35 +353,35 @@ def _update(found: Any, *items: Any) -> Any:
   return found
 
 
-def _storage(known: Any) -> _Storage | _Inert:
-  """A storage by its persistent id, ("storage", type, key, device, count)."""
+def _parse_storage(known: Any) -> _Storage | _Opaque:
+  """Parse a persistent id, ("storage", type, key, device, count)."""
   match known:
-    case ("storage", _Inert(name), str(key), _, int(count)) if (
-      name in _STORAGES and re.fullmatch("[0-9]{1,20}", key)
+    case ("storage", _Opaque(name), str(key), _, int(count)) if (
+      name in _STORAGE_DTYPES and re.fullmatch("[0-9]{1,20}", key)
     ):
-      return _Storage(key, _STORAGES[name], count)
-  return _INERT
+      return _Storage(key, _STORAGE_DTYPES[name], count)
+  return _OPAQUE
 
 
-def _call(function: Any, arguments: Any) -> Any:
-  """The result of one of three functions; no other is known."""
+def _call_function(function: Any, arguments: Any) -> Any:
+  """Return the result of one of three known functions."""
   match function, arguments:
-    case _Inert("collections.OrderedDict"), ():
+    case _Opaque("collections.OrderedDict"), ():
       return {}
     case (
-      _Inert("torch._utils._rebuild_tensor_v2"),
+      _Opaque("torch._utils._rebuild_tensor_v2"),
       (_Storage() as storage, int(offset), tuple(shape), tuple(strides), *_),
-    ) if len(shape) == len(strides) <= _AXES and all(
+    ) if len(shape) == len(strides) <= _MAX_AXES and all(
       type(n) is int for n in (*shape, *strides)
     ):
       return _View(storage, offset, shape, strides)
-    case _Inert("torch._utils._rebuild_parameter"), (_View() as view, *_):
+    case _Opaque("torch._utils._rebuild_parameter"), (_View() as view, *_):
       return view
-  return _INERT
+  return _OPAQUE
 
 
-# What an instruction pushes, from its argument,
-_VALUES = {
+# Instructions that push a value made from their argument.
+_PUSH_ARGUMENT = {
   **dict.fromkeys(
     (
       "INT",
@@ -377,36 +407,41 @@ _VALUES = {
   "MARK": lambda _: _MARK,
   "EMPTY_DICT": lambda _: {},
   "EMPTY_TUPLE": lambda _: (),
-  "GLOBAL": lambda arg: _global(*arg.split(" ", 1)),
+  "GLOBAL": lambda arg: _make_global(*arg.split(" ", 1)),
 }
 
-# or from what it takes from the stack.  All others push what is inert.
-_MADE = {
-  "DICT": lambda *items: _update({}, *items),
-  "SETITEM": _update,
-  "SETITEMS": _update,
+# Instructions that push a value made from their operands on the stack.  All
+# instructions in neither table push `_OPAQUE`.
+_COMBINE_OPERANDS = {
+  "DICT": lambda *items: _set_items({}, *items),
+  "SETITEM": _set_items,
+  "SETITEMS": _set_items,
   **dict.fromkeys(
     ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), lambda *items: items
   ),
-  "STACK_GLOBAL": _global,
-  "BINPERSID": _storage,
-  "REDUCE": _call,
+  "STACK_GLOBAL": _make_global,
+  "BINPERSID": _parse_storage,
+  "REDUCE": _call_function,
   "BUILD": lambda made, state: made,
 }
 
 
-def _named(path: str, tree: Any) -> Iterator[tuple[str, _View]]:
-  """The tensors of nested dicts; dicts may hold each other, or themselves."""
+def _named_views(path: str, tree: Any) -> Iterator[tuple[str, _View]]:
+  """Yield the tensors of nested dicts, with dotted names.
+
+  A hostile pickle may build dicts that hold each other or themselves; the limit
+  on names ends the walk.
+  """
   todo, count = [("", tree)], 0
   while todo:
     name, value = todo.pop()
     count += len(value) if isinstance(value, dict) else 0
-    if count > _NAMES or len(name) > _NAME_LENGTH:
-      raise _bad(
+    if count > _MAX_NAMES or len(name) > _MAX_NAME_LENGTH:
+      raise _bad_file(
         path,
-        f"it has more than {_NAMES} names, or one of more than "
-        f"{_NAME_LENGTH} letters",
-        _DAMAGED,
+        f"it has more than {_MAX_NAMES} names, or one of more than "
+        f"{_MAX_NAME_LENGTH} letters",
+        _FETCH_AGAIN,
       )
     if isinstance(value, _View):
       yield name, value
@@ -415,58 +450,62 @@ def _named(path: str, tree: Any) -> Iterator[tuple[str, _View]]:
       todo += [(prefix + key, inner) for key, inner in value.items()]
 
 
-def _tensor(archive: _Archive, name: str, view: _View) -> safetensors_io.Tensor:
-  """A tensor, checked to be within its storage."""
+def _stored_tensor(
+  archive: _Archive, name: str, view: _View
+) -> safetensors_io.StoredTensor:
+  """Return a tensor after a check that it lies within its storage."""
   storage, shape = view.storage, view.shape
   numbers = (storage.count, view.offset, *shape, *view.strides)
-  count = archive.size(f"data/{storage.key}")
+  count = archive.entry_size(f"data/{storage.key}")
   width = safetensors_io.DTYPES[storage.dtype].itemsize
   if not all(0 <= n < 1 << 62 for n in numbers):
-    raise _bad(
-      archive.path, f"the shape of tensor {name!r} cannot be", _DAMAGED
+    raise _bad_file(
+      archive.path, f"the shape of tensor {name!r} cannot be", _FETCH_AGAIN
     )
   if count != storage.count * width:
-    raise _bad(
+    raise _bad_file(
       archive.path,
       f"the storage {storage.key} of tensor {name!r} "
       f"has {count or 0} bytes, wanted {storage.count * width}",
-      _DAMAGED,
+      _FETCH_AGAIN,
     )
   last = view.offset + sum(
     (n - 1) * stride for n, stride in zip(shape, view.strides, strict=True)
   )
-  # An empty tensor takes nothing, but its shape must be one.
+  # An empty tensor needs no storage, but NumPy must be able to hold its shape.
   empty = 0 in shape
   size = math.prod(max(n, 1) for n in shape)
   if size > (1 << 31 if empty else storage.count) or (
     not empty and last >= storage.count
   ):
-    raise _bad(
+    raise _bad_file(
       archive.path,
       f"tensor {name!r} of shape {shape}, strides "
       f"{view.strides} and offset {view.offset} is not within its storage of "
       f"{storage.count} numbers",
-      _DAMAGED,
+      _FETCH_AGAIN,
     )
-  return safetensors_io.Tensor(
+  return safetensors_io.StoredTensor(
     archive.path,
     name,
     shape,
     storage.dtype,
-    functools.partial(_read, archive, view),
+    functools.partial(_read_view, archive, view),
   )
 
 
-def _read(archive: _Archive, view: _View) -> np.ndarray:
+def _read_view(archive: _Archive, view: _View) -> np.ndarray:
+  """Read a tensor, contiguous and in native byte order."""
   dtype = safetensors_io.DTYPES[view.storage.dtype]
   if 0 in view.shape:
     return np.zeros(view.shape, dtype)
+  # NumPy cannot swap the bytes of bfloat16, but those of integers.
   word = np.dtype(f"u{dtype.itemsize}").newbyteorder(archive.order)
-  there = np.ndarray(
+  stored = np.ndarray(
     view.shape,
     word,
     archive.storage(f"data/{view.storage.key}"),
     view.offset * dtype.itemsize,
     [n * dtype.itemsize for n in view.strides],
   )
-  return there.astype(word.newbyteorder("="), order="C").view(dtype)
+  return stored.astype(word.newbyteorder("="), order="C").view(dtype)

@@ -26,8 +26,9 @@ DEFAULT_EMBEDDERS = {
   "table": "minilm",
 }
 
-# Embedders of knowledge bases that were built under an earlier name.
-_RENAMED_EMBEDDERS = {"picture": "image", "picture_caption": "image_caption"}
+# Names in meta.json of embedders that were renamed since.  The file keeps them:
+# its content tells a knowledge base from others in runs that are resumed.
+_STORED_EMBEDDERS = {"image": "picture", "image_caption": "picture_caption"}
 
 
 def read_meta(folder: str) -> dict | None:
@@ -36,10 +37,7 @@ def read_meta(folder: str) -> dict | None:
   Raises:
     ValueError: if the file is damaged.
   """
-  meta = read_json(os.path.join(folder, "meta.json"))
-  if meta and meta.get("embedder") in _RENAMED_EMBEDDERS:
-    meta["embedder"] = _RENAMED_EMBEDDERS[meta["embedder"]]
-  return meta
+  return read_json(os.path.join(folder, "meta.json"))
 
 
 def read_finished_meta(folder: str) -> dict:
@@ -55,6 +53,19 @@ def read_finished_meta(folder: str) -> dict:
       f"r1router_jax.build_kb --kb_dir={os.path.dirname(folder) or '.'}"
     )
   return meta
+
+
+def to_stored_embedder(name: str) -> str:
+  """Return the name of an embedder in meta.json."""
+  return _STORED_EMBEDDERS.get(name, name)
+
+
+def from_stored_embedder(stored: str) -> str:
+  """Return the name of the embedder that meta.json names."""
+  for name, old_name in _STORED_EMBEDDERS.items():
+    if stored == old_name:
+      return name
+  return stored
 
 
 def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:

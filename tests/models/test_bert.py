@@ -1,3 +1,5 @@
+"""Tests of BERT and XLM-R against transformers, and of their config files."""
+
 import dataclasses
 import json
 
@@ -6,23 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1router_jax.models import bert
-
-TINY = bert.BertConfig(
-  vocab=50, layers=2, width=12, heads=3, inner=20, positions=24, segments=2
-)
+from r1router_jax.models import bert, safetensors_io
+from tests.tiny_encoders import BERT
 
 
-def example(seed=0, first=5):
-  rng = np.random.default_rng(seed)
-  tokens = rng.integers(first, 50, (3, 9)).astype(np.int32)
+def make_inputs():
+  """Return tokens and mask of texts with 9, 4 and 1 tokens."""
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(5, 50, (3, 9)).astype(np.int32)
   mask = np.arange(9) < np.array([[9], [4], [1]])
   return np.where(mask, tokens, 0), mask
 
 
-def init(config, seed=0):
+def init_params(config):
   return bert.Bert(config).init(
-    jax.random.key(seed), *map(jnp.asarray, example())
+    jax.random.key(0), *map(jnp.asarray, make_inputs())
   )["params"]
 
 
@@ -35,18 +35,18 @@ def encode(params, config, tokens, mask):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("pool", ["cls", "mean", "pooler"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
 @pytest.mark.parametrize("family", ["bert", "xlm_roberta"])
-def test_agrees_with_transformers(tmp_path, family, pool):
+def test_vectors_agree_with_transformers(tmp_path, family, pooling):
   torch = pytest.importorskip("torch")
   import transformers
 
   roberta = family == "xlm_roberta"
   config = dataclasses.replace(
-    TINY,
-    pool=pool,
-    normalise=False,
-    segments=1 if roberta else 2,
+    BERT,
+    pooling=pooling,
+    normalize=False,
+    num_segments=1 if roberta else 2,
     first_position=2 if roberta else 0,
     eps=1e-5 if roberta else 1e-12,
   )
@@ -61,16 +61,16 @@ def test_agrees_with_transformers(tmp_path, family, pool):
       intermediate_size=20,
       max_position_embeddings=24,
       hidden_dropout_prob=0,
-      type_vocab_size=config.segments,
+      type_vocab_size=config.num_segments,
       layer_norm_eps=config.eps,
       pad_token_id=1 if roberta else 0,
       initializer_range=0.5,
     )
   ).eval()
   model.save_pretrained(tmp_path)
-  params = bert.load(str(tmp_path), config)
+  params = bert.load_params(str(tmp_path), config)
 
-  tokens, mask = example()
+  tokens, mask = make_inputs()
   with torch.no_grad():
     out = model(
       torch.tensor(np.where(mask, tokens, 1 if roberta else 0)).long(),
@@ -81,7 +81,7 @@ def test_agrees_with_transformers(tmp_path, family, pool):
     "cls": states[:, 0],
     "mean": np.stack([s[m].mean(0) for s, m in zip(states, mask, strict=True)]),
     "pooler": out.pooler_output.numpy(),
-  }[pool]
+  }[pooling]
   np.testing.assert_allclose(
     encode(params, config, tokens, mask), wanted, atol=3e-6
   )
@@ -90,56 +90,56 @@ def test_agrees_with_transformers(tmp_path, family, pool):
 @pytest.mark.parametrize(
   "config",
   [
-    TINY,
-    dataclasses.replace(TINY, pool="pooler"),
-    dataclasses.replace(TINY, pool="score", normalise=False),
-    dataclasses.replace(TINY, first_position=2, segments=1, pool="cls"),
+    BERT,
+    dataclasses.replace(BERT, pooling="pooler"),
+    dataclasses.replace(BERT, pooling="score", normalize=False),
+    dataclasses.replace(BERT, first_position=2, num_segments=1, pooling="cls"),
   ],
 )
-def test_table_covers_the_model(config):
-  params = init(config)
-  for name, leaf, pattern in bert.hf_table(config):
+def test_weight_map_covers_the_parameters(config):
+  params = init_params(config)
+  for name, leaf, pattern in bert.weight_map(config):
     if leaf:
       node = params
       for key in leaf.split("/"):
         node = node[key]
       assert node.size == np.prod(
-        bert.hf.shape(pattern, bert.hf_axes(config))
+        safetensors_io.tensor_shape(pattern, bert.axis_sizes(config))
       ), name
 
 
-def test_padding_changes_nothing():
-  params = init(TINY)
-  tokens, mask = example()
+def test_padding_does_not_change_vectors():
+  params = init_params(BERT)
+  tokens, mask = make_inputs()
   wide = np.pad(tokens, ((0, 2), (0, 23)), constant_values=33)
   wide_mask = np.pad(mask, ((0, 2), (0, 23)))  # Beyond all positions.
-  got = encode(params, TINY, wide, wide_mask)
+  got = encode(params, BERT, wide, wide_mask)
   np.testing.assert_allclose(
-    got[:3], encode(params, TINY, tokens, mask), atol=1e-6
+    got[:3], encode(params, BERT, tokens, mask), atol=1e-6
   )
   np.testing.assert_array_equal(got[3:], 0)  # Rows without tokens: not NaN.
 
 
 def test_vectors_have_length_one():
-  vectors = encode(init(TINY), TINY, *example())
+  vectors = encode(init_params(BERT), BERT, *make_inputs())
   np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
 
-def test_segments_are_those_given():
-  config = dataclasses.replace(TINY, pool="score", normalise=False)
-  params, (tokens, mask) = init(config), example()
-  score = lambda *more: np.asarray(
-    bert.Bert(config).apply(
-      {"params": params}, jnp.asarray(tokens), jnp.asarray(mask), *more
-    )
-  )
+def test_segments_change_the_score():
+  config = dataclasses.replace(BERT, pooling="score", normalize=False)
+  params, (tokens, mask) = init_params(config), make_inputs()
+
+  def score(*segments):
+    arrays = (jnp.asarray(tokens), jnp.asarray(mask), *segments)
+    return np.asarray(bert.Bert(config).apply({"params": params}, *arrays))
+
   zeros = jnp.zeros_like(tokens)
   np.testing.assert_array_equal(score(), score(zeros))
   assert score().shape == (3, 1)
   assert (np.abs(score() - score(zeros.at[:, 0].set(1))) > 1e-4).all()
 
 
-CONFIG = dict(
+HF_CONFIG = dict(
   model_type="bert",
   vocab_size=50,
   num_hidden_layers=2,
@@ -153,22 +153,22 @@ CONFIG = dict(
 )
 
 
-def test_a_config_is_read(tmp_path):
+def test_config_is_read(tmp_path):
   path = tmp_path / "config.json"
-  path.write_text(json.dumps(CONFIG))
+  path.write_text(json.dumps(HF_CONFIG))
   assert bert.read_config(str(tmp_path)) == dataclasses.replace(
-    TINY, max_tokens=24
+    BERT, max_tokens=24
   )
   path.write_text(
     json.dumps(
-      CONFIG
+      HF_CONFIG
       | dict(
         model_type="xlm-roberta", pad_token_id=1, max_position_embeddings=600
       )
     )
   )
-  config = bert.read_config(str(tmp_path), pool="score")
-  assert (config.first_position, config.max_tokens, config.pool) == (
+  config = bert.read_config(str(tmp_path), pooling="score")
+  assert (config.first_position, config.max_tokens, config.pooling) == (
     2,
     512,
     "score",
@@ -185,16 +185,16 @@ def test_a_config_is_read(tmp_path):
     (dict(hidden_size=None), "TypeError"),
   ],
 )
-def test_a_config_that_is_not_known_is_named(tmp_path, change, words):
-  (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
-  with pytest.raises(bert.hf.BadWeights, match=words):
+def test_unknown_or_damaged_config_is_refused(tmp_path, change, words):
+  (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG | change))
+  with pytest.raises(safetensors_io.BadWeights, match=words):
     bert.read_config(str(tmp_path))
   for text in ("", "[]", "{}"):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(bert.hf.BadWeights, match="no config of a BERT"):
+    with pytest.raises(safetensors_io.BadWeights, match="no config of a BERT"):
       bert.read_config(str(tmp_path))
 
 
-def test_unknown_pool_is_named():
-  with pytest.raises(ValueError, match="config.pool is 'max'"):
-    init(dataclasses.replace(TINY, pool="max"))
+def test_unknown_pooling_is_refused():
+  with pytest.raises(ValueError, match="config.pooling is 'max'"):
+    init_params(dataclasses.replace(BERT, pooling="max"))

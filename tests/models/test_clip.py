@@ -1,4 +1,6 @@
-"""CLIP beside transformers' with the same random weights."""
+"""Tests of CLIP against transformers, with the same random weights."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,36 +9,30 @@ import pytest
 from safetensors.numpy import save_file
 
 from r1router_jax.models import clip
-
-TINY = clip.ClipConfig(
-  picture=clip.Tower(24, 3, 3),
-  text=clip.Tower(16, 2, 4),
-  side=12,
-  patch=4,
-  vocab=40,
-  tokens=7,
-  width=10,
-)
+from tests.tiny_encoders import CLIP
 
 
-def example():
-  """The end token is the last id; one text is cut, one is empty."""
+def make_inputs():
+  """Return pixels and tokens; one text fills L tokens, one is empty."""
   rng = np.random.default_rng(0)
-  tokens = np.zeros((3, TINY.tokens), np.int32)
+  tokens = np.zeros((3, CLIP.max_tokens), np.int32)
   for row, length in enumerate((7, 4, 2)):
     tokens[row, :length] = [38, *rng.integers(1, 38, length - 2), 39]
-  pixels = rng.normal(size=(3, TINY.side, TINY.side, 3)).astype(np.float32)
+  pixels = rng.normal(size=(3, CLIP.image_size, CLIP.image_size, 3)).astype(
+    np.float32
+  )
   return pixels, tokens
 
 
-def init():
-  return clip.Clip(TINY).init(jax.random.key(0), *map(jnp.asarray, example()))[
-    "params"
-  ]
+def init_params():
+  return clip.Clip(CLIP).init(
+    jax.random.key(0), *map(jnp.asarray, make_inputs())
+  )["params"]
 
 
-def published(model):
-  """A transformers CLIP under the names of OpenAI."""
+def openai_tensors(model):
+  """Return the weights of a transformers CLIP under OpenAI's names."""
+  # Tensors that only have another name, or are transposed.
   state = {name: x.numpy() for name, x in model.state_dict().items()}
   out = {
     "visual.conv1.weight": state[
@@ -56,14 +52,15 @@ def published(model):
     "text_projection": state["text_projection.weight"].T,
     "logit_scale": state["logit_scale"],
   }
+  # Norms and linear layers, whose weight and bias have another name.
   moved = [
     ("vision_model.pre_layrnorm", "visual.ln_pre"),
     ("vision_model.post_layernorm", "visual.ln_post"),
     ("text_model.final_layer_norm", "ln_final"),
   ]
   for theirs, ours, layers in (
-    ("vision_model", "visual.", TINY.picture.layers),
-    ("text_model", "", TINY.text.layers),
+    ("vision_model", "visual.", CLIP.image.layers),
+    ("text_model", "", CLIP.text.layers),
   ):
     for n in range(layers):
       old = f"{theirs}.encoder.layers.{n}"
@@ -88,39 +85,43 @@ def published(model):
 
 
 @pytest.mark.oracle
-def test_agrees_with_transformers(tmp_path):
+def test_vectors_agree_with_transformers(tmp_path):
   torch = pytest.importorskip("torch")
   import transformers
 
-  tower = lambda t: dict(
-    hidden_size=t.width,
-    num_hidden_layers=t.layers,
-    num_attention_heads=t.heads,
-    intermediate_size=4 * t.width,
-    hidden_act="quick_gelu",
-  )
+  def tower(config):
+    return dict(
+      hidden_size=config.hidden,
+      num_hidden_layers=config.layers,
+      num_attention_heads=config.heads,
+      intermediate_size=4 * config.hidden,
+      hidden_act="quick_gelu",
+    )
+
   torch.manual_seed(0)
   model = transformers.CLIPModel(
     transformers.CLIPConfig(
       vision_config=dict(
-        tower(TINY.picture), image_size=TINY.side, patch_size=TINY.patch
+        tower(CLIP.image),
+        image_size=CLIP.image_size,
+        patch_size=CLIP.patch_size,
       ),
       text_config=dict(
-        tower(TINY.text),
-        vocab_size=TINY.vocab,
-        max_position_embeddings=TINY.tokens,
+        tower(CLIP.text),
+        vocab_size=CLIP.vocab,
+        max_position_embeddings=CLIP.max_tokens,
         eos_token_id=39,
       ),
-      projection_dim=TINY.width,
+      projection_dim=CLIP.width,
     )
   ).eval()
   with torch.no_grad():  # An initial 0 or 1 would hide a bias or a norm.
     for x in model.parameters():
       x.add_(0.3 * torch.randn(x.shape))
   path = str(tmp_path / "model.safetensors")
-  save_file(published(model), path)
-  params = clip.load(path, TINY)
-  pixels, tokens = example()
+  save_file(openai_tensors(model), path)
+  params = clip.load_params(path, CLIP)
+  pixels, tokens = make_inputs()
   with torch.no_grad():
     seen = model.vision_model(torch.tensor(pixels).permute(0, 3, 1, 2))
     read = model.text_model(torch.tensor(tokens).long())
@@ -130,34 +131,36 @@ def test_agrees_with_transformers(tmp_path):
     )
   got = [
     np.asarray(
-      clip.Clip(TINY).apply({"params": params}, jnp.asarray(x), method=name)
+      clip.Clip(CLIP).apply({"params": params}, jnp.asarray(x), method=name)
     )
-    for name, x in (("picture", pixels), ("text", tokens))
+    for name, x in (("encode_image", pixels), ("encode_text", tokens))
   ]
   assert np.abs(wanted[0]).max() > 0.5 and np.abs(wanted[1]).max() > 0.5
   for ours, theirs in zip(got, wanted, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_score_fusion_is_a_sum():
-  params = init()
-  pixels, tokens = map(jnp.asarray, example())
-  model = clip.Clip(TINY)
-  apply = lambda *of, **how: model.apply({"params": params}, *of, **how)
+def test_score_fusion_is_the_sum_of_both_vectors():
+  params = init_params()
+  pixels, tokens = map(jnp.asarray, make_inputs())
+  model = clip.Clip(CLIP)
+  apply = functools.partial(model.apply, {"params": params})
   np.testing.assert_allclose(
     apply(pixels, tokens),
-    apply(pixels, method="picture") + apply(tokens, method="text"),
+    apply(pixels, method="encode_image") + apply(tokens, method="encode_text"),
     atol=1e-6,
   )
 
 
-def test_what_stands_after_the_end_is_not_read():
-  params = init()
-  _, tokens = example()
+def test_tokens_after_the_end_do_not_count():
+  params = init_params()
+  _, tokens = make_inputs()
   other = np.where((np.arange(7) > 3) & (np.arange(3)[:, None] == 1), 5, tokens)
   read = [
     np.asarray(
-      clip.Clip(TINY).apply({"params": params}, jnp.asarray(x), method="text")
+      clip.Clip(CLIP).apply(
+        {"params": params}, jnp.asarray(x), method="encode_text"
+      )
     )
     for x in (tokens, other)
   ]

@@ -1,4 +1,4 @@
-"""Published configs and tensors, against transformers' classes and files."""
+"""Tests of Hugging Face configs and weights, against transformers."""
 
 import dataclasses
 import json
@@ -10,28 +10,28 @@ from jax.sharding import NamedSharding
 from safetensors.numpy import load_file
 
 from r1router_jax.models import hf_checkpoint, qwen2_5_vl, safetensors_io
-from r1router_jax.models.layers import Llama3
+from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.parallel import mesh as mesh_lib
 from tests import tiny_policy
 
 TEXT = dict(vision=None, mrope_section=(4, 0, 0))
 
 CONFIGS = {
-  "qwen2_5_vl": tiny_policy.CONFIG,
+  "qwen2_5_vl": tiny_policy.MODEL_CONFIG,
   "qwen2_5_vl tied": dataclasses.replace(
-    tiny_policy.CONFIG, tied=True, kv_heads=4
+    tiny_policy.MODEL_CONFIG, tied=True, kv_heads=4
   ),
-  "qwen2": dataclasses.replace(tiny_policy.CONFIG, tied=True, **TEXT),
-  "llama": dataclasses.replace(tiny_policy.CONFIG, qkv_bias=False, **TEXT),
+  "qwen2": dataclasses.replace(tiny_policy.MODEL_CONFIG, tied=True, **TEXT),
+  "llama": dataclasses.replace(tiny_policy.MODEL_CONFIG, qkv_bias=False, **TEXT),
   "llama 3": dataclasses.replace(
-    tiny_policy.CONFIG,
+    tiny_policy.MODEL_CONFIG,
     qkv_bias=False,
     **TEXT,
-    rope_scaling=Llama3(8.0, 1.0, 4.0, 16),
+    rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 16),
   ),
 }
 
-TOKENS = dict(
+TOKEN_IDS = dict(
   bos_token_id=0,
   eos_token_id=2,
   pad_token_id=0,
@@ -41,8 +41,8 @@ TOKENS = dict(
   vision_end_token_id=4,
 )
 
-# What stands in the config.json of Qwen/Qwen2.5-VL-7B-Instruct.
-FLAT = dict(
+# The config.json of Qwen/Qwen2.5-VL-7B-Instruct, in the flat form.
+QWEN_7B = dict(
   model_type="qwen2_5_vl",
   hidden_act="silu",
   hidden_size=3584,
@@ -77,12 +77,9 @@ FLAT = dict(
 )
 
 
-# ---- config.json.
-
-
-def test_the_published_configs_are_read():
-  assert hf_checkpoint.from_published(FLAT) == qwen2_5_vl.SIZES["7b"]
-  small = FLAT | dict(
+def test_published_configs_are_read():
+  assert hf_checkpoint.parse_config(QWEN_7B) == qwen2_5_vl.SIZES["7b"]
+  small = QWEN_7B | dict(
     hidden_size=2048,
     intermediate_size=11008,
     num_attention_heads=16,
@@ -90,26 +87,26 @@ def test_the_published_configs_are_read():
     num_key_value_heads=2,
     vocab_size=151936,
     tie_word_embeddings=True,
-    vision_config=FLAT["vision_config"] | dict(out_hidden_size=2048),
+    vision_config=QWEN_7B["vision_config"] | dict(out_hidden_size=2048),
   )
-  assert hf_checkpoint.from_published(small) == qwen2_5_vl.SIZES["3b"]
+  assert hf_checkpoint.parse_config(small) == qwen2_5_vl.SIZES["3b"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_comes_back(name):
+def test_config_round_trip(name):
   tree = json.loads(
-    json.dumps(hf_checkpoint.to_published(CONFIGS[name], TOKENS))
+    json.dumps(hf_checkpoint.make_hf_config(CONFIGS[name], TOKEN_IDS))
   )
-  assert hf_checkpoint.from_published(tree) == CONFIGS[name]
+  assert hf_checkpoint.parse_config(tree) == CONFIGS[name]
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_comes_back_from_transformers(name, tmp_path):
-  """Which reads ours, and writes the nested form of its newest version."""
+def test_config_round_trip_through_transformers(name, tmp_path):
+  """Transformers reads the flat form and writes the nested one."""
   import transformers
 
-  tree = hf_checkpoint.to_published(CONFIGS[name], TOKENS)
+  tree = hf_checkpoint.make_hf_config(CONFIGS[name], TOKEN_IDS)
   (tmp_path / "config.json").write_text(json.dumps(tree))
   transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
   assert hf_checkpoint.read_config(tmp_path) == CONFIGS[name]
@@ -134,8 +131,8 @@ def test_a_config_comes_back_from_transformers(name, tmp_path):
     ),
   ],
 )
-def test_what_we_cannot_run_is_named(change, words, tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps(FLAT | change))
+def test_unsupported_config_is_refused(change, words, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(QWEN_7B | change))
   with pytest.raises(hf_checkpoint.BadConfig, match=words):
     hf_checkpoint.read_config(tmp_path)
 
@@ -149,55 +146,55 @@ def test_what_we_cannot_run_is_named(change, words, tmp_path):
     ('{"model_type": "qwen2"}', r"lacks \['vocab_size', 'hidden_size'"),
   ],
 )
-def test_a_broken_config_is_named(text, words, tmp_path):
+def test_damaged_config_is_refused(text, words, tmp_path):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(hf_checkpoint.BadConfig, match=words):
     hf_checkpoint.read_config(tmp_path)
 
 
-# ---- Tensors.
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tensors_go_out_and_back(name, dtype, tmp_path):
-  """To HF, to ours, to HF again: the same bytes."""
+def test_weights_round_trip(name, dtype, tmp_path):
+  """Saved, loaded, saved in shards and copied, the file has the same bytes."""
   config = CONFIGS[name]
   params = jax.tree.map(lambda x: x.astype(dtype), tiny_policy.params(config))
-  hf_checkpoint.save(tmp_path / "a", params, config)
-  again = hf_checkpoint.load(tmp_path / "a", config)
+  hf_checkpoint.save_params(tmp_path / "a", params, config)
+  again = hf_checkpoint.load_params(tmp_path / "a", config)
   assert jax.tree.structure(again) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  hf_checkpoint.save(tmp_path / "b", again, config, shard_bytes=4000)
-  hf_checkpoint.copy(tmp_path / "b", tmp_path / "c", config, dtype=dtype)
-  assert len(safetensors_io.files(str(tmp_path / "b"))) > 3
+  hf_checkpoint.save_params(tmp_path / "b", again, config, shard_bytes=4000)
+  hf_checkpoint.copy_checkpoint(
+    tmp_path / "b", tmp_path / "c", config, dtype=dtype
+  )
+  assert len(safetensors_io.checkpoint_files(str(tmp_path / "b"))) > 3
   first, last = (
-    (tmp_path / x / safetensors_io.FILE).read_bytes() for x in "ac"
+    (tmp_path / x / safetensors_io.WEIGHTS_FILE).read_bytes() for x in "ac"
   )
   assert first == last
-  names = load_file(tmp_path / "a" / safetensors_io.FILE)
+  names = load_file(tmp_path / "a" / safetensors_io.WEIGHTS_FILE)
   assert ("lm_head.weight" in names) == (not config.tied)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *qwen2_5_vl.SIZES])
-def test_every_leaf_has_a_line_and_a_rule(name):
+def test_weight_map_and_shardings_cover_the_parameters(name):
   config = (CONFIGS | qwen2_5_vl.SIZES)[name]
-  shapes = tiny_policy.shapes_of(config)
+  shapes = tiny_policy.param_shapes(config)
   flat = {
     "/".join(k.key for k in path): x.shape
     for path, x in jax.tree_util.tree_leaves_with_path(shapes)
   }
-  lines = {
-    leaf: safetensors_io.shape(
-      pattern.split("->")[1], hf_checkpoint.axes(config)
+  mapped = {
+    leaf: safetensors_io.tensor_shape(
+      pattern.split("->")[1], hf_checkpoint.axis_sizes(config)
     )
-    for _, leaf, pattern in hf_checkpoint.table(config)
+    for _, leaf, pattern in hf_checkpoint.weight_map(config)
     if leaf
   }
-  assert flat == lines
+  assert flat == mapped
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
-  layout = mesh_lib.shardings(shapes, mesh)
-  if name in qwen2_5_vl.SIZES:  # All that is large lies on four devices.
+  layout = mesh_lib.tree_shardings(shapes, mesh)
+  # Large parameters are split over four devices.
+  if name in qwen2_5_vl.SIZES:
     for x, where in zip(
       jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True
     ):
@@ -209,14 +206,16 @@ def test_every_leaf_has_a_line_and_a_rule(name):
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2"])
-def test_a_sharded_load_is_the_whole_one(name, tmp_path):
+def test_sharded_load_equals_whole_load(name, tmp_path):
   config = CONFIGS[name]
-  hf_checkpoint.save(
+  hf_checkpoint.save_params(
     tmp_path, tiny_policy.params(config), config, shard_bytes=9000
   )
   mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"))
-  layout = mesh_lib.by_path(tiny_policy.shapes_of(config), mesh)
-  params = hf_checkpoint.load(tmp_path, config, layout=layout.__getitem__)
+  layout = mesh_lib.shardings_by_path(tiny_policy.param_shapes(config), mesh)
+  params = hf_checkpoint.load_params(
+    tmp_path, config, sharding_for=layout.__getitem__
+  )
   jax.tree.map(
     np.testing.assert_array_equal, params, tiny_policy.params(config)
   )
@@ -226,35 +225,32 @@ def test_a_sharded_load_is_the_whole_one(name, tmp_path):
   )
 
 
-# ---- Text alone, against transformers.
-
-
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", ["qwen2", "llama", "llama 3"])
-def test_logits_of_texts_are_those_of_transformers(name, tmp_path):
+def test_text_logits_agree_with_transformers(name, tmp_path):
   import torch
   import transformers
 
   config = CONFIGS[name]
-  hf_checkpoint.save(tmp_path, tiny_policy.params(config), config)
+  hf_checkpoint.save_params(tmp_path, tiny_policy.params(config), config)
   (tmp_path / "config.json").write_text(
-    json.dumps(hf_checkpoint.to_published(config, TOKENS))
+    json.dumps(hf_checkpoint.make_hf_config(config, TOKEN_IDS))
   )
   theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, output_loading_info=True, attn_implementation="eager"
   )
   assert not any(report.values()), report
   rng = np.random.default_rng(0)
-  batch = [tiny_policy.encoded(rng, config, n) for n in (30, 4, 17)]
-  response = tiny_policy.responses(rng, config, 3, 2, 6)
+  batch = [tiny_policy.random_prompt(rng, config, n) for n in (30, 4, 17)]
+  response = tiny_policy.random_responses(rng, config, 3, 2, 6)
   model = qwen2_5_vl.QwenVL(config)
   states = jax.jit(model.apply)(
     {"params": tiny_policy.params(config)},
-    tiny_policy.pack(config, batch),
+    tiny_policy.collate(config, batch),
     response,
   )
   rows = model.apply(
-    {"params": tiny_policy.params(config)}, method="vocabulary"
+    {"params": tiny_policy.params(config)}, method="output_embedding"
   )
   logits = np.asarray(states @ rows.T)
   for row, encoded in enumerate(batch):

@@ -1,3 +1,5 @@
+"""Tests of reading and writing safetensors by weight rules."""
+
 import json
 import os
 import pickle
@@ -14,7 +16,7 @@ from r1router_jax.models import safetensors_io
 
 AXES = dict(V=5, D=4, L=2, N=2, H=2, B=2)
 
-TABLE = (
+WEIGHT_MAP = (
   ("embed.weight", "embed/table", "V D -> V D"),
   ("layers.{}.o.weight", "layers/o/kernel", "L D (N H) -> L N H D"),
   ("blocks.{}.w", "blocks/w", "B D 1 -> B D"),
@@ -22,9 +24,13 @@ TABLE = (
 )
 
 
-def tensors():
+def make_tensors():
+  """Return tensors by name that fit `WEIGHT_MAP`."""
   rng = np.random.default_rng(0)
-  normal = lambda *size: rng.normal(size=size).astype(np.float32)
+
+  def normal(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
   return (
     {"embed.weight": normal(5, 4)}
     | {f"layers.{i}.o.weight": normal(4, 4) for i in range(2)}
@@ -35,12 +41,15 @@ def tensors():
 @pytest.fixture
 def path(tmp_path):
   path = str(tmp_path / "w.safetensors")
-  save_file(tensors() | {"buffer.3.ids": np.arange(3)}, path)
+  save_file(make_tensors() | {"buffer.3.ids": np.arange(3)}, path)
   return path
 
 
-def test_reads_the_table_from_left_to_right(path):
-  params, stored = safetensors_io.load(path, TABLE, AXES), tensors()
+def test_load_follows_the_patterns(path):
+  params, stored = (
+    safetensors_io.load_params(path, WEIGHT_MAP, AXES),
+    make_tensors(),
+  )
   np.testing.assert_array_equal(
     params["embed"]["table"], stored["embed.weight"]
   )
@@ -56,42 +65,50 @@ def test_reads_the_table_from_left_to_right(path):
     )
 
 
-def test_export_is_the_inverse(path, tmp_path):
-  params = safetensors_io.load(path, TABLE, AXES)
-  safetensors_io.save(str(tmp_path / "one.safetensors"), params, TABLE, AXES)
+def test_save_is_the_inverse_of_load(path, tmp_path):
+  params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
+  safetensors_io.save_params(
+    str(tmp_path / "one.safetensors"), params, WEIGHT_MAP, AXES
+  )
   written = load_file(tmp_path / "one.safetensors")
-  assert written.keys() == tensors().keys()
-  for name, tensor in tensors().items():
+  assert written.keys() == make_tensors().keys()
+  for name, tensor in make_tensors().items():
     np.testing.assert_array_equal(written[name], tensor)
 
 
-def test_others_may_read_what_the_umask_lets_them(path, tmp_path):
-  params = safetensors_io.load(path, TABLE, AXES)
+def test_file_mode_follows_the_umask(path, tmp_path):
+  params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
   for umask in (0o022, 0o077):
     before = os.umask(umask)
     try:
-      safetensors_io.save(str(tmp_path / "w.safetensors"), params, TABLE, AXES)
+      safetensors_io.save_params(
+        str(tmp_path / "w.safetensors"), params, WEIGHT_MAP, AXES
+      )
     finally:
       os.umask(before)
     assert os.stat(tmp_path / "w.safetensors").st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_shards_and_their_index(path, tmp_path):
-  params = safetensors_io.load(path, TABLE, AXES, dtype=jnp.bfloat16)
-  safetensors_io.save(
-    str(tmp_path / "many"), params, TABLE, AXES, shard_bytes=40
+def test_large_checkpoint_is_split_and_indexed(path, tmp_path):
+  params = safetensors_io.load_params(
+    path, WEIGHT_MAP, AXES, dtype=jnp.bfloat16
   )
-  index = json.loads((tmp_path / "many" / safetensors_io.INDEX).read_text())
+  safetensors_io.save_params(
+    str(tmp_path / "many"), params, WEIGHT_MAP, AXES, shard_bytes=40
+  )
+  index = json.loads(
+    (tmp_path / "many" / safetensors_io.INDEX_FILE).read_text()
+  )
   assert len(set(index["weight_map"].values())) > 1
   assert set(os.listdir(tmp_path / "many")) == {
-    safetensors_io.INDEX,
+    safetensors_io.INDEX_FILE,
     *index["weight_map"].values(),
   }
-  again = safetensors_io.load(str(tmp_path / "many"), TABLE, AXES)
+  again = safetensors_io.load_params(str(tmp_path / "many"), WEIGHT_MAP, AXES)
   assert again["embed"]["table"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(again["blocks"]["w"], params["blocks"]["w"])
-  safetensors_io.save(str(tmp_path / "few"), params, TABLE, AXES)
-  assert os.listdir(tmp_path / "few") == [safetensors_io.FILE]
+  safetensors_io.save_params(str(tmp_path / "few"), params, WEIGHT_MAP, AXES)
+  assert os.listdir(tmp_path / "few") == [safetensors_io.WEIGHTS_FILE]
 
 
 @pytest.mark.parametrize(
@@ -102,16 +119,19 @@ def test_shards_and_their_index(path, tmp_path):
     ((None, "x"), ("x",), ("x", "y")),
   ],
 )
-def test_each_device_is_given_its_part(path, embed, kernel, w):
+def test_sharded_load_equals_whole_load(path, embed, kernel, w):
   mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto,) * 2)
   spec = {
     "embed/table": PartitionSpec(*embed),
     "layers/o/kernel": PartitionSpec(*kernel),
     "blocks/w": PartitionSpec(*w),
   }
-  whole = safetensors_io.load(path, TABLE, AXES)
-  params = safetensors_io.load(
-    path, TABLE, AXES, layout=lambda leaf: NamedSharding(mesh, spec[leaf])
+  whole = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
+  params = safetensors_io.load_params(
+    path,
+    WEIGHT_MAP,
+    AXES,
+    sharding_for=lambda leaf: NamedSharding(mesh, spec[leaf]),
   )
   for (at, got), wanted in zip(
     jax.tree_util.tree_leaves_with_path(params),
@@ -123,50 +143,52 @@ def test_each_device_is_given_its_part(path, embed, kernel, w):
     np.testing.assert_array_equal(np.asarray(got), wanted)
 
 
-def test_names_with_another_prefix(tmp_path):
+def test_prefixes_are_replaced(tmp_path):
   path = str(tmp_path / "w.safetensors")
-  save_file({"model." + name: x for name, x in tensors().items()}, path)
-  params = safetensors_io.load(
-    path, TABLE, AXES, rename=[("x.", ""), ("model.", "")]
+  save_file({"model." + name: x for name, x in make_tensors().items()}, path)
+  params = safetensors_io.load_params(
+    path, WEIGHT_MAP, AXES, prefixes=[("x.", ""), ("model.", "")]
   )
   assert params["embed"]["table"].shape == (5, 4)
 
 
-def without(name):
-  return {n: x for n, x in tensors().items() if n != name}
+def tensors_without(name):
+  return {n: x for n, x in make_tensors().items() if n != name}
 
 
 @pytest.mark.parametrize(
   ("stored", "words"),
   [
-    (without("blocks.1.w"), "1 tensors missing.*blocks.1.w"),
-    (tensors() | {"head": np.ones(2, np.float32)}, "1 unknown.*head"),
+    (tensors_without("blocks.1.w"), "1 tensors missing.*blocks.1.w"),
+    (make_tensors() | {"head": np.ones(2, np.float32)}, "1 unknown.*head"),
     (
-      tensors() | {"blocks.2.w": np.ones((4, 1), np.float32)},
+      make_tensors() | {"blocks.2.w": np.ones((4, 1), np.float32)},
       "unknown.*blocks.2.w",
     ),
     (
-      tensors() | {"embed.weight": np.ones((4, 5), np.float32)},
+      make_tensors() | {"embed.weight": np.ones((4, 5), np.float32)},
       r"embed.weight has shape \(4, 5\), wanted \(5, 4\)",
     ),
     (
-      tensors() | {"embed.weight": np.ones((5, 4), np.int8)},
+      make_tensors() | {"embed.weight": np.ones((5, 4), np.int8)},
       "embed.weight holds I8",
     ),
     (
-      tensors() | {"embed.weight": np.ones((5, 4), ml_dtypes.float8_e4m3fn)},
+      make_tensors()
+      | {"embed.weight": np.ones((5, 4), ml_dtypes.float8_e4m3fn)},
       "embed.weight holds F8_E4M3",
     ),
     (
-      tensors() | {"embed.weight": np.full((5, 4), np.nan, np.float32)},
+      make_tensors() | {"embed.weight": np.full((5, 4), np.nan, np.float32)},
       "embed.weight holds NaN",
     ),
     (
-      tensors() | {"blocks.1.w": np.full((4, 1), np.inf, ml_dtypes.bfloat16)},
+      make_tensors()
+      | {"blocks.1.w": np.full((4, 1), np.inf, ml_dtypes.bfloat16)},
       "blocks.1.w holds NaN or infinity",
     ),
     (
-      tensors()
+      make_tensors()
       | {
         "blocks.0.w": np.ones((5, 4), np.float32),
         "embed.weight": np.ones((4, 1), np.float32),
@@ -175,14 +197,15 @@ def without(name):
     ),
   ],
 )
-def test_what_does_not_fit_is_named(tmp_path, stored, words):
+def test_unfit_tensor_is_refused(tmp_path, stored, words):
   path = str(tmp_path / "w.safetensors")
   save_file(stored, path)
   with pytest.raises(safetensors_io.BadWeights, match=words):
-    safetensors_io.load(path, TABLE, AXES)
+    safetensors_io.load_params(path, WEIGHT_MAP, AXES)
 
 
-def damage():
+def make_damages():
+  """Return functions that damage the bytes of a file, by name."""
   size = (1 << 62).to_bytes(8, "little")
   return {
     "empty": lambda data: b"",
@@ -194,22 +217,24 @@ def damage():
   }
 
 
-@pytest.mark.parametrize("kind", damage())
-def test_damaged_file_is_named(path, kind):
+@pytest.mark.parametrize("kind", make_damages())
+def test_damaged_file_is_refused(path, kind):
   with open(path, "rb") as file:
     data = file.read()
   with open(path, "wb") as file:
-    file.write(damage()[kind](data))
+    file.write(make_damages()[kind](data))
   with pytest.raises(safetensors_io.BadWeights, match="w.safetensors"):
-    safetensors_io.load(path, TABLE, AXES)
+    safetensors_io.load_params(path, WEIGHT_MAP, AXES)
 
 
 def test_other_formats_are_refused(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
   with pytest.raises(safetensors_io.BadWeights, match="only .safetensors"):
-    safetensors_io.load(str(tmp_path / "pytorch_model.bin"), TABLE, AXES)
+    safetensors_io.load_params(
+      str(tmp_path / "pytorch_model.bin"), WEIGHT_MAP, AXES
+    )
   with pytest.raises(safetensors_io.BadWeights, match="neither"):
-    safetensors_io.load(str(tmp_path), TABLE, AXES)
+    safetensors_io.load_params(str(tmp_path), WEIGHT_MAP, AXES)
 
 
 @pytest.mark.parametrize(
@@ -222,65 +247,62 @@ def test_other_formats_are_refused(tmp_path):
     '{"weight_map": {"embed.weight": "w.bin"}}',
   ],
 )
-def test_index_cannot_name_files_elsewhere(path, tmp_path, index):
+def test_index_with_foreign_files_is_refused(path, tmp_path, index):
   folder = tmp_path / "model"
   folder.mkdir()
-  (folder / safetensors_io.INDEX).write_text(index)
+  (folder / safetensors_io.INDEX_FILE).write_text(index)
   with pytest.raises(safetensors_io.BadWeights, match="index"):
-    safetensors_io.load(str(folder), TABLE, AXES)
+    safetensors_io.load_params(str(folder), WEIGHT_MAP, AXES)
 
 
-def test_parameters_of_another_model_are_not_saved(path, tmp_path):
-  params = safetensors_io.load(path, TABLE, AXES)
+def test_save_refuses_parameters_of_another_model(path, tmp_path):
+  params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
   with pytest.raises(safetensors_io.BadWeights, match="layers/o/kernel"):
-    safetensors_io.save(
-      str(tmp_path / "x.safetensors"), {"embed": params["embed"]}, TABLE, AXES
+    safetensors_io.save_params(
+      str(tmp_path / "x.safetensors"),
+      {"embed": params["embed"]},
+      WEIGHT_MAP,
+      AXES,
     )
 
 
-def test_parameters_of_other_sizes_are_not_saved(path, tmp_path):
-  params = safetensors_io.load(path, TABLE, AXES)
+def test_save_refuses_parameters_of_other_sizes(path, tmp_path):
+  params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
   with pytest.raises(
     safetensors_io.BadWeights, match=r"blocks/w has shape \(2, 4\)"
   ):
-    safetensors_io.save(
-      str(tmp_path / "x.safetensors"), params, TABLE, AXES | dict(B=1)
+    safetensors_io.save_params(
+      str(tmp_path / "x.safetensors"), params, WEIGHT_MAP, AXES | dict(B=1)
     )
 
 
-def test_what_fails_leaves_nothing_behind(path, tmp_path):
-  tensors = {
-    n: x.cast(np.float16)
-    for n, x in safetensors_io.named(
-      [
-        safetensors_io.Tensor(
-          "f", "big", (1,), "F32", lambda: np.full(1, 1e9, np.float32)
-        )
-      ],
-      (),
-    ).items()
-  }
+def test_failed_write_leaves_no_file(tmp_path):
+  tensor = safetensors_io.StoredTensor(
+    "f", "big", (1,), "F32", lambda: np.full(1, 1e9, np.float32)
+  )
   with pytest.raises(
     safetensors_io.BadWeights, match="big has numbers beyond float16"
   ):
-    safetensors_io.write(str(tmp_path / "x"), tensors)
+    safetensors_io.write_checkpoint(
+      str(tmp_path / "x"), {"big": tensor.cast_to(np.float16)}
+    )
   assert not os.listdir(tmp_path / "x")
 
 
-def test_numbers_of_several_widths_in_one_file(tmp_path):
+def test_every_dtype_is_written(tmp_path):
   rng = np.random.default_rng(0)
   arrays = {
     name: rng.integers(0, 2, (3, n)).astype(dtype)
     for n, (name, dtype) in enumerate(sorted(safetensors_io.DTYPES.items()))
   }
-  safetensors_io.write(
+  safetensors_io.write_checkpoint(
     str(tmp_path),
     {
-      name: safetensors_io.Tensor("f", name, x.shape, name, lambda x=x: x)
+      name: safetensors_io.StoredTensor("f", name, x.shape, name, lambda x=x: x)
       for name, x in arrays.items()
     },
   )
-  written = load_file(tmp_path / safetensors_io.FILE)
+  written = load_file(tmp_path / safetensors_io.WEIGHTS_FILE)
   assert written.keys() == arrays.keys()
   for name, array in arrays.items():
     assert written[name].dtype == array.dtype

@@ -5,18 +5,18 @@ import hashlib
 import numpy as np
 
 
-class Words:
-  """A sum of one fixed random vector per word, of length 1."""
+class WordEmbedder:
+  """An embedder: a sum of one fixed random vector per word, of length 1."""
 
   fingerprint = "words-1"
   width = 32
   devices = ()
 
   def __init__(self):
-    self.seen = []  # Texts, in the order in which they were embedded.
+    self.embedded = []  # Texts in the order in which they were embedded.
 
   def __call__(self, items):
-    self.seen += [item.text for item in items]
+    self.embedded += [item.text for item in items]
     vectors = np.zeros((len(items), self.width), np.float32)
     for row, item in enumerate(items):
       for word in item.text.lower().split():

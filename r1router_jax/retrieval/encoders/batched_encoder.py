@@ -1,11 +1,12 @@
-"""Models that embed, on this host's devices: any number of items, few shapes.
+"""Run an embedding model over any number of items, with few compiled shapes.
 
-Batches have (rows, tokens) from `ROWS` x `TOKENS`, so that little is compiled;
-items are sorted by length, so that little is padding.  Batches of queries have
-always as many rows, so that a query's vector does not depend, not by a
-rounding, on what else is asked: a resumed run asks for others at a time.  The
-rows of a batch are split over the devices, each of which holds all weights, and
-no batch waits for the one before it.  Products are in bfloat16, except on CPUs.
+Batches have (rows, tokens) from `BATCH_SIZES` x `BUCKET_LENGTHS`, so that few
+shapes are compiled.  Items are sorted by length, so that little is padding.
+Batches of queries always have the same number of rows, so that the vector of a
+query depends, not even by a rounding, on which other queries are embedded with
+it: a resumed run embeds other queries together.  The rows of a batch are split
+over the devices, each of which holds all weights, and no batch waits for the
+one before it.  Matrix products are in bfloat16, except on CPUs.
 
 Axes:  n items   E width of a vector
 """
@@ -18,20 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.parallel import mesh
 
-ROWS = (8, 32, 128)  # Texts or pictures in a batch,
+BATCH_SIZES = (8, 32, 128)  # Rows of a batch.
 
-TOKENS = (16, 32, 64, 128, 256, 512)  # and tokens of its texts,
+BUCKET_LENGTHS = (16, 32, 64, 128, 256, 512)  # Tokens of a row.
 
-BATCH_TOKENS = 4096  # but never more than so many in all.
+MAX_BATCH_TOKENS = 4096  # Rows times tokens.
 
-
-# Of Open-WikiTable's table tokenizer, in the order of their ids.
-TABLE_MARKS = (
+# Special tokens of Open-WikiTable's table tokenizer, in the order of their ids.
+TABLE_MARKERS = (
   "[Title]",
   "[Section title]",
   "[Caption]",
@@ -42,131 +42,150 @@ TABLE_MARKS = (
   "[sep]",
 )
 
-_MARK = re.compile("|".join(map(re.escape, TABLE_MARKS)))
-
-
-def dtype() -> Any:
-  """Of matrix products."""
-  return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
+_TABLE_MARKER = re.compile("|".join(map(re.escape, TABLE_MARKERS)))
 
 Items = Sequence[Query | Passage]
+
+# (items of a batch, its rows, its tokens) -> arrays with that many rows.
+MakeArrays = Callable[[np.ndarray, int, int], tuple[np.ndarray, ...]]
+
+
+def compute_dtype() -> Any:
+  """Return the dtype of matrix products on this process's devices."""
+  return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 @runtime_checkable
 class Embedder(Protocol):
-  """Queries or passages to vectors.
+  """A function from queries or passages to vectors.
 
   Attributes:
     width: E.
-    fingerprint: differs where weights differ.
-    devices: that it computes on, if any.
+    fingerprint: a digest of the weights.
+    devices: devices that the embedder computes on, if any.
   """
 
   width: int
   fingerprint: str
   devices: Sequence[jax.Device]
 
-  def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]: ...
+  def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
+    """Return the vector of each item."""
+    ...
 
 
-def text_of(item: Query | Passage, marks: bool = False) -> str:
-  """What a model of texts reads of an item.
+def embedding_text(item: Query | Passage, keep_markers: bool = False) -> str:
+  """Return the text that a text encoder reads for an item.
 
   Args:
-    item: whatever is to be embedded.
-    marks: whether the model was trained on the marks of flattened tables.  Else
+    item: the query or passage to embed.
+    keep_markers: whether the encoder was trained on `TABLE_MARKERS`.  Otherwise
       it reads punctuation in their place, which finds far more.
   """
-  if isinstance(item, Query):  # The original lower-cases these alone.
+  if isinstance(item, Query):  # The original lower-cases queries only.
     return item.text.lower().strip()
-  if item.kb == "table" and not marks:
-    return without_marks(item.text)
+  if item.kb == "table" and not keep_markers:
+    return replace_table_markers(item.text)
   return item.text
 
 
-def without_marks(text: str) -> str:
-  """A passage with punctuation in place of the marks of tables."""
-  return _MARK.sub(". ", text.replace("[sep]", ", "))
+def replace_table_markers(text: str) -> str:
+  """Replace the markers of a flattened table by punctuation."""
+  return _TABLE_MARKER.sub(". ", text.replace("[sep]", ", "))
 
 
-class Encoder:
-  """A model over items.
+class BatchedEncoder:
+  """A model that encodes items in batches on all devices of this process.
 
   Args:
-    apply: ({"params": params}, *arrays) -> vectors, a row per row of arrays.
-    params: of the model.
+    apply: ({"params": params}, *arrays) -> vectors, one per row of the arrays.
+    params: parameters of the model.
     width: E.
+
+  Attributes:
+    devices: the devices that hold the parameters.
   """
 
   def __init__(self, apply: Callable, params: dict, width: int):
     self._mesh, self._width = mesh.local_mesh(), width
     self.devices = tuple(self._mesh.devices.flat)
-    self._params = jax.device_put(params, self._on())
+    self._params = jax.device_put(params, self._sharding())
     self._apply = jax.jit(apply)
 
   def __call__(
     self,
     lengths: Sequence[int],
-    fill: Callable[[np.ndarray, int, int], tuple[np.ndarray, ...]],
-    choice: Sequence[int] = ROWS,
+    make_arrays: MakeArrays,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
   ) -> Float32[np.ndarray, "n E"]:
-    """The vector of each item.
+    """Encode items.
 
     Args:
-      lengths: of the items, in tokens.
-      fill: (items of a batch, its rows, its tokens) -> its arrays; rows beyond
-        the items hold anything.
-      choice: of rows of a batch.
+      lengths: number of tokens of each item.
+      make_arrays: (indices of a batch's items, rows, tokens) -> the arrays of
+        the batch; rows beyond the items may hold anything.
+      batch_sizes: numbers of rows that a batch may have.
+
+    Returns:
+      The vector of each item.
     """
-    made = [
-      (
-        members,
-        self._apply(
-          {"params": self._params},
-          *jax.device_put(fill(members, rows, length), self._on(rows)),
-        ),
-      )
-      for members, rows, length in batches(lengths, choice)
-    ]
+    # Start all batches before waiting for the first: dispatch is asynchronous.
+    started = []
+    for members, rows, length in split_batches(lengths, batch_sizes):
+      arrays = make_arrays(members, rows, length)
+      arrays = jax.device_put(arrays, self._sharding(rows))
+      started.append((members, self._apply({"params": self._params}, *arrays)))
+
     vectors = np.zeros((len(lengths), self._width), np.float32)
-    for members, out in made:
+    for members, out in started:
       vectors[members] = np.asarray(out)[: len(members)]
     return vectors
 
-  def _on(self, rows: int = 0) -> NamedSharding:
-    """Split by rows, where there are some and they divide; else whole."""
+  def _sharding(self, rows: int = 0) -> NamedSharding:
+    """Return a sharding by rows if they divide evenly, else replication."""
     split = rows and rows % self._mesh.size == 0
     return NamedSharding(
       self._mesh, PartitionSpec(mesh.DATA if split else None)
     )
 
 
-def rows_for(items: Items) -> Sequence[int]:
-  """Rows that batches of items may have."""
-  return ROWS[:1] if any(isinstance(item, Query) for item in items) else ROWS
+def batch_sizes_for(items: Items) -> Sequence[int]:
+  """Return the numbers of rows that a batch of these items may have."""
+  if any(isinstance(item, Query) for item in items):
+    return BATCH_SIZES[:1]
+  return BATCH_SIZES
 
 
-def batches(
-  lengths: Sequence[int], choice: Sequence[int] = ROWS
+def split_batches(
+  lengths: Sequence[int], batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> Iterator[tuple[np.ndarray, int, int]]:
-  """Members of each batch, with the batch's rows and tokens."""
+  """Yield (indices of the items, rows, tokens) of each batch."""
   order = np.argsort(lengths, kind="stable")
-  buckets = np.searchsorted(TOKENS, np.asarray(lengths)[order])
-  for bucket, length in enumerate(TOKENS):
+  buckets = np.searchsorted(BUCKET_LENGTHS, np.asarray(lengths)[order])
+  for bucket, length in enumerate(BUCKET_LENGTHS):
     members = order[buckets == bucket]
-    sizes = [rows for rows in choice if rows * length <= BATCH_TOKENS]
+    sizes = [rows for rows in batch_sizes if rows * length <= MAX_BATCH_TOKENS]
     while len(members):
+      # Take the largest batch that the items fill, else the smallest batch.
       rows = max((r for r in sizes if r <= len(members)), default=sizes[0])
       yield members[:rows], rows, length
       members = members[rows:]
 
 
-def padded(
+def pad_tokens(
   tokens: Sequence[Sequence[int]], members: np.ndarray, rows: int, length: int
 ) -> Int32[np.ndarray, "rows length"]:
-  """The tokens of some texts, padded with 0."""
+  """Return the token ids of the texts `members`, padded with 0."""
   ids = np.zeros((rows, length), np.int32)
   for row, member in enumerate(members):
     ids[row, : len(tokens[member])] = tokens[member]
   return ids
+
+
+def token_mask(
+  tokens: Sequence[Sequence[int]], members: np.ndarray, rows: int, length: int
+) -> Bool[np.ndarray, "rows length"]:
+  """Return a mask that is true on the tokens of the texts `members`."""
+  counts = np.zeros(rows, int)
+  counts[: len(members)] = [len(tokens[member]) for member in members]
+  return np.arange(length) < counts[:, None]

@@ -1,12 +1,14 @@
-"""Reranking: the best passages found, each read together with the question.
+"""Rerank passages: score each of the best passages together with the question.
 
 A cross-encoder is a BERT over the pair, [CLS] question [SEP] passage [SEP],
-and a linear layer that gives one score, the log-odds that the passage answers.
-It reads every pair, so it is asked about the first `DEPTH` passages alone.
+with a linear layer that gives one score, the log-odds that the passage answers
+the question.  Every pair is a pass through the model, so only the first
+`RERANK_DEPTH` passages are scored.
 
-A query with a picture keeps its order: its words do not say what is shown.
+Passages of a query with an image keep their order: its words do not say what
+the image shows.
 
-Axes:  n queries   m passages of each   k neighbours   B pairs
+Axes:  n queries   m passages of each   k passages wanted   B pairs
 Sources: arxiv.org/abs/1901.04085 (cross-encoders over passages); configs and
 names of weights are those of transformers' BertForSequenceClassification
 (cross-encoder/ms-marco-MiniLM-L-6-v2) and XLMRobertaForSequenceClassification
@@ -24,23 +26,23 @@ from jaxtyping import Float32, Int
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, safetensors_io
 from r1router_jax.retrieval.encoders import batched_encoder
-from r1router_jax.retrieval.index.exact import Found
+from r1router_jax.retrieval.index.exact import SearchResult
 
-DEPTH = 30  # Passages of each query that are read.
+RERANK_DEPTH = 30  # Passages of each query that are scored.
 
 
 class Reranker:
   """A cross-encoder over questions and passages.
 
   Args:
-    config: of the BERT, whose `pool` is "score".
-    params: its parameters.
-    tokenizer: of pairs.
-    fingerprint: of its weights.
+    config: config of the BERT, whose `pooling` is "score".
+    params: parameters of the BERT.
+    tokenizer: tokenizer of pairs of texts.
+    fingerprint: digest of the weights.
 
   Attributes:
-    fingerprint: as above.
-    devices: that it computes on.
+    fingerprint: digest of the weights.
+    devices: devices that the model computes on.
   """
 
   def __init__(
@@ -51,92 +53,87 @@ class Reranker:
     fingerprint: str,
   ):
     self.fingerprint = fingerprint
-    self._segments, self._tokenizer = config.segments, tokenizer
+    self._num_segments, self._tokenizer = config.num_segments, tokenizer
     self._tokenizer.no_padding()
     self._tokenizer.enable_truncation(config.max_tokens)
-    self._encode = batched_encoder.Encoder(
-      bert.Bert(config, batched_encoder.dtype()).apply, params, 1
-    )
+    model = bert.Bert(config, batched_encoder.compute_dtype())
+    self._encode = batched_encoder.BatchedEncoder(model.apply, params, 1)
     self.devices = self._encode.devices
 
   def rerank(
     self,
     queries: Sequence[Query],
-    found: tuple[Float32[np.ndarray, "n m"], Int[np.ndarray, "n m"]],
-    passage: Callable[[int], Passage],
+    candidates: tuple[Float32[np.ndarray, "n m"], Int[np.ndarray, "n m"]],
+    get_passage: Callable[[int], Passage],
     k: int,
-  ) -> Found:
-    """The k best of what was found, with the scores of this model.
+  ) -> SearchResult:
+    """Return the k best candidates of each query, with this model's scores.
 
     Args:
-      queries: n of them.
-      found: scores and rows [n m], best first, filled up with row -1.
-      passage: gives that of a row.
-      k: rows wanted, at most m.
+      queries: n queries.
+      candidates: scores and rows [n m] of passages, best first, filled up with
+        row -1.
+      get_passage: returns the passage of a row.
+      k: passages wanted of each query, at most m.
     """
-    scores, rows = found[0].copy(), found[1]
-    read = rows >= 0
-    read[[i for i, query in enumerate(queries) if query.image]] = False
-    scores[read] = self.scores(
-      [
-        (queries[i].text, passage(int(rows[i, j])).text)
-        for i, j in np.argwhere(read).tolist()
-      ]
-    )
+    scores, rows = candidates[0].copy(), candidates[1]
+    # Score real passages of queries without an image; all others keep theirs.
+    scored = rows >= 0
+    scored[[i for i, query in enumerate(queries) if query.image]] = False
+    pairs = [
+      (queries[i].text, get_passage(int(rows[i, j])).text)
+      for i, j in np.argwhere(scored).tolist()
+    ]
+    scores[scored] = self.score_pairs(pairs)
+    # A stable sort keeps the order of equal scores.
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return (
       np.take_along_axis(scores, best, axis=1),
       np.take_along_axis(rows, best, axis=1),
     )
 
-  def scores(
+  def score_pairs(
     self, pairs: Sequence[tuple[str, str]]
   ) -> Float32[np.ndarray, " B"]:
-    """The score of each (question, passage)."""
-    read = self._tokenizer.encode_batch(
+    """Return the score of each (question, passage)."""
+    encodings = self._tokenizer.encode_batch(
       [
-        (question, batched_encoder.without_marks(passage))
+        (question, batched_encoder.replace_table_markers(passage))
         for question, passage in pairs
       ]
     )
-    tokens = [encoding.ids for encoding in read]
-    # Encoders of one segment, such as XLM-R, tell no pairs apart.
-    kinds = [
-      encoding.type_ids if self._segments > 1 else [0] * len(encoding)
-      for encoding in read
+    tokens = [encoding.ids for encoding in encodings]
+    # Encoders with one segment, such as XLM-R, do not tell the texts apart.
+    segments = [
+      encoding.type_ids if self._num_segments > 1 else [0] * len(encoding)
+      for encoding in encodings
     ]
 
-    def fill(members, rows, length):
-      mask = (
-        np.arange(length)
-        < np.array(
-          [*(len(tokens[i]) for i in members), *[0] * (rows - len(members))]
-        )[:, None]
-      )
+    def make_arrays(members, rows, length):
       return (
-        batched_encoder.padded(tokens, members, rows, length),
-        mask,
-        batched_encoder.padded(kinds, members, rows, length),
+        batched_encoder.pad_tokens(tokens, members, rows, length),
+        batched_encoder.token_mask(tokens, members, rows, length),
+        batched_encoder.pad_tokens(segments, members, rows, length),
       )
 
-    return self._encode([len(t) for t in tokens], fill)[:, 0]
+    return self._encode([len(t) for t in tokens], make_arrays)[:, 0]
 
 
 @functools.cache
-def load(folder: str) -> Reranker:
-  """The cross-encoder in `folder`, loaded once; knowledge bases share it.
+def load_reranker(folder: str) -> Reranker:
+  """Load the cross-encoder in `folder` once; knowledge bases share it.
 
   Raises:
-    ValueError: where config.json, model.safetensors or tokenizer.json is absent
-      or does not fit.
+    ValueError: config.json, model.safetensors or tokenizer.json is absent or
+      does not fit.
   """
-  config = bert.read_config(folder, pool="score", normalise=False)
+  config = bert.read_config(folder, pooling="score", normalize=False)
   path = os.path.join(folder, "tokenizer.json")
   if not os.path.isfile(path):
     raise ValueError(f"{path} does not exist.  Put that of the model there.")
   return Reranker(
     config,
-    bert.load(folder, config),
+    bert.load_params(folder, config),
     tokenizers.Tokenizer.from_file(path),
     safetensors_io.fingerprint(folder),
   )

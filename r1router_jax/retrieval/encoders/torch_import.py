@@ -1,9 +1,9 @@
-"""Published encoders that come as PyTorch files, brought to safetensors.
+"""Convert published encoders that come as PyTorch files to safetensors.
 
-What is written is what `embedders` opens: model.safetensors, under the
-published names.  Every tensor is checked against the encoder's table.  The
-authors' files hold more than weights, and nothing of it is run; see
-`models/torch_files.py`.
+The written folder holds model.safetensors, under the published names, which is
+what `registry` opens.  Every tensor is checked against the encoder's rules.
+The authors' files hold more than weights, and none of it is run; see
+`models.torch_checkpoint`.
 
 Sources: huggingface.co/TIGER-Lab/UniIR (checkpoint/CLIP_SF/clip_sf_large.pth),
 huggingface.co/BAAI/bge-m3 (pytorch_model.bin),
@@ -19,98 +19,109 @@ from r1router_jax.models import bert, clip, safetensors_io, torch_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-  """A model in a file.
+class EncoderPart:
+  """One model of a published file.
 
   Attributes:
-    table: its table.
-    axes: the size of each letter in the table.
-    rename: (prefix, new prefix) pairs, see `hf.load`.
-    prefix: of the names that are written.
+    weight_map: the model's weight rules.
+    axes: size of each letter in the rules' patterns.
+    prefixes: (prefix, new prefix) pairs; see `safetensors_io.load_params`.
+    written_prefix: prefix of the names that are written.
   """
 
-  table: safetensors_io.Table
+  weight_map: safetensors_io.WeightMap
   axes: Mapping[str, int]
-  rename: tuple[tuple[str, str | None], ...]
-  prefix: str = ""
+  prefixes: tuple[tuple[str, str | None], ...]
+  written_prefix: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-  """An encoder as its authors publish it.
+class EncoderSpec:
+  """A published file.
 
   Attributes:
-    parts: its models.
-    tokenizer: whose tokenizer.json it needs.
-    key: of the entry that holds the weights, "" where they are the file.
+    parts: the models that the file holds.
+    tokenizer: id on the hub of the model whose tokenizer.json is needed.
+    key: name of the entry that holds the weights; "" if the file is the weights
+      alone.
   """
 
-  parts: tuple[Part, ...]
+  parts: tuple[EncoderPart, ...]
   tokenizer: str
   key: str = ""
 
 
-def _bert(
+def _bert_part(
   config: bert.BertConfig,
-  rename: tuple[tuple[str, str | None], ...],
-  prefix: str = "",
-) -> Part:
-  return Part(bert.hf_table(config), bert.hf_axes(config), rename, prefix)
+  prefixes: tuple[tuple[str, str | None], ...],
+  written_prefix: str = "",
+) -> EncoderPart:
+  return EncoderPart(
+    bert.weight_map(config), bert.axis_sizes(config), prefixes, written_prefix
+  )
 
+
+_CLIP_PART = EncoderPart(
+  clip.WEIGHT_MAP, clip.axis_sizes(clip.VIT_L_14), (("clip_model.", ""),)
+)
+
+_WIKITABLE_PARTS = (
+  _bert_part(
+    bert.WIKITABLE_QUESTION,
+    (("table_enc.", None), ("question_enc.", "")),
+    "question_enc.",
+  ),
+  _bert_part(
+    bert.WIKITABLE_TABLE,
+    (("question_enc.", None), ("table_enc.", "")),
+    "table_enc.",
+  ),
+)
 
 ENCODERS = {
-  "clip_sf": Published(
-    (Part(clip.TABLE, clip.axes(clip.VIT_L_14), (("clip_model.", ""),)),),
-    "openai/clip-vit-large-patch14",
-    key="model",
+  "clip_sf": EncoderSpec(
+    (_CLIP_PART,), "openai/clip-vit-large-patch14", key="model"
   ),
-  "bge_m3": Published(
-    (_bert(bert.BGE_M3, (("roberta.", ""),)),), "BAAI/bge-m3"
+  "bge_m3": EncoderSpec(
+    (_bert_part(bert.BGE_M3, (("roberta.", ""),)),), "BAAI/bge-m3"
   ),
-  "open_wikitable": Published(
-    (
-      _bert(
-        bert.QUESTION,
-        (("table_enc.", None), ("question_enc.", "")),
-        "question_enc.",
-      ),
-      _bert(
-        bert.TABLE, (("question_enc.", None), ("table_enc.", "")), "table_enc."
-      ),
-    ),
-    "google-bert/bert-large-uncased",
+  "open_wikitable": EncoderSpec(
+    _WIKITABLE_PARTS, "google-bert/bert-large-uncased"
   ),
 }
 
 
-def convert(source: str, target: str, published: Published, dtype: Any) -> None:
-  """Writes the encoder of the PyTorch file `source` to the folder `target`.
+def convert_encoder(
+  source: str, target: str, spec: EncoderSpec, dtype: Any
+) -> None:
+  """Write the encoder of a PyTorch file to a folder.
 
   Args:
     source: a .bin or .pth file.
-    target: a folder.
-    published: what the file holds.
-    dtype: precision of what is written.
+    target: the folder to write.
+    spec: the models that the file holds.
+    dtype: precision of the written weights.
 
   Raises:
-    FileExistsError: where the folder holds weights.
-    hf.BadWeights: where a tensor is missing, unknown, damaged, of another shape
-      or not finite.
+    FileExistsError: the folder holds weights already.
+    BadWeights: a tensor is missing, unknown, damaged, of another shape or not
+      finite.
   """
-  if os.path.exists(os.path.join(target, safetensors_io.FILE)):
+  if os.path.exists(os.path.join(target, safetensors_io.WEIGHTS_FILE)):
     raise FileExistsError(
-      f"{target} holds {safetensors_io.FILE}.  Name a new folder."
+      f"{target} holds {safetensors_io.WEIGHTS_FILE}.  Name a new folder."
     )
-  stored = torch_checkpoint.tensors(source, published.key).values()
-  found = {}
-  for part in published.parts:
-    own = safetensors_io.chosen(
-      source, safetensors_io.named(stored, part.rename), part.table, part.axes
+  stored = torch_checkpoint.list_tensors(source, spec.key).values()
+  converted = {}
+  for part in spec.parts:
+    renamed = safetensors_io.rename_tensors(stored, part.prefixes)
+    selected = safetensors_io.select_tensors(
+      source, renamed, part.weight_map, part.axes
     )
-    found |= {
-      part.prefix + name: tensor.cast(dtype) for name, tensor in own.items()
+    converted |= {
+      part.written_prefix + name: tensor.cast_to(dtype)
+      for name, tensor in selected.items()
     }
-  # Embedders open one file, however large.
-  safetensors_io.write(
-    target, found, shard_bytes=sum(x.bytes for x in found.values())
-  )
+  # `registry` opens a single file, so the weights must not be split.
+  size = sum(tensor.num_bytes for tensor in converted.values())
+  safetensors_io.write_checkpoint(target, converted, shard_bytes=size)

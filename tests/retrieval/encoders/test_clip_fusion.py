@@ -1,4 +1,4 @@
-"""CLIP's score fusion as an embedder: what it reads of pictures and texts."""
+"""Tests of CLIP's score fusion: what it reads of images and texts."""
 
 import gzip
 import importlib.util
@@ -18,18 +18,18 @@ from r1router_jax.models import clip
 from r1router_jax.retrieval.encoders import image_encoders
 
 CONFIG = clip.ClipConfig(
-  picture=clip.Tower(24, 2, 3),
-  text=clip.Tower(16, 2, 4),
-  side=12,
-  patch=4,
+  image=clip.TowerConfig(24, 2, 3),
+  text=clip.TowerConfig(16, 2, 4),
+  image_size=12,
+  patch_size=4,
   vocab=90,
-  tokens=60,
+  max_tokens=60,
   width=10,
 )
 
 
-def tokenizer():
-  """Letters, between a start and an end."""
+def make_tokenizer():
+  """Return a tokenizer of single letters, with start and end tokens."""
   letters = {chr(c): c - 32 for c in range(32, 120)} | {"<s>": 88, "</s>": 89}
   made = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [], unk_token="."))
   made.normalizer = tokenizers.normalizers.Lowercase()
@@ -47,24 +47,26 @@ def params():
 
 
 @pytest.fixture
-def shown(tmp_path):
+def image_path(tmp_path):
   noise = np.random.default_rng(0).integers(0, 256, (31, 20, 3), np.uint8)
   Image.fromarray(noise).save(tmp_path / "a.png")
   return str(tmp_path / "a.png")
 
 
-def test_vectors_are_the_sum_of_what_there_is(params, shown):
-  """Read the slow way: one item at a time, cleaned by the rules written out."""
-  embed = image_encoders.ClipFusion(CONFIG, params, tokenizer(), "x")
+def test_vectors_are_sums_of_image_and_text(params, image_path):
+  """The reference encodes one item at a time, from texts written out."""
+  embed = image_encoders.ClipFusionEmbedder(
+    CONFIG, params, make_tokenizer(), "x"
+  )
   items = [
-    Passage("a", "image", '  "a bridge\r"', shown),
+    Passage("a", "image", '  "a bridge\r"', image_path),
     Passage("b", "image", "A bridge &amp; a town!"),
-    Passage("c", "image", "", shown),
-    Query("which town?", shown),
+    Passage("c", "image", "", image_path),
+    Query("which town?", image_path),
     Query("which town?"),
     Query("w" * 100),
   ]
-  said = [
+  cleaned = [
     "a bridge.",
     "a bridge & a town!",
     None,
@@ -74,32 +76,36 @@ def test_vectors_are_the_sum_of_what_there_is(params, shown):
     "find a wikipedia image that answers this question. " + "w" * 100,
   ]
   model = clip.Clip(CONFIG)
-  apply = lambda x, method: np.asarray(
-    model.apply({"params": params}, jnp.asarray(x)[None], method=method)
-  )[0]
+
+  def encode(x, method):
+    x = jnp.asarray(x)[None]
+    return np.asarray(model.apply({"params": params}, x, method=method))[0]
+
   pixels = (
-    np.asarray(Image.open(shown).resize((12, 18), Image.Resampling.BICUBIC))[
-      3:15
-    ]
+    np.asarray(
+      Image.open(image_path).resize((12, 18), Image.Resampling.BICUBIC)
+    )[3:15]
     / 255
   )
-  pixels = ((pixels - images.MEAN) / images.STD).astype(np.float32)
+  pixels = ((pixels - images.CLIP_MEAN) / images.CLIP_STD).astype(np.float32)
   wanted = []
-  for item, text in zip(items, said, strict=True):
+  for item, text in zip(items, cleaned, strict=True):
     vector = np.zeros(CONFIG.width)
     if item.image:
-      vector += apply(pixels, "picture")
+      vector += encode(pixels, "encode_image")
     if text:
       ids = [88, *(ord(letter) - 32 for letter in text)][:59] + [89]
-      vector += apply(
-        np.pad(np.array(ids, np.int32), (0, 60 - len(ids))), "text"
+      vector += encode(
+        np.pad(np.array(ids, np.int32), (0, 60 - len(ids))), "encode_text"
       )
     wanted.append(vector / np.linalg.norm(vector))
   np.testing.assert_allclose(embed(items), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_an_item_that_says_and_shows_nothing_is_0(params):
-  embed = image_encoders.ClipFusion(CONFIG, params, tokenizer(), "x")
+def test_empty_item_has_a_zero_vector(params):
+  embed = image_encoders.ClipFusionEmbedder(
+    CONFIG, params, make_tokenizer(), "x"
+  )
   np.testing.assert_array_equal(embed([Passage("a", "image", " ")]), 0)
   assert embed([]).shape == (0, 10)
 
@@ -114,19 +120,19 @@ def test_an_item_that_says_and_shows_nothing_is_0(params):
     (15, 12, 2, 0),
   ],
 )
-def test_the_middle_of_a_picture(height, width, top, left):
-  """Offsets rounded half to even, as torchvision does."""
+def test_center_crop_takes_the_middle(height, width, top, left):
+  """Offsets are rounded half to even, as torchvision does."""
   image = np.random.default_rng(0).integers(
     0, 256, (height, width, 3), np.uint8
   )
   np.testing.assert_array_equal(
-    images.centre(image, 12), image[top : top + 12, left : left + 12]
+    images.center_crop(image, 12), image[top : top + 12, left : left + 12]
   )
 
 
 @pytest.mark.oracle
-def test_tokens_are_those_of_clip(tmp_path):
-  """OpenAI's tokenizer beside Hugging Face's, made of the same merges."""
+def test_tokens_agree_with_openai(tmp_path):
+  """Compares OpenAI's tokenizer with Hugging Face's from the same merges."""
   pytest.importorskip("torch")
   import transformers
 
@@ -161,5 +167,6 @@ def test_tokens_are_those_of_clip(tmp_path):
     wanted = theirs([text])[0].numpy()
     end = int(wanted.argmax())
     assert (
-      ours.encode(image_encoders._clean(text)).ids == wanted[: end + 1].tolist()
+      ours.encode(image_encoders._clean_text(text)).ids
+      == wanted[: end + 1].tolist()
     )

@@ -1,4 +1,4 @@
-"""Cross-encoders beside transformers', and what they put in order."""
+"""Tests of cross-encoders: scores against transformers, and the new order."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from r1router_jax.models import bert, safetensors_io
 from r1router_jax.retrieval import local_kb
 from r1router_jax.retrieval.encoders import cross_encoder
 from r1router_jax.retrieval.index import bm25, exact
-from tests.retrieval.encoders.test_torch_import import tensors
-from tests.retrieval.fakes import Words
+from tests.retrieval.fakes import WordEmbedder
+from tests.tiny_encoders import random_tensors, write_tensors
 
 WORDS = [
   "[PAD]",
@@ -43,8 +43,8 @@ PAIRS = [
 ]
 
 
-def tokenizer(family):
-  """With the padding and the start where each family has them."""
+def make_tokenizer(family):
+  """Return a tokenizer of whole words in the form of BERT or XLM-R."""
   first, second, *rest = WORDS
   words = WORDS if family == "bert" else [second, first, *rest]
   coder = tokenizers.Tokenizer(
@@ -68,7 +68,7 @@ def tokenizer(family):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("family", ["bert", "xlm_roberta"])
-def test_agrees_with_transformers(tmp_path, family):
+def test_scores_agree_with_transformers(tmp_path, family):
   torch = pytest.importorskip("torch")
   import transformers
 
@@ -92,7 +92,7 @@ def test_agrees_with_transformers(tmp_path, family):
   for bias in (p for n, p in model.named_parameters() if n.endswith("bias")):
     torch.nn.init.normal_(bias)
   model.save_pretrained(tmp_path)
-  coder = tokenizer(family)
+  coder = make_tokenizer(family)
   coder.save(str(tmp_path / "tokenizer.json"))
   coder.enable_truncation(24 if roberta else 26)
   wanted = []
@@ -105,48 +105,46 @@ def test_agrees_with_transformers(tmp_path, family):
         ).logits.item()
       )
   np.testing.assert_allclose(
-    cross_encoder.load(str(tmp_path)).scores(PAIRS), wanted, atol=1e-4
+    cross_encoder.load_reranker(str(tmp_path)).score_pairs(PAIRS),
+    wanted,
+    atol=1e-4,
   )
   assert np.ptp(wanted) > 0.05
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A cross-encoder with random weights."""
+  """Write a cross-encoder with random weights."""
   at = tmp_path_factory.mktemp("rerank")
   (at / "config.json").write_text(
     json.dumps(
       SIZES | dict(model_type="bert", type_vocab_size=2, layer_norm_eps=1e-12)
     )
   )
-  config = bert.read_config(str(at), pool="score", normalise=False)
-  arrays = tensors(bert.hf_table(config), bert.hf_axes(config))
-  safetensors_io.write(
-    str(at),
-    {
-      name: safetensors_io.Tensor("", name, x.shape, "F32", lambda x=x: x)
-      for name, x in arrays.items()
-    },
-  )
-  tokenizer("bert").save(str(at / "tokenizer.json"))
+  config = bert.read_config(str(at), pooling="score", normalize=False)
+  arrays = random_tensors(bert.weight_map(config), bert.axis_sizes(config))
+  write_tensors(at, arrays)
+  make_tokenizer("bert").save(str(at / "tokenizer.json"))
   return str(at)
 
 
-def test_a_score_does_not_depend_on_its_neighbours(folder):
-  reranker = cross_encoder.load(folder)
-  together = reranker.scores(PAIRS * 4)
+def test_score_does_not_depend_on_other_pairs(folder):
+  reranker = cross_encoder.load_reranker(folder)
+  together = reranker.score_pairs(PAIRS * 4)
   for pair, score in zip(PAIRS * 4, together, strict=True):
-    np.testing.assert_allclose(reranker.scores([pair])[0], score, atol=1e-5)
-  assert reranker.scores([]).shape == (0,)
+    np.testing.assert_allclose(
+      reranker.score_pairs([pair])[0], score, atol=1e-5
+    )
+  assert reranker.score_pairs([]).shape == (0,)
   assert len(set(together.round(4))) > 3
-  assert reranker.scores([("chad", "red")]) != reranker.scores(
+  assert reranker.score_pairs([("chad", "red")]) != reranker.score_pairs(
     [("red", "chad")]
   )
 
 
-def test_marks_of_tables_are_read_as_punctuation(folder):
+def test_table_markers_are_read_as_punctuation(folder):
   np.testing.assert_allclose(
-    *cross_encoder.load(folder).scores(
+    *cross_encoder.load_reranker(folder).score_pairs(
       [("chad", "[Title]chad[Header]a[sep]red"), ("chad", ". chad. a, red")]
     )
   )
@@ -160,8 +158,8 @@ TEXTS = [
 ]
 
 
-def test_order_is_that_of_the_scores(folder):
-  reranker = cross_encoder.load(folder)
+def test_rerank_sorts_by_score(folder):
+  reranker = cross_encoder.load_reranker(folder)
   passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
   queries = [Query("capital of chad"), Query("who", "flag.png"), Query("red")]
   found = (
@@ -172,12 +170,12 @@ def test_order_is_that_of_the_scores(folder):
   for i in (0, 2):
     shown = [row for row in found[1][i] if row >= 0]
     read = [
-      reranker.scores([(queries[i].text, TEXTS[row])])[0] for row in shown
+      reranker.score_pairs([(queries[i].text, TEXTS[row])])[0] for row in shown
     ]
     by_score = sorted(zip(read, shown, strict=True), reverse=True)[:2]
     assert rows[i].tolist() == [row for _, row in by_score]
     np.testing.assert_allclose(scores[i], [s for s, _ in by_score], atol=1e-5)
-  # What is said of a picture changes nothing.
+  # A query with an image keeps its order and scores.
   assert rows[1].tolist() == [0, 1] and scores[1].tolist() == [3, 2]
   np.testing.assert_array_equal(found[1][2], [3, 1, -1])
   _, all_rows = reranker.rerank(queries, found, passages.__getitem__, 3)
@@ -185,39 +183,46 @@ def test_order_is_that_of_the_scores(folder):
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_a_knowledge_base_reads_again(folder, words):
+def test_knowledge_base_reranks(folder, words):
   passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
   if words:
     pytest.importorskip("bm25s")
   base = local_kb.LocalKB(
-    local_kb.Content(
+    local_kb.SearchStack(
       passages,
-      Words(),
-      exact.ExactIndex(Words()(passages)),
-      bm25.Words.build(TEXTS) if words else None,
-      cross_encoder.load(folder),
+      WordEmbedder(),
+      exact.ExactIndex(WordEmbedder()(passages)),
+      bm25.Bm25Index.from_texts(TEXTS) if words else None,
+      cross_encoder.load_reranker(folder),
     )
   )
   query = Query("capital of chad")
-  scores = cross_encoder.load(folder).scores([(query.text, t) for t in TEXTS])
+  scores = cross_encoder.load_reranker(folder).score_pairs(
+    [(query.text, t) for t in TEXTS]
+  )
   (answer,) = base.search([query], 2)
   best = np.argsort(-scores)[:2]
   assert [int(p.id) for p in answer] == best.tolist()
   np.testing.assert_allclose([p.score for p in answer], scores[best], atol=1e-5)
-  assert set(base.devices) >= set(base.content.reranker.devices) != set()
+  assert set(base.devices) >= set(base.stack.reranker.devices) != set()
 
 
-def test_only_the_best_are_read(folder, monkeypatch):
-  monkeypatch.setattr(cross_encoder, "DEPTH", 2)
-  reranker, read = cross_encoder.load(folder), []
-  plain = reranker.scores
+def test_only_the_first_passages_are_scored(folder, monkeypatch):
+  monkeypatch.setattr(cross_encoder, "RERANK_DEPTH", 2)
+  reranker, read = cross_encoder.load_reranker(folder), []
+  plain = reranker.score_pairs
   monkeypatch.setattr(
-    reranker, "scores", lambda pairs: read.append(len(pairs)) or plain(pairs)
+    reranker,
+    "score_pairs",
+    lambda pairs: read.append(len(pairs)) or plain(pairs),
   )
   passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
   base = local_kb.LocalKB(
-    local_kb.Content(
-      passages, Words(), exact.ExactIndex(Words()(passages)), reranker=reranker
+    local_kb.SearchStack(
+      passages,
+      WordEmbedder(),
+      exact.ExactIndex(WordEmbedder()(passages)),
+      reranker=reranker,
     )
   )
   assert len(base.search([Query("chad")], 1)[0]) == 1
@@ -225,37 +230,37 @@ def test_only_the_best_are_read(folder, monkeypatch):
   assert read == [2, 3]
 
 
-def test_what_is_absent_is_named(folder, tmp_path):
+def test_missing_or_unfit_file_is_refused(folder, tmp_path):
   with pytest.raises(safetensors_io.BadWeights, match="no config of a BERT"):
-    cross_encoder.load(str(tmp_path))
+    cross_encoder.load_reranker(str(tmp_path))
   (tmp_path / "config.json").write_text(
     json.dumps(
       SIZES | dict(model_type="bert", type_vocab_size=2, layer_norm_eps=1e-12)
     )
   )
   with pytest.raises(ValueError, match="tokenizer.json does not exist"):
-    cross_encoder.load(str(tmp_path))
-  tokenizer("bert").save(str(tmp_path / "tokenizer.json"))
+    cross_encoder.load_reranker(str(tmp_path))
+  make_tokenizer("bert").save(str(tmp_path / "tokenizer.json"))
   with pytest.raises(
     safetensors_io.BadWeights, match="neither model.safetensors"
   ):
-    cross_encoder.load(str(tmp_path))
-  # A classifier of two classes is none of these.
+    cross_encoder.load_reranker(str(tmp_path))
+  # A classifier of two classes is not a cross-encoder.
   config = dataclasses.replace(
-    bert.read_config(folder, pool="score"), normalise=False
+    bert.read_config(folder, pooling="score"), normalize=False
   )
-  params = bert.load(folder, config)
+  params = bert.load_params(folder, config)
   params["score"] = {
     "kernel": np.ones((12, 2), np.float32),
     "bias": np.ones(2, np.float32),
   }
-  safetensors_io.save(
+  safetensors_io.save_params(
     str(tmp_path),
     params,
-    bert.hf_table(config),
-    bert.hf_axes(config) | dict(O=2),
+    bert.weight_map(config),
+    bert.axis_sizes(config) | dict(O=2),
   )
   with pytest.raises(
     safetensors_io.BadWeights, match="classifier.weight has shape"
   ):
-    cross_encoder.load(str(tmp_path))
+    cross_encoder.load_reranker(str(tmp_path))

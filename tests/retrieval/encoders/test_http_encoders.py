@@ -1,4 +1,4 @@
-"""Embedders behind HTTP give the vectors that the service sends, in order."""
+"""Tests of embedders behind HTTP, with servers in this process."""
 
 import numpy as np
 import pytest
@@ -7,38 +7,38 @@ from r1router_jax.common import http_client
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.retrieval.encoders import http_encoders, registry
 from tests.retrieval import kb_servers
-from tests.retrieval.fakes import Words
+from tests.retrieval.fakes import WordEmbedder
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-  monkeypatch.setattr(http_client, "DEADLINE", 1.5)
-  monkeypatch.setattr(http_client, "PAUSES", (0.01, 0.05))
-  monkeypatch.delenv(http_encoders.KEY, raising=False)
+def fast_retries(monkeypatch):
+  monkeypatch.setattr(http_client, "DEADLINE_SECONDS", 1.5)
+  monkeypatch.setattr(http_client, "RETRY_PAUSES", (0.01, 0.05))
+  monkeypatch.delenv(http_encoders.API_KEY_VARIABLE, raising=False)
 
 
-def vectors(texts):
-  return Words()([Query(text) for text in texts]).tolist()
+def embed_words(texts):
+  return WordEmbedder()([Query(text) for text in texts]).tolist()
 
 
-def openai(seen=None, change=lambda rows: rows):
+def openai_server(change=lambda rows: rows):
+  """Return an answering function; `change` alters the rows of its answers."""
+
   def answer(path, body):
     assert path == "/v1/embeddings" and body["model"] == "some-model"
-    assert len(body["input"]) <= http_encoders.TEXTS
-    if seen is not None:
-      seen.extend(body["input"])
+    assert len(body["input"]) <= http_encoders.TEXTS_PER_REQUEST
     rows = [
       dict(index=i, embedding=vector)
-      for i, vector in enumerate(vectors(body["input"]))
+      for i, vector in enumerate(embed_words(body["input"]))
     ]
     return 200, dict(data=change(rows[::-1]))
 
   return answer
 
 
-def tei(path, body):
+def tei_server(path, body):
   assert path == "/embed" and body["truncate"] is True
-  return 200, vectors(body["inputs"])
+  return 200, embed_words(body["inputs"])
 
 
 ITEMS = [Query(f"Flag {i} ") for i in range(70)] + [
@@ -47,34 +47,36 @@ ITEMS = [Query(f"Flag {i} ") for i in range(70)] + [
 ]
 
 
-def wanted():
+def wanted_vectors():
   read = [f"flag {i}" for i in range(70)] + [
     ". Country. . Chad, red",
     "Chad is large",
   ]
-  return np.array(vectors(read), np.float32)
+  return np.array(embed_words(read), np.float32)
 
 
-def test_both_schemas_give_vectors_in_order():
-  with kb_servers.answering(openai()) as address:
+def test_both_apis_give_vectors_in_order():
+  with kb_servers.serve_answers(openai_server()) as address:
     embed = registry.EMBEDDERS["openai"](f"{address}/v1#some-model")
-    np.testing.assert_allclose(embed(ITEMS), wanted(), atol=1e-6)
+    np.testing.assert_allclose(embed(ITEMS), wanted_vectors(), atol=1e-6)
     assert embed.width == 32 and embed([]).shape == (0, 32)
     again = registry.EMBEDDERS["openai"](f"{address}/v1#some-model")
     assert again.fingerprint == embed.fingerprint
-  with kb_servers.answering(tei) as address:
+  with kb_servers.serve_answers(tei_server) as address:
     other = registry.EMBEDDERS["tei"](address)
-    np.testing.assert_allclose(other(ITEMS), wanted(), atol=1e-6)
+    np.testing.assert_allclose(other(ITEMS), wanted_vectors(), atol=1e-6)
 
 
 def test_other_weights_have_another_fingerprint():
-  def turned(rows):
+  def reverse_vectors(rows):
     return [dict(row, embedding=row["embedding"][::-1]) for row in rows]
 
   found = []
-  for change in (lambda rows: rows, turned):
-    with kb_servers.answering(openai(change=change)) as address:
-      found.append(http_encoders.openai(f"{address}/v1#some-model").fingerprint)
+  for change in (lambda rows: rows, reverse_vectors):
+    with kb_servers.serve_answers(openai_server(change=change)) as address:
+      found.append(
+        http_encoders.openai_encoder(f"{address}/v1#some-model").fingerprint
+      )
   assert found[0] != found[1]
 
 
@@ -89,26 +91,27 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_vectors_are_an_error(name):
-  with kb_servers.answering(openai(change=WRONG[name])) as address:
-    with pytest.raises(http_client.RetrievalError, match="at try 3"):
-      http_encoders.openai(f"{address}/v1#some-model")
+def test_wrong_vectors_are_refused(name):
+  with kb_servers.serve_answers(openai_server(change=WRONG[name])) as address:
+    with pytest.raises(http_client.RemoteServiceError, match="at try 3"):
+      http_encoders.openai_encoder(f"{address}/v1#some-model")
 
 
-def test_pictures_and_missing_names_are_refused():
-  with kb_servers.answering(tei) as address:
-    embed = http_encoders.tei(address)
+def test_images_and_missing_model_names_are_refused():
+  with kb_servers.serve_answers(tei_server) as address:
+    embed = http_encoders.tei_encoder(address)
     with pytest.raises(ValueError, match="embeds texts alone"):
       embed([Query("a", "flag.png")])
     with pytest.raises(ValueError, match="names no model"):
-      http_encoders.openai(address)
+      http_encoders.openai_encoder(address)
 
 
-def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
-  monkeypatch.setenv(http_encoders.KEY, "very-secret")
-  at = http_client.Service(
-    "http://127.0.0.1:9", http_encoders.authorisation("http://127.0.0.1")
+def test_api_key_is_sent_and_never_logged(monkeypatch, caplog):
+  monkeypatch.setenv(http_encoders.API_KEY_VARIABLE, "very-secret")
+  at = http_client.JsonHttpClient(
+    "http://127.0.0.1:9", http_encoders.authorization_header("http://127.0.0.1")
   )
   assert at._headers["Authorization"] == "Bearer very-secret"
-  http_encoders.authorisation("http://example.org")  # Warns.
+  # An address that is not local, without encryption, is worth a warning.
+  http_encoders.authorization_header("http://example.org")
   assert "unencrypted" in caplog.text and "very-secret" not in caplog.text

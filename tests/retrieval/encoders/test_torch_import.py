@@ -1,11 +1,8 @@
-"""Published PyTorch files become what embedders open."""
+"""Tests of the conversion of published PyTorch files to safetensors."""
 
 import dataclasses
-import subprocess
-import sys
 import tracemalloc
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,135 +11,113 @@ from safetensors.numpy import load_file
 from r1router_jax.models import bert, clip, safetensors_io
 from r1router_jax.retrieval.encoders import torch_import
 from tests import handwritten_torch_file
-from tests.models import test_bert, test_clip
+from tests.tiny_encoders import BERT, CLIP, random_tensors, tensor_shapes
 
-BERT, CLIP = test_bert.TINY, test_clip.TINY
-
-WIDER = dataclasses.replace(BERT, vocab=53, pool="pooler")
+LARGER_BERT = dataclasses.replace(BERT, vocab=53, pooling="pooler")
 
 
-def tensors(table, axes, prefix="", seed=0):
-  """Random tensors of a table by their published names."""
-  rng = np.random.default_rng(seed)
-  return {
-    prefix + name: rng.normal(size=size).astype(np.float32)
-    for name, size in sizes(table, axes).items()
-  }
-
-
-def sizes(table, axes):
-  found = {}
-  for name, leaf, pattern in table:
-    if leaf:
-      size = safetensors_io.shape(pattern, axes)
-      found |= (
-        {name.format(i): size[1:] for i in range(size[0])}
-        if ("{}" in name)
-        else {name: size}
-      )
-  return found
-
-
-def convert(tmp_path, arrays, published, key="", dtype=np.float32):
-  source = handwritten_torch_file.save(tmp_path / "w.bin", arrays, key)
-  torch_import.convert(source, str(tmp_path / "to"), published, dtype)
+def convert_arrays(tmp_path, arrays, spec, key="", dtype=np.float32):
+  source = handwritten_torch_file.save_arrays(tmp_path / "w.bin", arrays, key)
+  torch_import.convert_encoder(source, str(tmp_path / "to"), spec, dtype)
   return str(tmp_path / "to")
 
 
-def leaves_equal(found, wanted):
-  jax.tree.map(np.testing.assert_array_equal, found, wanted)
-
-
-def test_a_bert_with_what_is_not_used(tmp_path):
-  table, axes = bert.hf_table(BERT), bert.hf_axes(BERT)
-  arrays = tensors(table, axes)
+def test_bert_with_unused_tensors_is_converted(tmp_path):
+  table, axes = bert.weight_map(BERT), bert.axis_sizes(BERT)
+  arrays = random_tensors(table, axes)
   more = {
     "pooler.dense.weight": np.ones((12, 12), np.float32),
     "embeddings.position_ids": np.arange(24)[None],
   }
-  folder = convert(
+  folder = convert_arrays(
     tmp_path,
     {"roberta." + name: x for name, x in (arrays | more).items()},
-    torch_import.Published(
-      (torch_import.Part(table, axes, (("roberta.", ""),)),), "x/y"
+    torch_import.EncoderSpec(
+      (torch_import.EncoderPart(table, axes, (("roberta.", ""),)),), "x/y"
     ),
   )
-  written = load_file(f"{folder}/{safetensors_io.FILE}")
+  written = load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}")
   assert written.keys() == arrays.keys()
   for name, array in arrays.items():
     np.testing.assert_array_equal(written[name], array)
-  embedding = bert.load(folder, BERT)["words"]["embedding"]
+  embedding = bert.load_params(folder, BERT)["words"]["embedding"]
   np.testing.assert_array_equal(
     embedding, arrays["embeddings.word_embeddings.weight"]
   )
 
 
-def test_a_clip_inside_a_checkpoint_of_training(tmp_path):
-  axes = clip.axes(CLIP)
-  arrays = tensors(clip.TABLE, axes)
+def test_clip_inside_a_training_checkpoint_is_converted(tmp_path):
+  axes = clip.axis_sizes(CLIP)
+  arrays = random_tensors(clip.WEIGHT_MAP, axes)
   inside = {
     "clip_model." + name: x.astype(np.float16) for name, x in arrays.items()
   }
   inside["clip_model.logit_scale"] = np.array(4.6, np.float32)
-  folder = convert(
+  folder = convert_arrays(
     tmp_path,
     inside,
-    torch_import.Published(
-      (torch_import.Part(clip.TABLE, axes, (("clip_model.", ""),)),),
+    torch_import.EncoderSpec(
+      (
+        torch_import.EncoderPart(clip.WEIGHT_MAP, axes, (("clip_model.", ""),)),
+      ),
       "x/y",
       key="model",
     ),
     "model",
     ml_dtypes.bfloat16,
   )
-  written = load_file(f"{folder}/{safetensors_io.FILE}")
+  written = load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}")
   assert written.keys() == arrays.keys()
   for name, array in arrays.items():
     np.testing.assert_array_equal(
       written[name], array.astype(np.float16).astype(ml_dtypes.bfloat16)
     )
-  assert clip.load(folder, CLIP)["places"].shape == (10, 24)
+  assert clip.load_params(folder, CLIP)["image_positions"].shape == (10, 24)
 
 
 @pytest.fixture
-def pair():
-  """Two encoders, as open_wikitable has."""
-  return torch_import.Published(
+def two_encoders():
+  """Return the spec of a file with two encoders, as Open-WikiTable's."""
+  return torch_import.EncoderSpec(
     tuple(
-      torch_import.Part(
-        bert.hf_table(config),
-        bert.hf_axes(config),
+      torch_import.EncoderPart(
+        bert.weight_map(config),
+        bert.axis_sizes(config),
         ((other, None), (own, "")),
         own,
       )
       for config, own, other in (
         (BERT, "question_enc.", "table_enc."),
-        (WIDER, "table_enc.", "question_enc."),
+        (LARGER_BERT, "table_enc.", "question_enc."),
       )
     ),
     "x/y",
   )
 
 
-def both(pair):
+def arrays_of(spec):
+  """Return random tensors of all parts of a file, by their names in it."""
   return {
     name: x
-    for i, part in enumerate(pair.parts)
-    for name, x in tensors(part.table, part.axes, part.prefix, i).items()
+    for i, part in enumerate(spec.parts)
+    for name, x in random_tensors(
+      part.weight_map, part.axes, part.written_prefix, i
+    ).items()
   }
 
 
-def test_two_encoders_in_one_file(tmp_path, pair):
-  folder = convert(tmp_path, both(pair), pair)
+def test_two_encoders_in_one_file_are_converted(tmp_path, two_encoders):
+  folder = convert_arrays(tmp_path, arrays_of(two_encoders), two_encoders)
   assert (
-    load_file(f"{folder}/{safetensors_io.FILE}").keys() == both(pair).keys()
+    load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}").keys()
+    == arrays_of(two_encoders).keys()
   )
-  params = bert.load(
-    folder, WIDER, [("question_enc.", None), ("table_enc.", "")]
+  params = bert.load_params(
+    folder, LARGER_BERT, [("question_enc.", None), ("table_enc.", "")]
   )
   np.testing.assert_array_equal(
     params["words"]["embedding"],
-    both(pair)["table_enc.embeddings.word_embeddings.weight"],
+    arrays_of(two_encoders)["table_enc.embeddings.word_embeddings.weight"],
   )
 
 
@@ -172,51 +147,59 @@ def test_two_encoders_in_one_file(tmp_path, pair):
     ),
   ],
 )
-def test_what_does_not_fit_is_named(tmp_path, pair, change, words):
-  arrays = both(pair)
+def test_unfit_tensor_is_refused(tmp_path, two_encoders, change, words):
+  arrays = arrays_of(two_encoders)
   change(arrays)
   with pytest.raises(safetensors_io.BadWeights, match=words):
-    convert(tmp_path, arrays, pair)
+    convert_arrays(tmp_path, arrays, two_encoders)
   assert not list((tmp_path / "to").glob("*"))
 
 
-def test_nothing_is_written_over(tmp_path, pair):
-  convert(tmp_path, both(pair), pair)
+def test_weights_are_not_overwritten(tmp_path, two_encoders):
+  convert_arrays(tmp_path, arrays_of(two_encoders), two_encoders)
   with pytest.raises(FileExistsError, match="Name a new folder"):
-    convert(tmp_path, both(pair), pair)
+    convert_arrays(tmp_path, arrays_of(two_encoders), two_encoders)
 
 
-def test_a_large_file_needs_little_memory(tmp_path):
+def test_large_file_needs_little_memory(tmp_path):
   axes = dict(L=40, D=512, F=512)
   table = (("layers.{}.w", "layers/w", "L F D -> L D F"),)
-  source = handwritten_torch_file.save(tmp_path / "w.bin", tensors(table, axes))
+  source = handwritten_torch_file.save_arrays(
+    tmp_path / "w.bin", random_tensors(table, axes)
+  )
   tracemalloc.start()
-  torch_import.convert(
+  torch_import.convert_encoder(
     source,
     str(tmp_path / "to"),
-    torch_import.Published((torch_import.Part(table, axes, ()),), "x/y"),
+    torch_import.EncoderSpec(
+      (torch_import.EncoderPart(table, axes, ()),), "x/y"
+    ),
     np.float32,
   )
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   one = 512 * 512 * 4
-  assert (tmp_path / "to" / safetensors_io.FILE).stat().st_size > 40 * one
+  assert (
+    tmp_path / "to" / safetensors_io.WEIGHTS_FILE
+  ).stat().st_size > 40 * one
   assert peak < 4 * one
 
 
-# Table, axes and prefixes with which `embedders` loads each.
+# Weight rules, axes and prefixes with which `registry` loads each encoder.
 LOADED = {
-  "clip_sf": [(clip.TABLE, clip.axes(clip.VIT_L_14), [("clip_model.", "")])],
-  "bge_m3": [(bert.hf_table(bert.BGE_M3), bert.hf_axes(bert.BGE_M3), [])],
+  "clip_sf": [
+    (clip.WEIGHT_MAP, clip.axis_sizes(clip.VIT_L_14), [("clip_model.", "")])
+  ],
+  "bge_m3": [(bert.weight_map(bert.BGE_M3), bert.axis_sizes(bert.BGE_M3), [])],
   "open_wikitable": [
     (
-      bert.hf_table(bert.QUESTION),
-      bert.hf_axes(bert.QUESTION),
+      bert.weight_map(bert.WIKITABLE_QUESTION),
+      bert.axis_sizes(bert.WIKITABLE_QUESTION),
       [("table_enc.", None), ("question_enc.", "")],
     ),
     (
-      bert.hf_table(bert.TABLE),
-      bert.hf_axes(bert.TABLE),
+      bert.weight_map(bert.WIKITABLE_TABLE),
+      bert.axis_sizes(bert.WIKITABLE_TABLE),
       [("question_enc.", None), ("table_enc.", "")],
     ),
   ],
@@ -224,60 +207,36 @@ LOADED = {
 
 
 @pytest.mark.parametrize("name", torch_import.ENCODERS)
-def test_what_is_published_fits_the_embedders(name, monkeypatch):
-  """Names and sizes alone: the numbers are gigabytes."""
+def test_published_encoder_fits_its_embedder(name, monkeypatch):
+  """Only names and shapes are compared: the numbers are gigabytes."""
   old, key = ("clip_model.", "model") if name == "clip_sf" else ("", "")
-  stored, written, asked = {}, {}, []
+  stored, written, keys = {}, {}, []
   for part in torch_import.ENCODERS[name].parts:
-    for inner, size in sizes(part.table, part.axes).items():
-      full = old + part.prefix + inner
-      stored[full] = safetensors_io.Tensor(
+    for inner, size in tensor_shapes(part.weight_map, part.axes).items():
+      full = old + part.written_prefix + inner
+      stored[full] = safetensors_io.StoredTensor(
         "w.bin", full, size, "F32", lambda: None
       )
   monkeypatch.setattr(
-    torch_import.torch_files,
-    "tensors",
-    lambda path, key: asked.append(key) or stored,
+    torch_import.torch_checkpoint,
+    "list_tensors",
+    lambda path, key: keys.append(key) or stored,
   )
   monkeypatch.setattr(
-    torch_import.hf, "write", lambda folder, found, **_: written.update(found)
+    torch_import.safetensors_io,
+    "write_checkpoint",
+    lambda folder, found, **_: written.update(found),
   )
-  torch_import.convert(
+  torch_import.convert_encoder(
     "w.bin", "nowhere", torch_import.ENCODERS[name], np.float32
   )
-  assert asked == [key]
+  assert keys == [key]
   there = [dataclasses.replace(x, name=n) for n, x in written.items()]
   assert len(written) == sum(
     len(
-      safetensors_io.chosen(
-        "w", safetensors_io.named(there, rename), table, axes
+      safetensors_io.select_tensors(
+        "w", safetensors_io.rename_tensors(there, rename), table, axes
       )
     )
     for table, axes, rename in LOADED[name]
   )
-
-
-def test_the_command(tmp_path):
-  source = handwritten_torch_file.save(
-    tmp_path / "w.bin", {"w": np.ones(2, np.float32)}, "model"
-  )
-  for flags, words in (
-    (["--encoder=clip_sf"], "tensors missing"),
-    (["--encoder=bge_m3"], "tensors missing"),
-    (["--encoder=minilm"], "should be one of"),
-  ):
-    done = subprocess.run(
-      [
-        sys.executable,
-        "-m",
-        "r1router_jax.convert",
-        f"--source={source}",
-        f"--to={tmp_path / 'to'}",
-        *flags,
-      ],
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    assert done.returncode == 2 and words in done.stderr
-    assert "Traceback" not in done.stderr
