@@ -52,8 +52,8 @@ with epy.lazy_imports():
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = (
   "minilm",
-  "picture",
-  "picture_caption",
+  "image",
+  "image_caption",
   "bge_m3",
   "clip_sf",
   "open_wikitable",
@@ -267,7 +267,7 @@ def _prepare_build(spec: KbSpec) -> _Build:
     "kb": spec.kind,
     "rows": note["rows"],
     "width": embedder.width,
-    "embedder": spec.embedder_name,
+    "embedder": kb_meta.to_stored_embedder(spec.embedder_name),
     "weights": spec.weights,
     "fingerprint": embedder.fingerprint,
     "index": spec.index_kind,

@@ -1,3 +1,5 @@
+"""Building knowledge bases: resuming, sharing work, options and wrong flags."""
+
 import json
 import os
 import subprocess
@@ -8,6 +10,8 @@ import pytest
 from PIL import Image
 
 from r1router_jax import build_kb
+from r1router_jax.common import progress
+from r1router_jax.common.records import Query
 from r1router_jax.retrieval import (
   build_cost,
   embedding_chunks,
@@ -16,45 +20,57 @@ from r1router_jax.retrieval import (
   retriever,
 )
 from r1router_jax.retrieval.corpora import sources
-from r1router_jax.retrieval.encoders import registry
-from tests.retrieval.fakes import Words
+from r1router_jax.retrieval.encoders import cross_encoder, registry
+from tests.retrieval.fakes import WordEmbedder
 
-Query = retriever.Query
-
-TRIALS = 2 * sum(build_cost.TRIAL)  # Rows embedded before it begins.
+# Rows that are embedded to measure the cost, each trial twice.
+NUM_TRIAL_ROWS = 2 * sum(build_cost.TRIAL_ROWS)
 
 
 @pytest.fixture
-def words(monkeypatch):
-  """A fake in MiniLM's place; parts of ten rows."""
-  fake = Words()
+def embedder(monkeypatch):
+  """Return a fake that stands in for MiniLM; chunks have ten rows."""
+  fake = WordEmbedder()
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: fake)
-  monkeypatch.setattr(embedding_chunks, "PART", 10)
-  registry.make.cache_clear()
+  monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
+  registry.get_embedder.cache_clear()
   yield fake
-  registry.make.cache_clear()
+  registry.get_embedder.cache_clear()
 
 
 @pytest.fixture
 def source(tmp_path):
+  """Return a file of 35 passages, more than three chunks."""
   path = tmp_path / "rows.jsonl"
-  path.write_text(
-    "".join(
-      json.dumps(dict(id=f"r{i}", text=f"number{i} of many")) + "\n"
-      for i in range(35)
-    )
-  )
+  rows = [{"id": f"r{i}", "text": f"number{i} of many"} for i in range(35)]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   return str(path)
 
 
-def test_what_is_built_answers(words, source, tmp_path):
-  build_kb.build(str(tmp_path / "kb/text"), "text", source)
+@pytest.fixture
+def folder(tmp_path):
+  return str(tmp_path / "kb/text")
+
+
+def build(folder, source, dry_run=False, **options):
+  spec = build_kb.KbSpec(folder, "text", source, **options)
+  build_kb.build(spec, dry_run=dry_run)
+
+
+def find_first(kb, text):
+  """Return the id of the best passage."""
+  ((passage, *_),) = kb.search([Query(text)], 3)
+  return passage.id
+
+
+def test_built_kb_answers(embedder, source, folder, tmp_path):
+  build(folder, source)
   (opened,) = retriever.open_kbs(str(tmp_path / "kb"), ["text"]).values()
   assert len(opened) == 35
   for i in (0, 17, 34):
-    (answer,) = opened.search([Query(f"number{i}")], 3)
-    assert answer[0].id == f"r{i}" and answer[0].kb == "text"
-  assert sorted(os.listdir(tmp_path / "kb/text")) == [
+    (passages,) = opened.search([Query(f"number{i}")], 3)
+    assert passages[0].id == f"r{i}" and passages[0].kb == "text"
+  assert sorted(os.listdir(folder)) == [
     ".lock",
     "index.json",
     "meta.json",
@@ -66,32 +82,34 @@ def test_what_is_built_answers(words, source, tmp_path):
   ]
 
 
-def test_built_again_it_is_kept(words, source, tmp_path):
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  seen = len(words.seen)
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(words.seen) == seen
+def test_second_build_keeps_the_first(embedder, source, folder):
+  build(folder, source)
+  num_embedded = len(embedder.embedded)
+  build(folder, source)
+  assert len(embedder.embedded) == num_embedded
+  # A changed corpus is built.
   with open(source, "a") as file:
     file.write('{"id": "new", "text": "something else"}\n')
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  opened = local_kb.open_kb(str(tmp_path / "text"))
-  assert opened.search([Query("something else")], 1)[0][0].id == "new"
+  build(folder, source)
+  assert find_first(local_kb.open_kb(folder), "something else") == "new"
 
 
-def test_words_are_indexed_when_asked(words, source, tmp_path):
+def test_hybrid_may_be_added_and_removed(embedder, source, folder, tmp_path):
   pytest.importorskip("bm25s")
-  folder = str(tmp_path / "text")
-  build_kb.build(folder, "text", source)
-  seen = len(words.seen)
+  build(folder, source)
+  num_embedded = len(embedder.embedded)
   for hybrid in (True, True, False, True):
-    build_kb.build(folder, "text", source, with_words=hybrid)
+    build(folder, source, hybrid=hybrid)
     assert ("bm25" in os.listdir(folder)) == hybrid
-    assert (local_kb.open_kb(folder).content.words is not None) == hybrid
-  assert len(words.seen) == seen  # Nothing is embedded again.
-  (answer,) = local_kb.open_kb(folder).search([Query("number17")], 2)
-  assert answer[0].id == "r17" and answer[0].score == pytest.approx(2 / 61)
-  # A file of other passages is refused.
-  params = tmp_path / "text/bm25/params.index.json"
+    bm25_index = local_kb.open_kb(folder).stack.bm25_index
+    assert (bm25_index is not None) == hybrid
+  # Nothing is embedded again.
+  assert len(embedder.embedded) == num_embedded
+  (passages,) = local_kb.open_kb(folder).search([Query("number17")], 2)
+  assert passages[0].id == "r17"
+  assert passages[0].score == pytest.approx(2 / 61)
+  # An index of other passages is refused.
+  params = tmp_path / "kb/text/bm25/params.index.json"
   params.write_text(
     params.read_text().replace('"num_docs": 35', '"num_docs": 36')
   )
@@ -99,156 +117,168 @@ def test_words_are_indexed_when_asked(words, source, tmp_path):
     local_kb.open_kb(folder)
 
 
-def test_a_reranker_is_named_in_the_meta(words, source, tmp_path, monkeypatch):
-  """It puts passages in order of their last letters."""
+def test_reranker_may_be_added_and_removed(
+  embedder, source, folder, monkeypatch
+):
+  class LastDigits(cross_encoder.Reranker):
+    """Sorts passages by the digits in their texts, largest first."""
 
-  class Last(build_kb.rerank.Reranker):
     fingerprint, devices = "last-1", ()
 
     def __init__(self):
       pass
 
     def rerank(self, queries, found, passage, k):
-      last = lambda row: passage(row).text[6:8]
+      def digits(row):
+        return passage(row).text[6:8]
+
       best = [
-        sorted(rows[rows >= 0].tolist(), key=last, reverse=True)[:k]
+        sorted(rows[rows >= 0].tolist(), key=digits, reverse=True)[:k]
         for rows in found[1]
       ]
       return np.ones((len(best), k), np.float32), np.array(best)
 
-  folders = []
-  monkeypatch.setattr(
-    build_kb.rerank, "load", lambda folder: folders.append(folder) or Last()
-  )
-  folder = str(tmp_path / "text")
-  build_kb.build(folder, "text", source)
-  seen = len(words.seen)
-  assert local_kb.open_kb(folder).search([Query("number3")], 1)[0][0].id == "r3"
-  build_kb.build(folder, "text", source, reranker="model")
-  assert len(words.seen) == seen + 1
-  opened = local_kb.open_kb(folder)
-  assert opened.search([Query("number3")], 1)[0][0].id != "r3"
-  assert set(folders) == {os.path.abspath("model")}
-  Last.fingerprint = "last-2"
+  loaded = []
+
+  def load_reranker(path):
+    loaded.append(path)
+    return LastDigits()
+
+  monkeypatch.setattr(cross_encoder, "load_reranker", load_reranker)
+  build(folder, source)
+  num_embedded = len(embedder.embedded)
+  assert find_first(local_kb.open_kb(folder), "number3") == "r3"
+  build(folder, source, reranker="model")
+  # Only the query was embedded since.
+  assert len(embedder.embedded) == num_embedded + 1
+  assert find_first(local_kb.open_kb(folder), "number3") != "r3"
+  assert set(loaded) == {os.path.abspath("model")}
+  # Other weights than those of the build are refused.
+  LastDigits.fingerprint = "last-2"
   with pytest.raises(ValueError, match="reranker weights should be last-1"):
     local_kb.open_kb(folder)
-  build_kb.build(folder, "text", source)
-  assert local_kb.open_kb(folder).content.reranker is None
+  build(folder, source)
+  assert local_kb.open_kb(folder).stack.reranker is None
 
 
-def test_a_killed_build_goes_on(words, source, tmp_path, monkeypatch):
+def test_killed_build_is_resumed(
+  embedder, source, folder, tmp_path, monkeypatch
+):
   class Killed(BaseException):
     pass
 
-  def killed(items, desc):
+  def kill_in_third_chunk(items, desc):
     for number, item in enumerate(items):
       if number == 2:
         raise Killed
       yield item
 
   with monkeypatch.context() as patch:
-    patch.setattr(build_kb.telemetry, "progress", killed)
+    patch.setattr(progress, "show_progress", kill_in_third_chunk)
     with pytest.raises(Killed):
-      build_kb.build(str(tmp_path / "text"), "text", source)
+      build(folder, source)
   with pytest.raises(ValueError, match="no finished knowledge base"):
-    local_kb.open_kb(str(tmp_path / "text"))
-  words.seen.clear()
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  assert "number5 of many" not in words.seen[TRIALS:]  # After the trials.
-  assert "number25 of many" in words.seen
-  build_kb.build(str(tmp_path / "whole"), "text", source)
+    local_kb.open_kb(folder)
+
+  embedder.embedded.clear()
+  build(folder, source)
+  # The trial embeds everywhere; after it, only missing chunks are embedded.
+  assert "number5 of many" not in embedder.embedded[NUM_TRIAL_ROWS:]
+  assert "number25 of many" in embedder.embedded[NUM_TRIAL_ROWS:]
+  build(str(tmp_path / "whole"), source)
   np.testing.assert_array_equal(
-    *(np.load(tmp_path / name / "vectors.npy") for name in ("text", "whole"))
+    np.load(os.path.join(folder, "vectors.npy")),
+    np.load(tmp_path / "whole/vectors.npy"),
   )
 
 
-def test_parts_of_another_corpus_are_not_used(words, source, tmp_path):
-  build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
+def test_chunks_of_another_corpus_are_not_used(embedder, source, folder):
+  build(folder, source, worker=(0, 2))
   with open(source) as file:
     rows = file.readlines()
   with open(source, "w") as file:
     file.writelines(reversed(rows))
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  opened = local_kb.open_kb(str(tmp_path / "text"))
-  assert opened.search([Query("number3")], 1)[0][0].id == "r3"
+  build(folder, source)
+  assert find_first(local_kb.open_kb(folder), "number3") == "r3"
 
 
-def test_workers_share_the_parts(words, source, tmp_path):
-  build_kb.build(str(tmp_path / "text"), "text", source, worker=(1, 2))
-  assert kb_meta.read_meta(str(tmp_path / "text")) is None
-  build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
-  assert len(local_kb.open_kb(str(tmp_path / "text"))) == 35
+def test_workers_share_the_chunks(embedder, source, folder):
+  build(folder, source, worker=(1, 2))
+  assert kb_meta.read_meta(folder) is None
+  build(folder, source, worker=(0, 2))
+  assert len(local_kb.open_kb(folder)) == 35
 
 
-def test_bad_rows_are_left_out_and_named(words, source, tmp_path):
+def test_bad_rows_are_skipped_and_named(embedder, source, folder, tmp_path):
   with open(source, "a") as file:
     file.write("{}\n" + '{"id": "last", "text": "fine"}\n')
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(local_kb.open_kb(str(tmp_path / "text"))) == 36
-  skipped = (tmp_path / "text/skipped.txt").read_text()
+  build(folder, source)
+  assert len(local_kb.open_kb(folder)) == 36
+  skipped = (tmp_path / "kb/text/skipped.txt").read_text()
   assert "rows.jsonl:36:" in skipped and skipped.count("\n") == 1
 
 
-def test_an_unchanged_source_is_not_read_again(
-  words, source, tmp_path, monkeypatch
+def test_unchanged_source_is_not_read_again(
+  embedder, source, folder, monkeypatch
 ):
-  build_kb.build(str(tmp_path / "text"), "text", source, worker=(0, 2))
+  build(folder, source, worker=(0, 2))
   with monkeypatch.context() as patch:
-    patch.setattr(sources, "rows", None)  # Whoever reads, fails.
-    build_kb.build(str(tmp_path / "text"), "text", source)
-    build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(local_kb.open_kb(str(tmp_path / "text"))) == 35
+    # Reading the source would call None.
+    patch.setattr(sources, "read_raw_rows", None)
+    build(folder, source)
+    build(folder, source)
+  assert len(local_kb.open_kb(folder)) == 35
 
 
-def test_a_dry_run_says_what_it_takes_and_embeds_nothing(
-  words, source, tmp_path, caplog
+def test_dry_run_logs_the_cost_and_builds_nothing(
+  embedder, source, folder, caplog
 ):
   with caplog.at_level("INFO", "absl"):
-    build_kb.build(str(tmp_path / "text"), "text", source, dry_run=True)
-  (said,) = [m for m in caplog.messages if "rows of width" in m]
+    build(folder, source, dry_run=True)
+  (message,) = [m for m in caplog.messages if "rows of width" in m]
   for part in ("35 rows of width 32", "Disk:", "to embed", "to index", "Time:"):
-    assert part in said
-  assert len(words.seen) == TRIALS
-  assert kb_meta.read_meta(str(tmp_path / "text")) is None
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  assert len(local_kb.open_kb(str(tmp_path / "text"))) == 35
+    assert part in message
+  assert len(embedder.embedded) == NUM_TRIAL_ROWS
+  assert kb_meta.read_meta(folder) is None
+  build(folder, source)
+  assert len(local_kb.open_kb(folder)) == 35
 
 
-def test_pictures_that_were_missing_are_looked_for_again(words, tmp_path):
+def test_missing_images_are_looked_for_again(embedder, tmp_path):
   (tmp_path / "rows.jsonl").write_text(
     '{"id": "a", "text": "one"}\n{"id": "b", "text": "two", "image": "b.png"}\n'
   )
-  build = lambda: build_kb.build(
+  spec = build_kb.KbSpec(
     str(tmp_path / "image"),
     "image",
     str(tmp_path / "rows.jsonl"),
-    pictures=str(tmp_path / "pictures"),
+    image_folder=str(tmp_path / "images"),
     embedder="minilm",
   )
-  build()
-  assert len(local_kb.open_kb(str(tmp_path / "image"))) == 1
-  (tmp_path / "pictures").mkdir()
-  Image.new("RGB", (8, 8)).save(tmp_path / "pictures/b.png")
-  build()
-  opened = local_kb.open_kb(str(tmp_path / "image"))
-  assert opened.content.passages[1].image == str(tmp_path / "pictures/b.png")
+  build_kb.build(spec)
+  assert len(local_kb.open_kb(spec.folder)) == 1
+  (tmp_path / "images").mkdir()
+  Image.new("RGB", (8, 8)).save(tmp_path / "images/b.png")
+  build_kb.build(spec)
+  passages = local_kb.open_kb(spec.folder).stack.passages
+  assert passages[1].image == str(tmp_path / "images/b.png")
 
 
 @pytest.mark.parametrize(
-  ("rows", "words_"),
+  ("rows", "message"),
   [("", "corpus is empty"), ("{}\n[]\n{}\n", "no usable row: 3 are bad.*id")],
 )
-def test_nothing_but_bad_rows_is_an_error(
-  words, source, tmp_path, rows, words_
+def test_corpus_without_a_usable_row_is_rejected(
+  embedder, source, folder, rows, message
 ):
   with open(source, "w") as file:
     file.write(rows)
-  with pytest.raises(ValueError, match=words_):
-    build_kb.build(str(tmp_path / "text"), "text", source)
+  with pytest.raises(ValueError, match=message):
+    build(folder, source)
 
 
 @pytest.mark.parametrize(
-  ("key", "value", "said"),
+  ("key", "value", "message"),
   [
     ("rows", 34, "passages should be 34"),
     ("width", 31, "width should be 31"),
@@ -256,43 +286,53 @@ def test_nothing_but_bad_rows_is_an_error(
     ("format", 0, "format should be 0"),
   ],
 )
-def test_what_does_not_fit_is_refused(
-  words, source, tmp_path, key, value, said
+def test_folder_that_does_not_match_its_meta_is_rejected(
+  embedder, source, folder, tmp_path, key, value, message
 ):
-  build_kb.build(str(tmp_path / "text"), "text", source)
-  path = tmp_path / "text/meta.json"
+  build(folder, source)
+  path = tmp_path / "kb/text/meta.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-  with pytest.raises(ValueError, match=said):
-    local_kb.open_kb(str(tmp_path / "text"))
+  with pytest.raises(ValueError, match=message):
+    local_kb.open_kb(folder)
   path.write_text("{")
   with pytest.raises(ValueError, match="damaged"):
-    local_kb.open_kb(str(tmp_path / "text"))
+    local_kb.open_kb(folder)
+
+
+def test_names_of_embedders_are_complete():
+  assert set(build_kb.EMBEDDER_NAMES) == set(registry.EMBEDDERS)
 
 
 @pytest.mark.parametrize(
-  ("flags", "said"),
+  ("flags", "message"),
   [
-    (["--kb=web"], "--kb=web is no knowledge base"),
-    (["--kb=text", "--source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    (["--kind=web"], "--kind=web is no knowledge base"),
+    (["--kind=text", "--source=nowhere.jsonl"], "nowhere.jsonl does not exist"),
     (["--source=rows.jsonl"], "can feed one knowledge base"),
     (["--source=mbeir:pool.jsonl"], "needs --images"),
     (["--worker=3/2"], "--worker=3/2"),
-    (["--kb=text", "--embedder=clip"], "No embedder 'clip'"),
-    (["--index=faiss"], "index"),
+    (["--kind=text", "--embedder=clip"], "No embedder 'clip'"),
+    (["--index=faiss"], "No index 'faiss'"),
   ],
 )
-def test_bad_flags_end_in_one_line(tmp_path, flags, said):
+def test_wrong_flag_is_one_line_before_jax_is_imported(
+  tmp_path, flags, message
+):
+  program = (
+    "import sys\n"
+    "from r1router_jax import build_kb\n"
+    "from r1router_jax.common import cli\n"
+    "try:\n"
+    "  cli.run(build_kb.main)\n"
+    "finally:\n"
+    "  print('jax' in sys.modules)\n"
+  )
   done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "r1router_jax.build_kb",
-      f"--out={tmp_path}/kb",
-      *flags,
-    ],
+    [sys.executable, "-c", program, f"--kb_dir={tmp_path}/kb", *flags],
     capture_output=True,
     text=True,
     check=False,
   )
-  assert done.returncode and said in done.stderr
+  assert done.returncode == 2 and message in done.stderr
   assert "Traceback" not in done.stderr
+  assert done.stdout.strip() == "False"

@@ -31,7 +31,11 @@ from r1router_jax.retrieval.encoders import (
   registry,
 )
 from r1router_jax.retrieval.index import bm25, exact, factory
-from r1router_jax.retrieval.kb_meta import FORMAT_VERSION, read_finished_meta
+from r1router_jax.retrieval.kb_meta import (
+  FORMAT_VERSION,
+  from_stored_embedder,
+  read_finished_meta,
+)
 
 
 class PassageFile:
@@ -198,7 +202,8 @@ def open_kb(folder: str) -> LocalKB:
   passages = PassageFile(folder, meta["kb"], image_folder)
   vectors = np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
   index = factory.load_index(folder, vectors)
-  embedder = registry.get_embedder(meta["embedder"], meta["weights"])
+  embedder_name = from_stored_embedder(meta["embedder"])
+  embedder = registry.get_embedder(embedder_name, meta["weights"])
   bm25_index = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
   reranker = None
   if "rerank" in meta:

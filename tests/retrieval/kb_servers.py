@@ -1,4 +1,4 @@
-"""Servers of knowledge bases for tests, ours and others'."""
+"""Servers of knowledge bases for tests: serve_kb's, and other programs'."""
 
 import contextlib
 import hashlib
@@ -12,13 +12,12 @@ import threading
 import urllib.parse
 
 from r1router_jax import serve_kb
-from r1router_jax.common.records import Passage
+from r1router_jax.common.records import KBS, Passage
 from r1router_jax.data import georouter
 from r1router_jax.retrieval import kb_meta, local_kb
 from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.index import exact
-from r1router_jax.retrieval.retriever import KINDS
-from tests.retrieval.fakes import Words
+from tests.retrieval.fakes import WordEmbedder
 
 TEXTS = [
   "the capital of chad is ndjamena",
@@ -28,25 +27,36 @@ TEXTS = [
 ]
 
 
-def at_home(kb="text", texts=TEXTS, source="/somewhere.jsonl"):
-  passages = [Passage(f"{kb}/{i}", kb, text) for i, text in enumerate(texts)]
-  return local_kb.LocalKB(
-    local_kb.Content(passages, Words(), exact.ExactIndex(Words()(passages))),
-    dict(
-      kb=kb,
-      rows=len(texts),
-      embedder="words",
-      fingerprint="words-1",
-      format=kb_meta.FORMAT,
-      source=source,
-      passages=hashlib.sha256(repr(texts).encode()).hexdigest(),
-    ),
-  )
+def make_passages(kind="text", texts=TEXTS):
+  """Return passages with these texts and the ids <kind>/0, <kind>/1, ..."""
+  return [Passage(f"{kind}/{i}", kind, text) for i, text in enumerate(texts)]
+
+
+def make_stack(passages, **options):
+  """Return exact search over passages by a fake embedder."""
+  embedder = WordEmbedder()
+  index = exact.ExactIndex(WordEmbedder()(passages))
+  return local_kb.SearchStack(passages, embedder, index, **options)
+
+
+def make_kb(kind="text", texts=TEXTS, source="/somewhere.jsonl"):
+  """Return a knowledge base with the meta.json of a built one."""
+  meta = {
+    "kb": kind,
+    "rows": len(texts),
+    "embedder": "words",
+    "fingerprint": "words-1",
+    "format": kb_meta.FORMAT_VERSION,
+    "source": source,
+    "passages": hashlib.sha256(repr(texts).encode()).hexdigest(),
+  }
+  return local_kb.LocalKB(make_stack(make_passages(kind, texts)), meta)
 
 
 @contextlib.contextmanager
-def served(base, port=0):
-  server = serve_kb.Server(base, "127.0.0.1", port)
+def serve_kb_locally(kb, port=0):
+  """Serve a knowledge base from a thread; yields the server."""
+  server = serve_kb.SearchServer(kb, "127.0.0.1", port)
   thread = threading.Thread(target=server.serve_forever, args=(0.01,))
   thread.start()
   try:
@@ -54,30 +64,34 @@ def served(base, port=0):
   finally:
     server.shutdown()
     thread.join()
-    server.end()
+    server.wait_and_close()
 
 
 @contextlib.contextmanager
-def answering(answer):
-  """Another's server: `answer(path, body)` gives status and JSON or bytes."""
+def serve_answers(answer):
+  """Serve what a function answers from a thread; yields the address.
 
-  class Other(http.server.BaseHTTPRequestHandler):
+  Args:
+    answer: (path, decoded body or None) -> status, and bytes or a JSON value.
+  """
+
+  class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
       length = int(self.headers.get("Content-Length", 0))
       body = json.loads(self.rfile.read(length)) if length else None
-      status, said = answer(self.path, body)
-      said = said if isinstance(said, bytes) else json.dumps(said).encode()
+      status, found = answer(self.path, body)
+      found = found if isinstance(found, bytes) else json.dumps(found).encode()
       self.send_response(status)
-      self.send_header("Content-Length", str(len(said)))
+      self.send_header("Content-Length", str(len(found)))
       self.end_headers()
-      self.wfile.write(said)
+      self.wfile.write(found)
 
     do_GET = do_POST
 
     def log_message(self, *args):
       pass
 
-  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
   thread = threading.Thread(target=server.serve_forever, args=(0.01,))
   thread.start()
   try:
@@ -88,69 +102,73 @@ def answering(answer):
     server.server_close()
 
 
-def post(server, body, headers=None, path="/retrieve"):
-  """Status and JSON that a plain client gets."""
+def post_request(server, body, headers=None, path="/retrieve"):
+  """Send bytes to a server; return the status and the JSON of the response."""
   place = urllib.parse.urlsplit(server.address)
   client = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
   client.request("POST", path, body, headers or {})
-  answer = client.getresponse()
-  return answer.status, json.loads(answer.read())
+  response = client.getresponse()
+  return response.status, json.loads(response.read())
 
 
-class InWorld(list):
-  """Passages whose pictures lie in the world's folder."""
+class GeorouterPassages(list):
+  """Passages whose images are in the folder of the GeoRouter corpus."""
 
-  pictures = sources.world_folder()
-
-
-def world(kb):
-  """A knowledge base of some of the world, whose embedder needs no JAX."""
-  some = InWorld([*georouter.passages(kb)][:80])
-  return local_kb.LocalKB(
-    local_kb.Content(some, Words(), exact.ExactIndex(Words()(some))),
-    dict(at_home(kb).meta, rows=len(some)),
-  )
+  image_folder = sources.georouter_folder()
 
 
-def _main(names, ports):
-  """Serves `at_home` or parts of the world until SIGTERM comes."""
-  bases = [world(name) if name in KINDS else at_home() for name in names]
+def make_georouter_kb(kind):
+  """Return a knowledge base of 80 passages of GeoRouter."""
+  passages = GeorouterPassages([*georouter.load_passages(kind)][:80])
+  meta = make_kb(kind).meta | {"rows": len(passages)}
+  return local_kb.LocalKB(make_stack(passages), meta)
+
+
+def serve_until_sigterm(names, ports):
+  """Serve a knowledge base per port, print the addresses, wait for SIGTERM.
+
+  Args:
+    names: a kind for passages of GeoRouter, anything else for `make_kb()`.
+    ports: ports to listen at; 0 takes a free one.
+  """
+  kbs = [
+    make_georouter_kb(name) if name in KBS else make_kb() for name in names
+  ]
   servers = [
-    serve_kb.Server(base, "127.0.0.1", port)
-    for base, port in zip(bases, ports, strict=True)
+    serve_kb.SearchServer(kb, "127.0.0.1", port)
+    for kb, port in zip(kbs, ports, strict=True)
   ]
   threads = [
     threading.Thread(target=server.serve_forever, args=(0.05,))
     for server in servers
   ]
-  signal.signal(
-    signal.SIGTERM,
-    lambda *_: [
-      threading.Thread(target=server.shutdown).start() for server in servers
-    ],
-  )
+
+  def start_shutdown(*_):
+    for server in servers:
+      threading.Thread(target=server.shutdown).start()
+
+  signal.signal(signal.SIGTERM, start_shutdown)
   for thread in threads:
     thread.start()
   print(*(server.address for server in servers), flush=True)
   for server, thread in zip(servers, threads, strict=True):
     thread.join()
-    server.end()
+    server.wait_and_close()
   print("ended", flush=True)
 
 
-def process(names=("home",), ports=None):
-  """Another process that serves these, and their addresses."""
-  root = str(pathlib.Path(__file__).parents[2])
+def start_process(names=("home",), ports=None):
+  """Run `serve_until_sigterm` in a process; return it and the addresses."""
   ports = ports or [0] * len(names)
   child = subprocess.Popen(
     [
       sys.executable,
       "-c",
-      "from tests.retrieval import serving;"
-      f"serving._main({list(names)}, {list(ports)})",
+      "from tests.retrieval import kb_servers;"
+      f"kb_servers.serve_until_sigterm({list(names)}, {list(ports)})",
     ],
     stdout=subprocess.PIPE,
     text=True,
-    cwd=root,
+    cwd=str(pathlib.Path(__file__).parents[2]),
   )
   return child, child.stdout.readline().split()

@@ -196,7 +196,7 @@ def _write_draft(draft: str, source: sources.Source) -> WriteJournal:
     # Read the rest of the source.
     known_ids = id_dedup.IdSet(np.fromfile(os.path.join(draft, "ids"), "<u8"))
     blocks = sources.read_blocks(source, journal.read, known_ids)
-    for block in progress.progress(blocks, f"read {source.kb}, blocks"):
+    for block in progress.show_progress(blocks, f"read {source.kb}, blocks"):
       journal = _append_block(files, source.kb, journal, digest, *block)
       _save_journal(draft, files, journal)
     # Everything is read: check that some rows are good, and finish the files.
