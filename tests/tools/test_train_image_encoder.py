@@ -12,12 +12,12 @@ from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.encoders import registry
 from tools.georouter import train_image_encoder
 
-SIDE = small_image_encoder.SIDE
+SIDE = small_image_encoder.IMAGE_SIZE
 
 
 @pytest.fixture(scope="module")
 def params():
-  return small_image_encoder.init(jax.random.key(0))
+  return small_image_encoder.init_params(jax.random.key(0))
 
 
 def noise(n, seed=0):
@@ -31,7 +31,7 @@ def noise(n, seed=0):
 def test_loss_is_the_formula(params):
   x, y = noise(3), noise(3, 1)
   encode = lambda p: np.asarray(
-    small_image_encoder.PictureEncoder().apply(
+    small_image_encoder.SmallImageEncoder().apply(
       {"params": params}, jnp.asarray(p)
     )
   )
@@ -50,20 +50,20 @@ def test_loss_is_the_formula(params):
 def test_views_of_a_flag_are_changed_alike():
   flag = jnp.asarray(noise(1)[0])
   for seed in range(5):
-    one, two = train_image_encoder.exchange(jax.random.key(seed), flag, flag)
+    one, two = train_image_encoder.swap_channels(jax.random.key(seed), flag, flag)
     np.testing.assert_array_equal(one, two)
 
 
 def test_warp_by_nothing_changes_nothing():
   flag = jnp.asarray(noise(1)[0])
-  same = train_image_encoder.warp(jax.random.key(0), flag, 0.0, 0.0, 0.0)
+  same = train_image_encoder.warp_image(jax.random.key(0), flag, 0.0, 0.0, 0.0)
   np.testing.assert_allclose(same, flag, atol=1e-5)
 
 
 def test_a_redrawn_map_has_its_land_in_place():
   land = np.full((SIDE, SIDE, 3), (0.3, 0.5, 0.7), np.float32)
   land[20:44, 16:48] = (0.9, 0.8, 0.5)
-  redraw = jax.jit(train_image_encoder.redraw)
+  redraw = jax.jit(train_image_encoder.redraw_map)
   for seed in range(8):
     drawn = np.asarray(redraw(jax.random.key(seed), jnp.asarray(land)))
     assert np.isfinite(drawn).all() and drawn.min() >= 0 and drawn.max() <= 1
@@ -74,8 +74,8 @@ def test_a_redrawn_map_has_its_land_in_place():
 
 def test_saved_encoder_is_checked_when_it_is_read(params, tmp_path):
   path = str(tmp_path / "w.safetensors")
-  small_image_encoder.save(path, params)
-  again = small_image_encoder.load(path)
+  small_image_encoder.save_params(path, params)
+  again = small_image_encoder.load_params(path)
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-3)
   tensors = load_file(path)
@@ -86,19 +86,19 @@ def test_saved_encoder_is_checked_when_it_is_read(params, tmp_path):
   ):
     save_file(wrong, path)
     with pytest.raises(BadWeights, match="Train it again"):
-      small_image_encoder.load(path)
+      small_image_encoder.load_params(path)
   with open(path, "wb") as file:
     file.write(b"no weights")
   with pytest.raises(BadWeights, match="not an intact"):
-    small_image_encoder.load(path)
+    small_image_encoder.load_params(path)
 
 
 def test_the_trained_encoder_finds_unseen_pictures():
   package = importlib.resources.files("r1router_jax")
-  figures = train_image_encoder.recall(
-    small_image_encoder.load(str(package / registry.PICTURE_WEIGHTS)),
+  figures = train_image_encoder.measure_recall(
+    small_image_encoder.load_params(str(package / registry.IMAGE_ENCODER_WEIGHTS)),
     {
-      split: train_image_encoder.read(sources.world_folder(), split)
+      split: train_image_encoder.read_drawings(sources.georouter_folder(), split)
       for split in ("train", "val", "test")
     },
     "test",

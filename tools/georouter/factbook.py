@@ -1,7 +1,7 @@
 """Countries and their facts, read from the World Factbook of 2015.
 
-A country has one spelling everywhere, "the Bahamas" also at the head of a
-passage, so that a policy can copy it from one place to another.
+A country has one spelling everywhere ("the Bahamas" even at the start of a
+passage), so that a policy can copy it from one place to another.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ REGIONS = {
 }
 
 
-# The Factbook names these otherwise, or not at all; keys are its file names.
+# Names of countries that the Factbook names differently, or not at all, by its
+# file names.
 _NAMES = {
   "ae": "the United Arab Emirates",
   "cc": "Curaçao",
@@ -132,15 +133,15 @@ class Country:
   """A country or territory.
 
   Attributes:
-    id: its name as a slug, e.g. "the-bahamas".
-    name: as written everywhere, e.g. "the Bahamas".
-    iso: two-letter code, which names its flag's file.
+    id: the name as a slug, e.g. "the-bahamas".
+    name: the name as it is written everywhere, e.g. "the Bahamas".
+    iso: two-letter code, which names the file of the flag.
     split: "train", "val" or "test", by a hash of the name.
-    region: one of `REGIONS`' values.
+    region: one of the values of `REGIONS`.
     names: nominal facts, by field.
     numbers: numeric facts, by field.
-    flag: what its flag looks like, in words; "" where not known.
-    location: where it lies, in words.
+    flag: description of the flag, or "" if unknown.
+    location: description of the location.
     prose: chunks of running text, (topic, chunk).
     aliases: other accepted names.
   """
@@ -158,38 +159,40 @@ class Country:
   aliases: tuple[str, ...]
 
 
-def read(folder: pathlib.Path) -> list[Country]:
-  """All countries that have a capital, a population and a flag's code."""
+def read_countries(folder: pathlib.Path) -> list[Country]:
+  """Read all countries that have a capital, a population and an ISO code."""
   countries = []
   for path in sorted(folder.glob("*/*.json")):
     if path.parent.name in REGIONS:
       profile = _Profile(json.loads(path.read_text("utf-8")))
-      country = _country(path.stem, REGIONS[path.parent.name], profile)
+      country = _make_country(path.stem, REGIONS[path.parent.name], profile)
       if country is not None:
         countries.append(country)
   return sorted(countries, key=lambda country: country.id)
 
 
-def split_of(name: str) -> str:
-  """The split of an entity: 70 % train, 8 % val, 22 % test."""
+def assign_split(name: str) -> str:
+  """Assign a country to a split: 70 % train, 8 % val, 22 % test."""
   bucket = (
     int(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(), 16) % 100
   )
   return "train" if bucket < 70 else "val" if bucket < 78 else "test"
 
 
-def slug(name: str) -> str:
+def make_slug(name: str) -> str:
+  """Return a name in lower-case ASCII, with hyphens between words."""
   plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
   return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
 
 
 class _Profile:
-  """One country's page: a tree of headings with a text at each leaf."""
+  """The page of a country: a tree of headings with a text at each leaf."""
 
   def __init__(self, tree: dict):
     self._tree = tree
 
   def __call__(self, *headings: str) -> str:
+    """Return the text below these headings, or ""."""
     node = self._tree
     for heading in headings:
       node = (node or {}).get(heading) if isinstance(node, dict) else None
@@ -197,18 +200,23 @@ class _Profile:
     return re.sub(r"\s+", " ", text or "").strip()
 
 
-def _country(code: str, region: str, page: _Profile) -> Country | None:
-  name = _name(code, page)
+def _make_country(code: str, region: str, page: _Profile) -> Country | None:
+  """Make a country of its page, or return None if it lacks something."""
+  name = _country_name(code, page)
   iso = re.search(
     r"\.([a-z]{2})\b", page("Communications", "Internet country code")
   )
+  # Codes of countries whose domain differs, or is another's.
   iso = {"kv": "xk", "uk": "gb", "fr": "fr", "gz": None}.get(
     code, iso and iso.group(1)
   )
-  names, numbers = _names(page, code, iso), _numbers(page)
+  names, numbers = _nominal_facts(page, code, iso), _numeric_facts(page)
   if not (name and iso and "capital" in names and "population" in numbers):
     return None
-  land = lambda heading: values.plain(page("Geography", heading))
+  climate, terrain, location = (
+    values.strip_notes(page("Geography", heading))
+    for heading in ("Climate", "Terrain", "Location")
+  )
   prose = [
     (topic, chunk)
     for topic, text, most in (
@@ -216,13 +224,13 @@ def _country(code: str, region: str, page: _Profile) -> Country | None:
       ("economy", page("Economy", "Economy - overview"), 1),
       (
         "nature",
-        f"Climate is {land('Climate')}. Terrain is {land('Terrain')}.",
+        f"Climate is {climate}. Terrain is {terrain}.",
         1,
       ),
     )
-    for chunk in values.chunks(text)[:most]
+    for chunk in values.split_prose(text)[:most]
   ]
-  long_form = values.plain(
+  long_form = values.strip_notes(
     page("Government", "Country name", "conventional long form")
   )
   aliases = [
@@ -231,74 +239,87 @@ def _country(code: str, region: str, page: _Profile) -> Country | None:
     long_form,
   ]
   return Country(
-    id=slug(name),
+    id=make_slug(name),
     name=name,
     iso=iso,
-    split=split_of(name),
+    split=assign_split(name),
     region=region,
     names=names,
     numbers=numbers,
-    flag=values.plain(page("Government", "Flag description")),
-    location=land("Location"),
+    flag=values.strip_notes(page("Government", "Flag description")),
+    location=location,
     prose=tuple(prose),
     aliases=tuple(a for a in aliases if a and a.lower() != "none"),
   )
 
 
-def _name(code: str, page: _Profile) -> str:
+def _country_name(code: str, page: _Profile) -> str:
+  """Return the one name of a country, or "" if its page has none."""
   name = page("Government", "Country name", "conventional short form")
   if not name or name.lower() == "none":
     name = page("Government", "Country name", "conventional long form")
   name = re.sub(r"^The ", "", re.sub(r"\s*[(;].*", "", name))
-  return _NAMES.get(code) or _articled(name)
+  return _NAMES.get(code) or _with_article(name)
 
 
-def _articled(name: str) -> str:
+def _with_article(name: str) -> str:
+  """Return the name with "the" before it if English uses it so."""
   return f"the {name}" if name in _WITH_ARTICLE else name
 
 
-def _names(page: _Profile, code: str, iso: str | None) -> dict[str, str]:
-  """Nominal facts, by field; a fact that cannot be made clean is left out."""
-  government = lambda *headings: page("Government", *headings)
-  people = lambda *headings: page("People and Society", *headings)
-  economy = lambda *headings: page("Economy", *headings)
+def _nominal_facts(
+  page: _Profile, code: str, iso: str | None
+) -> dict[str, str]:
+  """Return the nominal facts, by field, without those that stay unclean."""
+
+  def government(*headings: str) -> str:
+    return page("Government", *headings)
+
+  def people(*headings: str) -> str:
+    return page("People and Society", *headings)
+
+  def economy(*headings: str) -> str:
+    return page("Economy", *headings)
+
   zone = re.match(
     r"UTC ?([+-]?\d+(?:\.\d+)?)", government("Capital", "time difference")
   )
   found = {
-    "capital": values.short(
+    "capital": values.short_value(
       re.split(r",| in ", government("Capital", "name"))[0], 4
     ),
-    "government type": values.short(government("Government type"), 5),
-    "independence date": values.date(government("Independence")),
-    "national holiday": values.holiday(government("National holiday")),
-    "nationality": values.short(
+    "government type": values.short_value(government("Government type"), 5),
+    "independence date": values.parse_date(government("Independence")),
+    "national holiday": values.parse_holiday(government("National holiday")),
+    "nationality": values.short_value(
       re.split(r",| or |/", people("Nationality", "adjective"))[0], 3
     ),
-    "currency": values.currency(economy("Exchange rates")),
+    "currency": values.parse_currency(economy("Exchange rates")),
     "internet domain": iso and "." + {"gb": "uk"}.get(iso, iso),
     "time zone": zone and "UTC" + zone.group(1),
-    "highest point": values.peak(_peak(page))[0],
-    "national anthem": values.anthem(government("National anthem", "name")),
-    "national symbol": values.symbol(government("National symbol(s)")),
-    "main export good": values.short(
+    "highest point": values.parse_peak(_highest_point(page))[0],
+    "national anthem": values.parse_anthem(
+      government("National anthem", "name")
+    ),
+    "national symbol": values.parse_symbol(government("National symbol(s)")),
+    "main export good": values.short_value(
       economy("Exports - commodities").split(",")[0], 4
     ),
     "main crop": values.first_item(economy("Agriculture - products")),
-    "main export market": _partner(economy("Exports - partners")),
-    "main import source": _partner(economy("Imports - partners")),
+    "main export market": _trade_partner(economy("Exports - partners")),
+    "main import source": _trade_partner(economy("Imports - partners")),
     "largest ethnic group": values.first_item(people("Ethnic groups")),
     "main language": values.first_item(people("Languages")),
     "main religion": values.first_item(people("Religions")),
-    "largest city": values.city(people("Major urban areas - population")),
+    "largest city": values.parse_city(people("Major urban areas - population")),
   }
-  if code == "kv":  # The domain that we gave it for its flag is unofficial.
+  if code == "kv":  # Its code, which finds its flag, is no official domain.
     del found["internet domain"]
   return {field: value for field, value in found.items() if value}
 
 
-def _numbers(page: _Profile) -> dict[str, float]:
-  """Numeric facts, by field, in the unit that `relations` gives."""
+def _numeric_facts(page: _Profile) -> dict[str, float]:
+  """Return the numeric facts, by field, in the units of `relations`."""
   borders = page("Geography", "Land boundaries", "border countries")
   divisions = re.match(
     r"(\d+) [a-z]", page("Government", "Administrative divisions")
@@ -308,20 +329,22 @@ def _numbers(page: _Profile) -> dict[str, float]:
     r"country code - (?:\[?1\]?-)?(\d+)",
     page("Communications", "Telephone system", "international"),
   )
-  gdp = values.number(page("Economy", "GDP (purchasing power parity)")) or 0
+  gdp = (
+    values.parse_number(page("Economy", "GDP (purchasing power parity)")) or 0
+  )
   found = {
     "number of administrative divisions": divisions and divisions.group(1),
     "voting age": age and age.group(1),
     "calling code": code and code.group(1),
-    "highest elevation": values.peak(_peak(page))[1],
+    "highest elevation": values.parse_peak(_highest_point(page))[1],
     "number of neighbours": len(re.findall(r"\d km", borders)),
     "gross domestic product": gdp / 1e9,
   }
   found |= {
-    field: values.number(page(*headings))
+    field: values.parse_number(page(*headings))
     for field, headings in _FIGURES.items()
   }
-  # What rounds to nothing would be written as 0, which is not a fact.
+  # A smaller number would be written as 0, which is not a fact.
   return {
     field: float(value)
     for field, value in found.items()
@@ -329,10 +352,11 @@ def _numbers(page: _Profile) -> dict[str, float]:
   }
 
 
-def _peak(page: _Profile) -> str:
+def _highest_point(page: _Profile) -> str:
   return page("Geography", "Elevation extremes", "highest point")
 
 
-def _partner(text: str) -> str | None:
+def _trade_partner(text: str) -> str | None:
+  """Return the first country of a list of trade partners."""
   name = values.first_item(text.replace("St. ", "Saint "), words=4)
-  return name and _ABBREVIATED.get(name, _articled(name))
+  return name and _ABBREVIATED.get(name, _with_article(name))

@@ -1,11 +1,11 @@
-"""How users ask for each fact.
+"""User wordings for each fact.
 
-`OF[field]` is (nouns, held nouns, sentences, held sentences); {} stands for the
-country, by name or as "the country in the picture".  Held ones appear in `val`
-and `test` alone.
+`PHRASES[field]` is (nouns, held-out nouns, sentences, held-out sentences); {}
+stands for the country, by name or as "the country in the picture".  Held-out
+ones occur in `val` and `test` alone.
 """
 
-OF = {
+PHRASES = {
   "capital": (
     ("capital", "capital city"),
     ("seat of government",),

@@ -1,14 +1,14 @@
-"""Questions with gold traces, drawn family by family from the facts.
+"""Questions with gold hops, drawn family by family from the facts.
 
 Every question is about countries of one split alone.  Validation and test mix
-wordings seen in training with held ones, half and half.
+wordings that occur in training with held-out ones, half and half.
 """
 
 import collections
 import random
 
-from tools.georouter.hops import World
-from tools.georouter.teller import Teller
+from tools.georouter.gold_hops import FactWorld
+from tools.georouter.question_generator import QuestionGenerator
 
 # Family: (benchmark that it mirrors, training questions).
 FAMILIES = {
@@ -30,20 +30,28 @@ FAMILIES = {
   "map_text_2hop": ("InfoSeek", 0),
 }
 
-_VAL, _TEST, _TEST_HELD = 15, 50, 60  # Questions a family.
+# Questions per family; the last number is for families never trained on.
+_VAL_COUNT, _TEST_COUNT, _TEST_ONLY_COUNT = 15, 50, 60
 
 
-def draw(world: World, split: str) -> list[dict]:
-  """The questions of a split, shuffled; rows of the questions' file."""
+def draw_questions(world: FactWorld, split: str) -> list[dict]:
+  """Draw the questions of a split, shuffled, as rows of the questions' file.
+
+  Raises:
+    ValueError: the world has too few facts for so many different questions.
+  """
   rows, seen = [], set()
   for family, (benchmark, train) in FAMILIES.items():
     count = {
       "train": train,
-      "val": _VAL if train else 0,
-      "test": _TEST if train else _TEST_HELD,
+      "val": _VAL_COUNT if train else 0,
+      "test": _TEST_COUNT if train else _TEST_ONLY_COUNT,
     }[split]
-    rng = random.Random(f"{split} {family}")
-    teller = Teller(world, split, rng)
+    # A generator of its own, so that no family depends on the others' sizes.
+    generator = QuestionGenerator(
+      world, split, random.Random(f"{split} {family}")
+    )
+    draw_question = getattr(generator, family)
     kept = tries = 0
     while kept < count:
       tries += 1
@@ -52,14 +60,14 @@ def draw(world: World, split: str) -> list[dict]:
           f"Only {kept} of {count} questions of {family} in {split} after "
           f"{tries} tries: too few facts.  Ask for fewer in FAMILIES."
         )
-      told = getattr(teller, family)()
-      if told is None or (told["text"], told["image"]) in seen:
+      question = draw_question()
+      if question is None or (question["text"], question["image"]) in seen:
         continue
-      seen.add((told["text"], told["image"]))
+      seen.add((question["text"], question["image"]))
       rows.append(
         dict(
           id=f"georouter/{split}/{family}/{kept}",
-          **told,
+          **question,
           family=family,
           benchmark=benchmark,
         )
@@ -69,5 +77,6 @@ def draw(world: World, split: str) -> list[dict]:
   return rows
 
 
-def counts(rows: list[dict]) -> dict[str, int]:
+def count_families(rows: list[dict]) -> dict[str, int]:
+  """Count the questions of each family."""
   return dict(sorted(collections.Counter(r["family"] for r in rows).items()))

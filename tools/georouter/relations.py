@@ -1,18 +1,18 @@
-"""What can be asked of a country, where it stands, and how users say it.
+"""The kinds of facts: their knowledge bases, formats and user wordings.
 
 Each relation has one canonical sub-question, "What is the FIELD of COUNTRY?",
-and many user wordings.  A wording is either a frame around one of its nouns or
-a sentence of its own; those marked `held` are kept from training.
+and many user wordings.  A wording is either a frame around one of the nouns of
+the relation or a sentence of its own; held-out wordings are kept from training.
 
-The surface says little about the route, on purpose: "How many ..." may need
-the text (neighbours) or a table (airports), "main export good" is told in the
-text and "main export market" in a table.
+The wording says little about the route, on purpose: "How many ..." may need the
+text (neighbours) or a table (airports), "main export good" stands in the text
+and "main export market" in a table.
 """
 
 import dataclasses
 
 from tools.georouter import phrases
-from tools.georouter import wordings as wordings_lib
+from tools.georouter.wordings import FRAMES, HELD_FRAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +20,21 @@ class Relation:
   """One kind of fact.
 
   Attributes:
-    field: its name in every knowledge base and in the canonical sub-question.
-    kbs: where it stands, the preferred one first.
-    number: whether its values are numbers.
-    format: how a number is written.
+    field: name of the fact in knowledge bases and in the canonical
+      sub-question.
+    kbs: knowledge bases that hold the fact, the preferred one first.
+    is_number: whether the values are numbers.
+    format: the format of a number.
     header: the field as a table's header writes it, with the unit.
-    unit: what may follow the number in an answer, or "".
-    above: verb phrases for "has the larger one", for comparisons; else empty.
-    below: the same for the smaller one.
+    unit: the unit that may follow the number in an answer, or "".
+    above: verb phrases for "has the larger value"; empty if values of this
+      field are not compared.
+    below: verb phrases for "has the smaller value".
   """
 
   field: str
   kbs: tuple[str, ...]
-  number: bool = False
+  is_number: bool = False
   format: str = "{:,.0f}"
   header: str = ""
   unit: str = ""
@@ -41,51 +43,54 @@ class Relation:
 
   @property
   def sub_question(self) -> str:
+    """The canonical sub-question, with {} for the country."""
     return f"What is the {self.field} of {{}}?"
 
   @property
   def label(self) -> str:
+    """The field as the start of a sentence."""
     return self.field[0].upper() + self.field[1:]
 
-  def wordings(self, held: bool) -> tuple[str, ...]:
-    """User wordings with {} for the country."""
-    nouns, held_nouns, asks, held_asks = phrases.OF[self.field]
-    if held:
-      nouns, asks, frames = held_nouns, held_asks, wordings_lib.HELD_FRAMES
-    else:
-      frames = wordings_lib.FRAMES
+  def wordings(self, held_out: bool) -> tuple[str, ...]:
+    """Return the user wordings with {} for the country."""
+    nouns, held_nouns, sentences, held_sentences = phrases.PHRASES[self.field]
+    frames = FRAMES
+    if held_out:
+      nouns, sentences, frames = held_nouns, held_sentences, HELD_FRAMES
     framed = [f.replace("NOUN", noun) for noun in nouns for f in frames]
     # A relation's own sentences weigh as much as all the frames together.
-    repeat = max(1, len(framed) // len(asks))
-    return (*framed, *asks * repeat)
-
-  def nouns(self, held: bool) -> tuple[str, ...]:
-    nouns, held_nouns, _, _ = phrases.OF[self.field]
-    return held_nouns if held else nouns
+    repeat = max(1, len(framed) // len(sentences))
+    return (*framed, *sentences * repeat)
 
 
-def _text(field, **kw):
-  return Relation(field, ("text",), **kw)
+def _text_relation(field: str, **options) -> Relation:
+  return Relation(field, ("text",), **options)
 
 
-def _number(field, header, unit="", form="{:,.0f}", above=(), below=(), **kw):
+def _number_relation(
+  field: str,
+  header: str,
+  unit: str = "",
+  form: str = "{:,.0f}",
+  kbs: tuple[str, ...] = ("table",),
+  **options,
+) -> Relation:
   return Relation(
     field,
-    kw.pop("kbs", ("table",)),
-    number=True,
+    kbs,
+    is_number=True,
     header=header,
     unit=unit,
     format=form,
-    above=above,
-    below=below,
+    **options,
   )
 
 
-ALL = {
+RELATIONS = {
   relation.field: relation
   for relation in (
-    _text("government type"),
-    _text(
+    _text_relation("government type"),
+    _text_relation(
       "independence date",
       above=("became independent later", "gained independence later"),
       below=(
@@ -94,18 +99,18 @@ ALL = {
         "gained independence earlier",
       ),
     ),
-    _text("national holiday"),
-    _text("nationality"),
-    _text("internet domain"),
-    _text("time zone"),
-    _text("highest point"),
-    _text("national anthem"),
-    _text("national symbol"),
-    _text("main export good"),
-    _text("main crop"),
+    _text_relation("national holiday"),
+    _text_relation("nationality"),
+    _text_relation("internet domain"),
+    _text_relation("time zone"),
+    _text_relation("highest point"),
+    _text_relation("national anthem"),
+    _text_relation("national symbol"),
+    _text_relation("main export good"),
+    _text_relation("main crop"),
     Relation("capital", ("text",)),
     Relation("currency", ("text", "table"), header="Currency"),
-    _number(
+    _number_relation(
       "number of administrative divisions",
       "",
       kbs=("text",),
@@ -115,9 +120,9 @@ ALL = {
       ),
       below=("has fewer administrative divisions",),
     ),
-    _number("voting age", "", "years", kbs=("text",)),
-    _number("calling code", "", form="{:.0f}", kbs=("text",)),
-    _number(
+    _number_relation("voting age", "", "years", kbs=("text",)),
+    _number_relation("calling code", "", form="{:.0f}", kbs=("text",)),
+    _number_relation(
       "highest elevation",
       "",
       "m",
@@ -125,14 +130,14 @@ ALL = {
       above=("has the higher highest point", "rises higher above the sea"),
       below=("has the lower highest point",),
     ),
-    _number(
+    _number_relation(
       "number of neighbours",
       "",
       kbs=("text",),
       above=("borders more countries", "has more neighbours"),
       below=("borders fewer countries",),
     ),
-    _number(
+    _number_relation(
       "population",
       "Population",
       "people",
@@ -144,7 +149,7 @@ ALL = {
       ),
       below=("has the smaller population", "has fewer people"),
     ),
-    _number(
+    _number_relation(
       "area",
       "Area (sq km)",
       "sq km",
@@ -152,7 +157,7 @@ ALL = {
       above=("has the larger area", "covers more land", "is bigger by area"),
       below=("has the smaller area", "is smaller by area"),
     ),
-    _number(
+    _number_relation(
       "gross domestic product",
       "Gross domestic product (billion $)",
       "billion dollars",
@@ -160,16 +165,18 @@ ALL = {
       above=("has the higher GDP", "has the larger GDP"),
       below=("has the lower GDP",),
     ),
-    _number(
+    _number_relation(
       "GDP per capita",
       "GDP per capita ($)",
       "dollars",
       above=("has the higher GDP per capita", "has the larger GDP per capita"),
       below=("has the lower GDP per capita",),
     ),
-    _number("life expectancy", "Life expectancy (years)", "years", "{:.1f}"),
-    _number("median age", "Median age (years)", "years", "{:.1f}"),
-    _number(
+    _number_relation(
+      "life expectancy", "Life expectancy (years)", "years", "{:.1f}"
+    ),
+    _number_relation("median age", "Median age (years)", "years", "{:.1f}"),
+    _number_relation(
       "birth rate",
       "Birth rate (per 1,000)",
       "births per 1,000",
@@ -177,42 +184,42 @@ ALL = {
       above=("has the higher birth rate", "has more births per person"),
       below=("has the lower birth rate",),
     ),
-    _number(
+    _number_relation(
       "number of airports",
       "Number of airports",
       "airports",
       above=("has more airports", "has the larger number of airports"),
       below=("has fewer airports",),
     ),
-    _number(
+    _number_relation(
       "length of roadways",
       "Length of roadways (km)",
       "km",
       above=("has more roadways", "has the longer road network"),
       below=("has fewer roadways",),
     ),
-    _number(
+    _number_relation(
       "length of railways",
       "Length of railways (km)",
       "km",
       above=("has more railways", "has the longer rail network"),
       below=("has fewer railways",),
     ),
-    _number(
+    _number_relation(
       "length of coastline",
       "Length of coastline (km)",
       "km",
       above=("has the longer coastline", "has more coastline"),
       below=("has the shorter coastline",),
     ),
-    _number(
+    _number_relation(
       "number of internet users",
       "Number of internet users",
       "users",
       above=("has more internet users", "has more people online"),
       below=("has fewer internet users",),
     ),
-    _number(
+    _number_relation(
       "number of mobile phones",
       "Number of mobile phones",
       "phones",
@@ -229,9 +236,9 @@ ALL = {
 }
 
 
-# Which fields a text passage holds together, by the passage's topic; chosen by
-# how well MiniLM finds each of them.
-PASSAGES = {
+# The fields that a text passage holds together, by the passage's topic; chosen
+# by how well MiniLM finds each of them.
+PASSAGE_FIELDS = {
   "government": ("capital", "government type"),
   "borders": ("number of neighbours", "number of administrative divisions"),
   "people": ("nationality", "national holiday"),
@@ -245,8 +252,8 @@ PASSAGES = {
   "size": ("population", "area"),
 }
 
-# Which section of the Factbook a table is said to come from.
-SECTIONS = {
+# The fields of tables, by the section of the Factbook that a table names.
+SECTION_FIELDS = {
   "Geography": ("area", "length of coastline"),
   "People": (
     "population",
@@ -273,5 +280,5 @@ SECTIONS = {
   "Communications": ("number of internet users", "number of mobile phones"),
 }
 
-# Facts that name their country alone, for "the country whose capital is ...".
-BRIDGES = ("capital", "highest point", "national anthem")
+# Facts that may describe a country, as in "the country whose capital is ...".
+BRIDGE_FIELDS = ("capital", "highest point", "national anthem")

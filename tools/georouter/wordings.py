@@ -1,7 +1,8 @@
-"""How users put it: the frames around a relation's words, family by family.
+"""User wordings of the question families: frames around a relation's words.
 
-{} stands for a country, by name or as "the country in the picture", NOUN, VERB
-and VALUE for a relation's words.  `HELD_` ones appear in `val` and `test` only.
+{} stands for a country, by name or as "the country in the picture", and NOUN,
+VERB and VALUE for a relation's words.  Wordings in constants that begin with
+`HELD_` are held out: they occur in `val` and `test` only.
 """
 
 FRAMES = (
@@ -36,7 +37,8 @@ PREFIXES = (
 HELD_PREFIXES = ("One more thing: ", "Help me out: ", "Question: ")
 
 
-FLAG = (  # What a question with a flag calls its country.
+# Names of the country of a flag that a question shows.
+FLAG = (
   "the country in the picture",
   "the country whose flag is shown",
   "this country",
@@ -79,7 +81,8 @@ HELD_WHICH_FLAG = (
   "Over which country would I see this flag?",
 )
 
-BRIDGES = {  # The country, told by a fact of its own.
+# Names of a country by a fact of its own.
+BRIDGES = {
   "capital": (
     "the country whose capital is {}",
     "the country with the capital {}",
@@ -166,7 +169,8 @@ HELD_CHECK_PAIR = (
   "Verify: {} VERB than {}.",
 )
 
-GIVEN = (  # The fact, told before it is asked for.
+# Statements of a fact, before a question that asks for it.
+GIVEN = (
   "The NOUN of {} is VALUE.",
   "My atlas says that the NOUN of {} is VALUE.",
   "According to the Factbook, the NOUN of {} is VALUE.",
@@ -200,7 +204,7 @@ HELD_GIVEN_PAIR = (
   "Here is the NOUN of {}: {}. And of {}: {}.",
 )
 
-HAS_COLOUR = (
+HAS_COLOR = (
   "Does this flag contain {}?",
   "Is there {} on the flag in the image?",
   "Is any part of this flag {}?",
@@ -211,13 +215,13 @@ HAS_COLOUR = (
   "Has this flag got any {}?",
 )
 
-HELD_HAS_COLOUR = (
+HELD_HAS_COLOR = (
   "Did the makers of this flag use {}?",
   "Would I need {} paint for this flag?",
   "Looking at the flag, is some of it {}?",
 )
 
-WHAT_COLOUR = (
+WHAT_COLOR = (
   "What colour is the {} of this flag?",
   "Which colour is at the {} of the flag?",
   "What is the colour at the {} of the picture?",
@@ -228,7 +232,7 @@ WHAT_COLOUR = (
   "What colour do you see at the {}?",
 )
 
-HELD_WHAT_COLOUR = (
+HELD_WHAT_COLOR = (
   "Looking at the {} of the banner, what colour is it?",
   "How is the {} of the flag painted?",
   "At the {}, what colour is shown?",

@@ -1,17 +1,18 @@
-"""Draws the pictures: flags in two hands, and outlines of countries.
+"""Draws the images: flags of two artists, and maps of countries.
 
 The knowledge base shows the 4:3 flags of flag-icons; a question shows the
 round flag of circle-flags, another artist's drawing with a palette and a crop
-of its own, so that finding the one by the other takes more than equal pixels.
+of its own, so that finding one by the other takes more than equal pixels.
 Outlines are drawn from Natural Earth's shapes, at 1:50 million for the
 knowledge base; a question shows the coarser shape of 1:110 million, in other
-colours.
+colors.
 """
 
 import io
 import json
 import math
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import PIL.ImageDraw
@@ -19,20 +20,20 @@ import resvg_py
 
 SIZE = 64  # Pixels a side.
 
-_GREY = (128, 128, 128)
+_GRAY = (128, 128, 128)
 
-# Drawings closer than these (mean difference, of 255) are one flag, or alike.
-_SAME = 2.0
+# Mean pixel differences, of 255, below which two flags are one, or look alike.
+_SAME, _ALIKE = 2.0, 6.0
 
-_ALIKE = 6.0
-
-# A smaller or plainer outline is a blot: its share of the picture, its points.
+# Least share of the image and least number of points of an outline; smaller or
+# plainer ones look like a blot.
 _LEAST_INK, _LEAST_POINTS = 0.04, 12
 
-_REACH = 2.5  # Islands farther off, in sizes of the mainland, are left out.
+# Islands farther away, in sizes of the mainland, are left out.
+_REACH = 2.5
 
-# Natural Earth's spelling, where it is not ours less "the".
-_SHAPES = {
+# Natural Earth's spelling, if it is not ours without "the".
+_NATURAL_EARTH_NAMES = {
   "the United States": "United States of America",
   "DR Congo": "Dem. Rep. Congo",
   "Congo Republic": "Congo",
@@ -54,8 +55,8 @@ _SHAPES = {
   "São Tomé and Príncipe": "São Tomé and Principe",
 }
 
-# Hue ranges (of 1), with least and greatest saturation and value.
-_COLOURS = {
+# Ranges of hue, saturation and value, each between 0 and 1.
+_COLORS = {
   "red": ((0.94, 1.04), (0.5, 1.0), (0.4, 1.0)),
   "green": ((0.22, 0.46), (0.35, 1.0), (0.2, 1.0)),
   "blue": ((0.50, 0.72), (0.4, 1.0), (0.25, 1.0)),
@@ -65,50 +66,54 @@ _COLOURS = {
 }
 
 
-def flag(path: pathlib.Path) -> PIL.Image.Image:
-  """The flag in a square, grey where the flag is not."""
+def draw_flag(path: pathlib.Path) -> PIL.Image.Image:
+  """Draw a flag in the middle of a gray square."""
   png = resvg_py.svg_to_bytes(svg_string=path.read_text("utf-8"), width=SIZE)
   drawn = PIL.Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-  square = PIL.Image.new("RGB", (SIZE, SIZE), _GREY)
+  square = PIL.Image.new("RGB", (SIZE, SIZE), _GRAY)
   square.paste(
     drawn, ((SIZE - drawn.width) // 2, (SIZE - drawn.height) // 2), drawn
   )
   return square
 
 
-def save(picture: PIL.Image.Image, path: pathlib.Path):
-  """Writes a PNG of at most 64 colours, which flags do not exceed by much."""
+def save_image(image: PIL.Image.Image, path: pathlib.Path) -> None:
+  """Write a PNG of at most 64 colors, which flags do not exceed by much."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  picture.quantize(
+  image.quantize(
     64, method=PIL.Image.Quantize.FASTOCTREE, dither=PIL.Image.Dither.NONE
   ).save(path, optimize=True)
 
 
-def doubles(pictures: dict[str, PIL.Image.Image]) -> set[str]:
-  """Keys of pictures that repeat an earlier one, in the order of the dict."""
-  return {key for key, gaps in _gaps(pictures) if (gaps < _SAME).any()}
+def find_duplicates(images: dict[str, PIL.Image.Image]) -> set[str]:
+  """Return the keys of images that repeat an earlier one of the dict."""
+  return {
+    key for key, gaps in _pixel_differences(images) if (gaps < _SAME).any()
+  }
 
 
-def look_alikes(pictures: dict[str, PIL.Image.Image]) -> set[str]:
-  """Keys of pictures that the eye may take for another one."""
-  backwards = dict(reversed(pictures.items()))
+def find_look_alikes(images: dict[str, PIL.Image.Image]) -> set[str]:
+  """Return the keys of images that the eye may take for another one."""
+  backwards = dict(reversed(images.items()))
   return {
     key
-    for way in (pictures, backwards)
-    for key, gaps in _gaps(way)
+    for way in (images, backwards)
+    for key, gaps in _pixel_differences(way)
     if (gaps < _ALIKE).any()
   }
 
 
-def _gaps(pictures: dict[str, PIL.Image.Image]):
-  """Each key with the mean difference to the pictures before it."""
-  pixels = [np.asarray(p, np.float32) for p in pictures.values()]
-  for i, key in enumerate(pictures):
+def _pixel_differences(
+  images: dict[str, PIL.Image.Image],
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yield each key with the mean differences to the images before it."""
+  pixels = [np.asarray(p, np.float32) for p in images.values()]
+  for i, key in enumerate(images):
     yield key, np.array([np.abs(pixels[i] - p).mean() for p in pixels[:i]])
 
 
-def colours(picture: PIL.Image.Image, part: str = "all") -> dict[str, float]:
-  """Share of each named colour in a round flag, or in a third of it."""
+def color_shares(image: PIL.Image.Image, part: str = "all") -> dict[str, float]:
+  """Return the share of each named color in a round flag, or a part of it."""
   y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
   inside = np.hypot(x, y) < SIZE / 2 - 1
   inside &= {
@@ -118,10 +123,10 @@ def colours(picture: PIL.Image.Image, part: str = "all") -> dict[str, float]:
     "left": x < -SIZE / 3.2,
     "right": x > SIZE / 3.2,
   }[part]
-  hsv = np.asarray(picture.convert("HSV"), np.float32)[inside] / 255
+  hsv = np.asarray(image.convert("HSV"), np.float32)[inside] / 255
   hue, saturation, value = hsv.T
   shares = {}
-  for name, (hues, saturations, values) in _COLOURS.items():
+  for name, (hues, saturations, values) in _COLORS.items():
     near = (hue >= hues[0]) & (hue <= hues[1])
     near |= (hue + 1 >= hues[0]) & (hue + 1 <= hues[1])
     near &= (saturation >= saturations[0]) & (saturation <= saturations[1])
@@ -130,32 +135,45 @@ def colours(picture: PIL.Image.Image, part: str = "all") -> dict[str, float]:
   return shares
 
 
-def outlines(
+def draw_maps(
   path: pathlib.Path, names: list[str], *, ink: str, ground: str
 ) -> dict[str, PIL.Image.Image]:
-  """A map of each country whose shape says something, by our name."""
+  """Draw a map of each country whose shape can be recognized.
+
+  Args:
+    path: a TopoJSON file of the world's countries.
+    names: our names of the countries.
+    ink: color of the land.
+    ground: color of the rest.
+
+  Returns:
+    The maps, by our names.
+  """
   topology = json.loads(path.read_text("utf-8"))
   scale = np.array(topology["transform"]["scale"])
   shift = np.array(topology["transform"]["translate"])
   arcs = [np.cumsum(arc, axis=0) * scale + shift for arc in topology["arcs"]]
   shapes = {
-    shape["properties"]["name"]: _rings(shape, arcs)
+    shape["properties"]["name"]: _outer_rings(shape, arcs)
     for shape in topology["objects"]["countries"]["geometries"]
     if shape.get("arcs")
   }
   found = {}
   for name in names:
-    shape = shapes.get(_SHAPES.get(name, name.removeprefix("the ")))
-    if shape and len(max(shape, key=_area)) >= _LEAST_POINTS:
-      drawn = _draw(shape, ink, ground)
+    shape = shapes.get(
+      _NATURAL_EARTH_NAMES.get(name, name.removeprefix("the "))
+    )
+    if shape and len(max(shape, key=_ring_area)) >= _LEAST_POINTS:
+      drawn = _draw_outline(shape, ink, ground)
       bare = np.asarray(drawn)[0, 0]
       if (np.asarray(drawn) != bare).any(-1).mean() >= _LEAST_INK:
         found[name] = drawn
   return found
 
 
-def _rings(shape: dict, arcs: list[np.ndarray]) -> list[np.ndarray]:
-  """The outer rings; index ~i stands for arc i walked backwards."""
+def _outer_rings(shape: dict, arcs: list[np.ndarray]) -> list[np.ndarray]:
+  """Return the outer rings of a TopoJSON shape, in degrees."""
+  # Index ~i stands for arc i in reverse.
   polygons = (
     shape["arcs"] if shape["type"] == "MultiPolygon" else [shape["arcs"]]
   )
@@ -163,39 +181,45 @@ def _rings(shape: dict, arcs: list[np.ndarray]) -> list[np.ndarray]:
     np.concatenate([arcs[i] if i >= 0 else arcs[~i][::-1] for i in polygon[0]])
     for polygon in polygons
   ]
-  for ring in rings:  # A step over the date line is a small step.
+  # A step over the date line becomes a small step, and islands behind it move
+  # to the side of the mainland.
+  for ring in rings:
     ring[:, 0] = np.unwrap(ring[:, 0], period=360)
-  middle = max(rings, key=_area)[:, 0].mean()
+  middle = max(rings, key=_ring_area)[:, 0].mean()
   for ring in rings:
     ring[:, 0] -= 360 * np.round((ring[:, 0].mean() - middle) / 360)
   return rings
 
 
-def _area(ring: np.ndarray) -> float:
+def _ring_area(ring: np.ndarray) -> float:
   x, y = ring.T
   return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
 
-def _draw(rings: list[np.ndarray], ink: str, ground: str) -> PIL.Image.Image:
-  """The mainland and the islands near it, as wide as the picture allows."""
-  main = max(rings, key=_area)
-  centre = main.mean(axis=0)
+def _draw_outline(
+  rings: list[np.ndarray], ink: str, ground: str
+) -> PIL.Image.Image:
+  """Draw the mainland and the islands near it, as large as the image allows."""
+  main = max(rings, key=_ring_area)
+  center = main.mean(axis=0)
   reach = _REACH * np.hypot(*np.ptp(main, axis=0))
   near = [
     ring
     for ring in rings
-    if _area(ring) > 0.01 * _area(main)
-    and np.hypot(*(ring.mean(axis=0) - centre)) < reach
+    if _ring_area(ring) > 0.01 * _ring_area(main)
+    and np.hypot(*(ring.mean(axis=0) - center)) < reach
   ]
-  stretch = np.array([max(math.cos(math.radians(centre[1])), 0.2), -1])
+  # A degree of longitude is shorter far from the equator; y runs downwards.
+  stretch = np.array([max(math.cos(math.radians(center[1])), 0.2), -1])
   near = [ring * stretch for ring in near]
   low = np.min([ring.min(axis=0) for ring in near], axis=0)
   high = np.max([ring.max(axis=0) for ring in near], axis=0)
-  big = 4 * SIZE  # Drawn large and shrunk, for smooth edges.
+  # Draw large and shrink, for smooth edges.
+  big = 4 * SIZE
   zoom = (big - 24) / max(*(high - low), 1e-6)
   margin = (big - zoom * (high - low)) / 2
-  picture = PIL.Image.new("RGB", (big, big), ground)
-  pen = PIL.ImageDraw.Draw(picture)
+  image = PIL.Image.new("RGB", (big, big), ground)
+  pen = PIL.ImageDraw.Draw(image)
   for ring in near:
     pen.polygon([tuple(xy) for xy in margin + (ring - low) * zoom], fill=ink)
-  return picture.resize((SIZE, SIZE), PIL.Image.Resampling.LANCZOS)
+  return image.resize((SIZE, SIZE), PIL.Image.Resampling.LANCZOS)
