@@ -24,15 +24,9 @@ from typing import Any
 from absl import flags, logging
 from etils import epy
 
-from r1router_jax.common import (
-  cli,
-  files,
-  records,
-  shared_flags,
-  trajectory_io,
-)
+from r1router_jax.common import cli, files, shared_flags, trajectory_io
 from r1router_jax.common.records import Question
-from r1router_jax.data import benchmarks, georouter
+from r1router_jax.data import benchmarks
 from r1router_jax.retrieval import kb_meta
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
@@ -44,40 +38,44 @@ with epy.lazy_imports():
   from r1router_jax.report import table as table_lib
   from r1router_jax.retrieval import retriever
 
-_POLICY = shared_flags.define_policies()
-_KB_DIR = shared_flags.define_kb_dir()
-_WORKDIR = shared_flags.define_workdir("predictions and scores")
-_METHOD = shared_flags.define_methods(
-  (
-    shared_flags.ROUTER,
-    "always_text",
-    "always_all",
-    "random_route",
-    "oracle_route",
-  )
+# What answers.
+_POLICY = flags.DEFINE_list(
+  "policy",
+  ["warm_start"],
+  "Policies as NAME=PLACE, oldest first.  A place is a folder, a model's id on "
+  "the Hugging Face hub, warm_start (a tiny policy that comes with the "
+  "package), or a served model as openai:http://host:port/v1#model.",
+  allow_override=True,
 )
+_KB_DIR = shared_flags.define_flag("kb_dir")
+_WORKDIR = shared_flags.define_flag("workdir")
+_METHOD = flags.DEFINE_list(
+  "method",
+  [
+    *(shared_flags.ROUTER, "always_text", "always_all"),
+    *("random_route", "oracle_route"),
+  ],
+  f"Methods to compare, of {', '.join(shared_flags.METHODS)}.",
+  allow_override=True,
+)
+_SETTINGS = shared_flags.define_settings()
+_SAMPLES = flags.DEFINE_integer(
+  "samples", 1, "Number of times that each question is answered.", lower_bound=1
+)
+
+# The questions.
 _BENCHMARK = flags.DEFINE_list(
   "benchmark",
   ["georouter"],
   f"Benchmarks whose questions are asked, of {', '.join(benchmarks.NAMES)}.",
   allow_override=True,
 )
-_DATA = shared_flags.define_data()
-_IMAGES = shared_flags.define_images()
-_SPLIT = shared_flags.define_split("test", georouter.SPLITS)
-_QUESTIONS = shared_flags.define_questions()
-_K = shared_flags.define_k()
-_MAX_STEPS = shared_flags.define_max_steps(records.MAX_HOPS)
-_TEMPERATURE = shared_flags.define_temperature(0.0)
-_TOP_K = shared_flags.define_top_k(0)
-_TOP_P = shared_flags.define_top_p()
-_SAMPLES = flags.DEFINE_integer(
-  "samples",
-  1,
-  "Number of times that each question is answered.",
-  lower_bound=1,
-)
-_SEED = shared_flags.define_seed()
+_DATA = shared_flags.define_flag("data")
+_IMAGES = shared_flags.define_flag("images")
+_SPLIT = shared_flags.define_flag("split")
+_QUESTIONS = shared_flags.define_flag("questions")
+
+# How answers are scored.
 _RAW_ANSWERS = flags.DEFINE_bool(
   "raw_answers",
   False,
@@ -94,11 +92,12 @@ _STEP_REWARDS = flags.DEFINE_bool(
   True,
   "Whether to reward responses to GeoRouter's gold steps, too.",
 )
+# How the run proceeds; no answer depends on these.
 _CHUNK = flags.DEFINE_integer(
   "chunk",
   1024,
-  "Number of questions that are answered together and then saved.  No answer "
-  "depends on it; take fewer if a policy is slow.",
+  "Number of questions that are answered together and then saved; take fewer "
+  "if a policy is slow.",
   lower_bound=1,
 )
 _ROUTING_LOOP = flags.DEFINE_enum(
@@ -109,6 +108,7 @@ _ROUTING_LOOP = flags.DEFINE_enum(
   "halves: Python, and one half of the questions searches while the other "
   "generates; fused: one program on the device, which calls back to search.",
 )
+# What is shown at the end.
 _REPORT = flags.DEFINE_string("report", "", "HTML page to write, if any.")
 _CURVES = flags.DEFINE_list(
   "curves",
@@ -116,6 +116,7 @@ _CURVES = flags.DEFINE_list(
   "Training runs whose learning curves and samples the report shows, as "
   "NAME=WORKDIR.",
 )
+# The other use of this command: score a file of somebody else's answers.
 _SCORE_ONLY = flags.DEFINE_bool(
   "score_only",
   False,
@@ -139,12 +140,14 @@ def main(_) -> None:
     )
     print(json.dumps(scores))
     return
+  seed = _SETTINGS["seed"].value
   policy_places = _split_names(_POLICY.value, "policy")
   runs = _split_names(_CURVES.value, "curves")
   _check_options(policy_places)
 
   # 1. Open everything that the run reads.
   workdir = pathlib.Path(_WORKDIR.value)
+  # Questions first: a broken row is found before anything large is loaded.
   workdir.mkdir(parents=True, exist_ok=True)
   questions = _load_questions(workdir)
   curves = tables.load_curves(runs)
@@ -169,7 +172,7 @@ def main(_) -> None:
   if traced and _STEP_REWARDS.value:
     path = workdir / "step_rewards.jsonl"
     rewards = step_rewards.score_policies(
-      policies, labels, kbs, traced, _SEED.value, path
+      policies, labels, kbs, traced, seed, path
     )
 
   # 4. Write scores, print tables, write the report.
@@ -177,7 +180,7 @@ def main(_) -> None:
     benchmarks=_BENCHMARK.value,
     split=_SPLIT.value,
     questions=len(questions),
-    seed=_SEED.value,
+    seed=seed,
     **tables.summarize_results(results, rewards),
   )
   files.write_json(workdir / "scores.json", scores)
@@ -212,12 +215,13 @@ def _check_options(policy_places: Mapping[str, str]) -> None:
   """
   methods = _METHOD.value or [""]
   unknown = [m for m in methods if m not in shared_flags.METHODS]
+  # A list flag does not check its items.
   if unknown:
     raise ValueError(
       f"--method: {', '.join(map(repr, unknown))} is no method; "
       f"choose from {', '.join(shared_flags.METHODS)}."
     )
-  if _SAMPLES.value > 1 and not _TEMPERATURE.value:
+  if _SAMPLES.value > 1 and not _SETTINGS["temperature"].value:
     raise ValueError(
       f"--samples={_SAMPLES.value} at temperature 0 would all be the same: "
       "set --temperature, too."
@@ -233,6 +237,7 @@ def _load_questions(workdir: pathlib.Path) -> list[Question]:
   """Return the questions of all benchmarks, the first --questions of each."""
   questions = []
   for name in dict.fromkeys(_BENCHMARK.value):
+    # The images of a .zip file are unpacked below the working folder.
     found = benchmarks.load_benchmark(
       name, _DATA.value, _IMAGES.value, _SPLIT.value, str(workdir / "pictures")
     )
@@ -248,15 +253,9 @@ def _evaluate_methods(
   workdir: pathlib.Path,
 ) -> list[Any]:
   """Return a `tables.MethodResult` of each method, and of each router."""
-  common = dict(
-    seed=_SEED.value,
-    max_steps=_MAX_STEPS.value,
-    k=_K.value,
-    temperature=_TEMPERATURE.value,
-    top_k=_TOP_K.value,
-    top_p=_TOP_P.value,
+  methods = runner.settings_by_method(
+    _METHOD.value, _SAMPLES.value, shared_flags.settings_values(_SETTINGS)
   )
-  methods = runner.settings_by_method(_METHOD.value, _SAMPLES.value, common)
   *_, last = policies
   results = []
   for method, samples in methods.items():

@@ -28,7 +28,7 @@ from absl import flags
 from etils import epy
 
 from r1router_jax.common import cli, records, shared_flags
-from r1router_jax.data import benchmarks, georouter
+from r1router_jax.data import benchmarks
 from r1router_jax.report import table
 from r1router_jax.retrieval import kb_meta
 from r1router_jax.synthesis import selection
@@ -40,10 +40,22 @@ with epy.lazy_imports():
   from r1router_jax.routing import run_settings
   from r1router_jax.synthesis import output, teacher_runs
 
-_POLICY = shared_flags.define_policy()
-_KB_DIR = shared_flags.define_kb_dir()
-_WORKDIR = shared_flags.define_workdir("trajectories and training rows")
-_METHOD = shared_flags.define_method((shared_flags.ROUTER, "few_shot"))
+# The teacher, and what it searches.
+_POLICY = shared_flags.define_flag("policy")
+_KB_DIR = shared_flags.define_flag("kb_dir")
+_WORKDIR = shared_flags.define_flag("workdir")
+# Baselines write no plans, so they make no rows.
+_METHOD = shared_flags.define_flag(
+  "method", enum_values=(shared_flags.ROUTER, "few_shot")
+)
+_SETTINGS = shared_flags.define_settings(
+  temperature=dict(default=1.0),
+  top_k=dict(default=20),
+  # Rows hold no more rounds.
+  max_steps=dict(upper_bound=records.MAX_HOPS),
+)
+
+# The questions.
 _BENCHMARK = flags.DEFINE_enum(
   "benchmark",
   "georouter",
@@ -52,16 +64,12 @@ _BENCHMARK = flags.DEFINE_enum(
   "data/benchmarks.py.",
   allow_override=True,
 )
-_DATA = shared_flags.define_data()
-_IMAGES = shared_flags.define_images()
-_SPLIT = shared_flags.define_split("train", georouter.SPLITS)
-_QUESTIONS = shared_flags.define_questions()
-_K = shared_flags.define_k()
-_MAX_STEPS = shared_flags.define_max_steps(records.MAX_HOPS, records.MAX_HOPS)
-_TEMPERATURE = shared_flags.define_temperature(1.0)
-_TOP_K = shared_flags.define_top_k(20)
-_TOP_P = shared_flags.define_top_p()
-_SEED = shared_flags.define_seed()
+_DATA = shared_flags.define_flag("data")
+_IMAGES = shared_flags.define_flag("images")
+_SPLIT = shared_flags.define_flag("split", default="train")
+_QUESTIONS = shared_flags.define_flag("questions")
+
+# The selection of rows.
 _TRIES = flags.DEFINE_integer(
   "tries",
   1,
@@ -110,13 +118,10 @@ def main(_) -> None:
 
   # 2. Run the teacher.
   settings = run_settings.RunSettings(
-    _METHOD.value,
-    seed=_SEED.value,
-    max_steps=_MAX_STEPS.value,
-    k=_K.value,
-    temperature=_TEMPERATURE.value,
-    top_k=_TOP_K.value,
-    top_p=_TOP_P.value,
+    _METHOD.value, **shared_flags.settings_values(_SETTINGS)
+  )
+  rules = selection.SelectionRules(
+    _FILTER.value, _KEEP_REPEATED.value, settings.max_steps
   )
   label = teacher_runs.teacher_label(teacher, kbs)
   results = teacher_runs.run_teacher(
@@ -124,9 +129,7 @@ def main(_) -> None:
     kbs,
     questions,
     settings,
-    selection.SelectionRules(
-      _FILTER.value, _KEEP_REPEATED.value, _MAX_STEPS.value
-    ),
+    rules,
     workdir,
     max_tries=_TRIES.value,
     label=label,
@@ -136,7 +139,7 @@ def main(_) -> None:
   # 3. Write the rows, and print the counts.
   about = dict(label, teacher=_POLICY.value, filter=_FILTER.value)
   summary = output.write_outputs(
-    workdir, results, _SEED.value, _VALID.value, about
+    workdir, results, settings.seed, _VALID.value, about
   )
   counts = tuple(
     (name, *row.values()) for name, row in summary["outcomes"].items()

@@ -20,10 +20,13 @@ def write_response(kind, prompt, temperature):
   return format.render_answer(Answer("", "Chad"))
 
 
+# The question has no image unless a test gives one.
 def answer(script=write_response, *, image="", method="r1_router", **options):
-  policy = fakes.Scripted(script, **options)
+  policy = fakes.ScriptedPolicy(script, **options)
   settings = RunSettings(method)
-  return ask.answer_question(policy, fakes.kbs(), "Where?", image, settings)
+  return ask.answer_question(
+    policy, fakes.make_kbs(), "Where?", image, settings
+  )
 
 
 def test_trajectory_is_printed_without_control_characters():
@@ -46,7 +49,7 @@ def test_all_routes_of_a_plan_are_printed():
       return format.render_plan(Plan("", "Who?", ("table", "text")))
     return write_response(kind, prompt, temperature)
 
-  lines = ask.format_trajectory(answer(name_two_routes, routes=2))
+  lines = ask.format_trajectory(answer(name_two_routes, max_routes=2))
   assert "Round 1    Table Retriever, Text Retriever" in lines
 
 
@@ -71,6 +74,7 @@ def parsed_flags():
 
 def test_policy_that_the_hub_does_not_have_is_rejected(parsed_flags):
   """Other wrong options are those of tests/common/test_cli.py."""
+  # The name could be an id on the hub, which is therefore asked.
   with flagsaver.flagsaver(question="Who?", image="", policy="no/policy"):
     with pytest.raises(FileNotFoundError, match="no folder no/policy"):
       ask.main([])

@@ -4,6 +4,7 @@ from r1router_jax import eval
 
 
 def test_names_of_policies():
+  # A folder without a name has that of its run.
   pairs = ["a=x/policy", "runs/sft/policy", "warm_start"]
   assert eval._split_names(pairs, "policy") == dict(
     a="x/policy", sft="runs/sft/policy", warm_start="warm_start"

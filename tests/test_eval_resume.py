@@ -55,6 +55,7 @@ def without_seconds(tree):
 @pytest.mark.slow
 def test_killed_evaluation_gives_the_same_results(kbs, tmp_path):
   """`KILLS=10 pytest -m slow tests/test_eval_resume.py` kills it ten times."""
+  # A run that nobody interrupts, to compare with.
   rng = np.random.default_rng(0)
   whole = tmp_path / "whole"
   killed = tmp_path / "killed"
@@ -71,6 +72,7 @@ def test_killed_evaluation_gives_the_same_results(kbs, tmp_path):
     time.sleep(rng.uniform(0, 0.5))
     process.kill()
     process.communicate()
+  # Two methods, two samples of each question.
   count = len(read_predictions(killed))
   assert count < 4 * QUESTIONS  # It had not ended by itself.
   subprocess.run(command(kbs, killed), check=True, capture_output=True)
@@ -78,6 +80,7 @@ def test_killed_evaluation_gives_the_same_results(kbs, tmp_path):
     read_predictions(killed) == read_predictions(whole)
     and len(read_predictions(whole)) == 4 * QUESTIONS
   )
+  # Scores are computed from all rows, saved and new.
   one, other = (
     without_seconds(json.loads((of / "scores.json").read_text()))
     for of in (whole, killed)

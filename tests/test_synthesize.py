@@ -33,6 +33,7 @@ def gold_rows(tmp_path_factory):
   """Rows of a teacher that knows the gold traces, half of them with images."""
   workdir = tmp_path_factory.mktemp("gold_rows")
   questions = [q for q in georouter.load_questions("train") if q.hops]
+  # Every tenth question; one of each text and image.
   some = {
     (q.text, q.image): q
     for q in [q for q in questions if q.image][:40:10]
@@ -58,6 +59,7 @@ def test_gold_trace_comes_back(gold_rows, side):
     read_lines(path), read_trajectories(workdir, side), strict=True
   ):
     asked = questions[row["question_id"]]
+    # Passages do not matter here, so none are searched.
     (wanted,) = gold_steps.make_gold_steps(
       [asked], lambda queries: [()] * len(queries)
     )
@@ -67,6 +69,7 @@ def test_gold_trace_comes_back(gold_rows, side):
     image = loaded.steps[0].question.image
     assert bool(image) == bool(asked.image)
     if image:
+      # The image was copied under a name made of its content.
       copy = pathlib.Path(image).read_bytes()
       assert copy == pathlib.Path(asked.image).read_bytes()
   rows = r1_router_rows.read_rows(str(path), str(workdir / "pictures"))
@@ -102,15 +105,16 @@ def parsed_flags():
 def test_command_prints_counts_and_the_next_command(
   tmp_path, monkeypatch, parsed_flags, capsys
 ):
+  # The first run passes everything, the second nothing.
   good = GoldTeacher(georouter.load_questions("val"))
-  bad = fakes.Scripted(lambda *_: answer("17"))
+  bad = fakes.ScriptedPolicy(lambda *_: answer("17"))
   teachers = iter([good, bad])
   monkeypatch.setattr(openai_policy, "open_policy", lambda _: next(teachers))
   monkeypatch.setattr(
     openai_policy, "fingerprint", lambda teacher: repr(type(teacher))
   )
   monkeypatch.setattr(kb_meta, "check_kb_dir", lambda kb_dir: None)
-  monkeypatch.setattr(retriever, "open_kbs", lambda kb_dir: fakes.kbs())
+  monkeypatch.setattr(retriever, "open_kbs", lambda kb_dir: fakes.make_kbs())
   with flagsaver.flagsaver(
     workdir=str(tmp_path),
     policy="warm_start",
@@ -140,7 +144,10 @@ def test_command_prints_counts_and_the_next_command(
 @pytest.mark.slow
 def test_shipped_policy_can_teach(tmp_path):
   """Its rows are its own words."""
-  kbs = {kb: kb_servers.world(kb) for kb in ("text", "image", "table")}
+  kbs = {
+    kb: kb_servers.make_georouter_kb(kb) for kb in ("text", "image", "table")
+  }
+  # Only questions whose evidence these small knowledge bases hold.
   known = {p.id for kb in kbs for p in georouter.load_passages(kb)[:80]}
   questions = [
     q

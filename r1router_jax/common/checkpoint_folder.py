@@ -17,8 +17,10 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   Raises:
     FileNotFoundError: if there is neither.
   """
+  # A local folder comes before a model of the same name on the hub.
   if os.path.isdir(name):
     return pathlib.Path(name)
+  # An id on the hub has one slash; everything else is meant as a path.
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(name)):
     raise FileNotFoundError(f"There is no folder {name}.")
   import huggingface_hub  # Its import costs as much as most commands need.

@@ -51,6 +51,8 @@ def run_resumable(
   by_id = {question.id: question for question in questions}
 
   # 1. Take over what an earlier run has answered.
+  # Rows of other runs may be in the same file.  If a question has several
+  # rows, the last one counts.
   answers = {}
   for row in [] if path is None else jsonl.read_rows(path):
     question = by_id.get(row.get("id"))
@@ -75,6 +77,7 @@ def run_resumable(
   unit = f"{title}, {chunk_size} questions each"
   for chunk in progress.show_progress(chunks, unit) if chunks else ():
     start = time.perf_counter()
+    # A chunk that is interrupted is lost as a whole.
     new = answer_chunk(chunk)
     seconds = (time.perf_counter() - start) / len(chunk)
     answers |= {
@@ -82,6 +85,8 @@ def run_resumable(
       for question, answer in zip(chunk, new, strict=True)
     }
     if path is not None:
+      # One write per chunk, so that a kill can tear one row at most, which
+      # `read_rows` then skips.
       jsonl.append_rows(
         path, [dict(label, **to_row(answer), seconds=seconds) for answer in new]
       )

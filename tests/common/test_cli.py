@@ -11,6 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+# A command whose config says how it should fail.
 COMMAND = '''
 """Do little, as a command.
 
@@ -52,6 +53,7 @@ if __name__ == "__main__":
 '''
 
 
+# Its config file.
 CONFIG = """
 import ml_collections as mlc
 
@@ -73,6 +75,7 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("commands")
   (folder / "command.py").write_text(COMMAND)
   (folder / "config.py").write_text(CONFIG)
+  # A config file with a bug of its own.
   (folder / "broken.py").write_text("def get_config():\n  return {}.lr\n")
   return folder
 
@@ -137,6 +140,7 @@ def test_config_and_flags_reach_the_command(folder):
   ],
 )
 def test_user_error_is_one_line(folder, args, said):
+  # Usage errors print nothing on stdout.
   code, out, err = run_command(folder, *args.split())
   assert code == 2 and not out
   assert err.startswith("ERROR: ") and err.count("\n") == 1 and said in err
@@ -180,6 +184,7 @@ def test_help_is_a_success(folder):
 
 def test_failing_process_ends_the_other_processes(folder):
   """Without `os._exit` the second would wait for minutes in its collective."""
+  # Process 0 fails while process 1 waits for it in a collective.
   script = folder / "pair.py"
   script.write_text("""
 import jax
@@ -197,9 +202,11 @@ def main(argv):
 
 cli.run(main)
 """)
+  # A free port for the coordinator.
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
+  # A proxy would not find the coordinator on this host.
   env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
   env.update(
     PYTHONPATH=str(ROOT),
@@ -221,6 +228,7 @@ cli.run(main)
   try:
     codes = [child.wait(timeout=30) for child in children]
   finally:
+    # The test fails rather than hangs.
     for child in children:
       child.kill()
   assert codes[0] == 1 and codes[1] != 0
@@ -261,6 +269,7 @@ def run_light(module, *args, cwd=None):
     capture_output=True,
     env=os.environ | {"PYTHONPATH": str(ROOT)},
   )
+  # The last line of output names the modules that were imported.
   assert "HEAVY []" in done.stdout, done.stdout.splitlines()[-1]
   return done
 
@@ -306,11 +315,13 @@ def test_wrong_options_are_answered_at_once(tmp_path, command, said):
   done = run_light(*command.split(), cwd=tmp_path)
   assert done.returncode == 2 and said in done.stderr
   assert done.stderr.startswith("ERROR: ") and done.stderr.count("\n") == 1
+  # Nothing was written or unpacked yet.
   assert not list(tmp_path.iterdir())
 
 
 def test_ask_imports_neither_trainer_nor_evaluation():
   done = run_light("ask", "--help")
+  # `RUN_MODULE` prints the names of all modules at its end.
   loaded = done.stdout.split("MODULES ")[1].split()
   rooms = {name.split(".")[1] for name in loaded if "r1router_jax." in name}
   assert rooms and not rooms & {"training", "evaluation", "models"}

@@ -27,6 +27,7 @@ def write_response(kind, prompt, temperature):
       if is_done
       else Plan("t", prompt.split()[-1], ("table",))
     )
+  # Fiji and Oman are unknown to it.
   places = ("chad?", "italy?", "peru?")
   known = [n for n, place in enumerate(places) if place in prompt.lower()]
   return format.render_answer(Answer("t", str(*known[:1]) or "unknown"))
@@ -36,10 +37,11 @@ def evaluate(
   path=None, policy="p", method="r1_router", questions=QUESTIONS, **options
 ):
   """Returns the result of a method, and the number of prompts it took."""
-  fake = fakes.Scripted(write_response)
+  # A fresh policy, so that the prompts of this call alone are counted.
+  fake = fakes.ScriptedPolicy(write_response)
   result = runner.evaluate_method(
     fake,
-    fakes.kbs(),
+    fakes.make_kbs(),
     questions,
     RunSettings(method),
     path=path,
@@ -47,4 +49,4 @@ def evaluate(
     chunk_size=2,
     **options,
   )
-  return result, sum(map(len, fake.asked))
+  return result, sum(map(len, fake.prompts))

@@ -14,7 +14,7 @@ from r1router_jax.routing.run_settings import RunSettings
 from tests import fakes
 from tests.evaluation import census
 from tests.evaluation.census import QUESTIONS
-from tests.fake_chat_server import chatting
+from tests.fake_chat_server import serve_chat
 
 
 def test_scores_of_a_known_policy():
@@ -22,6 +22,7 @@ def test_scores_of_a_known_policy():
   assert result.scores["recall"].tolist() == [1, 1, 1, 0, 0]
   assert result.scores["route"].tolist() == [1] * 5
   assert result.scores["retrievals"].tolist() == [1] * 5
+  # A wrong route costs half: the plan that stops is right still.
   text, _ = census.evaluate(method="always_text")
   assert text.scores["route"].tolist() == [0.5] * 5
   assert text.scores["recall"].tolist() == [1, 1, 1, 0, 0]
@@ -54,6 +55,7 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
   """The keys of a row are those that runs have been saved with."""
   path = tmp_path / "predictions.jsonl"
   census.evaluate(path)
+  # A row is its label, the trajectory, scores and time.
   row = json.loads(path.read_text().splitlines()[0])
   label = dict(policy="p", weights="w", method="r1_router", seed=0)
   label |= dict(max_steps=3, k=1, temperature=0.0, top_k=0, top_p=1.0, sample=0)
@@ -65,28 +67,32 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
 
 
 def test_two_questions_with_one_id_are_rejected():
+  # Rows are found by id, so the second would get the first's answer.
   again = dataclasses.replace(QUESTIONS[1], id="q/0")
   with pytest.raises(ValueError, match="Two questions have the id 'q/0'"):
     census.evaluate(questions=[QUESTIONS[0], again])
 
 
 def test_judge_scores_answers_too(tmp_path):
+  # The last line of the judge's prompt holds the prediction as JSON.
   def give_verdict(system, user, body):
     prediction = json.loads(user.splitlines()[-1].partition(": ")[2])
     return "RIGHT" if prediction == "unknown" else "WRONG"
 
-  with chatting(give_verdict) as (address, bodies):
+  with serve_chat(give_verdict) as (address, bodies):
     path = tmp_path / "predictions.jsonl"
     result, _ = census.evaluate(path, judge=address)
   assert result.scores["judge"].tolist() == [0, 0, 0, 1, 1]
   assert len(bodies) == 5
   table = tables.make_tables([result], {})["Methods"]
+  # The table has the judge's rate among the others.
   column = table.columns.index("Judged right %")
   assert table.rows[0][column].mean == pytest.approx(0.4)
 
 
 def test_several_samples_are_scored_alone_and_together():
   """Each of three samples gives another number; one is right, once twice."""
+  # Rows are questions, columns are samples; the gold answers are 0, 1, 2.
   texts = ["0", "0", "1"], ["1", "3", "3"], ["7", "8", "9"]
 
   def evaluate_sample(number):
@@ -98,8 +104,8 @@ def test_several_samples_are_scored_alone_and_together():
       return format.render_answer(Answer("t", texts[asked][number]))
 
     return runner.evaluate_method(
-      fakes.Scripted(write_response),
-      fakes.kbs(),
+      fakes.ScriptedPolicy(write_response),
+      fakes.make_kbs(),
       QUESTIONS[:3],
       RunSettings("r1_router", temperature=1.0, sample=number),
     )
@@ -127,6 +133,7 @@ def test_each_sample_has_its_own_key():
 
 def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):
   """The image's question stays and scores 0, and no route is scored."""
+  # A user's own file has neither hops nor published images.
   file = tmp_path / "own.jsonl"
   file.write_text(
     '{"question": "People of Chad?", "answer": 0}\n'
@@ -141,12 +148,14 @@ def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):
   assert found.scores["recall"].tolist() == [1, 0]
   assert np.isnan(found.scores["route"]).all()
   assert found.trajectories[1].faults[0].startswith("input: missing.png")
+  # What nobody knows is left out of the summary and is no NaN in it.
   lines = tables.summary_lines([found], {}, "jsonl")
   assert not any("Route accuracy" in line for line in lines)
   json.dumps(tables.summarize_results([found], {}), allow_nan=False)
   made = tables.make_tables([found], {})
   assert made["F1-Recall % by family"].rows == (("jsonl", 2, 50.0),)
   assert "Route % by family" not in made
+  # A method that follows gold routes cannot answer such questions.
   with pytest.raises(ValueError, match="'jsonl/0' has no gold trace"):
     census.evaluate(method="oracle_route", questions=questions)
 
@@ -156,8 +165,10 @@ def test_label_names_the_options_of_a_policy(monkeypatch):
   monkeypatch.setattr(safetensors_io, "checkpoint_files", lambda folder: [])
 
   def weights(**options):
-    policy = fakes.Scripted(census.write_response, **options)
-    return runner.run_label("p", policy, fakes.kbs())["weights"]
+    policy = fakes.ScriptedPolicy(census.write_response, **options)
+    return runner.run_label("p", policy, fakes.make_kbs())["weights"]
 
   assert weights() == ""
-  assert weights(routes=2) == "routes=2"
+  # Rows of older versions have the older names of options.
+  options = weights(max_routes=2, passage_images=1)
+  assert options == "routes=2 passage_pictures=1"

@@ -13,6 +13,7 @@ from tests.evaluation.census import QUESTIONS, write_response
 
 
 def embed(texts):
+  # Texts of equal length are alike, all others unlike.
   return np.stack([np.eye(8)[len(text) % 8] for text in texts])
 
 
@@ -20,9 +21,10 @@ def score_steps(questions=QUESTIONS, **options):
   """Returns the rewards of all steps together, and of each alone."""
   found = gold_steps.make_gold_steps(questions, lambda asked: [()] * len(asked))
   steps = [step for each in found for step in each]
+  # The preset whose rewards are those of the paper.
   reward = step_reward.StepReward(embed, preset="reference")
   together = step_rewards.score_gold_steps(
-    fakes.Scripted(census.write_response),
+    fakes.ScriptedPolicy(census.write_response),
     steps,
     reward,
     jax.random.key(0),
@@ -52,6 +54,7 @@ def test_unreadable_step_earns_nothing(caplog):
 
 
 def test_rewards_do_not_depend_on_chunks(monkeypatch):
+  # Chunks that end within a question.
   monkeypatch.setattr(step_rewards, "STEPS_PER_CHUNK", 3)
   together, alone = score_steps()
   assert together.tolist() == alone and len(set(alone)) > 1

@@ -15,6 +15,7 @@ from tests.evaluation import census
 @pytest.fixture(scope="module")
 def results():
   """A policy, one that scores 0 everywhere, and a baseline."""
+  # Differences are of the last policy to all others.
   good, _ = census.evaluate(policy="later")
   zeros = {name: column * 0 for name, column in good.scores.items()}
   poor = dataclasses.replace(good, policy="early", scores=zeros)
@@ -50,6 +51,7 @@ def test_tables_are_complete(results):
     assert {len(row) for row in table.rows} == {len(table.columns)}
     lines = table_lib.format_table(table).splitlines()
     assert len(lines) == 1 + len(table.rows)
+  # Questions q/0, q/2, q/4 are of family f0, the others of f1.
   families = tables["F1-Recall % by family"].rows
   assert [row[:3] for row in families] == [("f0", 3, 0.0), ("f1", 2, 0.0)]
   assert families[0][3] == pytest.approx(200 / 3)  # q/0, q/2, not q/4.
@@ -61,6 +63,7 @@ def test_summary_file_has_means_and_paired_differences(results):
   summary = tables_lib.summarize_results(results, STEP_REWARDS)
   json.dumps(summary, allow_nan=False)
   assert summary["results"][1]["recall"]["mean"] == pytest.approx(0.6)
+  # Paired by question, so the interval is that of differences.
   difference = answers.paired_difference(
     good.scores["recall"], poor.scores["recall"], 0
   )
@@ -71,6 +74,7 @@ def test_summary_file_has_means_and_paired_differences(results):
 
 
 def test_page_shows_tables_and_learning_curves(results, tmp_path):
+  # A training run that has logged one scalar.
   log = run_log.RunLog(tmp_path / "run")
   log.write_scalars(1, dict(loss=2.0))
   curves = tables_lib.load_curves({"sft": str(tmp_path / "run")})

@@ -15,6 +15,7 @@ PLACES = ("Chad", "Italy", "Peru", "Fiji", "Oman", "Cuba", "Iran", "Mali")
 
 
 def plan(sub_question, *routes, thought="One\n thing."):
+  # A line break that the training target does not have.
   text = format.render_plan(Plan(thought, sub_question, routes))
   return text.replace("</think>", "</think>\n")
 
@@ -33,6 +34,7 @@ def write_response(kind, prompt, temperature):
     return write_plan(prompt, prompt.count("Sub-question"))
   if kind == "answer":
     return "no tags" if "babble" in prompt else answer("18 Million")
+  # "Origin question: <word>, how many people?"
   word = prompt.split()[2].strip(",:")
   wrong = {"wrong": "17", "wordy": "It has 18 million"}
   return answer(wrong.get(word, "18 million"))
@@ -66,10 +68,10 @@ def run_teacher(
   label=None,
 ):
   """Returns the outcomes, and the number of prompts that a fake was asked."""
-  teacher = teacher or fakes.Scripted(script)
+  teacher = teacher or fakes.ScriptedPolicy(script)
   results = teacher_runs.run_teacher(
     teacher,
-    kbs or fakes.kbs(),
+    kbs or fakes.make_kbs(),
     questions,
     settings,
     rules or selection.SelectionRules(),
@@ -77,7 +79,7 @@ def run_teacher(
     max_tries=max_tries,
     label=label or dict(fingerprint="f", prompts="full 1", kbs="k"),
   )
-  return results, sum(map(len, getattr(teacher, "asked", ())))
+  return results, sum(map(len, getattr(teacher, "prompts", ())))
 
 
 def read_trajectories(workdir, side="train"):
@@ -90,7 +92,7 @@ def read_lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-class GoldTeacher(fakes.Scripted):
+class GoldTeacher(fakes.ScriptedPolicy):
   """Follows the gold trace of each question, which it knows by text and image.
 
   Args:
@@ -108,6 +110,7 @@ class GoldTeacher(fakes.Scripted):
 
   def write(self, kind, prompt, image):
     if kind == "answer":
+      # An answer prompt shows the sub-question alone, so hops are searched.
       asked = prompt.rpartition("Question: ")[2]
       hops = [
         hop

@@ -22,6 +22,7 @@ from tests.synthesis.scripted_teacher import (
 
 
 def test_number_within_the_interval_becomes_a_gold_answer(tmp_path):
+  # The teacher's answer is 18 million; 17.5 is for display.
   asked = dataclasses.replace(
     question("good"), answers=("17.5",), interval=(17.0, 19.0)
   )
@@ -41,6 +42,7 @@ def test_question_without_gold_answers_never_passes(tmp_path):
 
 def test_equal_questions_have_one_group(tmp_path):
   Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
+  # b.png is the same image under another name.
   shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
   Image.new("RGB", (9, 9), "blue").save(tmp_path / "c.png")
 

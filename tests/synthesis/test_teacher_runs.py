@@ -14,7 +14,7 @@ from r1router_jax.protocol import templates
 from r1router_jax.retrieval.encoders import http_encoders
 from r1router_jax.synthesis import output, selection, teacher_runs
 from tests import fakes
-from tests.fake_chat_server import chatting
+from tests.fake_chat_server import serve_chat
 from tests.synthesis.scripted_teacher import (
   PLACES,
   SETTINGS,
@@ -40,6 +40,7 @@ OUTCOMES = dict(
 
 
 def test_outcomes_are_counted(tmp_path):
+  # An image that is not there, and a question that differs in case.
   broken = question("seen", image="missing.png")
   again = dataclasses.replace(
     question("good"), id="again", text="GOOD,  how many people?"
@@ -54,6 +55,7 @@ def test_outcomes_are_counted(tmp_path):
     (selection.INPUT,) * 2,
     (selection.DUPLICATE,),
   ]
+  # All rows go to the training side.
   summary = output.write_outputs(tmp_path, results, 0, 0.0, dict(teacher="t"))
   counts = {name: tuple(n.values()) for name, n in summary["outcomes"].items()}
   assert counts == {
@@ -75,6 +77,7 @@ def test_outcomes_are_counted(tmp_path):
 
 def test_saved_tries_are_judged_by_other_rules(tmp_path):
   questions = [question(name) for name in ("wordy", "twice", "same")]
+  # First everything passes, then the strict rules judge what was saved.
   rules = selection.SelectionRules("recall", keep_repeated=True)
   lenient, _ = run_teacher(tmp_path, *questions, rules=rules)
   assert [result.outcomes for result in lenient] == [(selection.KEPT,)] * 3
@@ -97,9 +100,9 @@ def test_saved_tries_are_judged_by_other_rules(tmp_path):
 
 
 def test_prompts_of_rows_are_those_that_the_teacher_read(tmp_path):
-  teacher = fakes.Scripted(write_response)
+  teacher = fakes.ScriptedPolicy(write_response)
   (result,), _ = run_teacher(tmp_path, question("thrice"), teacher=teacher)
-  prompts = [prompt for batch in teacher.asked for _, prompt in batch]
+  prompts = [prompt for batch in teacher.prompts for _, prompt in batch]
   assert [step["problem"] for step in result.row["steps"]] == prompts
 
 
@@ -108,6 +111,7 @@ def test_discarded_responses_are_saved(tmp_path):
 
   def script(kind, prompt, temperature):
     """Writes no plan at first, and one when it is asked again."""
+    # The second try for a plan has another temperature than the first.
     is_again = temperatures[-1:] == [temperature] if kind == "plan" else True
     temperatures.append(temperature)
     return write_response(kind, prompt, 0) if is_again else "first thoughts"
@@ -153,6 +157,7 @@ def test_question_is_tried_until_it_passes(tmp_path):
   assert [(row["number"], row["id"]) for row in rows] == [
     (number, place) for number in range(3) for place in PLACES
   ]
+  # One try fewer is not enough.
   two_tries, _ = run_teacher(
     tmp_path / "two", question("Chad"), script=right_at_final(3), max_tries=2
   )
@@ -162,10 +167,11 @@ def test_question_is_tried_until_it_passes(tmp_path):
 def test_each_try_has_its_own_random_draws(tmp_path):
   keys = []
 
-  class KeyRecorder(fakes.Scripted):
+  class KeyRecorder(fakes.ScriptedPolicy):
     def generate(
       self, conversations, key, group_size=1, sampling=None, stop=()
     ):
+      # Plans that fail are sampled again from all tokens.
       assert (sampling.temperature, sampling.top_k) in ((1, 20), (1, 0))
       keys.append(jax.random.key_data(key).tobytes())
       return super().generate(conversations, key, group_size, sampling, stop)
@@ -200,7 +206,7 @@ class Killed(Exception):
   pass
 
 
-class MortalTeacher(fakes.Scripted):
+class MortalTeacher(fakes.ScriptedPolicy):
   """Is killed when it is asked for batch number `life`."""
 
   def __init__(self, life):
@@ -208,13 +214,14 @@ class MortalTeacher(fakes.Scripted):
     self.life = life
 
   def generate(self, *args, **kwargs):
-    if len(self.asked) == self.life:
+    if len(self.prompts) == self.life:
       raise Killed
     return super().generate(*args, **kwargs)
 
 
 @pytest.mark.parametrize("life, torn", [(4, 0), (12, 9), (12, 700), (19, 1)])
 def test_killed_run_ends_with_the_same_files(tmp_path, monkeypatch, life, torn):
+  # Several chunks, of which some are saved before the kill.
   monkeypatch.setattr(teacher_runs, "CHUNK", 3)
   Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
   questions = [
@@ -227,7 +234,8 @@ def test_killed_run_ends_with_the_same_files(tmp_path, monkeypatch, life, torn):
     output.write_outputs(workdir, results, 3, 0.4, {})
     return read_outputs(workdir)
 
-  whole = run(tmp_path / "whole", fakes.Scripted(write_response))
+  # The files of a run that nobody interrupts.
+  whole = run(tmp_path / "whole", fakes.ScriptedPolicy(write_response))
   files, rows, _, images = whole
   assert all(files.values()) and len(rows) == 10 + 2 and images
 
@@ -237,11 +245,12 @@ def test_killed_run_ends_with_the_same_files(tmp_path, monkeypatch, life, torn):
   if torn:
     path = workdir / "trajectories.jsonl"
     path.write_bytes(path.read_bytes()[:-torn])
-  second = fakes.Scripted(write_response)
+  # The second run continues, the third finds nothing left to do.
+  second = fakes.ScriptedPolicy(write_response)
   assert run(workdir, second) == whole
-  assert sum(map(len, second.asked)) > 0
-  third = fakes.Scripted(write_response)
-  assert run(workdir, third) == whole and not third.asked
+  assert sum(map(len, second.prompts)) > 0
+  third = fakes.ScriptedPolicy(write_response)
+  assert run(workdir, third) == whole and not third.prompts
 
 
 def test_other_teacher_settings_or_question_start_anew(tmp_path):
@@ -273,13 +282,12 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
 
 
 def test_steps_that_would_be_read_otherwise_are_no_row(tmp_path, caplog):
-  class OddPassages(fakes.Echo):
-    def _find(self, queries, k):
+  class OddPassages(fakes.EchoKB):
+    def _search_uncached(self, queries, k):
       return [[Passage("a", "table", "one\ntar-1: and two")] for _ in queries]
 
-    _search = _find
-
-  kbs = fakes.kbs() | dict(table=OddPassages("table"))
+  # A line that a reader of rows takes for another passage.
+  kbs = fakes.make_kbs() | dict(table=OddPassages("table"))
   (result,), _ = run_teacher(tmp_path, question("good"), kbs=kbs)
   assert result.outcomes == (selection.NO_ROW,) and result.row is None
   assert "good/0 is no row: its steps would be read as others" in caplog.text
@@ -287,16 +295,17 @@ def test_steps_that_would_be_read_otherwise_are_no_row(tmp_path, caplog):
 
 def test_label_tells_teachers_prompts_and_knowledge_bases(monkeypatch):
   monkeypatch.setattr(openai_policy, "fingerprint", lambda teacher: "f")
-  teacher = fakes.Scripted(write_response)
-  label = teacher_runs.teacher_label(teacher, fakes.kbs())
+  teacher = fakes.ScriptedPolicy(write_response)
+  label = teacher_runs.teacher_label(teacher, fakes.make_kbs())
   assert label["fingerprint"] == "f" and label["prompts"].startswith("full ")
-  kbs = fakes.kbs() | dict(text=fakes.Echo("x"))
+  kbs = fakes.make_kbs() | dict(text=fakes.EchoKB("x"))
   other = teacher_runs.teacher_label(teacher, kbs)
   assert other["kbs"] != label["kbs"] and other["prompts"] == label["prompts"]
   full = templates.STYLES["full"]
+  # A template that differs by one space is another prompt.
   changed = dataclasses.replace(full, final=full.final + " ")
   monkeypatch.setitem(templates.STYLES, "full", changed)
-  changed_label = teacher_runs.teacher_label(teacher, fakes.kbs())
+  changed_label = teacher_runs.teacher_label(teacher, fakes.make_kbs())
   assert changed_label["prompts"] != label["prompts"]
 
 
@@ -311,10 +320,11 @@ def test_teacher_behind_an_address(tmp_path, monkeypatch):
   def outcomes_and_steps(results):
     return [(r.outcomes, r.row and r.row["steps"]) for r in results]
 
+  # The same script, here and behind an address.
   questions = list(map(question, ("good", "wrong", "thrice")))
   local, _ = run_teacher(tmp_path / "local", *questions)
   remote = tmp_path / "remote"
-  with chatting(respond) as (address, bodies):
+  with serve_chat(respond) as (address, bodies):
     teacher = openai_policy.open_policy(address)
     results, _ = run_teacher(remote, *questions, teacher=teacher)
     assert outcomes_and_steps(results) == outcomes_and_steps(local)
