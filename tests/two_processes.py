@@ -32,6 +32,7 @@ def run_two_processes(script, tmp_path, *arguments, timeout=180):
     multihost.COORDINATOR_VAR: address,
     multihost.NUM_PROCESSES_VAR: "2",
   }
+  # Files, since a full pipe would block a process that the other waits for.
   logs = [tmp_path / f"{n}.log" for n in range(2)]
   children = [
     subprocess.Popen(
@@ -48,5 +49,6 @@ def run_two_processes(script, tmp_path, *arguments, timeout=180):
     for child in children:
       child.kill()
   output = [log.read_text() for log in logs]
+  # The output of both tells which one failed first.
   assert codes == [0, 0], output
   return output

@@ -7,6 +7,7 @@ from r1router_jax.common import progress
 
 
 def test_progress_in_plain_lines(capsys, monkeypatch):
+  # Start, each of four items, and the end.
   clock = iter([0.0, 4.0, 12.0, 13.0, 75.0, 75.0])
   monkeypatch.setattr(
     progress, "time", types.SimpleNamespace(monotonic=lambda: next(clock))

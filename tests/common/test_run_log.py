@@ -68,7 +68,9 @@ def test_killed_run_continues_without_torn_or_later_lines(tmp_path, cut):
   for step in (1, 2, 3):
     first.write_scalars(step, {"loss": step})
   path = tmp_path / "metrics.jsonl"
+  # Half a line at the end, as of a killed process.
   path.write_text(path.read_text()[:-cut])
+  # The newest checkpoint is that of step 1.
   resumed = run_log.RunLog(tmp_path, after=1)
   for step in (2, 3, 4):
     resumed.write_scalars(step, {"loss": 10 * step})
@@ -136,6 +138,7 @@ def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
   log.write_scalars(1, {"loss": 1.0})
   log.write_samples(1, [make_group(1)])
   assert list(progress.show_progress(range(3), "x", every=0.0)) == [0, 1, 2]
+  # Nothing is written, and nothing is shown.
   assert not list(tmp_path.iterdir())
   assert capsys.readouterr() == ("", "")
 
@@ -146,6 +149,7 @@ def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
 def read_tensorboard(workdir):
   """Return {tag: {step: value}}, as TensorBoard itself reads the files."""
   found = event_accumulator.EventAccumulator(str(workdir / "tensorboard"))
+  # TensorBoard reads all event files and drops what newer ones replace.
   found.Reload()
   points = {
     tag: [(each.step, each.value) for each in found.Scalars(tag)]
@@ -192,6 +196,7 @@ def test_tensorboard_drops_later_points_of_a_killed_run(tmp_path, after):
 
 
 def test_missing_wandb_is_rejected(tmp_path, monkeypatch):
+  # An import of wandb fails from here on.
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(
     ValueError,
@@ -213,6 +218,7 @@ def test_wandb_resumes_the_run_of_the_folder(tmp_path, monkeypatch):
     assert log._wandb.summary["loss"] == 0.5
     assert "bad" not in log._wandb.summary.keys()
     wandb.finish()
+  # The third one starts anew, after step 0.
   assert names[0] == names[1] != names[2]
   assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 3
 

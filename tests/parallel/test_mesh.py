@@ -19,6 +19,7 @@ def test_init_sharded_follows_the_rules_and_copies(axes, split):
   }
   mesh = mesh_lib.make_mesh(**axes)
   sharded = mesh_lib.init_sharded(lambda tree: tree, mesh, given)
+  # The embedding is split over fsdp and tensor, a scale lies on each device.
   shards = sharded["embed"].addressable_shards
   assert len(shards) == 8 and shards[0].data.size == 48 // split
   assert sharded["scale"].sharding.is_fully_replicated
@@ -29,6 +30,7 @@ def test_init_sharded_follows_the_rules_and_copies(axes, split):
   zeros = jax.jit(lambda x: jax.tree.map(lambda x: 0 * x, x), donate_argnums=0)
   zeros(sharded)
   assert sharded["embed"].is_deleted()
+  # The given arrays are as before.
   assert given["embed"][-1, -1] == 47 and given["scale"].sum() == 3
 
 

@@ -16,6 +16,7 @@ def initialize(monkeypatch):
   monkeypatch.setattr(
     jax.distributed, "initialize", lambda *a, **k: calls.append((a, k))
   )
+  # The machine that runs the tests may be in such a job itself.
   for name in list(os.environ):
     if name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "JAX_")):
       monkeypatch.delenv(name)
@@ -31,11 +32,13 @@ SLURM = dict(SLURM_NTASKS="2", SLURM_STEP_NODELIST="n[1-2]", SLURM_PROCID="0")
     ({}, False),
     (SLURM, True),
     (dict(SLURM, SLURM_NTASKS="1"), False),
-    (dict(SLURM_NTASKS="2"), False),  # Allocated, but not started by srun.
+    # Allocated, but not started by srun.
+    (dict(SLURM_NTASKS="2"), False),
     (dict(TPU_WORKER_HOSTNAMES="a,b", TPU_ML_PLATFORM="JAX"), True),
     (dict(TPU_WORKER_HOSTNAMES="localhost", TPU_ML_PLATFORM="JAX"), False),
     (dict(TPU_WORKER_HOSTNAMES="a", MEGASCALE_NUM_SLICES="2"), True),
-    (dict(TPU_ML_PLATFORM="JAX"), True),  # Its metadata server will tell.
+    # Its metadata server knows the other hosts.
+    (dict(TPU_ML_PLATFORM="JAX"), True),
   ],
 )
 def test_environment_decides_who_joins(
@@ -54,6 +57,7 @@ def test_tpu_without_other_hosts_runs_alone(initialize, monkeypatch):
   monkeypatch.setattr(jax.distributed, "initialize", fails)
   monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
   multihost.initialize_distributed()
+  # A TPU with other hosts must not go on without them.
   monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
   with pytest.raises(ValueError):
     multihost.initialize_distributed()

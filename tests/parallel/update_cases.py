@@ -37,16 +37,19 @@ def make_batch(data_shards, first=0, last=None):
   """
   rng = np.random.default_rng(0)
   prompts = [
-    tiny_policy.encoded(
+    tiny_policy.random_prompt(
       rng, tiny_policy.MODEL_CONFIG, 3 + n, *[(4, 4)] * (n // 3)
     )
     for n in range(8)
   ]
   lengths = rng.integers(1, 7, (8, 2))
-  lengths[-1] = 0  # A row of padding.
+  # A row of padding.
+  lengths[-1] = 0
   shape = data_shards, 8 // data_shards, 2
   mask = (np.arange(6) < lengths[..., None]).reshape(*shape, 6)
-  responses = tiny_policy.responses(rng, tiny_policy.MODEL_CONFIG, 8, 2, 6)
+  responses = tiny_policy.random_responses(
+    rng, tiny_policy.MODEL_CONFIG, 8, 2, 6
+  )
   whole = Batch(
     None,
     responses.reshape(mask.shape),
@@ -120,6 +123,7 @@ def run_on_one_device():
   (loss, metrics), gradient = jax.jit(
     jax.value_and_grad(mean_loss, has_aux=True)
   )(params)
+  # As the train step reports them.
   means = {name: total / count for name, (total, count) in metrics.items()}
   norm = optax.tree.norm(gradient)
   return gradient, means | dict(loss=loss, skipped=0, grad_norm=norm)

@@ -35,6 +35,7 @@ def embed(texts):
   """Return unit vectors of word counts: cosines are at least 0, 1 if equal."""
   vectors = np.zeros((len(texts), 64), np.float32)
   for row, text in zip(vectors, texts, strict=True):
+    # No vector is 0, and no cosine is negative.
     row[0] = 1
     for word in text.lower().split():
       row[1 + zlib.crc32(word.encode()) % 63] += 1
@@ -90,11 +91,13 @@ def reference_oracle(step, text):
       "none",
     ):
       return 0
+  # Only the first accepted route counts, and one name alone.
   a, b = embed([first("sub-question"), step.sub_question.lower()])
   gold = ROUTE_NAMES[step.routes[0]].lower()
   return 0.5 * (a @ b) + 0.5 * (len(names) == 1 and names[0] == gold)
 
 
+# Texts of the protocol's tags in any order, closed or not.
 pieces = st.lists(
   st.sampled_from(
     [
@@ -291,8 +294,10 @@ def test_each_text_of_a_batch_is_embedded_once_and_golds_are_kept():
   reward = StepReward(spy)
   texts = [plan(asked, "Text Retriever") for asked in ("A?", "B?", "A?")]
   reward([CHAD] * 3 + [STOP], [*texts, plan("None", "None")])
+  # Stops need no embedding, and a text that comes twice is sent once.
   assert calls == [["A?", "B?", CHAD.sub_question]]
   reward([CHAD] * 2, texts[:2])
+  # The gold is known from the first batch.
   assert calls[1:] == [["A?", "B?"]]
   reward([CHAD], [plan(CHAD.sub_question, "Text Retriever")])
   reward([answer_step("x")], [answer("x")])
@@ -319,6 +324,7 @@ def test_several_routes_are_right_if_each_is_accepted(names, earned):
     return float(reward([CHAD], [text])[0])
 
   assert score("default", 2) == pytest.approx(earned)
+  # A plan that names more routes than it may is malformed.
   assert score("default", 1) == pytest.approx(earned * ("," not in names))
   assert (
     score("reference", 2)
@@ -360,6 +366,7 @@ def test_searches_cost_reward(step, names, searches, earned):
   np.testing.assert_array_equal(components.searches, [searches, np.nan])
   expensive = StepReward(embed, max_routes=2, search_cost=9.0)
   assert expensive.score(*rows).total.tolist() == [float(not searches), 1]
+  # A user's reward has costs of its own.
   with pytest.raises(ValueError, match="search_cost=0"):
     make_reward(
       "tests.rewards.test_step_reward:reward_lengths", search_cost=0.1
@@ -391,6 +398,7 @@ def test_users_reward_is_found_by_its_name():
 def test_unknown_presets_bad_embedders_and_missing_golds_are_rejected():
   with pytest.raises(ValueError, match="reference, default"):
     StepReward(embed, "paper")
+  # An embedder that failed without a word.
   broken = StepReward(
     lambda texts: np.full((len(texts), 2), np.nan, np.float32)
   )

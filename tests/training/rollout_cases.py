@@ -21,12 +21,14 @@ def make_groups(host=0):
   rng = np.random.default_rng(3)
   # Host 1 also has images.
   prompts = [
-    tiny_policy.encoded(rng, tiny_policy.MODEL_CONFIG, n, *[(4, 4)] * host)
+    tiny_policy.random_prompt(
+      rng, tiny_policy.MODEL_CONFIG, n, *[(4, 4)] * host
+    )
     for n in (rng.integers(5, 20, SHAPE[0]) + 20 * host).tolist()
   ]
   lengths = rng.integers(1, 8 + 5 * host, SHAPE[:2])
   sampled = group_decode.SampledResponses(
-    tiny_policy.responses(rng, tiny_policy.MODEL_CONFIG, *SHAPE),
+    tiny_policy.random_responses(rng, tiny_policy.MODEL_CONFIG, *SHAPE),
     rng.normal(-4, 0.1, SHAPE).astype(np.float32),
     np.arange(SHAPE[2]) < lengths[..., None],
     np.zeros(SHAPE[:2], bool),

@@ -28,6 +28,7 @@ def test_every_row_once_per_epoch(size):
     rows = read_epoch(sampler, number)
     assert sorted(sum(rows, [])) == list(range(len(SHAPES)))
     assert max(map(len, rows)) <= size
+    # Only the last batch of an epoch may be smaller.
     assert sum(len(row) < size for row in rows) <= 1
 
 
@@ -35,6 +36,7 @@ def test_batch_depends_on_seed_and_number_alone():
   forward, backward = BucketSampler(SHAPES, 4, 3), BucketSampler(SHAPES, 4, 3)
   numbers = range(5 * forward.batches_per_epoch)
   seen = {i: forward[i].tolist() for i in numbers}
+  # Read backwards, as a resumed run may start anywhere.
   for i in reversed(numbers):
     assert backward[i].tolist() == seen[i]
   assert BucketSampler(SHAPES, 4, 4)[0].tolist() != seen[0]
@@ -62,6 +64,7 @@ def test_rows_of_one_shape_are_shuffled_between_epochs():
   met = collections.Counter(
     frozenset(rows) for n in range(20) for rows in read_epoch(sampler, n)
   )
+  # Of the 220 possible batches of three rows many were met.
   assert len(met) > 40
 
 

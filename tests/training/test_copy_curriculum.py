@@ -22,6 +22,7 @@ def renamer():
 
 
 def make_step(answer, text, kind="answer", asked="Which of Chad and Niger?"):
+  # The answer is the value of the last hop, and so it is looked up.
   hops = (Hop("h?", ("text",), (answer,)),)
   return Step(
     "q/1",
@@ -84,6 +85,7 @@ def test_name_is_replaced_in_the_same_way_throughout(renamer):
       re.escape(f"{chad}, {second}, {chad}; ") + r"(.*), (.*)\.",
       new.passages[0].text,
     ).groups()
+    # A given name may be the old one by chance.
     changed += chad != "Chad"
     assert south and sudan
   assert changed > 30
@@ -93,6 +95,7 @@ def test_held_out_names_are_never_given(renamer):
   for seed in range(200):
     new = renamer(make_step("cotton", "Chad."), np.random.default_rng(seed))
     name = re.fullmatch(r"What of (.*)\?", new.sub_question)[1]
+    # "Niger", "Nigeria" and "Sudan" are held out.
     assert name in GIVEN_NAMES or set(name.split()) <= set(WORDS)
 
 
@@ -100,6 +103,7 @@ def test_names_within_words_are_kept(renamer):
   step = make_step("cotton", "Chadian music, Nigerien food, the Niger")
   for seed in range(20):
     text = renamer(step, np.random.default_rng(seed)).passages[0].text
+    # Only the last word of the text is a name.
     assert text.startswith("Chadian music, Nigerien food, the ")
 
 
@@ -116,6 +120,7 @@ def test_numbers_keep_their_form(renamer):
   seen = set()
   for seed in range(30):
     new = renamer(step, np.random.default_rng(seed))
+    # Digits differ, and commas and points stay.
     assert re.fullmatch(r"[1-9]{2},[1-9]{3},[1-9]{3}", new.answers[0])
     seen.add(new.answers[0])
     assert re.search(r"\[sep\][1-9]\.[1-9]{2}$", new.passages[0].text)

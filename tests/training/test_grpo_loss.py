@@ -19,6 +19,7 @@ MODEL = qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG)
 
 
 def test_advantages_by_hand():
+  # The standard deviation is that of a sample, as in verl.
   rewards = np.array([[0.1, 0.4, 1.0], [2.0, -1.0, 0.5]])
   got = grpo_loss.group_advantages(rewards)
   for row in range(2):
@@ -33,6 +34,7 @@ def test_advantages_by_hand():
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 1.1, 1 / 3])
 def test_equal_rewards_have_advantages_of_exactly_zero(size, value):
   assert not grpo_loss.group_advantages(np.full((2, size), value)).any()
+  # Also in float32, whose mean of equal numbers may differ from them.
   single = np.full((2, size), value, np.float32)
   assert not grpo_loss.group_advantages(single).any()
 
@@ -76,7 +78,8 @@ def make_example(seed, shape=(3, 4, 5)):
   old_logp = rng.normal(-1, 1, shape)
   logp = old_logp + 0.4 * rng.normal(size=shape)
   lengths = rng.integers(1, shape[2] + 1, shape[:2])
-  lengths[0, 0] = 0  # A row of padding.
+  # The first response is padding.
+  lengths[0, 0] = 0
   mask = np.arange(shape[2]) < lengths[..., None]
 
   def single(x):
@@ -121,6 +124,7 @@ def loss_oracle(config, logp, entropy, reference, batch):
         + config.kl_coef * kl
         - config.entropy_coef * entropy[at]
       )
+      # A penalty counts for each token, and the token by its weight.
       total += (
         each
         / dict(
@@ -167,6 +171,7 @@ def test_token_loss_gradient_is_that_of_torch(config):
     )[0],
     argnums=(0, 1),
   )(logp, entropy)
+  # The same formulas in PyTorch, whose maximum picks the pessimistic term.
   x, h, ref, old, a, mask = (
     torch.tensor(np.asarray(v))
     for v in (
@@ -226,6 +231,7 @@ def test_padding_changes_neither_loss_nor_gradient():
 
 
 def test_clipped_tokens_have_no_gradient():
+  # Below, within and above the range in which ratios are not clipped.
   ratio = np.array([0.5, 0.79, 1.0, 1.27, 1.29, 2.0], np.float32)
   zeros = jnp.zeros((1, 1, 6))
   grad = jax.grad(
@@ -266,7 +272,7 @@ def make_batch(rows=8, members=2, tokens=4, seed=0):
   """Return prompts and responses of several lengths, and a row of padding."""
   rng = np.random.default_rng(seed)
   prompts = [
-    tiny_policy.encoded(rng, tiny_policy.MODEL_CONFIG, 3 + n)
+    tiny_policy.random_prompt(rng, tiny_policy.MODEL_CONFIG, 3 + n)
     for n in range(rows)
   ]
   lengths = rng.integers(1, tokens + 1, (rows, members))
@@ -276,7 +282,7 @@ def make_batch(rows=8, members=2, tokens=4, seed=0):
     jnp.asarray,
     Batch(
       tiny_policy.collate(tiny_policy.MODEL_CONFIG, prompts, length=12),
-      tiny_policy.responses(rng, tiny_policy.MODEL_CONFIG, *shape),
+      tiny_policy.random_responses(rng, tiny_policy.MODEL_CONFIG, *shape),
       np.arange(tokens) < lengths[..., None],
       rng.normal(size=shape[:2]).astype(np.float32),
       rng.normal(-4, 1, shape).astype(np.float32),
@@ -297,6 +303,7 @@ def test_loss_of_a_policy_is_that_of_its_log_probabilities():
   states = jax.jit(
     lambda params: MODEL.apply({"params": params}, whole.prompt, whole.response)
   )(params)
+  # All logits, and from these log-probabilities and entropies in float64.
   logits = np.asarray(states @ params["head"].T) / 0.8
   logits = np.where(ALLOWED, logits, -np.inf).astype(np.float64)
   logits -= logits.max(-1, keepdims=True)
@@ -304,6 +311,7 @@ def test_loss_of_a_policy_is_that_of_its_log_probabilities():
   logp = np.log(np.take_along_axis(probs, whole.response[..., None], -1))[
     ..., 0
   ]
+  # The same from the loss, which never makes all logits at once.
   total, (count, metrics) = jax.jit(loss_numerator)(params, whole)
   wanted, clipped, size = loss_oracle(
     make_loss_config(), logp, logp, logp, whole
@@ -353,8 +361,10 @@ def test_updates_favour_the_better_response():
   for _ in range(3):
     params, opt, loss = update(params, opt)
     losses.append(float(loss))
-  assert abs(losses[0]) < 1e-4  # 0 by construction, at ratio 1.
+  # At ratio 1 the loss is 0 by construction.
+  assert abs(losses[0]) < 1e-4
   assert losses[2] < losses[1] < -1e-3
+  # Responses better than their group became likelier, others less likely.
   gain = np.asarray(logp(params) - first).sum(-1)
   assert (
     np.sign(gain) == np.sign(reward - reward.mean(1, keepdims=True))

@@ -45,6 +45,7 @@ def first_update(given=None, **options):
 
 
 def test_schedule_rises_then_falls():
+  # Warm-up of 10 updates to 2, and then a cosine down to 0.2.
   rate = optimizer.lr_schedule(2.0, 100, 10, 0.1)
   np.testing.assert_allclose(rate(0), 0.2, rtol=1e-6)
   np.testing.assert_allclose(rate(10), 2.0, rtol=1e-6)
@@ -88,6 +89,7 @@ def test_weight_decay_is_for_matrices_only(name):
 def test_muon_updates_each_matrix_by_an_orthogonal_one():
   step = first_update(name="muon")["layers"]["w"]
   for layer in range(2):
+    # Newton-Schulz is approximate: singular values are only nearly equal.
     values = np.linalg.svd(step[layer], compute_uv=False)
     assert values.max() / values.min() < 2.0  # Newton-Schulz is approximate.
   # One layer's gradient does not move another's matrix.
@@ -107,6 +109,7 @@ def test_large_gradients_are_clipped_by_global_norm():
     tx = optimizer.make_optimizer(
       OptimizerConfig(**OPTIONS | dict(name=name, clip_norm=1.0)), 100
     )
+    # The states after one update of each.
     one, two = (
       tx.update(g, tx.init(make_params()), make_params())[1]
       for g in (big, bigger)

@@ -72,6 +72,7 @@ def make_plain_batch(steps):
 
 @given(st.lists(st.integers(1, 20), min_size=1), st.integers(0, 3))
 def test_best_fit_takes_every_text_once_and_leaves_little_room(sizes, seed):
+  # Every text once, no row too long.
   rows = sequence_packing.best_fit_bins(sizes, 20, seed)
   assert sorted(sum(rows, [])) == list(range(len(sizes)))
   used = [sum(sizes[i] for i in row) for row in rows]
@@ -86,6 +87,7 @@ def test_best_fit_takes_every_text_once_and_leaves_little_room(sizes, seed):
 @pytest.mark.slow
 def test_packed_loss_and_gradient_are_those_of_separate_rows():
   plain = make_plain_batch(STEPS)
+  # All three texts fit one row.
   examples = sequence_packing.pack_examples(POLICY, STEPS, 160, 0)
   assert len(examples) == 1 and len(examples[0].steps) == 3
   # With a second row, of padding.
