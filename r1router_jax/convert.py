@@ -65,6 +65,7 @@ _DTYPE = flags.DEFINE_enum(
 def main(_) -> None:
   """Check the flags, and convert."""
   source, target = _SOURCE.value, pathlib.Path(_WORKDIR.value)
+  # A folder that holds a model already is never written over.
   name = "model.safetensors" if _ENCODER.value else "config.json"
   if (target / name).exists():
     raise FileExistsError(
@@ -73,6 +74,7 @@ def main(_) -> None:
   if _ENCODER.value:
     _convert_encoder(source, target)
   else:
+    # An id on the hub is downloaded by this check.
     shared_flags.check_policy(source)
     dtype = jnp.dtype(_DTYPE.value or "bfloat16")
     policy.convert_policy(source, target, dtype)
@@ -81,6 +83,7 @@ def main(_) -> None:
 
 def _convert_encoder(source: str, target: pathlib.Path) -> None:
   """Convert the PyTorch file of the encoder --encoder."""
+  # Checked here, too, because torch_import needs JAX.
   if not os.path.isfile(source):
     raise FileNotFoundError(
       f"--source={source}: there is no such file.  Give the path of a .bin or "

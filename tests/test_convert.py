@@ -21,6 +21,7 @@ from tests import handwritten_torch_file, tiny_policy
 
 @pytest.fixture(autouse=True)
 def parsed_flags():
+  # Flags cannot be read before absl has parsed a command line.
   flags.FLAGS.mark_as_parsed()
   yield
   flags.FLAGS.unparse_flags()
@@ -43,6 +44,7 @@ def save_policy(folder, config=tiny_policy.POLICY_CONFIG, scale=1.0):
 
 def test_precision_is_changed_and_the_rest_kept(tmp_path):
   saved = save_policy(tmp_path / "a")
+  # A file that only transformers reads is copied, too.
   (tmp_path / "a" / "generation_config.json").write_text("{}")
   run_convert(tmp_path / "a", tmp_path / "b")
   tensors = load_file(tmp_path / "b" / "model.safetensors")
@@ -63,6 +65,7 @@ def test_precision_is_changed_and_the_rest_kept(tmp_path):
     again.params,
     saved.params,
   )
+  # A folder that holds a model is not written over.
   with pytest.raises(FileExistsError, match="Name a new folder"):
     run_convert(tmp_path / "a", tmp_path / "b")
 
@@ -76,8 +79,11 @@ def test_overflow_of_float16_is_refused(tmp_path):
 
 
 def test_damaged_source_is_one_line_and_exit_code_2(tmp_path):
-  config = dataclasses.replace(tiny_policy.POLICY_CONFIG, model=tiny_policy.MODEL_CONFIG)
+  config = dataclasses.replace(
+    tiny_policy.POLICY_CONFIG, model=tiny_policy.MODEL_CONFIG
+  )
   save_policy(tmp_path / "a", config)
+  # Cut off the end of the weights.
   weights = tmp_path / "a" / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-4])
   module, source = "r1router_jax.convert", f"--source={tmp_path / 'a'}"

@@ -75,8 +75,10 @@ class BertConfig:
   max_tokens: int = 256
 
 
+# sentence-transformers/all-MiniLM-L6-v2.
 MINILM_L6 = BertConfig(vocab=30_522, layers=6, hidden=384, heads=12, mlp=1536)
 
+# BAAI/bge-m3, an XLM-R; only its dense vectors are used.
 BGE_M3 = BertConfig(
   vocab=250_002,
   layers=24,
@@ -121,6 +123,7 @@ class Block(nn.Module):
     c = self.config
     # Self-attention; scores and softmax stay in float32 for any `dtype`.
     heads = (c.heads, c.hidden // c.heads)
+    # [B L N H] each.
     q, k, v = (
       nn.DenseGeneral(heads, dtype=self.dtype, name=name)(x)
       for name in ("q", "k", "v")
@@ -133,6 +136,7 @@ class Block(nn.Module):
     )
     # `where` gives a text without tokens zeros and not NaN.
     probs = jax.nn.softmax(scores, where=mask[:, None, None])
+    # [B L N H], then the heads are merged into [B L D].
     y = jnp.einsum("BNST,BTNH->BSNH", probs.astype(self.dtype), v)
     y = nn.DenseGeneral(c.hidden, axis=(-2, -1), dtype=self.dtype, name="o")(y)
     x = nn.LayerNorm(c.eps, name="attention_norm")(x + y)
@@ -194,6 +198,7 @@ class Bert(nn.Module):
     x, _ = blocks(c, self.dtype, name="layers")(x, mask)
 
     x = self._pool_states(x, mask)
+    # The lower bound keeps the zero vector of an empty text zero.
     if c.normalize:
       x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return x
@@ -204,6 +209,7 @@ class Bert(nn.Module):
     """Reduce token states to one vector, or one score, per text."""
     pooling = self.config.pooling
     if pooling == "mean":
+      # A text without tokens has a zero vector, not 0 / 0.
       total = jnp.sum(x, axis=1, where=mask[..., None])
       return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
     if pooling == "cls":
@@ -212,12 +218,16 @@ class Bert(nn.Module):
       raise ValueError(
         f"config.pooling is {pooling!r}; choose cls, mean, pooler or score."
       )
+    # Both remaining kinds read the pooler, a layer over the first token.
     x = jnp.tanh(nn.Dense(self.config.hidden, name="pooler")(x[:, 0]))
     return nn.Dense(1, name="score")(x) if pooling == "score" else x
 
 
+# Published names of weights and where they go.
 _LAYER = "encoder.layer.{}."
 
+# Patterns of a kernel and a bias whose outputs are split into heads. Published
+# kernels have the output axis first, Flax has it last.
 _HEADS = ("L (N H) D -> L D N H", "L (N H) -> L N H")
 
 # Rules (published name, path of the parameter, einops pattern) of the weights
@@ -276,6 +286,7 @@ def weight_map(config: BertConfig) -> tuple[WeightRule, ...]:
   Files may hold a pooler even where `config.pooling` does not use one: its
   rules then say that these tensors are skipped.
   """
+  # The score is a layer on top of the pooler.
   if config.pooling == "score":
     return _ENCODER_RULES + _POOLER_RULES + _SCORE_RULES
   if config.pooling == "pooler":

@@ -74,6 +74,7 @@ class ClipConfig:
     return (self.image_size // self.patch_size) ** 2
 
 
+# ViT-L/14, the CLIP that UniIR fine-tuned.
 VIT_L_14 = ClipConfig(
   image=TowerConfig(1024, 24, 16),
   text=TowerConfig(768, 12, 12),
@@ -101,6 +102,7 @@ class Block(nn.Module):
     qkv = nn.DenseGeneral(
       (3, heads, hidden // heads), dtype=self.dtype, name="qkv"
     )(y)
+    # [B L 3 N H] -> three of [B L N H].
     q, k, v = jnp.moveaxis(qkv, 2, 0)
     scores = jnp.einsum(
       "BSNH,BTNH->BNST",
@@ -108,6 +110,7 @@ class Block(nn.Module):
       k,
       preferred_element_type=jnp.float32,
     )
+    # A query may see keys up to its own position.
     if self.causal:
       scores = jnp.where(jnp.tri(x.shape[1], dtype=bool), scores, -jnp.inf)
     probs = jax.nn.softmax(scores).astype(self.dtype)
@@ -150,6 +153,7 @@ class Clip(nn.Module):
     image, text, normal = c.image, c.text, nn.initializers.normal(0.02)
     patch = (c.patch_size, c.patch_size)
 
+    # Image tower: patches, a class token, learned positions.
     self.patches = nn.Conv(
       image.hidden, patch, patch, use_bias=False, dtype=self.dtype
     )
@@ -161,6 +165,7 @@ class Clip(nn.Module):
     self.image_layers = _make_tower(image, causal=False, dtype=self.dtype)
     self.image_out = self.param("image_out", normal, (image.hidden, c.width))
 
+    # Text tower: words and learned positions.
     self.words = nn.Embed(c.vocab, text.hidden)
     self.text_positions = self.param(
       "text_positions", normal, (c.max_tokens, text.hidden)
@@ -174,14 +179,17 @@ class Clip(nn.Module):
   ) -> Float[Array, "B E"]:
     """Return the vectors of images; see `common.images.normalize_pixels`."""
     hidden = self.config.image.hidden
+    # [B A A 3] -> [B T-1 W], row by row of the image.
     x = self.patches(pixels).reshape(len(pixels), -1, hidden)
     first = jnp.broadcast_to(self.class_token, (len(x), 1, hidden))
+    # The class token is the first of the T states.
     x = jnp.concatenate([first, x], axis=1) + self.image_positions
     x, _ = self.image_layers(self.image_norms[0](x), None)
     return self.image_norms[1](x[:, 0]) @ self.image_out
 
   def encode_text(self, tokens: Int[Array, "B L"]) -> Float[Array, "B E"]:
     """Return the vectors of texts; `tokens` are padded on the right with 0."""
+    # Texts of a batch may be shorter than the position table.
     positions = self.text_positions[: tokens.shape[1]]
     x, _ = self.text_layers(self.words(tokens) + positions, None)
     # The end token has the highest id.  Attention is causal, so the padding
@@ -212,6 +220,7 @@ def _tower_rules(
   layer, same = prefix + "transformer.resblocks.{}.", f"{l} {d} -> {l} {d}"
   return (
     *norm_rules(layer + "ln_1", path + "/norm_1", same),
+    # Query, key and value are stacked along the first axis of in_proj.
     (
       layer + "attn.in_proj_weight",
       path + "/qkv/kernel",

@@ -39,6 +39,7 @@ _TEXT_FIELDS = (
   ("eps", "rms_norm_eps"),
 )
 
+# (field of `VisionConfig`, field of "vision_config")
 _VISION_FIELDS = (
   ("hidden", "hidden_size"),
   ("mlp", "intermediate_size"),
@@ -51,6 +52,7 @@ _VISION_FIELDS = (
   ("full_blocks", "fullatt_block_indexes"),
 )
 
+# (field of `Llama3RopeScaling`, field of "rope_scaling")
 _ROPE_FIELDS = (
   ("factor", "factor"),
   ("low", "low_freq_factor"),
@@ -122,6 +124,8 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
   head = text.get("head_dim") or (
     text["hidden_size"] // text["num_attention_heads"]
   )
+  # Models of text alone have no sections: all frequencies turn with the
+  # position in the text.
   section = tuple(rope.get("mrope_section", (head // 2, 0, 0)))
   if 2 * sum(section) != head:
     raise BadConfig(
@@ -129,6 +133,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     )
   theta = rope.get("rope_theta", text.get("rope_theta", 10_000.0))
 
+  # Only Qwen2.5-VL has a vision tower.
   vision = None
   if kind == "qwen2_5_vl":
     vision_tree = tree.get("vision_config") or {}
@@ -162,6 +167,7 @@ def _parse_vision(tree: Mapping[str, Any], hidden: int) -> VisionConfig:
       f"vision_config.out_hidden_size is "
       f"{tree['out_hidden_size']}, hidden_size {hidden}"
     )
+  # Fields that are missing keep the defaults, those of the 7B model.
   given = {ours: tree[field] for ours, field in _VISION_FIELDS if field in tree}
   if "full_blocks" in given:
     given["full_blocks"] = tuple(given["full_blocks"])
@@ -177,6 +183,7 @@ def make_hf_config(
     config: the model.
     token_ids: the "..._token_id" fields, such as "eos_token_id".
   """
+  # The architecture follows from what the config has.
   if config.vision:
     kind = "qwen2_5_vl"
   else:
@@ -192,6 +199,7 @@ def make_hf_config(
     use_sliding_window=False,
     **token_ids,
   )
+  # Llama 3.1's scaling and m-rope exclude each other.
   if scaling := config.rope_scaling:
     fields = {field: getattr(scaling, ours) for ours, field in _ROPE_FIELDS}
     tree["rope_scaling"] = dict(rope_type="llama3", **fields)
@@ -216,6 +224,7 @@ def _linear_rules(
     axes: letters of the stacked layers (if they are stacked), input and output.
     bias: whether the layer has a bias.
   """
+  # Published kernels have the output axis first, those here the input axis.
   *stack, d, f = axes.split()
   stack = "".join(letter + " " for letter in stack)
   rules = (
@@ -230,6 +239,7 @@ _LAYER, _BLOCK = "model.layers.{}.", "visual.blocks.{}."
 # The letters are explained by `axis_sizes`.
 _VISION_RULES = (
   (
+    # A 3-D convolution over whole patches is a product of flat patches.
     "visual.patch_embed.proj.weight",
     "vision/patch/w",
     "E C T Y X -> (C T Y X) E",

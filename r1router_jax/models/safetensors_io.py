@@ -54,8 +54,10 @@ WEIGHTS_FILE = "model.safetensors"
 
 INDEX_FILE = "model.safetensors.index.json"
 
+# Size at which a checkpoint gets another file.
 SHARD_BYTES = 2 << 30
 
+# The dtypes that weights may have; quantised weights are refused.
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 # By the names of safetensors.
@@ -125,6 +127,7 @@ class StoredTensor:
     """Return this tensor in another precision; reading it checks it."""
 
     def read_cast() -> np.ndarray:
+      # An overflow becomes infinity, which the check below finds.
       with np.errstate(over="ignore"):
         array = self.read().astype(dtype)
       if not np.isfinite(array).all():
@@ -185,8 +188,10 @@ def load_params(
     BadWeights: a tensor is missing, unknown, of another shape or not finite.
   """
   with contextlib.ExitStack() as stack:
+    # Check all names and shapes before anything is read.
     stored = _open_tensors(path, prefixes, stack)
     tensors = select_tensors(path, stored, weight_map, axes)
+    # Read the tensors of one parameter at a time.
     params = {}
     for rule in weight_map:
       name, leaf, pattern = rule
@@ -219,6 +224,7 @@ def save_params(
     BadWeights: the parameters are not those of the rules.
   """
   leaves = traverse_util.flatten_dict(params, sep="/")
+  # Neither side may have parameters that the other lacks.
   wanted = {leaf for _, leaf, _ in weight_map if leaf}
   if wanted != set(leaves):
     raise BadWeights(
@@ -256,6 +262,7 @@ def copy_checkpoint(
   with contextlib.ExitStack() as stack:
     stored = _open_tensors(source, prefixes, stack)
     tensors = select_tensors(source, stored, weight_map, axes)
+    # Nothing is read here: each tensor is read when it is written.
     cast = {name: tensor.cast_to(dtype) for name, tensor in tensors.items()}
     write_checkpoint(target, cast, shard_bytes=shard_bytes)
 
@@ -266,6 +273,8 @@ def tensor_shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
   >>> tensor_shape("L D (N H) -> L N H D", dict(L=2, D=12, N=3, H=4))
   (2, 12, 12)
   """
+  # A group is one letter, "1", or several letters in brackets, whose sizes are
+  # multiplied.
   groups = re.findall(r"\([^)]*\)|\S+", pattern.split("->")[0])
   return tuple(
     math.prod(1 if n == "1" else axes[n] for n in re.findall(r"\w+", group))
@@ -315,9 +324,11 @@ def _load_leaf(
       if bound not in buffers:
         lengths = [stop - start for start, stop in bound]
         buffers[bound] = np.empty(lengths, dtype or array.dtype)
+      # `inner` is the part without the axis of the layers.
       inner = tuple(slice(*b) for b in (bound[1:] if stacked else bound))
       if not stacked:
         buffers[bound][...] = array[inner]
+      # This part holds only some of the layers.
       elif bound[0][0] <= layer < bound[0][1]:
         buffers[bound][layer - bound[0][0]] = array[inner]
 
@@ -349,6 +360,7 @@ def _open_tensors(
   tensors = []
   for file in checkpoint_files(path):
     try:
+      # Opening reads the header only.
       handle = stack.enter_context(safe_open(file, framework="numpy"))
     except (OSError, SafetensorError) as error:
       raise BadWeights(
@@ -373,6 +385,7 @@ def rename_tensors(
   """
   renamed = {}
   for tensor in tensors:
+    # A name without any of the prefixes stays as it is.
     old, new = next(
       (pair for pair in prefixes if tensor.name.startswith(pair[0])), ("", "")
     )
@@ -413,6 +426,8 @@ def checkpoint_files(path: str) -> list[str]:
     return [os.path.join(path, WEIGHTS_FILE)]
   try:
     with open(index, encoding="utf-8") as file:
+      # An index could name any file of this machine, so names with a folder are
+      # refused.
       names = sorted(set(json.load(file)["weight_map"].values()))
     if any(
       os.path.basename(n) != n or not n.endswith(".safetensors") for n in names
@@ -527,6 +542,7 @@ def write_checkpoint(
   """
   os.makedirs(folder, exist_ok=True)
   shards = _split_shards(tensors, shard_bytes)
+  # A checkpoint of one file has no number in its name.
   numbers = range(len(shards))
   parts = [os.path.join(folder, f"part-{i:05d}.safetensors") for i in numbers]
   names = [WEIGHTS_FILE]
@@ -557,6 +573,7 @@ def _split_shards(
   """Split tensors, in their order, into files of at most `shard_bytes`."""
   shards, size = [{}], 0
   for name, tensor in tensors.items():
+    # A tensor larger than the limit gets a file of its own.
     if shards[-1] and size + tensor.num_bytes > shard_bytes:
       shards.append({})
       size = 0
@@ -584,8 +601,10 @@ def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)  # Data start at a multiple of eight bytes.
   with atomic_write(path) as file:
+    # The length of the header, the header, then the numbers.
     file.write(struct.pack("<Q", len(text)) + text)
     for name in order:
+      # Only one tensor is in memory at a time.
       array = np.ascontiguousarray(tensors[name].read_raw())
       file.write(array.reshape(-1).view(np.uint8))
 

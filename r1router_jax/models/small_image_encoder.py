@@ -19,9 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 from r1router_jax.models.safetensors_io import BadWeights
 
-IMAGE_SIZE = 64  # Pixels.
+# Side of an image in pixels.
+IMAGE_SIZE = 64
 
-WIDTH = 128  # E.
+# E, width of the vectors.
+WIDTH = 128
 
 
 class ResidualBlock(nn.Module):
@@ -30,6 +32,7 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     """Return features of the same shape."""
+    # Norm and activation come before each convolution.
     y = nn.GroupNorm(8, name="norm")(x)
     y = nn.Conv(x.shape[-1], (3, 3), name="first")(nn.gelu(y))
     return x + nn.Conv(x.shape[-1], (3, 3), name="second")(nn.gelu(y))
@@ -47,12 +50,14 @@ class SmallImageEncoder(nn.Module):
   @nn.compact
   def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B E"]:
     """Return unit vectors of images whose pixels are in [0, 1]."""
+    # [0, 1] -> [-1, 1].
     x = 2 * pixels - 1
     for i, (stride, channels) in enumerate(self.stages):
       window = (stride, stride)
       x = nn.Conv(channels, window, window, name=f"shrink_{i}")(x)
       x = ResidualBlock(name=f"stage_{i}")(x)
     x = nn.GroupNorm(8, name="norm")(x)
+    # [B 4 4 C] -> [B 16 C] -> [B E]: every position has its own weights.
     x = nn.Dense(WIDTH, name="out")(x.reshape(len(x), -1))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
@@ -98,6 +103,7 @@ def load_params(path: str) -> dict:
       f"{path}: tensors {wrong[:4]} are missing, unknown or of another "
       "shape.  Train it again."
     )
+  # Files are in float16; the model computes in float32.
   return traverse_util.unflatten_dict(
     {name: leaf.astype(np.float32) for name, leaf in leaves.items()}, sep="/"
   )

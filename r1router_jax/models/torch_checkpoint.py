@@ -65,6 +65,7 @@ _SAVE_AGAIN = (
 _FETCH_AGAIN = "Fetch it again"
 
 # Type of a storage: dtype by the name that safetensors gives it.
+# Quantised and complex storages are missing: their tensors are opaque.
 _STORAGE_DTYPES = {
   "torch.DoubleStorage": "F64",
   "torch.FloatStorage": "F32",
@@ -131,6 +132,7 @@ def list_tensors(
     BadWeights: the file is damaged, of another kind, or holds a tensor that is
       not within its storage.
   """
+  # 1. Read the program, and build the tree of tensors that it describes.
   archive = _Archive(path)
   if archive.entry_size("data.pkl") > _MAX_PROGRAM_BYTES:
     raise _bad_file(
@@ -140,6 +142,7 @@ def list_tensors(
       _SAVE_AGAIN,
     )
   tree = _run_pickle(path, archive.read_entry("data.pkl").tobytes())
+  # 2. Choose the entry that holds the weights.
   if key:
     known = tree if isinstance(tree, dict) else {}
     if key not in known:
@@ -149,6 +152,7 @@ def list_tensors(
         "Give the file as its authors publish it",
       )
     tree = known[key]
+  # 3. Name the tensors, and check that each lies within its storage.
   found = {}
   for name, view in _named_views(path, tree):
     if name in found:
@@ -187,6 +191,7 @@ class _Archive:
   def __init__(self, path: str):
     self.path = path
     self._root, self._entries = _read_directory(path)
+    # Storages are read from the mapped file when a tensor is read.
     self._bytes = np.memmap(path, np.uint8, "r")
     order = b"little"  # Files of PyTorch before 2.1 do not say.
     if self.entry_size("byteorder") is not None:
@@ -194,6 +199,7 @@ class _Archive:
     if order not in (b"little", b"big"):
       raise _bad_file(path, f"its byte order is {order!r}", _FETCH_AGAIN)
     self.order = "<" if order == b"little" else ">"
+    # Keep the last storage: tensors that share one are neighbours.
     self.storage = functools.lru_cache(maxsize=1)(self.read_entry)
 
   def entry_size(self, name: str) -> int | None:
@@ -205,6 +211,7 @@ class _Archive:
     """Return the bytes of an entry; only compressed ones are copied."""
     info = self._entries[self._root + name]
     data = self._stored_bytes(info)
+    # torch.save does not compress, but other writers may.
     if info.compress_type != zipfile.ZIP_STORED:
       data = self._inflate_bytes(info, data)
     # A checksum of 0 means that the writer left it out.
@@ -242,6 +249,7 @@ class _Archive:
         _SAVE_AGAIN,
       )
     try:
+      # One byte more than promised shows that the entry is larger than it says.
       inflated = zlib.decompressobj(-15).decompress(data, info.file_size + 1)
     except zlib.error as error:
       raise _bad_file(
@@ -264,6 +272,7 @@ def _read_directory(path: str) -> tuple[str, dict[str, zipfile.ZipInfo]]:
         )
       with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
+  # An error of this module is complete; it is a ValueError, too.
   except safetensors_io.BadWeights:
     raise
   except (
@@ -280,6 +289,7 @@ def _read_directory(path: str) -> tuple[str, dict[str, zipfile.ZipInfo]]:
       _FETCH_AGAIN,
     ) from error
   found = {info.filename: info for info in infos}
+  # Every entry is in one folder, the name of which the writer chose.
   roots = [name for name in found if re.fullmatch(r"[^/]+/data\.pkl", name)]
   if len(roots) != 1 or len(found) != len(infos):
     raise _bad_file(
@@ -300,6 +310,7 @@ def _run_pickle(path: str, program: bytes) -> Any:
       # Constants, and references to them.
       if op.name in _PUSH_ARGUMENT:
         stack.append(_PUSH_ARGUMENT[op.name](arg))
+      # The memo, by which a pickle refers to earlier values.
       elif op.name in ("PUT", "BINPUT", "LONG_BINPUT"):
         memo[arg] = stack[-1]
       elif op.name == "MEMOIZE":
@@ -338,6 +349,7 @@ def _pop_operands(stack: list, before: list[pickletools.StackObject]) -> list:
 
 def _make_global(module: Any, name: Any) -> _Opaque:
   """Return a reference to a function or class, which is never resolved."""
+  # Names are joined into new strings: long ones would fill the memory.
   for part in (module, name):
     if not isinstance(part, str) or len(part) > _MAX_NAME_LENGTH:
       return _OPAQUE
@@ -366,15 +378,18 @@ def _parse_storage(known: Any) -> _Storage | _Opaque:
 def _call_function(function: Any, arguments: Any) -> Any:
   """Return the result of one of three known functions."""
   match function, arguments:
+    # A state_dict starts as an empty OrderedDict.
     case _Opaque("collections.OrderedDict"), ():
       return {}
     case (
+      # A tensor: storage, offset, shape and strides; the rest is for autograd.
       _Opaque("torch._utils._rebuild_tensor_v2"),
       (_Storage() as storage, int(offset), tuple(shape), tuple(strides), *_),
     ) if len(shape) == len(strides) <= _MAX_AXES and all(
       type(n) is int for n in (*shape, *strides)
     ):
       return _View(storage, offset, shape, strides)
+    # A parameter is a tensor with a flag.
     case _Opaque("torch._utils._rebuild_parameter"), (_View() as view, *_):
       return view
   return _OPAQUE
@@ -432,6 +447,7 @@ def _named_views(path: str, tree: Any) -> Iterator[tuple[str, _View]]:
   A hostile pickle may build dicts that hold each other or themselves; the limit
   on names ends the walk.
   """
+  # A list instead of recursion: nesting may be deeper than Python's stack.
   todo, count = [("", tree)], 0
   while todo:
     name, value = todo.pop()
@@ -458,6 +474,7 @@ def _stored_tensor(
   numbers = (storage.count, view.offset, *shape, *view.strides)
   count = archive.entry_size(f"data/{storage.key}")
   width = safetensors_io.DTYPES[storage.dtype].itemsize
+  # Sizes must be non-negative and fit in 64 bits before they are added.
   if not all(0 <= n < 1 << 62 for n in numbers):
     raise _bad_file(
       archive.path, f"the shape of tensor {name!r} cannot be", _FETCH_AGAIN
@@ -469,6 +486,7 @@ def _stored_tensor(
       f"has {count or 0} bytes, wanted {storage.count * width}",
       _FETCH_AGAIN,
     )
+  # Position of the last number that the tensor reads.
   last = view.offset + sum(
     (n - 1) * stride for n, stride in zip(shape, view.strides, strict=True)
   )

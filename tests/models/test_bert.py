@@ -21,17 +21,13 @@ def make_inputs():
 
 
 def init_params(config):
-  return bert.Bert(config).init(
-    jax.random.key(0), *map(jnp.asarray, make_inputs())
-  )["params"]
+  inputs = map(jnp.asarray, make_inputs())
+  return bert.Bert(config).init(jax.random.key(0), *inputs)["params"]
 
 
 def encode(params, config, tokens, mask):
-  return np.asarray(
-    bert.Bert(config).apply(
-      {"params": params}, jnp.asarray(tokens), jnp.asarray(mask)
-    )
-  )
+  inputs = (jnp.asarray(tokens), jnp.asarray(mask))
+  return np.asarray(bert.Bert(config).apply({"params": params}, *inputs))
 
 
 @pytest.mark.oracle
@@ -41,6 +37,7 @@ def test_vectors_agree_with_transformers(tmp_path, family, pooling):
   torch = pytest.importorskip("torch")
   import transformers
 
+  # Both models have the same random weights, through a checkpoint.
   roberta = family == "xlm_roberta"
   config = dataclasses.replace(
     BERT,
@@ -72,11 +69,13 @@ def test_vectors_agree_with_transformers(tmp_path, family, pooling):
 
   tokens, mask = make_inputs()
   with torch.no_grad():
+    # Padding tokens must have the id that the model takes for padding.
     out = model(
       torch.tensor(np.where(mask, tokens, 1 if roberta else 0)).long(),
       torch.tensor(mask).long(),
     )
   states = out.last_hidden_state.numpy()
+  # Pool the states of transformers by hand.
   wanted = {
     "cls": states[:, 0],
     "mean": np.stack([s[m].mean(0) for s, m in zip(states, mask, strict=True)]),
@@ -100,24 +99,26 @@ def test_weight_map_covers_the_parameters(config):
   params = init_params(config)
   for name, leaf, pattern in bert.weight_map(config):
     if leaf:
+      # Every rule names a parameter of the right size.
       node = params
       for key in leaf.split("/"):
         node = node[key]
-      assert node.size == np.prod(
-        safetensors_io.tensor_shape(pattern, bert.axis_sizes(config))
-      ), name
+      shape = safetensors_io.tensor_shape(pattern, bert.axis_sizes(config))
+      assert node.size == np.prod(shape), name
 
 
 def test_padding_does_not_change_vectors():
   params = init_params(BERT)
   tokens, mask = make_inputs()
+  # Two rows without tokens, and columns beyond all positions.
   wide = np.pad(tokens, ((0, 2), (0, 23)), constant_values=33)
-  wide_mask = np.pad(mask, ((0, 2), (0, 23)))  # Beyond all positions.
+  wide_mask = np.pad(mask, ((0, 2), (0, 23)))
   got = encode(params, BERT, wide, wide_mask)
   np.testing.assert_allclose(
     got[:3], encode(params, BERT, tokens, mask), atol=1e-6
   )
-  np.testing.assert_array_equal(got[3:], 0)  # Rows without tokens: not NaN.
+  # Rows without tokens are 0 and not NaN.
+  np.testing.assert_array_equal(got[3:], 0)
 
 
 def test_vectors_have_length_one():
@@ -133,12 +134,14 @@ def test_segments_change_the_score():
     arrays = (jnp.asarray(tokens), jnp.asarray(mask), *segments)
     return np.asarray(bert.Bert(config).apply({"params": params}, *arrays))
 
+  # Segments are 0 by default, and any other segment counts.
   zeros = jnp.zeros_like(tokens)
   np.testing.assert_array_equal(score(), score(zeros))
   assert score().shape == (3, 1)
   assert (np.abs(score() - score(zeros.at[:, 0].set(1))) > 1e-4).all()
 
 
+# The config.json of `BERT`.
 HF_CONFIG = dict(
   model_type="bert",
   vocab_size=50,
@@ -154,33 +157,28 @@ HF_CONFIG = dict(
 
 
 def test_config_is_read(tmp_path):
+  # A BERT is truncated to its positions.
   path = tmp_path / "config.json"
   path.write_text(json.dumps(HF_CONFIG))
-  assert bert.read_config(str(tmp_path)) == dataclasses.replace(
-    BERT, max_tokens=24
-  )
-  path.write_text(
-    json.dumps(
-      HF_CONFIG
-      | dict(
-        model_type="xlm-roberta", pad_token_id=1, max_position_embeddings=600
-      )
-    )
-  )
+  wanted = dataclasses.replace(BERT, max_tokens=24)
+  assert bert.read_config(str(tmp_path)) == wanted
+  # XLM-R counts positions from 2, and its longest texts have 512 tokens.
+  roberta = HF_CONFIG | dict(model_type="xlm-roberta", pad_token_id=1)
+  roberta |= dict(max_position_embeddings=600)
+  path.write_text(json.dumps(roberta))
   config = bert.read_config(str(tmp_path), pooling="score")
-  assert (config.first_position, config.max_tokens, config.pooling) == (
-    2,
-    512,
-    "score",
-  )
+  assert (config.first_position, config.max_tokens) == (2, 512)
+  assert config.pooling == "score"
 
 
 @pytest.mark.parametrize(
   ("change", "words"),
   [
+    # Variants that are not implemented.
     (dict(model_type="deberta"), "model_type is 'deberta'"),
     (dict(hidden_act="relu"), "hidden_act is 'relu', known is 'gelu'"),
     (dict(position_embedding_type="relative_key"), "relative_key"),
+    # Damaged values.
     (dict(vocab_size="many"), "invalid literal"),
     (dict(hidden_size=None), "TypeError"),
   ],
@@ -189,6 +187,7 @@ def test_unknown_or_damaged_config_is_refused(tmp_path, change, words):
   (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG | change))
   with pytest.raises(safetensors_io.BadWeights, match=words):
     bert.read_config(str(tmp_path))
+  # Damaged files.
   for text in ("", "[]", "{}"):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(safetensors_io.BadWeights, match="no config of a BERT"):

@@ -25,30 +25,29 @@ def make_inputs():
 
 
 def init_params():
-  return clip.Clip(CLIP).init(
-    jax.random.key(0), *map(jnp.asarray, make_inputs())
-  )["params"]
+  inputs = map(jnp.asarray, make_inputs())
+  return clip.Clip(CLIP).init(jax.random.key(0), *inputs)["params"]
+
+
+def encode(params, inputs, method):
+  apply = clip.Clip(CLIP).apply
+  return np.asarray(
+    apply({"params": params}, jnp.asarray(inputs), method=method)
+  )
 
 
 def openai_tensors(model):
   """Return the weights of a transformers CLIP under OpenAI's names."""
   # Tensors that only have another name, or are transposed.
   state = {name: x.numpy() for name, x in model.state_dict().items()}
+  image, text = "vision_model.embeddings.", "text_model.embeddings."
   out = {
-    "visual.conv1.weight": state[
-      "vision_model.embeddings.patch_embedding.weight"
-    ],
-    "visual.class_embedding": state["vision_model.embeddings.class_embedding"],
-    "visual.positional_embedding": state[
-      "vision_model.embeddings.position_embedding.weight"
-    ],
+    "visual.conv1.weight": state[image + "patch_embedding.weight"],
+    "visual.class_embedding": state[image + "class_embedding"],
+    "visual.positional_embedding": state[image + "position_embedding.weight"],
     "visual.proj": state["visual_projection.weight"].T,
-    "token_embedding.weight": state[
-      "text_model.embeddings.token_embedding.weight"
-    ],
-    "positional_embedding": state[
-      "text_model.embeddings.position_embedding.weight"
-    ],
+    "token_embedding.weight": state[text + "token_embedding.weight"],
+    "positional_embedding": state[text + "position_embedding.weight"],
     "text_projection": state["text_projection.weight"].T,
     "logit_scale": state["logit_scale"],
   }
@@ -58,6 +57,7 @@ def openai_tensors(model):
     ("vision_model.post_layernorm", "visual.ln_post"),
     ("text_model.final_layer_norm", "ln_final"),
   ]
+  # Layers of both towers; OpenAI stacks query, key and value.
   for theirs, ours, layers in (
     ("vision_model", "visual.", CLIP.image.layers),
     ("text_model", "", CLIP.text.layers),
@@ -118,23 +118,24 @@ def test_vectors_agree_with_transformers(tmp_path):
   with torch.no_grad():  # An initial 0 or 1 would hide a bias or a norm.
     for x in model.parameters():
       x.add_(0.3 * torch.randn(x.shape))
+  # Load the weights through a file under OpenAI's names.
   path = str(tmp_path / "model.safetensors")
   save_file(openai_tensors(model), path)
   params = clip.load_params(path, CLIP)
   pixels, tokens = make_inputs()
   with torch.no_grad():
+    # transformers has the colours first: [B H W 3] -> [B 3 H W].
     seen = model.vision_model(torch.tensor(pixels).permute(0, 3, 1, 2))
     read = model.text_model(torch.tensor(tokens).long())
     wanted = (
       model.visual_projection(seen.pooler_output).numpy(),
       model.text_projection(read.pooler_output).numpy(),
     )
-  got = [
-    np.asarray(
-      clip.Clip(CLIP).apply({"params": params}, jnp.asarray(x), method=name)
-    )
-    for name, x in (("encode_image", pixels), ("encode_text", tokens))
-  ]
+  got = (
+    encode(params, pixels, "encode_image"),
+    encode(params, tokens, "encode_text"),
+  )
+  # Vectors near 0 would agree with anything.
   assert np.abs(wanted[0]).max() > 0.5 and np.abs(wanted[1]).max() > 0.5
   for ours, theirs in zip(got, wanted, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -155,13 +156,7 @@ def test_score_fusion_is_the_sum_of_both_vectors():
 def test_tokens_after_the_end_do_not_count():
   params = init_params()
   _, tokens = make_inputs()
+  # Other tokens in the padding of the second text.
   other = np.where((np.arange(7) > 3) & (np.arange(3)[:, None] == 1), 5, tokens)
-  read = [
-    np.asarray(
-      clip.Clip(CLIP).apply(
-        {"params": params}, jnp.asarray(x), method="encode_text"
-      )
-    )
-    for x in (tokens, other)
-  ]
-  np.testing.assert_allclose(*read, atol=1e-6)
+  vectors = [encode(params, x, "encode_text") for x in (tokens, other)]
+  np.testing.assert_allclose(*vectors, atol=1e-6)

@@ -16,13 +16,16 @@ from tests import tiny_policy
 
 TEXT = dict(vision=None, mrope_section=(4, 0, 0))
 
+# A tiny config of each architecture and variant.
 CONFIGS = {
   "qwen2_5_vl": tiny_policy.MODEL_CONFIG,
   "qwen2_5_vl tied": dataclasses.replace(
     tiny_policy.MODEL_CONFIG, tied=True, kv_heads=4
   ),
   "qwen2": dataclasses.replace(tiny_policy.MODEL_CONFIG, tied=True, **TEXT),
-  "llama": dataclasses.replace(tiny_policy.MODEL_CONFIG, qkv_bias=False, **TEXT),
+  "llama": dataclasses.replace(
+    tiny_policy.MODEL_CONFIG, qkv_bias=False, **TEXT
+  ),
   "llama 3": dataclasses.replace(
     tiny_policy.MODEL_CONFIG,
     qkv_bias=False,
@@ -79,6 +82,7 @@ QWEN_7B = dict(
 
 def test_published_configs_are_read():
   assert hf_checkpoint.parse_config(QWEN_7B) == qwen2_5_vl.SIZES["7b"]
+  # The 3B model differs in these fields.
   small = QWEN_7B | dict(
     hidden_size=2048,
     intermediate_size=11008,
@@ -157,6 +161,7 @@ def test_damaged_config_is_refused(text, words, tmp_path):
 def test_weights_round_trip(name, dtype, tmp_path):
   """Saved, loaded, saved in shards and copied, the file has the same bytes."""
   config = CONFIGS[name]
+  # Save, load, save in many files, and copy into one.
   params = jax.tree.map(lambda x: x.astype(dtype), tiny_policy.params(config))
   hf_checkpoint.save_params(tmp_path / "a", params, config)
   again = hf_checkpoint.load_params(tmp_path / "a", config)
@@ -167,10 +172,12 @@ def test_weights_round_trip(name, dtype, tmp_path):
     tmp_path / "b", tmp_path / "c", config, dtype=dtype
   )
   assert len(safetensors_io.checkpoint_files(str(tmp_path / "b"))) > 3
+  # The first and the last file are equal byte by byte.
   first, last = (
     (tmp_path / x / safetensors_io.WEIGHTS_FILE).read_bytes() for x in "ac"
   )
   assert first == last
+  # A tied head is not written.
   names = load_file(tmp_path / "a" / safetensors_io.WEIGHTS_FILE)
   assert ("lm_head.weight" in names) == (not config.tied)
 
@@ -212,6 +219,7 @@ def test_sharded_load_equals_whole_load(name, tmp_path):
     tmp_path, tiny_policy.params(config), config, shard_bytes=9000
   )
   mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"))
+  # Eight devices, of which the data axis is 1.
   layout = mesh_lib.shardings_by_path(tiny_policy.param_shapes(config), mesh)
   params = hf_checkpoint.load_params(
     tmp_path, config, sharding_for=layout.__getitem__
@@ -236,10 +244,12 @@ def test_text_logits_agree_with_transformers(name, tmp_path):
   (tmp_path / "config.json").write_text(
     json.dumps(hf_checkpoint.make_hf_config(config, TOKEN_IDS))
   )
+  # No tensor may be missing, unknown or of another shape.
   theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, output_loading_info=True, attn_implementation="eager"
   )
   assert not any(report.values()), report
+  # Prompts of three lengths with two responses each.
   rng = np.random.default_rng(0)
   batch = [tiny_policy.random_prompt(rng, config, n) for n in (30, 4, 17)]
   response = tiny_policy.random_responses(rng, config, 3, 2, 6)
@@ -255,6 +265,7 @@ def test_text_logits_agree_with_transformers(name, tmp_path):
   logits = np.asarray(states @ rows.T)
   for row, encoded in enumerate(batch):
     for member in range(2):
+      # transformers reads prompt and response as one text, without padding.
       ids = torch.tensor([[*encoded.ids, *response[row, member]]])
       with torch.no_grad():
         wanted = theirs.eval()(ids).logits[0, len(encoded.ids) - 1 : -1]

@@ -29,6 +29,7 @@ from tests.handwritten_torch_file import (
   write_program,
 )
 
+# The numbers of most tensors below.
 FOUR = np.arange(4, dtype=np.float32)
 
 
@@ -66,6 +67,7 @@ def assert_tensors_equal(torch, path, wanted, key=""):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_dtypes_and_layouts_agree_with_torch(torch, tmp_path, protocol):
   torch.manual_seed(0)
+  # A tensor of each dtype, then views of all kinds.
   whole = torch.randn(6, 8)
   wanted = {
     str(kind): (torch.randn(3, 5) * 9).to(kind)
@@ -103,10 +105,13 @@ def test_training_checkpoint_agrees_with_torch(torch, tmp_path):
   model = torch.nn.Sequential(
     torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 4)
   )
+  # Two names for one storage, one of them transposed.
   model[2].weight = torch.nn.Parameter(model[0].weight.t())  # Shared.
   optimiser = torch.optim.AdamW(model.parameters())
   model(torch.randn(5, 4)).sum().backward()
+  # The optimiser has a state after its first step.
   optimiser.step()
+  # Objects of foreign classes, as published files hold.
   config = Config(lr=1e-3, inner=Config(deep=[1, {2, 3}]), raw=b"x")
   torch.save(
     {
@@ -210,6 +215,7 @@ def one_tensor(
 @pytest.mark.parametrize(
   ("program", "words"),
   [
+    # Offset, strides and shape.
     (one_tensor(offset=1), "not within"),
     (one_tensor(offset=-1), "cannot be"),
     (one_tensor(strides=(2,)), "not within"),
@@ -217,23 +223,25 @@ def one_tensor(
     (one_tensor(shape=(5,)), "not within"),
     (one_tensor(shape=(2, 3), strides=(2, 1)), "not within"),
     (one_tensor(shape=(-1,)), "cannot be"),
+    # Shapes that NumPy cannot hold.
     (one_tensor(shape=(1 << 61,), strides=(0,)), "not within"),
     (one_tensor(shape=(1 << 900,)), "cannot be"),
     (one_tensor(shape=(1 << 61, 0), strides=(0, 1)), "not within"),
+    # Other numbers of axes than of strides, or too many.
     (one_tensor(shape=(2,), strides=(1, 1)), "no named"),
     (one_tensor(shape=(1,) * 40, strides=(1,) * 40), "no named"),
+    # Sizes and types of the storage.
     (one_tensor(count=5), "has 16 bytes, wanted 20"),
     (one_tensor(count=1 << 61), "has 16 bytes"),
     (one_tensor(count=-4), "cannot be"),
     (one_tensor(kind="DoubleStorage"), "has 16 bytes, wanted 32"),
     (one_tensor(kind="QInt8Storage"), "no named"),
+    # Names of the storage; the last is a digit, but not one of ASCII.
     (one_tensor(key="1"), "has 0 bytes"),
     (one_tensor(key="../data/0"), "no named"),
     (one_tensor(key="٠"), "no named"),
-    (
-      push_dict(w=push_tuple(push_number(1))),
-      "no named",
-    ),
+    # No tensor at all.
+    (push_dict(w=push_tuple(push_number(1))), "no named"),
     (push_number(1), "no named"),
     (b"", "data.pkl is damaged"),
   ],
@@ -246,22 +254,14 @@ def test_tensor_beyond_its_storage_is_refused(tmp_path, program, words):
 
 def make_attacks(command):
   """Return pickle programs that would run a shell command if they were run."""
-  system, words = (
-    push_global("os", "system"),
-    push_text(command),
-  )
+  system, words = push_global("os", "system"), push_text(command)
   ran = push_call(system, words)
-  builtin = push_global("builtins", "eval")
-  storage, where = (
-    push_storage("0", 4),
-    push_number(0),
-  )
-  sizes = (
-    push_tuple(push_number(4)),
-    push_tuple(push_number(1)),
-  )
+  # The operands of a good tensor, of which an attack replaces one.
+  storage, where = push_storage("0", 4), push_number(0)
+  sizes = push_tuple(push_number(4)), push_tuple(push_number(1))
   rebuild = push_global("torch._utils", "_rebuild_tensor_v2")
   return {
+    # Every instruction that calls a function or makes an object.
     "call": ran,
     "stack global": push_text("os")
     + push_text("system")
@@ -274,9 +274,10 @@ def make_attacks(command):
     "newobj_ex": system + push_tuple(words) + b"}\x92",
     "build": ran + push_dict(__setstate__=system) + b"b",
     "eval": push_call(
-      builtin,
+      push_global("builtins", "eval"),
       push_text(f"__import__('os').system({command!r})"),
     ),
+    # The result of a call where a part of a tensor should be.
     "as a storage": push_call(rebuild, ran, where, *sizes),
     "as an offset": push_call(rebuild, storage, ran, *sizes),
     "as a shape": push_call(rebuild, storage, where, ran, sizes[1]),
@@ -296,6 +297,7 @@ def make_attacks(command):
       where,
       *sizes,
     ),
+    # Functions by other ways than their names.
     "extension": b"\x82\x01",
     "by a name": push_text("torch._utils._rebuild_tensor_v2")
     + push_tuple(storage, where, *sizes)
@@ -313,6 +315,7 @@ def test_no_attack_runs(tmp_path, kind):
     push_dict(w=attack, v=good),
     {0: FOUR.tobytes()},
   )
+  # The attack is skipped, and the tensor beside it is read.
   assert torch_checkpoint.list_tensors(path).keys() == {"v"}
   path = write_program(tmp_path / "w.bin", attack)
   with pytest.raises(safetensors_io.BadWeights, match="no named tensors"):
@@ -341,12 +344,14 @@ SELF = b"}q\x00" + MARK + push_text("a") + b"h\x00u"
 @pytest.mark.parametrize(
   ("program", "words"),
   [
+    # Few instructions with endlessly many names.
     (nested_dicts(60), "more than 131072 names"),
     (SELF, "more than 131072 names"),
     (
       push_dict(**{"a" * 2000: b"}"}),
       "more than 1000 letters",
     ),
+    # Values that are not in the memo or on the stack.
     (b"h\x07", "KeyError"),
     (b"q\x07", "IndexError"),
     (b"2", "IndexError"),
@@ -357,6 +362,7 @@ SELF = b"}q\x00" + MARK + push_text("a") + b"h\x00u"
       b"}" + MARK + push_text("a") + b"u",
       "ValueError",
     ),
+    # Lengths beyond the end, and bytes that are no text.
     (b"X\xff\xff\xff\xff", "ValueError"),
     (b"\x8d" + b"\xff" * 8, "ValueError"),
     (b"\x8b\xff\xff\xff\x7f", "ValueError"),
@@ -382,6 +388,7 @@ def test_duplicate_name_is_refused(tmp_path):
 @pytest.mark.parametrize(
   "program",
   [
+    # Marks.
     b"(" * 600_000,
     # A long shape, a long name, many times.
     b"("
@@ -392,7 +399,9 @@ def test_duplicate_name_is_refused(tmp_path):
     + push_global("torch._utils", "_rebuild_tensor_v2")
     + b"q\x02"
     + b"h\x02(h\x01K\x00h\x00h\x00tR0" * 20_000,
+    # Two long names, joined many times.
     push_text("a" * 4_000_000) + b"q\x00" + b"h\x00h\x00\x930" * 50_000,
+    # Tuples nested deeper than Python's stack.
     b")" + b"\x85" * 200_000,
   ],
   ids=["marks", "shapes", "names", "tuples"],
@@ -405,6 +414,7 @@ def test_work_is_bounded(tmp_path, program):
 
 
 def test_zip_bombs_are_refused(tmp_path, monkeypatch):
+  # A compressed storage of 4 MiB is read, and one beyond each limit refused.
   good = one_tensor(shape=(1 << 20,), count=1 << 20)
   path = write_program(
     tmp_path / "w.bin", good, {0: bytes(4 << 20)}, compress=zipfile.ZIP_DEFLATED
@@ -451,6 +461,7 @@ def rewrite_zip(path, change):
     pytest.warns() if change == "twice" else open(os.devnull),
     zipfile.ZipFile(path, "w") as file,
   ):
+    # Each change makes a file that torch.save would not write.
     for name, data in items + (items[-1:] if change == "twice" else []):
       if change == "bzip2":
         file.writestr(name, data, zipfile.ZIP_BZIP2)
@@ -501,6 +512,7 @@ def test_changed_number_is_refused(tmp_path):
   path = save_arrays(tmp_path / "w.bin", {"w": FOUR})
   with open(path, "rb") as file:
     data = bytearray(file.read())
+  # The checksum covers every bit of the numbers.
   data[data.index(FOUR.tobytes()) + 5] ^= 1
   with open(path, "wb") as file:
     file.write(data)
@@ -524,11 +536,13 @@ def test_every_truncation_is_refused(tmp_path):
   path = save_arrays(tmp_path / "w.bin", {"w": FOUR, "v": FOUR}, key="model")
   with open(path, "rb") as file:
     data = file.read()
+  # The whole file is read; each shorter one is not.
   assert try_read(data, tmp_path / "x")
   for size in range(len(data)):
     assert try_read(data[:size], tmp_path / "x") is None
 
 
+# The seeds are fixed, so that a failure can be repeated.
 FUZZ = hypothesis.settings(
   max_examples=300,
   deadline=None,
@@ -542,6 +556,7 @@ FUZZ = hypothesis.settings(
 def test_random_damage_is_refused(tmp_path_factory, seed, count):
   folder = tmp_path_factory.mktemp("fuzz")
   rng = random.Random(seed)
+  # Change a few bytes anywhere in the file.
   kind = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
   path = save_arrays(folder / "w.bin", {"w": FOUR, "v": FOUR}, compress=kind)
   with open(path, "rb") as file:
@@ -554,6 +569,7 @@ def test_random_damage_is_refused(tmp_path_factory, seed, count):
     np.testing.assert_array_equal(array, FOUR)
 
 
+# Instructions that may build tensors when they are combined.
 FRAGMENTS = [
   push_text("w"),
   push_storage("0", 4),
@@ -614,6 +630,7 @@ def test_only_the_directory_is_read_on_opening(tmp_path, monkeypatch):
   path = save_arrays(
     tmp_path / "w.bin", {"w": FOUR, "v": np.zeros(1 << 22, np.float32)}
   )
+  # Count the bytes that zipfile reads.
   read = []
   plain = io.FileIO.read
   monkeypatch.setattr(

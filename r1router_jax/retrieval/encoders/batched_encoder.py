@@ -42,6 +42,7 @@ TABLE_MARKERS = (
   "[sep]",
 )
 
+# Any of the markers; [sep] has been replaced before.
 _TABLE_MARKER = re.compile("|".join(map(re.escape, TABLE_MARKERS)))
 
 Items = Sequence[Query | Passage]
@@ -136,6 +137,7 @@ class BatchedEncoder:
       arrays = jax.device_put(arrays, self._sharding(rows))
       started.append((members, self._apply({"params": self._params}, *arrays)))
 
+    # Collect the vectors in the order of the items.
     vectors = np.zeros((len(lengths), self._width), np.float32)
     for members, out in started:
       vectors[members] = np.asarray(out)[: len(members)]
@@ -143,6 +145,7 @@ class BatchedEncoder:
 
   def _sharding(self, rows: int = 0) -> NamedSharding:
     """Return a sharding by rows if they divide evenly, else replication."""
+    # Without rows, as for parameters, every device holds everything.
     split = rows and rows % self._mesh.size == 0
     return NamedSharding(
       self._mesh, PartitionSpec(mesh.DATA if split else None)
@@ -151,6 +154,7 @@ class BatchedEncoder:
 
 def batch_sizes_for(items: Items) -> Sequence[int]:
   """Return the numbers of rows that a batch of these items may have."""
+  # One size for queries makes their vectors bit-equal in any company.
   if any(isinstance(item, Query) for item in items):
     return BATCH_SIZES[:1]
   return BATCH_SIZES
@@ -160,6 +164,7 @@ def split_batches(
   lengths: Sequence[int], batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> Iterator[tuple[np.ndarray, int, int]]:
   """Yield (indices of the items, rows, tokens) of each batch."""
+  # Sort by length, and find the bucket of each item.
   order = np.argsort(lengths, kind="stable")
   buckets = np.searchsorted(BUCKET_LENGTHS, np.asarray(lengths)[order])
   for bucket, length in enumerate(BUCKET_LENGTHS):
@@ -176,6 +181,7 @@ def pad_tokens(
   tokens: Sequence[Sequence[int]], members: np.ndarray, rows: int, length: int
 ) -> Int32[np.ndarray, "rows length"]:
   """Return the token ids of the texts `members`, padded with 0."""
+  # Rows beyond the items stay all padding.
   ids = np.zeros((rows, length), np.int32)
   for row, member in enumerate(members):
     ids[row, : len(tokens[member])] = tokens[member]
@@ -186,6 +192,7 @@ def token_mask(
   tokens: Sequence[Sequence[int]], members: np.ndarray, rows: int, length: int
 ) -> Bool[np.ndarray, "rows length"]:
   """Return a mask that is true on the tokens of the texts `members`."""
+  # Rows beyond the items have no tokens.
   counts = np.zeros(rows, int)
   counts[: len(members)] = [len(tokens[member]) for member in members]
   return np.arange(length) < counts[:, None]

@@ -54,6 +54,7 @@ class Reranker:
   ):
     self.fingerprint = fingerprint
     self._num_segments, self._tokenizer = config.num_segments, tokenizer
+    # Batches are padded by `BatchedEncoder`, to fewer shapes.
     self._tokenizer.no_padding()
     self._tokenizer.enable_truncation(config.max_tokens)
     model = bert.Bert(config, batched_encoder.compute_dtype())
@@ -76,6 +77,7 @@ class Reranker:
       get_passage: returns the passage of a row.
       k: passages wanted of each query, at most m.
     """
+    # The caller's arrays stay as they are.
     scores, rows = candidates[0].copy(), candidates[1]
     # Score real passages of queries without an image; all others keep theirs.
     scored = rows >= 0
@@ -96,6 +98,7 @@ class Reranker:
     self, pairs: Sequence[tuple[str, str]]
   ) -> Float32[np.ndarray, " B"]:
     """Return the score of each (question, passage)."""
+    # Table markers are unknown to published cross-encoders.
     encodings = self._tokenizer.encode_batch(
       [
         (question, batched_encoder.replace_table_markers(passage))
@@ -127,6 +130,7 @@ def load_reranker(folder: str) -> Reranker:
     ValueError: config.json, model.safetensors or tokenizer.json is absent or
       does not fit.
   """
+  # The log-odds are wanted as they are, so nothing is normalized.
   config = bert.read_config(folder, pooling="score", normalize=False)
   path = os.path.join(folder, "tokenizer.json")
   if not os.path.isfile(path):

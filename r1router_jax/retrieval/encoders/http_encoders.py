@@ -36,6 +36,7 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 # Texts of one request: the default limit of text-embeddings-inference.
 TEXTS_PER_REQUEST = 32
 
+# Texts of several kinds, whose vectors tell models apart.
 PROBE_TEXTS = (
   "which country is this?",
   "[Header]Country[Rows][Row]Chad",
@@ -82,6 +83,7 @@ class HttpEncoder:
     self.width = 0  # Unknown; the answer to the probes tells.
     probes = self._embed_texts(PROBE_TEXTS)
     self.width = probes.shape[1]
+    # Rounding moves values a little, but neither the largest nor its sign.
     top = np.abs(probes).argmax(axis=1)
     signs = np.sign(probes[np.arange(len(top)), top]).astype(int)
     self.fingerprint = hashlib.sha256(
@@ -104,6 +106,7 @@ class HttpEncoder:
 
   def _embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "n E"]:
     """Return the vector of each text."""
+    # Requests are sent several at a time; answers return in their order.
     starts = range(0, len(texts), TEXTS_PER_REQUEST)
     parts = [texts[i : i + TEXTS_PER_REQUEST] for i in starts]
     vectors = self._client.post(
@@ -111,6 +114,7 @@ class HttpEncoder:
       [self._make_body(part) for part in parts],
       lambda number, answer: self._check_vectors(answer, len(parts[number])),
     )
+    # np.concatenate needs at least one array.
     if not vectors:
       return np.zeros((0, self.width), np.float32)
     return np.concatenate(vectors)
@@ -128,6 +132,7 @@ class HttpEncoder:
       vectors = np.array(self._parse_vectors(answer), np.float32)
     except (TypeError, ValueError, KeyError, AttributeError):
       raise RowError("the answer holds no vectors of one width", cure) from None
+    # The first answer decides the width; all others must agree.
     width = self.width or vectors.size // count
     if vectors.shape != (count, width) or not width:
       raise RowError(
@@ -140,6 +145,7 @@ class HttpEncoder:
 
 def openai_encoder(weights: str = "") -> HttpEncoder:
   """Return an encoder behind OpenAI's API; `weights` is its address#model."""
+  # The part after # names the model, which every request repeats.
   address, _, model = weights.partition("#")
   if not model:
     raise ValueError(
@@ -170,6 +176,7 @@ def authorization_header(address: str) -> Mapping[str, str]:
   key = os.environ.get(API_KEY_VARIABLE, "")
   if not key:
     return {}
+  # Plain HTTP is no risk inside this machine.
   if address.startswith("http://") and not http_client.is_loopback(address):
     logging.warning(
       "%s is sent the key in %s unencrypted; write https, or unset it.",
@@ -181,6 +188,7 @@ def authorization_header(address: str) -> Mapping[str, str]:
 
 def _sort_openai_vectors(answer: Mapping[str, Any]) -> list:
   """Return the vectors of an OpenAI answer in the order of the texts."""
+  # The API allows any order, and each row names its text.
   vectors = {row["index"]: row["embedding"] for row in answer["data"]}
   if len(vectors) != len(answer["data"]):
     raise ValueError("a number occurs twice")

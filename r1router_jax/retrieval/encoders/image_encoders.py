@@ -94,6 +94,7 @@ class ClipFusionEmbedder:
     self._config, self._tokenizer = config, tokenizer
     self._tokenizer.no_padding()
     self._tokenizer.enable_truncation(config.max_tokens)
+    # Each tower has its own program, since few items need both.
     apply = clip.Clip(config, batched_encoder.compute_dtype()).apply
     self._encode_image, self._encode_text = (
       batched_encoder.BatchedEncoder(
@@ -131,6 +132,7 @@ class ClipFusionEmbedder:
       batched_encoder.batch_sizes_for(items),
     )
 
+    # Normalize the sum; the lower bound keeps 0 for an empty item.
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(norms, 1e-12)
 
@@ -156,6 +158,7 @@ class ImageCaptionEmbedder:
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     """Return the concatenated vectors of each item."""
+    # Captions of passages always count, texts of queries only without an image.
     text_vectors = np.zeros((len(items), self._embed_texts.width), np.float32)
     with_text = np.flatnonzero(
       [isinstance(item, Passage) or not item.image for item in items]
@@ -181,6 +184,7 @@ def _embed_images(
   with_image = np.flatnonzero([bool(item.image) for item in items])
 
   def make_arrays(members, rows, _):
+    # Images are opened batch by batch, so few are in memory.
     pixels = np.zeros((rows, size, size, 3), np.float32)
     for row, member in enumerate(members):
       pixels[row] = load_pixels(items[with_image[member]].image)
@@ -190,6 +194,7 @@ def _embed_images(
   found = encode(
     [1] * len(with_image), make_arrays, batched_encoder.batch_sizes_for(items)
   )
+  # Spread the vectors over all items.
   vectors = np.zeros((len(items), found.shape[1]), np.float32)
   vectors[with_image] = found
   return vectors

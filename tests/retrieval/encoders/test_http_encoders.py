@@ -31,6 +31,7 @@ def openai_server(change=lambda rows: rows):
       dict(index=i, embedding=vector)
       for i, vector in enumerate(embed_words(body["input"]))
     ]
+    # In reverse: the order of an answer means nothing.
     return 200, dict(data=change(rows[::-1]))
 
   return answer
@@ -41,6 +42,7 @@ def tei_server(path, body):
   return 200, embed_words(body["inputs"])
 
 
+# More than two requests, with queries, a table and a text.
 ITEMS = [Query(f"Flag {i} ") for i in range(70)] + [
   Passage("a", "table", "[Header]Country[Rows][Row]Chad[sep]red"),
   Passage("b", "text", "Chad is large"),
@@ -60,6 +62,7 @@ def test_both_apis_give_vectors_in_order():
     embed = registry.EMBEDDERS["openai"](f"{address}/v1#some-model")
     np.testing.assert_allclose(embed(ITEMS), wanted_vectors(), atol=1e-6)
     assert embed.width == 32 and embed([]).shape == (0, 32)
+    # The same weights at another time.
     again = registry.EMBEDDERS["openai"](f"{address}/v1#some-model")
     assert again.fingerprint == embed.fingerprint
   with kb_servers.serve_answers(tei_server) as address:
@@ -71,6 +74,7 @@ def test_other_weights_have_another_fingerprint():
   def reverse_vectors(rows):
     return [dict(row, embedding=row["embedding"][::-1]) for row in rows]
 
+  # Two servers whose vectors differ in the order of their numbers.
   found = []
   for change in (lambda rows: rows, reverse_vectors):
     with kb_servers.serve_answers(openai_server(change=change)) as address:
@@ -80,6 +84,7 @@ def test_other_weights_have_another_fingerprint():
   assert found[0] != found[1]
 
 
+# Changes of an answer that must not pass, by name.
 WRONG = {
   "a row is missing": lambda rows: rows[1:],
   "a number twice": lambda rows: [*rows[1:], rows[1]],
@@ -102,6 +107,7 @@ def test_images_and_missing_model_names_are_refused():
     embed = http_encoders.tei_encoder(address)
     with pytest.raises(ValueError, match="embeds texts alone"):
       embed([Query("a", "flag.png")])
+    # OpenAI's API needs the name of a model.
     with pytest.raises(ValueError, match="names no model"):
       http_encoders.openai_encoder(address)
 

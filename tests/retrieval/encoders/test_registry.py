@@ -26,6 +26,7 @@ def test_batches_hold_each_item_once(lengths):
       len(chosen) <= rows and rows * length <= batched_encoder.MAX_BATCH_TOKENS
     )
     assert max(lengths[m] for m in chosen) <= length
+  # Few shapes are compiled, and little is padding.
   shapes = {(rows, length) for _, rows, length in batches}
   assert len(shapes) <= len(batched_encoder.BATCH_SIZES) * len(
     batched_encoder.BUCKET_LENGTHS
@@ -60,6 +61,7 @@ def test_minilm_similarities_are_the_published_ones(minilm):
 
 def test_vectors_do_not_depend_on_other_items(minilm):
   texts = ["chad", "a capital is a city " * 12, "x " * 300, ""]
+  # Empty, short and truncated texts in one call.
   together = minilm([Query(text) for text in texts])
   np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
   for text, vector in zip(texts, together, strict=True):
@@ -116,7 +118,9 @@ def test_fused_scores_come_from_image_or_text(image_files, monkeypatch):
       zip(("red", "green", "blue"), paths, strict=True)
     )
   ]
+  # A passage without an image is found by its caption alone.
   entries.append(Passage("3", "image", "green without an image"))
+  # A query with an image, and one without.
   shown, told = Query("green", paths[2]), Query("green")
   scores = fused([shown, told]) @ fused(entries).T
   look = registry.load_georouter_image(weights)
@@ -161,6 +165,7 @@ def test_fingerprint_differs_where_weights_differ(tmp_path):
 
 def test_query_vector_is_bit_equal_beside_other_queries(minilm):
   """A resumed run embeds other queries at the same time."""
+  # Subsets of other sizes and in another order.
   asked = [Query(f"which lands lie by {i} seas?") for i in range(70)]
   whole = minilm(asked)
   for few in ([3], [69, 3], range(1, 40), range(20, 70)):

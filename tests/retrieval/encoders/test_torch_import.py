@@ -13,6 +13,7 @@ from r1router_jax.retrieval.encoders import torch_import
 from tests import handwritten_torch_file
 from tests.tiny_encoders import BERT, CLIP, random_tensors, tensor_shapes
 
+# Another encoder, so that an exchange of the two would show.
 LARGER_BERT = dataclasses.replace(BERT, vocab=53, pooling="pooler")
 
 
@@ -23,18 +24,18 @@ def convert_arrays(tmp_path, arrays, spec, key="", dtype=np.float32):
 
 
 def test_bert_with_unused_tensors_is_converted(tmp_path):
-  table, axes = bert.weight_map(BERT), bert.axis_sizes(BERT)
-  arrays = random_tensors(table, axes)
+  rules, axes = bert.weight_map(BERT), bert.axis_sizes(BERT)
+  arrays = random_tensors(rules, axes)
+  # Tensors that published files hold and that are skipped.
   more = {
     "pooler.dense.weight": np.ones((12, 12), np.float32),
     "embeddings.position_ids": np.arange(24)[None],
   }
+  part = torch_import.EncoderPart(rules, axes, (("roberta.", ""),))
   folder = convert_arrays(
     tmp_path,
     {"roberta." + name: x for name, x in (arrays | more).items()},
-    torch_import.EncoderSpec(
-      (torch_import.EncoderPart(table, axes, (("roberta.", ""),)),), "x/y"
-    ),
+    torch_import.EncoderSpec((part,), "x/y"),
   )
   written = load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}")
   assert written.keys() == arrays.keys()
@@ -52,17 +53,13 @@ def test_clip_inside_a_training_checkpoint_is_converted(tmp_path):
   inside = {
     "clip_model." + name: x.astype(np.float16) for name, x in arrays.items()
   }
+  # A scalar that is skipped, in another precision.
   inside["clip_model.logit_scale"] = np.array(4.6, np.float32)
+  part = torch_import.EncoderPart(clip.WEIGHT_MAP, axes, (("clip_model.", ""),))
   folder = convert_arrays(
     tmp_path,
     inside,
-    torch_import.EncoderSpec(
-      (
-        torch_import.EncoderPart(clip.WEIGHT_MAP, axes, (("clip_model.", ""),)),
-      ),
-      "x/y",
-      key="model",
-    ),
+    torch_import.EncoderSpec((part,), "x/y", key="model"),
     "model",
     ml_dtypes.bfloat16,
   )
@@ -78,21 +75,16 @@ def test_clip_inside_a_training_checkpoint_is_converted(tmp_path):
 @pytest.fixture
 def two_encoders():
   """Return the spec of a file with two encoders, as Open-WikiTable's."""
-  return torch_import.EncoderSpec(
-    tuple(
-      torch_import.EncoderPart(
-        bert.weight_map(config),
-        bert.axis_sizes(config),
-        ((other, None), (own, "")),
-        own,
-      )
-      for config, own, other in (
-        (BERT, "question_enc.", "table_enc."),
-        (LARGER_BERT, "table_enc.", "question_enc."),
-      )
-    ),
-    "x/y",
-  )
+  parts = []
+  for config, own, other in (
+    (BERT, "question_enc.", "table_enc."),
+    (LARGER_BERT, "table_enc.", "question_enc."),
+  ):
+    rules, axes = bert.weight_map(config), bert.axis_sizes(config)
+    prefixes = ((other, None), (own, ""))
+    # Each part skips the tensors of the other.
+    parts.append(torch_import.EncoderPart(rules, axes, prefixes, own))
+  return torch_import.EncoderSpec(tuple(parts), "x/y")
 
 
 def arrays_of(spec):
@@ -121,37 +113,26 @@ def test_two_encoders_in_one_file_are_converted(tmp_path, two_encoders):
   )
 
 
+BIAS = "table_enc.pooler.dense.bias"
+
+
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    (
-      lambda x: x.pop("table_enc.pooler.dense.bias"),
-      "1 tensors missing.*pooler.dense.bias",
-    ),
-    (lambda x: x.update(head=np.ones(2, np.float32)), "1 unknown.*head"),
-    (
-      lambda x: x.update(
-        {"table_enc.pooler.dense.bias": np.ones(5, np.float32)}
-      ),
-      r"has shape \(5,\), wanted \(12,\)",
-    ),
-    (
-      lambda x: x.update({"table_enc.pooler.dense.bias": np.arange(12)}),
-      "holds I64",
-    ),
-    (
-      lambda x: x.update(
-        {"table_enc.pooler.dense.bias": np.full(12, np.inf, np.float32)}
-      ),
-      "holds NaN or infinity",
-    ),
+    # None stands for a missing tensor.
+    ({BIAS: None}, "1 tensors missing.*pooler.dense.bias"),
+    ({"head": np.ones(2, np.float32)}, "1 unknown.*head"),
+    ({BIAS: np.ones(5, np.float32)}, r"has shape \(5,\), wanted \(12,\)"),
+    ({BIAS: np.arange(12)}, "holds I64"),
+    ({BIAS: np.full(12, np.inf, np.float32)}, "holds NaN or infinity"),
   ],
 )
 def test_unfit_tensor_is_refused(tmp_path, two_encoders, change, words):
-  arrays = arrays_of(two_encoders)
-  change(arrays)
+  arrays = arrays_of(two_encoders) | change
+  arrays = {name: x for name, x in arrays.items() if x is not None}
   with pytest.raises(safetensors_io.BadWeights, match=words):
     convert_arrays(tmp_path, arrays, two_encoders)
+  # Nothing is left behind.
   assert not list((tmp_path / "to").glob("*"))
 
 
@@ -163,25 +144,23 @@ def test_weights_are_not_overwritten(tmp_path, two_encoders):
 
 def test_large_file_needs_little_memory(tmp_path):
   axes = dict(L=40, D=512, F=512)
-  table = (("layers.{}.w", "layers/w", "L F D -> L D F"),)
+  rules = (("layers.{}.w", "layers/w", "L F D -> L D F"),)
   source = handwritten_torch_file.save_arrays(
-    tmp_path / "w.bin", random_tensors(table, axes)
+    tmp_path / "w.bin", random_tensors(rules, axes)
   )
   tracemalloc.start()
   torch_import.convert_encoder(
     source,
     str(tmp_path / "to"),
-    torch_import.EncoderSpec(
-      (torch_import.EncoderPart(table, axes, ()),), "x/y"
-    ),
+    torch_import.EncoderSpec((torch_import.EncoderPart(rules, axes, ()),), ""),
     np.float32,
   )
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
+  # Bytes of one tensor; the file holds forty.
   one = 512 * 512 * 4
-  assert (
-    tmp_path / "to" / safetensors_io.WEIGHTS_FILE
-  ).stat().st_size > 40 * one
+  written = tmp_path / "to" / safetensors_io.WEIGHTS_FILE
+  assert written.stat().st_size > 40 * one
   assert peak < 4 * one
 
 
@@ -212,6 +191,7 @@ def test_published_encoder_fits_its_embedder(name, monkeypatch):
   old, key = ("clip_model.", "model") if name == "clip_sf" else ("", "")
   stored, written, keys = {}, {}, []
   for part in torch_import.ENCODERS[name].parts:
+    # The file as the authors publish it, without numbers.
     for inner, size in tensor_shapes(part.weight_map, part.axes).items():
       full = old + part.written_prefix + inner
       stored[full] = safetensors_io.StoredTensor(
@@ -231,12 +211,10 @@ def test_published_encoder_fits_its_embedder(name, monkeypatch):
     "w.bin", "nowhere", torch_import.ENCODERS[name], np.float32
   )
   assert keys == [key]
+  # What was written is what `registry` loads, no more and no less.
   there = [dataclasses.replace(x, name=n) for n, x in written.items()]
-  assert len(written) == sum(
-    len(
-      safetensors_io.select_tensors(
-        "w", safetensors_io.rename_tensors(there, rename), table, axes
-      )
-    )
-    for table, axes, rename in LOADED[name]
-  )
+  loaded = 0
+  for rules, axes, prefixes in LOADED[name]:
+    renamed = safetensors_io.rename_tensors(there, prefixes)
+    loaded += len(safetensors_io.select_tensors("w", renamed, rules, axes))
+  assert loaded == len(written)
