@@ -322,14 +322,14 @@ def rope_positions(
   runs, cursor, done = [], 0, 0
   for h, w in grids:
     # The text up to the image.
-    text = placeholders[0] - done
+    text = int(placeholders[0]) - done
     runs.append(_text_positions(cursor, text))
     cursor += text
     # The image: all of its tokens have one temporal position.
     row, column = np.divmod(np.arange(h * w), w)
     runs.append(cursor + np.stack([0 * row, row, column]))
     cursor += max(h, w)
-    done = placeholders[0] + h * w
+    done = int(placeholders[0]) + h * w
     placeholders = placeholders[h * w :]
   runs.append(_text_positions(cursor, length - done))
   return np.concatenate(runs, axis=1), int(cursor + length - done)
