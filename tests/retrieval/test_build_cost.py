@@ -1,3 +1,5 @@
+"""The estimated cost of a build agrees with what is measured."""
+
 import time
 
 import numpy as np
@@ -7,52 +9,57 @@ from r1router_jax.common.records import Passage
 from r1router_jax.retrieval import build_cost
 from r1router_jax.retrieval.index import factory
 
+# Long enough for the thread that samples the memory to wake several times.
+SAMPLING_SECONDS = 0.05
 
-def test_the_peak_is_seen():
-  before = build_cost.held()
-  with build_cost.Peak() as peak:
-    made = np.ones(30_000_000)
-    time.sleep(0.05)
-    del made
-    time.sleep(0.05)
+
+def test_peak_memory_is_noticed():
+  before = build_cost.resident_bytes()
+  with build_cost.PeakMemory() as peak:
+    array = np.ones(30_000_000)
+    time.sleep(SAMPLING_SECONDS)
+    del array
+    time.sleep(SAMPLING_SECONDS)
   assert 230e6 < peak.bytes - before < 270e6
-  assert build_cost.held() - before < 60e6
+  assert build_cost.resident_bytes() - before < 60e6
 
 
-class Greedy:
-  """Holds so many bytes for each item."""
+class GreedyEmbedder:
+  """An embedder that holds `item_bytes` of memory for each item."""
 
   width, fingerprint, devices = 3, "", ()
 
-  def __init__(self, item):
-    self.item, self.calls = item, []
+  def __init__(self, item_bytes):
+    self.item_bytes, self.batch_sizes = item_bytes, []
 
   def __call__(self, items):
-    self.calls.append(len(items))
-    made = np.ones(len(items) * self.item // 8)
-    time.sleep(0.05)
-    return np.zeros((len(items), 3), np.float32) * made[0]
+    self.batch_sizes.append(len(items))
+    array = np.ones(len(items) * self.item_bytes // 8)
+    time.sleep(SAMPLING_SECONDS)
+    return np.zeros((len(items), 3), np.float32) * array[0]
 
 
-def test_a_trial_foretells_a_part():
-  embed = Greedy(500_000)
+def test_trial_predicts_the_memory_of_a_chunk():
+  embed = GreedyEmbedder(500_000)
   passages = [Passage(str(i), "text", "x") for i in range(128)]
-  trial = build_cost.try_out(embed, passages, 1024)
-  assert 0.8 < (trial.peak - trial.held) / (1024 * 500_000) < 1.2
-  assert 0.05 / 128 < trial.seconds < 0.2 / 128
-  assert embed.calls == [32, 128] * 2
+  trial = build_cost.measure_embedding(embed, passages, 1024)
+  chunk_bytes = trial.peak_bytes - trial.resident_bytes
+  assert 0.8 < chunk_bytes / (1024 * 500_000) < 1.2
+  # The embedder sleeps at least that long.
+  assert trial.seconds_per_row >= SAMPLING_SECONDS / 128
+  assert embed.batch_sizes == [32, 128] * 2
 
 
 @pytest.mark.parametrize(
   ("rows", "kind"), [(3000, "auto"), (3000, "exact"), (30_000, "scann")]
 )
-def test_disk_is_what_is_written(tmp_path, rows, kind):
+def test_estimated_disk_space_is_what_is_written(tmp_path, rows, kind):
   if kind == "scann":
     pytest.importorskip("scann")
   vectors = np.random.default_rng(0).normal(size=(rows, 16)).astype(np.float32)
   np.save(tmp_path / "vectors.npy", vectors)
-  factory.save(factory.build(vectors, kind), str(tmp_path))
-  written = sum(
-    path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()
-  )
-  assert build_cost.disk(rows, 16, kind)[0] == pytest.approx(written, rel=0.1)
+  factory.save_index(factory.build_index(vectors, kind), str(tmp_path))
+  files = [path for path in tmp_path.rglob("*") if path.is_file()]
+  written = sum(path.stat().st_size for path in files)
+  estimated, _ = build_cost.estimate_disk_bytes(rows, 16, kind)
+  assert estimated == pytest.approx(written, rel=0.1)

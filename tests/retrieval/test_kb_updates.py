@@ -1,4 +1,4 @@
-"""Passages change while others search, and exact search over them is right."""
+"""Passages are updated while others search, and results are right."""
 
 import concurrent.futures
 
@@ -7,109 +7,105 @@ import pytest
 
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.retrieval import local_kb
-from r1router_jax.retrieval.index import bm25, exact, factory
-from tests.retrieval.fakes import Words
+from r1router_jax.retrieval.index import bm25, factory
+from tests.retrieval import kb_servers
+from tests.retrieval.fakes import WordEmbedder
 
 COLOURS = ("red", "green", "blue", "white", "black")
 
 
-def made(rows, first=0):
+def make_passages(count, first=0):
   return [
     Passage(f"t/{i}", "text", f"flag {i} {COLOURS[i % 5]} {i % 7}")
-    for i in range(first, first + rows)
+    for i in range(first, first + count)
   ]
 
 
-def opened(passages, kind="exact"):
-  return local_kb.LocalKB(
-    local_kb.Content(passages, Words(), factory.build(Words()(passages), kind))
-  )
+def make_kb(passages, index_kind="exact"):
+  index = factory.build_index(WordEmbedder()(passages), index_kind)
+  stack = local_kb.SearchStack(passages, WordEmbedder(), index)
+  return local_kb.LocalKB(stack)
 
 
-def agree(base, passages):
-  """It finds what a new knowledge base of these passages finds."""
-  fresh = opened(passages)
-  assert len(base) == len(passages)
+def assert_same_as_new(kb, passages):
+  """Assert that results are those of a new knowledge base of these passages."""
+  new_kb = make_kb(passages)
+  assert len(kb) == len(passages)
+  texts = {p.id: p.text for p in passages}
   queries = [Query(f"{colour} flag {i}") for i, colour in enumerate(COLOURS)]
   for k in (1, 4, len(passages) + 5):
-    for got, wanted in zip(
-      base.search(queries, k), fresh.search(queries, k), strict=True
-    ):
-      assert len(got) == len(wanted) == min(k, len(passages))
+    results, expected = kb.search(queries, k), new_kb.search(queries, k)
+    for found, wanted in zip(results, expected, strict=True):
+      assert len(found) == len(wanted) == min(k, len(passages))
+      # Ids may differ where scores are equal.
       np.testing.assert_allclose(
-        [p.score for p in got], [p.score for p in wanted], atol=1e-5
+        [p.score for p in found], [p.score for p in wanted], atol=1e-5
       )
-      texts = {p.id: p.text for p in passages}
-      assert {p.id for p in got} <= texts.keys()
-      assert all(p.text == texts[p.id] for p in got)
-      assert len({p.id for p in got}) == len(got)
+      assert len({p.id for p in found}) == len(found)
+      assert all(p.text == texts[p.id] for p in found)
 
 
-@pytest.mark.parametrize("kind", ["exact", "scann"])
-def test_changes_are_found(kind):
-  if kind == "scann":
+@pytest.mark.parametrize("index_kind", ["exact", "scann"])
+def test_updates_are_found(index_kind):
+  if index_kind == "scann":
     pytest.importorskip("scann")
-  now = {p.id: p for p in made(40)}
-  base = opened(list(now.values()), kind)
+  current = {p.id: p for p in make_passages(40)}
+  kb = make_kb(list(current.values()), index_kind)
   rng = np.random.default_rng(0)
   for turn in range(6):
-    gone = [str(name) for name in rng.choice(list(now), 7, replace=False)]
+    # Delete some, replace some, add some.
+    deletes = [str(i) for i in rng.choice(list(current), 7, replace=False)]
     text = f"flag of turn {turn} {COLOURS[turn % 5]}"
-    new = [
-      Passage(str(name), "text", text)
-      for name in rng.choice(list(now), 3, replace=False)
-      if name not in gone
-    ] + made(4, 100 + 10 * turn)
-    base.change(new, gone)
-    for name in gone:
-      del now[name]
-    now |= {p.id: p for p in new}
-    agree(base, list(now.values()))
-  base.change(deletes=list(now))
-  assert base.search([Query("red")], 3) == [[]]
-  base.change(made(1))
-  agree(base, made(1))
+    replaced = rng.choice(list(current), 3, replace=False)
+    upserts = [
+      Passage(str(i), "text", text) for i in replaced if i not in deletes
+    ]
+    upserts += make_passages(4, 100 + 10 * turn)
+    kb.update_passages(upserts, deletes)
+    for name in deletes:
+      del current[name]
+    current |= {p.id: p for p in upserts}
+    assert_same_as_new(kb, list(current.values()))
+  kb.update_passages(deletes=list(current))
+  assert kb.search([Query("red")], 3) == [[]]
+  kb.update_passages(make_passages(1))
+  assert_same_as_new(kb, make_passages(1))
 
 
-def test_an_id_that_is_not_there_is_named():
-  base = opened(made(3))
+def test_unknown_id_is_rejected():
+  kb = make_kb(make_passages(3))
   with pytest.raises(KeyError, match="t/9"):
-    base.change(deletes=["t/9"])
-  agree(base, made(3))
+    kb.update_passages(deletes=["t/9"])
+  assert_same_as_new(kb, make_passages(3))
 
 
-def test_words_and_shards_of_others_do_not_change():
+def test_hybrid_kb_cannot_be_updated():
   pytest.importorskip("bm25s")
-  some = made(5)
-  base = local_kb.LocalKB(
-    local_kb.Content(
-      some,
-      Words(),
-      exact.ExactIndex(Words()(some)),
-      bm25.Words.build(p.text for p in some),
-    )
-  )
+  passages = make_passages(5)
+  bm25_index = bm25.Bm25Index.from_texts(p.text for p in passages)
+  kb = local_kb.LocalKB(kb_servers.make_stack(passages, bm25_index=bm25_index))
   with pytest.raises(ValueError, match="Build another"):
-    base.change(deletes=["t/0"])
+    kb.update_passages(deletes=["t/0"])
 
 
-def test_a_search_ends_with_the_passages_it_began_with():
-  """Each answer is of one generation, while these follow each other."""
-  generation = lambda g: [
-    Passage(f"t/{i}", "text", f"flag {i} {COLOURS[i % 5]} of {g}")
-    for i in range(20)
-  ]
-  base = opened(generation(0))
+def test_each_search_sees_one_generation_of_passages():
+  def make_generation(number):
+    return [
+      Passage(f"t/{i}", "text", f"flag {i} {COLOURS[i % 5]} of {number}")
+      for i in range(20)
+    ]
 
-  def searches(n):
-    return [base.search([Query(f"red flag {n} {m}")], 5)[0] for m in range(60)]
+  kb = make_kb(make_generation(0))
+
+  def search_often(n):
+    return [kb.search([Query(f"red flag {n} {m}")], 5)[0] for m in range(60)]
 
   with concurrent.futures.ThreadPoolExecutor(4) as threads:
-    under_way = [threads.submit(searches, n) for n in range(4)]
-    for g in range(1, 9):
-      base.change(generation(g))
-    answers = [answer for each in under_way for answer in each.result()]
+    futures = [threads.submit(search_often, n) for n in range(4)]
+    for number in range(1, 9):
+      kb.update_passages(make_generation(number))
+    answers = [answer for future in futures for answer in future.result()]
   assert len(answers) == 240
   for answer in answers:
     assert len({p.text.rsplit(" ", 1)[1] for p in answer}) == 1
-  assert base.search([Query("flag")], 1)[0][0].text.endswith(" 8")
+  assert kb.search([Query("flag")], 1)[0][0].text.endswith(" 8")
