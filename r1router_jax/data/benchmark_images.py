@@ -32,6 +32,7 @@ def find_images(
     FileNotFoundError: if there is no such place.
     ValueError: if the archive is damaged, or `unpack_to` is missing.
   """
+  # A folder is searched to any depth.
   if os.path.isdir(place):
     paths = (
       os.path.join(base, file)
@@ -43,6 +44,7 @@ def find_images(
     raise FileNotFoundError(
       f"{place}: there are no images.  Name their folder, or a .zip of them."
     )
+  # An archive is unpacked, but only the members that questions name.
   if not unpack_to:
     raise ValueError(
       f"{place}: an archive of images has to be unpacked.  Name a folder "
@@ -56,6 +58,7 @@ def find_images(
         stem: _unpack_member(archive, member, stem, unpack_to)
         for stem, member in members.items()
       }
+  # zipfile raises all of these for damaged or encrypted archives.
   except (
     zipfile.BadZipFile,
     zlib.error,
@@ -86,6 +89,8 @@ def _unpack_member(
 ) -> str:
   """Write a member to `folder`, unless it is there already; return its path."""
   size = archive.getinfo(member).file_size
+  # The size that the archive declares is checked before anything is inflated,
+  # and no more bytes than that are read.
   if size > images.MAX_BYTES:
     raise ValueError(
       f"{archive.filename}: {member!a} has {size:,} bytes, wanted at most "
@@ -93,6 +98,7 @@ def _unpack_member(
     )
   # The member's own path is not used, so that it cannot leave the folder.
   path = images.resolve_path(stem + os.path.splitext(member)[1].lower(), folder)
+  # A file of the right size is from an earlier run.
   if not os.path.isfile(path) or os.path.getsize(path) != size:
     with archive.open(member) as file, atomic_write(path) as output:
       output.write(file.read(size))

@@ -83,6 +83,7 @@ def parse_rows(
       found.append((where, parse(row, int(where.rpartition(":")[2]) - 1)))
     except RowError as fault:
       bad.append(RejectedRow(where, *fault.args))
+  # A question left out would change every mean, so one bad row is an error.
   if bad or not found:
     raise ValueError(
       f"{path}: {len(bad):,} of {len(bad) + len(found):,} rows cannot be "
@@ -145,6 +146,7 @@ def parse_answers(
       _parse_texts("answer", row.get("answer")),
       _parse_interval("range", value[0].get("range")),
     )
+  # Only a user's own file may say an interval under its own key.
   own = row.get("interval") if name == "jsonl" else None
   return (
     _parse_texts(key, value),
@@ -197,6 +199,7 @@ def has_id(name: str, row: Mapping[str, Any]) -> bool:
 def _parse_id(name: str, row: Mapping[str, Any], number: int) -> str:
   if not has_id(name, row):
     return str(number)
+  # `True` is an int in Python, and would become the id "True".
   key = BENCHMARK_SPECS.get(name, _USER_FILE).id_key
   value = row.get(key)
   if (

@@ -77,6 +77,7 @@ def load_benchmark(
   benchmark_schema.check_ids(path, ((q.id, where) for where, (q, _) in found))
   # Look for all images at once; a question whose image is missing stays.
   asked = [named for _, (_, named) in found if named]
+  # A user's images have paths; those of benchmarks are looked up by stem.
   if name == "jsonl":
     paths = {named: named for named in asked if os.path.isfile(named)}
   else:
@@ -86,6 +87,8 @@ def load_benchmark(
       else {}
     )
   _warn_of_missing_images(name, images, [n for n in asked if n not in paths])
+  # A missing image keeps a path that does not exist, so that the question is
+  # counted and fails on its own.
   nowhere = os.path.join(images or "no folder of images", "")
   return [
     dataclasses.replace(
@@ -123,6 +126,7 @@ def _image_name(name: str, row: Mapping[str, Any], root: str) -> str:
   own = name == "jsonl"
   if not own and not BENCHMARK_SPECS[name].has_images:
     return ""
+  # In a user's file an image is optional, in a benchmark with images it is not.
   key = "image" if own else "image_id"
   named = row.get(key, "" if own else None)
   if own and named == "":
@@ -144,6 +148,7 @@ def _image_name(name: str, row: Mapping[str, Any], root: str) -> str:
     raise RowError(
       f'"{key}" is {str(error).rstrip(".")}', "Or leave the image out"
     ) from error
+  # A benchmark's image is found by its stem, which must not name a folder.
   if own:
     return path
   if "/" in str(named):

@@ -32,6 +32,7 @@ from r1router_jax.data import benchmarks, georouter
 
 _TEXT = tfds.features.Text()
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
+# The feature "picture" has the bytes of the image that "image" names.
 _FEATURES = dict(
   id=_TEXT,
   text=_TEXT,
@@ -77,6 +78,7 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager  # The files are here.
+    # Only GeoRouter has more than the test split.
     splits = (
       georouter.SPLITS if self.builder_config.name == "georouter" else ("test",)
     )
@@ -84,6 +86,7 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
     config = self.builder_config
+    # Members of a .zip are needed only until their bytes are stored.
     with tempfile.TemporaryDirectory() as unpacked:
       for question in benchmarks.load_benchmark(
         config.name, config.folder, config.images, split, unpacked
@@ -109,6 +112,7 @@ def to_question(row: Mapping[str, Any], image_folder: str) -> Question:
 
   An image that was not found gets a path in that folder that leads nowhere.
   """
+  # data_source yields texts as bytes and sequences as arrays of bytes.
   plain = {
     key: row[key].decode() for key in ("id", "text", "family", "benchmark")
   }

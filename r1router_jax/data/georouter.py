@@ -11,6 +11,7 @@ import pathlib
 
 from r1router_jax.common.records import KBS, Hop, Passage, Question
 
+# The files are package data, so that a wheel holds them.
 FOLDER = pathlib.Path(__file__).parent / "files" / "georouter"
 SPLITS = ("train", "val", "test")
 

@@ -34,6 +34,7 @@ _QUESTION = dict(
   subjects=_TEXTS,
   hops=_TEXTS,
 )
+# Passages of all three knowledge bases have the same features.
 _PASSAGE = dict(id=_TEXT, text=_TEXT, image=_TEXT, png=_TEXT)
 
 
@@ -70,6 +71,7 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
     return {"passages": self._generate_examples("passages")}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+    # Rows are stored as in the shipped files, but for images and hops.
     rows = georouter.read_rows(
       f"questions_{split}"
       if self._holds_questions()

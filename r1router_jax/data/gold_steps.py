@@ -25,6 +25,7 @@ def make_gold_steps(
     questions: questions with gold hops.
     retrieve: search function, called once with all sub-questions in order.
   """
+  # One call for all sub-questions: searching in batches is what costs least.
   found = iter(
     retrieve(
       [
@@ -59,6 +60,7 @@ def _question_steps(
       passages=tuple(passages),
     )
     history += ((hop.sub_question, hop.answers[0]),)
+  # After the last round there is no plan left that could stop.
   if len(question.hops) < MAX_HOPS:
     add("plan", sub_question=format.NONE, routes=("none",))
   add("final", answers=question.answers)

@@ -44,6 +44,7 @@ _ROUTES = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
 
 _KBS = {tag: kb for kb, tag in _FULL.tags.items()}
 
+# A passage ends where a line begins with the tag of the next one.
 _PASSAGE = re.compile(
   r"(?s)(ter|tir|tar)-\d+: (.*?)\n(?=(?:ter|tir|tar)-\d+: |\Z)"
 )
@@ -129,6 +130,7 @@ def _published_answer(step: Step) -> Any:
 def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
   answer = of["answer"]
   if of["step_type"] == "ret":
+    # A name that nobody knows is a fault of the row, not a route to guess.
     if unknown := set(answer["retriever"]) - set(_ROUTES):
       raise ValueError(
         f"Step {step_id} names the retrievers {unknown}; known: "
@@ -142,6 +144,7 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
       sub_question=_restore_none(answer["query"]),
       routes=tuple(_ROUTES[name] for name in answer["retriever"]),
     )
+  # Only the final step has a list of accepted answers.
   if isinstance(answer, list):
     return Step(step_id, "final", question, history, answers=tuple(answer))
   if last is None or last.kind != "plan":
@@ -173,6 +176,8 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
 
 def _with_response(step: Step, response: str) -> Step:
   """Return the step with a teacher's response and its spelling of the query."""
+  # The response is parsed by the policy's own parser, so that what is taught is
+  # always of the protocol.
   said = format.parse_response(step.kind, response, max_routes=len(KBS))
   cure = 'Delete its "response", or take the row as it was made'
   if isinstance(said, Malformed):
@@ -181,6 +186,7 @@ def _with_response(step: Step, response: str) -> Step:
       cure,
     )
   if step.kind == "plan":
+    # Published queries are in lower case; the teacher's spelling is kept.
     asked = said.sub_question
     same = (_restore_none(asked.lower()), said.routes or ("none",)) == (
       step.sub_question,
@@ -264,6 +270,7 @@ def find_files(patterns: str) -> list[str]:
         "commas between them."
       )
     found += paths
+  # Ids are made from file names, which therefore have to differ.
   found = list(dict.fromkeys(found))
   stems = [_file_stem(path) for path in found]
   if twice := [path for path in found if stems.count(_file_stem(path)) > 1]:
@@ -303,6 +310,7 @@ def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:
     images.BadImage: if its image cannot be read.
   """
   _check_form(row)
+  # The image is decoded now, so that a bad one costs its own row only.
   for path in row["images"]:
     if not image_folder:
       raise RowError(
@@ -324,6 +332,7 @@ def _check_form(row: Any) -> None:
   """Check that every part of a row is present and of its type."""
   if not isinstance(row, dict) or not {"images", "steps"} <= row.keys():
     raise RowError('it is no object with "images" and "steps"', _AS_PUBLISHED)
+  # JSON may hold lone surrogates, which no tokenizer can read.
   try:
     json.dumps(row, ensure_ascii=False).encode()
   except UnicodeEncodeError:
@@ -362,6 +371,7 @@ def _step_fault(step: Any) -> str:
   if kind == "ans":
     good = isinstance(answer, str) or _is_text_list(answer)
     return "" if good else "has an answer that is neither text nor texts"
+  # A "ret" step has a query and the names of one or more retrievers.
   good = (
     isinstance(answer, dict)
     and isinstance(answer.get("query"), str)
@@ -380,6 +390,7 @@ def _is_text_list(value: Any) -> bool:
 
 def _check_order(steps: Sequence[Step]) -> None:
   """Check that steps come in the published order."""
+  # The kinds of all steps as one text, to be matched as a whole.
   order = ""
   for step in steps:
     stops = "none" in step.routes

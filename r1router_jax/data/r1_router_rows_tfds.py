@@ -49,6 +49,7 @@ class GrpoRows(tfds.core.GeneratorBasedBuilder):
     super().__init__(**{"file_format": "array_record"} | kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
+    # A step is stored as JSON: nested sequences would need TensorFlow.
     text, texts = (
       tfds.features.Text(),
       tfds.features.Sequence(tfds.features.Text()),

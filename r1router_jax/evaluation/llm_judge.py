@@ -67,6 +67,7 @@ def judge_answers(
     _judge_prompt(*pair) if pair[1].strip() else ""
     for pair in zip(questions, predictions, strict=True)
   ]
+  # Equal prompts are asked once, and those in the cache not at all.
   model = address.partition("#")[2]
   known = _read_verdicts(cache_path)
   left = [
@@ -117,6 +118,7 @@ def _request_verdicts(
       _verdict_key(at.model, text): parse_verdict(reply.text)
       for text, reply in zip(chunk, replies, strict=True)
     }
+    # Saved before the next chunk is asked for: a killed run loses one chunk.
     append_rows(
       path,
       [
@@ -134,6 +136,7 @@ def _request_verdicts(
 
 def parse_verdict(text: str) -> float:
   """Return the verdict of a reply: its only word, after any thoughts."""
+  # A reasoning model's thoughts may name both words.
   said = text.rpartition("</think>")[2]
   word = re.fullmatch(r"[\s*\"'`]*([A-Za-z]+)[\s*\"'`.!]*", said)
   return VERDICTS.get(word[1].upper(), np.nan) if word else np.nan

@@ -74,6 +74,7 @@ def score_predictions(
   benchmark_schema.check_ids(
     predictions, ((row.question.id, where) for where, row in predicted)
   )
+  # With the question file at hand, both must match one to one.
   if data:
     path = benchmarks.find_question_file(benchmark, data)
     references = benchmark_schema.parse_rows(
@@ -131,6 +132,7 @@ def _check_match(
   Raises:
     ValueError: if they do not match; the message names the first few rows.
   """
+  # Rows of equal key are told apart by their order.
   known, given = _index_rows(references), _index_rows(predicted)
   texts = {row.question.text for _, row in references}
   faults = [

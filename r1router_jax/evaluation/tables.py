@@ -136,6 +136,7 @@ def paired_differences(
     Mean differences over the same questions or gold steps with their intervals,
     by pair ("a minus b") and by score.
   """
+  # Differences of scores: each pair is compared question by question.
   routers = [r for r in results if r.method == ROUTER]
   others = routers[:-1] + [r for r in results if r.method != ROUTER]
   found = {}
@@ -147,6 +148,7 @@ def paired_differences(
       )
       if apart.size:
         row[name] = answers.bootstrap_interval(apart, 0)
+  # Differences of step rewards: paired by gold step.
   *names, last = step_rewards or [""]
   for name in names:
     row = found.setdefault(f"{last} minus {name}", {})
@@ -272,6 +274,7 @@ def summary_lines(
     if r.method != ROUTER:
       continue
     name = r.display_name
+    # Questions without a gold trace say nothing about routes.
     if route := _mean_interval(r.scores["route"]):
       shown = _format_interval(route, 1, 2)
       lines.append(f"Route accuracy of {name} on {where}: {shown}.")
@@ -315,11 +318,12 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
     lines = run_log.read_metrics(workdir)
     if not lines:
       raise ValueError(
-        f"{workdir} has no {run_log.FILE}: --curves wants the --workdir "
+        f"{workdir} has no {run_log.METRICS_FILE}: --curves wants the --workdir "
         "of a training run."
       )
     for line in lines:
       for scalar, value in line.items():
+        # Timings are noise of the machine, and no learning curve.
         if scalar != "step" and not scalar.startswith(("seconds/", "speed/")):
           points = found.setdefault(scalar, {}).setdefault(run, [])
           points.append((line["step"], value))

@@ -200,6 +200,7 @@ def normalize_text(text: str) -> str:
       apart = f"{mark} " in text or f" {mark}" in text
       bare = bare.replace(mark, "" if apart or crowded else " ")
   bare = _PERIOD.sub("", bare, count=_MAX_PERIODS)
+  # Number words first, then articles, then contractions, as in the original.
   words = (_NUMBERS.get(word, word) for word in bare.lower().split())
   kept = (word for word in words if word not in _ARTICLES)
   return " ".join(_CONTRACTIONS.get(word, word) for word in kept)
@@ -268,6 +269,7 @@ def _bag_scores(
   found: Sequence[str], golds: Iterable[Sequence[str]]
 ) -> AnswerScores:
   best, max_recall, exact = (0.0, 0.0, 0.0), 0.0, 0.0
+  # Ties in F1 go to the first gold, because max keeps the earlier one.
   counts = collections.Counter(found)
   for gold in golds:
     same = sum((collections.Counter(gold) & counts).values())
@@ -340,6 +342,7 @@ def pass_at_k(
   samples = right.shape[1]
   if not 1 <= k <= samples:
     raise ValueError(f"pass@{k} of {samples} samples: take 1 to {samples}.")
+  # 1 - C(wrong, k) / C(n, k), with exact integers.
   wrong = (samples - right.sum(axis=1)).astype(int)
   return np.array(
     [1 - math.comb(each, k) / math.comb(samples, k) for each in wrong]

@@ -77,6 +77,7 @@ def _is_in_arange(value: float, low: float, high: float) -> bool:
   is the rounded low + step; only three candidates near `value` are computed.
   """
   step = _grid_step(high - low)
+  # np.arange(lo, hi + step, step) has this many numbers.
   count = math.ceil((high + step - low) / step)
   second = low + step
   apart = (
@@ -118,10 +119,12 @@ def is_in_range(low: float, high: float, text: str) -> bool:
   ten counts.
   """
   text = plain_text(text)
+  # Digits go before words: "two of 12" is 12.
   found = _NUMBERS.search(text)
   if not found:
     word = _WORDS.search(text)
     return bool(word) and low <= int(NUMBER_WORDS[word[0]]) <= high
+  # The unit of the upper end holds for the lower one, too: "6 to 7 million".
   ends = [
     float(found[end].replace(",", ""))
     * _UNITS.get(found[f"{end}_unit"] or found["high_unit"] or "", 1)

@@ -111,10 +111,12 @@ def route_correctness(trajectory: Trajectory, max_steps: int) -> list[bool]:
   accepted = [hop.routes for hop in trajectory.question.hops][:max_steps]
   chosen = [done.plan.routes for done in trajectory.rounds]
   kinds = {fault.partition(":")[0] for fault in trajectory.faults}
+  # A stop is a choice of its own, unless a fault ended the planning.
   if len(chosen) < max_steps and not kinds & {*TERMINAL_FAULTS}:
     chosen.append(("none",))
   if len(accepted) < max_steps:
     accepted.append(("none",))
+  # Both lists are padded: a missing round and a needless one are both wrong.
   length = max(len(accepted), len(chosen))
   accepted += [("none",)] * (length - len(accepted))
   chosen += [()] * (length - len(chosen))
@@ -130,6 +132,7 @@ def _score_one(
   final = trajectory.final
   text = final.text if score_malformed or isinstance(final, Answer) else ""
   question = trajectory.question
+  # The same text by both sets of rules.
   scores, default = (
     rules(text, question.answers, question.interval)
     for rules in (answers.score_answer, answers.score_default)

@@ -97,6 +97,7 @@ def line_chart(
 
 def axis_ticks(low: float, high: float, about: int = 4) -> list[float]:
   """Return round numbers that span `low` to `high`, at most one beyond each."""
+  # The smallest round step that needs no more than about `about` ticks.
   rough = (high - low) / about
   power = 10.0 ** math.floor(math.log10(rough))
   step = next(
@@ -124,6 +125,7 @@ def _value_range(values: np.ndarray) -> tuple[float, float]:
 
 def _binned_points(points: Points) -> np.ndarray:
   """Return the points with a finite value, averaged if there are too many."""
+  # Logs hold None for a scalar that a step did not have, and may hold NaN.
   kept = [
     (x, y)
     for x, y in points
@@ -140,6 +142,7 @@ def _binned_points(points: Points) -> np.ndarray:
 def _moving_mean(line: np.ndarray) -> np.ndarray:
   if len(line) < SMOOTH_FROM:
     return line
+  # A window of about an eighth of the line, shorter at its ends.
   half = max(1, len(line) // 16)
   spans = [line[max(0, n - half) : n + half + 1, 1] for n in range(len(line))]
   return np.stack([line[:, 0], [span.mean() for span in spans]], axis=1)

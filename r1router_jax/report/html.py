@@ -139,6 +139,7 @@ def write_page(
     trajectories: trajectories to show in full; a dozen is plenty.
     notes: paragraphs at the end: how the numbers were made, what is left out.
   """
+  # Every part escapes its own text; here they are only joined.
   figures = "".join(_curve_figure(*curve) for curve in (curves or {}).items())
   body = [
     f"<h1>{escape_text(title)}</h1>",
@@ -267,6 +268,7 @@ def _verdict_badge(right: bool) -> str:
 
 def _trajectory_article(number: int, trajectory: Trajectory) -> str:
   question = trajectory.question
+  # Passages that hold a gold answer are marked.
   evidence = {id for hop in question.hops or () for id in hop.evidence}
   rounds = "".join(
     _round_section(n, done, evidence)
@@ -296,6 +298,7 @@ def _round_section(number: int, done: Round, evidence: set[str]) -> str:
     f'<span class="badge {route}">{format.ROUTE_NAMES[route]}</span>'
     for route in routes
   )
+  # The thought, the sub-question, the passages, and the answer.
   passages = "".join(_passage_item(each, evidence) for each in done.passages)
   sub_question = escape_text(plan.sub_question)
   return (

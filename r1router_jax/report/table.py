@@ -30,6 +30,7 @@ def format_table(table: Table) -> str:
     table.columns,
     *([_format_cell(cell) for cell in row] for row in table.rows),
   ]
+  # The first column names the rows and is left-aligned.
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
     "  ".join(
