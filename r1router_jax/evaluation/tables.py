@@ -318,8 +318,8 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
     lines = run_log.read_metrics(workdir)
     if not lines:
       raise ValueError(
-        f"{workdir} has no {run_log.METRICS_FILE}: --curves wants the --workdir "
-        "of a training run."
+        f"{workdir} has no {run_log.METRICS_FILE}: --curves wants the "
+        "--workdir of a training run."
       )
     for line in lines:
       for scalar, value in line.items():

@@ -114,9 +114,9 @@ def is_in_range(low: float, high: float, text: str) -> bool:
 
   The number may have a sign, thousands commas, decimals, an exponent, a unit
   behind it and a word such as million.  Both ends of a written range
-  ("6.5-7.0", "6.5 to 7", "between 6.5 and 7") must lie in the interval.  Digits within a
-  word, as in H2O, are no number.  In a text without digits, a number word up to
-  ten counts.
+  ("6.5-7.0", "6.5 to 7", "between 6.5 and 7") must lie in the interval.  Digits
+  within a word, as in H2O, are no number.  In a text without digits, a number
+  word up to ten counts.
   """
   text = plain_text(text)
   # Digits go before words: "two of 12" is 12.
