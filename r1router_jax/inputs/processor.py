@@ -166,7 +166,7 @@ class Processor:
     raise PromptTooLong(
       f"A prompt of {len(ids)} tokens fits none of the lengths "
       f"{self.lengths}: raise the last of "
-      "config.policy.settings.prompt_tokens."
+      "config.policy.overrides.prompt_tokens."
     )
 
   def collate(

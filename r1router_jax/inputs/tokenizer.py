@@ -235,7 +235,7 @@ class Tokenizer:
       raise PromptTooLong(
         f"The {conversation.kind} prompt is {excess} tokens over the limit "
         f"of {limit} without its passages: {text[:80]!r}….  Shorten the "
-        "question or raise the last of config.policy.settings.prompt_tokens."
+        "question or raise the last of config.policy.overrides.prompt_tokens."
       )
 
     # 3. The prompt, and a report of what it has lost.

@@ -82,7 +82,7 @@ def resolve_kernel(kernel: str, dtype: str) -> str:
   """
   if kernel not in KERNELS:
     raise ValueError(
-      f"settings.compute.attention is {kernel!r}: take one of {KERNELS}."
+      f"compute.attention is {kernel!r}: take one of {KERNELS}."
     )
   if kernel != "auto":
     return kernel

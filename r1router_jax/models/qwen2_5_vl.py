@@ -661,7 +661,7 @@ def _scan_layers(
   """Repeat a layer: its parameters get a leading axis of `length`."""
   if compute.remat not in REMAT:
     raise ValueError(
-      f"settings.compute.remat is {compute.remat!r}: take one "
+      f"compute.remat is {compute.remat!r}: take one "
       f"of {', '.join(REMAT)}."
     )
   # Within a scan XLA cannot merge the recomputation with the forward pass, so

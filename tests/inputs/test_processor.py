@@ -1,6 +1,7 @@
-"""Padded arrays, against loops and against transformers' positions."""
+"""The processor's arrays, against slow loops and transformers' positions."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -24,16 +25,16 @@ GRIDS = [
 ]
 
 
-def example(*grids, text=6, seed=0):
-  return tiny_policy.encoded(
-    np.random.default_rng(seed), tiny_policy.CONFIG, text, *grids
+def random_prompt(*grids, text=6, seed=0):
+  return tiny_policy.random_prompt(
+    np.random.default_rng(seed), tiny_policy.MODEL_CONFIG, text, *grids
   )
 
 
 def slow_positions(encoded):
-  """The rule in the module's docstring, token by token."""
-  image, merge = tiny_policy.tokenizer().picture, tiny_policy.VISION.merge
-  grids = iter([p.grid for p in encoded.pictures])
+  """Apply the rule in the module's docstring, token by token."""
+  image, merge = tiny_policy.tokenizer().image_id, tiny_policy.VISION.merge
+  grids = iter([p.grid for p in encoded.images])
   out, cursor, i = [], 0, 0
   while i < len(encoded.ids):
     if encoded.ids[i] == image:
@@ -53,15 +54,15 @@ def slow_positions(encoded):
 @pytest.mark.parametrize("grids", GRIDS)
 @pytest.mark.parametrize("text", [3, 8])
 def test_positions_by_hand(grids, text):
-  encoded = example(*grids, text=text)
-  packed = tiny_policy.pack(tiny_policy.CONFIG, [encoded])
+  encoded = random_prompt(*grids, text=text)
+  packed = tiny_policy.collate(tiny_policy.MODEL_CONFIG, [encoded])
   wanted, cursor = slow_positions(encoded)
   n = len(encoded.ids)
   np.testing.assert_array_equal(packed.positions[0, :, :n], wanted)
-  assert packed.start[0] == cursor
+  assert packed.next_position[0] == cursor
   np.testing.assert_array_equal(packed.mask[0], np.arange(32) < n)
   np.testing.assert_array_equal(packed.tokens[0, :n], encoded.ids)
-  assert (packed.tokens[0, n:] == tiny_policy.tokenizer().pad).all()
+  assert (packed.tokens[0, n:] == tiny_policy.tokenizer().pad_id).all()
 
 
 @pytest.mark.oracle
@@ -72,7 +73,7 @@ def test_positions_are_those_of_transformers(grids):
 
   from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
-  encoded = example(*grids)
+  encoded = random_prompt(*grids)
   ids = torch.tensor([encoded.ids])
   model = types.SimpleNamespace(
     config=types.SimpleNamespace(
@@ -81,93 +82,98 @@ def test_positions_are_those_of_transformers(grids):
       )
     )
   )
+  # `get_rope_index` reads little of its model: a stand-in suffices.
   kind = theirs.Qwen2_5_VLModel
-  model.get_vision_position_ids = lambda *args, **kwargs: (
-    kind.get_vision_position_ids(model, *args, **kwargs)
+  model.get_vision_position_ids = functools.partial(
+    kind.get_vision_position_ids, model
   )
   positions, delta = kind.get_rope_index(
     model,
     ids,
-    (ids == tiny_policy.tokenizer().picture).int(),
+    (ids == tiny_policy.tokenizer().image_id).int(),
     image_grid_thw=torch.tensor([[1, *grid] for grid in grids]),
     attention_mask=torch.ones_like(ids),
   )
-  packed = tiny_policy.pack(tiny_policy.CONFIG, [encoded])
+  packed = tiny_policy.collate(tiny_policy.MODEL_CONFIG, [encoded])
   np.testing.assert_array_equal(
     packed.positions[0, :, : len(encoded.ids)], positions[:, 0].numpy()
   )
-  assert packed.start[0] == len(encoded.ids) + int(delta)
+  assert packed.next_position[0] == len(encoded.ids) + int(delta)
 
 
-def test_placeholders_point_at_their_own_picture():
-  batch = [example(*grids, seed=n) for n, grids in enumerate(GRIDS)]
-  packed = tiny_policy.pack(tiny_policy.CONFIG, batch)
+def test_placeholders_point_at_their_own_image():
+  batch = [random_prompt(*grids, seed=n) for n, grids in enumerate(GRIDS)]
+  packed = tiny_policy.collate(tiny_policy.MODEL_CONFIG, batch)
+  # Each row has room for as many images as the last, which has three.
   room, most = packed.inverse.shape[1], 3
   assert len(packed.patches) == most * len(batch)
   for row, encoded in enumerate(batch):
-    at = np.array(encoded.ids) == tiny_policy.tokenizer().picture
+    at = np.array(encoded.ids) == tiny_policy.tokenizer().image_id
     wanted = []
     for i in range(most):
       slot = most * row + i
-      if i < len(encoded.pictures):
-        picture = encoded.pictures[i]
-        count = picture.grid[0] * picture.grid[1]
+      if i < len(encoded.images):
+        image = encoded.images[i]
+        count = image.grid[0] * image.grid[1]
         assert packed.valid[slot].sum() == count
         np.testing.assert_array_equal(
-          packed.patches[slot, :count], picture.patches
+          packed.patches[slot, :count], image.patches
         )
         assert not packed.patches[slot, count:].any()
         wanted += [i * room + n for n in range(count // 4)]
       else:
         assert not packed.valid[slot].any() and not packed.patches[slot].any()
-    found = packed.picture[row, : len(at)]
+    found = packed.image_token[row, : len(at)]
     np.testing.assert_array_equal(found[at], wanted)
     assert (found[~at] == -1).all()
-    assert (packed.picture[row, len(at) :] == -1).all()
+    assert (packed.image_token[row, len(at) :] == -1).all()
 
 
 @pytest.mark.parametrize(
   "found, grids", [(3, [(4, 4)]), (5, [(4, 4)]), (1, []), (4, [(2, 4), (2, 6)])]
 )
 def test_placeholders_and_patches_must_agree(found, grids):
-  good = example((4, 4))
+  good = random_prompt((4, 4))
   bad = dataclasses.replace(
-    example(*grids), ids=[7] + [tiny_policy.tokenizer().picture] * found + [8]
+    random_prompt(*grids),
+    ids=[7] + [tiny_policy.tokenizer().image_id] * found + [8],
   )
-  with pytest.raises(ValueError, match=f"Row 1 .*{found} picture place"):
-    tiny_policy.pack(tiny_policy.CONFIG, [good, bad])
+  with pytest.raises(ValueError, match=f"Row 1 .*{found} image place"):
+    tiny_policy.collate(tiny_policy.MODEL_CONFIG, [good, bad])
 
 
-def test_rows_are_split_over_devices_in_order():
-  batch = [example(text=3 + n, seed=n) for n in range(5)]
-  packed = tiny_policy.packer(lengths=(8, 16)).pack(batch, 4, 2)
+def test_rows_are_split_over_shards_in_order():
+  batch = [random_prompt(text=3 + n, seed=n) for n in range(5)]
+  packed = tiny_policy.processor(lengths=(8, 16)).collate(batch, 4, 2)
   assert packed.tokens.shape == (4, 2, 8)
   assert packed.positions.shape == (4, 2, 3, 8)
-  assert packed.patches.shape[1] == 0  # No picture: no room for one.
+  assert packed.patches.shape[1] == 0  # No image: no room for one.
   rows = packed.tokens.reshape(8, 8)
   for row, encoded in enumerate([*batch, *[batch[0]] * 3]):
     np.testing.assert_array_equal(rows[row, : len(encoded.ids)], encoded.ids)
-  whole = tiny_policy.packer(lengths=(8,)).pack(batch, 1, 5)
+  whole = tiny_policy.processor(lengths=(8,)).collate(batch, 1, 5)
   np.testing.assert_array_equal(whole.tokens[0], rows[:5])
 
 
 @pytest.mark.parametrize("text, length", [(4, 4), (5, 8), (8, 8), (9, 20)])
 def test_batches_take_the_shortest_length_that_holds_them(text, length):
-  packer = tiny_policy.packer(lengths=(4, 8, 20))
-  batch = [example(text=2), example(text=text)]
-  assert packer.length(batch[1].ids) == length
-  assert packer.pack(batch, 1, 2).tokens.shape == (1, 2, length)
+  reader = tiny_policy.processor(lengths=(4, 8, 20))
+  batch = [random_prompt(text=2), random_prompt(text=text)]
+  assert reader.padded_length(batch[1].ids) == length
+  assert reader.collate(batch, 1, 2).tokens.shape == (1, 2, length)
 
 
 def test_windows_come_in_powers_of_two():
   shapes = {
-    tiny_policy.pack(tiny_policy.CONFIG, [example(grid)]).gather.shape
+    tiny_policy.collate(
+      tiny_policy.MODEL_CONFIG, [random_prompt(grid)]
+    ).gather.shape
     for grid in ((4, 4), (4, 12), (6, 6), (8, 8))
   }
   assert shapes == {(1, 1, 16), (1, 4, 16)}
 
 
-def test_a_picture_file_becomes_placeholders_and_patches(tmp_path):
+def test_an_image_file_becomes_placeholders_and_patches(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (21, 50, 3), np.uint8)
   path = str(tmp_path / "p.png")
   Image.fromarray(pixels).save(path)
@@ -176,65 +182,63 @@ def test_a_picture_file_becomes_placeholders_and_patches(tmp_path):
     "<|plan|>",
     (
       Segment("who is", "question"),
-      Segment(path, "picture"),
+      Segment(path, "image"),
       Segment("?", "question"),
     ),
   )
-  packer = tiny_policy.packer(lengths=(40,))
-  encoded = packer.encode(conversation)
+  reader = tiny_policy.processor(lengths=(40,))
+  encoded = reader.encode(conversation)
   height, width = image_processor.smart_resize(21, 50, 8, 64, 4096)
-  (picture,) = encoded.pictures
-  assert picture.grid == (height // 4, width // 4)
-  wanted, _ = image_processor.patches(
-    images.resize(pixels, height, width), 4, 2, 2
+  (image,) = encoded.images
+  assert image.grid == (height // 4, width // 4)
+  wanted, _ = image_processor.extract_patches(
+    images.resize_image(pixels, height, width), 4, 2, 2
   )
-  np.testing.assert_array_equal(picture.patches, wanted)
-  at = np.flatnonzero(np.array(encoded.ids) == tiny_policy.tokenizer().picture)
+  np.testing.assert_array_equal(image.patches, wanted)
+  at = np.flatnonzero(np.array(encoded.ids) == tiny_policy.tokenizer().image_id)
   np.testing.assert_array_equal(at, at[0] + np.arange(len(wanted) // 4))
   assert 2 < at[0] and at[-1] < len(encoded.ids) - 2  # Text on either side.
-  # A file that has been replaced is read anew.
+  # A file that has been replaced is read again.
   Image.fromarray(np.flip(pixels, (0, 1))[:10]).save(path)
-  assert packer.encode(conversation).pictures[0].grid != picture.grid
+  assert reader.encode(conversation).images[0].grid != image.grid
   with pytest.raises(images.BadImage, match="absent.png"):
-    packer.encode(
+    reader.encode(
       dataclasses.replace(
-        conversation, user=(Segment(str(tmp_path / "absent.png"), "picture"),)
+        conversation, user=(Segment(str(tmp_path / "absent.png"), "image"),)
       )
     )
   with pytest.raises(images.BadImage, match="p.png.*reads texts alone"):
-    dataclasses.replace(packer, vision=None).encode(conversation)
+    dataclasses.replace(reader, vision=None).encode(conversation)
   with pytest.raises(PromptTooLong):
-    tiny_policy.packer(lengths=(10,)).encode(conversation)
+    tiny_policy.processor(lengths=(10,)).encode(conversation)
 
 
-def test_a_passage_whose_picture_cannot_be_read_goes_without(tmp_path):
+def test_a_passage_whose_image_cannot_be_read_goes_without(tmp_path):
   good, bad = str(tmp_path / "p.png"), str(tmp_path / "no.png")
   Image.new("RGB", (16, 16), "red").save(good)
-  pieces = lambda *paths: Conversation(
-    "answer",
-    "<|answer|>",
-    tuple(
-      piece
-      for n, path in enumerate(paths)
-      for piece in (
-        Segment(path, "picture", ("image", n)),
-        Segment("who is", "passage", ("image", n)),
-      )
-      if piece.text
-    ),
-  )
-  packer = tiny_policy.packer(lengths=(60,))
-  found = packer.encode(pieces(bad, good, bad + "2"))
-  wanted = packer.encode(pieces("", good, ""))
-  assert found.ids == wanted.ids and len(found.pictures) == 1
-  assert [bad in reason for reason in found.unread] == [True, True]
-  assert (wanted.unread, found.cut) == ((), 0)
-  # Pictures go with their passages, in the prompt as in the batch.
-  cut = dataclasses.replace(packer, passage_tokens=PassageTokens(image=2))
-  one = cut.encode(pieces(good, good))
-  assert one.cut == 2 + 6 and len(one.pictures) == 1
-  tiny_policy.pack(
-    tiny_policy.CONFIG, [packer.encode(pieces(good, good)), one], 60
+
+  def show_passages(*paths):
+    segments = []
+    for n, path in enumerate(paths):
+      if path:
+        segments.append(Segment(path, "image", ("image", n)))
+      segments.append(Segment("who is", "passage", ("image", n)))
+    return Conversation("answer", "<|answer|>", tuple(segments))
+
+  reader = tiny_policy.processor(lengths=(60,))
+  found = reader.encode(show_passages(bad, good, bad + "2"))
+  wanted = reader.encode(show_passages("", good, ""))
+  assert found.ids == wanted.ids and len(found.images) == 1
+  assert [bad in reason for reason in found.unread_images] == [True, True]
+  assert (wanted.unread_images, found.truncated_tokens) == ((), 0)
+  # Images go with their passages, in the prompt as in the batch.
+  cut = dataclasses.replace(reader, passage_tokens=PassageTokens(image=2))
+  one = cut.encode(show_passages(good, good))
+  assert one.truncated_tokens == 2 + 6 and len(one.images) == 1
+  tiny_policy.collate(
+    tiny_policy.MODEL_CONFIG,
+    [reader.encode(show_passages(good, good)), one],
+    60,
   )
 
 
@@ -242,30 +246,27 @@ def test_a_passage_whose_picture_cannot_be_read_goes_without(tmp_path):
   "least, most, grids",
   [(64, 4096, ((16, 16), (2, 200), (4, 96))), (64, 64, ((2, 30), (2, 2)))],
 )
-def test_there_is_room_for_windows_of_any_picture(least, most, grids):
-  packer = dataclasses.replace(
-    tiny_policy.packer(), min_pixels=least, max_pixels=most
+def test_there_is_room_for_windows_of_any_image(least, most, grids):
+  reader = dataclasses.replace(
+    tiny_policy.processor(), min_pixels=least, max_pixels=most
   )
-  room = packer.windows()
-  sides = [
-    (n, int(n * ratio))
-    for ratio in (1, 3, 20, 200)
-    for n in (1, 2, 5, 9, 12, 30, 80, 300)
-  ]
-  needs = [
-    qwen2_5_vl.windows(h // 4, w // 4, tiny_policy.VISION)
-    for h, w in (
-      image_processor.smart_resize(*size, 8, least, most) for size in sides
-    )
-  ]
+  room = reader.max_windows()
+  count = functools.partial(qwen2_5_vl.count_windows, config=tiny_policy.VISION)
+  needs = []
+  for ratio in (1, 3, 20, 200):
+    for side in (1, 2, 5, 9, 12, 30, 80, 300):
+      h, w = image_processor.smart_resize(
+        side, int(side * ratio), 8, least, most
+      )
+      needs.append(count(h // 4, w // 4))
   assert room / 2 < max(needs) <= room
-  assert all(
-    qwen2_5_vl.windows(*grid, tiny_policy.VISION) <= room for grid in grids
+  assert all(count(*grid) <= room for grid in grids)
+
+
+def test_every_leaf_has_a_leading_axis_of_shards():
+  packed = tiny_policy.processor().collate(
+    [random_prompt((4, 6)), random_prompt()], 2, 3
   )
-
-
-def test_every_leaf_has_the_axis_of_devices():
-  packed = tiny_policy.packer().pack([example((4, 6)), example()], 2, 3)
   assert {x.shape[0] for x in jax.tree.leaves(packed)} == {2}
 
 

@@ -1,4 +1,4 @@
-"""Prompts as ids: hostile text, long passages, round trips."""
+"""Prompts as ids: hostile text, long passages, round trips, stop strings."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ from tests import tiny_policy
 
 STYLES = list(templates.STYLES)
 
-ALL = messages.PassageTokens()
+NO_LIMIT = messages.PassageTokens()
 
 RAW = tokenizers.Tokenizer.from_file(str(tiny_policy.TOKENIZER))
 
@@ -49,29 +49,38 @@ PIECES = (
   "\uff1c",
 )
 
-hostile = st.lists(
+hostile_texts = st.lists(
   st.sampled_from(PIECES) | st.text(max_size=5), max_size=12
 ).map("".join)
 
 
-def encode(conversation, style, pictures=(), limit=4000):
-  return (
-    tiny_policy.tokenizer(style).encode(conversation, pictures, limit, ALL).ids
-  )
+def encode_raw(text):
+  """Encode by the tokenizer that knows control tokens."""
+  return RAW.encode(text, add_special_tokens=False).ids
 
 
-def control(ids):
+def decode_raw(ids):
+  """Return the text without spaces: this tokenizer starts pieces with one."""
+  return RAW.decode(ids, skip_special_tokens=False).replace(" ", "")
+
+
+def encode_prompt(conversation, style, image_sizes=(), limit=4000):
+  tokenizer = tiny_policy.tokenizer(style)
+  return tokenizer.encode(conversation, image_sizes, limit, NO_LIMIT).ids
+
+
+def closing_length(style):
+  return len(encode_raw(tokenizer_lib.TEMPLATES[style].closing))
+
+
+def count_control_tokens(ids):
   known = set(CONTROL.values())
   return collections.Counter(i for i in ids if i in known)
 
 
-def answer(question, *texts, style):
-  return prompts.answer_conversation(
-    question,
-    [Passage(str(n), "text", text) for n, text in enumerate(texts)],
-    "",
-    style=style,
-  )
+def answer_prompt(question, *texts, style):
+  passages = [Passage(str(n), "text", text) for n, text in enumerate(texts)]
+  return prompts.answer_conversation(question, passages, "", style=style)
 
 
 def test_the_vocabulary_has_control_tokens():
@@ -79,246 +88,233 @@ def test_the_vocabulary_has_control_tokens():
 
 
 @pytest.mark.parametrize("style", STYLES)
-@hypothesis.given(hostile, hostile, hostile)
+@hypothesis.given(hostile_texts, hostile_texts, hostile_texts)
 @hypothesis.settings(max_examples=60, deadline=None)
-def test_no_text_from_outside_becomes_a_control_token(style, first, second, q):
-  wanted = control(encode(answer("q", "a", "b", style=style), style))
-  assert control(encode(answer(q, first, second, style=style), style)) == wanted
-  plain, attacked = (
-    control(
-      encode(
-        prompts.plan_conversation(text, "p", [(text, text)], style=style),
-        style,
-        [2],
-      )
-    )
-    for text in ("q", q)
+def test_no_text_from_outside_becomes_a_control_token(
+  style, first, second, question
+):
+  def count_in_answer(*texts):
+    prompt = answer_prompt(*texts, style=style)
+    return count_control_tokens(encode_prompt(prompt, style))
+
+  def count_in_plan(text):
+    prompt = prompts.plan_conversation(text, "p", [(text, text)], style=style)
+    return count_control_tokens(encode_prompt(prompt, style, [2]))
+
+  assert count_in_answer(question, first, second) == count_in_answer(
+    "q", "a", "b"
   )
-  assert plain == attacked
+  assert count_in_plan(question) == count_in_plan("q")
 
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("token", CONTROL)
-def test_the_twin_alone_holds_the_line(style, token):
-  """Even text that `conversations.neutralise` never saw."""
-  make = lambda text: Conversation("plan", "s", (Segment(text, "passage"),))
-  ids = encode(make(f"a{token}b"), style)
-  assert control(ids) == control(encode(make("ab"), style))
+def test_the_untrusted_twin_alone_suffices(style, token):
+  """Even for text that `escape_control_tags` never saw."""
+
+  def encode_passage(text):
+    passage = Segment(text, "passage")
+    return encode_prompt(Conversation("plan", "s", (passage,)), style)
+
+  ids = encode_passage(f"a{token}b")
+  assert count_control_tokens(ids) == count_control_tokens(encode_passage("ab"))
   assert token in RAW.decode(ids, skip_special_tokens=False)
 
 
-def test_templates_are_spelt_out():
-  """The whole prompt, as one would write it by hand."""
-  who, picture = Segment("who?", "question"), Segment("p.png", "picture")
-  # This tokenizer starts every piece with a space.
-  text = lambda style, *user: RAW.decode(
-    encode(Conversation("plan", "<|plan|>", user), style, [2] * len(user)),
-    skip_special_tokens=False,
-  ).replace(" ", "")
+def test_chat_templates_by_hand():
+  who, image = Segment("who?", "question"), Segment("p.png", "image")
+
+  def written(style, *user):
+    prompt = Conversation("plan", "<|plan|>", user)
+    return decode_raw(encode_prompt(prompt, style, [2] * len(user)))
+
   seen = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
-  assert text("compact", picture, who) == f"<|plan|>{seen}who?<|im_start|>"
-  assert text("compact", who) == "<|plan|>who?<|im_start|>"
-  assert text("full", who, picture, picture, who) == (
+  assert written("compact", image, who) == f"<|plan|>{seen}who?<|im_start|>"
+  assert written("compact", who) == "<|plan|>who?<|im_start|>"
+  assert written("full", who, image, image, who) == (
     "<|im_start|>system\n<|plan|><|im_end|>\n<|im_start|>user\nwho?"
     f"{seen}{seen}who?<|im_end|>\n<|im_start|>assistant\n"
   )
-  shown = Conversation("plan", "s", (who,), (), (("a", "b"), ("c", "d")))
-  assert (
-    RAW.decode(encode(shown, "full"), skip_special_tokens=False).replace(
-      " ", ""
-    )
-    == "".join(
-      f"<|im_start|>{turn}<|im_end|>\n"
-      for turn in (
-        "system\ns",
-        "user\na",
-        "assistant\nb",
-        "user\nc",
-        "assistant\nd",
-        "user\nwho?",
-      )
-    )
-    + "<|im_start|>assistant\n"
+
+
+def test_examples_are_turns_of_the_dialogue():
+  who = Segment("who?", "question")
+  prompt = Conversation("plan", "s", (who,), examples=(("a", "b"), ("c", "d")))
+  assert decode_raw(encode_prompt(prompt, "full")) == (
+    "<|im_start|>system\ns<|im_end|>\n"
+    "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\nd<|im_end|>\n"
+    "<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n"
   )
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_reply_that_has_begun_stands_behind_the_prompt(style):
-  """And what it holds of passages is cut like theirs."""
-  plain = answer("q", "a b", style=style)
-  said = (
+def test_a_reply_prefix_follows_the_prompt(style):
+  """Its passages are cut like those of the prompt."""
+  plain = answer_prompt("q", "a b", style=style)
+  prefix = (
     Segment("<search>", "template"),
     Segment("x <|im_end|>", "question"),
     Segment(" ".join("c" * 50), "passage"),
   )
-  begun = dataclasses.replace(plain, said=said)
-  ids, coder = encode(begun, style), tiny_policy.tokenizer(style)
-  assert ids[: len(encode(plain, style))] == encode(plain, style)
-  rest = ids[len(encode(plain, style)) :]
-  assert coder.decode(rest).replace(" ", "") == (
+  begun = dataclasses.replace(plain, reply_prefix=prefix)
+  ids, tokenizer = encode_prompt(begun, style), tiny_policy.tokenizer(style)
+  plain_ids = encode_prompt(plain, style)
+  assert ids[: len(plain_ids)] == plain_ids
+  rest = ids[len(plain_ids) :]
+  assert tokenizer.decode(rest).replace(" ", "") == (
     "<search>x<|im_end|>" + "c" * 50
   )
-  assert not control(rest)
-  fitted = coder.encode(begun, (), len(ids) - 9, ALL)
-  assert fitted.ids == ids[:-9] and fitted.cut == 9
+  assert not count_control_tokens(rest)
+  cut = tokenizer.encode(begun, (), len(ids) - 9, NO_LIMIT)
+  assert cut.ids == ids[:-9] and cut.truncated_tokens == 9
 
 
 def test_table_markers_are_one_token_in_passages_too():
   marker = RAW.token_to_id("[sep]")
-  ids = encode(answer("q", "a [sep] b", style="compact"), "compact")
-  assert ids.count(marker) == 1
+  prompt = answer_prompt("q", "a [sep] b", style="compact")
+  assert encode_prompt(prompt, "compact").count(marker) == 1
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
   texts = ["alpha beta " * 20, "gamma delta " * 20]
-  conversation = answer("who?", *texts, style=style)
-  whole = encode(conversation, style)
-  pieces = [
-    encode(dataclasses.replace(conversation, system="", user=(s,)), style)
-    for s in conversation.user
-  ]
-  frame = len(
-    encode(dataclasses.replace(conversation, system="", user=()), style)
-  )
-  sizes = [len(piece) - frame for piece in pieces]
-  passages = [
+  conversation = answer_prompt("who?", *texts, style=style)
+  whole = encode_prompt(conversation, style)
+
+  def encode_alone(*user):
+    alone = dataclasses.replace(conversation, system="", user=user)
+    return encode_prompt(alone, style)
+
+  frame = len(encode_alone())
+  sizes = [len(encode_alone(s)) - frame for s in conversation.user]
+  first, last = (
     i for i, s in enumerate(conversation.user) if s.source == "passage"
-  ]
-  assert len(passages) == 2
-  for cut in (
-    0,
-    1,
-    7,
-    sizes[passages[1]],
-    sizes[passages[1]] + 5,
-    sum(sizes[i] for i in passages),
-  ):
-    ids = encode(conversation, style, limit=len(whole) - cut)
+  )
+  cuts = (0, 1, 7, sizes[last], sizes[last] + 5, sizes[first] + sizes[last])
+  for cut in cuts:
+    ids = encode_prompt(conversation, style, limit=len(whole) - cut)
     assert len(ids) == len(whole) - cut
     left = list(sizes)
-    left[passages[1]] -= min(cut, sizes[passages[1]])
-    left[passages[0]] -= cut - min(cut, sizes[passages[1]])
+    left[last] -= min(cut, sizes[last])
+    left[first] -= cut - min(cut, sizes[last])
     # By hand: what is left of each piece, in order.
-    wanted, at = [], 0
-    start = len(whole) - sum(sizes) - closing(style)
-    wanted += whole[:start]
+    start = len(whole) - sum(sizes) - closing_length(style)
+    wanted, at = whole[:start], start
     for size, keep in zip(sizes, left, strict=True):
-      wanted += whole[start + at : start + at + keep]
+      wanted += whole[at : at + keep]
       at += size
-    wanted += whole[start + at :]
+    wanted += whole[at:]
     assert ids == wanted
 
 
-def shown(style, most=ALL, limit=4000, pictures=2):
-  """Two passages of each kind, those of pictures with theirs."""
+def six_passages(style, images=2):
+  """Return a prompt with two passages of each kind of knowledge base."""
   passages = [
     Passage(
       f"{kb}/{n}",
       kb,
       f"{kb} alpha{n} beta {n} gamma " * 3,
-      "p.png" * (kb == "image"),
+      "p.png" if kb == "image" else "",
     )
     for kb in ("text", "image", "table")
     for n in range(2)
   ]
-  conversation = prompts.answer_conversation(
-    "who?", passages, "", style=style, passage_pictures=pictures
-  )
-  return conversation, tiny_policy.tokenizer(style).encode(
-    conversation, [3] * len(conversation.pictures), limit, most
+  return prompts.answer_conversation(
+    "who?", passages, "", style=style, passage_images=images
   )
 
 
-def whole_words(style, *left_out, **cut):
-  """Ids by hand: without passages, and some cut, by "<kind><rank>"."""
-  conversation, _ = shown(style)
-  name = lambda s: s.of and f"{s.of[0]}{s.of[1]}"
+def encode_six_passages(style, passage_tokens=NO_LIMIT, limit=4000, images=2):
+  prompt = six_passages(style, images)
+  sizes = [3] * len(prompt.images)
+  tokenizer = tiny_policy.tokenizer(style)
+  return tokenizer.encode(prompt, sizes, limit, passage_tokens)
+
+
+def passage_sizes(style):
+  return {
+    segment.passage_ref: len(encode_raw(segment.text))
+    for segment in six_passages(style).user
+    if segment.source == "passage"
+  }
+
+
+def ids_by_hand(style, dropped=None, **cut):
+  """Encode the six passages without one, and others cut to some tokens."""
+  prompt = six_passages(style)
   pieces = []
-  for segment in conversation.user:
-    if name(segment) in left_out:
+  for segment in prompt.user:
+    kb, rank = segment.passage_ref or ("", "")
+    if f"{kb}{rank}" == dropped:
       continue
-    if segment.source == "picture":
-      seen, pad = CONTROL["<|vision_start|>"], CONTROL["<|image_pad|>"]
-      pieces += [seen, pad, pad, pad, CONTROL["<|vision_end|>"]]
-      continue
-    ids = RAW.encode(segment.text, add_special_tokens=False).ids
-    if segment.source == "passage":
-      ids = ids[: cut.get(name(segment))]
-    pieces += ids
-  frame = encode(dataclasses.replace(conversation, user=()), style)
-  start = len(frame) - closing(style)
+    if segment.source == "image":
+      pad = CONTROL["<|image_pad|>"]
+      pieces += [CONTROL["<|vision_start|>"], pad, pad, pad]
+      pieces += [CONTROL["<|vision_end|>"]]
+    elif segment.source == "passage":
+      pieces += encode_raw(segment.text)[: cut.get(f"{kb}{rank}")]
+    else:
+      pieces += encode_raw(segment.text)
+  frame = encode_prompt(dataclasses.replace(prompt, user=()), style)
+  start = len(frame) - closing_length(style)
   return frame[:start] + pieces + frame[start:]
 
 
-def size(text):
-  return len(RAW.encode(text, add_special_tokens=False).ids)
-
-
 @pytest.mark.parametrize("style", STYLES)
-def test_passages_within_their_tokens(style):
-  conversation, whole = shown(style)
-  of = {s.of: size(s.text) for s in conversation.user if s.source == "passage"}
-  assert whole == (whole_words(style), [True, True], 0)
-  # The second text is cut, the second picture left out, the tables stay.
-  found = shown(
-    style,
-    messages.PassageTokens(
-      text=of["text", 0] + 4, image=of["image", 0], table=1000
-    ),
-  )[1]
-  assert found.ids == whole_words(style, "image1", text1=4)
-  assert found.shown == [True, False]
-  assert found.cut == of["text", 1] - 4 + of["image", 1] + 5
-  # Less than the first passage: all that is left of its kind.
-  found = shown(style, messages.PassageTokens(table=2))[1]
-  assert found.ids == whole_words(style, "table1", table0=2)
-  assert found.cut == of["table", 0] - 2 + of["table", 1]
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_a_long_prompt_loses_pictures_with_their_passages(style):
-  conversation, whole = shown(style)
-  of = {s.of: size(s.text) for s in conversation.user if s.source == "passage"}
-  tables = of["table", 0] + of["table", 1]
-  found = shown(style, limit=len(whole.ids) - tables - of["image", 1] - 1)[1]
-  assert found.shown == [True, False] and found.cut >= (
-    tables + of["image", 1] + 1
+def test_passage_tokens_limit_each_knowledge_base(style):
+  sizes = passage_sizes(style)
+  whole = encode_six_passages(style)
+  assert whole == (ids_by_hand(style), [True, True], 0)
+  # The second text is cut, the second image left out, the tables stay.
+  limits = messages.PassageTokens(
+    text=sizes["text", 0] + 4, image=sizes["image", 0], table=1000
   )
-  assert len(found.ids) == len(whole.ids) - found.cut
-  # With what is asked beside it, it is refused only without any passage.
+  found = encode_six_passages(style, limits)
+  assert found.ids == ids_by_hand(style, "image1", text1=4)
+  assert found.image_kept == [True, False]
+  assert found.truncated_tokens == sizes["text", 1] - 4 + sizes["image", 1] + 5
+  # Less than the first passage: nothing else is left of its kind.
+  found = encode_six_passages(style, messages.PassageTokens(table=2))
+  assert found.ids == ids_by_hand(style, "table1", table0=2)
+  assert found.truncated_tokens == sizes["table", 0] - 2 + sizes["table", 1]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_long_prompt_loses_images_with_their_passages(style):
+  sizes, whole = passage_sizes(style), encode_six_passages(style)
+  # One token more than the tables and the second image's text.
+  excess = sizes["table", 0] + sizes["table", 1] + sizes["image", 1] + 1
+  found = encode_six_passages(style, limit=len(whole.ids) - excess)
+  assert found.image_kept == [True, False]
+  assert found.truncated_tokens >= excess
+  assert len(found.ids) == len(whole.ids) - found.truncated_tokens
   with pytest.raises(PromptTooLong, match="without its passages"):
-    shown(style, limit=8)
+    encode_six_passages(style, limit=8)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_both_limits_are_one_cut(style):
-  _, whole = shown(style, pictures=0)
-  most = messages.PassageTokens(text=9)
-  _, less = shown(style, most, pictures=0)
-  _, least = shown(style, most, limit=len(less.ids) - 3, pictures=0)
-  assert len(least.ids) == len(less.ids) - 3
-  assert least.cut == less.cut + 3 and less.cut > 0 == whole.cut
-
-
-def closing(style):
-  return len(
-    RAW.encode(
-      tokenizer_lib.TEMPLATES[style].closing, add_special_tokens=False
-    ).ids
-  )
+def test_tokens_cut_by_both_limits_add_up(style):
+  whole = encode_six_passages(style, images=0)
+  limits = messages.PassageTokens(text=9)
+  less = encode_six_passages(style, limits, images=0)
+  limit = len(less.ids) - 3
+  least = encode_six_passages(style, limits, limit=limit, images=0)
+  assert len(least.ids) == limit
+  assert whole.truncated_tokens == 0 < less.truncated_tokens
+  assert least.truncated_tokens == less.truncated_tokens + 3
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_a_prompt_too_long_without_passages_is_refused(style):
-  conversation = answer("who? " * 30, "alpha " * 20, style=style)
-  bare = encode(answer("who? " * 30, style=style), style)
-  whole = encode(conversation, style)
+  conversation = answer_prompt("who? " * 30, "alpha " * 20, style=style)
+  bare = encode_prompt(answer_prompt("who? " * 30, style=style), style)
+  whole = encode_prompt(conversation, style)
   with pytest.raises(PromptTooLong) as error:
-    encode(conversation, style, limit=len(bare) - 9)
+    encode_prompt(conversation, style, limit=len(bare) - 9)
   assert "answer prompt" in str(error.value)
   assert str(len(bare) - 9) in str(error.value)
-  assert "config.policy.settings.prompt_tokens" in str(error.value)
+  assert "config.policy.overrides.prompt_tokens" in str(error.value)
   assert len(whole) > len(bare)
 
 
@@ -335,67 +331,70 @@ def test_a_prompt_too_long_without_passages_is_refused(style):
 )
 def test_a_response_is_read_back(style, text):
   tokenizer = tiny_policy.tokenizer(style)
-  read = lambda ids: tokenizer.decode(ids).replace("> ", ">")
+
+  def read_back(ids):
+    return tokenizer.decode(ids).replace("> ", ">")
+
   ids = tokenizer.encode_response(text)
-  assert ids[-1] == tokenizer.end and ids.count(tokenizer.end) == 1
-  assert read(ids) == text
-  assert read(np.array([*ids, *ids, tokenizer.pad])) == text
-  assert read(ids[:-1]) == text  # Cut before its end token.
+  assert ids[-1] == tokenizer.eos_id and ids.count(tokenizer.eos_id) == 1
+  assert read_back(ids) == text
+  assert read_back(np.array([*ids, *ids, tokenizer.pad_id])) == text
+  assert read_back(ids[:-1]) == text  # Cut before its end token.
 
 
-WORDS = ("</ret>", "né", "Table")
+STOPS = ("</ret>", "né", "Table")
 
 
 @hypothesis.given(
-  hostile
+  hostile_texts
   | st.lists(
-    st.sampled_from((*WORDS, "</re", "t>", "n", "é", " Tab", "le", "<", "x"))
+    st.sampled_from((*STOPS, "</re", "t>", "n", "é", " Tab", "le", "<", "x"))
   ).map("".join)
 )
 @hypothesis.settings(max_examples=100, deadline=None)
-def test_a_stop_is_found_in_whatever_tokens_it_comes(text):
+def test_stop_strings_are_found_in_any_tokenisation(text):
   """The automaton over tokens agrees with a search in the written bytes."""
   tokenizer = tiny_policy.tokenizer()
-  table = tokenizer.stops(WORDS, tokenizer.size + 3)
+  table = tokenizer.stop_table(STOPS, tokenizer.vocab_size + 3)
   ids = tokenizer.encode_response(text)[:-1]
   # Also as single bytes, which is another tokenisation of the same text.
   for tokens in (ids, [b for i in ids for b in single_bytes(i)]):
     state, written = 0, b""
     for token in tokens:
       state = table[state, token]
-      written += tokenizer._bytes(token)
-      found = any(word.encode() in written for word in WORDS)
+      written += tokenizer._token_bytes(token)
+      found = any(word.encode() in written for word in STOPS)
       assert (state == len(table) - 1) == found, written
 
 
 def single_bytes(token):
-  """The ids of the bytes of a token, but for control tokens."""
+  """Return the ids of the bytes of a token; control tokens have none."""
   if token in CONTROL.values():
     return [token]
   return [RAW.token_to_id(letter) for letter in RAW.id_to_token(token)]
 
 
-def test_stops_that_say_nothing_are_refused():
+def test_empty_stop_strings_are_refused():
   for strings in ((), ("a", "")):
     with pytest.raises(ValueError, match="Stop strings"):
-      tiny_policy.tokenizer().stops(strings, 10)
+      tiny_policy.tokenizer().stop_table(strings, 10)
 
 
-def test_what_a_policy_never_writes():
+def test_allowed_mask_forbids_padding_and_placeholders():
   tokenizer = tiny_policy.tokenizer()
-  allowed = tokenizer.allowed(tokenizer.size + 7)
-  assert allowed.shape == (tokenizer.size + 7,)
+  allowed = tokenizer.allowed_mask(tokenizer.vocab_size + 7)
+  assert allowed.shape == (tokenizer.vocab_size + 7,)
   forbidden = {i for i in range(len(allowed)) if not allowed[i]}
   assert forbidden == {
-    *range(tokenizer.size, tokenizer.size + 7),
-    *(CONTROL[token] for token in tokenizer_lib.NEVER_DRAWN),
+    *range(tokenizer.vocab_size, tokenizer.vocab_size + 7),
+    *(CONTROL[token] for token in tokenizer_lib.NEVER_SAMPLED),
   }
-  assert allowed[tokenizer.end]
+  assert allowed[tokenizer.eos_id]
 
 
-def test_words_are_whole_words():
+def test_whole_word_ids_are_words():
   tokenizer = tiny_policy.tokenizer()
-  words = tokenizer.words()
+  words = tokenizer.whole_word_ids()
   assert len(words) > 100 and not set(words) & set(CONTROL.values())
   for i in words[:50]:
     text = RAW.decode([i])

@@ -1,0 +1,205 @@
+"""Image files: hostile ones are refused, good ones are read."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from r1router_jax.common import images
+
+
+def encode_image(image, kind, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def png_chunk(kind, data):
+  crc = struct.pack(">I", zlib.crc32(kind + data))
+  return struct.pack(">I", len(data)) + kind + data + crc
+
+
+def make_png(width, height, raw=b"", extra=b"", depth=8, colour=2):
+  header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + png_chunk(b"IHDR", header)
+    + extra
+    + png_chunk(b"IDAT", zlib.compress(raw, 9))
+    + png_chunk(b"IEND", b"")
+  )
+
+
+GREEN = Image.new("RGB", (64, 48), (10, 200, 30))
+
+JPEG, PNG = encode_image(GREEN, "JPEG"), encode_image(GREEN, "PNG")
+
+# 80 MiB of letters in 80 kB, as metadata of an image.
+BIG = zlib.compress(b"A" * (80 << 20), 9)
+
+
+# A file of each kind that a crawl may contain, or an attacker may write.
+BAD = {
+  "bomb": make_png(60_000, 60_000, b"\0" * 1000),
+  "real bomb": make_png(12_000, 12_000, b"\0" * (12_000 * 1501), b"", 1, 0),
+  "huge sides": make_png(2**31 - 1, 2**31 - 1, b"\0"),
+  "no width": make_png(0, 10),
+  "strip": encode_image(Image.new("L", (1, 16_000)), "PNG"),
+  "text bomb": make_png(8, 8, b"\0" * 200, png_chunk(b"zTXt", b"k\0\0" + BIG)),
+  "profile bomb": make_png(
+    8, 8, (b"\0" + b"\1" * 24) * 8, png_chunk(b"iCCP", b"k\0\0" + BIG)
+  ),
+  "half a PNG": PNG[: len(PNG) // 2],
+  "half a JPEG": JPEG[: len(JPEG) // 2],
+  "only a header": JPEG[:20],
+  "flipped bits": PNG[:40] + bytes([PNG[40] ^ 255]) + PNG[41:],
+  "empty": b"",
+  "html": b"<html><script>alert(1)</script></html>",
+  "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+  "noise": bytes(range(256)) * 20,
+  "gif": encode_image(GREEN, "GIF"),
+  "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+  "svg": b'<svg xmlns="http://www.w3.org/2000/svg"></svg>',
+  "tiff": encode_image(GREEN, "TIFF"),
+  "bmp": encode_image(GREEN, "BMP"),
+  "pdf": b"%PDF-1.4\n%%EOF",
+  "patched sides": JPEG.replace(
+    struct.pack(">HH", 48, 64), struct.pack(">HH", 65_500, 65_500)
+  ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bad_files_raise_bad_image(tmp_path, name):
+  path = tmp_path / "image.png"
+  path.write_bytes(BAD[name])
+  with pytest.raises(images.BadImage, match="image.png.*[A-Z]"):
+    images.load_image(path)
+
+
+def test_odd_files_do_not_hang_or_fill_memory(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "loop").symlink_to(tmp_path / "loop")
+  with open(tmp_path / "sparse", "wb") as file:
+    file.truncate(3 << 30)
+  for name in ("pipe", "folder", "loop", "sparse", "absent", "n" * 300, "\0"):
+    with pytest.raises(images.BadImage):
+      images.load_image(str(tmp_path / name))
+  with pytest.raises(images.BadImage, match="regular"):
+    images.load_image("/dev/zero")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "../x.png",
+    "/etc/passwd",
+    "a/../../x",
+    "link.png",
+    "",
+    ".",
+    "..\\x.png",
+    "C:\\x.png",
+    "~/x.png",
+    "file:///etc/passwd",
+    "http://127.0.0.1/x",
+    "a\0b.png",
+    "x" * 2000,
+    "a\u202egnp.b",
+    "a\u200b.png",
+    "a\nb.png",
+  ],
+)
+def test_untrusted_names_cannot_leave_their_folder(tmp_path, name):
+  root = tmp_path / "root"
+  root.mkdir()
+  (tmp_path / "x.png").write_bytes(PNG)
+  (root / "link.png").symlink_to(tmp_path / "x.png")
+  with pytest.raises(images.BadImage):
+    images.load_image(name, str(root))
+
+
+def test_a_plain_name_below_the_folder_is_read(tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "%2e x.png").write_bytes(PNG)
+  assert images.load_image("a/%2e x.png", str(tmp_path)).shape == (48, 64, 3)
+
+
+def good_files():
+  """Return, by name, the bytes, the size and, if it is one, the colour."""
+  exif = Image.Exif()
+  exif[0x0112] = 6  # The tag of orientation: turned by a quarter.
+  garbage = b"\xff\xe1" + struct.pack(">H", 60) + b"Exif\0\0" + bytes(range(52))
+  frames = [Image.new("RGB", (48, 64), (9, i, 0)) for i in range(3)]
+  grey16 = Image.fromarray(np.full((64, 48), 40_000, np.uint16))
+  return {
+    "plain": (encode_image(GREEN, "PNG"), (48, 64), (10, 200, 30)),
+    "webp": (
+      encode_image(GREEN, "WEBP", lossless=True),
+      (48, 64),
+      (10, 200, 30),
+    ),
+    "one pixel": (
+      encode_image(Image.new("RGB", (1, 1)), "PNG"),
+      (1, 1),
+      (0, 0, 0),
+    ),
+    "trailing": (PNG + b"<script>PK\x03\x04", (48, 64), (10, 200, 30)),
+    "turned": (encode_image(GREEN, "PNG", exif=exif), (64, 48), (10, 200, 30)),
+    "bad exif": (JPEG[:2] + garbage + JPEG[2:], (48, 64), None),
+    "bad profile": (
+      encode_image(GREEN, "JPEG", icc_profile=b"\1" * 200),
+      (48, 64),
+      None,
+    ),
+    "first frame": (
+      encode_image(frames[0], "PNG", save_all=True, append_images=frames[1:]),
+      (64, 48),
+      (9, 0, 0),
+    ),
+    "cmyk": (encode_image(Image.new("CMYK", (32, 32)), "JPEG"), (32, 32), None),
+    "16 bits": (encode_image(grey16, "PNG"), (64, 48), (156, 156, 156)),
+    "clear": (
+      encode_image(Image.new("LA", (32, 32), (100, 0)), "PNG"),
+      (32, 32),
+      (255, 255, 255),
+    ),
+    "clear palette": (
+      encode_image(Image.new("P", (32, 32)), "PNG", transparency=0),
+      (32, 32),
+      (255, 255, 255),
+    ),
+    "one bit": (
+      encode_image(Image.new("1", (33, 33)), "PNG"),
+      (33, 33),
+      (0, 0, 0),
+    ),
+  }
+
+
+@pytest.mark.parametrize("name", good_files())
+def test_good_files_are_read_upright_in_rgb(tmp_path, name):
+  data, shape, colour = good_files()[name]
+  path = tmp_path / "misnamed.txt"  # The content decides, not the name.
+  path.write_bytes(data)
+  pixels = images.load_image(path)
+  assert pixels.shape == (*shape, 3) and pixels.dtype == np.uint8
+  if colour:
+    assert (pixels == colour).all()
+
+
+def test_stretch_to_square_drops_a_grey_border():
+  image = np.full((10, 12, 3), 130, np.uint8)
+  image[2:8, 1:5] = np.arange(24).reshape(6, 4, 1)
+  np.testing.assert_array_equal(
+    images.stretch_to_square(image, 32),
+    images.resize_image(image[2:8, 1:5], 32, 32),
+  )
+  grey = np.full((5, 7, 3), 128, np.uint8)
+  assert (images.stretch_to_square(grey, 4) == 128).all()
