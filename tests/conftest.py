@@ -1,4 +1,4 @@
-"""Eight pretend devices, and every annotated shape checked on every call."""
+"""Gives all tests eight CPU devices, and checks every annotated shape."""
 
 import json
 import os
@@ -6,15 +6,15 @@ import os
 import pytest
 from jaxtyping import install_import_hook
 
-# Read when JAX is first imported, which therefore happens below this line.
-# Compiling takes most of the time, and what is compiled runs once.
+# JAX reads these variables when it is first imported, so no import above does.
+# Tests compile much and run each program once, so little is optimized.
 os.environ["XLA_FLAGS"] = " ".join(
   (
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    # Eight devices share few cores: a collective waits for the last of them.
+    # Eight devices share few cores, so a collective may wait long for the last.
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
   )
@@ -22,7 +22,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# As commands do: what one test compiled, another need not.
+# As in commands, what one test compiled is not compiled by another.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/r1router_jax")
 )
@@ -35,7 +35,7 @@ install_import_hook("r1router_jax", "beartype.beartype")
 
 @pytest.fixture(scope="session")
 def kbs(tmp_path_factory):
-  """Some of the world, in knowledge bases of their own."""
+  """Build small knowledge bases of some of GeoRouter's passages."""
   from r1router_jax import build_kb
   from r1router_jax.common.records import KBS
   from r1router_jax.data import georouter
@@ -43,11 +43,10 @@ def kbs(tmp_path_factory):
   folder = tmp_path_factory.mktemp("kbs")
   for kb in KBS:
     source = folder / f"{kb}.jsonl"
-    source.write_text(
-      "".join(
-        json.dumps(dict(id=p.id, text=p.text)) + "\n"
-        for p in georouter.passages(kb)[:40]
-      )
+    passages = georouter.load_passages(kb)[:40]
+    rows = [json.dumps(dict(id=p.id, text=p.text)) + "\n" for p in passages]
+    source.write_text("".join(rows))
+    build_kb.build(
+      build_kb.KbSpec(str(folder / kb), kb, str(source), embedder="minilm")
     )
-    build_kb.build(str(folder / kb), kb, str(source), embedder="minilm")
   return folder

@@ -1,11 +1,9 @@
 import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
 
-from r1router_jax.common import files, jsonl, trajectory_io
 from r1router_jax.common.records import (
   Answer,
   Hop,
@@ -197,77 +195,3 @@ def test_evidence_recall():
   columns = dict(retrieval=column, tokens=np.arange(6.0))
   assert trajectories.row_scores(columns, 1) == dict(retrieval=0.5, tokens=1)
   assert trajectories.row_scores(columns, 3) == dict(tokens=3)
-
-
-def test_trajectory_round_trips_through_its_file(tmp_path):
-  path = tmp_path / "predictions.jsonl"
-  assert jsonl.read_rows(path) == []
-  first = trajectory(("text",), ("text", "image"), "answer: no tags")
-  second = trajectory((), (), final="")
-  jsonl.append_rows(path, [trajectory_io.to_row(first)])
-  with path.open("a") as file:
-    file.write('{"id": "torn')  # Killed here.
-  jsonl.append_rows(path, [trajectory_io.to_row(second)])
-  found = [
-    trajectory_io.from_row(row, each.question)
-    for row, each in zip(jsonl.read_rows(path), (first, second), strict=True)
-  ]
-  assert found == [first, second]
-
-
-def test_routes_and_truncation_round_trip_through_file(tmp_path):
-  one = trajectory(("text",), ("text",))
-  done = dataclasses.replace(
-    one.rounds[0], plan=Plan("t", "What?", ("text", "table", "image"))
-  )
-  wanted = dataclasses.replace(one, rounds=(done,), truncated_tokens=3)
-  jsonl.append_rows(tmp_path / "p", [trajectory_io.to_row(wanted)])
-  (row,) = jsonl.read_rows(tmp_path / "p")
-  assert trajectory_io.from_row(row, one.question) == wanted
-
-
-def test_older_prediction_file_is_read(tmp_path):
-  """A line as it was written before plans could name several routes."""
-  (tmp_path / "p").write_text(
-    '{"id": "q", "question": "Where?", "image": "", "family": "f", "gold": '
-    '["Chad"], "rounds": [{"thought": "t", "sub_question": "What 0?", '
-    '"route": "text", "passages": [{"id": "text/0", "kb": "text", "text": '
-    '"words", "image": "", "score": 0.5}], "answer": {"thought": "t", '
-    '"text": "a"}}], "final": {"thought": "", "text": "Chad"}, "faults": '
-    '[], "tokens": 7}\n'
-  )
-  (row,) = jsonl.read_rows(tmp_path / "p")
-  wanted = trajectory(("text",), ("text",))
-  assert trajectory_io.from_row(row, wanted.question) == wanted
-
-
-def test_replace_leaves_no_partial_file(tmp_path):
-  for value in ({"a": 1}, {"b": [2]}):
-    files.write_json(tmp_path / "scores.json", value)
-    assert json.loads((tmp_path / "scores.json").read_text()) == value
-  assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
-
-
-def test_pick_mixes_families_and_verdicts():
-  rng = np.random.default_rng(0)
-  many = [
-    dataclasses.replace(
-      trajectory((), ()), question=Question(f"q/{n}", "?", family=f"f{n % 4}")
-    )
-    for n in range(80)
-  ]
-  right = (rng.random(80) < 0.5).tolist()
-  marks = {t.question.id: r for t, r in zip(many, right, strict=True)}
-  picked = trajectory_io.select_examples(many, right, 12)
-  assert len({t.question.id for t in picked}) == 12
-  families = [t.question.family for t in picked]
-  assert all(families.count(f"f{n}") == 3 for n in range(4))
-  for n in range(4):
-    assert (
-      len(
-        {marks[t.question.id] for t in picked if t.question.family == f"f{n}"}
-      )
-      == 2
-    )
-  assert len(trajectory_io.select_examples(many[:5], right[:5], 12)) == 5
-  assert trajectory_io.select_examples([], [], 12) == []

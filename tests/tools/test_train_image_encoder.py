@@ -21,21 +21,17 @@ def params():
 
 
 def noise(n, seed=0):
-  return (
-    np.random.default_rng(seed)
-    .uniform(size=(n, SIDE, SIDE, 3))
-    .astype(np.float32)
-  )
+  pixels = np.random.default_rng(seed).uniform(size=(n, SIDE, SIDE, 3))
+  return pixels.astype(np.float32)
 
 
-def test_loss_is_the_formula(params):
+def test_loss_matches_the_formula(params):
   x, y = noise(3), noise(3, 1)
-  encode = lambda p: np.asarray(
-    small_image_encoder.SmallImageEncoder().apply(
-      {"params": params}, jnp.asarray(p)
-    )
+  encoder = small_image_encoder.SmallImageEncoder()
+  a, b = (
+    np.asarray(encoder.apply({"params": params}, jnp.asarray(pixels)))
+    for pixels in (x, y)
   )
-  a, b = encode(x), encode(y)
   wanted = []
   for i in range(3):
     for logits in (5 * a[i] @ b.T, 5 * b[i] @ a.T):
@@ -47,20 +43,22 @@ def test_loss_is_the_formula(params):
   np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1, rtol=1e-5)
 
 
-def test_views_of_a_flag_are_changed_alike():
+def test_swap_channels_changes_both_views_alike():
   flag = jnp.asarray(noise(1)[0])
   for seed in range(5):
-    one, two = train_image_encoder.swap_channels(jax.random.key(seed), flag, flag)
+    one, two = train_image_encoder.swap_channels(
+      jax.random.key(seed), flag, flag
+    )
     np.testing.assert_array_equal(one, two)
 
 
-def test_warp_by_nothing_changes_nothing():
+def test_warp_by_zero_changes_nothing():
   flag = jnp.asarray(noise(1)[0])
   same = train_image_encoder.warp_image(jax.random.key(0), flag, 0.0, 0.0, 0.0)
   np.testing.assert_allclose(same, flag, atol=1e-5)
 
 
-def test_a_redrawn_map_has_its_land_in_place():
+def test_redrawn_map_has_its_land_in_place():
   land = np.full((SIDE, SIDE, 3), (0.3, 0.5, 0.7), np.float32)
   land[20:44, 16:48] = (0.9, 0.8, 0.5)
   redraw = jax.jit(train_image_encoder.redraw_map)
@@ -68,11 +66,12 @@ def test_a_redrawn_map_has_its_land_in_place():
     drawn = np.asarray(redraw(jax.random.key(seed), jnp.asarray(land)))
     assert np.isfinite(drawn).all() and drawn.min() >= 0 and drawn.max() <= 1
     paper, edge = drawn[0, 0], drawn[14:50, 10:54]
-    assert np.abs(drawn[:6] - paper).max() < 0.2  # Nothing drawn outside,
-    assert np.abs(edge - paper).max() > 0.2  # something inside.
+    # Nothing is drawn outside of the land, and something inside.
+    assert np.abs(drawn[:6] - paper).max() < 0.2
+    assert np.abs(edge - paper).max() > 0.2
 
 
-def test_saved_encoder_is_checked_when_it_is_read(params, tmp_path):
+def test_saved_encoder_is_validated_when_it_is_loaded(params, tmp_path):
   path = str(tmp_path / "w.safetensors")
   small_image_encoder.save_params(path, params)
   again = small_image_encoder.load_params(path)
@@ -93,12 +92,16 @@ def test_saved_encoder_is_checked_when_it_is_read(params, tmp_path):
     small_image_encoder.load_params(path)
 
 
-def test_the_trained_encoder_finds_unseen_pictures():
+def test_shipped_encoder_finds_unseen_images():
   package = importlib.resources.files("r1router_jax")
   figures = train_image_encoder.measure_recall(
-    small_image_encoder.load_params(str(package / registry.IMAGE_ENCODER_WEIGHTS)),
+    small_image_encoder.load_params(
+      str(package / registry.IMAGE_ENCODER_WEIGHTS)
+    ),
     {
-      split: train_image_encoder.read_drawings(sources.georouter_folder(), split)
+      split: train_image_encoder.read_drawings(
+        sources.georouter_folder(), split
+      )
       for split in ("train", "val", "test")
     },
     "test",

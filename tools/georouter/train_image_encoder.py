@@ -199,7 +199,7 @@ def redraw_map(key: Array, image: ImageArray) -> ImageArray:
   paper, color = jax.random.uniform(keys[1], (2, 3))
   # A channel of the paint that is close to the paper's could not be seen.
   color = jnp.where(jnp.abs(color - paper) < 0.3, 1 - paper.round(), color)
-  # Often the map as it was drawn, so that the world's own ones are learned well.
+  # Often keep the map as it was drawn, since the world's own maps matter most.
   drawn = jnp.where(
     jax.random.bernoulli(keys[2], 0.4), image, paper + ink * (color - paper)
   )

@@ -1,4 +1,4 @@
-"""Beam's passages are those that build_kb reads itself, to the bit."""
+"""Beam writes the passages that build_kb reads from the source itself."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from PIL import Image
 
 from r1router_jax.retrieval.corpora import beam_pipeline
 from r1router_jax.retrieval.corpora import sources as sources_lib
-from tests.retrieval.corpora import test_open_wikitable
+from tests.retrieval.corpora import wikitables
 
 pytest.importorskip("apache_beam", reason="pip install 'r1router_jax[beam]'")
 
@@ -20,7 +20,7 @@ ARTICLE = '<doc id="{}" url="u" title="{}">\n{}\n\n{}\n\n</doc>\n'
 
 @pytest.fixture
 def sources(tmp_path):
-  """One of each corpus, with bad rows and ids that come again."""
+  """Write one source of each corpus, with bad rows and repeated ids."""
   folder = tmp_path / "raw"
   for number in range(6):
     path = folder / f"wiki/A{number % 3}/wiki_0{number}"
@@ -50,12 +50,10 @@ def sources(tmp_path):
       )
   tables = [
     table | dict(flattened=text + "\n")
-    for table, text in zip(
-      test_open_wikitable.TABLES, test_open_wikitable.FLATTENED, strict=True
-    )
+    for table, text in zip(wikitables.TABLES, wikitables.FLATTENED, strict=True)
   ]
   (folder / "splitted_tables.json").write_text(
-    json.dumps(test_open_wikitable.by_columns(tables * 9))
+    json.dumps(wikitables.by_columns(tables * 9))
   )
   with open(folder / "own.jsonl", "w") as file:
     for i in range(60):
@@ -78,17 +76,17 @@ def sources(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small_shards(monkeypatch):
   monkeypatch.setattr(beam_pipeline, "SHARD_BYTES", 3000)
   monkeypatch.setattr(beam_pipeline, "SHARD_ROWS", 7)
 
 
-def shards(out):
+def read_files(out):
   return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
 @pytest.mark.parametrize("corpus", sources_lib.CORPORA)
-def test_passages_are_those_of_the_plain_reader(sources, tmp_path, corpus):
+def test_passages_equal_those_of_the_plain_reader(sources, tmp_path, corpus):
   kb, source, pictures = sources[corpus]
   plain = list(sources_lib.read_passages(kb, source, pictures))
   counts = beam_pipeline.run_pipeline(
@@ -124,11 +122,11 @@ def test_bits_do_not_depend_on_the_runner(sources, tmp_path):
       str(tmp_path / str(number)),
       options,
     )
-  first, *others = (shards(tmp_path / str(i)) for i in range(3))
+  first, *others = (read_files(tmp_path / str(i)) for i in range(3))
   assert len(first) > 5 and all(other == first for other in others)
 
 
-def test_an_earlier_run_leaves_nothing(sources, tmp_path):
+def test_files_of_an_earlier_run_are_deleted(sources, tmp_path):
   out = tmp_path / "out"
   out.mkdir()
   for name in (
@@ -138,15 +136,17 @@ def test_an_earlier_run_leaves_nothing(sources, tmp_path):
     "notes.txt",
   ):
     (out / name).write_text("old")
-  beam_pipeline.run_pipeline(*beam_pipeline.open_source(*sources["own"]), str(out))
-  found = shards(out)
+  beam_pipeline.run_pipeline(
+    *beam_pipeline.open_source(*sources["own"]), str(out)
+  )
+  found = read_files(out)
   assert found.pop("notes.txt") == b"old" and b"old" not in found.values()
   assert not [name for name in found if name.endswith(("first", "second"))]
 
 
-def test_neighbours_share_a_shard():
-  cut = beam_pipeline.group_files("abcde", [1000, 2000, 1, 5000, 10])
-  assert [(s.name, "".join(s.paths)) for s in cut] == [
+def test_small_neighboring_files_share_a_shard():
+  shards = beam_pipeline.group_files("abcde", [1000, 2000, 1, 5000, 10])
+  assert [(s.name, "".join(s.paths)) for s in shards] == [
     ("00000", "ab"),
     ("00001", "c"),
     ("00002", "d"),
@@ -155,7 +155,7 @@ def test_neighbours_share_a_shard():
 
 
 @pytest.mark.slow
-def test_the_command(sources, tmp_path):
+def test_command_with_beam_options(sources, tmp_path):
   command = [
     sys.executable,
     "-m",

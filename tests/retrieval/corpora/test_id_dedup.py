@@ -8,7 +8,7 @@ from r1router_jax.retrieval.corpora import id_dedup
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_new_is_what_a_set_says(seed):
+def test_id_set_agrees_with_a_python_set(seed):
   rng, ids, before = random.Random(seed), id_dedup.IdSet(), set()
   for _ in range(60):
     batch = [f"é{rng.randrange(500)}" for _ in range(rng.randrange(40))]
@@ -19,7 +19,7 @@ def test_what_is_new_is_what_a_set_says(seed):
     assert ids.add(id_dedup.hash_ids(batch)).tolist() == wanted
 
 
-def test_ids_of_an_earlier_run_are_known():
+def test_initial_ids_are_known():
   ids = id_dedup.IdSet(id_dedup.hash_ids(["b", "a", "c"]))
   assert ids.add(id_dedup.hash_ids(["c", "d", "a"])).tolist() == [
     False,
@@ -27,11 +27,12 @@ def test_ids_of_an_earlier_run_are_known():
     False,
   ]
   assert not ids.add(id_dedup.hash_ids(["d"])).any()
-  assert id_dedup.IdSet(id_dedup.hash_ids([])).add(id_dedup.hash_ids(["d"])).all()
+  empty = id_dedup.IdSet(id_dedup.hash_ids([]))
+  assert empty.add(id_dedup.hash_ids(["d"])).all()
 
 
 @pytest.mark.slow
-def test_a_row_costs_few_bytes():
+def test_id_set_takes_eight_bytes_per_id():
   ids, rng = id_dedup.IdSet(), np.random.default_rng(0)
   tracemalloc.start()
   for _ in range(200):

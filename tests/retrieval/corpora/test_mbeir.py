@@ -12,7 +12,7 @@ def images(tmp_path):
   folder = tmp_path / "M-BEIR/mbeir_images/oven"
   folder.mkdir(parents=True)
   Image.new("RGB", (8, 8)).save(folder / "a.jpg")
-  (folder / "broken.jpg").write_bytes(b"no picture")
+  (folder / "broken.jpg").write_bytes(b"no image")
   return str(tmp_path / "M-BEIR")
 
 
@@ -42,7 +42,7 @@ def test_candidates_of_every_modality(tmp_path, images):
     candidate(1, "text", 'a "flag" '),
     candidate(2, "image", None, "a.jpg"),
     candidate(3, "image,text", "Chad", "a.jpg"),
-    # A picture that the modality does not name is not looked at.
+    # An image that the modality does not name is not opened.
     candidate(4, "text", "b", "broken.jpg"),
   )
   assert [(p.id, p.kb, p.text, p.image) for p in found] == [
@@ -67,18 +67,20 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_a_bad_candidate_is_named_and_the_next_is_read(tmp_path, images, words):
+def test_bad_candidate_is_rejected_and_the_next_is_read(
+  tmp_path, images, words
+):
   bad, good = read(tmp_path, images, BAD[words], candidate(2, "text", "fine"))
   assert isinstance(bad, RejectedRow) and words in bad.reason and bad.cure
   assert bad.where.endswith("cand_pool.jsonl:1") and good.id == "6:2"
 
 
-def test_the_pictures_folder_is_asked_for(tmp_path):
+def test_missing_image_folder_is_refused(tmp_path):
   with pytest.raises(ValueError, match="needs --images"):
     read(tmp_path, "", candidate(1, "text", "a"))
 
 
-def test_missing_pictures_are_one_kind_of_fault(tmp_path, images):
+def test_missing_images_are_counted_as_one_reason(tmp_path, images):
   found = read(
     tmp_path,
     images,

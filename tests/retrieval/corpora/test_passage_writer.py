@@ -1,5 +1,6 @@
-"""Wherever a build is killed, it ends as an unbroken one."""
+"""A build that is killed anywhere ends with the files of an unbroken one."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ class Killed(BaseException):
 
 
 class Lengths:
-  """Embeds by the first letters of a text."""
+  """An embedder by the length and the first letters of a text."""
 
   fingerprint, width, devices = "lengths", 4, ()
 
@@ -29,9 +30,9 @@ class Lengths:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small_blocks(monkeypatch):
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: Lengths())
-  monkeypatch.setattr(embedding_chunks, "PART", 10)
+  monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
   monkeypatch.setattr(sources, "BLOCK_ROWS", 4)
   registry.get_embedder.cache_clear()
   yield
@@ -39,7 +40,7 @@ def small(monkeypatch):
 
 
 def write_rows(folder, count=23):
-  """Two files; some rows long, some bad, some ids twice."""
+  """Write two files; some rows are long, some bad, some repeat an id."""
   folder.mkdir(exist_ok=True)
   for part in range(2):
     with open(folder / f"{part}.jsonl", "w") as file:
@@ -53,6 +54,14 @@ def write_rows(folder, count=23):
   return str(folder / "*.jsonl")
 
 
+def build(folder, source):
+  build_kb.build(build_kb.KbSpec(str(folder), "text", source))
+
+
+def fingerprint(kb, source):
+  return passage_writer._fingerprint_source(sources.open_source(kb, source))
+
+
 def contents(folder):
   return {
     path.relative_to(folder): path.read_bytes()
@@ -62,7 +71,13 @@ def contents(folder):
 
 
 def killed_at(monkeypatch, event, work):
-  """Does `work`, but dies before the file system's given event; whether so."""
+  """Do `work`, but raise Killed at a file operation; return whether it did.
+
+  Args:
+    monkeypatch: of the test.
+    event: number of file operations to let pass.
+    work: the function to call.
+  """
   happened = 0
 
   def counted(call):
@@ -91,49 +106,53 @@ def killed_at(monkeypatch, event, work):
   return False
 
 
-def test_killed_twice_anywhere_it_ends_the_same(tmp_path, monkeypatch):
+def test_build_killed_twice_gives_the_same_files(tmp_path, monkeypatch):
   source = write_rows(tmp_path / "rows")
-  build = lambda name: build_kb.build(str(tmp_path / name), "text", source)
-  build("whole")
+  build(tmp_path / "whole", source)
   wanted = contents(tmp_path / "whole")
   assert len(local_kb.open_kb(str(tmp_path / "whole"))) > 20
   event = 0
-  while killed_at(monkeypatch, event, lambda: build("killed")):
-    killed_at(monkeypatch, 2 + event % 7, lambda: build("killed"))
-    build("killed")
+  while killed_at(
+    monkeypatch, event, functools.partial(build, tmp_path / "killed", source)
+  ):
+    killed_at(
+      monkeypatch,
+      2 + event % 7,
+      functools.partial(build, tmp_path / "killed", source),
+    )
+    build(tmp_path / "killed", source)
     assert contents(tmp_path / "killed") == wanted, event
     shutil.rmtree(tmp_path / "killed")
     event += 1
   assert event > 40
 
 
-def test_killed_while_a_changed_source_takes_the_old_ones_place(
-  tmp_path, monkeypatch
-):
+def test_rebuild_killed_anywhere_gives_the_same_files(tmp_path, monkeypatch):
   source = write_rows(tmp_path / "rows")
-  build = lambda name: build_kb.build(str(tmp_path / name), "text", source)
-  build("old")
+  build(tmp_path / "old", source)
   write_rows(tmp_path / "rows", 30)
-  build("whole")
+  build(tmp_path / "whole", source)
   wanted = contents(tmp_path / "whole")
   event = 0
   while True:
     shutil.copytree(tmp_path / "old", tmp_path / "killed")
-    if not killed_at(monkeypatch, event, lambda: build("killed")):
+    if not killed_at(
+      monkeypatch, event, functools.partial(build, tmp_path / "killed", source)
+    ):
       break
-    # What can be opened is whole.
+    # A knowledge base that can be opened is complete.
     if kb_meta.read_meta(str(tmp_path / "killed")):
       assert len(local_kb.open_kb(str(tmp_path / "killed"))) > 20
-    build("killed")
+    build(tmp_path / "killed", source)
     assert contents(tmp_path / "killed") == wanted, event
     shutil.rmtree(tmp_path / "killed")
     event += 1
 
 
-def test_passages_are_what_the_reader_says(tmp_path):
+def test_written_passages_are_those_of_the_reader(tmp_path):
   source = write_rows(tmp_path / "rows")
   rows = list(sources.read_passages("text", source))
-  build_kb.build(str(tmp_path / "kb"), "text", source)
+  build(tmp_path / "kb", source)
   stored = local_kb.PassageFile(str(tmp_path / "kb"), "text")
   good = [row for row in rows if not isinstance(row, sources.RejectedRow)]
   assert [(p.id, p.text) for p in stored] == [(p.id, p.text) for p in good]
@@ -142,30 +161,34 @@ def test_passages_are_what_the_reader_says(tmp_path):
   ]
 
 
-def test_a_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
+def test_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
   source = sources.open_source("text", write_rows(tmp_path / "rows"))
   folder = tmp_path / "kb"
   folder.mkdir()
-  prepare = lambda: passage_writer.ensure_passages(str(folder), source, False)
+  prepare = functools.partial(
+    passage_writer.ensure_passages, str(folder), source, False
+  )
   assert killed_at(monkeypatch, 10, prepare)
   (journal,) = folder.glob("draft-*/journal.json")
   read = json.loads(journal.read_text())["read"]
-  cut, seen = sources.parse_row, []
-  monkeypatch.setattr(
-    sources, "parse_row", lambda *args: (seen.append(args[1]), cut(*args))[1]
-  )
+  parse_row, seen = sources.parse_row, []
+
+  def counted_parse_row(source, where, row):
+    seen.append(where)
+    return parse_row(source, where, row)
+
+  monkeypatch.setattr(sources, "parse_row", counted_parse_row)
   note = prepare()
   assert 0 < read < 23 and len(seen) == 23 - read
   assert note["rows"] == len(local_kb.PassageFile(str(folder), "text"))
 
 
 @pytest.mark.parametrize("change", ["append", "touch", "swap", "rename", "add"])
-def test_a_changed_source_is_noticed(tmp_path, change):
+def test_changed_source_has_another_fingerprint(tmp_path, change):
   source = write_rows(tmp_path / "rows")
   first = tmp_path / "rows/0.jsonl"
-  find = lambda: passage_writer._fingerprint_source(sources.open_source("text", source))
-  before = find()
-  assert find() == before
+  before = fingerprint("text", source)
+  assert fingerprint("text", source) == before
   times = first.stat().st_atime_ns, first.stat().st_mtime_ns
   if change == "append":
     first.write_bytes(first.read_bytes() + b"\n")
@@ -178,27 +201,26 @@ def test_a_changed_source_is_noticed(tmp_path, change):
     first.rename(tmp_path / "rows/00.jsonl")
   else:
     (tmp_path / "rows/3.jsonl").write_bytes(b"")
-  assert find() != before
+  assert fingerprint("text", source) != before
 
 
-def test_a_folder_of_pictures_has_a_fingerprint(tmp_path):
+def test_fingerprint_covers_a_folder_of_images(tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "a/x.txt").write_text("caption")
-  find = lambda: passage_writer._fingerprint_source(
-    sources.open_source("image", str(tmp_path))
-  )
-  before = find()
-  assert find() == before
+  before = fingerprint("image", str(tmp_path))
+  assert fingerprint("image", str(tmp_path)) == before
   (tmp_path / "a/x.txt").write_text("another")
   os.utime(tmp_path / "a/x.txt", ns=(1, 1))
-  assert find() != before
+  assert fingerprint("image", str(tmp_path)) != before
 
 
-def test_a_damaged_draft_is_refused(tmp_path, monkeypatch):
+def test_damaged_draft_is_refused(tmp_path, monkeypatch):
   source = sources.open_source("text", write_rows(tmp_path / "rows"))
   folder = tmp_path / "kb"
   folder.mkdir()
-  prepare = lambda: passage_writer.ensure_passages(str(folder), source, False)
+  prepare = functools.partial(
+    passage_writer.ensure_passages, str(folder), source, False
+  )
   assert killed_at(monkeypatch, 10, prepare)
   (path,) = folder.glob("draft-*/passages.jsonl")
   path.write_bytes(b"?" + path.read_bytes()[1:])
@@ -211,7 +233,7 @@ def _prepare(folder, source, gate):
   passage_writer.ensure_passages(folder, source, False)
 
 
-def test_one_writes_and_the_others_wait(tmp_path):
+def test_one_process_writes_and_others_wait(tmp_path):
   source = sources.open_source("text", write_rows(tmp_path / "rows", 2000))
   (tmp_path / "kb").mkdir()
   context = multiprocessing.get_context("fork")
@@ -235,7 +257,7 @@ def test_one_writes_and_the_others_wait(tmp_path):
   assert not list(pathlib.Path(tmp_path / "kb").glob("draft-*"))
 
 
-def test_faults_are_counted_by_kind(tmp_path, caplog, monkeypatch):
+def test_rejected_rows_are_counted_by_reason(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(passage_writer, "_MAX_REASONS", 2)
   (tmp_path / "a.jsonl").write_text(
     '{"id": "a", "text": "b"}\n' * 9 + "{}\n[]\n" + '{"id": 1}\n'

@@ -9,7 +9,7 @@ import pytest
 from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import sources, wikipedia
 
-# What wikiextractor 3.1.0 wrote of a small dump, and with --json.
+# Output of wikiextractor 3.1.0 for a small dump, without and with --json.
 DOCS = b"""\
 <doc id="12" url="https://en.wikipedia.org/wiki?curid=12" title="Chad">
 Chad
@@ -52,7 +52,9 @@ def read(tmp_path, data, name="AA/wiki_00"):
   path = tmp_path / "extracted" / name
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data)
-  return list(sources.read_passages("text", f"wikipedia:{tmp_path / 'extracted'}"))
+  return list(
+    sources.read_passages("text", f"wikipedia:{tmp_path / 'extracted'}")
+  )
 
 
 @pytest.mark.parametrize(
@@ -65,14 +67,14 @@ def read(tmp_path, data, name="AA/wiki_00"):
     (gzip.compress(LINES), "pages.jsonl.gz"),
   ],
 )
-def test_what_wikiextractor_writes(tmp_path, data, name):
+def test_output_of_wikiextractor_is_read(tmp_path, data, name):
   chad, jerry, empty = read(tmp_path, data, name)
   assert (chad.id, chad.kb, chad.text) == ("12", "text", CHAD)
   assert (jerry.reason, empty.reason) == ("a disambiguation", "no text")
   assert jerry.where.startswith(str(tmp_path)) and jerry.cure
 
 
-def test_files_come_in_the_order_of_their_names(tmp_path):
+def test_files_are_read_in_the_order_of_their_names(tmp_path):
   article = json.dumps(dict(id="%s", title="T", text="word " * 9)).encode()
   for number, name in enumerate(["AB/wiki_00", "AA/wiki_01", "AA/wiki_00"]):
     found = read(tmp_path, article % str(number).encode(), name)
@@ -93,7 +95,7 @@ def test_files_come_in_the_order_of_their_names(tmp_path):
     ("Disambiguation", ""),
   ],
 )
-def test_titles_left_out(tmp_path, title, reason):
+def test_articles_are_left_out_by_title(tmp_path, title, reason):
   row = json.dumps(dict(id="1", title=title, text="word " * 9)).encode()
   (found,) = read(tmp_path, row, "pages.jsonl")
   assert getattr(found, "reason", "") == reason
@@ -115,7 +117,7 @@ def test_short_articles_are_left_out(tmp_path, words, reason):
 
 
 def windows_oracle(words):
-  """Read off the published script, less its repeated last window."""
+  """Cut windows as the published script does, without its repeated last one."""
   if len(words) <= 100:
     return [words]
   found = [words[i : i + 100] for i in range(0, len(words) - 100 + 1, 50)]
@@ -138,7 +140,7 @@ def test_windows_are_headed_by_the_title(tmp_path, count):
   )
 
 
-def test_articles_survive_the_files_of_wikiextractor(tmp_path):
+def test_articles_with_markup_round_trip(tmp_path):
   rng = random.Random(0)
   pieces = [
     "&",
@@ -166,7 +168,7 @@ def test_articles_survive_the_files_of_wikiextractor(tmp_path):
   ]
 
 
-def test_rows_of_others_are_not_unescaped(tmp_path):
+def test_rows_of_other_extractors_are_not_unescaped(tmp_path):
   row = dict(id=3, title="A", text="a &amp;lt; b " * 4, url="u")
   (found,) = read(tmp_path, json.dumps(row).encode(), "pages.jsonl")
   assert found.text.startswith("A a &amp;lt; b") and found.id == "3"
@@ -189,13 +191,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_a_bad_article_is_named_and_the_next_is_read(tmp_path, words):
+def test_bad_article_is_rejected_and_the_next_is_read(tmp_path, words):
   bad, good = read(tmp_path, BAD[words] + DOC.replace(b'"1"', b'"2"'))
   assert isinstance(bad, RejectedRow) and words in bad.reason
   assert bad.where.endswith("wiki_00:1") and good.id == "2"
 
 
-def test_articles_of_any_size_stay_in_bounds(tmp_path, monkeypatch):
+def test_too_large_articles_are_rejected(tmp_path, monkeypatch):
   monkeypatch.setattr(wikipedia, "MAX_ARTICLE_BYTES", 100)
   many = DOC.replace(b"word " * 9, b"word word\n" * 30)
   one = DOC.replace(b"word ", b"w" * 60)
@@ -208,14 +210,14 @@ def test_articles_of_any_size_stay_in_bounds(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["dump.xml", "dump.xml.bz2"])
-def test_a_dump_is_left_to_wikiextractor(tmp_path, name):
+def test_dump_is_refused(tmp_path, name):
   (tmp_path / name).touch()
   with pytest.raises(ValueError, match="pip install wikiextractor"):
     sources.read_passages("text", f"wikipedia:{tmp_path / name}")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_a_damaged_file_is_an_error(tmp_path, kept):
+def test_damaged_file_is_an_error(tmp_path, kept):
   packed = bz2.compress(DOCS * 50)
   with pytest.raises(ValueError, match="wiki_00.bz2: damaged"):
     read(
