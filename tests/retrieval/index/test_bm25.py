@@ -1,4 +1,4 @@
-"""BM25 and fusion by rank, each beside its formula written slowly."""
+"""BM25 and fusion by rank agree with their formulas, written slowly."""
 
 import json
 import math
@@ -12,33 +12,35 @@ import pytest
 
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.retrieval import local_kb
-from r1router_jax.retrieval.index import bm25, exact
-from tests.retrieval.fakes import Words
+from r1router_jax.retrieval.index import bm25
+from tests.retrieval import kb_servers
 
 bm25s = pytest.importorskip("bm25s")
 
 
-def texts(seed, count=30):
+def make_texts(seed, count=30):
   rng = random.Random(seed)
   vocabulary = [f"w{i}" for i in range(25)] + ["the", "is"]
-  return [
+  texts = [
     " ".join(rng.choices(vocabulary, k=rng.randrange(1, 30)))
     for _ in range(count)
-  ] + ["", "the is", "Été, été? W1"]
+  ]
+  # No words, only stop words, and letters beyond ASCII.
+  return [*texts, "", "the is", "Été, été? W1"]
 
 
-def split(text):
+def split_words(text):
   return [w for w in re.findall(r"\w+", text.lower()) if w not in ("the", "is")]
 
 
-def oracle(documents, query):
-  """The formula, a word and a document at a time."""
-  documents = [split(d) for d in documents]
+def slow_bm25(texts, query):
+  """Score each text by the formula, a word at a time."""
+  documents = [split_words(text) for text in texts]
   mean = sum(map(len, documents)) / len(documents)
   scores = []
   for document in documents:
     score = 0.0
-    for word in split(query):
+    for word in split_words(query):
       holds = sum(word in other for other in documents)
       tf = document.count(word)
       idf = math.log(1 + (len(documents) - holds + 0.5) / (holds + 0.5))
@@ -49,89 +51,97 @@ def oracle(documents, query):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_bm25_is_the_formula(seed):
-  documents = texts(seed)
-  words = bm25.Words.build(documents)
+  texts = make_texts(seed)
+  index = bm25.Bm25Index.from_texts(texts)
+  nine_words = " ".join(f"w{i}" for i in range(9))
   queries = [
     "w1 w2",
     "W3, w3 w4!",
     "the w5 is",
     "ÉTÉ",
     "w1 unknown",
-    " ".join(f"w{i}" for i in range(9)),
+    nine_words,
   ]
-  scores, rows = words.search([Query(q) for q in queries], len(documents))
+  scores, rows = index.search([Query(q) for q in queries], len(texts))
   for i, query in enumerate(queries):
-    wanted = oracle(documents, query)
+    expected = slow_bm25(texts, query)
     found = rows[i][rows[i] >= 0]
-    assert sorted(found) == [d for d, s in enumerate(wanted) if s > 0]
+    assert sorted(found) == [d for d, s in enumerate(expected) if s > 0]
     np.testing.assert_allclose(
-      scores[i, : len(found)], [wanted[d] for d in found], rtol=1e-5
+      scores[i, : len(found)], [expected[d] for d in found], rtol=1e-5
     )
     assert (np.diff(scores[i, : len(found)]) <= 0).all()
     assert (scores[i, len(found) :] == -np.inf).all()
-  few, few_rows = words.search([Query(q) for q in queries], 4)
-  np.testing.assert_array_equal(few, scores[:, :4])
+  # A smaller k gives the same best scores.
+  top_scores, top_rows = index.search([Query(q) for q in queries], 4)
+  np.testing.assert_array_equal(top_scores, scores[:, :4])
   for i in range(len(queries)):
-    for score, row in zip(few[i], few_rows[i], strict=True):
+    for score, row in zip(top_scores[i], top_rows[i], strict=True):
       assert row == -1 or score == scores[i][rows[i] == row]
 
 
-def test_what_finds_nothing():
-  words = bm25.Words.build(["red flag", "blue flag"])
-  for query in (
+@pytest.mark.parametrize(
+  "query",
+  [
     Query(""),
     Query("the"),
     Query("green"),
     Query("?!"),
     Query("red", "flag.png"),
-  ):
-    scores, rows = words.search([query], 3)
-    assert (rows == -1).all() and (scores == -np.inf).all()
-  assert words.search([], 3)[1].shape == (0, 3)
+  ],
+)
+def test_query_without_known_words_finds_nothing(query):
+  index = bm25.Bm25Index.from_texts(["red flag", "blue flag"])
+  scores, rows = index.search([query], 3)
+  assert (rows == -1).all() and (scores == -np.inf).all()
+
+
+def test_empty_batch_and_empty_corpus():
+  index = bm25.Bm25Index.from_texts(["red flag", "blue flag"])
+  assert index.search([], 3)[1].shape == (0, 3)
   with pytest.raises(ValueError, match="no words to index.*without --hybrid"):
-    bm25.Words.build(["", "the", "!?"])
+    bm25.Bm25Index.from_texts(["", "the", "!?"])
 
 
-def test_what_is_saved_is_found_again_without_pickles(tmp_path):
-  documents = texts(0)
-  words = bm25.Words.build(documents)
-  words.save(str(tmp_path))
-  again = bm25.Words.load(str(tmp_path))
-  assert again.rows == words.rows == len(documents)
-  for ours, theirs in zip(
-    *(w.search([Query("w1 w2 w3")], 9) for w in (words, again)), strict=True
-  ):
-    np.testing.assert_array_equal(ours, theirs)
+def test_saved_index_holds_no_pickles(tmp_path):
+  texts = make_texts(0)
+  index = bm25.Bm25Index.from_texts(texts)
+  index.save(str(tmp_path))
+  loaded = bm25.Bm25Index.load(str(tmp_path))
+  assert loaded.rows == index.rows == len(texts)
+  expected, found = (x.search([Query("w1 w2 w3")], 9) for x in (index, loaded))
+  np.testing.assert_array_equal(expected[0], found[0])
+  np.testing.assert_array_equal(expected[1], found[1])
   for file in os.scandir(tmp_path / "bm25"):
     if file.name.endswith(".json"):
       with open(file) as opened:
         json.load(opened)
     else:
-      array = np.load(file.path, allow_pickle=False)
-      assert array.dtype != object
+      assert np.load(file.path, allow_pickle=False).dtype != object
   # An array that is a pickle is refused.
-  name = tmp_path / "bm25" / "data.csc.index.npy"
-  np.save(name, np.array([{}], object), allow_pickle=True)
+  path = tmp_path / "bm25" / "data.csc.index.npy"
+  np.save(path, np.array([{}], object), allow_pickle=True)
   with pytest.raises(ValueError, match="[Pp]ickle|Python objects"):
-    bm25.Words.load(str(tmp_path))
+    bm25.Bm25Index.load(str(tmp_path))
 
 
-def slow_fuse(lists, k):
-  """Every row by its sum, then by its place in the earliest list."""
-  rows = {row for found in lists for row in found if row >= 0}
+def slow_fusion(ranked_lists, k):
+  """Sort rows by their sum, then by their place in the earliest list."""
+  ranked_lists = [list(ranked) for ranked in ranked_lists]
+  rows = {row for ranked in ranked_lists for row in ranked if row >= 0}
 
   def total(row):
     return sum(
-      1 / (60 + list(found).index(row) + 1)
-      for found in lists
-      if row in list(found)
+      1 / (60 + ranked.index(row) + 1)
+      for ranked in ranked_lists
+      if row in ranked
     )
 
   def place(row):
     return next(
-      (i, list(found).index(row))
-      for i, found in enumerate(lists)
-      if row in list(found)
+      (i, ranked.index(row))
+      for i, ranked in enumerate(ranked_lists)
+      if row in ranked
     )
 
   best = sorted(rows, key=lambda row: (-total(row), place(row)))[:k]
@@ -142,51 +152,38 @@ def slow_fuse(lists, k):
 @pytest.mark.parametrize("k", [1, 4, 40])
 def test_fusion_is_the_formula(seed, k):
   rng = np.random.default_rng(seed)
-  lists = []
+  ranked_lists = []
   for length in (12, 8, 12):
-    found = np.stack([rng.permutation(20)[:length] for _ in range(5)])
-    filled = np.arange(length) >= rng.integers(0, length + 1, (5, 1))
-    lists.append(np.where(filled, -1, found))
-  scores, rows = bm25.fuse(lists, k)
+    ranked = np.stack([rng.permutation(20)[:length] for _ in range(5)])
+    is_padding = np.arange(length) >= rng.integers(0, length + 1, (5, 1))
+    ranked_lists.append(np.where(is_padding, -1, ranked))
+  scores, rows = bm25.reciprocal_rank_fusion(ranked_lists, k)
   assert scores.shape == rows.shape == (5, k)
   for i in range(5):
-    best, totals = slow_fuse([found[i] for found in lists], k)
+    best, totals = slow_fusion([ranked[i] for ranked in ranked_lists], k)
     assert rows[i].tolist() == best + [-1] * (k - len(best))
     np.testing.assert_allclose(scores[i, : len(best)], totals, rtol=1e-6)
 
 
-@pytest.fixture
-def base():
-  passages = [
-    Passage(str(i), "text", text)
-    for i, text in enumerate(
-      ("flag red", "code x97 of a flag", "flag green", "flag white")
-    )
-  ]
-  return local_kb.LocalKB(
-    local_kb.Content(
-      passages,
-      Words(),
-      exact.ExactIndex(Words()(passages)),
-      bm25.Words.build(p.text for p in passages),
-    )
-  )
-
-
-def test_a_knowledge_base_fuses_both(base):
+def test_hybrid_kb_fuses_words_and_vectors():
+  texts = ("flag red", "code x97 of a flag", "flag green", "flag white")
+  passages = [Passage(str(i), "text", text) for i, text in enumerate(texts)]
+  bm25_index = bm25.Bm25Index.from_texts(texts)
+  stack = kb_servers.make_stack(passages, bm25_index=bm25_index)
+  kb = local_kb.LocalKB(stack)
   query = Query("red flag x97")
-  dense = base.content.index.search(base.content.embedder([query]), 4)[1]
-  found = base.content.words.search([query], 4)[1]
-  best, totals = slow_fuse([dense[0], found[0]], 2)
-  (answer,) = base.search([query], 2)
-  assert [int(p.id) for p in answer] == best
-  np.testing.assert_allclose([p.score for p in answer], totals, rtol=1e-6)
-  # A picture's query is answered by vectors alone.
-  (shown,) = base.search([Query("red flag x97", "flag.png")], 4)
-  assert [int(p.id) for p in shown] == dense[0].tolist()
+  by_vector = stack.index.search(stack.embedder([query]), 4)[1]
+  by_words = stack.bm25_index.search([query], 4)[1]
+  best, totals = slow_fusion([by_vector[0], by_words[0]], 2)
+  (found,) = kb.search([query], 2)
+  assert [int(p.id) for p in found] == best
+  np.testing.assert_allclose([p.score for p in found], totals, rtol=1e-6)
+  # A query with an image is answered by vectors alone.
+  (found,) = kb.search([Query("red flag x97", "flag.png")], 4)
+  assert [int(p.id) for p in found] == by_vector[0].tolist()
 
 
-def test_without_bm25s_the_cure_is_named(monkeypatch):
+def test_missing_bm25s_names_the_cure(monkeypatch):
   monkeypatch.setitem(sys.modules, "bm25s", None)
   with pytest.raises(ModuleNotFoundError, match=r"r1router_jax\[hybrid\]"):
-    bm25.Words.load("anywhere")
+    bm25.Bm25Index.load("anywhere")
