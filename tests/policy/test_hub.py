@@ -1,4 +1,4 @@
-"""A checkpoint by its id, from a hub on this machine."""
+"""Checkpoints by id, from a stand-in for the hub on this machine."""
 
 import functools
 import http.server
@@ -70,12 +70,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-  """The address of a hub, its folder, and the files it was asked for."""
+  """Serve a hub; yield its address, its folder, and the files it served."""
   folder, asked = tmp_path / "hub", set()
   policy.Policy(
-    tiny_policy.SETTINGS,
+    tiny_policy.POLICY_CONFIG,
     tiny_policy.TOKENIZER,
-    tiny_policy.params(tiny_policy.SPOKEN),
+    tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG),
   ).save(folder)
   for name in ("pytorch_model.bin", "modeling_tiny.py", "README.md"):
     (folder / name).write_bytes(b"\x80\x04.")
@@ -101,7 +101,7 @@ def convert(address, source, tmp_path):
       "-m",
       "r1router_jax.convert",
       f"--source={source}",
-      f"--to={tmp_path / 'out'}",
+      f"--workdir={tmp_path / 'out'}",
       "--dtype=float32",
     ],
     capture_output=True,
@@ -112,7 +112,7 @@ def convert(address, source, tmp_path):
   )
 
 
-def test_a_model_comes_by_its_id_without_code_or_pickles(hub, tmp_path):
+def test_hub_model_is_fetched_without_code_or_pickles(hub, tmp_path):
   address, folder, asked = hub
   done = convert(address, "owner/tiny", tmp_path)
   assert done.returncode == 0, done.stderr
@@ -127,7 +127,7 @@ def test_a_model_comes_by_its_id_without_code_or_pickles(hub, tmp_path):
     assert got == (folder / name).read_bytes(), name
 
 
-def test_a_model_that_the_hub_has_not_is_named(hub, tmp_path):
+def test_unknown_hub_model_is_named(hub, tmp_path):
   done = convert(hub[0], "owner/other", tmp_path)
   assert done.returncode == 2 and "no folder owner/other" in done.stderr
   assert "Traceback" not in done.stderr
