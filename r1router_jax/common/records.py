@@ -71,13 +71,13 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a plan step says: reasoning, the next sub-question, where to ask.
+  """The parsed response of a plan step: the next sub-question and its routes.
 
   Attributes:
     thought: the reasoning.
-    sub_question: what to ask next.
+    sub_question: the question for the knowledge bases.
     routes: the knowledge bases to search, each one of `KBS`, in the order in
-      which the policy named them; empty where the policy knows enough.
+      which the policy named them; empty if the policy knows enough.
   """
 
   thought: str

@@ -29,7 +29,7 @@ MAX_ROW_BYTES = 1 << 20
 # Rejected rows that are logged as warnings; further ones as debug messages.
 MAX_WARNINGS = 5
 
-# Long texts are cut into windows of so many words, one every STRIDE_WORDS.
+# Long texts are cut into windows of WINDOW_WORDS, one every STRIDE_WORDS.
 WINDOW_WORDS, STRIDE_WORDS = 100, 50
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

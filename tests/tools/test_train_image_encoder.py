@@ -32,6 +32,7 @@ def test_loss_matches_the_formula(params):
     np.asarray(encoder.apply({"params": params}, jnp.asarray(pixels)))
     for pixels in (x, y)
   )
+  # Cross entropy of each row of logits, in both directions.
   wanted = []
   for i in range(3):
     for logits in (5 * a[i] @ b.T, 5 * b[i] @ a.T):

@@ -244,14 +244,14 @@ def _append_block(
   Returns:
     The state of the draft after the block.
   """
-  lines, skipped, pictures = [], [], 0
+  lines, skipped, bad_images = [], [], 0
   reasons = collections.Counter(journal.reasons)
   for row in block:
     if isinstance(row, Passage):
       lines.append(passage_line(row))
       continue
     skipped.append(f"{row}\n".encode(errors="backslashreplace"))
-    pictures += isinstance(row, sources.RejectedImage)
+    bad_images += isinstance(row, sources.RejectedImage)
     if reasons.total() < MAX_WARNINGS:
       logging.warning("%s: skipped %s", kb, sanitize_text(str(row), 300))
     known = row.kind in reasons or len(reasons) < _MAX_REASONS
@@ -271,7 +271,7 @@ def _append_block(
     sizes=tuple(sizes),
     digest=digest.hexdigest(),
     reasons=dict(reasons),
-    pictures=journal.pictures + pictures,
+    pictures=journal.pictures + bad_images,
   )
 
 

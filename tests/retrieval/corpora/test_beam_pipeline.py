@@ -22,6 +22,7 @@ ARTICLE = '<doc id="{}" url="u" title="{}">\n{}\n\n{}\n\n</doc>\n'
 def sources(tmp_path):
   """Write one source of each corpus, with bad rows and repeated ids."""
   folder = tmp_path / "raw"
+  # Articles in six files; some ids repeat, and each file ends with stray text.
   for number in range(6):
     path = folder / f"wiki/A{number % 3}/wiki_0{number}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,7 @@ def sources(tmp_path):
       )
       + "stray\n"
     )
+  # Candidates of all modalities; some images are missing.
   (folder / "pictures").mkdir()
   Image.new("RGB", (8, 8)).save(folder / "pictures/a.png")
   with open(folder / "pool.jsonl", "w") as file:
@@ -48,6 +50,7 @@ def sources(tmp_path):
         )
         + "\n"
       )
+  # Tables, whose ids cannot repeat: they are row numbers.
   tables = [
     table | dict(flattened=text + "\n")
     for table, text in zip(wikitables.TABLES, wikitables.FLATTENED, strict=True)
@@ -55,6 +58,7 @@ def sources(tmp_path):
   (folder / "splitted_tables.json").write_text(
     json.dumps(wikitables.by_columns(tables * 9))
   )
+  # Rows of a user, some long enough for several windows.
   with open(folder / "own.jsonl", "w") as file:
     for i in range(60):
       file.write(
@@ -100,6 +104,7 @@ def test_passages_equal_those_of_the_plain_reader(sources, tmp_path, corpus):
     (p.id, p.kb, p.text, p.image) for p in good
   ]
   bad = [str(row) for row in plain if isinstance(row, sources_lib.RejectedRow)]
+  # Rejected rows are listed in the same order, and counted.
   skipped = sorted((tmp_path / "out").glob("skipped-*.txt"))
   assert "".join(path.read_text() for path in skipped).splitlines() == bad
   assert len(skipped) > 1 and sum(counts.values()) == counts["rows"] + len(bad)

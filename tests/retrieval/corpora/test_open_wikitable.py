@@ -55,6 +55,7 @@ def test_columns_with_any_json_are_found(tmp_path):
   assert [p.text for p in read(tmp_path, by_columns(rows))] == [
     f"text {i}" for i in range(len(odd))
   ]
+  # The offsets of every cell delimit valid JSON, which is the cell's value.
   text = json.dumps(by_columns(rows, last={str(i): i for i in range(len(odd))}))
   spans = open_wikitable._find_columns("x", text.encode())
   for name, values in json.loads(text).items():

@@ -111,6 +111,8 @@ def test_build_killed_twice_gives_the_same_files(tmp_path, monkeypatch):
   build(tmp_path / "whole", source)
   wanted = contents(tmp_path / "whole")
   assert len(local_kb.open_kb(str(tmp_path / "whole"))) > 20
+  # Kill a build before each of its file operations, kill it again while it
+  # recovers, and let the third run finish.
   event = 0
   while killed_at(
     monkeypatch, event, functools.partial(build, tmp_path / "killed", source)
@@ -124,7 +126,7 @@ def test_build_killed_twice_gives_the_same_files(tmp_path, monkeypatch):
     assert contents(tmp_path / "killed") == wanted, event
     shutil.rmtree(tmp_path / "killed")
     event += 1
-  assert event > 40
+  assert event > 40  # The loop did not end at once.
 
 
 def test_rebuild_killed_anywhere_gives_the_same_files(tmp_path, monkeypatch):
@@ -179,6 +181,7 @@ def test_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
 
   monkeypatch.setattr(sources, "parse_row", counted_parse_row)
   note = prepare()
+  # Of the 23 rows only those after the journal were parsed again.
   assert 0 < read < 23 and len(seen) == 23 - read
   assert note["rows"] == len(local_kb.PassageFile(str(folder), "text"))
 
@@ -237,6 +240,7 @@ def test_one_process_writes_and_others_wait(tmp_path):
   source = sources.open_source("text", write_rows(tmp_path / "rows", 2000))
   (tmp_path / "kb").mkdir()
   context = multiprocessing.get_context("fork")
+  # The barrier makes all three start at the same moment.
   gate = context.Barrier(3)
   workers = [
     context.Process(target=_prepare, args=(str(tmp_path / "kb"), source, gate))
