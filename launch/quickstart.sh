@@ -46,7 +46,7 @@ printf '%s' "$settings" >"$RUN/settings"
 
 sft=(--config=configs/sft.py:tiny --config.seed="$SEED")
 start=warm_start
-run python -m r1router_jax.build_kb --out="$RUN/kb"
+run python -m r1router_jax.build_kb --kb_dir="$RUN/kb"
 run python -m r1router_jax.train "${sft[@]}" --config.total_steps=0 \
   --workdir="$RUN/untrained"
 if [[ $SCRATCH ]]; then
@@ -62,11 +62,11 @@ run python -m r1router_jax.train --config=configs/sft.py:overask \
   --config.seed="$SEED" --config.policy.start_from="$start" \
   --workdir="$RUN/overask"
 run python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
-  --config.seed="$SEED" --config.data.kb="$RUN/kb" \
+  --config.seed="$SEED" --config.data.kb_dir="$RUN/kb" \
   --config.policy.start_from="$RUN/overask/policy" --workdir="$RUN/step_grpo"
 policies=untrained=$RUN/untrained/policy,warm_start=$start
 policies+=,overask=$RUN/overask/policy,step_grpo=$RUN/step_grpo/policy
-run python -m r1router_jax.eval --kb="$RUN/kb" --workdir="$RUN/eval" \
+run python -m r1router_jax.eval --kb_dir="$RUN/kb" --workdir="$RUN/eval" \
   --policy="$policies" \
   --curves="step_grpo=$RUN/step_grpo" --report="$RUN/report.html"
 

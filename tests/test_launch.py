@@ -114,7 +114,7 @@ def test_quickstart_from_any_directory_once(stage, tmp_path):
     "python",
     "-m",
     "r1router_jax.build_kb",
-    f"--out={tmp_path}/my run/kb",
+    f"--kb_dir={tmp_path}/my run/kb",
   ] in calls
   # Installed once; a finished run says so and starts nothing.
   assert sum(c[2] == "pip" for c in calls) == 2
