@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes docs/plan.md: what 3B and 7B need of each chip of three TPUs, compiled
-# with no TPU at hand.  Takes about an hour on two cores.
+# Writes docs/plan.md: the memory that 3B and 7B need on each chip of three TPUs,
+# compiled without a TPU.  Takes about an hour on two cores.
 #
 #   launch/plan.sh [--help]
 
@@ -18,11 +18,12 @@ set_up tpu
 cd "$ROOT"
 {
   cat <<'HEAD'
-# What fits
+# Memory per chip
 
-Step-GRPO on Qwen2.5-VL, vision tower included; every parameter is trained, in
-float32 with AdamW.  `launch/plan.sh` makes this page; for other batches, lengths
-and meshes see `python -m r1router_jax.train_compile --help`.
+The memory that Step-GRPO on Qwen2.5-VL needs on each chip, vision tower included;
+every parameter is trained, in float32 with AdamW.  `launch/plan.sh` writes this
+page.  For other batches, lengths and meshes see
+`python -m r1router_jax.train_compile --help`.
 HEAD
   for size in 3b 7b; do
     printf '\n## %s\n\n' "$size"

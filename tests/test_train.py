@@ -1,9 +1,7 @@
-"""The learning loop, run for a few updates as a user would run it."""
+"""Training, run for a few updates as a user would run it."""
 
-import importlib.util
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -19,93 +17,84 @@ from r1router_jax.policy import policy
 from r1router_jax.train import train
 from r1router_jax.training import optimizer
 from tests import two_processes
+from tests.train_runs import (
+  CONFIGS,
+  load_config,
+  read_scalars,
+  train_and_interrupt,
+)
 
-KILLS = int(os.environ.get("KILLS", 2))  # Each costs some ten seconds.
+KILLS = int(os.environ.get("KILLS", 2))  # Each takes about ten seconds.
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+EIGHT_UPDATES = {"total_steps": 8, "sft.recall_warmup_steps": 4}
 
-
-def config(name, variant="smoke", **changes):
-  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  c = module.get_config(variant)
-  c.update_from_flattened_dict(changes)
-  return c
+# A mesh that splits rows and weights over eight devices.
+MESH = {"parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
 
-def scalars(workdir):
-  """Every number that was written, but for times and rates."""
+def make_command(config, workdir, *flags):
+  """Return the arguments of `python -m r1router_jax.train`."""
   return [
-    {
-      name: x
-      for name, x in line.items()
-      if not name.startswith(("seconds/", "speed/", "retrieval/"))
-    }
-    for line in run_log.read(workdir)
+    sys.executable,
+    "-m",
+    "r1router_jax.train",
+    f"--config={CONFIGS / config}",
+    f"--workdir={workdir}",
+    *flags,
   ]
 
 
+def run_command(command, **options):
+  """Run a command to its end and return its exit code and output."""
+  return subprocess.run(
+    command, capture_output=True, text=True, check=False, **options
+  )
+
+
 @pytest.fixture(scope="module")
-def started(tmp_path_factory):
-  """A warm start of 8 updates."""
-  folder = tmp_path_factory.mktemp("started")
-  train(config("sft", **{"total_steps": 8, "sft.recall_steps": 4}), folder)
+def warm_start(tmp_path_factory):
+  """The workdir of a warm start of eight updates."""
+  folder = tmp_path_factory.mktemp("warm_start")
+  train(load_config("sft", **EIGHT_UPDATES), folder)
   return folder
 
 
 @pytest.mark.slow
-def test_same_seed_same_numbers(started, tmp_path):
-  train(config("sft", **{"total_steps": 8, "sft.recall_steps": 4}), tmp_path)
-  assert len(scalars(started)) == 8
-  assert scalars(tmp_path) == scalars(started)
+def test_equal_seeds_give_equal_scalars(warm_start, tmp_path):
+  train(load_config("sft", **EIGHT_UPDATES), tmp_path)
+  assert len(read_scalars(warm_start)) == 8
+  assert read_scalars(tmp_path) == read_scalars(warm_start)
 
 
 @pytest.mark.long
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
-  whole = train(config("sft"), tmp_path / "whole")
-  # Same schedule, but stopped half way, as a kill after the checkpoint would.
-  broken = config("sft")
-  stopped = tmp_path / "broken"
-  with pytest.raises(KeyboardInterrupt):
-    _train_and_stop(broken, stopped, after=2)
-  resumed = train(broken, stopped)
-  assert scalars(stopped) == scalars(tmp_path / "whole")
+  whole = train(load_config("sft"), tmp_path / "whole")
+  # The same schedule, stopped half way, after a checkpoint.
+  stopped = tmp_path / "stopped"
+  train_and_interrupt(load_config("sft"), stopped, after=2)
+  resumed = train(load_config("sft"), stopped)
+  assert read_scalars(stopped) == read_scalars(tmp_path / "whole")
   jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
 
-def _train_and_stop(c, workdir, after):
-  """Trains until `after` updates are written, then as if Ctrl-C was pressed."""
-  write = run_log.Telemetry.write
-
-  def interrupt(self, step, numbers):
-    write(self, step, numbers)
-    if step > after:
-      raise KeyboardInterrupt
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_log.Telemetry, "write", interrupt)
-    train(c, workdir)
-
-
 @pytest.mark.slow
-def test_step_grpo_moves_the_policy_and_repeats_itself(started, tmp_path):
-  changes = {"policy.start_from": str(started / "policy"), "data.kb": ""}
+def test_step_grpo_repeats_itself(warm_start, tmp_path):
+  changes = {"policy.start_from": str(warm_start / "policy"), "data.kb_dir": ""}
   runs = [
-    train(config("step_grpo", **changes), tmp_path / name) for name in "ab"
+    train(load_config("step_grpo", **changes), tmp_path / name) for name in "ab"
   ]
-  assert scalars(tmp_path / "a") == scalars(tmp_path / "b")
-  for line in scalars(tmp_path / "a"):
+  assert read_scalars(tmp_path / "a") == read_scalars(tmp_path / "b")
+  for line in read_scalars(tmp_path / "a"):
     assert 0 <= line["reward/total"] <= 1
     # Sampler and trainer agree.
     assert line.get("logp_drift", 0) < 1e-4
     assert ("logp_drift" in line) == (line["equal_groups"] < 1)
-  for line in run_log.read(tmp_path / "a"):
+  for line in run_log.read_metrics(tmp_path / "a"):
     phases = ("data", "rollout", "reward", "update")
     assert all(line[f"seconds/{phase}"] > 0 for phase in phases)
     assert line["speed/tokens_s"] > line["speed/samples_s"] > 0
     assert line["speed/tflops_s"] > 0 and "speed/mfu" not in line
-  before = policy.load(started / "policy")
+  before = policy.load(warm_start / "policy")
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(runs[0].params))
   assert jax.tree.structure(before.params) == jax.tree.structure(runs[0].params)
 
@@ -122,44 +111,28 @@ def test_step_grpo_moves_the_policy_and_repeats_itself(started, tmp_path):
 )
 def test_every_variant_starts(name, variant, tmp_path):
   trained = train(
-    config(name, variant, **{"total_steps": 0, "data.kb": ""}), tmp_path
+    load_config(name, variant, **{"total_steps": 0, "data.kb_dir": ""}),
+    tmp_path,
   )
-  assert policy.load(tmp_path / "policy").settings == trained.settings
+  assert policy.load(tmp_path / "policy").config == trained.config
 
 
-def test_the_reference_preset_is_the_references():
-  """The numbers that its files give, arxiv.org/abs/2505.22095."""
-  c = config("step_grpo", "reference")
-  assert (c.step_grpo.group_size, c.step_grpo.temperature) == (5, 1.0)
+def test_reference_variant_has_the_values_of_the_paper():
+  # Those that its paper, arxiv.org/abs/2505.22095, and its files give.
+  c = load_config("step_grpo", "reference")
   loss = c.step_grpo.loss
-  assert loss.clip_low == loss.clip_high == 0.2
-  assert (loss.aggregate, loss.entropy_coef, loss.kl_coef) == (
-    "sequence_mean",
-    1e-3,
-    0,
-  )
-  assert c.step_grpo.reward == "reference" and c.step_grpo.rename == 0
-  tx = optimizer.schedule(
+  assert (c.step_grpo.group_size, c.step_grpo.reward) == (5, "reference")
+  assert (loss.clip_low, loss.clip_high) == (0.2, 0.2)
+  assert (loss.aggregate, loss.kl_coef) == ("sequence_mean", 0)
+  rate = optimizer.lr_schedule(
     c.optim.lr, c.total_steps, c.optim.warmup, c.optim.final
   )
-  np.testing.assert_allclose([tx(0), tx(100), tx(329)], 1e-6)
-  assert (c.optim.weight_decay, c.optim.clip_norm) == (0.01, 1.0)
+  np.testing.assert_allclose([rate(0), rate(100), rate(329)], 1e-6)
 
 
-def test_a_config_finds_the_one_beside_it(tmp_path):
-  """Config files are loaded by path, from any folder."""
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "r1router_jax.train",
-      "--config",
-      f"{CONFIGS / 'georouter.py'}:huge",
-      "--workdir=x",
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
+def test_config_finds_its_base_from_any_folder(tmp_path):
+  done = run_command(
+    make_command("georouter.py:huge", "x"),
     cwd=tmp_path,
     env=os.environ | {"PYTHONPATH": str(CONFIGS.parent)},
   )
@@ -167,8 +140,8 @@ def test_a_config_finds_the_one_beside_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_batches_that_stay_bad_end_the_run_and_are_kept(tmp_path):
-  c = config(
+def test_too_many_skipped_updates_end_the_run_and_keep_the_batch(tmp_path):
+  c = load_config(
     "sft",
     **{
       "max_skipped": 2,
@@ -186,212 +159,208 @@ def test_batches_that_stay_bad_end_the_run_and_are_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_so(tmp_path):
-  """And another config or other data are told from the same."""
-  command = [
-    sys.executable,
-    "-m",
-    "r1router_jax.train",
-    "--config",
-    f"{CONFIGS / 'sft.py'}:smoke",
-    "--config.total_steps=100000",
-    "--workdir",
-    str(tmp_path),
-  ]
+def test_sigterm_saves_and_another_seed_is_rejected(tmp_path):
+  command = make_command(
+    "sft.py:smoke", tmp_path, "--config.total_steps=100000"
+  )
   run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-  while not run_log.read(tmp_path):
+  while not run_log.read_metrics(tmp_path):
     assert run.poll() is None, run.stderr.read()
     time.sleep(0.1)
   run.send_signal(signal.SIGTERM)
-  _, said = run.communicate(timeout=100)
+  _, stderr = run.communicate(timeout=100)
   assert run.returncode == cli.PREEMPTED
-  (step,) = re.findall(r"saved after iteration (\d+)", said)
+  (step,) = re.findall(r"saved after iteration (\d+)", stderr)
   assert (tmp_path / "checkpoints" / step).is_dir()
-  done = subprocess.run(
-    [*command, "--config.seed=1"], capture_output=True, text=True, check=False
-  )
+
+  # The workdir belongs to a run with other batches.
+  done = run_command([*command, "--config.seed=1"])
   assert done.returncode == cli.USAGE
   assert "whose seed was 0, and now it is 1" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(started, tmp_path):
+def test_killed_run_ends_like_an_unbroken_one(warm_start, tmp_path):
   """SIGKILL at random moments, also while a checkpoint is being written."""
   rng, steps = np.random.default_rng(0), 20 + 2 * KILLS
-
-  def command(name):
-    return [
-      sys.executable,
-      "-m",
-      "r1router_jax.train",
-      "--config",
-      f"{CONFIGS / 'step_grpo.py'}:smoke",
-      "--config.data.kb=",
-      f"--config.policy.start_from={started / 'policy'}",
-      f"--config.total_steps={steps}",
-      "--config.every.checkpoint=1",
-      f"--workdir={tmp_path / name}",
-    ]
-
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  flags = [
+    "--config.data.kb_dir=",
+    f"--config.policy.start_from={warm_start / 'policy'}",
+    f"--config.total_steps={steps}",
+    "--config.checkpoint_every=1",
+  ]
+  command = make_command("step_grpo.py:smoke", killed, *flags)
   one_device = os.environ | {"XLA_FLAGS": ""}
-  subprocess.run(
-    command("whole"), check=True, capture_output=True, env=one_device
-  )
+  quiet = dict(check=True, capture_output=True, env=one_device)
+  subprocess.run(make_command("step_grpo.py:smoke", whole, *flags), **quiet)
+
+  # Each start logs at least one more line before it is killed.
   for _ in range(KILLS):
-    before = len(run_log.read(tmp_path / "killed"))
-    run = subprocess.Popen(
-      command("killed"), stderr=subprocess.PIPE, env=one_device
-    )
-    while len(run_log.read(tmp_path / "killed")) <= before:
+    before = len(run_log.read_metrics(killed))
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, env=one_device)
+    while len(run_log.read_metrics(killed)) <= before:
       assert run.poll() is None, run.stderr.read()
       time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.2))
     run.kill()
     run.communicate()
-  subprocess.run(
-    command("killed"), check=True, capture_output=True, env=one_device
+  subprocess.run(command, **quiet)
+
+  # Every file is that of the unbroken run, and no step was logged twice.
+  assert read_scalars(killed) == read_scalars(whole)
+  lines = (killed / run_log.METRICS_FILE).read_text().splitlines()
+  logged = [json.loads(line)["step"] for line in lines]
+  assert logged == list(range(1, steps + 1))
+  samples = run_log.read_samples(killed)
+  assert samples == run_log.read_samples(whole)
+  assert {group["step"] for group in samples} == set(logged)
+  weights = (
+    (folder / "policy" / "model.safetensors").read_bytes()
+    for folder in (whole, killed)
   )
-  assert scalars(tmp_path / "killed") == scalars(tmp_path / "whole")
-  lines = (tmp_path / "killed" / run_log.FILE).read_text().splitlines()
-  assert [json.loads(line)["step"] for line in lines] == list(
-    range(1, steps + 1)
-  )
-  whole, killed = (
-    run_log.read_samples(tmp_path / name) for name in ("whole", "killed")
-  )
-  assert whole == killed and {g["step"] for g in whole} == {
-    line["step"] for line in map(json.loads, lines)
-  }
-  whole, killed = (
-    (tmp_path / name / "policy" / "model.safetensors").read_bytes()
-    for name in ("whole", "killed")
-  )
-  assert whole == killed
+  assert len(set(weights)) == 1
 
 
-MESH = {"parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+@pytest.mark.slow
+def test_checkpoint_with_old_config_keys_is_resumed(tmp_path, caplog):
+  """Nothing is warned of: the config is the same under other names."""
+  train_and_interrupt(load_config("sft"), tmp_path, after=2)
+  (path,) = (tmp_path / "checkpoints" / "2" / "about").glob("*")
+  saved = json.loads(path.read_text())
+  config = saved["config"]
+  config["every"] = dict(
+    log=config.pop("log_every"),
+    checkpoint=config.pop("checkpoint_every"),
+    trajectories=config.pop("samples_every"),
+  )
+  config["micro_rows"] = config.pop("micro_batch_size")
+  config["sft"]["rename"] = config["sft"].pop("rename_prob")
+  config["data"]["batch_rows"] = config["data"].pop("batch_size_per_device")
+  config["policy"]["settings"] = config["policy"].pop("overrides")
+  path.write_text(json.dumps(saved))
+  with caplog.at_level("WARNING"):
+    train(load_config("sft"), tmp_path)
+  assert [line["step"] for line in read_scalars(tmp_path)] == [1, 2, 3, 4]
+  assert "another config" not in caplog.text
 
 
 @pytest.mark.long
-def test_weights_split_over_a_mesh_learn_alike(tmp_path):
-  """Rows of an update are as many: 8 shares of 4, of devices apart or not.
+def test_fsdp_learns_like_pmap(tmp_path):
+  """Both have eight data shards of four rows.
 
-  With Muon, or along `tensor`, XLA's collectives for CPUs wait for each other
-  at times.
+  It trains with AdamW and without the axis `tensor`: otherwise XLA's
+  collectives for CPUs wait for each other at times.
   """
   adam = {"optim.name": "adamw"}
-  whole = train(config("sft", **adam), tmp_path / "whole")
+  whole = train(load_config("sft", **adam), tmp_path / "whole")
   split = train(
-    config(
+    load_config(
       "sft", **adam, **{"parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 4}
     ),
     tmp_path / "split",
   )
   embed = split.params["embed"]
   assert embed.addressable_shards[0].data.size == embed.size // 4
-  for one, other in zip(
-    *map(scalars, (tmp_path / "whole", tmp_path / "split")), strict=True
-  ):
+  lines = (read_scalars(tmp_path / name) for name in ("whole", "split"))
+  for one, other in zip(*lines, strict=True):
     np.testing.assert_allclose(one["nll"], other["nll"], rtol=1e-4)
-  for one, other in zip(
-    *(
-      jax.tree.leaves(
-        policy.load(tmp_path / name / "policy", dtype=np.float32).params
-      )
-      for name in ("whole", "split")
-    ),
-    strict=True,
-  ):
+  saved = (
+    policy.load(tmp_path / name / "policy", dtype=np.float32).params
+    for name in ("whole", "split")
+  )
+  for one, other in zip(*map(jax.tree.leaves, saved), strict=True):
     assert np.mean(np.abs(one - other)) < 1e-3 * np.mean(np.abs(one)) + 1e-5
-  assert whole.settings == split.settings
+  assert whole.config == split.config
 
 
 @pytest.mark.long
-def test_every_option_at_once(started, tmp_path):
-  """On a mesh, with penalties, two updates an iteration and passes of a row."""
+def test_every_option_at_once(warm_start, tmp_path):
+  """On a mesh, with penalties, two updates and microbatches of one row."""
   trained = train(
-    config(
+    load_config(
       "step_grpo",
       **MESH,
       **{
-        "policy.start_from": str(started / "policy"),
-        "data.kb": "",
+        "policy.start_from": str(warm_start / "policy"),
+        "data.kb_dir": "",
         "rollout_mesh.tensor": 2,
-        "micro_rows": 1,
+        "micro_batch_size": 1,
         "validation.every": 1,
         "validation.steps": 8,
         "step_grpo.minibatches": 2,
-        "step_grpo.refill": 1,
-        "step_grpo.learn_rows": 2,
+        "step_grpo.max_resample_rounds": 1,
+        "step_grpo.update_batch_size": 2,
         "step_grpo.loss.kl_coef": 0.1,
         "step_grpo.loss.entropy_coef": 0.01,
-        "step_grpo.normalise": "none",
+        "step_grpo.advantage_norm": "none",
         "step_grpo.loss.aggregate": "sequence_mean",
       },
     ),
     tmp_path,
   )
-  first, last = scalars(tmp_path)
+  first, last = read_scalars(tmp_path)
   assert abs(first["kl"]) < 0.1 and first["refills"] in (0, 1)
   assert 0 <= first["validation/total"] <= 1
   assert trained.mesh.shape == {"data": 4, "tensor": 2}
   best = policy.load(tmp_path / "best", dtype=np.float32)
-  assert best.settings == trained.settings
+  assert best.config == trained.config
   assert not last["skipped"]
 
 
 CHILD = """
 import sys
-from r1router_jax import pods
-pods.join_pod()
-from tests import test_train
-c = test_train.config("sft", **{
-    "data.batch_rows": 4, "parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 2})
-try:
-  test_train._train_and_stop(c, sys.argv[1], after=2)
-except KeyboardInterrupt:
-  pass
-test_train.train(c, sys.argv[1])
+from r1router_jax.parallel import multihost
+multihost.initialize_distributed()
+from r1router_jax.train import train
+from tests import train_runs
+config = train_runs.load_config("sft", **{
+    "data.batch_size_per_device": 4,
+    "parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 2})
+train_runs.train_and_interrupt(config, sys.argv[1], after=2)
+train(config, sys.argv[1])
 print("done")
 """
 
 
 @pytest.mark.long
-def test_two_hosts_train_as_one_and_go_on_where_they_were(tmp_path):
-  """Rows of an update are as many: 8 shares of 2 here, 4 of 4 there."""
-  train(config("sft", **{"data.batch_rows": 2}), tmp_path / "one")
-  workdir = tmp_path / "two"
-  assert all(
-    "done" in text
-    for text in two_processes.run(CHILD, tmp_path, str(workdir), timeout=500)
+def test_two_hosts_train_like_one_and_resume(tmp_path):
+  """One host has eight shards of two rows, two hosts four shards of four."""
+  one_host, two_hosts = tmp_path / "one", tmp_path / "two"
+  train(load_config("sft", **{"data.batch_size_per_device": 2}), one_host)
+  outputs = two_processes.run_two_processes(
+    CHILD, tmp_path, str(two_hosts), timeout=500
   )
-  one, two = scalars(tmp_path / "one"), scalars(workdir)
+  assert all("done" in output for output in outputs)
+  one, two = read_scalars(one_host), read_scalars(two_hosts)
   assert [line["step"] for line in two] == [1, 2, 3, 4]
   for name in ("nll", "recall", "grad_norm"):
     np.testing.assert_allclose(
       *([line[name] for line in lines] for lines in (one, two)), rtol=2e-4
     )
-  policy.load(workdir / "policy")
+  policy.load(two_hosts / "policy")
 
 
-def test_what_does_not_fit_the_devices_is_said(tmp_path):
+def test_mesh_that_does_not_tile_the_devices_is_rejected(tmp_path):
   with pytest.raises(ValueError, match="config.mesh .*does not tile 8 devices"):
-    train(config("sft", **{"mesh.data": 4}), tmp_path)
+    train(load_config("sft", **{"mesh.data": 4}), tmp_path)
 
 
 @pytest.mark.slow
-def test_adapters_learn_and_become_part_of_the_weights(started, tmp_path):
+def test_adapters_learn_and_are_merged_into_the_saved_weights(
+  warm_start, tmp_path
+):
   changes = {
-    "policy.start_from": str(started / "policy"),
+    "policy.start_from": str(warm_start / "policy"),
     "policy.induction": False,
     "policy.lora.rank": 2,
-    "trainable": "lora_",
+    "trainable_regex": "lora_",
     "total_steps": 2,
   }
-  trained = train(config("sft", **changes), tmp_path)
+  trained = train(load_config("sft", **changes), tmp_path)
   before, after = (
     policy.load(folder / "policy").params["layers"]
-    for folder in (started, tmp_path)
+    for folder in (warm_start, tmp_path)
   )
   assert "lora_a" in trained.params["layers"]["q"]
   assert "lora_a" not in after["q"]
@@ -402,19 +371,9 @@ def test_adapters_learn_and_become_part_of_the_weights(started, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "r1router_jax.train",
-      f"--config={CONFIGS / 'sft.py'}:smoke",
-      "--config.total_steps=1",
-      f"--workdir={tmp_path}",
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
+def test_command_writes_policy_and_config(tmp_path):
+  done = run_command(
+    make_command("sft.py:smoke", tmp_path, "--config.total_steps=1")
   )
   assert done.returncode == 0, done.stderr
   assert str(tmp_path / "policy") in done.stdout
@@ -422,26 +381,26 @@ def test_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "flag, says",
+  "flag, message",
   [
     ("--config.total_stepz=1", "total_steps"),
     ("--config.policy.start_from=nowhere", "no folder nowhere"),
-    ("--config.data.kb=nowhere", "nowhere"),
+    ("--config.sft.packed_length=96", "config.sft.packed_length wants gold"),
   ],
 )
-def test_bad_input_is_one_clear_line(flag, says, tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "r1router_jax.train",
-      f"--config={CONFIGS / 'sft.py'}:smoke",
-      f"--workdir={tmp_path}",
-      flag,
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+def test_wrong_option_is_one_line_before_jax_is_imported(
+  flag, message, tmp_path
+):
+  command = make_command("sft.py:smoke", tmp_path / "run", flag)
+  command[1:1] = ["-X", "importtime"]  # Lists every import on stderr.
+  done = run_command(command)
   assert done.returncode == 2
-  assert says in done.stderr and "Traceback" not in done.stderr
+  assert message in done.stderr and "Traceback" not in done.stderr
+  for module in ("jax", "flax", "transformers", "orbax.checkpoint"):
+    assert not re.search(rf"\| +{module}$", done.stderr, re.MULTILINE)
+
+
+def test_missing_knowledge_base_is_named(tmp_path):
+  config = load_config("sft", **{"data.kb_dir": "nowhere"})
+  with pytest.raises(ValueError, match="nowhere/text holds no finished"):
+    train(config, tmp_path)

@@ -1,8 +1,7 @@
-"""Plans: a dry run on this machine, and a TPU that is not there."""
+"""Compilation of a run for this machine, and for TPUs that are not there."""
 
 import importlib.util
 import math
-import pathlib
 import subprocess
 import sys
 
@@ -10,11 +9,10 @@ import jax
 import pytest
 
 from r1router_jax import train_compile
+from tests.train_runs import CONFIGS, make_run_config
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
-
-def command(*arguments):
+def run_command(*arguments):
   return subprocess.run(
     [
       sys.executable,
@@ -30,8 +28,8 @@ def command(*arguments):
 
 
 @pytest.mark.slow
-def test_a_dry_run_compiles_both_programs():
-  done = command("--topology=cpu:2")
+def test_dry_run_compiles_both_programs():
+  done = run_command("--topology=cpu:2")
   assert done.returncode == 0, done.stderr
   rows = [
     line.split("|")
@@ -50,15 +48,15 @@ def test_a_dry_run_compiles_both_programs():
   importlib.util.find_spec("libtpu") is None,
   reason="libtpu is not installed: pip install -e '.[tpu]'",
 )
-def test_a_tpu_that_is_not_there():
-  done = command("--topology=v5e:2x2")
+def test_compiles_for_a_tpu_that_is_not_there():
+  done = run_command("--topology=v5e:2x2")
   assert done.returncode == 0, done.stderr
   assert done.stdout.count("| v5e:2x2 ") == 2
   assert done.stdout.count("15.75") == 2  # GiB of a v5e chip.
 
 
 @pytest.mark.parametrize(
-  "flags, says",
+  "flags, message",
   [
     (
       ["--topology=cpu:4", "--config.rollout_mesh.tensor=3"],
@@ -67,51 +65,50 @@ def test_a_tpu_that_is_not_there():
     ([f"--config={CONFIGS / 'sft.py'}:smoke"], "is of Step-GRPO"),
   ],
 )
-def test_what_cannot_be_planned_is_one_clear_line(flags, says):
-  done = command(*flags)
-  assert done.returncode == 2 and says in done.stderr
+def test_wrong_option_is_one_clear_line(flags, message):
+  done = run_command(*flags)
+  assert done.returncode == 2 and message in done.stderr
   assert "Traceback" not in done.stderr
 
 
-def test_an_attention_that_the_config_names_is_kept():
-  """Only "auto" depends on the devices."""
-  spec = importlib.util.spec_from_file_location(
-    "step_grpo", CONFIGS / "step_grpo.py"
+@pytest.mark.parametrize(
+  "attention, kernel", [("auto", "xla"), ("cudnn", "cudnn")]
+)
+def test_only_auto_attention_depends_on_the_devices(attention, kernel):
+  config = make_run_config(
+    "step_grpo", "7b", **{"policy.overrides.compute.attention": attention}
   )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config("7b")
-  for asked, got in (("auto", "xla"), ("cudnn", "cudnn")):
-    config.policy.settings.compute.attention = asked
-    known = train_compile.settings_for(config, train_compile.devices("cpu:8"))
-    assert known.compute.attention == got
+  policy = train_compile.read_policy_config(config)
+  policy = train_compile.resolve_attention(policy, "cpu")
+  assert policy.compute.attention == kernel
 
 
-def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
+def test_missing_libtpu_is_named_with_its_cure(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"pip install 'r1router_jax\[tpu\]'"):
-    train_compile.devices("v5e:4x4")
+    train_compile.find_devices("v5e:4x4")
 
 
 @pytest.mark.parametrize("topology", ["cpu:9", "cpu:", "cpu:x"])
-def test_cpus_that_are_not_there(topology):
+def test_missing_cpu_devices_are_named(topology):
   with pytest.raises(ValueError, match="has 8 CPU devices"):
-    train_compile.devices(topology)
-  assert len(train_compile.devices("cpu:8")) == jax.device_count()
+    train_compile.find_devices(topology)
+  assert len(train_compile.find_devices("cpu:8")) == jax.device_count()
 
 
-def test_what_does_not_fit_is_said_in_figures():
-  wanted = train_compile._needed(
+def test_refused_program_is_reported_with_the_memory_it_wanted():
+  wanted = train_compile._wanted_gib(
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.29G "
     "of 15.75G hbm. Exceeded hbm capacity by 1.54G."
   )
   assert wanted == 17.29
-  assert train_compile._needed("RESOURCE_EXHAUSTED: no figures") == math.inf
-  fit = train_compile.Fit("update", wanted, math.nan, 15.75)
-  assert not fit.fits
-  assert train_compile.row("v5e:2x4", fit).split("|")[3:7] == [
-    "     17.29 ",
-    "   15.75 ",
-    "         - ",
-    " NO   ",
+  assert train_compile._wanted_gib("RESOURCE_EXHAUSTED: no figures") == math.inf
+  memory = train_compile.ProgramMemory("update", wanted, math.nan, 15.75)
+  assert not memory.fits
+  columns = train_compile.format_row("v5e:2x4", memory).split("|")
+  assert [column.strip() for column in columns[3:7]] == [
+    "17.29",
+    "15.75",
+    "-",
+    "NO",
   ]

@@ -1,4 +1,4 @@
-"""R1-Router's rows train published policies: tiny ones, made as theirs are."""
+"""Training on R1-Router's rows, of tiny policies made like published ones."""
 
 import dataclasses
 import json
@@ -10,18 +10,17 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from r1router_jax import train
 from r1router_jax.common.records import Passage
 from r1router_jax.data import georouter, gold_steps, r1_router_rows
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy import policy
 from r1router_jax.protocol import templates
-from r1router_jax.training import train_data
+from r1router_jax.train import train
 from tests import tiny_policy
-from tests.test_train import config, scalars
+from tests.train_runs import load_config, read_scalars
 
-CONTROL = (
+CONTROL_TOKENS = (
   "endoftext",
   "im_start",
   "im_end",
@@ -30,7 +29,7 @@ CONTROL = (
   "image_pad",
 )
 
-SIZES = qwen2_5_vl.Config(
+MODEL = qwen2_5_vl.Config(
   vocab=2048,
   hidden=32,
   mlp=40,
@@ -42,27 +41,32 @@ SIZES = qwen2_5_vl.Config(
   vision=None,
 )
 
-SMALL = {  # Of a run; nothing else of a variant is changed.
+# Changes to a variant that make its run short; nothing else is changed.
+SHORT_RUN = {
   "total_steps": 2,
-  "policy.settings.prompt_tokens": (512,),
-  "data.batch_rows": 1,
-  "every.log": 1,
+  "policy.overrides.prompt_tokens": (512,),
+  "log_every": 1,
 }
 
-GROUPS = {
-  "policy.settings.response_tokens": (8,),
+ONE_ROW = {"data.batch_size_per_device": 1}
+
+SMALL_GROUPS = {
+  "data.prompts_per_shard": 1,
+  "policy.overrides.response_tokens": (8,),
   "step_grpo.group_size": 2,
-  "step_grpo.learn_rows": 1,
-  "policy.settings.batch_rows": 2,
+  "step_grpo.update_batch_size": 1,
+  "policy.overrides.decode_batch_size": 2,
 }
 
 
-def rows():
-  """Eight trajectories as R1-Router publishes them, half of them of flags."""
+def make_rows():
+  """Return eight rows like R1-Router's, half of them about images of flags."""
   evidence = {
-    p.id: p for kb in ("text", "image", "table") for p in georouter.passages(kb)
+    p.id: p
+    for kb in ("text", "image", "table")
+    for p in georouter.load_passages(kb)
   }
-  questions = [q for q in georouter.questions("train") if len(q.hops) == 2]
+  questions = [q for q in georouter.load_questions("train") if len(q.hops) == 2]
   flags = [q for q in questions if q.image and "flag" in q.text][:4]
   told = [q for q in questions if not q.image][:4]
   found = iter(
@@ -73,15 +77,15 @@ def rows():
     ]
   )
   return [
-    r1_router_rows.to_reference(steps)
-    for steps in gold_steps.gold_steps(
+    r1_router_rows.to_published_row(steps)
+    for steps in gold_steps.make_gold_steps(
       [*told, *flags], lambda asked: [next(found) for _ in asked]
     )
   ]
 
 
-def published(folder, sizes):
-  """A checkpoint with random weights and a tokenizer of Qwen's kind."""
+def save_checkpoint(folder, model):
+  """Save random weights and a tokenizer like Qwen's, and return the folder."""
   from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
   coder = tokenizers.Tokenizer(models.BPE())
@@ -93,30 +97,33 @@ def published(folder, sizes):
     ]
   )
   coder.decoder = tokenizers.decoders.ByteLevel()
-  texts = [*templates.STYLES["full"].system.values(), *map(json.dumps, rows())]
+  texts = [
+    *templates.STYLES["full"].system.values(),
+    *map(json.dumps, make_rows()),
+  ]
   coder.train_from_iterator(
     texts,
     trainers.BpeTrainer(
       vocab_size=1500,
       show_progress=False,
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      special_tokens=[f"<|{name}|>" for name in CONTROL],
+      special_tokens=[f"<|{name}|>" for name in CONTROL_TOKENS],
     ),
   )
   path = folder / "tokenizer.json"
   coder.save(str(path))
-  known = config_lib.Settings.from_dict(
-    config_lib.PUBLISHED | dict(model=sizes)
+  known = config_lib.PolicyConfig.from_dict(
+    config_lib.HF_DEFAULTS | dict(model=model)
   )
-  policy.create(known, path, seed=0).save(folder / "policy")
-  (folder / "policy" / config_lib.FILE).unlink()  # As on the hub.
+  policy.init_policy(known, path, seed=0).save(folder / "policy")
+  (folder / "policy" / config_lib.POLICY_FILE).unlink()  # As on the hub.
   return str(folder / "policy")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  """Changes to a config: rows of `rows`, and where the pictures lie."""
-  found = rows()
+  """Changes to a config: the file of `make_rows`, and the folder of images."""
+  found = make_rows()
   (folder,) = {os.path.dirname(path) for row in found for path in row["images"]}
   path = tmp_path_factory.mktemp("rows") / "grpo_dataset_train_new.jsonl"
   moved = [
@@ -129,78 +136,87 @@ def data(tmp_path_factory):
     for row in found
   ]
   path.write_text("".join(json.dumps(row) + "\n" for row in moved))
-  return {"data.rows": str(path), "data.images": folder}
+  return {"data.train_files": str(path), "data.images": folder}
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-  """A policy of texts alone."""
-  return published(
+def text_checkpoint(tmp_path_factory):
+  """The folder of a policy of texts alone."""
+  return save_checkpoint(
     tmp_path_factory.mktemp("texts"),
-    dataclasses.replace(SIZES, mrope_section=(4, 0, 0)),
+    dataclasses.replace(MODEL, mrope_section=(4, 0, 0)),
   )
 
 
 @pytest.mark.slow
-def test_step_grpo_of_a_policy_of_texts(data, texts, tmp_path, caplog):
-  c = config(
+def test_step_grpo_trains_a_text_policy_and_skips_images(
+  data, text_checkpoint, tmp_path, caplog
+):
+  c = load_config(
     "step_grpo",
     "qwen2_5_0_5b",
-    **SMALL | GROUPS | data | {"policy.start_from": texts},
+    **SHORT_RUN | SMALL_GROUPS | data | {"policy.start_from": text_checkpoint},
   )
   with caplog.at_level("WARNING"):
-    trained = train.train(c, tmp_path)
+    trained = train(c, tmp_path)
   assert "skipped 24 of 48" in caplog.text  # Four have pictures.
   assert "reads texts alone" in caplog.text
-  lines = scalars(tmp_path)
+  lines = read_scalars(tmp_path)
   assert len(lines) == 2
   for line in lines:
     assert 0 <= line["reward/total"] <= 1 and not line["skipped"]
-  assert trained.settings.style == "full"
-  assert trained.settings.compute.dtype == "bfloat16"
+  assert trained.config.style == "full"
+  assert trained.config.compute.dtype == "bfloat16"
   again = policy.load(tmp_path / "policy")
-  assert again.settings == trained.settings
+  assert again.config == trained.config
 
 
 @pytest.mark.slow
-def test_a_warm_start_of_a_policy_of_texts(data, texts, tmp_path):
-  c = config(
+def test_sft_trains_a_text_policy(data, text_checkpoint, tmp_path):
+  c = load_config(
     "sft",
     "qwen2_5_0_5b",
-    **SMALL
+    **SHORT_RUN
+    | ONE_ROW
     | data
     | {
-      "policy.start_from": texts,
+      "policy.start_from": text_checkpoint,
       "total_steps": 6,
       "optim.lr": 1e-2,
-      "policy.settings.response_tokens": (64,),
-      "sft.side_by_side": 0,
+      "policy.overrides.response_tokens": (64,),
+      "sft.packed_length": 0,
     },
   )
-  train.train(c, tmp_path)
-  losses = [line["nll"] for line in scalars(tmp_path)]
+  train(c, tmp_path)
+  losses = [line["nll"] for line in read_scalars(tmp_path)]
   assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "step_grpo"])
-def test_a_policy_that_sees(data, tmp_path, name, caplog):
-  start = published(
-    tmp_path, dataclasses.replace(SIZES, vision=tiny_policy.VISION)
+def test_vision_policy_learns_from_rows_with_images(
+  data, tmp_path, name, caplog
+):
+  start = save_checkpoint(
+    tmp_path, dataclasses.replace(MODEL, vision=tiny_policy.VISION)
   )
-  c = config(name, "qwen2_5_0_5b")
+  c = load_config(name, "qwen2_5_0_5b")
   with c.unlocked():
-    c.policy.settings.update(min_pixels=64, max_pixels=1024)
+    c.policy.overrides.update(min_pixels=64, max_pixels=1024)
   c.update_from_flattened_dict(
-    SMALL
+    SHORT_RUN
     | data
     | {"policy.start_from": start}
-    | (GROUPS if name == "step_grpo" else {"sft.side_by_side": 0})
+    | (
+      SMALL_GROUPS
+      if name == "step_grpo"
+      else ONE_ROW | {"sft.packed_length": 0}
+    )
   )
   with caplog.at_level("WARNING"):
-    trained = train.train(c, tmp_path / "run")
+    trained = train(c, tmp_path / "run")
   assert "skipped" not in caplog.text
-  assert len(scalars(tmp_path / "run")) == 2
+  assert len(read_scalars(tmp_path / "run")) == 2
   before = policy.load(start, dtype=np.float32).params["vision"]
   after = policy.load(tmp_path / "run" / "policy", dtype=np.float32)
   moved = jax.tree.map(
@@ -211,22 +227,8 @@ def test_a_policy_that_sees(data, tmp_path, name, caplog):
     assert max(jax.tree.leaves(moved)) > 0
 
 
-@pytest.mark.parametrize(
-  "name, given", [("step_grpo", "0.5"), ("sft", r"\(0.9, 0.3\)")]
-)
-def test_names_of_the_world_are_not_those_of_rows(name, given):
-  with pytest.raises(ValueError, match=f"config.{name}.rename is {given}"):
-    train_data.of_run(
-      config(name, **{"data.rows": "x"}),
-      policy.Policy(tiny_policy.SETTINGS, tiny_policy.TOKENIZER, {}),
-      {},
-      online=False,
-    )
-
-
 @pytest.mark.slow
-def test_the_tiny_policy_reads_rows(data, tmp_path):
-  """Those of its own world, in its own spelling."""
-  c = config("step_grpo", **data | {"step_grpo.rename": 0.0})
-  train.train(c, tmp_path)
-  assert all(line["reward/total"] > 0.3 for line in scalars(tmp_path))
+def test_tiny_policy_learns_from_rows(data, tmp_path):
+  c = load_config("step_grpo", **data | {"step_grpo.rename_prob": 0.0})
+  train(c, tmp_path)
+  assert all(line["reward/total"] > 0.3 for line in read_scalars(tmp_path))

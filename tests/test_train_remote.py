@@ -1,4 +1,4 @@
-"""A run whose knowledge bases are served by a process that dies meanwhile."""
+"""Training runs whose knowledge bases are served by a process that dies."""
 
 import threading
 
@@ -7,113 +7,109 @@ import numpy as np
 import pytest
 
 from r1router_jax.common import http_client
+from r1router_jax.common.records import KBS
 from r1router_jax.retrieval import remote_kb
-from r1router_jax.retrieval.retriever import KINDS
 from r1router_jax.train import train
 from tests.retrieval import kb_servers
-from tests.test_train import config, scalars
+from tests.train_runs import load_config, read_scalars
 
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def servers():
-  """Processes that serve the three; all end with the tests."""
+def start_servers():
+  """Return a function that starts a process which serves all three."""
   started = []
 
   def start(ports=None):
-    started.append(kb_servers.process(list(KINDS), ports))
+    started.append(kb_servers.start_process(list(KBS), ports))
     return started[-1]
 
   yield start
-  for child, _ in started:
-    child.kill()
+  for process, _ in started:
+    process.kill()
 
 
-def run(addresses, workdir):
-  where = ",".join(
-    f"{kb}={at}" for kb, at in zip(KINDS, addresses, strict=True)
+def train_online(addresses, workdir):
+  """Train for a few iterations with served knowledge bases."""
+  places = zip(KBS, addresses, strict=True)
+  config = load_config(
+    "step_grpo",
+    **{
+      "total_steps": STEPS,
+      "checkpoint_every": 50,
+      "data.kb_dir": ",".join(f"{kb}={address}" for kb, address in places),
+      "data.prompts_per_shard": 1,
+      "step_grpo.update_batch_size": 1,
+      "step_grpo.rollout_mode": "online",
+      "step_grpo.rename_prob": 0.0,
+    },
   )
-  return train(
-    config(
-      "step_grpo",
-      **{
-        "total_steps": STEPS,
-        "every.checkpoint": 50,
-        "data.kb": where,
-        "data.batch_rows": 1,
-        "step_grpo.learn_rows": 1,
-        "step_grpo.rollouts": "online",
-        "step_grpo.rename": 0.0,
-      },
-    ),
-    workdir,
-  )
+  return train(config, workdir)
 
 
-def ports(addresses):
-  return [int(at.rsplit(":", 1)[1]) for at in addresses]
+def ports_of(addresses):
+  return [int(address.rsplit(":", 1)[1]) for address in addresses]
 
 
-def killed_at(monkeypatch, search, child, then=lambda: None):
-  """Kills the server when so many searches were made."""
-  made, find = [], remote_kb.RemoteKB._find
+def kill_at_search(monkeypatch, number, process, then=lambda: None):
+  """Kill the server at a search, and return the list of all searches."""
+  searches, search = [], remote_kb.RemoteKB._search_uncached
 
-  def counted(self, queries, k):
-    made.append(queries)
-    if len(made) == search:
-      child.kill()
-      child.wait()
+  def counting_search(self, queries, k):
+    searches.append(queries)
+    if len(searches) == number:
+      process.kill()
+      process.wait()
       then()
-    return find(self, queries, k)
+    return search(self, queries, k)
 
-  monkeypatch.setattr(remote_kb.RemoteKB, "_find", counted)
-  return made
+  monkeypatch.setattr(remote_kb.RemoteKB, "_search_uncached", counting_search)
+  return searches
 
 
 @pytest.fixture(scope="module")
-def whole(servers, tmp_path_factory):
-  """A run that nothing happens to."""
-  workdir = tmp_path_factory.mktemp("whole")
-  _, addresses = servers()
-  return run(addresses, workdir), scalars(workdir)
+def undisturbed(start_servers, tmp_path_factory):
+  """The policy and the scalars of a run whose server stays alive."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  _, addresses = start_servers()
+  return train_online(addresses, workdir), read_scalars(workdir)
 
 
-def same(trained, workdir, whole):
-  for here, there in zip(scalars(workdir), whole[1], strict=True):
-    assert here == there
-  jax.tree.map(np.testing.assert_array_equal, trained.params, whole[0].params)
-
-
-@pytest.mark.long
-def test_a_server_that_comes_back_costs_nothing(
-  servers, whole, tmp_path, monkeypatch
-):
-  child, addresses = servers()
-  made = killed_at(
-    monkeypatch,
-    4,
-    child,
-    lambda: threading.Timer(1, servers, [ports(addresses)]).start(),
+def assert_same_run(trained, workdir, undisturbed):
+  assert read_scalars(workdir) == undisturbed[1]
+  jax.tree.map(
+    np.testing.assert_array_equal, trained.params, undisturbed[0].params
   )
-  same(run(addresses, tmp_path), tmp_path, whole)
-  assert len(made) > 4
 
 
 @pytest.mark.long
-def test_one_that_stays_dead_ends_the_run_with_a_checkpoint(
-  servers, whole, tmp_path, monkeypatch
+def test_server_that_comes_back_changes_nothing(
+  start_servers, undisturbed, tmp_path, monkeypatch
 ):
-  child, addresses = servers()
-  monkeypatch.setattr(http_client, "DEADLINE", 2.0)
+  process, addresses = start_servers()
+  restart = threading.Timer(1, start_servers, [ports_of(addresses)])
+  searches = kill_at_search(monkeypatch, 4, process, restart.start)
+  trained = train_online(addresses, tmp_path)
+  assert_same_run(trained, tmp_path, undisturbed)
+  assert len(searches) > 4
 
+
+@pytest.mark.long
+def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(
+  start_servers, undisturbed, tmp_path, monkeypatch
+):
+  process, addresses = start_servers()
+  monkeypatch.setattr(http_client, "DEADLINE_SECONDS", 2.0)
   with monkeypatch.context() as patch:
-    killed_at(patch, 8, child)
+    kill_at_search(patch, 8, process)
     with pytest.raises(
-      http_client.RetrievalError, match="same command goes on"
+      http_client.RemoteServiceError, match="same command goes on"
     ):
-      run(addresses, tmp_path)
-  done = len(scalars(tmp_path))
-  assert 0 < done < STEPS
-  servers(ports(addresses))
-  same(run(addresses, tmp_path), tmp_path, whole)
+      train_online(addresses, tmp_path)
+  assert 0 < len(read_scalars(tmp_path)) < STEPS
+
+  # The same command, with the servers back, ends like the undisturbed run.
+  start_servers(ports_of(addresses))
+  trained = train_online(addresses, tmp_path)
+  assert_same_run(trained, tmp_path, undisturbed)

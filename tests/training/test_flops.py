@@ -1,4 +1,4 @@
-"""Counted operations against XLA's own count, and against loops."""
+"""Counted operations agree with XLA's own count, and with loops."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ from r1router_jax.models import qwen2_5_vl
 from r1router_jax.training import flops
 from tests import tiny_policy
 
-# Wide, so that products are most of it.  XLA counts the body of a loop once, so
-# there is one layer.
+# Wide, so that products dominate.  XLA counts the body of a loop once, so there
+# is one layer.
 VISION = qwen2_5_vl.VisionConfig(
   hidden=256, mlp=640, layers=1, heads=4, patch=4, window=16, full_blocks=(0,)
 )
@@ -30,15 +30,15 @@ WIDE = qwen2_5_vl.Config(
 )
 
 
-def counted(function, *shapes):
-  """XLA's count of a program for arrays of such shapes."""
+def xla_flops(function, *shapes):
+  """Return XLA's count for arrays of the given shapes."""
   return jax.jit(function).lower(*shapes).compile().cost_analysis()["flops"]
 
 
-def prompt(rows, length, pictures=0, windows=0):
+def make_prompt(rows, length, images=0, windows=0):
   return jax.tree.map(
     jnp.asarray,
-    qwen2_5_vl.empty_prompt(rows, length, pictures, windows, VISION),
+    qwen2_5_vl.empty_prompt_batch(rows, length, images, windows, VISION),
   )
 
 
@@ -46,69 +46,75 @@ def prompt(rows, length, pictures=0, windows=0):
 @pytest.mark.parametrize(
   "length, members, tokens", [(64, 1, 33), (256, 4, 17), (1024, 2, 9)]
 )
-def test_a_group_without_its_masks(length, members, tokens, tied):
-  """XLA counts what the mask hides, too: all pairs, of own keys and prompt's."""
+def test_group_without_masks_agrees_with_xla(length, members, tokens, tied):
+  """XLA also counts what the mask hides: all pairs with own and prompt keys."""
   config = dataclasses.replace(WIDE, tied=tied)
   model = qwen2_5_vl.QwenVL(config)
-  params = tiny_policy.shapes_of(config)
+  params = tiny_policy.param_shapes(config)
 
   def forward(params, prompt, response):
     states = model.apply({"params": params}, prompt, response)
-    vocabulary = model.apply({"params": params}, method="vocabulary")
+    vocabulary = model.apply({"params": params}, method="output_embedding")
     return logprobs.token_logp(
       states, response, vocabulary, jnp.ones(config.vocab, bool)
     )
 
-  found = counted(
+  found = xla_flops(
     forward,
     params,
-    prompt(1, length),
+    make_prompt(1, length),
     jnp.zeros((1, members, tokens), jnp.int32),
   )
   inputs = tokens - 1
   pairs = length**2 + members * inputs * (length + inputs)
-  wanted = flops.decoder(config, length + members * inputs, pairs) + flops.head(
-    config, members * tokens
-  )
+  wanted = flops.decoder_flops(
+    config, length + members * inputs, pairs
+  ) + flops.head_flops(config, members * tokens)
   assert found == pytest.approx(wanted, rel=0.01)
   assert found > wanted  # Norms and softmax are not products.
 
 
 @pytest.mark.parametrize("layers, full", [(1, (0,)), (1, (0, 7))])
-@pytest.mark.parametrize("pictures, windows", [(1, 1), (2, 16)])
-def test_the_vision_tower_without_its_masks(pictures, windows, layers, full):
+@pytest.mark.parametrize("images, windows", [(1, 1), (2, 16)])
+def test_vision_tower_without_masks_agrees_with_xla(
+  images, windows, layers, full
+):
   config = dataclasses.replace(
     WIDE, vision=dataclasses.replace(VISION, layers=layers, full_blocks=full)
   )
-  model = qwen2_5_vl.Vision(config.vision, qwen2_5_vl.Compute(), config.hidden)
-  shown = prompt(1, 8, pictures, windows)
+  model = qwen2_5_vl.Vision(
+    config.vision, qwen2_5_vl.RuntimeConfig(), config.hidden
+  )
+  shown = make_prompt(1, 8, images, windows)
   params = jax.eval_shape(model.init, jax.random.key(0), shown)
-  found = counted(model.apply, params, shown)
+  found = xla_flops(model.apply, params, shown)
   slots = windows * (VISION.window // VISION.patch) ** 2
-  wanted = pictures * flops.tower(config, slots, slots**2, 0)
+  wanted = images * flops.vision_tower_flops(config, slots, slots**2, 0)
   assert found == pytest.approx(wanted, rel=0.02)
 
 
-def test_a_token_costs_twice_the_weights():
-  """Of the published 7B: all kernels of its layers, and the head."""
+def count_weights(tree):
+  """Return the number of weights in the kernels of a tree."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return sum(x.size for path, x in leaves if path[-1].key == "w")
+
+
+def test_token_costs_two_operations_per_weight():
   config = qwen2_5_vl.SIZES["7b"]
-  shapes = tiny_policy.shapes_of(config)
-  weights = lambda tree: sum(
-    x.size
-    for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    if path[-1].key == "w"
+  shapes = tiny_policy.param_shapes(config)
+  assert flops.decoder_flops(config, 1, 0) == 2 * count_weights(
+    shapes["layers"]
   )
-  assert flops.decoder(config, 1, 0) == 2 * weights(shapes["layers"])
-  assert flops.head(config, 1) == 2 * shapes["head"].size
+  assert flops.head_flops(config, 1) == 2 * shapes["head"].size
   vision = shapes["vision"]
   unit = config.vision.merge**2
-  merger = weights([vision["merge1"], vision["merge2"]])
-  assert flops.tower(config, unit, 0, 0) == 2 * (
-    unit * weights([vision["blocks"], vision["patch"]]) + merger
+  merger = count_weights([vision["merge1"], vision["merge2"]])
+  assert flops.vision_tower_flops(config, unit, 0, 0) == 2 * (
+    unit * count_weights([vision["blocks"], vision["patch"]]) + merger
   )
 
 
-def test_only_pairs_that_see_each_other_count():
+def test_group_counts_the_pairs_that_the_mask_allows():
   length, responses = 7, [3, 1, 0, 5]
   inputs = pairs = 0
   for query in range(length):
@@ -118,23 +124,24 @@ def test_only_pairs_that_see_each_other_count():
     for place in range(response - 1):  # The last token is no input.
       inputs += 1
       pairs += length + place + 1
-  assert flops.group(WIDE, length, responses) == (
-    flops.decoder(WIDE, inputs, pairs) + flops.head(WIDE, sum(responses))
+  assert flops.group_flops(WIDE, length, responses) == (
+    flops.decoder_flops(WIDE, inputs, pairs)
+    + flops.head_flops(WIDE, sum(responses))
   )
-  assert flops.group(WIDE, length, responses, [(8, 4), (2, 2)]) == (
-    flops.group(WIDE, length, responses)
-    + flops.picture(WIDE, 8, 4)
-    + flops.picture(WIDE, 2, 2)
+  assert flops.group_flops(WIDE, length, responses, [(8, 4), (2, 2)]) == (
+    flops.group_flops(WIDE, length, responses)
+    + flops.image_flops(WIDE, 8, 4)
+    + flops.image_flops(WIDE, 2, 2)
   )
 
 
 @pytest.mark.parametrize("rows, columns", [(4, 4), (2, 10), (6, 14), (16, 6)])
-def test_pairs_within_the_windows_of_a_picture(rows, columns):
+def test_image_counts_the_pairs_within_its_windows(rows, columns):
   config = dataclasses.replace(
     WIDE, vision=tiny_policy.VISION
   )  # 1 of 3 is full.
-  windows = qwen2_5_vl.windows(rows, columns, tiny_policy.VISION)
-  _, valid, *_ = qwen2_5_vl.plan_image(
+  windows = qwen2_5_vl.count_windows(rows, columns, tiny_policy.VISION)
+  _, valid, *_ = qwen2_5_vl.plan_windows(
     rows,
     columns,
     tiny_policy.VISION,
@@ -142,11 +149,11 @@ def test_pairs_within_the_windows_of_a_picture(rows, columns):
     tokens=rows * columns // 4,
   )
   near = int(np.sum(valid.sum(-1) ** 2))
-  assert flops.picture(config, rows, columns) == flops.tower(
+  assert flops.image_flops(config, rows, columns) == flops.vision_tower_flops(
     config, rows * columns, (rows * columns) ** 2, near
   )
-  bare = flops.tower(config, rows * columns, 0, 0)
-  assert flops.picture(config, rows, columns) - bare == 4 * 16 * (
+  bare = flops.vision_tower_flops(config, rows * columns, 0, 0)
+  assert flops.image_flops(config, rows, columns) - bare == 4 * 16 * (
     (rows * columns) ** 2 + 2 * near
   )
 
@@ -167,5 +174,5 @@ def test_pairs_within_the_windows_of_a_picture(rows, columns):
     ("NVIDIA L4", None),
   ],
 )
-def test_peaks(kind, tera):
-  assert flops.peak(kind) == (tera and tera * 1e12)
+def test_peak_is_found_by_the_start_of_the_kind(kind, tera):
+  assert flops.peak_flops(kind) == (tera and tera * 1e12)

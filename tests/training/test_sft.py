@@ -1,4 +1,4 @@
-"""The warm start: what it teaches, its loss, and that it learns."""
+"""Supervised training: its targets, its loss and its batches."""
 
 import dataclasses
 
@@ -24,12 +24,13 @@ from r1router_jax.protocol import format
 from r1router_jax.training import sft, sft_targets
 from r1router_jax.training.batch import Batch
 from tests import tiny_policy
+from tests.train_runs import make_run_config
 
-MODEL = qwen2_5_vl.QwenVL(tiny_policy.CONFIG)
+MODEL = qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG)
 
-ALLOWED = jnp.arange(tiny_policy.CONFIG.vocab) != 5
+ALLOWED = jnp.arange(tiny_policy.MODEL_CONFIG.vocab) != 5
 
-ASKED = Question(
+QUESTION = Question(
   "q",
   "What is the capital of Chad?",
   ("N'Djamena",),
@@ -37,11 +38,12 @@ ASKED = Question(
 )
 
 
-def batch(seed=0):
+def random_batch(seed=0):
   """Four prompts of one response each; the last row is padding."""
   rng = np.random.default_rng(seed)
   prompts = [
-    tiny_policy.encoded(rng, tiny_policy.CONFIG, 3 + n) for n in range(4)
+    tiny_policy.random_prompt(rng, tiny_policy.MODEL_CONFIG, 3 + n)
+    for n in range(4)
   ]
   shape = 4, 1, 5
   lengths = rng.integers(1, 6, 4)
@@ -49,8 +51,8 @@ def batch(seed=0):
   return jax.tree.map(
     jnp.asarray,
     Batch(
-      tiny_policy.pack(tiny_policy.CONFIG, prompts, length=8),
-      tiny_policy.responses(rng, tiny_policy.CONFIG, *shape),
+      tiny_policy.collate(tiny_policy.MODEL_CONFIG, prompts, length=8),
+      tiny_policy.random_responses(rng, tiny_policy.MODEL_CONFIG, *shape),
       np.arange(5) < lengths[:, None, None],
       np.ones((4, 1), np.float32),
       np.zeros(shape, np.float32),
@@ -59,14 +61,14 @@ def batch(seed=0):
   )
 
 
-def objective(params, batch):
+def mean_loss(params, batch):
   total, count, metrics = sft.loss(MODEL, params, batch, ALLOWED)
   return total / count, (total, count, metrics)
 
 
 def test_loss_is_the_mean_over_tokens():
-  params, rows = tiny_policy.params(tiny_policy.CONFIG), batch()
-  loss, (total, count, metrics) = jax.jit(objective)(params, rows)
+  params, rows = tiny_policy.params(tiny_policy.MODEL_CONFIG), random_batch()
+  loss, (total, count, metrics) = jax.jit(mean_loss)(params, rows)
   states = jax.jit(
     lambda params: MODEL.apply({"params": params}, rows.prompt, rows.response)
   )(params)
@@ -84,17 +86,15 @@ def test_loss_is_the_mean_over_tokens():
 
 
 def test_three_updates_on_one_batch_lower_the_loss():
-  params, rows, tx = (
-    tiny_policy.params(tiny_policy.CONFIG),
-    batch(),
-    optax.adam(1e-2),
-  )
-  opt, losses = tx.init(params), []
+  params = tiny_policy.params(tiny_policy.MODEL_CONFIG)
+  batch, optimizer = random_batch(), optax.adam(1e-2)
+  opt, losses = optimizer.init(params), []
 
   @jax.jit
   def update(params, opt):
-    (loss, _), grads = jax.value_and_grad(objective, has_aux=True)(params, rows)
-    updates, opt = tx.update(grads, opt, params)
+    loss_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+    (loss, _), grads = loss_and_grad(params, batch)
+    updates, opt = optimizer.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt, loss
 
   for _ in range(4):
@@ -104,30 +104,30 @@ def test_three_updates_on_one_batch_lower_the_loss():
   assert losses[-1] < 0.8 * losses[0]
 
 
-# ---- What is taught.
+# ---- Targets.
 
 
-def step(kind, **more):
-  return Step("q/0", kind, ASKED, **more)
+def make_step(kind, **fields):
+  return Step("q/0", kind, QUESTION, **fields)
 
 
-def test_demonstrations_are_of_the_protocol():
+def test_targets_follow_the_protocol():
   plan = format.parse_plan(
-    sft_targets.demonstration(
-      step("plan", sub_question="Which one?", routes=("table", "text"))
+    sft_targets.sft_target(
+      make_step("plan", sub_question="Which one?", routes=("table", "text"))
     )
   )
   assert isinstance(plan, Plan)
-  assert (plan.sub_question, plan.route) == ("Which one?", "table")
+  assert (plan.sub_question, plan.routes) == ("Which one?", ("table",))
   stop = format.parse_plan(
-    sft_targets.demonstration(
-      step("plan", sub_question="None", routes=("none",))
+    sft_targets.sft_target(
+      make_step("plan", sub_question="None", routes=("none",))
     )
   )
-  assert stop.route == "none"
+  assert stop.routes == ()
   for kind in ("answer", "final"):
     answer = format.parse_answer(
-      sft_targets.demonstration(step(kind, answers=("N'Djamena", "x")))
+      sft_targets.sft_target(make_step(kind, answers=("N'Djamena", "x")))
     )
     assert isinstance(answer, Answer) and answer.text == "N'Djamena"
 
@@ -137,20 +137,22 @@ def test_demonstrations_are_of_the_protocol():
   [
     ("1,200.5", "87", "1,200.5 > 87"),
     ("9", "10", "10 > 9"),
-    ("Chad", "10", sft_targets.READING),
+    ("Chad", "10", sft_targets.ANSWER_THOUGHT),
   ],
 )
-def test_a_comparison_is_thought_aloud(first, second, thought):
+def test_comparison_is_written_as_a_thought(first, second, thought):
   answer = format.parse_answer(
-    sft_targets.demonstration(
-      step("final", history=(("a?", first), ("b?", second)), answers=("Chad",))
+    sft_targets.sft_target(
+      make_step(
+        "final", history=(("a?", first), ("b?", second)), answers=("Chad",)
+      )
     )
   )
   assert answer.thought == thought
 
 
-def test_overasking_repeats_the_question_to_another_knowledge_base():
-  stop = step(
+def test_overask_target_repeats_the_question_to_another_kb():
+  stop = make_step(
     "plan",
     sub_question="None",
     routes=("none",),
@@ -159,125 +161,128 @@ def test_overasking_repeats_the_question_to_another_knowledge_base():
   routes = set()
   for seed in range(20):
     plan = format.parse_plan(
-      sft_targets.overasking(stop, np.random.default_rng(seed))
+      sft_targets.overask_target(stop, np.random.default_rng(seed))
     )
     assert plan.sub_question == "What is it?"
-    routes.add(plan.route)
+    routes.update(plan.routes)
   assert routes == {"image", "table"}  # The gold route is text.
 
 
-def test_what_a_teacher_wrote_is_taught():
-  told = step(
+def test_target_is_the_teachers_response_if_there_is_one():
+  told = make_step(
     "plan",
     sub_question="Which one?",
     routes=("table", "text"),
     response="<think> a\n b </think>\n<sub-question>Which one?"
     "</sub-question> <ret>Table Retriever, Text Retriever</ret>",
   )
-  assert sft_targets.demonstration(told) == (
+  assert sft_targets.sft_target(told) == (
     "<think>a b</think><sub-question>Which one?</sub-question>"
     "<ret>Table Retriever, Text Retriever</ret>"
   )
-  final = step(
+  final = make_step(
     "final",
     answers=("4",),
     response="<think>2 and 2<|im_end|></think><answer>It is 4</answer>",
   )
-  assert sft_targets.demonstration(final) == (
+  assert sft_targets.sft_target(final) == (
     "<think>2 and 2‹|im_end|></think><answer>It is 4</answer>"
   )
   with pytest.raises(ValueError, match="q/0: the response 'four' is not of"):
-    sft_targets.demonstration(dataclasses.replace(final, response="four"))
+    sft_targets.sft_target(dataclasses.replace(final, response="four"))
 
 
-def test_a_row_without_thoughts_is_given_no_facts():
+def test_row_without_hops_gets_a_generic_thought():
   """R1-Router's rows say what a teacher answered, and not why."""
-  asked = dataclasses.replace(ASKED, hops=())
-  row = lambda kind, **more: dataclasses.replace(
-    step(kind, **more), question=asked
+  question = dataclasses.replace(QUESTION, hops=())
+
+  def target(kind, **fields):
+    step = make_step(kind, **fields)
+    return sft_targets.sft_target(dataclasses.replace(step, question=question))
+
+  answer = format.parse_answer(
+    target("answer", sub_question="who? ", answers=("\nfrank  wisbar.\n",))
   )
-  found = format.parse_answer(
-    sft_targets.demonstration(
-      row("answer", sub_question="who? ", answers=("\nfrank  wisbar.\n",))
-    )
+  assert answer.text == "frank wisbar."
+  assert answer.thought == sft_targets.GENERIC_THOUGHT
+  final = format.parse_answer(
+    target("final", history=(("a?", "1946"), ("b?", "1899")), answers=("1899",))
   )
-  assert (found.thought, found.text) == (sft_targets.UNTOLD, "frank wisbar.")
-  last = format.parse_answer(
-    sft_targets.demonstration(
-      row("final", history=(("a?", "1946"), ("b?", "1899")), answers=("1899",))
-    )
+  # No hop says that 1946 > 1899 matters.
+  assert final.thought == sft_targets.GENERIC_THOUGHT
+  plan = target("plan", sub_question="who is it? ", routes=("text",))
+  assert "<sub-question>who is it?</sub-question>" in plan
+
+
+def test_row_without_hops_has_no_overask_target():
+  stop = make_step(
+    "plan", sub_question="None", routes=("none",), history=(("a?", "b"),)
   )
-  # Nobody said that 1946 > 1899 matters.
-  assert last.thought == sft_targets.UNTOLD
-  text = sft_targets.demonstration(
-    row("plan", sub_question="who is it? ", routes=("text",))
-  )
-  assert "<sub-question>who is it?</sub-question>" in text
-  with pytest.raises(ValueError, match="config.sft.overask to 0"):
-    sft_targets.overasking(
-      row(
-        "plan", sub_question="None", routes=("none",), history=(("a?", "b"),)
-      ),
-      np.random.default_rng(0),
+  question = dataclasses.replace(QUESTION, hops=())
+  with pytest.raises(ValueError, match="config.sft.overask_prob to 0"):
+    sft_targets.overask_target(
+      dataclasses.replace(stop, question=question), np.random.default_rng(0)
     )
 
 
 # ---- Batches.
 
 
-def made(settings=tiny_policy.SETTINGS, **changes):
-  """An algorithm of one row for each of eight devices."""
+def make_algorithm(known=tiny_policy.POLICY_CONFIG, **changes):
+  """Return supervised training with one row for each of eight devices."""
+  options = dict(
+    recall_warmup_steps=0,
+    recall_prob=0.0,
+    rename_prob=(0.0, 0.0),
+    overask_prob=0.0,
+    packed_length=0,
+  )
   return sft.Sft(
-    policy.Policy(settings, tiny_policy.TOKENIZER, {}),
-    strategy.make("pmap", dict(data=-1), dict(data=-1)),
-    **dict(
-      rows=1,
+    policy.Policy(known, tiny_policy.TOKENIZER, {}),
+    strategy.make_strategy("pmap", dict(data=-1), dict(data=-1)),
+    make_run_config(
+      "sft",
       total_steps=10,
-      recall_steps=0,
-      recall_share=0.0,
-      rename=(0.0, 0.0),
-      overask=0.0,
-      side_by_side=0,
-      seed=0,
-    )
-    | changes,
+      **{"data.batch_size_per_device": 1},
+      **{f"sft.{name}": x for name, x in (options | changes).items()},
+    ),
   )
 
 
-def batch_of(algorithm, steps, index):
-  (rows,), report = algorithm.make_batches({}, lambda i: steps, index)
-  return rows, report
+def make_batch(algorithm, steps, iteration):
+  (batch,), report = algorithm.make_batches({}, lambda i: steps, iteration)
+  return batch, report
 
 
 @pytest.fixture(scope="module")
 def algorithm():
-  # Room for the longest of the look-up rows.
-  settings = dataclasses.replace(tiny_policy.SETTINGS, prompt_tokens=(24, 96))
-  return made(settings, recall_steps=1, rename=(0.5, 0.5))
+  # Prompts are long enough for all look-up rows.
+  known = dataclasses.replace(tiny_policy.POLICY_CONFIG, prompt_tokens=(24, 96))
+  return make_algorithm(known, recall_warmup_steps=1, rename_prob=(0.5, 0.5))
 
 
-def examples():
+def make_examples():
   passage = Passage("p", "text", "The capital of Chad is N'Djamena.")
   return [
-    step("plan", sub_question="Which one is it?", routes=("text",)),
-    step(
+    make_step("plan", sub_question="Which one is it?", routes=("text",)),
+    make_step(
       "answer",
       sub_question="What is the capital of Chad?",
       answers=("N'Djamena",),
       passages=(passage,),
     ),
-    step(
+    make_step(
       "final", history=(("What is it?", "N'Djamena"),), answers=("N'Djamena",)
     ),
   ]
 
 
-def test_a_batch_fills_every_device(algorithm):
-  rows, _ = batch_of(algorithm, examples(), 4)
+def test_batch_fills_every_device(algorithm):
+  rows, _ = make_batch(algorithm, make_examples(), 4)
   assert {x.shape[0] for x in jax.tree.leaves(rows)} == {8}
   assert rows.mask.any((1, 2, 3)).tolist() == [True] * 3 + [False] * 5
-  np.testing.assert_array_equal(rows.count, rows.mask.sum((2, 3)))
-  end = tiny_policy.tokenizer().end
+  np.testing.assert_array_equal(rows.loss_denominator, rows.mask.sum((2, 3)))
+  end = tiny_policy.tokenizer().eos_id
   for tokens, mask in zip(
     rows.response[:3, 0, 0], rows.mask[:3, 0, 0], strict=True
   ):
@@ -286,50 +291,45 @@ def test_a_batch_fills_every_device(algorithm):
     )
 
 
-def test_without_renaming_no_names_are_read(monkeypatch):
+def test_names_are_not_read_without_renaming(monkeypatch):
   monkeypatch.setattr(georouter, "FOLDER", None)
-  plain = made()
-  rows, _ = batch_of(plain, examples(), 0)
+  plain = make_algorithm()
+  rows, _ = make_batch(plain, make_examples(), 0)
   assert rows.mask.any((1, 2, 3)).sum() == 3
 
 
-def test_batches_depend_on_seed_and_number_alone(algorithm):
-  one, again, other = (batch_of(algorithm, examples(), n)[0] for n in (0, 0, 5))
-  jax.tree.map(np.testing.assert_array_equal, one, again)
-  assert (
-    one.response.shape != other.response.shape
-    or (one.response != other.response).any()
+def test_batch_depends_on_seed_and_iteration_alone(algorithm):
+  one, again, other = (
+    make_batch(algorithm, make_examples(), n)[0] for n in (0, 0, 5)
   )
+  jax.tree.map(np.testing.assert_array_equal, one, again)
+  assert not np.array_equal(one.response, other.response)
 
 
-def test_the_first_batches_are_look_ups(algorithm):
-  first, report = batch_of(algorithm, examples(), 0)
+def test_first_batches_are_look_up_rows(algorithm):
+  first, report = make_batch(algorithm, make_examples(), 0)
   assert report.scalars["recall"] == 1 and first.mask.any((1, 2, 3)).all()
-  _, report = batch_of(algorithm, examples(), 1)
+  _, report = make_batch(algorithm, make_examples(), 1)
   assert report.scalars["recall"] == 0
 
 
-def test_overasking_happens_where_a_trace_stops():
-  settings = dataclasses.replace(
-    tiny_policy.SETTINGS, prompt_tokens=(96,), response_tokens=(48,)
+def remove_spaces(text):
+  return "".join(text.split())
+
+
+def test_target_overasks_only_where_a_trace_stops_after_a_search():
+  known = dataclasses.replace(
+    tiny_policy.POLICY_CONFIG, prompt_tokens=(96,), response_tokens=(48,)
   )
-  always = made(settings, overask=1.0)
-  stop = step("plan", sub_question="None", routes=("none",))
+  always = make_algorithm(known, overask_prob=1.0)
+  stop = make_step("plan", sub_question="None", routes=("none",))
   asked = dataclasses.replace(stop, history=(("What is it?", "N'Djamena"),))
-  steps = [*examples(), stop, asked]
-  rows, _ = batch_of(always, steps, 0)
-  bare = lambda text: "".join(text.split())
-  taught = [
-    bare(tiny_policy.tokenizer().decode(tokens[mask]))
-    for tokens, mask in zip(
-      rows.response[:5, 0, 0], rows.mask[:5, 0, 0], strict=True
-    )
+  steps = [*make_examples(), stop, asked]
+  rows, _ = make_batch(always, steps, 0)
+  decode = tiny_policy.tokenizer().decode
+  responses = zip(rows.response[:5, 0, 0], rows.mask[:5, 0, 0], strict=True)
+  targets = [remove_spaces(decode(tokens[mask])) for tokens, mask in responses]
+  assert targets[:4] == [
+    remove_spaces(sft_targets.sft_target(each)) for each in steps[:4]
   ]
-  assert taught[:4] == [
-    bare(sft_targets.demonstration(each)) for each in steps[:4]
-  ]
-  assert "Whatisit?" in taught[4] and "None" not in taught[4]
-
-
-def test_the_countries_are_known():
-  assert "Chad" in {country["name"] for country in georouter.countries()}
+  assert "Whatisit?" in targets[4] and "None" not in targets[4]

@@ -1,4 +1,4 @@
-"""Iterations of Step-GRPO: what is drawn, and what of it is learnt from."""
+"""Iterations of Step-GRPO: rollouts, resampling, and the batches they give."""
 
 import functools
 
@@ -11,117 +11,117 @@ from r1router_jax.data import georouter, gold_steps
 from r1router_jax.parallel import strategy
 from r1router_jax.policy import policy
 from r1router_jax.training import step_grpo
-from r1router_jax.training.batch import in_passes
+from r1router_jax.training.batch import split_microbatches
 from tests import fakes
+from tests.train_runs import make_run_config
 
-OPTIONS = dict(
-  kbs={},
-  passages=1,
-  rows=1,
-  total_steps=10,
-  seed=0,
-  rollouts="offline",
-  loop="host",
-  group_size=3,
-  learn_rows=2,
-  minibatches=1,
-  refill=0,
-  temperature=1.0,
-  normalise="std1",
-  reward="default",
-  search_cost=0.0,
-  rename=0.0,
-  loss=dict(
-    clip_low=0.2,
-    clip_high=0.2,
-    aggregate="token_mean",
-    kl="k3",
-    kl_coef=0.0,
-    entropy_coef=0.0,
-  ),
-)
+OPTIONS = {
+  "total_steps": 10,
+  "data.prompts_per_shard": 1,
+  "step_grpo.group_size": 3,
+  "step_grpo.update_batch_size": 2,
+  "step_grpo.rename_prob": 0.0,
+}
+
+ONLINE = {"step_grpo.rollout_mode": "online", "data.kb_dir": "somewhere"}
 
 
 @functools.lru_cache(maxsize=1)
-def warm():
+def load_warm_start():
   return policy.load("warm_start", dtype=np.float32)
 
 
-def algorithm(**changes):
-  driver = strategy.make("pmap", dict(data=-1), dict(data=-1))
-  return step_grpo.StepGrpo(warm(), driver, **OPTIONS | changes)
+def make_algorithm(kbs=None, **changes):
+  """Return Step-GRPO with one prompt for each of eight devices."""
+  return step_grpo.StepGrpo(
+    load_warm_start(),
+    strategy.make_strategy("pmap", dict(data=-1), dict(data=-1)),
+    make_run_config("step_grpo", "tiny", **OPTIONS | changes),
+    kbs or {},
+  )
 
 
-def drift(one, batch):
-  """How far the trainer's log-probabilities are from the sampler's."""
-  (share,) = jax.tree.leaves(in_passes(batch, 0).count)[:1]
-  assert share.shape == (8, 1, 2)
-  first = jax.tree.map(lambda x: x[0], batch)
-  metrics = one.loss(
-    warm().params,
-    None,
-    jax.tree.map(jnp.asarray, first),
-    jnp.asarray(warm().allowed),
-  )[2]
-  return metrics["logp_drift"][0] / metrics["logp_drift"][1]
+def logp_drift(algorithm, batch):
+  """Return how far the trainer's log-probabilities are from the sampler's."""
+  denominator = split_microbatches(batch, 0).loss_denominator
+  assert denominator.shape == (8, 1, 2)
+  first_shard = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+  start = load_warm_start()
+  *_, metrics = algorithm.loss(
+    start.params, None, first_shard, jnp.asarray(start.allowed_tokens)
+  )
+  total, count = metrics["logp_drift"]
+  return total / count
 
 
 @pytest.mark.slow
-def test_online_the_policy_walks_and_golds_follow():
-  kbs, questions = fakes.kbs(), georouter.questions("train")[:8]
-  one = algorithm(kbs=kbs, rollouts="online")
-  assert one.online and one.examples == 8
-  (batch,), report = one.make_batches(warm().params, lambda i: questions, 0)
+def test_online_rollouts_search_and_align_golds():
+  kbs, questions = fakes.make_kbs(), georouter.load_questions("train")[:8]
+  params = load_warm_start().params
+  algorithm = make_algorithm(kbs, **ONLINE)
+  assert algorithm.examples_per_iteration == 8
+  (batch,), report = algorithm.make_batches(params, lambda i: questions, 0)
   assert sum(len(kb.queries) for kb in kbs.values()) >= 8
-  said = report.scalars
-  assert {"reward/plan", "reward/answer", "reward/final"} <= said.keys()
-  assert 0 < said["reward/total"] < 1 and said["cut_tokens"] == 0
-  assert drift(one, batch) < 1e-4
-  # What was retrieved stands in prompts.
-  read = warm().packer.tokenizer.decode
-  assert any(
-    " on Wh" in read(tokens)
-    for tokens in batch.prompt.tokens.reshape(-1, batch.prompt.tokens.shape[-1])
-  )
-  halves = algorithm(kbs=kbs, rollouts="online", loop="halves")
-  again, same = halves.make_batches(warm().params, lambda i: questions, 0)
-  assert same.scalars == said
+  scalars = report.scalars
+  assert {"reward/plan", "reward/answer", "reward/final"} <= scalars.keys()
+  assert 0 < scalars["reward/total"] < 1 and scalars["cut_tokens"] == 0
+  assert logp_drift(algorithm, batch) < 1e-4
+
+  # Prompts show what was retrieved.
+  decode = load_warm_start().processor.tokenizer.decode
+  prompts = batch.prompt.tokens.reshape(-1, batch.prompt.tokens.shape[-1])
+  assert any(" on Wh" in decode(tokens) for tokens in prompts)
+
+  # Another routing loop gives the same batch.
+  halves = make_algorithm(kbs, **ONLINE, **{"step_grpo.routing_loop": "halves"})
+  again, same = halves.make_batches(params, lambda i: questions, 0)
+  assert same.scalars == scalars
   jax.tree.map(np.testing.assert_array_equal, again[0], batch)
 
 
 @pytest.mark.slow
-def test_more_is_drawn_where_too_few_groups_teach():
-  known = gold_steps.gold_steps(
-    georouter.questions("train")[:20], lambda asked: [()] * len(asked)
+def test_too_few_groups_with_signal_are_resampled():
+  trajectories = gold_steps.make_gold_steps(
+    georouter.load_questions("train")[:20], lambda queries: [()] * len(queries)
   )
-  steps = [step for walk in known for step in walk if step.kind == "plan"]
-  seen = []
+  steps = [
+    step for each in trajectories for step in each if step.kind == "plan"
+  ]
+  params, asked = load_warm_start().params, []
 
-  def examples(index):
-    seen.append(index)
-    return steps[len(seen) * 8 :][:8]
+  def examples_for(index):
+    asked.append(index)
+    return steps[len(asked) * 8 :][:8]
 
-  one = algorithm(refill=2, learn_rows=2)  # The warm start knows most of them.
-  (batch,), report = one.make_batches(warm().params, examples, 3)
-  assert seen == [3, 13, 23] and report.scalars["refills"] == 2
-  teach = int(batch.mask.any((2, 3)).sum())
-  assert teach == round((1 - report.scalars["equal_groups"]) * 24) < 16
-  assert drift(one, batch) < 1e-4
-  _, report = algorithm(refill=2, learn_rows=1, temperature=1.5).make_batches(
-    warm().params, lambda index: steps[:24], 3
+  # The warm start knows most answers, so most groups have equal rewards.
+  algorithm = make_algorithm(**{"step_grpo.max_resample_rounds": 2})
+  (batch,), report = algorithm.make_batches(params, examples_for, 3)
+  assert asked == [3, 13, 23] and report.scalars["refills"] == 2
+  useful = int(batch.mask.any((2, 3)).sum())
+  assert useful == round((1 - report.scalars["equal_groups"]) * 24) < 16
+  assert logp_drift(algorithm, batch) < 1e-4
+
+  # More prompts and a higher temperature need no second round.
+  algorithm = make_algorithm(
+    **{
+      "step_grpo.max_resample_rounds": 2,
+      "step_grpo.update_batch_size": 1,
+      "step_grpo.temperature": 1.5,
+    }
   )
+  _, report = algorithm.make_batches(params, lambda index: steps[:24], 3)
   assert report.scalars["refills"] == 0
 
 
-@pytest.mark.parametrize(
-  "changes, says",
-  [
-    (dict(group_size=1), "config.step_grpo.group_size is 1"),
-    (dict(rollouts="both"), "rollouts is 'both': take one of offline, online"),
-    (dict(normalise="std2"), "normalise is 'std2'"),
-    (dict(rollouts="online"), "name the folder .* config.data.kb"),
-  ],
-)
-def test_what_cannot_be_is_said(changes, says):
-  with pytest.raises(ValueError, match=says):
-    algorithm(**changes)
+def test_abstract_batch_has_the_shapes_of_the_largest_batch():
+  config = make_run_config("step_grpo", "tiny", **OPTIONS)
+  known = load_warm_start().config
+  batch = step_grpo.abstract_batch(config, known, data_shards=8)
+  tokens = known.response_tokens[-1]
+  assert batch.response.shape == batch.old_logp.shape == (8, 2, 3, tokens)
+  assert batch.prompt.tokens.shape == (8, 2, known.prompt_tokens[-1])
+  assert batch.prompt.patches.shape[:2] == (8, 2)  # An image of each prompt.
+  microbatches = jax.eval_shape(
+    lambda batch: split_microbatches(batch, 1), batch
+  )
+  assert microbatches.response.shape == (8, 2, 1, 3, tokens)

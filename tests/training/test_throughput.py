@@ -1,4 +1,4 @@
-"""Work is the same whether it is counted from prompts or from a batch."""
+"""Counts of work, from prompts and from batches, and their rates."""
 
 import types
 
@@ -16,62 +16,63 @@ from tests import tiny_policy
   "grids", [[()] * 4, [((4, 4),), (), ((8, 6), (2, 4)), ((16, 4),)]]
 )
 @pytest.mark.parametrize("devices", [1, 2])
-def test_work_of_a_batch_is_that_of_its_prompts(grids, devices):
-  rng, config = np.random.default_rng(0), tiny_policy.CONFIG
+def test_work_of_a_batch_equals_that_of_its_prompts(grids, devices):
+  rng, config = np.random.default_rng(0), tiny_policy.MODEL_CONFIG
   prompts = [
-    tiny_policy.encoded(rng, config, 5 + n, *each)
+    tiny_policy.random_prompt(rng, config, 5 + n, *each)
     for n, each in enumerate(grids)
   ]
   mask = np.arange(6) < rng.integers(1, 7, (4, 3, 1))
   shape = devices, 6 // devices
   padded = np.concatenate([mask, np.zeros((2, 3, 6), bool)])
   batch = Batch(
-    tiny_policy.packer(config, (64,)).pack(prompts, *shape),
+    tiny_policy.processor(config, (64,)).collate(prompts, *shape),
     np.zeros((*shape, 3, 6), np.int32),
     padded.reshape(*shape, 3, 6),
     np.zeros((*shape, 3), np.float32),
     np.zeros((*shape, 3, 6), np.float32),
     np.zeros(shape, np.float32),
   )
-  drawn = throughput.sampled(config, prompts, mask)
-  assert drawn.tokens == mask.sum() + sum(len(p.ids) for p in prompts)
-  assert drawn.samples == 12
-  assert drawn.flops == sum(
-    flops.group(config, len(prompt.ids), lengths, each)
+  work = throughput.rollout_work(config, prompts, mask)
+  assert work.tokens == mask.sum() + sum(len(p.ids) for p in prompts)
+  assert work.samples == 12
+  assert work.flops == sum(
+    flops.group_flops(config, len(prompt.ids), lengths, each)
     for prompt, lengths, each in zip(prompts, mask.sum(-1), grids, strict=True)
   )
-  assert throughput.learnt(config, batch) == drawn._replace(
-    flops=3 * drawn.flops
+  assert throughput.update_work(config, batch) == work._replace(
+    flops=3 * work.flops
   )
   assert (
-    drawn.taught([throughput.learnt(config, batch)]).flops == 4 * drawn.flops
+    work.with_updates([throughput.update_work(config, batch)]).flops
+    == 4 * work.flops
   )
   nothing = batch._replace(mask=batch.mask & False)
-  assert throughput.learnt(config, nothing) == throughput.Work()
+  assert throughput.update_work(config, nothing) == throughput.WorkCounts()
 
 
 @pytest.mark.parametrize("kind, mfu", [("cpu", None), ("TPU v4", 0.5)])
-def test_rates(monkeypatch, kind, mfu):
+def test_rates_are_counts_per_second_and_device(monkeypatch, kind, mfu):
   clock = iter([100.0, 102.0, 110.0])
   monkeypatch.setattr(
     throughput, "time", types.SimpleNamespace(perf_counter=lambda: next(clock))
   )
   device = types.SimpleNamespace(device_kind=kind)
   monkeypatch.setattr(jax, "local_devices", lambda: [device] * 4)
-  meter = throughput.Meter()
-  meter.add(throughput.Work(30, 4, 10**15))
-  meter.add(throughput.Work(10, 2, int(0.1e15)))
+  meter = throughput.ThroughputMeter()
+  meter.add_work(throughput.WorkCounts(30, 4, 10**15))
+  meter.add_work(throughput.WorkCounts(10, 2, int(0.1e15)))
   rates = {
     "speed/tokens_s": 20.0,
     "speed/samples_s": 3.0,
     "speed/tflops_s": 137.5,
   }
-  assert meter.rates() == rates | ({"speed/mfu": mfu} if mfu else {})
-  meter.add(throughput.Work(8, 0, 0))
-  assert meter.rates()["speed/tokens_s"] == 1.0
+  assert meter.read_rates() == rates | ({"speed/mfu": mfu} if mfu else {})
+  meter.add_work(throughput.WorkCounts(8, 0, 0))
+  assert meter.read_rates()["speed/tokens_s"] == 1.0
 
 
-def test_shown_groups():
+def test_first_group_of_each_kind_is_sampled():
   asked = Question("q", "Where?", ("here",))
   steps = [
     Step(
@@ -94,7 +95,7 @@ def test_shown_groups():
     ),
   ]
   reward = np.arange(8.0).reshape(4, 2)
-  groups = throughput.shown(steps, list("stuvwxyz"), reward, -reward)
+  groups = throughput.sample_groups(steps, list("stuvwxyz"), reward, -reward)
   assert [group["id"] for group in groups] == ["q/0", "q/1", "q/2"]
   assert groups[0] == dict(
     id="q/0",

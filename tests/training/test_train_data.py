@@ -1,4 +1,4 @@
-"""Which steps are left out, and that it is said."""
+"""Steps that a policy cannot learn from are left out and named."""
 
 import dataclasses
 
@@ -9,57 +9,59 @@ from r1router_jax.policy import policy
 from r1router_jax.training import train_data
 from tests import tiny_policy
 
-SETTINGS = dataclasses.replace(
-  tiny_policy.SETTINGS,
-  model=dataclasses.replace(tiny_policy.SPOKEN, vision=None),
+KNOWN = dataclasses.replace(
+  tiny_policy.POLICY_CONFIG,
+  model=dataclasses.replace(tiny_policy.FULL_VOCAB_CONFIG, vision=None),
 )
 
-TEXTS = policy.Policy(SETTINGS, tiny_policy.TOKENIZER, {})
+TEXT_POLICY = policy.Policy(KNOWN, tiny_policy.TOKENIZER, {})
 
-ASKED = Question("q", "What is the capital of Chad?", ("N'Djamena",))
+QUESTION = Question("q", "What is the capital of Chad?", ("N'Djamena",))
 
-GOOD = Step("q/0", "final", ASKED, answers=("N'Djamena",))
+GOOD = Step("q/0", "final", QUESTION, answers=("N'Djamena",))
 
-LONG = "A word of Chad and Niger. " * 40
+LONG_TEXT = "A word of Chad and Niger. " * 40
 
 
-def test_a_shape_is_what_a_row_is_padded_to():
-  cut = Step(
+def test_shapes_are_the_padded_lengths():
+  long = Step(
     "q/1",
     "answer",
-    ASKED,
+    QUESTION,
     sub_question="Which one?",
     answers=("no",),
-    passages=(Passage("p", "text", LONG),),
+    passages=(Passage("p", "text", LONG_TEXT),),
   )
-  kept, shapes = train_data.choose(TEXTS, [GOOD, cut], "some")
-  assert kept == [GOOD, cut]  # Passages are cut to fit, and nothing else is.
+  kept, shapes = train_data.filter_trainable(TEXT_POLICY, [GOOD, long], "some")
+  assert kept == [GOOD, long]  # Only passages are truncated to fit.
   assert shapes == [(24, 0, 12), (48, 0, 12)]
 
 
-def test_a_passage_whose_picture_cannot_be_read_is_named(caplog):
-  seeing = policy.Policy(
-    dataclasses.replace(tiny_policy.SETTINGS, passage_pictures=1),
+def test_passage_with_an_unreadable_image_is_named(caplog):
+  vision_policy = policy.Policy(
+    dataclasses.replace(tiny_policy.POLICY_CONFIG, passage_images=1),
     tiny_policy.TOKENIZER,
     {},
   )
   step = Step(
     "q/1",
     "answer",
-    ASKED,
+    QUESTION,
     sub_question="Which one?",
     answers=("no",),
     passages=(Passage("p", "image", "x", "no.png"),),
   )
   with caplog.at_level("WARNING"):
-    kept, shapes = train_data.choose(seeing, [step, GOOD, step], "some.jsonl")
+    kept, shapes = train_data.filter_trainable(
+      vision_policy, [step, GOOD, step], "some.jsonl"
+    )
   assert kept == [step, GOOD, step] and shapes[0] == (24, 0, 12)
-  assert "some.jsonl: 2 pictures of passages are left out" in caplog.text
+  assert "some.jsonl: 2 images of passages are left out" in caplog.text
   assert "q/1: 'no.png'" in caplog.text
 
 
 @pytest.mark.parametrize(
-  "bad, says",
+  "bad, message",
   [
     (
       dataclasses.replace(GOOD, id="q/7", answers=("",)),
@@ -68,22 +70,24 @@ def test_a_passage_whose_picture_cannot_be_read_is_named(caplog):
     (dataclasses.replace(GOOD, id="q/7", answers=(" the ",)), "has no word"),
     (
       dataclasses.replace(
-        GOOD, id="q/7", question=dataclasses.replace(ASKED, text=LONG)
+        GOOD, id="q/7", question=dataclasses.replace(QUESTION, text=LONG_TEXT)
       ),
       "q/7: .*prompt_tokens",
     ),
     (
       dataclasses.replace(
-        GOOD, id="q/7", question=dataclasses.replace(ASKED, image="a.png")
+        GOOD, id="q/7", question=dataclasses.replace(QUESTION, image="a.png")
       ),
       "q/7: 'a.png': this policy reads texts alone",
     ),
   ],
 )
-def test_a_step_that_cannot_teach_is_named(bad, says, caplog):
+def test_step_that_teaches_nothing_is_skipped_and_named(bad, message, caplog):
   with caplog.at_level("WARNING"):
-    kept, shapes = train_data.choose(TEXTS, [bad, GOOD, bad], "some.jsonl")
+    kept, shapes = train_data.filter_trainable(
+      TEXT_POLICY, [bad, GOOD, bad], "some.jsonl"
+    )
   assert kept == [GOOD] and len(shapes) == 1
   assert "some.jsonl: skipped 2 of 3" in caplog.text
-  with pytest.raises(ValueError, match=f"some.jsonl: nothing.*{says}"):
-    train_data.choose(TEXTS, [bad], "some.jsonl")
+  with pytest.raises(ValueError, match=f"some.jsonl: nothing.*{message}"):
+    train_data.filter_trainable(TEXT_POLICY, [bad], "some.jsonl")

@@ -1,0 +1,179 @@
+"""The options of a run: their checks, and names of older versions."""
+
+import json
+import re
+
+import pytest
+
+from r1router_jax.training import config, grpo_loss
+from tests.train_runs import load_config, make_run_config
+
+VARIANTS = [
+  ("sft", "tiny"),
+  ("sft", "overask"),
+  ("sft", "smoke"),
+  ("sft", "qwen2_5_0_5b"),
+  ("step_grpo", "tiny"),
+  ("step_grpo", "smoke"),
+  ("step_grpo", "3b"),
+  ("step_grpo", "7b"),
+  ("step_grpo", "reference"),
+  ("step_grpo", "qwen2_5_0_5b"),
+  ("georouter", "tiny"),
+]
+
+
+@pytest.mark.parametrize("name, variant", VARIANTS)
+def test_every_variant_passes_the_checks(name, variant):
+  run = make_run_config(name, variant)
+  assert (run.sft is None) != (run.step_grpo is None)
+  assert run.rows_per_update > 0
+  # Names of today are left as they are.
+  tree = json.loads(json.dumps(load_config(name, variant).to_dict()))
+  assert config.rename_old_keys(tree) == tree
+
+
+def test_names_of_advantage_norms_are_those_of_the_loss():
+  assert set(config.ADVANTAGE_NORMS) == set(grpo_loss.ADVANTAGE_NORMS)
+
+
+@pytest.mark.parametrize(
+  "name, changes, message",
+  [
+    ("step_grpo", {"step_grpo.group_size": 1}, "group_size is 1: an advantage"),
+    (
+      "step_grpo",
+      {"step_grpo.rollout_mode": "both"},
+      "rollout_mode is 'both': take one of offline, online",
+    ),
+    (
+      "step_grpo",
+      {"step_grpo.routing_loop": "gpu"},
+      "routing_loop is 'gpu': take one of host, halves, fused",
+    ),
+    (
+      "step_grpo",
+      {"step_grpo.advantage_norm": "std2"},
+      "advantage_norm is 'std2': take one of sample_std, population_std, none",
+    ),
+    ("step_grpo", {"step_grpo.minibatches": 0}, "minibatches is 0: take 1"),
+    ("step_grpo", {"step_grpo.rename_prob": 2.0}, "rename_prob is 2.0: a prob"),
+    ("step_grpo", {"optim.name": "sgd"}, "config.optim.name is 'sgd'"),
+    ("step_grpo", {"log_every": 0}, "config.log_every is 0: take 1 or more"),
+    (
+      "step_grpo",
+      {"micro_batch_size": 3},
+      "micro_batch_size is 3, and an update has 4 rows a shard: choose a div",
+    ),
+    (
+      "step_grpo",
+      {"step_grpo.rollout_mode": "online", "data.kb_dir": ""},
+      "name the folder of built knowledge bases, config.data.kb_dir",
+    ),
+    (
+      "step_grpo",
+      {"step_grpo.rollout_mode": "online", "data.train_files": "my.jsonl"},
+      "config.data.train_files is 'my.jsonl': these are recorded trajectories, "
+      "and online rollouts are the policy's own.  Set "
+      "config.step_grpo.rollout_mode to 'offline', or train_files to ''",
+    ),
+    (
+      "step_grpo",
+      {"data.train_files": "my.jsonl"},
+      "config.step_grpo.rename_prob is 0.5",
+    ),
+    (
+      "sft",
+      {"data.train_files": "my.jsonl"},
+      "config.sft.rename_prob is (0.9, 0.3)",
+    ),
+    ("sft", {"sft.packed_length": 96}, "packed_length wants gold steps as"),
+  ],
+)
+def test_contradicting_options_are_rejected(name, changes, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    make_run_config(name, **changes)
+
+
+def change(tree, section, **options):
+  """Return a config with other options in a section."""
+  return {**tree, section: {**tree[section], **options}}
+
+
+@pytest.mark.parametrize(
+  "section, options, message",
+  [
+    (
+      "step_grpo",
+      dict(learn_rows=1),
+      "config.step_grpo has no option learn_rows (learn_rows is now "
+      "config.step_grpo.update_batch_size)",
+    ),
+    ("data", dict(colour=1), "config.data has no option colour: take some of"),
+    (
+      "data",
+      dict(batch_size_per_device=4),
+      "config.data.batch_size_per_device has no meaning for step_grpo: set "
+      "config.data.prompts_per_shard",
+    ),
+  ],
+)
+def test_unknown_option_of_an_own_config_is_named(section, options, message):
+  tree = change(load_config("step_grpo").to_dict(), section, **options)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    config.read_run_config(tree)
+
+
+def test_missing_option_is_named():
+  tree = load_config("sft").to_dict()
+  del tree["sft"]["rename_prob"]
+  with pytest.raises(ValueError, match="config.sft lacks rename_prob"):
+    config.read_run_config(tree)
+  del tree["sft"]
+  with pytest.raises(ValueError, match="there is no section config.sft"):
+    config.read_run_config(tree)
+
+
+def test_old_names_of_options_are_read():
+  old = {
+    "algorithm": "step_grpo",
+    "trainable": "lora_",
+    "micro_rows": 2,
+    "every": {"log": 5, "checkpoint": 50, "trajectories": 0},
+    "policy": {
+      "start_from": "x",
+      "settings": {"batch_rows": 8, "compute": {"dtype": "float32"}},
+    },
+    "data": {"rows": "x.jsonl", "kb": "", "batch_rows": 64},
+    "step_grpo": {
+      "rollouts": "offline",
+      "learn_rows": 16,
+      "normalise": "std0",
+      "loss": {"kl": "k3"},
+    },
+  }
+  assert config.rename_old_keys(old) == {
+    "algorithm": "step_grpo",
+    "trainable_regex": "lora_",
+    "micro_batch_size": 2,
+    "log_every": 5,
+    "checkpoint_every": 50,
+    "samples_every": 0,
+    "policy": {
+      "start_from": "x",
+      "overrides": {"decode_batch_size": 8, "compute": {"dtype": "float32"}},
+    },
+    "data": {"train_files": "x.jsonl", "kb_dir": "", "prompts_per_shard": 64},
+    "step_grpo": {
+      "rollout_mode": "offline",
+      "update_batch_size": 16,
+      "advantage_norm": "population_std",
+      "loss": {"kl": "k3"},
+    },
+  }
+  old = {"algorithm": "sft", "data": {"batch_rows": 4}, "sft": {"overask": 0.5}}
+  assert config.rename_old_keys(old) == {
+    "algorithm": "sft",
+    "data": {"batch_size_per_device": 4},
+    "sft": {"overask_prob": 0.5},
+  }
