@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import numpy as np
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
@@ -13,8 +14,9 @@ from r1router_jax.data import georouter, gold_steps, r1_router_rows
 from r1router_jax.policy import interface, openai_policy
 from r1router_jax.retrieval import kb_meta, retriever
 from r1router_jax.synthesis import output, selection, teacher_runs
+from r1router_jax.train import train
 from r1router_jax.training import sft_targets, train_data
-from tests import fakes
+from tests import fakes, train_runs
 from tests.retrieval import kb_servers
 from tests.synthesis.scripted_teacher import (
   SETTINGS,
@@ -93,6 +95,26 @@ def test_training_target_is_what_the_teacher_wrote(tmp_path):
     "<think>One thing.</think><sub-question>How MANY people?</sub-question>"
     "<ret>Table Retriever</ret>"
   )
+
+
+@pytest.mark.slow
+def test_loss_of_the_rows_falls_in_training(gold_rows, tmp_path):
+  workdir, _ = gold_rows
+  config = train_runs.load_config(
+    "sft",
+    **{
+      "data.train_files": str(workdir / "grpo_dataset_train.jsonl"),
+      "data.images": str(workdir / "pictures"),
+      "sft.recall_warmup_steps": 0,
+      "sft.recall_prob": 0.0,
+      "sft.rename_prob": (0.0, 0.0),
+      "total_steps": 12,
+      "optim.muon_lr": 1e-3,
+    },
+  )
+  train(config, tmp_path)
+  losses = [line["nll"] for line in train_runs.read_scalars(tmp_path)]
+  assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
 @pytest.fixture

@@ -79,10 +79,12 @@ def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
   Raises:
     ValueError: if places are named, but not each kind once.
   """
+  # A folder may have "=" in its name, so only a known kind makes a list.
   if not re.match(rf"({'|'.join(KBS)})=", kb_dir):
     return {kind: os.path.join(kb_dir, kind) for kind in kinds}
   pairs = [part.split("=", 1) for part in kb_dir.split(",")]
   places = {pair[0].strip(): pair[-1].strip() for pair in pairs}
+  # A kind that is named twice leaves fewer places than pairs.
   if (
     len(places) < len(pairs)
     or set(places) != set(kinds)
@@ -106,6 +108,7 @@ def check_kb_dir(kb_dir: str) -> None:
     ValueError: if one is absent or unfinished, or its meta.json is damaged.
   """
   for place in kb_places(kb_dir).values():
+    # Only the server knows whether its knowledge base is finished.
     if "://" not in place:
       read_finished_meta(place)
 
@@ -116,6 +119,7 @@ def read_json(path: str) -> dict | None:
   Raises:
     ValueError: if the file is damaged.
   """
+  # Opened rather than looked for first: another process may write it now.
   try:
     with open(path, encoding="utf-8") as file:
       return json.load(file)
