@@ -76,6 +76,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   if variant == "overask":
     _set_overask(c)
   elif variant == "smoke":
+    # A few seconds on a CPU: one shape to compile, two batches of look-up rows.
     c.total_steps = 4
     c.policy.overrides.update(prompt_tokens=(160,), response_tokens=(48,))
     c.data.batch_size_per_device = 4

@@ -113,6 +113,7 @@ def train(
     del params  # The state and the reference have copies of their own.
     first = int(state.step) // run.config.updates_per_iteration
     total = run.config.total_steps
+    # Lines of the log after `first` are dropped: they are written again.
     log = run_log.RunLog(run.workdir, after=first, wandb=run.config.wandb)
     hooks = Hooks(run, log, saved_states, saved)
     logging.info(
@@ -153,6 +154,7 @@ def train(
           f"Told to stop; saved after iteration {i + 1}.  The same command "
           "goes on from there."
         )
+  # Adapters become part of the saved weights.
   trained = dataclasses.replace(run.policy, params=state.params)
   trained.save(run.workdir / "policy")
   return trained
@@ -170,12 +172,14 @@ def restore_or_init(
   Raises:
     ValueError: if the checkpoint is of a run with other batches.
   """
+  # Shapes come with shardings, so that a process reads only its own shards.
   state, saved = saved_states.restore(
     run.strategy.abstract_state(run.init_state, params)
   )
   if state is None:
     state = run.strategy.init_sharded(run.init_state, params)
   else:
+    # A copy, since the first update takes its memory over.
     state = run.strategy.to_local(state)
     _check_same_run(saved, run.metadata, run.workdir)
   reference = None
@@ -232,15 +236,18 @@ class Hooks:
   def run_due(self, event: Event) -> None:
     """Run the hooks that are due after an iteration, in the order of events."""
     config, number = self._run.config, event.iteration
+    # Validation comes first: its scores belong to this line of the log.
     if config.validation.every and (
       event.is_last or number % config.validation.every == 0
     ):
       self._validate(event)
     if event.is_last or number % config.log_every == 0:
       self._write_log(event)
+    # Samples are not repeated at the end of a run.
     if config.samples_every and number % config.samples_every == 0:
       if event.report.groups:
         self._log.write_samples(number, event.report.groups)
+    # Last, so that a checkpoint holds what the other hooks have changed.
     if (
       event.is_last
       or event.is_stopping
@@ -252,6 +259,7 @@ class Hooks:
     """Score the state on held-out steps, and save the policy if it is best."""
     scores = self._run.validator.score_params(event.state.params)
     self._pending.append(scores)
+    # Of equal states the earlier one stays.
     if scores[validation.REWARD_METRIC] > self._best:
       self._best = scores[validation.REWARD_METRIC]
       best = dataclasses.replace(self._run.policy, params=event.state.params)
@@ -260,6 +268,7 @@ class Hooks:
   def _write_log(self, event: Event) -> None:
     """Write a line of scalars, and warn if they look like a collapse."""
     scalars = _mean_scalars(self._pending) | self._meter.read_rates()
+    # Offline steps were searched for once, before the first iteration.
     if self._run.config.is_online:
       scalars |= retriever.pop_search_metrics(self._run.kbs)
     self._log.write_scalars(event.iteration, scalars)
@@ -315,6 +324,7 @@ def _check_same_run(
   Raises:
     ValueError: if the run would see other batches.
   """
+  # Batches depend on these alone, and only the same ones may continue a run.
   for name, value in current["data"].items():
     if saved["data"][name] != value:
       raise ValueError(
@@ -322,6 +332,7 @@ def _check_same_run(
         f"now it is {value}: its batches would be others.  Choose another "
         "--workdir, or the former config.data, seed and devices."
       )
+  # An older version may have had other names for the same options.
   before = dict(saved, config=rename_old_keys(saved["config"]))
   for part in ("config", "versions"):
     old, new = before[part], current[part]
@@ -345,6 +356,7 @@ def _stop_after_skips(
   Raises:
     FloatingPointError: always.
   """
+  # Each process writes the rows of its own host.
   name = f"{iteration}.npz"
   if jax.process_count() > 1:
     name = f"{iteration}.{jax.process_index()}.npz"
@@ -370,9 +382,12 @@ def main(argv: list[str]) -> None:
   """Run the command."""
   del argv
   options = _CONFIG.value.to_dict()
+  # `train` checks the options again; here they are checked before JAX is
+  # imported and devices are taken.
   config = read_run_config(options)
   if config.policy.start_from:
     shared_flags.check_policy(config.policy.start_from)
+  # Before anything touches a device.
   multihost.initialize_distributed()
   workdir = epath.Path(_WORKDIR.value)
   workdir.mkdir(parents=True, exist_ok=True)

@@ -215,6 +215,7 @@ def make_programs(config: RunConfig, devices: np.ndarray) -> list[Program]:
     )
     for name in ("mesh", "rollout_mesh")
   )
+  # Shapes alone: no weights are read or made.
   params = jax.eval_shape(
     lambda key: run_setup.add_adapters(
       config, policy_lib.init_params(policy, key)
@@ -235,6 +236,7 @@ def _make_rollout(
 ) -> Program:
   """Return the program that samples the groups of one iteration."""
   model = qwen2_5_vl.QwenVL(policy.model, policy.compute)
+  # `__wrapped__` is the function without its own jit.
   decode = functools.partial(
     group_decode.sample.__wrapped__,
     model,
@@ -244,6 +246,7 @@ def _make_rollout(
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape))
   prompts = step_grpo.abstract_prompts(policy, shape[0])
   shards = mesh.shape[mesh_lib.DATA]
+  # Prompts and keys have a leading axis of data shards.
   by_shard = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
       (shards, *x.shape), x.dtype, sharding=mesh_lib.batch_sharding(mesh)
@@ -260,6 +263,7 @@ def _make_rollout(
     params,
     shardings,
   )
+  # The vocabulary mask and the id of the end token.
   constraints = group_decode.DecodeConstraints(
     jax.ShapeDtypeStruct((policy.model.vocab,), bool),
     jax.ShapeDtypeStruct((), jnp.int32),
@@ -283,6 +287,7 @@ def _make_update(
   """Return the program that makes one update, as `train` would run it."""
   model = qwen2_5_vl.QwenVL(policy.model, policy.compute)
   loss_config = step_grpo.make_loss_config(config.step_grpo, policy)
+  # The mask of allowed tokens is a constant of the program, as in a run.
   loss = functools.partial(
     grpo_loss.loss,
     model,
@@ -290,7 +295,10 @@ def _make_update(
     allowed=jnp.ones(policy.model.vocab, bool),
   )
   shards = math.prod(mesh.shape.get(axis, 1) for axis in mesh_lib.BATCH_AXES)
+  # The strategy gives states the shardings that checkpoints have.  Under pmap a
+  # chip holds as much as on a mesh that splits no weights.
   layout = strategy.ParallelStrategy("fsdp", mesh, mesh, mesh, shards)
+  # Only a divergence needs the reference policy.
   reference = None
   if loss_config.kl_coef != 0:
     reference = layout.abstract_state(
@@ -321,6 +329,7 @@ def _abstract_microbatches(
     lambda batch: batch_lib.split_microbatches(batch, config.micro_batch_size),
     batch,
   )
+  # Microbatches follow each other; the rows of each are split.
   rows = mesh_lib.batch_sharding(mesh).spec
   sharding = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(None, *rows)
@@ -341,6 +350,7 @@ def measure_memory(program: Program) -> ProgramMemory:
   Raises:
     JaxRuntimeError: if it does not compile for another reason than memory.
   """
+  # All devices of a topology are alike.
   device = program.mesh.devices.flat[0]
   limit = DEVICE_GIB.get(device.device_kind, math.inf)
   with jax.set_mesh(program.mesh):
@@ -364,6 +374,7 @@ def measure_memory(program: Program) -> ProgramMemory:
 
 def _wanted_gib(message: str) -> float:
   """Return the GiB that the compiler wanted, as its error message has it."""
+  # Messages of the TPU compiler, of two kinds of allocation failure.
   for pattern in (r"Used ([\d.]+)G of", r"\(([\d.]+)G\) exceeds"):
     if found := re.search(pattern, message):
       return float(found[1])
@@ -387,6 +398,7 @@ def _use_cpu_only(topology_names: list[str]) -> None:
 
   Nothing is run, so none of its devices is needed.
   """
+  # libtpu would ask for the machine's own TPU, its neighbours and its lock.
   os.environ |= {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -407,6 +419,7 @@ def main(argv: list[str]) -> None:
   _use_cpu_only(_TOPOLOGY.value)
   description = describe_batch(config, read_policy_config(config))
   print(f"{description}\n\n{TABLE_HEAD}", flush=True)
+  # Each row is printed when it is known: a large program takes minutes.
   too_large = []
   for topology in _TOPOLOGY.value:
     for program in make_programs(config, find_devices(topology)):

@@ -40,6 +40,7 @@ def leaf_checksums(tree: Any) -> UInt32[Array, " leaves"]:
 
 def _checksum(x: Array) -> UInt32[Array, ""]:
   """Compute the checksum of one array."""
+  # Unsigned integers of the same size hold the same bits.
   bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
   if x.dtype == bool:
     x = x.astype(bits)
@@ -76,6 +77,7 @@ class Checkpoints:
     else:
       self._lock = _lock_workdir(pathlib.Path(workdir))
       folder = epath.Path(os.path.abspath(workdir))
+    # Folders that a killed process did not finish are removed.
     self._manager = ocp.CheckpointManager(
       folder / "checkpoints",
       options=ocp.CheckpointManagerOptions(
@@ -102,6 +104,7 @@ class Checkpoints:
       ValueError: if states were saved, and none is whole.
     """
     reasons = {}
+    # The newest first, until one is whole on all hosts.
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored, reason = self._restore_verified(step, shapes), ""
@@ -121,6 +124,7 @@ class Checkpoints:
       for damaged in reasons:  # The run will save at this step again.
         self._manager.delete(damaged)
       return restored
+    # Nothing is deleted, so that a wrong config does no harm.
     if reasons:
       newest = max(reasons)
       raise ValueError(
@@ -139,6 +143,7 @@ class Checkpoints:
       ),
     )
     metadata = dict(found.about)
+    # The checksums are no metadata of the run.
     expected = metadata.pop("checksums")
     if np.asarray(leaf_checksums(found.state)).tolist() != expected:
       raise ValueError("its numbers are not those that were saved")
@@ -184,6 +189,7 @@ def _lock_workdir(workdir: pathlib.Path) -> IO[str] | None:
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
+    # The owner wrote its name into the file.
     file.seek(0)
     owner = file.read().strip()
     file.close()
@@ -191,6 +197,7 @@ def _lock_workdir(workdir: pathlib.Path) -> IO[str] | None:
       f"{workdir} is in use by {owner}.  Wait for it, or choose another "
       "--workdir."
     ) from None
+  # A lock ends with its process, so the name may be that of a dead one.
   file.truncate(0)
   file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
   file.flush()

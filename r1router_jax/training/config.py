@@ -13,6 +13,8 @@ from typing import Any
 
 from r1router_jax.common.shared_flags import ROUTING_LOOPS
 
+# Values that an option may take.  Tables of functions with the same keys stand
+# in modules whose import needs JAX.
 ALGORITHMS = ("sft", "step_grpo")
 ROLLOUT_MODES = ("offline", "online")
 ADVANTAGE_NORMS = ("sample_std", "population_std", "none")
@@ -20,13 +22,16 @@ ADVANTAGE_NORMS = ("sample_std", "population_std", "none")
 # Names that options had in older versions, by their place in the config.
 # Checkpoints hold the config that wrote them, maybe with these names.
 _OLD_KEYS = {
+  # Sources of data.
   "data.rows": "data.train_files",
   "data.kb": "data.kb_dir",
   "validation.rows": "validation.train_files",
+  # The policy, whose own file has old names, too: policy/config.py.
   "policy.settings": "policy.overrides",
   "policy.settings.batch_rows": "policy.overrides.decode_batch_size",
   "policy.settings.routes": "policy.overrides.max_routes",
   "policy.settings.passage_pictures": "policy.overrides.passage_images",
+  # The algorithms.
   "sft.recall_steps": "sft.recall_warmup_steps",
   "sft.recall_share": "sft.recall_prob",
   "sft.rename": "sft.rename_prob",
@@ -38,6 +43,7 @@ _OLD_KEYS = {
   "step_grpo.refill": "step_grpo.max_resample_rounds",
   "step_grpo.normalise": "step_grpo.advantage_norm",
   "step_grpo.rename": "step_grpo.rename_prob",
+  # The run.
   "trainable": "trainable_regex",
   "micro_rows": "micro_batch_size",
   "every.log": "log_every",
@@ -142,6 +148,7 @@ class SftConfig:
     _check_minimum("sft.packed_length", self.packed_length, 0)
     _check_probability("sft.recall_prob", self.recall_prob)
     _check_probability("sft.overask_prob", self.overask_prob)
+    # A pair: at the first and at the last update.
     for value in self.rename_prob:
       _check_probability("sft.rename_prob", value)
 
@@ -189,6 +196,7 @@ class StepGrpoConfig:
         f"config.step_grpo.group_size is {self.group_size}: an advantage "
         "compares at least two responses."
       )
+    # Choices by name, then numbers.
     for name, known in (
       ("rollout_mode", ROLLOUT_MODES),
       ("routing_loop", ROUTING_LOOPS),
@@ -302,6 +310,7 @@ class RunConfig:
 
   def __post_init__(self):
     _check_choice("algorithm", self.algorithm, ALGORITHMS)
+    # Only the section of the algorithm is required.
     if getattr(self, self.algorithm) is None:
       raise ValueError(
         f"config.algorithm is {self.algorithm!r}, and there is no section "
@@ -346,6 +355,7 @@ def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
   Raises:
     ValueError: if an option is unknown, missing, or does not fit the others.
   """
+  # Sections are checked first, since errors name their place.
   sections = {
     name: _make_section(f"config.{name}", _SECTIONS[name], tree[name])
     for name in _SECTIONS
@@ -360,6 +370,7 @@ def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
   """Return a `kind` with `options`, which must be the names of its fields."""
   fields = {field.name: field for field in dataclasses.fields(kind)}
   if unknown := sorted(options.keys() - fields.keys()):
+    # An own config file of an older version may use an old name.
     hints = [
       f"{name} is now config.{_OLD_KEYS[key]}"
       for name in unknown
@@ -370,6 +381,7 @@ def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
       f"{' (' + ', '.join(hints) + ')' if hints else ''}: take some of "
       f"{', '.join(fields)}."
     )
+  # Options without a default have to be there.
   missing = [
     name
     for name, field in fields.items()
@@ -404,6 +416,7 @@ def check_run_config(config: RunConfig) -> None:
         "config.data.kb_dir."
       )
     return
+  # GeoRouter's names alone are known, so no other names can be changed.
   renames = (config.sft or config.step_grpo).rename_prob
   is_renaming = any(renames) if isinstance(renames, tuple) else bool(renames)
   if files and is_renaming:
@@ -412,6 +425,7 @@ def check_run_config(config: RunConfig) -> None:
       "GeoRouter's names are known: with config.data.train_files set it to 0 "
       "(of sft to (0.0, 0.0))."
     )
+  # Packing fixes the rows of a run at its start.
   if config.sft and config.sft.packed_length:
     sft = config.sft
     if is_renaming or any(
@@ -435,6 +449,7 @@ def _check_batch_sizes(config: RunConfig) -> None:
       f"config.data.{other} has no meaning for {config.algorithm}: set "
       f"config.data.{option}."
     )
+  # Microbatches are of one size, since a scan runs over them.
   rows, micro = config.rows_per_update, config.micro_batch_size
   if micro < 0 or (micro and rows % micro):
     raise ValueError(
@@ -466,6 +481,7 @@ def rename_old_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     for parent in sections:
       section = section.setdefault(parent, {})
     section[name] = value
+  # One option has new values, too.
   grpo = renamed.get("step_grpo", {})
   norm = grpo.get("advantage_norm")
   if norm in _OLD_ADVANTAGE_NORMS:

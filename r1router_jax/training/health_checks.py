@@ -56,6 +56,7 @@ def fell_by(drop: float) -> Callable[[Values], bool]:
 
 
 HEALTH_CHECKS = (
+  # Groups of equal rewards have advantage 0.
   HealthCheck(
     "reward/std_in_group",
     is_below(0.005),
@@ -70,6 +71,8 @@ HEALTH_CHECKS = (
     "samples.jsonl; config.step_grpo.temperature and reward; more "
     "config.data.prompts_per_shard or a larger group_size",
   ),
+  # A policy that is sure of everything explores nothing; one that is sure of
+  # nothing has lost its format.
   HealthCheck(
     "entropy",
     shrank_to(0.25),
@@ -82,6 +85,7 @@ HEALTH_CHECKS = (
     "the policy forgets what to write",
     "grad_norm and samples.jsonl; config.optim.lr (lower)",
   ),
+  # Lengths.
   HealthCheck(
     "truncated",
     is_above(0.5),
@@ -94,12 +98,14 @@ HEALTH_CHECKS = (
     "responses shrink to almost nothing",
     "samples.jsonl: does the reward favour short ones?",
   ),
+  # The format that prompts ask for.
   HealthCheck(
     "reward/well_formed",
     fell_by(0.2),
     "responses are less often well formed than they were",
     "samples.jsonl; config.optim.lr (lower)",
   ),
+  # The size of updates.  These checks look at the last value alone.
   HealthCheck(
     "kl",
     is_above(1.0),
@@ -132,6 +138,7 @@ def find_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     # A number that was not finite is logged as None.
     if not values or lines[-1].get(check.scalar) is None:
       continue
+    # Of a spell only the first line warns.
     was_bad = len(values) > 1 and check.is_bad(values[:-1])
     if check.is_bad(values) and not was_bad:
       warnings.append(

@@ -110,6 +110,7 @@ def set_up(
     algorithm = StepGrpo(policy, devices, config, kbs)
   examples, shapes = train_data.load_train_data(config, policy, kbs)
   examples_of_all_hosts = algorithm.examples_per_iteration * jax.process_count()
+  # One order for all hosts; each takes its slice of a batch.
   sampler = BucketSampler(shapes, examples_of_all_hosts, config.seed)
 
   # 3. The update.
@@ -140,8 +141,10 @@ def load_start_policy(
 ) -> tuple[policy_lib.Policy, dict]:
   """Return the policy that a run starts from, and its parameters apart."""
   start = config.policy
+  # The overrides of the run replace the policy's own options.
   known = config_for_run(start.start_from, start.overrides)
   if start.start_from:
+    # Training updates weights in float32; products have a dtype of their own.
     policy = policy_lib.load(
       start.start_from, dtype=np.float32, mesh=devices.mesh
     )
@@ -155,6 +158,7 @@ def load_start_policy(
       params, known.model, config.seed
     )
   params = add_adapters(config, params)
+  # Parameters are passed on their own: the state will hold them.
   policy = dataclasses.replace(
     policy, config=known, params={}, mesh=devices.rollout_mesh
   )
@@ -165,6 +169,7 @@ def add_adapters(config: RunConfig, params: dict) -> dict:
   """Return the parameters with the adapters of `config.policy.lora`, if any."""
   if not config.policy.lora["rank"]:
     return params
+  # The seed of the run, so that a restart makes the same adapters.
   key = jax.random.key(config.seed)
   return lora.add_adapters(params, key=key, **config.policy.lora)
 
@@ -214,6 +219,7 @@ def _make_validator(
   if not config.validation.every:
     return None
   steps = train_data.load_validation_steps(config, policy, kbs)
+  # The same steps at each validation, so that scores can be compared.
   steps = validation.choose_validation_steps(
     steps, config.validation.steps, config.seed
   )
@@ -227,6 +233,7 @@ def _run_metadata(
   batch_size: int,
 ) -> dict[str, Any]:
   """Return what checkpoints record about a run, as JSON holds it."""
+  # The digest tells whether two runs have the same examples.
   ids = "\n".join(example.id for example in examples).encode()
   return dict(
     config=json.loads(json.dumps(options)),  # Tuples become lists.

@@ -64,6 +64,7 @@ class Sft:
     self._build_prompt = PromptBuilder(
       policy, renames=max(self._options.rename_prob) > 0
     )
+    # Look-up rows need the tokenizer, which not every run has to open.
     self._recall_sampler = None
     if self._options.recall_warmup_steps or self._options.recall_prob:
       self._recall_sampler = copy_curriculum.RecallSampler(
@@ -109,6 +110,7 @@ class Sft:
           self._gold_pair(step, iteration) for step in examples_for(iteration)
         ]
       batch = self._collate_pairs(pairs)
+    # An update reads every real token of the batch.
     work = throughput.update_work(self._policy.config.model, batch)
     return [batch], throughput.IterationReport(metrics, work)
 
@@ -132,6 +134,7 @@ class Sft:
     """Return the prompt and the response of a step, maybe with other names."""
     rng = example_rng(self._seed, iteration, step.id)
     first, last = self._options.rename_prob
+    # The probability changes linearly over the run.
     rename_prob = first + (last - first) * iteration / self._total_steps
     step, prompt = self._build_prompt(step, rename_prob, rng)
     # Where the gold trace stops after a search, the target may ask again.
@@ -210,6 +213,7 @@ def loss(
     positions = batch.packing.target_positions[..., None]
     states = jnp.take_along_axis(states, positions, 1)[:, None]
   embedding = model.apply(variables, method="output_embedding")
+  # `where` keeps what stands in padding out of the sum.
   logp, _ = logprobs.token_logp(states, batch.response, embedding, allowed)
   nll = -jnp.sum(jnp.where(batch.mask, logp, 0))
   total = jnp.sum(batch.loss_denominator)

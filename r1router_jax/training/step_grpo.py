@@ -70,6 +70,7 @@ class StepGrpo:
     self._build_prompt = PromptBuilder(
       policy, renames=self._options.rename_prob > 0
     )
+    # Rewards of plans depend on the number of routes that a plan may name.
     self._reward = step_reward.make_reward(
       self._options.reward,
       policy.config.max_routes,
@@ -144,6 +145,7 @@ class StepGrpo:
     """
     options = self._options
     wanted = self._data_shards * options.update_batch_size * options.minibatches
+    # Groups of equal rewards have no gradient.
     sampled, useful = [], 0
     for extra in range(options.max_resample_rounds + 1):
       # Extra rounds have numbers, and so examples and keys, of their own.
@@ -163,6 +165,7 @@ class StepGrpo:
   ) -> rollouts.RolloutGroups:
     """Sample and score a group at each of the examples."""
     key = jax.random.fold_in(jax.random.key(self._config.seed), index)
+    # What both kinds of rollouts take in common.
     how = key, self._options.group_size, self._sampling, self._reward
     if self._config.is_online:
       return rollouts.online_rollouts(
@@ -173,6 +176,7 @@ class StepGrpo:
         *how,
         self._options.routing_loop,
       )
+    # Names are drawn by step and iteration, not by place in the batch.
     pairs = [
       self._build_prompt(
         step,
@@ -217,6 +221,7 @@ def abstract_prompts(policy_config: PolicyConfig, prompts: int) -> Any:
     prompts: B.
   """
   vision = policy_config.model.vision
+  # The image of the question, and those of passages.
   images = windows = 0
   if vision is not None:
     images = prompts * (1 + policy_config.passage_images)
@@ -261,6 +266,7 @@ def _rollout_metrics(groups: rollouts.RolloutGroups) -> dict[str, float]:
   reward, sampled = groups.reward, groups.sampled
   means = groups.components.means()
   metrics = {f"reward/{name}": mean for name, mean in means.items()}
+  # Plans, answers and final answers are rewarded differently.
   for kind in dict.fromkeys(kinds.tolist()):
     metrics[f"reward/{kind}"] = float(reward[kinds == kind].mean())
   truncated = [prompt.truncated_tokens for prompt in groups.prompts]

@@ -62,7 +62,7 @@ class WorkCounts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class IterationReport:
-  """What an algorithm reports about an iteration, beside its batches.
+  """The report of an algorithm about an iteration, beside its batches.
 
   Attributes:
     scalars: by name; the log has their means.
@@ -89,10 +89,12 @@ def rollout_work(
     prompts: the prompts.
     mask: True on tokens of the responses.
   """
+  # [B, G]: tokens of each response.
   lengths = mask.sum(-1)
   prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
   flops = 0
   for prompt, group_lengths in zip(prompts, lengths, strict=True):
+    # The vision tower runs once for a group.
     grids = [image.grid for image in prompt.images]
     flops += flops_lib.group_flops(
       config, len(prompt.ids), group_lengths, grids
@@ -130,6 +132,7 @@ def update_work(
   work = WorkCounts()
   for row in np.flatnonzero(mask.any((1, 2))):
     lengths = mask[row].sum(-1)
+    # The grid of an image is read off the positions of its patches.
     grids = [
       (1 + position[real].max(0)).tolist()
       for position, real in zip(patch_position[row], valid[row], strict=True)
@@ -157,6 +160,7 @@ def _packed_work(
 ) -> tuple[int, int]:
   """Return the number of texts of a packed row, and its operations."""
   texts = np.bincount(segments)[1:]  # Tokens of each text; 0 is padding.
+  # A token sees the tokens of its own text up to itself.
   pairs = int(np.sum(texts * (texts + 1) // 2))
   cost = flops_lib.decoder_flops(config, int(texts.sum()), pairs)
   cost += flops_lib.head_flops(config, int(lengths.sum()))
@@ -179,6 +183,7 @@ def sample_groups(
     advantages: the advantage of each response.
   """
   group_size = rewards.shape[1]
+  # The row of the first group of each kind.
   first: dict[str, int] = {}
   for row, step in enumerate(steps):
     first.setdefault(step.kind, row)
@@ -211,6 +216,7 @@ class ThroughputMeter:
   def __init__(self):
     devices = jax.local_devices()
     self._device_count = len(devices)
+    # None for devices whose peak is not known, such as CPUs.
     self._peak_flops = flops_lib.peak_flops(devices[0].device_kind)
     self._start = time.perf_counter()
     self._work = WorkCounts()
@@ -222,10 +228,12 @@ class ThroughputMeter:
   def read_rates(self) -> dict[str, float]:
     """Return the rates since the last call, or since the meter was made."""
     now = time.perf_counter()
+    # The next rates begin where these end.
     seconds = now - self._start
     tokens, samples, flops = (count / seconds for count in self._work)
     self._start, self._work = now, WorkCounts()
     device_flops = flops / self._device_count
+    # Utilization is of one device, rates of tokens are of all.
     rates = {
       "speed/tokens_s": tokens,
       "speed/samples_s": samples,

@@ -53,6 +53,7 @@ def load_train_data(
     return questions, [()] * len(questions)
   steps, shapes = _load_gold_steps(config, policy, kbs, config.data)
   if config.sft and config.sft.packed_length:
+    # Packed rows are of one shape.
     packed = sequence_packing.pack_examples(
       policy, steps, config.sft.packed_length, config.seed
     )
@@ -80,6 +81,7 @@ def _load_gold_steps(
     rows = r1_router_rows.load_rows(source.train_files, config.data.images)
     steps = itertools.chain(*(row.steps for row in rows))
     return filter_trainable(policy, steps, source.train_files)
+  # Passages are searched for once, for all gold sub-questions.
   questions = georouter.load_questions(source.split)
   if kbs:
     retrieve = retriever.make_retriever(kbs, config.data.passages)
@@ -147,6 +149,7 @@ def filter_trainable(
     kept.append(step)
     shapes.append(shape)
     unread_images += [f"{step.id}: {why}" for why in prompt.unread_images]
+  # The log names the first step that was left out, and counts the others.
   skipped.finish(len(kept))
   if unread_images:
     logging.warning(

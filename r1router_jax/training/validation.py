@@ -29,6 +29,7 @@ class Validator:
     self, policy: Policy, steps: list[Step], reward: step_reward.Reward
   ):
     self._policy, self._steps, self._reward = policy, steps, reward
+    # Prompts are encoded once, for all validations.
     self._prompts = [
       policy.processor.encode(policy.config.build_prompt(step))
       for step in steps
@@ -37,6 +38,7 @@ class Validator:
   def score_params(self, params: dict) -> dict[str, float]:
     """Return the means of the rewards and of their components, by metric."""
     policy = dataclasses.replace(self._policy, params=params)
+    # Greedy, so the key has no effect.
     sampled = policy.sample(self._prompts, jax.random.key(0), 1)
     texts = [response.text for (response,) in policy.decode(sampled)]
     means = self._reward.score(self._steps, texts).means()
@@ -47,5 +49,6 @@ def choose_validation_steps(
   steps: list[Step], count: int, seed: int
 ) -> list[Step]:
   """Return at most `count` of the steps at random, in their own order."""
+  # Sorted, so that the steps of a question stay together.
   order = np.random.default_rng(seed).permutation(len(steps))
   return [steps[i] for i in sorted(order[:count])]
