@@ -72,7 +72,6 @@ _KB_DIR = flags.DEFINE_string(
   "Folder to write the knowledge bases to; each has a folder of its own there.",
   allow_override=True,
 )
-
 _KIND = flags.DEFINE_list(
   "kind",
   [],
@@ -80,7 +79,6 @@ _KIND = flags.DEFINE_list(
   "the source is for.",
   allow_override=True,
 )
-
 _SOURCE = flags.DEFINE_string(
   "source",
   sources.GEOROUTER,
@@ -89,7 +87,6 @@ _SOURCE = flags.DEFINE_string(
   "open_wikitable:PATH.  A path may be a pattern.",
   allow_override=True,
 )
-
 _IMAGES = flags.DEFINE_string(
   "images",
   "",
@@ -97,13 +94,11 @@ _IMAGES = flags.DEFINE_string(
   "folder of the corpus.",
   allow_override=True,
 )
-
 _EMBEDDER = flags.DEFINE_string(
   "embedder",
   "",
   f"The embedder, one of {', '.join(EMBEDDER_NAMES)}; by default {_DEFAULTS}.",
 )
-
 _WEIGHTS = flags.DEFINE_string(
   "weights",
   "",
@@ -111,36 +106,30 @@ _WEIGHTS = flags.DEFINE_string(
   "tei the address, http://host:port/v1#model.",
   allow_override=True,
 )
-
 _INDEX = flags.DEFINE_string(
   "index",
   "auto",
   "How vectors are searched: auto, exact, scann, or milvus=URI, where URI is "
   "the address of a server or a .db file.",
 )
-
 _SHARDS = flags.DEFINE_integer(
   "shards",
   1,
   "Number of shards of the index; on several hosts each searches some of them.",
   lower_bound=1,
 )
-
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Read the corpus, log what the rest needs, and stop."
 )
-
 _HYBRID = flags.DEFINE_bool(
   "hybrid", False, "Search by words, too (BM25), and fuse both results."
 )
-
 _RERANK = flags.DEFINE_string(
   "rerank",
   "",
   "Folder of a cross-encoder that sorts the passages found: config.json, "
   "model.safetensors, tokenizer.json.",
 )
-
 _WORKER = flags.DEFINE_string(
   "worker", "", "I/N: embed every N-th chunk, beginning with chunk I, and stop."
 )
@@ -181,6 +170,7 @@ class KbSpec:
   worker: tuple[int, int] = (0, 1)
 
   def __post_init__(self):
+    # All of these can be checked before anything is imported or read.
     if self.kind not in KBS:
       raise ValueError(
         f"--kind={self.kind} is no knowledge base; choose from "
@@ -199,7 +189,7 @@ class KbSpec:
     return self.embedder or kb_meta.DEFAULT_EMBEDDERS[self.kind]
 
 
-class _Build(NamedTuple):
+class _BuildJob(NamedTuple):
   """A build whose passages are read.
 
   Attributes:
@@ -230,38 +220,41 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
   Raises:
     ValueError: if the corpus, the embedder or the folder cannot be used.
   """
-  this = _prepare_build(spec)
-  if _is_up_to_date(this):
+  # 1. Passages and embedder.
+  job = _prepare_build(spec)
+  # 2. Stop here if all else is there.
+  if _is_up_to_date(job):
     return
   corpus_images = sources.resolve_image_folder(spec.source, spec.image_folder)
   passages = local_kb.PassageFile(spec.folder, spec.kind, corpus_images)
   # Chunks of another corpus or embedder have another digest.  An unfinished
   # build is found by this name, so it must not change.
   chunks = embedding_chunks.EmbeddingChunks(
-    os.path.join(spec.folder, f"parts-{this.meta_digest}"),
+    os.path.join(spec.folder, f"parts-{job.meta_digest}"),
     len(passages),
     spec.worker,
   )
-  _log_cost(this, passages, chunks)
-  if dry_run or not _embed_chunks(this, passages, chunks):
+  # 3. Vectors and index.
+  _log_cost(job, passages, chunks)
+  if dry_run or not _embed_chunks(job, passages, chunks):
     return
-  _index_vectors(this, chunks)
+  _index_vectors(job, chunks)
 
 
-def _prepare_build(spec: KbSpec) -> _Build:
+def _prepare_build(spec: KbSpec) -> _BuildJob:
   """Write the passages, and load the embedder and the reranker."""
+  # Whatever may be wrong is loaded before the passages are written.
   corpus = sources.open_source(spec.kind, spec.source, spec.image_folder)
   embedder = registry.get_embedder(spec.embedder_name, spec.weights)
   options = {"hybrid": True} if spec.hybrid else {}
   if spec.reranker:
     path = os.path.abspath(spec.reranker)
-    options["rerank"] = path
-    options["rerank_fingerprint"] = cross_encoder.load_reranker(
-      path
-    ).fingerprint
+    reranker = cross_encoder.load_reranker(path)
+    options |= {"rerank": path, "rerank_fingerprint": reranker.fingerprint}
   os.makedirs(spec.folder, exist_ok=True)
   is_finished = kb_meta.read_meta(spec.folder) is not None
   note = passage_writer.ensure_passages(spec.folder, corpus, is_finished)
+  # The order of keys is part of `meta_digest`, and must not change.
   meta = {
     "format": kb_meta.FORMAT_VERSION,
     "kb": spec.kind,
@@ -274,54 +267,59 @@ def _prepare_build(spec: KbSpec) -> _Build:
     "source": sources.absolute_source(spec.source),
     "passages": note["digest"],
   }
+  # Only when set, so that older folders without these keys are equal.
   if spec.shards > 1:
     meta["shards"] = spec.shards
   if spec.image_folder:
     meta["pictures"] = os.path.abspath(spec.image_folder)
-  return _Build(spec, embedder, meta, options)
+  return _BuildJob(spec, embedder, meta, options)
 
 
-def _is_up_to_date(this: _Build) -> bool:
+def _is_up_to_date(job: _BuildJob) -> bool:
   """Return whether passages, vectors and index are there already.
 
   If only options of searching differ, they are changed.
   """
-  old_meta = kb_meta.read_meta(this.spec.folder) or {}
+  old_meta = kb_meta.read_meta(job.spec.folder) or {}
+  # Vectors do not depend on the options.
   old_options = {
     name: old_meta.pop(name)
     for name in kb_meta.SEARCH_OPTIONS
     if name in old_meta
   }
-  if old_meta != this.meta:
+  if old_meta != job.meta:
     return False
-  if old_options != this.options:
-    _finish_kb(this)
-  rows = f"{this.meta['rows']:,}"
-  logging.info("%s: up to date, kept (%s rows).", this.spec.folder, rows)
+  # Words are cheap to index, so they are not kept.
+  if old_options != job.options:
+    _finish_kb(job)
+  rows = f"{job.meta['rows']:,}"
+  logging.info("%s: up to date, kept (%s rows).", job.spec.folder, rows)
   return True
 
 
 def _log_cost(
-  this: _Build,
+  job: _BuildJob,
   passages: "local_kb.PassageFile",
   chunks: "embedding_chunks.EmbeddingChunks",
 ) -> None:
   """Embed a few passages, and log the disk, memory and time that all need."""
   # The sample is spread evenly, since passages may be sorted by length.
-  rows, width = len(passages), this.embedder.width
+  rows, width = len(passages), job.embedder.width
   sample_rows = np.linspace(
     0, rows - 1, build_cost.TRIAL_ROWS[-1], dtype=np.int64
   )
   sample = [passages[row] for row in sample_rows.tolist()]
+  # The trial also compiles what embeds the chunks.
   trial = build_cost.measure_embedding(
-    this.embedder, sample, embedding_chunks.CHUNK_ROWS
+    job.embedder, sample, embedding_chunks.CHUNK_ROWS
   )
   pending = sum(
     len(chunks.chunk_rows(start)) for start in chunks.pending_starts
   )
   seconds = trial.seconds_per_row * pending
 
-  index_kind = this.spec.index_kind
+  # Passages come on top of vectors and index.
+  index_kind = job.spec.index_kind
   final_disk, peak_disk = build_cost.estimate_disk_bytes(
     rows, width, index_kind
   )
@@ -330,7 +328,7 @@ def _log_cost(
     "%s: %s rows of width %d.  Disk: %s, and %s on the way.  Memory: %s to "
     "embed, %s to index, and up to %s more for files where there is room.  "
     "Time: %s to embed.",
-    this.spec.kind,
+    job.spec.kind,
     f"{rows:,}",
     width,
     _format_bytes(final_disk + passages.num_bytes),
@@ -343,7 +341,7 @@ def _log_cost(
 
 
 def _embed_chunks(
-  this: _Build,
+  job: _BuildJob,
   passages: "local_kb.PassageFile",
   chunks: "embedding_chunks.EmbeddingChunks",
 ) -> bool:
@@ -352,7 +350,7 @@ def _embed_chunks(
   Returns:
     Whether the chunks of all workers are there now.
   """
-  kind, pending = this.spec.kind, chunks.pending_starts
+  kind, pending = job.spec.kind, chunks.pending_starts
   if len(pending) < len(chunks.own_starts):
     logging.info(
       "%s: %d of %d parts are there from an earlier run.",
@@ -360,9 +358,10 @@ def _embed_chunks(
       len(chunks.own_starts) - len(pending),
       len(chunks.own_starts),
     )
+  # A build that is killed here has lost one chunk at most.
   for start in progress.show_progress(pending, f"embed {kind}"):
     rows = chunks.chunk_rows(start)
-    vectors = this.embedder([passages[row] for row in rows])
+    vectors = job.embedder([passages[row] for row in rows])
     chunks.save_chunk(start, vectors)
   missing = len(chunks.find_missing())
   if missing:
@@ -373,17 +372,18 @@ def _embed_chunks(
 
 
 def _index_vectors(
-  this: _Build, chunks: "embedding_chunks.EmbeddingChunks"
+  job: _BuildJob, chunks: "embedding_chunks.EmbeddingChunks"
 ) -> None:
   """Join the chunks, index their vectors, and finish the knowledge base."""
-  spec = this.spec
-  vectors = chunks.join_chunks(this.embedder.width)
-  collection = f"{spec.kind}_{this.meta_digest}"
+  spec = job.spec
+  # If this is interrupted, the next run finds the vectors joined already.
+  vectors = chunks.join_chunks(job.embedder.width)
+  collection = f"{spec.kind}_{job.meta_digest}"
   index = factory.build_index(vectors, spec.index_kind, spec.shards, collection)
   factory.save_index(index, spec.folder)
   vectors_path = os.path.join(spec.folder, "vectors.npy")
   os.replace(chunks.joined_path, vectors_path)
-  _finish_kb(this)
+  _finish_kb(job)
   logging.info(
     "%s: done, %s on disk, recall@10 against exact search %.3f.",
     spec.folder,
@@ -392,18 +392,19 @@ def _index_vectors(
   )
 
 
-def _finish_kb(this: _Build) -> None:
+def _finish_kb(job: _BuildJob) -> None:
   """Index words if wanted, write meta.json, and remove what is left over."""
-  folder = this.spec.folder
+  folder = job.spec.folder
   leftovers = ["draft-", "parts-"]
-  if "hybrid" in this.options:
-    passages = local_kb.PassageFile(folder, this.spec.kind)
+  if "hybrid" in job.options:
+    passages = local_kb.PassageFile(folder, job.spec.kind)
     texts = (passage.text for passage in passages)
     bm25.Bm25Index.from_texts(texts).save(folder)
   else:
     leftovers.append(bm25.BM25_FOLDER)
   # From here on the knowledge base counts as finished.
-  files.write_json(os.path.join(folder, "meta.json"), this.meta | this.options)
+  files.write_json(os.path.join(folder, "meta.json"), job.meta | job.options)
+  # Drafts of passages, chunks, and words that are not wanted any more.
   for entry in os.scandir(folder):
     if entry.name.startswith(tuple(leftovers)):
       shutil.rmtree(entry.path)

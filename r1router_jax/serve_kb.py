@@ -52,7 +52,6 @@ _KB_DIR = flags.DEFINE_string(
   "folder of a single one.",
   allow_override=True,
 )
-
 _KIND = flags.DEFINE_enum(
   "kind",
   None,
@@ -60,7 +59,6 @@ _KIND = flags.DEFINE_enum(
   "Kind of the knowledge base to serve.",
   allow_override=True,
 )
-
 _PORT = flags.DEFINE_integer(
   "port",
   8000,
@@ -68,7 +66,6 @@ _PORT = flags.DEFINE_integer(
   lower_bound=0,
   upper_bound=65535,
 )
-
 _HOST = flags.DEFINE_string(
   "host",
   "127.0.0.1",
@@ -76,11 +73,16 @@ _HOST = flags.DEFINE_string(
   "search: there is no authentication.",
 )
 
+# Connections that are open at a time.
 MAX_CONNECTIONS = 32
-MAX_SEARCHES = 4  # At a time.
-QUEUE_SECONDS = 1.0  # To wait for one of these searches to end.
-BODY_SECONDS = 10.0  # To receive or to send a body.
-_READ_BYTES = 1 << 16  # Of a body at a time.
+# Searches that run at a time.
+MAX_SEARCHES = 4
+# Seconds that a request waits for one of these searches to end.
+QUEUE_SECONDS = 1.0
+# Seconds to receive or to send a body.
+BODY_SECONDS = 10.0
+# Bytes of a body that are read at a time.
+_READ_BYTES = 1 << 16
 
 
 class SearchServer(http.server.ThreadingHTTPServer):
@@ -108,6 +110,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
     super().__init__((host, port), RequestHandler)
     self.set_kb(kb)
     self.address = "http://{}:{}".format(*self.server_address)
+    # Connections wait for slots, so there are more of them.
     self._searches = threading.Semaphore(MAX_SEARCHES)
     self._connections = threading.Semaphore(MAX_CONNECTIONS)
     # Images of queries, least recently used first.
@@ -175,6 +178,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
       RequestError: if an image cannot be read, or the response would be too
         long.
     """
+    # 1. Search.  A new knowledge base does not change a request under way.
     kb, health = self._served
     queries = [
       Query(text, self._store_image(image) if image else "")
@@ -189,6 +193,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
         HTTPStatus.BAD_REQUEST, f'"images": {reason}'
       ) from None
 
+    # 2. Encode the passages query by query, and stop when it is too long.
     num_bytes, parts = 0, []
     for passages in found:
       rows = [
@@ -203,6 +208,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
           f"{http_client.MAX_ANSWER_BYTES:,} bytes: "
           'send fewer "queries", or a smaller "topk"',
         )
+    # 3. Put the encoded parts together, which need not be parsed again.
     result = ", ".join(parts)
     body = f'{{"result": [{result}], "version": "{health["version"]}"}}'
     return body.encode()
@@ -229,6 +235,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
 
   def wait_and_close(self) -> None:
     """Wait for the searches under way, then close the server."""
+    # With all slots taken, no search is under way.
     for _ in range(MAX_SEARCHES):
       self._searches.acquire(timeout=BODY_SECONDS)
     self.server_close()
@@ -245,6 +252,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self) -> None:
     """Answer GET /health."""
+    # Other programs use this to see whether the server is up.
     if self.path == "/health":
       self._send_json(HTTPStatus.OK, json.dumps(self.server.health).encode())
     else:
@@ -330,6 +338,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
     self.send_response(status)
     self.send_header("Content-Type", "application/json")
     self.send_header("Content-Length", str(len(body)))
+    # Clients of this package wait that many seconds.
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
       self.send_header("Retry-After", "1")
     if self.close_connection:
@@ -348,6 +357,7 @@ def _make_row(
   kb: "local_kb.LocalKB", passage: Passage, with_scores: bool
 ) -> dict:
   """Return a passage as a row of the response."""
+  # Absolute paths would reveal the disk of this machine.
   image = ""
   if passage.image:
     image_folder = kb.stack.passages.image_folder
@@ -368,6 +378,7 @@ def find_kb_folder(kb_dir: str, kind: str | None) -> str:
   Raises:
     ValueError: if there is no finished knowledge base, or `kind` is missing.
   """
+  # Checked from meta.json alone, before anything is imported.
   folder = os.path.join(kb_dir, kind) if kind else kb_dir
   if not kind and kb_meta.read_meta(folder) is None:
     if any(kb_meta.read_meta(os.path.join(folder, name)) for name in KBS):
@@ -410,6 +421,7 @@ def main(_) -> None:
   """Serve until SIGTERM comes."""
   folder = find_kb_folder(_KB_DIR.value, _KIND.value)
   kb = local_kb.open_kb(folder)
+  # Opened before the port, so that a client never meets an empty server.
   try:
     server = SearchServer(kb, _HOST.value, _PORT.value)
   except OSError as error:

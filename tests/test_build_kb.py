@@ -203,6 +203,7 @@ def test_chunks_of_another_corpus_are_not_used(embedder, source, folder):
 
 
 def test_workers_share_the_chunks(embedder, source, folder):
+  # A worker that is not the last to finish leaves no meta.json.
   build(folder, source, worker=(1, 2))
   assert kb_meta.read_meta(folder) is None
   build(folder, source, worker=(0, 2))

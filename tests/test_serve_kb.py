@@ -53,6 +53,7 @@ def test_images_are_sent_with_queries(tmp_path):
     queries = [Query("flag", image) for image in (red, green, "", red)]
     found = remote.search(queries, 1)
     assert kb.stack.embedder.colours == [[200, 0, 0], [0, 200, 0]]
+    # The same image makes the same query, which the cache answers.
     assert found[0] == found[3]
 
 

@@ -20,8 +20,10 @@ from r1router_jax.common.records import Passage
 from r1router_jax.retrieval.encoders import batched_encoder
 from r1router_jax.retrieval.index import scann_index
 
-_SCANN_SAMPLE_ROWS = 100_000  # Rows that ScaNN trains its codebooks on.
-_SAMPLE_SECONDS = 0.002  # Between two samples of the memory.
+# Rows that ScaNN trains its codebooks on.
+_SCANN_SAMPLE_ROWS = 100_000
+# Seconds between two samples of the memory.
+_SAMPLE_SECONDS = 0.002
 
 # Rows that are embedded to estimate the cost of more of them.
 TRIAL_ROWS = (32, 128)
@@ -53,6 +55,7 @@ class PeakMemory:
 
   def __enter__(self) -> "PeakMemory":
     self.bytes = resident_bytes()
+    # A daemon, so that an interrupted build can end.
     self._done = threading.Event()
     self._thread = threading.Thread(target=self._sample_memory, daemon=True)
     self._thread.start()
@@ -90,9 +93,11 @@ def measure_embedding(
     passages: a sample of the corpus, at most max(TRIAL_ROWS) passages.
     chunk_rows: number of rows that are embedded between two saves.
   """
+  # 1. Compile for both sizes, so that neither is measured.
   for count in TRIAL_ROWS:
     embed(passages[:count])  # Compiles.
   _trim_heap()
+  # 2. Measure.
   before = resident_bytes()
   peaks = []
   for count in TRIAL_ROWS:
@@ -103,6 +108,7 @@ def measure_embedding(
     peaks.append(peak.bytes)
   seconds = time.perf_counter() - start  # Of the larger trial.
 
+  # 3. Extrapolate.
   # Memory grows linearly with the rows.
   small, large = TRIAL_ROWS
   bytes_per_row = max(0, peaks[1] - peaks[0]) / (large - small)
@@ -115,6 +121,7 @@ def measure_embedding(
 
 def _trim_heap() -> None:
   """Return memory that is free, but kept by the allocator, to the system."""
+  # Only glibc has malloc_trim.
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:
     trim(0)
@@ -163,6 +170,7 @@ def _resolve_kind(rows: int, index_kind: str) -> str:
   """Return "exact" or "scann", which "auto" chooses from."""
   if index_kind == "exact":
     return "exact"
+  # "auto" and Milvus are taken for what "auto" would choose here.
   chooses_scann = (
     rows >= scann_index.MIN_SCANN_ROWS and scann_index.is_scann_installed()
   )

@@ -7,7 +7,8 @@ import numpy as np
 
 from r1router_jax.common.files import atomic_write
 
-CHUNK_ROWS = 1024  # Rows that are embedded between two saves.
+# Rows that are embedded between two saves.
+CHUNK_ROWS = 1024
 
 
 class EmbeddingChunks:
@@ -33,6 +34,7 @@ class EmbeddingChunks:
     self.joined_path = os.path.join(folder, "vectors.npy")
     self._starts = range(0, rows, CHUNK_ROWS)
     self.own_starts = self._starts[worker[0] :: worker[1]]
+    # Found once: an own chunk may be of an earlier run, and is kept.
     missing = set(self.find_missing())
     self.pending_starts = [
       start for start in self.own_starts if start in missing
@@ -44,6 +46,7 @@ class EmbeddingChunks:
 
   def find_missing(self) -> list[int]:
     """Return the first rows of the chunks that no worker has saved yet."""
+    # Chunks are deleted when they are joined.
     if os.path.exists(self.joined_path):
       return []
     return [
@@ -78,6 +81,7 @@ class EmbeddingChunks:
         joined[start : start + CHUNK_ROWS] = chunk
       joined.flush()
       os.replace(partial_path, self.joined_path)
+    # Another worker may delete them at the same time.
     for start in self._starts:
       with contextlib.suppress(FileNotFoundError):
         os.remove(self.chunk_path(start))

@@ -61,6 +61,7 @@ class UpdatedPassages:
     Args:
       index: the index of the base, or of the passages before an update.
     """
+    # Updates do not nest: each index is made of the base and all changes.
     base_index = index.base if isinstance(index, UpdatedIndex) else index
     return UpdatedIndex(base_index, ExactIndex(self.vectors), self.deleted)
 
@@ -82,6 +83,7 @@ class UpdatedIndex:
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
     """Return the k nearest rows that are not deleted."""
+    # Rows of `added` follow those of the base.
     results = [self._search_remaining(self.base, 0, vectors, k)]
     if self._added.rows:
       results.append(
@@ -102,7 +104,9 @@ class UpdatedIndex:
       enough = (rows < 0).any(axis=1) | ((~deleted).sum(axis=1) >= k)
       if depth >= index.rows or enough.all():
         break
+      # Doubling bounds the work of all tries by twice that of the last.
       depth = min(2 * depth, index.rows)
+    # Deleted rows become padding, which sorts last.
     scores = np.where(deleted, -np.inf, scores)
     rows = np.where(deleted, -1, rows)
     return merge_top_k([(scores, rows)], k)
@@ -126,6 +130,7 @@ def apply_updates(
   Raises:
     KeyError: if no passage has an id in `deletes`.
   """
+  # The first update: nothing is added or deleted yet.
   old = passages
   if not isinstance(old, UpdatedPassages):
     old = UpdatedPassages(
@@ -143,6 +148,7 @@ def apply_updates(
   deleted += [row_by_id.pop(name) for name in new if name in row_by_id]
   first_row = len(old.base) + len(old.added)
   row_by_id.update((name, first_row + i) for i, name in enumerate(new))
+  # New objects throughout: a search may still use those of `old`.
   return UpdatedPassages(
     base=old.base,
     row_by_id=row_by_id,

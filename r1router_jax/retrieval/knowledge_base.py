@@ -18,8 +18,10 @@ import numpy as np
 
 from r1router_jax.common.records import Passage, Query
 
-CACHE_SIZE = 100_000  # Queries whose results are kept.
-LATENCY_WINDOW = 10_000  # Latest searches that percentiles are taken from.
+# Queries whose results are kept.
+CACHE_SIZE = 100_000
+# Latest searches that percentiles are taken from.
+LATENCY_WINDOW = 10_000
 
 
 class KnowledgeBase(abc.ABC):
@@ -39,10 +41,12 @@ class KnowledgeBase(abc.ABC):
 
   def __init__(self, meta: Mapping[str, Any]):
     self.meta = dict(meta)
+    # Results by (query, k), least recently used first.
     self._cache: collections.OrderedDict = collections.OrderedDict()
     self._lock = threading.Lock()
     # Counts changes of the passages, see `_clear_cache`.
     self._generation = 0
+    # Metrics since `pop_search_metrics` was last called.
     self._num_queries = 0
     self._num_remembered = 0
     self._latencies: collections.deque = collections.deque(
@@ -69,6 +73,7 @@ class KnowledgeBase(abc.ABC):
   def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
     """Return the k best passages of each query, best first, with scores."""
     # 1. Take what is cached.
+    # A dict, so that a query that comes twice is searched once.
     results = dict.fromkeys((query, k) for query in queries)
     with self._lock:
       generation, cache = self._generation, self._cache
@@ -90,10 +95,12 @@ class KnowledgeBase(abc.ABC):
     with self._lock:
       self._num_queries += len(queries)
       self._num_remembered += len(queries) - len(new_keys)
+      # Searches that the cache answers say nothing about latency.
       if new_keys:
         self._latencies.append(seconds)
       if generation == self._generation:
         cache.update((key, results[key]) for key in new_keys)
+        # Trimmed after the update: one batch may exceed the cache.
         excess = max(0, len(cache) - CACHE_SIZE)
         for key in list(itertools.islice(cache, excess)):
           del cache[key]
@@ -117,6 +124,7 @@ class KnowledgeBase(abc.ABC):
         absent if all queries came from the cache.
     """
     with self._lock:
+      # Copied under the lock; percentiles are computed without it.
       num_queries, num_remembered = self._num_queries, self._num_remembered
       latencies = list(self._latencies)
       self._num_queries = self._num_remembered = 0

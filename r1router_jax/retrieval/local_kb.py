@@ -55,6 +55,7 @@ class PassageFile:
 
   def __init__(self, folder: str, kind: str, image_folder: str = ""):
     self._kind, self.image_folder = kind, image_folder
+    # Mapped files are safe to share: reading moves no position.
     self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
     self.num_bytes = len(self._bytes)
     self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
@@ -63,6 +64,7 @@ class PassageFile:
     return len(self._offsets) - 1
 
   def __getitem__(self, row: int) -> Passage:
+    # Row i is between offsets i and i + 1; the last offset is the end.
     start, stop = map(int, self._offsets[row : row + 2])
     fields = json.loads(self._bytes[start:stop].tobytes())
     if fields["image"]:
@@ -94,6 +96,7 @@ class SearchStack(NamedTuple):
     """Return scores and rows of the k best passages for each query."""
     if self.reranker is None:
       return self._search_candidates(queries, k)
+    # The reranker can only sort what was found, so it gets more than k.
     depth = max(k, cross_encoder.RERANK_DEPTH)
     candidates = self._search_candidates(queries, depth)
     return self.reranker.rerank(
@@ -107,6 +110,7 @@ class SearchStack(NamedTuple):
     vectors = self.embedder(queries)
     if self.bm25_index is None:
       return self.index.search(vectors, k)
+    # A passage may be low in one list and high in the other.
     depth = max(k, bm25.FUSION_DEPTH)
     _, rows_by_vector = self.index.search(vectors, depth)
     _, rows_by_words = self.bm25_index.search(queries, depth)
@@ -151,6 +155,7 @@ class LocalKB(knowledge_base.KnowledgeBase):
 
   def _to_passages(self, result: Any) -> list[Passage]:
     stack, scores, rows = result
+    # The replaced copy belongs to the caller; row -1 is padding.
     return [
       dataclasses.replace(stack.passages[row], score=score)
       for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
@@ -172,6 +177,7 @@ class LocalKB(knowledge_base.KnowledgeBase):
       KeyError: if no passage has an id in `deletes`.
       ValueError: if a word index or shards of other hosts would have to change.
     """
+    # Read once: another thread may replace the stack meanwhile.
     stack = self.stack
     if stack.bm25_index is not None or self.collective:
       raise ValueError(
@@ -182,6 +188,7 @@ class LocalKB(knowledge_base.KnowledgeBase):
       stack.passages, list(upserts), list(deletes), stack.embedder
     )
     index = passages.make_index(stack.index)
+    # Passages, index and cache change together for the next search.
     with self._lock:
       self.stack = stack._replace(passages=passages, index=index)
       self._clear_cache()
@@ -196,6 +203,7 @@ def open_kb(folder: str) -> LocalKB:
   """
   meta = read_finished_meta(folder)
   _require_equal(folder, "format", FORMAT_VERSION, meta["format"])
+  # Files are mapped; only the index and the weights are read here.
   image_folder = sources.resolve_image_folder(
     meta["source"], meta.get("pictures", "")
   )
@@ -205,6 +213,7 @@ def open_kb(folder: str) -> LocalKB:
   embedder_name = from_stored_embedder(meta["embedder"])
   embedder = registry.get_embedder(embedder_name, meta["weights"])
   bm25_index = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
+  # Reranker and words are options, which meta.json may leave out.
   reranker = None
   if "rerank" in meta:
     reranker = cross_encoder.load_reranker(meta["rerank"])

@@ -21,7 +21,8 @@ from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 
 # Limits of one request.  A single image may exceed the second one.
 MAX_QUERIES_PER_REQUEST = 64
-MAX_IMAGE_CHARS = 24 << 20  # Characters of all images, in base64.
+# Characters of all images, in base64.
+MAX_IMAGE_CHARS = 24 << 20
 
 _SCHEMA_CURE = "See that a server of Search-R1's schema answers there"
 
@@ -47,11 +48,13 @@ class RemoteKB(KnowledgeBase):
   def __init__(self, kind: str, address: str):
     self._client, self._kind = http_client.JsonHttpClient(address), kind
     self._skip_log = SkipLog(address)
+    # Only serve_kb has /health; its "version" tells it from other programs.
     meta = self._client.get("/health")
     is_serve_kb = isinstance(meta, dict) and "version" in meta
     super().__init__(meta if is_serve_kb else {"kb": kind, "address": address})
     if is_serve_kb:
       return
+    # Search-R1's schema has no images.
     if kind == "image":
       raise ValueError(
         f"{address} is no serve_kb, which alone can be sent pictures.  Serve "
@@ -73,6 +76,8 @@ class RemoteKB(KnowledgeBase):
     self, queries: Sequence[Query], k: int
   ) -> list[list[Passage]]:
     batches = list(_split_into_requests(queries))
+    # Images are sent only if there are any: the field is no part of the
+    # schema of Search-R1.
     bodies = []
     for batch, encoded_images in batches:
       texts = [query.text for query in batch]
@@ -100,6 +105,7 @@ class RemoteKB(KnowledgeBase):
       RemoteServiceError: if the server has other passages than at the start.
     """
     found = response.get("result") if isinstance(response, dict) else None
+    # What a server sends is untrusted.
     if not (
       isinstance(found, list)
       and len(found) == num_queries
@@ -109,6 +115,7 @@ class RemoteKB(KnowledgeBase):
         f'"result" holds no {num_queries} lists of at most {k} documents',
         _SCHEMA_CURE,
       )
+    # Both are None if the server is not serve_kb.
     old_version, version = self.meta.get("version"), response.get("version")
     if old_version != version:
       raise http_client.RemoteServiceError(
@@ -135,6 +142,7 @@ class RemoteKB(KnowledgeBase):
     document, score = None, None
     if isinstance(row, dict):
       document, score = row.get("document"), row.get("score")
+    # NaN, infinity and True would pass as numbers otherwise.
     if (
       not isinstance(document, dict)
       or isinstance(score, bool)
@@ -150,6 +158,7 @@ class RemoteKB(KnowledgeBase):
     if name is None:
       # Search-R1's BM25 server sends no ids; a digest of the text serves.
       name = hashlib.sha256(contents.encode(errors="replace")).hexdigest()[:16]
+    # A text that no prompt may hold costs its row, not the response.
     try:
       return Passage(
         row_files.validate_text("id", str(name) if type(name) is int else name),
@@ -189,6 +198,7 @@ def _split_into_requests(
     if query.image:
       image_bytes = images.read_image_bytes(query.image)
       encoded = base64.b64encode(image_bytes).decode()
+    # Checked before the query is added, so that no request is empty.
     is_full = (
       len(batch) == MAX_QUERIES_PER_REQUEST
       or num_chars + len(encoded) > MAX_IMAGE_CHARS

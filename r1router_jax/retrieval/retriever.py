@@ -38,10 +38,12 @@ def open_kbs(
     ValueError: if one is absent, or of another kind than its place says.
     RemoteServiceError: if a server does not answer.
   """
+  # A place with a scheme is the address of a server.
   opened = {
     kind: RemoteKB(kind, place) if "://" in place else open_kb(place)
     for kind, place in kb_places(kb_dir, kinds).items()
   }
+  # A server of another program does not say its kind.
   for wanted, kb in opened.items():
     kind = kb.meta.get("kb", wanted)
     if kind != wanted:
@@ -74,6 +76,7 @@ def make_retriever(
   def search_kind(
     kind: str, requests: Sequence[SubQuestion]
   ) -> list[list[Passage]]:
+    # An image would only make more distinct queries for the other kinds.
     queries = [
       Query(text, image if kind == "image" else "")
       for other_kind, text, image in requests
@@ -92,6 +95,7 @@ def make_retriever(
     # The others run in threads.
     asked_kinds = dict.fromkeys(kind for kind, _, _ in requests)
     rest = [kind for kind in asked_kinds if kind not in found]
+    # One search needs no thread.
     if len(rest) < 2:
       found |= {kind: search_kind(kind, requests) for kind in rest}
     else:

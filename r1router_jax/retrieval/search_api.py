@@ -35,13 +35,16 @@ from r1router_jax.retrieval.corpora import sources
 
 # Limits of one request; anyone who reaches the port may send one.
 MAX_BODY_BYTES = 4 << 20
-MAX_IMAGE_BODY_BYTES = 32 << 20  # Of a request to an image knowledge base.
-MAX_QUERIES = 4096  # Search-R1 sends all rollouts of a batch at once.
+# Bytes of a request to an image knowledge base.
+MAX_IMAGE_BODY_BYTES = 32 << 20
+# Search-R1 sends all rollouts of a batch at once.
+MAX_QUERIES = 4096
 MAX_QUERY_CHARS = 8192
 MAX_IMAGES = 128
 DEFAULT_TOP_K = 3
 MAX_TOP_K = 1000
-MAX_PASSAGES = 1 << 17  # Number of queries times "topk".
+# Limit of the number of queries times "topk".
+MAX_PASSAGES = 1 << 17
 
 # Keys of meta.json that GET /health reveals.
 _HEALTH_KEYS = ("kb", "rows", "embedder", "fingerprint", "format", "passages")
@@ -81,6 +84,7 @@ class SearchRequest:
 
 def describe_kb(meta: Mapping[str, Any]) -> dict[str, Any]:
   """Return what GET /health says of the knowledge base with this meta.json."""
+  # The order of keys is part of the digest.
   health = {name: meta[name] for name in _HEALTH_KEYS}
   # A path of the server's disk is nobody else's business.
   is_georouter = meta["source"] == sources.GEOROUTER
@@ -104,6 +108,7 @@ def to_document(passage: Passage, image: str) -> dict[str, str]:
 
 def passage_text(contents: str) -> str:
   """Return a document's contents as a passage's text, with the title in it."""
+  # Search-R1 quotes the title on a line of its own.
   match = _TITLE.match(contents)
   if match is None:
     return contents
@@ -121,6 +126,7 @@ def parse_request(body: bytes, kind: str) -> SearchRequest:
   Raises:
     RequestError: if the body is no valid request.
   """
+  # 1. The body is a JSON object.
   try:
     fields = row_files.parse_json(body)
   except row_files.RowError as error:
@@ -129,6 +135,7 @@ def parse_request(body: bytes, kind: str) -> SearchRequest:
   if not isinstance(fields, dict):
     _reject_request('send an object: {"queries": ["a"], "topk": 3}')
 
+  # 2. Queries, bounded in number and length.
   texts, k = fields.get("queries"), fields.get("topk")
   if not (
     isinstance(texts, list)
@@ -139,12 +146,13 @@ def parse_request(body: bytes, kind: str) -> SearchRequest:
       f'"queries" should be a list of at most {MAX_QUERIES} strings, each of '
       f"at most {MAX_QUERY_CHARS} whole characters"
     )
-  # A bool is an int to isinstance, but no number of passages.
+  # 3. Number of passages.  A bool is an int to isinstance, but no number.
   k = DEFAULT_TOP_K if k is None else k
   if type(k) is not int or not 0 < k <= MAX_TOP_K:
     _reject_request(f'"topk" should be a whole number from 1 to {MAX_TOP_K}')
   if k * len(texts) > MAX_PASSAGES:
     _reject_request(f'"topk" times "queries" should be at most {MAX_PASSAGES}')
+  # 4. Options.
   with_scores = fields.get("return_scores", False)
   if not isinstance(with_scores, bool):
     _reject_request('"return_scores" should be true or false')
@@ -166,6 +174,7 @@ def _parse_images(fields: dict, num_queries: int, kind: str) -> Sequence[bytes]:
   Raises:
     RequestError: if they are invalid, or `kind` is not "image".
   """
+  # By default no query has an image.
   encoded = fields.get("images", [""] * num_queries)
   if not (
     isinstance(encoded, list)
@@ -178,6 +187,7 @@ def _parse_images(fields: dict, num_queries: int, kind: str) -> Sequence[bytes]:
     )
   if kind != "image" and any(encoded):
     _reject_request(f"the {kind} knowledge base has no use for pictures")
+  # The same image is stored and embedded once, so distinct ones count.
   if len(set(encoded)) > MAX_IMAGES:
     _reject_request(f'"images" should hold at most {MAX_IMAGES} pictures')
   try:

@@ -66,6 +66,7 @@ def test_updates_are_found(index_kind):
       del current[name]
     current |= {p.id: p for p in upserts}
     assert_same_as_new(kb, list(current.values()))
+  # Nothing is left, and then a passage is added to nothing.
   kb.update_passages(deletes=list(current))
   assert kb.search([Query("red")], 3) == [[]]
   kb.update_passages(make_passages(1))
@@ -106,6 +107,7 @@ def test_each_search_sees_one_generation_of_passages():
       kb.update_passages(make_generation(number))
     answers = [answer for future in futures for answer in future.result()]
   assert len(answers) == 240
+  # The last word of a text is its generation.
   for answer in answers:
     assert len({p.text.rsplit(" ", 1)[1] for p in answer}) == 1
   assert kb.search([Query("flag")], 1)[0][0].text.endswith(" 8")

@@ -23,6 +23,7 @@ def kb():
 
 def test_search_returns_the_nearest_passages_with_scores(kb):
   query = Query("capital of chad")
+  # Both queries share words with two or more of the passages.
   first, second = kb.search([query, Query("red flag")], 2)
   assert [p.id for p in first] == ["text/0", "text/2"]
   assert second[0].id == "text/3"
@@ -74,6 +75,7 @@ def test_least_recently_used_result_is_dropped(kb, monkeypatch):
 
 def test_metrics_are_of_the_searches_since_the_last_call(kb, monkeypatch):
   assert kb.pop_search_metrics() == {"queries": 0, "remembered": 0}
+  # Two searches reach the index: one takes 100 ms, the other 300 ms.
   clock = iter([0, 0.1, 1, 1.3])
   monkeypatch.setattr(knowledge_base.time, "perf_counter", lambda: next(clock))
   kb.search([Query("red"), Query("red"), Query("rome")], 1)
@@ -111,6 +113,7 @@ def test_threads_share_a_knowledge_base(kb, monkeypatch):
   ]
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     results = list(pool.map(lambda batch: kb.search(batch, 2), batches))
+  # Each thread has the results of a single one.
   for batch, found in zip(batches, results, strict=True):
     expected = kb.search(batch, 2)
     assert [p[0].id for p in found] == [p[0].id for p in expected]

@@ -35,7 +35,8 @@ from r1router_jax.common.records import Query
 from r1router_jax.retrieval.index.exact import SearchResult
 
 BM25_FOLDER = "bm25"  # In the folder of the knowledge base.
-FUSION_DEPTH = 100  # Passages of each list that are fused.
+# Passages of each list that are fused.
+FUSION_DEPTH = 100
 K1 = 1.5
 B = 0.75
 _RANK_OFFSET = 60
@@ -67,6 +68,7 @@ class Bm25Index:
     """
     bm25s = _import_bm25s()
     vocabulary = {}
+    # Words are numbered in the order of their first occurrence.
     word_ids = [
       [
         vocabulary.setdefault(word, len(vocabulary))
@@ -78,6 +80,7 @@ class Bm25Index:
       raise ValueError(
         "The passages hold no words to index.  Build without --hybrid."
       )
+    # NumPy alone: other backends compile, or need packages.
     bm25 = bm25s.BM25(
       k1=K1, b=B, method="lucene", backend="numpy", csc_backend="numpy"
     )
@@ -109,11 +112,13 @@ class Bm25Index:
     scores = np.full((len(queries), k), -np.inf, np.float32)
     rows = np.full((len(queries), k), -1, np.int64)
     for i, query in enumerate(queries):
+      # 1. Words of the query that some passage holds.
       if query.image:
         continue
       word_ids = self._bm25.get_tokens_ids(_split_words(query.text))
       if not word_ids:
         continue
+      # 2. The k best of all passages with a score.
       all_scores = self._bm25.get_scores_from_ids(word_ids)
       best = np.flatnonzero(all_scores > 0)
       if len(best) > k:
@@ -121,6 +126,7 @@ class Bm25Index:
         # With rows in order, a stable sort keeps the order of equal scores.
         best.sort()
       best = best[np.argsort(-all_scores[best], kind="stable")]
+      # 3. The rest of the columns stays padding.
       scores[i, : len(best)] = all_scores[best]
       rows[i, : len(best)] = best
     return scores, rows

@@ -18,7 +18,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Float32, Int
 
-_NUM_PROBES = 128  # Queries of each of the two sorts.
+# Queries of each of the two sorts.
+_NUM_PROBES = 128
 _PROBE_FILE = "probe.npz"
 
 # Relative difference of scores that are equal but for rounding.
@@ -87,10 +88,12 @@ class RecallProbe(NamedTuple):
   def from_vectors(cls, vectors: Vectors) -> "RecallProbe":
     """Make a probe of rows that are spread evenly over all."""
     count = min(_NUM_PROBES, len(vectors))
+    # 1. Rows of the index.
     rows = vectors[np.linspace(0, len(vectors) - 1, count, dtype=np.int64)]
     # All rows are equally near to a query of zeros, so that any result would
     # count as right.
     rows = rows[rows.any(axis=1)] if rows.any() else rows
+    # 2. Points between each row and one that is half of the list away.
     midpoints = (rows + np.roll(rows, len(rows) // 2 or 1, axis=0)) / 2
     probes = np.concatenate([rows, midpoints])
     return cls(probes, ExactIndex(vectors).search(probes, 10)[0])
@@ -101,6 +104,7 @@ class RecallProbe(NamedTuple):
     The worse of the two sorts of query counts.  Rows with equal scores are as
     good as each other.
     """
+    # Scores are compared, not rows: of equal rows any may be found.
     scores, _ = index.search(self.vectors, self.scores.shape[1])
     # Fewer than ten rows exist where a score is -inf.
     exists = np.isfinite(self.scores)
@@ -169,6 +173,7 @@ class ExactIndex:
 
   def _search_batch(self, vectors: np.ndarray, k: int) -> SearchResult:
     scores = vectors @ self.vectors.T
+    # Only the k best are sorted, which is faster than sorting all rows.
     rows = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     # With rows in order, a stable sort keeps the order of equal scores.
     rows.sort(axis=1)
@@ -195,6 +200,7 @@ def merge_top_k(results: Sequence[SearchResult], k: int) -> MergedResult:
   Equal scores come in the order of rows.
   """
   scores, rows = (np.concatenate(x, axis=1) for x in zip(*results, strict=True))
+  # The last key of lexsort is the first to sort by.
   order = np.lexsort((rows, -scores))[:, :k]
   return (
     np.take_along_axis(scores, order, 1),
@@ -227,6 +233,7 @@ def pad_results(
 
   Padding is row -1 with score -inf.
   """
+  # A result may have fewer columns than k; the rest stays padding.
   scores = np.full((num_queries, k), -np.inf, np.float32)
   rows = np.full((num_queries, k), -1, np.int64)
   start = 0

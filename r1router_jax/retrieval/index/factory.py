@@ -35,7 +35,8 @@ with epy.lazy_imports():
 
 INDEX_KINDS = ("auto", "exact", "scann")
 INDEX_FILE = "index.json"
-_CHECK_BATCH = 1 << 16  # Rows that are checked for NaN at once.
+# Rows that are checked for NaN at once.
+_CHECK_BATCH = 1 << 16
 
 
 def build_index(
@@ -56,6 +57,7 @@ def build_index(
     ValueError: if there are no vectors, some are not finite, or there is no
       such kind.
   """
+  # A shard of NaN would be found nowhere, so all rows are checked first.
   _check_vectors(vectors)
   if num_shards > 1:
     shards = []
@@ -79,6 +81,7 @@ def _check_vectors(vectors: Vectors) -> None:
   """Raise a ValueError if there are no vectors, or some are not finite."""
   if not len(vectors):
     raise ValueError("There are no vectors to index.  Give a corpus with rows.")
+  # In batches: a mask of all numbers would take a quarter of their memory.
   bad_rows = []
   for start in range(0, len(vectors), _CHECK_BATCH):
     is_finite = np.isfinite(vectors[start : start + _CHECK_BATCH]).all(axis=1)
@@ -135,6 +138,7 @@ def _open_index(
   if kind == milvus_index.KIND:
     return milvus_index.MilvusIndex.load(folder, metadata)
 
+  # What is left is an index in shards.  Each shard is opened in the same way.
   def open_shard(
     shard_folder: str, shard_metadata: dict, rows: range
   ) -> PersistentIndex:

@@ -28,7 +28,8 @@ KIND = "milvus="
 
 ROWS_PER_INSERT = 1000
 QUERIES_PER_REQUEST = 1000
-TIMEOUT_SECONDS = 60.0  # Of one request.
+# Seconds that one request may take.
+TIMEOUT_SECONDS = 60.0
 
 
 class MilvusIndex:
@@ -46,6 +47,7 @@ class MilvusIndex:
   """
 
   def __init__(self, uri: str, collection: str, rows: int, width: int):
+    # An optional dependency.
     try:
       import pymilvus
     except ImportError as error:
@@ -85,6 +87,7 @@ class MilvusIndex:
         rows = [{"row": i, "vector": vectors[i]} for i in range(start, stop)]
         client.insert(collection, rows)
       client.flush(collection)
+    # 3. Measure what is found, now and whenever it is opened.
     index._probe = RecallProbe.from_vectors(vectors)
     return index
 
@@ -101,6 +104,7 @@ class MilvusIndex:
           output_fields=["row"],
           consistency_level="Strong",
         )
+      # Each query may bring fewer hits than k.
       for hits in found:
         scores = np.array([[hit["distance"] for hit in hits]], np.float32)
         rows = np.array([[hit["row"] for hit in hits]], np.int64)
@@ -143,6 +147,7 @@ class MilvusIndex:
       metadata["width"],
     )
     index._probe = RecallProbe.load(folder)
+    # The collection may have been replaced or emptied since.
     index._probe.check_recall(index, metadata["recall"], folder)
     return index
 

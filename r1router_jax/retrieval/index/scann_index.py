@@ -26,7 +26,8 @@ from r1router_jax.retrieval.index.exact import (
   validate_queries,
 )
 
-MIN_SCANN_ROWS = 20_000  # Fewer rows are searched exactly.
+# Fewer rows are searched exactly.
+MIN_SCANN_ROWS = 20_000
 MIN_TREE_ROWS = 80_000
 
 # Vectors of this width and more bear coarser codes, if more rows are rescored.
@@ -71,6 +72,7 @@ class ScannIndex:
     from scann import scann_ops_pybind
 
     rows, width = vectors.shape
+    # In the order of the square root of the number of rows.
     num_leaves = math.isqrt(2 * rows) if rows >= MIN_TREE_ROWS else 0
     config = _make_config(vectors, num_leaves)
     index = cls(
@@ -89,6 +91,7 @@ class ScannIndex:
     If all leaves do not reach it, more rows are rescored.
     """
     while True:
+      # Start with half a percent of the leaves.
       self.leaves = max(1, num_leaves // 200) if num_leaves else 0
       is_short = self.measure_recall() < TARGET_RECALL
       while is_short and self.leaves < num_leaves:
@@ -97,6 +100,7 @@ class ScannIndex:
       rescores_all = self.reorder >= self.rows or self.rows < MIN_SCANN_ROWS
       if not is_short or rescores_all:
         break
+      # All leaves do not help: the codes are too coarse for these rows.
       self.reorder = min(4 * self.reorder, self.rows)
     logging.info(
       "ScaNN searches %d of %d leaves, and rescores %d rows.",
@@ -118,6 +122,7 @@ class ScannIndex:
     vectors = validate_queries(vectors, self.width, k)
     if not len(vectors):
       return pad_results([], 0, k)
+    # Options are left out where the index has no tree or no codes.
     options = {"leaves_to_search": leaves or self.leaves} if self.leaves else {}
     if self.rows >= MIN_SCANN_ROWS:
       options["pre_reorder_num_neighbors"] = max(self.reorder, 2 * k)
@@ -172,6 +177,7 @@ class ScannIndex:
     """
     from scann import scann_ops_pybind
 
+    # The vectors are not needed: `serialize` wrote a copy.
     searcher = scann_ops_pybind.load_searcher(os.path.join(folder, _FOLDER))
     index = cls(
       searcher,

@@ -54,6 +54,7 @@ class ShardedIndex:
     if not self.collective:
       return self._search_own_shards(vectors, k)
     count = len(vectors)
+    # Every host takes part, also without a query of its own.
     (max_count,) = multihost.max_over_hosts([count])
     if not max_count:  # No host has a query.
       return self._search_own_shards(vectors, k)
@@ -81,6 +82,7 @@ class ShardedIndex:
 
   def save(self, folder: str) -> dict:
     """Write all shards; return what index.json keeps."""
+    # The keys "parts", "first" and "card" are those of index.json on disk.
     parts = []
     for number, (first_row, shard) in enumerate(self._shards):
       shard_folder = _shard_folder(folder, number)
@@ -118,6 +120,7 @@ class ShardedIndex:
         f"again with --shards={hosts} or more."
       )
     shards = []
+    # Host h opens shards h, h + hosts, h + 2 hosts, ...
     for number in range(jax.process_index(), len(parts), hosts):
       first_row, card = parts[number]["first"], parts[number]["card"]
       rows = range(first_row, first_row + card["rows"])
@@ -128,6 +131,7 @@ class ShardedIndex:
   def _search_own_shards(self, vectors: np.ndarray, k: int) -> SearchResult:
     results = []
     for first_row, shard in self._shards:
+      # A shard counts its rows from 0; -1 stays padding.
       scores, rows = shard.search(vectors, k)
       results.append((scores, np.where(rows < 0, -1, rows + first_row)))
     return merge_top_k(results, k)
