@@ -134,6 +134,7 @@ _PREDICTIONS = flags.DEFINE_string(
 def main(_) -> None:
   """Evaluate every method, or score a file of predictions."""
   if _SCORE_ONLY.value:
+    # Nothing but two files is opened, and no policy.
     names = ",".join(_BENCHMARK.value)
     scores = score_file.score_predictions(
       names, _PREDICTIONS.value, _DATA.value
@@ -147,8 +148,8 @@ def main(_) -> None:
 
   # 1. Open everything that the run reads.
   workdir = pathlib.Path(_WORKDIR.value)
-  # Questions first: a broken row is found before anything large is loaded.
   workdir.mkdir(parents=True, exist_ok=True)
+  # Questions first: a broken row is found before anything large is loaded.
   questions = _load_questions(workdir)
   curves = tables.load_curves(runs)
   kbs = retriever.open_kbs(_KB_DIR.value)
@@ -188,7 +189,7 @@ def main(_) -> None:
 
 
 def _split_names(pairs: Sequence[str], flag: str) -> dict[str, str]:
-  """Return {"a": "x"} for ["a=x"]; a folder without a name has its last part's.
+  """Return {"a": "x"} for ["a=x"]; a lone folder is named by its last part.
 
   Raises:
     ValueError: if a folder is missing or a name is given twice.
@@ -259,6 +260,7 @@ def _evaluate_methods(
   *_, last = policies
   results = []
   for method, samples in methods.items():
+    # Only by the router's method do policies differ in what they search.
     for name in policies if method == shared_flags.ROUTER else [last]:
       sampled = [
         runner.evaluate_method(
@@ -295,6 +297,7 @@ def _report_results(
   """
   subject = ", ".join(_BENCHMARK.value)
   if subject == "georouter":
+    # Training never sees the countries of GeoRouter's test questions.
     is_test = _SPLIT.value == "test"
     subject = "unseen countries" if is_test else f"split {_SPLIT.value!r}"
   found = tables.make_tables(results, rewards)

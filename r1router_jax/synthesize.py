@@ -137,6 +137,7 @@ def main(_) -> None:
   )
 
   # 3. Write the rows, and print the counts.
+  # The summary names what the rows depend on, and the filter.
   about = dict(label, teacher=_POLICY.value, filter=_FILTER.value)
   summary = output.write_outputs(
     workdir, results, settings.seed, _VALID.value, about

@@ -87,6 +87,7 @@ def run(main: Callable[[list[str]], object]) -> None:
     except Preempted as error:
       _exit(PREEMPTED, str(error))
     except Exception as error:
+      # absl opens the debugger where the error was raised.
       if flags.FLAGS.pdb_post_mortem:
         raise
       expected = _is_user_error(error)
@@ -135,6 +136,7 @@ def _is_user_error(error: Exception) -> bool:
 def _exit(code: int, message: str = "") -> NoReturn:
   """End this process, with `message` on one line of stderr."""
   if message:
+    # Line breaks and control characters may come from paths and files.
     message = "".join(c if c.isprintable() else " " for c in message)
     print(" ".join(message.split()), file=sys.stderr)
   sys.stdout.flush()
@@ -152,6 +154,7 @@ def _exit(code: int, message: str = "") -> NoReturn:
 def _parse_flags(args: list[str]) -> list[str]:
   """Parse like `flags.FLAGS(args)`, with errors that fit on one line."""
   try:
+    # config_flags would answer with the traceback of a failed import.
     for flag, path, _ in _config_files(args):
       if not os.path.exists(path):
         siblings = glob.glob(os.path.join(os.path.dirname(path), "*.py"))
@@ -159,6 +162,7 @@ def _parse_flags(args: list[str]) -> list[str]:
         raise flags.Error(
           f"--{flag}: there is no file {path}.{_did_you_mean(similar)}"
         )
+    # This reads config files, too.
     return flags.FLAGS(args)
   except SystemExit:  # --help and the like, which are no failure.
     sys.exit(0)

@@ -134,6 +134,7 @@ class SelectionRules:
     # The teacher never read such a question, so nothing else is its fault.
     if "input" in faults:
       return INPUT
+    # Every answer of the trajectory becomes a training target.
     answers = [done.answer for done in trajectory.rounds] + [trajectory.final]
     if "stuck" in faults or not all(isinstance(a, Answer) for a in answers):
       return MALFORMED
