@@ -1,1 +1,1 @@
-"""R1-Router in JAX: a multimodal policy that learns which knowledge base to ask."""
+"""R1-Router in JAX: a policy that learns which knowledge base to ask."""

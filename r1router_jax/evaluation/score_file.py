@@ -159,8 +159,8 @@ def _check_match(
     named = benchmark_schema.first_few([*faults, *missing])
     raise ValueError(
       f"{predictions}: of {len(predicted):,} predictions {len(faults):,} are "
-      f"of no question of {path}, and {len(missing):,} of its {len(references):,} "
-      f"questions have none.  {named}  "
+      f"of no question of {path}, and {len(missing):,} of its "
+      f"{len(references):,} questions have none.  {named}  "
       "Answer just these questions, with the rows as they were published."
     )
 

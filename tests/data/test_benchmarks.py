@@ -267,9 +267,12 @@ def test_images_in_a_zip(tmp_path):
 
 def test_hostile_zip_is_rejected(tmp_path, monkeypatch):
   folder, place = published(tmp_path, "webqa"), str(tmp_path / "some.zip")
-  load = lambda: benchmarks.load_benchmark(
-    "webqa", folder, place, unpack_to=str(tmp_path / "to")
-  )
+
+  def load():
+    return benchmarks.load_benchmark(
+      "webqa", folder, place, unpack_to=str(tmp_path / "to")
+    )
+
   (tmp_path / "some.zip").write_bytes(b"PK nothing")
   with pytest.raises(ValueError, match="cannot be unpacked"):
     load()
@@ -393,7 +396,10 @@ def test_published_files(caplog):
     assert len(questions) == wanted.count
     assert all(bool(q.image) == wanted.has_images for q in questions)
   assert "was published with" not in caplog.text
-  count = lambda name, test: sum(map(test, found[name]))
+
+  def count(name, test):
+    return sum(map(test, found[name]))
+
   assert count("infoseek", lambda q: bool(q.interval)) == 248
   assert (
     count(

@@ -104,7 +104,7 @@ def test_no_question_is_repeated():
 
 def held_patterns():
   """What a held wording of the field's own looks like, as a whole question."""
-  for _, _, _, sentences in phrases.OF.values():
+  for _, _, _, sentences in phrases.PHRASES.values():
     for sentence in sentences:
       yield re.escape(sentence[1:].rstrip("?.")).replace(r"\{\}", ".+")
 
@@ -122,9 +122,9 @@ def test_held_out_wordings_are_not_in_train():
     assert not [q for q in QUESTIONS["train"] if start in q.text]
 
 
-@pytest.mark.parametrize("field", phrases.OF)
+@pytest.mark.parametrize("field", phrases.PHRASES)
 def test_every_field_has_enough_wordings(field):
-  nouns, held_nouns, sentences, held_sentences = phrases.OF[field]
+  nouns, held_nouns, sentences, held_sentences = phrases.PHRASES[field]
   assert len(sentences) + len(nouns) * len(wordings.FRAMES) >= 8
   assert len(held_sentences) >= 3
   assert not set(nouns) & set(held_nouns)
@@ -352,13 +352,13 @@ def test_tfds_gives_the_same_records(tmp_path):
 @pytest.mark.parametrize(
   "clean, raw, wanted",
   [
-    (values.number, "$29.53 billion (2014 est.) ++ $1", 29.53e9),
-    (values.number, "1.284 million sq km", 1_284_000),
-    (values.number, "NA", None),
-    (values.date, "11 August 1960 (from France)", "11 August 1960"),
-    (values.date, "none (territory of Australia)", None),
-    (values.peak, "Emi Koussi 3,415 m", ("Emi Koussi", 3415)),
-    (values.peak, "unnamed elevation 53 m", (None, 53)),
+    (values.parse_number, "$29.53 billion (2014 est.) ++ $1", 29.53e9),
+    (values.parse_number, "1.284 million sq km", 1_284_000),
+    (values.parse_number, "NA", None),
+    (values.parse_date, "11 August 1960 (from France)", "11 August 1960"),
+    (values.parse_date, "none (territory of Australia)", None),
+    (values.parse_peak, "Emi Koussi 3,415 m", ("Emi Koussi", 3415)),
+    (values.parse_peak, "unnamed elevation 53 m", (None, 53)),
     (values.first_item, "Sara 27.7%, Arab 12.3%", "Sara"),
     (
       values.first_item,
@@ -367,20 +367,28 @@ def test_tfds_gives_the_same_records(tmp_path):
     ),
     (values.first_item, "homogeneous (except for 20,000 Chinese)", None),
     (
-      values.currency,
+      values.parse_currency,
       "Omani rials (OMR) per US dollar - ++ 0.38",
       "Omani rials",
     ),
-    (values.currency, "the US dollar is used", "US dollars"),
-    (values.city, "N'DJAMENA (capital) 1.26 million", "N'Djamena"),
-    (values.city, "PORT-AU-PRINCE (capital) 2.4 million", "Port-au-Prince"),
+    (values.parse_currency, "the US dollar is used", "US dollars"),
+    (values.parse_city, "N'DJAMENA (capital) 1.26 million", "N'Djamena"),
     (
-      values.holiday,
+      values.parse_city,
+      "PORT-AU-PRINCE (capital) 2.4 million",
+      "Port-au-Prince",
+    ),
+    (
+      values.parse_holiday,
       "Birthday of Emperor AKIHITO, 23 December",
       "Birthday of Emperor Akihito",
     ),
-    (values.symbol, "white, five-pointed star; national colors: red", None),
-    (values.anthem, '"La Tchadienne" (The Chadian)', "La Tchadienne"),
+    (
+      values.parse_symbol,
+      "white, five-pointed star; national colors: red",
+      None,
+    ),
+    (values.parse_anthem, '"La Tchadienne" (The Chadian)', "La Tchadienne"),
   ],
 )
 def test_factbook_text_is_cleaned(clean, raw, wanted):

@@ -203,8 +203,13 @@ def test_changed_row_is_rejected():
 
 def taught():
   """The steps of `CHAD`, with a teacher's responses."""
-  plan = lambda *of: format.render_plan(Plan("It shows\n a flag.", *of))
-  says = lambda text: format.render_answer(Answer("I see.", text))
+
+  def plan(*of):
+    return format.render_plan(Plan("It shows\n a flag.", *of))
+
+  def says(text):
+    return format.render_answer(Answer("I see.", text))
+
   written = (
     plan("Which country is it?", ("image",)),
     says("Chad"),

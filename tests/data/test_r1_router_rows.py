@@ -203,9 +203,12 @@ def test_file_without_good_rows_is_rejected(tmp_path):
 def test_patterns_find_files(tmp_path):
   for name in ("b1.jsonl", "b2.jsonl", "a.jsonl"):
     write(tmp_path / name)
-  of = lambda patterns: [
-    os.path.basename(path) for path in r1_router_rows.find_files(patterns)
-  ]
+
+  def of(patterns):
+    return [
+      os.path.basename(path) for path in r1_router_rows.find_files(patterns)
+    ]
+
   assert of(f"{tmp_path}/b*.jsonl, {tmp_path}/a.jsonl,{tmp_path}/b1.jsonl") == [
     "b1.jsonl",
     "b2.jsonl",
@@ -249,7 +252,10 @@ def test_published_rows_are_read(oven):
   assert len(found) == 119
   steps = [step for row in found for step in row.steps]
   assert len(steps) == 758
-  count = lambda kind: sum(step.kind == kind for step in steps)
+
+  def count(kind):
+    return sum(step.kind == kind for step in steps)
+
   assert [count(k) for k in ("plan", "answer", "final")] == [346, 293, 119]
   # Every oddity is still there: two spellings of the plan prompt, white space
   # around golds, and one gold that is empty.

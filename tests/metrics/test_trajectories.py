@@ -85,7 +85,9 @@ def test_malformed_answer_scores_zero_unless_scored_raw():
 
 
 def test_route_correctness_of_known_trajectories():
-  right = lambda *args: trajectories.route_correctness(trajectory(*args), 3)
+  def right(*args):
+    return trajectories.route_correctness(trajectory(*args), 3)
+
   assert right(("image", "table|text"), ("image", "text")) == [True] * 3
   assert right((), ()) == [True]
   assert right((), (), "input: no picture") == [False]
