@@ -1,11 +1,12 @@
-"""A chat server for tests: a real one, in the schema of OpenAI."""
+"""A chat server for tests that answers in the schema of OpenAI."""
 
 import contextlib
 
 from tests.retrieval import kb_servers
 
 
-def completion(text, tokens=7, **message):
+def make_completion(text, tokens=7, **message):
+  """Return an answer of one choice with `text`, and `message`'s fields."""
   return dict(
     choices=[
       dict(
@@ -18,22 +19,25 @@ def completion(text, tokens=7, **message):
   )
 
 
-def text_of(turn):
-  """The text of a turn, pictures left out."""
+def turn_text(turn):
+  """Return the text of a turn without its images."""
   parts = turn["content"]
-  return (
-    parts
-    if isinstance(parts, str)
-    else "".join(part["text"] for part in parts if part["type"] == "text")
-  )
+  if isinstance(parts, str):
+    return parts
+  return "".join(part["text"] for part in parts if part["type"] == "text")
 
 
 @contextlib.contextmanager
-def chatting(say, answer=None):
-  """A server whose model says `say(system, user text, body)`.
+def serve_chat(say, answer=None):
+  """Serve a model that writes `say(system, user text, body)`.
 
-  `answer(number, body)`, if given, is status and JSON of a request, or None.
-  Yields the address with the model's name, and the bodies that came.
+  Args:
+    say: returns the text of a reply, or a whole answer.
+    answer: (number of the request from 1, body) -> status and JSON, or None to
+      let the model write.
+
+  Yields:
+    The address with the model's name, and a list of the bodies of requests.
   """
   bodies = []
 
@@ -42,13 +46,14 @@ def chatting(say, answer=None):
       return 200, dict(data=[dict(id="some-model")])
     assert path == "/v1/chat/completions" and body["model"] == "some-model"
     bodies.append(body)
-    other = answer(len(bodies), body) if answer else None
-    if other is not None:
-      return other
-    system, *_, user = body["messages"]  # Between them, examples.
+    if answer is not None:
+      status_and_json = answer(len(bodies), body)
+      if status_and_json is not None:
+        return status_and_json
+    system, *_, user = body["messages"]  # Between them stand examples.
     assert (system["role"], user["role"]) == ("system", "user")
-    said = say(system["content"], text_of(user), body)
-    return 200, said if isinstance(said, dict) else completion(said)
+    text = say(system["content"], turn_text(user), body)
+    return 200, text if isinstance(text, dict) else make_completion(text)
 
-  with kb_servers.answering(reply) as address:
+  with kb_servers.serve_answers(reply) as address:
     yield f"openai:{address}/v1#some-model", bodies

@@ -5,70 +5,128 @@ import dataclasses
 import numpy as np
 
 from r1router_jax.common.images import BadImage
-from r1router_jax.common.records import Passage, Response
+from r1router_jax.common.records import (
+  Answer,
+  Hop,
+  Passage,
+  Plan,
+  Question,
+  Response,
+)
 from r1router_jax.generation.token_sampling import GREEDY
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.policy.policy import Policy
+from r1router_jax.protocol import format
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from tests import tiny_policy
 
+PEOPLE = Question(
+  "q/people",
+  "How many people live here?",
+  ("18 million",),
+  "chad.png",
+  hops=(
+    Hop("Which country is this?", ("image",), ("Chad",)),
+    Hop("How many people live in Chad?", ("table", "text"), ("18 million",)),
+  ),
+)
 
-class Scripted(Policy):
-  """`script(kind, prompt, temperature)` is the text it writes.
+COLOUR = Question("q/colour", "What colour is grass?", ("green",))
 
-  A prompt's `tokens` are its passages' words, of which it reads so many.
+
+def write_plan(sub_question, *routes):
+  """Return the text of a plan."""
+  return format.render_plan(Plan("because", sub_question, routes))
+
+
+def write_answer(text):
+  """Return the text of an answer."""
+  return format.render_answer(Answer("because", text))
+
+
+def good_script(kind, prompt, temperature):
+  """Return the response of a good policy to the prompts of both questions."""
+  if kind == "plan":
+    if "grass" in prompt or "18 million" in prompt:
+      return write_plan("None")
+    if "chad" in prompt:
+      return write_plan("How many people live in Chad?", "table")
+    return write_plan("Which country is this?", "image")
+  if kind == "answer":
+    return write_answer("Chad" if "which country" in prompt else "18 million")
+  return write_answer("green" if "grass" in prompt else "18 million")
+
+
+class ScriptedPolicy(Policy):
+  """A policy that writes `script(kind, prompt, temperature)`.
+
+  Words stand for tokens.  Images whose path starts with "missing" cannot be
+  read.
+
+  Args:
+    script: returns the response to a prompt.
+    max_passage_tokens: words of passages that a prompt may have; further ones
+      count as truncated.
+    style: style of the prompts.
+    options: further fields of the config.
+
+  Attributes:
+    prompts: (kind, text) of each prompt, one list for each call.
   """
 
-  def __init__(self, script, tokens=100, style="full", **options):
-    super().__init__(
-      dataclasses.replace(tiny_policy.SETTINGS, style=style, **options),
-      tiny_policy.TOKENIZER,
-      {},
+  def __init__(self, script, max_passage_tokens=100, style="full", **options):
+    config = dataclasses.replace(
+      tiny_policy.POLICY_CONFIG, style=style, **options
     )
-    self.script, self.asked = script, []  # Prompts, one list for each call.
-    self.processor, self.tokens = self, tokens
+    super().__init__(config, tiny_policy.TOKENIZER, {})
+    self.script, self.prompts = script, []
+    self.max_passage_tokens = max_passage_tokens
+    self.processor = self  # It is asked for nothing but `encode`.
 
   def encode(self, conversation):
-    unread = []
+    """Check images and count words of passages."""
+    unread_images, words = [], 0
     for segment in conversation.user:
+      if segment.source == "passage":
+        words += len(segment.text.split())
       if segment.source == "image" and segment.text.startswith("missing"):
-        unread.append(f"{segment.text} does not exist.")
-        if segment.of is None:
-          raise BadImage(unread[0])
-    words = sum(
-      len(segment.text.split())
-      for segment in conversation.user
-      if segment.source == "passage"
+        unread_images.append(f"{segment.text} does not exist.")
+        if segment.passage_ref is None:
+          raise BadImage(unread_images[0])
+    truncated_tokens = max(words - self.max_passage_tokens, 0)
+    return EncodedPrompt(
+      [],
+      truncated_tokens=truncated_tokens,
+      unread_images=tuple(unread_images),
     )
-    return EncodedPrompt([], truncated_tokens=max(words - self.tokens, 0), unread_images=tuple(unread))
 
-  def respond(self, conversations, key, n=1, method=GREEDY, stop=()):
-    prompts = [
-      "".join(s.text for s in c.user if s.source != "image")
+  def generate(
+    self, conversations, key, group_size=1, sampling=GREEDY, stop=()
+  ):
+    """Return the script's response to each prompt, the same for all members."""
+    asked = [
+      (c.kind, "".join(s.text for s in c.user if s.source != "image"))
       for c in conversations
     ]
-    self.asked.append(
-      list(zip([c.kind for c in conversations], prompts, strict=True))
-    )
-    texts = [
-      self.script(c.kind, prompt, method.temperature)
-      for c, prompt in zip(conversations, prompts, strict=True)
-    ]
-    return [
-      [
-        Response(
-          text,
-          np.zeros(len(text.split()), np.int32),
-          np.zeros(len(text.split()), np.float32),
-        )
-      ]
-      * n
-      for text in texts
-    ]
+    self.prompts.append(asked)
+    groups = []
+    for kind, prompt in asked:
+      text = self.script(kind, prompt, sampling.temperature)
+      count = len(text.split())
+      response = Response(
+        text, np.zeros(count, np.int32), np.zeros(count, np.float32)
+      )
+      groups.append([response] * group_size)
+    return groups
 
 
-class Echo(KnowledgeBase):
-  """Finds passages that repeat the query."""
+class EchoKB(KnowledgeBase):
+  """A knowledge base whose passages repeat the query.
+
+  Attributes:
+    kb: its kind.
+    queries: all queries so far, but those answered from the cache.
+  """
 
   devices = ()
 
@@ -94,9 +152,10 @@ class Echo(KnowledgeBase):
       for query in queries
     ]
 
-  def _to_passages(self, found):
-    return found
+  def _to_passages(self, result):
+    return result
 
 
-def kbs():
-  return {kb: Echo(kb) for kb in ("text", "image", "table")}
+def make_kbs():
+  """Return a knowledge base of each kind."""
+  return {kb: EchoKB(kb) for kb in ("text", "image", "table")}

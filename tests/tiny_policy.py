@@ -1,4 +1,4 @@
-"""A tiny policy for tests: random weights, a real tokenizer, any pictures."""
+"""A tiny policy for tests: random weights, a real tokenizer, any images."""
 
 import dataclasses
 import functools
@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import r1router_jax
-from r1router_jax.inputs.processor import Encoded, Packer, Picture
+from r1router_jax.inputs.processor import (
+  EncodedPrompt,
+  ImagePatches,
+  Processor,
+)
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.policy import config as config_lib
@@ -23,7 +27,7 @@ VISION = qwen2_5_vl.VisionConfig(
   hidden=16, mlp=20, layers=3, heads=2, patch=4, window=16, full_blocks=(1,)
 )
 
-CONFIG = qwen2_5_vl.Config(
+MODEL_CONFIG = qwen2_5_vl.Config(
   vocab=61,
   hidden=32,
   mlp=40,
@@ -35,32 +39,35 @@ CONFIG = qwen2_5_vl.Config(
   vision=VISION,
 )
 
-# As CONFIG, for ids of the tokenizer.
-SPOKEN = dataclasses.replace(CONFIG, vocab=4096, tied=True)
+# The same sizes, with an embedding for each id of the tokenizer.
+FULL_VOCAB_CONFIG = dataclasses.replace(MODEL_CONFIG, vocab=4096, tied=True)
 
-SETTINGS = config_lib.Settings(
-  model=SPOKEN,
+POLICY_CONFIG = config_lib.PolicyConfig(
+  model=FULL_VOCAB_CONFIG,
   style="compact",
   prompt_tokens=(24, 48),
   response_tokens=(8, 12),
   min_pixels=64,
   max_pixels=1024,
-  batch_rows=2,
+  decode_batch_size=2,
 )
 
 
-def shapes_of(config):
-  settings = dataclasses.replace(SETTINGS, model=config)
+def param_shapes(config):
+  """Return shapes of the parameters of a model."""
+  known = dataclasses.replace(POLICY_CONFIG, model=config)
   return jax.eval_shape(
-    functools.partial(policy.initial, settings), jax.random.key(0)
+    functools.partial(policy.init_params, known), jax.random.key(0)
   )
 
 
 @functools.lru_cache(maxsize=8)
 def params(config, seed=0):
-  """Every leaf random: an initial 0 or 1 would hide a bias or a norm."""
-  shapes = shapes_of(config)
+  """Return parameters that are random in every leaf."""
+  shapes = param_shapes(config)
   rng = np.random.default_rng(seed)
+
+  # Scales of 1 and biases of 0, as in a new model, would hide their absence.
 
   def leaf(path, x):
     noise = rng.normal(size=x.shape)
@@ -81,37 +88,36 @@ def tokenizer(style="compact"):
   return Tokenizer(TOKENIZER, style)
 
 
-def packer(config=CONFIG, lengths=(32,)):
-  return Packer(tokenizer(), config.vision, lengths, 64, 4096)
+def processor(config=MODEL_CONFIG, lengths=(32,)):
+  """Return a processor that pads prompts to `lengths`."""
+  return Processor(tokenizer(), config.vision, lengths, 64, 4096)
 
 
-def pack(config, batch, length=32):
-  """The prompts on one device."""
-  packed = packer(config, (length,)).pack(batch, 1, len(batch))
+def collate(config, batch, length=32):
+  """Return the prompts as a batch of one device."""
+  packed = processor(config, (length,)).collate(batch, 1, len(batch))
   return jax.tree.map(lambda x: x[0], packed)
 
 
-def encoded(rng, config, text, *grids):
-  """A prompt of `text` random tokens with a picture of each grid of patches.
+def random_prompt(rng, config, text, *grids):
+  """Return a prompt of `text` random tokens with an image per grid of patches.
 
-  The pictures stand a third of the way in, a token apart; a grid (0, 0) is
-  none.
+  The images stand a third of the way in, a token apart; a grid (0, 0) is none.
   """
-  image, first = tokenizer().picture, 6  # Below are control tokens.
-  ids = rng.integers(first, config.vocab, text).tolist()
-  at, pictures = text // 3, []
+  ids = rng.integers(6, config.vocab, text).tolist()  # Below 6: control tokens.
+  position, images = text // 3, []
   for grid in grids:
     if grid != (0, 0):
       v = config.vision
-      pads = [image] * (grid[0] * grid[1] // v.merge**2)
-      ids[at:at] = pads
-      at += len(pads) + 1
-      patches = rng.normal(
-        size=(grid[0] * grid[1], 3 * v.temporal * v.patch**2)
-      )
-      pictures.append(Picture(patches.astype(np.float32), grid))
-  return Encoded(ids, tuple(pictures))
+      count = grid[0] * grid[1]
+      placeholders = [tokenizer().image_id] * (count // v.merge**2)
+      ids[position:position] = placeholders
+      position += len(placeholders) + 1
+      patches = rng.normal(size=(count, 3 * v.temporal * v.patch**2))
+      images.append(ImagePatches(patches.astype(np.float32), grid))
+  return EncodedPrompt(ids, tuple(images))
 
 
-def responses(rng, config, *shape):
+def random_responses(rng, config, *shape):
+  """Return tokens of random responses, none of them control tokens."""
   return rng.integers(6, config.vocab, shape).astype(np.int32)

@@ -366,7 +366,7 @@ def _generate(
   )
 
 
-def _call_back(state_id: np.ndarray, *responses: np.ndarray) -> DeviceRequest:
+def _call_back(state_id: jax.Array, *responses: jax.Array) -> DeviceRequest:
   """Hand the responses of a device to its loop on the host."""
   state = _CALLBACK_STATES[int(state_id)]
   return state.respond(*map(np.asarray, responses))

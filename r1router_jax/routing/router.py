@@ -25,6 +25,7 @@ Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -142,7 +143,7 @@ def run_routing(
 def _drive_loop(
   policy: PolicyInterface,
   keys: jax.Array,
-  device_lock: threading.Lock,
+  device_lock: contextlib.AbstractContextManager,
   loop: "RoutingLoop",
 ) -> list[Trajectory]:
   """Answer the requests of one loop until it ends."""

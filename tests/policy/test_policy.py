@@ -1,4 +1,4 @@
-"""A policy's folder; responses that do not depend on their batch."""
+"""The folder of a policy, and responses independent of their batch."""
 
 import dataclasses
 import json
@@ -19,24 +19,28 @@ from tests import tiny_policy
 
 
 @pytest.fixture(scope="module")
-def made():
+def random_policy():
   return policy.Policy(
-    tiny_policy.SETTINGS,
+    tiny_policy.POLICY_CONFIG,
     tiny_policy.TOKENIZER,
-    tiny_policy.params(tiny_policy.SPOKEN),
+    tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG),
   )
 
 
-def ask(text, image=""):
+def make_prompt(text, image=""):
   return prompts.plan_conversation(text, image, (), style="compact")
 
 
-WARM = token_sampling.SamplingParams()  # Temperature 1.
+TEMPERATURE_1 = token_sampling.SamplingParams()
 
-ASKED = [ask("Who rules Chad?"), ask("And Niger?"), ask("How long is it?")]
+PROMPTS = [
+  make_prompt("Who rules Chad?"),
+  make_prompt("And Niger?"),
+  make_prompt("How long is it?"),
+]
 
 
-def same(got, wanted):
+def assert_equal_responses(got, wanted):
   for ours, theirs in zip(got, wanted, strict=True):
     for one, other in zip(ours, theirs, strict=True):
       assert one.text == other.text
@@ -44,10 +48,12 @@ def same(got, wanted):
       np.testing.assert_allclose(one.logp, other.logp, atol=1e-4)
 
 
-def test_a_saved_policy_responds_alike(made, tmp_path):
-  wanted = made.generate(ASKED, jax.random.key(0), n=2, method=WARM)
+def test_saved_policy_gives_the_same_responses(random_policy, tmp_path):
+  wanted = random_policy.generate(
+    PROMPTS, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
+  )
   assert [len(group) for group in wanted] == [2, 2, 2]
-  made.save(tmp_path / "policy")
+  random_policy.save(tmp_path / "policy")
   assert {p.name for p in (tmp_path / "policy").iterdir()} == {
     "config.json",
     "model.safetensors",
@@ -55,99 +61,122 @@ def test_a_saved_policy_responds_alike(made, tmp_path):
     "tokenizer.json",
   }
   again = policy.load(tmp_path / "policy")
-  assert again.settings == made.settings
-  jax.tree.map(np.testing.assert_array_equal, again.params, made.params)
-  same(again.generate(ASKED, jax.random.key(0), n=2, method=WARM), wanted)
+  assert again.config == random_policy.config
+  jax.tree.map(
+    np.testing.assert_array_equal, again.params, random_policy.params
+  )
+  assert_equal_responses(
+    again.generate(
+      PROMPTS, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
+    ),
+    wanted,
+  )
   # Saving a policy where it lies keeps its tokenizer.
   again.save(tmp_path / "policy")
-  assert policy.load(tmp_path / "policy").packer.tokenizer.size == 4096
+  assert policy.load(tmp_path / "policy").processor.tokenizer.vocab_size == 4096
 
 
-@pytest.mark.parametrize("asked", [ASKED[:1], ASKED[:2]])
-def test_greedy_members_are_alike(made, asked):
-  """Also those of a lone prompt, see `layers.product`."""
+@pytest.mark.parametrize("asked", [PROMPTS[:1], PROMPTS[:2]])
+def test_greedy_group_members_are_equal(random_policy, asked):
+  """A lone prompt takes another path, see `layers.matmul_few_rows`."""
   for group, (alone,) in zip(
-    made.generate(asked, jax.random.key(0), n=3),
-    made.generate(asked, jax.random.key(0)),
+    random_policy.generate(asked, jax.random.key(0), group_size=3),
+    random_policy.generate(asked, jax.random.key(0)),
     strict=True,
   ):
-    same([group], [[alone] * 3])
+    assert_equal_responses([group], [[alone] * 3])
 
 
-def test_a_response_does_not_depend_on_the_batch(made):
-  together = made.generate(ASKED, jax.random.key(0), n=2, method=WARM)
+def test_response_is_independent_of_its_batch(random_policy):
+  together = random_policy.generate(
+    PROMPTS, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
+  )
   for i in (2, 0):
-    alone = made.generate(ASKED[i : i + 1], jax.random.key(0), n=2, method=WARM)
-    same(alone, together[i : i + 1])
-  many = made.generate(ASKED * 7, jax.random.key(0), n=2, method=WARM)
-  same(many, together * 7)
+    alone = random_policy.generate(
+      PROMPTS[i : i + 1],
+      jax.random.key(0),
+      group_size=2,
+      sampling=TEMPERATURE_1,
+    )
+    assert_equal_responses(alone, together[i : i + 1])
+  many = random_policy.generate(
+    PROMPTS * 7, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
+  )
+  assert_equal_responses(many, together * 7)
 
 
-def test_text_and_logp_belong_to_the_tokens(made):
-  tokenizer = made.packer.tokenizer
-  for group in made.generate(ASKED, jax.random.key(1), n=2, method=WARM):
+def test_text_and_logp_belong_to_the_tokens(random_policy):
+  tokenizer = random_policy.processor.tokenizer
+  for group in random_policy.generate(
+    PROMPTS, jax.random.key(1), group_size=2, sampling=TEMPERATURE_1
+  ):
     for response in group:
       assert len(response.tokens) == len(response.logp) <= 12
       assert response.text == tokenizer.decode(response.tokens)
       assert (response.logp <= 0).all()
-      assert (response.tokens[:-1] != tokenizer.end).all()
+      assert (response.tokens[:-1] != tokenizer.eos_id).all()
 
 
-def test_pictures_may_be_mixed_with_text(made, tmp_path):
+def test_prompts_with_and_without_images_in_one_batch(random_policy, tmp_path):
   path = str(tmp_path / "p.png")
   pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   Image.fromarray(pixels).save(path)
-  asked = [ASKED[0], ask("What is it?", path)]
-  text, picture = made.generate(asked, jax.random.key(0), n=2, method=WARM)
-  same([text], made.generate(ASKED[:1], jax.random.key(0), 2, WARM))
+  asked = [PROMPTS[0], make_prompt("What is it?", path)]
+  text, picture = random_policy.generate(
+    asked, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
+  )
+  assert_equal_responses(
+    [text],
+    random_policy.generate(PROMPTS[:1], jax.random.key(0), 2, TEMPERATURE_1),
+  )
   assert len(picture) == 2
 
 
-def test_two_pictures_in_a_prompt(made, tmp_path):
-  """Each is seen, in its place, and alone as beside other prompts."""
+def test_two_images_in_a_prompt(random_policy, tmp_path):
+  """The model sees each image in its place, in any batch."""
   paths = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
   rng = np.random.default_rng(0)
   for path in paths:
     Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
   seeing = dataclasses.replace(
-    made, settings=dataclasses.replace(made.settings, passage_pictures=2)
+    random_policy,
+    config=dataclasses.replace(random_policy.config, passage_images=2),
   )
-  ask = lambda *shown: seeing.settings.conversation(
-    Step(
+
+  def show(*images):
+    passages = [
+      Passage(f"{n}", "image", "a flag", path) for n, path in enumerate(images)
+    ]
+    step = Step(
       "q",
       "answer",
       Question("q", "?"),
       sub_question="Who?",
-      passages=tuple(
-        Passage(f"{n}", "image", "a flag", path) for n, path in enumerate(shown)
-      ),
+      passages=tuple(passages),
     )
-  )
-  asked = [
-    ask(*paths[:2]),
-    ask(paths[1], paths[0]),
-    ask(paths[0], paths[2]),
-    ask(paths[0]),
-  ]
-  assert [len(each.pictures) for each in asked] == [2, 2, 2, 1]
-  together = seeing.generate(asked, jax.random.key(0), 2, WARM)
+    return seeing.config.build_prompt(step)
+
+  a, b, c = paths
+  shown = [show(a, b), show(b, a), show(a, c), show(a)]
+  assert [len(each.images) for each in shown] == [2, 2, 2, 1]
+  together = seeing.generate(shown, jax.random.key(0), 2, TEMPERATURE_1)
   for i in (0, 3):
-    same(
-      seeing.generate(asked[i : i + 1], jax.random.key(0), 2, WARM),
+    assert_equal_responses(
+      seeing.generate(shown[i : i + 1], jax.random.key(0), 2, TEMPERATURE_1),
       together[i : i + 1],
     )
-  # The same tokens are drawn with the same noise: what differs was seen.
+  # Equal tokens have equal random numbers: differences come from the images.
   first = [group[0].logp[0] for group in together[:3]]
   assert len({round(float(logp), 4) for logp in first}) == 3
 
 
-def test_no_conversations_no_responses(made):
-  assert made.generate([], jax.random.key(0)) == []
+def test_no_conversations_give_no_responses(random_policy):
+  assert random_policy.generate([], jax.random.key(0)) == []
 
 
-def test_a_question_that_does_not_fit_is_refused(made):
+def test_too_long_question_is_rejected(random_policy):
   with pytest.raises(PromptTooLong, match="over the limit of 48"):
-    made.generate([ask("who " * 60)], jax.random.key(0))
+    random_policy.generate([make_prompt("who " * 60)], jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -158,14 +187,14 @@ def test_a_question_that_does_not_fit_is_refused(made):
     ("tokenizer.json", FileNotFoundError),
   ],
 )
-def test_a_missing_file_is_named(made, tmp_path, name, error):
-  made.save(tmp_path)
+def test_missing_file_is_named(random_policy, tmp_path, name, error):
+  random_policy.save(tmp_path)
   (tmp_path / name).unlink()
   with pytest.raises(error, match=name):
     policy.load(tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_named():
+def test_missing_folder_is_named():
   with pytest.raises(FileNotFoundError, match="no folder nowhere"):
     policy.load("nowhere")
   with pytest.raises(FileNotFoundError, match="no/where, and the hub gives no"):
@@ -173,17 +202,17 @@ def test_a_folder_that_is_not_there_is_named():
 
 
 @pytest.mark.slow
-def test_a_published_checkpoint_is_a_policy(made, tmp_path):
+def test_published_checkpoint_opens_as_policy(random_policy, tmp_path):
   """A folder without `policy.json`: the paper's prompts, in bfloat16."""
-  made.save(tmp_path)
+  random_policy.save(tmp_path)
   (tmp_path / "policy.json").unlink()
   opened = policy.load(tmp_path)
-  assert opened.settings.style == "full"
+  assert opened.config.style == "full"
   assert opened.params["embed"].dtype == jnp.bfloat16
   short = dataclasses.replace(
     opened,
-    settings=dataclasses.replace(
-      opened.settings, response_tokens=(6,), batch_rows=1
+    config=dataclasses.replace(
+      opened.config, response_tokens=(6,), decode_batch_size=1
     ),
   )
   path = str(tmp_path / "p.png")
@@ -196,8 +225,8 @@ def test_a_published_checkpoint_is_a_policy(made, tmp_path):
   assert np.isfinite(group[0].logp).all()
 
 
-def test_broken_settings_are_named(made, tmp_path):
-  made.save(tmp_path)
+def test_broken_policy_json_is_named(random_policy, tmp_path):
+  random_policy.save(tmp_path)
   for text in ("{", "[]", '{"style": "compact", "speed": 3}'):
     (tmp_path / "policy.json").write_text(text)
     with pytest.raises(ValueError, match="policy.json: .*  Copy the policy"):
@@ -205,58 +234,80 @@ def test_broken_settings_are_named(made, tmp_path):
 
 
 OPTIONS = dict(
-  routes=2, passage_pictures=1, passage_tokens=messages.PassageTokens(text=40)
+  max_routes=2, passage_images=1, passage_tokens=messages.PassageTokens(text=40)
 )
 
 
 @pytest.mark.parametrize("options", [{}, OPTIONS])
-def test_settings_are_read_back(options):
-  known = dataclasses.replace(tiny_policy.SETTINGS, **options)
+def test_config_survives_json(options):
+  known = dataclasses.replace(tiny_policy.POLICY_CONFIG, **options)
   tree = json.loads(json.dumps(dataclasses.asdict(known)))
-  assert config.Settings.from_dict(tree) == known
-  assert known.options() == options
+  assert config.PolicyConfig.from_dict(tree) == known
+  assert known.enabled_extensions() == options
 
 
-def test_older_settings_have_no_options(made, tmp_path):
-  """The shipped policy's file does not know of them."""
-  warm = config.read(config.WARM_START)
-  assert "routes" not in (config.WARM_START / config.FILE).read_text()
-  assert warm.options() == {}
+def test_extensions_are_saved_and_overridden(random_policy, tmp_path):
+  """The shipped policy's file is older than the extensions."""
+  warm = config.read_config(config.WARM_START)
+  assert "routes" not in (config.WARM_START / config.POLICY_FILE).read_text()
+  assert warm.enabled_extensions() == {}
   some = dataclasses.replace(
-    made, settings=dataclasses.replace(made.settings, **OPTIONS)
+    random_policy, config=dataclasses.replace(random_policy.config, **OPTIONS)
   )
   some.save(tmp_path)
-  assert config.read(tmp_path).options() == OPTIONS
-  given = dict(passage_tokens=dict(table=9), routes=1)
-  assert config.of_run(str(tmp_path), given).options() == dict(
-    passage_pictures=1, passage_tokens=messages.PassageTokens(table=9)
+  assert config.read_config(tmp_path).enabled_extensions() == OPTIONS
+  given = dict(passage_tokens=dict(table=9), max_routes=1)
+  assert config.config_for_run(
+    str(tmp_path), given
+  ).enabled_extensions() == dict(
+    passage_images=1, passage_tokens=messages.PassageTokens(table=9)
+  )
+
+
+def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
+  random_policy.save(tmp_path)
+  path = tmp_path / config.POLICY_FILE
+  tree = json.loads(path.read_text())
+  for old, new in config.OLD_KEYS.items():
+    tree[old] = tree.pop(new)
+  tree["routes"] = 3
+  path.write_text(json.dumps(tree))
+  wanted = dataclasses.replace(random_policy.config, max_routes=3)
+  assert config.read_config(tmp_path) == wanted
+  # Overrides by old names win over the policy's own options, too.
+  assert config.config_for_run(str(tmp_path), dict(routes=2)).max_routes == 2
+  # The shipped policy is of such a version.
+  warm_start = json.loads((config.WARM_START / config.POLICY_FILE).read_text())
+  assert (
+    config.read_config(config.WARM_START).decode_batch_size
+    == warm_start["batch_rows"]
   )
 
 
 @pytest.mark.parametrize(
   "options, says",
   [
-    (dict(routes=0), "routes is 0: a plan may name 1 to 3"),
-    (dict(routes=4), "routes is 4"),
-    (dict(passage_pictures=-1), "passage_pictures is -1"),
+    (dict(max_routes=0), "max_routes is 0: a plan may name 1 to 3"),
+    (dict(max_routes=4), "max_routes is 4"),
+    (dict(passage_images=-1), "passage_images is -1"),
     (dict(passage_tokens=messages.PassageTokens(table=-1)), "table=-1.*0 for"),
     (
       dict(
-        passage_pictures=1,
-        model=dataclasses.replace(tiny_policy.SPOKEN, vision=None),
+        passage_images=1,
+        model=dataclasses.replace(tiny_policy.FULL_VOCAB_CONFIG, vision=None),
       ),
       "reads texts alone: set it to 0",
     ),
   ],
 )
-def test_options_out_of_range_are_named(options, says):
+def test_extension_out_of_range_is_rejected(options, says):
   with pytest.raises(ValueError, match=says):
-    dataclasses.replace(tiny_policy.SETTINGS, **options)
+    dataclasses.replace(tiny_policy.POLICY_CONFIG, **options)
 
 
-def test_a_fresh_policy_has_the_parameters_of_its_settings():
-  made = policy.create(tiny_policy.SETTINGS, tiny_policy.TOKENIZER, 0)
+def test_init_policy_has_the_parameters_of_its_config():
+  made = policy.init_policy(tiny_policy.POLICY_CONFIG, tiny_policy.TOKENIZER, 0)
   shapes = jax.tree.map(np.shape, made.params)
   assert shapes == jax.tree.map(
-    np.shape, tiny_policy.params(tiny_policy.SPOKEN)
+    np.shape, tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
   )

@@ -1,6 +1,5 @@
-"""Prompts and parser, against the reference's rows and against attackers."""
+"""Prompts and parser, against published rows and hostile text."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +13,6 @@ import pytest
 
 from r1router_jax.common.records import (
   KBS,
-  ROUTES,
   Answer,
   Malformed,
   Passage,
@@ -55,21 +53,25 @@ INJECTIONS = (
 
 words = st.text("abcXYZ 0123<>/|?.,'\n\té‹", min_size=0, max_size=40)
 
-squeezed = words.map(lambda text: " ".join(messages.neutralise(text).split()))
+normalized_text = words.map(
+  lambda text: " ".join(messages.escape_control_tags(text).split())
+)
 
-named = squeezed.filter(lambda text: text and text.lower() != "none")
+sub_question_text = normalized_text.filter(
+  lambda text: text and text.lower() != "none"
+)
 
-anything = st.text(max_size=60) | st.sampled_from(INJECTIONS)
-
-
-def joined(conversation):
-  return "".join(s.text for s in conversation.user if s.source != "picture")
-
-
-# ---- The reference's rows.
+untrusted_text = st.text(max_size=60) | st.sampled_from(INJECTIONS)
 
 
-def cut_rounds(text):
+def joined_text(conversation):
+  return "".join(s.text for s in conversation.user if s.source != "image")
+
+
+# ---- Published rows.
+
+
+def split_rounds(text):
   return [
     (asked, answer)
     for _, asked, answer in re.findall(
@@ -80,7 +82,7 @@ def cut_rounds(text):
   ]
 
 
-def cut_passages(text):
+def split_passages(text):
   kbs = dict(ter="text", tir="image", tar="table")
   found = re.findall(
     r"(?s)(ter|tir|tar)-\d+: (.*?)\n(?=(?:ter|tir|tar)-\d+: |\Z)", text
@@ -90,8 +92,8 @@ def cut_passages(text):
   )
 
 
-def read_row(row, image):
-  """The conversation that a row of the reference should be rendered from."""
+def make_step(row, image):
+  """Return the step whose prompt a published row should be."""
   body = row["problem"].removesuffix("<image>")
   if body.startswith("According to"):
     head = body.index("table retriever:") + len("table retriever:")
@@ -104,7 +106,7 @@ def read_row(row, image):
       "answer",
       Question("0", "", image=image),
       sub_question=asked,
-      passages=cut_passages(passages),
+      passages=split_passages(passages),
     )
   question, _, rest = body.removeprefix("Origin question: ").partition("\n")
   kind = "plan" if row["step_type"] == "ret" else "final"
@@ -117,21 +119,21 @@ def read_row(row, image):
     "0",
     kind,
     Question("0", question, image=image),
-    history=tuple(cut_rounds(rest)),
+    history=tuple(split_rounds(rest)),
   )
 
 
 @pytest.mark.skipif(not ROWS.exists(), reason="the reference's rows are absent")
-def test_full_style_is_the_references_rows():
+def test_full_style_equals_published_rows():
   kinds = dict(plan=0, answer=0, final=0)
   for line in ROWS.read_text(encoding="utf-8").split("\n")[:-1]:
     record = json.loads(line)
     image = (record["images"] or [""])[0]
     for row in record["steps"]:
-      step = read_row(row, image)
+      step = make_step(row, image)
       prompt = prompts_lib.step_conversation(step, style="full")
-      assert joined(prompt) == row["problem"].removesuffix("<image>")
-      assert bool(prompt.pictures) == row["problem"].endswith("<image>")
+      assert joined_text(prompt) == row["problem"].removesuffix("<image>")
+      assert bool(prompt.images) == row["problem"].endswith("<image>")
       assert prompt.system.rstrip("\n") == row["system"].rstrip("\n")
       kinds[prompt.kind] += prompt.system == row["system"]
   # 67 plan rows hold the prompt's other variant, one newline shorter.
@@ -150,15 +152,15 @@ PASSAGES = (
 
 def test_full_answer_prompt_groups_passages_by_knowledge_base():
   prompt = prompts_lib.answer_conversation("Who?", PASSAGES, "p", style="full")
-  assert joined(prompt).endswith(
+  assert joined_text(prompt).endswith(
     "table retriever:ter-0: x0\nter-1: x1\ntir-0: i0\ntar-0: t0\n\n\n "
     "Give me the answer(with the format <answer></answer>) to the Question: "
     "who?"
   )
-  assert prompt.pictures == ("p",) and prompt.user[-1].text == "p"
+  assert prompt.images == ("p",) and prompt.user[-1].text == "p"
 
 
-PICTURES = (
+IMAGE_PASSAGES = (
   Passage("a", "text", "x0", "no.png"),
   Passage("b", "image", "i0", "0.png"),
   Passage("c", "image", "i1"),
@@ -177,30 +179,34 @@ PICTURES = (
     ("compact", "x0\n[0.png]i0\ni1\n[2.png]i2\ni3\n"),
   ],
 )
-def test_pictures_stand_beside_their_passages(style, wanted):
+def test_images_stand_beside_their_passages(style, wanted):
   prompt = prompts_lib.answer_conversation(
-    "Who?", PICTURES, "p", style=style, passage_pictures=2
+    "Who?", IMAGE_PASSAGES, "p", style=style, passage_images=2
   )
   shown = "".join(
-    f"[{s.text}]" if s.source == "picture" else s.text
+    f"[{s.text}]" if s.source == "image" else s.text
     for s in prompt.user
-    if s.of
+    if s.passage_ref
   )
   assert shown == wanted
   # Each piece knows its passage; what is not of one has none.
   for segment in prompt.user:
     if segment.text in ("i2", "2.png"):
-      assert segment.of == ("image", 2)
-  assert [s.of for s in prompt.user if s.text == "p"] in ([None], [])
-  plain = prompts_lib.answer_conversation("Who?", PICTURES, "p", style=style)
-  assert joined(plain) == joined(prompt) and "0.png" not in plain.pictures
-
-
-def test_a_plan_is_told_how_many_routes_it_may_name():
-  ask = lambda style, **how: prompts_lib.plan_conversation(
-    "q", "", (), style=style, **how
+      assert segment.passage_ref == ("image", 2)
+  assert [s.passage_ref for s in prompt.user if s.text == "p"] in ([None], [])
+  plain = prompts_lib.answer_conversation(
+    "Who?", IMAGE_PASSAGES, "p", style=style
   )
-  one, two = ask("full"), ask("full", routes=2)
+  assert (
+    joined_text(plain) == joined_text(prompt) and "0.png" not in plain.images
+  )
+
+
+def test_plan_prompt_states_the_number_of_routes():
+  def ask(style, **options):
+    return prompts_lib.plan_conversation("q", "", (), style=style, **options)
+
+  one, two = ask("full"), ask("full", max_routes=2)
   assert one.user == two.user
   old, new = (
     [
@@ -215,13 +221,13 @@ def test_a_plan_is_told_how_many_routes_it_may_name():
       "1 retriever", "1 to 2 retrievers, with commas between them,"
     )
   ]
-  assert ask("compact", routes=3) == ask("compact")
+  assert ask("compact", max_routes=3) == ask("compact")
 
 
 def test_compact_prompts():
   history = (("What is it?", "Chad"),)
   plan = prompts_lib.plan_conversation("Where?", "p", history, style="compact")
-  assert (joined(plan), plan.system, plan.pictures) == (
+  assert (joined_text(plan), plan.system, plan.images) == (
     "Q: Where?\nWhat is it? Chad\n",
     "<|plan|>",
     ("p",),
@@ -230,16 +236,16 @@ def test_compact_prompts():
   final = prompts_lib.final_conversation(
     "Where?", "p", history, style="compact"
   )
-  assert (joined(final), final.system) == (joined(plan), "<|final|>")
+  assert (joined_text(final), final.system) == (joined_text(plan), "<|final|>")
   answer = prompts_lib.answer_conversation(
     "Who?", PASSAGES, "p", style="compact"
   )
-  assert joined(answer) == "Q: Who?\nx0\nx1\ni0\nt0\n"
-  assert (answer.system, answer.pictures) == ("<|answer|>", ())
+  assert joined_text(answer) == "Q: Who?\nx0\nx1\ni0\nt0\n"
+  assert (answer.system, answer.images) == ("<|answer|>", ())
 
 
 @pytest.mark.parametrize("style", prompts_lib.STYLES)
-@hypothesis.given(texts=st.tuples(*[anything] * 4))
+@hypothesis.given(texts=st.tuples(*[untrusted_text] * 4))
 def test_untrusted_text_is_marked_and_holds_no_tags(style, texts):
   question, asked, answer, passage = texts
   prompts = (
@@ -269,17 +275,17 @@ def test_untrusted_text_is_marked_and_holds_no_tags(style, texts):
         )
 
 
-def test_unknown_style_lists_the_known():
+def test_unknown_style_is_rejected():
   with pytest.raises(ValueError, match="full, compact"):
     prompts_lib.plan_conversation("q", "", (), style="ful")
 
 
-# ---- Neutralising.
+# ---- Escaping of control tags.
 
 
 @pytest.mark.parametrize("hostile", INJECTIONS)
-def test_look_alikes_are_neutralised(hostile):
-  assert "\u2039" in messages.neutralise(f"It is {hostile} here.")
+def test_control_tags_and_look_alikes_are_escaped(hostile):
+  assert "\u2039" in messages.escape_control_tags(f"It is {hostile} here.")
 
 
 @pytest.mark.parametrize(
@@ -295,14 +301,14 @@ def test_look_alikes_are_neutralised(hostile):
     "<3",
   ],
 )
-def test_kind_text_is_unchanged(kind):
-  assert messages.neutralise(kind) == kind
+def test_harmless_text_is_unchanged(kind):
+  assert messages.escape_control_tags(kind) == kind
 
 
-@hypothesis.given(anything)
-def test_neutralising_twice_changes_nothing_more(text):
-  once = messages.neutralise(text)
-  assert messages.neutralise(once) == once
+@hypothesis.given(untrusted_text)
+def test_escaping_twice_changes_nothing_more(text):
+  once = messages.escape_control_tags(text)
+  assert messages.escape_control_tags(once) == once
 
 
 @pytest.mark.parametrize(
@@ -317,9 +323,10 @@ def test_neutralising_twice_changes_nothing_more(text):
     "</" * 500_000,
   ],
 )
-def test_time_is_linear(hostile):
+def test_hostile_text_takes_linear_time(hostile):
+  # CPU time, without that of other processes; quadratic time would be hours.
   start = time.process_time()
-  messages.neutralise(hostile)
+  messages.escape_control_tags(hostile)
   format.parse_plan(hostile)
   format.parse_answer(hostile)
   assert time.process_time() - start < 5
@@ -328,27 +335,28 @@ def test_time_is_linear(hostile):
 # ---- Parser.
 
 
-@hypothesis.given(squeezed, named, st.sampled_from(KBS))
+@hypothesis.given(normalized_text, sub_question_text, st.sampled_from(KBS))
 def test_plans_survive_the_round_trip(thought, sub_question, route):
-  plan = Plan(thought, sub_question, route)
+  plan = Plan(thought, sub_question, (route,))
   assert format.parse_plan(format.render_plan(plan)) == plan
 
 
-@hypothesis.given(squeezed, named)
+@hypothesis.given(normalized_text, sub_question_text)
 def test_answers_survive_the_round_trip(thought, text):
   answer = Answer(thought, text)
   assert format.parse_answer(format.render_answer(answer)) == answer
 
 
 @hypothesis.given(
-  squeezed, named, st.lists(st.sampled_from(KBS), min_size=1, unique=True)
+  normalized_text,
+  sub_question_text,
+  st.lists(st.sampled_from(KBS), min_size=1, unique=True),
 )
 def test_plans_of_several_routes_survive_the_round_trip(
   thought, sub_question, routes
 ):
-  plan = Plan(thought, sub_question, routes[0], tuple(routes[1:]))
+  plan = Plan(thought, sub_question, tuple(routes))
   text = format.render_plan(plan)
-  assert plan.routes == tuple(routes)
   for most in range(1, 4):
     found = format.parse_plan(text, most)
     assert (
@@ -359,16 +367,18 @@ def test_plans_of_several_routes_survive_the_round_trip(
 
 
 def test_stopping_survives_the_round_trip():
-  plan = Plan("done", format.NONE, "none")
+  plan = Plan("done", format.NONE, ())
   assert format.parse_plan(format.render_plan(plan)) == plan
 
 
-@hypothesis.given(anything, anything, st.sampled_from(ROUTES))
-def test_rendered_gold_holds_its_own_tags_only(thought, text, route):
+@hypothesis.given(
+  untrusted_text, untrusted_text, st.sampled_from([(), *[(kb,) for kb in KBS]])
+)
+def test_rendered_plan_holds_its_own_tags_only(thought, text, routes):
   parsed = format.parse_plan(
-    format.render_plan(Plan(thought, f"x{text}", route))
+    format.render_plan(Plan(thought, f"x{text}", routes))
   )
-  assert isinstance(parsed, Plan) != (route == "none")
+  assert isinstance(parsed, Plan) == bool(routes)
 
 
 @hypothesis.given(
@@ -408,16 +418,19 @@ def plan_text(sub_question="Who?", route="Text Retriever", thought="t"):
 @pytest.mark.parametrize(
   "text, plan",
   [
-    (plan_text(), Plan("t", "Who?", "text")),
-    (plan_text(route=" text  IMAGE retriever\n"), Plan("t", "Who?", "image")),
-    (plan_text("NONE", "none"), Plan("t", "None", "none")),
-    (plan_text("a\nAnswer1: b"), Plan("t", "a Answer1: b", "text")),
-    (plan_text(thought=""), Plan("", "Who?", "text")),
-    (plan_text().upper(), Plan("T", "WHO?", "text")),
-    (plan_text("x" * 50_000), Plan("t", "x" * 512, "text")),
+    (plan_text(), Plan("t", "Who?", ("text",))),
+    (
+      plan_text(route=" text  IMAGE retriever\n"),
+      Plan("t", "Who?", ("image",)),
+    ),
+    (plan_text("NONE", "none"), Plan("t", "None", ())),
+    (plan_text("a\nAnswer1: b"), Plan("t", "a Answer1: b", ("text",))),
+    (plan_text(thought=""), Plan("", "Who?", ("text",))),
+    (plan_text().upper(), Plan("T", "WHO?", ("text",))),
+    (plan_text("x" * 50_000), Plan("t", "x" * 512, ("text",))),
   ],
 )
-def test_plans(text, plan):
+def test_well_formed_plans_are_parsed(text, plan):
   assert format.parse_plan(text) == plan
 
 
@@ -445,7 +458,7 @@ def test_plans(text, plan):
     ),
   ],
 )
-def test_malformed_plans(text, reason):
+def test_malformed_plan_has_a_reason(text, reason):
   parsed = format.parse_plan(text)
   assert isinstance(parsed, Malformed)
   assert reason in parsed.reason
@@ -466,7 +479,7 @@ def test_malformed_plans(text, reason):
     ("Text Retriever", ""),
   ],
 )
-def test_up_to_two_routes(names, fault):
+def test_two_routes_are_allowed(names, fault):
   found = format.parse_plan(plan_text(route=names), 2)
   if fault:
     assert found.reason == (
@@ -478,8 +491,8 @@ def test_up_to_two_routes(names, fault):
     assert found.routes == ("text", "table")[: 1 + ("," in names)]
 
 
-def test_one_route_is_refused_as_ever():
-  """The reason that R1-Router's own form has had before there was a choice."""
+def test_several_routes_are_malformed_by_default():
+  """The reason is the one that the policy learnt to read with one route."""
   found = format.parse_plan(plan_text(route="Text Retriever, Table Retriever"))
   assert found.reason == (
     "several routes 'Text Retriever, Table Retriever'; write one of: Text "
@@ -498,18 +511,12 @@ def test_one_route_is_refused_as_ever():
     (plan_text(), "tags are"),
   ],
 )
-def test_malformed_answers(text, reason):
+def test_malformed_answer_has_a_reason(text, reason):
   parsed = format.parse_answer(text)
   assert isinstance(parsed, Malformed)
   assert reason in parsed.reason
 
 
-def test_reasons_stay_short():
+def test_reasons_are_short():
   for text in (plan_text(route="x" * 10**5), "<think>" * 10**5):
     assert len(format.parse_plan(text).reason) < 300
-
-
-def test_records_are_frozen():
-  segment = messages.Segment("x", "template")
-  with pytest.raises(dataclasses.FrozenInstanceError):
-    segment.text = "y"

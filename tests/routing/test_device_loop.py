@@ -1,264 +1,169 @@
-"""The fused loop gives the trajectories of the one that the host drives."""
+"""The device loop gives the trajectories of the loop that the host drives."""
 
 import dataclasses
-import functools
 
 import jax
-import numpy as np
 import pytest
 
 from r1router_jax.common.records import Plan, Step
-from r1router_jax.data import georouter
-from r1router_jax.generation import token_sampling
-from r1router_jax.parallel import mesh
-from r1router_jax.policy import policy
+from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.protocol.messages import PassageTokens
-from r1router_jax.retrieval import local_kb
-from r1router_jax.retrieval.index import exact
-from r1router_jax.routing import (
-  device_loop,
-  policy_requests,
-  route_policies,
-  router,
-)
+from r1router_jax.routing import device_loop
+from r1router_jax.routing.answering_methods import STOP, R1Router
 from r1router_jax.routing.baselines import registry
-from tests import tiny_policy, two_processes
-from tests.retrieval.fakes import Words
-
-KEY = jax.random.key(3)
-
-by = lambda planner: policy_requests.Approach(
-  functools.partial(router.loop, planner=planner)
+from r1router_jax.routing.route_policies import AlwaysRoute
+from tests import two_processes
+from tests.routing.device_loop_cases import (
+  KEY,
+  load_kbs,
+  load_questions,
+  load_warm_start,
+  make_random_policy,
+  run_both_loops,
+  run_groups_both_ways,
 )
-
-WARM = dict(method=token_sampling.SamplingParams(0.8), members=2, k=2)
-
-
-def kbs(count=80):
-  """Real knowledge bases over some of the world, searched without JAX."""
-  return {
-    kb: local_kb.LocalKB(
-      local_kb.Content(some, Words(), exact.ExactIndex(Words()(some)))
-    )
-    for kb in ("text", "image", "table")
-    for some in [list(georouter.passages(kb))[:count]]
-  }
-
-
-def questions(count=14):
-  """Every third with a picture, and one with none that can be read."""
-  asked = georouter.questions("test")
-  shown = [q for q in asked if q.image]
-  told = [q for q in asked if not q.image]
-  some = [shown[n] if n % 3 == 0 else told[n] for n in range(count)]
-  return [
-    dataclasses.replace(some[0], id="broken", image="missing.png"),
-    *some[1:],
-  ]
-
-
-def warm(devices):
-  """The shipped policy, on so many devices."""
-  made = policy.load("warm_start")
-  return dataclasses.replace(
-    made,
-    settings=dataclasses.replace(
-      made.settings,
-      prompt_tokens=(96, 160),
-      response_tokens=(40,),
-      batch_rows=8,
-    ),
-    mesh=jax.sharding.Mesh(
-      np.array(jax.local_devices()[:devices]), (mesh.DATA,)
-    ),
-  )
-
-
-def both(devices, asked):
-  """Trajectories and kept steps, driven by the host and fused."""
-  of, bases = warm(devices), kbs()
-  for walk in (router.route, device_loop.route):
-    kept = []
-    yield (
-      walk(
-        of,
-        bases,
-        asked,
-        KEY,
-        **WARM,
-        keep=lambda step, group, kept=kept: kept.append(
-          (step, [response.text for response in group])
-        ),
-      ),
-      kept,
-    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "devices", [pytest.param(1, marks=pytest.mark.long), 4]
 )
-def test_as_driven_by_the_host(devices):
-  (wanted, kept), (found, fused_kept) = both(devices, questions())
-  assert sum(len(each.rounds) for each in wanted) > 10
-  assert wanted[0].faults[0].startswith("input")
-  assert found == wanted
-  order = lambda kept: sorted(kept, key=repr)
-  assert order(fused_kept) == order(kept)
+def test_device_loop_equals_host_loop(devices):
+  by_host, by_devices = run_groups_both_ways(devices, load_questions())
+  trajectories, steps = by_host
+  assert sum(len(each.rounds) for each in trajectories) > 10 and len(steps) > 10
+  assert trajectories[0].faults[0].startswith("input")
+  assert by_devices == by_host
 
 
 @pytest.mark.slow
-def test_a_baseline_is_driven_as_well():
-  """Its prompts, and the texts that end its responses, are data, too."""
-  wanted, found = (
-    walk(
-      warm(1),
-      kbs(),
-      questions(8),
-      KEY,
-      method=token_sampling.SamplingParams(0.8),
-      by=registry.METHODS["search_r1"](0),
-    )
-    for walk in (router.route, device_loop.route)
+def test_device_loop_runs_baselines():
+  """Prompts, and the texts that end responses, are data of the program."""
+  search_r1 = registry.METHODS["search_r1"](0)
+  wanted, found = run_both_loops(
+    load_warm_start(1),
+    load_kbs(),
+    load_questions(8),
+    sampling=SamplingParams(0.8),
+    method=search_r1,
   )
   assert found == wanted and sum(len(each.rounds) for each in wanted) > 4
-  ends = registry.METHODS["search_r1"](0)._replace(stop=("</sub-question>",))
-  wanted, found = (
-    walk(warm(1), kbs(), questions(8), KEY, by=ends)
-    for walk in (router.route, device_loop.route)
+  # The stop texts end responses before the route is written.
+  wanted, found = run_both_loops(
+    load_warm_start(1),
+    load_kbs(),
+    load_questions(8),
+    method=dataclasses.replace(search_r1, stop=("</sub-question>",)),
   )
-  assert found == wanted and any(
-    each.faults[0].startswith(
-      "plan: tags are <think> </think> <sub-question> </sub-question>;"
-    )
-    for each in wanted[1:]
-    if each.faults
-  )
+  assert found == wanted
+  first_faults = [each.faults[0] for each in wanted[1:] if each.faults]
+  cut_off = "plan: tags are <think> </think> <sub-question> </sub-question>;"
+  assert any(fault.startswith(cut_off) for fault in first_faults)
 
 
 CHILD = """
 import jax
-from r1router_jax import pods
-pods.join_pod()
-from tests import test_fused
-mine = test_fused.questions()[jax.process_index()::2]
-(wanted, kept), (found, _) = test_fused.both(2, mine)
-assert found == wanted and len(kept) > 10
-print("alike", len(found), jax.process_count())
+from r1router_jax.parallel import multihost
+multihost.initialize_distributed()
+from tests.routing import device_loop_cases as cases
+own = cases.load_questions()[jax.process_index()::2]
+by_host, by_devices = cases.run_groups_both_ways(2, own)
+assert by_devices == by_host and len(by_host[1]) > 10
+print("alike", len(by_host[0]), jax.process_count())
 """
 
 
 @pytest.mark.long
-def test_each_host_walks_its_own_questions(tmp_path):
-  assert all(
-    "alike 7 2" in said
-    for said in two_processes.run(CHILD, tmp_path, timeout=400)
-  )
+def test_each_host_answers_its_own_questions(tmp_path):
+  outputs = two_processes.run_two_processes(CHILD, tmp_path, timeout=400)
+  assert all("alike 7 2" in output for output in outputs)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_devices_may_have_no_question(count):
-  """Nor one that can be read, which the first is not."""
-  of = policy.Policy(
-    dataclasses.replace(
-      tiny_policy.SETTINGS,
-      prompt_tokens=(112,),
-      response_tokens=(4,),
-      batch_rows=2,
-    ),
-    tiny_policy.TOKENIZER,
-    tiny_policy.params(tiny_policy.SPOKEN),
-    jax.sharding.Mesh(np.array(jax.local_devices()[:4]), (mesh.DATA,)),
-  )
-  planner = route_policies.always("text")
-  wanted, found = (
-    walk(of, kbs(10), questions(count), KEY, by=by(planner))
-    for walk in (router.route, device_loop.route)
+  """The first question cannot even be read."""
+  wanted, found = run_both_loops(
+    make_random_policy(4, prompt_tokens=(112,), response_tokens=(4,)),
+    load_kbs(10),
+    load_questions(count),
+    method=AlwaysRoute(kbs=("text",)),
   )
   assert found == wanted and len(found) == count
   assert wanted[0].faults[0].startswith("input")
 
 
-def test_options_change_nothing_about_who_drives():
-  """Two routes a plan, pictures of passages, one that is gone, and limits."""
-  options = dict(
-    routes=2,
-    passage_pictures=2,
+@dataclasses.dataclass(frozen=True)
+class FixedPlans(R1Router):
+  """R1-Router with plans of two routes each that are given beforehand."""
+
+  def fixed_plan(self, question, n):
+    """Return the plan of round `n`."""
+    return (
+      Plan("", "Which flag?", ("image", "text")),
+      Plan("", "How many people?", ("table", "image")),
+      STOP,
+    )[n]
+
+
+def count_shown_images(policy, question, passages):
+  step = Step("", "answer", question, sub_question="?", passages=passages)
+  return len(policy.processor.encode(policy.config.build_prompt(step)).images)
+
+
+def test_device_loop_supports_all_extensions():
+  """Two routes a plan, images of passages, a missing one, and token limits."""
+  policy = make_random_policy(
+    1,
+    max_routes=2,
+    passage_images=2,
     passage_tokens=PassageTokens(text=9, image=20),
     prompt_tokens=(112,),
     response_tokens=(4,),
-    batch_rows=4,
+    decode_batch_size=4,
   )
-  of = policy.Policy(
-    dataclasses.replace(tiny_policy.SETTINGS, **options),
-    tiny_policy.TOKENIZER,
-    tiny_policy.params(tiny_policy.SPOKEN),
-    jax.sharding.Mesh(np.array(jax.local_devices()[:1]), (mesh.DATA,)),
-  )
-  bases = kbs(10)
-  flags = bases["image"].content.passages
-  flags[:] = [
-    dataclasses.replace(passage, image="gone.png")
-    if passage.id == "image/flag/argentina"
-    else passage
-    for passage in flags
-  ]
-  plans = [
-    Plan("", "Which flag?", "image", ("text",)),
-    Plan("", "How many people?", "table", ("image",)),
-    route_policies.STOP,
-  ]
-  planner = route_policies.Planner(fixed=lambda question, n: plans[n])
-  wanted, found = (
-    walk(
-      of,
-      bases,
-      questions(3)[1:],
-      KEY,
-      by=by(planner),
-      k=3,
-      method=token_sampling.SamplingParams(0.8),
-    )
-    for walk in (router.route, device_loop.route)
+  kbs = load_kbs(10)
+  passages = kbs["image"].stack.passages
+  for n, passage in enumerate(passages):
+    if passage.id == "image/flag/argentina":
+      passages[n] = dataclasses.replace(passage, image="gone.png")
+  wanted, found = run_both_loops(
+    policy,
+    kbs,
+    load_questions(3)[1:],
+    method=FixedPlans(),
+    k=3,
+    sampling=SamplingParams(0.8),
   )
   assert found == wanted and len(found) == 2
   for each in wanted:
-    shown = [
-      len(
-        of.packer.encode(
-          of.settings.conversation(
-            Step(
-              "",
-              "answer",
-              each.question,
-              sub_question="?",
-              passages=done.passages,
-            )
-          )
-        ).pictures
-      )
+    assert [
+      count_shown_images(policy, each.question, done.passages)
       for done in each.rounds
-    ]
-    assert shown == [2, 1] and each.truncated_tokens > 0
+    ] == [2, 1]
+    assert each.truncated_tokens > 0
     assert [len(done.passages) for done in each.rounds] == [6, 6]
     assert sum(f.startswith("picture: 'gone.png'") for f in each.faults) == 1
 
 
-def test_a_knowledge_base_that_would_wait_is_refused():
-  of, bases = warm(1), kbs(5)
-  bases["table"].content.embedder.devices = tuple(jax.local_devices())
+def test_knowledge_base_on_the_same_devices_is_refused():
+  kbs = load_kbs(5)
+  kbs["table"].stack.embedder.devices = tuple(jax.local_devices())
   with pytest.raises(ValueError, match="table knowledge base .*serve_kb"):
-    device_loop.route(of, bases, questions(2), KEY)
+    device_loop.run_routing_on_devices(
+      load_warm_start(1), kbs, load_questions(2), KEY
+    )
 
 
-def test_a_fault_of_a_search_keeps_its_kind():
-  of, bases = warm(1), kbs(5)
+def test_exception_of_a_search_keeps_its_type():
+  kbs = load_kbs(5)
 
   def search(queries, k):
     raise TimeoutError("the server is gone")
 
-  for base in bases.values():
-    base.search = search
+  for kb in kbs.values():
+    kb.search = search
   with pytest.raises(TimeoutError, match="the server is gone"):
-    device_loop.route(of, bases, questions(4), KEY)
-  assert not device_loop._HOSTS
+    device_loop.run_routing_on_devices(
+      load_warm_start(1), kbs, load_questions(4), KEY
+    )
+  assert not device_loop._CALLBACK_STATES

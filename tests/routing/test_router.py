@@ -4,81 +4,60 @@ import jax
 import pytest
 
 from r1router_jax.common.records import (
-  Answer,
-  Hop,
   Malformed,
   Passage,
   Plan,
   Query,
   Question,
 )
-from r1router_jax.protocol import format
 from r1router_jax.protocol.templates import STYLES
 from r1router_jax.routing import router
 from r1router_jax.routing.baselines import registry
+from r1router_jax.routing.router import RolloutOptions
 from tests import fakes
+from tests.fakes import (
+  COLOUR,
+  PEOPLE,
+  ScriptedPolicy,
+  good_script,
+  write_answer,
+  write_plan,
+)
 
 KEY = jax.random.key(0)
 
-PEOPLE = Question(
-  "q/people",
-  "How many people live here?",
-  ("18 million",),
-  "chad.png",
-  hops=(
-    Hop("Which country is this?", ("image",), ("Chad",)),
-    Hop("How many people live in Chad?", ("table", "text"), ("18 million",)),
-  ),
-)
 
-COLOUR = Question("q/colour", "What colour is grass?", ("green",))
-
-
-def plan(sub_question, route, *also):
-  return format.render_plan(Plan("because", sub_question, route, also))
-
-
-def answer(text):
-  return format.render_answer(Answer("because", text))
-
-
-def gold(kind, prompt, temperature):
-  """What a good policy writes."""
-  if kind == "plan":
-    if "grass" in prompt or "18 million" in prompt:
-      return plan("None", "none")
-    if "chad" in prompt:
-      return plan("How many people live in Chad?", "table")
-    return plan("Which country is this?", "image")
-  if kind == "answer":
-    return answer("Chad" if "which country" in prompt else "18 million")
-  return answer("green" if "grass" in prompt else "18 million")
-
-
-def walk(script, *questions, of=None, **options):
-  policy, kbs = of or fakes.Scripted(script), fakes.kbs()
-  found = router.route(policy, kbs, questions, KEY, **options)
+def run_script(script, *questions, policy=None, **options):
+  """Return trajectories, the policy with its prompts, and knowledge bases."""
+  policy, kbs = policy or ScriptedPolicy(script), fakes.make_kbs()
+  found = router.run_routing(
+    policy, kbs, questions, KEY, RolloutOptions(**options)
+  )
   return found, policy, kbs
 
 
-def test_questions_walk_together_and_each_stops_when_it_wants():
-  (people, colour), policy, kbs = walk(gold, PEOPLE, COLOUR, k=2)
+def fault_kinds(trajectory):
+  return [fault.split(":")[0] for fault in trajectory.faults]
+
+
+def test_questions_stop_independently():
+  (people, colour), policy, kbs = run_script(good_script, PEOPLE, COLOUR, k=2)
   assert [
-    (r.plan.route, r.plan.sub_question, r.answer.text) for r in people.rounds
+    (r.plan.routes, r.plan.sub_question, r.answer.text) for r in people.rounds
   ] == [
-    ("image", "Which country is this?", "Chad"),
-    ("table", "How many people live in Chad?", "18 million"),
+    (("image",), "Which country is this?", "Chad"),
+    (("table",), "How many people live in Chad?", "18 million"),
   ]
   assert [p.text for p in people.rounds[0].passages] == [
     "image on Which country is this?"
   ] * 2
   assert people.final.text == "18 million" and not people.faults
   assert colour.rounds == () and colour.final.text == "green"
-  # Only the picture's knowledge base sees the picture.
+  # Only the image knowledge base is searched with the image.
   assert kbs["image"].queries == [Query("Which country is this?", "chad.png")]
   assert kbs["table"].queries == [Query("How many people live in Chad?")]
   # The last plan of `people` is the stop; the final step is asked for both.
-  kinds = [[kind for kind, _ in asked] for asked in policy.asked if asked]
+  kinds = [[kind for kind, _ in call] for call in policy.prompts if call]
   assert kinds == [
     ["plan"] * 2,
     ["answer"],
@@ -88,205 +67,213 @@ def test_questions_walk_together_and_each_stops_when_it_wants():
     ["final"] * 2,
   ]
   written = [
-    plan("Which country is this?", "image"),
-    answer("Chad"),
-    plan("How many people live in Chad?", "table"),
-    answer("18 million"),
-    plan("None", "none"),
-    answer("18 million"),
+    write_plan("Which country is this?", "image"),
+    write_answer("Chad"),
+    write_plan("How many people live in Chad?", "table"),
+    write_answer("18 million"),
+    write_plan("None"),
+    write_answer("18 million"),
   ]
   assert people.tokens == sum(len(text.split()) for text in written)
 
 
-def test_a_question_does_not_depend_on_its_neighbours():
-  together, *_ = walk(gold, PEOPLE, COLOUR)
-  assert together == [walk(gold, q)[0][0] for q in (PEOPLE, COLOUR)]
+def test_trajectory_is_independent_of_other_questions():
+  together, *_ = run_script(good_script, PEOPLE, COLOUR)
+  assert together == [
+    run_script(good_script, q)[0][0] for q in (PEOPLE, COLOUR)
+  ]
 
 
 @pytest.mark.parametrize("in_flight", [2, 3, 5])
-def test_parts_in_flight_change_nothing(in_flight):
+def test_parts_in_flight_give_the_same_trajectories(in_flight):
   many = [
     dataclasses.replace(q, id=f"{q.id}/{n}")
     for n in range(2)
     for q in (PEOPLE, COLOUR)
   ]
-  kept = lambda **how: (
-    seen := [],
-    walk(
-      gold,
+  trajectories, steps = {}, {}
+  for count in (1, in_flight):
+    seen = steps[count] = []
+    trajectories[count], *_ = run_script(
+      good_script,
       *many,
-      keep=lambda step, group: seen.append((step, group[0].text)),
-      **how,
-    )[0],
-  )
-  steps, found = kept(in_flight=in_flight)
-  alone, wanted = kept()
-  assert found == wanted
-  assert sorted(steps, key=repr) == sorted(alone, key=repr)
+      in_flight=count,
+      on_step=lambda step, group, seen=seen: seen.append((step, group[0].text)),
+    )
+  assert trajectories[in_flight] == trajectories[1]
+  # Steps are reported part by part.
+  assert sorted(steps[in_flight], key=repr) == sorted(steps[1], key=repr)
 
 
-def test_at_most_max_steps_rounds():
-  asked = iter(range(100))
-  script = lambda kind, prompt, temperature: (
-    plan(f"What is {next(asked)}?", "text") if kind == "plan" else answer("x")
-  )
-  (found,), *_ = walk(script, COLOUR, max_steps=2)
+def test_max_steps_limits_rounds():
+  numbers = iter(range(100))
+
+  def script(kind, prompt, temperature):
+    if kind == "plan":
+      return write_plan(f"What is {next(numbers)}?", "text")
+    return write_answer("x")
+
+  (found,), *_ = run_script(script, COLOUR, max_steps=2)
   assert len(found.rounds) == 2 and not found.faults
 
 
-def test_a_malformed_plan_is_drawn_once_more_at_temperature_1():
-  warmths = []
+def test_malformed_plan_is_resampled_at_temperature_1():
+  temperatures = []
 
   def script(kind, prompt, temperature):
     if kind == "plan":
-      warmths.append(temperature)
-      return gold(kind, prompt, 0) if temperature else "no plan"
-    return gold(kind, prompt, 0)
+      temperatures.append(temperature)
+      return good_script(kind, prompt, 0) if temperature else "no plan"
+    return good_script(kind, prompt, 0)
 
-  (found,), *_ = walk(script, PEOPLE)
-  assert warmths == [0.0, 1.0] * 3
+  (found,), *_ = run_script(script, PEOPLE)
+  assert temperatures == [0.0, 1.0] * 3
   assert len(found.rounds) == 2 and found.final.text == "18 million"
-  assert [fault.split(":")[0] for fault in found.faults] == ["plan"]
+  assert fault_kinds(found) == ["plan"]
 
 
-def test_a_plan_that_fails_twice_is_mended():
-  """The third prompt says what was written and why it cannot be used."""
-  warmths = []
+def test_plan_that_fails_twice_is_repaired():
+  """The third prompt shows the response and why it cannot be used."""
+  temperatures = []
 
   def script(kind, prompt, temperature):
     if kind == "plan":
-      warmths.append(temperature)
+      temperatures.append(temperature)
       if "Your last reply" not in prompt:
         return "<ret>no</ret> plan"
-    return gold(kind, prompt, 0)
+    return good_script(kind, prompt, 0)
 
   seen = []
-  (found,), policy, _ = walk(
-    script, COLOUR, keep=lambda step, group: seen.append(step.kind)
+  (found,), policy, _ = run_script(
+    script, COLOUR, on_step=lambda step, group: seen.append(step.kind)
   )
-  assert warmths == [0.0, 1.0, 0.0] and found.final.text == "green"
-  assert [fault.split(":")[0] for fault in found.faults] == ["plan"]
-  first, _, mended = (
-    asked[0][1] for asked in policy.asked if (asked and asked[0][0] == "plan")
+  assert temperatures == [0.0, 1.0, 0.0] and found.final.text == "green"
+  assert fault_kinds(found) == ["plan"]
+  first, _, repair = (
+    call[0][1] for call in policy.prompts if call and call[0][0] == "plan"
   )
-  assert mended.startswith(first) and "no</ret>" not in mended
-  assert "It cannot be used: tags are ‹ret> ‹/ret>; wanted" in mended
-  # What mends is no step of the protocol, so nobody learns from it.
+  assert repair.startswith(first) and "no</ret>" not in repair
+  assert "It cannot be used: tags are ‹ret> ‹/ret>; wanted" in repair
+  # A repair is no step of the protocol, so nobody learns from it.
   assert seen == ["plan", "plan", "final"]
 
 
 def test_no_plan_in_all_tries_leads_to_the_final_answer():
-  script = lambda kind, *rest: (
-    "no plan" if kind == "plan" else gold(kind, *rest)
-  )
-  (found,), *_ = walk(script, COLOUR)
+  def script(kind, *rest):
+    return "no plan" if kind == "plan" else good_script(kind, *rest)
+
+  (found,), *_ = run_script(script, COLOUR)
   assert found.rounds == () and found.final.text == "green"
-  assert [f.split(":")[0] for f in found.faults] == ["plan", "stuck"]
+  assert fault_kinds(found) == ["plan", "stuck"]
 
 
-def test_a_repeated_plan_ends_planning():
-  script = lambda kind, *rest: (
-    plan("Which?", "text") if kind == "plan" else answer("x")
-  )
-  (found,), *_ = walk(script, COLOUR)
+def test_repeated_plan_ends_planning():
+  def script(kind, *rest):
+    return write_plan("Which?", "text") if kind == "plan" else write_answer("x")
+
+  (found,), *_ = run_script(script, COLOUR)
   assert len(found.rounds) == 1 and found.faults == ("repeated: Which?",)
 
 
-def test_malformed_answers():
+def test_malformed_answers_are_kept_without_tags():
   def script(kind, prompt, temperature):
     if kind == "plan":
       done = "it is chad" in prompt
-      return plan("None", "none") if done else plan("Which?", "text")
+      return write_plan("None") if done else write_plan("Which?", "text")
     return "<think>It is</think> Chad" if kind == "answer" else "green"
 
-  (found,), policy, _ = walk(script, COLOUR)
+  (found,), policy, _ = run_script(script, COLOUR)
   assert isinstance(found.rounds[0].answer, Malformed)
   assert isinstance(found.final, Malformed) and found.final.text == "green"
-  assert [f.split(":")[0] for f in found.faults] == ["answer", "final"]
-  kinds = [asked[0][0] for asked in policy.asked if asked]
+  assert fault_kinds(found) == ["answer", "final"]
+  kinds = [call[0][0] for call in policy.prompts if call]
   assert kinds == ["plan", "answer", "answer", "plan", "final", "final"]
-  assert "Answer1: it is chad\n" in policy.asked[-1][0][1]
+  assert "Answer1: it is chad\n" in policy.prompts[-1][0][1]
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
-def test_a_missing_picture_harms_only_its_question(method):
+@pytest.mark.parametrize("name", registry.METHODS)
+def test_missing_image_affects_only_its_question(name):
   broken = dataclasses.replace(PEOPLE, id="broken", image="missing.png")
-  by = registry.METHODS[method](0)
-  found, *_ = walk(gold, broken, PEOPLE, COLOUR, by=by)
-  assert found[1:] == walk(gold, PEOPLE, COLOUR, by=by)[0]
+  method = registry.METHODS[name](0)
+  found, *_ = run_script(good_script, broken, PEOPLE, COLOUR, method=method)
+  assert found[1:] == run_script(good_script, PEOPLE, COLOUR, method=method)[0]
   assert found[0].final == Malformed("", "missing.png does not exist.")
   assert found[0].faults == ("input: missing.png does not exist.",)
   assert found[0].rounds == () and found[0].tokens == 0
 
 
-def test_an_empty_question_is_named():
+def test_empty_question_is_rejected():
   with pytest.raises(ValueError, match="'q/empty' is empty"):
-    walk(gold, COLOUR, Question("q/empty", "  "))
-  assert walk(gold)[0] == []
+    run_script(good_script, COLOUR, Question("q/empty", "  "))
+  assert run_script(good_script)[0] == []
 
 
-def routes(method, *questions, script=gold):
-  found, policy, _ = walk(script, *questions, by=registry.METHODS[method](0))
-  plans = sum(kind == "plan" for asked in policy.asked for kind, _ in asked)
-  return [[r.plan.route for r in each.rounds] for each in found], plans
+def run_method(name, *questions, script=good_script):
+  """Return the route of each round, and how many plans the policy wrote."""
+  found, policy, _ = run_script(
+    script, *questions, method=registry.METHODS[name](0)
+  )
+  plans = sum(kind == "plan" for call in policy.prompts for kind, _ in call)
+  routes = [[kb for r in each.rounds for kb in r.plan.routes] for each in found]
+  return routes, plans
 
 
-def test_baselines_that_need_no_plan():
-  assert routes("always_text", PEOPLE, COLOUR) == ([["text"]] * 2, 0)
-  assert routes("always_all", COLOUR) == ([["text", "image", "table"]], 0)
-  assert routes("never", COLOUR) == ([[]], 0)
-  (found,), policy, _ = walk(
-    gold, COLOUR, by=registry.METHODS["always_table"](0)
+def test_fixed_routes_need_no_plan():
+  assert run_method("always_text", PEOPLE, COLOUR) == ([["text"]] * 2, 0)
+  assert run_method("always_all", COLOUR) == ([["text", "image", "table"]], 0)
+  assert run_method("never", COLOUR) == ([[]], 0)
+  (found,), policy, _ = run_script(
+    good_script, COLOUR, method=registry.METHODS["always_table"](0)
   )
   assert found.rounds[0].plan.sub_question == COLOUR.text
-  assert [[kind for kind, _ in a] for a in policy.asked if a] == [
-    ["answer"],
-    ["final"],
-  ]
+  kinds = [[kind for kind, _ in call] for call in policy.prompts if call]
+  assert kinds == [["answer"], ["final"]]
 
 
-def test_oracle_route_knows_where_and_when():
-  wrong = lambda kind, prompt, temperature: (
-    plan(f"What after {len(prompt)}?", "text")
-    if kind == "plan"
-    else answer("Chad")
-  )
-  assert routes("oracle_route", PEOPLE, COLOUR, script=wrong) == (
+def test_oracle_route_follows_the_gold_hops():
+  def wrong(kind, prompt, temperature):
+    if kind == "plan":
+      return write_plan(f"What after {len(prompt)}?", "text")
+    return write_answer("Chad")
+
+  assert run_method("oracle_route", PEOPLE, COLOUR, script=wrong) == (
     [["image", "table"], []],
     2,
   )
 
 
-def test_random_routes_are_uniform_and_the_stop_is_the_policys():
+def test_random_routes_are_uniform_and_policy_decides_to_stop():
   many = [dataclasses.replace(PEOPLE, id=f"q/{n}") for n in range(300)]
-  found, _ = routes("random_route", *many)
+  found, _ = run_method("random_route", *many)
   assert {len(each) for each in found} == {2}
   first = [each[0] for each in found]
   assert all(80 < first.count(kb) < 120 for kb in ("text", "image", "table"))
-  assert found == routes("random_route", *reversed(many))[0][::-1]
+  assert found == run_method("random_route", *reversed(many))[0][::-1]
 
 
-def several(kind, prompt, temperature):
-  """Asks two knowledge bases, then the same two, the other way round."""
+def ask_two_kbs(kind, prompt, temperature):
+  """Ask two knowledge bases, then the same two, the other way round."""
   if kind == "plan":
-    first = "Answer1" not in prompt
-    return plan(
-      "Which?" if first else "WHICH?",
-      *("table", "image")[:: 1 if first else -1],
-    )
-  return answer("x")
+    if "Answer1" in prompt:
+      return write_plan("WHICH?", "image", "table")
+    return write_plan("Which?", "table", "image")
+  return write_answer("x")
 
 
-def test_each_named_knowledge_base_is_asked_the_same():
-  (one, two), policy, kbs = walk(
-    several, PEOPLE, COLOUR, k=2, of=fakes.Scripted(several, routes=2)
+def test_all_named_knowledge_bases_are_searched():
+  (one, two), policy, kbs = run_script(
+    ask_two_kbs,
+    PEOPLE,
+    COLOUR,
+    k=2,
+    policy=ScriptedPolicy(ask_two_kbs, max_routes=2),
   )
   assert kbs["table"].queries == [Query("Which?")]  # The same for both.
   assert kbs["image"].queries == [Query("Which?", "chad.png"), Query("Which?")]
   assert kbs["text"].queries == []
   for found in (one, two):
     (done,) = found.rounds
-    assert done.plan == Plan("because", "Which?", "table", ("image",))
+    assert done.plan == Plan("because", "Which?", ("table", "image"))
     assert [p.id for p in done.passages] == [
       "table/0",
       "table/1",
@@ -294,49 +281,53 @@ def test_each_named_knowledge_base_is_asked_the_same():
       "image/1",
     ]
     assert found.faults == ("repeated: WHICH?",)
-  (_, prompt), _ = policy.asked[1]
+  (_, prompt), _ = policy.prompts[1]
   assert "tir-0: image on Which?\ntir-1" in prompt and "tar-1: table" in prompt
-  # A part of the same question goes its own way.
-  alone, *_ = walk(several, COLOUR, k=2, of=fakes.Scripted(several, routes=2))
+  # The trajectory is the same without the other question.
+  alone, *_ = run_script(
+    ask_two_kbs, COLOUR, k=2, policy=ScriptedPolicy(ask_two_kbs, max_routes=2)
+  )
   assert alone == [two]
 
 
-def test_other_routes_are_no_repetition():
+def test_same_sub_question_by_other_routes_is_not_repeated():
   def script(kind, prompt, temperature):
     if kind != "plan":
-      return answer("x")
+      return write_answer("x")
     n = prompt.count("Answer")
-    return plan("Which?", *(("text",), ("text", "table"), ("text",))[n])
+    return write_plan("Which?", *(("text",), ("text", "table"), ("text",))[n])
 
-  (found,), *_ = walk(script, COLOUR, of=fakes.Scripted(script, routes=2))
+  (found,), *_ = run_script(
+    script, COLOUR, policy=ScriptedPolicy(script, max_routes=2)
+  )
   assert [r.plan.routes for r in found.rounds] == [("text",), ("text", "table")]
   assert found.faults == ("repeated: Which?",)
 
 
-def test_several_routes_are_a_fault_where_one_may_be_named():
-  (found,), *_ = walk(several, COLOUR)
-  assert found.rounds == () and [f.split(":")[0] for f in found.faults] == [
+def test_several_routes_are_malformed_by_default():
+  (found,), *_ = run_script(ask_two_kbs, COLOUR)
+  assert found.rounds == () and fault_kinds(found) == [
     "plan",
     "stuck",
   ]
 
 
 @pytest.mark.parametrize("method", ["random_route", "oracle_route"])
-def test_a_baseline_puts_its_route_in_place_of_all(method):
-  (found,), *_ = walk(
-    several,
+def test_baseline_replaces_all_routes(method):
+  (found,), *_ = run_script(
+    ask_two_kbs,
     PEOPLE,
-    of=fakes.Scripted(several, routes=3),
-    by=registry.METHODS[method](0),
+    policy=ScriptedPolicy(ask_two_kbs, max_routes=3),
+    method=registry.METHODS[method](0),
     max_steps=1,
   )
   assert [len(r.plan.routes) for r in found.rounds] == [1]
 
 
-class Album(fakes.Echo):
-  """Finds pictures, every other of which cannot be read."""
+class ImageKB(fakes.EchoKB):
+  """A knowledge base of images, every other of which cannot be read."""
 
-  def _find(self, queries, k):
+  def _search_uncached(self, queries, k):
     return [
       [
         Passage(f"{n}", "image", "a b c", f"{('missing', 'good')[n % 2]}{n}")
@@ -346,29 +337,37 @@ class Album(fakes.Echo):
     ]
 
 
-def test_a_missing_picture_of_a_passage_costs_nothing():
-  class Seeing(fakes.Scripted):
-    def generate(self, conversations, *of, **how):
-      self.pictures += [c.pictures for c in conversations if c.kind == "answer"]
-      return super().generate(conversations, *of, **how)
+def test_missing_passage_image_does_not_change_the_trajectory():
+  images = []
 
-    pictures = []
+  class ImageRecorder(ScriptedPolicy):
+    def generate(self, conversations, *args, **options):
+      images.extend(c.images for c in conversations if c.kind == "answer")
+      return super().generate(conversations, *args, **options)
 
-  bases = fakes.kbs() | dict(image=Album("image"))
-  policy = Seeing(gold, passage_pictures=2)
-  (found,) = router.route(policy, bases, [PEOPLE], KEY, k=3)
-  plain = router.route(fakes.Scripted(gold), bases, [PEOPLE], KEY, k=3)
+  kbs = fakes.make_kbs() | dict(image=ImageKB("image"))
+  found, plain = (
+    router.run_routing(policy, kbs, [PEOPLE], KEY, RolloutOptions(k=3))[0]
+    for policy in (
+      ImageRecorder(good_script, passage_images=2),
+      ScriptedPolicy(good_script),
+    )
+  )
   assert found == dataclasses.replace(
-    plain[0], faults=("picture: missing0 does not exist.",)
+    plain, faults=("picture: missing0 does not exist.",)
   )
   assert found.final.text == "18 million" and STYLES["full"].answer_image
-  assert policy.pictures == [("missing0", "good1", "chad.png"), ("chad.png",)]
+  assert images == [("missing0", "good1", "chad.png"), ("chad.png",)]
 
 
-def test_what_passages_lose_is_counted():
+def test_truncated_passage_tokens_are_counted():
   """Rounds read 2 x 5 and 2 x 8 words of passages, of which 6 are shown."""
-  (people, colour), *_ = walk(
-    gold, PEOPLE, COLOUR, k=2, of=fakes.Scripted(gold, tokens=6)
+  (people, colour), *_ = run_script(
+    good_script,
+    PEOPLE,
+    COLOUR,
+    k=2,
+    policy=ScriptedPolicy(good_script, max_passage_tokens=6),
   )
   words = [len(p.text.split()) for r in people.rounds for p in r.passages]
   assert words == [6, 6, 8, 8]
