@@ -5,7 +5,7 @@
 `add_adapters` puts them into the parameters, where `layers.Linear` finds them;
 `merge_adapters` adds a b to w and takes them out again.  The usual factor
 alpha / R is part of the initial `a`.  Which parameters are trained is decided
-by `config.trainable`, e.g. "lora_".
+by `config.trainable_regex`, e.g. "lora_".
 
 Source: arxiv.org/abs/2106.09685.
 """

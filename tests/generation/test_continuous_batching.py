@@ -19,7 +19,7 @@ from r1router_jax.parallel import mesh as mesh_lib
 from tests import tiny_policy
 
 # So few ids that groups end at different times.
-CONFIG = dataclasses.replace(tiny_policy.CONFIG, vocab=23)
+CONFIG = dataclasses.replace(tiny_policy.MODEL_CONFIG, vocab=23)
 
 MODEL = qwen2_5_vl.QwenVL(CONFIG)
 
@@ -33,7 +33,7 @@ HOT = SamplingParams(3.0)
 def make_prompts():
   rng = np.random.default_rng(0)
   return [
-    tiny_policy.encoded(rng, CONFIG, size) for size in rng.integers(3, 9, COUNT)
+    tiny_policy.random_prompt(rng, CONFIG, size) for size in rng.integers(3, 9, COUNT)
   ]
 
 

@@ -14,7 +14,7 @@ from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.models import qwen2_5_vl
 from tests import tiny_policy
 
-CONFIG = dataclasses.replace(tiny_policy.CONFIG, vocab=23)
+CONFIG = dataclasses.replace(tiny_policy.MODEL_CONFIG, vocab=23)
 
 MODEL = qwen2_5_vl.QwenVL(CONFIG)
 
@@ -28,7 +28,7 @@ MANY = 1000
 def make_prompts(count):
   rng = np.random.default_rng(0)
   sizes = (4, 7, 3, 5, 8, 4, 6, 3)
-  return [tiny_policy.encoded(rng, CONFIG, size) for size in sizes[:count]]
+  return [tiny_policy.random_prompt(rng, CONFIG, size) for size in sizes[:count]]
 
 
 def sample_groups(

@@ -122,9 +122,10 @@ def test_ids_are_those_of_tiktoken(tokenizer_path):
     special_tokens={},
   )
   ours = tokenizers.Tokenizer.from_file(str(tokenizer_path))
-  here = pathlib.Path(__file__)  # Source code is text with odd spaces.
+  # Source code is text with odd spaces; that of this file has control tokens.
+  code = pathlib.Path(__file__).with_name("test_image_processor.py")
   texts = [
-    here.read_text(),
+    code.read_text(),
     "naïve 東京 🇹🇩 1,284,000\n\n  x",
     " a\t<think>",
   ]

@@ -1,4 +1,7 @@
-"""Fused kernels against the dense one, which transformers vouches for."""
+"""Fused attention kernels against dense attention.
+
+Dense attention itself is compared with transformers in test_qwen2_5_vl.py.
+"""
 
 import functools
 
@@ -12,8 +15,8 @@ from r1router_jax.models.attention import Cache
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-  """The kernel, run by XLA on a CPU."""
+def interpret_kernel(monkeypatch):
+  """Run the Pallas kernel by XLA on a CPU."""
   kernels = attention.splash_attention_kernel
   monkeypatch.setattr(
     kernels,
@@ -22,113 +25,122 @@ def interpreted(monkeypatch):
   )
 
 
-def normal(rng, *shape):
-  return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-
 @pytest.fixture
-def group():
-  """Two prompts, three responses each; four query heads on two key heads."""
-  rng = np.random.default_rng(0)
-  b, g, t, p, h = 2, 3, 10, 30, 128
-  prompt_mask = jnp.arange(p) < jnp.array([[30], [17]])
-  return (
-    normal(rng, b * g, t, 4, h),
-    Cache(normal(rng, b * g, 2, t, h), normal(rng, b * g, 2, t, h)),
-    Cache(normal(rng, b, 2, p, h), normal(rng, b, 2, p, h)),
-    prompt_mask,
-  )
+def fake_cudnn(monkeypatch):
+  """Give cuDNN's arguments to XLA: cuDNN needs a GPU."""
+  dot_product_attention = jax.nn.dot_product_attention
 
-
-def dense(q, own, prompt, prompt_mask):
-  t = q.shape[1]
-  mask = jnp.broadcast_to(jnp.tril(jnp.ones((t, t), bool)), (len(q), t, t))
-  return attention.attention(q, own, mask, prompt, prompt_mask)
-
-
-@pytest.mark.slow
-def test_splash_sees_what_the_group_may_see(group):
-  fused = lambda *of: attention.grouped(*of, kernel="splash")
-  weights = normal(np.random.default_rng(1), *group[0].shape)
-  grad = lambda f: jax.value_and_grad(
-    lambda q, own, prompt: jnp.sum(f(q, own, prompt, group[3]) * weights),
-    (0, 1, 2),
-  )(*group[:3])
-  wanted = grad(dense)
-  got = grad(fused)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.fixture
-def cudnn(monkeypatch):
-  """cuDNN needs a GPU; XLA reads the same arguments."""
-  plain = jax.nn.dot_product_attention
-
-  def stand_in(*of, implementation, **options):
+  def stand_in(*args, implementation, **options):
     assert implementation == "cudnn"
-    return plain(*of, implementation="xla", **options)
+    return dot_product_attention(*args, implementation="xla", **options)
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
 
 
+def random_normal(rng, *shape):
+  return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def random_cache(rng, *shape):
+  return Cache(random_normal(rng, *shape), random_normal(rng, *shape))
+
+
+def lower_triangle(tokens):
+  return jnp.tril(jnp.ones((tokens, tokens), bool))
+
+
+@pytest.fixture
+def two_groups():
+  """Two prompts, three responses each; four query heads on two key heads."""
+  rng = np.random.default_rng(0)
+  b, g, t, p, h = 2, 3, 10, 30, 128
+  return (
+    random_normal(rng, b * g, t, 4, h),
+    random_cache(rng, b * g, 2, t, h),
+    random_cache(rng, b, 2, p, h),
+    jnp.arange(p) < jnp.array([[30], [17]]),  # Real tokens of the prompts.
+  )
+
+
+def dense_attention(q, own, prompt, prompt_mask):
+  t = q.shape[1]
+  mask = jnp.broadcast_to(lower_triangle(t), (len(q), t, t))
+  return attention.attention(q, own, mask, prompt, prompt_mask)
+
+
+@pytest.mark.slow
+def test_splash_group_attention_has_dense_values_and_gradients(two_groups):
+  *inputs, prompt_mask = two_groups
+  weights = random_normal(np.random.default_rng(1), *inputs[0].shape)
+  splash = functools.partial(attention.fused_group_attention, kernel="splash")
+
+  def value_and_grad(function):
+    def weighted_sum(q, own, prompt):
+      return jnp.sum(function(q, own, prompt, prompt_mask) * weights)
+
+    return jax.value_and_grad(weighted_sum, (0, 1, 2))(*inputs)
+
+  wanted = jax.tree.leaves(value_and_grad(dense_attention))
+  got = jax.tree.leaves(value_and_grad(splash))
+  for a, b in zip(got, wanted, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_texts_side_by_side_do_not_see_each_other(kernel, cudnn):
+def test_packed_texts_do_not_attend_to_each_other(kernel, fake_cudnn):
   rng = np.random.default_rng(3)
-  q, keys = (
-    normal(rng, 2, 40, 4, 128),
-    Cache(*(normal(rng, 2, 2, 40, 128) for _ in range(2))),
-  )
+  q, keys = random_normal(rng, 2, 40, 4, 128), random_cache(rng, 2, 2, 40, 128)
+  # Texts end at 7, 20 and 33; those of segment 3 are padding in the second row.
   segments = jnp.searchsorted(jnp.array([7, 20, 33]), jnp.arange(40)) % 3 + 1
   segments = jnp.stack([segments, jnp.where(segments < 3, segments, 0)])
   mask = jnp.tril(segments[:, :, None] == segments[:, None])
-  got = attention.fused(
-    q, keys, segments, attention.causal, kernel=kernel, asks=segments
-  )
-  np.testing.assert_allclose(
-    got, attention.attention(q, keys, mask), rtol=1e-4, atol=1e-4
-  )
-
-
-def test_the_mask_that_cudnn_is_given(group, cudnn):
-  got = attention.grouped(*group, kernel="cudnn")
-  np.testing.assert_allclose(got, dense(*group), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sees", [attention.causal, None])
-def test_splash_over_one_row(sees):
-  rng = np.random.default_rng(2)
-  q, keys = (
-    normal(rng, 2, 200, 4, 128),
-    Cache(*(normal(rng, 2, 2, 200, 128) for _ in range(2))),
-  )
-  valid = jnp.arange(200) < jnp.array([[200], [150]])
-  mask = valid[:, None] & (
-    jnp.ones((200, 200), bool)
-    if sees is None
-    else jnp.tril(jnp.ones((200, 200), bool))
+  got = attention.fused_attention(
+    q,
+    keys,
+    segments,
+    attention.causal_mask,
+    kernel=kernel,
+    query_segments=segments,
   )
   wanted = attention.attention(q, keys, mask)
-  got = attention.fused(q, keys, valid, sees, kernel="splash")
   np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_members_of_a_group_by_hand():
+def test_cudnn_group_attention_is_dense_attention(two_groups, fake_cudnn):
+  got = attention.fused_group_attention(*two_groups, kernel="cudnn")
+  wanted = dense_attention(*two_groups)
+  np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask_fn", [attention.causal_mask, None])
+def test_splash_attention_with_padding(mask_fn):
+  rng = np.random.default_rng(2)
+  q = random_normal(rng, 2, 200, 4, 128)
+  keys = random_cache(rng, 2, 2, 200, 128)
+  valid = jnp.arange(200) < jnp.array([[200], [150]])
+  # 200 is no multiple of the kernel's blocks, which are padded.
+  attends = lower_triangle(200) if mask_fn else jnp.ones((200, 200), bool)
+  wanted = attention.attention(q, keys, valid[:, None] & attends)
+  got = attention.fused_attention(q, keys, valid, mask_fn, kernel="splash")
+  np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_group_mask_by_hand():
   """Two members of three tokens after a prompt of four."""
-  sees = attention.same_member(4, 3)(*np.ogrid[:6, :10])
+  attends = attention.group_mask(4, 3)(*np.ogrid[:6, :10])
   wanted = np.zeros((6, 10), bool)
   wanted[:, :4] = True
   for member in range(2):
     for t in range(3):
       for s in range(t + 1):
         wanted[3 * member + t, 4 + 3 * member + s] = True
-  np.testing.assert_array_equal(sees, wanted)
+  np.testing.assert_array_equal(attends, wanted)
 
 
-def test_kernels_by_name():
-  assert attention.resolve("auto", "bfloat16") == "xla"  # On a CPU.
-  assert attention.resolve("splash", "float32") == "splash"
+def test_kernels_are_resolved_by_name():
+  assert attention.resolve_kernel("auto", "bfloat16") == "xla"  # On a CPU.
+  assert attention.resolve_kernel("splash", "float32") == "splash"
   with pytest.raises(ValueError, match="'flash': take one of.*cudnn"):
-    attention.resolve("flash", "float32")
+    attention.resolve_kernel("flash", "float32")

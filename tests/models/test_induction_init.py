@@ -1,4 +1,4 @@
-"""A planted policy continues what it has seen; an ordinary start does not."""
+"""Planted induction heads continue repeated text; a random start does not."""
 
 import dataclasses
 
@@ -11,9 +11,9 @@ from r1router_jax.models import induction_init, qwen2_5_vl
 from tests import tiny_policy
 
 # The head size matters: fast frequencies find the neighbour, slow ones carry
-# the content.  Of the sizes of configs/sft.py, but for the layers.
+# the content.  Sizes are those of configs/sft.py, but for fewer layers.
 CONFIG = dataclasses.replace(
-  tiny_policy.CONFIG,
+  tiny_policy.MODEL_CONFIG,
   vocab=512,
   hidden=128,
   mlp=32,
@@ -28,23 +28,29 @@ CONFIG = dataclasses.replace(
 LENGTH = 24
 
 
-def fresh(config):
-  """Parameters as `init` makes them; only the decoder's matter here."""
-  prompt = tiny_policy.pack(config, [tiny_policy.Encoded([7])], length=2)
+def init_params(config):
+  """Return random parameters; only those of the decoder matter here."""
+  prompt = tiny_policy.collate(
+    config, [tiny_policy.EncodedPrompt([7])], length=2
+  )
   return jax.jit(qwen2_5_vl.QwenVL(config).init)(
     jax.random.key(0), prompt, np.zeros((1, 1, 2), np.int32)
   )["params"]
 
 
-def share_continued(params, seed=0):
-  """How often the second half of a repeated random sequence is foretold."""
+def continued_fraction(params, seed=0):
+  """Return how often the second half of a repeated sequence is predicted."""
   rng = np.random.default_rng(seed)
   half = np.stack(
     [rng.permutation(np.arange(6, 512))[:LENGTH] for _ in range(16)]
   ).astype(np.int32)
   twice = np.concatenate([half, half], 1)[:, None]
-  batch = [tiny_policy.Encoded([4])] * len(twice)  # The prompt says nothing.
-  prompt = jax.tree.map(jnp.asarray, tiny_policy.pack(CONFIG, batch, length=2))
+  batch = [tiny_policy.EncodedPrompt([4])] * len(
+    twice
+  )  # The prompt says nothing.
+  prompt = jax.tree.map(
+    jnp.asarray, tiny_policy.collate(CONFIG, batch, length=2)
+  )
   model = qwen2_5_vl.QwenVL(CONFIG)
   states = jax.jit(
     lambda params: model.apply({"params": params}, prompt, jnp.asarray(twice))
@@ -54,17 +60,19 @@ def share_continued(params, seed=0):
   return np.mean((guess == twice)[..., again])
 
 
-def test_a_planted_start_continues_what_repeats():
-  params = fresh(CONFIG)
-  planted = induction_init.plant(params, CONFIG, 0)
+def test_planted_heads_continue_repeated_sequences():
+  params = init_params(CONFIG)
+  planted = induction_init.plant_induction_heads(params, CONFIG, 0)
   assert jax.tree.map(jnp.shape, planted) == jax.tree.map(jnp.shape, params)
-  assert share_continued(planted) >= 0.85
-  assert share_continued(params) <= 0.02
+  assert continued_fraction(planted) >= 0.85
+  assert continued_fraction(params) <= 0.02
 
 
 @pytest.mark.parametrize(
   "change", [dict(tied=False), dict(kv_heads=2), dict(layers=1)]
 )
-def test_other_shapes_are_refused(change):
+def test_unsupported_shapes_are_refused(change):
   with pytest.raises(ValueError, match="config.policy.induction wants"):
-    induction_init.plant({}, dataclasses.replace(CONFIG, **change), 0)
+    induction_init.plant_induction_heads(
+      {}, dataclasses.replace(CONFIG, **change), 0
+    )

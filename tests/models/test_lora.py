@@ -110,5 +110,5 @@ def test_only_trainable_parameters_change(
 
 
 def test_a_trainable_regex_that_fits_nothing_is_named():
-  with pytest.raises(ValueError, match="trainable 'x!' fits none.*embed"):
+  with pytest.raises(ValueError, match="trainable_regex 'x!' fits none.*embed"):
     train_step.partition_params(tiny_policy.params(CONFIG), "x!")

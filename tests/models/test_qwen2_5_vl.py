@@ -18,9 +18,11 @@ from r1router_jax.models import (
 )
 from tests import tiny_policy
 
+CONFIG = tiny_policy.MODEL_CONFIG
+
 CONFIGS = {
-  "grouped": tiny_policy.CONFIG,
-  "tied": dataclasses.replace(tiny_policy.CONFIG, tied=True, kv_heads=4),
+  "grouped": CONFIG,
+  "tied": dataclasses.replace(CONFIG, tied=True, kv_heads=4),
 }
 
 # Windows are 4 x 4 patches: sizes that fit, that do not, and a lone strip.
@@ -28,36 +30,36 @@ GRIDS = [(4, 4), (6, 10), (2, 14), (8, 4)]
 
 
 @functools.lru_cache
-def compiled(config, method):
-  model = qwen2_5_vl.QwenVL(config, qwen2_5_vl.Compute(remat="none"))
+def jit_method(config, method):
+  model = qwen2_5_vl.QwenVL(config, qwen2_5_vl.RuntimeConfig(remat="none"))
   return jax.jit(
     lambda params, *args: model.apply({"params": params}, *args, method=method)
   )
 
 
-def apply(config, method, *args):
-  return compiled(config, method)(tiny_policy.params(config), *args)
+def run_model(config, method, *args):
+  return jit_method(config, method)(tiny_policy.params(config), *args)
 
 
-def pictures(model, prompt):
+def image_tokens(model, prompt):
   return model.vision(prompt)
 
 
-def logits(config, states):
-  return np.asarray(states) @ np.asarray(apply(config, "vocabulary")).T
+def compute_logits(config, states):
+  embedding = np.asarray(run_model(config, "output_embedding"))
+  return np.asarray(states) @ embedding.T
 
 
-def states_of(config, batch, response, length=32):
-  return np.asarray(
-    apply(config, "__call__", tiny_policy.pack(config, batch, length), response)
-  )
+def compute_states(config, batch, response, length=32):
+  prompts = tiny_policy.collate(config, batch, length)
+  return np.asarray(run_model(config, "__call__", prompts, response))
 
 
 # ---- Transformers.
 
 
 def torch_model(config, folder=None):
-  """transformers' model of the same sizes; with the weights in `folder`."""
+  """Return transformers' model of these sizes, with the weights in `folder`."""
   pytest.importorskip("torch")
   import transformers
 
@@ -94,7 +96,7 @@ def torch_model(config, folder=None):
       window_size=v.window,
       fullatt_block_indexes=list(v.full_blocks),
     ),
-    image_token_id=tiny_policy.tokenizer().picture,
+    image_token_id=tiny_policy.tokenizer().image_id,
     video_token_id=1,
     vision_start_token_id=3,
     vision_end_token_id=4,
@@ -113,38 +115,38 @@ def torch_model(config, folder=None):
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def pair(request, tmp_path_factory):
-  """A config and transformers' model, with weights that we exported."""
+def exported_model(request, tmp_path_factory):
+  """A config, and transformers' model with weights that this package wrote."""
   config = CONFIGS[request.param]
   folder = str(tmp_path_factory.mktemp(request.param))
-  hf_checkpoint.save(folder, tiny_policy.params(config), config)
+  hf_checkpoint.save_params(folder, tiny_policy.params(config), config)
   return config, torch_model(config, folder)
 
 
 def torch_inputs(encoded):
-  """One row for transformers: no padding, its own idea of positions."""
+  """Return one row for transformers, without padding or positions."""
   import torch
 
   ids = torch.tensor([encoded.ids])
   inputs = dict(
     input_ids=ids,
     attention_mask=torch.ones_like(ids),
-    mm_token_type_ids=(ids == tiny_policy.tokenizer().picture).int(),
+    mm_token_type_ids=(ids == tiny_policy.tokenizer().image_id).int(),
   )
-  if encoded.pictures:
+  if encoded.images:
     inputs |= dict(
       pixel_values=torch.tensor(
-        np.concatenate([picture.patches for picture in encoded.pictures])
+        np.concatenate([image.patches for image in encoded.images])
       ),
       image_grid_thw=torch.tensor(
-        [[1, *picture.grid] for picture in encoded.pictures]
+        [[1, *image.grid] for image in encoded.images]
       ),
     )
   return inputs
 
 
 def torch_logits(model, encoded, response):
-  """Logits that predict each token of `response`."""
+  """Return the logits that predict each token of `response`."""
   import torch
 
   whole = dataclasses.replace(encoded, ids=[*encoded.ids, *response.tolist()])
@@ -164,12 +166,12 @@ ROWS = {
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("rows", ROWS)
-def test_logits_are_those_of_transformers(pair, rows):
-  config, model = pair
+def test_logits_are_those_of_transformers(exported_model, rows):
+  config, model = exported_model
   rng = np.random.default_rng(0)
-  batch = [tiny_policy.encoded(rng, config, *row) for row in ROWS[rows]]
-  response = tiny_policy.responses(rng, config, len(batch), 2, 5)
-  got = logits(config, states_of(config, batch, response))
+  batch = [tiny_policy.random_prompt(rng, config, *row) for row in ROWS[rows]]
+  response = tiny_policy.random_responses(rng, config, len(batch), 2, 5)
+  got = compute_logits(config, compute_states(config, batch, response))
   for row, encoded in enumerate(batch):
     for member in range(2):
       wanted = torch_logits(model, encoded, response[row, member])
@@ -178,27 +180,27 @@ def test_logits_are_those_of_transformers(pair, rows):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("rows", ["mixed", "several"])
-def test_gradients_are_those_of_torch(pair, rows, tmp_path):
-  """Of the summed log-probability of responses, by every parameter."""
+def test_gradients_are_those_of_torch(exported_model, rows, tmp_path):
+  """Gradients of the summed log-probability of responses."""
   import torch
   from safetensors.torch import save_file
 
-  config, model = pair
+  config, model = exported_model
   rng = np.random.default_rng(5)
-  batch = [tiny_policy.encoded(rng, config, *row) for row in ROWS[rows]]
-  response = tiny_policy.responses(rng, config, len(batch), 2, 5)
+  batch = [tiny_policy.random_prompt(rng, config, *row) for row in ROWS[rows]]
+  response = tiny_policy.random_responses(rng, config, len(batch), 2, 5)
 
   def total(params, packed, response):
     model = qwen2_5_vl.QwenVL(config)
     states = model.apply({"params": params}, packed, response)
-    vocabulary = model.apply({"params": params}, method="vocabulary")
+    vocabulary = model.apply({"params": params}, method="output_embedding")
     logp, _ = logprobs.token_logp(
       states, response, vocabulary, jnp.ones(config.vocab, bool)
     )
     return logp.sum()
 
   got = jax.jit(jax.grad(total))(
-    tiny_policy.params(config), tiny_policy.pack(config, batch), response
+    tiny_policy.params(config), tiny_policy.collate(config, batch), response
   )
   model.zero_grad()
   for row, encoded in enumerate(batch):
@@ -212,7 +214,7 @@ def test_gradients_are_those_of_torch(pair, rows, tmp_path):
     {name: x.grad.clone() for name, x in model.named_parameters()},
     tmp_path / "g.safetensors",
   )
-  wanted = hf_checkpoint.load(tmp_path / "g.safetensors", config)
+  wanted = hf_checkpoint.load_params(tmp_path / "g.safetensors", config)
   for (path, ours), theirs in zip(
     jax.tree_util.tree_leaves_with_path(got),
     jax.tree.leaves(wanted),
@@ -227,16 +229,16 @@ def test_gradients_are_those_of_torch(pair, rows, tmp_path):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("grid", GRIDS)
-def test_picture_tokens_are_those_of_transformers(pair, grid):
+def test_image_tokens_are_those_of_transformers(exported_model, grid):
   import torch
 
-  config, model = pair
-  encoded = tiny_policy.encoded(np.random.default_rng(1), config, 4, grid)
-  prompt = tiny_policy.pack(config, [encoded])
-  got = apply(config, pictures, prompt)[0]
+  config, model = exported_model
+  encoded = tiny_policy.random_prompt(np.random.default_rng(1), config, 4, grid)
+  prompt = tiny_policy.collate(config, [encoded])
+  got = run_model(config, image_tokens, prompt)[0]
   with torch.no_grad():
     wanted = model.model.visual(
-      torch.tensor(encoded.pictures[0].patches),
+      torch.tensor(encoded.images[0].patches),
       grid_thw=torch.tensor([[1, *grid]]),
     ).pooler_output.numpy()
   np.testing.assert_allclose(got[: len(wanted)], wanted, atol=1e-4)
@@ -244,23 +246,25 @@ def test_picture_tokens_are_those_of_transformers(pair, grid):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("unrolled", [True, False], ids="unrolled={}".format)
-def test_greedy_responses_are_those_of_transformers(pair, unrolled):
+def test_greedy_responses_are_those_of_transformers(exported_model, unrolled):
   import torch
 
-  config, model = pair
+  config, model = exported_model
   rng = np.random.default_rng(2)
-  batch = [tiny_policy.encoded(rng, config, *row) for row in ROWS["mixed"]]
-  params = inference_params.served(
-    tiny_policy.params(config), qwen2_5_vl.Compute(), unrolled=unrolled
+  batch = [
+    tiny_policy.random_prompt(rng, config, *row) for row in ROWS["mixed"]
+  ]
+  params = inference_params.to_inference_params(
+    tiny_policy.params(config), qwen2_5_vl.RuntimeConfig(), unrolled=unrolled
   )
   drawn = group_decode.sample(
     qwen2_5_vl.QwenVL(config, unrolled=unrolled),
     params,
-    tiny_policy.pack(config, batch),
-    group_decode.keys(jax.random.key(0), jnp.arange(len(batch)), 1),
+    tiny_policy.collate(config, batch),
+    group_decode.response_keys(jax.random.key(0), jnp.arange(len(batch)), 1),
     token_sampling.GREEDY.validate(),
-    group_decode.Words(jnp.ones(config.vocab, bool), 2),
-    tokens=10,
+    group_decode.DecodeConstraints(jnp.ones(config.vocab, bool), 2),
+    max_tokens=10,
   )
   for row, encoded in enumerate(batch):
     model.model.rope_deltas = None
@@ -283,162 +287,154 @@ def test_imports_either_generation_of_names(tmp_path, name):
   config = CONFIGS[name]
   model = torch_model(config)
   model.save_pretrained(tmp_path)
-  from_files = hf_checkpoint.load(tmp_path, config)
+  from_files = hf_checkpoint.load_params(tmp_path, config)
   tensors = {k: v.clone() for k, v in model.state_dict().items()}
   assert any(k.startswith("model.language_model.") for k in tensors)
   save_file(tensors, tmp_path / "memory.safetensors")
-  again = hf_checkpoint.load(tmp_path / "memory.safetensors", config)
+  again = hf_checkpoint.load_params(tmp_path / "memory.safetensors", config)
   jax.tree.map(np.testing.assert_array_equal, from_files, again)
   assert hf_checkpoint.read_config(tmp_path) == config
 
 
-# ---- Facts for any input.
+# ---- Invariants, without a reference.
 
 
 @pytest.fixture
-def rows():
+def mixed_rows():
   rng = np.random.default_rng(3)
   batch = [
-    tiny_policy.encoded(rng, tiny_policy.CONFIG, *row) for row in ROWS["mixed"]
+    tiny_policy.random_prompt(rng, CONFIG, *row) for row in ROWS["mixed"]
   ]
-  return batch, tiny_policy.responses(rng, tiny_policy.CONFIG, len(batch), 3, 6)
+  return batch, tiny_policy.random_responses(rng, CONFIG, len(batch), 3, 6)
 
 
-def test_padding_changes_nothing(rows):
-  batch, response = rows
-  tight = states_of(tiny_policy.CONFIG, batch, response, length=32)
-  wide = states_of(tiny_policy.CONFIG, batch, response, length=41)
+def test_padding_changes_nothing(mixed_rows):
+  batch, response = mixed_rows
+  tight = compute_states(CONFIG, batch, response, length=32)
+  wide = compute_states(CONFIG, batch, response, length=41)
   np.testing.assert_allclose(tight, wide, atol=1e-5)
-  later = response.copy()
-  later[..., 4:] = 0  # What follows a token cannot change its state.
+
+
+def test_later_tokens_do_not_change_a_state(mixed_rows):
+  batch, response = mixed_rows
+  states = compute_states(CONFIG, batch, response)
+  changed = response.copy()
+  changed[..., 4:] = 0
   np.testing.assert_allclose(
-    states_of(tiny_policy.CONFIG, batch, later)[..., :5, :],
-    tight[..., :5, :],
+    compute_states(CONFIG, batch, changed)[..., :5, :],
+    states[..., :5, :],
     atol=1e-5,
   )
 
 
-def test_rows_do_not_see_each_other(rows):
-  """Each row alone: its picture, next to none, in fewer windows."""
-  batch, response = rows
-  together = states_of(tiny_policy.CONFIG, batch, response)
+def test_rows_do_not_see_each_other(mixed_rows):
+  """Each row alone: its own image or none, and fewer windows."""
+  batch, response = mixed_rows
+  together = compute_states(CONFIG, batch, response)
   for row in (1, 2):
-    alone = states_of(
-      tiny_policy.CONFIG, batch[row : row + 1], response[row : row + 1]
-    )
+    one = slice(row, row + 1)
+    alone = compute_states(CONFIG, batch[one], response[one])
     np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
 
 
-def test_members_of_a_group_equal_each_alone(rows):
-  batch, response = rows
-  group = states_of(tiny_policy.CONFIG, batch, response)
+def test_members_of_a_group_equal_each_alone(mixed_rows):
+  batch, response = mixed_rows
+  group = compute_states(CONFIG, batch, response)
   for member in range(response.shape[1]):
     one = slice(member, member + 1)
-    alone = states_of(tiny_policy.CONFIG, batch, response[:, one])
+    alone = compute_states(CONFIG, batch, response[:, one])
     np.testing.assert_allclose(alone, group[:, one], atol=1e-5)
 
 
-def test_a_response_read_as_a_prompt_has_the_same_states(rows):
-  """`extend` after a prompt is `prefill` of the prompt and the response."""
-  batch, response = rows
+def test_extend_equals_prefill_of_prompt_and_response(mixed_rows):
+  batch, response = mixed_rows
   text = batch[1]
-  states = states_of(tiny_policy.CONFIG, batch, response)[1, 0]
+  states = compute_states(CONFIG, batch, response)[1, 0]
   for t in range(response.shape[2]):
-    whole = tiny_policy.Encoded([*text.ids, *response[1, 0, :t].tolist()])
-    last = apply(
-      tiny_policy.CONFIG,
-      "prefill",
-      tiny_policy.pack(tiny_policy.CONFIG, [whole]),
-    ).last
+    whole = dataclasses.replace(
+      text, ids=[*text.ids, *response[1, 0, :t].tolist()]
+    )
+    prompt = tiny_policy.collate(CONFIG, [whole])
+    last = run_model(CONFIG, "prefill", prompt).last_state
     np.testing.assert_allclose(last[0], states[t], atol=1e-5)
 
 
-def test_decoding_steps_equal_extend(rows):
-  batch, response = rows
-  config = tiny_policy.CONFIG
-  states = states_of(config, batch, response)
-  prefix = apply(config, "prefill", tiny_policy.pack(config, batch))
+def test_decode_steps_equal_extend(mixed_rows):
+  batch, response = mixed_rows
+  states = compute_states(CONFIG, batch, response)
+  prefix = run_model(CONFIG, "prefill", tiny_policy.collate(CONFIG, batch))
   b, g, t = response.shape
-  # Rows lie in their lanes in another order, and the ring begins in its middle.
-  own = qwen2_5_vl.empty_cache(config, b * g, t + 2, jnp.float32)
-  of = np.random.default_rng(4).permutation(b * g)
-  lanes = attention.Lanes(jnp.asarray(np.argsort(of)), jnp.asarray(of))
+  # Rows have group slots in another order, and the ring is longer than the
+  # responses and starts at position 4.
+  room = t + 2
+  own = qwen2_5_vl.empty_cache(CONFIG, b * g, room, jnp.float32)
+  slots = np.random.default_rng(4).permutation(b * g)
+  layout = attention.GroupLayout(
+    jnp.asarray(np.argsort(slots)), jnp.asarray(slots)
+  )
   for i in range(t - 1):
-    token = jnp.asarray(response[:, :, i].reshape(-1)[of])
-    state, own = apply(
-      config,
-      "decode",
-      prefix,
-      own,
-      token,
-      jnp.full(b * g, i),
-      jnp.int32((i + 4) % (t + 2)),
-      lanes,
+    token = jnp.asarray(response[:, :, i].reshape(-1)[slots])
+    offset, column = jnp.full(b * g, i), jnp.int32((i + 4) % room)
+    state, own = run_model(
+      CONFIG, "decode_step", prefix, own, token, offset, column, layout
     )
-    wanted = states[:, :, i + 1].reshape(b * g, -1)[of]
+    wanted = states[:, :, i + 1].reshape(b * g, -1)[slots]
     np.testing.assert_allclose(state, wanted, atol=1e-5)
 
 
-def test_bfloat16_is_near_float32(rows):
+def test_bfloat16_is_near_float32(mixed_rows):
   """States and keys in 16 bits; parameters and log-probabilities in 32."""
-  batch, response = rows
-  model = qwen2_5_vl.QwenVL(
-    tiny_policy.CONFIG, qwen2_5_vl.Compute(dtype="bfloat16")
-  )
-  params = {"params": tiny_policy.params(tiny_policy.CONFIG)}
-  states = jax.jit(model.apply)(
-    params, tiny_policy.pack(tiny_policy.CONFIG, batch), response
-  )
-  rows16 = model.apply(params, method="vocabulary")
-  assert states.dtype == rows16.dtype == jnp.bfloat16
-  logp, _ = logprobs.token_logp(
-    states,
-    jnp.asarray(response),
-    rows16,
-    jnp.ones(tiny_policy.CONFIG.vocab, bool),
-  )
-  wanted, _ = logprobs.token_logp(
-    jnp.asarray(states_of(tiny_policy.CONFIG, batch, response)),
-    jnp.asarray(response),
-    params["params"]["head"],
-    jnp.ones(tiny_policy.CONFIG.vocab, bool),
-  )
+  batch, response = mixed_rows
+  model = qwen2_5_vl.QwenVL(CONFIG, qwen2_5_vl.RuntimeConfig(dtype="bfloat16"))
+  params = {"params": tiny_policy.params(CONFIG)}
+  prompt = tiny_policy.collate(CONFIG, batch)
+  states16 = jax.jit(model.apply)(params, prompt, response)
+  embedding16 = model.apply(params, method="output_embedding")
+  assert states16.dtype == embedding16.dtype == jnp.bfloat16
+
+  def token_logp(states, embedding):
+    allowed = jnp.ones(CONFIG.vocab, bool)
+    return logprobs.token_logp(
+      jnp.asarray(states), jnp.asarray(response), embedding, allowed
+    )[0]
+
+  logp = token_logp(states16, embedding16)
+  states = compute_states(CONFIG, batch, response)
+  wanted = token_logp(states, params["params"]["head"])
   assert logp.dtype == jnp.float32
   np.testing.assert_allclose(logp, wanted, atol=0.3)
   assert np.abs(logp - wanted).mean() < 0.05
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_recomputing_changes_no_gradient(rows, remat):
-  batch, response = rows
-  of = (
-    tiny_policy.params(tiny_policy.CONFIG),
-    tiny_policy.pack(tiny_policy.CONFIG, batch),
-    response,
-  )
+def test_rematerialisation_changes_no_gradient(mixed_rows, remat):
+  batch, response = mixed_rows
+  prompt = tiny_policy.collate(CONFIG, batch)
 
-  def grads(how):
-    model = qwen2_5_vl.QwenVL(tiny_policy.CONFIG, qwen2_5_vl.Compute(remat=how))
-    return jax.jit(
-      jax.grad(
-        lambda params, *of: jnp.sum(model.apply({"params": params}, *of) ** 2)
-      )
-    )(*of)
+  def compute_gradients(remat):
+    model = qwen2_5_vl.QwenVL(CONFIG, qwen2_5_vl.RuntimeConfig(remat=remat))
+
+    def sum_of_squares(params, *args):
+      return jnp.sum(model.apply({"params": params}, *args) ** 2)
+
+    return jax.jit(jax.grad(sum_of_squares))(
+      tiny_policy.params(CONFIG), prompt, response
+    )
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
-    grads("none"),
-    grads(remat),
+    compute_gradients("none"),
+    compute_gradients(remat),
   )
 
 
-def test_a_picture_is_seen_where_it_stands(rows):
-  batch, response = rows
-  states = states_of(tiny_policy.CONFIG, batch, response)
-  (picture,) = batch[0].pictures
-  brighter = picture._replace(patches=picture.patches + 1)
-  changed = [dataclasses.replace(batch[0], pictures=(brighter,)), *batch[1:]]
-  moved = np.abs(states_of(tiny_policy.CONFIG, changed, response) - states)
+def test_an_image_changes_its_own_row_alone(mixed_rows):
+  batch, response = mixed_rows
+  states = compute_states(CONFIG, batch, response)
+  (image,) = batch[0].images
+  brighter = image._replace(patches=image.patches + 1)
+  changed = [dataclasses.replace(batch[0], images=(brighter,)), *batch[1:]]
+  moved = np.abs(compute_states(CONFIG, changed, response) - states)
   assert moved[0].max() > 1e-2
   np.testing.assert_allclose(moved[1:], 0, atol=1e-6)
 
@@ -446,86 +442,68 @@ def test_a_picture_is_seen_where_it_stands(rows):
 @pytest.mark.parametrize("grid", [*GRIDS, (6, 6), (16, 2)])
 def test_window_plan_by_hand(grid):
   """Each patch once, in a window of its own neighbours."""
-  v = tiny_policy.VISION
+  vision = tiny_policy.VISION
   h, w = grid
-  side, blocks = v.window // v.patch, w // 2
-  gather, valid, place, inverse = qwen2_5_vl.plan_image(
-    h, w, v, windows=16, tokens=64
-  )
-  assert sorted(gather[valid]) == list(range(h * w))
+  side, blocks = vision.window // vision.patch, w // 2
+  plan = qwen2_5_vl.plan_windows(h, w, vision, windows=16, tokens=64)
+  assert sorted(plan.gather[plan.valid]) == list(range(h * w))
+  windows_across = -(-w // side)
   for patch in range(h * w):
+    # Patches come in blocks of 2 x 2, which become a token.
     (i, j), (u, s) = divmod(patch // 4, blocks), divmod(patch % 4, 2)
     row, column = 2 * i + u, 2 * j + s
-    (window,), (slot,) = np.where(valid & (gather == patch))
-    np.testing.assert_array_equal(place[window, slot], (row, column))
-    across = -(-w // side)
-    assert window == row // side * across + column // side
-    assert inverse[patch // 4] == window * side**2 // 4 + slot // 4
+    (window,), (slot,) = np.where(plan.valid & (plan.gather == patch))
+    position = plan.patch_position[window, slot]
+    np.testing.assert_array_equal(position, (row, column))
+    assert window == row // side * windows_across + column // side
+    assert plan.inverse[patch // 4] == window * side**2 // 4 + slot // 4
 
 
-def test_projections_have_the_gradient_of_a_product():
-  """`layers.project` has a backward pass of its own."""
+def test_project_features_has_the_gradient_of_a_product():
+  """It has a backward pass of its own, for wide and for narrow kernels."""
   rng = np.random.default_rng(4)
   for d, f in ((5, 3), (3, 5)):
     x, w, g = (
       rng.normal(size=size).astype(np.float32)
       for size in ((2, 4, d), (d, f), (2, 4, f))
     )
-    value, back = jax.vjp(layers.project, x, w)
-    wanted, wanted_back = jax.vjp(lambda x, w: x @ w, x, w)
+    value, back = jax.vjp(layers.project_features, x, w)
+    wanted, wanted_back = jax.vjp(jnp.matmul, x, w)
     np.testing.assert_allclose(value, wanted, atol=1e-6)
     for got, want in zip(back(g), wanted_back(g), strict=True):
       np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_texts_side_by_side_are_as_alone():
-  """States after each token, with pictures and a row that is not full."""
+def test_packed_texts_have_the_states_of_each_alone():
+  """With images, and a row that is not full."""
   rng = np.random.default_rng(0)
-  model, params = (
-    qwen2_5_vl.QwenVL(tiny_policy.CONFIG),
-    tiny_policy.params(tiny_policy.CONFIG),
-  )
+  random_prompt = functools.partial(tiny_policy.random_prompt, rng, CONFIG)
   rows = [
     [
-      tiny_policy.encoded(rng, tiny_policy.CONFIG, 5, (4, 4)),
-      tiny_policy.encoded(rng, tiny_policy.CONFIG, 7),
-      tiny_policy.encoded(rng, tiny_policy.CONFIG, 4, (2, 4), (4, 2)),
+      random_prompt(5, (4, 4)),
+      random_prompt(7),
+      random_prompt(4, (2, 4), (4, 2)),
     ],
-    [tiny_policy.encoded(rng, tiny_policy.CONFIG, 9)],
+    [random_prompt(9)],
   ]
   length = 40
   packed = jax.tree.map(
     lambda x: jnp.asarray(x[0]),
-    tiny_policy.packer().pack_side_by_side(rows, 1, 2, length),
+    tiny_policy.processor().collate_packed(rows, 1, 2, length),
   )
+  # Segments count the texts of a row from 1 on; 0 is padding.
   segments = np.zeros((2, length), np.int32)
   for row, texts in enumerate(rows):
-    ends = np.cumsum([len(text.ids) for text in texts])
-    segments[row, : ends[-1]] = 1 + np.searchsorted(
-      ends, np.arange(ends[-1]), side="right"
-    )
-  states = jax.jit(
-    lambda params: model.apply(
-      {"params": params}, packed, jnp.asarray(segments), method="packed"
-    )
-  )(params)
+    lengths = [len(text.ids) for text in texts]
+    ids = np.repeat(np.arange(len(texts)) + 1, lengths)
+    segments[row, : len(ids)] = ids
+  states = run_model(CONFIG, "packed_states", packed, jnp.asarray(segments))
   for row, texts in enumerate(rows):
     for n, text in enumerate(texts, 1):
-      alone = jax.jit(
-        lambda params, prompt: model.apply(
-          {"params": params},
-          prompt,
-          jnp.ones(prompt.tokens.shape, jnp.int32),
-          method="packed",
-        )
-      )(
-        params,
-        jax.tree.map(
-          jnp.asarray,
-          tiny_policy.pack(tiny_policy.CONFIG, [text], len(text.ids)),
-        ),
-      )
+      prompt = tiny_policy.collate(CONFIG, [text], len(text.ids))
+      ones = jnp.ones(prompt.tokens.shape, jnp.int32)
+      alone = run_model(CONFIG, "packed_states", prompt, ones)
       np.testing.assert_allclose(
         states[row][segments[row] == n], alone[0], rtol=1e-4, atol=1e-4
       )

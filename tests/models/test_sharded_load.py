@@ -1,4 +1,4 @@
-"""A checkpoint read by two hosts: what each holds at the worst moment."""
+"""Peak memory of two hosts that read a checkpoint into shards."""
 
 import pathlib
 
@@ -20,27 +20,40 @@ CONFIG = qwen2_5_vl.Config(
   vision=None,
 )
 
-CHILD = """
-import re, sys, threading, time
+# A host: reads its shards while a thread watches its memory.
+CHILD = (
+  f"""
+from r1router_jax.models.qwen2_5_vl import Config
+CONFIG = {CONFIG!r}
+"""
+  + """
+import re, sys, threading
 import jax, numpy as np
-from r1router_jax import parallel, pods
-from r1router_jax.models import published
-from tests import tiny
-from tests.models.test_sharded_load import CONFIG
-pods.join_pod()
-# Pages of the file itself are the kernel's to drop, and are not counted.
-held = lambda: int(re.search(
-    r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
-mesh = parallel.make_mesh(data=1, fsdp=4, tensor=1)
-layout = parallel.by_path(tiny.shapes_of(CONFIG), mesh)
+from r1router_jax.models import hf_checkpoint
+from r1router_jax.parallel import mesh as mesh_lib, multihost
+from tests import tiny_policy
+
+def resident_bytes():
+  # Pages of the file itself are the kernel's to drop, and are not counted.
+  status = open("/proc/self/status").read()
+  return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) << 10
+
+multihost.initialize_distributed()
+mesh = mesh_lib.make_mesh(data=1, fsdp=4, tensor=1)
+shardings = mesh_lib.shardings_by_path(tiny_policy.param_shapes(CONFIG), mesh)
 jax.block_until_ready(jax.device_put(np.ones(8), jax.local_devices()[0]))
-peak, done = [before := held()], threading.Event()
+before = resident_bytes()
+peak, done = [before], threading.Event()
+
 def watch():
   while not done.wait(0.001):
-    peak[0] = max(peak[0], held())
+    peak[0] = max(peak[0], resident_bytes())
+
 watcher = threading.Thread(target=watch)
 watcher.start()
-params = published.load(sys.argv[1], CONFIG, layout=layout.__getitem__)
+params = hf_checkpoint.load_params(
+  sys.argv[1], CONFIG, sharding_for=shardings.__getitem__
+)
 jax.block_until_ready(params)
 done.set()
 watcher.join()
@@ -49,6 +62,7 @@ own = sum(shard.data.nbytes for x in jax.tree.leaves(params)
 first = float(params["embed"].addressable_shards[0].data[5, 0])
 print("held", peak[0] - before, own, first)
 """
+)
 
 
 @pytest.mark.slow
@@ -59,14 +73,17 @@ print("held", peak[0] - before, own, first)
 def test_a_host_holds_its_own_shards_and_one_tensor(tmp_path):
   rng = np.random.default_rng(0)
   tile = rng.normal(size=1 << 20).astype(np.float32)
-  shapes = tiny_policy.shapes_of(CONFIG)
+  shapes = tiny_policy.param_shapes(CONFIG)
   params = jax.tree.map(lambda x: np.resize(tile, x.shape), shapes)
-  hf_checkpoint.save(tmp_path / "model", params, CONFIG, shard_bytes=64 << 20)
+  folder = tmp_path / "model"
+  hf_checkpoint.save_params(folder, params, CONFIG, shard_bytes=64 << 20)
   whole = sum(x.nbytes for x in jax.tree.leaves(params))
   largest = params["embed"].nbytes
-  for text in two_processes.run(CHILD, tmp_path, str(tmp_path / "model")):
-    held, own = (int(x) for x in text.split("held ")[1].split()[:2])
-    assert 0.45 * whole < own < 0.55 * whole
-    assert held < own + largest + (16 << 20), (held, own, largest)
-    assert held < 0.8 * whole
-    assert float(text.split()[-1]) in params["embed"][5]
+  outputs = two_processes.run_two_processes(CHILD, tmp_path, str(folder))
+  for text in outputs:
+    held, own, first = text.split("held ")[1].split()[:3]
+    assert 0.45 * whole < int(own) < 0.55 * whole
+    # 16 MiB for everything else.
+    assert int(held) < int(own) + largest + (16 << 20), (held, own, largest)
+    assert int(held) < 0.8 * whole
+    assert float(first) in params["embed"][5]

@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 
 from r1router_jax.generation import group_decode, token_sampling
-from r1router_jax.inputs.processor import Packer
+from r1router_jax.inputs.processor import Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import hf_checkpoint, inference_params, qwen2_5_vl
 from r1router_jax.policy import config
 from r1router_jax.protocol.messages import Conversation, Segment
 
-ASKED = (  # (question, a word that its answer has)
+QUESTIONS = (  # A question, and a word of its answer.
   ("What is the capital of France?", "Paris"),
-  ("Which planet is known as the red planet?", "Mars"),
+  ("Which planet is settings as the red planet?", "Mars"),
   ("Who wrote Romeo and Juliet?", "Shakespeare"),
   ("Name a fruit that is yellow.", "fruit"),
   ("Write one sentence about the sea.", "sea"),
 )
 
-NEW = 24
+MAX_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -65,48 +65,50 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
   import torch
 
   folder, theirs = checkpoint
-  known = config.read(folder)
-  assert known.model.vision is None and not known.model.qkv_bias
-  coder = Tokenizer(folder / "tokenizer.json", known.style)
-  packer = Packer(coder, None, (64,), 1, 1)
+  settings = config.read_config(folder)
+  assert settings.model.vision is None and not settings.model.qkv_bias
+  coder = Tokenizer(folder / "tokenizer.json", settings.style)
+  processor = Processor(coder, None, (64,), 1, 1)
   prompts = [
-    packer.encode(
+    processor.encode(
       Conversation(
         "answer", "You are a helpful assistant.", (Segment(text, "question"),)
       )
     )
-    for text, _ in ASKED
+    for text, _ in QUESTIONS
   ]
   packed = jax.tree.map(
-    lambda x: jnp.asarray(x[0]), packer.pack(prompts, 1, len(prompts))
+    lambda x: jnp.asarray(x[0]), processor.collate(prompts, 1, len(prompts))
   )
-  compute = dataclasses.replace(known.compute, dtype="float32")
+  compute = dataclasses.replace(settings.compute, dtype="float32")
   drawn = group_decode.sample(
-    qwen2_5_vl.QwenVL(known.model, compute, unrolled=True),
-    inference_params.served(
-      hf_checkpoint.load(folder, known.model, dtype=np.float32),
+    qwen2_5_vl.QwenVL(settings.model, compute, unrolled=True),
+    inference_params.to_inference_params(
+      hf_checkpoint.load_params(folder, settings.model, dtype=np.float32),
       compute,
       unrolled=True,
     ),
     packed,
-    group_decode.keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
+    group_decode.response_keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
     token_sampling.GREEDY.validate(),
-    group_decode.Words(coder.allowed(known.model.vocab), coder.end),
-    tokens=NEW,
+    group_decode.DecodeConstraints(
+      coder.allowed_mask(settings.model.vocab), coder.eos_id
+    ),
+    max_tokens=MAX_TOKENS,
   )
-  for row, (text, word) in enumerate(ASKED):
+  for row, (text, word) in enumerate(QUESTIONS):
     ids = torch.tensor([prompts[row].ids])
     with torch.no_grad():
       wanted = theirs.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW,
+        max_new_tokens=MAX_TOKENS,
         do_sample=False,
-        eos_token_id=coder.end,
-        pad_token_id=coder.pad,
+        eos_token_id=coder.eos_id,
+        pad_token_id=coder.pad_id,
       )
     got = np.asarray(drawn.tokens[row, 0])[np.asarray(drawn.mask[row, 0])]
     np.testing.assert_array_equal(got, wanted[0, len(prompts[row].ids) :])
-    said = coder.decode(got)
-    print(f"{text} {said}")
-    assert word in said
+    answer = coder.decode(got)
+    print(f"{text} {answer}")
+    assert word in answer
