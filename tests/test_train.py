@@ -62,6 +62,7 @@ def warm_start(tmp_path_factory):
 @pytest.mark.slow
 def test_equal_seeds_give_equal_scalars(warm_start, tmp_path):
   train(load_config("sft", **EIGHT_UPDATES), tmp_path)
+  # One line of the log per update.
   assert len(read_scalars(warm_start)) == 8
   assert read_scalars(tmp_path) == read_scalars(warm_start)
 
@@ -80,6 +81,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
 @pytest.mark.slow
 def test_step_grpo_repeats_itself(warm_start, tmp_path):
   changes = {"policy.start_from": str(warm_start / "policy"), "data.kb_dir": ""}
+  # Two runs of the same config.
   runs = [
     train(load_config("step_grpo", **changes), tmp_path / name) for name in "ab"
   ]
@@ -89,11 +91,13 @@ def test_step_grpo_repeats_itself(warm_start, tmp_path):
     # Sampler and trainer agree.
     assert line.get("logp_drift", 0) < 1e-4
     assert ("logp_drift" in line) == (line["equal_groups"] < 1)
+  # Times and rates of every line.
   for line in run_log.read_metrics(tmp_path / "a"):
     phases = ("data", "rollout", "reward", "update")
     assert all(line[f"seconds/{phase}"] > 0 for phase in phases)
     assert line["speed/tokens_s"] > line["speed/samples_s"] > 0
     assert line["speed/tflops_s"] > 0 and "speed/mfu" not in line
+  # The trained parameters have the structure of the start.
   before = policy.load(warm_start / "policy")
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(runs[0].params))
   assert jax.tree.structure(before.params) == jax.tree.structure(runs[0].params)
@@ -110,6 +114,7 @@ def test_step_grpo_repeats_itself(warm_start, tmp_path):
   ],
 )
 def test_every_variant_starts(name, variant, tmp_path):
+  # Set-up, and a policy without any update.
   trained = train(
     load_config(name, variant, **{"total_steps": 0, "data.kb_dir": ""}),
     tmp_path,
@@ -145,6 +150,7 @@ def test_too_many_skipped_updates_end_the_run_and_keep_the_batch(tmp_path):
     "sft",
     **{
       "max_skipped": 2,
+      # The first update makes all parameters infinite, and so all later losses.
       "optim.lr": float("inf"),
       "optim.muon_lr": float("inf"),
     },
@@ -164,6 +170,7 @@ def test_sigterm_saves_and_another_seed_is_rejected(tmp_path):
     "sft.py:smoke", tmp_path, "--config.total_steps=100000"
   )
   run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  # The first line of the log says that training has begun.
   while not run_log.read_metrics(tmp_path):
     assert run.poll() is None, run.stderr.read()
     time.sleep(0.1)
@@ -229,6 +236,7 @@ def test_checkpoint_with_old_config_keys_is_resumed(tmp_path, caplog):
   (path,) = (tmp_path / "checkpoints" / "2" / "about").glob("*")
   saved = json.loads(path.read_text())
   config = saved["config"]
+  # Keys of an older version, in place of those of today.
   config["every"] = dict(
     log=config.pop("log_every"),
     checkpoint=config.pop("checkpoint_every"),
@@ -239,6 +247,7 @@ def test_checkpoint_with_old_config_keys_is_resumed(tmp_path, caplog):
   config["data"]["batch_rows"] = config["data"].pop("batch_size_per_device")
   config["policy"]["settings"] = config["policy"].pop("overrides")
   path.write_text(json.dumps(saved))
+  # The run continues, and sees no difference.
   with caplog.at_level("WARNING"):
     train(load_config("sft"), tmp_path)
   assert [line["step"] for line in read_scalars(tmp_path)] == [1, 2, 3, 4]
@@ -253,6 +262,7 @@ def test_fsdp_learns_like_pmap(tmp_path):
   collectives for CPUs wait for each other at times.
   """
   adam = {"optim.name": "adamw"}
+  # The same run, with weights whole and split over four devices.
   whole = train(load_config("sft", **adam), tmp_path / "whole")
   split = train(
     load_config(
@@ -260,8 +270,10 @@ def test_fsdp_learns_like_pmap(tmp_path):
     ),
     tmp_path / "split",
   )
+  # The embedding is split.
   embed = split.params["embed"]
   assert embed.addressable_shards[0].data.size == embed.size // 4
+  # Losses agree, and so do the trained weights.
   lines = (read_scalars(tmp_path / name) for name in ("whole", "split"))
   for one, other in zip(*lines, strict=True):
     np.testing.assert_allclose(one["nll"], other["nll"], rtol=1e-4)
@@ -299,6 +311,7 @@ def test_every_option_at_once(warm_start, tmp_path):
     ),
     tmp_path,
   )
+  # At the first update the policy is still its reference.
   first, last = read_scalars(tmp_path)
   assert abs(first["kl"]) < 0.1 and first["refills"] in (0, 1)
   assert 0 <= first["validation/total"] <= 1
@@ -327,6 +340,7 @@ print("done")
 def test_two_hosts_train_like_one_and_resume(tmp_path):
   """One host has eight shards of two rows, two hosts four shards of four."""
   one_host, two_hosts = tmp_path / "one", tmp_path / "two"
+  # Both see 16 rows per update.
   train(load_config("sft", **{"data.batch_size_per_device": 2}), one_host)
   outputs = two_processes.run_two_processes(
     CHILD, tmp_path, str(two_hosts), timeout=500
@@ -358,6 +372,7 @@ def test_adapters_learn_and_are_merged_into_the_saved_weights(
     "total_steps": 2,
   }
   trained = train(load_config("sft", **changes), tmp_path)
+  # The saved policy has weights without adapters.
   before, after = (
     policy.load(folder / "policy").params["layers"]
     for folder in (warm_start, tmp_path)
@@ -392,6 +407,7 @@ def test_wrong_option_is_one_line_before_jax_is_imported(
   flag, message, tmp_path
 ):
   command = make_command("sft.py:smoke", tmp_path / "run", flag)
+  # -X belongs to the interpreter.
   command[1:1] = ["-X", "importtime"]  # Lists every import on stderr.
   done = run_command(command)
   assert done.returncode == 2

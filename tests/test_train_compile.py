@@ -31,6 +31,7 @@ def run_command(*arguments):
 def test_dry_run_compiles_both_programs():
   done = run_command("--topology=cpu:2")
   assert done.returncode == 0, done.stderr
+  # Columns: topology, program, GiB, limit, arguments, fits.
   rows = [
     line.split("|")
     for line in done.stdout.splitlines()
@@ -51,6 +52,7 @@ def test_dry_run_compiles_both_programs():
 def test_compiles_for_a_tpu_that_is_not_there():
   done = run_command("--topology=v5e:2x2")
   assert done.returncode == 0, done.stderr
+  # One row for each program.
   assert done.stdout.count("| v5e:2x2 ") == 2
   assert done.stdout.count("15.75") == 2  # GiB of a v5e chip.
 
@@ -84,6 +86,7 @@ def test_only_auto_attention_depends_on_the_devices(attention, kernel):
 
 
 def test_missing_libtpu_is_named_with_its_cure(monkeypatch):
+  # As on a machine without the extra `tpu`.
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"pip install 'r1router_jax\[tpu\]'"):
     train_compile.find_devices("v5e:4x4")
@@ -97,6 +100,7 @@ def test_missing_cpu_devices_are_named(topology):
 
 
 def test_refused_program_is_reported_with_the_memory_it_wanted():
+  # A message of the TPU compiler.
   wanted = train_compile._wanted_gib(
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.29G "
     "of 15.75G hbm. Exceeded hbm capacity by 1.54G."

@@ -69,6 +69,7 @@ def make_rows():
   questions = [q for q in georouter.load_questions("train") if len(q.hops) == 2]
   flags = [q for q in questions if q.image and "flag" in q.text][:4]
   told = [q for q in questions if not q.image][:4]
+  # Only the first three fields of a passage are published.
   found = iter(
     [
       (Passage(*dataclasses.astuple(evidence[hop.evidence[0]])[:3]),)
@@ -88,6 +89,7 @@ def save_checkpoint(folder, model):
   """Save random weights and a tokenizer like Qwen's, and return the folder."""
   from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+  # Qwen's normalizer, splits and byte level, with a small vocabulary.
   coder = tokenizers.Tokenizer(models.BPE())
   coder.normalizer = tokenizers.normalizers.NFC()
   coder.pre_tokenizer = pre_tokenizers.Sequence(
@@ -112,6 +114,7 @@ def save_checkpoint(folder, model):
   )
   path = folder / "tokenizer.json"
   coder.save(str(path))
+  # Random weights of the published form.
   known = config_lib.PolicyConfig.from_dict(
     config_lib.HF_DEFAULTS | dict(model=model)
   )
@@ -126,6 +129,7 @@ def data(tmp_path_factory):
   found = make_rows()
   (folder,) = {os.path.dirname(path) for row in found for path in row["images"]}
   path = tmp_path_factory.mktemp("rows") / "grpo_dataset_train_new.jsonl"
+  # Published paths are those of the authors' machine.
   moved = [
     row
     | dict(
@@ -161,12 +165,14 @@ def test_step_grpo_trains_a_text_policy_and_skips_images(
     trained = train(c, tmp_path)
   assert "skipped 24 of 48" in caplog.text  # Four have pictures.
   assert "reads texts alone" in caplog.text
+  # The rest of the rows is learnt from.
   lines = read_scalars(tmp_path)
   assert len(lines) == 2
   for line in lines:
     assert 0 <= line["reward/total"] <= 1 and not line["skipped"]
   assert trained.config.style == "full"
   assert trained.config.compute.dtype == "bfloat16"
+  # The policy that was saved opens like the one that was trained.
   again = policy.load(tmp_path / "policy")
   assert again.config == trained.config
 
@@ -217,6 +223,7 @@ def test_vision_policy_learns_from_rows_with_images(
     trained = train(c, tmp_path / "run")
   assert "skipped" not in caplog.text
   assert len(read_scalars(tmp_path / "run")) == 2
+  # The vision tower learns, too.
   before = policy.load(start, dtype=np.float32).params["vision"]
   after = policy.load(tmp_path / "run" / "policy", dtype=np.float32)
   moved = jax.tree.map(

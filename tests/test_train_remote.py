@@ -58,6 +58,7 @@ def kill_at_search(monkeypatch, number, process, then=lambda: None):
 
   def counting_search(self, queries, k):
     searches.append(queries)
+    # Before this search is sent.
     if len(searches) == number:
       process.kill()
       process.wait()
@@ -88,6 +89,7 @@ def test_server_that_comes_back_changes_nothing(
   start_servers, undisturbed, tmp_path, monkeypatch
 ):
   process, addresses = start_servers()
+  # The server is back on the same ports after a second.
   restart = threading.Timer(1, start_servers, [ports_of(addresses)])
   searches = kill_at_search(monkeypatch, 4, process, restart.start)
   trained = train_online(addresses, tmp_path)
@@ -100,6 +102,7 @@ def test_server_that_stays_dead_ends_the_run_with_a_checkpoint(
   start_servers, undisturbed, tmp_path, monkeypatch
 ):
   process, addresses = start_servers()
+  # Give up after two seconds instead of minutes.
   monkeypatch.setattr(http_client, "DEADLINE_SECONDS", 2.0)
   with monkeypatch.context() as patch:
     kill_at_search(patch, 8, process)

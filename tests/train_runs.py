@@ -14,6 +14,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 def load_config(name, variant="smoke", **changes):
   """Return a config of the repository with `changes` by dotted key."""
+  # Like the command, which loads config files by path.
   config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](variant)
   config.update_from_flattened_dict(changes)
   return config
@@ -26,6 +27,7 @@ def make_run_config(name, variant="smoke", **changes):
 
 def read_scalars(workdir):
   """Return the lines of metrics.jsonl without times and rates."""
+  # These differ between two runs of the same seed.
   unsteady = ("seconds/", "speed/", "retrieval/")
   return [
     {name: x for name, x in line.items() if not name.startswith(unsteady)}
@@ -38,6 +40,7 @@ def train_and_interrupt(config, workdir, after):
   write = run_log.RunLog.write_scalars
 
   def write_or_stop(self, step, scalars):
+    # The line is written first, as before a real interrupt.
     write(self, step, scalars)
     if step > after:
       raise KeyboardInterrupt

@@ -25,6 +25,7 @@ def assert_equal(got, wanted):
 
 
 def make_state(step):
+  # A state with parameters and an optimizer, different at each step.
   tree = jax.tree.map(lambda x: x + step, make_params())
   return step, tree, optax.adamw(1e-3).init(tree)
 
@@ -46,6 +47,7 @@ def test_newest_state_is_restored(tmp_path):
   found, metadata = restore_newest(tmp_path)
   assert_equal(found, make_state(40))
   assert metadata == {"n": 40}
+  # The three newest remain.
   kept = {p.name for p in (tmp_path / "checkpoints").iterdir()}
   assert kept == {"20", "30", "40"}
 
@@ -72,6 +74,7 @@ def test_damaged_state_is_replaced_by_the_one_before(tmp_path, harm, caplog):
   files = [
     f for f in (tmp_path / "checkpoints" / "2").rglob("*") if f.is_file()
   ]
+  # The largest file holds the numbers.
   harm(max(files, key=lambda f: f.stat().st_size))  # The numbers.
   with checkpoints.Checkpoints(tmp_path) as saved:
     found, metadata = saved.restore(make_state(0))
@@ -100,12 +103,14 @@ def test_run_does_not_start_anew_if_all_states_are_damaged(tmp_path):
 def test_checksum_is_its_formula_on_any_devices(dtype):
   rng = np.random.default_rng(0)
   x = rng.integers(0, 2, (3, 4, 5)).astype(dtype)
+  # The oracle: the sum in Python's integers.
   bits = {4: np.uint32, 2: np.uint16, 1: np.uint8}[x.itemsize]
   slow = (
     sum((2 * i + 1) * int(b) for i, b in enumerate(x.view(bits).reshape(-1)))
     % 2**32
   )
   assert np.asarray(checkpoints.leaf_checksums([x])).tolist() == [slow]
+  # The same array over eight devices.
   split = jax.device_put(
     x.repeat(8, 0), jax.NamedSharding(jax.make_mesh((8,), ("d",)), jax.P("d"))
   )
@@ -122,6 +127,7 @@ def _hold_workdir(workdir, ready, leave):
 
 
 def test_workdir_belongs_to_one_process_at_a_time(tmp_path):
+  # A forked process would inherit JAX's threads.
   spawn = multiprocessing.get_context("spawn")
   ready, leave = spawn.Event(), spawn.Event()
   other = spawn.Process(target=_hold_workdir, args=(tmp_path, ready, leave))

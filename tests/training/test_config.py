@@ -25,6 +25,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("name, variant", VARIANTS)
 def test_every_variant_passes_the_checks(name, variant):
+  # One algorithm, and rows to learn from.
   run = make_run_config(name, variant)
   assert (run.sft is None) != (run.step_grpo is None)
   assert run.rows_per_update > 0
@@ -119,6 +120,7 @@ def change(tree, section, **options):
   ],
 )
 def test_unknown_option_of_an_own_config_is_named(section, options, message):
+  # An own config file can hold any key.
   tree = change(load_config("step_grpo").to_dict(), section, **options)
   with pytest.raises(ValueError, match=re.escape(message)):
     config.read_run_config(tree)
@@ -171,6 +173,7 @@ def test_old_names_of_options_are_read():
       "loss": {"kl": "k3"},
     },
   }
+  # The same old name has another meaning in sft.
   old = {"algorithm": "sft", "data": {"batch_rows": 4}, "sft": {"overask": 0.5}}
   assert config.rename_old_keys(old) == {
     "algorithm": "sft",

@@ -65,6 +65,7 @@ def test_group_without_masks_agrees_with_xla(length, members, tokens, tied):
     make_prompt(1, length),
     jnp.zeros((1, members, tokens), jnp.int32),
   )
+  # The last token of a response is no input.
   inputs = tokens - 1
   pairs = length**2 + members * inputs * (length + inputs)
   wanted = flops.decoder_flops(
@@ -88,6 +89,7 @@ def test_vision_tower_without_masks_agrees_with_xla(
   shown = make_prompt(1, 8, images, windows)
   params = jax.eval_shape(model.init, jax.random.key(0), shown)
   found = xla_flops(model.apply, params, shown)
+  # Every slot of every window counts, also those without a patch.
   slots = windows * (VISION.window // VISION.patch) ** 2
   wanted = images * flops.vision_tower_flops(config, slots, slots**2, 0)
   assert found == pytest.approx(wanted, rel=0.02)
@@ -107,6 +109,7 @@ def test_token_costs_two_operations_per_weight():
   )
   assert flops.head_flops(config, 1) == 2 * shapes["head"].size
   vision = shapes["vision"]
+  # The smallest image that the merger takes.
   unit = config.vision.merge**2
   merger = count_weights([vision["merge1"], vision["merge2"]])
   assert flops.vision_tower_flops(config, unit, 0, 0) == 2 * (
@@ -115,6 +118,7 @@ def test_token_costs_two_operations_per_weight():
 
 
 def test_group_counts_the_pairs_that_the_mask_allows():
+  # The oracle: count inputs and pairs one by one.
   length, responses = 7, [3, 1, 0, 5]
   inputs = pairs = 0
   for query in range(length):
@@ -148,10 +152,12 @@ def test_image_counts_the_pairs_within_its_windows(rows, columns):
     windows=windows,
     tokens=rows * columns // 4,
   )
+  # The window layout itself says how many patches share a window.
   near = int(np.sum(valid.sum(-1) ** 2))
   assert flops.image_flops(config, rows, columns) == flops.vision_tower_flops(
     config, rows * columns, (rows * columns) ** 2, near
   )
+  # 4 p h of each block: one block sees the image, two see windows.
   bare = flops.vision_tower_flops(config, rows * columns, 0, 0)
   assert flops.image_flops(config, rows, columns) - bare == 4 * 16 * (
     (rows * columns) ** 2 + 2 * near

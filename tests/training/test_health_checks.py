@@ -39,6 +39,7 @@ GOOD = {
 }
 
 
+# A bad series of each check: name, values, part of the warning.
 BAD = [
   ("reward/std_in_group", [0.1, 0.04, 0.001], "earn alike"),
   ("equal_groups", [0.5, 0.9, 1.0], "left out"),
@@ -71,11 +72,13 @@ def warnings_by_line(lines):
 
 def test_run_that_learns_gets_no_warning():
   assert not any(warnings_by_line(make_lines(**GOOD)))
+  # Every check was tried.
   assert set(GOOD) == {check.scalar for check in health_checks.HEALTH_CHECKS}
 
 
 @pytest.mark.parametrize("scalar, values, meaning", BAD)
 def test_each_collapse_is_warned_of(scalar, values, meaning):
+  # Only the last line is bad.
   *early, last = warnings_by_line(make_lines(**{scalar: values}))
   assert early == [[], []] and len(last) == 1
   assert last[0].startswith(f"{scalar} is {values[-1]:.3g}: ")
@@ -97,6 +100,7 @@ def test_one_warning_per_spell():
 def test_missing_and_non_finite_values_are_ignored():
   lines = [{"step": 1}, {"step": 2, "clipped": None}]
   assert not any(warnings_by_line(lines))
+  # A missing value between two bad ones.
   gap = make_lines(clipped=[0.5, None, 0.5])
   assert list(map(len, warnings_by_line(gap))) == [1, 0, 0]  # The same spell.
 

@@ -45,6 +45,7 @@ def random_batch(seed=0):
     tiny_policy.random_prompt(rng, tiny_policy.MODEL_CONFIG, 3 + n)
     for n in range(4)
   ]
+  # [B, G, T]
   shape = 4, 1, 5
   lengths = rng.integers(1, 6, 4)
   lengths[3] = 0
@@ -69,6 +70,7 @@ def mean_loss(params, batch):
 def test_loss_is_the_mean_over_tokens():
   params, rows = tiny_policy.params(tiny_policy.MODEL_CONFIG), random_batch()
   loss, (total, count, metrics) = jax.jit(mean_loss)(params, rows)
+  # The oracle: a softmax over allowed tokens only, one token at a time.
   states = jax.jit(
     lambda params: MODEL.apply({"params": params}, rows.prompt, rows.response)
   )(params)
@@ -97,6 +99,7 @@ def test_three_updates_on_one_batch_lower_the_loss():
     updates, opt = optimizer.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt, loss
 
+  # The fourth call gives the loss after three updates.
   for _ in range(4):
     params, opt, loss = update(params, opt)
     losses.append(float(loss))
@@ -119,6 +122,7 @@ def test_targets_follow_the_protocol():
   )
   assert isinstance(plan, Plan)
   assert (plan.sub_question, plan.routes) == ("Which one?", ("table",))
+  # A plan that stops names no route.
   stop = format.parse_plan(
     sft_targets.sft_target(
       make_step("plan", sub_question="None", routes=("none",))
@@ -158,6 +162,7 @@ def test_overask_target_repeats_the_question_to_another_kb():
     routes=("none",),
     history=(("What is it?", "N'Djamena"),),
   )
+  # Over many seeds every other knowledge base is asked.
   routes = set()
   for seed in range(20):
     plan = format.parse_plan(
@@ -180,6 +185,7 @@ def test_target_is_the_teachers_response_if_there_is_one():
     "<think>a b</think><sub-question>Which one?</sub-question>"
     "<ret>Table Retriever, Text Retriever</ret>"
   )
+  # Control tokens in a response are made harmless.
   final = make_step(
     "final",
     answers=("4",),
@@ -282,6 +288,7 @@ def test_batch_fills_every_device(algorithm):
   assert {x.shape[0] for x in jax.tree.leaves(rows)} == {8}
   assert rows.mask.any((1, 2, 3)).tolist() == [True] * 3 + [False] * 5
   np.testing.assert_array_equal(rows.loss_denominator, rows.mask.sum((2, 3)))
+  # A response ends with the end token unless it was too long.
   end = tiny_policy.tokenizer().eos_id
   for tokens, mask in zip(
     rows.response[:3, 0, 0], rows.mask[:3, 0, 0], strict=True
@@ -322,6 +329,7 @@ def test_target_overasks_only_where_a_trace_stops_after_a_search():
     tiny_policy.POLICY_CONFIG, prompt_tokens=(96,), response_tokens=(48,)
   )
   always = make_algorithm(known, overask_prob=1.0)
+  # A stop at once, and a stop after a search.
   stop = make_step("plan", sub_question="None", routes=("none",))
   asked = dataclasses.replace(stop, history=(("What is it?", "N'Djamena"),))
   steps = [*make_examples(), stop, asked]

@@ -43,6 +43,7 @@ def make_algorithm(kbs=None, **changes):
 
 def logp_drift(algorithm, batch):
   """Return how far the trainer's log-probabilities are from the sampler's."""
+  # [D, M, m]: eight shards of one microbatch of two prompts.
   denominator = split_microbatches(batch, 0).loss_denominator
   assert denominator.shape == (8, 1, 2)
   first_shard = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
@@ -60,8 +61,10 @@ def test_online_rollouts_search_and_align_golds():
   params = load_warm_start().params
   algorithm = make_algorithm(kbs, **ONLINE)
   assert algorithm.examples_per_iteration == 8
+  # One question for each device.
   (batch,), report = algorithm.make_batches(params, lambda i: questions, 0)
   assert sum(len(kb.queries) for kb in kbs.values()) >= 8
+  # Every kind of step was rewarded, with golds that follow the question.
   scalars = report.scalars
   assert {"reward/plan", "reward/answer", "reward/final"} <= scalars.keys()
   assert 0 < scalars["reward/total"] < 1 and scalars["cut_tokens"] == 0
@@ -90,6 +93,7 @@ def test_too_few_groups_with_signal_are_resampled():
   params, asked = load_warm_start().params, []
 
   def examples_for(index):
+    # Each round sees other steps.
     asked.append(index)
     return steps[len(asked) * 8 :][:8]
 
@@ -121,6 +125,7 @@ def test_abstract_batch_has_the_shapes_of_the_largest_batch():
   assert batch.response.shape == batch.old_logp.shape == (8, 2, 3, tokens)
   assert batch.prompt.tokens.shape == (8, 2, known.prompt_tokens[-1])
   assert batch.prompt.patches.shape[:2] == (8, 2)  # An image of each prompt.
+  # Shapes can be split like arrays.
   microbatches = jax.eval_shape(
     lambda batch: split_microbatches(batch, 1), batch
   )

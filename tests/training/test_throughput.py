@@ -18,11 +18,13 @@ from tests import tiny_policy
 @pytest.mark.parametrize("devices", [1, 2])
 def test_work_of_a_batch_equals_that_of_its_prompts(grids, devices):
   rng, config = np.random.default_rng(0), tiny_policy.MODEL_CONFIG
+  # Prompts of different lengths, some with images.
   prompts = [
     tiny_policy.random_prompt(rng, config, 5 + n, *each)
     for n, each in enumerate(grids)
   ]
   mask = np.arange(6) < rng.integers(1, 7, (4, 3, 1))
+  # Two rows of padding, over one or two shards.
   shape = devices, 6 // devices
   padded = np.concatenate([mask, np.zeros((2, 3, 6), bool)])
   batch = Batch(
@@ -47,12 +49,14 @@ def test_work_of_a_batch_equals_that_of_its_prompts(grids, devices):
     work.with_updates([throughput.update_work(config, batch)]).flops
     == 4 * work.flops
   )
+  # Rows without a response are padding.
   nothing = batch._replace(mask=batch.mask & False)
   assert throughput.update_work(config, nothing) == throughput.WorkCounts()
 
 
 @pytest.mark.parametrize("kind, mfu", [("cpu", None), ("TPU v4", 0.5)])
 def test_rates_are_counts_per_second_and_device(monkeypatch, kind, mfu):
+  # The meter looks at the clock when it is made and at each reading.
   clock = iter([100.0, 102.0, 110.0])
   monkeypatch.setattr(
     throughput, "time", types.SimpleNamespace(perf_counter=lambda: next(clock))
@@ -68,6 +72,7 @@ def test_rates_are_counts_per_second_and_device(monkeypatch, kind, mfu):
     "speed/tflops_s": 137.5,
   }
   assert meter.read_rates() == rates | ({"speed/mfu": mfu} if mfu else {})
+  # The counts start anew.
   meter.add_work(throughput.WorkCounts(8, 0, 0))
   assert meter.read_rates()["speed/tokens_s"] == 1.0
 
@@ -97,6 +102,7 @@ def test_first_group_of_each_kind_is_sampled():
   reward = np.arange(8.0).reshape(4, 2)
   groups = throughput.sample_groups(steps, list("stuvwxyz"), reward, -reward)
   assert [group["id"] for group in groups] == ["q/0", "q/1", "q/2"]
+  # A plan: its gold is the sub-question with its routes.
   assert groups[0] == dict(
     id="q/0",
     kind="plan",
@@ -110,6 +116,7 @@ def test_first_group_of_each_kind_is_sampled():
   )
   assert groups[1]["sub_question"] == "What is here?"
   assert groups[1]["gold"] == ["a", "b"]
+  # A final answer.
   assert groups[2] == dict(
     id="q/2",
     kind="final",

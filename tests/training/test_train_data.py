@@ -89,5 +89,6 @@ def test_step_that_teaches_nothing_is_skipped_and_named(bad, message, caplog):
     )
   assert kept == [GOOD] and len(shapes) == 1
   assert "some.jsonl: skipped 2 of 3" in caplog.text
+  # Nothing but bad steps is an error.
   with pytest.raises(ValueError, match=f"some.jsonl: nothing.*{message}"):
     train_data.filter_trainable(TEXT_POLICY, [bad], "some.jsonl")
