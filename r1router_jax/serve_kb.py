@@ -383,7 +383,7 @@ def find_kb_folder(kb_dir: str, kind: str | None) -> str:
   if not kind and kb_meta.read_meta(folder) is None:
     if any(kb_meta.read_meta(os.path.join(folder, name)) for name in KBS):
       raise ValueError(
-        f"{kb_dir} holds several knowledge bases.  Say which, as in "
+        f"{kb_dir} holds knowledge bases by kind.  Say which, as in "
         "--kind=text."
       )
   kb_meta.read_finished_meta(folder)

@@ -67,7 +67,7 @@ def test_invalid_images_are_rejected():
     assert server._image_folder.name not in response["error"]
   with kb_servers.serve_kb_locally(kb_servers.make_kb("text")) as server:
     status, response = kb_servers.post_request(server, request)
-    assert status == 400 and "no use for pictures" in response["error"]
+    assert status == 400 and "no use for images" in response["error"]
 
 
 INVALID_REQUESTS = [

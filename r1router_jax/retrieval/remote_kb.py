@@ -57,7 +57,7 @@ class RemoteKB(KnowledgeBase):
     # Search-R1's schema has no images.
     if kind == "image":
       raise ValueError(
-        f"{address} is no serve_kb, which alone can be sent pictures.  Serve "
+        f"{address} is no serve_kb, which alone can be sent images.  Serve "
         "the image knowledge base by python -m r1router_jax.serve_kb."
       )
     logging.info(

@@ -186,10 +186,10 @@ def _parse_images(fields: dict, num_queries: int, kind: str) -> Sequence[bytes]:
       "each of the queries"
     )
   if kind != "image" and any(encoded):
-    _reject_request(f"the {kind} knowledge base has no use for pictures")
+    _reject_request(f"the {kind} knowledge base has no use for images")
   # The same image is stored and embedded once, so distinct ones count.
   if len(set(encoded)) > MAX_IMAGES:
-    _reject_request(f'"images" should hold at most {MAX_IMAGES} pictures')
+    _reject_request(f'"images" should hold at most {MAX_IMAGES} images')
   try:
     return [base64.b64decode(image, validate=True) for image in encoded]
   except ValueError as error:
