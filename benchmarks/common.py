@@ -1,4 +1,8 @@
-"""What the comparisons have in common: shapes, this machine's limits, runs."""
+"""Shapes of models, limits of this machine, and processes of engines.
+
+`sampling.py` and `train_step.py` compare engines: each engine is a script that
+runs one case in a process of its own, in its own Python environment.
+"""
 
 import json
 import os
@@ -8,6 +12,7 @@ import sys
 
 HERE = pathlib.Path(__file__).parent
 
+# Sizes of the models: one that fits any test, and Qwen2.5-0.5B.
 SHAPES = {
   "tiny": dict(
     vocab=4096, hidden=256, mlp=688, layers=4, heads=4, kv_heads=2, head_size=64
@@ -23,35 +28,58 @@ SHAPES = {
   ),
 }
 
+# Runs in a process of its own, so that the memory and the threads of JAX are
+# given back before an engine starts.
+_LIMITS_SCRIPT = """
+import json
+import time
 
-def limits() -> dict[str, float]:
-  """What two cores can do: GFLOP/s of a large product, GB/s of a sum."""
-  script = """
-import time, jax, jax.numpy as jnp, json
-def best(f, *x):
-  f(*x).block_until_ready()
-  return min(-(s := time.perf_counter()) + (f(*x).block_until_ready(),
-             time.perf_counter())[1] for _ in range(5))
-a, w = jnp.ones((4096, 4096)), jnp.ones((2**28,))
-print(json.dumps(dict(gflops=2 * 4096**3 / best(jax.jit(jnp.dot), a, a) / 1e9,
-                      gb_s=2**30 / best(jax.jit(jnp.sum), w) / 1e9)))
+import jax
+import jax.numpy as jnp
+
+
+def best_seconds(function, *args):
+  function(*args).block_until_ready()  # Compiles.
+  times = []
+  for _ in range(5):
+    start = time.perf_counter()
+    function(*args).block_until_ready()
+    times.append(time.perf_counter() - start)
+  return min(times)
+
+
+matrix, vector = jnp.ones((4096, 4096)), jnp.ones((2**28,))
+gflops = 2 * 4096**3 / best_seconds(jax.jit(jnp.dot), matrix, matrix) / 1e9
+gb_s = 2**30 / best_seconds(jax.jit(jnp.sum), vector) / 1e9
+print(json.dumps(dict(gflops=gflops, gb_s=gb_s)))
 """
-  return json.loads(
-    subprocess.run(
-      [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout
+
+
+def measure_limits() -> dict[str, float]:
+  """Measure this machine: GFLOP/s of a matrix product, GB/s of a sum."""
+  done = subprocess.run(
+    [sys.executable, "-c", _LIMITS_SCRIPT],
+    capture_output=True,
+    text=True,
+    check=True,
   )
+  return json.loads(done.stdout)
 
 
-def measured(script: str, case: dict) -> dict:
-  """What the process of the engine `script` prints last.
+def run_engine(script: str, case: dict) -> dict:
+  """Run an engine on a case, and return what it measured.
 
-  It runs in the environment of what its name ends with, by TUNIX_PYTHON,
-  TRANSFORMERS_PYTHON, or in this one.
+  Args:
+    script: name of the engine's script, without ".py".  Scripts whose names end
+      with "tunix" or "transformers" run in the interpreter that TUNIX_PYTHON or
+      TRANSFORMERS_PYTHON names, if it is set; others in this one.
+    case: sizes of the model and of the batch.
+
+  Raises:
+    RuntimeError: if the engine fails; holds the end of its standard error.
   """
-  python = os.environ.get(
-    f"{script.rpartition('_')[2].upper()}_PYTHON", sys.executable
-  )
+  variable = f"{script.rpartition('_')[2].upper()}_PYTHON"
+  python = os.environ.get(variable, sys.executable)
   done = subprocess.run(
     [python, HERE / f"{script}.py", json.dumps(case)],
     capture_output=True,
@@ -60,18 +88,26 @@ def measured(script: str, case: dict) -> dict:
   )
   if done.returncode:
     raise RuntimeError(f"{script} failed on {case}:\n{done.stderr[-2000:]}")
+  # Libraries may print, too; the result is the last line.
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def layer_weights(case: dict) -> int:
-  """How many numbers the matrices of a layer have."""
+def count_layer_weights(case: dict) -> int:
+  """Return how many numbers the matrices of one layer hold."""
   d, kv = case["hidden"], case["kv_heads"] * case["head_size"]
   return d * (2 * d + 2 * kv) + 3 * d * case["mlp"]
 
 
-def words(text: str) -> list[str]:
-  return [word for word in text.split(",") if word]
+def print_row(**values: object) -> None:
+  """Print one JSON line at once, since the next one may take minutes."""
+  print(json.dumps(values), flush=True)
 
 
-def numbers(text: str) -> list[int]:
-  return [int(n) for n in words(text)]
+def split_names(text: str) -> list[str]:
+  """Return the names in a list with commas; none of an empty text."""
+  return [name for name in text.split(",") if name]
+
+
+def split_numbers(text: str) -> list[int]:
+  """Return the numbers in a list with commas."""
+  return [int(number) for number in split_names(text)]

@@ -1,11 +1,15 @@
-"""What the engines under test have in common: one case, timed, as JSON.
+"""Times an engine on one case, and prints the result as JSON.
 
-An engine is a script that says `engine.sampler(make)`, where `make(case)`
-returns `generate(new)`, which draws `new` tokens of each response and waits for
-them; or `engine.trainer(run)`, where `run(case, turns)` takes so many turns of
-rollout and update and returns the seconds of the parts of each.
+An engine is a script that calls one of two functions:
 
-This file imports nothing but the standard library, so that it runs in every
+  time_sampler(make_generate), where `make_generate(case)` returns
+    `generate(new)`, which samples `new` tokens of each response and waits for
+    them;
+  time_trainer(run_iterations), where `run_iterations(case, count)` runs that
+    many iterations of rollout and update, and returns the seconds of the parts
+    of each.
+
+This module imports nothing but the standard library, so that it runs in every
 engine's environment.
 """
 
@@ -19,78 +23,89 @@ from collections.abc import Callable
 REPEATS = 3
 
 
-def sampler(make: Callable[[dict], Callable[[int], None]]) -> None:
-  def measure(case):
-    generate = make(case)
-    first, whole = (
-      best(lambda new=new: generate(new)) for new in (1, case["new"])
-    )
-    return dict(prefill_s=first, decode_s=whole - first, total_s=whole)
+def time_sampler(
+  make_generate: Callable[[dict], Callable[[int], None]],
+) -> None:
+  """Print the seconds of the prefill and of the tokens after the first."""
 
-  main(measure)
+  def measure_sampler(case):
+    generate = make_generate(case)
+    # One token per response is the prefill; the rest is decoding.
+    first = best_seconds(lambda: generate(1))
+    total = best_seconds(lambda: generate(case["new"]))
+    return dict(prefill_s=first, decode_s=total - first, total_s=total)
+
+  print_measurement(measure_sampler)
 
 
-def trainer(run: Callable[[dict, int], list[dict[str, float]]]) -> None:
-  def measure(case):
-    turns = [
+def time_trainer(
+  run_iterations: Callable[[dict, int], list[dict[str, float]]],
+) -> None:
+  """Print the seconds of the fastest iteration and of its parts."""
+
+  def measure_trainer(case):
+    iterations = [
       parts | dict(total_s=sum(parts.values()))
-      for parts in run(case, 1 + REPEATS)
+      for parts in run_iterations(case, 1 + REPEATS)
     ]
-    return min(turns[1:], key=lambda parts: parts["total_s"])
+    # The first iteration compiles.
+    return min(iterations[1:], key=lambda parts: parts["total_s"])
 
-  main(measure)
+  print_measurement(measure_trainer)
 
 
-def main(measure: Callable[[dict], dict[str, float]]) -> None:
-  compiles = _count_compiles()
+def print_measurement(measure: Callable[[dict], dict[str, float]]) -> None:
+  """Measure the case on the command line, and print what it took."""
+  compiles = _record_compiles()
   found = measure(json.loads(sys.argv[1]))
-  print(
-    json.dumps(
-      found
-      | dict(
-        compiles=len(compiles),
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-      )
-    )
-  )
+  peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  print(json.dumps(found | dict(compiles=len(compiles), peak_mib=peak_mib)))
 
 
-def best(run: Callable[[], None]) -> float:
-  """Seconds, without those of the first time, which compiles, fills caches."""
-  run()
+def best_seconds(function: Callable[[], None]) -> float:
+  """Return the least seconds of a call, after one that compiles."""
+  function()
   times = []
   for _ in range(REPEATS):
     gc.collect()
     start = time.perf_counter()
-    run()
+    function()
     times.append(time.perf_counter() - start)
   return min(times)
 
 
-class Laps:
-  """Seconds of the parts of a turn, each from the end of the one before."""
+class LapTimer:
+  """Seconds of the parts of an iteration, each from the end of the last.
+
+  Attributes:
+    parts: seconds by the name of the part.
+  """
 
   def __init__(self):
+    # Garbage of the iteration before is not part of this one.
     gc.collect()
     self.parts, self._last = {}, time.perf_counter()
 
-  def __call__(self, part: str) -> None:
+  def end_part(self, name: str) -> None:
+    """Record the seconds since the end of the part before."""
     now = time.perf_counter()
-    self.parts[part], self._last = now - self._last, now
+    self.parts[name], self._last = now - self._last, now
 
 
-def _count_compiles() -> list:
-  """Grows with each program that XLA compiles; empty where there is no JAX."""
-  seen = []
+def _record_compiles() -> list[str]:
+  """Return a list that grows with each program that XLA compiles.
+
+  It stays empty in an environment without JAX.
+  """
+  events = []
   try:
     import jax
   except ImportError:
-    return seen
-  jax.monitoring.register_event_duration_secs_listener(
-    lambda name, *_, **__: (
-      seen.append(name)
-      if name == "/jax/core/compile/backend_compile_duration"
-      else None
-    )
-  )
-  return seen
+    return events
+
+  def record_event(name, *_, **__):
+    if name == "/jax/core/compile/backend_compile_duration":
+      events.append(name)
+
+  jax.monitoring.register_event_duration_secs_listener(record_event)
+  return events

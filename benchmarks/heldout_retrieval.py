@@ -1,39 +1,60 @@
-r"""Gold sub-questions of R1-Router's rows against the passages it retrieved.
+r"""Measures how often our search finds the passages that R1-Router retrieved.
 
-  python benchmarks/held_out.py --reference=grpo_dataset_valid_new.jsonl
+  python benchmarks/heldout_retrieval.py \
+      --reference=grpo_dataset_valid_new.jsonl
 
-Each kind's pool is all passages of that kind in the rows.  Its gold
-sub-questions are searched there by --embedder, and with words, too (hybrid).
-One JSON line a kind and way of searching:
+The corpus of each kind is made of all passages of that kind in R1-Router's
+rows.  Gold sub-questions of the rows are searched there with --embedder, alone
+(dense) and together with words (hybrid).  There is one JSON line for each kind
+and way of searching:
 
-  found        of the passages that R1-Router read with the sub-question, share
-               among the k best, k being their number
+  found        share of the k passages that R1-Router read with a sub-question
+               that are among the k best
   first        share of sub-questions whose best passage is among those read
-  chance       what `found` would be by chance
+  chance       expected `found` of a random choice
 """
 
 import argparse
-import json
 
+import common
 import numpy as np
 
-from r1router_jax.common.records import Query
+from r1router_jax.common.records import Passage, Query
 from r1router_jax.data import r1_router_rows
 from r1router_jax.retrieval import local_kb
 from r1router_jax.retrieval.encoders import registry
 from r1router_jax.retrieval.index import bm25, exact
 
 
-def read(reference: str, kb: str) -> tuple[list, list[tuple[str, set[str]]]]:
-  """The pool, and (sub-question, texts that were read with it) pairs."""
-  pool, asked = {}, {}
+def load_corpus(
+  reference: str, kind: str
+) -> tuple[list[Passage], dict[str, set[str]]]:
+  """Return the passages of a kind, and the texts read by sub-question."""
+  corpus, read_texts = {}, {}
   for row in r1_router_rows.load_rows(reference, ""):
     for step in row.steps:
-      some = [p for p in step.passages if p.kb == kb]
-      if some:
-        pool.update((p.text, p) for p in some)
-        asked.setdefault(step.sub_question, set()).update(p.text for p in some)
-  return list(pool.values()), list(asked.items())
+      passages = [p for p in step.passages if p.kb == kind]
+      if passages:
+        texts = [p.text for p in passages]
+        corpus.update(zip(texts, passages, strict=True))
+        read_texts.setdefault(step.sub_question, set()).update(texts)
+  return list(corpus.values()), read_texts
+
+
+def measure_search(
+  stack: local_kb.SearchStack, read_texts: dict[str, set[str]]
+) -> dict[str, float]:
+  """Search each sub-question, and return the means over all of them."""
+  found, first, chance = [], [], []
+  for sub_question, texts in read_texts.items():
+    # As many as R1-Router read, so that finding all of them is possible.
+    _, rows = stack.search([Query(sub_question)], len(texts))
+    best = [stack.passages[row].text for row in rows[0] if row >= 0]
+    found.append(len(texts.intersection(best)) / len(texts))
+    first.append(best[0] in texts)
+    chance.append(len(texts) / len(stack.passages))
+  values = dict(found=found, first=first, chance=chance)
+  return {name: round(float(np.mean(v)), 3) for name, v in values.items()}
 
 
 def main() -> None:
@@ -45,36 +66,20 @@ def main() -> None:
   parser.add_argument("--weights", default="")
   args = parser.parse_args()
   embed = registry.get_embedder(args.embedder, args.weights)
-  for kb in ("text", "image", "table"):
-    pool, asked = read(args.reference, kb)
-    if not pool:
+  for kind in ("text", "image", "table"):
+    corpus, read_texts = load_corpus(args.reference, kind)
+    if not corpus:
       continue
-    content = local_kb.SearchStack(pool, embed, exact.ExactIndex(embed(pool)))
-    words = bm25.Bm25Index.from_texts(p.text for p in pool)
-    for name, way in (
-      ("dense", content),
-      ("hybrid", content._replace(bm25_index=words)),
-    ):
-      found, first, chance = [], [], []
-      for question, texts in asked:
-        _, rows = way.search([Query(question)], len(texts))
-        best = [pool[row].text for row in rows[0] if row >= 0]
-        found.append(len(texts.intersection(best)) / len(texts))
-        first.append(best[0] in texts)
-        chance.append(len(texts) / len(pool))
-      print(
-        json.dumps(
-          dict(
-            kb=kb,
-            way=name,
-            pool=len(pool),
-            sub_questions=len(asked),
-            found=round(float(np.mean(found)), 3),
-            first=round(float(np.mean(first)), 3),
-            chance=round(float(np.mean(chance)), 3),
-          )
-        ),
-        flush=True,
+    dense = local_kb.SearchStack(corpus, embed, exact.ExactIndex(embed(corpus)))
+    words = bm25.Bm25Index.from_texts(p.text for p in corpus)
+    hybrid = dense._replace(bm25_index=words)
+    for way, stack in (("dense", dense), ("hybrid", hybrid)):
+      common.print_row(
+        kb=kind,
+        way=way,
+        pool=len(corpus),
+        sub_questions=len(read_texts),
+        **measure_search(stack, read_texts),
       )
 
 

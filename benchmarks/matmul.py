@@ -1,12 +1,13 @@
-r"""Which product of few rows is fastest on this CPU?
+r"""Finds the fastest matrix product of few rows on this CPU.
 
-  python benchmarks/products.py
+  python benchmarks/matmul.py [--layers=8]
 
-A chain of MLPs in the shape of Qwen2.5-0.5B, in a loop as decoding runs them,
-by number of rows: GB of weights (counted as float32) a second.
+A chain of MLPs in the shape of Qwen2.5-0.5B runs in a loop, as decoding runs
+them.  Printed are GB of weights (counted as float32) per second, by number of
+rows:
 
   dot      x @ w, kernels [in, out], as training has them
-  scan     the same over stacked layers
+  scan     the same in a scan over stacked layers
   rows     w [out, in] on the left of the product
   sum      multiplied and summed, w [out, in]
   sum_bf16, sum_int8   the same with weights of two bytes or one
@@ -14,111 +15,136 @@ by number of rows: GB of weights (counted as float32) a second.
 `layers.product` takes the best of them.
 """
 
+import argparse
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-LAYERS, HIDDEN, MLP, TURNS = 8, 896, 4864, 4
+HIDDEN, MLP = 896, 4864
 
-apart = jax.lax.optimization_barrier
+REPEATS = 4  # Passes through all layers in one program.
+
+ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def dot(x, w):
+def multiply_dot(x, w):
+  """Multiply by w [in, out]."""
   return x @ w
 
 
-def rows(x, w):
+def multiply_rows(x, w):
+  """Multiply by w [out, in] as the left operand."""
   return jax.lax.dot_general(w, x, (((1,), (1,)), ((), ()))).T
 
 
-def summed(x, w):
-  x = apart(x)
-  return apart(jnp.sum(w.astype(jnp.float32) * x[:, None], -1))
+def multiply_sum(x, w):
+  """Multiply by w [out, in] element by element, and sum."""
+  # The barriers keep XLA from fusing it with what is around.
+  x = jax.lax.optimization_barrier(x)
+  product = jnp.sum(w.astype(jnp.float32) * x[:, None], -1)
+  return jax.lax.optimization_barrier(product)
 
 
-def summed_int8(x, w):
-  return summed(x, w[0]) * w[1]
+def multiply_sum_int8(x, w):
+  """Multiply by (integers [out, in], scales [out]) as `multiply_sum` does."""
+  integers, scale = w
+  return multiply_sum(x, integers) * scale
 
 
-def int8(w):
+def quantize_int8(w):
+  """Return w [out, in] as integers and a scale of each row."""
   scale = np.abs(w).max(1) / 127
-  return (
-    jnp.asarray(np.round(w / scale[:, None]), jnp.int8),
-    jnp.asarray(scale),
-  )
+  integers = np.round(w / scale[:, None])
+  return jnp.asarray(integers, jnp.int8), jnp.asarray(scale)
 
 
+# By name: the product, and the function that lays out weights [out, in] for it.
 PRODUCTS = dict(
-  dot=(dot, lambda w: jnp.asarray(w.T.copy())),
-  rows=(rows, jnp.asarray),
-  sum=(summed, jnp.asarray),
-  sum_bf16=(summed, lambda w: jnp.asarray(w, jnp.bfloat16)),
-  sum_int8=(summed_int8, int8),
+  dot=(multiply_dot, lambda w: jnp.asarray(w.T.copy())),
+  rows=(multiply_rows, jnp.asarray),
+  sum=(multiply_sum, jnp.asarray),
+  sum_bf16=(multiply_sum, lambda w: jnp.asarray(w, jnp.bfloat16)),
+  sum_int8=(multiply_sum_int8, quantize_int8),
 )
 
 
-def layer(product, x, w):
+def apply_mlp(product, x, w):
+  """Apply one gated MLP with its residual connection."""
   h = product(x, w[0])
   return x + product(jax.nn.silu(h[:, :MLP]) * h[:, MLP:], w[1])
 
 
-def separate(product, x, weights):
-  def turn(_, x):
+def run_unrolled(product, x, weights):
+  """Run a list of layers, `REPEATS` times."""
+
+  def run_layers(_, x):
     for w in weights:
-      x = layer(product, x, w)
+      x = apply_mlp(product, x, w)
     return x
 
-  return jax.lax.fori_loop(0, TURNS, turn, x)
+  return jax.lax.fori_loop(0, REPEATS, run_layers, x)
 
 
-def scanned(product, x, weights):
-  def turn(_, x):
-    return jax.lax.scan(lambda x, w: (layer(product, x, w), None), x, weights)[
-      0
-    ]
+def run_scanned(product, x, weights):
+  """Run stacked layers in a scan, `REPEATS` times."""
 
-  return jax.lax.fori_loop(0, TURNS, turn, x)
+  def run_layer(x, w):
+    return apply_mlp(product, x, w), None
+
+  def run_layers(_, x):
+    return jax.lax.scan(run_layer, x, weights)[0]
+
+  return jax.lax.fori_loop(0, REPEATS, run_layers, x)
 
 
-def seconds(function, *of):
-  jax.block_until_ready(function(*of))
+def best_seconds(function: Callable, *args) -> float:
+  """Return the least seconds of one pass through all layers."""
+  jax.block_until_ready(function(*args))
   times = []
   for _ in range(5):
     start = time.perf_counter()
-    jax.block_until_ready(function(*of))
+    jax.block_until_ready(function(*args))
     times.append(time.perf_counter() - start)
-  return min(times) / TURNS
+  return min(times) / REPEATS
 
 
-def main():
+def print_speeds(
+  name: str, run: Callable, product: Callable, weights, gigabytes: float
+) -> None:
+  """Print a line of GB per second, one for each number of rows."""
   rng = np.random.default_rng(0)
-  normal = lambda *shape: 0.02 * rng.standard_normal(shape, np.float32)
-  plain = [
-    (normal(2 * MLP, HIDDEN), normal(HIDDEN, MLP)) for _ in range(LAYERS)
+  speeds = []
+  for rows in ROWS:
+    x = jnp.asarray(0.02 * rng.standard_normal((rows, HIDDEN), np.float32))
+    program = jax.jit(lambda x, w: run(product, x, w))
+    speeds.append(gigabytes / best_seconds(program, x, weights))
+  print(f"{name:8}", *(f"{speed:6.1f}" for speed in speeds), flush=True)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--layers", type=int, default=8)
+  args = parser.parse_args()
+
+  rng = np.random.default_rng(0)
+  shapes = (2 * MLP, HIDDEN), (HIDDEN, MLP)
+  layers = [
+    [0.02 * rng.standard_normal(shape, np.float32) for shape in shapes]
+    for _ in range(args.layers)
   ]
-  size = sum(w.nbytes for pair in plain for w in pair) / 1e9
-  counts = (1, 2, 4, 8, 16, 32, 64)
-  print("rows    ", *(f"{n:6}" for n in counts))
-  for name, (product, lay) in PRODUCTS.items():
-    weights = [tuple(lay(w) for w in pair) for pair in plain]
-    ways = {name: (separate, weights)}
+  gigabytes = sum(w.nbytes for layer in layers for w in layer) / 1e9
+  print("rows    ", *(f"{rows:6}" for rows in ROWS))
+  for name, (product, lay_out) in PRODUCTS.items():
+    weights = [tuple(lay_out(w) for w in layer) for layer in layers]
+    print_speeds(name, run_unrolled, product, weights, gigabytes)
     if name == "dot":
-      ways["scan"] = (
-        scanned,
-        jax.tree.map(lambda *each: jnp.stack(each), *weights),
-      )
-    for way, (run, laid) in ways.items():
-      speeds = []
-      for n in counts:
-        run_once = jax.jit(
-          lambda x, w, run=run, product=product: run(product, x, w)
-        )
-        speeds.append(
-          size / seconds(run_once, jnp.asarray(normal(n, HIDDEN)), laid)
-        )
-      print(f"{way:8}", *(f"{speed:6.1f}" for speed in speeds), flush=True)
+      stacked = jax.tree.map(lambda *each: jnp.stack(each), *weights)
+      print_speeds("scan", run_scanned, product, stacked, gigabytes)
 
 
 if __name__ == "__main__":

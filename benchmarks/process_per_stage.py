@@ -1,29 +1,33 @@
-r"""An evaluation in one process, beside one of a process for each stage.
+r"""Compares an evaluation in one process with one of a process for each stage.
 
-  python benchmarks/stages.py --kb=runs/quickstart/kb [--questions=780]
+  python benchmarks/process_per_stage.py --kb_dir=runs/quickstart/kb \
+      [--questions=780]
 
-R1-Router's scripts load the model, or the index, for every stage (plan,
+R1-Router's scripts load the model, or the index, anew for every stage (plan,
 retrieve, answer, three times, and the final answer), have transformers'
 `generate` answer one question after another, and hand files from stage to
-stage.  Here that is done with our policy, which transformers opens, too, and
-our knowledge bases; and with our own sampler in its place, in batches.  What
-fails is drawn again at random, which no two samplers do alike: both times by
-ours.  One JSON line a way:
+stage.  This benchmark does the same with the policy that comes with the
+package, which transformers opens, too, and with our knowledge bases; and once
+more with our sampler, in batches, in place of `generate`.  A response that does
+not parse is sampled again at random, which no two samplers do alike, so our
+sampler does that both times.  There is one JSON line for each way:
 
-  seconds   of wall time, with the start of all processes
-  slower    times the seconds of one process
-  same      share of the trajectories that are those of one process
+  seconds   wall time, the start of all processes included
+  slower    multiple of the time of one process
+  same      share of the trajectories that equal those of one process
 """
 
 import argparse
 import functools
-import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import common
 import jax
 import numpy as np
 
@@ -32,141 +36,204 @@ from r1router_jax.common.records import MAX_HOPS, Passage, Response
 from r1router_jax.data import georouter
 from r1router_jax.generation.token_sampling import GREEDY
 from r1router_jax.policy import config, policy
+from r1router_jax.protocol.messages import Conversation
 from r1router_jax.retrieval import retriever
-from r1router_jax.routing import policy_requests, router
+from r1router_jax.routing import router
+from r1router_jax.routing.policy_requests import (
+  ANSWER_TRIES,
+  PLAN_TRIES,
+  REQUESTS_PER_ROUND,
+  GenerationRequest,
+)
 
 POLICY = "warm_start"
 
 STAGES = 3 * MAX_HOPS + 1
 
-
-class Done(Exception):
-  """What comes next is for another stage."""
+TRAJECTORIES = "predictions.jsonl"
 
 
-def phases(stage: int) -> range:
-  """The numbers of the phases that a stage draws; none where it searches."""
+class StageEnd(Exception):
+  """The next event belongs to a later stage."""
+
+
+class EventLog:
+  """Searches and responses of earlier stages, and those that this stage adds.
+
+  The routing loop always starts from the beginning, and is given what earlier
+  stages did until it comes to what is new.
+
+  Attributes:
+    new: the events of this stage.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._earlier = iter(jsonl.read_rows(path))
+    self.new: list[dict[str, Any]] = []
+
+  def next_earlier(self) -> dict[str, Any] | None:
+    """Return the next event of earlier stages, or None after the last."""
+    return next(self._earlier, None)
+
+  def save(self) -> None:
+    """Append the events of this stage to the file."""
+    jsonl.append_rows(self._path, self.new)
+
+
+def request_numbers(stage: int) -> range:
+  """Return the numbers of the requests that a stage answers, if any."""
   if stage == STAGES - 1:
-    return range(
-      policy_requests.PHASES * MAX_HOPS, policy_requests.PHASES * MAX_HOPS + 2
-    )
-  start = policy_requests.PHASES * (stage // 3)
+    final = REQUESTS_PER_ROUND * MAX_HOPS
+    return range(final, final + ANSWER_TRIES)
+  round_, part = divmod(stage, 3)
+  plan = REQUESTS_PER_ROUND * round_
+  answer = plan + PLAN_TRIES
+  # Plan, search (which asks the policy nothing) and answer.
   return (
-    range(start, start + policy_requests.TRIES[0]),
+    range(plan, answer),
     range(0),
-    range(start + policy_requests.TRIES[0], start + policy_requests.PHASES),
-  )[stage % 3]
+    range(answer, plan + REQUESTS_PER_ROUND),
+  )[part]
 
 
-def run_stage(asked: argparse.Namespace) -> None:
-  """Takes up what the stages before have written, and adds its own part."""
-  cli.keep_programs()
-  searches = asked.stage % 3 == 1 and asked.stage < STAGES - 1
-  known = config.read(config.folder(POLICY))
-  of = policy.Policy(known, config.WARM_START / config.TOKENIZER, {})
+def run_stage(args: argparse.Namespace) -> None:
+  """Run the routing loop on what earlier stages wrote, up to this stage's end.
+
+  The last stage writes the trajectories.
+  """
+  cli.enable_program_cache()
+  policy_config = config.read_config(config.resolve_folder(POLICY))
+  # Without weights: it builds prompts and parses, and may not have to generate.
+  unloaded = policy.Policy(
+    policy_config, config.WARM_START / config.TOKENIZER_FILE, {}
+  )
+  log = EventLog(args.workdir / "events.jsonl")
+  respond = make_responder(args, log, unloaded)
+  loop = router.RoutingLoop(
+    unloaded,
+    georouter.load_questions("test")[: args.questions],
+    make_retrieve(args, log),
+    router.RolloutOptions(max_steps=MAX_HOPS, sampling=GREEDY),
+  ).run()
+  try:
+    request = next(loop)
+    while True:
+      request = loop.send(respond(request))
+  except StopIteration as end:
+    rows = map(trajectory_io.to_row, end.value)
+    jsonl.append_rows(args.workdir / TRAJECTORIES, rows)
+  except StageEnd:
+    pass
+  log.save()
+
+
+def make_retrieve(
+  args: argparse.Namespace, log: EventLog
+) -> retriever.RetrieveFn:
+  """Return the search of a stage, which only some stages may run."""
+  searches = args.stage % 3 == 1 and args.stage < STAGES - 1
   if searches:
-    search = retriever.retriever(retriever.open_kbs(asked.kb))
-  ours = functools.cache(lambda: policy.load(POLICY))
-  greedy = _by_transformers(of) if asked.way == "transformers" else None
-  file = asked.workdir / "events.jsonl"
-  before, new = iter(jsonl.read(file)), []
+    search = retriever.make_retriever(retriever.open_kbs(args.kb_dir))
 
-  def retrieve(queries):
-    if event := next(before, None):
+  def retrieve_passages(requests):
+    if event := log.next_earlier():
       return [
-        tuple(Passage(**each) for each in found) for found in event["found"]
+        tuple(Passage(**fields) for fields in passages)
+        for passages in event["passages"]
       ]
-    if not searches or new:
-      raise Done
-    found = search(queries)
-    new.append(dict(found=[[vars(each) for each in of] for of in found]))
+    # A stage searches once.
+    if not searches or log.new:
+      raise StageEnd
+    found = search(requests)
+    rows = [[vars(passage) for passage in passages] for passages in found]
+    log.new.append(dict(passages=rows))
     return found
 
-  def respond(phase):
-    if event := next(before, None):
+  return retrieve_passages
+
+
+def make_responder(
+  args: argparse.Namespace, log: EventLog, unloaded: policy.Policy
+) -> Callable[[GenerationRequest], list[list[Response]]]:
+  """Return the function that answers the requests of a stage."""
+  keys = router.request_keys(jax.random.key(0), MAX_HOPS)
+  # Loaded when it is first needed.
+  load_policy = functools.cache(lambda: policy.load(POLICY))
+  generate_one = None
+  if args.sampler == "transformers":
+    generate_one = load_transformers(unloaded)
+
+  def respond(request):
+    if event := log.next_earlier():
       return [
         [Response(text, np.array(tokens), np.zeros(len(tokens)))]
-        for text, tokens in event["said"]
+        for text, tokens in event["responses"]
       ]
-    if phase.number not in phases(asked.stage):
-      raise Done
-    if greedy and phase.method == GREEDY:
-      groups = [[greedy(prompt)] for prompt in phase.prompts]
+    if request.number not in request_numbers(args.stage):
+      raise StageEnd
+    # Tries after the first are not greedy, and always our sampler's.
+    if generate_one and request.sampling == GREEDY:
+      groups = [[generate_one(prompt)] for prompt in request.prompts]
     else:
-      groups = ours().generate(
-        phase.prompts, keys[phase.number], 1, phase.method
+      groups = load_policy().generate(
+        request.prompts, keys[request.number], 1, request.sampling
       )
-    new.append(
-      dict(said=[(one.text, one.tokens.tolist()) for (one,) in groups])
-    )
+    rows = [(one.text, one.tokens.tolist()) for (one,) in groups]
+    log.new.append(dict(responses=rows))
     return groups
 
-  keys = router.phase_keys(jax.random.key(0), MAX_HOPS)
-  walker = router.loop(
-    of,
-    georouter.questions("test")[: asked.questions],
-    retrieve,
-    max_steps=MAX_HOPS,
-    method=GREEDY,
-    keep=lambda *of: None,
-  )
-  try:
-    phase = next(walker)
-    while True:
-      phase = walker.send(respond(phase))
-  except StopIteration as end:
-    jsonl.append(
-      asked.workdir / "predictions.jsonl", map(trajectory_io.to_row, end.value)
-    )
-  except Done:
-    pass
-  jsonl.append(file, new)
+  return respond
 
 
-def _by_transformers(of: policy.Policy):
-  """A prompt to transformers' response to it."""
+def load_transformers(
+  unloaded: policy.Policy,
+) -> Callable[[Conversation], Response]:
+  """Return a function from a prompt to transformers' greedy response."""
   import torch
   import transformers
 
   model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
     config.WARM_START
   ).eval()
-  never = np.flatnonzero(~of.allowed).tolist()
-  coder = of.packer.tokenizer
+  never_sampled = np.flatnonzero(~unloaded.allowed_tokens).tolist()
+  tokenizer = unloaded.processor.tokenizer
 
-  def respond(prompt):
-    encoded = of.packer.encode(prompt)
+  def generate_one(prompt):
+    encoded = unloaded.processor.encode(prompt)
     ids = torch.tensor([encoded.ids])
     inputs = dict(
       input_ids=ids,
       attention_mask=torch.ones_like(ids),
-      mm_token_type_ids=(ids == coder.picture).int(),
+      mm_token_type_ids=(ids == tokenizer.image_id).int(),
     )
-    if encoded.pictures:
-      inputs |= dict(
-        pixel_values=torch.tensor(
-          np.concatenate([picture.patches for picture in encoded.pictures])
-        ),
-        image_grid_thw=torch.tensor(
-          [[1, *picture.grid] for picture in encoded.pictures]
-        ),
-      )
+    if encoded.images:
+      patches = np.concatenate([image.patches for image in encoded.images])
+      # Frames, rows and columns of each image.
+      grids = [[1, *image.grid] for image in encoded.images]
+      inputs["pixel_values"] = torch.tensor(patches)
+      inputs["image_grid_thw"] = torch.tensor(grids)
     with torch.no_grad():
       out = model.generate(
         **inputs,
         do_sample=False,
-        suppress_tokens=never,
-        max_new_tokens=of.settings.response_tokens[-1],
-        eos_token_id=coder.end,
-        pad_token_id=coder.pad,
+        suppress_tokens=never_sampled,
+        max_new_tokens=unloaded.config.response_tokens[-1],
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
       )
     tokens = out[0, ids.shape[1] :].numpy()
-    return Response(coder.decode(tokens), tokens, np.zeros(len(tokens)))
+    return Response(tokenizer.decode(tokens), tokens, np.zeros(len(tokens)))
 
-  return respond
+  return generate_one
 
 
-def timed(*commands: list[str]) -> float:
+def time_commands(commands: Sequence[list[str]]) -> float:
+  """Run Python commands one after another, and return the seconds of all.
+
+  Raises:
+    RuntimeError: if one fails; holds the end of its standard error.
+  """
   start = time.perf_counter()
   for command in commands:
     done = subprocess.run(
@@ -177,80 +244,89 @@ def timed(*commands: list[str]) -> float:
   return time.perf_counter() - start
 
 
-def rows(workdir: pathlib.Path) -> list[dict]:
-  """What was done for each question, whoever did it."""
+def read_trajectories(workdir: pathlib.Path) -> list[dict]:
+  """Return the fields of each trajectory that both ways of running it write."""
   fields = {"id", "rounds", "final", "faults", "tokens", "cut"}
   return [
     {name: row[name] for name in fields}
-    for row in jsonl.read(workdir / "predictions.jsonl")
+    for row in jsonl.read_rows(workdir / TRAJECTORIES)
   ]
+
+
+def run_in_one_process(
+  args: argparse.Namespace, workdir: pathlib.Path
+) -> float:
+  """Run eval, and return its seconds."""
+  command = [
+    "-m",
+    "r1router_jax.eval",
+    f"--kb_dir={args.kb_dir}",
+    f"--workdir={workdir}",
+    f"--questions={args.questions}",
+    "--method=r1_router",
+    "--step_rewards=false",
+  ]
+  return time_commands([command])
+
+
+def run_in_stages(
+  args: argparse.Namespace, sampler: str, workdir: pathlib.Path
+) -> float:
+  """Run this script once for each stage, and return the seconds of all."""
+  workdir.mkdir()
+  common_flags = [
+    f"--sampler={sampler}",
+    f"--kb_dir={args.kb_dir}",
+    f"--workdir={workdir}",
+    f"--questions={args.questions}",
+  ]
+  return time_commands(
+    [[__file__, f"--stage={stage}", *common_flags] for stage in range(STAGES)]
+  )
+
+
+def compare_ways(args: argparse.Namespace, folder: pathlib.Path) -> None:
+  """Run each way, and print a line for it."""
+  one_process = run_in_one_process(args, folder / "one_process")
+  expected = read_trajectories(folder / "one_process")
+
+  def print_way(way, seconds, workdir):
+    found = read_trajectories(workdir)
+    same = [a == b for a, b in zip(found, expected, strict=True)]
+    common.print_row(
+      way=way,
+      questions=args.questions,
+      seconds=round(seconds, 1),
+      slower=round(seconds / one_process, 2),
+      same=round(np.mean(same), 4),
+    )
+
+  print_way("one process", one_process, folder / "one_process")
+  for sampler in args.samplers:
+    seconds = run_in_stages(args, sampler, folder / sampler)
+    way = f"a process for each stage, {sampler}"
+    print_way(way, seconds, folder / sampler)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--kb", default="runs/quickstart/kb")
+  parser.add_argument("--kb_dir", default="runs/quickstart/kb")
   parser.add_argument("--questions", type=int, default=780)
+  parser.add_argument(
+    "--samplers", type=common.split_names, default=["transformers", "ours"]
+  )
+  # Flags of the processes that this script starts.
   parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
-  parser.add_argument("--ways", default="transformers,ours")
-  parser.add_argument("--way", default="ours", help=argparse.SUPPRESS)
+  parser.add_argument("--sampler", default="ours", help=argparse.SUPPRESS)
   parser.add_argument("--workdir", type=pathlib.Path, help=argparse.SUPPRESS)
-  asked = parser.parse_args()
-  if asked.stage is not None:
-    run_stage(asked)
+  args = parser.parse_args()
+  if args.stage is not None:
+    run_stage(args)
     return
   with tempfile.TemporaryDirectory() as folder:
-    whole = pathlib.Path(folder) / "whole"
-    one = timed(
-      [
-        "-m",
-        "r1router_jax.eval",
-        f"--kb={asked.kb}",
-        f"--workdir={whole}",
-        f"--questions={asked.questions}",
-        "--config.methods=r1_router",
-        "--step_rewards=false",
-      ]
-    )
-    show = lambda way, seconds, of: print(
-      json.dumps(
-        dict(
-          way=way,
-          questions=asked.questions,
-          seconds=round(seconds, 1),
-          slower=round(seconds / one, 2),
-          same=round(
-            np.mean(
-              [a == b for a, b in zip(rows(of), rows(whole), strict=True)]
-            ),
-            4,
-          ),
-        )
-      ),
-      flush=True,
-    )
-    show("one process", one, whole)
-    for way in asked.ways.split(","):
-      workdir = pathlib.Path(folder) / way
-      workdir.mkdir()
-      show(
-        f"a process for each stage, {way}",
-        timed(
-          *(
-            [
-              __file__,
-              f"--stage={stage}",
-              f"--way={way}",
-              f"--kb={asked.kb}",
-              f"--workdir={workdir}",
-              f"--questions={asked.questions}",
-            ]
-            for stage in range(STAGES)
-          )
-        ),
-        workdir,
-      )
+    compare_ways(args, pathlib.Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
-"""Our update alone, and what it takes, with full logits if `case["full"]`.
+"""Measures the memory and time of our update alone.
 
-temp_mib    what XLA plans beside parameters, optimiser's state and batch
-planned_mib the same with them
-peak_mib    of this process: that, and the runtime; of compiling alone, unless
-            `case["run"]`
+With `case["full"]` all logits exist at one time.  Prints one JSON line:
+
+  temp_mib      memory that XLA plans besides parameters, optimizer state and
+                batch
+  planned_mib   the same with these
+  peak_mib      most memory of this process: planned_mib and the runtime; that
+                of compiling alone, unless `case["run"]`
+  update_s      seconds of an update, if `case["run"]`
 """
+
+import functools
 
 import engine
 import jax
@@ -13,62 +19,66 @@ import numpy as np
 import train_ours
 
 from r1router_jax.generation import group_decode, logprobs
+from r1router_jax.training.batch import Batch
 
 
 def full_logp(states, targets, vocabulary, allowed):
-  """`drawing.token_logp` as one writes it first: all logits at one time."""
+  """Compute `logprobs.token_logp` in the simplest way: all logits at once."""
   logits = jnp.einsum(
     "...D,VD->...V", states, vocabulary, preferred_element_type=jnp.float32
   )
-  every = jax.nn.log_softmax(jnp.where(allowed, logits, -1e30))
-  logp = jnp.take_along_axis(every, targets[..., None], -1)[..., 0]
-  return logp, -jnp.sum(jnp.exp(every) * every, -1)
+  logps = jax.nn.log_softmax(jnp.where(allowed, logits, -1e30))
+  logp = jnp.take_along_axis(logps, targets[..., None], -1)[..., 0]
+  return logp, -jnp.sum(jnp.exp(logps) * logps, -1)
 
 
-def measure(case):
-  if case["full"]:
-    logprobs.token_logp = full_logp
+def make_random_batch(case: dict) -> Batch:
+  """Return a batch of random responses with random advantages."""
   shape = case["prompts"], case["group"], case["new"]
   rng = np.random.default_rng(0)
-  tokens = rng.integers(10, case["vocab"], shape, np.int32)
-  batch = train_ours.learnt(
-    case,
-    group_decode.Drawn(
-      tokens,
-      np.full(shape, -np.log(case["vocab"]), np.float32),
-      np.ones(shape, bool),
-      np.zeros(shape[:2], bool),
-    ),
-    rng.standard_normal(shape[:2], np.float32),
+  responses = group_decode.SampledResponses(
+    tokens=rng.integers(10, case["vocab"], shape, np.int32),
+    logp=np.full(shape, -np.log(case["vocab"]), np.float32),
+    mask=np.ones(shape, bool),
+    failed=np.zeros(shape[:2], bool),
   )
-  key = jax.random.key(0)
-  begin = lambda key: train_ours.start(case, key)
-  step = (
-    train_ours.updater(case)
-    .lower(jax.eval_shape(begin, key), None, batch)
-    .compile()
+  advantages = rng.standard_normal(shape[:2], np.float32)
+  return train_ours.make_batch(case, responses, advantages)
+
+
+def measure_update(case: dict) -> dict[str, float]:
+  """Compile the update and return its memory; run it if the case says so."""
+  if case["full"]:
+    logprobs.token_logp = full_logp
+  batch, key = make_random_batch(case), jax.random.key(0)
+  init_state = functools.partial(train_ours.init_state, case)
+  # 1. Compile it, for which no parameters are needed.
+  state = jax.eval_shape(init_state, key)
+  update = train_ours.make_update(case).lower(state, None, batch).compile()
+  plan = update.memory_analysis()
+  planned = (
+    plan.temp_size_in_bytes
+    + plan.argument_size_in_bytes
+    + plan.output_size_in_bytes
+    # Donated memory is counted as argument and as output.
+    - plan.alias_size_in_bytes
   )
-  plan = step.memory_analysis()
   found = dict(
-    temp_mib=plan.temp_size_in_bytes / 2**20,
-    planned_mib=(
-      plan.temp_size_in_bytes
-      + plan.argument_size_in_bytes
-      + plan.output_size_in_bytes
-      - plan.alias_size_in_bytes
-    )
-    / 2**20,
+    temp_mib=plan.temp_size_in_bytes / 2**20, planned_mib=planned / 2**20
   )
   if not case["run"]:
     return found
-  state = jax.jit(begin)(key)
 
-  def turn():
+  # 2. Run it.
+  state = jax.jit(init_state)(key)
+
+  def run_update():
     nonlocal state
-    state, metrics = step(state, None, batch)
+    state, metrics = update(state, None, batch)
     assert jax.block_until_ready(metrics)["skipped"] == 0
 
-  return found | dict(update_s=engine.best(turn))
+  return found | dict(update_s=engine.best_seconds(run_update))
 
 
-engine.main(measure)
+if __name__ == "__main__":
+  engine.print_measurement(measure_update)

@@ -1,41 +1,45 @@
-r"""An iteration of Step-GRPO beside PyTorch's and google-tunix's, in one run.
+r"""Compares an iteration of Step-GRPO with PyTorch's and google-tunix's.
 
   bash launch/benchmark.sh train_step --shapes=0.5b
 
-An iteration: G responses of T tokens to each prompt, drawn at temperature 1
-without an end token, a reward of each (its share of odd ids, on the host), and
-one update.  Every engine gets the same architecture (Qwen2, random weights,
-float32, tied embeddings), AdamW, gradients clipped at norm 1, no reference
-policy, and runs in a process of its own.
+An iteration samples G responses of T tokens to each prompt, at temperature 1
+and without an end token, computes a reward of each on the host (the share of
+odd ids), and makes one update.  Every engine gets the same architecture (Qwen2,
+random weights, float32, tied embeddings), AdamW, gradients clipped at norm 1
+and no reference policy, and runs in a process of its own.
 
-  ours          as `r1router_jax.train`; it counts the copy of the weights for
-                sampling
-  transformers  PyTorch, shaped like EasyR1's actor (`train_transformers.py`)
+  ours          the parts of `r1router_jax.train`
+  transformers  PyTorch, arranged like EasyR1's actor (`train_transformers.py`)
   tunix         google-tunix's GRPO learner with its own sampler
 
-Times are of the best of three iterations after one that compiles.  One JSON
-line an engine and shape:
+Times are those of the best of three iterations, after one that compiles.  There
+is one JSON line for each engine and shape:
 
-  total_s     wall time, and that of parts
-  samples_s   responses drawn and learnt from, a second
-  faster      how many times as fast ours is, side by side in this run
+  total_s     seconds of an iteration
+  served_s, rollout_s, reward_s, old_logp_s, update_s
+              seconds of its parts; served_s copies our weights to the layout of
+              the sampler
+  samples_s   responses sampled and learned from per second
+  faster      the time of this engine as a multiple of the first engine's
   update_of_matmul
               useful FLOPs of the update (each prompt once, the head at response
               tokens, three times the forward pass, nothing for what is computed
-              again) over what this machine can do, as measured at the start
-  compiles, peak_mib
+              again) as a share of what this machine can do, as measured at the
+              start
+  compiles    programs that XLA compiled
+  peak_mib    most memory of the process
 
-The peers take up to 21 GB at the second shape; leave the machine alone.
+The other engines take up to 21 GB at the shape 0.5b.  Leave the machine alone.
 
-Then memory, of our update and of one whose logits exist all at once, at the
-vocabulary of the second shape (`train_memory.py` says what is measured):
+Then the memory of our update is compared with that of one whose logits exist
+all at once (`train_memory.py` says what is measured), at the vocabulary of the
+shape 0.5b:
 
-  wide        the layers of the first shape, run
-  0.5b        planned alone: it needs more than small machines have
+  wide        the layers of the shape tiny, compiled and run
+  0.5b        compiled only, since it needs more than small machines have
 """
 
 import argparse
-import json
 
 import common
 
@@ -48,7 +52,7 @@ SIZES = {
   "0.5b": dict(prompts=1, group=8, prompt=128, new=32),
 }
 
-MEMORY = {
+MEMORY_CASES = {
   "wide": common.SHAPES["tiny"]
   | dict(vocab=151936, prompts=2, group=8, prompt=128, new=256, run=True),
   "0.5b": common.SHAPES["0.5b"]
@@ -56,86 +60,91 @@ MEMORY = {
 }
 
 
-def useful(case: dict) -> float:
-  """GFLOP of an update (see top); a last token is never an input."""
-  p, g, t = case["prompt"], case["group"], case["new"]
-  matrices = (
-    case["layers"] * common.layer_weights(case) * (p + g * (t - 1))
-    + case["vocab"] * case["hidden"] * g * t
-  )
-  # Keys that queries see, of a prompt and of its responses.
-  pairs = p * p / 2 + g * ((t - 1) * p + (t - 1) ** 2 / 2)
+def count_useful_gflop(case: dict) -> float:
+  """Return the GFLOP of an update; the module's docstring says of what."""
+  p, g = case["prompt"], case["group"]
+  # The last token of a response is never an input.
+  inputs = case["new"] - 1
+  layers = case["layers"] * common.count_layer_weights(case) * (p + g * inputs)
+  head = case["vocab"] * case["hidden"] * g * case["new"]
+  # Pairs of a query and a key that it sees, of a prompt and its responses.
+  pairs = p * p / 2 + g * (inputs * p + inputs**2 / 2)
   attention = 2 * case["layers"] * case["heads"] * case["head_size"] * pairs
-  return 3 * 2 * case["prompts"] * (matrices + attention) / 1e9
+  # Two operations per product and sum; a backward pass costs two forward ones.
+  return 3 * 2 * case["prompts"] * (layers + head + attention) / 1e9
 
 
-def line(**values: object) -> None:
-  print(
-    json.dumps(
-      {
-        name: float(f"{value:.4g}") if isinstance(value, float) else value
-        for name, value in values.items()
-      }
-    ),
-    flush=True,
-  )
+def print_rounded(**values: object) -> None:
+  """Print one JSON line, with four digits of each float."""
+  rounded = {
+    name: float(f"{value:.4g}") if isinstance(value, float) else value
+    for name, value in values.items()
+  }
+  common.print_row(**rounded)
 
 
-def iterations(asked: argparse.Namespace, machine: dict[str, float]) -> None:
-  for shape in asked.shapes:
-    sizes = SIZES[shape] | {
-      name: getattr(asked, name)
-      for name in SIZES[shape]
-      if getattr(asked, name) is not None
-    }
+def compare_iterations(
+  args: argparse.Namespace, machine: dict[str, float]
+) -> None:
+  """Run the engines at each shape, and print a line for each."""
+  for shape in args.shapes:
+    # Flags replace sizes of all shapes.
+    sizes = dict(SIZES[shape])
+    for name in sizes:
+      if getattr(args, name) is not None:
+        sizes[name] = getattr(args, name)
     case = common.SHAPES[shape] | sizes
-    ours = None
-    for engine in asked.engines:
-      found = common.measured(ENGINES[engine], case)
-      ours = ours or found["total_s"]
-      line(
+    gflop, first_total = count_useful_gflop(case), None
+    for engine in args.engines:
+      found = common.run_engine(ENGINES[engine], case)
+      first_total = first_total or found["total_s"]
+      print_rounded(
         engine=engine,
         shape=shape,
         **sizes,
         samples_s=case["prompts"] * case["group"] / found["total_s"],
-        faster=found["total_s"] / ours,
-        update_of_matmul=(useful(case) / found["update_s"] / machine["gflops"]),
+        faster=found["total_s"] / first_total,
+        update_of_matmul=gflop / found["update_s"] / machine["gflops"],
         **found,
       )
 
 
-def memory(asked: argparse.Namespace) -> None:
-  for name in asked.memory:
-    chunks, full = (
-      common.measured("train_memory", MEMORY[name] | dict(full=full))
-      for full in (False, True)
-    )
-    for logits, found in (("chunks", chunks), ("full", full)):
-      line(memory=name, logits=logits, **found)
-    line(
-      memory=name,
-      **{
-        f"{part}_of_full": chunks[part] / full[part]
-        for part in ("temp_mib", "planned_mib")
-        + MEMORY[name]["run"] * ("peak_mib",)
-      },
-    )
+def compare_memory(names: list[str]) -> None:
+  """Print the memory of an update with logits in chunks, and with all."""
+  for name in names:
+    case = MEMORY_CASES[name]
+    found = {
+      logits: common.run_engine("train_memory", case | dict(full=full))
+      for logits, full in (("chunks", False), ("full", True))
+    }
+    for logits, values in found.items():
+      print_rounded(memory=name, logits=logits, **values)
+    parts = ["temp_mib", "planned_mib"]
+    # Of a case that is only compiled, the peak is the compiler's.
+    if case["run"]:
+      parts.append("peak_mib")
+    shares = {
+      f"{part}_of_full": found["chunks"][part] / found["full"][part]
+      for part in parts
+    }
+    print_rounded(memory=name, **shares)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--engines", type=common.words, default=[*ENGINES])
-  parser.add_argument("--shapes", type=common.words, default=[*SIZES])
-  parser.add_argument("--memory", type=common.words, default=[*MEMORY])
-  for name in ("prompts", "group", "prompt", "new"):
-    parser.add_argument(f"--{name}", type=int)
-  asked = parser.parse_args()
-  machine = common.limits()
-  line(**machine)
-  iterations(asked, machine)
-  memory(asked)
+  names = common.split_names
+  parser.add_argument("--engines", type=names, default=[*ENGINES])
+  parser.add_argument("--shapes", type=names, default=[*SIZES])
+  parser.add_argument("--memory", type=names, default=[*MEMORY_CASES])
+  for size in ("prompts", "group", "prompt", "new"):
+    parser.add_argument(f"--{size}", type=int)
+  args = parser.parse_args()
+  machine = common.measure_limits()
+  print_rounded(**machine)
+  compare_iterations(args, machine)
+  compare_memory(args.memory)
 
 
 if __name__ == "__main__":
