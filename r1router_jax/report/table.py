@@ -3,10 +3,9 @@
 import dataclasses
 
 from r1router_jax.common.text import sanitize_text
-from r1router_jax.metrics import answers
 from r1router_jax.metrics.answers import Interval
 
-Cell = str | int | float | answers.Interval | None
+Cell = str | int | float | Interval | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +25,14 @@ class Table:
 
 def format_table(table: Table) -> str:
   """Return the table as aligned lines of text for a terminal."""
-  rows = [
-    table.columns,
-    *([_format_cell(cell) for cell in row] for row in table.rows),
-  ]
-  # The first column names the rows and is left-aligned.
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.ljust(width) if at == 0 else cell.rjust(width)
-      for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    for row in rows
-  )
+  rows = [table.columns, *([*map(_format_cell, row)] for row in table.rows)]
+  columns = []
+  for column in zip(*rows, strict=True):
+    width = max(map(len, column))
+    # The first column names the rows and is left-aligned.
+    align = str.rjust if columns else str.ljust
+    columns.append([align(cell, width) for cell in column])
+  return "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
 def _format_cell(cell: Cell) -> str:

@@ -144,10 +144,12 @@ def test_hostile_text_is_escaped(tmp_path, word):
   page, calm = write(tmp_path, word), write(tmp_path, "calm")
   outline = Outline(page)
   assert outline.tags == Outline(calm).tags
-  shown = sanitize_text(word)
-  assert page.count(html.escape(shown, quote=True)) >= 30
+  # Jinja2 writes the two quotation marks as decimal references.
+  shown = html.escape(sanitize_text(word), quote=True)
+  shown = shown.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+  assert page.count(shown) >= 30
   # In the text of the page every field reads as it was written.
-  assert page.count(html.escape(shown)) == calm.count("calm")
+  assert page.count(shown) == calm.count("calm")
 
 
 @hypothesis.given(
@@ -167,7 +169,8 @@ def test_no_text_changes_the_page_structure(tmp_path, word):
 
 def test_page_loads_nothing_from_outside(tmp_path):
   Image.new("RGB", (300, 200), "red").save(tmp_path / "flag.png")
-  outline = Outline(write(tmp_path, image=str(tmp_path / "flag.png")))
+  page = write(tmp_path, image=str(tmp_path / "flag.png"))
+  outline = Outline(page)
   tags = {tag for tag, _ in outline.tags}
   assert not tags & {"script", "link", "iframe", "object", "base", "form"}
   for tag, name, value in outline.values:
@@ -187,8 +190,9 @@ def test_page_loads_nothing_from_outside(tmp_path):
       "base-uri 'none'; form-action 'none'"
     ),
   ) in outline.values
-  assert "url(" not in html_lib._STYLE
-  assert "@import" not in html_lib._STYLE
+  # The style sheet is part of the page.
+  assert "url(" not in page
+  assert "@import" not in page
 
 
 def test_images_are_encoded_anew(tmp_path):
@@ -292,7 +296,7 @@ def test_first_and_last_sample_groups_are_shown(tmp_path):
     '<tr><th scope="row">1.00</th><td>+0.70</td><td>late</td>'
   ) in page
   html_lib.write_page(path, title="t", sample_groups={"b": []})
-  assert "What was sampled" not in path.read_text(encoding="utf-8")
+  assert "Samples drawn during training" not in path.read_text(encoding="utf-8")
 
 
 def test_long_text_is_folded_and_truncated(tmp_path):
