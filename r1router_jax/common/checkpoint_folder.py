@@ -12,10 +12,8 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   run.
 
   Args:
-    name: a folder, or the id of a model on the hub, "owner/model".
-
-  Raises:
-    FileNotFoundError: if there is neither.
+    name: a folder, or the id of a model on the hub, "owner/model"; a
+      FileNotFoundError says that there is neither.
   """
   # A local folder comes before a model of the same name on the hub.
   if os.path.isdir(name):
@@ -25,12 +23,11 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
     raise FileNotFoundError(f"There is no folder {name}.")
   import huggingface_hub  # Its import costs as much as most commands need.
 
+  wanted = ["*.json", "*.safetensors"]
+  name = os.fspath(name)
   try:
-    return pathlib.Path(
-      huggingface_hub.snapshot_download(
-        os.fspath(name), allow_patterns=["*.json", "*.safetensors"]
-      )
-    )
+    folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted)
+    return pathlib.Path(folder)
   except (OSError, ValueError) as error:  # No network, no such model, no right.
     reason = str(error).partition("\n")[0]
     raise FileNotFoundError(

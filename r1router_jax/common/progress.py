@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import tqdm
@@ -16,11 +16,7 @@ T = TypeVar("T")
 
 
 def show_progress(
-  items: Iterable[T],
-  desc: str,
-  *,
-  total: int | None = None,
-  every: float = 10.0,
+  items: Iterable[T], desc: str, *, total: int | None = None, every: float = 10
 ) -> Iterator[T]:
   """Yield from `items` and show the progress, with the time left.
 
@@ -28,7 +24,7 @@ def show_progress(
   process 0 shows anything.
 
   Args:
-    items: what to iterate over.
+    items: the items, each of which counts as one step.
     desc: the description before the numbers.
     total: number of items; by default the length of `items`, if it has one.
     every: seconds between two plain lines.
@@ -44,15 +40,23 @@ def show_progress(
   else:
     start = last_shown = time.monotonic()
     done = 0
-    for item in items:
+    for done, item in enumerate(items, 1):
       yield item
-      done += 1
       now = time.monotonic()
       # The last item has the line after the loop.
       if now - last_shown >= every and done != total:
         last_shown = now
         _print_progress(desc, done, total, now - start)
     _print_progress(desc, done, total, time.monotonic() - start)
+
+
+def show_chunks(
+  items: Sequence[T], size: int, desc: str
+) -> Iterator[Sequence[T]]:
+  """Yield `items` in chunks of `size`, with the progress by chunk."""
+  if items:
+    starts = range(0, len(items), size)
+    yield from show_progress([items[i : i + size] for i in starts], desc)
 
 
 def _print_progress(

@@ -31,7 +31,7 @@ def run_resumable(
   """Answer each question that the file at `path` does not answer yet.
 
   Args:
-    questions: the questions to answer; no two have the same id.
+    questions: the questions to answer.
     answer_chunk: answers some questions; returns one answer to each.
     to_row: turns an answer into a row with "id", "question" and "image".
     from_row: restores an answer from its row and its question.
@@ -42,10 +42,8 @@ def run_resumable(
     match_images: whether a row must name the path of the question's image, too.
 
   Returns:
-    The answer to each question and the seconds it took, by the question's id.
-
-  Raises:
-    ValueError: if two questions have the same id.
+    The answer to each question and the seconds it took, by the question's id,
+    of which no two may be the same.
   """
   check_distinct_ids(questions)
   by_id = {question.id: question for question in questions}
@@ -54,51 +52,37 @@ def run_resumable(
   # Rows of other runs may be in the same file.  If a question has several
   # rows, the last one counts.
   answers = {}
-  for row in [] if path is None else jsonl.read_rows(path):
+  for row in jsonl.read_rows(path) if path else ():
     question = by_id.get(row.get("id"))
-    if (
-      question is not None
-      and row["question"] == question.text
-      and (row.get("image") == question.image or not match_images)
-      and all(row.get(name) == value for name, value in label.items())
-    ):
+    if question is None or row["question"] != question.text:
+      continue
+    has_image = not match_images or row.get("image") == question.image
+    if has_image and all(row.get(key) == x for key, x in label.items()):
       answers[question.id] = from_row(row, question), row["seconds"]
   if answers:
-    logging.info(
-      "%s: %d of %d questions were answered earlier.",
-      title,
-      len(answers),
-      len(questions),
-    )
+    known = f"{len(answers)} of {len(questions)}"
+    logging.info("%s: %s questions were answered earlier.", title, known)
 
   # 2. Answer the rest, and save each chunk before the next one starts.
   rest = [question for question in questions if question.id not in answers]
-  chunks = [rest[i : i + chunk_size] for i in range(0, len(rest), chunk_size)]
   unit = f"{title}, {chunk_size} questions each"
-  for chunk in progress.show_progress(chunks, unit) if chunks else ():
+  for chunk in progress.show_chunks(rest, chunk_size, unit):
     start = time.perf_counter()
     # A chunk that is interrupted is lost as a whole.
     new = answer_chunk(chunk)
     seconds = (time.perf_counter() - start) / len(chunk)
-    answers |= {
-      question.id: (answer, seconds)
-      for question, answer in zip(chunk, new, strict=True)
-    }
-    if path is not None:
+    for question, answer in zip(chunk, new, strict=True):
+      answers[question.id] = answer, seconds
+    if path:
       # One write per chunk, so that a kill can tear one row at most, which
       # `read_rows` then skips.
-      jsonl.append_rows(
-        path, [dict(label, **to_row(answer), seconds=seconds) for answer in new]
-      )
+      rows = [dict(label, **to_row(each), seconds=seconds) for each in new]
+      jsonl.append_rows(path, rows)
   return answers
 
 
 def check_distinct_ids(questions: Sequence[Question]) -> None:
-  """Check that no two questions have the same id.
-
-  Raises:
-    ValueError: if two have, with their id.
-  """
+  """Raise a ValueError if two questions have the same id."""
   ids = collections.Counter(question.id for question in questions)
   if len(ids) < len(questions):
     twice, _ = ids.most_common(1)[0]

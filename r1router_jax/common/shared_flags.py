@@ -17,95 +17,61 @@ ROUTER = "r1_router"
 # Keys of routing/baselines/registry.py, whose import needs JAX.
 METHODS = (
   *(ROUTER, "few_shot", "direct", "cot"),
-  *("rag_text", "rag_image", "rag_table", "rag_all"),
-  *("iter_retgen", "ircot", "search_o1", "search_r1", "omnisearch"),
-  *("always_text", "always_image", "always_table", "always_all"),
-  *("never", "random_route", "oracle_route"),
+  *"rag_text rag_image rag_table rag_all iter_retgen ircot".split(),
+  *"search_o1 search_r1 omnisearch always_text always_image".split(),
+  *"always_table always_all never random_route oracle_route".split(),
 )
 
 # Keys of the table of loops of routing/device_loop.py, whose import needs JAX.
 ROUTING_LOOPS = ("host", "halves", "fused")
 
-# The type, default, help and bounds of each flag, by name.
+# The default of each flag, which also tells its type, and its help.
 _FLAGS = dict(
   policy=(
-    flags.DEFINE_string,
     "warm_start",
     "The policy: a folder, a model's id on the Hugging Face hub, warm_start (a "
     "tiny policy that comes with the package), or a served model as "
     "openai:http://host:port/v1#model.",
   ),
   kb_dir=(
-    flags.DEFINE_string,
     "runs/quickstart/kb",
     "Folder of the three knowledge bases, as build_kb wrote it, or the place "
     "of each: text=http://host:port,image=DIR/image,table=DIR/table.",
   ),
-  workdir=(flags.DEFINE_string, None, "Folder that results are written to."),
+  workdir=(None, "Folder that results are written to."),
   # The settings of a run, which its results depend on.
   method=(
-    flags.DEFINE_enum,
     ROUTER,
     "The method that answers; few_shot is for a policy that was never trained "
     "to route.",
-    dict(enum_values=METHODS),
   ),
-  k=(
-    flags.DEFINE_integer,
-    1,
-    "Passages that a search returns from each knowledge base; 5 in R1-Router.",
-    dict(lower_bound=1),
-  ),
-  max_steps=(
-    flags.DEFINE_integer,
-    records.MAX_HOPS,
-    "Searches before the final answer, at most.",
-    dict(lower_bound=1),
-  ),
-  temperature=(
-    flags.DEFINE_float,
-    0.0,
-    "Temperature at which tokens are sampled; 0 takes the likeliest.",
-    dict(lower_bound=0.0),
-  ),
-  top_k=(
-    flags.DEFINE_integer,
-    0,
-    "Number of likeliest tokens to sample from; 0 is all of them.",
-    dict(lower_bound=0),
-  ),
+  k=(1, "Passages that a search takes of each knowledge base; paper: 5."),
+  max_steps=(records.MAX_HOPS, "Searches before the final answer, at most."),
+  temperature=(0.0, "Temperature of sampled tokens; 0 takes the likeliest."),
+  top_k=(0, "Number of likeliest tokens to sample from; 0 is all of them."),
   top_p=(
-    flags.DEFINE_float,
     1.0,
-    "Probability that the likeliest tokens, which are sampled from, reach "
-    "together.",
-    # 0 would leave no token to sample from.
-    dict(lower_bound=1e-6, upper_bound=1.0),
+    "Probability that the likeliest tokens, sampled from, sum up to.",
   ),
-  seed=(flags.DEFINE_integer, 0, "Seed of every random draw."),
+  seed=(0, "Seed of every random draw."),
   # The questions of a benchmark.
-  data=(
-    flags.DEFINE_string,
-    "",
-    "Folder of the benchmark's question files; for jsonl, your own file.",
-  ),
-  images=(
-    flags.DEFINE_string,
-    "",
-    "Folder or .zip file of the questions' images.",
-  ),
-  split=(
-    flags.DEFINE_enum,
-    "test",
-    "Split of GeoRouter.",
-    dict(enum_values=("train", "val", "test")),
-  ),
-  questions=(
-    flags.DEFINE_integer,
-    0,
-    "Number of questions of each benchmark; 0 is all of them.",
-    dict(lower_bound=0),
-  ),
+  data=("", "Folder of the benchmark's question files; of jsonl, your file."),
+  images=("", "Folder or .zip file of the questions' images."),
+  split=("test", "Split of GeoRouter."),
+  questions=(0, "Number of questions of each benchmark; 0 is all of them."),
+)
+
+# The allowed values of each flag, if not all are.
+_VALUES = dict(
+  method=dict(enum_values=METHODS),
+  k=dict(lower_bound=1),
+  max_steps=dict(lower_bound=1),
+  temperature=dict(lower_bound=0.0),
+  top_k=dict(lower_bound=0),
+  # 0 would leave no token to sample from.
+  top_p=dict(lower_bound=1e-6, upper_bound=1.0),
+  split=dict(enum_values=("train", "val", "test")),
+  questions=dict(lower_bound=0),
 )
 
 # `--help` lists these flags as the command's own.
@@ -120,20 +86,20 @@ def define_flag(name: str, **changes: Any) -> flags.FlagHolder:
 
   Args:
     name: the flag's name, a key of the table above.
-    **changes: the command's own `default`, `help` or bounds.
+    **changes: the command's own `default`, `help` or allowed values.
   """
-  # Most flags have no bounds.
-  define, default, text, *bounds = _FLAGS[name]
+  default, text = _FLAGS[name]
   options = dict(default=default, help=text, allow_override=True)
-  return define(name, **(options | dict(*bounds) | changes))
+  options |= _VALUES.get(name, {}) | changes
+  types = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  define = types.get(type(default), flags.DEFINE_string)
+  if "enum_values" in options:
+    define = flags.DEFINE_enum
+  return define(name, **options)
 
 
 def define_settings(**changes: dict[str, Any]) -> dict[str, flags.FlagHolder]:
-  """Define the flags of `RunSettings`, other than --method, by field.
-
-  Args:
-    **changes: by field, what `define_flag` changes.
-  """
+  """Define the flags of `RunSettings` but --method; `changes` are by field."""
   fields = ("seed", "max_steps", "k", "temperature", "top_k", "top_p")
   return {name: define_flag(name, **changes.get(name, {})) for name in fields}
 
