@@ -86,6 +86,7 @@ class ScriptedPolicy(Policy):
   def encode(self, conversation):
     """Check images and count words of passages."""
     unread_images, words = [], 0
+    # The images that a real processor would decode.
     for segment in conversation.user:
       if segment.source == "passage":
         words += len(segment.text.split())

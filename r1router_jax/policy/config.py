@@ -86,6 +86,7 @@ class PromptOptions:
 
   def enabled_extensions(self) -> dict[str, Any]:
     """Return the options of `EXTENSIONS` that differ from their defaults."""
+    # A `PromptOptions` has only some of the extensions.
     defaults = {f.name: f.default for f in dataclasses.fields(self)}
     return {
       name: getattr(self, name)
@@ -183,6 +184,7 @@ def _build_record(record_class: type, tree: Mapping[str, Any]) -> Any:
   """Return a record built from nested dicts; lists become tuples."""
   values = {}
   for name, value in tree.items():
+    # Records hold records, and JSON knows no tuples.
     if name in _NESTED and isinstance(value, Mapping):
       value = _build_record(_NESTED[name], value)
     elif isinstance(value, list):
@@ -202,6 +204,7 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
   Raises:
     hf_checkpoint.BadConfig, ValueError: if a file is broken; names the file.
   """
+  # A broken config.json has an error of its own, see `hf_checkpoint`.
   model, path = hf_checkpoint.read_config(folder), folder / POLICY_FILE
   try:
     options = json.loads(path.read_text()) if path.exists() else HF_DEFAULTS
@@ -221,6 +224,7 @@ def config_for_run(
   If `overrides` has a model, nothing is read, so that a run can be planned
   without weights.
   """
+  # A given model means a new policy, with all options given, too.
   base = {}
   if "model" not in overrides:
     base = dataclasses.asdict(read_config(resolve_folder(start_from)))

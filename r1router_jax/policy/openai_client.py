@@ -130,6 +130,7 @@ def request_seed(key: jax.Array, prompt: Any, member: int) -> int:
     prompt: the prompt, which must be JSON-serialisable.
     member: index of the response among those to this prompt.
   """
+  # A digest, since servers take small integers as seeds.
   digest = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes())
   digest.update(json.dumps([prompt, member]).encode())
   return int.from_bytes(digest.digest()[:4], "big") >> 1
@@ -144,6 +145,7 @@ def _parse_reply(answer: Any) -> Reply:
   try:
     (choice,) = answer["choices"]
     message, usage = choice["message"], answer.get("usage") or {}
+    # A reasoning model may leave the content null.
     text = message.get("content") or ""
     reasoning = (
       message.get("reasoning_content") or message.get("reasoning") or ""

@@ -73,6 +73,7 @@ class RemoteProcessor:
         if segment.source == "image":
           url = self._image_url(segment.text)
           parts.append(dict(type="image_url", image_url=dict(url=url)))
+        # Neighbouring texts are one part, as templates are cut into segments.
         elif parts and "text" in parts[-1]:
           parts[-1]["text"] += segment.text
         else:
@@ -149,6 +150,7 @@ class OpenAIPolicy:
         self.processor.build_user_turn(conversation)[0],
         conversation.examples,
       )
+      # One request for each response: "n" would give all of a group one seed.
       for member in range(group_size):
         seed = openai_client.request_seed(key, turns, member)
         requests.append(dict(fields, messages=turns, seed=seed))
@@ -198,6 +200,7 @@ def fingerprint(opened: policy.Policy | OpenAIPolicy) -> str:
   At an address only the model's name is known: if the server changes the
   weights behind it, the fingerprint stays the same.
   """
+  # Digests of the weights, unless they are on another machine.
   if isinstance(opened, OpenAIPolicy):
     parts = [openai_client.PREFIX + opened.model]
   else:

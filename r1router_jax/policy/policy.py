@@ -121,6 +121,7 @@ class Policy:
     Args:
       stop: texts that end a response, besides the end token.
     """
+    # The table of stop texts is large, and most calls have none.
     tokenizer = self.processor.tokenizer
     return group_decode.DecodeConstraints(
       self.allowed_tokens,
@@ -176,6 +177,7 @@ class Policy:
       )
       for target, values in zip(responses, some, strict=True):
         target[indices] = values
+    # Such responses end early, and then count as malformed.
     if responses.failed.any():
       logging.warning(
         "%d of %d responses end where logits are not numbers.",
@@ -240,7 +242,9 @@ class Policy:
 
     All processes of a job must call this, and the first writes.
     """
+    # All processes gather, also those that do not write.
     params = mesh_lib.gather_to_host(lora.merge_adapters(self.params))
+    # Only the first process writes.
     if jax.process_index():
       return
     token_ids = self.processor.tokenizer.special_token_ids()
@@ -326,6 +330,7 @@ def load(
   """
   folder = config_lib.resolve_folder(name)
   config = config_lib.read_config(folder)
+  # Each parameter is read straight onto its devices, never whole on the host.
   layout = mesh_lib.shardings_by_path(
     jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)),
     mesh_lib.local_mesh() if mesh is None else mesh,

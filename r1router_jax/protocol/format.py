@@ -116,6 +116,7 @@ def _render(tags: Sequence[str], texts: Sequence[str]) -> str:
 def _parse_routes(names: str, max_routes: int) -> tuple[str, ...] | str:
   """Return the keys of comma-separated route names, or why they are none."""
   routes = tuple(_ROUTES.get(name.strip()) for name in names.lower().split(","))
+  # `None` stands for an unknown name from here on.
   has_repeats = len(set(routes)) < len(routes)
   stops_and_asks = len(routes) > 1 and "none" in routes
   if len(routes) > max_routes or has_repeats or stops_and_asks:
@@ -140,12 +141,14 @@ def _split_at_tags(text: str, tags: Sequence[str]) -> list[str] | str:
   White space is trimmed and runs of it become one space, so that no answer
   can pretend to be the next line of a prompt.
   """
+  # Tags must be exactly those of the protocol, once each and in order.
   wanted = [form.format(tag) for tag in tags for form in ("<{}>", "</{}>")]
   found = [tag.lower() for tag in _TAG.findall(text)]
   if found != wanted:
     shown = " ".join(found[:8]) or "none"
     return f"tags are {shown}; wanted {' '.join(wanted)}"
   pieces = [" ".join(piece.split()) for piece in _TAG.split(text)]
+  # Pieces alternate: outside of tags, inside, outside, ..
   if any(pieces[::2]):
     return "text stands outside the tags"
   return pieces[1::2]

@@ -72,6 +72,7 @@ _LOOK_ALIKE = re.compile(
   re.IGNORECASE,
 )
 
+# Characters without width that could split a tag unseen.
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 
@@ -82,8 +83,10 @@ def escape_control_tags(text: str) -> str:
   without such a '<', also after NFKC and without invisible characters, is
   returned unchanged.
   """
+  # Most text takes this short cut; NFKC is slow.
   if text.isascii() and "<" not in text:
     return text
+  # Look-alikes count as tags, too: NFKC maps fullwidth brackets to '<'.
   folded = unicodedata.normalize("NFKC", text).translate(_INVISIBLE)
   neutral = _LOOK_ALIKE.sub("\u2039", folded)
   return text if neutral == folded else neutral

@@ -48,6 +48,7 @@ def plan_conversation(
   prompt = _make_conversation("plan", templates, user, image)
   if max_routes == 1:
     return prompt
+  # Not `%`, since the text may hold other percent signs.
   system = templates.multi_route_system.replace("%d", str(max_routes))
   return dataclasses.replace(prompt, system=system)
 
@@ -71,6 +72,7 @@ def answer_conversation(
       the image knowledge base that have an image.
   """
   templates = _get_style(style)
+  # The published weights were trained on lower-cased sub-questions.
   if templates.fold_case:
     sub_question = sub_question.lower()
   user = [
@@ -151,6 +153,7 @@ def render_passages(
   """
   templates, segments, images_left = _get_style(style), [], max_images
   for kb in KBS:
+    # Ranks count within a knowledge base: ter-0, ter-1, tir-0, ..
     of_kb = [passage for passage in passages if passage.kb == kb]
     for rank, passage in enumerate(of_kb):
       has_image = kb == "image" and bool(passage.image) and images_left > 0
@@ -202,6 +205,7 @@ def _passage_segments(
   style: Style, passage: Passage, rank: int, has_image: bool
 ) -> list[Segment]:
   """Return a passage, with its image before or after its text by the style."""
+  # Style "full" names knowledge base and rank in front of the passage.
   template = style.passage
   if style.tags:
     template %= (style.tags[passage.kb], rank)

@@ -42,6 +42,7 @@ class AnsweringMethod:
 
   def fixed_plan(self, question: Question, n: int) -> Plan | None:
     """Return the plan of round `n`, or None to ask the policy for it."""
+    # The policy plans.
     return None
 
   def redirect_plan(self, question: Question, n: int, plan: Plan) -> Plan:
@@ -79,6 +80,7 @@ class R1Router(AnsweringMethod):
   the question with all sub-questions and answers.
   """
 
+  # Only its own protocol has words for a repair.
   repairs_plans: bool = True
 
   def build_prompt(self, config: PromptOptions, step: Step) -> Conversation:

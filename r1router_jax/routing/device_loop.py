@@ -118,9 +118,11 @@ class CallbackState:
     """Return a request as arrays; rows without a prompt repeat the first."""
     processor, rows = self._policy.processor, self._rows
     prompts = [processor.encode(each) for each in request.prompts]
+    # A device without prompts must still take part in the program.
     prompts = prompts or [_padding_prompt(self._policy)]
     batch = processor.collate(prompts, 1, rows, self._check_room)
     length = max(processor.padded_length(prompt.ids) for prompt in prompts)
+    # Rows without a prompt have hash 0; their responses are dropped.
     hashes = np.zeros(rows, np.int32)
     hashes[: len(prompts)] = prompt_hashes(prompts)
     return DeviceRequest(
@@ -167,6 +169,7 @@ def run_routing_on_devices(
   mesh = mesh_lib.local_submesh(policy.mesh)
   _check_devices(kbs, mesh)
   options.sampling.validate()
+  # Rows are responses: a group takes `group_size` of them.
   shards = mesh.size
   rows = max(policy.config.decode_batch_size // options.group_size, 1)
   program = functools.partial(
@@ -181,10 +184,12 @@ def run_routing_on_devices(
     jax.random.key_data(router.request_keys(key, options.max_steps)),
     policy.decode_constraints(options.method.stop),
   )
+  # One retriever for all devices: its knowledge bases cache and lock.
   retrieve = retriever.make_retriever(kbs, options.k)
   trajectories = []
   for first in range(0, len(questions), shards * rows):
     chunk = questions[first : first + shards * rows]
+    # All requests of a chunk share one shape, and so one program.
     room = _max_prompt_shape(policy, chunk)
     states = [
       CallbackState(
@@ -252,6 +257,8 @@ def _run_program(program: Callable, states: Sequence[CallbackState]) -> None:
   Raises:
     Exception: the exception that ended a loop.
   """
+  # Programs carry numbers, not objects, so that they are compiled once for all
+  # runs.
   ids = [next(_state_ids) for _ in states]
   _CALLBACK_STATES.update(zip(ids, states, strict=True))
   requests = jax.tree.map(
@@ -262,6 +269,7 @@ def _run_program(program: Callable, states: Sequence[CallbackState]) -> None:
   finally:
     for state_id in ids:
       del _CALLBACK_STATES[state_id]
+  # Raised here, since an exception within the program would lose its type.
   for state in states:
     if state.error:
       raise state.error
@@ -282,6 +290,7 @@ def _max_prompt_shape(
       prompts.append(policy.processor.encode(policy.config.build_prompt(step)))
     except (BadImage, PromptTooLong):
       pass  # The loop leaves out its steps, with a fault.
+  # Shapes are counted and not collated, which would allocate the patches.
   images = max((len(prompt.images) for prompt in prompts), default=0)
   windows = max(
     (
@@ -291,6 +300,7 @@ def _max_prompt_shape(
     ),
     default=0,
   )
+  # `Processor.collate` rounds up, too, so that few shapes are compiled.
   windows = windows and next_power_of_two(windows)
   passage_images = policy.config.passage_images
   if passage_images:
@@ -327,6 +337,8 @@ def _device_program(
       for length in lengths
     ]
 
+    # 1. Generate in the request's bucket.  2. Parse, search and collate on the
+    # host.
     def answer_request(request):
       key = jax.random.wrap_key_data(key_data[request.number])
       responses = jax.lax.switch(request.bucket, branches, key, request)
@@ -352,6 +364,7 @@ def _generate(
   request: DeviceRequest,
 ) -> group_decode.SampledResponses:
   """Sample the responses to a request with prompts of up to `length` tokens."""
+  # Only these fields have an axis of prompt tokens; images stay whole.
   fields = ("tokens", "mask", "positions", "image_token")
   shorter = {f: getattr(request.prompts, f)[..., :length] for f in fields}
   return group_decode.sample(

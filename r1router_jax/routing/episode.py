@@ -52,6 +52,7 @@ class Episode:
     passages: Sequence[Passage] = (),
   ) -> Step:
     """Return the step of the given kind that follows the rounds so far."""
+    # Prompts show sub-questions and answers, never the passages.
     history = tuple(
       (done.plan.sub_question, _answer_text(done.answer))
       for done in self.rounds
@@ -81,6 +82,7 @@ class Episode:
         self.record_fault("stuck", "no plan in all tries")
     elif not plan.routes:
       self.planning = False
+    # The same search would find the same passages.
     elif self.is_repeated(plan):
       self.record_fault("repeated", plan.sub_question)
     return self.planning
@@ -106,6 +108,7 @@ class Episode:
 
 
 def _search_key(plan: Plan) -> tuple[str, frozenset[str]]:
+  # The order of the routes does not matter.
   return plan.sub_question.casefold(), frozenset(plan.routes)
 
 
@@ -113,5 +116,6 @@ def _answer_text(answer: Answer | Malformed) -> str:
   """Return an answer for the history: a malformed one without its tags."""
   if isinstance(answer, Answer):
     return answer.text
+  # White space collapses, so that the answer stays on its line of the prompt.
   words = " ".join(_TAGS.sub(" ", answer.text).split())
   return words[: format.MAX_ANSWER]

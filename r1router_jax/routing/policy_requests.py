@@ -94,9 +94,11 @@ def start_episodes(
   Raises:
     ValueError: if a question has no text.
   """
+  # 1. An empty question would make an empty prompt and an empty search.
   for question in questions:
     if not question.text.strip():
       raise ValueError(f"Question {question.id!r} is empty; give it a text.")
+  # 2. A prompt of the image alone shows whether it can be decoded.
   episodes = [Episode(question) for question in questions]
   for episode in episodes:
     if image := episode.question.image:
@@ -132,6 +134,8 @@ def generate_and_parse(
     episode, prompt, parse, step = pending[i]
     if step is not None:
       on_step(step, group)
+    # The first response that can be parsed counts, so the choice does not
+    # depend on rewards.
     parsed = [parse(response.text) for response in group]
     chosen = next(
       (m for m, each in enumerate(parsed) if not isinstance(each, Malformed)), 0
@@ -171,12 +175,14 @@ def generate_with_retries(
     policy, pending, number, sampling, on_step
   )
   for attempt in (1, 2) if repair else (1,):
+    # A prompt that was rejected would be rejected again.
     retries = {
       i: pending[i]
       for i, result in enumerate(results)
       if isinstance(result, Malformed)
       and not pending[i].episode.prompt_was_rejected(result.reason)
     }
+    # The last attempt has another prompt, the others the same one.
     if attempt == 2:
       retries = _repair_prompts(retries, results, policy.config.style)
     retried = yield from generate_and_parse(

@@ -28,6 +28,7 @@ class AlwaysRoute(R1Router):
 
   def fixed_plan(self, question: Question, n: int) -> Plan:
     """Return the question as a search of the next knowledge base."""
+    # All knowledge bases were asked.
     if n == len(self.kbs):
       return STOP
     return Plan("", question.text[: format.MAX_SUB_QUESTION], (self.kbs[n],))
@@ -47,6 +48,7 @@ class RandomRoute(R1Router):
     """Return the plan with a random route, unless it stops."""
     if not plan.routes:
       return plan
+    # CRC-32 and not `hash`, which differs from process to process.
     entropy = [self.seed, zlib.crc32(question.id.encode()), n]
     route = str(np.random.default_rng(entropy).choice(KBS))
     return dataclasses.replace(plan, routes=(route,))

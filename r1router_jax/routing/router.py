@@ -118,9 +118,11 @@ def run_routing(
     ValueError: if a question has no text, or if parts of the questions would
       search while other hosts do not.
   """
+  # Shards on several hosts are searched in step, which threads would break.
   count = options.in_flight
   if count > 1 and retriever.is_collective(kbs):
     raise ValueError(retriever.COLLECTIVE_ERROR)
+  # Every count-th question goes to one loop, so that parts are alike.
   loops = [
     RoutingLoop(
       policy,
@@ -130,6 +132,7 @@ def run_routing(
     )
     for i in range(count)
   ]
+  # A loop waits for its own searches alone: threads let the others generate.
   keys, device_lock = request_keys(key, options.max_steps), threading.Lock()
   drive = functools.partial(_drive_loop, policy, keys, device_lock)
   if count == 1:
@@ -173,6 +176,7 @@ def merge_parts(
     parts: trajectories of each loop, which has every len(loops)-th question.
     loops: the loops, all with the same options.
   """
+  # Parts are reported one after the other, so `on_step` needs no lock.
   trajectories = [None] * sum(map(len, parts))
   for i, (part, loop) in enumerate(zip(parts, loops, strict=True)):
     trajectories[i :: len(parts)] = part
@@ -194,6 +198,7 @@ def request_keys(key: jax.Array, max_steps: int) -> jax.Array:
     keys += [fold(plan, attempt) for attempt in range(PLAN_TRIES)]
     # The first try has the unfolded key, as in older versions.
     keys += [answer, *(fold(answer, i) for i in range(1, ANSWER_TRIES))]
+  # The final answer has the number that a further round would have.
   final = fold(key, max_steps)
   keys += [final, *(fold(final, i) for i in range(1, ANSWER_TRIES))]
   return jnp.stack(keys)
@@ -224,8 +229,10 @@ class RoutingLoop:
     retrieve: retriever.RetrieveFn,
     options: RolloutOptions = DEFAULT_OPTIONS,
   ):
+    # Fails before anything is generated.
     options.method.check_config(policy.config)
     self.options = options
+    # Steps are collected here and reported at the end, in one thread.
     self.visited_steps: list[tuple[Step, Sequence[Response]]] = []
     self._policy, self._questions = policy, questions
     self._retrieve, self._method = retrieve, options.method
@@ -265,12 +272,14 @@ class RoutingLoop:
     # 2. The method may change the policy's plans.
     for i, result in zip(asked, results, strict=True):
       if isinstance(result, Plan):
+        # Malformed responses stay as they are.
         question = episodes[i].question
         result = self._method.redirect_plan(question, n, result)
       plans[i] = result
     # 3. Keep the plans to carry out.
     planned = []
     for episode, plan in zip(episodes, plans, strict=True):
+      # A baseline may answer in place of a plan; the episode then ends.
       if isinstance(plan, Answer):
         episode.final, episode.planning = plan, False
       elif episode.accept_plan(plan):
@@ -281,6 +290,8 @@ class RoutingLoop:
     self, planned: Sequence[tuple[Episode, Plan]]
   ) -> list[tuple[Passage, ...]]:
     """Return the passages of each plan, of all its routes in their order."""
+    # One request for each route of each plan, all in one call, so that
+    # knowledge bases search side by side.
     found = iter(
       self._retrieve(
         [
@@ -290,6 +301,7 @@ class RoutingLoop:
         ]
       )
     )
+    # Each plan takes as many results as it has routes.
     return [
       tuple(itertools.chain(*itertools.islice(found, len(plan.routes))))
       for _, plan in planned

@@ -77,6 +77,7 @@ def hub(tmp_path):
     tiny_policy.TOKENIZER,
     tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG),
   ).save(folder)
+  # Files that could run code, or that nobody needs.
   for name in ("pytorch_model.bin", "modeling_tiny.py", "README.md"):
     (folder / name).write_bytes(b"\x80\x04.")
   server = http.server.ThreadingHTTPServer(
@@ -90,6 +91,7 @@ def hub(tmp_path):
 def convert(address, source, tmp_path):
   env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
   env.pop("HF_HUB_OFFLINE", None)
+  # The client library asks this hub, without the user's cache.
   env |= {
     "HF_ENDPOINT": address,
     "HF_HOME": str(tmp_path / "cache"),
@@ -116,6 +118,7 @@ def test_hub_model_is_fetched_without_code_or_pickles(hub, tmp_path):
   address, folder, asked = hub
   done = convert(address, "owner/tiny", tmp_path)
   assert done.returncode == 0, done.stderr
+  # Nothing else was downloaded.
   assert asked == {
     "config.json",
     "model.safetensors",

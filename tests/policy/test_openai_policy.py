@@ -35,6 +35,7 @@ KINDS = {text: kind for kind, text in STYLES["full"].system.items()}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
+  # Read when a client is made.
   monkeypatch.setattr(openai_client, "DEADLINE_SECONDS", 20.0)
   monkeypatch.setattr(http_client, "RETRY_PAUSES", (0.01, 0.05))
   monkeypatch.delenv(http_encoders.API_KEY_VARIABLE, raising=False)
@@ -61,6 +62,7 @@ def make_prompts(*texts):
 
 
 def test_trajectories_equal_those_of_a_local_policy(flag):
+  # The same script in this process and behind HTTP.
   here = router.run_routing(
     ScriptedPolicy(good_script),
     fakes.make_kbs(),
@@ -80,6 +82,7 @@ def test_trajectories_equal_those_of_a_local_policy(flag):
     dataclasses.replace(t, tokens=0) for t in here
   ]
   assert [t.tokens for t in there] == [6 * 7, 2 * 7]  # As the server counts.
+  # One request for each response, all greedy.
   assert len(bodies) == 8 and all(body["temperature"] == 0 for body in bodies)
 
 
@@ -97,6 +100,7 @@ def test_prompts_and_images_arrive_unchanged(flag):
     assert len(conversation.images) == 3
     (reason,) = seeing.processor.encode(conversation).unread_images
     seeing.generate([conversation], KEY)
+  # The passage's image is left out, with a reason.
   assert "missing.png" in reason
   ((system, user),) = [body["messages"] for body in bodies]
   assert system["content"] == STYLES["full"].system["answer"]
@@ -135,6 +139,7 @@ def test_examples_are_sent_as_turns():
 def test_bad_image_of_a_question_is_rejected(tmp_path, flag):
   with serve_chat(say) as (address, bodies):
     asked = openai_policy.open_policy(address)
+    # A file that ends too early, which only decoding notices.
     (tmp_path / "chad.png").write_bytes(flag[:60])
     with pytest.raises(images.BadImage, match="chad.png"):
       asked.processor.encode(
@@ -161,6 +166,7 @@ def test_sampling_parameters_are_sent():
     ).items()
   )
   assert bodies[1]["temperature"] == 0
+  # Fields that other servers may not know are left out.
   assert not {"top_k", "min_p", "stop", "n"} & bodies[1].keys()
 
 
@@ -182,6 +188,7 @@ def test_response_depends_on_key_prompt_and_member_only():
       }
 
     many = [f"q{i}" for i in range(40)]
+    # Order, size of the group and other prompts make no difference.
     found = generate(many)
     assert generate(many[::-1]) == found
     assert generate(["q7"], group_size=2)["q7"] == found["q7"][:2]
@@ -192,6 +199,7 @@ def test_response_depends_on_key_prompt_and_member_only():
 
 
 def test_tokens_are_counted():
+  # A server need not say how many tokens it wrote.
   answers = iter(
     [make_completion("a", 5), dict(make_completion("b"), usage=None)]
   )
@@ -246,6 +254,7 @@ def test_requests_in_flight_are_limited(monkeypatch):
 
   def slow(*_):
     with lock:
+      # Counts the requests that are answered at the same time.
       now[0] += 1
       most[0] = max(most[0], now[0])
     time.sleep(0.05)
@@ -287,6 +296,7 @@ def test_refused_prompt_does_not_affect_others(caplog):
 
   with serve_chat(lambda *_: "x", refuse_long) as (address, _):
     asked = openai_policy.open_policy(address)
+    # Nothing was answered before.
     with pytest.raises(http_client.RemoteServiceError, match="400.*too long"):
       asked.generate(make_prompts("long"), KEY)  # The server may refuse all.
     found = asked.generate(make_prompts("a", "long", "b"), KEY)

@@ -43,6 +43,7 @@ PROMPTS = [
 def assert_equal_responses(got, wanted):
   for ours, theirs in zip(got, wanted, strict=True):
     for one, other in zip(ours, theirs, strict=True):
+      # Tokens are equal; log-probabilities differ by the order of sums.
       assert one.text == other.text
       np.testing.assert_array_equal(one.tokens, other.tokens)
       np.testing.assert_allclose(one.logp, other.logp, atol=1e-4)
@@ -60,6 +61,7 @@ def test_saved_policy_gives_the_same_responses(random_policy, tmp_path):
     "policy.json",
     "tokenizer.json",
   }
+  # The folder holds all that makes the responses.
   again = policy.load(tmp_path / "policy")
   assert again.config == random_policy.config
   jax.tree.map(
@@ -91,6 +93,7 @@ def test_response_is_independent_of_its_batch(random_policy):
   together = random_policy.generate(
     PROMPTS, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
   )
+  # Alone, then in a batch that decodes in several rounds.
   for i in (2, 0):
     alone = random_policy.generate(
       PROMPTS[i : i + 1],
@@ -114,6 +117,7 @@ def test_text_and_logp_belong_to_the_tokens(random_policy):
       assert len(response.tokens) == len(response.logp) <= 12
       assert response.text == tokenizer.decode(response.tokens)
       assert (response.logp <= 0).all()
+      # The end token comes last, or not at all at the limit.
       assert (response.tokens[:-1] != tokenizer.eos_id).all()
 
 
@@ -122,6 +126,7 @@ def test_prompts_with_and_without_images_in_one_batch(random_policy, tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   Image.fromarray(pixels).save(path)
   asked = [PROMPTS[0], make_prompt("What is it?", path)]
+  # Prompts of two shapes, sampled one after the other.
   text, picture = random_policy.generate(
     asked, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
   )
@@ -156,6 +161,7 @@ def test_two_images_in_a_prompt(random_policy, tmp_path):
     )
     return seeing.config.build_prompt(step)
 
+  # Order and choice of the images differ.
   a, b, c = paths
   shown = [show(a, b), show(b, a), show(a, c), show(a)]
   assert [len(each.images) for each in shown] == [2, 2, 2, 1]
@@ -227,6 +233,7 @@ def test_published_checkpoint_opens_as_policy(random_policy, tmp_path):
 
 def test_broken_policy_json_is_named(random_policy, tmp_path):
   random_policy.save(tmp_path)
+  # No JSON, no object, an unknown option.
   for text in ("{", "[]", '{"style": "compact", "speed": 3}'):
     (tmp_path / "policy.json").write_text(text)
     with pytest.raises(ValueError, match="policy.json: .*  Copy the policy"):
@@ -256,6 +263,7 @@ def test_extensions_are_saved_and_overridden(random_policy, tmp_path):
   )
   some.save(tmp_path)
   assert config.read_config(tmp_path).enabled_extensions() == OPTIONS
+  # Options of a run replace those of the file, one by one.
   given = dict(passage_tokens=dict(table=9), max_routes=1)
   assert config.config_for_run(
     str(tmp_path), given

@@ -53,6 +53,7 @@ INJECTIONS = (
 
 words = st.text("abcXYZ 0123<>/|?.,'\n\té‹", min_size=0, max_size=40)
 
+# Text as the parser returns it: escaped, with single spaces.
 normalized_text = words.map(
   lambda text: " ".join(messages.escape_control_tags(text).split())
 )
@@ -94,6 +95,7 @@ def split_passages(text):
 
 def make_step(row, image):
   """Return the step whose prompt a published row should be."""
+  # The kind of a row shows in the opening of its prompt.
   body = row["problem"].removesuffix("<image>")
   if body.startswith("According to"):
     head = body.index("table retriever:") + len("table retriever:")
@@ -208,6 +210,7 @@ def test_plan_prompt_states_the_number_of_routes():
 
   one, two = ask("full"), ask("full", max_routes=2)
   assert one.user == two.user
+  # Lines of the system turn that differ.
   old, new = (
     [
       line
@@ -257,6 +260,7 @@ def test_untrusted_text_is_marked_and_holds_no_tags(style, texts):
       asked, [Passage("a", "text", passage)], "", style=style
     ),
   )
+  # The same prompts of empty texts show what the templates say.
   blank = (
     prompts_lib.plan_conversation("", "", [("", "")], style=style),
     prompts_lib.final_conversation("", "", [("", "")], style=style),
@@ -269,6 +273,7 @@ def test_untrusted_text_is_marked_and_holds_no_tags(style, texts):
     assert ours == [segment.text for segment in empty.user]
     for segment in prompt.user:
       if segment.source != "template":
+        # As a tokenizer with NFKC would read it.
         folded = unicodedata.normalize("NFKC", segment.text)
         assert not re.search(
           r"(?i)<(\||\s?/?\s?(think|sub-question|ret|answer|image)\b)", folded
@@ -357,6 +362,7 @@ def test_plans_of_several_routes_survive_the_round_trip(
 ):
   plan = Plan(thought, sub_question, tuple(routes))
   text = format.render_plan(plan)
+  # More routes than allowed are a fault.
   for most in range(1, 4):
     found = format.parse_plan(text, most)
     assert (

@@ -44,6 +44,7 @@ def load_questions(count=14):
   chosen = [
     with_image[n] if n % 3 == 0 else without_image[n] for n in range(count)
   ]
+  # Its episode ends before the first request.
   chosen[0] = dataclasses.replace(chosen[0], id="broken", image="missing.png")
   return chosen
 
@@ -60,6 +61,7 @@ def load_warm_start(devices):
   loaded = policy.load("warm_start")
   config = dataclasses.replace(
     loaded.config,
+    # Two lengths, so that requests use both branches of the program.
     prompt_tokens=(96, 160),
     response_tokens=(40,),
     decode_batch_size=8,
@@ -87,6 +89,7 @@ def run_groups_both_ways(devices, questions):
   """Return (trajectories, sorted steps with the texts of their groups)."""
   asked, kbs, results = load_warm_start(devices), load_kbs(), []
   for run in LOOPS:
+    # Loops report steps in an order of their own, so they are sorted.
     steps = []
     options = RolloutOptions(
       sampling=SamplingParams(0.8),

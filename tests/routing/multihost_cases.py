@@ -29,6 +29,7 @@ def load_kbs(hosts=1, host=0):
     vectors = WordEmbedder()(passages)
     shards = [
       (rows.start, exact.ExactIndex(vectors[rows.start : rows.stop]))
+      # Every hosts-th shard lies on this host.
       for rows in sharded_index.split_rows(len(passages), SHARDS)[host::hosts]
     ]
     index = sharded_index.ShardedIndex(shards, len(passages), hosts > 1)
@@ -40,6 +41,7 @@ def load_kbs(hosts=1, host=0):
 
 def make_questions(host):
   """Return questions that take other numbers of rounds on each host."""
+  # A host without any plan left must still take part in searches.
   questions = (PEOPLE, COLOUR, PEOPLE) if host == 0 else (COLOUR,)
   return [
     dataclasses.replace(q, id=f"{q.id}/{host}/{n}")

@@ -30,6 +30,7 @@ from tests.routing.device_loop_cases import (
 )
 def test_device_loop_equals_host_loop(devices):
   by_host, by_devices = run_groups_both_ways(devices, load_questions())
+  # The comparison means something: there are rounds, groups and a fault.
   trajectories, steps = by_host
   assert sum(len(each.rounds) for each in trajectories) > 10 and len(steps) > 10
   assert trajectories[0].faults[0].startswith("input")
@@ -39,6 +40,7 @@ def test_device_loop_equals_host_loop(devices):
 @pytest.mark.slow
 def test_device_loop_runs_baselines():
   """Prompts, and the texts that end responses, are data of the program."""
+  # A method with texts that end a response.
   search_r1 = registry.METHODS["search_r1"](0)
   wanted, found = run_both_loops(
     load_warm_start(1),
@@ -66,6 +68,7 @@ import jax
 from r1router_jax.parallel import multihost
 multihost.initialize_distributed()
 from tests.routing import device_loop_cases as cases
+# Hosts have different questions, and so other numbers of requests.
 own = cases.load_questions()[jax.process_index()::2]
 by_host, by_devices = cases.run_groups_both_ways(2, own)
 assert by_devices == by_host and len(by_host[1]) > 10
@@ -122,6 +125,7 @@ def test_device_loop_supports_all_extensions():
     decode_batch_size=4,
   )
   kbs = load_kbs(10)
+  # One passage names an image that does not exist.
   passages = kbs["image"].stack.passages
   for n, passage in enumerate(passages):
     if passage.id == "image/flag/argentina":
@@ -136,6 +140,7 @@ def test_device_loop_supports_all_extensions():
   )
   assert found == wanted and len(found) == 2
   for each in wanted:
+    # In the second round one of the two images is the missing one.
     assert [
       count_shown_images(policy, each.question, done.passages)
       for done in each.rounds
@@ -147,6 +152,7 @@ def test_device_loop_supports_all_extensions():
 
 def test_knowledge_base_on_the_same_devices_is_refused():
   kbs = load_kbs(5)
+  # As an embedder on the accelerator says.
   kbs["table"].stack.embedder.devices = tuple(jax.local_devices())
   with pytest.raises(ValueError, match="table knowledge base .*serve_kb"):
     device_loop.run_routing_on_devices(
@@ -166,4 +172,5 @@ def test_exception_of_a_search_keeps_its_type():
     device_loop.run_routing_on_devices(
       load_warm_start(1), kbs, load_questions(4), KEY
     )
+  # States of a failed program are released.
   assert not device_loop._CALLBACK_STATES

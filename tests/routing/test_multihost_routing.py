@@ -50,6 +50,7 @@ def test_sharded_index_is_built_and_needs_a_shard_per_host(
     registry.EMBEDDERS, "minilm", lambda weights: WordEmbedder()
   )
   registry.get_embedder.cache_clear()
+  # Rows of few words, so that many scores are near each other.
   source = tmp_path / "rows.jsonl"
   source.write_text(
     "".join(
@@ -63,6 +64,7 @@ def test_sharded_index_is_built_and_needs_a_shard_per_host(
     build_kb.build(build_kb.KbSpec(folder, "text", str(source), shards=count))
     found.append(local_kb.open_kb(folder))
   assert not found[1].collective
+  # Queries with one best passage, and one with many equal ones.
   queries = [Query(f"number{i}") for i in (0, 7, 8, 29)] + [Query("of 2")]
   for k in (1, 5, 40):
     for one, other in zip(
@@ -73,6 +75,7 @@ def test_sharded_index_is_built_and_needs_a_shard_per_host(
       )
       assert one[0].id == other[0].id and len(one) == len(other)
   assert len([*(tmp_path / "parts" / "shards").iterdir()]) == 4
+  # A host without a shard could not take part in searches.
   monkeypatch.setattr(jax, "process_count", lambda: 5)
   with pytest.raises(ValueError, match="4 shards for 5 hosts.*--shards=5"):
     local_kb.open_kb(str(tmp_path / "parts"))

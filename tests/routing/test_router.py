@@ -29,6 +29,7 @@ KEY = jax.random.key(0)
 
 def run_script(script, *questions, policy=None, **options):
   """Return trajectories, the policy with its prompts, and knowledge bases."""
+  # New knowledge bases for each run, since they record their queries.
   policy, kbs = policy or ScriptedPolicy(script), fakes.make_kbs()
   found = router.run_routing(
     policy, kbs, questions, KEY, RolloutOptions(**options)
@@ -55,6 +56,7 @@ def test_questions_stop_independently():
   assert colour.rounds == () and colour.final.text == "green"
   # Only the image knowledge base is searched with the image.
   assert kbs["image"].queries == [Query("Which country is this?", "chad.png")]
+  # Other knowledge bases get the sub-question alone.
   assert kbs["table"].queries == [Query("How many people live in Chad?")]
   # The last plan of `people` is the stop; the final step is asked for both.
   kinds = [[kind for kind, _ in call] for call in policy.prompts if call]
@@ -66,6 +68,7 @@ def test_questions_stop_independently():
     ["plan"],
     ["final"] * 2,
   ]
+  # Tokens of the fake are words; all responses count, plans that stop, too.
   written = [
     write_plan("Which country is this?", "image"),
     write_answer("Chad"),
@@ -78,6 +81,7 @@ def test_questions_stop_independently():
 
 
 def test_trajectory_is_independent_of_other_questions():
+  # Both at once, and each alone.
   together, *_ = run_script(good_script, PEOPLE, COLOUR)
   assert together == [
     run_script(good_script, q)[0][0] for q in (PEOPLE, COLOUR)
@@ -86,6 +90,7 @@ def test_trajectory_is_independent_of_other_questions():
 
 @pytest.mark.parametrize("in_flight", [2, 3, 5])
 def test_parts_in_flight_give_the_same_trajectories(in_flight):
+  # Four questions: parts of equal, of unequal and of no size.
   many = [
     dataclasses.replace(q, id=f"{q.id}/{n}")
     for n in range(2)
@@ -106,6 +111,7 @@ def test_parts_in_flight_give_the_same_trajectories(in_flight):
 
 
 def test_max_steps_limits_rounds():
+  # Sub-questions that never repeat, so that only the limit ends planning.
   numbers = iter(range(100))
 
   def script(kind, prompt, temperature):
@@ -127,6 +133,7 @@ def test_malformed_plan_is_resampled_at_temperature_1():
     return good_script(kind, prompt, 0)
 
   (found,), *_ = run_script(script, PEOPLE)
+  # Three plans: two searches and the stop.
   assert temperatures == [0.0, 1.0] * 3
   assert len(found.rounds) == 2 and found.final.text == "18 million"
   assert fault_kinds(found) == ["plan"]
@@ -152,6 +159,7 @@ def test_plan_that_fails_twice_is_repaired():
   first, _, repair = (
     call[0][1] for call in policy.prompts if call and call[0][0] == "plan"
   )
+  # The failed response is escaped before it is shown.
   assert repair.startswith(first) and "no</ret>" not in repair
   assert "It cannot be used: tags are ‹ret> ‹/ret>; wanted" in repair
   # A repair is no step of the protocol, so nobody learns from it.
@@ -172,6 +180,7 @@ def test_repeated_plan_ends_planning():
     return write_plan("Which?", "text") if kind == "plan" else write_answer("x")
 
   (found,), *_ = run_script(script, COLOUR)
+  # The second, equal plan is not carried out.
   assert len(found.rounds) == 1 and found.faults == ("repeated: Which?",)
 
 
@@ -183,11 +192,13 @@ def test_malformed_answers_are_kept_without_tags():
     return "<think>It is</think> Chad" if kind == "answer" else "green"
 
   (found,), policy, _ = run_script(script, COLOUR)
+  # Both attempts failed, for the answer as for the final answer.
   assert isinstance(found.rounds[0].answer, Malformed)
   assert isinstance(found.final, Malformed) and found.final.text == "green"
   assert fault_kinds(found) == ["answer", "final"]
   kinds = [call[0][0] for call in policy.prompts if call]
   assert kinds == ["plan", "answer", "answer", "plan", "final", "final"]
+  # In the history the malformed answer stands without its tags.
   assert "Answer1: it is chad\n" in policy.prompts[-1][0][1]
 
 
@@ -195,6 +206,7 @@ def test_malformed_answers_are_kept_without_tags():
 def test_missing_image_affects_only_its_question(name):
   broken = dataclasses.replace(PEOPLE, id="broken", image="missing.png")
   method = registry.METHODS[name](0)
+  # Neighbours are as without the broken question.
   found, *_ = run_script(good_script, broken, PEOPLE, COLOUR, method=method)
   assert found[1:] == run_script(good_script, PEOPLE, COLOUR, method=method)[0]
   assert found[0].final == Malformed("", "missing.png does not exist.")
@@ -205,6 +217,7 @@ def test_missing_image_affects_only_its_question(name):
 def test_empty_question_is_rejected():
   with pytest.raises(ValueError, match="'q/empty' is empty"):
     run_script(good_script, COLOUR, Question("q/empty", "  "))
+  # No question at all is no fault.
   assert run_script(good_script)[0] == []
 
 
@@ -221,6 +234,7 @@ def run_method(name, *questions, script=good_script):
 def test_fixed_routes_need_no_plan():
   assert run_method("always_text", PEOPLE, COLOUR) == ([["text"]] * 2, 0)
   assert run_method("always_all", COLOUR) == ([["text", "image", "table"]], 0)
+  # No route: straight to the final answer.
   assert run_method("never", COLOUR) == ([[]], 0)
   (found,), policy, _ = run_script(
     good_script, COLOUR, method=registry.METHODS["always_table"](0)
@@ -247,7 +261,9 @@ def test_random_routes_are_uniform_and_policy_decides_to_stop():
   found, _ = run_method("random_route", *many)
   assert {len(each) for each in found} == {2}
   first = [each[0] for each in found]
+  # 300 draws of three routes: 100 each, within about 2.5 standard deviations.
   assert all(80 < first.count(kb) < 120 for kb in ("text", "image", "table"))
+  # The draw depends on the question, not on its place.
   assert found == run_method("random_route", *reversed(many))[0][::-1]
 
 
@@ -270,6 +286,7 @@ def test_all_named_knowledge_bases_are_searched():
   )
   assert kbs["table"].queries == [Query("Which?")]  # The same for both.
   assert kbs["image"].queries == [Query("Which?", "chad.png"), Query("Which?")]
+  # Only the named ones are searched.
   assert kbs["text"].queries == []
   for found in (one, two):
     (done,) = found.rounds
@@ -280,7 +297,9 @@ def test_all_named_knowledge_bases_are_searched():
       "image/0",
       "image/1",
     ]
+    # The order of routes, and case, make no other search.
     assert found.faults == ("repeated: WHICH?",)
+  # Passages stand by knowledge base in the prompt, not by route.
   (_, prompt), _ = policy.prompts[1]
   assert "tir-0: image on Which?\ntir-1" in prompt and "tar-1: table" in prompt
   # The trajectory is the same without the other question.
@@ -369,6 +388,7 @@ def test_truncated_passage_tokens_are_counted():
     k=2,
     policy=ScriptedPolicy(good_script, max_passage_tokens=6),
   )
+  # Two passages for each of two rounds.
   words = [len(p.text.split()) for r in people.rounds for p in r.passages]
   assert words == [6, 6, 8, 8]
   assert (

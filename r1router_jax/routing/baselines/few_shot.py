@@ -179,6 +179,7 @@ def _example_steps(example: Trajectory) -> Iterator[tuple[Conversation, str]]:
     step = Step("", kind, example.question, tuple(history), **fields)
     return prompts.step_conversation(step, style=STYLE)
 
+  # Each round is a plan step and an answer step that reads its passages.
   for done in example.rounds:
     yield build_prompt("plan"), format.render_plan(done.plan)
     prompt = build_prompt(
@@ -186,6 +187,7 @@ def _example_steps(example: Trajectory) -> Iterator[tuple[Conversation, str]]:
     )
     yield prompt, format.render_answer(done.answer)
     history.append((done.plan.sub_question, done.answer.text))
+  # Then a plan that stops, and the final step.
   stop = Plan(example.final.thought, format.NONE, ())
   yield build_prompt("plan"), format.render_plan(stop)
   yield build_prompt("final"), format.render_answer(example.final)

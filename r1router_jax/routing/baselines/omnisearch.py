@@ -66,6 +66,7 @@ def _build_prompt(
   kind: str, ending: str, question: Question, rounds: Sequence[Round]
 ) -> Conversation:
   history = [(done.plan.sub_question, done.answer.text) for done in rounds]
+  # The history stands in the user turn, round by round.
   template = "Question: {}\n" + "Sub-Question: {}\nAnswer: {}\n" * len(history)
   return build_prompt(
     kind,
@@ -87,6 +88,7 @@ def _final_prompt(question: Question, rounds: Sequence[Round]) -> Conversation:
 def _parse_turn(question: Question, text: str) -> Plan | Answer | Malformed:
   """Return the search of the tool that a response takes, or its answer."""
   fields = {name.lower(): value for name, value in _FIELDS.findall(text)}
+  # An answer counts even if the response names a search, too.
   if "end" in fields:
     return extract_answer(fields["end"])
   tool, sub_question = fields.get("search", ""), fields.get("sub-question", "")
@@ -97,6 +99,8 @@ def _parse_turn(question: Question, text: str) -> Plan | Answer | Malformed:
     return Malformed(
       text, "it has no <Search> with a tool and a query, and no <End>"
     )
+  # Both image tools search the image knowledge base; the question's image goes
+  # with every query there.
   kb = "image" if tool.lower().startswith("image") else "text"
   return make_search(sub_question, (kb,), fields.get("thought", ""))
 

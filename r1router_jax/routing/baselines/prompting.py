@@ -94,6 +94,7 @@ class SearchAgent(AnsweringMethod):
 
   def fixed_plan(self, question: Question, n: int) -> Plan | None:
     """Search with the question at first; stop if there is no next prompt."""
+    # The first search needs no response of the policy.
     if n == 0 and self.initial_kbs:
       return make_search(question.text, self.initial_kbs)
     return STOP if self.full.next_prompt is None else None
@@ -136,6 +137,7 @@ def make_search(
   sub_question: str, kbs: Sequence[str] = KBS, thought: str = ""
 ) -> Plan:
   """Return the plan that asks each of some knowledge bases the same."""
+  # One line, as a search box has it.
   words = " ".join(sub_question.split())
   return Plan(thought, words[: format.MAX_SUB_QUESTION], tuple(kbs))
 
@@ -156,6 +158,7 @@ def extract_answer(text: str) -> Answer | Malformed:
 
 def strip_tags(text: str) -> str:
   """Return the text in the last tags of an answer, else all but thoughts."""
+  # A policy may correct itself: the last answer counts.
   tagged = _ANSWER.findall(text)
   words = tagged[-1] if tagged else _THOUGHT.sub(" ", text)
   return " ".join(_TAG.sub(" ", words).split())
@@ -200,6 +203,7 @@ def build_prompt(
 
 def found_passages(rounds: Sequence[Round]) -> list[Passage]:
   """Return the passages of all rounds, each once."""
+  # Later searches may find the same passage again.
   passages = [passage for done in rounds for passage in done.passages]
   return list({(each.id, each.text): each for each in passages}.values())
 

@@ -133,10 +133,12 @@ def _next_sentence_prompt(
 def _parse_sentence(question: Question, text: str) -> Plan | Answer | Malformed:
   """Return a search with the sentence, or the answer that it comes to."""
   words = strip_tags(text)
+  # The sentence may name the answer, which ends the reasoning.
   if conclusion := _CONCLUSION.search(words):
     return Answer(words, conclusion[1].rstrip("."))
   if not words:
     return Malformed(text, "there is no sentence in it")
+  # Only the first sentence is searched, as in the original.
   return make_search(_SENTENCE_END.split(words)[0])
 
 

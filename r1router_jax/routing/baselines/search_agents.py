@@ -88,6 +88,7 @@ class SearchTags:
     self, kind: str, ending: str, question: Question, rounds: Sequence[Round]
   ) -> Conversation:
     """Return the question with the reply so far."""
+    # The braces of `format` are filled with tags, never with untrusted text.
     system = _SYSTEM.format(
       query="a query".join(self.query), found=" and ".join(self.result)
     )
@@ -126,6 +127,7 @@ class SearchTags:
     """Return a search with the first query, or the answer."""
     opening, closing = map(re.escape, self.query)
     query = re.search(rf"(?s){opening}(.*?)(?:{closing}|\Z)", text)
+    # A closing tag may be missing: it is a stop text, and limits cut it off.
     if query and query[1].strip():
       thought = re.sub(r"</?think>", " ", text[: query.start()])
       return make_search(query[1], thought=" ".join(thought.split()))

@@ -69,6 +69,7 @@ def run_method(name, *lines, k=1, question=ASKED, max_steps=3):
     method=registry.METHODS[name](0), k=k, max_steps=max_steps
   )
   (found,) = router.run_routing(policy, kbs, [question], KEY, options)
+  # A line too many would be a request too few.
   assert not policy.lines  # All were asked for.
   return found, policy, kbs
 
@@ -78,6 +79,7 @@ def test_direct_and_cot_answer_without_a_search():
   assert found.final.text == "18 million people" and found.rounds == ()
   assert policy.texts(0) == ["Question: Who lives in Chad?", ""]
   assert policy.conversations[0].images == ("chad.png",)
+  # With thoughts before the answer.
   found, policy, _ = run_method("cot", "<think>hm</think><answer>18</answer>")
   assert (
     found.final.text == "18"
@@ -102,6 +104,7 @@ def test_rag_searches_once_with_the_question(method, kbs):
     f"{kb}/{n}" for kb in kbs for n in range(2)
   ]
   for kb, base in bases.items():
+    # Only the image knowledge base sees the image.
     wanted = [SHOWN if kb == "image" else Query(ASKED.text)]
     assert base.queries == (wanted if kb in kbs else [])
     assert (f"{kb} on Who lives" in policy.texts(0)[0]) == (kb in kbs)
@@ -114,6 +117,7 @@ def test_iter_retgen_searches_with_its_last_answer():
     "<answer>18 m</answer>",
     "<answer>18 million</answer>",
   )
+  # Each search is the question with the answer before it.
   asked = [ASKED.text, f"{ASKED.text} Chadians", f"{ASKED.text} 18 m"]
   assert [query.text for query in bases["table"].queries] == asked
   assert found.final.text == "18 million" and not found.faults
@@ -153,10 +157,12 @@ def test_search_r1_continues_its_own_reply():
     "<think>where?</think> <search> people of Chad </search>",
     "<think>there</think><answer> 18 million </answer>",
   )
+  # All knowledge bases are asked the same query.
   assert bases["image"].queries == [Query("people of Chad", "chad.png")]
   assert found.final.text == "18 million"
   assert [r.plan.thought for r in found.rounds] == ["where?"]
   assert policy.texts(0) == ["Question: Who lives in Chad?", ""]
+  # The reply so far: thought, query and passages, in the words of the original.
   assert policy.texts(1)[1] == (
     "<think>where?</think>\n<search>people of Chad</search>\n\n"
     "<information>ter-0: text on people of Chad\n"
@@ -187,6 +193,7 @@ def test_passages_cannot_close_their_tag():
   )
   prompt = search_agents.SEARCH_R1.full.next_prompt(ASKED, [done])
   told = "".join(piece.text for piece in prompt.reply_prefix)
+  # The only closing tag is the template's.
   assert told.count("</information>") == 1 and "<answer>" not in told
 
 
@@ -199,6 +206,7 @@ def test_search_o1_reads_passages_in_a_step_of_their_own():
     "<answer>18 million</answer>",
   )
   assert bases["text"].queries == [Query("people of Chad")]
+  # The passages are read between two turns of the reply.
   assert [each.kind for each in policy.conversations] == [
     "plan",
     "answer",
@@ -224,6 +232,7 @@ def test_omnisearch_uses_one_tool_per_turn(tool, kb, query):
     format.render_answer(Answer("t", "Chad")),
     "<Thought> so <End> Final Answer: 18 million",
   )
+  # A tool for images searches with the question's image.
   asked = Query(query, "chad.png" if kb == "image" else "")
   assert {name: base.queries for name, base in bases.items()} == {
     name: [asked] if name == kb else [] for name in bases
@@ -238,6 +247,7 @@ def test_malformed_turn_is_resampled_and_then_concluded():
   found, *_ = run_method("omnisearch", "?", "??", "<End> Final Answer: 18")
   assert found.rounds == () and found.final.text == "18"
   assert [fault.split(":")[0] for fault in found.faults] == ["plan", "stuck"]
+  # Without an answer in two tries the final answer stays malformed.
   found, *_ = run_method("direct", "", "<think>never closed")
   assert isinstance(found.final, Malformed)
 
@@ -247,11 +257,13 @@ def test_few_shot_adds_examples_to_each_prompt():
   lines = stop, format.render_answer(Answer("t", "18"))
   _, plain, _ = run_method("r1_router", *lines, question=HOW_MANY)
   _, shown, _ = run_method("few_shot", *lines, question=HOW_MANY)
+  # The prompts differ in their examples alone.
   for one, other in zip(plain.conversations, shown.conversations, strict=True):
     assert one == dataclasses.replace(other, examples=())
     assert (
       other.examples == few_shot.render_examples(one.kind) and not one.examples
     )
+  # The replies of the examples are of the protocol themselves.
   plans = few_shot.render_examples("plan")
   routes = [format.parse_plan(reply).routes for _, reply in plans]
   assert [" ".join(kbs) for kbs in routes] == [
@@ -329,6 +341,7 @@ def test_methods_are_independent_of_other_questions(style):
 
 def test_compact_policies_are_asked_by_the_steps_they_know():
   """All prompts for tiny policies are R1-Router's, whatever the baseline."""
+  # A tiny policy knows nothing but the three system turns of its style.
   systems = set(STYLES["compact"].system.values())
   for name, make_method in registry.METHODS.items():
     if name == "few_shot":
