@@ -42,9 +42,11 @@ def serve_chat(say, answer=None):
   bodies = []
 
   def reply(path, body):
+    # Clients ask for it when they are made.
     if path == "/v1/models":
       return 200, dict(data=[dict(id="some-model")])
     assert path == "/v1/chat/completions" and body["model"] == "some-model"
+    # Recorded before any answer, so that retries count, too.
     bodies.append(body)
     if answer is not None:
       status_and_json = answer(len(bodies), body)

@@ -34,6 +34,7 @@ PEOPLE = Question(
 COLOUR = Question("q/colour", "What colour is grass?", ("green",))
 
 
+# The protocol's text, without its tags in each test.
 def write_plan(sub_question, *routes):
   """Return the text of a plan."""
   return format.render_plan(Plan("because", sub_question, routes))
@@ -47,6 +48,7 @@ def write_answer(text):
 def good_script(kind, prompt, temperature):
   """Return the response of a good policy to the prompts of both questions."""
   if kind == "plan":
+    # Nothing to search, or all was found.
     if "grass" in prompt or "18 million" in prompt:
       return write_plan("None")
     if "chad" in prompt:
@@ -110,6 +112,7 @@ class ScriptedPolicy(Policy):
       for c in conversations
     ]
     self.prompts.append(asked)
+    # The script is called once for each prompt, in order.
     groups = []
     for kind, prompt in asked:
       text = self.script(kind, prompt, sampling.temperature)

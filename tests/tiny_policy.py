@@ -23,6 +23,7 @@ TOKENIZER = pathlib.Path(
   r1router_jax.__path__[0], "data/files/georouter/tokenizer.json"
 )
 
+# Sizes that differ from each other, so that no axis passes for another.
 VISION = qwen2_5_vl.VisionConfig(
   hidden=16, mlp=20, layers=3, heads=2, patch=4, window=16, full_blocks=(1,)
 )
@@ -42,6 +43,7 @@ MODEL_CONFIG = qwen2_5_vl.Config(
 # The same sizes, with an embedding for each id of the tokenizer.
 FULL_VOCAB_CONFIG = dataclasses.replace(MODEL_CONFIG, vocab=4096, tied=True)
 
+# Two lengths each, so that padding and cutting are tested.
 POLICY_CONFIG = config_lib.PolicyConfig(
   model=FULL_VOCAB_CONFIG,
   style="compact",
@@ -61,6 +63,7 @@ def param_shapes(config):
   )
 
 
+# Cached, since many tests share them; nobody may change them.
 @functools.lru_cache(maxsize=8)
 def params(config, seed=0):
   """Return parameters that are random in every leaf."""
@@ -110,6 +113,7 @@ def random_prompt(rng, config, text, *grids):
     if grid != (0, 0):
       v = config.vision
       count = grid[0] * grid[1]
+      # A placeholder for each merged patch.
       placeholders = [tokenizer().image_id] * (count // v.merge**2)
       ids[position:position] = placeholders
       position += len(placeholders) + 1

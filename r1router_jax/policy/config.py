@@ -22,8 +22,10 @@ from r1router_jax.protocol import messages, prompts
 # The tiny policy that the package brings, after its supervised warm start.
 WARM_START = pathlib.Path(__file__).parents[1] / "data" / "files" / "warm_start"
 
+# Options that only this package knows.
 POLICY_FILE = "policy.json"
 
+# In the format of the tokenizers library.
 TOKENIZER_FILE = "tokenizer.json"
 
 # Further files of a checkpoint, for those who open it with transformers.
@@ -139,6 +141,7 @@ class PolicyConfig(PromptOptions):
 
   def response_length(self, tokens: int) -> int:
     """Return the padded length of a gold response of `tokens` tokens."""
+    # Longer responses are cut to the last length.
     return next(
       (n for n in self.response_tokens if n >= tokens), self.response_tokens[-1]
     )
@@ -149,6 +152,7 @@ class PolicyConfig(PromptOptions):
 
     The model may be the name of a published size, a key of `qwen2_5_vl.SIZES`.
     """
+    # The copy may be changed.
     tree = _rename_old_keys(tree)
     if isinstance(tree["model"], str):
       tree["model"] = qwen2_5_vl.SIZES[tree["model"]]
@@ -247,6 +251,7 @@ def write_policy_files(
     token_ids: ids of special tokens that a published config.json names.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  # New files have the new names alone.
   options = dataclasses.asdict(config)
   del options["model"]  # Stands in config.json.
   hf_config = hf_checkpoint.make_hf_config(config.model, token_ids)

@@ -65,6 +65,7 @@ class ChatClient:
   """
 
   def __init__(self, address: str):
+    # Everything before "#" is the address, the rest the name.
     base, _, self.model = address.removeprefix(PREFIX).partition("#")
     if not self.model:
       raise ValueError(
@@ -143,6 +144,7 @@ def _parse_reply(answer: Any) -> Reply:
     RowError: if the answer is not of the schema.
   """
   try:
+    # Requests ask for one response each.
     (choice,) = answer["choices"]
     message, usage = choice["message"], answer.get("usage") or {}
     # A reasoning model may leave the content null.
@@ -157,6 +159,7 @@ def _parse_reply(answer: Any) -> Reply:
     ) from None
   if not isinstance(text, str) or not isinstance(reasoning, str):
     raise RowError("the message is no text", _CURE)
+  # True and 7.0 are no counts, and a huge one would allocate memory.
   if type(tokens) is not int or not 0 <= tokens <= MAX_COMPLETION_TOKENS:
     raise RowError(f"completion_tokens is {tokens!a:.40}", _CURE)
   return Reply(text, reasoning, tokens)

@@ -79,6 +79,7 @@ class RemoteProcessor:
         else:
           parts.append(dict(type="text", text=segment.text))
       except images.BadImage as error:
+        # A question must be seen whole; a passage may go without its image.
         if segment.passage_ref is None:
           raise
         unread_images.append(str(error))
@@ -140,6 +141,7 @@ class OpenAIPolicy:
       ValueError: if a number of `sampling` is out of its range.
       RemoteServiceError: if the server fails.
     """
+    # The same in all requests.
     fields = dict(sampling_fields(sampling), max_tokens=self._max_tokens)
     if stop:
       fields["stop"] = list(stop)
@@ -170,6 +172,7 @@ class OpenAIPolicy:
 
 def merge_reasoning(reply: openai_client.Reply) -> str:
   """Return the text of a reply, its reasoning as thought if it has none."""
+  # Fields of their own come first.
   thought, text = reply.reasoning, reply.text.strip()
   # Some servers leave the reasoning in the text, without its opening tag.
   before, closing_tag, after = text.partition("</think>")

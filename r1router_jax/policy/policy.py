@@ -72,6 +72,7 @@ class Policy:
   @functools.cached_property
   def processor(self) -> Processor:
     """The processor that turns conversations into batches."""
+    # Made when first used: reading a tokenizer takes a while.
     c = self.config
     return Processor(
       _load_tokenizer(self.tokenizer_path, c.style),
@@ -102,6 +103,7 @@ class Policy:
   @functools.cached_property
   def inference_params(self) -> dict:
     """The parameters in the layout that `inference_model` reads."""
+    # Cast and reordered once, since decoding reads them for every token.
     model = self.inference_model
     params = _inference_params_maker(model.compute, model.unrolled)(self.params)
     if self._is_split:
@@ -155,6 +157,7 @@ class Policy:
     """
     keys = _response_key_data(key, prompt_hashes(prompts), group_size)
     constraints = self.decode_constraints(stop)
+    # One number for each response, so that rows of a batch may differ.
     sampling = token_sampling.SamplingParams(
       *(np.broadcast_to(x, (len(prompts), group_size)) for x in sampling)
     )
@@ -228,6 +231,7 @@ class Policy:
   ) -> list[list[Response]]:
     """Return sampled arrays [B, G, T] as texts with their tokens."""
     decode = self.processor.tokenizer.decode
+    # Padding behind the end token is dropped.
     arrays = responses.tokens, responses.logp, responses.mask
     return [
       [
@@ -328,6 +332,7 @@ def load(
     FileNotFoundError, hf_checkpoint.BadConfig, safetensors_io.BadWeights: if a
       file is missing or broken; names the file.
   """
+  # The config says which parameters there are, and so which layout.
   folder = config_lib.resolve_folder(name)
   config = config_lib.read_config(folder)
   # Each parameter is read straight onto its devices, never whole on the host.

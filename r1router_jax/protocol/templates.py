@@ -52,6 +52,7 @@ class Style:
   fold_case: bool
 
 
+# The published text; trailing white space and newlines are part of it.
 _PLAN_SYSTEM = """\
 You are a professional question decomposition expert for multi-hop QA \
 systems. Your task is to decompose complex questions into **strictly \
@@ -107,6 +108,7 @@ _MULTI_ROUTE_SYSTEM = _PLAN_SYSTEM.replace(
 )
 
 
+# The quotation mark at the start is the original's.
 _ANSWER_SYSTEM = """\
 "You are a professional question answering model. Your task is to carefully \
 think through the question based on the information retrieved and then \
@@ -123,6 +125,7 @@ reasoning process step by step. Do NOT provide the final answer yet.]\x20
 """
 
 
+# The misspelling "quetsions" is the original's, too.
 _FINAL_SYSTEM = """\
 "You are a professional question answering model. Your task is to carefully \
 think through the question based on the sub-quetsions and its answers and \
@@ -151,9 +154,11 @@ STYLES = {
   "full": Style(
     system=dict(plan=_PLAN_SYSTEM, answer=_ANSWER_SYSTEM, final=_FINAL_SYSTEM),
     multi_route_system=_MULTI_ROUTE_SYSTEM,
+    # The question opens the prompt and, in the final step, closes it.
     question="Origin question: {}\n",
     rounds="Sub-question%d: {}\nAnswer%d: {}\n",
     final="Now, give me the final answer of the origin question: {}",
+    # Passages come first, then the sub-question that they should answer.
     passages=(
       "According to the related information searched, `ter` means this "
       "info is from text retriever, `tir` means this info is from text "
@@ -165,6 +170,7 @@ STYLES = {
       "the Question: {}"
     ),
     repair=_REPAIR,
+    # As in the sentence that opens the passages.
     tags=dict(text="ter", image="tir", table="tar"),
     image_first=False,
     answer_image=True,
@@ -172,6 +178,7 @@ STYLES = {
   ),
   "compact": Style(
     system=dict(plan="<|plan|>", answer="<|answer|>", final="<|final|>"),
+    # The tiny policy learns from its data how many routes it may name.
     multi_route_system="<|plan|>",
     question="Q: {}\n",
     rounds="{} {}\n",
@@ -179,6 +186,7 @@ STYLES = {
     passages="Q: {}\n",
     passage="{}\n",
     asked="",
+    # A repair would be text that the tiny policy never saw.
     repair="",
     tags={},
     image_first=True,

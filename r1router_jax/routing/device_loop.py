@@ -91,6 +91,7 @@ class CallbackState:
     self.trajectories: list[Trajectory] = []
     self.error: Exception | None = None
     self._policy, self._rows, self._room = policy, rows, room
+    # Suspended at the request that the device works on.
     self._generator = loop.run()
     # An empty request gives the shapes, also if the loop never asks anything.
     self.request = self._collate(GenerationRequest(-1, [], GREEDY))
@@ -186,6 +187,7 @@ def run_routing_on_devices(
   )
   # One retriever for all devices: its knowledge bases cache and lock.
   retrieve = retriever.make_retriever(kbs, options.k)
+  # As many questions at a time as the devices have rows.
   trajectories = []
   for first in range(0, len(questions), shards * rows):
     chunk = questions[first : first + shards * rows]
@@ -242,6 +244,7 @@ def _check_devices(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
     )
   if retriever.is_collective(kbs):
     raise ValueError(retriever.COLLECTIVE_ERROR)
+  # A search on busy devices would wait for the program, which waits for it.
   for kind, kb in kbs.items():
     if set(kb.devices) & set(mesh.devices.flat):
       raise ValueError(
@@ -261,6 +264,7 @@ def _run_program(program: Callable, states: Sequence[CallbackState]) -> None:
   # runs.
   ids = [next(_state_ids) for _ in states]
   _CALLBACK_STATES.update(zip(ids, states, strict=True))
+  # One row for each device.
   requests = jax.tree.map(
     lambda *x: np.stack(x), *[state.request for state in states]
   )
@@ -302,6 +306,7 @@ def _max_prompt_shape(
   )
   # `Processor.collate` rounds up, too, so that few shapes are compiled.
   windows = windows and next_power_of_two(windows)
+  # Images of passages are not known beforehand: room for the largest.
   passage_images = policy.config.passage_images
   if passage_images:
     windows = max(windows, policy.processor.max_windows())

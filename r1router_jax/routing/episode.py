@@ -17,6 +17,7 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.protocol import format
 
+# Any tag of the protocol, in any case.
 _TAGS = re.compile(
   "</?(?:" + "|".join({*format.PLAN_TAGS, *format.ANSWER_TAGS}) + ")>",
   re.IGNORECASE,

@@ -56,6 +56,7 @@ class RunSettings:
 
   def rollout_options(self, on_step: OnStep | None = None) -> RolloutOptions:
     """Return the options of a routing loop with these settings."""
+    # A method that draws routes at random takes the same seed.
     return RolloutOptions(
       method=registry.METHODS[self.method](self.seed),
       max_steps=self.max_steps,

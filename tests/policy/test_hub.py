@@ -25,6 +25,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     self.folder, self.asked = folder, asked
     super().__init__(*args)
 
+  # Three kinds of requests: about the model, its list of files, a file.
   def do_GET(self):  # noqa: N802 (the name that http.server calls)
     path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
     files = sorted(self.folder.iterdir())
@@ -115,6 +116,7 @@ def convert(address, source, tmp_path):
 
 
 def test_hub_model_is_fetched_without_code_or_pickles(hub, tmp_path):
+  # In a process of its own, since the library reads its variables once.
   address, folder, asked = hub
   done = convert(address, "owner/tiny", tmp_path)
   assert done.returncode == 0, done.stderr
@@ -132,5 +134,6 @@ def test_hub_model_is_fetched_without_code_or_pickles(hub, tmp_path):
 
 def test_unknown_hub_model_is_named(hub, tmp_path):
   done = convert(hub[0], "owner/other", tmp_path)
+  # A mistake of the user, not of the program: one line, no traceback.
   assert done.returncode == 2 and "no folder owner/other" in done.stderr
   assert "Traceback" not in done.stderr

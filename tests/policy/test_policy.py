@@ -40,6 +40,7 @@ PROMPTS = [
 ]
 
 
+# Groups of two calls, response by response.
 def assert_equal_responses(got, wanted):
   for ours, theirs in zip(got, wanted, strict=True):
     for one, other in zip(ours, theirs, strict=True):
@@ -215,6 +216,7 @@ def test_published_checkpoint_opens_as_policy(random_policy, tmp_path):
   opened = policy.load(tmp_path)
   assert opened.config.style == "full"
   assert opened.params["embed"].dtype == jnp.bfloat16
+  # Few tokens, since bfloat16 is slow on CPUs.
   short = dataclasses.replace(
     opened,
     config=dataclasses.replace(
@@ -255,6 +257,7 @@ def test_config_survives_json(options):
 
 def test_extensions_are_saved_and_overridden(random_policy, tmp_path):
   """The shipped policy's file is older than the extensions."""
+  # A file without the options has their defaults.
   warm = config.read_config(config.WARM_START)
   assert "routes" not in (config.WARM_START / config.POLICY_FILE).read_text()
   assert warm.enabled_extensions() == {}

@@ -260,6 +260,7 @@ def test_random_routes_are_uniform_and_policy_decides_to_stop():
   many = [dataclasses.replace(PEOPLE, id=f"q/{n}") for n in range(300)]
   found, _ = run_method("random_route", *many)
   assert {len(each) for each in found} == {2}
+  # Each question has two searches, by the policy's own decision.
   first = [each[0] for each in found]
   # 300 draws of three routes: 100 each, within about 2.5 standard deviations.
   assert all(80 < first.count(kb) < 120 for kb in ("text", "image", "table"))
@@ -267,6 +268,7 @@ def test_random_routes_are_uniform_and_policy_decides_to_stop():
   assert found == run_method("random_route", *reversed(many))[0][::-1]
 
 
+# Two routes in one plan.
 def ask_two_kbs(kind, prompt, temperature):
   """Ask two knowledge bases, then the same two, the other way round."""
   if kind == "plan":
@@ -313,6 +315,7 @@ def test_same_sub_question_by_other_routes_is_not_repeated():
   def script(kind, prompt, temperature):
     if kind != "plan":
       return write_answer("x")
+    # Rounds so far, as the prompt shows them.
     n = prompt.count("Answer")
     return write_plan("Which?", *(("text",), ("text", "table"), ("text",))[n])
 
@@ -357,6 +360,7 @@ class ImageKB(fakes.EchoKB):
 
 
 def test_missing_passage_image_does_not_change_the_trajectory():
+  # Images of the answer prompts, in order.
   images = []
 
   class ImageRecorder(ScriptedPolicy):

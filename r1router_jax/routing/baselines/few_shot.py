@@ -27,6 +27,7 @@ from r1router_jax.routing.answering_methods import R1Router
 STYLE = "full"  # Policies of other styles were trained for what they do.
 
 EXAMPLES = (
+  # Two searches of texts, and a comparison.
   Trajectory(
     Question("", "Was the Eiffel Tower finished before the Brooklyn Bridge?"),
     (
@@ -65,6 +66,7 @@ EXAMPLES = (
     ),
     Answer("1889 is later than 1883.", "no"),
   ),
+  # An image search, then a text search that depends on its answer.
   Trajectory(
     Question(
       "", "Which river runs through the capital of the country on this stamp?"
@@ -103,6 +105,7 @@ EXAMPLES = (
       "the Danube",
     ),
   ),
+  # One search of tables.
   Trajectory(
     Question(
       "",
@@ -131,6 +134,7 @@ EXAMPLES = (
     ),
     Answer("The winner lost 4 games.", "4"),
   ),
+  # No search at all.
   Trajectory(
     Question("", "How many sides does a triangle have?"),
     (),
@@ -153,6 +157,7 @@ class FewShotRouter(R1Router):
 
   def build_prompt(self, config: PromptOptions, step: Step) -> Conversation:
     """Return the prompt of a step, after the examples of its kind."""
+    # The prompt itself is R1-Router's, unchanged.
     prompt = config.build_prompt(step)
     return dataclasses.replace(prompt, examples=render_examples(step.kind))
 

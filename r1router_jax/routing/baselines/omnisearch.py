@@ -54,11 +54,13 @@ _NO_SEARCH_LEFT = (
   "\nThere is no search left.  Write <End> Final Answer: and the answer."
 )
 
+# A field reaches up to the next one; closing tags are optional.
 _FIELDS = re.compile(
   r"(?is)<(thought|sub-question|search|end)>\s*(.*?)\s*"
   r"(?=</?(?:thought|sub-question|search|end)>|\Z)"
 )
 
+# The query is what follows the name of the tool and a colon.
 _QUERY = re.compile(r"(?is)(?:text|image) retrieval[^:\n]*:\s*(.+)")
 
 

@@ -40,6 +40,7 @@ _BRIEF = (
   "yes or no, or a short phrase."
 )
 
+# Tiny policies answer from the question alone by their final step.
 _DIRECT = f"{_BRIEF}  Write the answer and nothing else."
 
 _THINK = (
@@ -60,6 +61,7 @@ _SENTENCE = (
   "So the answer is: (the answer in as few words as you can)."
 )
 
+# As the prompt asks for it, in any case and with or without a colon.
 _CONCLUSION = re.compile(r"(?is)\banswer is:?\s*(.+)")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s")
@@ -152,6 +154,7 @@ COT = SearchAgent(
   compact=Wording(compact_final_prompt),
 )
 
+# The answer to each round's passages is both query and, at last, result.
 ITER_RETGEN = SearchAgent(
   full=Wording(_read_last, _read_last, _search_with_answer),
   compact=Wording(_compact_read_last, _compact_read_last, _search_with_answer),

@@ -139,6 +139,7 @@ def test_ircot_searches_with_each_sentence_and_keeps_what_it_found():
     "Chad is in Africa.",
   ]
   assert found.final.text == "18 million" and len(found.rounds) == 2
+  # The next prompt shows passages and the reasoning so far.
   told = policy.texts(1)[0]
   assert "text on Who lives in Chad?" in told
   assert told.endswith("Reasoning: Chad is in Africa.")
@@ -334,6 +335,7 @@ def test_methods_are_independent_of_other_questions(style):
     )
     questions = (broken, ASKED, HOW_MANY)
     alone = [trajectory for q in questions for trajectory in run([q])]
+    # Prompts of all questions go in one batch.
     assert run(questions) == alone
     assert alone[0].final == Malformed("", "missing.png does not exist.")
     assert "missing.png" not in {query.image for query in kbs["image"].queries}
