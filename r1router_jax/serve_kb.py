@@ -35,7 +35,7 @@ from typing import Any
 from absl import flags, logging
 from etils import epy
 
-from r1router_jax.common import cli, http_client, images
+from r1router_jax.common import cli, http_client, images, shared_flags
 from r1router_jax.common.records import KBS, Passage, Query
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval import kb_meta, search_api
@@ -45,26 +45,16 @@ from r1router_jax.retrieval.search_api import RequestError
 with epy.lazy_imports():
   from r1router_jax.retrieval import local_kb
 
-_KB_DIR = flags.DEFINE_string(
+_KB_DIR = shared_flags.define_flag(
   "kb_dir",
-  "runs/quickstart/kb",
-  "Folder of the knowledge bases, as build_kb wrote it, or without --kind the "
-  "folder of a single one.",
-  allow_override=True,
+  help="Folder of the knowledge bases, as build_kb wrote it, or without --kind "
+  "the folder of a single one.",
 )
 _KIND = flags.DEFINE_enum(
-  "kind",
-  None,
-  KBS,
-  "Kind of the knowledge base to serve.",
-  allow_override=True,
+  "kind", None, KBS, "Kind of the knowledge base.", allow_override=True
 )
 _PORT = flags.DEFINE_integer(
-  "port",
-  8000,
-  "Port to listen at; 0 takes a free one.",
-  lower_bound=0,
-  upper_bound=65535,
+  "port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535
 )
 _HOST = flags.DEFINE_string(
   "host",
@@ -73,32 +63,18 @@ _HOST = flags.DEFINE_string(
   "search: there is no authentication.",
 )
 
-# Connections that are open at a time.
-MAX_CONNECTIONS = 32
-# Searches that run at a time.
-MAX_SEARCHES = 4
-# Seconds that a request waits for one of these searches to end.
-QUEUE_SECONDS = 1.0
-# Seconds to receive or to send a body.
-BODY_SECONDS = 10.0
-# Bytes of a body that are read at a time.
-_READ_BYTES = 1 << 16
+MAX_CONNECTIONS = 32  # Open at a time.
+MAX_SEARCHES = 4  # Running at a time.
+QUEUE_SECONDS = 1.0  # That a request waits for one of these searches to end.
+BODY_SECONDS = 10.0  # To receive or to send a body.
+_READ_BYTES = 1 << 16  # Of a body, at a time.
 
 
 class SearchServer(http.server.ThreadingHTTPServer):
   """An HTTP server that searches a knowledge base.
 
-  `serve_forever` answers each connection in a thread.
-
-  Args:
-    kb: the knowledge base.
-    host: address to listen at.
-    port: port to listen at; 0 takes a free one.
-
-  Attributes:
-    kb: the knowledge base that is searched.
-    health: the response to GET /health.
-    address: http://host:port.
+  `serve_forever` answers each connection in a thread.  `address` is
+  http://host:port; a port of 0 takes a free one.
   """
 
   request_queue_size = 128
@@ -116,9 +92,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
     # Images of queries, least recently used first.
     self._image_lock = threading.Lock()
     self._image_folder = tempfile.TemporaryDirectory(prefix="serve_kb-")
-    self._image_paths: collections.OrderedDict[str, None] = (
-      collections.OrderedDict()
-    )
+    self._image_paths = collections.OrderedDict()
 
   def set_kb(self, kb: "local_kb.LocalKB") -> None:
     """Search `kb` from the next request on."""
@@ -156,27 +130,19 @@ class SearchServer(http.server.ThreadingHTTPServer):
 
   @contextlib.contextmanager
   def search_slot(self) -> Iterator[None]:
-    """Hold one of the `MAX_SEARCHES` slots.
-
-    Raises:
-      RequestError: if none becomes free in `QUEUE_SECONDS`.
-    """
+    """Hold a slot; raise a RequestError if none is free in `QUEUE_SECONDS`."""
     if not self._searches.acquire(timeout=QUEUE_SECONDS):
-      raise RequestError(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        f"{MAX_SEARCHES} searches are under way; ask again",
-      )
+      message = f"{MAX_SEARCHES} searches are under way; ask again"
+      raise RequestError(message, HTTPStatus.SERVICE_UNAVAILABLE)
     try:
       yield
     finally:
       self._searches.release()
 
   def search(self, request: search_api.SearchRequest) -> bytes:
-    """Return the body of the response to a request.
+    """Return the body of the response.
 
-    Raises:
-      RequestError: if an image cannot be read, or the response would be too
-        long.
+    Raises a RequestError if an image is bad, or the response would be too long.
     """
     # 1. Search.  A new knowledge base does not change a request under way.
     kb, health = self._served
@@ -189,35 +155,27 @@ class SearchServer(http.server.ThreadingHTTPServer):
     except images.BadImage as error:
       # The client has no business with paths of this machine.
       reason = str(error).replace(self._image_folder.name + os.sep, "")
-      raise RequestError(
-        HTTPStatus.BAD_REQUEST, f'"images": {reason}'
-      ) from None
+      raise RequestError(f'"images": {reason}') from None
 
     # 2. Encode the passages query by query, and stop when it is too long.
-    num_bytes, parts = 0, []
+    num_bytes, parts, limit = 0, [], http_client.MAX_ANSWER_BYTES
     for passages in found:
-      rows = [
-        _make_row(kb, passage, request.with_scores) for passage in passages
-      ]
+      rows = [_make_row(kb, passage, request) for passage in passages]
       parts.append(json.dumps(rows))
       num_bytes += len(parts[-1])
-      if num_bytes > http_client.MAX_ANSWER_BYTES:
+      if num_bytes > limit:
         raise RequestError(
-          HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-          "the answer would have more than "
-          f"{http_client.MAX_ANSWER_BYTES:,} bytes: "
+          f"the answer would have more than {limit:,} bytes: "
           'send fewer "queries", or a smaller "topk"',
+          HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         )
     # 3. Put the encoded parts together, which need not be parsed again.
-    result = ", ".join(parts)
-    body = f'{{"result": [{result}], "version": "{health["version"]}"}}'
-    return body.encode()
+    result, version = ", ".join(parts), health["version"]
+    return f'{{"result": [{result}], "version": "{version}"}}'.encode()
 
   def _store_image(self, image: bytes) -> str:
-    """Write the image of a query to a file and return its path.
-
-    The path names the content, so that the same image makes the same query.
-    """
+    """Write the image of a query to a file and return its path."""
+    # Named by the content, so that the same image makes the same query.
     digest = hashlib.sha256(image).hexdigest()
     path = os.path.join(self._image_folder.name, digest)
     with self._image_lock:
@@ -227,10 +185,8 @@ class SearchServer(http.server.ThreadingHTTPServer):
       self._image_paths[path] = None
       self._image_paths.move_to_end(path)
       # Twice as many are kept as the searches that run at a time can need.
-      limit = 2 * MAX_SEARCHES * search_api.MAX_IMAGES
-      if len(self._image_paths) > limit:
-        oldest_path, _ = self._image_paths.popitem(last=False)
-        os.remove(oldest_path)
+      if len(self._image_paths) > 2 * MAX_SEARCHES * search_api.MAX_IMAGES:
+        os.remove(self._image_paths.popitem(last=False)[0])
     return path
 
   def wait_and_close(self) -> None:
@@ -256,15 +212,13 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
     if self.path == "/health":
       self._send_json(HTTPStatus.OK, json.dumps(self.server.health).encode())
     else:
-      self.send_error(
-        HTTPStatus.NOT_FOUND, "there are GET /health and POST /retrieve"
-      )
+      self.send_error(404, "there are GET /health and POST /retrieve")
 
   def do_POST(self) -> None:
     """Answer POST /retrieve."""
     try:
       if self.path != "/retrieve":
-        raise RequestError(HTTPStatus.NOT_FOUND, "there is POST /retrieve")
+        raise RequestError("there is POST /retrieve", HTTPStatus.NOT_FOUND)
       # A slow client sends its body before it takes a slot.
       body = self._read_body()
       with self.server.search_slot():
@@ -273,11 +227,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
       self.send_error(error.status, str(error))
 
   def _search_body(self, body: bytes) -> bytes:
-    """Return the body of the response to a search.
-
-    Raises:
-      RequestError: if the request is invalid, or the search fails.
-    """
+    """Return the body of a response; raise nothing but a RequestError."""
     try:
       request = search_api.parse_request(body, self.server.kind)
       return self.server.search(request)
@@ -285,30 +235,26 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
       raise
     except Exception:  # No request may end the server.
       logging.exception("A search failed.")
-      raise RequestError(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        "the search failed; the server's log says why",
-      ) from None
+      message = "the search failed; the server's log says why"
+      status = HTTPStatus.INTERNAL_SERVER_ERROR
+      raise RequestError(message, status) from None
 
   def _read_body(self) -> bytes:
     """Return the body of the request, which has the length that it declares.
 
-    Raises:
-      RequestError: if the length is missing or too large, or the body does not
-        arrive in `BODY_SECONDS`.
+    Raises a RequestError if the length is missing or too large, or the body
+    does not arrive in `BODY_SECONDS`.
     """
     length = self.headers.get("Content-Length", "")
     max_bytes = search_api.MAX_BODY_BYTES
     if self.server.kind == "image":
       max_bytes = search_api.MAX_IMAGE_BODY_BYTES
     if not length.isdecimal():
-      raise RequestError(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
+      raise RequestError("say the Content-Length", HTTPStatus.LENGTH_REQUIRED)
     # int() of a very long number would take long.
     if len(length) > 12 or int(length) > max_bytes:
-      raise RequestError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body has {length[:20]} bytes; send at most {max_bytes:,}",
-      )
+      message = f"the body has {length[:20]} bytes; send at most {max_bytes:,}"
+      raise RequestError(message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
     # The time-out of the socket holds for each read, so a client that sends a
     # byte now and then needs a limit of its own.
@@ -317,7 +263,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
     while missing:
       part = self.rfile.read1(min(missing, _READ_BYTES))
       if not part or time.monotonic() > deadline:
-        raise RequestError(HTTPStatus.REQUEST_TIMEOUT, "the body is incomplete")
+        raise RequestError("the body is incomplete", HTTPStatus.REQUEST_TIMEOUT)
       parts.append(part)
       missing -= len(part)
     return b"".join(parts)
@@ -348,44 +294,35 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
 
   def log_message(self, format: str, *args: Any) -> None:
     """Log a request, which the base class would print."""
-    logging.debug(
-      "%s: %s", self.client_address[0], sanitize_text(format % args)
-    )
+    text = sanitize_text(format % args)
+    logging.debug("%s: %s", self.client_address[0], text)
 
 
 def _make_row(
-  kb: "local_kb.LocalKB", passage: Passage, with_scores: bool
+  kb: "local_kb.LocalKB", passage: Passage, request: search_api.SearchRequest
 ) -> dict:
   """Return a passage as a row of the response."""
   # Absolute paths would reveal the disk of this machine.
   image = ""
   if passage.image:
-    image_folder = kb.stack.passages.image_folder
-    image = os.path.relpath(passage.image, image_folder)
+    image = os.path.relpath(passage.image, kb.stack.passages.image_folder)
   document = search_api.to_document(passage, image)
-  if not with_scores:
-    return document
-  return {"document": document, "score": passage.score}
+  scored = {"document": document, "score": passage.score}
+  return scored if request.with_scores else document
 
 
 def find_kb_folder(kb_dir: str, kind: str | None) -> str:
   """Return the folder of the knowledge base to serve.
 
-  Args:
-    kb_dir: folder of several knowledge bases, or of a single one.
-    kind: kind of the knowledge base; None for the single one.
-
-  Raises:
-    ValueError: if there is no finished knowledge base, or `kind` is missing.
+  Without `kind` it is that of the single one.  Raises a ValueError if there is
+  no finished knowledge base, or `kind` is missing.
   """
   # Checked from meta.json alone, before anything is imported.
   folder = os.path.join(kb_dir, kind) if kind else kb_dir
   if not kind and kb_meta.read_meta(folder) is None:
     if any(kb_meta.read_meta(os.path.join(folder, name)) for name in KBS):
-      raise ValueError(
-        f"{kb_dir} holds knowledge bases by kind.  Say which, as in "
-        "--kind=text."
-      )
+      message = "holds knowledge bases by kind.  Say which, as in --kind=text."
+      raise ValueError(f"{kb_dir} {message}")
   kb_meta.read_finished_meta(folder)
   return folder
 
@@ -407,14 +344,14 @@ def _handle_signals(server: SearchServer, folder: str) -> None:
   Both run in threads: a handler interrupts the loop that `shutdown` waits for.
   """
 
-  def start_shutdown(*_: object) -> None:
-    threading.Thread(target=server.shutdown).start()
+  def handle_signal(number: int, _: object) -> None:
+    target, args = _reload_kb, (server, folder)
+    if number == signal.SIGTERM:
+      target, args = server.shutdown, ()
+    threading.Thread(target=target, args=args).start()
 
-  def start_reload(*_: object) -> None:
-    threading.Thread(target=_reload_kb, args=(server, folder)).start()
-
-  signal.signal(signal.SIGTERM, start_shutdown)
-  signal.signal(signal.SIGHUP, start_reload)
+  signal.signal(signal.SIGTERM, handle_signal)
+  signal.signal(signal.SIGHUP, handle_signal)
 
 
 def main(_) -> None:
@@ -437,10 +374,8 @@ def main(_) -> None:
     )
   _handle_signals(server, folder)
   # A program that starts the server reads the address from this line.
-  print(
-    f"Serving {server.kind} ({len(kb):,} passages) at {server.address}",
-    flush=True,
-  )
+  what = f"{server.kind} ({len(kb):,} passages)"
+  print(f"Serving {what} at {server.address}", flush=True)
   server.serve_forever(poll_interval=0.1)
   server.wait_and_close()
 

@@ -8,17 +8,17 @@ Axes:  N rows   E width of a vector
 """
 
 import ctypes
-import dataclasses
-import os
-import resource
-import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import psutil
 
 from r1router_jax.common.records import Passage
 from r1router_jax.retrieval.encoders import batched_encoder
 from r1router_jax.retrieval.index import scann_index
+from r1router_jax.retrieval.index.scann_index import is_scann_installed
 
 # Rows that ScaNN trains its codebooks on.
 _SCANN_SAMPLE_ROWS = 100_000
@@ -29,8 +29,7 @@ _SAMPLE_SECONDS = 0.002
 TRIAL_ROWS = (32, 128)
 
 
-@dataclasses.dataclass(frozen=True)
-class EmbeddingTrial:
+class EmbeddingTrial(NamedTuple):
   """The measured cost of embedding.
 
   Attributes:
@@ -45,17 +44,11 @@ class EmbeddingTrial:
 
 
 class PeakMemory:
-  """The most memory that the process holds inside of a `with` block.
-
-  A thread samples it every few milliseconds.
-
-  Attributes:
-    bytes: the most so far.
-  """
+  """The most `bytes` that the process holds inside of a `with` block."""
 
   def __enter__(self) -> "PeakMemory":
     self.bytes = resident_bytes()
-    # A daemon, so that an interrupted build can end.
+    # A daemon samples the memory, so that an interrupted build can end.
     self._done = threading.Event()
     self._thread = threading.Thread(target=self._sample_memory, daemon=True)
     self._thread.start()
@@ -71,35 +64,22 @@ class PeakMemory:
 
 
 def resident_bytes() -> int:
-  """Return the bytes that this process holds as its own.
-
-  On other systems than Linux this is the most that it ever held, mapped files
-  included.
-  """
-  if sys.platform == "linux":
-    with open("/proc/self/statm") as file:
-      _, resident, shared, *_ = map(int, file.read().split())
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  """Return the bytes that this process holds as its own."""
+  memory = psutil.Process().memory_info()
+  # Only Linux counts the pages of mapped files apart.
+  return memory.rss - getattr(memory, "shared", 0)
 
 
 def measure_embedding(
   embed: batched_encoder.Embedder, passages: Sequence[Passage], chunk_rows: int
 ) -> EmbeddingTrial:
-  """Embed `TRIAL_ROWS` rows and extrapolate to a chunk.
-
-  Args:
-    embed: the embedder.
-    passages: a sample of the corpus, at most max(TRIAL_ROWS) passages.
-    chunk_rows: number of rows that are embedded between two saves.
-  """
+  """Embed `TRIAL_ROWS` of a sample, and extrapolate to a chunk's rows."""
   # 1. Compile for both sizes, so that neither is measured.
   for count in TRIAL_ROWS:
     embed(passages[:count])  # Compiles.
   _trim_heap()
   # 2. Measure.
-  before = resident_bytes()
-  peaks = []
+  before, peaks = resident_bytes(), []
   for count in TRIAL_ROWS:
     _trim_heap()
     start = time.perf_counter()
@@ -108,15 +88,11 @@ def measure_embedding(
     peaks.append(peak.bytes)
   seconds = time.perf_counter() - start  # Of the larger trial.
 
-  # 3. Extrapolate.
-  # Memory grows linearly with the rows.
+  # 3. Extrapolate: memory grows linearly with the rows.
   small, large = TRIAL_ROWS
   bytes_per_row = max(0, peaks[1] - peaks[0]) / (large - small)
-  return EmbeddingTrial(
-    seconds / large,
-    before,
-    int(peaks[1] + bytes_per_row * max(0, chunk_rows - large)),
-  )
+  chunk_bytes = int(peaks[1] + bytes_per_row * max(0, chunk_rows - large))
+  return EmbeddingTrial(seconds / large, before, chunk_bytes)
 
 
 def _trim_heap() -> None:
@@ -130,11 +106,7 @@ def _trim_heap() -> None:
 def estimate_disk_bytes(
   rows: int, width: int, index_kind: str
 ) -> tuple[int, int]:
-  """Estimate the disk space of vectors and index.
-
-  Returns:
-    Bytes when the build is done, and the most bytes while it runs.
-  """
+  """Estimate the bytes of vectors and index, at the end and at most."""
   vectors = rows * width * 4
   if _resolve_kind(rows, index_kind) == "exact":
     return vectors, 2 * vectors  # Chunks and the joined file.
@@ -158,20 +130,16 @@ def estimate_index_memory(rows: int, width: int, index_kind: str) -> int:
 
 
 def _scann_code_bytes(rows: int, width: int) -> int:
-  """Return the bytes of ScaNN's codes, one byte each.
-
-  A tree keeps the codes of a row in two of its leaves.
-  """
+  """Return the bytes of ScaNN's codes, one byte each."""
   codes = rows * width // (4 if width >= scann_index.WIDE_WIDTH else 2)
+  # A tree keeps the codes of a row in two of its leaves.
   return codes * (2 if rows >= scann_index.MIN_TREE_ROWS else 1)
 
 
 def _resolve_kind(rows: int, index_kind: str) -> str:
   """Return "exact" or "scann", which "auto" chooses from."""
-  if index_kind == "exact":
-    return "exact"
-  # "auto" and Milvus are taken for what "auto" would choose here.
-  chooses_scann = (
-    rows >= scann_index.MIN_SCANN_ROWS and scann_index.is_scann_installed()
-  )
-  return "scann" if index_kind == "scann" or chooses_scann else "exact"
+  if index_kind in ("exact", "scann"):
+    return index_kind
+  # Milvus is taken for what "auto" would choose here.
+  has_many_rows = rows >= scann_index.MIN_SCANN_ROWS
+  return "scann" if has_many_rows and is_scann_installed() else "exact"

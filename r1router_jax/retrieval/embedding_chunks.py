@@ -19,8 +19,7 @@ class EmbeddingChunks:
   Args:
     folder: folder of the files; it is made if it is absent.
     rows: number of rows of all chunks.
-    worker: (i, n) if n workers share the folder and this one embeds every n-th
-      chunk, beginning with chunk i.
+    worker: (i, n) for the i-th of n workers, which embeds every n-th chunk.
 
   Attributes:
     own_starts: first rows of the chunks of this worker.
@@ -35,10 +34,8 @@ class EmbeddingChunks:
     self._starts = range(0, rows, CHUNK_ROWS)
     self.own_starts = self._starts[worker[0] :: worker[1]]
     # Found once: an own chunk may be of an earlier run, and is kept.
-    missing = set(self.find_missing())
-    self.pending_starts = [
-      start for start in self.own_starts if start in missing
-    ]
+    missing = self.find_missing()
+    self.pending_starts = [x for x in missing if x in self.own_starts]
 
   def chunk_path(self, start: int) -> str:
     """Return the file of the chunk that begins with row `start`."""
@@ -49,11 +46,7 @@ class EmbeddingChunks:
     # Chunks are deleted when they are joined.
     if os.path.exists(self.joined_path):
       return []
-    return [
-      start
-      for start in self._starts
-      if not os.path.exists(self.chunk_path(start))
-    ]
+    return [x for x in self._starts if not os.path.exists(self.chunk_path(x))]
 
   def chunk_rows(self, start: int) -> range:
     """Return the rows of the chunk that begins with row `start`."""
@@ -65,11 +58,7 @@ class EmbeddingChunks:
       np.save(file, vectors)
 
   def join_chunks(self, width: int) -> np.ndarray:
-    """Join all chunks into one file and delete them.
-
-    Returns:
-      The vectors [rows, width] of that file, mapped and not yet read.
-    """
+    """Join all chunks into one file, delete them, and map [rows, width]."""
     if not os.path.exists(self.joined_path):
       # Renamed when it is complete: a build that is killed here joins again.
       partial_path = self.joined_path + ".partial"
@@ -77,8 +66,7 @@ class EmbeddingChunks:
         partial_path, "w+", np.float32, (self._rows, width)
       )
       for start in self._starts:
-        chunk = np.load(self.chunk_path(start))
-        joined[start : start + CHUNK_ROWS] = chunk
+        joined[start : start + CHUNK_ROWS] = np.load(self.chunk_path(start))
       joined.flush()
       os.replace(partial_path, self.joined_path)
     # Another worker may delete them at the same time.

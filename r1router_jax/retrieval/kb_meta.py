@@ -20,11 +20,7 @@ FORMAT_VERSION = 2
 SEARCH_OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
 
 # Embedder of each kind of knowledge base, unless another is chosen.
-DEFAULT_EMBEDDERS = {
-  "text": "minilm",
-  "image": "image_caption",
-  "table": "minilm",
-}
+DEFAULT_EMBEDDERS = dict(text="minilm", image="image_caption", table="minilm")
 
 # Names in meta.json of embedders that were renamed since.  The file keeps them:
 # its content tells a knowledge base from others in runs that are resumed.
@@ -32,20 +28,12 @@ _STORED_EMBEDDERS = {"image": "picture", "image_caption": "picture_caption"}
 
 
 def read_meta(folder: str) -> dict | None:
-  """Return the content of a folder's meta.json, or None if there is none.
-
-  Raises:
-    ValueError: if the file is damaged.
-  """
+  """Return the content of meta.json, or None; see `read_json`."""
   return read_json(os.path.join(folder, "meta.json"))
 
 
 def read_finished_meta(folder: str) -> dict:
-  """Return the content of meta.json.
-
-  Raises:
-    ValueError: if there is no finished knowledge base in the folder.
-  """
+  """Return the content of meta.json; raise a ValueError if there is none."""
   meta = read_meta(folder)
   if meta is None:
     raise ValueError(
@@ -62,10 +50,9 @@ def to_stored_embedder(name: str) -> str:
 
 def from_stored_embedder(stored: str) -> str:
   """Return the name of the embedder that meta.json names."""
-  for name, old_name in _STORED_EMBEDDERS.items():
-    if stored == old_name:
-      return name
-  return stored
+  return {old: new for new, old in _STORED_EMBEDDERS.items()}.get(
+    stored, stored
+  )
 
 
 def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
@@ -85,27 +72,21 @@ def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
   pairs = [part.split("=", 1) for part in kb_dir.split(",")]
   places = {pair[0].strip(): pair[-1].strip() for pair in pairs}
   # A kind that is named twice leaves fewer places than pairs.
-  if (
-    len(places) < len(pairs)
-    or set(places) != set(kinds)
-    or not all(len(pair) == 2 and pair[1] for pair in pairs)
-  ):
-    example = ",".join(f"{kind}=PLACE" for kind in kinds)
-    raise ValueError(
-      f"{kb_dir}: name the place of each of {', '.join(kinds)} once, as in "
-      f"{example}."
-    )
-  return places
+  is_complete = len(places) == len(pairs) and set(places) == set(kinds)
+  if is_complete and all(len(pair) == 2 and pair[1] for pair in pairs):
+    return places
+  example = ",".join(f"{kind}=PLACE" for kind in kinds)
+  raise ValueError(
+    f"{kb_dir}: name the place of each of {', '.join(kinds)} once, as in "
+    f"{example}."
+  )
 
 
 def check_kb_dir(kb_dir: str) -> None:
   """Check that there is a finished knowledge base of each kind.
 
   A command calls this before it imports what searches; addresses of servers are
-  not asked.
-
-  Raises:
-    ValueError: if one is absent or unfinished, or its meta.json is damaged.
+  not asked.  Raises a ValueError if one is absent, unfinished or damaged.
   """
   for place in kb_places(kb_dir).values():
     # Only the server knows whether its knowledge base is finished.
@@ -114,11 +95,7 @@ def check_kb_dir(kb_dir: str) -> None:
 
 
 def read_json(path: str) -> dict | None:
-  """Return the content of a knowledge base's file, or None if there is none.
-
-  Raises:
-    ValueError: if the file is damaged.
-  """
+  """Return the content of a file, or None; raise a ValueError if damaged."""
   # Opened rather than looked for first: another process may write it now.
   try:
     with open(path, encoding="utf-8") as file:

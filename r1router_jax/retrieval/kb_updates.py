@@ -56,11 +56,7 @@ class UpdatedPassages:
     return self.base.image_folder
 
   def make_index(self, index: Index) -> "UpdatedIndex":
-    """Return an index of these passages.
-
-    Args:
-      index: the index of the base, or of the passages before an update.
-    """
+    """Return an index, given that of the base or of former passages."""
     # Updates do not nest: each index is made of the base and all changes.
     base_index = index.base if isinstance(index, UpdatedIndex) else index
     return UpdatedIndex(base_index, ExactIndex(self.vectors), self.deleted)
@@ -84,11 +80,12 @@ class UpdatedIndex:
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
     """Return the k nearest rows that are not deleted."""
     # Rows of `added` follow those of the base.
-    results = [self._search_remaining(self.base, 0, vectors, k)]
-    if self._added.rows:
-      results.append(
-        self._search_remaining(self._added, self.base.rows, vectors, k)
-      )
+    parts = [(self.base, 0), (self._added, self.base.rows)]
+    results = [
+      self._search_remaining(index, first_row, vectors, k)
+      for index, first_row in parts
+      if index.rows
+    ]
     return merge_top_k(results, k)
 
   def _search_remaining(
@@ -108,8 +105,7 @@ class UpdatedIndex:
       depth = min(2 * depth, index.rows)
     # Deleted rows become padding, which sorts last.
     scores = np.where(deleted, -np.inf, scores)
-    rows = np.where(deleted, -1, rows)
-    return merge_top_k([(scores, rows)], k)
+    return merge_top_k([(scores, np.where(deleted, -1, rows))], k)
 
 
 def apply_updates(

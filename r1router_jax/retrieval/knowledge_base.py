@@ -7,12 +7,12 @@ recently used results are dropped first.
 
 import abc
 import collections
-import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cachetools
 import jax
 import numpy as np
 
@@ -41,17 +41,13 @@ class KnowledgeBase(abc.ABC):
 
   def __init__(self, meta: Mapping[str, Any]):
     self.meta = dict(meta)
-    # Results by (query, k), least recently used first.
-    self._cache: collections.OrderedDict = collections.OrderedDict()
+    self._cache = cachetools.LRUCache(CACHE_SIZE)  # Results by (query, k).
     self._lock = threading.Lock()
     # Counts changes of the passages, see `_clear_cache`.
     self._generation = 0
     # Metrics since `pop_search_metrics` was last called.
-    self._num_queries = 0
-    self._num_remembered = 0
-    self._latencies: collections.deque = collections.deque(
-      maxlen=LATENCY_WINDOW
-    )
+    self._num_queries = self._num_remembered = 0
+    self._latencies = collections.deque(maxlen=LATENCY_WINDOW)
 
   @abc.abstractmethod
   def __len__(self) -> int:
@@ -72,56 +68,40 @@ class KnowledgeBase(abc.ABC):
 
   def search(self, queries: Sequence[Query], k: int) -> list[list[Passage]]:
     """Return the k best passages of each query, best first, with scores."""
-    # 1. Take what is cached.
-    # A dict, so that a query that comes twice is searched once.
-    results = dict.fromkeys((query, k) for query in queries)
+    # 1. Take what is cached.  A query that comes twice is searched once.
     with self._lock:
-      generation, cache = self._generation, self._cache
-      for key in results:
-        if key in cache:
-          cache.move_to_end(key)
-          results[key] = cache[key]
+      generation = self._generation
+      results = {query: self._cache.get((query, k)) for query in queries}
 
     # 2. Search the rest, without the lock, so that threads search side by side.
     # A collective search needs this host even if it has nothing to ask.
-    new_keys = [key for key, result in results.items() if result is None]
-    if new_keys or self.collective:
+    new = [query for query, result in results.items() if result is None]
+    if new or self.collective:
       start = time.perf_counter()
-      new_results = self._search_uncached([query for query, _ in new_keys], k)
-      results.update(zip(new_keys, new_results, strict=True))
+      results.update(zip(new, self._search_uncached(new, k), strict=True))
       seconds = time.perf_counter() - start
 
     # 3. Keep the new results, unless the passages have changed meanwhile.
     with self._lock:
       self._num_queries += len(queries)
-      self._num_remembered += len(queries) - len(new_keys)
+      self._num_remembered += len(queries) - len(new)
       # Searches that the cache answers say nothing about latency.
-      if new_keys:
+      if new:
         self._latencies.append(seconds)
       if generation == self._generation:
-        cache.update((key, results[key]) for key in new_keys)
-        # Trimmed after the update: one batch may exceed the cache.
-        excess = max(0, len(cache) - CACHE_SIZE)
-        for key in list(itertools.islice(cache, excess)):
-          del cache[key]
-    return [self._to_passages(results[query, k]) for query in queries]
+        self._cache.update({(query, k): results[query] for query in new})
+    return [self._to_passages(results[query]) for query in queries]
 
   def _clear_cache(self) -> None:
-    """Forget all results because the passages changed.
-
-    The caller holds the lock.
-    """
+    """Forget all results of former passages; the caller holds the lock."""
     self._generation += 1
     self._cache.clear()
 
   def pop_search_metrics(self) -> dict[str, float]:
     """Return the metrics of the searches since the last call.
 
-    Returns:
-      "queries": number of queries.
-      "remembered": share of them that came from the cache.
-      "p50_ms", "p95_ms", "p99_ms": percentiles of the duration of a search;
-        absent if all queries came from the cache.
+    These are the number of "queries", the share "remembered" by the cache, and,
+    unless that is all, percentiles of the duration of a search: "p50_ms" etc.
     """
     with self._lock:
       # Copied under the lock; percentiles are computed without it.
@@ -134,7 +114,7 @@ class KnowledgeBase(abc.ABC):
       "remembered": num_remembered / max(1, num_queries),
     }
     if latencies:
-      for percent in (50, 95, 99):
-        seconds = float(np.percentile(latencies, percent))
-        metrics[f"p{percent}_ms"] = seconds * 1000
+      names = ("p50_ms", "p95_ms", "p99_ms")
+      milliseconds = 1000 * np.percentile(latencies, (50, 95, 99))
+      metrics |= zip(names, milliseconds.tolist(), strict=True)
     return metrics

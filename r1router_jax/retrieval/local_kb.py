@@ -23,19 +23,11 @@ import jax
 import numpy as np
 
 from r1router_jax.common.records import Passage, Query
-from r1router_jax.retrieval import kb_updates, knowledge_base
+from r1router_jax.retrieval import kb_meta, kb_updates, knowledge_base
 from r1router_jax.retrieval.corpora import sources
-from r1router_jax.retrieval.encoders import (
-  batched_encoder,
-  cross_encoder,
-  registry,
-)
+from r1router_jax.retrieval.encoders import cross_encoder, registry
+from r1router_jax.retrieval.encoders.batched_encoder import Embedder
 from r1router_jax.retrieval.index import bm25, exact, factory
-from r1router_jax.retrieval.kb_meta import (
-  FORMAT_VERSION,
-  from_stored_embedder,
-  read_finished_meta,
-)
 
 
 class PassageFile:
@@ -47,10 +39,6 @@ class PassageFile:
     folder: folder of the knowledge base.
     kind: kind of the knowledge base.
     image_folder: folder that the images of passages are relative to.
-
-  Attributes:
-    image_folder: the same.
-    num_bytes: size of the file.
   """
 
   def __init__(self, folder: str, kind: str, image_folder: str = ""):
@@ -87,7 +75,7 @@ class SearchStack(NamedTuple):
   """
 
   passages: Sequence[Passage] | PassageFile | kb_updates.UpdatedPassages
-  embedder: batched_encoder.Embedder
+  embedder: Embedder
   index: exact.Index
   bm25_index: bm25.Bm25Index | None = None
   reranker: cross_encoder.Reranker | None = None
@@ -99,9 +87,8 @@ class SearchStack(NamedTuple):
     # The reranker can only sort what was found, so it gets more than k.
     depth = max(k, cross_encoder.RERANK_DEPTH)
     candidates = self._search_candidates(queries, depth)
-    return self.reranker.rerank(
-      queries, candidates, self.passages.__getitem__, k
-    )
+    get_passage = self.passages.__getitem__
+    return self.reranker.rerank(queries, candidates, get_passage, k)
 
   def _search_candidates(
     self, queries: Sequence[Query], k: int
@@ -140,11 +127,8 @@ class LocalKB(knowledge_base.KnowledgeBase):
   @property
   def devices(self) -> Sequence[jax.Device]:
     """Return the devices of the embedder and the reranker."""
-    reranker = self.stack.reranker
-    return (
-      *self.stack.embedder.devices,
-      *(() if reranker is None else reranker.devices),
-    )
+    models = (self.stack.embedder, self.stack.reranker)
+    return [device for model in models if model for device in model.devices]
 
   def _search_uncached(self, queries: Sequence[Query], k: int) -> list:
     # A result keeps its stack: after an update its rows are still those of the
@@ -167,11 +151,7 @@ class LocalKB(knowledge_base.KnowledgeBase):
   ) -> None:
     """Add, replace and delete passages in memory while others search.
 
-    Files on disk stay as they are.
-
-    Args:
-      upserts: passages to add; each replaces the passage with the same id.
-      deletes: ids of passages to delete.
+    Files on disk stay as they are.  For the arguments see `apply_updates`.
 
     Raises:
       KeyError: if no passage has an id in `deletes`.
@@ -201,16 +181,16 @@ def open_kb(folder: str) -> LocalKB:
     ValueError: if it is absent or unfinished, or its files, its embedder or its
       reranker are not those that meta.json names.
   """
-  meta = read_finished_meta(folder)
-  _require_equal(folder, "format", FORMAT_VERSION, meta["format"])
+  meta = kb_meta.read_finished_meta(folder)
+  _require_equal(folder, "format", kb_meta.FORMAT_VERSION, meta["format"])
   # Files are mapped; only the index and the weights are read here.
-  image_folder = sources.resolve_image_folder(
+  images = sources.resolve_image_folder(
     meta["source"], meta.get("pictures", "")
   )
-  passages = PassageFile(folder, meta["kb"], image_folder)
+  passages = PassageFile(folder, meta["kb"], images)
   vectors = np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
   index = factory.load_index(folder, vectors)
-  embedder_name = from_stored_embedder(meta["embedder"])
+  embedder_name = kb_meta.from_stored_embedder(meta["embedder"])
   embedder = registry.get_embedder(embedder_name, meta["weights"])
   bm25_index = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
   # Reranker and words are options, which meta.json may leave out.
@@ -232,14 +212,11 @@ def open_kb(folder: str) -> LocalKB:
     ("reranker weights", fingerprint, meta.get("rerank_fingerprint")),
   ):
     _require_equal(folder, name, found, expected)
-  return LocalKB(
-    SearchStack(passages, embedder, index, bm25_index, reranker), meta
-  )
+  stack = SearchStack(passages, embedder, index, bm25_index, reranker)
+  return LocalKB(stack, meta)
 
 
-def _require_equal(
-  folder: str, name: str, found: object, expected: object
-) -> None:
+def _require_equal(folder: str, name: str, found: Any, expected: Any) -> None:
   """Raise a ValueError unless both values are equal."""
   if found != expected:
     raise ValueError(

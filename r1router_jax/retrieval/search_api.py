@@ -21,28 +21,22 @@ Source: github.com/PeterGriffinJin/Search-R1, search_r1/search.
 """
 
 import base64
-import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 from r1router_jax.common import row_files
 from r1router_jax.common.records import Passage
 from r1router_jax.retrieval.corpora import sources
 
 # Limits of one request; anyone who reaches the port may send one.
-MAX_BODY_BYTES = 4 << 20
-# Bytes of a request to an image knowledge base.
-MAX_IMAGE_BODY_BYTES = 32 << 20
+MAX_BODY_BYTES, MAX_IMAGE_BODY_BYTES = 4 << 20, 32 << 20
 # Search-R1 sends all rollouts of a batch at once.
-MAX_QUERIES = 4096
-MAX_QUERY_CHARS = 8192
-MAX_IMAGES = 128
-DEFAULT_TOP_K = 3
-MAX_TOP_K = 1000
+MAX_QUERIES, MAX_QUERY_CHARS, MAX_IMAGES = 4096, 8192, 128
+DEFAULT_TOP_K, MAX_TOP_K = 3, 1000
 # Limit of the number of queries times "topk".
 MAX_PASSAGES = 1 << 17
 
@@ -53,20 +47,14 @@ _TITLE = re.compile(r'"(.*)"\n')
 
 
 class RequestError(Exception):
-  """An invalid request.
+  """An invalid request: the message and status of the response."""
 
-  Args:
-    status: HTTP status of the response.
-    message: what is wrong with the request.
-  """
-
-  def __init__(self, status: HTTPStatus, message: str):
+  def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST):
     super().__init__(message)
     self.status = status
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchRequest:
+class SearchRequest(NamedTuple):
   """A valid request to search.
 
   Attributes:
@@ -94,12 +82,7 @@ def describe_kb(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_document(passage: Passage, image: str) -> dict[str, str]:
-  """Return the document of a passage.
-
-  Args:
-    passage: the passage.
-    image: relative path of its image, or "".
-  """
+  """Return the document of a passage with the relative path of its image."""
   document = {"id": passage.id, "contents": f'""\n{passage.text}'}
   if image:
     document["image"] = image
@@ -117,85 +100,69 @@ def passage_text(contents: str) -> str:
 
 
 def parse_request(body: bytes, kind: str) -> SearchRequest:
-  """Return the request in the body of a POST.
+  """Return the request to a knowledge base in the body of a POST.
 
-  Args:
-    body: JSON that anyone may have sent.
-    kind: kind of the knowledge base that is served.
-
-  Raises:
-    RequestError: if the body is no valid request.
+  Raises a RequestError if the body, which anyone may have sent, is invalid.
   """
   # 1. The body is a JSON object.
   try:
     fields = row_files.parse_json(body)
   except row_files.RowError as error:
-    reason, cure = error.args
-    _reject_request(f"{reason}; {cure}")
+    raise RequestError("; ".join(error.args)) from None
   if not isinstance(fields, dict):
-    _reject_request('send an object: {"queries": ["a"], "topk": 3}')
+    raise RequestError('send an object: {"queries": ["a"], "topk": 3}')
 
   # 2. Queries, bounded in number and length.
-  texts, k = fields.get("queries"), fields.get("topk")
-  if not (
-    isinstance(texts, list)
-    and len(texts) <= MAX_QUERIES
-    and all(_is_valid_query(text) for text in texts)
-  ):
-    _reject_request(
+  texts = fields.get("queries")
+  if not (_is_string_list(texts, MAX_QUERIES) and all(map(_is_query, texts))):
+    raise RequestError(
       f'"queries" should be a list of at most {MAX_QUERIES} strings, each of '
       f"at most {MAX_QUERY_CHARS} whole characters"
     )
   # 3. Number of passages.  A bool is an int to isinstance, but no number.
+  k = fields.get("topk")
   k = DEFAULT_TOP_K if k is None else k
   if type(k) is not int or not 0 < k <= MAX_TOP_K:
-    _reject_request(f'"topk" should be a whole number from 1 to {MAX_TOP_K}')
+    raise RequestError(f'"topk" should be a whole number from 1 to {MAX_TOP_K}')
   if k * len(texts) > MAX_PASSAGES:
-    _reject_request(f'"topk" times "queries" should be at most {MAX_PASSAGES}')
+    message = f'"topk" times "queries" should be at most {MAX_PASSAGES}'
+    raise RequestError(message)
   # 4. Options.
   with_scores = fields.get("return_scores", False)
   if not isinstance(with_scores, bool):
-    _reject_request('"return_scores" should be true or false')
-  images = _parse_images(fields, len(texts), kind)
-  return SearchRequest(texts, images, k, with_scores)
+    raise RequestError('"return_scores" should be true or false')
+  # By default no query has an image.
+  encoded = fields.get("images", [""] * len(texts))
+  if not _is_string_list(encoded, len(texts)) or len(encoded) != len(texts):
+    raise RequestError(
+      '"images" should be a list of base64 strings, "" for none, one for '
+      "each of the queries"
+    )
+  return SearchRequest(texts, _decode_images(encoded, kind), k, with_scores)
 
 
-def _is_valid_query(text: Any) -> bool:
-  """Return whether a query is a string that a tokenizer takes."""
-  if not isinstance(text, str) or len(text) > MAX_QUERY_CHARS:
+def _is_string_list(value: Any, max_len: int) -> bool:
+  """Return whether a value is a list of at most `max_len` strings."""
+  is_list = isinstance(value, list) and len(value) <= max_len
+  return is_list and all(isinstance(item, str) for item in value)
+
+
+def _is_query(text: str) -> bool:
+  """Return whether a tokenizer takes a text."""
+  if len(text) > MAX_QUERY_CHARS:
     return False
   # Half of a surrogate pair cannot be encoded.
   return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _parse_images(fields: dict, num_queries: int, kind: str) -> Sequence[bytes]:
-  """Return the decoded images of a request, b"" for none.
-
-  Raises:
-    RequestError: if they are invalid, or `kind` is not "image".
-  """
-  # By default no query has an image.
-  encoded = fields.get("images", [""] * num_queries)
-  if not (
-    isinstance(encoded, list)
-    and len(encoded) == num_queries
-    and all(isinstance(image, str) for image in encoded)
-  ):
-    _reject_request(
-      '"images" should be a list of base64 strings, "" for none, one for '
-      "each of the queries"
-    )
+def _decode_images(encoded: Sequence[str], kind: str) -> Sequence[bytes]:
+  """Return decoded images, b"" for none; raise a RequestError if invalid."""
   if kind != "image" and any(encoded):
-    _reject_request(f"the {kind} knowledge base has no use for images")
+    raise RequestError(f"the {kind} knowledge base has no use for images")
   # The same image is stored and embedded once, so distinct ones count.
   if len(set(encoded)) > MAX_IMAGES:
-    _reject_request(f'"images" should hold at most {MAX_IMAGES} images')
+    raise RequestError(f'"images" should hold at most {MAX_IMAGES} images')
   try:
     return [base64.b64decode(image, validate=True) for image in encoded]
   except ValueError as error:
-    _reject_request(f'"images" should be base64 ({error})')
-
-
-def _reject_request(message: str) -> NoReturn:
-  """Raise a RequestError that the request is at fault."""
-  raise RequestError(HTTPStatus.BAD_REQUEST, message)
+    raise RequestError(f'"images" should be base64 ({error})') from None

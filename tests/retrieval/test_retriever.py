@@ -16,9 +16,13 @@ from tests.retrieval import kb_servers
 from tests.retrieval.fakes import WordEmbedder
 
 
+def make_kb():
+  return local_kb.LocalKB(kb_servers.make_stack(kb_servers.make_passages()))
+
+
 @pytest.fixture
 def kb():
-  return local_kb.LocalKB(kb_servers.make_stack(kb_servers.make_passages()))
+  return make_kb()
 
 
 def test_search_returns_the_nearest_passages_with_scores(kb):
@@ -59,15 +63,17 @@ def test_few_passages_and_no_queries(kb):
   assert kb.search([], 3) == []
 
 
-def test_cache_is_bounded(kb, monkeypatch):
+def test_cache_is_bounded(monkeypatch):
   monkeypatch.setattr(knowledge_base, "CACHE_SIZE", 10)
+  kb = make_kb()
   for i in range(50):
     assert kb.search([Query(f"red {i}"), Query("rome")], 1)
     assert len(kb._cache) <= 10
 
 
-def test_least_recently_used_result_is_dropped(kb, monkeypatch):
+def test_least_recently_used_result_is_dropped(monkeypatch):
   monkeypatch.setattr(knowledge_base, "CACHE_SIZE", 2)
+  kb = make_kb()
   for text in ("red", "rome", "red", "chad", "red", "rome"):
     kb.search([Query(text)], 1)
   assert kb.stack.embedder.embedded == ["red", "rome", "chad", "rome"]
@@ -106,8 +112,9 @@ def test_knowledge_bases_are_searched_side_by_side():
   assert [passage.kb for (passage,) in found] == list(KBS)
 
 
-def test_threads_share_a_knowledge_base(kb, monkeypatch):
+def test_threads_share_a_knowledge_base(monkeypatch):
   monkeypatch.setattr(knowledge_base, "CACHE_SIZE", 5)
+  kb = make_kb()
   batches = [
     [Query(f"{word} {i % 7}") for word in ("red", "rome")] for i in range(60)
   ]
