@@ -22,6 +22,7 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.5; sys_platform != 'win32'",
+    "cachetools>=5.5",
     "einops>=0.8",
     "etils[epath]>=1.10",
     "flax>=0.12",
@@ -38,6 +39,7 @@ setuptools.setup(
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
     "pillow>=11",
+    "psutil>=6",
     "safetensors>=0.6",
     # Elsewhere exact search takes its place, and says so.
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
