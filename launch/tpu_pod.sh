@@ -6,7 +6,7 @@
 #   launch/tpu_pod.sh my-pod us-east5-a \
 #     --config=configs/step_grpo.py --workdir=gs://my-bucket/run1
 #
-# Copies the last commit (not what is uncommitted) to ~/r1router_jax of each
+# Copies the last commit (no uncommitted changes) to ~/r1router_jax of each
 # worker, installs it there, and starts the same command on all; the processes
 # find each other through the TPU's metadata.  `gcloud` must be logged in, and
 # the workdir must be a bucket.  The run ends with this connection: start it in
