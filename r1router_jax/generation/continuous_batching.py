@@ -45,6 +45,8 @@ MIN_DECODE_ROWS = 16
 CollateFn = Callable[[Int[np.ndarray, "D B"]], qwen2_5_vl.PromptBatch]
 
 
+# The schedule is plain NumPy on the host, so that it can be tested without
+# devices.
 class PrefillBatch(NamedTuple):
   """The next prompts, `B` on each shard, and where they go.
 
@@ -85,6 +87,8 @@ class Scheduler:
       shards: D, number of data shards.
     """
     self._group_size = group_size
+    # Prompts are dealt out in turn, so that no shard gets only the long ones of
+    # a sorted list.
     self._queues = [
       collections.deque(range(shard, num_prompts, shards))
       for shard in range(shards)
@@ -142,6 +146,8 @@ class Scheduler:
       prompts[shard, :n] = [queue.popleft() for _ in range(n)]
       slots[shard, :n] = free_slots
       rows[shard, :n] = free_rows.reshape(n, group_size)
+      # All members of a group start in the same step, in whichever rows are
+      # free.
       self.prompt[shard, free_slots] = prompts[shard, :n]
       self.slot[shard, free_rows] = np.repeat(free_slots, group_size)
       self.member[shard, free_rows] = np.tile(np.arange(group_size), n)
@@ -151,6 +157,8 @@ class Scheduler:
 
   def return_threshold(self) -> Int[np.ndarray, " D"]:
     """Return, per shard, at how many unfinished rows decoding should return."""
+    # A shard returns alone, but the host waits for all of them: thresholds
+    # differ only with queues.
     active = (self.slot >= 0).sum(1)
     # Without a queue: as soon as the next smaller level suffices.
     smaller = max(self._smaller_levels(), default=0) * self._group_size
@@ -176,6 +184,7 @@ class Scheduler:
     active = self.slot >= 0
     if any(self._queues) or not active.any():
       return None
+    # All shards have one shape: the fullest one decides.
     needed = active.sum(1).max()
     levels = [
       n for n in self._smaller_levels() if n * self._group_size >= needed
@@ -219,6 +228,8 @@ class Scheduler:
     finished = np.nonzero(done & (self.slot >= 0))
     prompts = self.prompt[finished[0], self.slot[finished]]
     members = self.member[finished]
+    # Members of one group end at different times; its slot is free when the
+    # last one has.
     self.slot[finished] = -1
     for shard, slots in enumerate(self.prompt):
       slots[~np.isin(np.arange(len(slots)), self.slot[shard])] = -1
@@ -275,6 +286,7 @@ def sample_responses(
   """
   num_prompts, group_size = keys.shape[:2]
   shards = mesh.shape[mesh_lib.DATA]
+  # One value per response, so that those of any rows can be gathered below.
   sampling = SamplingParams(
     *(np.broadcast_to(x, keys.shape[:2]) for x in sampling.validate())
   )
@@ -284,6 +296,7 @@ def sample_responses(
   scheduler = Scheduler(num_prompts, group_size, max_rows, shards)
   programs = _compiled_programs(model, max_tokens, group_size, mesh)
   shape = num_prompts, group_size, max_tokens
+  # The host's copy of all responses, filled in any order.
   responses = SampledResponses(
     tokens=np.full(shape, constraints.eos_id, np.int32),
     logp=np.zeros(shape, np.float32),
@@ -304,6 +317,7 @@ def sample_responses(
         ),
         constraints,
       )
+      # The shapes of caches are known from the first prefill.
       if state is None:
         make_empty = programs.empty_state(
           scheduler.num_slots, scheduler.num_rows

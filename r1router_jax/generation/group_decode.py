@@ -107,10 +107,12 @@ class DecodeConstraints(NamedTuple):
   stop_table: Int[Array, "S V"] | None = None
 
 
+# The life of a response: keys, prefill, insertion into slots, decoding.
 def response_keys(
   key: Key[Array, ""], prompt_ids: Int[Array, " B"], group_size: int
 ) -> Key[Array, "B G"]:
   """Derive a key per response from its prompt's id and its member index."""
+  # Folded, not split: a larger group or batch begins with the same keys.
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   return jax.vmap(
     lambda p: fold(jax.random.fold_in(key, p), jnp.arange(group_size))
@@ -137,6 +139,7 @@ def prefill(
       "last of config.policy.overrides.response_tokens."
     )
   group_size, rows = keys.shape[1], keys.size
+  # Once per prompt, not per response.
   prompts = model.apply({"params": params}, prompt, method="prefill")
 
   # Row b G + g is member g of prompt b.
@@ -202,6 +205,7 @@ def empty_state(
     *(resized_zeros(x, num_prompts, 0) for x in prompts_like[1:]),
   )
   rows = jax.tree.map(lambda x: resized_zeros(x, num_rows, 0), rows_like)
+  # Done rows are skipped by decoding until an insert overwrites them.
   return EngineState(
     prompts,
     rows._replace(done=jnp.ones(num_rows, bool)),
@@ -231,6 +235,7 @@ def decode_until(
     # The input is the last token so far, at its place in the response.
     last = jnp.maximum(rows.num_generated - 1, 0)
     token = jnp.take_along_axis(rows.tokens, last[:, None], 1)[:, 0]
+    # Finished rows run along: what they compute is dropped.
     hidden, decode_cache = model.apply(
       {"params": params},
       prompts,
@@ -351,6 +356,7 @@ def sample(
   prompts, rows = prefill(
     model, params, prompt, keys, sampling, constraints, max_tokens
   )
+  # Rows that are done from the start cost nothing if all others end early.
   if active is not None:
     rows = rows._replace(done=rows.done | ~jnp.repeat(active, group_size))
   decode_cache = init_decode_cache(model, keys.size, max_tokens)
@@ -375,6 +381,7 @@ def _group_layout(state: EngineState, group_size: int) -> GroupLayout:
 def _next_logits(
   model: qwen2_5_vl.QwenVL, params: dict, hidden: Float[Array, "N D"]
 ) -> Float[Array, "N V"]:
+  # Not part of `decode_step`: states and logits may have other dtypes.
   embedding = model.apply({"params": params}, method="output_embedding")
   return layers.matmul_few_rows(hidden, embedding)
 
@@ -384,6 +391,7 @@ def _append_tokens(
 ) -> DecodeState:
   """Sample the next token of each unfinished row."""
   count, max_tokens = rows.tokens.shape
+  # -inf has weight 0 at every temperature, and no share in the log-probability.
   logits = jnp.where(constraints.allowed, logits, -jnp.inf)
   # Finished rows have used up their numbers; what they sample is dropped.
   index = jnp.minimum(rows.num_generated, max_tokens - 1)
@@ -394,6 +402,8 @@ def _append_tokens(
   failed = rows.failed | (~rows.done & jnp.isnan(logp))
   active = ~(rows.done | failed)
   num_generated, stop_state = rows.num_generated + active, rows.stop_state
+  # Any of three ends a response: the end token, its length, or a stop string
+  # that is complete.
   done = ~active | (token == constraints.eos_id) | (num_generated == max_tokens)
   if constraints.stop_table is not None:
     next_state = constraints.stop_table[stop_state, token].astype(jnp.int32)

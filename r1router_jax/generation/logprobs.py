@@ -51,5 +51,7 @@ def token_logp(
     probs = jnp.exp(logits - norm[:, None])
     return logp, norm - jnp.sum(probs * logits, -1)
 
+  # `map`, not `vmap`: chunks run one after another, so that one exists at a
+  # time.
   logp, entropy = jax.lax.map(lambda xs: chunk_logp(*xs), (states, targets))
   return tuple(a.reshape(-1)[:count].reshape(shape) for a in (logp, entropy))

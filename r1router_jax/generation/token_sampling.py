@@ -56,6 +56,7 @@ class SamplingParams(NamedTuple):
         valid, wanted = valid & (value > 0), f"{wanted}, and above 0"
       if not valid.all():
         raise ValueError(f"{name} is {getattr(self, name)}, wanted {wanted}.")
+    # Fixed dtypes: a Python int or float would compile another program.
     kinds = (np.float32, np.int32, np.float32, np.float32)
     return SamplingParams(*map(np.asarray, self, kinds))
 
@@ -73,6 +74,7 @@ def sample_inverse_cdf(
   """
   rows, width = weights.shape
   padded = jnp.pad(weights, ((0, 0), (0, -width % CDF_BLOCK)))
+  # [N, V] -> [N, blocks, CDF_BLOCK]; padding has weight 0.
   blocks = padded.reshape(rows, -1, CDF_BLOCK)
 
   # 1. The block, and how much weight is left to find within it.
@@ -107,6 +109,7 @@ def _first_above(
     Its index, and the threshold less the largest end before that index.
   """
   index = jnp.argmax(ends > threshold[:, None], -1)
+  # The largest end before it, not the last: ends are 0 where weights are.
   before = jnp.arange(ends.shape[1]) < index[:, None]
   begin = jnp.max(jnp.where(before, ends, 0), -1)
   return index, jnp.maximum(threshold - begin, 0)
@@ -154,6 +157,7 @@ def sample_tokens(
     filter.
   """
   greedy = sampling.temperature <= 0
+  # Greedy rows divide by 1: their log-probabilities are at temperature 1.
   logits = logits / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
   likeliest = jnp.argmax(logits, -1)
 

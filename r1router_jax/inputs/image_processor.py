@@ -46,6 +46,7 @@ def smart_resize(
       f"an image of {height} x {width} pixels has an aspect ratio over "
       f"{MAX_ASPECT}.  Crop it."
     )
+  # Python rounds halves to even, as the original does.
   new_height = round(height / factor) * factor
   new_width = round(width / factor) * factor
   if new_height * new_width > max_pixels:

@@ -101,6 +101,7 @@ class Processor:
       self.lengths[-1],
       self.passage_tokens,
     )
+    # The tokenizer counts tokens of images, but does not read them.
     # Images of passages that were cut away are not part of the prompt.
     kept = tuple(itertools.compress(patches, prompt.image_kept))
     return EncodedPrompt(
@@ -112,6 +113,8 @@ class Processor:
     vision = self.vision
     factor = vision.patch * vision.merge
     most = 0
+    # The shorter side of any image is at most that of a square of the largest
+    # area.
     for blocks in range(1, math.ceil(math.sqrt(self.max_pixels) / factor) + 2):
       longest = image_processor.longest_side(
         blocks, factor, self.min_pixels, self.max_pixels
@@ -140,6 +143,7 @@ class Processor:
     del state  # A key of the cache.
     v = self.vision
     pixels = images.load_image(path)
+    # Sides become whole blocks of merged patches.
     size = image_processor.smart_resize(
       *pixels.shape[:2], v.patch * v.merge, self.min_pixels, self.max_pixels
     )
@@ -196,6 +200,7 @@ class Processor:
       ValueError: if the placeholders of a row do not fit its images.
     """
     length = max(self.padded_length(prompt.ids) for prompt in batch)
+    # A batch without packing is one with a single text in each row.
     return self.collate_packed(
       [[prompt] for prompt in batch], shards, rows, length, agree
     )
@@ -235,6 +240,8 @@ class Processor:
       windows = next_power_of_two(windows)
     length, images_per_row, windows = agree([length, images_per_row, windows])
 
+    # Real prompts as padding: an empty row would have no last token to predict
+    # from.
     batch = [*batch, *[batch[0]] * (shards * rows - len(batch))]
     prompt = qwen2_5_vl.empty_prompt_batch(
       len(batch), length, len(batch) * images_per_row, windows, self.vision
@@ -246,6 +253,7 @@ class Processor:
         self._write_text(text, prompt, row, first_token, first_image)
         first_token += len(text.ids)
         first_image += len(text.images)
+    # [shards * rows, ...] -> [shards, rows, ...]; for images too.
     return jax.tree.map(
       lambda x: x.reshape(shards, len(x) // shards, *x.shape[1:]), prompt
     )
@@ -283,6 +291,8 @@ class Processor:
     merged_grids = [
       (h // self.vision.merge, w // self.vision.merge) for h, w in grids
     ]
+    # Image tokens have positions of their own (see the top); a packed text
+    # starts again at 0.
     positions, next_position = rope_positions(len(text.ids), at, merged_grids)
     prompt.positions[row, :, room] = positions
     prompt.next_position[row] = next_position
@@ -353,6 +363,8 @@ def pad_responses(
 
   A longer response is cut, and so teaches no end token.
   """
+  # The mask, not the padding id, tells what a response is: it may contain that
+  # id.
   ids = np.full((len(responses), length), pad, np.int32)
   mask = np.zeros((len(responses), length), bool)
   for row, response in enumerate(responses):

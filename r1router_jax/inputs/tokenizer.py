@@ -58,6 +58,8 @@ def _build_automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
   A state is the longest end of the text that begins one of the words; the last
   state is that of a text that contains a whole word.
   """
+  # States are the beginnings of words, shortest first, so that 0 is the empty
+  # one.
   prefixes = sorted(
     {word[:n] for word in words for n in range(len(word))},
     key=lambda text: (len(text), text),
@@ -145,6 +147,8 @@ class Tokenizer:
     """
     text = pathlib.Path(path).read_text("utf-8")
     added = json.loads(text)["added_tokens"]
+    # Their bytes are their text; all other tokens are spelt in the byte
+    # alphabet.
     self._added = {token["content"] for token in added}
     self._trusted = tokenizers.Tokenizer.from_str(text)
     # Table markers such as [sep] are text; whatever opens with < is control.
@@ -166,6 +170,7 @@ class Tokenizer:
         "of a Qwen2.5-VL policy, nor of any that was trained "
         "on ChatML."
       )
+    # A policy of texts alone lacks the image tokens, which is no error.
     self.pad_id, self.eos_id = find(PAD), find(END)
     has_images = all(find(token) is not None for token in IMAGE_TOKENS)
     self.image_id = find(IMAGE_PAD) if has_images else -1
@@ -190,6 +195,7 @@ class Tokenizer:
       vocabulary: V, number of rows of the embedding; a model may have more than
         the tokenizer has ids.
     """
+    # Embeddings are often padded to a multiple of 128 rows.
     allowed = np.arange(vocabulary) < self.vocab_size
     found = map(self._trusted.token_to_id, NEVER_SAMPLED)
     allowed[[i for i in found if i is not None]] = False
@@ -256,6 +262,7 @@ class Tokenizer:
 
   def _opening_text(self, conversation: messages.Conversation) -> str:
     """Return the system turn and the few-shot examples."""
+    # Examples are trusted: they may hold control tokens.
     template = self._template
     text = template.opening.format(system=conversation.system)
     for user, reply in conversation.examples:
@@ -268,6 +275,7 @@ class Tokenizer:
 
   def decode(self, ids) -> str:
     """Return the text of a response, up to its end token."""
+    # Sampled responses are padded with end tokens.
     ids = [int(i) for i in ids]
     if self.eos_id in ids:
       ids = ids[: ids.index(self.eos_id)]
@@ -300,6 +308,8 @@ class Tokenizer:
       raise ValueError(
         f"Stop strings are {strings}: give one or more, none of them empty."
       )
+    # Bytes first, then tokens: the table has a row per state, and few states,
+    # so it is small.
     step = _build_automaton([text.encode() for text in strings])
     complete = len(step) - 1
     table = np.zeros((len(step), vocabulary), np.int16)
@@ -345,6 +355,7 @@ def _limit_passages(
   Passages come best first: of each knowledge base the one that crosses the
   limit is cut, and later ones are left out, with all that belongs to them.
   """
+  # Knowledge bases without a limit are absent from `left`.
   left = {kb: tokens for kb, tokens in vars(passage_tokens).items() if tokens}
   kept, dropped = list(pieces), set()
   for i, segment in enumerate(segments):
@@ -380,6 +391,7 @@ def _truncate_passages(
       kept = []
     else:
       continue
+    # Images may free more than is needed; the prompt is shorter then.
     excess -= len(pieces[i]) - len(kept)
     pieces[i] = kept
   return pieces, excess

@@ -81,11 +81,10 @@ def resolve_kernel(kernel: str, dtype: str) -> str:
     ValueError: if the name is unknown.
   """
   if kernel not in KERNELS:
-    raise ValueError(
-      f"compute.attention is {kernel!r}: take one of {KERNELS}."
-    )
+    raise ValueError(f"compute.attention is {kernel!r}: take one of {KERNELS}.")
   if kernel != "auto":
     return kernel
+  # CPUs have no fused kernel.
   best = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
   # cuDNN has no attention in float32.
   return "xla" if best == "cudnn" and dtype == "float32" else best
@@ -155,6 +154,7 @@ def attention(
   q = einops.rearrange(
     q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[1]
   )
+  # [N, T, K, R, H] queries against [N, K, S, H] keys.
   partial = _partial_softmax(q, own, own_mask)
   if prompt is not None:
     # [N, T, ...] -> [B, G T, ...]: a group is one batch of queries.
@@ -199,6 +199,7 @@ def _partial_softmax(
 
 
 def _merge_partials(a: _SoftmaxPartial, b: _SoftmaxPartial) -> _SoftmaxPartial:
+  # Both are rescaled to a common peak, so that no exponential overflows.
   peak = jnp.maximum(a.peak, b.peak)
   scale_a, scale_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
   return _SoftmaxPartial(
@@ -229,6 +230,8 @@ def fused_group_attention(
     return jnp.concatenate([prompt_keys, members], 2)
 
   # One row per group: keys of the prompt, then those of all members.
+  # The kernel needs no copy of the prompt for each member, which would be G
+  # times as large.
   keys = Cache(append_members(prompt.k, own.k), append_members(prompt.v, own.v))
   own_keys = keys.k.shape[2] - length
   # Real tokens are segment 1, padding of the prompt is segment 0.
@@ -265,6 +268,7 @@ def fused_attention(
   if kernel == "splash":
     splash = _over_mesh(_splash_attention, mask_fn)
     return splash(q, keys, query_segments, key_segments)
+  # cuDNN takes an array [B, 1, T, S], and heads behind positions: [B, S, K, H].
   mask = query_segments[..., None] == key_segments[:, None]
   if mask_fn is not None:
     mask &= mask_fn(*jnp.ogrid[: q.shape[1], : key_segments.shape[1]])
@@ -319,6 +323,8 @@ def _splash_attention(q, keys, query_segments, key_segments, mask_fn):
   key_segments = _pad_axis(key_segments, 1)
   sizes = query_segments.shape[1], key_segments.shape[1]
   mask = _SplashMask(mask_fn, *sizes)
+  # The mask is evaluated by block at trace time; blocks without a pair are
+  # never loaded.
   kernel = splash_attention_kernel.make_splash_mqa(
     splash_attention_mask.MultiHeadMask([mask] * q.shape[1]),
     head_shards=1,
@@ -332,6 +338,7 @@ def _splash_attention(q, keys, query_segments, key_segments, mask_fn):
     )
   )
   k, v = (einops.rearrange(a, "B K S H -> (B K) S H") for a in (k, v))
+  # One call per (row, key head).
   out = jax.vmap(kernel)(q, k, v, segments)
   out = einops.rearrange(out, "(B K) R T H -> B T (K R) H", K=kv_heads)
   return out[:, :queries]

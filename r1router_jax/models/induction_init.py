@@ -83,6 +83,7 @@ def plant_induction_heads(
   size1 = len(content) * 2 // 3
   s1, s2 = np.split(np.arange(width, d), [size1])
   normal = np.random.default_rng(seed).normal(size=(width, size1))
+  # Orthonormal columns keep dot products of embeddings.
   r = np.linalg.qr(normal)[0]
 
   embed = np.array(params["embed"])
@@ -91,6 +92,7 @@ def plant_induction_heads(
   for head, scratch, columns in ((0, s1, r), (1, s2, r[:, : len(s2)])):
     weights = _clear_head(layers, 0, head, config.head_size)
     _plant_previous_token(weights, head + 1, rate, fast, scratch, columns)
+  # Heads of the last layer match alike, and share the copying.
   for head, features in enumerate(_split_evenly(width, config.heads)):
     weights = _clear_head(layers, -1, head, config.head_size)
     _plant_copy(weights, features, content, r, s1, s2)
@@ -132,6 +134,7 @@ def _plant_previous_token(
   peak = PREVIOUS_TOKEN_SCORE * np.sqrt(len(head.q_bias))
   size = np.where(fast, np.sqrt(peak / fast.sum()), 0)
   turn = rate * offset
+  # Biases are added before the rotation, so they depend on the distance alone.
   head.k_bias[:] = np.concatenate([size, 0 * size])
   head.q_bias[:] = np.concatenate([size * np.cos(turn), -size * np.sin(turn)])
   width, count = columns.shape
@@ -158,6 +161,7 @@ def _plant_copy(
     s2: features of the stream that hold the token before it.
   """
   width, size1 = r.shape
+  # The last token is projected by R; the one before it is in S1 already.
   query = np.zeros((len(head.q), len(content)))
   query[:width, :size1] = r
   query[s1[: len(s2)], np.arange(size1, len(content))] = 1

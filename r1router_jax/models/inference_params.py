@@ -32,6 +32,7 @@ def to_inference_params(
       array each time it runs the layer, which takes longer than to use them,
       and is slow on narrow kernels.
   """
+  # Products read weights in this dtype; a cast per token would cost more.
   params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
   if not unrolled:
     return params

@@ -37,6 +37,7 @@ def _project_forward(x, w):
 def _project_backward(saved, g):
   x, w = saved
   flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+  # dw = x^T g; the smaller of D and F is on the left.
   sum_over_rows = (((0,), (0,)), ((), ()))
   if w.shape[0] <= w.shape[1]:
     dw = jax.lax.dot_general(flat_x, flat_g, sum_over_rows)
@@ -78,6 +79,8 @@ def matmul_few_rows(
       w, rows, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
     ).T
 
+  # One row, other dtypes and other backends take the matrix product, which is
+  # at least as fast there.
   if 1 < len(rows) <= MAX_FEW_ROWS and x.dtype == w.dtype == jnp.float32:
     y = jax.lax.platform_dependent(
       rows, w, cpu=sum_products, default=matrix_product
@@ -96,6 +99,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Normalise the last axis; the result has the dtype of `x`."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    # The mean of squares of 16-bit numbers would lose most of its digits.
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
     return (y * scale).astype(x.dtype)
@@ -131,6 +135,8 @@ class Linear(nn.Module):
     if self.bias:
       bias = self.param("b", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(x.dtype)
+    # The adapter's product a b is never added to w here: that would cost a copy
+    # of w in each pass.
     if self.has_variable("params", "lora_a"):
       a = self.get_variable("params", "lora_a").astype(x.dtype)
       b = self.get_variable("params", "lora_b").astype(x.dtype)
@@ -200,8 +206,10 @@ def mrope_angles(
   axis = jnp.repeat(
     jnp.arange(3), jnp.array(section), total_repeat_length=frequencies
   )
+  # Slowest last: rate_j = theta^(-j / F).
   rate = theta ** (-jnp.arange(frequencies) / frequencies)
   if scaling is not None:
+    # Number of turns within the original context.
     turns = scaling.original * rate / (2 * math.pi)
     fast = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
     rate = rate * (fast + (1 - fast) / scaling.factor)

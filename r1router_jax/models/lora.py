@@ -33,6 +33,7 @@ def add_adapters(
     ValueError: if no linear layer matches.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
+  # Sorted, so that each layer's key does not depend on the order of the tree.
   layers = sorted(
     path.removesuffix("/w") for path in flat if path.endswith("/w")
   )
@@ -46,6 +47,8 @@ def add_adapters(
   for layer, layer_key in zip(chosen, keys, strict=True):
     w = flat[layer + "/w"]
     *stack, d, f = w.shape
+    # b is 0, so new adapters change nothing; a is not, or nothing would be
+    # learnt.
     a = jax.random.normal(layer_key, (*stack, d, rank), w.dtype)
     flat[layer + "/lora_a"] = a * (alpha / rank * d**-0.5)
     flat[layer + "/lora_b"] = jnp.zeros((*stack, rank, f), w.dtype)
@@ -57,6 +60,7 @@ def merge_adapters(params: dict) -> dict:
   flat = traverse_util.flatten_dict(params, sep="/")
   for path in [p for p in flat if p.endswith("/lora_a")]:
     layer = path.removesuffix("/lora_a")
+    # Stacked layers merge at once: [layers, D, R] @ [layers, R, F].
     a, b = flat.pop(layer + "/lora_a"), flat.pop(layer + "/lora_b")
     flat[layer + "/w"] = flat[layer + "/w"] + a @ b
   return traverse_util.unflatten_dict(flat, sep="/")

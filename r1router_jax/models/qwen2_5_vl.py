@@ -199,6 +199,7 @@ def empty_prompt_batch(
     windows: W, number of windows that each image has room for.
     vision: the vision tower, or None.
   """
+  # Without a vision tower there are no images, but arrays still need a shape.
   v = vision or VisionConfig()
   slots = (v.window // v.patch) ** 2
   patch_values = 3 * v.temporal * v.patch**2
@@ -295,6 +296,7 @@ class VisionBlock(nn.Module):
     c = self.config
     images, windows = x.shape[:2]
     h = RMSNorm(name="ln1")(x)
+    # One product for queries, keys and values, as in published weights.
     qkv = Linear(3 * c.hidden, True, name="qkv")(h)
     q, k, v = einops.rearrange(
       qkv, "I W S (three N H) -> three I W S N H", three=3, N=c.heads
@@ -317,6 +319,8 @@ class VisionBlock(nn.Module):
     attend_image = functools.partial(attend, images, self.kernel)
     # Windows are short: scores of 64 x 64 need no fused kernel.
     attend_windows = functools.partial(attend, images * windows, "xla")
+    # Both kinds of block have the same parameters and shapes, and only the one
+    # that is needed runs.
     out = jax.lax.cond(full, attend_image, attend_windows, q, k, v)
     x = x + Linear(c.hidden, True, name="o")(out)
     return x + SwiGLU(c.mlp, True, name="mlp")(RMSNorm(name="ln2")(x)), None
@@ -351,6 +355,7 @@ class Vision(nn.Module):
     angles = prompt.patch_position[..., None].astype(jnp.float32) * rate
     angles = einops.rearrange(angles, "I W S two F -> I W S (two F)")
 
+    # A scan runs one program for all blocks: which kind each is, is data.
     full = np.isin(np.arange(c.layers), c.full_blocks)
     blocks = _scan_layers(
       VisionBlock, c.layers, (0, nn.broadcast, nn.broadcast), self.compute
@@ -426,6 +431,7 @@ class DecoderLayer(nn.Module):
     # Keys are cached rotated, at positions that never change.
     q, k = layers_lib.apply_rope(q, angles), layers_lib.apply_rope(k, angles)
     new = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))  # [N, K, T, H]
+    # Decoding: the new keys go into the ring, and all of it is attended to.
     if own is not None:
       new = Cache(
         *(
@@ -440,6 +446,7 @@ class DecoderLayer(nn.Module):
     )
     out = einops.rearrange(out, "N T Q H -> N T (Q H)")
     x = x + Linear(c.hidden, False, output_scale, name="o")(out)
+    # Pre-norm: the residual stream itself is never normed.
     h = RMSNorm(c.eps, name="ln2")(x)
     return x + SwiGLU(c.mlp, False, output_scale, name="mlp")(h), new
 
@@ -520,6 +527,7 @@ class QwenVL(nn.Module):
   def prefill(self, prompt: PromptBatch) -> PromptCache:
     """Run the prompts."""
     x, cache = self._run_prompts(prompt, prompt.mask[:, None])
+    # Prompts are right-padded: the last real token differs from row to row.
     last = jnp.sum(prompt.mask, 1) - 1
     last = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
     return PromptCache(
@@ -542,6 +550,7 @@ class QwenVL(nn.Module):
 
   def _run_prompts(self, prompt, mask, segments=None):
     """Run all layers; image tokens replace their placeholders."""
+    # Placeholders have an embedding as well, which images overwrite.
     x = self.embed_tokens(prompt.tokens)
     if len(prompt.patches):  # A batch without images skips the tower.
       # [I, M, D] -> [B, I / B M, D]: the images of a prompt side by side.
@@ -549,7 +558,10 @@ class QwenVL(nn.Module):
       index = prompt.image_token[..., None]
       tokens = jnp.take_along_axis(images, jnp.maximum(index, 0), 1)
       x = jnp.where(index >= 0, tokens.astype(x.dtype), x)
+    # Causal within each row; images attend causally too, as in the original.
     mask &= jnp.tril(jnp.ones((x.shape[1],) * 2, bool))
+    # [B, 3, L] -> [3, B, L]: batches have the batch axis first, angles want the
+    # three kinds of positions first.
     angles = self._rope_angles(jnp.moveaxis(prompt.positions, 1, 0))
     return self._run_layers(
       x, None, None, angles, mask, None, None, None, segments
@@ -570,7 +582,9 @@ class QwenVL(nn.Module):
       jnp.tril(jnp.ones((tokens - 1, tokens - 1), bool)),
       (len(rows), tokens - 1, tokens - 1),
     )
+    # No cache: all tokens of a response are known.
     x, _ = self._run_responses(prefix, rows, offset, None, mask)
+    # Members of a group share the state before their first token.
     first = jnp.repeat(prefix.last_state, members, axis=0)[:, None]
     x = jnp.concatenate([first.astype(x.dtype), x], 1)
     return x.reshape(groups, members, tokens, -1)
@@ -640,6 +654,7 @@ class QwenVL(nn.Module):
     """Run all layers; caches are stacked over layers, or a tuple of them."""
     if not self.unrolled:
       return self.layers(x, (prompt, own), *rest)
+    # Unrolled: each layer is called with its own slice of the caches.
     none, caches = (None,) * len(self.layers), []
     for layer, *old in zip(
       self.layers, prompt or none, own or none, strict=True
@@ -661,8 +676,7 @@ def _scan_layers(
   """Repeat a layer: its parameters get a leading axis of `length`."""
   if compute.remat not in REMAT:
     raise ValueError(
-      f"compute.remat is {compute.remat!r}: take one "
-      f"of {', '.join(REMAT)}."
+      f"compute.remat is {compute.remat!r}: take one of {', '.join(REMAT)}."
     )
   # Within a scan XLA cannot merge the recomputation with the forward pass, so
   # the barriers of prevent_cse would only cost time.
@@ -683,6 +697,8 @@ def empty_cache(
 
   They are stacked over layers or, unrolled, a tuple.
   """
+  # Room for all tokens from the start: a cache that grows would compile anew at
+  # each step.
   shape = rows, config.kv_heads, room, config.head_size
 
   def zeros(*lead):

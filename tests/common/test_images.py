@@ -24,6 +24,7 @@ def png_chunk(kind, data):
 
 
 def make_png(width, height, raw=b"", extra=b"", depth=8, colour=2):
+  # Width and height may be anything: the decoder believes the header.
   header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
   return (
     b"\x89PNG\r\n\x1a\n"
@@ -83,6 +84,7 @@ def test_bad_files_raise_bad_image(tmp_path, name):
 
 
 def test_odd_files_do_not_hang_or_fill_memory(tmp_path):
+  # Opening a pipe blocks, and a sparse file of 3 GiB would fill memory.
   os.mkfifo(tmp_path / "pipe")
   (tmp_path / "folder").mkdir()
   (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -117,6 +119,7 @@ def test_odd_files_do_not_hang_or_fill_memory(tmp_path):
   ],
 )
 def test_untrusted_names_cannot_leave_their_folder(tmp_path, name):
+  # The target exists, so only the name can be refused.
   root = tmp_path / "root"
   root.mkdir()
   (tmp_path / "x.png").write_bytes(PNG)
@@ -135,6 +138,7 @@ def good_files():
   """Return, by name, the bytes, the size and, if it is one, the colour."""
   exif = Image.Exif()
   exif[0x0112] = 6  # The tag of orientation: turned by a quarter.
+  # An Exif block that cannot be parsed.
   garbage = b"\xff\xe1" + struct.pack(">H", 60) + b"Exif\0\0" + bytes(range(52))
   frames = [Image.new("RGB", (48, 64), (9, i, 0)) for i in range(3)]
   grey16 = Image.fromarray(np.full((64, 48), 40_000, np.uint16))

@@ -33,7 +33,8 @@ HOT = SamplingParams(3.0)
 def make_prompts():
   rng = np.random.default_rng(0)
   return [
-    tiny_policy.random_prompt(rng, CONFIG, size) for size in rng.integers(3, 9, COUNT)
+    tiny_policy.random_prompt(rng, CONFIG, size)
+    for size in rng.integers(3, 9, COUNT)
   ]
 
 
@@ -138,6 +139,7 @@ def assert_same_responses(got, wanted):
 )
 def test_responses_are_those_of_each_prompt_alone(each_alone, rows, shards):
   mesh = make_mesh(shards)
+  # Another order puts each prompt into another slot, next to other prompts.
   forwards = range(COUNT)
   got = sample_in_order(forwards, rows=rows, mesh=mesh)
   assert_same_responses(got, each_alone)

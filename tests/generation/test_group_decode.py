@@ -28,7 +28,9 @@ MANY = 1000
 def make_prompts(count):
   rng = np.random.default_rng(0)
   sizes = (4, 7, 3, 5, 8, 4, 6, 3)
-  return [tiny_policy.random_prompt(rng, CONFIG, size) for size in sizes[:count]]
+  return [
+    tiny_policy.random_prompt(rng, CONFIG, size) for size in sizes[:count]
+  ]
 
 
 def sample_groups(
@@ -72,6 +74,8 @@ def exact_logits(batch, response):
   )
 
 
+# References are written without JAX, so that they share no mistake with what
+# they test.
 def softmax(x):
   x = np.exp(x - x.max(-1, keepdims=True))
   return x / x.sum(-1, keepdims=True)
@@ -88,6 +92,7 @@ def test_tokens_come_from_the_softmax():
   batch = make_prompts(2)
   sampled = sample_groups(batch, MANY).tokens
   for row in range(2):
+    # Counts of each first token, against its probability.
     first = np.bincount(sampled[row, :, 0], minlength=CONFIG.vocab)
     common = np.where(np.arange(CONFIG.vocab) == END, 0, first).argmax()
     response = np.full((2, 1, TOKENS), common, np.int32)
@@ -103,6 +108,7 @@ def test_tokens_come_from_the_softmax():
 
 def test_members_and_prompts_are_sampled_independently():
   sampled = sample_groups([make_prompts(1)[0]] * 2, MANY).tokens
+  # Few responses repeat, and equal prompts of another id have others.
   assert len({tuple(t) for t in sampled[0]}) > MANY // 2
   assert (sampled[0] != sampled[1]).any(-1).mean() > 0.5
 
@@ -119,6 +125,7 @@ def test_temperature_0_takes_the_likeliest():
     np.testing.assert_allclose(
       sampled.logp[:, 0, t], np.where(sampled.mask[:, 0, t], logp, 0), atol=1e-4
     )
+  # All members are equal; the slow response goes on after its end token.
   until = sampled.mask[:, :1]
   np.testing.assert_array_equal(sampled.tokens[:, :1][until], response[until])
   assert (sampled.tokens == sampled.tokens[:, :1]).all()
@@ -166,6 +173,7 @@ def test_eight_devices_sample_what_one_samples(eight_groups):
 
 def test_nothing_follows_the_end_token():
   sampled = sample_groups(make_prompts(2), MANY)
+  # Responses that end early have to be among them.
   ended = 0
   for tokens, logp, mask in zip(
     *(a.reshape(-1, TOKENS) for a in sampled[:3]), strict=True
@@ -275,6 +283,7 @@ def find_stop(tokens):
 
 def test_a_stop_string_ends_a_response_and_is_kept():
   """Token 7, or token 9 right after an 8, completes it."""
+  # State 1: an 8 came last; state 2: complete.
   stops = np.zeros((3, CONFIG.vocab), np.int16)
   stops[0, 8] = stops[1, 8] = 1
   stops[:, 7] = stops[1, 9] = stops[2] = 2
@@ -307,6 +316,7 @@ def test_returned_logp_is_that_of_a_second_pass(temperature):
   """The loss recomputes it; forbidden ids are left out of the sum in both."""
   allowed = np.arange(CONFIG.vocab) != 5
   sampled = sample_groups(make_prompts(2), MANY, temperature, allowed)
+  # Five members suffice for the second pass.
   sampled = jax.tree.map(lambda a: a[:, :5], sampled)
   prompt = tiny_policy.collate(CONFIG, make_prompts(2), length=8)
   apply = functools.partial(MODEL.apply, {"params": tiny_policy.params(CONFIG)})

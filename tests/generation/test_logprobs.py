@@ -11,6 +11,7 @@ from r1router_jax.generation import logprobs
 def naive_token_logp(states, targets, vocabulary, allowed):
   logits = jnp.where(allowed, states @ vocabulary.T, -jnp.inf)
   logp = jax.nn.log_softmax(logits)
+  # 0 times -inf would be NaN, in the gradient too.
   finite = jnp.where(allowed, logp, 0)
   return (
     jnp.take_along_axis(logp, targets[..., None], -1)[..., 0],
@@ -27,6 +28,7 @@ def test_token_logp_is_log_softmax(shape, monkeypatch):
   vocabulary = jnp.asarray(rng.normal(size=(9, 6)), jnp.float32)
   allowed = jnp.arange(9) != 4
   targets = jnp.asarray(rng.choice([0, 3, 8], shape))
+  # Random weights give each token another gradient.
   weights = jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)
 
   def values_and_gradients(function):

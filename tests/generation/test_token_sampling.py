@@ -31,6 +31,7 @@ def test_rounding_samples_no_id_of_weight_0():
   rng = np.random.default_rng(0)
   weights = np.exp(3 * rng.normal(size=(64, 4096))).astype(np.float32)
   weights[:, 1000:1100] = weights[:, 4000:] = 0
+  # The sum by XLA, with its rounding.
   total = np.asarray(jnp.cumsum(jnp.asarray(weights), -1))
   sample = jax.jit(sample_inverse_cdf)
   for at in (*range(999, 1100, 3), 3998, 3999, 4000, 4094):

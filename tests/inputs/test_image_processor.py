@@ -14,6 +14,7 @@ from r1router_jax.inputs import image_processor
 )
 def test_longest_side_is_a_tight_bound(factor, least, most):
   """Against many sizes, the thinnest among them."""
+  # Half of the images are as thin as allowed, where the bound is reached.
   rng, longest = np.random.default_rng(0), {}
   for ratio in [*np.exp(rng.uniform(0, np.log(200), 3000)), *[200] * 3000]:
     short = int(np.exp(rng.uniform(0, 8)))
@@ -52,6 +53,7 @@ def test_patches_equal_transformers_bit_for_bit(size):
     image_processing_pil_qwen2_vl as oracle,
   )
 
+  # The limits of the published processor.
   limits = dict(min_pixels=3136, max_pixels=1_003_520)
   image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
   wanted = oracle.Qwen2VLImageProcessorPil(**limits)(

@@ -148,6 +148,7 @@ def test_rows_are_split_over_shards_in_order():
   assert packed.tokens.shape == (4, 2, 8)
   assert packed.positions.shape == (4, 2, 3, 8)
   assert packed.patches.shape[1] == 0  # No image: no room for one.
+  # Three rows are left over, and repeat the first prompt.
   rows = packed.tokens.reshape(8, 8)
   for row, encoded in enumerate([*batch, *[batch[0]] * 3]):
     np.testing.assert_array_equal(rows[row, : len(encoded.ids)], encoded.ids)
@@ -170,6 +171,7 @@ def test_windows_come_in_powers_of_two():
     ).gather.shape
     for grid in ((4, 4), (4, 12), (6, 6), (8, 8))
   }
+  # 1, 3 -> 4, 4 and 4 windows of 4 x 4 patches.
   assert shapes == {(1, 1, 16), (1, 4, 16)}
 
 
@@ -188,6 +190,7 @@ def test_an_image_file_becomes_placeholders_and_patches(tmp_path):
   )
   reader = tiny_policy.processor(lengths=(40,))
   encoded = reader.encode(conversation)
+  # The limits of the tiny policy: blocks of 8 pixels, 64 to 4096 in all.
   height, width = image_processor.smart_resize(21, 50, 8, 64, 4096)
   (image,) = encoded.images
   assert image.grid == (height // 4, width // 4)
@@ -226,6 +229,7 @@ def test_a_passage_whose_image_cannot_be_read_goes_without(tmp_path):
     return Conversation("answer", "<|answer|>", tuple(segments))
 
   reader = tiny_policy.processor(lengths=(60,))
+  # Two of three images are missing; all three passages stay.
   found = reader.encode(show_passages(bad, good, bad + "2"))
   wanted = reader.encode(show_passages("", good, ""))
   assert found.ids == wanted.ids and len(found.images) == 1

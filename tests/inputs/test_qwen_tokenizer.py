@@ -60,6 +60,7 @@ def find_merge(text, known):
   """Return the two parts that `text` is joined from, or None."""
   parts, limit = [text[i : i + 1] for i in range(len(text))], known[text]
   while len(parts) > 2:
+    # Ranks of all neighbours' joins; those that are no token come last.
     joined = [
       known.get(a + b, limit) for a, b in zip(parts, parts[1:], strict=False)
     ]
@@ -84,6 +85,7 @@ def tokenizer_path(tmp_path_factory):
 
   order = sorted(known, key=known.get)
   merges = [find_merge(text, known) for text in order if len(text) > 1]
+  # As transformers converts a slow tokenizer, without its Python class.
   coder = tokenizers.Tokenizer(
     tokenizers.models.BPE(
       vocab={spell(text): known[text] for text in order},
@@ -151,6 +153,8 @@ def test_a_prompt_of_published_ids(tokenizer_path):
     100,
     PassageTokens(),
   ).ids
+  # <|im_start|>system\n...<|im_end|>\n, and so on, from the published
+  # tokenizer.
   system = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198]
   user = [151644, 872, 198, 6023, 151652, 151655, 151655, 151653, 151645, 198]
   assert ids == [*system, *user, 151644, 77091, 198]

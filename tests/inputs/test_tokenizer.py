@@ -78,6 +78,8 @@ def count_control_tokens(ids):
   return collections.Counter(i for i in ids if i in known)
 
 
+# Prompts come from the real templates: their own control tokens are part of
+# what is counted.
 def answer_prompt(question, *texts, style):
   passages = [Passage(str(n), "text", text) for n, text in enumerate(texts)]
   return prompts.answer_conversation(question, passages, "", style=style)
@@ -161,6 +163,7 @@ def test_a_reply_prefix_follows_the_prompt(style):
   ids, tokenizer = encode_prompt(begun, style), tiny_policy.tokenizer(style)
   plain_ids = encode_prompt(plain, style)
   assert ids[: len(plain_ids)] == plain_ids
+  # The question's <|im_end|> is text, not a control token.
   rest = ids[len(plain_ids) :]
   assert tokenizer.decode(rest).replace(" ", "") == (
     "<search>x<|im_end|>" + "c" * 50
@@ -186,6 +189,7 @@ def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
     alone = dataclasses.replace(conversation, system="", user=user)
     return encode_prompt(alone, style)
 
+  # A prompt's frame is what it has without any segment.
   frame = len(encode_alone())
   sizes = [len(encode_alone(s)) - frame for s in conversation.user]
   first, last = (
@@ -384,6 +388,7 @@ def test_allowed_mask_forbids_padding_and_placeholders():
   tokenizer = tiny_policy.tokenizer()
   allowed = tokenizer.allowed_mask(tokenizer.vocab_size + 7)
   assert allowed.shape == (tokenizer.vocab_size + 7,)
+  # Rows beyond the tokenizer's ids are padding of the embedding.
   forbidden = {i for i in range(len(allowed)) if not allowed[i]}
   assert forbidden == {
     *range(tokenizer.vocab_size, tokenizer.vocab_size + 7),
@@ -402,6 +407,7 @@ def test_whole_word_ids_are_words():
 
 
 def test_a_tokenizer_of_another_policy_is_refused(tmp_path):
+  # A tokenizer without any special token.
   plain = tokenizers.Tokenizer(tokenizers.models.BPE())
   plain.save(str(tmp_path / "tokenizer.json"))
   with pytest.raises(ValueError, match=r"lacks the tokens.*<\|im_end\|>"):

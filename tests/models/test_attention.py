@@ -71,7 +71,10 @@ def dense_attention(q, own, prompt, prompt_mask):
 @pytest.mark.slow
 def test_splash_group_attention_has_dense_values_and_gradients(two_groups):
   *inputs, prompt_mask = two_groups
+  # Random weights give each output another gradient.
   weights = random_normal(np.random.default_rng(1), *inputs[0].shape)
+  # The splash kernel has a backward pass of its own, so gradients are compared
+  # as well as values.
   splash = functools.partial(attention.fused_group_attention, kernel="splash")
 
   def value_and_grad(function):

@@ -55,6 +55,7 @@ def continued_fraction(params, seed=0):
   states = jax.jit(
     lambda params: model.apply({"params": params}, prompt, jnp.asarray(twice))
   )(params)
+  # Logits by the tied embedding.
   guess = np.asarray(states @ params["embed"].T).argmax(-1)
   again = slice(LENGTH + 2, None)  # After two tokens that stood before.
   return np.mean((guess == twice)[..., again])

@@ -156,6 +156,8 @@ def torch_logits(model, encoded, response):
   return out[len(encoded.ids) - 1 : -1]
 
 
+# Prompts of a batch: numbers of text tokens, then the grids of their images;
+# (0, 0) is no image.
 ROWS = {
   "text": [(9, (0, 0)), (4, (0, 0)), (1, (0, 0))],
   "strips": [(7, (2, 14)), (3, (10, 2))],
@@ -214,6 +216,7 @@ def test_gradients_are_those_of_torch(exported_model, rows, tmp_path):
     {name: x.grad.clone() for name, x in model.named_parameters()},
     tmp_path / "g.safetensors",
   )
+  # Gradients have the names of weights: the importer reads them too.
   wanted = hf_checkpoint.load_params(tmp_path / "g.safetensors", config)
   for (path, ours), theirs in zip(
     jax.tree_util.tree_leaves_with_path(got),
@@ -267,6 +270,7 @@ def test_greedy_responses_are_those_of_transformers(exported_model, unrolled):
     max_tokens=10,
   )
   for row, encoded in enumerate(batch):
+    # transformers keeps the offset of the last prompt in the model.
     model.model.rope_deltas = None
     with torch.no_grad():
       wanted = model.generate(
@@ -319,6 +323,7 @@ def test_later_tokens_do_not_change_a_state(mixed_rows):
   batch, response = mixed_rows
   states = compute_states(CONFIG, batch, response)
   changed = response.copy()
+  # States 0 to 4 predict tokens 0 to 4, from tokens before those.
   changed[..., 4:] = 0
   np.testing.assert_allclose(
     compute_states(CONFIG, batch, changed)[..., :5, :],
@@ -389,6 +394,7 @@ def test_bfloat16_is_near_float32(mixed_rows):
   params = {"params": tiny_policy.params(CONFIG)}
   prompt = tiny_policy.collate(CONFIG, batch)
   states16 = jax.jit(model.apply)(params, prompt, response)
+  # Parameters stay in float32, but products are in 16 bits.
   embedding16 = model.apply(params, method="output_embedding")
   assert states16.dtype == embedding16.dtype == jnp.bfloat16
 
@@ -446,6 +452,7 @@ def test_window_plan_by_hand(grid):
   h, w = grid
   side, blocks = vision.window // vision.patch, w // 2
   plan = qwen2_5_vl.plan_windows(h, w, vision, windows=16, tokens=64)
+  # Every patch stands in exactly one slot.
   assert sorted(plan.gather[plan.valid]) == list(range(h * w))
   windows_across = -(-w // side)
   for patch in range(h * w):

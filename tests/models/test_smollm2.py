@@ -80,6 +80,7 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
   packed = jax.tree.map(
     lambda x: jnp.asarray(x[0]), processor.collate(prompts, 1, len(prompts))
   )
+  # The checkpoint's default is bfloat16, where ties would differ.
   compute = dataclasses.replace(settings.compute, dtype="float32")
   drawn = group_decode.sample(
     qwen2_5_vl.QwenVL(settings.model, compute, unrolled=True),
