@@ -160,12 +160,14 @@ class DiskWatcher:
     self._thread.join()
 
   def _watch_folder(self) -> None:
+    # Listing the folder takes time itself, so not more often.
     while not self._done.wait(1):
       self.bytes = max(self.bytes, folder_bytes(self._folder))
 
 
 def build_and_measure(source: str, folder: pathlib.Path) -> None:
   """Build a knowledge base; print what was announced, and what it took."""
+  # A real embedder would take hours for a million rows.
   registry.EMBEDDERS["minilm"] = lambda weights: HashEmbedder()
   # The build's own functions tell what it announces and when its phases are.
   estimates, costs = {}, {"seconds": {}}
@@ -182,6 +184,7 @@ def build_and_measure(source: str, folder: pathlib.Path) -> None:
   with DiskWatcher(folder) as disk:
     build_kb.build(build_kb.KbSpec(str(folder), "text", source))
 
+  # The estimates do not include the passages, which the build logs with them.
   passages = (folder / "passages.jsonl").stat().st_size
   trial = estimates["measure_embedding"]
   final_disk, peak_disk = estimates["estimate_disk_bytes"]
@@ -230,6 +233,7 @@ def kill_when(process: subprocess.Popen, is_ready: Callable[[], bool]) -> None:
   Raises:
     RuntimeError: if the process ends before.
   """
+  # Often, so that the process does not get much further than wanted.
   while not is_ready():
     if process.poll() is not None:
       raise RuntimeError("The build ended before it could be killed.")

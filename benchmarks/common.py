@@ -95,6 +95,7 @@ def run_engine(script: str, case: dict) -> dict:
 def count_layer_weights(case: dict) -> int:
   """Return how many numbers the matrices of one layer hold."""
   d, kv = case["hidden"], case["kv_heads"] * case["head_size"]
+  # Queries and output, keys and values, and the three matrices of the MLP.
   return d * (2 * d + 2 * kv) + 3 * d * case["mlp"]
 
 

@@ -56,6 +56,7 @@ def time_trainer(
 
 def print_measurement(measure: Callable[[dict], dict[str, float]]) -> None:
   """Measure the case on the command line, and print what it took."""
+  # Listen before anything is compiled.
   compiles = _record_compiles()
   found = measure(json.loads(sys.argv[1]))
   peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -67,6 +68,7 @@ def best_seconds(function: Callable[[], None]) -> float:
   function()
   times = []
   for _ in range(REPEATS):
+    # A collection must not fall into the call.
     gc.collect()
     start = time.perf_counter()
     function()
@@ -98,6 +100,7 @@ def _record_compiles() -> list[str]:
   It stays empty in an environment without JAX.
   """
   events = []
+  # PyTorch's environment has no JAX.
   try:
     import jax
   except ImportError:

@@ -40,6 +40,7 @@ def make_prompts(case: dict, indices: np.ndarray) -> qwen2_5_vl.PromptBatch:
   """Return the random prompts of these indices, without padding."""
   length = case["prompt"]
   prompts = qwen2_5_vl.empty_prompt_batch(indices.size, length, 0, 0, None)
+  # A seed for each prompt, so that a prompt is the same in every batch.
   prompts.tokens[:] = [
     np.random.default_rng(i).integers(10, case["vocab"], length)
     for i in indices.reshape(-1)
@@ -67,6 +68,7 @@ def make_sampler(
 
   No response ends early, so that all engines sample equally many tokens.
   """
+  # One device: the other engines have no more.
   device = jax.sharding.Mesh(np.array(jax.devices()[:1]), (mesh.DATA,))
   # No token has the id -1, which would end a response.
   constraints = group_decode.DecodeConstraints(
@@ -74,6 +76,7 @@ def make_sampler(
   )
   model = make_model(case).clone(unrolled=True)
 
+  # Adds the axis of data shards.
   def collate(indices):
     return jax.tree.map(lambda x: x[None], make_prompts(case, indices))
 
@@ -101,6 +104,7 @@ def make_sampler(
 def make_generate(case: dict) -> Callable[[int], None]:
   """Return a function that greedily samples a number of tokens."""
   num_prompts, group_size = case["prompts"], case["group"]
+  # Groups of one response share nothing.
   if not case["shared"]:
     num_prompts, group_size = num_prompts * group_size, 1
 

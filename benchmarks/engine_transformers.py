@@ -35,6 +35,7 @@ def generate(
   **sampling: object,
 ) -> torch.Tensor:
   """Return prompts and responses of exactly `new` tokens each."""
+  # Without an end token, all responses have the same length.
   with torch.no_grad():
     sequences = model.generate(
       ids,

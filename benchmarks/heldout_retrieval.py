@@ -33,6 +33,7 @@ def load_corpus(
   corpus, read_texts = {}, {}
   for row in r1_router_rows.load_rows(reference, ""):
     for step in row.steps:
+      # A step may have searched several kinds.
       passages = [p for p in step.passages if p.kb == kind]
       if passages:
         texts = [p.text for p in passages]
@@ -51,6 +52,7 @@ def measure_search(
     _, rows = stack.search([Query(sub_question)], len(texts))
     best = [stack.passages[row].text for row in rows[0] if row >= 0]
     found.append(len(texts.intersection(best)) / len(texts))
+    # Whatever the rank that R1-Router gave it.
     first.append(best[0] in texts)
     chance.append(len(texts) / len(stack.passages))
   values = dict(found=found, first=first, chance=chance)
@@ -71,6 +73,7 @@ def main() -> None:
     if not corpus:
       continue
     dense = local_kb.SearchStack(corpus, embed, exact.ExactIndex(embed(corpus)))
+    # Both searches share the vectors.
     words = bm25.Bm25Index.from_texts(p.text for p in corpus)
     hybrid = dense._replace(bm25_index=words)
     for way, stack in (("dense", dense), ("hybrid", hybrid)):

@@ -42,7 +42,8 @@ def multiply_rows(x, w):
 
 def multiply_sum(x, w):
   """Multiply by w [out, in] element by element, and sum."""
-  # The barriers keep XLA from fusing it with what is around.
+  # Without the barriers XLA fuses neighbouring operations into the loop, and
+  # repeats them for each output.
   x = jax.lax.optimization_barrier(x)
   product = jnp.sum(w.astype(jnp.float32) * x[:, None], -1)
   return jax.lax.optimization_barrier(product)
@@ -73,6 +74,7 @@ PRODUCTS = dict(
 
 def apply_mlp(product, x, w):
   """Apply one gated MLP with its residual connection."""
+  # Gate and input projection are joined into one matrix, read in one go.
   h = product(x, w[0])
   return x + product(jax.nn.silu(h[:, :MLP]) * h[:, MLP:], w[1])
 
@@ -102,6 +104,7 @@ def run_scanned(product, x, weights):
 
 def best_seconds(function: Callable, *args) -> float:
   """Return the least seconds of one pass through all layers."""
+  # The first call compiles.
   jax.block_until_ready(function(*args))
   times = []
   for _ in range(5):
@@ -115,6 +118,7 @@ def print_speeds(
   name: str, run: Callable, product: Callable, weights, gigabytes: float
 ) -> None:
   """Print a line of GB per second, one for each number of rows."""
+  # Random rows: XLA has a shortcut for rows that are all equal.
   rng = np.random.default_rng(0)
   speeds = []
   for rows in ROWS:
@@ -131,6 +135,7 @@ def main() -> None:
   parser.add_argument("--layers", type=int, default=8)
   args = parser.parse_args()
 
+  # More weights than caches hold, as in decoding.
   rng = np.random.default_rng(0)
   shapes = (2 * MLP, HIDDEN), (HIDDEN, MLP)
   layers = [

@@ -83,6 +83,7 @@ class EventLog:
 
 def request_numbers(stage: int) -> range:
   """Return the numbers of the requests that a stage answers, if any."""
+  # The last stage asks for final answers.
   if stage == STAGES - 1:
     final = REQUESTS_PER_ROUND * MAX_HOPS
     return range(final, final + ANSWER_TRIES)
@@ -116,6 +117,7 @@ def run_stage(args: argparse.Namespace) -> None:
     make_retrieve(args, log),
     router.RolloutOptions(max_steps=MAX_HOPS, sampling=GREEDY),
   ).run()
+  # Run until the loop needs an event of a later stage, or ends.
   try:
     request = next(loop)
     while True:
@@ -142,7 +144,7 @@ def make_retrieve(
         tuple(Passage(**fields) for fields in passages)
         for passages in event["passages"]
       ]
-    # A stage searches once.
+    # A stage searches once, so a second search belongs to a later one.
     if not searches or log.new:
       raise StageEnd
     found = search(requests)
@@ -157,6 +159,7 @@ def make_responder(
   args: argparse.Namespace, log: EventLog, unloaded: policy.Policy
 ) -> Callable[[GenerationRequest], list[list[Response]]]:
   """Return the function that answers the requests of a stage."""
+  # The keys of eval with seed 0.
   keys = router.request_keys(jax.random.key(0), MAX_HOPS)
   # Loaded when it is first needed.
   load_policy = functools.cache(lambda: policy.load(POLICY))
@@ -196,6 +199,7 @@ def load_transformers(
   model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
     config.WARM_START
   ).eval()
+  # The tokens that our sampler never draws.
   never_sampled = np.flatnonzero(~unloaded.allowed_tokens).tolist()
   tokenizer = unloaded.processor.tokenizer
 
@@ -222,6 +226,7 @@ def load_transformers(
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
       )
+    # Without the prompt.
     tokens = out[0, ids.shape[1] :].numpy()
     return Response(tokenizer.decode(tokens), tokens, np.zeros(len(tokens)))
 
@@ -287,6 +292,7 @@ def run_in_stages(
 
 def compare_ways(args: argparse.Namespace, folder: pathlib.Path) -> None:
   """Run each way, and print a line for it."""
+  # One process is what the others are compared with.
   one_process = run_in_one_process(args, folder / "one_process")
   expected = read_trajectories(folder / "one_process")
 

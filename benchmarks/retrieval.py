@@ -91,6 +91,7 @@ class FaissIndex:
     """Implement `System.search`."""
     # Its threads cost a single query more than they save.
     faiss.omp_set_num_threads(1 if len(queries) == 1 else os.cpu_count())
+    # An index without lists takes no parameters.
     if not breadth:
       return self._index.search(queries, K)[1]
     params = faiss.IndexRefineSearchParameters(
@@ -156,6 +157,7 @@ def widen_vectors(vectors: np.ndarray, width: int) -> np.ndarray:
   """Apply a fixed random layer to vectors; neighbours remain neighbours."""
   if width == vectors.shape[1]:
     return vectors
+  # The same layer for rows and queries.
   weights = np.random.default_rng(7).normal(size=(vectors.shape[1], width))
   wide = np.tanh(vectors @ weights.astype(np.float32))
   return wide / np.linalg.norm(wide, axis=1, keepdims=True)
@@ -184,6 +186,7 @@ def time_search(
   system: System, queries: np.ndarray, breadth: int, batch_size: int
 ) -> tuple[float, float]:
   """Return queries per second, and per second of all threads' time."""
+  # Single queries take long, so there are fewer.  Batches are full.
   count = len(queries) if batch_size > 1 else SINGLE_QUERIES
   count -= count % batch_size
   wall, cpu = time.perf_counter(), time.process_time()
@@ -236,9 +239,11 @@ def compare_systems(vectors: np.ndarray, queries: np.ndarray) -> None:
     "ours": build_ours(vectors, queries),
     "flat": FaissIndex(vectors, "Flat"),
   }
+  # Codes of two sizes; the faster one at each recall counts.
   for codes in (width // 2, width // 4):
     kind = f"IVF{lists},PQ{codes}x4fs,RFlat"
     systems[f"ivfpq{codes}"] = FaissIndex(vectors, kind)
+  # Exact search tells which rows are the nearest.
   wanted = systems["flat"].search(queries, 0)
   for target in RECALLS:
     # Exact search has no breadth.

@@ -36,6 +36,7 @@ ENGINES = {
 
 def count_work(case: dict) -> tuple[float, float]:
   """Return the prefill's GFLOP, and the GB that one decoded token reads."""
+  # Each product takes two operations: it is added to a sum.
   d, kv = case["hidden"], case["kv_heads"] * case["head_size"]
   layer, head = common.count_layer_weights(case), case["vocab"] * d
   p, g = case["prompt"], case["group"]
@@ -44,6 +45,7 @@ def count_work(case: dict) -> tuple[float, float]:
   flops = case["layers"] * (2 * layer * p + attention) + 2 * head
   # Keys and values of the prompt, and on average of half of each response.
   cache = 2 * kv * (p + g * case["new"] / 2) * case["layers"]
+  # Float32 has four bytes.
   return flops / 1e9, 4 * (case["layers"] * layer + head + cache) / 1e9
 
 

@@ -74,6 +74,7 @@ def main() -> None:
   args = parser.parse_args()
   questions = benchmarks.load_benchmark("infoseek", args.reference)
   numeric = [q for q in questions if q.interval][:: args.every]
+  # Each question gets one of the four predictions, in turn.
   tasks = [(make_predictions(q)[n % 4], q) for n, q in enumerate(numeric)]
   gold_tokens = {
     q.id: list(map(answers.reference_tokens, accepted_strings(*q.interval)))
@@ -95,6 +96,7 @@ def main() -> None:
   enumerated, expected = time_scores(score_enumerated, tasks)
   cached, cached_recalls = time_scores(score_cached, tasks)
   computed, recalls = time_scores(score_computed, tasks)
+  # A faster way is of no use unless it gives the same numbers.
   if not recalls == expected == cached_recalls:
     raise ValueError("The ways of scoring do not agree.")
   common.print_row(

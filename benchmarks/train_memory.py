@@ -24,6 +24,7 @@ from r1router_jax.training.batch import Batch
 
 def full_logp(states, targets, vocabulary, allowed):
   """Compute `logprobs.token_logp` in the simplest way: all logits at once."""
+  # [B, G, T, V], and as much again for its gradient.
   logits = jnp.einsum(
     "...D,VD->...V", states, vocabulary, preferred_element_type=jnp.float32
   )
@@ -48,6 +49,7 @@ def make_random_batch(case: dict) -> Batch:
 
 def measure_update(case: dict) -> dict[str, float]:
   """Compile the update and return its memory; run it if the case says so."""
+  # Replaced before the update is traced.
   if case["full"]:
     logprobs.token_logp = full_logp
   batch, key = make_random_batch(case), jax.random.key(0)

@@ -94,6 +94,7 @@ def compare_iterations(
       if getattr(args, name) is not None:
         sizes[name] = getattr(args, name)
     case = common.SHAPES[shape] | sizes
+    # The first engine is what the others are compared with.
     gflop, first_total = count_useful_gflop(case), None
     for engine in args.engines:
       found = common.run_engine(ENGINES[engine], case)
@@ -123,6 +124,7 @@ def compare_memory(names: list[str]) -> None:
     # Of a case that is only compiled, the peak is the compiler's.
     if case["run"]:
       parts.append("peak_mib")
+    # What chunks save.
     shares = {
       f"{part}_of_full": found["chunks"][part] / found["full"][part]
       for part in parts

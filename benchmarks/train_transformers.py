@@ -22,6 +22,7 @@ def response_logp(
   model: transformers.Qwen2ForCausalLM, sequence: torch.Tensor, new: int
 ) -> torch.Tensor:
   """Return the log-probabilities of the last `new` tokens of a sequence."""
+  # The logits at a position predict the next token, so the last are not needed.
   logits = model(
     sequence,
     attention_mask=torch.ones_like(sequence),

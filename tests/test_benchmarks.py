@@ -54,6 +54,7 @@ def test_train_step_benchmark():
     "--new=4",
     "--memory=",
   )
+  # An iteration is made of its parts.
   parts = ("served_s", "rollout_s", "reward_s", "update_s")
   assert all(ours[part] > 0 for part in parts)
   # Figures have four digits.
@@ -93,5 +94,6 @@ def test_process_per_stage_benchmark(kbs):
 def test_scoring_benchmark():
   reference = os.environ["R1ROUTER_REFERENCE"]
   (found,) = run_benchmark("scoring", "--every=8", f"--reference={reference}")
+  # Every eighth of the 248 numeric questions.
   assert found["questions"] == 31 and found["right"] > 5
   assert found["faster"] > 50

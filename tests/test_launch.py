@@ -198,6 +198,7 @@ def test_tpu_pod_passes_arguments_to_each_worker(checkout, tmp_path):
     checkout, "launch/tpu_pod.sh", "pod", "us-east5-a", *HARD_ARGUMENTS
   )
   assert code == 0, out
+  # One copy and one command, each for all workers.
   scp, ssh = calls
   assert scp[4] == "scp" and ssh[4] == "ssh"
   assert "--worker=all" in scp and "--worker=all" in ssh
