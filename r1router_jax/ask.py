@@ -28,12 +28,8 @@ with epy.lazy_imports():
   from r1router_jax.routing import router, run_settings
 
 # The question.
-_QUESTION = flags.DEFINE_string(
-  "question", "", "The question to answer.", allow_override=True
-)
-_IMAGE = flags.DEFINE_string(
-  "image", "", "Image that the question is about.", allow_override=True
-)
+_QUESTION = flags.DEFINE_string("question", "", "The question to answer.")
+_IMAGE = flags.DEFINE_string("image", "", "Image that the question is about.")
 # What answers it.
 _POLICY = shared_flags.define_flag("policy")
 _KB_DIR = shared_flags.define_flag("kb_dir")
@@ -46,9 +42,8 @@ def main(_) -> None:
   _check_options()
   policy = openai_policy.open_policy(_POLICY.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
-  settings = run_settings.RunSettings(
-    _METHOD.value, **shared_flags.settings_values(_SETTINGS)
-  )
+  values = shared_flags.settings_values(_SETTINGS)
+  settings = run_settings.RunSettings(_METHOD.value, **values)
   text = _QUESTION.value.strip()
   found = answer_question(policy, kbs, text, _IMAGE.value, settings)
   print("\n".join(format_trajectory(found)))
@@ -59,11 +54,7 @@ def main(_) -> None:
 
 
 def _check_options() -> None:
-  """Check that there is a question, and that all that flags name exists.
-
-  Raises:
-    ValueError, FileNotFoundError: if something is missing.
-  """
+  """Check that there is a question, and that all that flags name exists."""
   if not _QUESTION.value.strip():
     raise ValueError(
       'There is no question.  Ask one: --question="Whose flag is this?"'
@@ -84,19 +75,10 @@ def answer_question(
   image: str,
   settings: "run_settings.RunSettings",
 ) -> Trajectory:
-  """Return the trajectory of one question.
-
-  Args:
-    policy: the policy that plans and answers.
-    kbs: the knowledge bases, by kind.
-    text: the question.
-    image: path of the image that it is about, or "".
-    settings: the method and its settings.
-  """
-  question = Question("question", text, image=image)
-  (found,) = router.run_routing(
-    policy, kbs, [question], settings.random_key, settings.rollout_options()
-  )
+  """Return the trajectory of one question, about the image at a path or ""."""
+  questions = [Question("question", text, image=image)]
+  key, options = settings.random_key, settings.rollout_options()
+  (found,) = router.run_routing(policy, kbs, questions, key, options)
   return found
 
 

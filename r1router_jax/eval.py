@@ -37,6 +37,7 @@ with epy.lazy_imports():
   from r1router_jax.report import html
   from r1router_jax.report import table as table_lib
   from r1router_jax.retrieval import retriever
+  from r1router_jax.routing import run_settings
 
 # What answers.
 _POLICY = flags.DEFINE_list(
@@ -51,10 +52,7 @@ _KB_DIR = shared_flags.define_flag("kb_dir")
 _WORKDIR = shared_flags.define_flag("workdir")
 _METHOD = flags.DEFINE_list(
   "method",
-  [
-    *(shared_flags.ROUTER, "always_text", "always_all"),
-    *("random_route", "oracle_route"),
-  ],
+  "r1_router,always_text,always_all,random_route,oracle_route",
   f"Methods to compare, of {', '.join(shared_flags.METHODS)}.",
   allow_override=True,
 )
@@ -79,18 +77,13 @@ _QUESTIONS = shared_flags.define_flag("questions")
 _RAW_ANSWERS = flags.DEFINE_bool(
   "raw_answers",
   False,
-  "Whether a malformed final answer is scored as it stands, as R1-Router does, "
-  "and not as wrong.",
+  "Whether a malformed answer is scored as it stands, as R1-Router does.",
 )
 _JUDGE = flags.DEFINE_string(
-  "judge",
-  "",
-  "A model that judges answers, too: openai:http://host:port/v1#model.",
+  "judge", "", "A model that judges, too: openai:http://host:port/v1#model."
 )
 _STEP_REWARDS = flags.DEFINE_bool(
-  "step_rewards",
-  True,
-  "Whether to reward responses to GeoRouter's gold steps, too.",
+  "step_rewards", True, "Whether to reward responses to GeoRouter's gold steps."
 )
 # How the run proceeds; no answer depends on these.
 _CHUNK = flags.DEFINE_integer(
@@ -111,23 +104,16 @@ _ROUTING_LOOP = flags.DEFINE_enum(
 # What is shown at the end.
 _REPORT = flags.DEFINE_string("report", "", "HTML page to write, if any.")
 _CURVES = flags.DEFINE_list(
-  "curves",
-  [],
-  "Training runs whose learning curves and samples the report shows, as "
-  "NAME=WORKDIR.",
+  "curves", [], "Training runs that the report shows, as NAME=WORKDIR."
 )
 # The other use of this command: score a file of somebody else's answers.
 _SCORE_ONLY = flags.DEFINE_bool(
   "score_only",
   False,
-  "Whether to score the file --predictions and do nothing else; see "
-  "evaluation/score_file.py.",
+  "Whether to only score --predictions; see evaluation/score_file.py.",
 )
 _PREDICTIONS = flags.DEFINE_string(
-  "predictions",
-  "",
-  "File of answers to score: the question's row and "
-  '"llm_answer" in each line.',
+  "predictions", "", 'Answers to score: rows of questions with "llm_answer".'
 )
 
 
@@ -135,10 +121,8 @@ def main(_) -> None:
   """Evaluate every method, or score a file of predictions."""
   if _SCORE_ONLY.value:
     # Nothing but two files is opened, and no policy.
-    names = ",".join(_BENCHMARK.value)
-    scores = score_file.score_predictions(
-      names, _PREDICTIONS.value, _DATA.value
-    )
+    names, path = ",".join(_BENCHMARK.value), _PREDICTIONS.value
+    scores = score_file.score_predictions(names, path, _DATA.value)
     print(json.dumps(scores))
     return
   seed = _SETTINGS["seed"].value
@@ -153,14 +137,10 @@ def main(_) -> None:
   questions = _load_questions(workdir)
   curves = tables.load_curves(runs)
   kbs = retriever.open_kbs(_KB_DIR.value)
-  policies = {
-    name: openai_policy.open_policy(place)
-    for name, place in policy_places.items()
-  }
-  labels = {
-    name: runner.run_label(name, policy, kbs)
-    for name, policy in policies.items()
-  }
+  policies, labels = {}, {}
+  for name, place in policy_places.items():
+    policies[name] = openai_policy.open_policy(place)
+    labels[name] = runner.run_label(name, policies[name], kbs)
 
   # 2. Answer all questions by every method.
   results = _evaluate_methods(policies, labels, kbs, questions, workdir)
@@ -189,11 +169,7 @@ def main(_) -> None:
 
 
 def _split_names(pairs: Sequence[str], flag: str) -> dict[str, str]:
-  """Return {"a": "x"} for ["a=x"]; a lone folder is named by its last part.
-
-  Raises:
-    ValueError: if a folder is missing or a name is given twice.
-  """
+  """Return {"a": "x"} for ["a=x"]; a lone folder is named by its last part."""
   named = {}
   for pair in pairs:
     name, _, folder = pair.rpartition("=")
@@ -209,11 +185,7 @@ def _split_names(pairs: Sequence[str], flag: str) -> dict[str, str]:
 
 
 def _check_options(policy_places: Mapping[str, str]) -> None:
-  """Check what flags say together, and that the folders they name exist.
-
-  Raises:
-    ValueError, FileNotFoundError: if something cannot be done as asked.
-  """
+  """Check what flags say together, and that the folders they name exist."""
   methods = _METHOD.value or [""]
   unknown = [m for m in methods if m not in shared_flags.METHODS]
   # A list flag does not check its items.
@@ -239,9 +211,8 @@ def _load_questions(workdir: pathlib.Path) -> list[Question]:
   questions = []
   for name in dict.fromkeys(_BENCHMARK.value):
     # The images of a .zip file are unpacked below the working folder.
-    found = benchmarks.load_benchmark(
-      name, _DATA.value, _IMAGES.value, _SPLIT.value, str(workdir / "pictures")
-    )
+    places = _DATA.value, _IMAGES.value, _SPLIT.value, str(workdir / "pictures")
+    found = benchmarks.load_benchmark(name, *places)
     questions += found[: _QUESTIONS.value or None]
   return questions
 
@@ -254,30 +225,29 @@ def _evaluate_methods(
   workdir: pathlib.Path,
 ) -> list[Any]:
   """Return a `tables.MethodResult` of each method, and of each router."""
-  methods = runner.settings_by_method(
-    _METHOD.value, _SAMPLES.value, shared_flags.settings_values(_SETTINGS)
+  options = dict(
+    path=workdir / "predictions.jsonl",
+    routing_loop=_ROUTING_LOOP.value,
+    chunk_size=_CHUNK.value,
+    judge=_JUDGE.value,
+    raw_answers=_RAW_ANSWERS.value,
   )
-  *_, last = policies
+  common = shared_flags.settings_values(_SETTINGS)
   results = []
-  for method, samples in methods.items():
+  for method in dict.fromkeys(_METHOD.value):
     # Only by the router's method do policies differ in what they search.
-    for name in policies if method == shared_flags.ROUTER else [last]:
-      sampled = [
-        runner.evaluate_method(
-          policies[name],
-          kbs,
-          questions,
-          settings,
-          path=workdir / "predictions.jsonl",
-          label=labels[name],
-          routing_loop=_ROUTING_LOOP.value,
-          chunk_size=_CHUNK.value,
-          judge=_JUDGE.value,
-          raw_answers=_RAW_ANSWERS.value,
+    is_router = method == shared_flags.ROUTER
+    for name in policies if is_router else list(policies)[-1:]:
+      options["label"] = labels[name]
+      samples = []
+      for number in range(_SAMPLES.value):
+        settings = run_settings.RunSettings(method, sample=number, **common)
+        samples.append(
+          runner.evaluate_method(
+            policies[name], kbs, questions, settings, **options
+          )
         )
-        for settings in samples
-      ]
-      results.append(tables.aggregate_samples(sampled))
+      results.append(tables.aggregate_samples(samples))
   return results
 
 
@@ -287,14 +257,7 @@ def _report_results(
   runs: Mapping[str, str],
   curves: Mapping[str, Any],
 ) -> None:
-  """Print tables and a summary, and write the page if one is asked for.
-
-  Args:
-    results: a `tables.MethodResult` of each method.
-    rewards: step rewards, by policy.
-    runs: folders of training runs, by name.
-    curves: scalars of these runs, see `tables.load_curves`.
-  """
+  """Print tables and a summary, and write the page if one is asked for."""
   subject = ", ".join(_BENCHMARK.value)
   if subject == "georouter":
     # Training never sees the countries of GeoRouter's test questions.

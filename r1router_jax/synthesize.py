@@ -60,8 +60,7 @@ _BENCHMARK = flags.DEFINE_enum(
   "benchmark",
   "georouter",
   benchmarks.NAMES,
-  "Benchmark whose questions are asked; jsonl is a file of your own, see "
-  "data/benchmarks.py.",
+  "Benchmark to ask; jsonl is a file of your own, see data/benchmarks.py.",
   allow_override=True,
 )
 _DATA = shared_flags.define_flag("data")
@@ -71,30 +70,21 @@ _QUESTIONS = shared_flags.define_flag("questions")
 
 # The selection of rows.
 _TRIES = flags.DEFINE_integer(
-  "tries",
-  1,
-  "Number of times that a question is tried until one try passes, at most.",
-  lower_bound=1,
+  "tries", 1, "Tries at a question until one passes, at most.", lower_bound=1
 )
 _VALID = flags.DEFINE_float(
-  "valid",
-  0.2,
-  "Share of questions whose rows are held out.",
-  lower_bound=0,
-  upper_bound=1,
+  "valid", 0.2, "Share of questions held out.", lower_bound=0, upper_bound=1
 )
 _FILTER = flags.DEFINE_enum(
   "filter",
   "exact",
   selection.METRICS,
-  "Score of the final answer that must be 1; recall is R1-Router's, and passes "
-  "answers that say more.",
+  "Score of the final answer that must be 1; recall lets answers say more.",
 )
 _KEEP_REPEATED = flags.DEFINE_bool(
   "keep_repeated",
   False,
-  "Whether trajectories that repeat a sub-question are kept, as R1-Router's "
-  "are.",
+  "Whether to keep trajectories that repeat a sub-question, as R1-Router does.",
 )
 
 
@@ -105,21 +95,15 @@ def main(_) -> None:
 
   # 1. Open everything that the run reads.
   workdir = pathlib.Path(_WORKDIR.value)
-  questions = selection.load_questions(
-    _BENCHMARK.value,
-    _DATA.value,
-    _IMAGES.value,
-    _SPLIT.value,
-    str(workdir / "unpacked"),
-  )
+  source = (flag.value for flag in (_BENCHMARK, _DATA, _IMAGES, _SPLIT))
+  questions = selection.load_questions(*source, str(workdir / "unpacked"))
   questions = questions[: _QUESTIONS.value or None]
   teacher = openai_policy.open_policy(_POLICY.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
 
   # 2. Run the teacher.
-  settings = run_settings.RunSettings(
-    _METHOD.value, **shared_flags.settings_values(_SETTINGS)
-  )
+  values = shared_flags.settings_values(_SETTINGS)
+  settings = run_settings.RunSettings(_METHOD.value, **values)
   rules = selection.SelectionRules(
     _FILTER.value, _KEEP_REPEATED.value, settings.max_steps
   )
@@ -139,30 +123,22 @@ def main(_) -> None:
   # 3. Write the rows, and print the counts.
   # The summary names what the rows depend on, and the filter.
   about = dict(label, teacher=_POLICY.value, filter=_FILTER.value)
-  summary = output.write_outputs(
-    workdir, results, settings.seed, _VALID.value, about
-  )
-  counts = tuple(
-    (name, *row.values()) for name, row in summary["outcomes"].items()
-  )
+  seed, valid = settings.seed, _VALID.value
+  summary = output.write_outputs(workdir, results, seed, valid, about)
+  outcomes = summary["outcomes"].items()
+  rows = tuple((name, *counts.values()) for name, counts in outcomes)
   columns = ("outcome", "questions", "tries")
-  print(table.format_table(table.Table(columns, counts)))
+  print(table.format_table(table.Table(columns, rows)))
   _print_next_step(workdir, summary)
 
 
 def _print_next_step(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
-  """Print how many trajectories there are, and the command to train on them.
-
-  Raises:
-    ValueError: if no question passed.
-  """
-  rows = summary["rows"]
-  steps = summary["steps"]
+  """Print the number of trajectories, and the command to train on them."""
+  rows, steps = summary["rows"], summary["steps"]
   if not sum(rows.values()):
     raise ValueError(
-      f"None of {summary['questions']} questions passed, see "
-      f"{workdir}/summary.json.  "
-      "Take a better teacher, more --tries, or --filter=recall."
+      f"None of {summary['questions']} questions passed, see {workdir}"
+      "/summary.json.  Take a better teacher, more --tries, or --filter=recall."
     )
   print(
     f"{rows['train']} trajectories of {steps['train']} steps to train on, "

@@ -32,17 +32,12 @@ INTERRUPTED = 130  # Exit code after Ctrl-C.
 PREEMPTED = 42  # Exit code if all work was saved: start the command again.
 
 # XLA's compiled programs; one folder for all commands.
-_PROGRAM_CACHE = os.path.join(
-  os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
-  "r1router_jax",
-)
+_CACHES = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+_PROGRAM_CACHE = os.path.join(_CACHES, "r1router_jax")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PATH_ERRORS = (
-  FileNotFoundError,
-  FileExistsError,
-  IsADirectoryError,
-  NotADirectoryError,
-  PermissionError,
+  *(FileNotFoundError, FileExistsError, PermissionError),
+  *(IsADirectoryError, NotADirectoryError),
 )
 _JAX_FLAG = re.compile(r"--?(no)?jax_|--?helpfull")
 _OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")
@@ -75,10 +70,8 @@ def run(main: Callable[[list[str]], object]) -> None:
   def guarded_main(argv: list[str]) -> object:
     try:
       if len(argv) > 1:
-        raise app.UsageError(
-          f"What is {argv[1]!r}?  Every argument is a flag, --name=value; "
-          "see --help."
-        )
+        cure = "Every argument is a flag, --name=value; see --help."
+        raise app.UsageError(f"What is {argv[1]!r}?  {cure}")
       _quieten_libraries()
       enable_program_cache()
       return main(argv)
@@ -105,15 +98,15 @@ def run(main: Callable[[list[str]], object]) -> None:
 
 def _quieten_libraries() -> None:
   """Log all lines of this package, and only the warnings of libraries."""
-
-  def is_shown(record: std_logging.LogRecord) -> bool:
-    is_ours = record.pathname.startswith(_PACKAGE)
-    return is_ours or record.levelno >= std_logging.WARNING
-
   if not logging.level_debug():
     # At INFO this logger lists every backend that is not installed.
     std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
-    logging.get_absl_handler().addFilter(is_shown)
+    logging.get_absl_handler().addFilter(_is_shown)
+
+
+def _is_shown(record: std_logging.LogRecord) -> bool:
+  is_ours = record.pathname.startswith(_PACKAGE)
+  return is_ours or record.levelno >= std_logging.WARNING
 
 
 def _is_user_error(error: Exception) -> bool:
@@ -158,10 +151,8 @@ def _parse_flags(args: list[str]) -> list[str]:
     for flag, path, _ in _config_files(args):
       if not os.path.exists(path):
         siblings = glob.glob(os.path.join(os.path.dirname(path), "*.py"))
-        similar = difflib.get_close_matches(path, siblings, 1)
-        raise flags.Error(
-          f"--{flag}: there is no file {path}.{_did_you_mean(similar)}"
-        )
+        cure = _did_you_mean(difflib.get_close_matches(path, siblings, 1))
+        raise flags.Error(f"--{flag}: there is no file {path}.{cure}")
     # This reads config files, too.
     return flags.FLAGS(args)
   except SystemExit:  # --help and the like, which are no failure.
@@ -181,11 +172,9 @@ def _config_files(args: list[str]) -> Iterator[tuple[str, str, str]]:
   """Yield (flag, path, "path:variant") of each config file named in `args`."""
   for arg, following in zip(args, [*args[1:], ""], strict=True):
     match = re.fullmatch(r"--?(\w+)(?:=(.*))?", arg)
-    if (
-      match
-      and match[1] in flags.FLAGS
-      and config_flags.is_config_flag(flags.FLAGS[match[1]])
-    ):
+    if not match or match[1] not in flags.FLAGS:
+      continue
+    if config_flags.is_config_flag(flags.FLAGS[match[1]]):
       spec = following if match[2] is None else match[2]
       yield match[1], spec.split(":")[0], spec
 

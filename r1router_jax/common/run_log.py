@@ -11,6 +11,7 @@ that the run was started.  Each file begins with a mark at the first step that
 it holds, and TensorBoard drops what older files say of this step and later.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -43,13 +44,11 @@ class RunLog:
     workdir: the run's folder; in a bucket nothing is written for TensorBoard,
       whose files have to grow.
     after: the step that the run continues from.
-    wandb: the project of Weights & Biases that gets the scalars, too, or "".
+    wandb: the project of Weights & Biases that gets the scalars, too, or ""; a
+      ValueError says that wandb is not installed.
 
   Attributes:
     lines: all lines of scalars that process 0 has logged; empty elsewhere.
-
-  Raises:
-    ValueError: if wandb is wanted and not installed.
   """
 
   def __init__(
@@ -58,7 +57,7 @@ class RunLog:
     self.lines: list[dict[str, Any]] = []
     # One process writes for all of them.
     self._writes = jax.process_index() == 0
-    self._seconds: dict[str, float] = {}
+    self._seconds = collections.Counter()
     self._tensorboard = self._wandb = None
     if self._writes:
       folder = epath.Path(workdir)
@@ -74,16 +73,11 @@ class RunLog:
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Append one line of scalars, with the seconds timed since the last one.
 
-    Args:
-      step: the step that the line is about.
-      scalars: numbers, or arrays of one element, by name.
-
-    Raises:
-      ValueError: if a value is not one number.
+    Scalars are numbers, or arrays of one element; else a ValueError is raised.
     """
     numbers = {name: _to_number(name, x) for name, x in scalars.items()}
     numbers |= {f"seconds/{name}": x for name, x in self._seconds.items()}
-    self._seconds = {}
+    self._seconds.clear()
     if not self._writes:
       return
     # The file gets exactly the line that is kept in memory.
@@ -96,15 +90,11 @@ class RunLog:
     if self._wandb is not None:
       self._wandb.log(finite, step=step, commit=True)
 
-  def write_samples(
-    self, step: int, groups: Sequence[Mapping[str, Any]]
-  ) -> None:
+  def write_samples(self, step: int, groups: Sequence[dict[str, Any]]) -> None:
     """Append a line for each group of samples, and show excerpts on the screen.
 
-    Args:
-      step: the iteration that drew the samples.
-      groups: JSON objects with `kind`, `question`, `responses` and their
-        `rewards`, and any other keys.
+    Groups are JSON objects with `kind`, `question`, `responses` and their
+    `rewards`, and any other keys.
     """
     if not self._writes:
       return
@@ -112,14 +102,10 @@ class RunLog:
     for group in groups:
       # The best and the worst response; ties by text, so that logs are equal.
       pairs = sorted(zip(group["rewards"], group["responses"], strict=True))
-      best_and_worst = "; ".join(
-        f"{reward:.2f} for {sanitize_text(text, EXCERPT)}"
-        for reward, text in (pairs[-1], pairs[0])
-      )
-      question = sanitize_text(group["question"], EXCERPT)
-      logging.info(
-        "%d, %s, %s: %s", step, group["kind"], question, best_and_worst
-      )
+      shown = [sanitize_text(group["question"], EXCERPT)]
+      for reward, text in (pairs[-1], pairs[0]):
+        shown.append(f"{reward:.2f} for {sanitize_text(text, EXCERPT)}")
+      logging.info("%d, %s, %s: %s; %s", step, group["kind"], *shown)
 
   @contextlib.contextmanager
   def time_phase(self, name: str) -> Iterator[None]:
@@ -128,23 +114,15 @@ class RunLog:
     try:
       yield
     finally:
-      self._add_seconds(name, time.perf_counter() - start)
+      self._seconds[name] += time.perf_counter() - start
 
   def attribute_seconds(
     self, seconds: Mapping[str, float], *, within: str
   ) -> None:
-    """Move seconds of the phase `within` to the phases that it is made of.
-
-    Args:
-      seconds: seconds of each inner phase, by name.
-      within: a phase whose seconds `time_phase` has counted.
-    """
+    """Move seconds of the phase `within` to the phases that it is made of."""
     for name, part in seconds.items():
-      self._add_seconds(name, part)
-      self._add_seconds(within, -part)
-
-  def _add_seconds(self, name: str, seconds: float) -> None:
-    self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+      self._seconds[name] += part
+      self._seconds[within] -= part
 
 
 def read_metrics(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
@@ -165,9 +143,8 @@ def _to_number(name: str, value: Any) -> float | int | None:
   try:
     number = value if isinstance(value, int) else float(value)
   except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"scalar {name!r} is not one number: {value!r:.80}"
-    ) from error
+    fault = f"scalar {name!r} is not one number: {value!r:.80}"
+    raise ValueError(fault) from error
   # JSON has neither NaN nor infinity.
   if math.isfinite(number):
     return number
@@ -176,11 +153,7 @@ def _to_number(name: str, value: Any) -> float | int | None:
 
 
 class _JsonLinesFile:
-  """A file of JSON lines that is appended to.
-
-  Args:
-    path: the file; its lines of steps later than `after` are dropped.
-    after: the step that the run continues from.
+  """A file of JSON lines, from which those of steps after `after` are dropped.
 
   Attributes:
     kept: the lines that were not dropped.
@@ -217,14 +190,12 @@ class _TensorBoardFile:
     # Named by the step, too: two starts may fall into one second.
     self._file = EventsWriter(str(folder / "events"), f".{after:09d}")
     # The mark from which TensorBoard drops the points of older files.
-    self._write_event(
-      after + 1, session_log=SessionLog(status=SessionLog.START)
-    )
+    mark = SessionLog(status=SessionLog.START)
+    self._write_event(after + 1, session_log=mark)
 
   def append(self, step: int, scalars: Mapping[str, float | int]) -> None:
-    values = [
-      Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()
-    ]
+    values = (dict(tag=name, simple_value=x) for name, x in scalars.items())
+    values = [Summary.Value(**value) for value in values]
     self._write_event(step, summary=Summary(value=values))
 
   def _write_event(self, step: int, **content: Any) -> None:
@@ -254,10 +225,5 @@ def _open_wandb(project: str, folder: epath.Path, after: int) -> Any:
   # A run that starts anew in the same folder gets an id of its own.
   if not (after and id_file.exists()):
     id_file.write_text(secrets.token_hex(8))
-  return wandb.init(
-    project=project,
-    dir=str(folder),
-    name=folder.name,
-    id=id_file.read_text(),
-    resume="allow",
-  )
+  run = dict(project=project, name=folder.name, id=id_file.read_text())
+  return wandb.init(**run, dir=str(folder), resume="allow")

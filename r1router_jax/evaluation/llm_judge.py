@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -27,12 +27,13 @@ from r1router_jax.common import progress
 from r1router_jax.common.jsonl import append_rows, read_rows
 from r1router_jax.common.records import Question
 from r1router_jax.policy import openai_client
-from r1router_jax.protocol import format, messages
+from r1router_jax.policy.openai_client import request_messages
+from r1router_jax.protocol import format
+from r1router_jax.protocol.messages import escape_control_tags
 
 MAX_TOKENS = 2048  # For a verdict and a reasoning model's thoughts before it.
 CHUNK_SIZE = 128  # Verdicts between two saves.
 VERDICTS = {"RIGHT": 1.0, "WRONG": 0.0}
-
 
 SYSTEM_PROMPT = """\
 You compare a given answer with the accepted answers to a question.  All of \
@@ -60,78 +61,52 @@ def judge_answers(
     cache_path: file of verdicts, to which new ones are appended.
 
   Raises:
-    ValueError: if a question has no accepted answer.
-    RemoteServiceError: if the server fails.
+    ValueError, RemoteServiceError: if a question has no accepted answer, or the
+      server fails.
   """
-  asked = [
-    _judge_prompt(*pair) if pair[1].strip() else ""
-    for pair in zip(questions, predictions, strict=True)
+  prompts = [
+    _judge_prompt(question, prediction) if prediction.strip() else ""
+    for question, prediction in zip(questions, predictions, strict=True)
   ]
   # Equal prompts are asked once, and those in the cache not at all.
   model = address.partition("#")[2]
+  keys = {text: _verdict_key(model, text) for text in prompts if text}
   known = _read_verdicts(cache_path)
-  left = [
-    text
-    for text in dict.fromkeys(filter(None, asked))
-    if _verdict_key(model, text) not in known
-  ]
+  left = {text: key for text, key in keys.items() if key not in known}
   if left:
-    known |= _request_verdicts(
-      openai_client.ChatClient(address), left, cache_path
-    )
-  found = np.array(
-    [known[_verdict_key(model, text)] if text else 0.0 for text in asked],
-    np.float64,
-  )
-  if unread := int(np.isnan(found).sum()):
+    _request_verdicts(openai_client.ChatClient(address), left, cache_path)
+    known = _read_verdicts(cache_path)
+  # None becomes NaN.
+  verdicts = [known[keys[text]] if text else 0.0 for text in prompts]
+  found = np.array(verdicts, np.float64)
+  if unread := np.isnan(found).sum():
     logging.warning(
       "The judge %s gave no readable verdict on %d of %d answers:"
       " they are not a number.",
-      model,
-      unread,
-      len(found),
+      *(model, unread, len(found)),
     )
   return found
 
 
 def _request_verdicts(
-  at: openai_client.ChatClient, texts: Sequence[str], path: str | os.PathLike
-) -> dict[str, float]:
-  """Ask for verdicts chunk by chunk; each chunk is saved before the next."""
-  found = {}
-  chunks = [texts[i : i + CHUNK_SIZE] for i in range(0, len(texts), CHUNK_SIZE)]
-  for chunk in progress.show_progress(
-    chunks, f"verdicts, {CHUNK_SIZE} answers each"
-  ):
-    replies = at.complete(
-      [
-        dict(
-          messages=openai_client.request_messages(SYSTEM_PROMPT, text),
-          temperature=0.0,
-          seed=0,
-          max_tokens=MAX_TOKENS,
-        )
-        for text in chunk
-      ]
-    )
-    new = {
-      _verdict_key(at.model, text): parse_verdict(reply.text)
-      for text, reply in zip(chunk, replies, strict=True)
-    }
+  judge: openai_client.ChatClient,
+  keys: Mapping[str, str],
+  path: str | os.PathLike,
+) -> None:
+  """Ask for verdicts on prompts, and append them to the file by their keys."""
+  options = dict(temperature=0.0, seed=0, max_tokens=MAX_TOKENS)
+  desc = f"verdicts, {CHUNK_SIZE} answers each"
+  for chunk in progress.show_chunks(list(keys), CHUNK_SIZE, desc):
+    messages = [request_messages(SYSTEM_PROMPT, text) for text in chunk]
+    replies = judge.complete([dict(messages=m, **options) for m in messages])
+    rows = []
+    for text, reply in zip(chunk, replies, strict=True):
+      verdict, said = parse_verdict(reply.text), reply.text[-200:]
+      # JSON has no NaN.
+      verdict = None if np.isnan(verdict) else verdict
+      rows.append(dict(asked=keys[text], verdict=verdict, said=said))
     # Saved before the next chunk is asked for: a killed run loses one chunk.
-    append_rows(
-      path,
-      [
-        dict(
-          asked=name,
-          verdict=None if np.isnan(verdict) else verdict,
-          said=reply.text[-200:],
-        )
-        for (name, verdict), reply in zip(new.items(), replies, strict=True)
-      ],
-    )
-    found |= new
-  return found
+    append_rows(path, rows)
 
 
 def parse_verdict(text: str) -> float:
@@ -146,8 +121,8 @@ def _judge_prompt(question: Question, prediction: str) -> str:
   """Return the prompt that asks for a verdict on one prediction."""
   if not any(map(str.strip, question.answers)):
     raise ValueError(
-      f"Question {question.id!r} has no accepted answer to be "
-      "judged by.  Give one, or leave the question out."
+      f"Question {question.id!r} has no accepted answer to be judged by.  "
+      "Give one, or leave the question out."
     )
   accepted = "\n".join(f"- {_quote(answer)}" for answer in question.answers)
   return (
@@ -159,24 +134,18 @@ def _judge_prompt(question: Question, prediction: str) -> str:
 def _quote(text: str) -> str:
   """Return untrusted text as a bounded JSON string without control tags."""
   line = " ".join(text.split())[: format.MAX_ANSWER]
-  return json.dumps(messages.escape_control_tags(line), ensure_ascii=False)
+  return json.dumps(escape_control_tags(line), ensure_ascii=False)
 
 
 def _verdict_key(model: str, text: str) -> str:
-  return hashlib.sha256(
-    json.dumps([model, SYSTEM_PROMPT, text]).encode()
-  ).hexdigest()
+  content = json.dumps([model, SYSTEM_PROMPT, text])
+  return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _read_verdicts(path: str | os.PathLike) -> dict[str, float]:
-  """Return the verdicts in the cache file, by the hash of their prompt."""
-  rows = [
-    row
-    for row in read_rows(path)
-    if row.get("verdict") in (None, *VERDICTS.values())
-  ]
+def _read_verdicts(path: str | os.PathLike) -> dict[str, float | None]:
+  """Return the verdicts in the cache file, by the key of their prompt."""
   return {
-    row["asked"]: np.nan if row["verdict"] is None else row["verdict"]
-    for row in rows
-    if "asked" in row and "verdict" in row
+    row["asked"]: row["verdict"]
+    for row in read_rows(path)
+    if "asked" in row and row.get("verdict", "") in (None, *VERDICTS.values())
   }

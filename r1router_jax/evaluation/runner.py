@@ -14,7 +14,8 @@ import numpy as np
 
 from r1router_jax.common import resumable, trajectory_io
 from r1router_jax.common.records import Answer, Question, Trajectory
-from r1router_jax.evaluation import llm_judge, tables
+from r1router_jax.evaluation import tables
+from r1router_jax.evaluation.llm_judge import judge_answers
 from r1router_jax.metrics import trajectories as metrics
 from r1router_jax.policy import interface, openai_policy
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
@@ -52,12 +53,9 @@ def evaluate_method(
   """
   # Made once for all chunks, so that a random method draws one sequence.
   options = settings.rollout_options()
-  name = (label or {}).get("policy", "policy")
-
-  def answer_chunk(chunk: Sequence[Question]) -> list[Trajectory]:
-    return device_loop.ROUTING_LOOPS[routing_loop](
-      policy, kbs, chunk, settings.random_key, options
-    )
+  drive_loop = device_loop.ROUTING_LOOPS[routing_loop]
+  label = dict(label or {}, **dataclasses.asdict(settings))
+  name = label.get("policy", "policy")
 
   def score(found: Sequence[Trajectory]) -> dict[str, np.ndarray]:
     return metrics.score_trajectories(
@@ -72,11 +70,11 @@ def evaluate_method(
   # 1. Answer what the file does not hold yet.
   answered = resumable.run_resumable(
     questions,
-    answer_chunk,
+    lambda chunk: drive_loop(policy, kbs, chunk, settings.random_key, options),
     to_row=to_row,
     from_row=trajectory_io.from_row,
     title=f"{name}, {settings.method}",
-    label=dict(label or {}, **dataclasses.asdict(settings)),
+    label=label,
     path=path,
     chunk_size=chunk_size,
   )
@@ -86,30 +84,12 @@ def evaluate_method(
   columns = score(found)
   if judge:
     texts = [t.final.text if isinstance(t.final, Answer) else "" for t in found]
-    verdicts = path.with_name("judge.jsonl")
-    columns["judge"] = llm_judge.judge_answers(
-      questions, texts, judge, verdicts
-    )
+    cache = path.with_name("judge.jsonl")
+    columns["judge"] = judge_answers(questions, texts, judge, cache)
 
   # Chunks that compile take longer; the median is of those that do not.
   median = float(np.median(seconds))
   return tables.MethodResult(name, settings.method, found, columns, median)
-
-
-def settings_by_method(
-  methods: Sequence[str], samples: int, common: Mapping[str, Any]
-) -> dict[str, list[RunSettings]]:
-  """Return the settings of each sample, by method.
-
-  Args:
-    methods: keys of `registry.METHODS`.
-    samples: the number of samples of each question.
-    common: the settings that all methods and samples share.
-  """
-  return {
-    method: [RunSettings(method, sample=n, **common) for n in range(samples)]
-    for method in methods
-  }
 
 
 def run_label(

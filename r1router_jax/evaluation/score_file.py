@@ -42,15 +42,12 @@ class PredictionRow(NamedTuple):
 def score_predictions(
   benchmark: str, predictions: str, data: str = ""
 ) -> dict[str, Any]:
-  """Score a file of predictions.
+  """Return the scores x 100 of a file of predictions, with their number.
 
   Args:
     benchmark: one of `benchmarks.NAMES` except GeoRouter.
     predictions: the file of predictions.
     data: place of the question file, see `benchmarks.load_benchmark`, or "".
-
-  Returns:
-    Scores x 100, with the benchmark and the number of predictions.
 
   Raises:
     ValueError: if a row is broken, or predictions and questions do not match
@@ -65,37 +62,38 @@ def score_predictions(
     )
   if not predictions:
     raise ValueError("--score_only wants --predictions=FILE.jsonl.")
-  predicted = benchmark_schema.parse_rows(
-    predictions,
-    lambda row, number: _parse_row(benchmark, row, number)._replace(
-      answer=_parse_answer(row)
-    ),
-  )
-  benchmark_schema.check_ids(
-    predictions, ((row.question.id, where) for where, row in predicted)
-  )
+
+  def parse_question(row: Mapping[str, Any], number: int) -> PredictionRow:
+    question = benchmark_schema.parse_question(benchmark, row, number)
+    has_id = benchmark_schema.has_id(benchmark, row)
+    return PredictionRow(
+      question, question.id if has_id else _content(question)
+    )
+
+  def parse_prediction(row: Mapping[str, Any], number: int) -> PredictionRow:
+    return parse_question(row, number)._replace(answer=_parse_answer(row))
+
+  predicted = benchmark_schema.parse_rows(predictions, parse_prediction)
+  ids = [(row.question.id, where) for where, row in predicted]
+  benchmark_schema.check_ids(predictions, ids)
   # With the question file at hand, both must match one to one.
   if data:
     path = benchmarks.find_question_file(benchmark, data)
-    references = benchmark_schema.parse_rows(
-      path, lambda row, number: _parse_row(benchmark, row, number)
-    )
+    references = benchmark_schema.parse_rows(path, parse_question)
     benchmark_schema.check_count(benchmark, path, len(references))
     _check_match(predictions, predicted, path, references)
   else:
     benchmark_schema.check_count(benchmark, predictions, len(predicted))
-  return _mean_scores(benchmark, [row for _, row in predicted])
+  return dict(
+    benchmark=benchmark,
+    n=len(predicted),
+    **_mean_scores([row for _, row in predicted]),
+  )
 
 
-def _parse_row(name: str, row: Mapping[str, Any], number: int) -> PredictionRow:
-  question = benchmark_schema.parse_question(name, row, number)
-  if benchmark_schema.has_id(name, row):
-    return PredictionRow(question, question.id)
-  return PredictionRow(question, (question.text, *_accepted(question)))
-
-
-def _accepted(question: Question) -> tuple[tuple[str, ...], tuple[float, ...]]:
-  return question.answers, question.interval
+def _content(question: Question) -> Hashable:
+  """Return the text of a question, and the answers that are accepted."""
+  return question.text, question.answers, question.interval
 
 
 def _parse_answer(row: Mapping[str, Any]) -> str:
@@ -103,19 +101,16 @@ def _parse_answer(row: Mapping[str, Any]) -> str:
   if "llm_answer" not in row:
     raise RowError('has no "llm_answer"', _CURE)
   value = row["llm_answer"]
-  if isinstance(value, dict):
-    if not isinstance(value.get("answer"), str):
-      raise RowError(
-        f'"llm_answer" has the "answer" {value.get("answer")!a:.60}, '
-        "wanted a text",
-        _CURE,
-      )
-    return value["answer"]
-  if not isinstance(value, str):
-    raise RowError(
-      f'"llm_answer" is {value!a:.60}, wanted a text or an object', _CURE
-    )
-  return value
+  if isinstance(value, str):
+    return value
+  if not isinstance(value, dict):
+    fault = f'"llm_answer" is {value!a:.60}, wanted a text or an object'
+    raise RowError(fault, _CURE)
+  answer = value.get("answer")
+  if not isinstance(answer, str):
+    fault = f'"llm_answer" has the "answer" {answer!a:.60}, wanted a text'
+    raise RowError(fault, _CURE)
+  return answer
 
 
 LocatedRows = list[tuple[str, PredictionRow]]  # ("file:line", row) pairs.
@@ -127,29 +122,24 @@ def _check_match(
   """Check that each question has one prediction, with its accepted answers.
 
   Rows without ids are matched by question and accepted answers, and in order if
-  several are alike.
-
-  Raises:
-    ValueError: if they do not match; the message names the first few rows.
+  several are alike.  A ValueError names the first few rows that do not match.
   """
-  # Rows of equal key are told apart by their order.
   known, given = _index_rows(references), _index_rows(predicted)
   texts = {row.question.text for _, row in references}
-  faults = [
-    f"{where}: has other golds than the question file, or another question."
-    for key, (where, row) in given.items()
-    if key in known and not _is_same_question(row, known[key][1])
-  ]
-  faults += [
-    f"{where}: answers no question of the question file"
-    + (
-      ", where that text has other golds or comes less often."
-      if row.question.text in texts
-      else "."
-    )
-    for key, (where, row) in given.items()
-    if key not in known
-  ]
+  changed, unknown = [], []
+  for key, (where, row) in given.items():
+    if key not in known:
+      hint = ""
+      if row.question.text in texts:
+        hint = ", where that text has other golds or comes less often"
+      unknown.append(
+        f"{where}: answers no question of the question file{hint}."
+      )
+    elif _content(row.question) != _content(known[key][1].question):
+      changed.append(
+        f"{where}: has other golds than the question file, or another question."
+      )
+  faults = [*changed, *unknown]
   missing = [
     f"{where}: has no prediction."
     for key, (where, _) in known.items()
@@ -167,7 +157,7 @@ def _check_match(
 
 def _index_rows(
   found: LocatedRows,
-) -> dict[tuple[Hashable, int], tuple[str, PredictionRow]]:
+) -> dict[Hashable, tuple[str, PredictionRow]]:
   """Index rows by their key and by the number of earlier rows with that key."""
   before, numbered = collections.Counter(), {}
   for where, row in found:
@@ -176,19 +166,12 @@ def _index_rows(
   return numbered
 
 
-def _is_same_question(told: PredictionRow, asked: PredictionRow) -> bool:
-  return told.question.text == asked.question.text and _accepted(
-    told.question
-  ) == _accepted(asked.question)
-
-
-def _mean_scores(benchmark: str, found: list[PredictionRow]) -> dict[str, Any]:
-  given = [(row.answer, *_accepted(row.question)) for row in found]
-  reference = [answers.score_answer(*each) for each in given]
-  default = [answers.score_default(*each) for each in given]
+def _mean_scores(found: list[PredictionRow]) -> dict[str, float]:
+  reference, default = (
+    [score(r.answer, r.question.answers, r.question.interval) for r in found]
+    for score in (answers.score_answer, answers.score_default)
+  )
   return dict(
-    benchmark=benchmark,
-    n=len(found),
     f1_recall=_mean_percent(scores.recall for scores in reference),
     f1=_mean_percent(scores.f1 for scores in default),
     em=_mean_percent(scores.exact for scores in default),

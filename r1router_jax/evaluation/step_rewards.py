@@ -32,7 +32,7 @@ QUESTION_STRIDE = 8
 STEPS_PER_CHUNK = 390
 
 # Sampled responses per step; more would compile programs of other shapes.
-SAMPLES_PER_STEP = 1
+MODES = dict(greedy=0, sampled=1)
 
 
 def score_gold_steps(
@@ -48,9 +48,9 @@ def score_gold_steps(
   A step whose prompt cannot be read, e.g. for its image, has reward 0.
 
   Args:
-    policy: writes the responses.
+    policy: the policy that responds.
     steps: gold steps, with the passages that answer steps read.
-    reward: scores the responses.
+    reward: the reward that scores the responses.
     key: key of the samples.
     samples: 0 for the greedy response, else the number of responses at
       temperature 1 whose rewards are averaged.
@@ -66,27 +66,20 @@ def score_gold_steps(
   if faults:
     logging.warning(
       "%d of %d gold steps cannot be read and earn 0, the first because: %s",
-      len(faults),
-      len(steps),
-      faults[0].reason,
+      *(len(faults), len(steps), faults[0].reason),
     )
 
   # 2. Respond and score, chunk by chunk.
   group_size, rewards = max(samples, 1), np.zeros(len(steps))
   sampling = token_sampling.SamplingParams(float(samples > 0))
-  for start in progress.show_progress(
-    range(0, len(good), STEPS_PER_CHUNK),
-    f"step rewards, {STEPS_PER_CHUNK} steps each",
-  ):
-    chunk = good[start : start + STEPS_PER_CHUNK]
-    groups = policy.generate(
-      [prompts[i] for i in chunk], key, group_size, sampling
-    )
-    scored = reward.score(
-      [steps[i] for i in chunk for _ in range(group_size)],
-      [response.text for group in groups for response in group],
-    )
-    rewards[chunk] = scored.total.reshape(len(chunk), group_size).mean(axis=1)
+  desc = f"step rewards, {STEPS_PER_CHUNK} steps each"
+  for chunk in progress.show_chunks(good, STEPS_PER_CHUNK, desc):
+    asked = [prompts[i] for i in chunk]
+    groups = policy.generate(asked, key, group_size, sampling)
+    texts = [response.text for group in groups for response in group]
+    answered = [steps[i] for i in chunk for _ in range(group_size)]
+    totals = reward.score(answered, texts).total
+    rewards[chunk] = totals.reshape(len(chunk), group_size).mean(axis=1)
   return rewards
 
 
@@ -102,12 +95,12 @@ def score_policies(
 
   Args:
     policies: policies by name.
-    labels: what names a policy in the file; rows of the same label, seed and
-      number of steps are read instead of computed again.
-    kbs: knowledge bases; answer steps read passages of theirs.
+    labels: fields that name each policy in the file.
+    kbs: the knowledge bases, by kind.
     questions: questions with gold hops.
     seed: seed of the sampled responses.
-    path: a JSONL file, with one row per policy.
+    path: a JSONL file of one row per policy; rows of the same label, seed and
+      number of steps are read instead of computed again.
   """
   # Answer steps read passages that a search for the gold sub-question finds.
   retrieve = retriever.make_retriever(kbs)
@@ -122,14 +115,11 @@ def score_policies(
     if row is None:
       logging.info("%s: %d gold steps, greedy, then sampled.", name, len(steps))
       row = label
-      for mode, samples in (("greedy", 0), ("sampled", SAMPLES_PER_STEP)):
+      for mode, samples in MODES.items():
         # The same key for each policy and mode, whatever was scored before.
         key = jax.random.key(seed)
-        row[mode] = score_gold_steps(
-          policy, steps, reward, key, samples=samples
-        ).tolist()
+        found = score_gold_steps(policy, steps, reward, key, samples=samples)
+        row[mode] = found.tolist()
       jsonl.append_rows(path, [row])
-    rewards[name] = {
-      mode: np.array(row[mode]) for mode in ("greedy", "sampled")
-    }
+    rewards[name] = {mode: np.array(row[mode]) for mode in MODES}
   return rewards

@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from r1router_jax.common import files
-from r1router_jax.data import r1_router_rows_tfds
+from r1router_jax.data.r1_router_rows_tfds import GrpoRows, RowFiles
 from r1router_jax.synthesis import selection
 from r1router_jax.synthesis.selection import QuestionOutcome
 
@@ -30,7 +30,7 @@ def write_outputs(
   valid: float,
   about: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Write the rows that passed, and the summary.
+  """Write the rows that passed, and the summary, which is returned.
 
   Args:
     workdir: the folder to write to.
@@ -38,26 +38,22 @@ def write_outputs(
     seed: seed of the split.
     valid: the share of questions that are held out.
     about: fields of the summary beside its counts.
-
-  Returns:
-    The summary.
   """
   # 1. Split the rows.
   rows = {side: [] for side in selection.SIDES}
-  for result in results:
-    if result.row is not None:
-      side = selection.split_side(result.row["group"], seed, valid)
-      rows[side].append(result.row)
+  for row in filter(None, (result.row for result in results)):
+    rows[selection.split_side(row["group"], seed, valid)].append(row)
 
   # 2. Write them as JSON Lines, and from these as a TensorFlow Dataset.
-  paths = {side: workdir / f"grpo_dataset_{side}.jsonl" for side in rows}
-  for side, path in paths.items():
+  row_files = {}
+  for side, kept in rows.items():
+    path = workdir / f"grpo_dataset_{side}.jsonl"
     with files.atomic_write(path, "w") as file:
-      file.writelines(json.dumps(row) + "\n" for row in rows[side])
-  # TFDS knows no empty splits.
-  _write_tfds(
-    workdir, {side: str(path) for side, path in paths.items() if rows[side]}
-  )
+      file.writelines(json.dumps(row) + "\n" for row in kept)
+    # TFDS knows no empty splits.
+    if kept:
+      row_files[side] = str(path)
+  _write_tfds(workdir, row_files)
 
   # 3. Count.
   summary = dict(
@@ -68,10 +64,7 @@ def write_outputs(
     seed=seed,
     valid=valid,
     rows={side: len(kept) for side, kept in rows.items()},
-    steps={
-      side: sum(len(row["steps"]) for row in kept)
-      for side, kept in rows.items()
-    },
+    steps={s: sum(len(r["steps"]) for r in kept) for s, kept in rows.items()},
   )
   files.write_json(workdir / "summary.json", summary)
   return summary
@@ -84,17 +77,14 @@ def count_outcomes(
 
   A question counts by its last try.  A duplicate is a question without tries.
   """
-  return {
-    outcome: dict(
-      questions=sum(result.outcomes[-1] == outcome for result in results),
-      tries=sum(
-        result.outcomes.count(outcome)
-        for result in results
-        if outcome != selection.DUPLICATE
-      ),
-    )
-    for outcome in selection.OUTCOMES
-  }
+  counts = {}
+  for outcome in selection.OUTCOMES:
+    ended = sum(result.outcomes[-1] == outcome for result in results)
+    tries = sum(result.outcomes.count(outcome) for result in results)
+    if outcome == selection.DUPLICATE:
+      tries = 0
+    counts[outcome] = dict(questions=ended, tries=tries)
+  return counts
 
 
 def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
@@ -106,9 +96,8 @@ def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
   shutil.rmtree(workdir / "tfds", ignore_errors=True)
   if row_files:
     tfds.disable_progress_bar()
-    config = r1_router_rows_tfds.RowFiles(
+    config = RowFiles(
       name="synthesis", files=row_files, image_folder=str(workdir / "pictures")
     )
-    r1_router_rows_tfds.GrpoRows(
-      config=config, data_dir=workdir / "tfds"
-    ).download_and_prepare()
+    rows = GrpoRows(config=config, data_dir=workdir / "tfds")
+    rows.download_and_prepare()

@@ -32,11 +32,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1router_jax.common import images, records, row_files, trajectory_io
+from r1router_jax.common import images, records, trajectory_io
 from r1router_jax.common.files import atomic_write
-from r1router_jax.common.records import Answer, Question, Step, Trajectory
+from r1router_jax.common.records import Answer, Question, Step
+from r1router_jax.common.row_files import MAX_ROW_BYTES, RowError, parse_json
 from r1router_jax.data import benchmarks, r1_router_rows
-from r1router_jax.metrics import trajectories
+from r1router_jax.metrics.trajectories import score_trajectories
 
 KEPT = "kept"
 INPUT = "input"
@@ -55,16 +56,9 @@ SIDES = ("train", "valid")
 
 @dataclasses.dataclass(frozen=True)
 class TeacherCall:
-  """One response of the teacher.
+  """One response of the teacher, to a step of the routing loop."""
 
-  Attributes:
-    step: the routing loop's id of the step, "<question id>/<round>".
-    kind: kind of the step.
-    text: the text that the teacher wrote.
-    tokens: the number of tokens in that text.
-  """
-
-  step: str
+  step: str  # Its id in the loop, "<question id>/<round>".
   kind: str
   text: str
   tokens: int
@@ -79,23 +73,19 @@ class TeacherRun:
     calls: everything that the teacher wrote, discarded responses included.
   """
 
-  trajectory: Trajectory
+  trajectory: records.Trajectory
   calls: tuple[TeacherCall, ...]
 
   def to_row(self) -> dict[str, Any]:
     """Return this run as a row of JSON, which `from_row` reads."""
-    return dict(
-      trajectory_io.to_row(self.trajectory),
-      calls=[vars(call) for call in self.calls],
-    )
+    calls = [vars(call) for call in self.calls]
+    return dict(trajectory_io.to_row(self.trajectory), calls=calls)
 
   @classmethod
   def from_row(cls, row: Mapping[str, Any], question: Question) -> "TeacherRun":
     """Return the run that `to_row` made a row of."""
-    return cls(
-      trajectory_io.from_row(row, question),
-      tuple(TeacherCall(**call) for call in row["calls"]),
-    )
+    calls = tuple(TeacherCall(**call) for call in row["calls"])
+    return cls(trajectory_io.from_row(row, question), calls)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +128,7 @@ class SelectionRules:
     answers = [done.answer for done in trajectory.rounds] + [trajectory.final]
     if "stuck" in faults or not all(isinstance(a, Answer) for a in answers):
       return MALFORMED
-    scores = trajectories.score_trajectories(
-      [trajectory], max_steps=self.max_steps
-    )
+    scores = score_trajectories([trajectory], max_steps=self.max_steps)
     # A question without gold answers scores NaN, which is not 1 either.
     if scores[self.metric][0] != 1:
       return WRONG
@@ -157,8 +145,7 @@ class SelectionRules:
     """
     trajectory = run.trajectory
     question = trajectory.question
-    history = ()
-    steps = []
+    history, steps = (), []
     # Of several responses to one prompt the last one was taken.
     written = {(call.step, call.kind): call.text for call in run.calls}
 
@@ -173,13 +160,8 @@ class SelectionRules:
     for number, done in enumerate(trajectory.rounds):
       asked = done.plan.sub_question
       add_step("plan", number, sub_question=asked, routes=done.plan.routes)
-      add_step(
-        "answer",
-        number,
-        sub_question=asked,
-        answers=(done.answer.text,),
-        passages=done.passages,
-      )
+      read = dict(answers=(done.answer.text,), passages=done.passages)
+      add_step("answer", number, sub_question=asked, **read)
       history += ((asked, done.answer.text),)
 
     count = len(trajectory.rounds)
@@ -213,56 +195,45 @@ def make_row(
       name made of its content.
 
   Raises:
-    RowError: if the row would not be read as the same steps.
-    BadImage: if the image cannot be read.
+    RowError, BadImage: if the row would not be read as the same steps, or its
+      image cannot be read.
   """
   row = dict(about, **r1_router_rows.to_published_row(steps))
   row["images"] = [_copy_image(path, image_folder) for path in row["images"]]
   for step, fields in zip(steps, row["steps"], strict=True):
     if step.kind == "answer":
-      # JSON has no NaN.
-      fields["passages"] = [
-        dict(
-          id=p.id, kb=p.kb, score=p.score if math.isfinite(p.score) else None
-        )
-        for p in step.passages
-      ]
+      fields["passages"] = [_passage_to_row(p) for p in step.passages]
 
   # Read the row back as a trainer will.
   line = json.dumps(row).encode()
-  if len(line) >= row_files.MAX_ROW_BYTES:
-    raise row_files.RowError(
-      f"its row would have {len(line):,} bytes", "Read fewer passages"
-    )
-  reread = r1_router_rows.parse_row(
-    row_files.parse_json(line), steps[0].question.id, image_folder
-  )
+  if len(line) >= MAX_ROW_BYTES:
+    fault = f"its row would have {len(line):,} bytes"
+    raise RowError(fault, "Read fewer passages")
+  question_id = steps[0].question.id
+  reread = r1_router_rows.parse_row(parse_json(line), question_id, image_folder)
   if list(map(_written_fields, reread)) != list(map(_written_fields, steps)):
-    raise row_files.RowError(
-      "its steps would be read as others", "Leave it out"
-    )
+    raise RowError("its steps would be read as others", "Leave it out")
   return row
+
+
+def _passage_to_row(passage: records.Passage) -> dict[str, Any]:
+  # JSON has no NaN.
+  score = passage.score if math.isfinite(passage.score) else None
+  return dict(id=passage.id, kb=passage.kb, score=score)
 
 
 def _written_fields(step: Step) -> tuple:
   """Return the fields of a step that its row holds."""
-  return (
-    step.kind,
-    step.sub_question,
-    step.routes,
-    step.answers,
-    step.history,
-    step.response,
-    [p.text for p in step.passages],
-  )
+  names = ("kind", "sub_question", "routes", "answers", "history", "response")
+  fields = (getattr(step, name) for name in names)
+  return (*fields, [passage.text for passage in step.passages])
 
 
 def _copy_image(path: str, folder: str) -> str:
   """Copy an image into `folder` and return its new name, a digest."""
   # Equal images have one copy, however many questions show them.
   data = images.read_image_bytes(path)
-  digest = hashlib.sha256(data).hexdigest()[:24]
-  name = digest + os.path.splitext(path)[1].lower()
+  name = _sha256(data)[:24] + os.path.splitext(path)[1].lower()
   copy = os.path.join(folder, name)
   if not os.path.exists(copy):
     os.makedirs(folder, exist_ok=True)
@@ -271,21 +242,13 @@ def _copy_image(path: str, folder: str) -> str:
   return name
 
 
-def load_questions(
-  benchmark: str, data: str, image_place: str, split: str, unpack_to: str
-) -> list[Question]:
+def load_questions(*source: str) -> list[Question]:
   """Return the questions of a benchmark, each text on one line, as in rows.
 
   Args:
-    benchmark: one of `benchmarks.NAMES`.
-    data: folder of its question file, or a user's own file.
-    image_place: folder or .zip file of its images.
-    split: split of GeoRouter.
-    unpack_to: folder that a .zip file is unpacked into.
+    *source: the arguments of `benchmarks.load_benchmark`.
   """
-  found = benchmarks.load_benchmark(
-    benchmark, data, image_place, split, unpack_to
-  )
+  found = benchmarks.load_benchmark(*source)
   return [dataclasses.replace(q, text=" ".join(q.text.split())) for q in found]
 
 
@@ -294,13 +257,11 @@ def question_group(question: Question) -> str:
   image = ""
   if question.image:
     try:
-      data = images.read_image_bytes(question.image)
-      image = hashlib.sha256(data).hexdigest()
+      image = _sha256(images.read_image_bytes(question.image))
     except images.BadImage:  # The outcome will be `INPUT`.
       image = question.image
   # JSON keeps text and image apart, whatever the text holds.
-  content = json.dumps([fold_text(question.text), image])
-  return hashlib.sha256(content.encode()).hexdigest()
+  return _sha256(json.dumps([fold_text(question.text), image]).encode())
 
 
 def split_side(group: str, seed: int, valid: float) -> str:
@@ -312,6 +273,9 @@ def split_side(group: str, seed: int, valid: float) -> str:
     valid: the share of groups that are held out, in [0, 1].
   """
   # A number that looks random in [0, 1), the same for equal questions.
-  digest = hashlib.sha256(f"{seed} {group}".encode()).digest()
-  uniform = int.from_bytes(digest[:8], "big") / 2**64
+  uniform = int(_sha256(f"{seed} {group}".encode())[:16], 16) / 2**64
   return "valid" if uniform < valid else "train"
+
+
+def _sha256(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()

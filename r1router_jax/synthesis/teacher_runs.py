@@ -27,12 +27,7 @@ from r1router_jax.routing import router, run_settings
 from r1router_jax.routing.baselines import few_shot
 from r1router_jax.routing.run_settings import RunSettings
 from r1router_jax.synthesis import selection
-from r1router_jax.synthesis.selection import (
-  QuestionOutcome,
-  SelectionRules,
-  TeacherCall,
-  TeacherRun,
-)
+from r1router_jax.synthesis.selection import QuestionOutcome, TeacherRun
 
 # Names of fields today, and in older versions, whose tries are still found.
 _OLD_FORMS = {
@@ -49,7 +44,7 @@ def run_teacher(
   kbs: Mapping[str, KnowledgeBase],
   questions: Sequence[Question],
   settings: RunSettings,
-  rules: SelectionRules,
+  rules: selection.SelectionRules,
   workdir: pathlib.Path,
   *,
   max_tries: int = 1,
@@ -61,7 +56,7 @@ def run_teacher(
   Args:
     teacher: the policy that plans and answers.
     kbs: the knowledge bases, by kind.
-    questions: questions with accepted answers.
+    questions: questions with accepted answers, no two of the same id.
     settings: the settings of all tries.
     rules: the rules by which a try is kept.
     workdir: the folder of trajectories.jsonl, which tries are appended to and
@@ -70,16 +65,13 @@ def run_teacher(
     label: fields that tell this teacher, with its prompts and knowledge bases,
       from any other.
     name: the teacher's name, for readers.
-
-  Returns:
-    The result of each question.
-
-  Raises:
-    ValueError: if two questions have the same id.
   """
   resumable.check_distinct_ids(questions)
   workdir.mkdir(parents=True, exist_ok=True)
-  label = dict(label) | _label_settings(settings)
+  names = ("seed", "temperature", "top_k", "top_p", "k", "max_steps")
+  label = dict(label) | {field: getattr(settings, field) for field in names}
+  # The method has this name in saved rows.
+  label["few_shot"] = settings.method == "few_shot"
 
   # 1. Of equal questions only the first is asked.
   groups = {q.id: selection.question_group(q) for q in questions}
@@ -114,25 +106,11 @@ def run_teacher(
         group=groups[question.id],
         teacher=dict(name=name, **label, number=number),
       )
-      results[question.id] = _add_run(
-        results[question.id], run, rules, about, str(workdir / "pictures")
-      )
+      result = results[question.id]
+      folder = str(workdir / "pictures")
+      results[question.id] = _add_run(result, run, rules, about, folder)
     due = [q for q in due if results[q.id].row is None]
   return [results[q.id] for q in questions]
-
-
-def _label_settings(settings: RunSettings) -> dict[str, Any]:
-  """Return the fields by which saved rows name their settings."""
-  return dict(
-    seed=settings.seed,
-    temperature=settings.temperature,
-    top_k=settings.top_k,
-    top_p=settings.top_p,
-    k=settings.k,
-    max_steps=settings.max_steps,
-    # The method has this name in saved rows.
-    few_shot=settings.method == "few_shot",
-  )
 
 
 def _run_chunk(
@@ -148,20 +126,18 @@ def _run_chunk(
   def keep_call(step, group):
     # The loop asks for one response to each prompt.
     (response,) = group
-    tokens = len(response.tokens)
-    call = TeacherCall(step.id, step.kind, response.text, tokens)
-    calls[step.question.id].append(call)
+    said = step.kind, response.text, len(response.tokens)
+    calls[step.question.id].append(selection.TeacherCall(step.id, *said))
 
-  found = router.run_routing(
-    teacher, kbs, questions, key, settings.rollout_options(keep_call)
-  )
+  options = settings.rollout_options(keep_call)
+  found = router.run_routing(teacher, kbs, questions, key, options)
   return [TeacherRun(t, tuple(calls[t.question.id])) for t in found]
 
 
 def _add_run(
   before: QuestionOutcome,
   run: TeacherRun,
-  rules: SelectionRules,
+  rules: selection.SelectionRules,
   about: Mapping[str, Any],
   image_folder: str,
 ) -> QuestionOutcome:
@@ -173,11 +149,8 @@ def _add_run(
       row = selection.make_row(rules.make_steps(run), about, image_folder)
     except (RowError, BadImage) as error:
       outcome = selection.NO_ROW
-      logging.warning(
-        "%s is no row: %s.",
-        sanitize_text(about["id"]),
-        sanitize_text(str(error.args[0]), 300),
-      )
+      reason = sanitize_text(str(error.args[0]), 300)
+      logging.warning("%s is no row: %s.", sanitize_text(about["id"]), reason)
   tokens = before.tokens + run.trajectory.tokens
   return QuestionOutcome((*before.outcomes, outcome), row, tokens)
 

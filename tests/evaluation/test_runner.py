@@ -121,11 +121,9 @@ def test_several_samples_are_scored_alone_and_together():
 
 def test_each_sample_has_its_own_key():
   settings = [
-    each
+    RunSettings("direct", seed=seed, sample=sample)
     for seed in (0, 1)
-    for each in runner.settings_by_method(["direct"], 3, dict(seed=seed))[
-      "direct"
-    ]
+    for sample in range(3)
   ]
   keys = {str(jax.random.key_data(each.random_key)) for each in settings}
   assert len(keys) == 6
