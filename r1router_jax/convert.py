@@ -8,11 +8,11 @@ r"""Converts a checkpoint to another place or form, tensor by tensor.
 The source of a policy is a folder in Hugging Face's form, the id of a model on
 the hub, or a policy that `train` wrote, which has that form, too; so has the
 written folder.  With --encoder, the source is the PyTorch file of a published
-encoder, and the written folder is for build_kb's --weights; nothing that such a
-file holds is run.  The conversion renames tensors as on the hub, changes their
-precision, splits them into files anew and checks each of them: one that is
-missing, unknown, of another shape or not finite stops the command with its
-name.
+encoder, and the written folder is for build_kb's --weights; PyTorch reads such
+a file (pip install 'r1router_jax[convert]'), and no code in it is run.  The
+conversion renames tensors as on the hub, changes their precision, splits them
+into files anew and checks each of them: one that is missing, unknown, of
+another shape or not finite stops the command with its name.
 """
 
 import os

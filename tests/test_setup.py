@@ -50,10 +50,10 @@ def test_every_third_party_import_is_a_requirement():
     assert found & (core | extra), f"{name}: {found} is not in setup.py"
 
 
-def test_no_requirement_brings_pytorch_or_tensorflow():
-  everything = setup_keyword("install_requires") + sum(
-    setup_keyword("extras_require").values(), []
-  )
+def test_only_the_extra_convert_brings_pytorch():
+  extras = setup_keyword("extras_require")
+  assert project_names(extras.pop("convert")) == {"torch"}
+  everything = setup_keyword("install_requires") + sum(extras.values(), [])
   assert not project_names(everything) & {
     "torch",
     "sentence-transformers",

@@ -17,7 +17,7 @@ Tensors are read and written one at a time, and each device gets only its part:
 a host holds no more than the largest tensor and the parts of its own devices.
 
 Only safetensors are loaded, because the usual readers of other formats run code
-that files hold.  `torch_checkpoint` reads PyTorch's files without running them.
+that files hold.  `torch_checkpoint` has PyTorch read its files, apart from JAX.
 """
 
 import contextlib

@@ -107,6 +107,7 @@ def convert_encoder(
 
   Raises:
     FileExistsError: the folder holds weights already.
+    ImportError: PyTorch is missing.
     BadWeights: a tensor is missing, unknown, damaged, of another shape or not
       finite.
   """
@@ -114,19 +115,19 @@ def convert_encoder(
     raise FileExistsError(
       f"{target} holds {safetensors_io.WEIGHTS_FILE}.  Name a new folder."
     )
-  # Nothing but names and shapes is read yet.
-  stored = torch_checkpoint.list_tensors(source, spec.key).values()
-  converted = {}
-  # Check each model, and cast its tensors as they are written.
-  for part in spec.parts:
-    renamed = safetensors_io.rename_tensors(stored, part.prefixes)
-    selected = safetensors_io.select_tensors(
-      source, renamed, part.weight_map, part.axes
-    )
-    converted |= {
-      part.written_prefix + name: tensor.cast_to(dtype)
-      for name, tensor in selected.items()
-    }
-  # `registry` opens a single file, so the weights must not be split.
-  size = sum(tensor.num_bytes for tensor in converted.values())
-  safetensors_io.write_checkpoint(target, converted, shard_bytes=size)
+  # Nothing but names and shapes is read on opening.
+  with torch_checkpoint.open_tensors(source, spec.key) as stored:
+    converted = {}
+    # Check each model, and cast its tensors as they are written.
+    for part in spec.parts:
+      renamed = safetensors_io.rename_tensors(stored.values(), part.prefixes)
+      selected = safetensors_io.select_tensors(
+        source, renamed, part.weight_map, part.axes
+      )
+      converted |= {
+        part.written_prefix + name: tensor.cast_to(dtype)
+        for name, tensor in selected.items()
+      }
+    # `registry` opens a single file, so the weights must not be split.
+    size = sum(tensor.num_bytes for tensor in converted.values())
+    safetensors_io.write_checkpoint(target, converted, shard_bytes=size)

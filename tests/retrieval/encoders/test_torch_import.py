@@ -1,5 +1,6 @@
 """Tests of the conversion of published PyTorch files to safetensors."""
 
+import contextlib
 import dataclasses
 import tracemalloc
 
@@ -10,20 +11,40 @@ from safetensors.numpy import load_file
 
 from r1router_jax.models import bert, clip, safetensors_io
 from r1router_jax.retrieval.encoders import torch_import
-from tests import handwritten_torch_file
 from tests.tiny_encoders import BERT, CLIP, random_tensors, tensor_shapes
 
 # Another encoder, so that an exchange of the two would show.
 LARGER_BERT = dataclasses.replace(BERT, vocab=53, pooling="pooler")
 
 
-def convert_arrays(tmp_path, arrays, spec, key="", dtype=np.float32):
-  source = handwritten_torch_file.save_arrays(tmp_path / "w.bin", arrays, key)
-  torch_import.convert_encoder(source, str(tmp_path / "to"), spec, dtype)
-  return str(tmp_path / "to")
+def as_stored(arrays):
+  """Return arrays as the tensors of a file by name, not read yet."""
+  keys = {"float32": "F32", "float16": "F16", "int64": "I64"}
+  return {
+    name: safetensors_io.StoredTensor(
+      "w.bin", name, x.shape, keys[x.dtype.name], lambda x=x: x
+    )
+    for name, x in arrays.items()
+  }
 
 
-def test_bert_with_unused_tensors_is_converted(tmp_path):
+@pytest.fixture
+def convert_arrays(tmp_path, monkeypatch):
+  """Return a function that converts arrays as if a PyTorch file held them."""
+
+  def convert(arrays, spec, dtype=np.float32):
+    monkeypatch.setattr(
+      torch_import.torch_checkpoint,
+      "open_tensors",
+      lambda path, key: contextlib.nullcontext(as_stored(arrays)),
+    )
+    torch_import.convert_encoder("w.bin", str(tmp_path / "to"), spec, dtype)
+    return str(tmp_path / "to")
+
+  return convert
+
+
+def test_bert_with_unused_tensors_is_converted(convert_arrays):
   rules, axes = bert.weight_map(BERT), bert.axis_sizes(BERT)
   arrays = random_tensors(rules, axes)
   # Tensors that published files hold and that are skipped.
@@ -33,7 +54,6 @@ def test_bert_with_unused_tensors_is_converted(tmp_path):
   }
   part = torch_import.EncoderPart(rules, axes, (("roberta.", ""),))
   folder = convert_arrays(
-    tmp_path,
     {"roberta." + name: x for name, x in (arrays | more).items()},
     torch_import.EncoderSpec((part,), "x/y"),
   )
@@ -47,7 +67,9 @@ def test_bert_with_unused_tensors_is_converted(tmp_path):
   )
 
 
+@pytest.mark.oracle
 def test_clip_inside_a_training_checkpoint_is_converted(tmp_path):
+  torch = pytest.importorskip("torch")
   axes = clip.axis_sizes(CLIP)
   arrays = random_tensors(clip.WEIGHT_MAP, axes)
   inside = {
@@ -56,11 +78,13 @@ def test_clip_inside_a_training_checkpoint_is_converted(tmp_path):
   # A scalar that is skipped, in another precision.
   inside["clip_model.logit_scale"] = np.array(4.6, np.float32)
   part = torch_import.EncoderPart(clip.WEIGHT_MAP, axes, (("clip_model.", ""),))
-  folder = convert_arrays(
-    tmp_path,
-    inside,
+  tensors = {name: torch.from_numpy(x) for name, x in inside.items()}
+  torch.save({"model": tensors, "epoch": 3}, tmp_path / "w.pth")
+  folder = str(tmp_path / "to")
+  torch_import.convert_encoder(
+    str(tmp_path / "w.pth"),
+    folder,
     torch_import.EncoderSpec((part,), "x/y", key="model"),
-    "model",
     ml_dtypes.bfloat16,
   )
   written = load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}")
@@ -98,8 +122,8 @@ def arrays_of(spec):
   }
 
 
-def test_two_encoders_in_one_file_are_converted(tmp_path, two_encoders):
-  folder = convert_arrays(tmp_path, arrays_of(two_encoders), two_encoders)
+def test_two_encoders_in_one_file_are_converted(convert_arrays, two_encoders):
+  folder = convert_arrays(arrays_of(two_encoders), two_encoders)
   assert (
     load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}").keys()
     == arrays_of(two_encoders).keys()
@@ -127,27 +151,31 @@ BIAS = "table_enc.pooler.dense.bias"
     ({BIAS: np.full(12, np.inf, np.float32)}, "holds NaN or infinity"),
   ],
 )
-def test_unfit_tensor_is_refused(tmp_path, two_encoders, change, words):
+def test_unfit_tensor_is_refused(
+  tmp_path, convert_arrays, two_encoders, change, words
+):
   arrays = arrays_of(two_encoders) | change
   arrays = {name: x for name, x in arrays.items() if x is not None}
   with pytest.raises(safetensors_io.BadWeights, match=words):
-    convert_arrays(tmp_path, arrays, two_encoders)
+    convert_arrays(arrays, two_encoders)
   # Nothing is left behind.
   assert not list((tmp_path / "to").glob("*"))
 
 
-def test_weights_are_not_overwritten(tmp_path, two_encoders):
-  convert_arrays(tmp_path, arrays_of(two_encoders), two_encoders)
+def test_weights_are_not_overwritten(convert_arrays, two_encoders):
+  convert_arrays(arrays_of(two_encoders), two_encoders)
   with pytest.raises(FileExistsError, match="Name a new folder"):
-    convert_arrays(tmp_path, arrays_of(two_encoders), two_encoders)
+    convert_arrays(arrays_of(two_encoders), two_encoders)
 
 
+@pytest.mark.oracle
 def test_large_file_needs_little_memory(tmp_path):
+  torch = pytest.importorskip("torch")
   axes = dict(L=40, D=512, F=512)
   rules = (("layers.{}.w", "layers/w", "L F D -> L D F"),)
-  source = handwritten_torch_file.save_arrays(
-    tmp_path / "w.bin", random_tensors(rules, axes)
-  )
+  arrays = random_tensors(rules, axes)
+  source = str(tmp_path / "w.bin")
+  torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, source)
   tracemalloc.start()
   torch_import.convert_encoder(
     source,
@@ -199,8 +227,8 @@ def test_published_encoder_fits_its_embedder(name, monkeypatch):
       )
   monkeypatch.setattr(
     torch_import.torch_checkpoint,
-    "list_tensors",
-    lambda path, key: keys.append(key) or stored,
+    "open_tensors",
+    lambda path, key: keys.append(key) or contextlib.nullcontext(stored),
   )
   monkeypatch.setattr(
     torch_import.safetensors_io,
