@@ -19,10 +19,8 @@ from r1router_jax.retrieval import search_api
 from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 
-# Limits of one request.  A single image may exceed the second one.
-MAX_QUERIES_PER_REQUEST = 64
-# Characters of all images, in base64.
-MAX_IMAGE_CHARS = 24 << 20
+# Limits of one request, of images in base64; a single one may exceed it.
+MAX_QUERIES_PER_REQUEST, MAX_IMAGE_CHARS = 64, 24 << 20
 
 _SCHEMA_CURE = "See that a server of Search-R1's schema answers there"
 
@@ -31,11 +29,7 @@ class RemoteKB(KnowledgeBase):
   """The knowledge base that is served at an address.
 
   A search returns what the server found or raises: an error never becomes a
-  passage, or the absence of one.
-
-  Args:
-    kind: kind of the knowledge base.
-    address: address of the server, http://host:port.
+  passage, or the absence of one.  The address is http://host:port.
 
   Raises:
     ValueError: if the address is invalid, or the knowledge base is one of
@@ -60,11 +54,8 @@ class RemoteKB(KnowledgeBase):
         f"{address} is no serve_kb, which alone can be sent images.  Serve "
         "the image knowledge base by python -m r1router_jax.serve_kb."
       )
-    logging.info(
-      "%s does not say what it serves: taken for a %s knowledge base.",
-      address,
-      kind,
-    )
+    message = "%s does not say what it serves: taken for a %s knowledge base."
+    logging.info(message, address, kind)
 
   def __len__(self) -> int:
     """Return the number of passages; 0 if the server does not say."""
@@ -75,19 +66,11 @@ class RemoteKB(KnowledgeBase):
   def _search_uncached(
     self, queries: Sequence[Query], k: int
   ) -> list[list[Passage]]:
-    batches = list(_split_into_requests(queries))
-    # Images are sent only if there are any: the field is no part of the
-    # schema of Search-R1.
-    bodies = []
-    for batch, encoded_images in batches:
-      texts = [query.text for query in batch]
-      body = {"queries": texts, "topk": k, "return_scores": True}
-      if any(encoded_images):
-        body["images"] = encoded_images
-      bodies.append(body)
+    options = {"topk": k, "return_scores": True}
+    bodies = [fields | options for fields in _split_into_requests(queries)]
 
     def parse_response(number: int, response: Any) -> list[list[Passage]]:
-      return self._parse_response(response, len(batches[number][0]), k)
+      return self._parse_response(response, len(bodies[number]["queries"]), k)
 
     responses = self._client.post("/retrieve", bodies, parse_response)
     return [passages for response in responses for passages in response]
@@ -106,15 +89,14 @@ class RemoteKB(KnowledgeBase):
     """
     found = response.get("result") if isinstance(response, dict) else None
     # What a server sends is untrusted.
-    if not (
-      isinstance(found, list)
-      and len(found) == num_queries
-      and all(isinstance(rows, list) and len(rows) <= k for rows in found)
+    is_valid = isinstance(found, list) and len(found) == num_queries
+    if not is_valid or not all(
+      isinstance(rows, list) and len(rows) <= k for rows in found
     ):
-      raise RowError(
-        f'"result" holds no {num_queries} lists of at most {k} documents',
-        _SCHEMA_CURE,
+      message = (
+        f'"result" holds no {num_queries} lists of at most {k} documents'
       )
+      raise RowError(message, _SCHEMA_CURE)
     # Both are None if the server is not serve_kb.
     old_version, version = self.meta.get("version"), response.get("version")
     if old_version != version:
@@ -123,34 +105,21 @@ class RemoteKB(KnowledgeBase):
         f"at the start (version {version!a:.40}, was "
         f"{old_version!a:.40}).  Serve the former, or start a run of its own."
       )
-    parsed = [[self._parse_row(row) for row in rows] for rows in found]
-    return [
-      [passage for passage in passages if passage is not None]
-      for passages in parsed
-    ]
+    parsed = (map(self._parse_row, rows) for rows in found)
+    return [[passage for passage in rows if passage] for rows in parsed]
 
   def _parse_row(self, row: Any) -> Passage | None:
-    """Return the passage of a row of the response.
+    """Return the passage of a row, or None if a prompt must not hold its text.
 
-    Returns:
-      The passage, or None if a prompt must not hold its text; such rows are
-      logged and counted.
-
-    Raises:
-      RowError: if the row does not follow the schema.
+    Such rows are logged and counted; a row off the schema raises a RowError.
     """
-    document, score = None, None
-    if isinstance(row, dict):
-      document, score = row.get("document"), row.get("score")
+    row = row if isinstance(row, dict) else {}
+    document, score = row.get("document"), row.get("score")
     # NaN, infinity and True would pass as numbers otherwise.
-    if (
-      not isinstance(document, dict)
-      or isinstance(score, bool)
-      or not (isinstance(score, (int, float)) and math.isfinite(score))
-    ):
-      raise RowError(
-        'a row is no {"document": {..}, "score": number}', _SCHEMA_CURE
-      )
+    is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+    if not (isinstance(document, dict) and is_number and math.isfinite(score)):
+      message = 'a row is no {"document": {..}, "score": number}'
+      raise RowError(message, _SCHEMA_CURE)
     contents = document.get("contents")
     if not (isinstance(contents, str) and contents.strip()):
       raise RowError("a document has no contents", "See what is served there")
@@ -173,41 +142,37 @@ class RemoteKB(KnowledgeBase):
       return None
 
   def _resolve_image(self, name: Any) -> str:
-    """Return the local path of a passage's image, or "".
-
-    Only images of the GeoRouter corpus, which comes with the package, are on
-    this machine.
-    """
+    """Return the local path of a passage's image, or ""."""
+    # Only images of this corpus, which comes with the package, are here.
     if not name or self.meta.get("source") != sources.GEOROUTER:
       return ""
     try:
       return images.resolve_path(str(name), sources.georouter_folder())
     except images.BadImage as error:
-      raise RowError(
-        str(error).rstrip("."), "Serve the world as it is"
-      ) from None
+      reason = str(error).rstrip(".")
+      raise RowError(reason, "Serve the world as it is") from None
 
 
-def _split_into_requests(
-  queries: Sequence[Query],
-) -> Iterator[tuple[list[Query], list[str]]]:
-  """Yield the queries of each request, with their images in base64 or ""."""
-  batch, encoded_images, num_chars = [], [], 0
+def _split_into_requests(queries: Sequence[Query]) -> Iterator[dict[str, list]]:
+  """Yield the "queries" of each request, and their "images" if it has any."""
+  texts, encoded_images, num_chars = [], [], 0
   for query in queries:
     encoded = ""
     if query.image:
       image_bytes = images.read_image_bytes(query.image)
       encoded = base64.b64encode(image_bytes).decode()
-    # Checked before the query is added, so that no request is empty.
-    is_full = (
-      len(batch) == MAX_QUERIES_PER_REQUEST
-      or num_chars + len(encoded) > MAX_IMAGE_CHARS
-    )
-    if batch and is_full:
-      yield batch, encoded_images
-      batch, encoded_images, num_chars = [], [], 0
-    batch.append(query)
-    encoded_images.append(encoded)
     num_chars += len(encoded)
-  if batch:
-    yield batch, encoded_images
+    is_full = len(texts) == MAX_QUERIES_PER_REQUEST
+    # Checked before the query is added, so that no request is empty.
+    if texts and (is_full or num_chars > MAX_IMAGE_CHARS):
+      yield _request_fields(texts, encoded_images)
+      texts, encoded_images, num_chars = [], [], len(encoded)
+    texts.append(query.text)
+    encoded_images.append(encoded)
+  if texts:
+    yield _request_fields(texts, encoded_images)
+
+
+def _request_fields(texts: list[str], encoded: list[str]) -> dict[str, list]:
+  # The schema of Search-R1 has no field for images.
+  return {"queries": texts} | ({"images": encoded} if any(encoded) else {})

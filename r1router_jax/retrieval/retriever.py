@@ -26,13 +26,7 @@ RetrieveFn = Callable[[Sequence[SubQuestion]], list[tuple[Passage, ...]]]
 def open_kbs(
   kb_dir: str, kinds: Sequence[str] = KBS
 ) -> dict[str, KnowledgeBase]:
-  """Open knowledge bases and return them by kind.
-
-  Args:
-    kb_dir: the folder that `build_kb` wrote, or the place of each, as in
-      "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table": a folder, or
-      the address of a server, see remote_kb.py.
-    kinds: the kinds to open.
+  """Open knowledge bases and return them by kind; for `kb_dir` see `kb_places`.
 
   Raises:
     ValueError: if one is absent, or of another kind than its place says.
@@ -66,16 +60,11 @@ def make_retriever(
 ) -> RetrieveFn:
   """Return a function that searches several knowledge bases side by side.
 
-  Only the image knowledge base is given the image of a request.
-
-  Args:
-    kbs: knowledge bases by kind.
-    k: number of passages for each request, of all kinds or by kind.
+  Only the image knowledge base is given the image of a request.  `k` passages
+  are found for each request, of all kinds or by kind.
   """
 
-  def search_kind(
-    kind: str, requests: Sequence[SubQuestion]
-  ) -> list[list[Passage]]:
+  def search_kind(kind: str, requests: Sequence[SubQuestion]) -> list:
     # An image would only make more distinct queries for the other kinds.
     queries = [
       Query(text, image if kind == "image" else "")
@@ -84,9 +73,7 @@ def make_retriever(
     ]
     return kbs[kind].search(queries, k if isinstance(k, int) else k[kind])
 
-  def retrieve_passages(
-    requests: Sequence[SubQuestion],
-  ) -> list[tuple[Passage, ...]]:
+  def retrieve_passages(requests: Sequence[SubQuestion]) -> list:
     # Collective searches run one by one, in an order that all hosts share, even
     # if this host has no request for them.
     collective = [kind for kind, kb in kbs.items() if kb.collective]

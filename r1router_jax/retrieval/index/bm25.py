@@ -21,7 +21,6 @@ Buettcher 2009, doi.org/10.1145/1571941.1572114 (reciprocal rank fusion, 60).
 """
 
 import collections
-import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -32,63 +31,37 @@ import numpy as np
 from jaxtyping import Int
 
 from r1router_jax.common.records import Query
-from r1router_jax.retrieval.index.exact import SearchResult
+from r1router_jax.retrieval.index.exact import SearchResult, pad_results
 
 BM25_FOLDER = "bm25"  # In the folder of the knowledge base.
-# Passages of each list that are fused.
-FUSION_DEPTH = 100
-K1 = 1.5
-B = 0.75
-_RANK_OFFSET = 60
+FUSION_DEPTH = 100  # Passages of each list that are fused.
+K1, B, _RANK_OFFSET = 1.5, 0.75, 60
 _WORD = re.compile(r"\w+")
 
 
 class Bm25Index:
-  """An index of the words of passages.
-
-  Args:
-    bm25: a `bm25s.BM25` that was filled.
-
-  Attributes:
-    rows: N.
-  """
+  """An index of the words of N passages: a `bm25s.BM25` that was filled."""
 
   def __init__(self, bm25: Any):
     self._bm25, self.rows = bm25, bm25.scores["num_docs"]
 
   @classmethod
   def from_texts(cls, texts: Iterable[str]) -> "Bm25Index":
-    """Index passages.
-
-    Args:
-      texts: texts of the passages in the order of rows; read once.
-
-    Raises:
-      ValueError: if no passage holds a word.
-    """
-    bm25s = _import_bm25s()
-    vocabulary = {}
+    """Index passages, read once; raise a ValueError if none holds a word."""
+    bm25s, vocabulary = _import_bm25s(), {}
     # Words are numbered in the order of their first occurrence.
     word_ids = [
-      [
-        vocabulary.setdefault(word, len(vocabulary))
-        for word in _split_words(text)
-      ]
+      [vocabulary.setdefault(x, len(vocabulary)) for x in _split_words(text)]
       for text in texts
     ]
     if not vocabulary:
-      raise ValueError(
-        "The passages hold no words to index.  Build without --hybrid."
-      )
+      message = "The passages hold no words to index.  Build without --hybrid."
+      raise ValueError(message)
     # NumPy alone: other backends compile, or need packages.
-    bm25 = bm25s.BM25(
-      k1=K1, b=B, method="lucene", backend="numpy", csc_backend="numpy"
-    )
-    bm25.index(
-      bm25s.tokenization.Tokenized(word_ids, vocabulary),
-      create_empty_token=False,
-      show_progress=False,
-    )
+    backends = dict(backend="numpy", csc_backend="numpy")
+    bm25 = bm25s.BM25(k1=K1, b=B, method="lucene", **backends)
+    corpus = bm25s.tokenization.Tokenized(word_ids, vocabulary)
+    bm25.index(corpus, create_empty_token=False, show_progress=False)
     return cls(bm25)
 
   @classmethod
@@ -109,75 +82,57 @@ class Bm25Index:
 
     Where there are fewer, the rest is row -1 with score -inf.
     """
-    scores = np.full((len(queries), k), -np.inf, np.float32)
-    rows = np.full((len(queries), k), -1, np.int64)
-    for i, query in enumerate(queries):
-      # 1. Words of the query that some passage holds.
-      if query.image:
-        continue
-      word_ids = self._bm25.get_tokens_ids(_split_words(query.text))
-      if not word_ids:
-        continue
-      # 2. The k best of all passages with a score.
-      all_scores = self._bm25.get_scores_from_ids(word_ids)
-      best = np.flatnonzero(all_scores > 0)
-      if len(best) > k:
-        best = best[np.argpartition(-all_scores[best], k - 1)[:k]]
-        # With rows in order, a stable sort keeps the order of equal scores.
-        best.sort()
-      best = best[np.argsort(-all_scores[best], kind="stable")]
-      # 3. The rest of the columns stays padding.
-      scores[i, : len(best)] = all_scores[best]
-      rows[i, : len(best)] = best
-    return scores, rows
+    results = [self._search_words(query, k) for query in queries]
+    return pad_results(results, len(queries), k)
+
+  def _search_words(self, query: Query, k: int) -> SearchResult:
+    """Return a line of up to k scores and rows."""
+    # 1. Words of the query that some passage holds.
+    words = [] if query.image else _split_words(query.text)
+    word_ids = self._bm25.get_tokens_ids(words)
+    if not word_ids:
+      return np.zeros((1, 0), np.float32), np.zeros((1, 0), np.int64)
+    # 2. The k best of all passages with a score.
+    scores = self._bm25.get_scores_from_ids(word_ids)
+    best = np.flatnonzero(scores > 0)
+    if len(best) > k:
+      best = best[np.argpartition(-scores[best], k - 1)[:k]]
+      # With rows in order, a stable sort keeps the order of equal scores.
+      best.sort()
+    best = best[np.argsort(-scores[best], kind="stable")]
+    return scores[None, best], best[None]
 
 
 def reciprocal_rank_fusion(
   ranked_lists: Sequence[Int[np.ndarray, "n _"]], k: int
 ) -> SearchResult:
-  """Fuse ranked lists by the formula at the top of this module.
+  """Fuse ranked lists, padded with -1, by the formula at the top.
 
-  Args:
-    ranked_lists: rows of each list for each query, best first, padded with -1.
-    k: number of rows to return.
-
-  Returns:
-    The k best rows and their sums.  If sums are equal, the rows of an earlier
-    list come first.
+  Returns the k best rows and their sums.  If sums are equal, the rows of an
+  earlier list come first.
   """
-  num_queries = len(ranked_lists[0])
-  scores = np.full((num_queries, k), -np.inf, np.float32)
-  rows = np.full((num_queries, k), -1, np.int64)
-  for i, lists_of_query in enumerate(zip(*ranked_lists, strict=True)):
+  results = []
+  for lists_of_query in zip(*ranked_lists, strict=True):
     sums = collections.defaultdict(float)
     for ranked in lists_of_query:
       for rank, row in enumerate(ranked[ranked >= 0].tolist(), 1):
         sums[row] += 1 / (_RANK_OFFSET + rank)
     # The sort is stable, and a dict keeps the order of insertion.
     best = sorted(sums, key=lambda row: -sums[row])[:k]
-    rows[i, : len(best)] = best
-    scores[i, : len(best)] = [sums[row] for row in best]
-  return scores, rows
+    scores = np.array([[sums[row] for row in best]])
+    results.append((scores, np.array([best])))
+  return pad_results(results, len(results), k)
 
 
 def _split_words(text: str) -> list[str]:
   """Return the words of a text in lower case, without stop words."""
-  stop_words = _stop_words()
+  stop_words = frozenset(_import_bm25s().stopwords.STOPWORDS_EN)
   words = _WORD.findall(text.lower())
   return [word for word in words if word not in stop_words]
 
 
-@functools.cache
-def _stop_words() -> frozenset[str]:
-  return frozenset(_import_bm25s().stopwords.STOPWORDS_EN)
-
-
 def _import_bm25s() -> ModuleType:
-  """Import bm25s, which is optional.
-
-  Raises:
-    ModuleNotFoundError: with the cure, if it is not installed.
-  """
+  """Import bm25s, which is optional, or raise an error with the cure."""
   try:
     import bm25s  # Imports JAX, if that is installed.
   except ModuleNotFoundError as error:

@@ -18,18 +18,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Float32, Int
 
-# Queries of each of the two sorts.
-_NUM_PROBES = 128
+_NUM_PROBES = 128  # Queries of each of the two sorts.
 _PROBE_FILE = "probe.npz"
 
 # Relative difference of scores that are equal but for rounding.
 _SCORE_TOLERANCE = 1e-5
-
-# Recall that an index may lose between building and loading.
-_MAX_RECALL_LOSS = 0.02
-
-# Scores that exact search holds in memory at once.
-_MAX_SCORES = 1 << 24
+_MAX_RECALL_LOSS = 0.02  # Between building and loading an index.
+_MAX_SCORES = 1 << 24  # That exact search holds in memory at once.
 
 Vectors = Float32[np.ndarray, "N E"]
 
@@ -42,19 +37,13 @@ MergedResult = tuple[Float32[np.ndarray, "n m"], Int[np.ndarray, "n m"]]
 
 @runtime_checkable
 class Index(Protocol):
-  """The interface of all indexes.
-
-  Attributes:
-    rows: N.
-    width: E.
-  """
+  """The interface of all indexes, of N rows and of width E."""
 
   rows: int
   width: int
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
     """Return scores and rows of the k nearest, see the top of this module."""
-    ...
 
 
 @runtime_checkable
@@ -63,11 +52,9 @@ class PersistentIndex(Index, Protocol):
 
   def measure_recall(self) -> float:
     """Return the share of the ten nearest rows that a search finds."""
-    ...
 
   def save(self, folder: str) -> dict:
     """Write the index to `folder`; return what index.json keeps."""
-    ...
 
 
 class RecallProbe(NamedTuple):
@@ -127,15 +114,9 @@ class RecallProbe(NamedTuple):
   def check_recall(
     self, index: Index, built_recall: float, folder: str
   ) -> None:
-    """Measure and log the recall of an index that was loaded.
+    """Measure and log the recall of an index that was loaded from a folder.
 
-    Args:
-      index: the index.
-      built_recall: its recall when it was built.
-      folder: folder of the index, for messages.
-
-    Raises:
-      ValueError: if the recall is lower than when the index was built.
+    Raises a ValueError if it is lower than when the index was built.
     """
     recall = self.measure_recall(index)
     if recall < built_recall - _MAX_RECALL_LOSS:
@@ -148,41 +129,27 @@ class RecallProbe(NamedTuple):
 
 
 class ExactIndex:
-  """An index that computes all inner products and sorts them.
-
-  Attributes:
-    vectors: the vectors [N, E]; they may be mapped from a file.
-    rows: N.
-    width: E.
-  """
+  """An index that computes all inner products and sorts them."""
 
   def __init__(self, vectors: Vectors):
-    self.vectors = vectors
+    self.vectors = vectors  # They may be mapped from a file.
     self.rows, self.width = vectors.shape
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
     """Return the k nearest rows; equal scores come in the order of rows."""
     vectors = validate_queries(vectors, self.width, k)
     # A batch of queries at a time bounds the memory for scores.
-    batch_size = max(1, _MAX_SCORES // max(self.rows, 1))
-    results = [
-      self._search_batch(vectors[start : start + batch_size], min(k, self.rows))
-      for start in range(0, len(vectors), batch_size)
-    ]
+    size = max(1, _MAX_SCORES // max(self.rows, 1))
+    starts = range(0, len(vectors), size)
+    batches = [vectors[start : start + size] for start in starts]
+    results = [self._search_batch(x, min(k, self.rows)) for x in batches]
     return pad_results(results, len(vectors), k)
 
   def _search_batch(self, vectors: np.ndarray, k: int) -> SearchResult:
     scores = vectors @ self.vectors.T
     # Only the k best are sorted, which is faster than sorting all rows.
     rows = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    # With rows in order, a stable sort keeps the order of equal scores.
-    rows.sort(axis=1)
-    top_scores = np.take_along_axis(scores, rows, axis=1)
-    order = np.argsort(-top_scores, axis=1, kind="stable")
-    return (
-      np.take_along_axis(top_scores, order, axis=1),
-      np.take_along_axis(rows, order, axis=1),
-    )
+    return merge_top_k([(np.take_along_axis(scores, rows, 1), rows)], k)
 
   def measure_recall(self) -> float:
     """Return 1: exact search defines what the nearest rows are."""
@@ -202,20 +169,14 @@ def merge_top_k(results: Sequence[SearchResult], k: int) -> MergedResult:
   scores, rows = (np.concatenate(x, axis=1) for x in zip(*results, strict=True))
   # The last key of lexsort is the first to sort by.
   order = np.lexsort((rows, -scores))[:, :k]
-  return (
-    np.take_along_axis(scores, order, 1),
-    np.take_along_axis(rows, order, 1),
-  )
+  scores, rows = (np.take_along_axis(x, order, 1) for x in (scores, rows))
+  return scores, rows
 
 
 def validate_queries(
   vectors: np.ndarray, width: int, k: int
 ) -> Float32[np.ndarray, "n E"]:
-  """Return query vectors as contiguous float32.
-
-  Raises:
-    ValueError: if the shape, the values or `k` are invalid.
-  """
+  """Return queries in contiguous float32; raise a ValueError if invalid."""
   if vectors.ndim != 2 or vectors.shape[1] != width or k < 1:
     raise ValueError(
       f"The search got vectors of shape {vectors.shape} and k={k}, wanted "
@@ -229,17 +190,14 @@ def validate_queries(
 def pad_results(
   results: Sequence[tuple[np.ndarray, np.ndarray]], num_queries: int, k: int
 ) -> SearchResult:
-  """Concatenate results of consecutive queries and pad them to k columns.
-
-  Padding is row -1 with score -inf.
-  """
+  """Concatenate results of consecutive queries and pad them to k columns."""
   # A result may have fewer columns than k; the rest stays padding.
   scores = np.full((num_queries, k), -np.inf, np.float32)
   rows = np.full((num_queries, k), -1, np.int64)
   start = 0
   for part_scores, part_rows in results:
-    count, columns = part_scores.shape
-    scores[start : start + count, :columns] = part_scores
-    rows[start : start + count, :columns] = part_rows
-    start += count
+    stop, columns = start + len(part_scores), part_scores.shape[1]
+    scores[start:stop, :columns] = part_scores
+    rows[start:stop, :columns] = part_rows
+    start = stop
   return scores, rows

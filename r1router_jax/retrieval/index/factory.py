@@ -17,12 +17,8 @@ import numpy as np
 from absl import logging
 from etils import epy
 
-from r1router_jax.retrieval.index import milvus_index
-from r1router_jax.retrieval.index.exact import (
-  ExactIndex,
-  PersistentIndex,
-  Vectors,
-)
+from r1router_jax.retrieval.index import exact, milvus_index
+from r1router_jax.retrieval.index.exact import PersistentIndex, Vectors
 from r1router_jax.retrieval.index.scann_index import (
   MIN_SCANN_ROWS,
   ScannIndex,
@@ -45,7 +41,7 @@ def build_index(
   num_shards: int = 1,
   collection: str = "",
 ) -> PersistentIndex:
-  """Build an index of `vectors`.
+  """Build an index of `vectors`, in shards if there are to be several.
 
   Args:
     vectors: the vectors of all rows.
@@ -62,15 +58,13 @@ def build_index(
   if num_shards > 1:
     shards = []
     for rows in sharded_index.split_rows(len(vectors), num_shards):
-      shard_vectors = vectors[rows.start : rows.stop]
-      shard_collection = f"{collection}_{rows.start}"
-      shard = build_index(shard_vectors, kind, 1, shard_collection)
-      shards.append((rows.start, shard))
+      part, name = vectors[rows.start : rows.stop], f"{collection}_{rows.start}"
+      shards.append((rows.start, build_index(part, kind, 1, name)))
     return sharded_index.ShardedIndex(shards, len(vectors), False)
   if kind == "auto":
     kind = _choose_kind(len(vectors))
   if kind == "exact":
-    return ExactIndex(vectors)
+    return exact.ExactIndex(vectors)
   if kind == "scann":
     return ScannIndex.from_vectors(vectors)
   uri = parse_index_kind(kind)
@@ -94,26 +88,19 @@ def _check_vectors(vectors: Vectors) -> None:
 
 
 def parse_index_kind(kind: str) -> str:
-  """Return `kind`, or the URI of "milvus=URI".
-
-  Raises:
-    ValueError: if there is no such kind.
-  """
+  """Return `kind` or the URI of "milvus=URI"; raise a ValueError for others."""
   return kind if kind in INDEX_KINDS else milvus_index.parse_uri(kind)
 
 
 def save_index(index: PersistentIndex, folder: str) -> None:
   """Write an index to a folder."""
   metadata = index.save(folder)
-  path = os.path.join(folder, INDEX_FILE)
-  with open(path, "w", encoding="utf-8") as file:
+  with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
     json.dump(metadata, file)
 
 
 def load_index(folder: str, vectors: Vectors) -> PersistentIndex:
   """Load the index of `vectors` that `save_index` wrote to `folder`.
-
-  On several hosts, each host opens some of the shards.
 
   Raises:
     ValueError: if its recall is lower than when it was built.
@@ -134,16 +121,13 @@ def _open_index(
   if kind == "scann":
     logging.info("%s: ScaNN is not installed, searching exactly.", folder)
   if kind in ("exact", "scann"):
-    return ExactIndex(vectors)
+    return exact.ExactIndex(vectors)
   if kind == milvus_index.KIND:
     return milvus_index.MilvusIndex.load(folder, metadata)
 
   # What is left is an index in shards.  Each shard is opened in the same way.
-  def open_shard(
-    shard_folder: str, shard_metadata: dict, rows: range
-  ) -> PersistentIndex:
-    shard_vectors = vectors[rows.start : rows.stop]
-    return _open_index(shard_folder, shard_metadata, shard_vectors)
+  def open_shard(part: str, card: dict, rows: range) -> PersistentIndex:
+    return _open_index(part, card, vectors[rows.start : rows.stop])
 
   return sharded_index.ShardedIndex.load(folder, metadata, open_shard)
 

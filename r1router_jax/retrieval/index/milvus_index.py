@@ -26,20 +26,12 @@ from r1router_jax.retrieval.index.exact import (
 
 KIND = "milvus="
 
-ROWS_PER_INSERT = 1000
-QUERIES_PER_REQUEST = 1000
-# Seconds that one request may take.
-TIMEOUT_SECONDS = 60.0
+ROWS_PER_INSERT, QUERIES_PER_REQUEST = 1000, 1000
+TIMEOUT_SECONDS = 60.0  # That one request may take.
 
 
 class MilvusIndex:
-  """An index on a Milvus server, see the top of this module.
-
-  Args:
-    uri: address of the server, or path of the file.
-    collection: name of the index there.
-    rows: N.
-    width: E.
+  """The index `collection` on a Milvus server, or in a file, at `uri`.
 
   Raises:
     ValueError: if pymilvus is not installed.
@@ -54,8 +46,8 @@ class MilvusIndex:
       raise ValueError(
         "Milvus needs its client: pip install 'r1router_jax[milvus]'."
       ) from error
-    self.rows, self.width, self.uri = rows, width, uri
-    self.collection = collection
+    self.rows, self.width = rows, width
+    self.uri, self.collection = uri, collection
     self._probe: RecallProbe | None = None
     self._milvus_error = pymilvus.MilvusException
     with self._translate_errors():
@@ -106,9 +98,8 @@ class MilvusIndex:
         )
       # Each query may bring fewer hits than k.
       for hits in found:
-        scores = np.array([[hit["distance"] for hit in hits]], np.float32)
-        rows = np.array([[hit["row"] for hit in hits]], np.int64)
-        results.append((scores, rows))
+        scores, rows = ([[hit[x] for hit in hits]] for x in ("distance", "row"))
+        results.append((np.array(scores), np.array(rows)))
     return pad_results(results, len(vectors), k)
 
   def measure_recall(self) -> float:
@@ -118,34 +109,21 @@ class MilvusIndex:
   def save(self, folder: str) -> dict:
     """Write the probe; return what index.json keeps."""
     self._probe.save(folder)
-    return {
-      "kind": KIND,
-      "rows": self.rows,
-      "width": self.width,
-      "uri": self.uri,
-      "collection": self.collection,
-      "recall": self.measure_recall(),
-    }
+    names = ("rows", "width", "uri", "collection")
+    metadata = {name: getattr(self, name) for name in names}
+    return {"kind": KIND, **metadata, "recall": self.measure_recall()}
 
   @classmethod
   def load(cls, folder: str, metadata: dict) -> "MilvusIndex":
-    """Connect to the collection of an index that was saved.
-
-    Args:
-      folder: folder that `save` wrote to.
-      metadata: what `save` returned.
+    """Connect to the collection of an index, given what `save` returned.
 
     Raises:
       ValueError: if its recall is lower than when it was built.
       RemoteServiceError: if the server does not answer, or has no such
         collection.
     """
-    index = cls(
-      metadata["uri"],
-      metadata["collection"],
-      metadata["rows"],
-      metadata["width"],
-    )
+    names = ("uri", "collection", "rows", "width")
+    index = cls(*(metadata[name] for name in names))
     index._probe = RecallProbe.load(folder)
     # The collection may have been replaced or emptied since.
     index._probe.check_recall(index, metadata["recall"], folder)
@@ -167,14 +145,13 @@ class MilvusIndex:
 def parse_uri(kind: str) -> str:
   """Return the URI of "milvus=URI"; paths of files become absolute.
 
-  Raises:
-    ValueError: if `kind` has another form, or the address is invalid.
+  Raises a ValueError if `kind` has another form, or the address is invalid.
   """
   uri = kind.removeprefix(KIND)
   if uri == kind or not uri:
-    raise ValueError(
-      f"No index {kind!r}; choose auto, exact, scann or milvus=URI."
-    )
-  if "://" in uri:
-    return http_client.validate_address(uri)
-  return os.path.abspath(uri)
+    message = f"No index {kind!r}; choose auto, exact, scann or milvus=URI."
+    raise ValueError(message)
+  is_address = "://" in uri
+  return (
+    http_client.validate_address(uri) if is_address else os.path.abspath(uri)
+  )

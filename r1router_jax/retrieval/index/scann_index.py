@@ -9,6 +9,7 @@ Axes:  n queries   N rows   E width   k neighbours
 Source: arxiv.org/abs/1908.10396 (ScaNN), arxiv.org/abs/2404.00774 (SOAR).
 """
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -26,45 +27,38 @@ from r1router_jax.retrieval.index.exact import (
   validate_queries,
 )
 
-# Fewer rows are searched exactly.
-MIN_SCANN_ROWS = 20_000
-MIN_TREE_ROWS = 80_000
+# Fewer rows are searched exactly, or without a tree.
+MIN_SCANN_ROWS, MIN_TREE_ROWS = 20_000, 80_000
 
 # Vectors of this width and more bear coarser codes, if more rows are rescored.
-WIDE_WIDTH = 768
-RESCORED_ROWS = 30
-WIDE_RESCORED_ROWS = 100
+WIDE_WIDTH, RESCORED_ROWS, WIDE_RESCORED_ROWS = 768, 30, 100
 
 # Least share of the ten nearest rows that a search should find.
 TARGET_RECALL = 0.95
 
 _FOLDER = "scann"
+_STORED_FIELDS = ("rows", "width", "leaves", "reorder")
 
 
+@dataclasses.dataclass(eq=False)
 class ScannIndex:
   """A ScaNN index with settings chosen by the number and width of rows.
 
-  Args:
+  Attributes:
     searcher: ScaNN's own object.
+    probe: queries to measure its recall with.
     rows: N.
     width: E.
-    probe: queries to measure its recall with.
     reorder: number of rows that are rescored exactly.
     leaves: number of leaves of the tree that are searched; 0 without a tree.
   """
 
-  def __init__(
-    self,
-    searcher: Any,
-    rows: int,
-    width: int,
-    probe: RecallProbe,
-    reorder: int,
-    leaves: int = 0,
-  ):
-    self.searcher, self.reorder, self.leaves = searcher, reorder, leaves
-    self.rows, self.width, self.probe = rows, width, probe
-    self._threads = os.cpu_count() or 1
+  searcher: Any
+  probe: RecallProbe
+  rows: int
+  width: int
+  reorder: int
+  leaves: int = 0
 
   @classmethod
   def from_vectors(cls, vectors: Vectors) -> "ScannIndex":
@@ -75,13 +69,10 @@ class ScannIndex:
     # In the order of the square root of the number of rows.
     num_leaves = math.isqrt(2 * rows) if rows >= MIN_TREE_ROWS else 0
     config = _make_config(vectors, num_leaves)
-    index = cls(
-      scann_ops_pybind.create_searcher(vectors, config),
-      rows,
-      width,
-      RecallProbe.from_vectors(vectors),
-      WIDE_RESCORED_ROWS if width >= WIDE_WIDTH else RESCORED_ROWS,
-    )
+    searcher = scann_ops_pybind.create_searcher(vectors, config)
+    reorder = WIDE_RESCORED_ROWS if width >= WIDE_WIDTH else RESCORED_ROWS
+    probe = RecallProbe.from_vectors(vectors)
+    index = cls(searcher, probe, rows, width, reorder)
     index._tune_recall(num_leaves)
     return index
 
@@ -102,22 +93,15 @@ class ScannIndex:
         break
       # All leaves do not help: the codes are too coarse for these rows.
       self.reorder = min(4 * self.reorder, self.rows)
-    logging.info(
-      "ScaNN searches %d of %d leaves, and rescores %d rows.",
-      self.leaves,
-      num_leaves,
-      self.reorder,
-    )
+    text = "ScaNN searches %d of %d leaves, and rescores %d rows."
+    logging.info(text, self.leaves, num_leaves, self.reorder)
 
   def search(
     self, vectors: Float[np.ndarray, "n E"], k: int, leaves: int = 0
   ) -> SearchResult:
     """Return approximately the k nearest rows.
 
-    Args:
-      vectors: query vectors.
-      k: number of rows for each query.
-      leaves: number of leaves to search; 0 is the number chosen when built.
+    Of the leaves, 0 stands for the number chosen when the index was built.
     """
     vectors = validate_queries(vectors, self.width, k)
     if not len(vectors):
@@ -130,15 +114,13 @@ class ScannIndex:
       vectors,
       final_num_neighbors=min(k, self.rows),
       # The default of 256 would leave a small batch to one thread.
-      batch_size=math.ceil(len(vectors) / self._threads),
+      batch_size=math.ceil(len(vectors) / (os.cpu_count() or 1)),
       **options,
     )
     # ScaNN fills short answers with row 0 and score NaN.
-    rows, missing = rows.astype(np.int64), np.isnan(scores)
-    if missing.any():
-      rows[missing], scores[missing] = -1, -np.inf
-    if scores.shape[1] == k:
-      return scores, rows
+    missing = np.isnan(scores)
+    scores = np.where(missing, -np.inf, scores)
+    rows = np.where(missing, -1, rows.astype(np.int64))
     return pad_results([(scores, rows)], len(vectors), k)
 
   def measure_recall(self) -> float:
@@ -146,47 +128,26 @@ class ScannIndex:
     return self.probe.measure_recall(self)
 
   def save(self, folder: str) -> dict:
-    """Write the index to `folder`, which may be moved later.
-
-    Returns:
-      What index.json keeps.
-    """
+    """Write the index to a movable folder; return what index.json keeps."""
     path = os.path.join(folder, _FOLDER)
     os.makedirs(path, exist_ok=True)
     self.searcher.serialize(path, relative_path=True)
     self.probe.save(folder)
-    return {
-      "kind": "scann",
-      "rows": self.rows,
-      "width": self.width,
-      "leaves": self.leaves,
-      "reorder": self.reorder,
-      "recall": self.measure_recall(),
-    }
+    metadata = {name: getattr(self, name) for name in _STORED_FIELDS}
+    return {"kind": "scann", **metadata, "recall": self.measure_recall()}
 
   @classmethod
   def load(cls, folder: str, metadata: dict) -> "ScannIndex":
-    """Load an index that was saved.
+    """Load an index, given what `save` returned.
 
-    Args:
-      folder: folder that `save` wrote to.
-      metadata: what `save` returned.
-
-    Raises:
-      ValueError: if its recall is lower than when it was built.
+    Raises a ValueError if its recall is lower than when it was built.
     """
     from scann import scann_ops_pybind
 
     # The vectors are not needed: `serialize` wrote a copy.
     searcher = scann_ops_pybind.load_searcher(os.path.join(folder, _FOLDER))
-    index = cls(
-      searcher,
-      metadata["rows"],
-      metadata["width"],
-      RecallProbe.load(folder),
-      metadata["reorder"],
-      metadata["leaves"],
-    )
+    fields = {name: metadata[name] for name in _STORED_FIELDS}
+    index = cls(searcher, RecallProbe.load(folder), **fields)
     index.probe.check_recall(index, metadata["recall"], folder)
     return index
 
@@ -212,15 +173,12 @@ def _make_config(vectors: Vectors, num_leaves: int) -> Any:
   if rows < MIN_SCANN_ROWS:
     # Hashing needs rows to train on.
     builder = builder.score_brute_force()
-  elif width >= WIDE_WIDTH:
-    # Blocks of four dimensions, but then not of residuals.
-    builder = builder.score_ah(
-      4, anisotropic_quantization_threshold=0.2, residual_quantization=False
-    ).reorder(WIDE_RESCORED_ROWS)
   else:
-    builder = builder.score_ah(
-      2, anisotropic_quantization_threshold=0.2
-    ).reorder(WIDE_RESCORED_ROWS)
+    # Wide rows have blocks of four dimensions, but then not of residuals.
+    options = dict(residual_quantization=False) if width >= WIDE_WIDTH else {}
+    options["anisotropic_quantization_threshold"] = 0.2
+    builder = builder.score_ah(4 if width >= WIDE_WIDTH else 2, **options)
+    builder = builder.reorder(WIDE_RESCORED_ROWS)
   # Random first centres differ from one build to the next.
   return builder.create_config().replace(
     "RANDOM_INITIALIZATION", "DEFAULT_KMEANS_PLUS_PLUS"

@@ -12,6 +12,7 @@ number of queries, also none.
 Axes:  H hosts   n queries   E width   k neighbours
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,7 @@ from r1router_jax.retrieval.index.exact import (
 )
 
 KIND = "shards"
+Shards = Sequence[tuple[int, PersistentIndex]]
 
 
 class ShardedIndex:
@@ -39,15 +41,9 @@ class ShardedIndex:
     collective: whether other hosts hold other shards.
   """
 
-  def __init__(
-    self,
-    shards: Sequence[tuple[int, PersistentIndex]],
-    rows: int,
-    collective: bool,
-  ):
+  def __init__(self, shards: Shards, rows: int, collective: bool):
     self.rows, self.width = rows, shards[0][1].width
-    self.collective = collective
-    self._shards = shards
+    self.collective, self._shards = collective, shards
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
     """Return the k nearest rows of all shards."""
@@ -88,12 +84,8 @@ class ShardedIndex:
       shard_folder = _shard_folder(folder, number)
       os.makedirs(shard_folder, exist_ok=True)
       parts.append({"first": first_row, "card": shard.save(shard_folder)})
-    return {
-      "kind": KIND,
-      "rows": self.rows,
-      "width": self.width,
-      "parts": parts,
-    }
+    shape = {"rows": self.rows, "width": self.width}
+    return {"kind": KIND, **shape, "parts": parts}
 
   @classmethod
   def load(
@@ -102,16 +94,10 @@ class ShardedIndex:
     metadata: dict,
     open_shard: Callable[[str, dict, range], PersistentIndex],
   ) -> "ShardedIndex":
-    """Load this host's shards of an index that was saved.
+    """Load this host's shards of an index, given what `save` returned.
 
-    Args:
-      folder: folder that `save` wrote to.
-      metadata: what `save` returned.
-      open_shard: opens the index in a folder, given its metadata and the range
-        of its rows.
-
-    Raises:
-      ValueError: if there are fewer shards than hosts.
+    `open_shard` opens the index in a folder, given its metadata and the range
+    of its rows.  Raises a ValueError if there are fewer shards than hosts.
     """
     hosts, parts = jax.process_count(), metadata["parts"]
     if len(parts) < hosts:
@@ -124,8 +110,8 @@ class ShardedIndex:
     for number in range(jax.process_index(), len(parts), hosts):
       first_row, card = parts[number]["first"], parts[number]["card"]
       rows = range(first_row, first_row + card["rows"])
-      shard = open_shard(_shard_folder(folder, number), card, rows)
-      shards.append((first_row, shard))
+      part = _shard_folder(folder, number)
+      shards.append((first_row, open_shard(part, card, rows)))
     return cls(shards, metadata["rows"], hosts > 1)
 
   def _search_own_shards(self, vectors: np.ndarray, k: int) -> SearchResult:
@@ -143,14 +129,10 @@ def _shard_folder(folder: str, number: int) -> str:
 
 
 def split_rows(rows: int, num_shards: int) -> list[range]:
-  """Return the rows of each shard; their numbers differ by at most one.
-
-  Raises:
-    ValueError: if there are fewer rows than shards.
-  """
+  """Return the rows of each shard; their numbers differ by at most one."""
   if not 0 < num_shards <= rows:
     raise ValueError(
       f"--shards={num_shards} of {rows} rows: choose from 1 to as many as rows."
     )
   edges = [rows * i // num_shards for i in range(num_shards + 1)]
-  return [range(*pair) for pair in zip(edges, edges[1:], strict=False)]
+  return [range(*pair) for pair in itertools.pairwise(edges)]
