@@ -14,13 +14,6 @@ def atomic_write(path: epath.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
   The data goes to `<path>.partial`, which replaces `path` when the block ends.
   A process that is killed, or a block that raises, leaves `path` as it was.
-
-  Args:
-    path: the file to write; it may exist already.
-    mode: "wb" for bytes or "w" for UTF-8 text.
-
-  Yields:
-    The open file.
   """
   path = epath.Path(path)
   partial = path.with_name(f"{path.name}.partial")

@@ -33,26 +33,14 @@ from absl import logging
 from r1router_jax.common import row_files
 from r1router_jax.common.text import sanitize_text
 
-# Seconds that all tries of a request may take together.
-DEADLINE_SECONDS = 120.0
-
-# Tries that may bring an invalid answer.
-MAX_INVALID_ANSWERS = 3
-
-# Requests that one call keeps in flight.
-MAX_IN_FLIGHT = 4
-
-# Seconds of the first pause between tries, and of the longest.
-RETRY_PAUSES = 0.2, 5.0
-
+DEADLINE_SECONDS = 120.0  # All tries of a request together.
+MAX_INVALID_ANSWERS = 3  # Tries that may bring one.
+MAX_IN_FLIGHT = 4  # Requests of one call.
+RETRY_PAUSES = 0.2, 5.0  # Seconds of the first pause and of the longest.
 MAX_ANSWER_BYTES = 64 << 20
+BODY_ERROR_STATUSES = 400, 413, 422  # A request is refused for its body.
 
-# Statuses of a request that is refused because of its body.
-BODY_ERROR_STATUSES = 400, 413, 422
-
-# Characters of an error's body that a message shows.
-_EXCERPT_CHARS = 300
-
+_EXCERPT_CHARS = 300  # Of an error's body, shown in a message.
 _USER_INFO = re.compile("//.*@")
 
 # A function of (number of the request, its parsed JSON answer).
@@ -60,11 +48,7 @@ ParseAnswer = Callable[[int, Any], Any]
 
 
 class RemoteServiceError(ConnectionError):
-  """A remote service failed, did not answer, or refused a request.
-
-  Attributes:
-    status: HTTP status of the refusal, or 0 if there was none.
-  """
+  """A remote service failed (status 0), or refused a request with a status."""
 
   def __init__(self, message: str, status: int = 0):
     super().__init__(message)
@@ -81,15 +65,7 @@ class _RetryLater(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-  """One HTTP request.
-
-  Attributes:
-    number: position among the requests of a call.
-    method: "GET" or "POST".
-    url: the full address.
-    body: the bytes that are sent.
-    parse: makes the result of (number, JSON answer).
-  """
+  """One HTTP request; `number` is its position among those of a call."""
 
   number: int
   method: str
@@ -105,8 +81,7 @@ class JsonHttpClient:
     address: "http://host:port" or "https://host", optionally with a path.
     headers: headers of all requests.
     in_flight: requests that one call keeps in flight.
-    deadline: seconds that all tries of a request may take together; None for
-      `DEADLINE_SECONDS`.
+    deadline: seconds of all tries of a request; None for `DEADLINE_SECONDS`.
 
   Raises:
     ValueError: the address is not of that form.
@@ -151,9 +126,8 @@ class JsonHttpClient:
 
     Args:
       path: path below the client's address.
-      bodies: values that JSON can hold; one request is sent for each.
-      parse: makes the result of (number, answer); raises `RowError` if the
-        answer is invalid.
+      bodies: values that JSON can hold, one for each request.
+      parse: makes the result of an answer, or raises `RowError`.
       on_refused: makes the result of (number, error) for a body that is refused
         with one of `BODY_ERROR_STATUSES`; by default the error is raised.
 
@@ -194,12 +168,7 @@ class JsonHttpClient:
   async def _send_with_retries(
     self, client: httpx.AsyncClient, request: _Request
   ) -> Any:
-    """Send a request until it succeeds or must not be tried again.
-
-    Raises:
-      RemoteServiceError: the request was refused, brought too many invalid
-        answers, or ran out of time.
-    """
+    """Send a request until it succeeds or must not be tried again."""
     start, backoff = time.monotonic(), RETRY_PAUSES[0]
     deadline = self._deadline
     invalid, cure = 0, "See that it runs and is reached from here"
@@ -223,14 +192,11 @@ class JsonHttpClient:
       # Give up if no time is left for the pause and one more try.
       spent = time.monotonic() - start
       if invalid == MAX_INVALID_ANSWERS or spent + pause > 0.9 * deadline:
-        raise RemoteServiceError(
-          f"{self.address}: {reason}, at try {tries} after {spent:.1f} s.  "
-          f"{cure}."
-        )
+        tried = f"at try {tries} after {spent:.1f} s"
+        raise RemoteServiceError(f"{self.address}: {reason}, {tried}.  {cure}.")
       if tries == 1:
-        logging.warning(
-          "%s: %s; trying again, for %.0f s.", self.address, reason, deadline
-        )
+        text = "%s: %s; trying again, for %.0f s."
+        logging.warning(text, self.address, reason, deadline)
       await asyncio.sleep(pause)
       backoff = min(2 * backoff, RETRY_PAUSES[1])
 
@@ -244,32 +210,25 @@ class JsonHttpClient:
       _RetryLater: the service asks for another try.
       RemoteServiceError: the service refuses the request.
     """
+    kind = {"Content-Type": "application/json"}
     async with client.stream(
-      request.method,
-      request.url,
-      content=request.body,
-      headers={"Content-Type": "application/json"},
+      request.method, request.url, content=request.body, headers=kind
     ) as answer:
-      status, ok = answer.status_code, answer.status_code == 200
+      status = answer.status_code
       # Of an error's body a message shows only the beginning.
-      body = await _read_body(
-        answer, MAX_ANSWER_BYTES if ok else _EXCERPT_CHARS
-      )
-    if ok:
+      limit = MAX_ANSWER_BYTES if status == 200 else _EXCERPT_CHARS
+      body = await _read_body(answer, limit)
+    if status == 200:
       if len(body) > MAX_ANSWER_BYTES:
-        raise row_files.RowError(
-          f"the answer has more than {MAX_ANSWER_BYTES:,} bytes",
-          "See what it is that answers there",
-        )
+        fault = f"the answer has more than {MAX_ANSWER_BYTES:,} bytes"
+        raise row_files.RowError(fault, "See what it is that answers there")
       return request.parse(request.number, row_files.parse_json(body))
 
     message = sanitize_text(body.decode(errors="replace"), _EXCERPT_CHARS)
     if status == 429 or status >= 500:
-      seconds = answer.headers.get("retry-after", "")
-      raise _RetryLater(
-        f"status {status} ({message})",
-        float(seconds) if seconds.isdecimal() else 0.0,
-      )
+      wait = answer.headers.get("retry-after", "")
+      seconds = float(wait) if wait.isdecimal() else 0.0
+      raise _RetryLater(f"status {status} ({message})", seconds)
     raise RemoteServiceError(
       f"{request.url} answered with status {status}: {message or '-'}  "
       "See that this is the address of what you want to ask.",
@@ -290,11 +249,7 @@ async def _read_body(answer: httpx.Response, limit: int) -> bytes:
 
 
 def _run_in_thread(coroutine: Coroutine) -> Any:
-  """Run a coroutine and return its result.
-
-  It gets its own thread, since the caller's may already run an event loop, as
-  a notebook's does.
-  """
+  """Run a coroutine in its own thread: a notebook's runs a loop already."""
   result = concurrent.futures.Future()
 
   def run():
@@ -331,9 +286,8 @@ def validate_address(address: str) -> str:
     # A password, if there is one, is not shown.
     shown = _USER_INFO.sub("//...@", sanitize_text(address, 200))
     raise ValueError(
-      f"{shown!r} is no address."
-      "  Write http://host:port, or https://host/path, and no name or "
-      "password."
+      f"{shown!r} is no address.  Write http://host:port, or "
+      "https://host/path, and no name or password."
     )
   return address.rstrip("/")
 

@@ -21,18 +21,14 @@ from PIL import Image, ImageOps
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 MAX_BYTES = 20 << 20
-
 MAX_SIDE = 16_384
-
 # Pillow warns of larger images; this limit is lower, so it is reached first.
 MAX_PIXELS = 64_000_000
-
 # The limit of `smart_resize` in Qwen2-VL's image processor.
 MAX_ASPECT = 200
 
 # Mean and standard deviation of CLIP's training images, in RGB.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Hidden and text-reversing characters, control characters, and what another
@@ -54,9 +50,8 @@ def resolve_path(name: str, root: str) -> str:
   """
   if not name or len(name) > 1000 or _SUSPICIOUS_NAME.search(name):
     raise BadImage(
-      f"{ascii(name)[:200]}: not a plain file name.  Use a relative path "
-      "below the image folder, without backslash, colon or hidden "
-      "characters."
+      f"{ascii(name)[:200]}: not a plain file name.  Use a relative path below "
+      "the image folder, without backslash, colon or hidden characters."
     )
   # Both are free of links, so that a link inside the folder cannot lead out.
   folder = os.path.realpath(root)
@@ -74,9 +69,7 @@ def load_image(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Load the first frame of an image: upright, RGB, transparency on white.
 
-  Args:
-    path: a trusted path, or, with `root`, an untrusted name below that folder.
-    root: the folder that the image must not leave, or None to trust `path`.
+  A path is trusted, unless it is a name below the folder `root`.
 
   Raises:
     BadImage: the file cannot be used, for any reason.
@@ -99,11 +92,7 @@ def load_image(
 
 
 def read_image_bytes(path: str) -> bytes:
-  """Read a regular file of at most `MAX_BYTES` bytes.
-
-  Raises:
-    BadImage: the file is not regular, empty, too large, or cannot be opened.
-  """
+  """Read a regular file of 1 to `MAX_BYTES` bytes, or raise BadImage."""
   try:
     with open(path, "rb", opener=_open_nonblocking) as file:
       # The open file is examined, not its path, which may change in between.
@@ -116,9 +105,9 @@ def read_image_bytes(path: str) -> bytes:
           f"{MAX_BYTES:,}.  Save it again, smaller."
         )
       return file.read(MAX_BYTES)
+  except BadImage:
+    raise
   except (OSError, ValueError) as error:
-    if isinstance(error, BadImage):
-      raise
     reason = getattr(error, "strerror", None) or error
     raise BadImage(
       f"{ascii(path)[:300]}: cannot be opened ({reason}).  Check the path "
@@ -132,18 +121,12 @@ def _open_nonblocking(path: str, flags: int) -> int:
 
 
 def _check_header(width: int, height: int) -> None:
-  """Refuse, before pixels are decoded, an image that might not fit in memory.
-
-  Raises:
-    ValueError: the image is empty, too large, or too long and thin.
-  """
-  small, large = sorted((width, height))
+  """Refuse, before it is decoded, an image that might not fit in memory."""
+  (small, large), size = sorted((width, height)), f"{width} x {height}"
   if small < 1 or large > MAX_SIDE or small * large > MAX_PIXELS:
-    raise ValueError(f"its size is {width} x {height}")
+    raise ValueError(f"its size is {size}")
   if large > MAX_ASPECT * small:
-    raise ValueError(
-      f"its size {width} x {height} has an aspect ratio over {MAX_ASPECT}"
-    )
+    raise ValueError(f"its size {size} has an aspect ratio over {MAX_ASPECT}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -163,9 +146,8 @@ def resize_image(
   """Resize bicubically, with Pillow's antialiasing."""
   if image.shape[:2] == (height, width):
     return image
-  return np.array(
-    Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-  )
+  method = Image.Resampling.BICUBIC
+  return np.array(Image.fromarray(image).resize((width, height), method))
 
 
 def stretch_to_square(

@@ -3,6 +3,7 @@
 Files that people or crawlers wrote are read by `row_files`, which is strict.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -22,9 +23,8 @@ def append_rows(
     with path.open("rb") as file:
       file.seek(-1, os.SEEK_END)
       torn = file.read() != b"\n"
-  text = "".join(json.dumps(row) + "\n" for row in rows)
-  if torn:  # A killed run left half a line, which must not swallow the next.
-    text = "\n" + text
+  # A killed run left half a line, which must not swallow the next.
+  text = "\n" * torn + "".join(json.dumps(row) + "\n" for row in rows)
   # A single write, so that a kill tears at most the last line.
   with path.open("a", encoding="utf-8") as file:
     file.write(text)
@@ -38,14 +38,11 @@ def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
   A line that is not a JSON object was torn when a run was killed; it is
   skipped.
   """
-  path = epath.Path(path)
+  path, rows = epath.Path(path), []
   if not path.exists():
-    return []
-  rows = []
+    return rows
   with path.open() as file:
     for line in file:
-      try:
+      with contextlib.suppress(ValueError):
         rows.append(json.loads(line))
-      except ValueError:
-        continue
   return [row for row in rows if isinstance(row, dict)]

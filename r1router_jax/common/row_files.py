@@ -10,6 +10,7 @@ import bz2
 import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import io
 import json
@@ -53,13 +54,7 @@ class RowError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RejectedRow:
-  """A row that cannot be used, and where it is.
-
-  Attributes:
-    where: "file:line".
-    reason: what is wrong with the row.
-    cure: what the user can do about it.
-  """
+  """A row that cannot be used: the `RowError` of "file:line"."""
 
   where: str
   reason: str
@@ -75,11 +70,7 @@ class RejectedRow:
 
 
 class SkipLog:
-  """A log of the rows of a source that are left out: counted and named.
-
-  Args:
-    source: name of the source, for messages.
-  """
+  """A log of the rows of a source that are left out: counted and named."""
 
   def __init__(self, source: str):
     self._source, self._count, self._first = source, 0, ""
@@ -93,25 +84,13 @@ class SkipLog:
     logging.log(level, "skipped %s", why)
 
   def finish(self, kept: int) -> None:
-    """Log how many rows were left out of how many.
-
-    Args:
-      kept: number of rows that were not left out.
-
-    Raises:
-      ValueError: no row was kept.
-    """
-    if self._count:
-      logging.warning(
-        "%s: skipped %d of %d; --verbosity=1 names them all.",
-        self._source,
-        self._count,
-        self._count + kept,
-      )
+    """Log how many rows were left out; if none was kept, raise ValueError."""
+    why = "It is empty."
+    if count := self._count:
+      why = f"The first of {count} faults: {self._first}"
+      text = "%s: skipped %d of %d; --verbosity=1 names them all."
+      logging.warning(text, self._source, count, count + kept)
     if not kept:
-      why = "It is empty."
-      if self._count:
-        why = f"The first of {self._count} faults: {self._first}"
       raise ValueError(f"{self._source}: nothing of it can be used.  {why}")
 
 
@@ -129,13 +108,6 @@ def open_decompressed(
 ) -> Iterator[BinaryIO]:
   """Open a file, decompressed if its name ends in .gz or .bz2.
 
-  Args:
-    path: path of the file.
-    open_file: opens the file if it is not a local one.
-
-  Yields:
-    The open file.
-
   Raises:
     ValueError: a compressed file turns out to be damaged while it is read.
   """
@@ -150,9 +122,8 @@ def open_decompressed(
     except (EOFError, zlib.error, OSError) as error:
       if isinstance(error, OSError) and error.errno is not None:
         raise  # The disk failed; the content may be intact.
-      raise ValueError(
-        f"{path}: damaged ({error}).  Fetch the file again."
-      ) from None
+      fault = f"{path}: damaged ({error}).  Fetch the file again."
+      raise ValueError(fault) from None
 
 
 def read_lines(
@@ -160,18 +131,11 @@ def read_lines(
 ) -> Rows:
   """Yield the lines of a file as bytes, without blank ones.
 
-  Args:
-    path: path of the file.
-    open_file: opens the file.
-    limit: bytes that a line may have.
-
-  Raises:
-    ValueError: a compressed file is damaged.
+  A line of more than `limit` bytes is a `RowError`.
   """
   with open_decompressed(path, open_file) as file:
-    number = 0
-    while line := file.readline(limit + 1):
-      number += 1
+    lines = iter(functools.partial(file.readline, limit + 1), b"")
+    for number, line in enumerate(lines, 1):
       where = f"{path}:{number}"
       if len(line) > limit:
         # Pass over the rest in pieces; the line may be larger than memory.
@@ -193,21 +157,13 @@ def read_json_lines(
   open_file: OpenFile = open_local,
   parse_constant: Callable[[str], Any] | None = None,
 ) -> Rows:
-  """Yield the values of a .jsonl file, without blank lines.
-
-  Args:
-    path: path of the file.
-    open_file: opens the file.
-    parse_constant: as in `parse_json`.
-  """
-  for where, line in read_lines(path, open_file):
-    if isinstance(line, RowError):
-      yield where, line
-      continue
-    try:
-      row = parse_json(line, parse_constant)
-    except RowError as error:
-      row = error
+  """Yield the values of a .jsonl file, without blank lines."""
+  for where, row in read_lines(path, open_file):
+    if not isinstance(row, RowError):
+      try:
+        row = parse_json(row, parse_constant)
+      except RowError as error:
+        row = error
     yield where, row
 
 
@@ -216,10 +172,7 @@ def parse_json(
 ) -> Any:
   """Parse one strict JSON value: UTF-8, finite numbers, no key twice.
 
-  Args:
-    line: the bytes of the value.
-    parse_constant: makes the value of NaN, Infinity or -Infinity; by default
-      these are refused.
+  NaN and infinities are refused, unless `parse_constant` makes their values.
 
   Raises:
     RowError: the bytes are no such value.
@@ -232,18 +185,15 @@ def parse_json(
       parse_float=_parse_finite,
       object_pairs_hook=_unique_keys,
     )
-  except UnicodeDecodeError as error:
-    raise RowError(
-      f"not UTF-8 at byte {error.start}", "Save it as UTF-8"
-    ) from None
-  except RecursionError:
-    raise RowError("nested too deeply", "Write a flat object") from None
   except RowError:  # A ValueError, too, but with a better reason.
     raise
+  except UnicodeDecodeError as error:
+    fault = f"not UTF-8 at byte {error.start}", "Save it as UTF-8"
+  except RecursionError:
+    fault = "nested too deeply", "Write a flat object"
   except ValueError as error:
-    raise RowError(
-      f"not JSON ({str(error)[:80]})", "Write one object in each line"
-    ) from None
+    fault = f"not JSON ({str(error)[:80]})", "Write one object in each line"
+  raise RowError(*fault)
 
 
 def _reject_constant(constant: str) -> None:
@@ -292,26 +242,20 @@ def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
       while (row := _next_csv_row(reader)) is not None:
         yield f"{path}:{reader.line_num}", row
     except UnicodeDecodeError:
-      raise ValueError(
-        f"{path}: not UTF-8 soon after line {reader.line_num}.  Save it as "
-        "UTF-8."
-      ) from None
+      where = f"{path}: not UTF-8 soon after line {reader.line_num}"
+      raise ValueError(f"{where}.  Save it as UTF-8.") from None
 
 
 def _next_csv_row(reader: csv.DictReader) -> dict | RowError | None:
   """Return the next row, an error if it is bad, or None at the end."""
+  cure = "Quote texts with commas or line breaks"
   try:
     row = next(reader, None)
   except csv.Error as error:
-    return RowError(
-      f"not CSV ({error})", "Quote texts with commas or line breaks"
-    )
+    return RowError(f"not CSV ({error})", cure)
   # DictReader files surplus fields under None and fills missing ones with it.
   if row is not None and (None in row or None in row.values()):
-    return RowError(
-      "has not as many fields as the first line",
-      "Quote texts with commas or line breaks",
-    )
+    return RowError("has not as many fields as the first line", cure)
   return row
 
 
@@ -342,32 +286,30 @@ def list_images(folder: str) -> Rows:
 
 
 def validate_text(name: str, value: object) -> str:
-  """Return `value` if it is harmless text.
-
-  Args:
-    name: name of the field, for the message.
-    value: an untrusted value.
+  """Return the untrusted `value` of the field `name` if it is harmless text.
 
   Raises:
     RowError: the value is no string, or holds control characters or half a
       surrogate pair.
   """
   if not isinstance(value, str):
-    raise RowError(
-      f'"{name}" is a {type(value).__name__}', "Write it as a string"
-    )
+    kind = type(value).__name__
+    raise RowError(f'"{name}" is a {kind}', "Write it as a string")
   if control := _CONTROL.search(value):
-    raise RowError(
-      f'"{name}" holds the control character {control[0]!a}', "Remove it"
-    )
+    fault = f'"{name}" holds the control character {control[0]!a}'
+    raise RowError(fault, "Remove it")
+  check_surrogates(value, f'"{name}"')
+  return value
+
+
+def check_surrogates(text: str, name: str) -> None:
+  """Refuse a text, called `name`, that holds half a surrogate pair."""
   try:
     # JSON may escape half a surrogate pair, which UTF-8 cannot hold.
-    value.encode()
+    text.encode()
   except UnicodeEncodeError:
-    raise RowError(
-      f'"{name}" holds half a surrogate pair', "Write whole characters"
-    ) from None
-  return value
+    fault = f"{name} holds half a surrogate pair"
+    raise RowError(fault, "Write whole characters") from None
 
 
 def split_windows(text: str) -> list[str]:

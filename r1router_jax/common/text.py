@@ -16,11 +16,8 @@ def sanitize_text(text: str, limit: int = 2000) -> str:
   """Return text from a model or a knowledge base as one harmless line.
 
   Terminal commands, control, format and bidirectional characters are dropped,
-  and each run of white space becomes one space.
-
-  Args:
-    text: any text.
-    limit: characters to keep; a longer text is cut there and ends in "…".
+  and each run of white space becomes one space.  A text of more than `limit`
+  characters is cut there and ends in "…".
   """
   text = " ".join(_ANSI.sub("", text).split())
   text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE)

@@ -27,14 +27,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
     image=question.image,
     family=question.family,
     gold=list(question.answers),
-    rounds=[
-      dict(
-        _plan_to_row(round_.plan),
-        passages=[vars(p) for p in round_.passages],
-        answer=vars(round_.answer),
-      )
-      for round_ in trajectory.rounds
-    ],
+    rounds=[_round_to_row(round_) for round_ in trajectory.rounds],
     final=vars(trajectory.final),
     faults=list(trajectory.faults),
     tokens=trajectory.tokens,
@@ -43,61 +36,39 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
   )
 
 
-def _plan_to_row(plan: Plan) -> dict[str, Any]:
-  """Return a plan under the keys of a row: its first route, then the others.
-
-  Only plans that were carried out are written, so there is a first route.
-  """
+def _round_to_row(round_: Round) -> dict[str, Any]:
+  """Return the fields of a round, whose plan has at least one route."""
+  plan = round_.plan
   return dict(
     thought=plan.thought,
     sub_question=plan.sub_question,
     route=plan.routes[0],
     also=plan.routes[1:],
+    passages=[vars(p) for p in round_.passages],
+    answer=vars(round_.answer),
   )
 
 
 def from_row(row: Mapping[str, Any], question: Question) -> Trajectory:
-  """Build the trajectory of a row.
+  """Build the trajectory of a row; rows do not hold their question's gold hops.
 
   Rows written by older versions name one route per plan and have no "cut".
-
-  Args:
-    row: a row made by `to_row`.
-    question: the question of the row; rows do not hold its gold hops.
   """
-  rounds = tuple(
-    Round(
-      Plan(
-        fields["thought"],
-        fields["sub_question"],
-        (fields["route"], *fields.get("also", ())),
-      ),
-      tuple(Passage(**passage) for passage in fields["passages"]),
-      _parse_answer(fields["answer"]),
-    )
-    for fields in row["rounds"]
-  )
-  return Trajectory(
-    question,
-    rounds,
-    _parse_answer(row["final"]),
-    tuple(row["faults"]),
-    row["tokens"],
-    # Rows of the first files do not say it.
-    row.get("cut", 0),
-  )
+  rounds = []
+  for fields in row["rounds"]:
+    routes = (fields["route"], *fields.get("also", ()))
+    plan = Plan(fields["thought"], fields["sub_question"], routes)
+    passages = tuple(Passage(**passage) for passage in fields["passages"])
+    rounds.append(Round(plan, passages, _parse_answer(fields["answer"])))
+  final, faults = _parse_answer(row["final"]), tuple(row["faults"])
+  cut = row.get("cut", 0)
+  return Trajectory(question, tuple(rounds), final, faults, row["tokens"], cut)
 
 
 def select_examples(
   trajectories: Sequence[Trajectory], right: Sequence[bool], count: int
 ) -> list[Trajectory]:
-  """Select trajectories of all families, right and wrong ones in turn.
-
-  Args:
-    trajectories: the trajectories to choose from.
-    right: whether the answer of each trajectory is right.
-    count: number of trajectories to select, if there are that many.
-  """
+  """Select `count` trajectories of all families, right and wrong in turn."""
   # Queues by family: one of wrong and one of right trajectories.
   waiting = {}
   for trajectory, is_right in zip(trajectories, right, strict=True):
