@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Float32, Int32
 
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.parallel import mesh
@@ -31,16 +31,8 @@ BUCKET_LENGTHS = (16, 32, 64, 128, 256, 512)  # Tokens of a row.
 MAX_BATCH_TOKENS = 4096  # Rows times tokens.
 
 # Special tokens of Open-WikiTable's table tokenizer, in the order of their ids.
-TABLE_MARKERS = (
-  "[Title]",
-  "[Section title]",
-  "[Caption]",
-  "[Table name]",
-  "[Header]",
-  "[Rows]",
-  "[Row]",
-  "[sep]",
-)
+_MARKED = "Title,Section title,Caption,Table name,Header,Rows,Row,sep"
+TABLE_MARKERS = tuple(f"[{part}]" for part in _MARKED.split(","))
 
 # Any of the markers; [sep] has been replaced before.
 _TABLE_MARKER = re.compile("|".join(map(re.escape, TABLE_MARKERS)))
@@ -78,10 +70,8 @@ class Embedder(Protocol):
 def embedding_text(item: Query | Passage, keep_markers: bool = False) -> str:
   """Return the text that a text encoder reads for an item.
 
-  Args:
-    item: the query or passage to embed.
-    keep_markers: whether the encoder was trained on `TABLE_MARKERS`.  Otherwise
-      it reads punctuation in their place, which finds far more.
+  An encoder that was not trained on `TABLE_MARKERS` reads punctuation in their
+  place, which finds far more, unless `keep_markers` is set.
   """
   if isinstance(item, Query):  # The original lower-cases queries only.
     return item.text.lower().strip()
@@ -119,16 +109,13 @@ class BatchedEncoder:
     make_arrays: MakeArrays,
     batch_sizes: Sequence[int] = BATCH_SIZES,
   ) -> Float32[np.ndarray, "n E"]:
-    """Encode items.
+    """Return the vector of each item.
 
     Args:
       lengths: number of tokens of each item.
-      make_arrays: (indices of a batch's items, rows, tokens) -> the arrays of
-        the batch; rows beyond the items may hold anything.
+      make_arrays: makes the arrays of a batch; rows beyond its items may hold
+        anything.
       batch_sizes: numbers of rows that a batch may have.
-
-    Returns:
-      The vector of each item.
     """
     # Start all batches before waiting for the first: dispatch is asynchronous.
     started = []
@@ -136,28 +123,44 @@ class BatchedEncoder:
       arrays = make_arrays(members, rows, length)
       arrays = jax.device_put(arrays, self._sharding(rows))
       started.append((members, self._apply({"params": self._params}, *arrays)))
-
     # Collect the vectors in the order of the items.
     vectors = np.zeros((len(lengths), self._width), np.float32)
     for members, out in started:
       vectors[members] = np.asarray(out)[: len(members)]
     return vectors
 
+  def encode_texts(
+    self,
+    tokens: Sequence[Sequence[int]],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    segments: Sequence[Sequence[int]] | None = None,
+  ) -> Float32[np.ndarray, "n E"]:
+    """Return the vectors of texts, given their tokens and segments, if any."""
+
+    def make_arrays(members, rows, length):
+      ids = pad_tokens(tokens, members, rows, length)
+      # Rows beyond the items have no tokens.
+      counts = np.zeros(rows, int)
+      counts[: len(members)] = [len(tokens[member]) for member in members]
+      mask = np.arange(length) < counts[:, None]
+      if segments is None:
+        return ids, mask
+      return ids, mask, pad_tokens(segments, members, rows, length)
+
+    return self([len(t) for t in tokens], make_arrays, batch_sizes)
+
   def _sharding(self, rows: int = 0) -> NamedSharding:
     """Return a sharding by rows if they divide evenly, else replication."""
     # Without rows, as for parameters, every device holds everything.
-    split = rows and rows % self._mesh.size == 0
-    return NamedSharding(
-      self._mesh, PartitionSpec(mesh.DATA if split else None)
-    )
+    axis = mesh.DATA if rows and rows % self._mesh.size == 0 else None
+    return NamedSharding(self._mesh, PartitionSpec(axis))
 
 
 def batch_sizes_for(items: Items) -> Sequence[int]:
   """Return the numbers of rows that a batch of these items may have."""
   # One size for queries makes their vectors bit-equal in any company.
-  if any(isinstance(item, Query) for item in items):
-    return BATCH_SIZES[:1]
-  return BATCH_SIZES
+  queries = any(isinstance(item, Query) for item in items)
+  return BATCH_SIZES[:1] if queries else BATCH_SIZES
 
 
 def split_batches(
@@ -186,13 +189,3 @@ def pad_tokens(
   for row, member in enumerate(members):
     ids[row, : len(tokens[member])] = tokens[member]
   return ids
-
-
-def token_mask(
-  tokens: Sequence[Sequence[int]], members: np.ndarray, rows: int, length: int
-) -> Bool[np.ndarray, "rows length"]:
-  """Return a mask that is true on the tokens of the texts `members`."""
-  # Rows beyond the items have no tokens.
-  counts = np.zeros(rows, int)
-  counts[: len(members)] = [len(tokens[member]) for member in members]
-  return np.arange(length) < counts[:, None]

@@ -38,11 +38,7 @@ class Reranker:
     config: config of the BERT, whose `pooling` is "score".
     params: parameters of the BERT.
     tokenizer: tokenizer of pairs of texts.
-    fingerprint: digest of the weights.
-
-  Attributes:
-    fingerprint: digest of the weights.
-    devices: devices that the model computes on.
+    fingerprint: digest of the weights; also an attribute, as `devices` is.
   """
 
   def __init__(
@@ -89,37 +85,23 @@ class Reranker:
     scores[scored] = self.score_pairs(pairs)
     # A stable sort keeps the order of equal scores.
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return (
-      np.take_along_axis(scores, best, axis=1),
-      np.take_along_axis(rows, best, axis=1),
-    )
+    scores = np.take_along_axis(scores, best, axis=1)
+    return scores, np.take_along_axis(rows, best, axis=1)
 
   def score_pairs(
     self, pairs: Sequence[tuple[str, str]]
   ) -> Float32[np.ndarray, " B"]:
     """Return the score of each (question, passage)."""
     # Table markers are unknown to published cross-encoders.
-    encodings = self._tokenizer.encode_batch(
-      [
-        (question, batched_encoder.replace_table_markers(passage))
-        for question, passage in pairs
-      ]
-    )
+    plain = batched_encoder.replace_table_markers
+    encodings = self._tokenizer.encode_batch([(q, plain(p)) for q, p in pairs])
     tokens = [encoding.ids for encoding in encodings]
     # Encoders with one segment, such as XLM-R, do not tell the texts apart.
     segments = [
       encoding.type_ids if self._num_segments > 1 else [0] * len(encoding)
       for encoding in encodings
     ]
-
-    def make_arrays(members, rows, length):
-      return (
-        batched_encoder.pad_tokens(tokens, members, rows, length),
-        batched_encoder.token_mask(tokens, members, rows, length),
-        batched_encoder.pad_tokens(segments, members, rows, length),
-      )
-
-    return self._encode([len(t) for t in tokens], make_arrays)[:, 0]
+    return self._encode.encode_texts(tokens, segments=segments)[:, 0]
 
 
 @functools.cache
@@ -127,8 +109,7 @@ def load_reranker(folder: str) -> Reranker:
   """Load the cross-encoder in `folder` once; knowledge bases share it.
 
   Raises:
-    ValueError: config.json, model.safetensors or tokenizer.json is absent or
-      does not fit.
+    ValueError: one of its files is absent or does not fit.
   """
   # The log-odds are wanted as they are, so nothing is normalized.
   config = bert.read_config(folder, pooling="score", normalize=False)

@@ -56,19 +56,14 @@ class HttpEncoder:
     make_body: makes the body of a request from texts.
     parse_vectors: makes the vectors from an answer, one for each text, in their
       order; raises if the answer has another form.
-    identity: what is known of the model besides its answers, such as its name;
-      part of the fingerprint.
-
-  Attributes:
-    width: E.
-    fingerprint: digest of the answers to `PROBE_TEXTS`.
-    devices: none of this process.
+    identity: name of the model; with the answers to `PROBE_TEXTS`, it makes the
+      fingerprint.
 
   Raises:
     RemoteServiceError: nobody answers, or the answers hold no vectors.
   """
 
-  devices = ()
+  devices = ()  # None of this process.
 
   def __init__(
     self,
@@ -122,11 +117,7 @@ class HttpEncoder:
   def _check_vectors(
     self, answer: Any, count: int
   ) -> Float32[np.ndarray, "n E"]:
-    """Return the `count` vectors of an answer.
-
-    Raises:
-      RowError: the answer does not hold that many finite vectors of one width.
-    """
+    """Return the `count` vectors of an answer, or raise RowError."""
     cure = "See that an embedding model answers there, the same as before"
     try:
       vectors = np.array(self._parse_vectors(answer), np.float32)
@@ -178,11 +169,8 @@ def authorization_header(address: str) -> Mapping[str, str]:
     return {}
   # Plain HTTP is no risk inside this machine.
   if address.startswith("http://") and not http_client.is_loopback(address):
-    logging.warning(
-      "%s is sent the key in %s unencrypted; write https, or unset it.",
-      address,
-      API_KEY_VARIABLE,
-    )
+    advice = f"{API_KEY_VARIABLE} unencrypted; write https, or unset it."
+    logging.warning("%s is sent the key in %s", address, advice)
   return {"Authorization": f"Bearer {key}"}
 
 

@@ -39,17 +39,7 @@ INSTRUCTIONS = (
 
 
 class ImageEmbedder:
-  """The small image encoder; an item without an image has the vector 0.
-
-  Args:
-    params: parameters of the encoder.
-    fingerprint: digest of the weights.
-
-  Attributes:
-    width: E.
-    fingerprint: digest of the weights.
-    devices: devices that the model computes on.
-  """
+  """The small image encoder; an item without an image has the vector 0."""
 
   def __init__(self, params: dict, fingerprint: str):
     self.width, self.fingerprint = small_image_encoder.WIDTH, fingerprint
@@ -71,16 +61,7 @@ class ImageEmbedder:
 class ClipFusionEmbedder:
   """CLIP as UniIR trained it: the sum of an item's image and text vectors.
 
-  Args:
-    config: sizes of the CLIP.
-    params: parameters of the CLIP.
-    tokenizer: tokenizer of texts, which adds the start and end tokens.
-    fingerprint: digest of the weights.
-
-  Attributes:
-    width: E.
-    fingerprint: digest of the weights.
-    devices: devices that the model computes on.
+  The tokenizer adds the start and end tokens.
   """
 
   def __init__(
@@ -126,11 +107,9 @@ class ClipFusionEmbedder:
       length = min(length, self._config.max_tokens)
       return (batched_encoder.pad_tokens(tokens, members, rows, length),)
 
-    vectors[with_text] += self._encode_text(
-      [len(t) for t in tokens],
-      make_arrays,
-      batched_encoder.batch_sizes_for(items),
-    )
+    lengths = [len(t) for t in tokens]
+    batch_sizes = batched_encoder.batch_sizes_for(items)
+    vectors[with_text] += self._encode_text(lengths, make_arrays, batch_sizes)
 
     # Normalize the sum; the lower bound keeps 0 for an empty item.
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -140,14 +119,7 @@ class ClipFusionEmbedder:
 class ImageCaptionEmbedder:
   """Concatenated vectors of images and captions; see the head of this module.
 
-  Args:
-    embed_images: embedder of images.
-    embed_texts: embedder of captions and of queries without an image.
-
-  Attributes:
-    width: E, the sum of both widths.
-    fingerprint: both fingerprints.
-    devices: devices that the image embedder computes on.
+  `embed_texts` embeds captions, and queries without an image.
   """
 
   def __init__(self, embed_images: ImageEmbedder, embed_texts: Embedder):
@@ -175,11 +147,7 @@ def _embed_images(
 ) -> Float32[np.ndarray, "n E"]:
   """Return the vectors of the items' images, 0 where an item has none.
 
-  Args:
-    encode: encoder of pixels.
-    items: the items.
-    load_pixels: path of an image -> pixels [size size 3].
-    size: side of the pixel arrays.
+  `load_pixels` makes pixels [size size 3] from the path of an image.
   """
   with_image = np.flatnonzero([bool(item.image) for item in items])
 

@@ -11,7 +11,7 @@ Axes:  n items   E width
 import functools
 import importlib.resources
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import tokenizers
@@ -35,18 +35,8 @@ IMAGE_ENCODER_WEIGHTS = "data/files/georouter/picture_encoder.safetensors"
 class BertEmbedder:
   """A BERT over the texts of items.
 
-  Args:
-    config: config of the BERT.
-    params: parameters of the BERT.
-    tokenizer: tokenizer of texts.
-    fingerprint: digest of the weights.
-    keep_markers: whether the BERT was trained on the markers of flattened
-      tables; see `batched_encoder.embedding_text`.
-
-  Attributes:
-    width: E.
-    fingerprint: digest of the weights.
-    devices: devices that the model computes on.
+  `keep_markers` says that it was trained on the markers of flattened tables;
+  see `batched_encoder.embedding_text`.
   """
 
   def __init__(
@@ -58,15 +48,12 @@ class BertEmbedder:
     keep_markers: bool = False,
   ):
     self.width, self.fingerprint = config.hidden, fingerprint
-    self._keep_markers = keep_markers
-    self._tokenizer = tokenizer
+    self._keep_markers, self._tokenizer = keep_markers, tokenizer
     # Batches are padded by `BatchedEncoder`, to fewer shapes.
     self._tokenizer.no_padding()
     self._tokenizer.enable_truncation(config.max_tokens)
-    model = bert.Bert(config, batched_encoder.compute_dtype())
-    self._encode = batched_encoder.BatchedEncoder(
-      model.apply, params, config.hidden
-    )
+    apply = bert.Bert(config, batched_encoder.compute_dtype()).apply
+    self._encode = batched_encoder.BatchedEncoder(apply, params, config.hidden)
     self.devices = self._encode.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
@@ -75,38 +62,18 @@ class BertEmbedder:
       batched_encoder.embedding_text(item, self._keep_markers) for item in items
     ]
     tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
-
-    def make_arrays(members, rows, length):
-      return (
-        batched_encoder.pad_tokens(tokens, members, rows, length),
-        batched_encoder.token_mask(tokens, members, rows, length),
-      )
-
-    return self._encode(
-      [len(t) for t in tokens],
-      make_arrays,
-      batched_encoder.batch_sizes_for(items),
-    )
+    batch_sizes = batched_encoder.batch_sizes_for(items)
+    return self._encode.encode_texts(tokens, batch_sizes)
 
 
 class DualEncoder:
-  """An embedder that uses one model for queries and another for passages.
-
-  Args:
-    query: embedder of queries.
-    passage: embedder of passages.
-
-  Attributes:
-    width: E.
-    fingerprint: digest of the passage embedder's weights, because a knowledge
-      base stores only vectors of passages.
-    devices: devices that the query embedder computes on.
-  """
+  """An embedder that uses one model for queries and another for passages."""
 
   def __init__(self, query: Embedder, passage: Embedder):
     self._query, self._passage = query, passage
-    self.width = passage.width
-    self.fingerprint, self.devices = passage.fingerprint, query.devices
+    self.width, self.devices = passage.width, query.devices
+    # A knowledge base stores only vectors of passages.
+    self.fingerprint = passage.fingerprint
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     """Return the vector of each item."""
@@ -147,19 +114,15 @@ def load_georouter_image(weights: str = "") -> ImageEmbedder:
 
 def load_image_caption(weights: str = "") -> ImageCaptionEmbedder:
   """Load the image encoder, as `load_georouter_image`, and MiniLM."""
-  return ImageCaptionEmbedder(
-    load_georouter_image(weights), get_embedder("minilm")
-  )
+  images = load_georouter_image(weights)
+  return ImageCaptionEmbedder(images, get_embedder("minilm"))
 
 
 def load_clip_fusion(weights: str = "") -> ClipFusionEmbedder:
   """Load UniIR's CLIP, R1-Router's image encoder, from the folder `weights`."""
-  return ClipFusionEmbedder(
-    clip.VIT_L_14,
-    clip.load_params(weights, clip.VIT_L_14),
-    _load_tokenizer(weights),
-    fingerprint(weights),
-  )
+  params = clip.load_params(weights, clip.VIT_L_14)
+  tokenizer, digest = _load_tokenizer(weights), fingerprint(weights)
+  return ClipFusionEmbedder(clip.VIT_L_14, params, tokenizer, digest)
 
 
 def load_open_wikitable(weights: str = "") -> DualEncoder:
@@ -167,44 +130,21 @@ def load_open_wikitable(weights: str = "") -> DualEncoder:
 
   Queries and tables each have their own BERT, in one file.
   """
-  return DualEncoder(
-    _load_wikitable_half(
-      weights, bert.WIKITABLE_QUESTION, "question_enc.", "table_enc.", ()
-    ),
-    _load_wikitable_half(
-      weights,
-      bert.WIKITABLE_TABLE,
-      "table_enc.",
-      "question_enc.",
-      batched_encoder.TABLE_MARKERS,
-    ),
-  )
+  halves = ("question_enc.", "table_enc.")
 
+  def load_half(half, config, added_tokens):
+    tokenizer = _load_tokenizer(weights)
+    tokenizer.add_tokens([tokenizers.AddedToken(word) for word in added_tokens])
+    # The weights of the other half are skipped.
+    prefixes = [(name, "" if name == half else None) for name in halves]
+    params = bert.load_params(weights, config, prefixes)
+    return BertEmbedder(config, params, tokenizer, fingerprint(weights), True)
 
-def _load_wikitable_half(
-  weights: str,
-  config: bert.BertConfig,
-  prefix: str,
-  other_prefix: str,
-  added_tokens: Sequence[str],
-) -> BertEmbedder:
-  """Load one of Open-WikiTable's two encoders.
-
-  Args:
-    weights: folder of both.
-    config: config of the encoder.
-    prefix: prefix of the names of its weights.
-    other_prefix: prefix of the other encoder's, which are skipped.
-    added_tokens: words that its tokenizer has besides those of BERT.
-  """
-  tokenizer = _load_tokenizer(weights)
   # The published tokenizer is BERT's, without the table markers.
-  tokenizer.add_tokens([tokenizers.AddedToken(word) for word in added_tokens])
-  params = bert.load_params(
-    weights, config, prefixes=[(other_prefix, None), (prefix, "")]
-  )
-  return BertEmbedder(
-    config, params, tokenizer, fingerprint(weights), keep_markers=True
+  markers = batched_encoder.TABLE_MARKERS
+  return DualEncoder(
+    load_half(halves[0], bert.WIKITABLE_QUESTION, ()),
+    load_half(halves[1], bert.WIKITABLE_TABLE, markers),
   )
 
 
@@ -234,19 +174,17 @@ def get_embedder(name: str, weights: str = "") -> Embedder:
     ValueError: the name is unknown, or the weights do not fit.
   """
   if name not in EMBEDDERS:
-    raise ValueError(
-      f"No embedder {name!r}; choose one of {', '.join(EMBEDDERS)}."
-    )
+    known = ", ".join(EMBEDDERS)
+    raise ValueError(f"No embedder {name!r}; choose one of {known}.")
   return EMBEDDERS[name](weights)
 
 
 def _load_bert(config: bert.BertConfig, weights: str) -> BertEmbedder:
-  return BertEmbedder(
-    config,
+  params, tokenizer = (
     bert.load_params(weights, config),
     _load_tokenizer(weights),
-    fingerprint(weights),
   )
+  return BertEmbedder(config, params, tokenizer, fingerprint(weights))
 
 
 def _load_tokenizer(weights: str) -> tokenizers.Tokenizer:
