@@ -39,33 +39,28 @@ _SETTINGS = shared_flags.define_settings()
 
 def main(_) -> None:
   """Answer the question of the flags, and print the trajectory."""
-  _check_options()
-  policy = openai_policy.open_policy(_POLICY.value)
-  kbs = retriever.open_kbs(_KB_DIR.value)
-  values = shared_flags.settings_values(_SETTINGS)
-  settings = run_settings.RunSettings(_METHOD.value, **values)
-  text = _QUESTION.value.strip()
-  found = answer_question(policy, kbs, text, _IMAGE.value, settings)
-  print("\n".join(format_trajectory(found)))
-  # A question that could not be read was not answered.
-  unread = [fault for fault in found.faults if fault.startswith("input: ")]
-  if unread:
-    raise ValueError(unread[0].removeprefix("input: "))
-
-
-def _check_options() -> None:
-  """Check that there is a question, and that all that flags name exists."""
-  if not _QUESTION.value.strip():
+  text, image = _QUESTION.value.strip(), _IMAGE.value
+  if not text:
     raise ValueError(
       'There is no question.  Ask one: --question="Whose flag is this?"'
     )
   # A missing image would otherwise only be found after minutes of loading.
-  image = _IMAGE.value
   if image and not os.path.isfile(image):
     raise FileNotFoundError(f"--image={image} does not exist.")
   # Neither of these imports JAX.
   shared_flags.check_policy(_POLICY.value)
   kb_meta.check_kb_dir(_KB_DIR.value)
+
+  policy = openai_policy.open_policy(_POLICY.value)
+  kbs = retriever.open_kbs(_KB_DIR.value)
+  values = shared_flags.settings_values(_SETTINGS)
+  settings = run_settings.RunSettings(_METHOD.value, **values)
+  found = answer_question(policy, kbs, text, image, settings)
+  print("\n".join(format_trajectory(found)))
+  # A question that could not be read was not answered.
+  unread = [fault for fault in found.faults if fault.startswith("input: ")]
+  if unread:
+    raise ValueError(unread[0].removeprefix("input: "))
 
 
 def answer_question(

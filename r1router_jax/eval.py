@@ -75,9 +75,7 @@ _QUESTIONS = shared_flags.define_flag("questions")
 
 # How answers are scored.
 _RAW_ANSWERS = flags.DEFINE_bool(
-  "raw_answers",
-  False,
-  "Whether a malformed answer is scored as it stands, as R1-Router does.",
+  "raw_answers", False, "Whether to score malformed answers as R1-Router does."
 )
 _JUDGE = flags.DEFINE_string(
   "judge", "", "A model that judges, too: openai:http://host:port/v1#model."
@@ -87,11 +85,7 @@ _STEP_REWARDS = flags.DEFINE_bool(
 )
 # How the run proceeds; no answer depends on these.
 _CHUNK = flags.DEFINE_integer(
-  "chunk",
-  1024,
-  "Number of questions that are answered together and then saved; take fewer "
-  "if a policy is slow.",
-  lower_bound=1,
+  "chunk", 1024, "Questions that are answered between saves.", lower_bound=1
 )
 _ROUTING_LOOP = flags.DEFINE_enum(
   "routing_loop",
@@ -108,9 +102,7 @@ _CURVES = flags.DEFINE_list(
 )
 # The other use of this command: score a file of somebody else's answers.
 _SCORE_ONLY = flags.DEFINE_bool(
-  "score_only",
-  False,
-  "Whether to only score --predictions; see evaluation/score_file.py.",
+  "score_only", False, "Whether to only score --predictions (score_file.py)."
 )
 _PREDICTIONS = flags.DEFINE_string(
   "predictions", "", 'Answers to score: rows of questions with "llm_answer".'
@@ -157,13 +149,9 @@ def main(_) -> None:
     )
 
   # 4. Write scores, print tables, write the report.
-  scores = dict(
-    benchmarks=_BENCHMARK.value,
-    split=_SPLIT.value,
-    questions=len(questions),
-    seed=seed,
-    **tables.summarize_results(results, rewards),
-  )
+  scores = dict(benchmarks=_BENCHMARK.value, split=_SPLIT.value)
+  scores |= dict(questions=len(questions), seed=seed)
+  scores |= tables.summarize_results(results, rewards)
   files.write_json(workdir / "scores.json", scores)
   _report_results(results, rewards, runs, curves)
 
@@ -177,9 +165,8 @@ def _split_names(pairs: Sequence[str], flag: str) -> dict[str, str]:
     parts = [part for part in pathlib.Path(folder).parts if part != "policy"]
     name = name or (parts[-1] if parts else folder)
     if not folder or name in named:
-      raise ValueError(
-        f"--{flag}={','.join(pairs)}: write NAME=FOLDER, each name once."
-      )
+      cure = "write NAME=FOLDER, each name once."
+      raise ValueError(f"--{flag}={','.join(pairs)}: {cure}")
     named[name] = folder
   return named
 
@@ -235,18 +222,18 @@ def _evaluate_methods(
   common = shared_flags.settings_values(_SETTINGS)
   results = []
   for method in dict.fromkeys(_METHOD.value):
+    settings = [
+      run_settings.RunSettings(method, sample=number, **common)
+      for number in range(_SAMPLES.value)
+    ]
     # Only by the router's method do policies differ in what they search.
     is_router = method == shared_flags.ROUTER
     for name in policies if is_router else list(policies)[-1:]:
+      task = policies[name], kbs, questions
       options["label"] = labels[name]
-      samples = []
-      for number in range(_SAMPLES.value):
-        settings = run_settings.RunSettings(method, sample=number, **common)
-        samples.append(
-          runner.evaluate_method(
-            policies[name], kbs, questions, settings, **options
-          )
-        )
+      samples = [
+        runner.evaluate_method(*task, each, **options) for each in settings
+      ]
       results.append(tables.aggregate_samples(samples))
   return results
 

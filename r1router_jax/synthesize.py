@@ -108,16 +108,9 @@ def main(_) -> None:
     _FILTER.value, _KEEP_REPEATED.value, settings.max_steps
   )
   label = teacher_runs.teacher_label(teacher, kbs)
+  options = dict(max_tries=_TRIES.value, label=label, name=_POLICY.value)
   results = teacher_runs.run_teacher(
-    teacher,
-    kbs,
-    questions,
-    settings,
-    rules,
-    workdir,
-    max_tries=_TRIES.value,
-    label=label,
-    name=_POLICY.value,
+    teacher, kbs, questions, settings, rules, workdir, **options
   )
 
   # 3. Write the rows, and print the counts.

@@ -51,9 +51,7 @@ def enable_program_cache() -> None:
   """Keep XLA's compiled programs on disk for the next run of any command."""
   directory = "jax_compilation_cache_dir"
   min_seconds = "jax_persistent_cache_min_compile_time_secs"
-  if "jax" in sys.modules:
-    import jax
-
+  if jax := sys.modules.get("jax"):
     if not getattr(jax.config, directory):
       jax.config.update(directory, _PROGRAM_CACHE)
       # Many small programs take as long to compile as one large one.
@@ -134,13 +132,11 @@ def _exit(code: int, message: str = "") -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
-  if "jax" in sys.modules:
-    import jax
-
-    if jax.distributed.is_initialized():
-      # The other processes wait for this one in a collective.  They end at
-      # once if it dies, and only after minutes if it says goodbye.
-      os._exit(code)
+  jax = sys.modules.get("jax")
+  if jax and jax.distributed.is_initialized():
+    # The other processes wait for this one in a collective.  They end at once
+    # if it dies, and only after minutes if it says goodbye.
+    os._exit(code)
   sys.exit(code)
 
 

@@ -20,14 +20,9 @@ def show_progress(
 ) -> Iterator[T]:
   """Yield from `items` and show the progress, with the time left.
 
-  A terminal gets a bar, any other stderr a plain line now and then; only
-  process 0 shows anything.
-
-  Args:
-    items: the items, each of which counts as one step.
-    desc: the description before the numbers.
-    total: number of items; by default the length of `items`, if it has one.
-    every: seconds between two plain lines.
+  A terminal gets a bar, any other stderr a plain line after `every` seconds;
+  only process 0 shows anything.  By default `total` is the length of `items`,
+  if it has one.
   """
   if total is None and hasattr(items, "__len__"):
     total = len(items)

@@ -28,29 +28,26 @@ def run_resumable(
   chunk_size: int,
   match_images: bool = False,
 ) -> dict[str, tuple[T, float]]:
-  """Answer each question that the file at `path` does not answer yet.
+  """Return the answer to each question and the seconds it took, by id.
 
   Args:
-    questions: the questions to answer.
+    questions: the questions to answer; no two have the same id.
     answer_chunk: answers some questions; returns one answer to each.
     to_row: turns an answer into a row with "id", "question" and "image".
     from_row: restores an answer from its row and its question.
-    title: names the run in the log.
+    title: the name of the run in the log.
     label: fields that rows of this very run have, and rows of no other.
-    path: the JSON Lines file that rows are appended to; None saves nothing.
+    path: the JSON Lines file that rows are appended to, and that answers of an
+      interrupted run are taken from; None saves nothing.
     chunk_size: the number of questions that are answered together.
     match_images: whether a row must name the path of the question's image, too.
-
-  Returns:
-    The answer to each question and the seconds it took, by the question's id,
-    of which no two may be the same.
   """
   check_distinct_ids(questions)
   by_id = {question.id: question for question in questions}
 
   # 1. Take over what an earlier run has answered.
-  # Rows of other runs may be in the same file.  If a question has several
-  # rows, the last one counts.
+  # Rows of other runs may be in the file; of several of a question, the last
+  # one counts.
   answers = {}
   for row in jsonl.read_rows(path) if path else ():
     question = by_id.get(row.get("id"))
@@ -74,8 +71,7 @@ def run_resumable(
     for question, answer in zip(chunk, new, strict=True):
       answers[question.id] = answer, seconds
     if path:
-      # One write per chunk, so that a kill can tear one row at most, which
-      # `read_rows` then skips.
+      # One write per chunk: a kill tears one row at most, skipped later.
       rows = [dict(label, **to_row(each), seconds=seconds) for each in new]
       jsonl.append_rows(path, rows)
   return answers

@@ -57,7 +57,7 @@ class RunLog:
     self.lines: list[dict[str, Any]] = []
     # One process writes for all of them.
     self._writes = jax.process_index() == 0
-    self._seconds = collections.Counter()
+    self._seconds = collections.defaultdict(float)
     self._tensorboard = self._wandb = None
     if self._writes:
       folder = epath.Path(workdir)
@@ -116,9 +116,7 @@ class RunLog:
     finally:
       self._seconds[name] += time.perf_counter() - start
 
-  def attribute_seconds(
-    self, seconds: Mapping[str, float], *, within: str
-  ) -> None:
+  def attribute_seconds(self, seconds: dict[str, float], within: str) -> None:
     """Move seconds of the phase `within` to the phases that it is made of."""
     for name, part in seconds.items():
       self._seconds[name] += part
@@ -194,9 +192,10 @@ class _TensorBoardFile:
     self._write_event(after + 1, session_log=mark)
 
   def append(self, step: int, scalars: Mapping[str, float | int]) -> None:
-    values = (dict(tag=name, simple_value=x) for name, x in scalars.items())
-    values = [Summary.Value(**value) for value in values]
-    self._write_event(step, summary=Summary(value=values))
+    summary = Summary()
+    for name, x in scalars.items():
+      summary.value.add(tag=name, simple_value=x)
+    self._write_event(step, summary=summary)
 
   def _write_event(self, step: int, **content: Any) -> None:
     event = Event(wall_time=time.time(), step=step, **content)

@@ -82,11 +82,8 @@ def define_flag(name: str, **changes: Any) -> flags.FlagHolder:
   """Define a shared flag.
 
   A notebook or a test may import several commands into one process, so a flag
-  may be defined again; the last definition gives its default.
-
-  Args:
-    name: the flag's name, a key of the table above.
-    **changes: the command's own `default`, `help` or allowed values.
+  may be defined again; the last definition gives its default.  `changes` are
+  the command's own `default`, `help` or allowed values.
   """
   default, text = _FLAGS[name]
   options = dict(default=default, help=text, allow_override=True)
@@ -110,12 +107,9 @@ def settings_values(settings: dict[str, flags.FlagHolder]) -> dict[str, Any]:
 
 
 def check_policy(place: str) -> None:
-  """Check that a policy exists, before anything that runs it is imported.
+  """Raise FileNotFoundError if a policy is neither a folder nor on the hub.
 
   A model of the hub is downloaded by this; an address is not asked.
-
-  Raises:
-    FileNotFoundError: if there is neither a folder nor such a model.
   """
   if place != "warm_start" and not place.startswith("openai:"):
     locate_checkpoint(place)

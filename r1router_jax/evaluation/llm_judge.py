@@ -81,8 +81,8 @@ def judge_answers(
   found = np.array(verdicts, np.float64)
   if unread := np.isnan(found).sum():
     logging.warning(
-      "The judge %s gave no readable verdict on %d of %d answers:"
-      " they are not a number.",
+      "The judge %s gave no readable verdict on %d of %d answers: they are not "
+      "a number.",
       *(model, unread, len(found)),
     )
   return found
@@ -101,10 +101,11 @@ def _request_verdicts(
     replies = judge.complete([dict(messages=m, **options) for m in messages])
     rows = []
     for text, reply in zip(chunk, replies, strict=True):
-      verdict, said = parse_verdict(reply.text), reply.text[-200:]
+      said = reply.text
+      verdict = parse_verdict(said)
       # JSON has no NaN.
       verdict = None if np.isnan(verdict) else verdict
-      rows.append(dict(asked=keys[text], verdict=verdict, said=said))
+      rows.append(dict(asked=keys[text], verdict=verdict, said=said[-200:]))
     # Saved before the next chunk is asked for: a killed run loses one chunk.
     append_rows(path, rows)
 

@@ -6,14 +6,16 @@ made again.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from r1router_jax.common import resumable, trajectory_io
+from r1router_jax.common import trajectory_io
 from r1router_jax.common.records import Answer, Question, Trajectory
+from r1router_jax.common.resumable import run_resumable
 from r1router_jax.evaluation import tables
 from r1router_jax.evaluation.llm_judge import judge_answers
 from r1router_jax.metrics import trajectories as metrics
@@ -38,29 +40,23 @@ def evaluate_method(
 ) -> tables.MethodResult:
   """Answer `questions` by one method, and score the answers.
 
-  Args:
-    policy: the policy that plans and answers.
-    kbs: the knowledge bases, by kind.
-    questions: questions with gold answers, and with gold hops to score routes.
-    settings: the method and its settings.
-    path: the file that trajectories are appended to and resumed from, if any.
-    label: fields that rows of this very run have, and rows of no other.
-    routing_loop: a key of `device_loop.ROUTING_LOOPS`.
-    chunk_size: the number of questions that are answered together.
-    judge: the address of a model that judges answers, whose verdicts are kept
-      beside `path`; or "".
-    raw_answers: whether a malformed final answer is scored as it stands.
+  Routes are only scored for questions with gold hops.  The file at `path`, if
+  any, keeps the trajectories for a resumed run, in rows that have the fields of
+  `label` and of the settings.  `routing_loop` is a key of
+  `device_loop.ROUTING_LOOPS`, `judge` the address of a model that judges
+  answers, whose verdicts are kept beside `path`, or "".  With `raw_answers` a
+  malformed final answer is scored as it stands.
   """
   # Made once for all chunks, so that a random method draws one sequence.
   options = settings.rollout_options()
   drive_loop = device_loop.ROUTING_LOOPS[routing_loop]
   label = dict(label or {}, **dataclasses.asdict(settings))
   name = label.get("policy", "policy")
-
-  def score(found: Sequence[Trajectory]) -> dict[str, np.ndarray]:
-    return metrics.score_trajectories(
-      found, max_steps=settings.max_steps, score_malformed=raw_answers
-    )
+  score = functools.partial(
+    metrics.score_trajectories,
+    max_steps=settings.max_steps,
+    score_malformed=raw_answers,
+  )
 
   def to_row(trajectory: Trajectory) -> dict[str, Any]:
     # For readers of the file: a resumed run scores its trajectories again.
@@ -68,7 +64,7 @@ def evaluate_method(
     return dict(trajectory_io.to_row(trajectory), scores=scores)
 
   # 1. Answer what the file does not hold yet.
-  answered = resumable.run_resumable(
+  answered = run_resumable(
     questions,
     lambda chunk: drive_loop(policy, kbs, chunk, settings.random_key, options),
     to_row=to_row,

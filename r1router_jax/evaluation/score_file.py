@@ -14,7 +14,7 @@ match and best recall follow the default rules (`metrics.answers`).
 """
 
 import collections
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 from r1router_jax.common.records import Question
@@ -26,17 +26,11 @@ _CURE = 'Write {"thought": "...", "answer": "..."} or a text there'
 
 
 class PredictionRow(NamedTuple):
-  """A question with its answer.
-
-  Attributes:
-    question: the question with its accepted answers.
-    key: equal in a prediction and in the row of the question file it answers.
-    answer: the predicted answer; "" in a row of the question file.
-  """
+  """A question with its answer."""
 
   question: Question
-  key: Hashable
-  answer: str = ""
+  key: Hashable  # Equal in a prediction and in its row of the question file.
+  answer: str = ""  # Of predictions; "" in a row of the question file.
 
 
 def score_predictions(
@@ -84,11 +78,8 @@ def score_predictions(
     _check_match(predictions, predicted, path, references)
   else:
     benchmark_schema.check_count(benchmark, predictions, len(predicted))
-  return dict(
-    benchmark=benchmark,
-    n=len(predicted),
-    **_mean_scores([row for _, row in predicted]),
-  )
+  means = _mean_scores([row for _, row in predicted])
+  return dict(benchmark=benchmark, n=len(predicted), **means)
 
 
 def _content(question: Question) -> Hashable:
@@ -101,16 +92,14 @@ def _parse_answer(row: Mapping[str, Any]) -> str:
   if "llm_answer" not in row:
     raise RowError('has no "llm_answer"', _CURE)
   value = row["llm_answer"]
-  if isinstance(value, str):
-    return value
-  if not isinstance(value, dict):
-    fault = f'"llm_answer" is {value!a:.60}, wanted a text or an object'
+  fault = f'"llm_answer" is {value!a:.60}, wanted a text or an object'
+  # An object has the answer beside the thoughts that led to it.
+  if isinstance(value, dict):
+    value = value.get("answer")
+    fault = f'"llm_answer" has the "answer" {value!a:.60}, wanted a text'
+  if not isinstance(value, str):
     raise RowError(fault, _CURE)
-  answer = value.get("answer")
-  if not isinstance(answer, str):
-    fault = f'"llm_answer" has the "answer" {answer!a:.60}, wanted a text'
-    raise RowError(fault, _CURE)
-  return answer
+  return value
 
 
 LocatedRows = list[tuple[str, PredictionRow]]  # ("file:line", row) pairs.
@@ -126,25 +115,20 @@ def _check_match(
   """
   known, given = _index_rows(references), _index_rows(predicted)
   texts = {row.question.text for _, row in references}
+  # Rows with another content than asked, and rows that nothing asks for.
   changed, unknown = [], []
   for key, (where, row) in given.items():
     if key not in known:
-      hint = ""
+      fault = f"{where}: answers no question of the question file"
       if row.question.text in texts:
-        hint = ", where that text has other golds or comes less often"
-      unknown.append(
-        f"{where}: answers no question of the question file{hint}."
-      )
+        fault += ", where that text has other golds or comes less often"
+      unknown.append(f"{fault}.")
     elif _content(row.question) != _content(known[key][1].question):
-      changed.append(
-        f"{where}: has other golds than the question file, or another question."
-      )
+      fault = "has other golds than the question file, or another question"
+      changed.append(f"{where}: {fault}.")
   faults = [*changed, *unknown]
-  missing = [
-    f"{where}: has no prediction."
-    for key, (where, _) in known.items()
-    if key not in given
-  ]
+  left = [where for key, (where, _) in known.items() if key not in given]
+  missing = [f"{where}: has no prediction." for where in left]
   if faults or missing:
     named = benchmark_schema.first_few([*faults, *missing])
     raise ValueError(
@@ -167,19 +151,20 @@ def _index_rows(
 
 
 def _mean_scores(found: list[PredictionRow]) -> dict[str, float]:
-  reference, default = (
-    [score(r.answer, r.question.answers, r.question.interval) for r in found]
-    for score in (answers.score_answer, answers.score_default)
+  given = [
+    (row.answer, row.question.answers, row.question.interval) for row in found
+  ]
+  # F1-Recall follows the reference's rules, all other scores the default ones.
+  reference = [answers.score_answer(*each) for each in given]
+  default = [answers.score_default(*each) for each in given]
+  columns = dict(
+    f1_recall=[scores.recall for scores in reference],
+    f1=[scores.f1 for scores in default],
+    em=[scores.exact for scores in default],
+    recall=[scores.max_recall for scores in default],
   )
-  return dict(
-    f1_recall=_mean_percent(scores.recall for scores in reference),
-    f1=_mean_percent(scores.f1 for scores in default),
-    em=_mean_percent(scores.exact for scores in default),
-    recall=_mean_percent(scores.max_recall for scores in default),
-    empty=sum(not row.answer.strip() for row in found),
-  )
-
-
-def _mean_percent(values: Iterable[float]) -> float:
-  values = list(values)
-  return round(100 * sum(values) / len(values), 2)
+  means = {
+    name: round(100 * sum(column) / len(column), 2)
+    for name, column in columns.items()
+  }
+  return dict(means, empty=sum(not row.answer.strip() for row in found))

@@ -50,7 +50,7 @@ def score_gold_steps(
   Args:
     policy: the policy that responds.
     steps: gold steps, with the passages that answer steps read.
-    reward: the reward that scores the responses.
+    reward: the reward of the responses.
     key: key of the samples.
     samples: 0 for the greedy response, else the number of responses at
       temperature 1 whose rewards are averaged.
@@ -61,9 +61,8 @@ def score_gold_steps(
     policy_requests.check_prompt(policy, Episode(step.question), prompt)
     for step, prompt in zip(steps, prompts, strict=True)
   ]
-  faults = [fault for fault in checked if fault is not None]
   good = [i for i, fault in enumerate(checked) if fault is None]
-  if faults:
+  if faults := list(filter(None, checked)):
     logging.warning(
       "%d of %d gold steps cannot be read and earn 0, the first because: %s",
       *(len(faults), len(steps), faults[0].reason),
@@ -94,8 +93,8 @@ def score_policies(
   """Return the step rewards of each policy, greedy and sampled.
 
   Args:
-    policies: policies by name.
-    labels: fields that name each policy in the file.
+    policies: policies, by name.
+    labels: fields that tell each policy in the file from others.
     kbs: the knowledge bases, by kind.
     questions: questions with gold hops.
     seed: seed of the sampled responses.

@@ -32,12 +32,8 @@ def write_outputs(
 ) -> dict[str, Any]:
   """Write the rows that passed, and the summary, which is returned.
 
-  Args:
-    workdir: the folder to write to.
-    results: the result of each question.
-    seed: seed of the split.
-    valid: the share of questions that are held out.
-    about: fields of the summary beside its counts.
+  `valid` is the share of questions that are held out, `seed` that of the split;
+  `about` holds fields of the summary beside its counts.
   """
   # 1. Split the rows.
   rows = {side: [] for side in selection.SIDES}
@@ -70,13 +66,9 @@ def write_outputs(
   return summary
 
 
-def count_outcomes(
-  results: Sequence[QuestionOutcome],
-) -> dict[str, dict[str, int]]:
-  """Return the number of questions, and of tries, that ended in each outcome.
-
-  A question counts by its last try.  A duplicate is a question without tries.
-  """
+def count_outcomes(results: Sequence[QuestionOutcome]) -> dict[str, dict]:
+  """Return the numbers of questions and of tries that ended in each outcome."""
+  # A question counts by its last try.  A duplicate is a question without tries.
   counts = {}
   for outcome in selection.OUTCOMES:
     ended = sum(result.outcomes[-1] == outcome for result in results)
@@ -88,11 +80,9 @@ def count_outcomes(
 
 
 def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
-  """Write the rows as a TensorFlow Dataset, in place of an earlier one.
-
-  TFDS would keep an earlier dataset of the same name as it is.
-  """
-  # An interrupted build leaves nothing that TFDS would take for complete.
+  """Write the rows as a TensorFlow Dataset, in place of an earlier one."""
+  # TFDS would keep an earlier dataset of the same name as it is.  A build that
+  # is interrupted leaves nothing that TFDS would take for complete.
   shutil.rmtree(workdir / "tfds", ignore_errors=True)
   if row_files:
     tfds.disable_progress_bar()

@@ -66,15 +66,10 @@ class TeacherCall:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherRun:
-  """One try of the teacher at a question.
-
-  Attributes:
-    trajectory: the trajectory that the try ended with.
-    calls: everything that the teacher wrote, discarded responses included.
-  """
+  """One try of the teacher at a question."""
 
   trajectory: records.Trajectory
-  calls: tuple[TeacherCall, ...]
+  calls: tuple[TeacherCall, ...]  # With the responses that were discarded.
 
   def to_row(self) -> dict[str, Any]:
     """Return this run as a row of JSON, which `from_row` reads."""
@@ -90,32 +85,20 @@ class TeacherRun:
 
 @dataclasses.dataclass(frozen=True)
 class QuestionOutcome:
-  """The result of all tries at one question.
+  """The result of all tries at one question."""
 
-  Attributes:
-    outcomes: the outcome of each try, in order; one alone for a duplicate.
-    row: the training row of the last try, if that was kept.
-    tokens: the number of tokens that all tries wrote.
-  """
-
-  outcomes: tuple[str, ...]
-  row: dict[str, Any] | None = None
-  tokens: int = 0
+  outcomes: tuple[str, ...]  # In the order of tries; one alone for a duplicate.
+  row: dict[str, Any] | None = None  # Of the last try, if that was kept.
+  tokens: int = 0  # Written in all tries together.
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectionRules:
-  """The rules by which a try is kept.
+  """The rules by which a try is kept."""
 
-  Attributes:
-    metric: one of `METRICS`; the final answer must score 1 by it.
-    keep_repeated: whether trajectories may repeat a sub-question.
-    max_steps: the number of rounds that the routing loop allowed.
-  """
-
-  metric: str = "exact"
-  keep_repeated: bool = False
-  max_steps: int = records.MAX_HOPS
+  metric: str = "exact"  # One of `METRICS`; the final answer must score 1.
+  keep_repeated: bool = False  # Whether a sub-question may come twice.
+  max_steps: int = records.MAX_HOPS  # Rounds that the routing loop allowed.
 
   def classify(self, run: TeacherRun) -> str:
     """Return one of `OUTCOMES`, other than the last two."""
@@ -152,9 +135,8 @@ class SelectionRules:
     def add_step(kind, number, **fields):
       response = written[f"{question.id}/{number}", kind]
       step_id = f"{question.id}/{len(steps)}"
-      steps.append(
-        Step(step_id, kind, question, history, response=response, **fields)
-      )
+      step = Step(step_id, kind, question, history, response=response, **fields)
+      steps.append(step)
 
     # Each round is a plan and an answer; later steps see both in the history.
     for number, done in enumerate(trajectory.rounds):
@@ -188,11 +170,8 @@ def make_row(
 ) -> dict[str, Any]:
   """Return the steps as a row that `r1_router_rows` reads.
 
-  Args:
-    steps: the steps of a kept try.
-    about: further fields of the row.
-    image_folder: the folder that the question's image is copied to, under a
-      name made of its content.
+  The question's image is copied to `image_folder`, under a name made of its
+  content.  `about` holds further fields of the row.
 
   Raises:
     RowError, BadImage: if the row would not be read as the same steps, or its
@@ -265,13 +244,7 @@ def question_group(question: Question) -> str:
 
 
 def split_side(group: str, seed: int, valid: float) -> str:
-  """Return the side of the split that a group of equal questions goes to.
-
-  Args:
-    group: the digest of the question.
-    seed: seed of the split.
-    valid: the share of groups that are held out, in [0, 1].
-  """
+  """Return the side of a group of questions; `valid` is the share held out."""
   # A number that looks random in [0, 1), the same for equal questions.
   uniform = int(_sha256(f"{seed} {group}".encode())[:16], 16) / 2**64
   return "valid" if uniform < valid else "train"

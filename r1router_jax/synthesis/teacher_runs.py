@@ -51,20 +51,11 @@ def run_teacher(
   label: Mapping[str, str],
   name: str = "teacher",
 ) -> list[QuestionOutcome]:
-  """Have the teacher try each question until a try passes.
+  """Have the teacher try each question, `max_tries` times, until a try passes.
 
-  Args:
-    teacher: the policy that plans and answers.
-    kbs: the knowledge bases, by kind.
-    questions: questions with accepted answers, no two of the same id.
-    settings: the settings of all tries.
-    rules: the rules by which a try is kept.
-    workdir: the folder of trajectories.jsonl, which tries are appended to and
-      resumed from, and of the images of kept questions.
-    max_tries: tries per question, at most; each has other random draws.
-    label: fields that tell this teacher, with its prompts and knowledge bases,
-      from any other.
-    name: the teacher's name, for readers.
+  Tries are appended to trajectories.jsonl below `workdir` and resumed from it;
+  images of kept questions are copied there.  No two questions have the same id.
+  `label` is that of `teacher_label`, `name` the teacher's name for readers.
   """
   resumable.check_distinct_ids(questions)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -82,17 +73,19 @@ def run_teacher(
   results |= {q.id: QuestionOutcome(()) for q in first.values()}
 
   # 2. Try all questions, then those that did not pass, and so on.
+  image_folder = str(workdir / "pictures")
   due = list(first.values())
   for number in range(max_tries):
     # Each try draws with another key; of a resumed try it is the same.
     key = jax.random.fold_in(jax.random.key(settings.seed), number)
+    label["number"] = number
     runs = resumable.run_resumable(
       due,
       lambda chunk, key=key: _run_chunk(teacher, kbs, chunk, settings, key),
       to_row=lambda run: dict(run.to_row(), teacher=name),
       from_row=TeacherRun.from_row,
       title=f"try {number + 1} of {max_tries}",
-      label=dict(label, number=number),
+      label=label,
       path=workdir / "trajectories.jsonl",
       chunk_size=CHUNK,
       match_images=True,
@@ -100,15 +93,10 @@ def run_teacher(
     for question in due:
       # Saved tries are judged again, so that rules may change between runs.
       run, _ = runs[question.id]
-      about = dict(
-        id=f"{question.id}/{number}",
-        question_id=question.id,
-        group=groups[question.id],
-        teacher=dict(name=name, **label, number=number),
-      )
+      about = dict(id=f"{question.id}/{number}", question_id=question.id)
+      about |= dict(group=groups[question.id], teacher=dict(name=name, **label))
       result = results[question.id]
-      folder = str(workdir / "pictures")
-      results[question.id] = _add_run(result, run, rules, about, folder)
+      results[question.id] = _add_run(result, run, rules, about, image_folder)
     due = [q for q in due if results[q.id].row is None]
   return [results[q.id] for q in questions]
 
