@@ -34,12 +34,10 @@ def find_images(
   """
   # A folder is searched to any depth.
   if os.path.isdir(place):
-    paths = (
-      os.path.join(base, file)
-      for base, _, files in os.walk(place)
-      for file in files
+    folders = (
+      (base, file) for base, _, files in os.walk(place) for file in files
     )
-    return _first_by_stem(paths, stems)
+    return _first_by_stem((os.path.join(*pair) for pair in folders), stems)
   if not os.path.isfile(place):
     raise FileNotFoundError(
       f"{place}: there are no images.  Name their folder, or a .zip of them."
@@ -58,14 +56,9 @@ def find_images(
         stem: _unpack_member(archive, member, stem, unpack_to)
         for stem, member in members.items()
       }
-  # zipfile raises all of these for damaged or encrypted archives.
-  except (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-  ) as error:
+  # zipfile raises all of these for damaged or encrypted archives, and of
+  # RuntimeError also NotImplementedError.
+  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
     raise ValueError(
       f"{place}: cannot be unpacked ({error}).  Name a folder, or a .zip "
       "that is whole and has no password."

@@ -43,7 +43,7 @@ class BenchmarkSpec:
 
 BENCHMARK_SPECS = {
   "infoseek": BenchmarkSpec(
-    "infoseek_val.jsonl", 1000, "data_id", "answer_eval", has_images=True
+    "infoseek_val.jsonl", 1000, "data_id", "answer_eval", True
   ),
   "dyn_vqa": BenchmarkSpec(
     "DynVQA_en.202412.jsonl", 715, "question_id", has_images=True
@@ -55,20 +55,20 @@ BENCHMARK_SPECS = {
 }
 
 _USER_FILE = BenchmarkSpec("", 0, "id")
-_AS_PUBLISHED = "Take the row as it was published"
+AS_PUBLISHED = "Take the row as it was published"
+
+
+def find_spec(name: str) -> BenchmarkSpec:
+  """Return the form of a benchmark's file, or that of a user's own file."""
+  return BENCHMARK_SPECS.get(name, _USER_FILE)
 
 
 def parse_rows(
   path: str, parse: Callable[[Any, int], T]
 ) -> list[tuple[str, T]]:
-  """Parse every row of a .jsonl file.
+  """Return ("file:line", parsed row) of every row of a .jsonl file.
 
-  Args:
-    path: the file.
-    parse: takes a row and its line number from 0; raises RowError.
-
-  Returns:
-    ("file:line", parsed row) of each row.
+  `parse` takes a row and its line number from 0, and raises RowError.
 
   Raises:
     ValueError: if a row cannot be used, or there are no rows.
@@ -84,95 +84,67 @@ def parse_rows(
     except RowError as fault:
       bad.append(RejectedRow(where, *fault.args))
   # A question left out would change every mean, so one bad row is an error.
-  if bad or not found:
+  if bad:
     raise ValueError(
       f"{path}: {len(bad):,} of {len(bad) + len(found):,} rows cannot be "
       f"used; none may be left out.  {first_few(bad)}"
-      if bad
-      else f"{path}: is empty.  Write one object in each line."
     )
+  if not found:
+    raise ValueError(f"{path}: is empty.  Write one object in each line.")
   return found
 
 
 def parse_question(name: str, row: Mapping[str, Any], number: int) -> Question:
-  """Return the question of a row, without its image.
-
-  Args:
-    name: name of the benchmark.
-    row: the row as in the file.
-    number: number of its line, from 0.
+  """Return the question of a row of benchmark `name`, without its image.
 
   Raises:
     RowError: if the row does not have the benchmark's form.
   """
   text = row.get("question")
   if not isinstance(text, str) or not text.strip():
-    raise RowError(f'"question" is {text!a:.60}, wanted a text', _AS_PUBLISHED)
+    raise RowError(f'"question" is {text!a:.60}, wanted a text', AS_PUBLISHED)
   answers, interval = parse_answers(name, row)
-  _check_characters(text, *answers)
-  return Question(
-    f"{name}/{_parse_id(name, row, number)}",
-    text,
-    answers,
-    family=name,
-    benchmark=name,
-    hops=None,
-    interval=interval,
-  )
+  for each in (text, *answers):
+    row_files.check_surrogates(each, f"{each!a:.60}")
+  full_id = f"{name}/{_parse_id(name, row, number)}"
+  kind = dict(family=name, benchmark=name, hops=None)
+  return Question(full_id, text, answers, interval=interval, **kind)
 
 
 def parse_answers(
   name: str, row: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-  """Return the accepted answers of a row of questions or predictions.
-
-  Returns:
-    The answers, and the interval of accepted numbers or ().
+  """Return the accepted answers of a row, and the interval of numbers or ().
 
   Raises:
     RowError: if they are missing or do not have the benchmark's form.
   """
-  key = BENCHMARK_SPECS.get(name, _USER_FILE).answer_key
+  key = find_spec(name).answer_key
   value = row.get(key)
+  values = value if isinstance(value, list) else []
   # InfoSeek marks numeric questions by {"wikidata": .., "range": [low, high]}.
-  if (
-    name == "infoseek"
-    and isinstance(value, list)
-    and any(isinstance(each, dict) for each in value)
-  ):
-    if len(value) > 1:
-      raise RowError(f'"{key}" holds an interval and more', _AS_PUBLISHED)
-    return (
-      _parse_texts("answer", row.get("answer")),
-      _parse_interval("range", value[0].get("range")),
-    )
+  if name == "infoseek" and any(isinstance(each, dict) for each in values):
+    if len(values) > 1:
+      raise RowError(f'"{key}" holds an interval and more', AS_PUBLISHED)
+    texts = _parse_texts("answer", row.get("answer"))
+    return texts, _parse_interval("range", values[0].get("range"))
   # Only a user's own file may say an interval under its own key.
   own = row.get("interval") if name == "jsonl" else None
-  return (
-    _parse_texts(key, value),
-    () if own is None else _parse_interval("interval", own),
-  )
+  texts = _parse_texts(key, value)
+  return texts, () if own is None else _parse_interval("interval", own)
 
 
 def check_count(name: str, path: str, count: int) -> None:
   """Warn if there are not as many rows as were published."""
-  wanted = BENCHMARK_SPECS.get(name, _USER_FILE).count
+  wanted = find_spec(name).count
   if wanted and count != wanted:
-    logging.warning(
-      "%s has %d rows, %s was published with %d: means are of other questions.",
-      path,
-      count,
-      name,
-      wanted,
-    )
+    published = f"{name} was published with {wanted}"
+    text = "%s has %d rows, %s: means are of other questions."
+    logging.warning(text, path, count, published)
 
 
 def check_ids(path: str, ids: Iterable[tuple[str, str]]) -> None:
-  """Check that all ids of (id, "file:line") pairs differ.
-
-  Raises:
-    ValueError: if two are equal; the message names both lines.
-  """
+  """Raise ValueError if two ids of (id, "file:line") pairs are equal."""
   seen, twice = {}, []
   for each, where in ids:
     if each in seen:
@@ -184,33 +156,34 @@ def check_ids(path: str, ids: Iterable[tuple[str, str]]) -> None:
 
 def first_few(things: Sequence[Any]) -> str:
   """Return the first few things as text, and the number of the others."""
+  shown = "  ".join(map(str, things[: row_files.MAX_WARNINGS]))
   more = len(things) - row_files.MAX_WARNINGS
-  return "  ".join(map(str, things[: row_files.MAX_WARNINGS])) + (
-    f"  And {more:,} more." if more > 0 else ""
-  )
+  return shown + (f"  And {more:,} more." if more > 0 else "")
 
 
 def has_id(name: str, row: Mapping[str, Any]) -> bool:
   """Return whether a row has, or must have, an id besides its line number."""
-  key = BENCHMARK_SPECS.get(name, _USER_FILE).id_key
+  key = find_spec(name).id_key
   return bool(key) and (name != "jsonl" or key in row)
+
+
+def _is_name(value: Any) -> bool:
+  """Return whether a value is a text or an integer, and not blank."""
+  # `True` is an int in Python, and would become the name "True".
+  if isinstance(value, bool) or not isinstance(value, str | int):
+    return False
+  return bool(str(value).strip())
 
 
 def _parse_id(name: str, row: Mapping[str, Any], number: int) -> str:
   if not has_id(name, row):
     return str(number)
-  # `True` is an int in Python, and would become the id "True".
-  key = BENCHMARK_SPECS.get(name, _USER_FILE).id_key
+  key = find_spec(name).id_key
   value = row.get(key)
-  if (
-    isinstance(value, bool)
-    or not isinstance(value, str | int)
-    or (not str(value).strip())
-  ):
-    raise RowError(
-      f'"{key}" is {value!a:.60}, wanted a name', "Name each question once"
-    )
-  _check_characters(str(value))
+  if not _is_name(value):
+    fault = f'"{key}" is {value!a:.60}, wanted a name'
+    raise RowError(fault, "Name each question once")
+  row_files.check_surrogates(str(value), f"{str(value)!a:.60}")
   return str(value)
 
 
@@ -227,9 +200,8 @@ def _parse_texts(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _is_answer(value: Any) -> bool:
-  return (
-    isinstance(value, str) and bool(value.strip()) or _is_finite_number(value)
-  )
+  is_text = isinstance(value, str) and bool(value.strip())
+  return is_text or _is_finite_number(value)
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -252,13 +224,3 @@ def _parse_interval(key: str, value: Any) -> tuple[float, float]:
       "Write two numbers, in a larger unit if they are larger",
     )
   return float(value[0]), float(value[1])
-
-
-def _check_characters(*texts: str) -> None:
-  for text in texts:
-    try:
-      text.encode()
-    except UnicodeEncodeError:
-      raise RowError(
-        f"{text!a:.60} holds half a surrogate pair", "Write whole characters"
-      ) from None

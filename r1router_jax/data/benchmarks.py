@@ -76,48 +76,34 @@ def load_benchmark(
   benchmark_schema.check_count(name, path, len(found))
   benchmark_schema.check_ids(path, ((q.id, where) for where, (q, _) in found))
   # Look for all images at once; a question whose image is missing stays.
-  asked = [named for _, (_, named) in found if named]
+  asked, paths = [named for _, (_, named) in found if named], {}
   # A user's images have paths; those of benchmarks are looked up by stem.
   if name == "jsonl":
     paths = {named: named for named in asked if os.path.isfile(named)}
-  else:
-    paths = (
-      benchmark_images.find_images(images, set(asked), unpack_to)
-      if images and asked
-      else {}
-    )
+  elif images and asked:
+    paths = benchmark_images.find_images(images, set(asked), unpack_to)
   _warn_of_missing_images(name, images, [n for n in asked if n not in paths])
   # A missing image keeps a path that does not exist, so that the question is
   # counted and fails on its own.
-  nowhere = os.path.join(images or "no folder of images", "")
-  return [
-    dataclasses.replace(
-      q, image=paths.get(named, os.path.join(nowhere, named)) if named else ""
-    )
-    for _, (q, named) in found
-  ]
+  nowhere = images or "no folder of images"
+  paths = {n: os.path.join(nowhere, n) for n in asked} | paths | {"": ""}
+  return [dataclasses.replace(q, image=paths[n]) for _, (q, n) in found]
 
 
 def find_question_file(name: str, folder: str) -> str:
   """Return the path of a benchmark's question file; see `load_benchmark`."""
-  names = (
-    [folder]
-    if name == "jsonl"
-    else [
-      os.path.join(folder, each)
-      for each in (BENCHMARK_SPECS[name].file, f"{name}.jsonl")
-    ]
-  )
+  if name == "jsonl":
+    names, cure = [folder], "Name your file of questions."
+  else:
+    files = (BENCHMARK_SPECS[name].file, f"{name}.jsonl")
+    names = [os.path.join(folder, file) for file in files]
+    cure = "Name the folder that holds it; R1-Router publishes it in datasets/."
   for path in names:
     if os.path.isfile(path):
       return path
+  wanted = " or ".join(map(repr, names))
   raise FileNotFoundError(
-    f"benchmark {name}: there is no file {' or '.join(map(repr, names))}.  "
-    + (
-      "Name your file of questions."
-      if name == "jsonl"
-      else "Name the folder that holds it; R1-Router publishes it in datasets/."
-    )
+    f"benchmark {name}: there is no file {wanted}.  {cure}"
   )
 
 
@@ -127,50 +113,45 @@ def _image_name(name: str, row: Mapping[str, Any], root: str) -> str:
   if not own and not BENCHMARK_SPECS[name].has_images:
     return ""
   # In a user's file an image is optional, in a benchmark with images it is not.
-  key = "image" if own else "image_id"
-  named = row.get(key, "" if own else None)
+  key, kinds = ("image", str) if own else ("image_id", str | int)
+  named, cure = row.get(key, "" if own else None), benchmark_schema.AS_PUBLISHED
   if own and named == "":
     return ""
-  if (
-    isinstance(named, bool)
-    or not isinstance(named, str if own else str | int)
-    or named == ""
-  ):
+  if isinstance(named, bool) or not isinstance(named, kinds) or named == "":
     raise RowError(
       f'"{key}" is {named!a:.60}, wanted the name of an image',
-      "Name it as text, or leave it out"
-      if own
-      else "Take the row as it was published",
+      "Name it as text, or leave it out" if own else cure,
     )
   try:
     path = images_lib.resolve_path(str(named), root)
   except images_lib.BadImage as error:
-    raise RowError(
-      f'"{key}" is {str(error).rstrip(".")}', "Or leave the image out"
-    ) from error
+    fault = f'"{key}" is {str(error).rstrip(".")}'
+    raise RowError(fault, "Or leave the image out") from error
   # A benchmark's image is found by its stem, which must not name a folder.
   if own:
     return path
   if "/" in str(named):
-    raise RowError(
-      f'"image_id" is {named!a:.60}, wanted a name without folders',
-      "Take the row as it was published",
-    )
+    fault = f'"image_id" is {named!a:.60}, wanted a name without folders'
+    raise RowError(fault, cure)
   return str(named)
 
 
 def _warn_of_missing_images(
   name: str, images: str, missing: Sequence[str]
 ) -> None:
-  if missing:
-    logging.warning(
-      "%s: %d questions miss their image (%s%s): these cannot be answered "
-      "and score 0.  %s",
-      name,
-      len(missing),
-      ", ".join(ascii(each) for each in missing[: row_files.MAX_WARNINGS]),
-      ", ..." if len(missing) > row_files.MAX_WARNINGS else "",
-      f"Add them to {images}."
-      if images
-      else "--images names their folder or .zip.",
-    )
+  if not missing:
+    return
+  shown = ", ".join(map(ascii, missing[: row_files.MAX_WARNINGS]))
+  if len(missing) > row_files.MAX_WARNINGS:
+    shown += ", ..."
+  cure = "--images names their folder or .zip."
+  if images:
+    cure = f"Add them to {images}."
+  logging.warning(
+    "%s: %d questions miss their image (%s): these cannot be answered and "
+    "score 0.  %s",
+    name,
+    len(missing),
+    shown,
+    cure,
+  )

@@ -27,23 +27,15 @@ import tensorflow_datasets as tfds
 
 from r1router_jax.common import images as images_lib
 from r1router_jax.common.files import atomic_write
-from r1router_jax.common.records import Hop, Question
+from r1router_jax.common.records import Question
 from r1router_jax.data import benchmarks, georouter
 
 _TEXT = tfds.features.Text()
-_TEXTS = tfds.features.Sequence(tfds.features.Text())
 # The feature "picture" has the bytes of the image that "image" names.
-_FEATURES = dict(
-  id=_TEXT,
-  text=_TEXT,
-  answers=_TEXTS,
-  image=_TEXT,
-  picture=_TEXT,
-  family=_TEXT,
-  benchmark=_TEXT,
-  subjects=_TEXTS,
-  hops=_TEXTS,
-  interval=_TEXT,
+_FEATURES = dict.fromkeys(
+  "id text image picture family benchmark interval".split(), _TEXT
+) | dict.fromkeys(
+  ("answers", "subjects", "hops"), tfds.features.Sequence(_TEXT)
 )
 
 
@@ -79,9 +71,8 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager  # The files are here.
     # Only GeoRouter has more than the test split.
-    splits = (
-      georouter.SPLITS if self.builder_config.name == "georouter" else ("test",)
-    )
+    own = self.builder_config.name == "georouter"
+    splits = georouter.SPLITS if own else ("test",)
     return {split: self._generate_examples(split) for split in splits}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
@@ -93,15 +84,15 @@ class Benchmarks(tfds.core.GeneratorBasedBuilder):
       ):
         there = os.path.isfile(question.image)
         data = images_lib.read_image_bytes(question.image) if there else b""
+        # Unknown hops are told from none by a null.
+        hops = [None] if question.hops is None else map(vars, question.hops)
         yield (
           question.id,
           dict(
             vars(question),
             image=_image_file_name(question.image, data),
             picture=data,
-            hops=["null"]
-            if question.hops is None
-            else [json.dumps(vars(hop)) for hop in question.hops],
+            hops=[json.dumps(hop) for hop in hops],
             interval=json.dumps(question.interval),
           ),
         )
@@ -113,43 +104,26 @@ def to_question(row: Mapping[str, Any], image_folder: str) -> Question:
   An image that was not found gets a path in that folder that leads nowhere.
   """
   # data_source yields texts as bytes and sequences as arrays of bytes.
-  plain = {
+  fields = {
     key: row[key].decode() for key in ("id", "text", "family", "benchmark")
   }
-  texts = {
-    key: tuple(value.decode() for value in row[key])
-    for key in ("answers", "subjects")
-  }
+  for key in ("answers", "subjects"):
+    fields[key] = tuple(value.decode() for value in row[key])
   hops = [json.loads(hop.decode()) for hop in row["hops"]]
-  return Question(
-    **plain,
-    **texts,
-    image=_write_image(row, image_folder),
-    hops=None
-    if hops == [None]
-    else tuple(
-      Hop(
-        **{
-          key: value if isinstance(value, str) else tuple(value)
-          for key, value in hop.items()
-        }
-      )
-      for hop in hops
-    ),
-    interval=tuple(json.loads(row["interval"])),
-  )
+  hops = None if hops == [None] else tuple(map(georouter.to_hop, hops))
+  interval = tuple(json.loads(row["interval"]))
+  image = _write_image(row, image_folder)
+  return Question(**fields, image=image, hops=hops, interval=interval)
 
 
 def _image_file_name(path: str, data: bytes) -> str:
   """Return a file name made from the image's bytes, or "" without an image."""
   if not path:
     return ""
+  if not data:
+    return f"not found {hashlib.sha256(path.encode()).hexdigest()[:8]}"
   ending = os.path.splitext(path)[1].lower()
-  return (
-    hashlib.sha256(data).hexdigest()[:32] + ending
-    if data
-    else f"not found {hashlib.sha256(path.encode()).hexdigest()[:8]}"
-  )
+  return hashlib.sha256(data).hexdigest()[:32] + ending
 
 
 def _write_image(row: Mapping[str, Any], folder: str) -> str:

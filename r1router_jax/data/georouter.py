@@ -51,25 +51,20 @@ def read_rows(name: str) -> list[dict]:
 
 def to_question(row: dict) -> Question:
   """Convert a row of a question file."""
-  hops = tuple(
-    Hop(
-      hop["sub_question"],
-      tuple(hop["routes"]),
-      tuple(hop["answers"]),
-      tuple(hop["evidence"]),
-    )
-    for hop in row["hops"]
-  )
+  plain = {key: row[key] for key in ("id", "text", "family", "benchmark")}
   return Question(
-    id=row["id"],
-    text=row["text"],
+    **plain,
     answers=tuple(row["answers"]),
     image=_image_path(row["image"]),
-    family=row["family"],
-    benchmark=row["benchmark"],
     subjects=tuple(row["subjects"]),
-    hops=hops,
+    hops=tuple(map(to_hop, row["hops"])),
   )
+
+
+def to_hop(fields: dict) -> Hop:
+  """Convert the JSON object of a hop, whose sequences are lists."""
+  lists = {key: tuple(fields[key]) for key in ("routes", "answers", "evidence")}
+  return Hop(fields["sub_question"], **lists)
 
 
 def to_passage(row: dict, kb: str) -> Passage:

@@ -22,20 +22,15 @@ from r1router_jax.common.records import KBS, Passage, Question
 from r1router_jax.data import georouter
 
 _TEXT = tfds.features.Text()
-_TEXTS = tfds.features.Sequence(tfds.features.Text())
-_QUESTION = dict(
-  id=_TEXT,
-  text=_TEXT,
-  answers=_TEXTS,
-  image=_TEXT,
-  png=_TEXT,
-  family=_TEXT,
-  benchmark=_TEXT,
-  subjects=_TEXTS,
-  hops=_TEXTS,
-)
 # Passages of all three knowledge bases have the same features.
-_PASSAGE = dict(id=_TEXT, text=_TEXT, image=_TEXT, png=_TEXT)
+_PASSAGE = dict.fromkeys(("id", "text", "image", "png"), _TEXT)
+_QUESTION = (
+  _PASSAGE
+  | dict.fromkeys(("family", "benchmark"), _TEXT)
+  | dict.fromkeys(
+    ("answers", "subjects", "hops"), tfds.features.Sequence(_TEXT)
+  )
+)
 
 
 class Georouter(tfds.core.GeneratorBasedBuilder):
@@ -44,11 +39,11 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "World Factbook of 2015, 230 countries."}
   BUILDER_CONFIGS = [
-    tfds.core.BuilderConfig(name="questions", description="With gold hops."),
-    *(
-      tfds.core.BuilderConfig(name=kb, description=f"Passages: {kb}.")
-      for kb in KBS
-    ),
+    tfds.core.BuilderConfig(name=name, description=text)
+    for name, text in (
+      ("questions", "With gold hops."),
+      *((kb, f"Passages: {kb}.") for kb in KBS),
+    )
   ]
 
   def __init__(self, **kwargs):
@@ -64,23 +59,18 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager  # Everything comes with the package.
-    if self._holds_questions():
-      return {
-        split: self._generate_examples(split) for split in georouter.SPLITS
-      }
-    return {"passages": self._generate_examples("passages")}
+    asks = self._holds_questions()
+    splits = georouter.SPLITS if asks else ("passages",)
+    return {split: self._generate_examples(split) for split in splits}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
     # Rows are stored as in the shipped files, but for images and hops.
-    rows = georouter.read_rows(
-      f"questions_{split}"
-      if self._holds_questions()
-      else f"kb_{self.builder_config.name}"
-    )
-    for row in rows:
+    asks = self._holds_questions()
+    file = f"questions_{split}" if asks else f"kb_{self.builder_config.name}"
+    for row in georouter.read_rows(file):
       image = row.setdefault("image", "")
       row["png"] = (georouter.FOLDER / image).read_bytes() if image else b""
-      if self._holds_questions():
+      if asks:
         row["hops"] = [json.dumps(hop) for hop in row["hops"]]
       yield row["id"], row
 
@@ -90,30 +80,15 @@ class Georouter(tfds.core.GeneratorBasedBuilder):
 
 def to_question(row: Mapping[str, Any]) -> Question:
   """Convert a row of "questions"; its image is the file in the package."""
-  plain = {
-    key: _decode_text(row[key])
-    for key in ("id", "text", "image", "family", "benchmark")
-  }
-  return georouter.to_question(
-    plain
-    | dict(
-      answers=_decode_texts(row["answers"]),
-      subjects=_decode_texts(row["subjects"]),
-      hops=[json.loads(hop) for hop in row["hops"]],
-    )
-  )
+  texts = ("id", "text", "image", "family", "benchmark")
+  fields = {key: row[key].decode() for key in texts}
+  for key in ("answers", "subjects"):
+    fields[key] = [value.decode() for value in row[key]]
+  hops = [json.loads(hop) for hop in row["hops"]]
+  return georouter.to_question(fields | dict(hops=hops))
 
 
 def to_passage(row: Mapping[str, Any], kb: str) -> Passage:
   """Convert a row of knowledge base `kb`."""
-  return georouter.to_passage(
-    {key: _decode_text(row[key]) for key in ("id", "text", "image")}, kb
-  )
-
-
-def _decode_text(value: bytes) -> str:
-  return value.decode()
-
-
-def _decode_texts(values) -> tuple[str, ...]:
-  return tuple(value.decode() for value in values)
+  fields = {key: row[key].decode() for key in ("id", "text", "image")}
+  return georouter.to_passage(fields, kb)

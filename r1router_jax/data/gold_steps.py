@@ -19,22 +19,14 @@ Retrieve = Callable[
 def make_gold_steps(
   questions: Sequence[Question], retrieve: Retrieve
 ) -> list[list[Step]]:
-  """Return the steps of each question's gold trajectory.
-
-  Args:
-    questions: questions with gold hops.
-    retrieve: search function, called once with all sub-questions in order.
-  """
+  """Return the steps of each question's gold trajectory."""
   # One call for all sub-questions: searching in batches is what costs least.
-  found = iter(
-    retrieve(
-      [
-        (hop.routes[0], hop.sub_question, question.image)
-        for question in questions
-        for hop in question.hops
-      ]
-    )
-  )
+  asked = [
+    (hop.routes[0], hop.sub_question, question.image)
+    for question in questions
+    for hop in question.hops
+  ]
+  found = iter(retrieve(asked))
   return [
     _question_steps(question, [next(found) for _ in question.hops])
     for question in questions
@@ -46,22 +38,17 @@ def _question_steps(
 ) -> list[Step]:
   steps, history = [], ()
 
-  def add(kind, **of):
-    steps.append(
-      Step(f"{question.id}/{len(steps)}", kind, question, history, **of)
-    )
+  def add(kind, sub_question="", **of):
+    step_id = f"{question.id}/{len(steps)}"
+    steps.append(Step(step_id, kind, question, history, sub_question, **of))
 
   for hop, passages in zip(question.hops, found, strict=True):
-    add("plan", sub_question=hop.sub_question, routes=hop.routes)
-    add(
-      "answer",
-      sub_question=hop.sub_question,
-      answers=hop.answers,
-      passages=tuple(passages),
-    )
-    history += ((hop.sub_question, hop.answers[0]),)
+    asked = hop.sub_question
+    add("plan", asked, routes=hop.routes)
+    add("answer", asked, answers=hop.answers, passages=tuple(passages))
+    history += ((asked, hop.answers[0]),)
   # After the last round there is no plan left that could stop.
   if len(question.hops) < MAX_HOPS:
-    add("plan", sub_question=format.NONE, routes=("none",))
+    add("plan", format.NONE, routes=("none",))
   add("final", answers=question.answers)
   return steps

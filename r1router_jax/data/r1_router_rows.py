@@ -24,6 +24,7 @@ Source: github.com/OpenBMB/R1-Router.
 """
 
 import dataclasses
+import functools
 import glob
 import json
 import os
@@ -34,6 +35,7 @@ from typing import Any
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import KBS, Malformed, Passage, Question, Step
 from r1router_jax.common.row_files import RejectedRow, RowError
+from r1router_jax.data.benchmark_schema import AS_PUBLISHED
 from r1router_jax.protocol import format, messages, prompts, templates
 
 _STYLE = "full"  # The prompt style of the published rows.
@@ -51,7 +53,6 @@ _PASSAGE = re.compile(
 
 
 _STEP_ORDER = re.compile(r"(plan answer )*(stop )?final ")
-_AS_PUBLISHED = "Take the row as it was published"
 
 
 def to_published_row(steps: Sequence[Step]) -> dict[str, Any]:
@@ -60,20 +61,16 @@ def to_published_row(steps: Sequence[Step]) -> dict[str, Any]:
   An answer step keeps only its first accepted answer.  Ids and scores of
   passages are lost, and so are thoughts, except in a teacher's response.
   """
-  image = steps[0].question.image
-  rows = []
+  image, rows = steps[0].question.image, []
   for step in steps:
     prompt = prompts.step_conversation(step, style=_STYLE)
-    rows.append(
-      dict(
-        step_type="ret" if step.kind == "plan" else "ans",
-        problem=_problem_text(prompt),
-        system=prompt.system,
-        answer=_published_answer(step),
-      )
+    row = dict(
+      step_type="ret" if step.kind == "plan" else "ans",
+      problem=_problem_text(prompt),
+      system=prompt.system,
+      answer=_published_answer(step),
     )
-    if step.response:
-      rows[-1]["response"] = step.response
+    rows.append(row | (dict(response=step.response) if step.response else {}))
   return dict(images=[image] if image else [], steps=rows)
 
 
@@ -90,8 +87,7 @@ def parse_trajectory(
 
   Raises:
     ValueError: if a step does not follow from the steps before it.
-    RowError: if a teacher's response breaks the protocol, or differs from the
-      step's "answer".
+    RowError: if a teacher's response does not fit the step.
   """
   image = (row["images"] or [""])[0]
   if image and image_folder is not None:
@@ -114,10 +110,8 @@ def parse_trajectory(
 
 
 def _problem_text(prompt: messages.Conversation) -> str:
-  return "".join(
-    _IMAGE if segment.source == "image" else segment.text
-    for segment in prompt.user
-  )
+  parts = (_IMAGE if s.source == "image" else s.text for s in prompt.user)
+  return "".join(parts)
 
 
 def _published_answer(step: Step) -> Any:
@@ -129,6 +123,9 @@ def _published_answer(step: Step) -> Any:
 
 def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
   answer = of["answer"]
+  make_step = functools.partial(
+    Step, step_id, question=question, history=history
+  )
   if of["step_type"] == "ret":
     # A name that nobody knows is a fault of the row, not a route to guess.
     if unknown := set(answer["retriever"]) - set(_ROUTES):
@@ -136,17 +133,12 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
         f"Step {step_id} names the retrievers {unknown}; known: "
         f"{', '.join(_ROUTES)}."
       )
-    return Step(
-      step_id,
-      "plan",
-      question,
-      history,
-      sub_question=_restore_none(answer["query"]),
-      routes=tuple(_ROUTES[name] for name in answer["retriever"]),
-    )
+    routes = tuple(_ROUTES[name] for name in answer["retriever"])
+    asked = _restore_none(answer["query"])
+    return make_step(kind="plan", sub_question=asked, routes=routes)
   # Only the final step has a list of accepted answers.
   if isinstance(answer, list):
-    return Step(step_id, "final", question, history, answers=tuple(answer))
+    return make_step(kind="final", answers=tuple(answer))
   if last is None or last.kind != "plan":
     raise ValueError(
       f'Step {step_id} answers a sub-question, but no "ret" step stands '
@@ -154,24 +146,14 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
     )
   # Passages stand between the template's opening and the sub-question, each
   # behind a tag that names its knowledge base.
-  found = (
-    of["problem"]
-    .removeprefix(_FULL.passages)
-    .rpartition(_FULL.asked.split("{}")[0])[0]
-  )
+  found = of["problem"].removeprefix(_FULL.passages)
+  found = found.rpartition(_FULL.asked.split("{}")[0])[0]
   passages = tuple(
     Passage(f"{step_id}/{n}", _KBS[tag], text)
     for n, (tag, text) in enumerate(_PASSAGE.findall(found))
   )
-  return Step(
-    step_id,
-    "answer",
-    question,
-    history,
-    sub_question=last.sub_question,
-    answers=(answer,),
-    passages=passages,
-  )
+  asked = dict(sub_question=last.sub_question, answers=(answer,))
+  return make_step(kind="answer", passages=passages, **asked)
 
 
 def _with_response(step: Step, response: str) -> Step:
@@ -180,25 +162,20 @@ def _with_response(step: Step, response: str) -> Step:
   # always of the protocol.
   said = format.parse_response(step.kind, response, max_routes=len(KBS))
   cure = 'Delete its "response", or take the row as it was made'
+  subject = f"the response of step {step.id}"
   if isinstance(said, Malformed):
-    raise RowError(
-      f"the response of step {step.id} is not of the protocol: {said.reason}",
-      cure,
-    )
+    fault = f"{subject} is not of the protocol: {said.reason}"
+    raise RowError(fault, cure)
   if step.kind == "plan":
     # Published queries are in lower case; the teacher's spelling is kept.
-    asked = said.sub_question
-    same = (_restore_none(asked.lower()), said.routes or ("none",)) == (
-      step.sub_question,
-      step.routes,
-    )
+    asked, routes = said.sub_question, said.routes or ("none",)
+    same = _restore_none(asked.lower()) == step.sub_question
+    same = same and routes == step.routes
     step = dataclasses.replace(step, sub_question=asked)
   else:
     same = step.kind == "final" or said.text == step.answers[0]
   if not same:
-    raise RowError(
-      f'the response of step {step.id} says other than its "answer"', cure
-    )
+    raise RowError(f'{subject} says other than its "answer"', cure)
   return dataclasses.replace(step, response=response)
 
 
@@ -298,12 +275,7 @@ def read_rows(
 
 
 def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:
-  """Check a published row and return its steps.
-
-  Args:
-    row: the row as published.
-    name: id of the trajectory.
-    image_folder: folder of the images; see `load_rows`.
+  """Check a published row, called `name`, and return its steps.
 
   Raises:
     RowError: if the row breaks the published form.
@@ -331,27 +303,20 @@ def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:
 def _check_form(row: Any) -> None:
   """Check that every part of a row is present and of its type."""
   if not isinstance(row, dict) or not {"images", "steps"} <= row.keys():
-    raise RowError('it is no object with "images" and "steps"', _AS_PUBLISHED)
+    raise RowError('it is no object with "images" and "steps"', AS_PUBLISHED)
   # JSON may hold lone surrogates, which no tokenizer can read.
-  try:
-    json.dumps(row, ensure_ascii=False).encode()
-  except UnicodeEncodeError:
-    raise RowError(
-      "it holds half a surrogate pair", "Write whole characters"
-    ) from None
+  row_files.check_surrogates(json.dumps(row, ensure_ascii=False), "it")
   if not _is_text_list(row["images"]) or len(row["images"]) > 1:
-    raise RowError('"images" is no list of one path or none', _AS_PUBLISHED)
+    raise RowError('"images" is no list of one path or none', AS_PUBLISHED)
   if not isinstance(row["steps"], list) or not row["steps"]:
-    raise RowError('"steps" is no list, or empty', _AS_PUBLISHED)
+    raise RowError('"steps" is no list, or empty', AS_PUBLISHED)
   for number, step in enumerate(row["steps"]):
     if reason := _step_fault(step):
-      raise RowError(f"step {number} {reason}", _AS_PUBLISHED)
+      raise RowError(f"step {number} {reason}", AS_PUBLISHED)
   golds = row["steps"][-1]["answer"]
   if not isinstance(golds, list) or not any(map(str.strip, golds)):
-    raise RowError(
-      "its last step has no gold answers",
-      "Write the accepted answers as a list there",
-    )
+    cure = "Write the accepted answers as a list there"
+    raise RowError("its last step has no gold answers", cure)
 
 
 def _step_fault(step: Any) -> str:
@@ -372,15 +337,10 @@ def _step_fault(step: Any) -> str:
     good = isinstance(answer, str) or _is_text_list(answer)
     return "" if good else "has an answer that is neither text nor texts"
   # A "ret" step has a query and the names of one or more retrievers.
-  good = (
-    isinstance(answer, dict)
-    and isinstance(answer.get("query"), str)
-    and (
-      answer["query"].strip()
-      and _is_text_list(answer.get("retriever"))
-      and answer["retriever"]
-    )
-  )
+  asked = answer if isinstance(answer, dict) else {}
+  query, names = asked.get("query"), asked.get("retriever")
+  good = isinstance(query, str) and query.strip()
+  good = good and _is_text_list(names) and names
   return "" if good else 'asks with no "query" or no "retriever"'
 
 
@@ -393,22 +353,16 @@ def _check_order(steps: Sequence[Step]) -> None:
   # The kinds of all steps as one text, to be matched as a whole.
   order = ""
   for step in steps:
-    stops = "none" in step.routes
-    if (
-      stops
-      and step.routes != ("none",)
-      or (step.kind == "plan" and stops != (step.sub_question == format.NONE))
-    ):
-      raise RowError(
-        f"step {step.id} asks {step.sub_question!r:.60} of {step.routes}",
-        "Both are none, or neither",
-      )
+    stops, asked = "none" in step.routes, step.sub_question
+    mixed = stops and step.routes != ("none",)
+    differs = step.kind == "plan" and stops != (asked == format.NONE)
+    if mixed or differs:
+      fault = f"step {step.id} asks {asked!r:.60} of {step.routes}"
+      raise RowError(fault, "Both are none, or neither")
     order += "stop " if stops else step.kind + " "
   if not _STEP_ORDER.fullmatch(order):
-    raise RowError(
-      f"its steps are {order.strip()}, and not (plan answer)* stop? final",
-      _AS_PUBLISHED,
-    )
+    found = f"its steps are {order.strip()}"
+    raise RowError(f"{found}, and not (plan answer)* stop? final", AS_PUBLISHED)
 
 
 def _file_stem(path: str) -> str:

@@ -50,14 +50,11 @@ class GrpoRows(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     # A step is stored as JSON: nested sequences would need TensorFlow.
-    text, texts = (
-      tfds.features.Text(),
-      tfds.features.Sequence(tfds.features.Text()),
-    )
+    text = tfds.features.Text()
+    texts = tfds.features.Sequence(text)
+    features = dict(id=text, images=texts, steps=texts)
     return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(
-        dict(id=text, images=texts, steps=texts)
-      ),
+      features=tfds.features.FeaturesDict(features),
       description="Step-GRPO rows of R1-Router.",
       homepage="https://arxiv.org/abs/2505.22095",
     )
@@ -70,17 +67,11 @@ class GrpoRows(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, patterns: str) -> Iterator[tuple[str, dict]]:
-    for row in r1_router_rows.load_rows(
-      patterns, self.builder_config.image_folder
-    ):
-      yield (
-        row.id,
-        dict(
-          id=row.id,
-          images=row.published["images"],
-          steps=[json.dumps(step) for step in row.published["steps"]],
-        ),
-      )
+    folder = self.builder_config.image_folder
+    for row in r1_router_rows.load_rows(patterns, folder):
+      images = row.published["images"]
+      steps = [json.dumps(step) for step in row.published["steps"]]
+      yield row.id, dict(id=row.id, images=images, steps=steps)
 
 
 def to_published_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +84,5 @@ def to_published_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_steps(row: Mapping[str, Any], image_folder: str) -> list[Step]:
   """Return the steps of a row, whose image lies in `image_folder`."""
-  return r1_router_rows.parse_row(
-    to_published_row(row), row["id"].decode(), image_folder
-  )
+  published, name = to_published_row(row), row["id"].decode()
+  return r1_router_rows.parse_row(published, name, image_folder)
