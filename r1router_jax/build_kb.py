@@ -26,6 +26,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 import shutil
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ import numpy as np
 from absl import flags, logging
 from etils import epy
 
-from r1router_jax.common import cli, files, progress
+from r1router_jax.common import cli, files, progress, shared_flags
 from r1router_jax.common.records import KBS
 from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.corpora import passage_writer, sources
@@ -51,49 +52,20 @@ with epy.lazy_imports():
 
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = (
-  "minilm",
-  "image",
-  "image_caption",
-  "bge_m3",
-  "clip_sf",
-  "open_wikitable",
-  "openai",
-  "tei",
+  *("minilm", "image", "image_caption", "bge_m3", "clip_sf"),
+  *("open_wikitable", "openai", "tei"),
 )
 
 _DEFAULTS = ", ".join(
   f"{name} for {kind}" for kind, name in kb_meta.DEFAULT_EMBEDDERS.items()
 )
 
-# A flag that other commands define, too, may be overridden.
-_KB_DIR = flags.DEFINE_string(
+_KB_DIR = shared_flags.define_flag(
   "kb_dir",
-  None,
-  "Folder to write the knowledge bases to; each has a folder of its own there.",
-  allow_override=True,
+  default=None,
+  help="Folder that the knowledge bases are written to, each to its own there.",
 )
-_KIND = flags.DEFINE_list(
-  "kind",
-  [],
-  f"Kinds of knowledge base to build, of {', '.join(KBS)}; by default all that "
-  "the source is for.",
-  allow_override=True,
-)
-_SOURCE = flags.DEFINE_string(
-  "source",
-  sources.GEOROUTER,
-  "The corpus: georouter, which comes with the package; your own .jsonl or "
-  ".csv files, or a folder of images; or wikipedia:PATH, mbeir:PATH, "
-  "open_wikitable:PATH.  A path may be a pattern.",
-  allow_override=True,
-)
-_IMAGES = flags.DEFINE_string(
-  "images",
-  "",
-  "Folder that the images of the corpus are relative to, if it is not the "
-  "folder of the corpus.",
-  allow_override=True,
-)
+_KIND, _SOURCE, _IMAGES = sources.define_source_flags()
 _EMBEDDER = flags.DEFINE_string(
   "embedder",
   "",
@@ -104,7 +76,7 @@ _WEIGHTS = flags.DEFINE_string(
   "",
   "Folder of the weights of an embedder that comes without any; for openai and "
   "tei the address, http://host:port/v1#model.",
-  allow_override=True,
+  allow_override=True,  # Other commands define it, too.
 )
 _INDEX = flags.DEFINE_string(
   "index",
@@ -172,16 +144,12 @@ class KbSpec:
   def __post_init__(self):
     # All of these can be checked before anything is imported or read.
     if self.kind not in KBS:
-      raise ValueError(
-        f"--kind={self.kind} is no knowledge base; choose from "
-        f"{', '.join(KBS)}."
-      )
+      message = f"--kind={self.kind} is no knowledge base; choose from"
+      raise ValueError(f"{message} {', '.join(KBS)}.")
     factory.parse_index_kind(self.index_kind)
     if self.embedder_name not in EMBEDDER_NAMES:
-      raise ValueError(
-        f"No embedder {self.embedder_name!r}; choose one of "
-        f"{', '.join(EMBEDDER_NAMES)}."
-      )
+      message = f"No embedder {self.embedder_name!r}; choose one of"
+      raise ValueError(f"{message} {', '.join(EMBEDDER_NAMES)}.")
 
   @property
   def embedder_name(self) -> str:
@@ -190,19 +158,12 @@ class KbSpec:
 
 
 class _BuildJob(NamedTuple):
-  """A build whose passages are read.
-
-  Attributes:
-    spec: what is built.
-    embedder: turns passages into vectors.
-    meta: what meta.json will say of the passages, vectors and index.
-    options: what meta.json will say of searching.
-  """
+  """A build whose passages are read."""
 
   spec: KbSpec
   embedder: "batched_encoder.Embedder"
-  meta: dict
-  options: dict
+  meta: dict  # As in meta.json, of the passages, vectors and index.
+  options: dict  # As in meta.json, of searching.
 
   @property
   def meta_digest(self) -> str:
@@ -213,12 +174,8 @@ class _BuildJob(NamedTuple):
 def build(spec: KbSpec, dry_run: bool = False) -> None:
   """Build a knowledge base, or what is missing of it.
 
-  Args:
-    spec: what to build.
-    dry_run: read the corpus, log what the rest needs, and stop.
-
-  Raises:
-    ValueError: if the corpus, the embedder or the folder cannot be used.
+  A dry run reads the corpus, and logs what the rest needs.  Raises a ValueError
+  if the corpus, the embedder or the folder cannot be used.
   """
   # 1. Passages and embedder.
   job = _prepare_build(spec)
@@ -229,11 +186,8 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
   passages = local_kb.PassageFile(spec.folder, spec.kind, corpus_images)
   # Chunks of another corpus or embedder have another digest.  An unfinished
   # build is found by this name, so it must not change.
-  chunks = embedding_chunks.EmbeddingChunks(
-    os.path.join(spec.folder, f"parts-{job.meta_digest}"),
-    len(passages),
-    spec.worker,
-  )
+  folder = os.path.join(spec.folder, f"parts-{job.meta_digest}")
+  chunks = embedding_chunks.EmbeddingChunks(folder, len(passages), spec.worker)
   # 3. Vectors and index.
   _log_cost(job, passages, chunks)
   if dry_run or not _embed_chunks(job, passages, chunks):
@@ -282,11 +236,8 @@ def _is_up_to_date(job: _BuildJob) -> bool:
   """
   old_meta = kb_meta.read_meta(job.spec.folder) or {}
   # Vectors do not depend on the options.
-  old_options = {
-    name: old_meta.pop(name)
-    for name in kb_meta.SEARCH_OPTIONS
-    if name in old_meta
-  }
+  options = old_meta.keys() & set(kb_meta.SEARCH_OPTIONS)
+  old_options = {name: old_meta.pop(name) for name in options}
   if old_meta != job.meta:
     return False
   # Words are cheap to index, so they are not kept.
@@ -305,37 +256,29 @@ def _log_cost(
   """Embed a few passages, and log the disk, memory and time that all need."""
   # The sample is spread evenly, since passages may be sorted by length.
   rows, width = len(passages), job.embedder.width
-  sample_rows = np.linspace(
-    0, rows - 1, build_cost.TRIAL_ROWS[-1], dtype=np.int64
-  )
+  count, chunk_rows = build_cost.TRIAL_ROWS[-1], embedding_chunks.CHUNK_ROWS
+  sample_rows = np.linspace(0, rows - 1, count, dtype=np.int64)
   sample = [passages[row] for row in sample_rows.tolist()]
   # The trial also compiles what embeds the chunks.
-  trial = build_cost.measure_embedding(
-    job.embedder, sample, embedding_chunks.CHUNK_ROWS
-  )
-  pending = sum(
-    len(chunks.chunk_rows(start)) for start in chunks.pending_starts
-  )
+  trial = build_cost.measure_embedding(job.embedder, sample, chunk_rows)
+  pending = sum(len(chunks.chunk_rows(x)) for x in chunks.pending_starts)
   seconds = trial.seconds_per_row * pending
 
   # Passages come on top of vectors and index.
-  index_kind = job.spec.index_kind
-  final_disk, peak_disk = build_cost.estimate_disk_bytes(
-    rows, width, index_kind
+  size = (rows, width, job.spec.index_kind)
+  final_disk, peak_disk = build_cost.estimate_disk_bytes(*size)
+  amounts = (
+    final_disk + passages.num_bytes,
+    peak_disk + passages.num_bytes,
+    trial.peak_bytes,
+    trial.resident_bytes + build_cost.estimate_index_memory(*size),
+    rows * width * 4 + passages.num_bytes,
   )
-  index_memory = build_cost.estimate_index_memory(rows, width, index_kind)
   logging.info(
     "%s: %s rows of width %d.  Disk: %s, and %s on the way.  Memory: %s to "
     "embed, %s to index, and up to %s more for files where there is room.  "
     "Time: %s to embed.",
-    job.spec.kind,
-    f"{rows:,}",
-    width,
-    _format_bytes(final_disk + passages.num_bytes),
-    _format_bytes(peak_disk + passages.num_bytes),
-    _format_bytes(trial.peak_bytes),
-    _format_bytes(trial.resident_bytes + index_memory),
-    _format_bytes(rows * width * 4 + passages.num_bytes),
+    *(job.spec.kind, f"{rows:,}", width, *map(_format_bytes, amounts)),
     f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",
   )
 
@@ -345,29 +288,19 @@ def _embed_chunks(
   passages: "local_kb.PassageFile",
   chunks: "embedding_chunks.EmbeddingChunks",
 ) -> bool:
-  """Embed the chunks of this worker that are missing.
-
-  Returns:
-    Whether the chunks of all workers are there now.
-  """
-  kind, pending = job.spec.kind, chunks.pending_starts
-  if len(pending) < len(chunks.own_starts):
-    logging.info(
-      "%s: %d of %d parts are there from an earlier run.",
-      kind,
-      len(chunks.own_starts) - len(pending),
-      len(chunks.own_starts),
-    )
+  """Embed missing chunks; return whether those of all workers are there."""
+  kind, pending, own = job.spec.kind, chunks.pending_starts, chunks.own_starts
+  if len(pending) < len(own):
+    text = "%s: %d of %d parts are there from an earlier run."
+    logging.info(text, kind, len(own) - len(pending), len(own))
   # A build that is killed here has lost one chunk at most.
   for start in progress.show_progress(pending, f"embed {kind}"):
-    rows = chunks.chunk_rows(start)
-    vectors = job.embedder([passages[row] for row in rows])
-    chunks.save_chunk(start, vectors)
+    batch = [passages[row] for row in chunks.chunk_rows(start)]
+    chunks.save_chunk(start, job.embedder(batch))
   missing = len(chunks.find_missing())
   if missing:
-    logging.info(
-      "%s: this worker is done, %d parts of others are missing.", kind, missing
-    )
+    text = "%s: this worker is done, %d parts of others are missing."
+    logging.info(text, kind, missing)
   return not missing
 
 
@@ -381,8 +314,7 @@ def _index_vectors(
   collection = f"{spec.kind}_{job.meta_digest}"
   index = factory.build_index(vectors, spec.index_kind, spec.shards, collection)
   factory.save_index(index, spec.folder)
-  vectors_path = os.path.join(spec.folder, "vectors.npy")
-  os.replace(chunks.joined_path, vectors_path)
+  os.replace(chunks.joined_path, os.path.join(spec.folder, "vectors.npy"))
   _finish_kb(job)
   logging.info(
     "%s: done, %s on disk, recall@10 against exact search %.3f.",
@@ -412,11 +344,8 @@ def _finish_kb(job: _BuildJob) -> None:
 
 def _folder_bytes(folder: str) -> int:
   """Return the size of all files below a folder."""
-  return sum(
-    os.path.getsize(os.path.join(parent, name))
-    for parent, _, names in os.walk(folder)
-    for name in names
-  )
+  paths = pathlib.Path(folder).rglob("*")
+  return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _format_bytes(count: int) -> str:
@@ -424,17 +353,10 @@ def _format_bytes(count: int) -> str:
 
 
 def _parse_worker(text: str) -> tuple[int, int]:
-  """Return "2/8" as (2, 8), and "" as the only worker.
-
-  Raises:
-    ValueError: if the text has another form.
-  """
-  if not text:
-    return 0, 1
-  number, _, count = text.partition("/")
-  if not (
-    number.isdecimal() and count.isdecimal() and int(number) < int(count)
-  ):
+  """Return "2/8" as (2, 8), "" as (0, 1); raise a ValueError for others."""
+  number, _, count = (text or "0/1").partition("/")
+  are_numbers = number.isdecimal() and count.isdecimal()
+  if not are_numbers or int(number) >= int(count):
     raise ValueError(f"--worker={text} should be I/N with I < N, as in 0/8.")
   return int(number), int(count)
 
@@ -442,11 +364,8 @@ def _parse_worker(text: str) -> tuple[int, int]:
 def main(_) -> None:
   """Build the knowledge bases that the flags describe."""
   kinds = _KIND.value or sources.supported_kbs(_SOURCE.value)
-  if _SOURCE.value != sources.GEOROUTER and len(kinds) != 1:
-    raise ValueError(
-      f"--source={_SOURCE.value} can feed one knowledge base.  Say which, "
-      "as in --kind=text."
-    )
+  if _SOURCE.value != sources.GEOROUTER:
+    sources.require_single_kb(_SOURCE.value, kinds)
   # All specs are checked before the first is built.
   specs = [
     KbSpec(

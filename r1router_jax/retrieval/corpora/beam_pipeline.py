@@ -32,47 +32,15 @@ from typing import Any, BinaryIO
 
 from absl import flags, logging
 
-from r1router_jax.common import cli, row_files
+from r1router_jax.common import cli, row_files, shared_flags
 from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import id_dedup, passage_writer, sources
 
-# Other commands have flags of the same names, and `main` imports this module a
-# second time, so flags may be defined anew.
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
-  None,
-  "Folder that the passages are written to.",
-  allow_override=True,
-)
-
-_KIND = flags.DEFINE_list(
-  "kind",
-  [],
-  "Kind of the knowledge base that the passages are for; by default the only "
-  "one that the source is for.",
-  allow_override=True,
-)
-
-_SOURCE = flags.DEFINE_string(
-  "source",
-  sources.GEOROUTER,
-  "The corpus, named as for build_kb.",
-  allow_override=True,
-)
-
-_IMAGES = flags.DEFINE_string(
-  "images",
-  "",
-  "Folder that image paths of the corpus are relative to, if it is not the "
-  "corpus's own.",
-  allow_override=True,
-)
-
+# `main` imports this module a second time, which defines its flags anew.
+_WORKDIR = shared_flags.define_flag("workdir")
+_KIND, _SOURCE, _IMAGES = sources.define_source_flags()
 _BEAM_OPTIONS = flags.DEFINE_list(
-  "beam_options",
-  [],
-  "Options of Apache Beam, separated by commas.",
-  allow_override=True,
+  "beam_options", [], "Options of Apache Beam.", allow_override=True
 )
 
 # The engine inside Beam's DirectRunner, which by itself downloads another one.
@@ -87,16 +55,9 @@ SHARD_ROWS, MAX_SHARDS_PER_FILE = 50_000, 64
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A part of the corpus.
+  """A part of the corpus: the rows `start` to before `stop` of some files."""
 
-  Attributes:
-    name: name that sorts as the rows of the shards do.
-    paths: paths of the shard's files.
-    start: first row of the shard among the rows of these files.
-    stop: the row after the last one, or None for all rows.
-  """
-
-  name: str
+  name: str  # It sorts as the rows of the shards do.
   paths: tuple[str, ...]
   start: int = 0
   stop: int | None = None
@@ -114,9 +75,7 @@ def group_files(paths: Sequence[str], sizes: Sequence[int]) -> list[Shard]:
       room = SHARD_BYTES
     groups[-1].append(path)
     room -= size
-  return [
-    Shard(f"{number:05d}", tuple(group)) for number, group in enumerate(groups)
-  ]
+  return [Shard(f"{i:05d}", tuple(group)) for i, group in enumerate(groups)]
 
 
 def split_shard(shard: Shard, source: sources.Source) -> Iterator[Shard]:
@@ -143,14 +102,10 @@ def write_shard(
   workdir: str,
   repeated: Collection[int] = (),
 ) -> Iterator[tuple[str, Any, Any]]:
-  """Write the passages and the rejected rows of a shard.
+  """Write the passages and the rejected rows of a shard to `workdir`.
 
-  Args:
-    shard: the shard to write.
-    source: the source that the shard is part of.
-    workdir: the folder to write to.
-    repeated: positions in the shard of rows whose ids came before in the
-      corpus; the shard is then written for the second time.
+  If it is the second time, `repeated` has the positions in the shard of rows
+  whose ids came before in the corpus.
 
   Yields:
     ("id", hash, (name of the shard, position)) for each good row, and at the
@@ -190,17 +145,10 @@ def run_pipeline(
   workdir: str,
   options: Sequence[str] = (),
 ) -> dict[str, int]:
-  """Write the passages of a source to the folder `workdir`.
+  """Write the passages of files of these sizes; replace those in `workdir`.
 
-  Args:
-    source: the files to read.
-    sizes: their sizes in bytes.
-    workdir: a folder; passages that are there are replaced.
-    options: options of Beam.
-
-  Returns:
-    The number of rows ("rows"), and the number of rows left out, by reason;
-    both are also written to counts.json.
+  Returns the number of rows ("rows"), and the number of rows left out, by
+  reason; both are also written to counts.json.
   """
   import apache_beam as beam
   from apache_beam.io.filesystems import FileSystems
@@ -213,10 +161,9 @@ def run_pipeline(
   if old:
     FileSystems.delete(old)
 
-  runner = [f"--runner={RUNNER}"]
-  if any(option.startswith("--runner") for option in options):
-    runner = []
-  with beam.Pipeline(options=PipelineOptions([*runner, *options])) as pipeline:
+  if not any(option.startswith("--runner") for option in options):
+    options = [f"--runner={RUNNER}", *options]
+  with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
     _add_steps(pipeline, source, sizes, workdir)
 
   # Shards that were written twice are taken from the second time.
@@ -270,9 +217,7 @@ def _add_steps(
   )
 
 
-def _select_kind(
-  found: tuple[str, Any, Any], kind: str
-) -> list[tuple[Any, Any]]:
+def _select_kind(found: tuple, kind: str) -> list[tuple[Any, Any]]:
   """Return the value of an output of `write_shard` if it is of this kind."""
   return [found[1:]] if found[0] == kind else []
 
@@ -297,29 +242,23 @@ def _write_counts(counts: dict[str, int], workdir: str) -> None:
 
 def _open_file(path: str) -> BinaryIO:
   """Open a file as it is stored; Beam would decompress it by its name."""
-  from apache_beam.io.filesystem import CompressionTypes
   from apache_beam.io.filesystems import FileSystems
 
-  return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+  return FileSystems.open(path, compression_type="uncompressed")
 
 
 def _create_file(path: str) -> BinaryIO:
-  from apache_beam.io.filesystem import CompressionTypes
   from apache_beam.io.filesystems import FileSystems
 
-  return FileSystems.create(
-    path, compression_type=CompressionTypes.UNCOMPRESSED
-  )
+  return FileSystems.create(path, compression_type="uncompressed")
 
 
 def _match_files(pattern: str) -> list[tuple[str, int]]:
   """Return the path and size of each file that matches, in order of paths."""
   from apache_beam.io.filesystems import FileSystems
 
-  return sorted(
-    (found.path, found.size_in_bytes)
-    for found in FileSystems.match([pattern])[0].metadata_list
-  )
+  (match,) = FileSystems.match([pattern])
+  return sorted((file.path, file.size_in_bytes) for file in match.metadata_list)
 
 
 def _shard_files(workdir: str, ending: str) -> list[str]:
@@ -336,24 +275,14 @@ def open_source(
 ) -> tuple[sources.Source, list[int]]:
   """Find a source, as `sources.open_source` does, also if it is in a bucket.
 
-  Args:
-    kb: "text", "image" or "table".
-    source: the source, as described in sources.py.
-    image_folder: the folder that image paths are relative to, "" for the
-      source's own.
-
-  Returns:
-    The source, and the sizes of its files in bytes.
-
-  Raises:
-    ValueError: there are no such files, or none that can be read.
+  Returns the source, and the sizes of its files in bytes.
   """
   if "://" not in source:
     found = sources.open_source(kb, source, image_folder)
     return found, [os.path.getsize(path) for path in found.paths]
   corpus, path = sources.resolve_corpus(kb, source, image_folder)
   # The path is a file or a pattern, or else a folder.
-  pattern = sources.CORPORA[corpus].file_pattern
+  pattern = sources.CORPORA[corpus].FILE_PATTERN
   matched = _match_files(path) or [
     (file, size)
     for file, size in _match_files(f"{path.rstrip('/')}/**")
@@ -368,11 +297,7 @@ def open_source(
 def main(_) -> None:
   """Run the command."""
   kbs = _KIND.value or sources.supported_kbs(_SOURCE.value)
-  if len(kbs) != 1:
-    raise ValueError(
-      f"--source={_SOURCE.value} can feed one knowledge base.  Say which, "
-      "as in --kind=text."
-    )
+  sources.require_single_kb(_SOURCE.value, kbs)
   source, sizes = open_source(kbs[0], _SOURCE.value, _IMAGES.value)
   workdir, options = _WORKDIR.value.rstrip("/"), _BEAM_OPTIONS.value
   # Workers import this module by its name, and would not find what is __main__.
@@ -381,20 +306,14 @@ def main(_) -> None:
 
   counts = beam_pipeline.run_pipeline(source, sizes, workdir, options)
   rows = counts.pop("rows", 0)
-  logging.info(
-    "%s: %s rows, %s left out%s.",
-    workdir,
-    f"{rows:,}",
-    f"{sum(counts.values()):,}",
-    "".join(f", {count:,} ({reason})" for reason, count in counts.items()),
-  )
+  why = "".join(f", {count:,} ({reason})" for reason, count in counts.items())
+  left_out = f"{sum(counts.values()):,} left out{why}"
+  logging.info("%s: %s rows, %s.", workdir, f"{rows:,}", left_out)
   images = f" --images={source.image_folder}" if source.kb == "image" else ""
   logging.info(
     "Next: python -m r1router_jax.build_kb --kind=%s --source='%s/passages-*."
     "jsonl'%s --kb_dir=...",
-    source.kb,
-    workdir,
-    images,
+    *(source.kb, workdir, images),
   )
 
 

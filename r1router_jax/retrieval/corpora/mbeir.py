@@ -20,6 +20,9 @@ _FIELDS = {
   "image,text": ("img_path", "txt"),
 }
 
+SUPPORTED_KBS = ("image",)
+FILE_PATTERN = r"mbeir_.*cand_pool\.jsonl(\.gz|\.bz2)?"
+
 read_rows = row_files.read_lines
 
 
@@ -28,36 +31,26 @@ def to_passages(
 ) -> tuple[str, list[Passage]]:
   """Return the id of a candidate and its one passage.
 
-  Args:
-    kb: the kind of knowledge base.
-    row: the line of the candidate.
-    image_folder: the folder that image paths are relative to.
-
   Raises:
     RowError: the candidate is invalid.
     images.BadImage: its image is missing or invalid.
   """
   fields = row_files.parse_json(row)
   if not isinstance(fields, dict) or "did" not in fields:
-    raise RowError(
-      "no candidate of M-BEIR",
-      'Give objects with "did", "modality", "txt" and "img_path"',
-    )
+    cure = 'Give objects with "did", "modality", "txt" and "img_path"'
+    raise RowError("no candidate of M-BEIR", cure)
   modality = fields.get("modality")
   if modality not in _FIELDS:
-    raise RowError(
-      f'"modality" is {str(modality)[:40]!a}',
-      f"Write one of {', '.join(_FIELDS)}",
-    )
+    reason = f'"modality" is {str(modality)[:40]!a}'
+    raise RowError(reason, f"Write one of {', '.join(_FIELDS)}")
   # Fields that the modality does not name are ignored, even if they are bad.
   found = {"txt": "", "img_path": ""}
   for name in _FIELDS[modality]:
     # Fields that do not apply are null in published pools.
     found[name] = row_files.validate_text(name, fields.get(name) or "")
     if not found[name].strip():
-      raise RowError(
-        f'"{name}" is empty where the modality is {modality}', "Give one"
-      )
+      reason = f'"{name}" is empty where the modality is {modality}'
+      raise RowError(reason, "Give one")
   row_id = row_files.validate_text("did", fields["did"])
   if found["img_path"]:
     images.load_image(found["img_path"], image_folder)

@@ -23,6 +23,9 @@ from r1router_jax.common import row_files
 from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import RowError
 
+SUPPORTED_KBS = ("table",)
+FILE_PATTERN = r"splitted_tables\.json(\.gz|\.bz2)?"
+
 MAX_BYTES = 2 << 30
 
 # A string, or a mark between values.
@@ -49,11 +52,7 @@ RawRow = tuple[int, dict[str, bytes]]
 def read_rows(
   path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
-  """Yield the chunks of a file, each as a `RawRow`.
-
-  Raises:
-    ValueError: the file as a whole cannot be read.
-  """
+  """Yield the chunks of a file; raise a ValueError if it cannot be read."""
   # One byte more than allowed tells a larger file without reading it all.
   with row_files.open_decompressed(path, open_file) as file:
     data = file.read(MAX_BYTES + 1)
@@ -78,17 +77,8 @@ def read_rows(
 def to_passages(
   kb: str, row: RawRow, image_folder: str
 ) -> tuple[str, list[Passage]]:
-  """Return the id of a chunk and its one passage.
-
-  Args:
-    kb: the kind of knowledge base.
-    row: the number and cells of the chunk.
-    image_folder: not used; tables have no images.
-
-  Raises:
-    RowError: the chunk is invalid.
-  """
-  del image_folder
+  """Return the id of a chunk and its one passage, or raise a RowError."""
+  del image_folder  # Tables have no images.
   number, cells = row
   fields = {name: row_files.parse_json(value) for name, value in cells.items()}
   text = fields.get("flattened")
@@ -103,31 +93,21 @@ def to_passages(
 def flatten_table(row: dict) -> str:
   """Write a table in one line, with Open-WikiTable's marks.
 
-  Args:
-    row: "header" and "rows", and optionally the fields of `_MARKS`.
-
-  Raises:
-    RowError: header and rows are no table.
+  Raises a RowError if its "header" and "rows" are no table.
   """
   header, rows = row.get("header"), row.get("rows")
   if not (isinstance(header, list) and isinstance(rows, list) and rows):
-    raise RowError(
-      '"header" and "rows" are no lists, or empty',
-      'Write "header": ["Country"], "rows": [["Chad"]]',
-    )
+    cure = 'Write "header": ["Country"], "rows": [["Chad"]]'
+    raise RowError('"header" and "rows" are no lists, or empty', cure)
   lines = [header, *rows]
   for number, line in enumerate(lines):
+    where = f"row {number} of the table"
     if not isinstance(line, list) or len(line) != len(header):
-      raise RowError(
-        f"row {number} of the table has not the {len(header)} cells "
-        "of its header",
-        "Pad or split the table",
-      )
+      reason = f"{where} has not the {len(header)} cells of its header"
+      raise RowError(reason, "Pad or split the table")
     if not all(isinstance(cell, (str, int, float)) for cell in line):
-      raise RowError(
-        f"row {number} of the table holds something else than text and numbers",
-        "Write cells as strings",
-      )
+      reason = f"{where} holds something else than text and numbers"
+      raise RowError(reason, "Write cells as strings")
   title = "".join(f"[{mark}]{row.get(key, '')}" for mark, key in _MARKS.items())
   first, *others = ("[sep]".join(map(str, line)) for line in lines)
   body = "".join(f"[Row]{line}" for line in others)
@@ -135,17 +115,10 @@ def flatten_table(row: dict) -> str:
 
 
 def _find_columns(path: str, data: bytes) -> dict[str, array.array]:
-  """Find where the cells of each column start and stop.
+  """Find where the cells of each column start and stop in a file's bytes.
 
-  Args:
-    path: path of the file, for messages.
-    data: the bytes of the file.
-
-  Returns:
-    By column, the byte offsets start, stop, start, stop and so on of its cells.
-
-  Raises:
-    ValueError: the data are no JSON of columns with the same rows.
+  Returns, by column, the offsets start, stop, start, stop and so on.  Raises a
+  ValueError if the data are no JSON of columns with the same rows.
   """
   columns = {}
   row_names = {}  # By column, a hash of the names of its rows, in order.

@@ -53,25 +53,18 @@ _MAX_REASONS = 100
 
 @dataclasses.dataclass(frozen=True)
 class WriteJournal:
-  """The state of a draft; its fields are the keys of journal.json.
+  """The state of a draft; its fields are the keys of journal.json."""
 
-  Attributes:
-    read: number of rows read from the source.
-    rows: number of passages written.
-    sizes: bytes of each of `_FILES` that are good.
-    digest: SHA-256 of the good part of passages.jsonl.
-    reasons: number of rows left out, by reason.
-    pictures: number of rows left out because of their image.
-    whole: whether the source was read to its end.
-  """
-
-  read: int = 0
-  rows: int = 0
-  sizes: tuple[int, ...] = (0,) * len(_FILES)
-  digest: str = hashlib.sha256().hexdigest()
+  read: int = 0  # Rows read from the source.
+  rows: int = 0  # Passages written.
+  sizes: tuple[int, ...] = (0,) * len(
+    _FILES
+  )  # Bytes of `_FILES` that are good.
+  digest: str = hashlib.sha256().hexdigest()  # Of these of passages.jsonl.
+  # Rows left out by reason, and because of their image.
   reasons: dict[str, int] = dataclasses.field(default_factory=dict)
   pictures: int = 0
-  whole: bool = False
+  whole: bool = False  # Whether the source was read to its end.
 
 
 def ensure_passages(
@@ -79,12 +72,8 @@ def ensure_passages(
 ) -> dict:
   """Make `folder` hold the passages of `source`, unless it does already.
 
-  One process writes, and others wait for it.
-
-  Args:
-    folder: folder of the knowledge base.
-    source: the files to read.
-    finished: whether the knowledge base is finished.
+  One process writes, and others wait for it.  Images that were missing are
+  looked for again if the knowledge base is `finished`.
 
   Returns:
     The note: "rows", "digest", "size", "pictures" and "fingerprint".
@@ -101,11 +90,8 @@ def ensure_passages(
     if (note.get("fingerprint"), note.get("size")) == (fingerprint, size):
       if not (finished and note["pictures"]):
         return note
-      logging.info(
-        "%s: reading again, since %d images were missing.",
-        folder,
-        note["pictures"],
-      )
+      text = "%s: reading again, since %d images were missing."
+      logging.info(text, folder, note["pictures"])
     # A draft of another source, or of changed files, has another name.
     draft = os.path.join(folder, f"draft-{fingerprint}")
     journal = _write_draft(draft, source)
@@ -131,10 +117,8 @@ def _exclusive_lock(folder: str) -> Iterator[None]:
       # This waits; the kernel frees the lock even if the other is killed.
       fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-      raise ValueError(
-        f"{folder} is where no file can be locked ({error}).  Give a folder "
-        "on a disk."
-      ) from error
+      message = f"{folder} is where no file can be locked ({error})."
+      raise ValueError(f"{message}  Give a folder on a disk.") from error
     yield
 
 
@@ -169,29 +153,23 @@ def _files_below(path: str) -> Iterator[str]:
 def _write_draft(draft: str, source: sources.Source) -> WriteJournal:
   """Write what a draft lacks, from where an earlier run was killed.
 
-  Raises:
-    ValueError: the draft's passages were changed, or the source has none.
+  Raises a ValueError if its passages were changed, or the source has none.
   """
   os.makedirs(draft, exist_ok=True)
   journal = _load_journal(draft)
   if journal.whole:
     return journal
   with contextlib.ExitStack() as stack:
-    files = [
-      stack.enter_context(open(os.path.join(draft, name), "ab"))
-      for name in _FILES
-    ]
+    paths = [os.path.join(draft, name) for name in _FILES]
+    files = [stack.enter_context(open(path, "ab")) for path in paths]
     # Drop what was written after the journal, and check what remains.
     for file, size in zip(files, journal.sizes, strict=True):
       file.truncate(size)
-    digest = hashlib.sha256()
     with open(files[0].name, "rb") as passages:
-      while part := passages.read(1 << 20):
-        digest.update(part)
+      digest = hashlib.file_digest(passages, "sha256")
     if digest.hexdigest() != journal.digest:
-      raise ValueError(
-        f"{draft}/passages.jsonl is not what was written.  Delete the folder."
-      )
+      message = "passages.jsonl is not what was written.  Delete the folder."
+      raise ValueError(f"{draft}/{message}")
 
     # Read the rest of the source.
     known_ids = id_dedup.IdSet(np.fromfile(os.path.join(draft, "ids"), "<u8"))
@@ -213,11 +191,8 @@ def _load_journal(draft: str) -> WriteJournal:
   if not fields:
     return WriteJournal()
   journal = WriteJournal(**fields | dict(sizes=tuple(fields["sizes"])))
-  logging.info(
-    "%s: going on after %s rows of the corpus.",
-    os.path.dirname(draft),
-    f"{journal.read:,}",
-  )
+  text = "%s: going on after %s rows of the corpus."
+  logging.info(text, os.path.dirname(draft), f"{journal.read:,}")
   return journal
 
 
@@ -230,16 +205,9 @@ def _append_block(
   block: list[Passage | RejectedRow],
   ids: np.ndarray,
 ) -> WriteJournal:
-  """Append a block to the files of a draft.
+  """Append a block, see `sources.read_blocks`, to the open `_FILES` of a draft.
 
-  Args:
-    files: the open `_FILES`.
-    kb: the kind of knowledge base, for messages.
-    journal: the state of the draft before the block.
-    digest: the running SHA-256 of the passages; it is updated.
-    read: number of rows of the block.
-    block: their passages and rejections.
-    ids: hashes of their ids.
+  The running `digest` of the passages is updated; `kb` is for messages.
 
   Returns:
     The state of the draft after the block.
@@ -281,9 +249,7 @@ def passage_line(passage: Passage, **more: Any) -> bytes:
   return json.dumps(row).encode() + b"\n"
 
 
-def _save_journal(
-  draft: str, files: list[BinaryIO], journal: WriteJournal
-) -> None:
+def _save_journal(draft: str, files: list, journal: WriteJournal) -> None:
   """Write the journal, once the files that it describes are on the disk."""
   for file in files:
     file.flush()
@@ -292,14 +258,12 @@ def _save_journal(
 
 
 def _log_skipped(draft: str, kb: str, journal: WriteJournal) -> None:
-  """Log how many rows were left out, and the most frequent reasons.
+  """Log how many rows were left out, and the ten most frequent reasons.
 
-  Raises:
-    ValueError: no row was usable; the draft is deleted.
+  If no row was usable, the draft is deleted and a ValueError raised.
   """
-  bad = sum(journal.reasons.values())
-  # The ten most frequent reasons, the most frequent first.
-  most = sorted(journal.reasons.items(), key=lambda item: -item[1])[:10]
+  reasons = collections.Counter(journal.reasons)
+  bad, most = reasons.total(), reasons.most_common(10)
   why = ", ".join(f"{count:,} ({reason})" for reason, count in most)
   if not journal.rows:
     # Else the next run would find a finished draft without passages.
@@ -310,20 +274,14 @@ def _log_skipped(draft: str, kb: str, journal: WriteJournal) -> None:
       else "The corpus is empty.  Give one with rows."
     )
   if bad:
-    logging.warning(
-      "%s: skipped %s of %s rows: %s; skipped.txt names them all.",
-      kb,
-      f"{bad:,}",
-      f"{journal.read:,}",
-      why,
-    )
+    text = "%s: skipped %s rows: %s; skipped.txt names them all."
+    logging.warning(text, kb, f"{bad:,} of {journal.read:,}", why)
 
 
 def _write_offsets(draft: str, rows: int) -> None:
   """Write offsets.npy: where each passage starts, and the end of the last."""
-  offsets = np.lib.format.open_memmap(
-    os.path.join(draft, "offsets.npy"), "w+", np.int64, (rows + 1,)
-  )
+  path = os.path.join(draft, "offsets.npy")
+  offsets = np.lib.format.open_memmap(path, "w+", np.int64, (rows + 1,))
   # The first passage starts at 0, each other one where the last one ends.
   offsets[1:] = np.memmap(os.path.join(draft, "offsets"), "<i8", "r")
   offsets.flush()

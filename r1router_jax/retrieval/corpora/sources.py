@@ -25,10 +25,11 @@ import importlib.resources
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import KBS, Passage
@@ -41,6 +42,9 @@ from r1router_jax.retrieval.corpora import (
   wikipedia,
 )
 
+# `--help` lists the flags below as the command's own.
+flags.disclaim_key_flags()
+
 # The source that comes with the package.
 GEOROUTER = "georouter"
 
@@ -51,49 +55,17 @@ BLOCK_ROWS, BLOCK_BYTES = 16_384, 64 << 20
 ParsedRow = tuple[str, list[Passage]] | RejectedRow
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-  """The reader of a kind of corpus.
-
-  Attributes:
-    read_rows: (path, function that opens it) -> (where, raw row) of each row.
-    to_passages: (kind of knowledge base, raw row, image folder) -> the id of
-      the row and its passages; raises `RowError` or `images.BadImage`.
-    kbs: kinds of knowledge base that the corpus is for.
-    file_pattern: regular expression of the names of its files.
-  """
-
-  read_rows: Callable[[str, row_files.OpenFile], row_files.Rows]
-  to_passages: Callable[[str, Any, str], tuple[str, list[Passage]]]
-  kbs: tuple[str, ...]
-  file_pattern: str
-
-
+# The module that reads each kind of corpus.  It has
+#   read_rows: (path, function that opens it) -> (where, raw row) of each row
+#   to_passages: (kind of knowledge base, raw row, image folder) -> the id of
+#     the row and its passages; raises `RowError` or `images.BadImage`
+#   SUPPORTED_KBS: the kinds of knowledge base that the corpus is for
+#   FILE_PATTERN: a regular expression of the names of its files
 CORPORA = {
-  "own": Corpus(
-    user_files.read_rows,
-    user_files.to_passages,
-    KBS,
-    r".*\.(jsonl|csv)(\.gz|\.bz2)?",
-  ),
-  "wikipedia": Corpus(
-    wikipedia.read_rows,
-    wikipedia.to_passages,
-    ("text",),
-    r"wiki_\d+(\.bz2)?|.*\.jsonl(\.gz|\.bz2)?",
-  ),
-  "mbeir": Corpus(
-    mbeir.read_rows,
-    mbeir.to_passages,
-    ("image",),
-    r"mbeir_.*cand_pool\.jsonl(\.gz|\.bz2)?",
-  ),
-  "open_wikitable": Corpus(
-    open_wikitable.read_rows,
-    open_wikitable.to_passages,
-    ("table",),
-    r"splitted_tables\.json(\.gz|\.bz2)?",
-  ),
+  "own": user_files,
+  "wikipedia": wikipedia,
+  "mbeir": mbeir,
+  "open_wikitable": open_wikitable,
 }
 
 
@@ -103,19 +75,12 @@ class RejectedImage(RejectedRow):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """The files that a knowledge base is built from.
+  """The files that a knowledge base is built from."""
 
-  Attributes:
-    kb: the kind of knowledge base.
-    corpus: one of `CORPORA`.
-    paths: paths of the files, in the order in which they are read.
-    image_folder: the folder that the paths of images are relative to.
-  """
-
-  kb: str
-  corpus: str
-  paths: tuple[str, ...]
-  image_folder: str
+  kb: str  # The kind of knowledge base.
+  corpus: str  # One of `CORPORA`.
+  paths: tuple[str, ...]  # In the order in which they are read.
+  image_folder: str  # Paths of images are relative to it.
 
 
 # --- Names of sources ---------------------------------------------------------
@@ -127,21 +92,47 @@ def georouter_folder() -> str:
 
 
 def resolve_image_folder(source: str, image_folder: str = "") -> str:
-  """Return the folder that the image paths of a source are relative to.
-
-  Args:
-    source: the source, as on the command line.
-    image_folder: the folder if one was given; by default the source's own.
-  """
+  """Return the folder of the images of a source, given or else its own."""
   if image_folder or source == GEOROUTER:
     return image_folder or georouter_folder()
   _, path = _split_source(source)
   return path if os.path.isdir(path) else os.path.dirname(path) or "."
 
 
+def define_source_flags() -> tuple[flags.FlagHolder, ...]:
+  """Define --kind, --source and --images of a command that reads a corpus."""
+  kind_help = (
+    f"Kinds of knowledge base to build, of {', '.join(KBS)}; by default all "
+    "that the source is for."
+  )
+  source_help = (
+    "The corpus: georouter, which comes with the package; your own .jsonl or "
+    ".csv files, or a folder of images; or wikipedia:PATH, mbeir:PATH, "
+    "open_wikitable:PATH.  A path may be a pattern."
+  )
+  images_help = (
+    "Folder that the images of the corpus are relative to, if it is not the "
+    "folder of the corpus."
+  )
+  # Several commands may be imported into one process.
+  options = dict(allow_override=True)
+  return (
+    flags.DEFINE_list("kind", [], kind_help, **options),
+    flags.DEFINE_string("source", GEOROUTER, source_help, **options),
+    flags.DEFINE_string("images", "", images_help, **options),
+  )
+
+
 def supported_kbs(source: str) -> tuple[str, ...]:
   """Return the kinds of knowledge base that a source can be for."""
-  return CORPORA[_split_source(source)[0]].kbs
+  return CORPORA[_split_source(source)[0]].SUPPORTED_KBS
+
+
+def require_single_kb(source: str, kbs: Sequence[str]) -> None:
+  """Raise a ValueError unless a source is read for one knowledge base."""
+  if len(kbs) != 1:
+    message = "can feed one knowledge base.  Say which, as in --kind=text."
+    raise ValueError(f"--source={source} {message}")
 
 
 def absolute_source(source: str) -> str:
@@ -164,24 +155,16 @@ def _split_source(source: str) -> tuple[str, str]:
 
 
 def open_source(kb: str, source: str, image_folder: str = "") -> Source:
-  """Find the files that a source names.
+  """Find the files that a source names for a kind of knowledge base.
 
-  Args:
-    kb: "text", "image" or "table".
-    source: the source, as described at the top of this module.
-    image_folder: the folder that image paths are relative to, "" for the
-      source's own.
-
-  Raises:
-    ValueError: there are no such files, or none that can be read.
+  Raises a ValueError if there are none, or none that can be read.
   """
   corpus, path = resolve_corpus(kb, source, image_folder)
   if source == GEOROUTER:
     path = os.path.join(georouter_folder(), f"kb_{kb}.jsonl")
   # A name that exists is taken literally, even if it looks like a pattern.
-  paths = [path]
-  if not os.path.exists(path):
-    paths = sorted(glob.glob(path, recursive=True))
+  exists = os.path.exists(path)
+  paths = [path] if exists else sorted(glob.glob(path, recursive=True))
   if corpus != "own":
     # A folder stands for the corpus's own files below it.
     paths = [file for path in paths for file in _corpus_files(corpus, path)]
@@ -192,21 +175,18 @@ def open_source(kb: str, source: str, image_folder: str = "") -> Source:
 def resolve_corpus(kb: str, source: str, image_folder: str) -> tuple[str, str]:
   """Return the corpus and the path that a source names.
 
-  Raises:
-    ValueError: the corpus is not for this kind of knowledge base, or needs an
-      image folder.
+  Raises a ValueError if the corpus is not for this kind of knowledge base, or
+  needs an image folder.
   """
   name, path = _split_source(source)
-  kbs = CORPORA[name].kbs
+  kbs = CORPORA[name].SUPPORTED_KBS
   if kb not in kbs:
-    raise ValueError(
-      f"--source={source} is for --kind={' or '.join(kbs)}, not {kb}."
-    )
+    message = f"is for --kind={' or '.join(kbs)}, not {kb}."
+    raise ValueError(f"--source={source} {message}")
   # Pools name images relative to a folder that lies elsewhere.
   if name == "mbeir" and not image_folder:
-    raise ValueError(
-      f"--source={source} needs --images, the folder that holds mbeir_images."
-    )
+    message = "needs --images, the folder that holds mbeir_images."
+    raise ValueError(f"--source={source} {message}")
   return name, path
 
 
@@ -214,29 +194,29 @@ def _corpus_files(corpus: str, path: str) -> list[str]:
   """Return `path`, or the files of a corpus below it, in order of names."""
   if not os.path.isdir(path):
     return [path]
+  pattern = CORPORA[corpus].FILE_PATTERN
   # Sorted by whole paths, so that AA/wiki_01 comes before AB/wiki_00.
   return sorted(
     os.path.join(base, file)
     for base, _, found in os.walk(path)
     for file in found
-    if re.fullmatch(CORPORA[corpus].file_pattern, file)
+    if re.fullmatch(pattern, file)
   )
 
 
 def validate_paths(
   kb: str, corpus: str, source: str, paths: Sequence[str]
 ) -> tuple[str, ...]:
-  """Return the paths of a source if there are some and all can be read.
+  """Return the paths of a source, or raise a ValueError.
 
-  Raises:
-    ValueError: there are none, or one is of a kind that is not read.
+  There should be some, and all should be of a kind that is read.
   """
   if not paths:
+    places = ", ".join(f"{name}:PATH" for name in CORPORA if name != "own")
     raise ValueError(
       f"The source {source} does not exist, or holds no such file.  Give "
       f"{GEOROUTER}, a .jsonl or .csv file, a folder of images, or one of "
-      + ", ".join(f"{name}:PATH" for name in CORPORA if name != "own")
-      + "."
+      f"{places}."
     )
   for path in paths:
     if re.search(r"\.xml(\.\w+)?$", path):
@@ -246,10 +226,10 @@ def validate_paths(
         "--source=wikipedia:FOLDER."
       )
     if corpus == "own" and not _is_user_file(kb, path):
+      or_folder = ", or a folder of images" if kb == "image" else ""
       raise ValueError(
         f"The source {path} is none that the {kb} knowledge base reads.  "
-        "Give a .jsonl or .csv file, plain or .gz or .bz2"
-        + (", or a folder of images." if kb == "image" else ".")
+        f"Give a .jsonl or .csv file, plain or .gz or .bz2{or_folder}."
       )
   return tuple(paths)
 
@@ -260,7 +240,7 @@ def _is_user_file(kb: str, path: str) -> bool:
     return kb == "image"
   # Paths in a bucket were listed there, so they are files.
   is_file = os.path.isfile(path) or "://" in path
-  return bool(is_file and re.fullmatch(CORPORA["own"].file_pattern, path))
+  return is_file and re.fullmatch(user_files.FILE_PATTERN, path) is not None
 
 
 # --- Rows of sources ----------------------------------------------------------
@@ -274,10 +254,8 @@ def read_raw_rows(
 ) -> row_files.Rows:
   """Yield (where, raw row) of the rows `start` to before `stop` of a source."""
   read_rows = CORPORA[source.corpus].read_rows
-  all_rows = itertools.chain.from_iterable(
-    read_rows(path, open_file) for path in source.paths
-  )
-  return itertools.islice(all_rows, start, stop)
+  files = (read_rows(path, open_file) for path in source.paths)
+  return itertools.islice(itertools.chain.from_iterable(files), start, stop)
 
 
 def parse_row(source: Source, where: str, row: Any) -> ParsedRow:
@@ -286,8 +264,8 @@ def parse_row(source: Source, where: str, row: Any) -> ParsedRow:
     # The file's reader may have found a fault already.
     if isinstance(row, RowError):
       raise row
-    to_passages = CORPORA[source.corpus].to_passages
-    return to_passages(source.kb, row, source.image_folder)
+    reader = CORPORA[source.corpus]
+    return reader.to_passages(source.kb, row, source.image_folder)
   except images.BadImage as error:
     return RejectedImage(where, str(error).rstrip("."), "Or leave the row out")
   except RowError as error:
@@ -296,9 +274,8 @@ def parse_row(source: Source, where: str, row: Any) -> ParsedRow:
 
 def duplicate_id(where: str, row_id: str) -> RejectedRow:
   """Return the rejection of a row whose id came before."""
-  return RejectedRow(
-    where, f"the id {row_id!a} came before", "Give each row its own"
-  )
+  reason = f"the id {row_id!a} came before"
+  return RejectedRow(where, reason, "Give each row its own")
 
 
 def read_blocks(
@@ -306,14 +283,9 @@ def read_blocks(
 ) -> Iterator[tuple[int, list[Passage | RejectedRow], np.ndarray]]:
   """Yield the passages and rejected rows of a source, block by block.
 
-  Args:
-    source: the files to read.
-    start: number of rows to pass over.
-    known_ids: the ids of these rows; the ids of the others are added.
-
-  Yields:
-    The number of rows of the block, their passages and rejections in order, and
-    the hashes of their ids.
+  The first `start` rows, which have the `known_ids`, are passed over; the ids
+  of the others are added.  A block has the number of its rows, their passages
+  and rejections in order, and the hashes of their ids.
   """
   known_ids = id_dedup.IdSet() if known_ids is None else known_ids
   block, size = [], 0
@@ -335,9 +307,8 @@ def _drop_duplicates(
 ) -> tuple[int, list[Passage | RejectedRow], np.ndarray]:
   """Reject the rows of a block whose ids came before; see `read_blocks`."""
   # Ids of rejected rows do not count: a later good row may have the same.
-  hashes = id_dedup.hash_ids(
-    [parsed[0] for _, parsed in block if not isinstance(parsed, RejectedRow)]
-  )
+  good = [row for _, row in block if not isinstance(row, RejectedRow)]
+  hashes = id_dedup.hash_ids([row_id for row_id, _ in good])
   # One value for each row that was not rejected before.
   is_new = known_ids.add(hashes)
   verdicts, found = iter(is_new.tolist()), []
@@ -354,18 +325,6 @@ def _drop_duplicates(
 def read_passages(
   kb: str, source: str, image_folder: str = ""
 ) -> Iterator[Passage | RejectedRow]:
-  """Yield the passages and rejected rows of a source, with relative images.
-
-  Args:
-    kb: "text", "image" or "table".
-    source: the source, as described at the top of this module.
-    image_folder: the folder that image paths are relative to, "" for the
-      source's own.
-
-  Raises:
-    ValueError: the source as a whole cannot be read.
-  """
-  files = open_source(kb, source, image_folder)
-  return itertools.chain.from_iterable(
-    found for _, found, _ in read_blocks(files)
-  )
+  """Yield the passages and rejected rows of a source; see `open_source`."""
+  blocks = read_blocks(open_source(kb, source, image_folder))
+  return itertools.chain.from_iterable(found for _, found, _ in blocks)

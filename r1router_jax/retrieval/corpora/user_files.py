@@ -15,12 +15,16 @@ the row has an image.
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from r1router_jax.common import images, row_files
-from r1router_jax.common.records import Passage
+from r1router_jax.common.records import KBS, Passage
 from r1router_jax.common.row_files import RowError
 from r1router_jax.retrieval.corpora import open_wikitable
+
+SUPPORTED_KBS = KBS
+FILE_PATTERN = r".*\.(jsonl|csv)(\.gz|\.bz2)?"
 
 _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
 
@@ -39,12 +43,7 @@ def read_rows(
 def to_passages(
   kb: str, row: Any, image_folder: str
 ) -> tuple[str, list[Passage]]:
-  """Return the id of a row and its passages, one per window of a long text.
-
-  Args:
-    kb: the kind of knowledge base.
-    row: the bytes of a JSON line, or a dict.
-    image_folder: the folder that image paths are relative to.
+  """Return the id of a JSON line or dict, and a passage for each window.
 
   Raises:
     RowError: the row is invalid.
@@ -53,37 +52,33 @@ def to_passages(
   if isinstance(row, bytes):
     row = row_files.parse_json(row)
   if not isinstance(row, dict):
-    raise RowError(
-      f"a {type(row).__name__} where a row should be",
-      'Write an object such as {"id": "a", "text": "b"}',
-    )
+    cure = 'Write an object such as {"id": "a", "text": "b"}'
+    raise RowError(f"a {type(row).__name__} where a row should be", cure)
   fields = _validate_fields(kb, row)
   row_id, text, image = fields["id"], fields["text"], fields["image"]
   if image:
     images.load_image(image, image_folder)
 
   # Long texts become windows, unless the row is a passage already.
-  if row.get("whole"):
-    parts = [text]
-  else:
-    text = text.strip()
-    parts = row_files.split_windows(text) if kb == "text" else [text]
+  text = text if row.get("whole") else text.strip()
+  is_long = kb == "text" and not row.get("whole")
+  parts = row_files.split_windows(text) if is_long else [text]
   # The text of a table begins with its title.
   head = f"{fields['title']} " if fields["title"] and kb != "table" else ""
-  if len(parts) == 1:
-    return row_id, [Passage(row_id, kb, head + parts[0], image)]
-  return row_id, [
-    Passage(f"{row_id}#{number}", kb, head + part, image)
-    for number, part in enumerate(parts)
-  ]
+  return row_id, number_windows(row_id, kb, [head + x for x in parts], image)
+
+
+def number_windows(
+  row_id: str, kb: str, texts: Sequence[str], image: str = ""
+) -> list[Passage]:
+  """Return a passage for each text; if there are several, "id#0" and on."""
+  if len(texts) == 1:
+    return [Passage(row_id, kb, texts[0], image)]
+  return [Passage(f"{row_id}#{i}", kb, x, image) for i, x in enumerate(texts)]
 
 
 def _validate_fields(kb: str, row: dict) -> dict[str, str]:
-  """Return the text fields of a row, "text" of a table being flattened.
-
-  Raises:
-    RowError: a field is invalid, or "id" or "text" is empty.
-  """
+  """Return the text fields of a row, or raise a RowError."""
   fields = {name: row.get(name, "") for name in _FIELDS}
   if kb == "table" and "rows" in row:
     fields["text"] = open_wikitable.flatten_table(row)
@@ -95,10 +90,7 @@ def _validate_fields(kb: str, row: dict) -> dict[str, str]:
     raise RowError(f'"whole" is {str(whole)[:40]!a}', "Write true or false")
 
   # An image can be found without a caption, but only as a passage.
-  required = ["id", "text"]
-  if whole and fields["image"]:
-    required.remove("text")
-  for name in required:
+  for name in ("id",) if whole and fields["image"] else ("id", "text"):
     if not fields[name].strip():
       raise RowError(f'"{name}" is missing or empty', "Give one")
   return fields

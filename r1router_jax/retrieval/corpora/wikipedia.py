@@ -30,21 +30,20 @@ import re
 from r1router_jax.common import row_files
 from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import RowError
+from r1router_jax.retrieval.corpora import user_files
 
-MAX_ARTICLE_BYTES = 8 << 20
+SUPPORTED_KBS = ("text",)
+FILE_PATTERN = r"wiki_\d+(\.bz2)?|.*\.jsonl(\.gz|\.bz2)?"
 
-MIN_WORDS = 8
+MAX_ARTICLE_BYTES, MIN_WORDS = 8 << 20, 8
 
 _HEAD = re.compile(rb'<doc id="([^"]*)"[^\n]* title="([^\n]*)">\s*$')
 
 # Titles of articles that are left out, and what these articles are.
-_EXCLUDED_TITLES = (
-  (re.compile(r"\(disambiguation( page)?\)"), "a disambiguation"),
-  (
-    re.compile(r"^(List of|Index of|Outline of) .+"),
-    "a list, index or outline",
-  ),
-)
+_EXCLUDED_TITLES = {
+  r"\(disambiguation( page)?\)": "a disambiguation",
+  r"^(List of|Index of|Outline of) .+": "a list, index or outline",
+}
 
 # Reasons and cures of errors.
 _UNFINISHED = ("an article without its </doc>", "Extract it again")
@@ -60,11 +59,7 @@ _ESCAPES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&"))
 def read_rows(
   path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
-  """Yield the articles of a file, each as the bytes of its <doc> or JSON line.
-
-  Raises:
-    ValueError: a compressed file is damaged.
-  """
+  """Yield the articles of a file, each as the bytes of its <doc> or line."""
   start, article, size, error = "", [], 0, None  # The <doc> that is being read.
   in_stray_text = False  # Text outside of articles is named once, not by line.
   for where, line in row_files.read_lines(path, open_file, MAX_ARTICLE_BYTES):
@@ -85,9 +80,8 @@ def read_rows(
         article.append(line)
         size += len(line)
         if size > MAX_ARTICLE_BYTES:
-          error = RowError(
-            f"an article of over {MAX_ARTICLE_BYTES:,} bytes", "Split it"
-          )
+          reason = f"an article of over {MAX_ARTICLE_BYTES:,} bytes"
+          error = RowError(reason, "Split it")
     # A line by itself: JSON, or something else.
     elif line_error or line.lstrip().startswith(b"{"):
       yield where, line
@@ -103,38 +97,25 @@ def to_passages(
 ) -> tuple[str, list[Passage]]:
   """Return the id of an article and its windows.
 
-  Args:
-    kb: the kind of knowledge base.
-    row: the bytes of the article's <doc> or JSON line.
-    image_folder: not used; articles have no images.
-
-  Raises:
-    RowError: the article is invalid or left out.
+  Raises a RowError if the article is invalid or left out.
   """
-  del image_folder
+  del image_folder  # Articles have no images.
   parse = _parse_doc if row.startswith(b"<doc ") else _parse_json_article
   article_id, title, text = parse(row)
-  for pattern, reason in _EXCLUDED_TITLES:
-    if pattern.search(title):
+  for pattern, reason in _EXCLUDED_TITLES.items():
+    if re.search(pattern, title):
       raise _excluded_article(reason)
 
   # wikiextractor repeats the title as the first line of a <doc>.
   first, _, rest = text.partition("\n")
   words = (rest if first.strip() == title else text).split()
   if len(words) < MIN_WORDS:
-    raise _excluded_article(
-      f"fewer than {MIN_WORDS} words" if words else "no text"
-    )
+    reason = f"fewer than {MIN_WORDS} words" if words else "no text"
+    raise _excluded_article(reason)
   # A short text is returned as it stands, so its white space is cleaned first.
   windows = row_files.split_windows(" ".join(words))
-  return article_id, [
-    Passage(
-      article_id if len(windows) == 1 else f"{article_id}#{number}",
-      kb,
-      row_files.validate_text("text", f"{title} {window}"),
-    )
-    for number, window in enumerate(windows)
-  ]
+  texts = [row_files.validate_text("text", f"{title} {x}") for x in windows]
+  return article_id, user_files.number_windows(article_id, kb, texts)
 
 
 def _excluded_article(reason: str) -> RowError:
@@ -172,14 +153,12 @@ def _parse_json_article(row: bytes) -> tuple[str, str, str]:
   return _validate_article(article_id, title, text)
 
 
-def _validate_article(
-  article_id: str, title: str, text: str
-) -> tuple[str, str, str]:
+def _validate_article(name: str, title: str, text: str) -> tuple[str, str, str]:
   """Return an article, its title stripped, if id and title are not empty."""
-  for key, value in (("id", article_id), ("title", title)):
+  for key, value in (("id", name), ("title", title)):
     if not row_files.validate_text(key, value).strip():
       raise RowError(f'"{key}" is empty', "Give one")
-  return article_id, title.strip(), text
+  return name, title.strip(), text
 
 
 def _unescape(text: str) -> str:
