@@ -128,21 +128,6 @@ def repair_prompt(
   return dataclasses.replace(prompt, user=(*prompt.user, *note))
 
 
-def custom_prompt(
-  kind: str,
-  system: str,
-  user: Sequence[Segment],
-  image: str,
-  *,
-  style: str,
-  reply_prefix: Sequence[Segment] = (),
-) -> Conversation:
-  """Return a prompt of other words than R1-Router's, its image by the style."""
-  templates = dataclasses.replace(_get_style(style), system={kind: system})
-  prompt = _make_conversation(kind, templates, [*user], image)
-  return dataclasses.replace(prompt, reply_prefix=tuple(reply_prefix))
-
-
 def render_passages(
   passages: Sequence[Passage], *, style: str, max_images: int = 0
 ) -> list[Segment]:

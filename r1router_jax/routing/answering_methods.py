@@ -8,9 +8,8 @@ decides which prompts it asks and how responses are parsed.  Baselines are in
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
-from r1router_jax.common.records import Passage, Plan, Question, Step
+from r1router_jax.common.records import Plan, Question, Step
 from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format
 from r1router_jax.protocol.messages import Conversation
@@ -49,26 +48,13 @@ class AnsweringMethod:
     """Return the plan to execute in round `n`, given the policy's own plan."""
     return plan
 
-  def plan_prompt(
-    self, config: PromptOptions, episode: Episode
-  ) -> PendingPrompt:
-    """Return the prompt for the next plan; an answer to it ends the episode."""
-    raise NotImplementedError
-
-  def answer_prompt(
-    self,
-    config: PromptOptions,
-    episode: Episode,
-    plan: Plan,
-    passages: Sequence[Passage],
+  def step_prompt(
+    self, config: PromptOptions, episode: Episode, step: Step
   ) -> PendingPrompt | None:
-    """Return the prompt that reads passages, or None if this is not done."""
-    raise NotImplementedError
+    """Return the prompt of the next step, or None if passages are not read.
 
-  def final_prompt(
-    self, config: PromptOptions, episode: Episode
-  ) -> PendingPrompt:
-    """Return the prompt for the answer to the question."""
+    An answer to the prompt of a plan ends the episode.
+    """
     raise NotImplementedError
 
 
@@ -87,30 +73,11 @@ class R1Router(AnsweringMethod):
     """Return the prompt of a step."""
     return config.build_prompt(step)
 
-  def plan_prompt(
-    self, config: PromptOptions, episode: Episode
+  def step_prompt(
+    self, config: PromptOptions, episode: Episode, step: Step
   ) -> PendingPrompt:
-    """Return the prompt of a plan step."""
-    step = episode.next_step("plan")
-    parse = functools.partial(format.parse_plan, max_routes=config.max_routes)
+    """Return the prompt of a step, which is reported with its responses."""
+    parse = functools.partial(
+      format.parse_response, step.kind, max_routes=config.max_routes
+    )
     return PendingPrompt(episode, self.build_prompt(config, step), parse, step)
-
-  def answer_prompt(
-    self,
-    config: PromptOptions,
-    episode: Episode,
-    plan: Plan,
-    passages: Sequence[Passage],
-  ) -> PendingPrompt:
-    """Return the prompt of an answer step."""
-    step = episode.next_step("answer", plan.sub_question, passages)
-    prompt = self.build_prompt(config, step)
-    return PendingPrompt(episode, prompt, format.parse_answer, step)
-
-  def final_prompt(
-    self, config: PromptOptions, episode: Episode
-  ) -> PendingPrompt:
-    """Return the prompt of the final step."""
-    step = episode.next_step("final")
-    prompt = self.build_prompt(config, step)
-    return PendingPrompt(episode, prompt, format.parse_answer, step)

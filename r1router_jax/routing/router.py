@@ -263,9 +263,7 @@ class RoutingLoop:
     # 1. Ask the policy, unless the method decides alone.
     plans = [self._method.fixed_plan(e.question, n) for e in episodes]
     asked = [i for i, plan in enumerate(plans) if plan is None]
-    pending = [
-      self._method.plan_prompt(self._policy.config, episodes[i]) for i in asked
-    ]
+    pending = [self._prompt(episodes[i], "plan") for i in asked]
     results = yield from self._generate(
       pending, REQUESTS_PER_ROUND * n, repair=self._method.repairs_plans
     )
@@ -314,9 +312,8 @@ class RoutingLoop:
     passages: Sequence[tuple[Passage, ...]],
   ) -> Generator[GenerationRequest, Any, None]:
     """Have the passages of round `n` read, and add the round to its episode."""
-    config = self._policy.config
     pending = [
-      self._method.answer_prompt(config, episode, plan, found)
+      self._prompt(episode, "answer", plan.sub_question, found)
       for (episode, plan), found in zip(planned, passages, strict=True)
     ]
     # A method that shows passages in later prompts has no answer of the round.
@@ -334,11 +331,16 @@ class RoutingLoop:
     """Ask for the final answers that are missing."""
     episodes = [e for e in self._episodes if e.final is None]
     finals = yield from self._generate(
-      [self._method.final_prompt(self._policy.config, e) for e in episodes],
+      [self._prompt(episode, "final") for episode in episodes],
       REQUESTS_PER_ROUND * self.options.max_steps,
     )
     for episode, final in zip(episodes, finals, strict=True):
       episode.final = final
+
+  def _prompt(self, episode: Episode, *step: Any) -> PendingPrompt | None:
+    """Return the method's prompt of a step, see `Episode.next_step`."""
+    next_step, config = episode.next_step(*step), self._policy.config
+    return self._method.step_prompt(config, episode, next_step)
 
   def _generate(
     self, pending: Sequence[PendingPrompt], number: int, repair: bool = False

@@ -26,42 +26,37 @@ from r1router_jax.routing.answering_methods import R1Router
 
 STYLE = "full"  # Policies of other styles were trained for what they do.
 
+
+def _make_round(
+  kb: str, thought: str, sub_question: str, found: str, read: str, answer: str
+) -> Round:
+  """Return a round of one search, which finds one passage."""
+  plan, passage = Plan(thought, sub_question, (kb,)), Passage("", kb, found)
+  return Round(plan, (passage,), Answer(read, answer))
+
+
 EXAMPLES = (
   # Two searches of texts, and a comparison.
   Trajectory(
     Question("", "Was the Eiffel Tower finished before the Brooklyn Bridge?"),
     (
-      Round(
-        Plan(
-          "Both years are needed, one after the other. Texts tell them.",
-          "When was the Eiffel Tower finished?",
-          ("text",),
-        ),
-        (
-          Passage(
-            "",
-            "text",
-            "The Eiffel Tower in Paris was finished in "
-            "March 1889, for the world's fair.",
-          ),
-        ),
-        Answer("The passage says March 1889.", "1889"),
+      _make_round(
+        "text",
+        "Both years are needed, one after the other. Texts tell them.",
+        "When was the Eiffel Tower finished?",
+        "The Eiffel Tower in Paris was finished in March 1889, for the world's "
+        "fair.",
+        "The passage says March 1889.",
+        "1889",
       ),
-      Round(
-        Plan(
-          "The tower is of 1889. The year of the bridge is missing.",
-          "When was the Brooklyn Bridge finished?",
-          ("text",),
-        ),
-        (
-          Passage(
-            "",
-            "text",
-            "The Brooklyn Bridge was opened on May 24, "
-            "1883, after thirteen years of building.",
-          ),
-        ),
-        Answer("It was opened in 1883.", "1883"),
+      _make_round(
+        "text",
+        "The tower is of 1889. The year of the bridge is missing.",
+        "When was the Brooklyn Bridge finished?",
+        "The Brooklyn Bridge was opened on May 24, 1883, after thirteen years "
+        "of building.",
+        "It was opened in 1883.",
+        "1883",
       ),
     ),
     Answer("1889 is later than 1883.", "no"),
@@ -72,32 +67,24 @@ EXAMPLES = (
       "", "Which river runs through the capital of the country on this stamp?"
     ),
     (
-      Round(
-        Plan(
-          "The stamp's country must be found before its capital. The "
-          "picture shows it.",
-          "Which country issued this stamp?",
-          ("image",),
-        ),
-        (Passage("", "image", "A stamp of Hungary, 1932: Madonna and child"),),
-        Answer("The caption says that it is a stamp of Hungary.", "Hungary"),
+      _make_round(
+        "image",
+        "The stamp's country must be found before its capital. The picture "
+        "shows it.",
+        "Which country issued this stamp?",
+        "A stamp of Hungary, 1932: Madonna and child",
+        "The caption says that it is a stamp of Hungary.",
+        "Hungary",
       ),
-      Round(
-        Plan(
-          "The country is Hungary. Next comes the river at its "
-          "capital, a fact that texts tell.",
-          "Which river runs through the capital of Hungary?",
-          ("text",),
-        ),
-        (
-          Passage(
-            "",
-            "text",
-            "Budapest is the capital and largest city "
-            "of Hungary. It lies on both banks of the Danube.",
-          ),
-        ),
-        Answer("Budapest, the capital, lies on the Danube.", "the Danube"),
+      _make_round(
+        "text",
+        "The country is Hungary. Next comes the river at its capital, a fact "
+        "that texts tell.",
+        "Which river runs through the capital of Hungary?",
+        "Budapest is the capital and largest city of Hungary. It lies on both "
+        "banks of the Danube.",
+        "Budapest, the capital, lies on the Danube.",
+        "the Danube",
       ),
     ),
     Answer(
@@ -113,23 +100,14 @@ EXAMPLES = (
       "northern league lose?",
     ),
     (
-      Round(
-        Plan(
-          "Games lost in a season stand in a table of results.",
-          "How many games did the winner of the 1987 northern league lose?",
-          ("table",),
-        ),
-        (
-          Passage(
-            "",
-            "table",
-            "[Title]1987 northern league"
-            "[Header]Place[sep]Team[sep]Won[sep]Lost[Rows]"
-            "[Row]1[sep]Ashford[sep]21[sep]4"
-            "[Row]2[sep]Melton[sep]19[sep]6",
-          ),
-        ),
-        Answer("The first place is Ashford's, which lost 4.", "4"),
+      _make_round(
+        "table",
+        "Games lost in a season stand in a table of results.",
+        "How many games did the winner of the 1987 northern league lose?",
+        "[Title]1987 northern league[Header]Place[sep]Team[sep]Won[sep]Lost"
+        "[Rows][Row]1[sep]Ashford[sep]21[sep]4[Row]2[sep]Melton[sep]19[sep]6",
+        "The first place is Ashford's, which lost 4.",
+        "4",
       ),
     ),
     Answer("The winner lost 4 games.", "4"),
@@ -157,9 +135,8 @@ class FewShotRouter(R1Router):
 
   def build_prompt(self, config: PromptOptions, step: Step) -> Conversation:
     """Return the prompt of a step, after the examples of its kind."""
-    # The prompt itself is R1-Router's, unchanged.
-    prompt = config.build_prompt(step)
-    return dataclasses.replace(prompt, examples=render_examples(step.kind))
+    prompt, examples = config.build_prompt(step), render_examples(step.kind)
+    return dataclasses.replace(prompt, examples=examples)
 
 
 @functools.cache

@@ -11,20 +11,15 @@ them are not.
 Source: arxiv.org/abs/2411.02937 (OmniSearch).
 """
 
+import functools
 import itertools
 import re
-from collections.abc import Sequence
 
-from r1router_jax.common.records import (
-  Answer,
-  Malformed,
-  Plan,
-  Question,
-  Round,
-)
+from r1router_jax.common.records import Answer, Malformed, Plan, Question
 from r1router_jax.protocol import format
 from r1router_jax.protocol.messages import Conversation
 from r1router_jax.routing.baselines.prompting import (
+  Rounds,
   SearchAgent,
   Wording,
   build_prompt,
@@ -32,6 +27,7 @@ from r1router_jax.routing.baselines.prompting import (
   compact_plan_prompt,
   extract_answer,
   make_search,
+  round_texts,
 )
 
 _SYSTEM = """\
@@ -65,26 +61,12 @@ _QUERY = re.compile(r"(?is)(?:text|image) retrieval[^:\n]*:\s*(.+)")
 
 
 def _build_prompt(
-  kind: str, ending: str, question: Question, rounds: Sequence[Round]
+  kind: str, ending: str, question: Question, rounds: Rounds
 ) -> Conversation:
-  history = [(done.plan.sub_question, done.answer.text) for done in rounds]
-  # The history stands in the user turn, round by round.
-  template = "Question: {}\n" + "Sub-Question: {}\nAnswer: {}\n" * len(history)
-  return build_prompt(
-    kind,
-    _SYSTEM,
-    template + ending,
-    question,
-    texts=[question.text, *itertools.chain(*history)],
-  )
-
-
-def _next_prompt(question: Question, rounds: Sequence[Round]) -> Conversation:
-  return _build_prompt("plan", "", question, rounds)
-
-
-def _final_prompt(question: Question, rounds: Sequence[Round]) -> Conversation:
-  return _build_prompt("final", _NO_SEARCH_LEFT, question, rounds)
+  """Return the question, with the history in the user turn, round by round."""
+  user = "Question: {}\n" + "Sub-Question: {}\nAnswer: {}\n" * len(rounds)
+  history = itertools.chain(*round_texts(rounds))
+  return build_prompt(kind, _SYSTEM, user + ending, question, *history)
 
 
 def _parse_turn(question: Question, text: str) -> Plan | Answer | Malformed:
@@ -98,9 +80,8 @@ def _parse_turn(question: Question, text: str) -> Plan | Answer | Malformed:
   if query := _QUERY.search(tool):
     sub_question = query[1].splitlines()[0]
   if not sub_question.strip() or "retrieval" not in tool.lower():
-    return Malformed(
-      text, "it has no <Search> with a tool and a query, and no <End>"
-    )
+    reason = "it has no <Search> with a tool and a query, and no <End>"
+    return Malformed(text, reason)
   # Both image tools search the image knowledge base; the question's image goes
   # with every query there.
   kb = "image" if tool.lower().startswith("image") else "text"
@@ -116,7 +97,11 @@ def _parse_compact_turn(question: Question, text: str) -> Plan | Malformed:
 
 
 OMNISEARCH = SearchAgent(
-  full=Wording(_final_prompt, _next_prompt, _parse_turn),
+  full=Wording(
+    functools.partial(_build_prompt, "final", _NO_SEARCH_LEFT),
+    functools.partial(_build_prompt, "plan", ""),
+    _parse_turn,
+  ),
   compact=Wording(
     compact_final_prompt, compact_plan_prompt, _parse_compact_turn
   ),

@@ -26,6 +26,7 @@ from r1router_jax.common.records import (
   Plan,
   Question,
   Round,
+  Step,
 )
 from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format, prompts
@@ -44,9 +45,10 @@ _TAG = re.compile(r"</?[a-z][a-z-]*>", re.IGNORECASE)
 
 _OPENING = re.compile(r"(?i)\A(so )?(the )?(final )?answer( is)?:\s*")
 
+Rounds = Sequence[Round]  # Those that a question has so far.
 
 # (question, rounds so far) -> a prompt
-BuildPrompt = Callable[[Question, Sequence[Round]], Conversation]
+BuildPrompt = Callable[[Question, Rounds], Conversation]
 
 # (question, response) -> a plan, the answer to the question, or neither
 ParseTurn = Callable[[Question, str], Plan | Answer | Malformed]
@@ -99,38 +101,22 @@ class SearchAgent(AnsweringMethod):
       return make_search(question.text, self.initial_kbs)
     return STOP if self.full.next_prompt is None else None
 
-  def plan_prompt(
-    self, config: PromptOptions, episode: Episode
-  ) -> PendingPrompt:
-    """Return the prompt for the next search."""
-    wording, question = self._wording(config), episode.question
-    return PendingPrompt(
-      episode,
-      wording.next_prompt(question, episode.rounds),
-      functools.partial(wording.parse, question),
-    )
-
-  def answer_prompt(
-    self,
-    config: PromptOptions,
-    episode: Episode,
-    plan: Plan,
-    passages: Sequence[Passage],
+  def step_prompt(
+    self, config: PromptOptions, episode: Episode, step: Step
   ) -> PendingPrompt | None:
-    """Return R1-Router's answer step if passages are summarised."""
+    """Return the prompt of a step; R1-Router's if passages are summarised."""
+    context = step.question, episode.rounds
+    if step.kind == "plan":
+      parse = functools.partial(self._wording(config).parse, step.question)
+      prompt = self._wording(config).next_prompt(*context)
+      return PendingPrompt(episode, prompt, parse)
+    if step.kind == "final":
+      prompt = self._wording(config).final_prompt(*context)
+      return PendingPrompt(episode, prompt, extract_answer)
     if not self.summarize:
       return None
-    step = episode.next_step("answer", plan.sub_question, passages)
     prompt = config.build_prompt(step)
     return PendingPrompt(episode, prompt, format.parse_answer)
-
-  def final_prompt(
-    self, config: PromptOptions, episode: Episode
-  ) -> PendingPrompt:
-    """Return the prompt for the answer to the question."""
-    wording = self._wording(config)
-    prompt = wording.final_prompt(episode.question, episode.rounds)
-    return PendingPrompt(episode, prompt, extract_answer)
 
 
 def make_search(
@@ -172,69 +158,59 @@ def build_prompt(
   system: str,
   user: str,
   question: Question,
-  *,
+  *texts: str,
   passages: Sequence[Passage] = (),
-  texts: Sequence[str] = (),
   reply_prefix: Sequence[Segment] = (),
 ) -> Conversation:
-  """Return a prompt of passages, then `user` with `texts` for its `{}`s.
+  """Return a prompt of passages, then the question, then its image.
 
   Args:
     kind: kind of the step, one of `records.KINDS`; names its faults.
     system: the system turn.
-    user: template of the user turn.
-    question: the question, whose image the prompt shows.
+    user: template with a `{}` for the question and for each of `texts`.
+    question: the question.
+    *texts: untrusted texts.
     passages: passages to show.
-    texts: untrusted texts.
     reply_prefix: text that the reply starts with.
   """
-  return prompts.custom_prompt(
-    kind,
-    system,
-    [
-      *prompts.render_passages(passages, style="full"),
-      *prompts.fill_template(user, *texts),
-    ],
-    question.image,
-    style="full",
-    reply_prefix=reply_prefix,
-  )
+  turn = prompts.render_passages(passages, style="full")
+  turn += prompts.fill_template(user, question.text, *texts)
+  # At the end, as in style "full".
+  if question.image:
+    turn.append(Segment(question.image, "image"))
+  return Conversation(kind, system, tuple(turn), tuple(reply_prefix))
 
 
-def found_passages(rounds: Sequence[Round]) -> list[Passage]:
+def found_passages(rounds: Rounds) -> list[Passage]:
   """Return the passages of all rounds, each once."""
   # Later searches may find the same passage again.
   passages = [passage for done in rounds for passage in done.passages]
   return list({(each.id, each.text): each for each in passages}.values())
 
 
-# ---- Prompts for tiny policies.
+def round_texts(rounds: Rounds) -> list[tuple[str, str]]:
+  """Return the sub-question and the answer of each round."""
+  return [(done.plan.sub_question, done.answer.text) for done in rounds]
 
 
-def compact_plan_prompt(
-  question: Question, rounds: Sequence[Round]
-) -> Conversation:
-  """Return R1-Router's prompt for a plan after some rounds."""
-  history = [(done.plan.sub_question, done.answer.text) for done in rounds]
-  return prompts.plan_conversation(
-    question.text, question.image, history, style=COMPACT
-  )
+# ---- R1-Router's prompts, for tiny policies.
 
 
-def compact_final_prompt(
-  question: Question, rounds: Sequence[Round]
-) -> Conversation:
-  """Return R1-Router's prompt for the final answer after some rounds."""
-  history = [(done.plan.sub_question, done.answer.text) for done in rounds]
-  return prompts.final_conversation(
-    question.text, question.image, history, style=COMPACT
-  )
+def compact_plan_prompt(question: Question, rounds: Rounds) -> Conversation:
+  """Return the prompt for a plan after some rounds."""
+  context = question.text, question.image, round_texts(rounds)
+  return prompts.plan_conversation(*context, style=COMPACT)
+
+
+def compact_final_prompt(question: Question, rounds: Rounds) -> Conversation:
+  """Return the prompt for the final answer after some rounds."""
+  context = question.text, question.image, round_texts(rounds)
+  return prompts.final_conversation(*context, style=COMPACT)
 
 
 def compact_reading_prompt(
   question: Question, passages: Sequence[Passage]
 ) -> Conversation:
-  """Return R1-Router's prompt to answer the question from passages."""
-  return prompts.answer_conversation(
-    question.text, passages, question.image, style=COMPACT
-  )
+  """Return the prompt to answer the question from passages."""
+  context = question.text, passages, question.image
+  return prompts.answer_conversation(*context, style=COMPACT)

@@ -20,10 +20,10 @@ from r1router_jax.common.records import (
   Passage,
   Plan,
   Question,
-  Round,
 )
 from r1router_jax.protocol.messages import Conversation
 from r1router_jax.routing.baselines.prompting import (
+  Rounds,
   SearchAgent,
   Wording,
   build_prompt,
@@ -68,44 +68,31 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 
 def _closed_book_prompt(
-  system: str, question: Question, rounds: Sequence[Round]
+  system: str, question: Question, rounds: Rounds
 ) -> Conversation:
-  return build_prompt(
-    "final", system, "Question: {}", question, texts=[question.text]
-  )
+  return build_prompt("final", system, "Question: {}", question)
 
 
-def _reading_prompt(
-  question: Question, passages: Sequence[Passage]
-) -> Conversation:
-  return build_prompt(
-    "final",
-    _READ,
-    "\nQuestion: {}",
-    question,
-    passages=passages,
-    texts=[question.text],
-  )
+def _read_last(question: Question, rounds: Rounds) -> Conversation:
+  passages, template = _last_passages(rounds), "\nQuestion: {}"
+  return build_prompt("final", _READ, template, question, passages=passages)
 
 
-def _read_last(question: Question, rounds: Sequence[Round]) -> Conversation:
-  return _reading_prompt(question, rounds[-1].passages if rounds else ())
+def _read_all(question: Question, rounds: Rounds) -> Conversation:
+  passages, template = found_passages(rounds), "\nQuestion: {}"
+  return build_prompt("final", _READ, template, question, passages=passages)
 
 
-def _read_all(question: Question, rounds: Sequence[Round]) -> Conversation:
-  return _reading_prompt(question, found_passages(rounds))
+def _compact_read_last(question: Question, rounds: Rounds) -> Conversation:
+  return compact_reading_prompt(question, _last_passages(rounds))
 
 
-def _compact_read_last(
-  question: Question, rounds: Sequence[Round]
-) -> Conversation:
-  return compact_reading_prompt(question, rounds[-1].passages if rounds else ())
-
-
-def _compact_read_all(
-  question: Question, rounds: Sequence[Round]
-) -> Conversation:
+def _compact_read_all(question: Question, rounds: Rounds) -> Conversation:
   return compact_reading_prompt(question, found_passages(rounds))
+
+
+def _last_passages(rounds: Rounds) -> Sequence[Passage]:
+  return rounds[-1].passages if rounds else ()
 
 
 def _search_with_answer(question: Question, text: str) -> Plan | Malformed:
@@ -116,9 +103,7 @@ def _search_with_answer(question: Question, text: str) -> Plan | Malformed:
   return make_search(f"{question.text} {answer.text}")
 
 
-def _next_sentence_prompt(
-  question: Question, rounds: Sequence[Round]
-) -> Conversation:
+def _next_sentence_prompt(question: Question, rounds: Rounds) -> Conversation:
   """Return the prompt for the next sentence of the reasoning (ircot)."""
   # The first round searched with the question, which is no reasoning.
   reasoning = " ".join(done.plan.sub_question for done in rounds[1:])
@@ -127,8 +112,8 @@ def _next_sentence_prompt(
     _SENTENCE,
     "\nQuestion: {}\nReasoning: {}",
     question,
+    reasoning,
     passages=found_passages(rounds),
-    texts=[question.text, reasoning],
   )
 
 
@@ -170,8 +155,5 @@ IRCOT = SearchAgent(
 
 def make_rag(*kbs: str) -> SearchAgent:
   """Return the baseline that reads what some knowledge bases have."""
-  return SearchAgent(
-    full=Wording(_read_last),
-    compact=Wording(_compact_read_last),
-    initial_kbs=kbs,
-  )
+  full, compact = Wording(_read_last), Wording(_compact_read_last)
+  return SearchAgent(full=full, compact=compact, initial_kbs=kbs)

@@ -11,8 +11,8 @@ originals'; the words around them are not.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Sequence
 
 from r1router_jax.common.records import (
   Answer,
@@ -25,6 +25,8 @@ from r1router_jax.protocol import format, prompts
 from r1router_jax.protocol.messages import Conversation, Segment
 from r1router_jax.routing.baselines.prompting import (
   COMPACT,
+  BuildPrompt,
+  Rounds,
   SearchAgent,
   Wording,
   build_prompt,
@@ -63,29 +65,24 @@ class SearchTags:
 
   def make_agent(self) -> SearchAgent:
     """Return the baseline with these tags."""
+    partial = functools.partial
     return SearchAgent(
       stop=(self.query[1], "</answer>"),
-      full=Wording(self._final_prompt, self._next_prompt, self._parse_turn),
+      full=Wording(
+        partial(self._build_prompt, "final", _CONCLUDE),
+        partial(self._build_prompt, "plan", ""),
+        self._parse_turn,
+      ),
       compact=Wording(
-        self._compact_final_prompt,
-        self._compact_next_prompt,
+        partial(self._build_compact_prompt, compact_final_prompt),
+        partial(self._build_compact_prompt, compact_plan_prompt),
         _parse_compact_turn,
       ),
       summarize=not self.shows_passages,
     )
 
-  def _next_prompt(
-    self, question: Question, rounds: Sequence[Round]
-  ) -> Conversation:
-    return self._build_prompt("plan", "", question, rounds)
-
-  def _final_prompt(
-    self, question: Question, rounds: Sequence[Round]
-  ) -> Conversation:
-    return self._build_prompt("final", _CONCLUDE, question, rounds)
-
   def _build_prompt(
-    self, kind: str, ending: str, question: Question, rounds: Sequence[Round]
+    self, kind: str, ending: str, question: Question, rounds: Rounds
   ) -> Conversation:
     """Return the question with the reply so far."""
     # The braces of `format` are filled with tags, never with untrusted text.
@@ -93,33 +90,23 @@ class SearchTags:
       query="a query".join(self.query), found=" and ".join(self.result)
     )
     reply = [segment for done in rounds for segment in self._render_round(done)]
+    reply += prompts.fill_template(ending)
     return build_prompt(
-      kind,
-      system,
-      "Question: {}",
-      question,
-      texts=[question.text],
-      reply_prefix=[*reply, *prompts.fill_template(ending)],
+      kind, system, "Question: {}", question, reply_prefix=reply
     )
 
   def _render_round(self, done: Round) -> list[Segment]:
     """Return a round as a part of the reply."""
-    opening, closing = self.query
-    query = prompts.fill_template(
-      f"<think>{{}}</think>\n{opening}{{}}{closing}\n\n",
-      done.plan.thought,
-      done.plan.sub_question,
-    )
+    template = "<think>{}</think>\n" + "{}".join(self.query) + "\n\n"
+    texts = done.plan.thought, done.plan.sub_question
+    query = prompts.fill_template(template, *texts)
     if self.shows_passages:
       result = prompts.render_passages(done.passages, style="full")
     else:
       result = prompts.fill_template("{}", done.answer.text)
-    return [
-      *query,
-      Segment(self.result[0], "template"),
-      *result,
-      Segment(f"{self.result[1]}\n\n", "template"),
-    ]
+    opening = Segment(self.result[0], "template")
+    closing = Segment(f"{self.result[1]}\n\n", "template")
+    return [*query, opening, *result, closing]
 
   def _parse_turn(
     self, question: Question, text: str
@@ -135,30 +122,18 @@ class SearchTags:
       return extract_answer(text)
     return Malformed(text, f"neither {self.query[0]} nor <answer> is in it")
 
-  def _compact_next_prompt(
-    self, question: Question, rounds: Sequence[Round]
+  def _build_compact_prompt(
+    self, build: BuildPrompt, question: Question, rounds: Rounds
   ) -> Conversation:
-    if self.shows_passages:
-      return _append_passages(compact_plan_prompt(question, ()), rounds)
-    return compact_plan_prompt(question, rounds)
-
-  def _compact_final_prompt(
-    self, question: Question, rounds: Sequence[Round]
-  ) -> Conversation:
-    if self.shows_passages:
-      return _append_passages(compact_final_prompt(question, ()), rounds)
-    return compact_final_prompt(question, rounds)
-
-
-def _append_passages(
-  prompt: Conversation, rounds: Sequence[Round]
-) -> Conversation:
-  """Return a compact prompt with passages in the place of answers."""
-  user = list(prompt.user)
-  for done in rounds:
-    user += prompts.fill_template("{}\n", done.plan.sub_question)
-    user += prompts.render_passages(done.passages, style=COMPACT)
-  return dataclasses.replace(prompt, user=tuple(user))
+    """Return a compact prompt, with passages in the place of their answers."""
+    if not self.shows_passages:
+      return build(question, rounds)
+    prompt = build(question, ())
+    user = list(prompt.user)
+    for done in rounds:
+      user += prompts.fill_template("{}\n", done.plan.sub_question)
+      user += prompts.render_passages(done.passages, style=COMPACT)
+    return dataclasses.replace(prompt, user=tuple(user))
 
 
 def _parse_compact_turn(question: Question, text: str) -> Plan | Malformed:
@@ -169,16 +144,14 @@ def _parse_compact_turn(question: Question, text: str) -> Plan | Malformed:
   return plan
 
 
-R1_TAGS = SearchTags(
-  ("<search>", "</search>"), ("<information>", "</information>"), True
-)
-
 O1_TAGS = SearchTags(
   ("<|begin_search_query|>", "<|end_search_query|>"),
   ("<|begin_search_result|>", "<|end_search_result|>"),
   False,
 )
 
-SEARCH_R1 = R1_TAGS.make_agent()
+SEARCH_R1 = SearchTags(
+  ("<search>", "</search>"), ("<information>", "</information>"), True
+).make_agent()
 
 SEARCH_O1 = O1_TAGS.make_agent()
