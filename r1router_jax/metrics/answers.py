@@ -74,15 +74,10 @@ _CONTRACTIONS = {"somebody'd": "somebodyd"} | {
 }
 
 _NUMBERS = {"none": "0"} | numeric_range.NUMBER_WORDS
-
 _ARTICLES = ("an", "the")
-
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-
 _THOUSANDS = re.compile(r"\d,\d")
-
 _PERIOD = re.compile(r"\.(?!\d)")
-
 # The reference passes the flag re.UNICODE, which is 32, where re.sub wants the
 # count, so that only the first 32 periods are removed.
 _MAX_PERIODS = 32
@@ -124,19 +119,12 @@ _TOKEN_RULES = tuple(
 
 # Patterns of the default rules.
 _COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-
 _HYPHEN = re.compile(r"(?<=\S)-|-(?!\.?\d)")
-
 _STOP = re.compile(r"\.(?!\d)|(?<=[^\W\d])\.")
 
 # Han, Hiragana and Katakana: each character is a token of its own.
-_CJK_RANGES = (
-  range(0x3005, 0x3008),
-  range(0x3040, 0x3100),
-  range(0x3400, 0x4DC0),
-  range(0x4E00, 0xA000),
-  range(0xF900, 0xFB00),
-  range(0x20000, 0x40000),
+_CJK = re.compile(
+  "[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 
 
@@ -144,18 +132,14 @@ class _WordCharacters(dict):
   """A table for str.translate, filled on demand: most marks become a space."""
 
   def __missing__(self, code: int) -> int | str | None:
-    char = chr(code)
-    self[code] = (
-      f" {char} "
-      if any(code in some for some in _CJK_RANGES)
-      else code
-      if char in ".-"
-      or char.isalnum()
-      or unicodedata.category(char).startswith("M")
-      else None
-      if char in "'\u2018\u2019"
-      else " "
-    )
+    char, self[code] = chr(code), " "
+    accent = unicodedata.category(char).startswith("M")
+    if _CJK.match(char):
+      self[code] = f" {char} "
+    elif char in ".-" or char.isalnum() or accent:
+      self[code] = code
+    elif char in "'\u2018\u2019":
+      self[code] = None
     return self[code]
 
 
@@ -223,10 +207,8 @@ def default_tokens(text: str) -> tuple[str, ...]:
   """
   text = numeric_range.plain_text(text)
   bare = _HYPHEN.sub(" ", _COMMA.sub("", text).translate(_WORD_CHARACTERS))
-  words = [
-    numeric_range.NUMBER_WORDS.get(word, word)
-    for word in _STOP.sub("", bare).split()
-  ]
+  numbers = numeric_range.NUMBER_WORDS
+  words = [numbers.get(word, word) for word in _STOP.sub("", bare).split()]
   kept = [word for word in words if word not in ("a", "an", "the")]
   return tuple(kept or words or text.split())
 
@@ -236,10 +218,7 @@ def score_answer(
 ) -> AnswerScores:
   """Score an answer against accepted answers, by the reference's rules.
 
-  Args:
-    prediction: the answer's text.
-    golds: the accepted answers, of which one is enough.
-    interval: (low, high) of the accepted numbers, in place of `golds`.
+  One of `golds` is enough; an `interval` (low, high) takes their place.
   """
   found = reference_tokens(prediction)
   if not interval:
@@ -255,9 +234,8 @@ def score_default(
 ) -> AnswerScores:
   """Score an answer by the default rules; the arguments of `score_answer`."""
   if interval:
-    return AnswerScores(
-      *[float(numeric_range.is_in_range(*interval, prediction))] * 5
-    )
+    right = float(numeric_range.is_in_range(*interval, prediction))
+    return AnswerScores(*[right] * 5)
   found = default_tokens(prediction)
   known = map(default_tokens, golds)
   if {"yes", "no"} <= {*found}:
@@ -287,11 +265,6 @@ def bootstrap_interval(
   values: Float[np.ndarray, " N"], seed: int, *, draws: int = 10_000
 ) -> Interval:
   """Return the mean of `values` with its 95 % percentile bootstrap interval.
-
-  Args:
-    values: numbers, one per question.
-    seed: seed of the resampling.
-    draws: K, number of resampled means.
 
   Raises:
     ValueError: if there are no values.
@@ -331,11 +304,7 @@ def paired_difference(
 def pass_at_k(
   right: Float[np.ndarray, "N n"], k: int
 ) -> Float[np.ndarray, " N"]:
-  """Estimate without bias the chance that one of k samples is right.
-
-  Args:
-    right: 1 where a sample is right, else 0.
-    k: number of samples to draw, at most n.
+  """Estimate without bias the chance that one of k <= n samples is right.
 
   Source: arxiv.org/abs/2107.03374, equation 1.
   """
@@ -354,12 +323,8 @@ def majority_vote(
 ) -> Int[np.ndarray, " N"]:
   """Return, for each question, the sample with its most common answer.
 
-  Args:
-    answers: for each question the answers of its samples, as values that are
-      equal if they mean the same; an empty one is no vote.
-
-  Returns:
-    Indices of samples; the first of the most common answers wins.
+  Answers are equal if they mean the same, and empty if they are no vote.  The
+  first of the most common answers wins.
   """
   chosen = []
   for samples in map(list, answers):

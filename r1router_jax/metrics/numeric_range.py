@@ -23,13 +23,8 @@ import unicodedata
 # Largest end of an interval: from 1e16 on, Python writes numbers with an "e".
 LARGEST = 1e15
 
-NUMBER_WORDS = {
-  word: str(number)
-  for number, word in enumerate(
-    "zero one two three four five six seven eight nine ten".split()
-  )
-}
-
+_WORDS_TO_TEN = "zero one two three four five six seven eight nine ten".split()
+NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS_TO_TEN)}
 
 _GRID_STRING = re.compile(r"(?a:\d{1,16}(\.\d{1,3})?)")
 
@@ -53,21 +48,16 @@ _UNITS = dict(thousand=1e3, million=1e6, billion=1e9, trillion=1e12)
 def is_on_grid(token: str, low: float, high: float) -> bool:
   """Return whether `token` is a string of the reference's grid, sign aside.
 
-  Args:
-    token: a token of a normalised text.
-    low: lower end of the interval, at most `LARGEST` from 0.
-    high: upper end, at most `LARGEST` from 0.
+  Both ends of the interval are at most `LARGEST` from 0.
   """
   if not _GRID_STRING.fullmatch(token):
     return False
-  if "." not in token:
-    return str(int(token)) == token and any(
-      int(low) <= n < int(high + 1) for n in (int(token), -int(token))
-    )
-  value = float(token)
-  return str(value) == token and any(
-    _is_in_arange(n, low, high) for n in (value, -value)
-  )
+  value = float(token) if "." in token else int(token)
+  if str(value) != token:
+    return False
+  if "." in token:
+    return any(_is_in_arange(n, low, high) for n in (value, -value))
+  return any(int(low) <= n < int(high + 1) for n in (value, -value))
 
 
 def _is_in_arange(value: float, low: float, high: float) -> bool:
@@ -80,9 +70,8 @@ def _is_in_arange(value: float, low: float, high: float) -> bool:
   # np.arange(lo, hi + step, step) has this many numbers.
   count = math.ceil((high + step - low) / step)
   second = low + step
-  apart = (
-    second - low
-  )  # numpy's increment, which differs from step by rounding.
+  # numpy's increment differs from the step by rounding.
+  apart = second - low
   near = round((value - low) / apart) if apart else 0
   for i in range(max(0, near - 2), min(count, near + 3)):
     point = second if i == 1 else low + i * apart
@@ -92,12 +81,8 @@ def _is_in_arange(value: float, low: float, high: float) -> bool:
 
 
 def _grid_step(width: float) -> float:
-  return next(
-    (
-      step for least, step in ((50, 1.0), (5, 0.1), (1, 0.01)) if width >= least
-    ),
-    0.001,
-  )
+  steps = ((50, 1.0), (5, 0.1), (1, 0.01))
+  return next((step for least, step in steps if width >= least), 0.001)
 
 
 def plain_text(text: str) -> str:
@@ -138,17 +123,14 @@ class _PlainCharacters(dict):
   """A table for str.translate, filled on demand: plain digits and dashes."""
 
   def __missing__(self, code: int) -> int | str | None:
-    char = chr(code)
+    char, self[code] = chr(code), code
     kind = unicodedata.category(char)
-    self[code] = (
-      "-"
-      if kind == "Pd" or char == "\u2212"  # Minus.
-      else str(unicodedata.decimal(char))
-      if kind == "Nd"
-      else None
-      if char == "\u00ad"  # Soft hyphen.
-      else code
-    )
+    if kind == "Pd" or char == "\N{MINUS SIGN}":
+      self[code] = "-"
+    elif kind == "Nd":
+      self[code] = str(unicodedata.decimal(char))
+    elif char == "\N{SOFT HYPHEN}":
+      self[code] = None
     return self[code]
 
 

@@ -39,20 +39,12 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.metrics import answers
 
-RATES = (  # In [0, 1].
-  "recall",
-  "f1",
-  "exact",
-  "default_recall",
-  "default_f1",
-  "default_exact",
-  "route",
-  "retrieval",
-  "format",
-)
+_ANSWER_RATES = ("recall", "f1", "exact")
+_DEFAULT_RATES = ("default_recall", "default_f1", "default_exact")
 
+# Columns with numbers in [0, 1], and others.
+RATES = (*_ANSWER_RATES, *_DEFAULT_RATES, "route", "retrieval", "format")
 COUNTS = ("retrievals", "tokens", "cut")
-
 
 Columns = dict[str, Float[np.ndarray, " N"]]
 
@@ -63,20 +55,14 @@ def score_trajectories(
   max_steps: int,
   score_malformed: bool = False,
 ) -> Columns:
-  """Score trajectories.
+  """Return a number per trajectory, by column.
 
   Args:
     trajectories: one trajectory per question.
     max_steps: number of rounds after which no stop can be chosen.
     score_malformed: whether to score the raw text of malformed answers.
-
-  Returns:
-    A number per trajectory, by column.
   """
-  rows = [
-    _score_one(trajectory, max_steps, score_malformed)
-    for trajectory in trajectories
-  ]
+  rows = [_score_one(each, max_steps, score_malformed) for each in trajectories]
   return {
     name: np.array([row[name] for row in rows], np.float64)
     for name in (*RATES, *COUNTS)
@@ -138,6 +124,9 @@ def _score_one(
     for rules in (answers.score_answer, answers.score_default)
   )
   kinds = {fault.partition(":")[0] for fault in trajectory.faults}
+  route = float("nan")
+  if question.hops is not None:
+    route = float(np.mean(route_correctness(trajectory, max_steps)))
   return dict(
     recall=scores.recall,
     f1=scores.f1,
@@ -145,9 +134,7 @@ def _score_one(
     default_recall=default.max_recall,
     default_f1=default.f1,
     default_exact=default.exact,
-    route=float("nan")
-    if question.hops is None
-    else float(np.mean(route_correctness(trajectory, max_steps))),
+    route=route,
     retrieval=evidence_recall(trajectory),
     format=float(not kinds & {*FORMAT_FAULTS}),
     retrievals=sum(len(done.plan.routes) for done in trajectory.rounds),
