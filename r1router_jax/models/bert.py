@@ -78,37 +78,18 @@ class BertConfig:
 # sentence-transformers/all-MiniLM-L6-v2.
 MINILM_L6 = BertConfig(vocab=30_522, layers=6, hidden=384, heads=12, mlp=1536)
 
+_LARGE = dict(layers=24, hidden=1024, heads=16, mlp=4096)
+_XLM_R = dict(max_positions=8194, first_position=2, num_segments=1, eps=1e-5)
+
 # BAAI/bge-m3, an XLM-R; only its dense vectors are used.
-BGE_M3 = BertConfig(
-  vocab=250_002,
-  layers=24,
-  hidden=1024,
-  heads=16,
-  mlp=4096,
-  max_positions=8194,
-  first_position=2,
-  num_segments=1,
-  eps=1e-5,
-  pooling="cls",
-)
+BGE_M3 = BertConfig(vocab=250_002, pooling="cls", **_LARGE, **_XLM_R)
 
 # Open-WikiTable scores a question and a table by the raw inner product of their
-# pooled vectors, hence no normalisation.
-WIKITABLE_QUESTION = BertConfig(
-  vocab=30_522,
-  layers=24,
-  hidden=1024,
-  heads=16,
-  mlp=4096,
-  pooling="pooler",
-  normalize=False,
-  max_tokens=64,
-)
-
-# The table encoder's vocabulary has eight more words: the table markers.
-WIKITABLE_TABLE = dataclasses.replace(
-  WIKITABLE_QUESTION, vocab=30_530, max_tokens=512
-)
+# pooled vectors, hence no normalisation.  The table encoder's vocabulary has
+# eight more words: the table markers.
+_WIKITABLE = dict(_LARGE, pooling="pooler", normalize=False)
+WIKITABLE_QUESTION = BertConfig(vocab=30_522, max_tokens=64, **_WIKITABLE)
+WIKITABLE_TABLE = BertConfig(vocab=30_530, max_tokens=512, **_WIKITABLE)
 
 
 class Block(nn.Module):
@@ -188,13 +169,8 @@ class Bert(nn.Module):
     x = nn.LayerNorm(c.eps, name="norm")(x)
 
     # Run the blocks; their parameters are stacked on a leading axis.
-    blocks = nn.scan(
-      Block,
-      length=c.layers,
-      in_axes=nn.broadcast,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-    )
+    stacked = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+    blocks = nn.scan(Block, length=c.layers, in_axes=nn.broadcast, **stacked)
     x, _ = blocks(c, self.dtype, name="layers")(x, mask)
 
     x = self._pool_states(x, mask)
@@ -224,7 +200,8 @@ class Bert(nn.Module):
 
 
 # Published names of weights and where they go.
-_LAYER = "encoder.layer.{}."
+_EMBED, _LAYER = "embeddings.", "encoder.layer.{}."
+_ATTENTION = _LAYER + "attention."
 
 # Patterns of a kernel and a bias whose outputs are split into heads. Published
 # kernels have the output axis first, Flax has it last.
@@ -233,30 +210,22 @@ _HEADS = ("L (N H) D -> L D N H", "L (N H) -> L N H")
 # Rules (published name, path of the parameter, einops pattern) of the weights
 # that every encoder has; see `safetensors_io`.
 _ENCODER_RULES = (
-  ("embeddings.word_embeddings.weight", "words/embedding", "V D -> V D"),
-  (
-    "embeddings.position_embeddings.weight",
-    "positions/embedding",
-    "P D -> P D",
-  ),
-  (
-    "embeddings.token_type_embeddings.weight",
-    "segments/embedding",
-    "S D -> S D",
-  ),
-  ("embeddings.position_ids", "", ""),  # A buffer that old files hold.
-  *norm_rules("embeddings.LayerNorm", "norm", "D -> D"),
-  *linear_rules(_LAYER + "attention.self.query", "layers/q", *_HEADS),
-  *linear_rules(_LAYER + "attention.self.key", "layers/k", *_HEADS),
-  *linear_rules(_LAYER + "attention.self.value", "layers/v", *_HEADS),
+  (_EMBED + "word_embeddings.weight", "words/embedding", "V D -> V D"),
+  (_EMBED + "position_embeddings.weight", "positions/embedding", "P D -> P D"),
+  (_EMBED + "token_type_embeddings.weight", "segments/embedding", "S D -> S D"),
+  (_EMBED + "position_ids", "", ""),  # A buffer that old files hold.
+  *norm_rules(_EMBED + "LayerNorm", "norm", "D -> D"),
+  *linear_rules(_ATTENTION + "self.query", "layers/q", *_HEADS),
+  *linear_rules(_ATTENTION + "self.key", "layers/k", *_HEADS),
+  *linear_rules(_ATTENTION + "self.value", "layers/v", *_HEADS),
   *linear_rules(
-    _LAYER + "attention.output.dense",
+    _ATTENTION + "output.dense",
     "layers/o",
     "L D (N H) -> L N H D",
     "L D -> L D",
   ),
   *norm_rules(
-    _LAYER + "attention.output.LayerNorm", "layers/attention_norm", "L D -> L D"
+    _ATTENTION + "output.LayerNorm", "layers/attention_norm", "L D -> L D"
   ),
   *linear_rules(
     _LAYER + "intermediate.dense", "layers/up", "L F D -> L D F", "L F -> L F"
@@ -268,9 +237,7 @@ _ENCODER_RULES = (
 )
 
 _POOLER_RULES = linear_rules("pooler.dense", "pooler", "E D -> D E", "E -> E")
-
 _SCORE_RULES = linear_rules("classifier", "score", "O E -> E O", "O -> O")
-
 _PREFIXES = (
   ("bert.", ""),
   ("roberta.", ""),
@@ -325,10 +292,7 @@ _SIZE_FIELDS = dict(
 def read_config(folder: str, **options: Any) -> BertConfig:
   """Read the sizes of an encoder from the config.json in `folder`.
 
-  Args:
-    folder: folder of a BERT or XLM-R checkpoint.
-    **options: fields of `BertConfig` that config.json does not tell, such as
-      `pooling`.
+  `options` are fields that config.json does not tell, such as `pooling`.
 
   Raises:
     BadWeights: the file is damaged, or describes another kind of model.
@@ -349,13 +313,10 @@ def read_config(folder: str, **options: Any) -> BertConfig:
     # RoBERTa counts positions from the id of the padding token plus one.
     first = 0 if kind == "bert" else tree["pad_token_id"] + 1
     sizes = {ours: int(tree[field]) for ours, field in _SIZE_FIELDS.items()}
-    return BertConfig(
-      **sizes,
-      first_position=first,
-      eps=float(tree["layer_norm_eps"]),
-      max_tokens=min(512, sizes["max_positions"] - first),
-      **options,
-    )
+    sizes["eps"] = float(tree["layer_norm_eps"])
+    max_tokens = min(512, sizes["max_positions"] - first)
+    limits = dict(first_position=first, max_tokens=max_tokens)
+    return BertConfig(**sizes, **limits, **options)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise BadWeights(
       f"{path}: no config of a BERT or XLM-R ({error!r}).  Give the folder "
@@ -368,18 +329,9 @@ def load_params(
   config: BertConfig,
   prefixes: Sequence[tuple[str, str | None]] = _PREFIXES,
 ) -> dict:
-  """Load the parameters of a Hugging Face checkpoint, in float32.
-
-  Args:
-    path: a .safetensors file, or the folder of a checkpoint.
-    config: the encoder that the checkpoint holds.
-    prefixes: replacements of name prefixes, as in
-      `safetensors_io.load_params`.
-  """
-  return load_safetensors(
-    path,
+  """Load the parameters of a checkpoint, as `safetensors_io.load_params`."""
+  rules, options = (
     weight_map(config),
-    axis_sizes(config),
-    dtype=jnp.float32,
-    prefixes=prefixes,
+    dict(dtype=jnp.float32, prefixes=prefixes),
   )
+  return load_safetensors(path, rules, axis_sizes(config), **options)

@@ -99,16 +99,13 @@ class Block(nn.Module):
     hidden, heads = self.tower.hidden, self.tower.heads
     # Self-attention; scores and softmax stay in float32 for any `dtype`.
     y = nn.LayerNorm(1e-5, name="norm_1")(x)
-    qkv = nn.DenseGeneral(
-      (3, heads, hidden // heads), dtype=self.dtype, name="qkv"
-    )(y)
+    size = hidden // heads
+    qkv = nn.DenseGeneral((3, heads, size), dtype=self.dtype, name="qkv")(y)
     # [B L 3 N H] -> three of [B L N H].
     q, k, v = jnp.moveaxis(qkv, 2, 0)
+    q *= size**-0.5
     scores = jnp.einsum(
-      "BSNH,BTNH->BNST",
-      q * (hidden // heads) ** -0.5,
-      k,
-      preferred_element_type=jnp.float32,
+      "BSNH,BTNH->BNST", q, k, preferred_element_type=jnp.float32
     )
     # A query may see keys up to its own position.
     if self.causal:
@@ -126,13 +123,8 @@ class Block(nn.Module):
 
 def _make_tower(tower: TowerConfig, causal: bool, dtype: Any) -> nn.Module:
   """Return the layers of a tower, with their parameters stacked."""
-  blocks = nn.scan(
-    Block,
-    length=tower.layers,
-    in_axes=nn.broadcast,
-    variable_axes={"params": 0},
-    split_rngs={"params": True},
-  )
+  stacked = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+  blocks = nn.scan(Block, length=tower.layers, in_axes=nn.broadcast, **stacked)
   return blocks(tower, causal, dtype)
 
 
@@ -216,37 +208,21 @@ def _tower_rules(
     axes: letters of the layers, the hidden size, the heads, the size of a head
       and the feed-forward size.
   """
-  l, d, n, h, f = axes
-  layer, same = prefix + "transformer.resblocks.{}.", f"{l} {d} -> {l} {d}"
-  return (
-    *norm_rules(layer + "ln_1", path + "/norm_1", same),
-    # Query, key and value are stacked along the first axis of in_proj.
-    (
-      layer + "attn.in_proj_weight",
-      path + "/qkv/kernel",
-      f"{l} (C {n} {h}) {d} -> {l} {d} C {n} {h}",
-    ),
-    (
-      layer + "attn.in_proj_bias",
-      path + "/qkv/bias",
-      f"{l} (C {n} {h}) -> {l} C {n} {h}",
-    ),
-    *linear_rules(
-      layer + "attn.out_proj",
-      path + "/o",
-      f"{l} {d} ({n} {h}) -> {l} {n} {h} {d}",
-      same,
-    ),
-    *norm_rules(layer + "ln_2", path + "/norm_2", same),
-    *linear_rules(
-      layer + "mlp.c_fc",
-      path + "/up",
-      f"{l} {f} {d} -> {l} {d} {f}",
-      f"{l} {f} -> {l} {f}",
-    ),
-    *linear_rules(
-      layer + "mlp.c_proj", path + "/down", f"{l} {d} {f} -> {l} {f} {d}", same
-    ),
+  letters = dict(zip("LDNHF", axes, strict=True))
+  # Query, key and value are stacked along the first axis of in_proj.
+  rules = (
+    *norm_rules("ln_1", "norm_1", "L D -> L D"),
+    ("attn.in_proj_weight", "qkv/kernel", "L (C N H) D -> L D C N H"),
+    ("attn.in_proj_bias", "qkv/bias", "L (C N H) -> L C N H"),
+    *linear_rules("attn.out_proj", "o", "L D (N H) -> L N H D", "L D -> L D"),
+    *norm_rules("ln_2", "norm_2", "L D -> L D"),
+    *linear_rules("mlp.c_fc", "up", "L F D -> L D F", "L F -> L F"),
+    *linear_rules("mlp.c_proj", "down", "L D F -> L F D", "L D -> L D"),
+  )
+  layer, table = prefix + "transformer.resblocks.{}.", str.maketrans(letters)
+  return tuple(
+    (layer + name, f"{path}/{leaf}", pattern.translate(table))
+    for name, leaf, pattern in rules
   )
 
 
@@ -294,16 +270,6 @@ def axis_sizes(config: ClipConfig) -> dict[str, int]:
 
 
 def load_params(path: str, config: ClipConfig) -> dict:
-  """Load the parameters of a checkpoint, in float32.
-
-  Args:
-    path: a .safetensors file, or the folder of a checkpoint.
-    config: sizes of the model that the checkpoint holds.
-  """
-  return load_safetensors(
-    path,
-    WEIGHT_MAP,
-    axis_sizes(config),
-    dtype=jnp.float32,
-    prefixes=[("clip_model.", "")],
-  )
+  """Load the parameters of a checkpoint, as `safetensors_io.load_params`."""
+  options = dict(dtype=jnp.float32, prefixes=[("clip_model.", "")])
+  return load_safetensors(path, WEIGHT_MAP, axis_sizes(config), **options)

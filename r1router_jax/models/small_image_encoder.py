@@ -19,11 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 from r1router_jax.models.safetensors_io import BadWeights
 
-# Side of an image in pixels.
-IMAGE_SIZE = 64
-
-# E, width of the vectors.
-WIDTH = 128
+IMAGE_SIZE = 64  # Side of an image in pixels.
+WIDTH = 128  # E.
 
 
 class ResidualBlock(nn.Module):
@@ -92,18 +89,16 @@ def load_params(path: str) -> dict:
     ) from error
 
   # Compare names and shapes with those of a new encoder.
-  wanted = traverse_util.flatten_dict(
-    jax.eval_shape(init_params, jax.random.key(0)), sep="/"
-  )
-  wanted_shapes = {name: leaf.shape for name, leaf in wanted.items()}
-  stored_shapes = {name: leaf.shape for name, leaf in leaves.items()}
-  if wanted_shapes != stored_shapes:
-    wrong = sorted(dict(wanted_shapes.items() ^ stored_shapes.items()))
+  wanted = jax.eval_shape(init_params, jax.random.key(0))
+  wanted = traverse_util.flatten_dict(wanted, sep="/")
+  differing = {(name, leaf.shape) for name, leaf in wanted.items()}
+  differing ^= {(name, leaf.shape) for name, leaf in leaves.items()}
+  if differing:
+    wrong = sorted(dict(differing))
     raise BadWeights(
       f"{path}: tensors {wrong[:4]} are missing, unknown or of another "
       "shape.  Train it again."
     )
   # Files are in float16; the model computes in float32.
-  return traverse_util.unflatten_dict(
-    {name: leaf.astype(np.float32) for name, leaf in leaves.items()}, sep="/"
-  )
+  leaves = {name: leaf.astype(np.float32) for name, leaf in leaves.items()}
+  return traverse_util.unflatten_dict(leaves, sep="/")
