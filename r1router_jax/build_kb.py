@@ -28,7 +28,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from absl import flags, logging
@@ -49,6 +49,9 @@ with epy.lazy_imports():
     registry,
   )
   from r1router_jax.retrieval.index import bm25
+
+Passages: TypeAlias = "local_kb.PassageFile"
+Chunks: TypeAlias = "embedding_chunks.EmbeddingChunks"
 
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = (
@@ -109,37 +112,22 @@ _WORKER = flags.DEFINE_string(
 
 @dataclasses.dataclass(frozen=True)
 class KbSpec:
-  """The description of a knowledge base to build.
+  """The description of a knowledge base to build, see the flags.
 
-  Attributes:
-    folder: folder of this one knowledge base.
-    kind: "text", "image" or "table".
-    source: the corpus, see retrieval/corpora/sources.py.
-    image_folder: folder that images of the corpus are relative to, "" for the
-      folder of the corpus.
-    embedder: name of the embedder, "" for the default of the kind.
-    weights: folder of the embedder's weights, or its address.
-    index_kind: kind of index, see retrieval/index/factory.py.
-    shards: number of shards of the index.
-    hybrid: whether to index words, too.
-    reranker: folder of a cross-encoder, "" for none.
-    worker: (i, n) if n processes embed, and this one is the i-th.
-
-  Raises:
-    ValueError: if there is no such kind, index or embedder.
+  Raises a ValueError if there is no such kind, index or embedder.
   """
 
-  folder: str
+  folder: str  # Of this one knowledge base.
   kind: str
   source: str = sources.GEOROUTER
-  image_folder: str = ""
-  embedder: str = ""
+  image_folder: str = ""  # "" for that of the corpus.
+  embedder: str = ""  # "" for the default of the kind.
   weights: str = ""
-  index_kind: str = "auto"
+  index_kind: str = "auto"  # See retrieval/index/factory.py.
   shards: int = 1
   hybrid: bool = False
-  reranker: str = ""
-  worker: tuple[int, int] = (0, 1)
+  reranker: str = ""  # "" for none.
+  worker: tuple[int, int] = (0, 1)  # (i, n) for the i-th of n processes.
 
   def __post_init__(self):
     # All of these can be checked before anything is imported or read.
@@ -248,11 +236,7 @@ def _is_up_to_date(job: _BuildJob) -> bool:
   return True
 
 
-def _log_cost(
-  job: _BuildJob,
-  passages: "local_kb.PassageFile",
-  chunks: "embedding_chunks.EmbeddingChunks",
-) -> None:
+def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
   """Embed a few passages, and log the disk, memory and time that all need."""
   # The sample is spread evenly, since passages may be sorted by length.
   rows, width = len(passages), job.embedder.width
@@ -283,11 +267,7 @@ def _log_cost(
   )
 
 
-def _embed_chunks(
-  job: _BuildJob,
-  passages: "local_kb.PassageFile",
-  chunks: "embedding_chunks.EmbeddingChunks",
-) -> bool:
+def _embed_chunks(job: _BuildJob, passages: Passages, chunks: Chunks) -> bool:
   """Embed missing chunks; return whether those of all workers are there."""
   kind, pending, own = job.spec.kind, chunks.pending_starts, chunks.own_starts
   if len(pending) < len(own):
@@ -304,9 +284,7 @@ def _embed_chunks(
   return not missing
 
 
-def _index_vectors(
-  job: _BuildJob, chunks: "embedding_chunks.EmbeddingChunks"
-) -> None:
+def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
   """Join the chunks, index their vectors, and finish the knowledge base."""
   spec = job.spec
   # If this is interrupted, the next run finds the vectors joined already.

@@ -30,17 +30,11 @@ TRIAL_ROWS = (32, 128)
 
 
 class EmbeddingTrial(NamedTuple):
-  """The measured cost of embedding.
-
-  Attributes:
-    seconds_per_row: time to embed one row.
-    resident_bytes: memory of the process before embedding.
-    peak_bytes: most memory of the process while a chunk is embedded.
-  """
+  """The measured cost of embedding."""
 
   seconds_per_row: float
-  resident_bytes: int
-  peak_bytes: int
+  resident_bytes: int  # Of the process before embedding.
+  peak_bytes: int  # Of the process while a chunk is embedded.
 
 
 class PeakMemory:

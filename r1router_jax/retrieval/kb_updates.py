@@ -15,32 +15,19 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from r1router_jax.common.records import Passage
-from r1router_jax.retrieval.encoders import batched_encoder
-from r1router_jax.retrieval.index.exact import (
-  ExactIndex,
-  Index,
-  SearchResult,
-  merge_top_k,
-)
+from r1router_jax.retrieval.encoders.batched_encoder import Embedder
+from r1router_jax.retrieval.index import exact
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdatedPassages:
-  """Passages by row: first those of the base, then those added.
-
-  Attributes:
-    base: passages that were built.
-    row_by_id: row of each passage that is not deleted.
-    added: added passages in their order, also those deleted since.
-    vectors: vectors of the added passages.
-    deleted: rows that must not be found.
-  """
+  """Passages by row: first those of the base, then those added."""
 
   base: Sequence[Passage]
-  row_by_id: dict[str, int]
-  added: tuple[Passage, ...]
-  vectors: Float32[np.ndarray, "A E"]
-  deleted: Int[np.ndarray, " D"]
+  row_by_id: dict[str, int]  # Of each passage that is not deleted.
+  added: tuple[Passage, ...]  # In their order, also those deleted since.
+  vectors: Float32[np.ndarray, "A E"]  # Of the added passages.
+  deleted: Int[np.ndarray, " D"]  # Rows that must not be found.
 
   def __len__(self) -> int:
     return len(self.base) + len(self.added) - len(self.deleted)
@@ -55,29 +42,30 @@ class UpdatedPassages:
     """Return the folder that images of the base are relative to."""
     return self.base.image_folder
 
-  def make_index(self, index: Index) -> "UpdatedIndex":
+  def make_index(self, index: exact.Index) -> "UpdatedIndex":
     """Return an index, given that of the base or of former passages."""
     # Updates do not nest: each index is made of the base and all changes.
     base_index = index.base if isinstance(index, UpdatedIndex) else index
-    return UpdatedIndex(base_index, ExactIndex(self.vectors), self.deleted)
+    return UpdatedIndex(
+      base_index, exact.ExactIndex(self.vectors), self.deleted
+    )
 
 
 class UpdatedIndex:
-  """An `Index` that leaves out deleted rows and adds others behind them.
-
-  Args:
-    base: index of the passages that were built.
-    added: index of the rows that follow those of `base`.
-    deleted: rows of both that must not be found.
-  """
+  """An `Index` of a base, without deleted rows and with others behind it."""
 
   def __init__(
-    self, base: Index, added: ExactIndex, deleted: Int[np.ndarray, " D"]
+    self,
+    base: exact.Index,
+    added: exact.ExactIndex,
+    deleted: Int[np.ndarray, " D"],
   ):
     self.base, self._added, self._deleted = base, added, deleted
     self.rows, self.width = base.rows + added.rows, base.width
 
-  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
+  def search(
+    self, vectors: Float[np.ndarray, "n E"], k: int
+  ) -> exact.SearchResult:
     """Return the k nearest rows that are not deleted."""
     # Rows of `added` follow those of the base.
     parts = [(self.base, 0), (self._added, self.base.rows)]
@@ -86,11 +74,11 @@ class UpdatedIndex:
       for index, first_row in parts
       if index.rows
     ]
-    return merge_top_k(results, k)
+    return exact.merge_top_k(results, k)
 
   def _search_remaining(
-    self, index: Index, first_row: int, vectors: np.ndarray, k: int
-  ) -> SearchResult:
+    self, index: exact.Index, first_row: int, vectors: np.ndarray, k: int
+  ) -> exact.SearchResult:
     """Search for ever more rows until k that are not deleted are found."""
     depth = k
     while True:
@@ -105,26 +93,20 @@ class UpdatedIndex:
       depth = min(2 * depth, index.rows)
     # Deleted rows become padding, which sorts last.
     scores = np.where(deleted, -np.inf, scores)
-    return merge_top_k([(scores, np.where(deleted, -1, rows))], k)
+    return exact.merge_top_k([(scores, np.where(deleted, -1, rows))], k)
 
 
 def apply_updates(
   passages: Sequence[Passage] | UpdatedPassages,
   upserts: Sequence[Passage],
   deletes: Sequence[str],
-  embed: batched_encoder.Embedder,
+  embed: Embedder,
 ) -> UpdatedPassages:
   """Return `passages` after an update.
 
-  Args:
-    passages: the passages so far.  The first update reads all of them, to learn
-      their ids.
-    upserts: passages to add; each replaces the passage with the same id.
-    deletes: ids of passages to delete.
-    embed: turns passages into vectors.
-
-  Raises:
-    KeyError: if no passage has an id in `deletes`.
+  Each passage of `upserts` replaces that with the same id, if there is one.  A
+  KeyError is raised if no passage has an id in `deletes`.  The first update
+  reads all passages, to learn their ids.
   """
   # The first update: nothing is added or deleted yet.
   old = passages

@@ -31,14 +31,9 @@ from r1router_jax.retrieval.index import bm25, exact, factory
 
 
 class PassageFile:
-  """The passages of a file, each read from disk when it is asked for.
+  """The passages of a knowledge base's folder, each read when asked for.
 
-  Threads may share an instance.
-
-  Args:
-    folder: folder of the knowledge base.
-    kind: kind of the knowledge base.
-    image_folder: folder that the images of passages are relative to.
+  Threads may share an instance.  Images are relative to `image_folder`.
   """
 
   def __init__(self, folder: str, kind: str, image_folder: str = ""):
@@ -66,12 +61,8 @@ class PassageFile:
 class SearchStack(NamedTuple):
   """All that a search uses, replaced as a whole when passages are updated.
 
-  Attributes:
-    passages: the passages by row.
-    embedder: turns queries into vectors.
-    index: index of the passages' vectors.
-    bm25_index: index of the passages' words, for hybrid search.
-    reranker: scores the best passages again, each together with the query.
+  With an index of words, the search is hybrid; a reranker scores the best
+  passages again, each together with the query.
   """
 
   passages: Sequence[Passage] | PassageFile | kb_updates.UpdatedPassages
@@ -105,12 +96,7 @@ class SearchStack(NamedTuple):
 
 
 class LocalKB(knowledge_base.KnowledgeBase):
-  """A knowledge base that this process searches, see the top of this module.
-
-  Args:
-    stack: what a search uses.
-    meta: the content of meta.json.
-  """
+  """A knowledge base that this process searches, see the top of this module."""
 
   def __init__(self, stack: SearchStack, meta: Mapping[str, Any] | None = None):
     super().__init__(meta or {})

@@ -55,19 +55,12 @@ class RequestError(Exception):
 
 
 class SearchRequest(NamedTuple):
-  """A valid request to search.
+  """A valid request to search."""
 
-  Attributes:
-    texts: text of each query.
-    images: image file of each query as bytes, empty for none.
-    k: number of passages for each query.
-    with_scores: whether the response has scores.
-  """
-
-  texts: Sequence[str]
-  images: Sequence[bytes]
-  k: int
-  with_scores: bool
+  texts: Sequence[str]  # Of each query.
+  images: Sequence[bytes]  # The file of each query's image, empty for none.
+  k: int  # Number of passages for each query.
+  with_scores: bool  # Whether the response has scores.
 
 
 def describe_kb(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,10 +107,9 @@ def write_shard(
   If it is the second time, `repeated` has the positions in the shard of rows
   whose ids came before in the corpus.
 
-  Yields:
-    ("id", hash, (name of the shard, position)) for each good row, and at the
-    end ("count", reason, number of rows) for each reason to leave rows out, and
-    for all rows under "rows".
+  Yields ("id", hash, (name of the shard, position)) for each good row, and then
+  ("count", reason, number of rows) for each reason to leave rows out, and for
+  all rows under "rows".
   """
   # Beam may repeat a step that failed late, so each time has its own file.
   turn = "second" if repeated else "first"

@@ -36,6 +36,7 @@ from r1router_jax.common.row_files import MAX_WARNINGS, RejectedRow
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.corpora import id_dedup, sources
+from r1router_jax.retrieval.corpora.sources import Source
 
 # Raise it when the readers make other passages of the same files.
 READER_VERSION = 1
@@ -57,36 +58,27 @@ class WriteJournal:
 
   read: int = 0  # Rows read from the source.
   rows: int = 0  # Passages written.
-  sizes: tuple[int, ...] = (0,) * len(
-    _FILES
-  )  # Bytes of `_FILES` that are good.
-  digest: str = hashlib.sha256().hexdigest()  # Of these of passages.jsonl.
+  sizes: tuple[int, ...] = (0,) * len(_FILES)  # Good bytes of each file.
+  digest: str = hashlib.sha256().hexdigest()  # Of those of passages.jsonl.
   # Rows left out by reason, and because of their image.
   reasons: dict[str, int] = dataclasses.field(default_factory=dict)
   pictures: int = 0
   whole: bool = False  # Whether the source was read to its end.
 
 
-def ensure_passages(
-  folder: str, source: sources.Source, finished: bool
-) -> dict:
-  """Make `folder` hold the passages of `source`, unless it does already.
+def ensure_passages(folder: str, source: Source, finished: bool) -> dict:
+  """Make `folder` hold the passages of `source`, and return the note.
 
   One process writes, and others wait for it.  Images that were missing are
-  looked for again if the knowledge base is `finished`.
-
-  Returns:
-    The note: "rows", "digest", "size", "pictures" and "fingerprint".
-
-  Raises:
-    ValueError: the source has no usable row.
+  looked for again if the knowledge base is `finished`.  Raises a ValueError if
+  the source has no usable row.
   """
   with _exclusive_lock(folder):
     # The note holds if the source and the size of the passages are unchanged.
     fingerprint = _fingerprint_source(source)
     note = kb_meta.read_json(os.path.join(folder, NOTE_FILE)) or {}
-    passages = os.path.join(folder, "passages.jsonl")
-    size = os.path.getsize(passages) if os.path.exists(passages) else 0
+    path = os.path.join(folder, "passages.jsonl")
+    size = os.path.getsize(path) if os.path.exists(path) else 0
     if (note.get("fingerprint"), note.get("size")) == (fingerprint, size):
       if not (finished and note["pictures"]):
         return note
@@ -95,13 +87,9 @@ def ensure_passages(
     # A draft of another source, or of changed files, has another name.
     draft = os.path.join(folder, f"draft-{fingerprint}")
     journal = _write_draft(draft, source)
-    note = dict(
-      fingerprint=fingerprint,
-      rows=journal.rows,
-      digest=journal.digest[:16],
-      size=journal.sizes[0],
-      pictures=journal.pictures,
-    )
+    digest, size = journal.digest[:16], journal.sizes[0]
+    note = dict(fingerprint=fingerprint, rows=journal.rows, digest=digest)
+    note |= dict(size=size, pictures=journal.pictures)
     _commit_draft(draft, folder, note)
     return note
 
@@ -122,7 +110,7 @@ def _exclusive_lock(folder: str) -> Iterator[None]:
     yield
 
 
-def _fingerprint_source(source: sources.Source) -> str:
+def _fingerprint_source(source: Source) -> str:
   """Return a digest of the names, sizes, times and some bytes of all files."""
   image_folder = os.path.abspath(source.image_folder)
   about = [READER_VERSION, source.kb, source.corpus, image_folder]
@@ -150,7 +138,7 @@ def _files_below(path: str) -> Iterator[str]:
     yield from (os.path.join(base, file) for file in sorted(files))
 
 
-def _write_draft(draft: str, source: sources.Source) -> WriteJournal:
+def _write_draft(draft: str, source: Source) -> WriteJournal:
   """Write what a draft lacks, from where an earlier run was killed.
 
   Raises a ValueError if its passages were changed, or the source has none.
@@ -207,10 +195,7 @@ def _append_block(
 ) -> WriteJournal:
   """Append a block, see `sources.read_blocks`, to the open `_FILES` of a draft.
 
-  The running `digest` of the passages is updated; `kb` is for messages.
-
-  Returns:
-    The state of the draft after the block.
+  Updates the running `digest` of the passages, and returns the new journal.
   """
   lines, skipped, bad_images = [], [], 0
   reasons = collections.Counter(journal.reasons)

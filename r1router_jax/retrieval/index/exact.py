@@ -60,16 +60,12 @@ class PersistentIndex(Index, Protocol):
 class RecallProbe(NamedTuple):
   """Queries whose nearest rows are known.
 
-  One half are rows of the index.  The other half lie midway between two rows,
-  far from both, as questions are from their answers.
-
-  Attributes:
-    vectors: the queries, rows first.
-    scores: scores of the ten nearest rows, by exact search.
+  The first half are rows of the index.  The other half lie midway between two
+  rows, far from both, as questions are from their answers.
   """
 
   vectors: Float32[np.ndarray, "P E"]
-  scores: Float32[np.ndarray, "P 10"]
+  scores: Float32[np.ndarray, "P 10"]  # Of the nearest rows, by exact search.
 
   @classmethod
   def from_vectors(cls, vectors: Vectors) -> "RecallProbe":

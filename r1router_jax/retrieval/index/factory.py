@@ -41,17 +41,10 @@ def build_index(
   num_shards: int = 1,
   collection: str = "",
 ) -> PersistentIndex:
-  """Build an index of `vectors`, in shards if there are to be several.
+  """Build an index of `vectors`, of a `kind` as at the top of this module.
 
-  Args:
-    vectors: the vectors of all rows.
-    kind: see the top of this module.
-    num_shards: number of shards to cut the index into.
-    collection: name of the index on a Milvus server.
-
-  Raises:
-    ValueError: if there are no vectors, some are not finite, or there is no
-      such kind.
+  `collection` is its name on a Milvus server.  Raises a ValueError if there are
+  no vectors, some are not finite, or there is no such kind.
   """
   # A shard of NaN would be found nowhere, so all rows are checked first.
   _check_vectors(vectors)

@@ -42,23 +42,14 @@ _STORED_FIELDS = ("rows", "width", "leaves", "reorder")
 
 @dataclasses.dataclass(eq=False)
 class ScannIndex:
-  """A ScaNN index with settings chosen by the number and width of rows.
+  """A ScaNN index with settings chosen by the number and width of rows."""
 
-  Attributes:
-    searcher: ScaNN's own object.
-    probe: queries to measure its recall with.
-    rows: N.
-    width: E.
-    reorder: number of rows that are rescored exactly.
-    leaves: number of leaves of the tree that are searched; 0 without a tree.
-  """
-
-  searcher: Any
+  searcher: Any  # ScaNN's own object.
   probe: RecallProbe
   rows: int
   width: int
-  reorder: int
-  leaves: int = 0
+  reorder: int  # Number of rows that are rescored exactly.
+  leaves: int = 0  # Number of leaves that are searched; 0 without a tree.
 
   @classmethod
   def from_vectors(cls, vectors: Vectors) -> "ScannIndex":
