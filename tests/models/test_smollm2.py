@@ -22,7 +22,7 @@ from r1router_jax.protocol.messages import Conversation, Segment
 
 QUESTIONS = (  # A question, and a word of its answer.
   ("What is the capital of France?", "Paris"),
-  ("Which planet is settings as the red planet?", "Mars"),
+  ("Which planet is known as the red planet?", "Mars"),
   ("Who wrote Romeo and Juliet?", "Shakespeare"),
   ("Name a fruit that is yellow.", "fruit"),
   ("Write one sentence about the sea.", "sea"),
