@@ -64,7 +64,7 @@ def base_optimizer() -> mlc.ConfigDict:
       warmup=0,  # Updates of linear warm-up.
       final=1.0,  # Learning rate at the end, as a fraction of the peak.
       b2=0.999,  # AdamW's decay of squared gradients.
-      weight_decay=0.01,  # Of weight matrices.
+      weight_decay=0.01,  # Of matrices; under "muon" of those that it moves.
       clip_norm=1.0,  # Largest global norm of a gradient.
     )
   )

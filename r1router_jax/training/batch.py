@@ -63,12 +63,7 @@ class Batch(NamedTuple):
 def split_microbatches(batch: Batch, micro_batch_size: int) -> Batch:
   """Reshape leaves [D, B, ...] to [D, M, m, ...], M microbatches of m prompts.
 
-  Args:
-    batch: the batch of D data shards.
-    micro_batch_size: m; 0 for all B.
-
-  Raises:
-    ValueError: if B is not a multiple of m.
+  `micro_batch_size` is m, or 0 for all B; B has to be a multiple of it.
   """
   # B, as every leaf has it.
   size = batch.loss_denominator.shape[1]
@@ -95,30 +90,19 @@ def pad_to_shards(
 
 
 def example_rng(seed: int, index: int, name: str) -> np.random.Generator:
-  """Return the generator for one example of one iteration.
+  """Return the generator for one example, by its id, of one iteration.
 
   It depends on neither the host nor the place in the batch.
-
-  Args:
-    seed: seed of the run.
-    index: the iteration.
-    name: the example's id.
   """
   # crc32, since Python's hash of a string changes from run to run.
   return np.random.default_rng((seed, index, zlib.crc32(name.encode())))
 
 
 class PromptBuilder:
-  """Builds the prompts of training steps, with entities renamed if asked.
-
-  Args:
-    policy: the policy that reads the prompts.
-    renames: whether any step is ever renamed.
-  """
+  """Builds the prompts of training steps, with entities renamed if asked."""
 
   def __init__(self, policy: Policy, renames: bool):
-    self._processor = policy.processor
-    self._config = policy.config
+    self._policy = policy
     self._renamer = None
     if renames:
       self._renamer = _make_renamer(policy.processor.tokenizer)
@@ -137,7 +121,8 @@ class PromptBuilder:
     return step, self._encode(step)
 
   def _encode(self, step: Step) -> EncodedPrompt:
-    return self._processor.encode(self._config.build_prompt(step))
+    policy = self._policy
+    return policy.processor.encode(policy.config.build_prompt(step))
 
 
 def _make_renamer(tokenizer: Tokenizer) -> copy_curriculum.EntityRenamer:

@@ -25,8 +25,8 @@ class BucketSampler:
   def __init__(self, shapes: Sequence[tuple], size: int, seed: int):
     if not shapes:
       raise ValueError(
-        "There are no training rows: config.data names a split "
-        "without questions."
+        "There are no training rows: config.data names a split without "
+        "questions."
       )
     # Each shape by its rank, so that the rows can be sorted as an array.
     ranks = {shape: rank for rank, shape in enumerate(sorted(set(shapes)))}
@@ -46,7 +46,6 @@ class BucketSampler:
     order = rng.permutation(len(self._shape))
     # A stable sort keeps the random order among rows of one shape.
     order = order[np.argsort(self._shape[order], kind="stable")]
-    batches = [
-      order[i : i + self._size] for i in range(0, len(order), self._size)
-    ]
+    starts = range(0, len(order), self._size)
+    batches = [order[start : start + self._size] for start in starts]
     return [batches[j] for j in rng.permutation(len(batches))]

@@ -78,27 +78,29 @@ class Checkpoints:
       self._lock = _lock_workdir(pathlib.Path(workdir))
       folder = epath.Path(os.path.abspath(workdir))
     # Folders that a killed process did not finish are removed.
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=max_to_keep, cleanup_tmp_directories=True
+    )
     self._manager = ocp.CheckpointManager(
-      folder / "checkpoints",
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=max_to_keep, cleanup_tmp_directories=True
-      ),
+      folder / "checkpoints", options=options
     )
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, *_: object) -> None:
-    self.close()
+    self._manager.wait_until_finished()
+    self._manager.close()
+    if self._lock is not None:
+      self._lock.close()
 
   def restore(self, shapes: Any) -> tuple[Any, dict]:
     """Restore the newest state that is whole, and its metadata.
 
+    Returns None and {} if none was saved.
+
     Args:
       shapes: a tree like the state, of shapes with types and shardings.
-
-    Returns:
-      The state and the metadata; None and {} if none was saved.
 
     Raises:
       ValueError: if states were saved, and none is whole.
@@ -113,10 +115,7 @@ class Checkpoints:
       if not multihost.all_hosts_agree(not reason):
         reasons[step] = reason or "another process could not read it"
         logging.warning(
-          "Checkpoint %d of %s is damaged (%s).",
-          step,
-          self._workdir,
-          reasons[step],
+          f"Checkpoint {step} of {self._workdir} is damaged ({reasons[step]})."
         )
         continue
       if reasons:
@@ -136,12 +135,10 @@ class Checkpoints:
 
   def _restore_verified(self, step: int, shapes: Any) -> tuple[Any, dict]:
     """Restore the state and the metadata of one step, and compare checksums."""
-    found = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
-      ),
+    wanted = ocp.args.Composite(
+      state=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
     )
+    found = self._manager.restore(step, args=wanted)
     metadata = dict(found.about)
     # The checksums are no metadata of the run.
     expected = metadata.pop("checksums")
@@ -150,28 +147,11 @@ class Checkpoints:
     return found.state, metadata
 
   def save(self, step: int, state: Any, metadata: dict) -> None:
-    """Save a state in the background.
-
-    Args:
-      step: iterations so far; the name of the checkpoint.
-      state: a tree of arrays.
-      metadata: what to save beside the state, as JSON holds it.
-    """
+    """Save a state, and metadata as JSON holds it, in the background."""
     checksums = np.asarray(leaf_checksums(state)).tolist()
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        about=ocp.args.JsonSave({**metadata, "checksums": checksums}),
-      ),
-    )
-
-  def close(self) -> None:
-    """Wait for writes in flight, and let other processes work here."""
-    self._manager.wait_until_finished()
-    self._manager.close()
-    if self._lock is not None:
-      self._lock.close()
+    about = ocp.args.JsonSave({**metadata, "checksums": checksums})
+    state = ocp.args.StandardSave(state)
+    self._manager.save(step, args=ocp.args.Composite(state=state, about=about))
 
 
 def _lock_workdir(workdir: pathlib.Path) -> IO[str] | None:

@@ -2,7 +2,8 @@
 
 A config file (configs/*.py) gives an `ml_collections.ConfigDict`;
 `read_run_config` makes one `RunConfig` of it and checks the options, each alone
-and then those that belong together, before anything is opened or compiled.
+and then those that belong together, before anything is opened or compiled.  The
+config files say beside each option what it does.
 
 Nothing here imports JAX, so that a wrong option is answered at once.
 """
@@ -52,43 +53,28 @@ _OLD_KEYS = {
 }
 _OLD_ADVANTAGE_NORMS = {"std1": "sample_std", "std0": "population_std"}
 
-
-def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
-  """Raise ValueError if an option is none of the known values."""
-  if value not in known:
-    raise ValueError(
-      f"config.{option} is {value!r}: take one of {', '.join(known)}."
-    )
-
-
-def _check_probability(option: str, value: float) -> None:
-  """Raise ValueError if an option is no probability."""
-  if not 0 <= value <= 1:
-    raise ValueError(
-      f"config.{option} is {value}: a probability is between 0 and 1."
-    )
-
-
-def _check_minimum(option: str, value: int, minimum: int) -> None:
-  """Raise ValueError if a number is too small."""
-  if value < minimum:
-    raise ValueError(f"config.{option} is {value}: take {minimum} or more.")
+# Bounds of single options, by their place in the config.
+_CHOICES = {
+  "algorithm": ALGORITHMS,
+  "step_grpo.rollout_mode": ROLLOUT_MODES,
+  "step_grpo.routing_loop": ROUTING_LOOPS,
+  "step_grpo.advantage_norm": ADVANTAGE_NORMS,
+}
+_MINIMA = {
+  "log_every": 1,
+  "checkpoint_every": 1,
+  "max_skipped": 1,
+  "sft.recall_warmup_steps": 0,
+  "sft.packed_length": 0,
+  "step_grpo.update_batch_size": 1,
+  "step_grpo.minibatches": 1,
+  "step_grpo.max_resample_rounds": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class StartPolicyConfig:
-  """The policy that a run starts from.
-
-  Attributes:
-    start_from: a policy's folder, a model's id on the Hugging Face hub,
-      "warm_start", or "" for random weights.
-    induction: whether random weights get heads that copy
-      (models/induction_init.py).
-    lora: rank, alpha and match of the adapters (models/lora.py); rank 0 adds
-      none.
-    overrides: fields of `policy.config.PolicyConfig` that replace those of
-      `start_from`; all of them where there is none.
-  """
+  """The policy that a run starts from."""
 
   start_from: str
   induction: bool
@@ -98,84 +84,31 @@ class StartPolicyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """The questions and steps that a run learns from.
-
-  Attributes:
-    split: GeoRouter's split, where there are no files.
-    train_files: R1-Router's JSON Lines files, as paths or globs with commas
-      between them; "" takes GeoRouter.
-    images: the folder of the images that the files name.
-    kb_dir: the knowledge bases, see `retriever.open_kbs`; "" takes the gold
-      evidence of each step.
-    passages: passages that a search returns, by knowledge base.
-    prompts_per_shard: prompts (online: questions) drawn per iteration and data
-      shard of the rollout mesh; of step_grpo.
-    batch_size_per_device: responses per update and data shard; of sft.
-  """
+  """The questions and steps that a run learns from."""
 
   split: str
   train_files: str
   images: str
   kb_dir: str
   passages: Mapping[str, int]
-  prompts_per_shard: int = 0
-  batch_size_per_device: int = 0
+  prompts_per_shard: int = 0  # Of step_grpo.
+  batch_size_per_device: int = 0  # Of sft.
 
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-  """The options of supervised training.
-
-  Attributes:
-    recall_warmup_steps: first updates, on random look-up rows alone.
-    recall_prob: probability that a later update is on such rows.
-    rename_prob: probability that the names of a step are changed, at the first
-      and at the last update; linear in between.
-    overask_prob: probability that the target asks again where the gold trace
-      stops.
-    packed_length: tokens of a row that holds several texts; 0 gives each text
-      a row of its own.
-  """
+  """The options of supervised training, see configs/sft.py."""
 
   recall_warmup_steps: int
   recall_prob: float
-  rename_prob: tuple[float, float]
+  rename_prob: tuple[float, float]  # At the first and at the last update.
   overask_prob: float
   packed_length: int
-
-  def __post_init__(self):
-    _check_minimum("sft.recall_warmup_steps", self.recall_warmup_steps, 0)
-    _check_minimum("sft.packed_length", self.packed_length, 0)
-    _check_probability("sft.recall_prob", self.recall_prob)
-    _check_probability("sft.overask_prob", self.overask_prob)
-    # A pair: at the first and at the last update.
-    for value in self.rename_prob:
-      _check_probability("sft.rename_prob", value)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepGrpoConfig:
-  """The options of Step-GRPO.
-
-  Attributes:
-    rollout_mode: "offline" samples at the steps of gold trajectories, "online"
-      at the steps of trajectories that the policy makes itself.
-    routing_loop: how online rollouts are driven, a key of
-      `device_loop.ROUTING_LOOPS`.
-    group_size: G, responses per step; advantages compare these.
-    update_batch_size: groups per update and data shard; groups of unequal
-      rewards come first.
-    minibatches: updates per iteration.
-    max_resample_rounds: extra rollouts if fewer groups than the updates hold
-      have unequal rewards (dynamic sampling, arxiv.org/abs/2503.14476).
-    temperature: at which responses are sampled.
-    advantage_norm: what centred rewards are divided by, one of
-      `ADVANTAGE_NORMS`.
-    loss: the other fields of `grpo_loss.GrpoLossConfig`.
-    reward: a preset of `rewards.step_reward`, or "module:function".
-    search_cost: taken from a plan's reward for each search.
-    rename_prob: probability that the names of a step are changed, offline.
-  """
+  """The options of Step-GRPO, see configs/step_grpo.py."""
 
   rollout_mode: str
   routing_loop: str
@@ -185,48 +118,15 @@ class StepGrpoConfig:
   max_resample_rounds: int
   temperature: float
   advantage_norm: str
-  loss: Mapping[str, Any]
+  loss: Mapping[str, Any]  # The other fields of `grpo_loss.GrpoLossConfig`.
   reward: str
   search_cost: float
   rename_prob: float
 
-  def __post_init__(self):
-    if self.group_size < 2:
-      raise ValueError(
-        f"config.step_grpo.group_size is {self.group_size}: an advantage "
-        "compares at least two responses."
-      )
-    # Choices by name, then numbers.
-    for name, known in (
-      ("rollout_mode", ROLLOUT_MODES),
-      ("routing_loop", ROUTING_LOOPS),
-      ("advantage_norm", ADVANTAGE_NORMS),
-    ):
-      _check_choice(f"step_grpo.{name}", getattr(self, name), known)
-    for name, minimum in (
-      ("update_batch_size", 1),
-      ("minibatches", 1),
-      ("max_resample_rounds", 0),
-    ):
-      _check_minimum(f"step_grpo.{name}", getattr(self, name), minimum)
-    _check_probability("step_grpo.rename_prob", self.rename_prob)
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """The options of the optimizer and its learning-rate schedule.
-
-  Attributes:
-    name: "adamw", or "muon" for Muon on matrices and AdamW elsewhere.
-    lr: peak learning rate of AdamW.
-    muon_lr: peak learning rate of Muon; "adamw" does not use it.
-    warmup: updates of linear warm-up.
-    final: learning rate at the end, as a fraction of the peak.
-    b2: AdamW's decay of squared gradients.
-    weight_decay: decay of matrices (under "muon" of those that Muon moves, not
-      of embeddings); norms and biases have none.
-    clip_norm: largest global norm of a gradient.
-  """
+  """The options of the optimizer and its learning-rate schedule."""
 
   name: str
   lr: float
@@ -237,23 +137,10 @@ class OptimizerConfig:
   weight_decay: float
   clip_norm: float
 
-  def __post_init__(self):
-    if self.name not in ("adamw", "muon"):
-      raise ValueError(
-        f"config.optim.name is {self.name!r}: take 'adamw' or 'muon'."
-      )
-
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-  """The held-out steps on which a run is scored while it learns.
-
-  Attributes:
-    every: iterations between two validations; 0 is never.
-    split: GeoRouter's split, where there are no files.
-    train_files: files of held-out rows, like `DataConfig.train_files`.
-    steps: gold steps to answer, at most.
-  """
+  """The held-out steps on which a run is scored while it learns."""
 
   every: int
   split: str
@@ -265,27 +152,7 @@ class ValidationConfig:
 class RunConfig:
   """All options of a training run; configs/base.py explains each.
 
-  Attributes:
-    algorithm: one of `ALGORITHMS`; the section of that name has its options.
-    total_steps: iterations of the run, each of one or more updates.
-    seed: seed of every random draw.
-    parallel: a key of parallel/strategy.py, "pmap" or "fsdp".
-    mesh: sizes of the training mesh's axes; -1 takes the devices left.
-    rollout_mesh: sizes of the axes of the mesh that responses are drawn on.
-    policy: the policy that the run starts from.
-    trainable_regex: searched for in the paths of parameters; those that fit
-      are trained.
-    data: what is learnt from.
-    sft: options of supervised training, None in other runs.
-    step_grpo: options of Step-GRPO, None in other runs.
-    optim: the optimizer.
-    micro_batch_size: rows of one backward pass per data shard; 0 is all.
-    max_skipped: updates in a row with a loss that is not finite, at most.
-    validation: scores on held-out steps.
-    log_every: iterations between two lines of metrics.jsonl.
-    checkpoint_every: iterations between two checkpoints.
-    samples_every: iterations between two entries of samples.jsonl; 0 is never.
-    wandb: project of Weights & Biases, or "".
+  Only the section of the algorithm is there: the other one is None.
   """
 
   algorithm: str
@@ -308,23 +175,11 @@ class RunConfig:
   sft: SftConfig | None = None
   step_grpo: StepGrpoConfig | None = None
 
-  def __post_init__(self):
-    _check_choice("algorithm", self.algorithm, ALGORITHMS)
-    # Only the section of the algorithm is required.
-    if getattr(self, self.algorithm) is None:
-      raise ValueError(
-        f"config.algorithm is {self.algorithm!r}, and there is no section "
-        f"config.{self.algorithm}: take configs/{self.algorithm}.py."
-      )
-    for name in ("log_every", "checkpoint_every", "max_skipped"):
-      _check_minimum(name, getattr(self, name), 1)
-
   @property
   def is_online(self) -> bool:
     """Whether the policy answers whole questions to learn from."""
-    return (
-      self.step_grpo is not None and self.step_grpo.rollout_mode == "online"
-    )
+    grpo = self.step_grpo
+    return grpo is not None and grpo.rollout_mode == "online"
 
   @property
   def updates_per_iteration(self) -> int:
@@ -357,12 +212,14 @@ def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
   """
   # Sections are checked first, since errors name their place.
   sections = {
-    name: _make_section(f"config.{name}", _SECTIONS[name], tree[name])
-    for name in _SECTIONS
+    name: _make_section(f"config.{name}", kind, tree[name])
+    for name, kind in _SECTIONS.items()
     if name in tree
   }
   config = _make_section("config", RunConfig, {**tree, **sections})
-  check_run_config(config)
+  for option, value in _leaves(tree):
+    _check_option(option, value)
+  _check_together(config)
   return config
 
 
@@ -388,18 +245,44 @@ def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
     if name not in options and field.default is dataclasses.MISSING
   ]
   if missing:
-    raise ValueError(
-      f"{where} lacks {', '.join(missing)}: see configs/base.py."
-    )
+    names = ", ".join(missing)
+    raise ValueError(f"{where} lacks {names}: see configs/base.py.")
   return kind(**options)
 
 
-def check_run_config(config: RunConfig) -> None:
-  """Check options that belong together.
+def _check_option(option: str, value: Any) -> None:
+  """Raise ValueError if an option has a value that it never may have."""
+  known, minimum = _CHOICES.get(option), _MINIMA.get(option)
+  if known and value not in known:
+    raise ValueError(
+      f"config.{option} is {value!r}: take one of {', '.join(known)}."
+    )
+  if minimum is not None and value < minimum:
+    raise ValueError(f"config.{option} is {value}: take {minimum} or more.")
+  if option.endswith("_prob"):
+    # One is a pair: at the first and at the last update.
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+      if not 0 <= number <= 1:
+        raise ValueError(
+          f"config.{option} is {number}: a probability is between 0 and 1."
+        )
+  if option == "step_grpo.group_size" and value < 2:
+    raise ValueError(
+      f"config.{option} is {value}: an advantage compares at least two "
+      "responses."
+    )
+  if option == "optim.name" and value not in ("adamw", "muon"):
+    raise ValueError(f"config.{option} is {value!r}: take 'adamw' or 'muon'.")
 
-  Raises:
-    ValueError: if two options contradict each other; it names the cure.
-  """
+
+def _check_together(config: RunConfig) -> None:
+  """Raise ValueError, with the cure, if options contradict each other."""
+  # Only the section of the algorithm is required.
+  if getattr(config, config.algorithm) is None:
+    raise ValueError(
+      f"config.algorithm is {config.algorithm!r}, and there is no section "
+      f"config.{config.algorithm}: take configs/{config.algorithm}.py."
+    )
   _check_batch_sizes(config)
   data, files = config.data, config.data.train_files
   if config.is_online:
@@ -426,11 +309,10 @@ def check_run_config(config: RunConfig) -> None:
       "(of sft to (0.0, 0.0))."
     )
   # Packing fixes the rows of a run at its start.
-  if config.sft and config.sft.packed_length:
-    sft = config.sft
-    if is_renaming or any(
-      (sft.recall_warmup_steps, sft.recall_prob, sft.overask_prob)
-    ):
+  sft = config.sft
+  if sft and sft.packed_length:
+    changes = sft.recall_warmup_steps, sft.recall_prob, sft.overask_prob
+    if is_renaming or any(changes):
       raise ValueError(
         "config.sft.packed_length wants gold steps as they are, of known "
         "lengths: set rename_prob, recall_warmup_steps, recall_prob and "
@@ -443,7 +325,9 @@ def _check_batch_sizes(config: RunConfig) -> None:
   option, other = "prompts_per_shard", "batch_size_per_device"
   if config.algorithm == "sft":
     option, other = other, option
-  _check_minimum(f"data.{option}", getattr(config.data, option), 1)
+  value = getattr(config.data, option)
+  if value < 1:
+    raise ValueError(f"config.data.{option} is {value}: take 1 or more.")
   if getattr(config.data, other):
     raise ValueError(
       f"config.data.{other} has no meaning for {config.algorithm}: set "
@@ -459,11 +343,7 @@ def _check_batch_sizes(config: RunConfig) -> None:
 
 
 def rename_old_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a config that an older version saved, with the names of today.
-
-  Args:
-    tree: nested dicts as JSON holds them; not changed.
-  """
+  """Return a config that an older version saved, with the names of today."""
   batch_size = "batch_size_per_device"
   if tree.get("algorithm") == "step_grpo":
     batch_size = "prompts_per_shard"

@@ -40,20 +40,17 @@ class RecallSampler:
   """
 
   def __init__(self, tokenizer: Tokenizer):
-    def last_token(text):
-      # The token of a word or sign may only be right behind another one.
-      return tokenizer.encode_response(text)[-2]
+    def encode(text):
+      # The end token, which encode_response adds, is dropped within a text.
+      return tokenizer.encode_response(text)[:-1]
 
-    self._colon, self._stop = last_token("a:"), last_token("a.")
-    self._ask, self._line = last_token("a?"), last_token("a\n")
-    self._of, self._row = last_token("of"), last_token("[Row]")
-    self._sep = last_token("[sep]")
-    # encode_response ends with the end token, which is dropped within a text.
-    self._prompt_start = tokenizer.encode_response("<|answer|>")[:-1]
-    self._prompt_end = tokenizer.encode_response(START)[:-1]
-    self.before_answer = tokenizer.encode_response("<think></think><answer>")[
-      :-1
-    ]
+    # The token of a word or sign may only be right behind another one.
+    signs = "a:", "a.", "a?", "a\n", "of", "[Row]", "[sep]"
+    tokens = [encode(sign)[-1] for sign in signs]
+    self._colon, self._stop, self._ask, self._line = tokens[:4]
+    self._of, self._row, self._sep = tokens[4:]
+    self._prompt_start, self._prompt_end = encode("<|answer|>"), encode(START)
+    self.before_answer = encode("<think></think><answer>")
     self.after_answer = tokenizer.encode_response("</answer>")
     self._words = np.array(tokenizer.whole_word_ids())
 
@@ -61,9 +58,8 @@ class RecallSampler:
     self, rng: np.random.Generator
   ) -> tuple[EncodedPrompt, list[int]]:
     """Return a prompt and the tokens of its response."""
-    # Lines of the text, or rows of the table.
+    # Lines of the text or rows of the table, and which of them is asked for.
     count = int(rng.integers(1, 6))
-    # The one that the question asks for.
     gold = int(rng.integers(count))
     form = rng.integers(3)
     if form == 0:
@@ -137,17 +133,14 @@ class EntityRenamer:
     texts = "\n".join(_step_texts(step))
 
     # 1. A new name for each entity.
-    new = {}
-    for name in dict.fromkeys(self._names.findall(texts)):
-      new[name] = self._draw_name(rng)
+    names = dict.fromkeys(self._names.findall(texts))
+    new = {name: self._draw_name(rng) for name in names}
 
     # 2. A new value, where the answer was looked up in a passage.
-    hops = step.question.hops
-    looked_up = step.kind == "answer" or (
-      step.kind == "final"
-      and len(hops)
-      and set(step.answers) & set(hops[-1].answers)
-    )
+    looked_up = step.kind == "answer"
+    if step.kind == "final" and step.question.hops:
+      last_hop = step.question.hops[-1]
+      looked_up = not set(step.answers).isdisjoint(last_hop.answers)
     if looked_up:
       value = step.answers[0]
       if value not in new and value.lower() not in ("yes", "no"):
@@ -174,12 +167,11 @@ class EntityRenamer:
     """Return {value: new value}; empty if the value has to stay."""
     if _NUMBER.fullmatch(value):
       # One digit is part of too many other numbers.
-      if len(value) == 1:
-        return {}  # One digit stands in too many other numbers.
-      return {value: _replace_digits(value, rng)}
+      is_long = len(value) > 1
+      return {value: _replace_digits(value, rng)} if is_long else {}
     # Dates and short values keep their form.
     if len(value) < 4 or len(_DIGIT.findall(value)) > 2:
-      return {}  # Dates and the like keep their form.
+      return {}
     return {value: self._draw_name(rng)}
 
 
@@ -209,21 +201,16 @@ def _step_texts(step: Step) -> list[str]:
 
 def _map_texts(step: Step, change: Callable[[str], str]) -> Step:
   """Return the step with `change` applied to each of its texts."""
+  replace, question = dataclasses.replace, step.question
   hops = tuple(
-    dataclasses.replace(hop, answers=tuple(map(change, hop.answers)))
-    for hop in step.question.hops
+    replace(hop, answers=tuple(map(change, hop.answers)))
+    for hop in question.hops
   )
-  question = dataclasses.replace(
-    step.question, text=change(step.question.text), hops=hops
-  )
-  passages = tuple(
-    dataclasses.replace(p, text=change(p.text)) for p in step.passages
-  )
-  return dataclasses.replace(
+  return replace(
     step,
-    question=question,
+    question=replace(question, text=change(question.text), hops=hops),
     history=tuple((change(q), change(a)) for q, a in step.history),
     sub_question=change(step.sub_question),
     answers=tuple(map(change, step.answers)),
-    passages=passages,
+    passages=tuple(replace(p, text=change(p.text)) for p in step.passages),
   )

@@ -81,13 +81,7 @@ def group_flops(
 
 
 def decoder_flops(config: qwen2_5_vl.Config, tokens: int, pairs: int) -> int:
-  """Count the operations of all decoder layers.
-
-  Args:
-    config: sizes of the model.
-    tokens: number of input tokens.
-    pairs: number of pairs of a query and a key that it sees.
-  """
+  """Count the operations of all decoder layers, see the module's docstring."""
   c = config
   queries, keys = c.heads * c.head_size, c.kv_heads * c.head_size
   weights = c.hidden * (2 * queries + 2 * keys + 3 * c.mlp)
@@ -102,10 +96,7 @@ def head_flops(config: qwen2_5_vl.Config, predictions: int) -> int:
 def image_flops(config: qwen2_5_vl.Config, rows: int, columns: int) -> int:
   """Count the operations of the vision tower and its merger on one image.
 
-  Args:
-    config: sizes of the model.
-    rows: rows of patches.
-    columns: columns of patches.
+  The image has `rows` times `columns` patches.
   """
   side = config.vision.window // config.vision.patch
   # Windows at the border are smaller; their pairs are a product of both axes.
@@ -113,10 +104,8 @@ def image_flops(config: qwen2_5_vl.Config, rows: int, columns: int) -> int:
     sum(min(side, length - at) ** 2 for at in range(0, length, side))
     for length in (rows, columns)
   )
-  patches = rows * columns
-  return vision_tower_flops(
-    config, patches, patches**2, row_pairs * column_pairs
-  )
+  patches, window_pairs = rows * columns, row_pairs * column_pairs
+  return vision_tower_flops(config, patches, patches**2, window_pairs)
 
 
 def vision_tower_flops(
@@ -124,11 +113,8 @@ def vision_tower_flops(
 ) -> int:
   """Count the operations of the vision tower and its merger.
 
-  Args:
-    config: sizes of the model.
-    patches: number of patches.
-    pairs: number of pairs of patches of the same image.
-    window_pairs: number of pairs of patches of the same window.
+  `pairs` are those of patches of the same image, `window_pairs` of the same
+  window.
   """
   v = config.vision
   full_blocks = len({block for block in v.full_blocks if block < v.layers})

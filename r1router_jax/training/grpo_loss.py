@@ -98,11 +98,9 @@ class GrpoLossConfig:
     self, mask: Bool[np.ndarray, "B G T"]
   ) -> Float[np.ndarray, " B"]:
     """Return what each group adds to the denominator of the loss."""
-    if self.aggregate == "token_mean":
-      count = mask.sum((1, 2))
-    else:
-      # Responses that are not padding.
-      count = mask.any(2).sum(1)
+    # Tokens, or responses that are not padding.
+    is_token_mean = self.aggregate == "token_mean"
+    count = mask.sum((1, 2)) if is_token_mean else mask.any(2).sum(1)
     return count.astype(np.float64)
 
   def token_weights(self, mask: Bool[Array, "B G T"]) -> Float[Array, "B G T"]:
@@ -120,9 +118,7 @@ def group_advantages(
 ) -> Float[np.ndarray, "B G"]:
   """Compute group-relative advantages: rewards centred and scaled per group.
 
-  Args:
-    rewards: the reward of each response.
-    advantage_norm: a key of `ADVANTAGE_NORMS`; verl takes "sample_std".
+  `advantage_norm` is a key of `ADVANTAGE_NORMS`; verl takes "sample_std".
   """
   # Float64: in float32 the mean of five equal numbers can differ from each of
   # them, and ADVANTAGE_EPS is too small to hide the difference.
@@ -150,7 +146,7 @@ def token_loss(
   Args:
     config: options of the loss.
     logp: log-probability, in nats, of each response token under pi.
-    entropy: entropy of pi, in nats, at the position that predicts the token.
+    entropy: entropy of pi, in nats, where the token is predicted.
     reference_logp: log-probability of each token under the reference policy;
       None if `config.kl_coef` is 0.
     batch: responses and advantages; padding may hold any number.
@@ -195,14 +191,8 @@ def loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
   """Compute numerator and denominator of the loss, and (sum, count) of metrics.
 
-  Args:
-    model: the policy's network.
-    config: options of the loss.
-    params: parameters of the policy.
-    reference: parameters of the reference policy, or None if the loss has no
-      divergence term.
-    batch: prompts, responses and advantages.
-    allowed: False for token ids that are never sampled.
+  `reference` are the parameters of the reference policy, None without a
+  divergence term; `allowed` is False for token ids that are never sampled.
   """
 
   def logp_and_entropy(params):

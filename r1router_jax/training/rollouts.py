@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from r1router_jax.common.records import Question, Response, Step
-from r1router_jax.generation import group_decode, token_sampling
+from r1router_jax.generation import group_decode
 from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
 from r1router_jax.parallel import multihost
 from r1router_jax.policy.policy import Policy
@@ -75,11 +75,9 @@ def score_groups(
 ) -> RolloutGroups:
   """Return the responses with their rewards."""
   # The time is kept apart from that of sampling: rewards may embed texts.
-  group_size = sampled.mask.shape[1]
+  step_of_text = [step for step in steps for _ in range(sampled.mask.shape[1])]
   start = time.perf_counter()
-  components = reward.score(
-    [step for step in steps for _ in range(group_size)], texts
-  )
+  components = reward.score(step_of_text, texts)
   seconds = time.perf_counter() - start
   return RolloutGroups(
     list(steps), list(prompts), sampled, list(texts), components, seconds
@@ -109,15 +107,13 @@ def offline_rollouts(
   steps: Sequence[Step],
   prompts: Sequence[EncodedPrompt],
   key: jax.Array,
-  group_size: int,
-  sampling: token_sampling.SamplingParams,
+  options: RolloutOptions,
   reward: step_reward.Reward,
 ) -> RolloutGroups:
-  """Sample and score `group_size` responses to each gold step."""
-  sampled = policy.sample(prompts, key, group_size, sampling)
-  texts = [
-    response.text for group in policy.decode(sampled) for response in group
-  ]
+  """Sample and score a group of responses to each gold step."""
+  sampled = policy.sample(prompts, key, options.group_size, options.sampling)
+  groups = policy.decode(sampled)
+  texts = [response.text for group in groups for response in group]
   return score_groups(steps, prompts, sampled, texts, reward)
 
 
@@ -125,36 +121,22 @@ def online_rollouts(
   policy: Policy,
   kbs: Mapping[str, KnowledgeBase],
   questions: Sequence[Question],
-  k: int | Mapping[str, int],
   key: jax.Array,
-  group_size: int,
-  sampling: token_sampling.SamplingParams,
+  options: RolloutOptions,
   reward: step_reward.Reward,
   routing_loop: str = "host",
 ) -> RolloutGroups:
   """Sample and score the responses to each step of the policy's trajectories.
 
-  Args:
-    policy: writes every response.
-    kbs: knowledge bases by name.
-    questions: questions with their gold hops.
-    k: passages per search, for all knowledge bases or by name.
-    key: key of all samples.
-    group_size: G, responses per step.
-    sampling: how tokens are drawn.
-    reward: scores the responses.
-    routing_loop: a key of `device_loop.ROUTING_LOOPS`.
+  `routing_loop` is a key of `device_loop.ROUTING_LOOPS`.
 
   Raises:
     ValueError: if no question has a step that could be scored.
   """
   # 1. Run the routing loop and keep the group of each step that has a gold.
   visited: list[tuple[Step, Sequence[Response]]] = []
-  options = RolloutOptions(
-    k=k,
-    sampling=sampling,
-    group_size=group_size,
-    on_step=lambda step, group: visited.append((step, group)),
+  options = dataclasses.replace(
+    options, on_step=lambda step, group: visited.append((step, group))
   )
   device_loop.ROUTING_LOOPS[routing_loop](policy, kbs, questions, key, options)
   # Sorted, because each routing loop visits steps in an order of its own.
@@ -195,10 +177,8 @@ def _stack_responses(
   # The log-probabilities are in the order of the tokens that are not padding.
   logp = np.zeros(tokens.shape, np.float32)
   logp[mask] = np.concatenate([response.logp for response in responses])
-  return group_decode.SampledResponses(
-    *(x.reshape(*shape, -1) for x in (tokens, logp, mask)),
-    np.zeros(shape, bool),
-  )
+  arrays = [x.reshape(*shape, -1) for x in (tokens, logp, mask)]
+  return group_decode.SampledResponses(*arrays, np.zeros(shape, bool))
 
 
 def attach_gold(step: Step) -> Step | None:
@@ -214,9 +194,8 @@ def attach_gold(step: Step) -> Step | None:
   # A plan after the last gold hop should stop.
   if hop is None:
     return dataclasses.replace(step, sub_question=format.NONE, routes=("none",))
-  return dataclasses.replace(
-    step, sub_question=hop.sub_question, routes=hop.routes
-  )
+  gold = dict(sub_question=hop.sub_question, routes=hop.routes)
+  return dataclasses.replace(step, **gold)
 
 
 def make_train_batches(
@@ -227,9 +206,7 @@ def make_train_batches(
   update_batch_size: int,
   data_shards: int,
   minibatches: int,
-  loss_denominator: Callable[
-    [Bool[np.ndarray, "B G T"]], Float[np.ndarray, " B"]
-  ],
+  loss_denominator: Callable[[np.ndarray], np.ndarray],
   keep_equal_groups: bool,
 ) -> list[Batch]:
   """Make batches of the groups that have a gradient, as many as fit.
@@ -245,7 +222,7 @@ def make_train_batches(
     update_batch_size: groups per batch and data shard.
     data_shards: number of data shards of this host.
     minibatches: number of batches.
-    loss_denominator: returns what each group adds to the denominator.
+    loss_denominator: masks [B, G, T] to what groups add to the denominator [B].
     keep_equal_groups: whether groups of equal rewards are kept, too; a penalty
       gives them a gradient.
   """
@@ -271,11 +248,10 @@ def make_train_batches(
   batches = []
   for n in range(minibatches):
     chosen = kept[n::minibatches]
+    # Without any group, one prompt gives the batch of padding its shapes.
+    prompts = [groups.prompts[i] for i in chosen] or groups.prompts[:1]
     prompts = policy.processor.collate(
-      # Without any group, one prompt gives the batch of padding its shapes.
-      [groups.prompts[i] for i in chosen] or groups.prompts[:1],
-      *shard_rows,
-      multihost.max_over_hosts,
+      prompts, *shard_rows, multihost.max_over_hosts
     )
     padded = (pad_to_shards(x[chosen], *shard_rows) for x in arrays)
     batches.append(Batch(prompts, *padded, denominators))

@@ -35,14 +35,7 @@ from r1router_jax.training.sft import Sft
 from r1router_jax.training.step_grpo import StepGrpo
 
 # Packages whose versions a checkpoint records.
-_PACKAGES = (
-  "r1router_jax",
-  "jax",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "numpy",
-)
+_PACKAGES = "r1router_jax jax flax optax orbax-checkpoint numpy".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +43,9 @@ class Run:
   """The fixed parts of a run, as `set_up` makes them.
 
   Attributes:
-    config: the options.
-    workdir: the folder that the run writes to.
-    strategy: how the run is split over the devices.
     policy: the policy that is trained, without parameters.
     kbs: the open knowledge bases by kind; empty if passages are gold.
-    algorithm: makes the batches and has the loss.
-    examples: everything to learn from.
     sampler: indices of the examples of each iteration, over all hosts.
-    validator: scores parameters on held-out steps, if the config asks for it.
     init_state: makes the first state from parameters.
     train_step: (state, reference parameters, batch) -> (state, metrics).
     metadata: what checkpoints record about the run.
@@ -114,9 +101,9 @@ def set_up(
   sampler = BucketSampler(shapes, examples_of_all_hosts, config.seed)
 
   # 3. The update.
-  loss = functools.partial(
-    algorithm.loss, allowed=jnp.asarray(policy.allowed_tokens)
-  )
+  allowed = jnp.asarray(policy.allowed_tokens)
+  loss = functools.partial(algorithm.loss, allowed=allowed)
+  step = make_train_step(config, loss, devices.axis_name)
   run = Run(
     config=config,
     workdir=workdir,
@@ -128,9 +115,7 @@ def set_up(
     sampler=sampler,
     validator=_make_validator(config, policy, kbs),
     init_state=make_init_state(config),
-    train_step=devices.jit_train_step(
-      make_train_step(config, loss, devices.axis_name)
-    ),
+    train_step=devices.jit_train_step(step),
     metadata=_run_metadata(options, examples, examples_of_all_hosts),
   )
   return run, params
@@ -141,7 +126,6 @@ def load_start_policy(
 ) -> tuple[policy_lib.Policy, dict]:
   """Return the policy that a run starts from, and its parameters apart."""
   start = config.policy
-  # The overrides of the run replace the policy's own options.
   known = config_for_run(start.start_from, start.overrides)
   if start.start_from:
     # Training updates weights in float32; products have a dtype of their own.
@@ -149,14 +133,12 @@ def load_start_policy(
       start.start_from, dtype=np.float32, mesh=devices.mesh
     )
   else:
-    policy = policy_lib.init_policy(
-      known, georouter.tokenizer_path(), config.seed, devices.mesh
-    )
+    tokenizer = georouter.tokenizer_path()
+    policy = policy_lib.init_policy(known, tokenizer, config.seed, devices.mesh)
   params = policy.params
   if start.induction:
-    params = induction_init.plant_induction_heads(
-      params, known.model, config.seed
-    )
+    plant = induction_init.plant_induction_heads
+    params = plant(params, known.model, config.seed)
   params = add_adapters(config, params)
   # Parameters are passed on their own: the state will hold them.
   policy = dataclasses.replace(
@@ -176,9 +158,8 @@ def add_adapters(config: RunConfig, params: dict) -> dict:
 
 def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
   """Return the optimizer of a run."""
-  return optimizer.make_optimizer(
-    config.optim, config.total_steps * config.updates_per_iteration
-  )
+  updates = config.total_steps * config.updates_per_iteration
+  return optimizer.make_optimizer(config.optim, updates)
 
 
 def make_init_state(config: RunConfig) -> Callable:
@@ -193,13 +174,7 @@ def make_init_state(config: RunConfig) -> Callable:
 def make_train_step(
   config: RunConfig, loss: Callable, axis_name: str | None
 ) -> Callable:
-  """Return the update (state, reference, batch) -> (state, metrics) of a run.
-
-  Args:
-    config: the options of the run.
-    loss: the algorithm's loss of (parameters, reference parameters, batch).
-    axis_name: the axis of devices under `pmap`, else None.
-  """
+  """Return the update of a run, see `train_step.make_train_step`."""
   return train_step.make_train_step(
     loss, make_optimizer(config), config.trainable_regex, axis_name
   )
@@ -211,9 +186,7 @@ def trainable_params(config: RunConfig, params: dict) -> dict:
 
 
 def _make_validator(
-  config: RunConfig,
-  policy: policy_lib.Policy,
-  kbs: Mapping[str, KnowledgeBase],
+  config: RunConfig, policy: policy_lib.Policy, kbs: Mapping[str, KnowledgeBase]
 ) -> validation.Validator | None:
   """Return the validator of a run, None if it never validates."""
   if not config.validation.every:
@@ -235,13 +208,10 @@ def _run_metadata(
   """Return what checkpoints record about a run, as JSON holds it."""
   # The digest tells whether two runs have the same examples.
   ids = "\n".join(example.id for example in examples).encode()
+  digest = hashlib.sha256(ids).hexdigest()
+  data = dict(rows=len(examples), digest=digest, batch=batch_size)
   return dict(
     config=json.loads(json.dumps(options)),  # Tuples become lists.
-    data=dict(
-      rows=len(examples),
-      digest=hashlib.sha256(ids).hexdigest(),
-      batch=batch_size,
-      seed=options["seed"],
-    ),
+    data=data | {"seed": options["seed"]},
     versions={name: importlib.metadata.version(name) for name in _PACKAGES},
   )

@@ -36,10 +36,8 @@ def best_fit_bins(
 ) -> list[list[int]]:
   """Assign texts to rows by best fit and return the texts of each row.
 
-  Args:
-    sizes: number of tokens of each text, at most `capacity`.
-    capacity: number of tokens of a row.
-    seed: seed of the order among texts of one size.
+  Sizes and capacity are numbers of tokens; the seed gives the order among texts
+  of one size.
   """
   # Longest first; texts of one size in random order.
   order = np.random.default_rng(seed).permutation(len(sizes))
@@ -49,11 +47,10 @@ def best_fit_bins(
     size = sizes[text]
     # The row with the least room that is enough.
     best = bisect.bisect_left(free, (size, -1))
-    if best < len(free):
-      room, row = free.pop(best)
-    else:
-      room, row = capacity, len(bins)
+    if best == len(free):
+      free.append((capacity, len(bins)))
       bins.append([])
+    room, row = free.pop(best)
     bins[row].append(text)
     # The row goes back to its place in the order of free room.
     bisect.insort(free, (room - size, row))
@@ -91,14 +88,9 @@ def make_packed_batch(
   rows_per_shard: int,
   packed_length: int,
 ) -> Batch:
-  """Make a batch of packed rows, with leaves [D, B, ...].
+  """Make a batch of at most D * B packed rows, with leaves [D, B, ...].
 
-  Args:
-    policy: the policy that reads the texts.
-    examples: at most D * B packed examples; the other rows are padding.
-    data_shards: D.
-    rows_per_shard: B.
-    packed_length: L.
+  Rows beyond the examples are padding; `packed_length` is L.
   """
   rows = data_shards * rows_per_shard
   segments = np.zeros((rows, packed_length), np.int32)
@@ -150,8 +142,8 @@ def make_packed_batch(
 
 def _encode_example(policy: Policy, step: Step) -> tuple[EncodedPrompt, int]:
   """Return prompt and response as one text, and the length of the prompt."""
-  prompt = policy.processor.encode(policy.config.build_prompt(step))
-  response = policy.processor.tokenizer.encode_response(
-    sft_targets.sft_target(step)
-  )
+  processor = policy.processor
+  prompt = processor.encode(policy.config.build_prompt(step))
+  target = sft_targets.sft_target(step)
+  response = processor.tokenizer.encode_response(target)
   return EncodedPrompt([*prompt.ids, *response], prompt.images), len(prompt.ids)

@@ -11,6 +11,7 @@ probability that falls over the run.
 Axes:  D data shards   B prompts   G responses per prompt   T response tokens
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,7 +26,7 @@ from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import multihost
 from r1router_jax.parallel.strategy import ParallelStrategy
 from r1router_jax.policy.policy import Policy
-from r1router_jax.training import copy_curriculum, sequence_packing, throughput
+from r1router_jax.training import copy_curriculum, throughput
 from r1router_jax.training.batch import (
   Batch,
   PromptBuilder,
@@ -33,6 +34,10 @@ from r1router_jax.training.batch import (
   pad_to_shards,
 )
 from r1router_jax.training.config import RunConfig
+from r1router_jax.training.sequence_packing import (
+  PackedExample,
+  make_packed_batch,
+)
 from r1router_jax.training.sft_targets import overask_target, sft_target
 
 
@@ -54,48 +59,34 @@ class Sft:
   def __init__(
     self, policy: Policy, strategy: ParallelStrategy, config: RunConfig
   ):
-    self._policy = policy
-    self._options = config.sft
-    self._seed = config.seed
-    self._total_steps = config.total_steps
-    self._data_shards = strategy.local_shards
-    self._rows_per_shard = config.data.batch_size_per_device
-    self.examples_per_iteration = self._data_shards * self._rows_per_shard
-    self._build_prompt = PromptBuilder(
-      policy, renames=max(self._options.rename_prob) > 0
-    )
+    self._policy, self._options = policy, config.sft
+    self._seed, self._total_steps = config.seed, config.total_steps
+    # D and B.
+    self._shape = strategy.local_shards, config.data.batch_size_per_device
+    self.examples_per_iteration = math.prod(self._shape)
+    renames = max(self._options.rename_prob) > 0
+    self._build_prompt = PromptBuilder(policy, renames)
     # Look-up rows need the tokenizer, which not every run has to open.
     self._recall_sampler = None
     if self._options.recall_warmup_steps or self._options.recall_prob:
-      self._recall_sampler = copy_curriculum.RecallSampler(
-        policy.processor.tokenizer
-      )
+      tokenizer = policy.processor.tokenizer
+      self._recall_sampler = copy_curriculum.RecallSampler(tokenizer)
 
   def make_batches(
     self,
     params: dict,
-    examples_for: Callable[
-      [int], Sequence[Step] | Sequence[sequence_packing.PackedExample]
-    ],
+    examples_for: Callable[[int], Sequence[Step | PackedExample]],
     iteration: int,
   ) -> tuple[list[Batch], throughput.IterationReport]:
     """Return the one batch of an update, [D, B, ...], and a report about it.
 
-    Args:
-      params: parameters of the current policy; not used.
-      examples_for: returns this host's examples of an iteration.
-      iteration: updates done before.
+    `examples_for` returns this host's examples of an iteration.
     """
     del params
-    metrics = {}
-    if self._options.packed_length:
-      batch = sequence_packing.make_packed_batch(
-        self._policy,
-        examples_for(iteration),
-        self._data_shards,
-        self._rows_per_shard,
-        self._options.packed_length,
-      )
+    metrics, length = {}, self._options.packed_length
+    if length:
+      examples = examples_for(iteration)
+      batch = make_packed_batch(self._policy, examples, *self._shape, length)
     else:
       # All hosts draw the same number, and so choose the same kind of batch.
       rng = np.random.default_rng((self._seed, iteration))
@@ -106,9 +97,8 @@ class Sft:
       if is_recall:
         pairs = self._recall_pairs(iteration)
       else:
-        pairs = [
-          self._gold_pair(step, iteration) for step in examples_for(iteration)
-        ]
+        steps = examples_for(iteration)
+        pairs = [self._gold_pair(step, iteration) for step in steps]
       batch = self._collate_pairs(pairs)
     # An update reads every real token of the batch.
     work = throughput.update_work(self._policy.config.model, batch)
@@ -121,12 +111,9 @@ class Sft:
     # A row's number counts the rows of all hosts.
     count = self.examples_per_iteration
     first = jax.process_index() * count
-    return [
-      self._recall_sampler(
-        example_rng(self._seed, iteration, f"recall/{first + row}")
-      )
-      for row in range(count)
-    ]
+    ids = [f"recall/{row}" for row in range(first, first + count)]
+    rngs = [example_rng(self._seed, iteration, name) for name in ids]
+    return [self._recall_sampler(rng) for rng in rngs]
 
   def _gold_pair(
     self, step: Step, iteration: int
@@ -140,32 +127,24 @@ class Sft:
     # Where the gold trace stops after a search, the target may ask again.
     stops = bool(step.history) and step.routes == ("none",)
     overask_prob = self._options.overask_prob
-    if overask_prob and stops and rng.random() < overask_prob:
-      target = overask_target(step, rng)
-    else:
-      target = sft_target(step)
-    tokenizer = self._policy.processor.tokenizer
-    return prompt, tokenizer.encode_response(target)
+    overasks = overask_prob and stops and rng.random() < overask_prob
+    target = overask_target(step, rng) if overasks else sft_target(step)
+    return prompt, self._policy.processor.tokenizer.encode_response(target)
 
   def _collate_pairs(
     self, pairs: Sequence[tuple[EncodedPrompt, list[int]]]
   ) -> Batch:
     """Make a batch of prompts and responses; rows beyond them are padding."""
-    processor = self._policy.processor
-    shape = self._data_shards, self._rows_per_shard
+    processor, shape = self._policy.processor, self._shape
+    prompts, responses = zip(*pairs, strict=True)
     # Hosts compile the same program, so they need one length.
-    longest = self._policy.config.response_length(
-      *multihost.max_over_hosts([max(len(response) for _, response in pairs)])
-    )
-    tokens, mask = pad_responses(
-      [response for _, response in pairs], longest, processor.tokenizer.pad_id
-    )
+    longest = multihost.max_over_hosts([max(map(len, responses))])
+    length = self._policy.config.response_length(*longest)
+    tokens, mask = pad_responses(responses, length, processor.tokenizer.pad_id)
     # The axis of groups has size 1.
     mask = pad_to_shards(mask[:, None], *shape)
     return Batch(
-      prompt=processor.collate(
-        [prompt for prompt, _ in pairs], *shape, multihost.max_over_hosts
-      ),
+      prompt=processor.collate(prompts, *shape, multihost.max_over_hosts),
       response=pad_to_shards(tokens[:, None], *shape),
       mask=mask,
       advantage=pad_to_shards(np.ones((len(pairs), 1), np.float32), *shape),
@@ -193,14 +172,8 @@ def loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
   """Compute the negative log-likelihood of the responses.
 
-  Args:
-    model: the network.
-    params: its parameters.
-    batch: prompts and gold responses.
-    allowed: False on token ids that are never written.
-
-  Returns:
-    Numerator and denominator of the loss, and (sum, count) of each metric.
+  Returns numerator and denominator of the loss, and (sum, count) of each
+  metric.  `allowed` is False on token ids that are never written.
   """
   variables = {"params": params}
   if batch.packing is None:

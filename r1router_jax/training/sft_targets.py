@@ -67,9 +67,7 @@ def _teacher_target(step: Step) -> str:
 def overask_target(step: Step, rng: np.random.Generator) -> str:
   """Return a plan that asks the last sub-question again, of a wrong KB.
 
-  Args:
-    step: a step whose gold is to stop.
-    rng: chooses among the knowledge bases that do not hold the answer.
+  The gold of the step is to stop.
 
   Raises:
     ValueError: if the step does not say which knowledge bases hold it.

@@ -29,6 +29,7 @@ from r1router_jax.policy.config import PolicyConfig
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval.retriever import KnowledgeBase, is_collective
 from r1router_jax.rewards import step_reward
+from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training import flops, grpo_loss, rollouts, throughput
 from r1router_jax.training.batch import Batch, PromptBuilder, example_rng
 from r1router_jax.training.config import RunConfig, StepGrpoConfig
@@ -55,28 +56,23 @@ class StepGrpo:
     config: RunConfig,
     kbs: Mapping[str, KnowledgeBase],
   ):
-    self._policy = policy
-    self._kbs = kbs
-    self._config = config
-    self._options = config.step_grpo
+    self._policy, self._kbs, self._config = policy, kbs, config
+    self._options = options = config.step_grpo
     self._data_shards = strategy.local_shards
-
     # Rollouts are split over another mesh than updates.
-    rollout_mesh = mesh.local_submesh(strategy.rollout_mesh)
-    self.examples_per_iteration = (
-      config.data.prompts_per_shard * rollout_mesh.shape[mesh.DATA]
+    shards = mesh.local_submesh(strategy.rollout_mesh).shape[mesh.DATA]
+    self.examples_per_iteration = config.data.prompts_per_shard * shards
+    self._rollout_options = RolloutOptions(
+      k=config.data.passages,
+      sampling=SamplingParams(options.temperature),
+      group_size=options.group_size,
     )
-    self._sampling = SamplingParams(self._options.temperature)
-    self._build_prompt = PromptBuilder(
-      policy, renames=self._options.rename_prob > 0
-    )
+    self._build_prompt = PromptBuilder(policy, options.rename_prob > 0)
     # Rewards of plans depend on the number of routes that a plan may name.
     self._reward = step_reward.make_reward(
-      self._options.reward,
-      policy.config.max_routes,
-      self._options.search_cost,
+      options.reward, policy.config.max_routes, options.search_cost
     )
-    self._loss_config = make_loss_config(self._options, policy.config)
+    self._loss_config = make_loss_config(options, policy.config)
     self.needs_reference = self._loss_config.kl_coef != 0
 
   def make_batches(
@@ -87,11 +83,8 @@ class StepGrpo:
   ) -> tuple[list[Batch], throughput.IterationReport]:
     """Return the batches of an iteration and a report about them.
 
-    Args:
-      params: parameters of the current policy.
-      examples_for: returns this host's steps or questions of an iteration; for
-        resampling it is asked for iterations beyond the last one.
-      iteration: iterations done before.
+    `examples_for` returns this host's steps or questions of an iteration; for
+    resampling it is asked for iterations beyond the last one.
     """
     policy = dataclasses.replace(self._policy, params=params)
     options, model = self._options, policy.config.model
@@ -101,10 +94,8 @@ class StepGrpo:
     sampled = self._sample_groups(policy, examples_for, iteration)
     groups = rollouts.concat_groups(sampled)
     reward_seconds = sum(each.reward_seconds for each in sampled)
-    seconds = dict(
-      rollout=time.perf_counter() - start - reward_seconds,
-      reward=reward_seconds,
-    )
+    rollout_seconds = time.perf_counter() - start - reward_seconds
+    seconds = dict(rollout=rollout_seconds, reward=reward_seconds)
 
     # 2. Batches of the groups that have a gradient.
     advantage = grpo_loss.group_advantages(
@@ -124,11 +115,10 @@ class StepGrpo:
     # 3. The report.  A reference policy costs one more forward pass.
     passes = flops.FORWARD_PASSES_PER_UPDATE + self.needs_reference
     work = throughput.rollout_work(model, groups.prompts, groups.sampled.mask)
+    updates = [throughput.update_work(model, each, passes) for each in batches]
     return batches, throughput.IterationReport(
       _rollout_metrics(groups) | {"refills": float(len(sampled) - 1)},
-      work.with_updates(
-        throughput.update_work(model, batch, passes) for batch in batches
-      ),
+      work.with_updates(updates),
       seconds,
       throughput.sample_groups(
         groups.steps, groups.texts, groups.reward, advantage
@@ -164,26 +154,19 @@ class StepGrpo:
     self, policy: Policy, examples: Sequence, index: int
   ) -> rollouts.RolloutGroups:
     """Sample and score a group at each of the examples."""
-    key = jax.random.fold_in(jax.random.key(self._config.seed), index)
-    # What both kinds of rollouts take in common.
-    how = key, self._options.group_size, self._sampling, self._reward
+    seed = self._config.seed
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    # Both kinds of rollouts take these.
+    how = key, self._rollout_options, self._reward
     if self._config.is_online:
       return rollouts.online_rollouts(
-        policy,
-        self._kbs,
-        examples,
-        self._config.data.passages,
-        *how,
-        self._options.routing_loop,
+        policy, self._kbs, examples, *how, self._options.routing_loop
       )
     # Names are drawn by step and iteration, not by place in the batch.
+    rngs = [example_rng(seed, index, step.id) for step in examples]
     pairs = [
-      self._build_prompt(
-        step,
-        self._options.rename_prob,
-        example_rng(self._config.seed, index, step.id),
-      )
-      for step in examples
+      self._build_prompt(step, self._options.rename_prob, rng)
+      for step, rng in zip(examples, rngs, strict=True)
     ]
     steps, prompts = zip(*pairs, strict=True)
     return rollouts.offline_rollouts(policy, steps, prompts, *how)
@@ -211,23 +194,18 @@ def make_loss_config(
 
 
 def abstract_prompts(policy_config: PolicyConfig, prompts: int) -> Any:
-  """Return the shapes of the largest prompts that a policy can read.
+  """Return the shapes of the B largest prompts that a policy can read.
 
   Each has the longest padded length and as many images of the largest size as
   an answer prompt may show.
-
-  Args:
-    policy_config: the policy.
-    prompts: B.
   """
   vision = policy_config.model.vision
   # The image of the question, and those of passages.
   images = windows = 0
   if vision is not None:
     images = prompts * (1 + policy_config.passage_images)
-    windows = next_power_of_two(
-      -(-policy_config.max_pixels // vision.window**2)
-    )
+    windows = -(-policy_config.max_pixels // vision.window**2)
+    windows = next_power_of_two(windows)
   empty = qwen2_5_vl.empty_prompt_batch(
     prompts, policy_config.prompt_tokens[-1], images, windows, vision
   )
@@ -237,27 +215,19 @@ def abstract_prompts(policy_config: PolicyConfig, prompts: int) -> Any:
 def abstract_batch(
   config: RunConfig, policy_config: PolicyConfig, data_shards: int
 ) -> Batch:
-  """Return the shapes, [D, B, ...], of the largest batch of an update.
-
-  Args:
-    config: the options of the run.
-    policy_config: the policy.
-    data_shards: D.
-  """
-  options, rows = config.step_grpo, config.step_grpo.update_batch_size
-  group = rows, options.group_size
+  """Return the shapes, [D, B, ...], of the largest batch of an update."""
+  shaped, rows = jax.ShapeDtypeStruct, config.step_grpo.update_batch_size
+  group = rows, config.step_grpo.group_size
   tokens = (*group, policy_config.response_tokens[-1])
   shard = Batch(
     prompt=abstract_prompts(policy_config, rows),
-    response=jax.ShapeDtypeStruct(tokens, jnp.int32),
-    mask=jax.ShapeDtypeStruct(tokens, bool),
-    advantage=jax.ShapeDtypeStruct(group, jnp.float32),
-    old_logp=jax.ShapeDtypeStruct(tokens, jnp.float32),
-    loss_denominator=jax.ShapeDtypeStruct((rows,), jnp.float32),
+    response=shaped(tokens, jnp.int32),
+    mask=shaped(tokens, bool),
+    advantage=shaped(group, jnp.float32),
+    old_logp=shaped(tokens, jnp.float32),
+    loss_denominator=shaped((rows,), jnp.float32),
   )
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((data_shards, *x.shape), x.dtype), shard
-  )
+  return jax.tree.map(lambda x: shaped((data_shards, *x.shape), x.dtype), shard)
 
 
 def _rollout_metrics(groups: rollouts.RolloutGroups) -> dict[str, float]:

@@ -35,17 +35,11 @@ from r1router_jax.training.batch import Batch
 
 
 class WorkCounts(NamedTuple):
-  """Counts of work, which can be added up.
+  """Counts of work, which can be added up."""
 
-  Attributes:
-    tokens: tokens of prompts and responses.
-    samples: responses.
-    flops: operations of the model.
-  """
-
-  tokens: int = 0
-  samples: int = 0
-  flops: int = 0
+  tokens: int = 0  # Of prompts and responses.
+  samples: int = 0  # Responses.
+  flops: int = 0  # Operations of the model.
 
   def add(self, other: "WorkCounts") -> "WorkCounts":
     """Return the sums of the counts."""
@@ -82,24 +76,16 @@ def rollout_work(
   prompts: Sequence[EncodedPrompt],
   mask: Bool[np.ndarray, "B G T"],
 ) -> WorkCounts:
-  """Count the work of sampling a group of responses to each prompt.
-
-  Args:
-    config: sizes of the model.
-    prompts: the prompts.
-    mask: True on tokens of the responses.
-  """
+  """Count the work of sampling a group of masked responses to each prompt."""
   # [B, G]: tokens of each response.
   lengths = mask.sum(-1)
-  prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-  flops = 0
+  tokens, flops = int(lengths.sum()), 0
   for prompt, group_lengths in zip(prompts, lengths, strict=True):
     # The vision tower runs once for a group.
-    grids = [image.grid for image in prompt.images]
-    flops += flops_lib.group_flops(
-      config, len(prompt.ids), group_lengths, grids
-    )
-  return WorkCounts(prompt_tokens + int(lengths.sum()), lengths.size, flops)
+    grids, size = [image.grid for image in prompt.images], len(prompt.ids)
+    flops += flops_lib.group_flops(config, size, group_lengths, grids)
+    tokens += size
+  return WorkCounts(tokens, lengths.size, flops)
 
 
 def update_work(
@@ -140,11 +126,9 @@ def update_work(
     ]
     tokens = int(input_tokens[row])
     if segments is None:
+      cost = flops_lib.group_flops(config, tokens, lengths, grids)
       tokens += int(lengths.sum())
       samples = int(np.sum(lengths > 0))
-      cost = flops_lib.group_flops(
-        config, int(input_tokens[row]), lengths, grids
-      )
     else:
       # A packed row's prompt holds the responses, too.
       samples, cost = _packed_work(config, segments[row], lengths, grids)
@@ -176,11 +160,7 @@ def sample_groups(
 ) -> list[dict[str, Any]]:
   """Return the first group of each kind of step, as JSON holds it.
 
-  Args:
-    steps: the steps, as the policy read them.
-    texts: the responses, those of a group one after the other.
-    rewards: the reward of each response.
-    advantages: the advantage of each response.
+  The texts of a group come one after the other.
   """
   group_size = rewards.shape[1]
   # The row of the first group of each kind.
@@ -232,13 +212,10 @@ class ThroughputMeter:
     seconds = now - self._start
     tokens, samples, flops = (count / seconds for count in self._work)
     self._start, self._work = now, WorkCounts()
-    device_flops = flops / self._device_count
     # Utilization is of one device, rates of tokens are of all.
-    rates = {
-      "speed/tokens_s": tokens,
-      "speed/samples_s": samples,
-      "speed/tflops_s": device_flops / 1e12,
-    }
+    device_flops = flops / self._device_count
+    rates = dict(tokens_s=tokens, samples_s=samples)
+    rates["tflops_s"] = device_flops / 1e12
     if self._peak_flops is not None:
-      rates["speed/mfu"] = device_flops / self._peak_flops
-    return rates
+      rates["mfu"] = device_flops / self._peak_flops
+    return {f"speed/{name}": rate for name, rate in rates.items()}

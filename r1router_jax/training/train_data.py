@@ -20,11 +20,7 @@ from r1router_jax.metrics import answers
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval import retriever
 from r1router_jax.training import sequence_packing, sft_targets
-from r1router_jax.training.config import (
-  DataConfig,
-  RunConfig,
-  ValidationConfig,
-)
+from r1router_jax.training.config import DataConfig, RunConfig, ValidationConfig
 
 TrainExample = Step | sequence_packing.PackedExample | Question
 
@@ -33,16 +29,11 @@ PaddedShape = tuple[int, ...]
 
 
 def load_train_data(
-  config: RunConfig,
-  policy: Policy,
-  kbs: Mapping[str, retriever.KnowledgeBase],
+  config: RunConfig, policy: Policy, kbs: Mapping[str, retriever.KnowledgeBase]
 ) -> tuple[Sequence[TrainExample], list[PaddedShape]]:
   """Load the examples of a run, with the shape that each is padded to.
 
-  Args:
-    config: the options of the run.
-    policy: the policy that is trained.
-    kbs: the knowledge bases that give the passages; empty for gold passages.
+  The knowledge bases give the passages; without any these are gold.
 
   Raises:
     ValueError: if the policy can learn from none.
@@ -62,9 +53,7 @@ def load_train_data(
 
 
 def load_validation_steps(
-  config: RunConfig,
-  policy: Policy,
-  kbs: Mapping[str, retriever.KnowledgeBase],
+  config: RunConfig, policy: Policy, kbs: Mapping[str, retriever.KnowledgeBase]
 ) -> list[Step]:
   """Load the gold steps that `config.validation` names."""
   return _load_gold_steps(config, policy, kbs, config.validation)[0]
@@ -93,15 +82,11 @@ def _load_gold_steps(
 
 def _make_gold_retriever(questions: Sequence[Question]) -> gold_steps.Retrieve:
   """Return a retriever that always finds the passage with the answer."""
-  passages = {
-    passage.id: passage for kb in KBS for passage in georouter.load_passages(kb)
-  }
+  loaded = itertools.chain(*map(georouter.load_passages, KBS))
+  passages = {passage.id: passage for passage in loaded}
   # `make_gold_steps` asks once, for all hops of all questions in this order.
-  found = [
-    (passages[hop.evidence[0]],)
-    for question in questions
-    for hop in question.hops
-  ]
+  hops = itertools.chain(*(question.hops for question in questions))
+  found = [(passages[hop.evidence[0]],) for hop in hops]
   return lambda queries: found
 
 
@@ -110,10 +95,7 @@ def filter_trainable(
 ) -> tuple[list[Step], list[PaddedShape]]:
   """Return the steps that `policy` can learn from, and their padded shapes.
 
-  Args:
-    policy: the policy that is trained.
-    steps: steps of any questions.
-    source: the name of their source, for messages.
+  Messages name the steps' source.
 
   Raises:
     ValueError: if there are none.
@@ -124,13 +106,9 @@ def filter_trainable(
   for step in steps:
     # 1. Steps that teach nothing, or cannot be read, are left out.
     if step.answers and not any(map(answers.reference_tokens, step.answers)):
-      skipped(
-        row_files.RejectedRow(
-          step.id,
-          f"the gold answer {step.answers[0]!r:.60} has no word",
-          "Give one, or leave the step out",
-        )
-      )
+      fault = f"the gold answer {step.answers[0]!r:.60} has no word"
+      advice = "Give one, or leave the step out"
+      skipped(row_files.RejectedRow(step.id, fault, advice))
       continue
     try:
       prompt = processor.encode(config.build_prompt(step))
@@ -141,21 +119,16 @@ def filter_trainable(
     # 2. The shape, by which steps are batched.
     target = sft_targets.sft_target(step)
     response = processor.tokenizer.encode_response(target)
-    shape = (
-      processor.padded_length(prompt.ids),
-      len(prompt.images),
-      config.response_length(len(response)),
-    )
+    length = processor.padded_length(prompt.ids)
+    response_length = config.response_length(len(response))
     kept.append(step)
-    shapes.append(shape)
+    shapes.append((length, len(prompt.images), response_length))
     unread_images += [f"{step.id}: {why}" for why in prompt.unread_images]
   # The log names the first step that was left out, and counts the others.
   skipped.finish(len(kept))
   if unread_images:
     logging.warning(
-      "%s: %d images of passages are left out, the first of them of %s",
-      source,
-      len(unread_images),
-      unread_images[0],
+      f"{source}: {len(unread_images)} images of passages are left out, the "
+      f"first of them of {unread_images[0]}"
     )
   return kept, shapes

@@ -15,6 +15,7 @@ and the compiler adds up over devices.
 Axes:  M microbatches of an update   m rows of a microbatch
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,10 +45,8 @@ class TrainState(NamedTuple):
 def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
   """Split parameters into the trainable and the frozen ones.
 
-  Args:
-    params: nested dicts.
-    trainable: a regular expression, searched for in paths such as
-      "vision/blocks/qkv/w".
+  The regular expression `trainable` is searched for in paths such as
+  "vision/blocks/qkv/w".
 
   Raises:
     ValueError: if the expression matches no parameter.
@@ -61,10 +60,8 @@ def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
     )
   # In the order of the parameters, as are the trained ones.
   frozen = {path: x for path, x in flat.items() if path not in trained}
-  return (
-    traverse_util.unflatten_dict(trained, sep="/"),
-    traverse_util.unflatten_dict(frozen, sep="/"),
-  )
+  unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
+  return unflatten(trained), unflatten(frozen)
 
 
 def merge_params(trained: dict, frozen: dict) -> dict:

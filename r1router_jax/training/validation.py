@@ -17,13 +17,7 @@ REWARD_METRIC = "validation/total"
 
 
 class Validator:
-  """Scores parameters of a policy on held-out steps.
-
-  Args:
-    policy: the policy; its own parameters are not used.
-    steps: held-out gold steps.
-    reward: scores the responses.
-  """
+  """Scores parameters of a policy, not its own, on held-out gold steps."""
 
   def __init__(
     self, policy: Policy, steps: list[Step], reward: step_reward.Reward
