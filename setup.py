@@ -24,7 +24,7 @@ setuptools.setup(
     "array_record>=0.5; sys_platform != 'win32'",
     "cachetools>=5.5",
     "einops>=0.8",
-    "etils[epath]>=1.10",
+    "etils[epath,epy]>=1.10",
     "flax>=0.12",
     "ftfy>=6.1",  # CLIP reads texts mended by it.
     "httpx>=0.27",
