@@ -109,11 +109,9 @@ class Block(nn.Module):
       nn.DenseGeneral(heads, dtype=self.dtype, name=name)(x)
       for name in ("q", "k", "v")
     )
+    q *= heads[1] ** -0.5
     scores = jnp.einsum(
-      "BSNH,BTNH->BNST",
-      q * heads[1] ** -0.5,
-      k,
-      preferred_element_type=jnp.float32,
+      "BSNH,BTNH->BNST", q, k, preferred_element_type=jnp.float32
     )
     # `where` gives a text without tokens zeros and not NaN.
     probs = jax.nn.softmax(scores, where=mask[:, None, None])
@@ -263,18 +261,10 @@ def weight_map(config: BertConfig) -> tuple[WeightRule, ...]:
 
 def axis_sizes(config: BertConfig) -> dict[str, int]:
   """Return the size of each letter in the patterns of `weight_map`."""
-  return dict(
-    V=config.vocab,
-    D=config.hidden,
-    P=config.max_positions,
-    S=config.num_segments,
-    L=config.layers,
-    N=config.heads,
-    H=config.hidden // config.heads,
-    F=config.mlp,
-    E=config.hidden,
-    O=1,
-  )
+  c = config
+  tables = dict(V=c.vocab, P=c.max_positions, S=c.num_segments)
+  layers = dict(L=c.layers, N=c.heads, H=c.hidden // c.heads, F=c.mlp)
+  return dict(D=c.hidden, E=c.hidden, O=1, **tables, **layers)
 
 
 # Field of BertConfig: field of config.json.

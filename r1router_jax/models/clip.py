@@ -246,27 +246,13 @@ WEIGHT_MAP = (
 
 def axis_sizes(config: ClipConfig) -> dict[str, int]:
   """Return the size of each letter in the patterns of `WEIGHT_MAP`."""
-  image, text = config.image, config.text
-  return dict(
-    W=image.hidden,
-    R=3,
-    P=config.patch_size,
-    Q=config.patch_size,
-    T=config.num_patches + 1,
-    M=image.layers,
-    N=image.heads,
-    H=image.hidden // image.heads,
-    F=4 * image.hidden,
-    C=3,
-    V=config.vocab,
-    D=text.hidden,
-    L=config.max_tokens,
-    Y=text.layers,
-    O=text.heads,
-    K=text.hidden // text.heads,
-    G=4 * text.hidden,
-    E=config.width,
-  )
+  c, towers = config, {}
+  for letters, tower in (("WMNHF", c.image), ("DYOKG", c.text)):
+    size, heads = tower.hidden, tower.heads
+    sizes = (size, tower.layers, heads, size // heads, 4 * size)
+    towers |= zip(letters, sizes, strict=True)
+  patches = dict(R=3, P=c.patch_size, Q=c.patch_size, T=c.num_patches + 1)
+  return dict(C=3, V=c.vocab, L=c.max_tokens, E=c.width, **patches, **towers)
 
 
 def load_params(path: str, config: ClipConfig) -> dict:

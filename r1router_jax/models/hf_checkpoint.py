@@ -28,45 +28,36 @@ _ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
 }
 
+
+def _parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
+  """Return the pairs of the words of a text."""
+  words = text.split()
+  return tuple(zip(words[::2], words[1::2], strict=True))
+
+
 # (field of `Config`, field of config.json)
-_TEXT_FIELDS = (
-  ("vocab", "vocab_size"),
-  ("hidden", "hidden_size"),
-  ("mlp", "intermediate_size"),
-  ("layers", "num_hidden_layers"),
-  ("heads", "num_attention_heads"),
-  ("kv_heads", "num_key_value_heads"),
-  ("eps", "rms_norm_eps"),
-)
+_TEXT_FIELDS = _parse_pairs("""
+  vocab vocab_size  hidden hidden_size  mlp intermediate_size
+  layers num_hidden_layers  heads num_attention_heads
+  kv_heads num_key_value_heads  eps rms_norm_eps
+""")
 
 # (field of `VisionConfig`, field of "vision_config")
-_VISION_FIELDS = (
-  ("hidden", "hidden_size"),
-  ("mlp", "intermediate_size"),
-  ("layers", "depth"),
-  ("heads", "num_heads"),
-  ("patch", "patch_size"),
-  ("temporal", "temporal_patch_size"),
-  ("merge", "spatial_merge_size"),
-  ("window", "window_size"),
-  ("full_blocks", "fullatt_block_indexes"),
-)
+_VISION_FIELDS = _parse_pairs("""
+  hidden hidden_size  mlp intermediate_size  layers depth  heads num_heads
+  patch patch_size  temporal temporal_patch_size  merge spatial_merge_size
+  window window_size  full_blocks fullatt_block_indexes
+""")
 
 # (field of `Llama3RopeScaling`, field of "rope_scaling")
-_ROPE_FIELDS = (
-  ("factor", "factor"),
-  ("low", "low_freq_factor"),
-  ("high", "high_freq_factor"),
-  ("original", "original_max_position_embeddings"),
-)
+_ROPE_FIELDS = _parse_pairs("""
+  factor factor  low low_freq_factor  high high_freq_factor
+  original original_max_position_embeddings
+""")
 
 # Fields that choose variants of the model, and the only value implemented.
-_IMPLEMENTED = dict(
-  hidden_act="silu",
-  use_sliding_window=False,
-  attention_bias=False,
-  mlp_bias=False,
-)
+_IMPLEMENTED = dict(hidden_act="silu", use_sliding_window=False)
+_IMPLEMENTED |= dict(attention_bias=False, mlp_bias=False)
 
 
 class BadConfig(ValueError):
@@ -100,9 +91,8 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
   # keeps the fields of the language model in "text_config".
   kind = tree.get("model_type")
   if kind not in _ARCHITECTURES:
-    raise BadConfig(
-      f"model_type is {kind!r}, known: {', '.join(_ARCHITECTURES)}"
-    )
+    known = ", ".join(_ARCHITECTURES)
+    raise BadConfig(f"model_type is {kind!r}, known: {known}")
   text = {**tree, **(tree.get("text_config") or {})}
   for name, value in _IMPLEMENTED.items():
     if text.get(name, value) != value:
@@ -117,13 +107,10 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
   text.setdefault("rms_norm_eps", 1e-6)
 
   # Find the rotary embedding's fields, whose place depends on the version.
-  rope = {
-    **(text.get("rope_scaling") or {}),
-    **(text.get("rope_parameters") or {}),
-  }
-  head = text.get("head_dim") or (
-    text["hidden_size"] // text["num_attention_heads"]
-  )
+  rope = dict(text.get("rope_scaling") or {})
+  rope |= text.get("rope_parameters") or {}
+  head = text.get("head_dim")
+  head = head or text["hidden_size"] // text["num_attention_heads"]
   # Models of text alone have no sections: all frequencies turn with the
   # position in the text.
   section = tuple(rope.get("mrope_section", (head // 2, 0, 0)))
@@ -136,8 +123,8 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
   # Only Qwen2.5-VL has a vision tower.
   vision = None
   if kind == "qwen2_5_vl":
-    vision_tree = tree.get("vision_config") or {}
-    vision = _parse_vision(vision_tree, text["hidden_size"])
+    given = tree.get("vision_config") or {}
+    vision = _parse_vision(given, text["hidden_size"])
   return Config(
     **{ours: text[field] for ours, field in _TEXT_FIELDS},
     mrope_section=section,
@@ -155,18 +142,15 @@ def _parse_rope_scaling(rope: Mapping[str, Any]) -> Llama3RopeScaling | None:
     return None
   if kind != "llama3":
     raise BadConfig(f"rope_type is {kind!r}, known: default, mrope, llama3")
-  return Llama3RopeScaling(
-    **{ours: rope[field] for ours, field in _ROPE_FIELDS}
-  )
+  sizes = {ours: rope[field] for ours, field in _ROPE_FIELDS}
+  return Llama3RopeScaling(**sizes)
 
 
 def _parse_vision(tree: Mapping[str, Any], hidden: int) -> VisionConfig:
   """Convert "vision_config"; `hidden` is the language model's hidden size."""
-  if tree.get("out_hidden_size", hidden) != hidden:
-    raise BadConfig(
-      f"vision_config.out_hidden_size is "
-      f"{tree['out_hidden_size']}, hidden_size {hidden}"
-    )
+  if (size := tree.get("out_hidden_size", hidden)) != hidden:
+    name = "vision_config.out_hidden_size"
+    raise BadConfig(f"{name} is {size}, hidden_size {hidden}")
   # Fields that are missing keep the defaults, those of the 7B model.
   given = {ours: tree[field] for ours, field in _VISION_FIELDS if field in tree}
   if "full_blocks" in given:
@@ -179,15 +163,12 @@ def make_hf_config(
 ) -> dict[str, Any]:
   """Return the contents of a model's config.json, in the flat form of the hub.
 
-  Args:
-    config: the model.
-    token_ids: the "..._token_id" fields, such as "eos_token_id".
+  `token_ids` are the "..._token_id" fields, such as "eos_token_id".
   """
   # The architecture follows from what the config has.
+  kind = "qwen2" if config.qkv_bias else "llama"
   if config.vision:
     kind = "qwen2_5_vl"
-  else:
-    kind = "qwen2" if config.qkv_bias else "llama"
   tree = dict(
     architectures=[_ARCHITECTURES[kind]],
     model_type=kind,
@@ -207,9 +188,8 @@ def make_hf_config(
     section = list(config.mrope_section)
     tree["rope_scaling"] = dict(type="mrope", mrope_section=section)
     fields = {field: getattr(vision, ours) for ours, field in _VISION_FIELDS}
-    tree["vision_config"] = dict(
-      fields, out_hidden_size=config.hidden, hidden_act="silu"
-    )
+    fields |= dict(out_hidden_size=config.hidden, hidden_act="silu")
+    tree["vision_config"] = fields
   return tree
 
 
@@ -218,11 +198,8 @@ def _linear_rules(
 ) -> safetensors_io.WeightMap:
   """Return the weight rules of a linear layer.
 
-  Args:
-    name: published name of the layer, without ".weight".
-    path: path of the layer's parameters.
-    axes: letters of the stacked layers (if they are stacked), input and output.
-    bias: whether the layer has a bias.
+  `axes` are letters of the stacked layers (if they are stacked), the input and
+  the output.
   """
   # Published kernels have the output axis first, those here the input axis.
   *stack, d, f = axes.split()
@@ -235,15 +212,12 @@ def _linear_rules(
 
 
 _LAYER, _BLOCK = "model.layers.{}.", "visual.blocks.{}."
+_PATCH, _AFTER = "visual.patch_embed.proj", _LAYER + "post_attention_layernorm"
 
 # The letters are explained by `axis_sizes`.
 _VISION_RULES = (
-  (
-    # A 3-D convolution over whole patches is a product of flat patches.
-    "visual.patch_embed.proj.weight",
-    "vision/patch/w",
-    "E C T Y X -> (C T Y X) E",
-  ),
+  # A 3-D convolution over whole patches is a product of flat patches.
+  (_PATCH + ".weight", "vision/patch/w", "E C T Y X -> (C T Y X) E"),
   (_BLOCK + "norm1.weight", "vision/blocks/ln1/scale", "B E -> B E"),
   (_BLOCK + "norm2.weight", "vision/blocks/ln2/scale", "B E -> B E"),
   *_linear_rules(_BLOCK + "attn.qkv", "vision/blocks/qkv", "B E QKV"),
@@ -270,11 +244,7 @@ def weight_map(config: Config) -> safetensors_io.WeightMap:
     (_LAYER + "self_attn.rotary_emb.inv_freq", "", ""),
     ("model.norm.weight", "norm/scale", "D -> D"),
     (_LAYER + "input_layernorm.weight", "layers/ln1/scale", "L D -> L D"),
-    (
-      _LAYER + "post_attention_layernorm.weight",
-      "layers/ln2/scale",
-      "L D -> L D",
-    ),
+    (_AFTER + ".weight", "layers/ln2/scale", "L D -> L D"),
     *_linear_rules(_LAYER + "self_attn.q_proj", "layers/q", "L D Q", qkv_bias),
     *_linear_rules(_LAYER + "self_attn.k_proj", "layers/k", "L D K", qkv_bias),
     *_linear_rules(_LAYER + "self_attn.v_proj", "layers/v", "L D K", qkv_bias),
@@ -288,30 +258,15 @@ def weight_map(config: Config) -> safetensors_io.WeightMap:
 
 def axis_sizes(config: Config) -> dict[str, int]:
   """Return the size of each letter in the patterns of `weight_map`."""
-  sizes = dict(
-    V=config.vocab,
-    D=config.hidden,
-    F=config.mlp,
-    L=config.layers,
-    Q=config.heads * config.head_size,
-    K=config.kv_heads * config.head_size,
-  )
-  if vision := config.vision:
+  c, head = config, config.head_size
+  sizes = dict(V=c.vocab, D=c.hidden, F=c.mlp, L=c.layers)
+  sizes |= dict(Q=c.heads * head, K=c.kv_heads * head)
+  if v := c.vision:
+    # Three colours, and the sides of a patch.
+    sizes |= dict(C=3, T=v.temporal, Y=v.patch, X=v.patch, B=v.layers)
+    sizes |= dict(E=v.hidden, N=v.hidden, QKV=3 * v.hidden, G=v.mlp)
     # The merger reads the concatenated states of merge x merge patches.
-    merged = vision.hidden * vision.merge**2
-    sizes |= dict(
-      C=3,  # Colours.
-      T=vision.temporal,
-      Y=vision.patch,
-      X=vision.patch,
-      B=vision.layers,
-      E=vision.hidden,
-      N=vision.hidden,
-      QKV=3 * vision.hidden,
-      G=vision.mlp,
-      M=merged,
-      O=merged,
-    )
+    sizes |= dict.fromkeys("MO", v.hidden * v.merge**2)
   return sizes
 
 
@@ -323,13 +278,9 @@ def load_params(
   path: str | os.PathLike, config: Config, **options: Any
 ) -> dict:
   """Load parameters; `options` are those of `safetensors_io.load_params`."""
-  return safetensors_io.load_params(
-    os.fspath(path),
-    weight_map(config),
-    axis_sizes(config),
-    prefixes=_PREFIXES,
-    **options,
-  )
+  path, rules, axes = os.fspath(path), weight_map(config), axis_sizes(config)
+  options["prefixes"] = _PREFIXES
+  return safetensors_io.load_params(path, rules, axes, **options)
 
 
 def copy_checkpoint(
@@ -339,20 +290,14 @@ def copy_checkpoint(
   **options: Any,
 ) -> None:
   """Copy weights; `options` are those of `safetensors_io.copy_checkpoint`."""
-  safetensors_io.copy_checkpoint(
-    os.fspath(source),
-    os.fspath(target),
-    weight_map(config),
-    axis_sizes(config),
-    prefixes=_PREFIXES,
-    **options,
-  )
+  paths, options["prefixes"] = map(os.fspath, (source, target)), _PREFIXES
+  rules, axes = weight_map(config), axis_sizes(config)
+  safetensors_io.copy_checkpoint(*paths, rules, axes, **options)
 
 
 def save_params(
   path: str | os.PathLike, params: dict, config: Config, **options: Any
 ) -> None:
   """Write parameters; `options` are those of `safetensors_io.save_params`."""
-  safetensors_io.save_params(
-    os.fspath(path), params, weight_map(config), axis_sizes(config), **options
-  )
+  path, rules, axes = os.fspath(path), weight_map(config), axis_sizes(config)
+  safetensors_io.save_params(path, params, rules, axes, **options)

@@ -41,35 +41,26 @@ from safetensors import SafetensorError, safe_open
 
 from r1router_jax.common.files import atomic_write
 
-WeightRule = tuple[
-  str, str, str
-]  # Tensor name, path of the parameter, pattern.
-
+# Tensor name, path of the parameter, pattern.
+WeightRule = tuple[str, str, str]
 WeightMap = tuple[WeightRule, ...]
 
 # (prefix, new prefix) pairs; the new prefix None skips a tensor.
 Prefixes = Sequence[tuple[str, str | None]]
 
 WEIGHTS_FILE = "model.safetensors"
-
 INDEX_FILE = "model.safetensors.index.json"
 
-# Size at which a checkpoint gets another file.
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 2 << 30  # Size at which a checkpoint gets another file.
 
 # The dtypes that weights may have; quantised weights are refused.
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 # By the names of safetensors.
 DTYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
+  **{f"F{bits}": np.dtype(f"float{bits}") for bits in (64, 32, 16)},
   "BF16": np.dtype(jnp.bfloat16),
-  "I64": np.dtype(np.int64),
-  "I32": np.dtype(np.int32),
-  "I16": np.dtype(np.int16),
-  "I8": np.dtype(np.int8),
+  **{f"I{bits}": np.dtype(f"int{bits}") for bits in (64, 32, 16, 8)},
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
@@ -85,12 +76,8 @@ class BadWeights(ValueError):
 class StoredTensor:
   """A tensor in a file, not read yet.
 
-  Attributes:
-    file: path of the file.
-    name: name of the tensor in that file.
-    shape: shape of the tensor.
-    dtype: a key of `DTYPES`, or another name that safetensors knows.
-    read_raw: reads the tensor as it stands in the file, without any check.
+  `name` is its name in that file, and `dtype` a key of `DTYPES`, or another
+  name that safetensors knows.  `read_raw` does not check what it reads.
   """
 
   file: str
@@ -100,11 +87,7 @@ class StoredTensor:
   read_raw: Callable[[], np.ndarray]
 
   def read(self) -> np.ndarray:
-    """Read the tensor and check that it holds finite floats.
-
-    Raises:
-      BadWeights: the tensor holds something else.
-    """
+    """Read the tensor; if it holds no finite floats, raise BadWeights."""
     if self.dtype not in FLOAT_DTYPES:
       raise BadWeights(
         f"{self.file}: tensor {self.name} holds {self.dtype}, wanted one of "
@@ -137,9 +120,8 @@ class StoredTensor:
         )
       return array
 
-    return dataclasses.replace(
-      self, dtype=_DTYPE_NAMES[np.dtype(dtype)], read_raw=read_cast
-    )
+    name = _DTYPE_NAMES[np.dtype(dtype)]
+    return dataclasses.replace(self, dtype=name, read_raw=read_cast)
 
 
 def linear_rules(
@@ -212,13 +194,8 @@ def save_params(
 ) -> None:
   """Write parameters under Hugging Face's names: the inverse of `load_params`.
 
-  Args:
-    path: a .safetensors file, or a folder, where what exceeds `shard_bytes`
-      becomes several files with an index.
-    params: nested dicts, as `load_params` returns.
-    weight_map: the model's rules.
-    axes: size of each letter in the rules' patterns.
-    shard_bytes: size at which a folder gets another file.
+  `path` is a .safetensors file, or a folder, where what exceeds `shard_bytes`
+  becomes several files with an index.
 
   Raises:
     BadWeights: the parameters are not those of the rules.
@@ -248,16 +225,9 @@ def copy_checkpoint(
   prefixes: Prefixes = (),
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Check and cast every tensor of a checkpoint into a new folder.
+  """Check every tensor of a checkpoint and cast it into the folder `target`.
 
-  Args:
-    source: a .safetensors file, or a folder with one or with an index of many.
-    target: the folder to write.
-    weight_map: the model's rules.
-    axes: size of each letter in the rules' patterns.
-    dtype: precision to cast to.
-    prefixes: replacements of name prefixes, as in `load_params`.
-    shard_bytes: size at which the folder gets another file.
+  The other arguments are those of `load_params` and of `save_params`.
   """
   with contextlib.ExitStack() as stack:
     stored = _open_tensors(source, prefixes, stack)
@@ -276,9 +246,9 @@ def tensor_shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
   # A group is one letter, "1", or several letters in brackets, whose sizes are
   # multiplied.
   groups = re.findall(r"\([^)]*\)|\S+", pattern.split("->")[0])
+  sizes = {"1": 1, **axes}
   return tuple(
-    math.prod(1 if n == "1" else axes[n] for n in re.findall(r"\w+", group))
-    for group in groups
+    math.prod(sizes[n] for n in re.findall(r"\w+", group)) for group in groups
   )
 
 
@@ -334,9 +304,7 @@ def _load_leaf(
 
   if sharding is None:
     return buffers[bounds[None]]
-  parts = [
-    jax.device_put(buffers[bound], device) for device, bound in bounds.items()
-  ]
+  parts = [jax.device_put(buffers[b], device) for device, b in bounds.items()]
   return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
@@ -429,8 +397,9 @@ def checkpoint_files(path: str) -> list[str]:
       # An index could name any file of this machine, so names with a folder are
       # refused.
       names = sorted(set(json.load(file)["weight_map"].values()))
-    if any(
-      os.path.basename(n) != n or not n.endswith(".safetensors") for n in names
+    plain = {name for name in names if os.path.basename(name) == name}
+    if not all(
+      name in plain and name.endswith(".safetensors") for name in names
     ):
       raise ValueError("it names a file outside its folder")
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -448,12 +417,6 @@ def select_tensors(
 ) -> dict[str, StoredTensor]:
   """Return the tensors that the rules name, in the order of the rules.
 
-  Args:
-    path: the checkpoint, for error messages.
-    tensors: all tensors of the checkpoint by name.
-    weight_map: the model's rules.
-    axes: size of each letter in the rules' patterns.
-
   Raises:
     BadWeights: a tensor is missing, unknown or of another shape.
   """
@@ -469,22 +432,18 @@ def select_tensors(
 
   # Compare them with the checkpoint's.
   missing = sorted(set(wanted) - set(tensors))
-  unknown = sorted(
-    n for n in set(tensors) - set(wanted) if not skipped.fullmatch(n)
-  )
+  others = sorted(set(tensors) - set(wanted))
+  unknown = [name for name in others if not skipped.fullmatch(name)]
+  cure = "Check that the config is the one of these weights."
   if missing or unknown:
     raise BadWeights(
       f"{path}: {len(missing)} tensors missing {missing[:4]}, "
-      f"{len(unknown)} unknown {unknown[:4]}.  Check that the config is the "
-      "one of these weights."
+      f"{len(unknown)} unknown {unknown[:4]}.  {cure}"
     )
   for name, shape in wanted.items():
-    if tensors[name].shape != shape:
-      raise BadWeights(
-        f"{tensors[name].file}: tensor {name} has shape "
-        f"{tensors[name].shape}, wanted {shape}.  Check that the config is "
-        "the one of these weights."
-      )
+    if (found := tensors[name].shape) != shape:
+      fault = f"tensor {name} has shape {found}, wanted {shape}"
+      raise BadWeights(f"{tensors[name].file}: {fault}.  {cure}")
   return {name: tensors[name] for name in wanted}
 
 
@@ -509,13 +468,9 @@ def _export_tensors(
     sizes = _pattern_axes(left + right, axes)
     shape, dtype = tensor_shape(left, axes), _DTYPE_NAMES[np.dtype(param.dtype)]
     for layer, tensor_name in enumerate(_layer_names(name, pattern, axes)):
-      read_raw = functools.partial(
-        _export_layer,
-        param,
-        layer if "{}" in name else None,
-        f"{right} -> {left}",
-        sizes,
-      )
+      number = layer if "{}" in name else None
+      order = f"{right} -> {left}"
+      read_raw = functools.partial(_export_layer, param, number, order, sizes)
       yield tensor_name, StoredTensor(path, tensor_name, shape, dtype, read_raw)
 
 
@@ -533,13 +488,7 @@ def write_checkpoint(
   *,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Write a checkpoint, one tensor at a time.
-
-  Args:
-    folder: the folder to write, created if needed.
-    tensors: tensors by name.
-    shard_bytes: size at which the folder gets another file.
-  """
+  """Write a checkpoint, one tensor at a time, into a folder."""
   os.makedirs(folder, exist_ok=True)
   shards = _split_shards(tensors, shard_bytes)
   # A checkpoint of one file has no number in its name.
@@ -558,11 +507,9 @@ def write_checkpoint(
     os.replace(part, os.path.join(folder, name))
 
   if len(shards) > 1:
-    file_of = {
-      tensor: name
-      for name, shard in zip(names, shards, strict=True)
-      for tensor in shard
-    }
+    file_of = {}
+    for name, shard in zip(names, shards, strict=True):
+      file_of |= dict.fromkeys(shard, name)
     with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
       json.dump({"metadata": {}, "weight_map": file_of}, file)
 
@@ -593,11 +540,8 @@ def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
   header, end = {"__metadata__": {"format": "pt"}}, 0
   for name in order:
     start, end = end, end + tensors[name].num_bytes
-    header[name] = dict(
-      dtype=tensors[name].dtype,
-      shape=tensors[name].shape,
-      data_offsets=[start, end],
-    )
+    form = dict(dtype=tensors[name].dtype, shape=tensors[name].shape)
+    header[name] = dict(form, data_offsets=[start, end])
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)  # Data start at a multiple of eight bytes.
   with atomic_write(path) as file:
@@ -610,11 +554,7 @@ def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
 
 
 def fingerprint(path: str) -> str:
-  """Return a digest of a weight file's size and of 64 blocks spread over it.
-
-  Args:
-    path: a .safetensors file, or a folder with `WEIGHTS_FILE`.
-  """
+  """Return a digest of a weight file's size and of 64 blocks spread over it."""
   if os.path.isdir(path):
     path = os.path.join(path, WEIGHTS_FILE)
   size = os.path.getsize(path)
