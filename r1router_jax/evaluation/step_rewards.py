@@ -1,4 +1,4 @@
-"""Step rewards of policy policies: their responses to gold steps, scored.
+"""Step rewards of policies: their responses to gold steps, scored.
 
 Results are appended to a JSONL file as they come, so that an interrupted run
 continues.
