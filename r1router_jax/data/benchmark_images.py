@@ -23,10 +23,7 @@ def find_images(
 ) -> dict[str, str]:
   """Return the paths of the images that exist, by stem.
 
-  Args:
-    place: a folder or a .zip of images.
-    stems: stems of the wanted images.
-    unpack_to: folder for the members of a .zip.
+  `place` is a folder, or a .zip, whose members are unpacked to `unpack_to`.
 
   Raises:
     FileNotFoundError: if there is no such place.

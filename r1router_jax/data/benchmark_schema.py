@@ -26,12 +26,8 @@ T = TypeVar("T")
 class BenchmarkSpec:
   """The form of a question file as it was published.
 
-  Attributes:
-    file: name of the file.
-    count: number of questions in it.
-    id_key: key of a question's id, or "" if only the line number tells it.
-    answer_key: key of the accepted answers.
-    has_images: whether questions have an "image_id".
+  The `file` has `count` questions.  `id_key` is "" if only the line number
+  tells a question's id; `has_images` says that questions have an "image_id".
   """
 
   file: str

@@ -197,12 +197,9 @@ def _check_prompt(step: Step, problem: str):
 
 @dataclasses.dataclass(frozen=True)
 class PublishedTrajectory:
-  """One trajectory of a file.
+  """One trajectory of a file: the published object and its steps.
 
-  Attributes:
-    id: "<name of the file>/<line>", since published rows have no id.
-    published: the object in the file.
-    steps: its steps, with the image where it now lies.
+  Published rows have no id; here it is "<name of the file>/<line>".
   """
 
   id: str

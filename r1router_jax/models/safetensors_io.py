@@ -460,10 +460,8 @@ def _export_tensors(
     param = leaves[leaf]
     wanted = tensor_shape(pattern.split("->")[1], axes)
     if param.shape != wanted:
-      raise BadWeights(
-        f"{path}: parameter {leaf} has shape {param.shape}, wanted {wanted}.  "
-        "Pass the axes of this model."
-      )
+      fault = f"parameter {leaf} has shape {param.shape}, wanted {wanted}"
+      raise BadWeights(f"{path}: {fault}.  Pass the axes of this model.")
     left, right = _split_pattern(name, pattern)
     sizes = _pattern_axes(left + right, axes)
     shape, dtype = tensor_shape(left, axes), _DTYPE_NAMES[np.dtype(param.dtype)]
@@ -494,11 +492,9 @@ def write_checkpoint(
   # A checkpoint of one file has no number in its name.
   numbers = range(len(shards))
   parts = [os.path.join(folder, f"part-{i:05d}.safetensors") for i in numbers]
-  names = [WEIGHTS_FILE]
-  if len(shards) > 1:
-    names = [
-      f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in numbers
-    ]
+  names, total = [WEIGHTS_FILE], len(shards)
+  if total > 1:
+    names = [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in numbers]
 
   # Files get their final names only when all of them are complete.
   for part, shard in zip(parts, shards, strict=True):
@@ -506,7 +502,7 @@ def write_checkpoint(
   for part, name in zip(parts, names, strict=True):
     os.replace(part, os.path.join(folder, name))
 
-  if len(shards) > 1:
+  if total > 1:
     file_of = {}
     for name, shard in zip(names, shards, strict=True):
       file_of |= dict.fromkeys(shard, name)

@@ -165,10 +165,7 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
 def get_embedder(name: str, weights: str = "") -> Embedder:
   """Load an embedder once; knowledge bases share it.
 
-  Args:
-    name: a key of `EMBEDDERS`.
-    weights: folder, file or address of the weights; "" for embedders that come
-      with theirs.
+  `weights` is a folder, file or address; "" if the embedder comes with its own.
 
   Raises:
     ValueError: the name is unknown, or the weights do not fit.
