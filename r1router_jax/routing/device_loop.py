@@ -71,26 +71,21 @@ class DeviceRequest(NamedTuple):
 class CallbackState:
   """The host's part of one device's program: its loop and its next request.
 
-  Args:
-    policy: the policy.
-    loop: the loop over the questions of this device.
-    rows: B, number of prompts of a request at most.
-    room: largest (tokens, images, windows per image) of any prompt.
+  A request has B = `rows` prompts at most, and none has more (tokens, images,
+  windows per image) than `room`.
 
   Attributes:
-    loop: the loop.
+    loop: the loop over the questions of this device.
     request: the request that the device works on.
     trajectories: the trajectories, once the loop has ended.
     error: the exception that ended the loop, if any.
   """
 
-  def __init__(
-    self, policy: Policy, loop: RoutingLoop, rows: int, room: Sequence[int]
-  ):
+  def __init__(self, loop: RoutingLoop, rows: int, room: Sequence[int]):
     self.loop = loop
     self.trajectories: list[Trajectory] = []
     self.error: Exception | None = None
-    self._policy, self._rows, self._room = policy, rows, room
+    self._policy, self._rows, self._room = loop.policy, rows, room
     # Suspended at the request that the device works on.
     self._generator = loop.run()
     # An empty request gives the shapes, also if the loop never asks anything.
@@ -99,10 +94,9 @@ class CallbackState:
 
   def respond(self, *arrays: np.ndarray) -> DeviceRequest:
     """Return the next request, given the responses to this one, [B, G, ...]."""
-    active = group_decode.SampledResponses(
-      *(x[self.request.active] for x in arrays)
-    )
-    self.request = self._advance(self._policy.decode(active))
+    active = (x[self.request.active] for x in arrays)
+    responses = group_decode.SampledResponses(*active)
+    self.request = self._advance(self._policy.decode(responses))
     return self.request
 
   def _advance(self, groups: list | None) -> DeviceRequest:
@@ -120,7 +114,7 @@ class CallbackState:
     processor, rows = self._policy.processor, self._rows
     prompts = [processor.encode(each) for each in request.prompts]
     # A device without prompts must still take part in the program.
-    prompts = prompts or [_padding_prompt(self._policy)]
+    prompts = prompts or [_encode_plan(self._policy, Question("", "?"))]
     batch = processor.collate(prompts, 1, rows, self._check_room)
     length = max(processor.padded_length(prompt.ids) for prompt in prompts)
     # Rows without a prompt have hash 0; their responses are dropped.
@@ -171,12 +165,12 @@ def run_routing_on_devices(
   _check_devices(kbs, mesh)
   options.sampling.validate()
   # Rows are responses: a group takes `group_size` of them.
-  shards = mesh.size
-  rows = max(policy.config.decode_batch_size // options.group_size, 1)
+  shards, group_size = mesh.size, options.group_size
+  rows = max(policy.config.decode_batch_size // group_size, 1)
   program = functools.partial(
     _device_program(
       policy.inference_model,
-      options.group_size,
+      group_size,
       policy.config.response_tokens[-1],
       policy.processor.lengths,
       mesh,
@@ -193,20 +187,14 @@ def run_routing_on_devices(
     chunk = questions[first : first + shards * rows]
     # All requests of a chunk share one shape, and so one program.
     room = _max_prompt_shape(policy, chunk)
-    states = [
-      CallbackState(
-        policy,
-        RoutingLoop(policy, chunk[d::shards], retrieve, options),
-        rows,
-        room,
-      )
+    loops = [
+      RoutingLoop(policy, chunk[d::shards], retrieve, options)
       for d in range(shards)
     ]
+    states = [CallbackState(loop, rows, room) for loop in loops]
     _run_program(program, states)
-    trajectories += router.merge_parts(
-      [state.trajectories for state in states],
-      [state.loop for state in states],
-    )
+    parts = [state.trajectories for state in states]
+    trajectories += router.merge_parts(parts, loops)
   return trajectories
 
 
@@ -232,11 +220,7 @@ ROUTING_LOOPS = {
 
 
 def _check_devices(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
-  """Check that the loop can run on the devices of this host.
-
-  Raises:
-    ValueError: if it cannot; says why.
-  """
+  """Raise a ValueError if the loop cannot run on the devices of this host."""
   if mesh.size > mesh.shape[mesh_lib.DATA]:
     raise ValueError(
       f"The policy is split over {dict(mesh.shape)}, and a fused loop wants "
@@ -255,19 +239,13 @@ def _check_devices(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
 
 
 def _run_program(program: Callable, states: Sequence[CallbackState]) -> None:
-  """Run the loops of all devices to their ends.
-
-  Raises:
-    Exception: the exception that ended a loop.
-  """
-  # Programs carry numbers, not objects, so that they are compiled once for all
-  # runs.
+  """Run the loops of all devices to their ends, or raise what ended one."""
+  # Programs carry numbers, so that they are compiled once for all runs.
   ids = [next(_state_ids) for _ in states]
   _CALLBACK_STATES.update(zip(ids, states, strict=True))
   # One row for each device.
-  requests = jax.tree.map(
-    lambda *x: np.stack(x), *[state.request for state in states]
-  )
+  first = [state.request for state in states]
+  requests = jax.tree.map(lambda *x: np.stack(x), *first)
   try:
     jax.block_until_ready(program(np.array(ids, np.int32), requests))
   finally:
@@ -290,32 +268,26 @@ def _max_prompt_shape(
   prompts = []
   for question in questions:
     try:
-      step = Step("", "plan", question)
-      prompts.append(policy.processor.encode(policy.config.build_prompt(step)))
+      prompts.append(_encode_plan(policy, question))
     except (BadImage, PromptTooLong):
       pass  # The loop leaves out its steps, with a fault.
   # Shapes are counted and not collated, which would allocate the patches.
-  images = max((len(prompt.images) for prompt in prompts), default=0)
-  windows = max(
-    (
-      qwen2_5_vl.count_windows(*image.grid, policy.config.model.vision)
-      for prompt in prompts
-      for image in prompt.images
-    ),
-    default=0,
-  )
+  vision = policy.config.model.vision
+  grids = [image.grid for prompt in prompts for image in prompt.images]
+  counts = [qwen2_5_vl.count_windows(*grid, vision) for grid in grids]
   # `Processor.collate` rounds up, too, so that few shapes are compiled.
-  windows = windows and next_power_of_two(windows)
+  windows = next_power_of_two(max(counts)) if counts else 0
   # Images of passages are not known beforehand: room for the largest.
-  passage_images = policy.config.passage_images
-  if passage_images:
+  if policy.config.passage_images:
     windows = max(windows, policy.processor.max_windows())
-  return [policy.processor.lengths[-1], images + passage_images, windows]
+  images = max((len(prompt.images) for prompt in prompts), default=0)
+  images += policy.config.passage_images
+  return [policy.processor.lengths[-1], images, windows]
 
 
-def _padding_prompt(policy: Policy) -> EncodedPrompt:
-  """Return a prompt for devices that have none."""
-  step = Step("", "plan", Question("", "?"))
+def _encode_plan(policy: Policy, question: Question) -> EncodedPrompt:
+  """Return the first prompt on a question."""
+  step = Step("", "plan", question)
   return policy.processor.encode(policy.config.build_prompt(step))
 
 
@@ -333,12 +305,25 @@ def _device_program(
   first requests, and returns the numbers of the last requests.
   """
 
+  def sample_responses(length, params, constraints, key, request):
+    # Only these fields have an axis of prompt tokens; images stay whole.
+    fields = ("tokens", "mask", "positions", "image_token")
+    shorter = {f: getattr(request.prompts, f)[..., :length] for f in fields}
+    return group_decode.sample(
+      model,
+      params,
+      request.prompts._replace(**shorter),
+      group_decode.response_keys(key, request.prompt_hashes, group_size),
+      SamplingParams(*(jnp.repeat(x, group_size) for x in request.sampling)),
+      constraints,
+      request.active,
+      max_tokens=max_tokens,
+    )
+
   def run(params, key_data, constraints, state_id, request):
     # One branch per padded length, so that short prompts cost less.
     branches = [
-      functools.partial(
-        _generate, model, group_size, max_tokens, length, params, constraints
-      )
+      functools.partial(sample_responses, length, params, constraints)
       for length in lengths
     ]
 
@@ -356,32 +341,6 @@ def _device_program(
     return jax.lax.while_loop(has_prompts, answer_request, request).number
 
   return mesh_lib.shard_map_over_data(run, mesh, shared=(0, 1, 2))
-
-
-def _generate(
-  model: qwen2_5_vl.QwenVL,
-  group_size: int,
-  max_tokens: int,
-  length: int,
-  params: dict,
-  constraints: group_decode.DecodeConstraints,
-  key: jax.Array,
-  request: DeviceRequest,
-) -> group_decode.SampledResponses:
-  """Sample the responses to a request with prompts of up to `length` tokens."""
-  # Only these fields have an axis of prompt tokens; images stay whole.
-  fields = ("tokens", "mask", "positions", "image_token")
-  shorter = {f: getattr(request.prompts, f)[..., :length] for f in fields}
-  return group_decode.sample(
-    model,
-    params,
-    request.prompts._replace(**shorter),
-    group_decode.response_keys(key, request.prompt_hashes, group_size),
-    SamplingParams(*(jnp.repeat(x, group_size) for x in request.sampling)),
-    constraints,
-    request.active,
-    max_tokens=max_tokens,
-  )
 
 
 def _call_back(state_id: jax.Array, *responses: jax.Array) -> DeviceRequest:

@@ -19,8 +19,7 @@ from r1router_jax.protocol import format
 
 # Any tag of the protocol, in any case.
 _TAGS = re.compile(
-  "</?(?:" + "|".join({*format.PLAN_TAGS, *format.ANSWER_TAGS}) + ")>",
-  re.IGNORECASE,
+  f"(?i)</?(?:{'|'.join({*format.PLAN_TAGS, *format.ANSWER_TAGS})})>"
 )
 
 
@@ -47,10 +46,7 @@ class Episode:
   planning: bool = True
 
   def next_step(
-    self,
-    kind: str,
-    sub_question: str = "",
-    passages: Sequence[Passage] = (),
+    self, kind: str, sub_question: str = "", passages: Sequence[Passage] = ()
   ) -> Step:
     """Return the step of the given kind that follows the rounds so far."""
     # Prompts show sub-questions and answers, never the passages.
@@ -84,17 +80,13 @@ class Episode:
     elif not plan.routes:
       self.planning = False
     # The same search would find the same passages.
-    elif self.is_repeated(plan):
+    elif _search_key(plan) in {_search_key(r.plan) for r in self.rounds}:
       self.record_fault("repeated", plan.sub_question)
     return self.planning
 
   def prompt_was_rejected(self, reason: str) -> bool:
     """Return whether the policy could not read a prompt for this reason."""
     return f"input: {reason}" in self.faults
-
-  def is_repeated(self, plan: Plan) -> bool:
-    """Return whether the same knowledge bases were asked the same before."""
-    return _search_key(plan) in {_search_key(done.plan) for done in self.rounds}
 
   def to_trajectory(self) -> Trajectory:
     """Return a frozen copy for those who evaluate or store it."""

@@ -9,6 +9,7 @@ since a greedy policy would repeat itself; a plan that fails again is asked for
 a last time with the reason why it failed (see `templates.Style.repair`).
 """
 
+import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
@@ -120,15 +121,11 @@ def generate_and_parse(
   parsed, its first one is returned as `Malformed`.
   """
   # 1. Leave out prompts that the policy cannot read.
-  results = [
-    check_prompt(policy, each.episode, each.prompt) for each in pending
-  ]
+  results = [check_prompt(policy, p.episode, p.prompt) for p in pending]
   readable = [i for i, rejection in enumerate(results) if rejection is None]
-  groups = []
+  groups, readable_prompts = [], [pending[i].prompt for i in readable]
   if readable:
-    groups = yield GenerationRequest(
-      number, [pending[i].prompt for i in readable], sampling
-    )
+    groups = yield GenerationRequest(number, readable_prompts, sampling)
   # 2. Parse the responses to the others.
   for i, group in zip(readable, groups, strict=True):
     episode, prompt, parse, step = pending[i]
@@ -137,9 +134,8 @@ def generate_and_parse(
     # The first response that can be parsed counts, so the choice does not
     # depend on rewards.
     parsed = [parse(response.text) for response in group]
-    chosen = next(
-      (m for m, each in enumerate(parsed) if not isinstance(each, Malformed)), 0
-    )
+    usable = [not isinstance(each, Malformed) for each in parsed]
+    chosen = usable.index(True) if any(usable) else 0
     results[i] = parsed[chosen]
     # Other members of the group were drawn to learn from, not to answer.
     episode.tokens += len(group[chosen].tokens)
@@ -159,21 +155,12 @@ def generate_with_retries(
 ) -> ParsedGenerator:
   """Generate and parse, with further attempts for malformed responses.
 
-  The second attempt samples at temperature 1.  With `repair`, a third one shows
-  the policy its response and what is wrong with it.
-
-  Args:
-    policy: the policy that is asked.
-    pending: the prompts.
-    number: number of the first attempt's request; attempts count on from it.
-    sampling: how tokens of the first and the third attempt are drawn.
-    on_step: is told steps and responses of the first two attempts: a prompt
-      for repair is no step of the protocol.
-    repair: whether there is a third attempt.
+  Requests of the attempts are numbered from `number` on.  The second attempt
+  samples at temperature 1.  With `repair`, a third one shows the policy its
+  response and what is wrong with it, which is no step for `on_step`.
   """
-  results = yield from generate_and_parse(
-    policy, pending, number, sampling, on_step
-  )
+  ask = functools.partial(generate_and_parse, policy, on_step=on_step)
+  results = yield from ask(pending, number, sampling)
   for attempt in (1, 2) if repair else (1,):
     # A prompt that was rejected would be rejected again.
     retries = {
@@ -185,13 +172,8 @@ def generate_with_retries(
     # The last attempt has another prompt, the others the same one.
     if attempt == 2:
       retries = _repair_prompts(retries, results, policy.config.style)
-    retried = yield from generate_and_parse(
-      policy,
-      [*retries.values()],
-      number + attempt,
-      SamplingParams() if attempt == 1 else sampling,
-      on_step,
-    )
+    again = SamplingParams() if attempt == 1 else sampling
+    retried = yield from ask([*retries.values()], number + attempt, again)
     for i, result in zip(retries, retried, strict=True):
       results[i] = result
   return results

@@ -58,11 +58,7 @@ from r1router_jax.routing.policy_requests import (
   ANSWER_TRIES,
   PLAN_TRIES,
   REQUESTS_PER_ROUND,
-  GenerationRequest,
-  OnStep,
-  ParsedGenerator,
   PendingPrompt,
-  RoutingGenerator,
 )
 
 
@@ -88,7 +84,7 @@ class RolloutOptions:
   k: int | Mapping[str, int] = 1
   sampling: SamplingParams = GREEDY
   group_size: int = 1
-  on_step: OnStep | None = None
+  on_step: policy_requests.OnStep | None = None
   in_flight: int = 1
 
 
@@ -104,15 +100,7 @@ def run_routing(
 ) -> list[Trajectory]:
   """Run the routing loop, driven by the host.
 
-  Args:
-    policy: writes plans and answers.
-    kbs: the three knowledge bases, by kind.
-    questions: the questions; no trajectory depends on another question.
-    key: key of all samples.
-    options: method, sampling and limits.
-
-  Returns:
-    The trajectory of each question.
+  Knowledge bases are given by kind.  No trajectory depends on another question.
 
   Raises:
     ValueError: if a question has no text, or if parts of the questions would
@@ -123,18 +111,14 @@ def run_routing(
   if count > 1 and retriever.is_collective(kbs):
     raise ValueError(retriever.COLLECTIVE_ERROR)
   # Every count-th question goes to one loop, so that parts are alike.
+  retrieve = retriever.make_retriever(kbs, options.k)
   loops = [
-    RoutingLoop(
-      policy,
-      questions[i::count],
-      retriever.make_retriever(kbs, options.k),
-      options,
-    )
+    RoutingLoop(policy, questions[i::count], retrieve, options)
     for i in range(count)
   ]
   # A loop waits for its own searches alone: threads let the others generate.
   keys, device_lock = request_keys(key, options.max_steps), threading.Lock()
-  drive = functools.partial(_drive_loop, policy, keys, device_lock)
+  drive = functools.partial(_drive_loop, keys, device_lock)
   if count == 1:
     parts = [drive(loops[0])]
   else:
@@ -144,7 +128,6 @@ def run_routing(
 
 
 def _drive_loop(
-  policy: PolicyInterface,
   keys: jax.Array,
   device_lock: contextlib.AbstractContextManager,
   loop: "RoutingLoop",
@@ -158,7 +141,7 @@ def _drive_loop(
       return end.value
     # Loops of other threads search meanwhile, but only one may generate.
     with device_lock:
-      groups = policy.generate(
+      groups = loop.policy.generate(
         request.prompts,
         keys[request.number],
         options.group_size,
@@ -172,9 +155,7 @@ def merge_parts(
 ) -> list[Trajectory]:
   """Return trajectories in the order of the questions, and report all steps.
 
-  Args:
-    parts: trajectories of each loop, which has every len(loops)-th question.
-    loops: the loops, all with the same options.
+  Each of the parts is of one loop, which has every len(loops)-th question.
   """
   # Parts are reported one after the other, so `on_step` needs no lock.
   trajectories = [None] * sum(map(len, parts))
@@ -204,49 +185,43 @@ def request_keys(key: jax.Array, max_steps: int) -> jax.Array:
   return jnp.stack(keys)
 
 
+@dataclasses.dataclass
 class RoutingLoop:
   """The routing loop over some questions, as a generator of requests.
 
-  Args:
+  Attributes:
     policy: the policy that is asked; the loop itself only reads its config and
       checks prompts.
     questions: the questions to answer.
     retrieve: returns the passages of (knowledge base, sub-question, image).
     options: method, sampling and limits.
-
-  Attributes:
-    options: the options.
     visited_steps: each step that the policy was asked, with its responses.
 
   Raises:
     ValueError: if the method cannot ask the policy.
   """
 
-  def __init__(
-    self,
-    policy: PolicyInterface,
-    questions: Sequence[Question],
-    retrieve: retriever.RetrieveFn,
-    options: RolloutOptions = DEFAULT_OPTIONS,
-  ):
+  policy: PolicyInterface
+  questions: Sequence[Question]
+  retrieve: retriever.RetrieveFn
+  options: RolloutOptions = DEFAULT_OPTIONS
+
+  def __post_init__(self):
+    self._method = self.options.method
     # Fails before anything is generated.
-    options.method.check_config(policy.config)
-    self.options = options
+    self._method.check_config(self.policy.config)
     # Steps are collected here and reported at the end, in one thread.
     self.visited_steps: list[tuple[Step, Sequence[Response]]] = []
-    self._policy, self._questions = policy, questions
-    self._retrieve, self._method = retrieve, options.method
     self._episodes: list[Episode] = []
 
-  def run(self) -> RoutingGenerator:
+  def run(self) -> policy_requests.RoutingGenerator:
     """Yield requests, and return the trajectory of each question.
 
     Raises:
       ValueError: if a question has no text.
     """
-    self._episodes = policy_requests.start_episodes(
-      self._policy, self._questions
-    )
+    start = policy_requests.start_episodes
+    self._episodes = start(self.policy, self.questions)
     for n in range(self.options.max_steps):
       planned = yield from self._plan(n)
       # Also without any plan: hosts may have to search together.
@@ -257,7 +232,9 @@ class RoutingLoop:
 
   def _plan(
     self, n: int
-  ) -> Generator[GenerationRequest, Any, list[tuple[Episode, Plan]]]:
+  ) -> Generator[
+    policy_requests.GenerationRequest, Any, list[tuple[Episode, Plan]]
+  ]:
     """Return the plans of round `n` to carry out, with their episodes."""
     episodes = [episode for episode in self._episodes if episode.planning]
     # 1. Ask the policy, unless the method decides alone.
@@ -271,8 +248,7 @@ class RoutingLoop:
     for i, result in zip(asked, results, strict=True):
       if isinstance(result, Plan):
         # Malformed responses stay as they are.
-        question = episodes[i].question
-        result = self._method.redirect_plan(question, n, result)
+        result = self._method.redirect_plan(episodes[i].question, n, result)
       plans[i] = result
     # 3. Keep the plans to carry out.
     planned = []
@@ -290,15 +266,12 @@ class RoutingLoop:
     """Return the passages of each plan, of all its routes in their order."""
     # One request for each route of each plan, all in one call, so that
     # knowledge bases search side by side.
-    found = iter(
-      self._retrieve(
-        [
-          (kb, plan.sub_question, episode.question.image)
-          for episode, plan in planned
-          for kb in plan.routes
-        ]
-      )
-    )
+    requests = [
+      (kb, plan.sub_question, episode.question.image)
+      for episode, plan in planned
+      for kb in plan.routes
+    ]
+    found = iter(self.retrieve(requests))
     # Each plan takes as many results as it has routes.
     return [
       tuple(itertools.chain(*itertools.islice(found, len(plan.routes))))
@@ -310,7 +283,7 @@ class RoutingLoop:
     n: int,
     planned: Sequence[tuple[Episode, Plan]],
     passages: Sequence[tuple[Passage, ...]],
-  ) -> Generator[GenerationRequest, Any, None]:
+  ) -> Generator[policy_requests.GenerationRequest, Any, None]:
     """Have the passages of round `n` read, and add the round to its episode."""
     pending = [
       self._prompt(episode, "answer", plan.sub_question, found)
@@ -319,34 +292,33 @@ class RoutingLoop:
     # A method that shows passages in later prompts has no answer of the round.
     answers = [Answer("", "")] * len(pending)
     if None not in pending:
-      answers = yield from self._generate(
-        pending, REQUESTS_PER_ROUND * n + PLAN_TRIES
-      )
-    for (episode, plan), found, answer in zip(
-      planned, passages, answers, strict=True
-    ):
+      number = REQUESTS_PER_ROUND * n + PLAN_TRIES
+      answers = yield from self._generate(pending, number)
+    rounds = zip(planned, passages, answers, strict=True)
+    for (episode, plan), found, answer in rounds:
       episode.rounds.append(Round(plan, found, answer))
 
-  def _conclude(self) -> Generator[GenerationRequest, Any, None]:
+  def _conclude(
+    self,
+  ) -> Generator[policy_requests.GenerationRequest, Any, None]:
     """Ask for the final answers that are missing."""
     episodes = [e for e in self._episodes if e.final is None]
-    finals = yield from self._generate(
-      [self._prompt(episode, "final") for episode in episodes],
-      REQUESTS_PER_ROUND * self.options.max_steps,
-    )
+    pending = [self._prompt(episode, "final") for episode in episodes]
+    number = REQUESTS_PER_ROUND * self.options.max_steps
+    finals = yield from self._generate(pending, number)
     for episode, final in zip(episodes, finals, strict=True):
       episode.final = final
 
   def _prompt(self, episode: Episode, *step: Any) -> PendingPrompt | None:
     """Return the method's prompt of a step, see `Episode.next_step`."""
-    next_step, config = episode.next_step(*step), self._policy.config
+    next_step, config = episode.next_step(*step), self.policy.config
     return self._method.step_prompt(config, episode, next_step)
 
   def _generate(
     self, pending: Sequence[PendingPrompt], number: int, repair: bool = False
-  ) -> ParsedGenerator:
+  ) -> policy_requests.ParsedGenerator:
     return policy_requests.generate_with_retries(
-      self._policy,
+      self.policy,
       pending,
       number,
       self.options.sampling,
