@@ -91,21 +91,13 @@ TABLE_HEAD = """\
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One program of a run, ready to be compiled.
+  """One program of a run, ready to be compiled."""
 
-  Attributes:
-    name: a key of `ADVICE`.
-    mesh: the devices that it runs on.
-    function: the function to compile.
-    arguments: the shapes of its arguments, with their shardings.
-    donated: positions of the arguments whose memory it takes over.
-  """
-
-  name: str
-  mesh: jax.sharding.Mesh
+  name: str  # A key of `ADVICE`.
+  mesh: jax.sharding.Mesh  # The devices that it runs on.
   function: Callable
-  arguments: tuple
-  donated: tuple[int, ...] = ()
+  arguments: tuple  # Shapes, with their shardings.
+  donated: tuple[int, ...] = ()  # Arguments whose memory it takes over.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +107,7 @@ class ProgramMemory:
   Attributes:
     program: its name.
     peak: at the worst moment; what it wanted, if the compiler gave up.
-    arguments: weights, optimizer and batch, a part of the peak; NaN if the
-      compiler gave up.
+    arguments: weights, optimizer and batch, a part of the peak; else NaN.
     limit: memory of the chip; infinite if unknown.
   """
 
@@ -168,24 +159,22 @@ def describe_batch(
   config: RunConfig, policy: policy_config.PolicyConfig
 ) -> str:
   """Return what a data shard does at one time, in words."""
-  images = ""
+  images, grpo = "", config.step_grpo
   if policy.model.vision is not None:
     images = f", each with an image of {policy.max_pixels:,} pixels"
   return (
     f"Prompts of {policy.prompt_tokens[-1]:,} tokens{images}; "
-    f"{config.step_grpo.group_size} responses of "
-    f"{policy.response_tokens[-1]:,} tokens to each; "
-    f"{config.data.prompts_per_shard} prompts per data shard of the rollout "
-    f"mesh, {config.step_grpo.update_batch_size} per data shard of the "
-    f"training mesh; {policy.compute.dtype}."
+    f"{grpo.group_size} responses of {policy.response_tokens[-1]:,} tokens to "
+    f"each; {config.data.prompts_per_shard} prompts per data shard of the "
+    f"rollout mesh, {grpo.update_batch_size} per data shard of the training "
+    f"mesh; {policy.compute.dtype}."
   )
 
 
 def read_policy_config(config: RunConfig) -> policy_config.PolicyConfig:
   """Return the config of the policy that the run starts from."""
-  return policy_config.config_for_run(
-    config.policy.start_from, config.policy.overrides
-  )
+  start = config.policy
+  return policy_config.config_for_run(start.start_from, start.overrides)
 
 
 def resolve_attention(
@@ -206,22 +195,17 @@ def make_programs(config: RunConfig, devices: np.ndarray) -> list[Program]:
   Raises:
     ValueError: if a mesh does not tile the devices.
   """
-  policy = resolve_attention(
-    read_policy_config(config), devices.flat[0].platform
-  )
-  training_mesh, rollout_mesh = (
-    mesh_lib.mesh_from_devices(
-      list(devices), getattr(config, name), f"config.{name}"
-    )
-    for name in ("mesh", "rollout_mesh")
-  )
+  platform = devices.flat[0].platform
+  policy = resolve_attention(read_policy_config(config), platform)
+  make_mesh = functools.partial(mesh_lib.mesh_from_devices, list(devices))
+  training_mesh = make_mesh(config.mesh, "config.mesh")
+  rollout_mesh = make_mesh(config.rollout_mesh, "config.rollout_mesh")
+
+  def make_params(key):
+    return run_setup.add_adapters(config, policy_lib.init_params(policy, key))
+
   # Shapes alone: no weights are read or made.
-  params = jax.eval_shape(
-    lambda key: run_setup.add_adapters(
-      config, policy_lib.init_params(policy, key)
-    ),
-    jax.random.key(0),
-  )
+  params = jax.eval_shape(make_params, jax.random.key(0))
   return [
     _make_rollout(config, policy, params, rollout_mesh),
     _make_update(config, policy, params, training_mesh),
@@ -237,32 +221,25 @@ def _make_rollout(
   """Return the program that samples the groups of one iteration."""
   model = qwen2_5_vl.QwenVL(policy.model, policy.compute)
   # `__wrapped__` is the function without its own jit.
-  decode = functools.partial(
-    group_decode.sample.__wrapped__,
-    model,
-    max_tokens=policy.response_tokens[-1],
-  )
+  sample, longest = group_decode.sample.__wrapped__, policy.response_tokens[-1]
+  decode = functools.partial(sample, model, max_tokens=longest)
   shape = config.data.prompts_per_shard, config.step_grpo.group_size
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape))
   prompts = step_grpo.abstract_prompts(policy, shape[0])
-  shards = mesh.shape[mesh_lib.DATA]
+  rows, shards = mesh_lib.batch_sharding(mesh), mesh.shape[mesh_lib.DATA]
+
+  def describe_rows(x):
+    return jax.ShapeDtypeStruct((shards, *x.shape), x.dtype, sharding=rows)
+
   # Prompts and keys have a leading axis of data shards.
-  by_shard = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      (shards, *x.shape), x.dtype, sharding=mesh_lib.batch_sharding(mesh)
-    ),
-    (prompts, keys),
-  )
+  by_shard = jax.tree.map(describe_rows, (prompts, keys))
   # Sampling splits weights along `tensor` alone, and holds them in the dtype
   # of products.
   shardings = mesh_lib.tree_shardings(params, mesh, without=(mesh_lib.FSDP,))
   weights = jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, policy.compute.dtype, sharding=sharding
-    ),
-    params,
-    shardings,
+    lambda x: jax.ShapeDtypeStruct(x.shape, policy.compute.dtype), params
   )
+  weights = mesh_lib.with_shardings(weights, shardings)
   # The vocabulary mask and the id of the end token.
   constraints = group_decode.DecodeConstraints(
     jax.ShapeDtypeStruct((policy.model.vocab,), bool),
@@ -288,12 +265,8 @@ def _make_update(
   model = qwen2_5_vl.QwenVL(policy.model, policy.compute)
   loss_config = step_grpo.make_loss_config(config.step_grpo, policy)
   # The mask of allowed tokens is a constant of the program, as in a run.
-  loss = functools.partial(
-    grpo_loss.loss,
-    model,
-    loss_config,
-    allowed=jnp.ones(policy.model.vocab, bool),
-  )
+  allowed = jnp.ones(policy.model.vocab, bool)
+  loss = functools.partial(grpo_loss.loss, model, loss_config, allowed=allowed)
   shards = math.prod(mesh.shape.get(axis, 1) for axis in mesh_lib.BATCH_AXES)
   # The strategy gives states the shardings that checkpoints have.  Under pmap a
   # chip holds as much as on a mesh that splits no weights.
@@ -301,20 +274,12 @@ def _make_update(
   # Only a divergence needs the reference policy.
   reference = None
   if loss_config.kl_coef != 0:
-    reference = layout.abstract_state(
-      functools.partial(run_setup.trainable_params, config), params
-    )
-  return Program(
-    "update",
-    mesh,
-    run_setup.make_train_step(config, loss, axis_name=None),
-    (
-      layout.abstract_state(run_setup.make_init_state(config), params),
-      reference,
-      _abstract_microbatches(config, policy, mesh, shards),
-    ),
-    donated=(0,),
-  )
+    trainable = functools.partial(run_setup.trainable_params, config)
+    reference = layout.abstract_state(trainable, params)
+  state = layout.abstract_state(run_setup.make_init_state(config), params)
+  batch = _abstract_microbatches(config, policy, mesh, shards)
+  train_step = run_setup.make_train_step(config, loss, axis_name=None)
+  return Program("update", mesh, train_step, (state, reference, batch), (0,))
 
 
 def _abstract_microbatches(
@@ -330,18 +295,14 @@ def _abstract_microbatches(
     batch,
   )
   # Microbatches follow each other; the rows of each are split.
-  rows = mesh_lib.batch_sharding(mesh).spec
-  sharding = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec(None, *rows)
-  )
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      (x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:]),
-      x.dtype,
-      sharding=sharding,
-    ),
-    batch,
-  )
+  rows = jax.sharding.PartitionSpec(None, *mesh_lib.batch_sharding(mesh).spec)
+  sharding = jax.sharding.NamedSharding(mesh, rows)
+
+  def describe(x):
+    shape = x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:]
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(describe, batch)
 
 
 def measure_memory(program: Program) -> ProgramMemory:
@@ -364,12 +325,8 @@ def measure_memory(program: Program) -> ProgramMemory:
         raise
       wanted = _wanted_gib(str(error))
       return ProgramMemory(program.name, wanted, math.nan, limit)
-  return ProgramMemory(
-    program.name,
-    used.peak_memory_in_bytes / GIB,
-    used.argument_size_in_bytes / GIB,
-    limit,
-  )
+  peak, arguments = used.peak_memory_in_bytes, used.argument_size_in_bytes
+  return ProgramMemory(program.name, peak / GIB, arguments / GIB, limit)
 
 
 def _wanted_gib(message: str) -> float:

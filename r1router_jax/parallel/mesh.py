@@ -50,11 +50,7 @@ def local_mesh() -> Mesh:
 
 
 def make_mesh(**axes: int) -> Mesh:
-  """Return a mesh over all devices.
-
-  Args:
-    **axes: sizes of the axes; one may be -1 and takes the remaining devices.
-  """
+  """Return a mesh over all devices; one size may be -1 and takes the rest."""
   sizes = mesh_sizes(jax.device_count(), axes)
   return jax.make_mesh(sizes, tuple(axes), (AxisType.Auto,) * len(sizes))
 
@@ -64,18 +60,12 @@ def mesh_from_devices(
 ) -> Mesh:
   """Return a mesh over the given devices, those of a host side by side.
 
-  Args:
-    devices: in any order.
-    axes: sizes of the axes; one may be -1.
-    name: what an error message calls the mesh.
+  See `mesh_sizes` for the axes, and for the name.
   """
   sizes = mesh_sizes(len(devices), axes, name)
   ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
-  return Mesh(
-    np.array(ordered).reshape(sizes),
-    tuple(axes),
-    axis_types=(AxisType.Auto,) * len(sizes),
-  )
+  grid, types = np.array(ordered).reshape(sizes), (AxisType.Auto,) * len(sizes)
+  return Mesh(grid, tuple(axes), axis_types=types)
 
 
 def mesh_sizes(
@@ -83,13 +73,8 @@ def mesh_sizes(
 ) -> list[int]:
   """Return the sizes of a mesh's axes, with the number that -1 stands for.
 
-  Args:
-    devices: number of devices.
-    axes: sizes by name; one may be -1 and takes the devices that are left.
-    name: what an error message calls the mesh.
-
   Raises:
-    ValueError: if the mesh does not tile the devices.
+    ValueError: if the mesh, which it calls `name`, does not tile the devices.
   """
   # The devices that the given sizes take, and whether -1 may take the rest.
   named = math.prod(size for size in axes.values() if size != -1)
@@ -144,11 +129,12 @@ def gather_to_host(tree: Any) -> Any:
   """Return every leaf as a whole array on this host; all hosts take part."""
 
   def gather(x):
-    if not isinstance(x, jax.Array):
-      return np.asarray(x)
-    if x.is_fully_addressable or x.is_fully_replicated:
-      return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
+    is_spread = isinstance(x, jax.Array) and not (
+      x.is_fully_addressable or x.is_fully_replicated
+    )
+    if is_spread:
+      return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
   return jax.tree.map(gather, tree)
 
@@ -160,12 +146,9 @@ def tree_shardings(
 
   The tree may be parameters or whatever holds them, such as the state of an
   optimizer, since a rule looks at the end of a path.  Scalars are replicated,
-  and so is a dimension that the size of its axis does not divide.
-
-  Args:
-    shapes: a tree of arrays, or of their shapes.
-    mesh: a mesh; axes of the rules that it lacks split nothing.
-    without: axes along which nothing is split, e.g. `(FSDP,)` for sampling.
+  and so is a dimension that the size of its axis does not divide.  Nothing is
+  split along axes that the mesh lacks or that `without` names, e.g. `(FSDP,)`
+  for sampling.
 
   Raises:
     ValueError: if a leaf has no rule.
@@ -176,9 +159,8 @@ def tree_shardings(
     if not leaf.shape:
       return NamedSharding(mesh, PartitionSpec())
     # A key of a dict, or a field of a NamedTuple of the optimizer's state.
-    name = "/".join(
-      str(getattr(key, "key", getattr(key, "name", key))) for key in path
-    )
+    keys = (getattr(key, "key", getattr(key, "name", key)) for key in path)
+    name = "/".join(map(str, keys))
     for end, axes in SHARDING_RULES:
       if re.search(f"(^|/){end}$", name):
         spec = [
@@ -187,11 +169,20 @@ def tree_shardings(
         ]
         return NamedSharding(mesh, PartitionSpec(*spec))
     raise ValueError(
-      f"No rule of mesh.SHARDING_RULES says how {name} "
-      f"{leaf.shape} lies on the mesh.  Add one."
+      f"No rule of mesh.SHARDING_RULES says how {name} {leaf.shape} lies on "
+      "the mesh.  Add one."
     )
 
   return jax.tree_util.tree_map_with_path(leaf_sharding, shapes)
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+  """Return the shapes of a tree of arrays, or of shapes, with shardings."""
+
+  def describe(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map(describe, shapes, shardings)
 
 
 def shardings_by_path(
@@ -239,8 +230,7 @@ def shard_map_over_data(
     function: a function of one data shard; the returned one takes and returns
       trees whose leaves have a leading axis of data shards.
     mesh: a mesh with the axis `DATA`.
-    shared: positions of arguments that are the same for all data shards and
-      lack the leading axis.
+    shared: positions of arguments that lack the leading axis.
     **options: options of `jax.jit`.
   """
 
@@ -258,18 +248,13 @@ def shard_map_over_data(
     return jax.tree.map(lambda x: x[None], function(*args))
 
   def run_all(*args):
+    split = PartitionSpec(DATA)
+    specs = [
+      PartitionSpec() if i in shared else split for i in range(len(args))
+    ]
     # Only the data axis is manual; the compiler takes care of the others.
-    specs = tuple(
-      PartitionSpec() if i in shared else PartitionSpec(DATA)
-      for i in range(len(args))
-    )
-    return jax.shard_map(
-      run_shard,
-      mesh=mesh,
-      in_specs=specs,
-      out_specs=PartitionSpec(DATA),
-      axis_names={DATA},
-      check_vma=False,
-    )(*args)
+    options = dict(mesh=mesh, axis_names={DATA}, check_vma=False)
+    specs = dict(in_specs=tuple(specs), out_specs=split)
+    return jax.shard_map(run_shard, **specs, **options)(*args)
 
   return jax.jit(run_all, **options)

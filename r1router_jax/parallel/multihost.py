@@ -32,11 +32,11 @@ def initialize_distributed() -> None:
   """
   if jax.distributed.is_initialized():
     return
-  given = {
-    name: os.environ[name]
-    for name in (COORDINATOR_VAR, NUM_PROCESSES_VAR, PROCESS_ID_VAR)
-    if name in os.environ
-  }
+  names = COORDINATOR_VAR, NUM_PROCESSES_VAR, PROCESS_ID_VAR
+  given = {name: os.environ[name] for name in names if name in os.environ}
+  # Without srun SLURM sets no list of the step's nodes.
+  slurm_tasks = int(os.environ.get("SLURM_NTASKS", 1))
+  is_srun = slurm_tasks > 1 and "SLURM_STEP_NODELIST" in os.environ
   # Explicit variables come first, then SLURM, then the TPU.
   if len(given) == 3:
     _join_coordinator(*given.values())
@@ -45,35 +45,23 @@ def initialize_distributed() -> None:
       f"Of {COORDINATOR_VAR}, {NUM_PROCESSES_VAR} and {PROCESS_ID_VAR} only "
       f"{sorted(given)} are set.  Set all three in each process, or none."
     )
-  elif (
-    int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    and "SLURM_STEP_NODELIST" in os.environ  # Not set without srun.
-  ):
+  elif is_srun:
     jax.distributed.initialize()
   elif _on_tpu():
     _join_tpu()
   if jax.distributed.is_initialized():
     logging.info(
-      "Process %d of %d, with %d of %d devices.",
-      jax.process_index(),
-      jax.process_count(),
-      jax.local_device_count(),
-      jax.device_count(),
+      f"Process {jax.process_index()} of {jax.process_count()}, with "
+      f"{jax.local_device_count()} of {jax.device_count()} devices."
     )
 
 
 def _join_coordinator(address: str, processes: str, process: str) -> None:
   """Join the job of the process that listens at `address`."""
-  host = address.rsplit(":", 1)[0]
   # JAX would listen on every interface, which a group on one machine need not.
-  # JAX would listen on every interface, which a group on one machine need not.
-  local = host in ("localhost", "127.0.0.1")
-  jax.distributed.initialize(
-    address,
-    int(processes),
-    int(process),
-    coordinator_bind_address=address if local else None,
-  )
+  is_local = address.rsplit(":", 1)[0] in ("localhost", "127.0.0.1")
+  bind = dict(coordinator_bind_address=address if is_local else None)
+  jax.distributed.initialize(address, int(processes), int(process), **bind)
 
 
 def _on_tpu() -> bool:
@@ -93,9 +81,8 @@ def _join_tpu() -> None:
     jax.distributed.initialize()
   except (OSError, ValueError) as error:
     # No metadata server, or one that knows of no pod: a TPU in a notebook.
-    if jax.distributed.is_initialized() or "," in os.environ.get(
-      "TPU_WORKER_HOSTNAMES", ""
-    ):
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if jax.distributed.is_initialized() or "," in hosts:
       raise
     logging.warning("This TPU belongs to no pod (%s); going on alone.", error)
 
@@ -107,8 +94,7 @@ class Preemption:
   """
 
   def __enter__(self) -> "Preemption":
-    self._signalled = False
-    self._previous_handler = None
+    self._signalled, self._previous_handler = False, None
     # In a job of several processes JAX catches the signal itself, and tells all
     # of them at the same step.  Python allows handlers in the main thread only.
     main_thread = threading.current_thread() is threading.main_thread()

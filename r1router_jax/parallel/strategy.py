@@ -14,6 +14,7 @@ Axes:  D data shards of this host's batch   B rows of a shard
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,34 +58,24 @@ class ParallelStrategy:
   def abstract_state(self, function: Callable, *args: Any) -> Any:
     """Return the shapes and shardings of a function's result on all hosts."""
     shapes = jax.eval_shape(function, *args)
-
-    def with_sharding(x, sharding):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    shardings = mesh_lib.tree_shardings(shapes, self.global_mesh)
-    return jax.tree.map(with_sharding, shapes, shardings)
+    return mesh_lib.with_shardings(
+      shapes, mesh_lib.tree_shardings(shapes, self.global_mesh)
+    )
 
   def jit_train_step(self, train_step: Callable) -> Callable:
     """Compile (state, reference, batch) -> (state, metrics) for all devices.
 
-    The compiled step donates the state that it is given.
+    The compiled step donates the state that it is given, and takes this host's
+    batches, with leaves [D, M, m, ...].
 
     Args:
       train_step: a step of one data shard under pmap, of all shards under fsdp;
         sees batches of leaves [M, m, ...].
-
-    Returns:
-      A step that takes this host's batches, with leaves [D, M, m, ...].
     """
     # One program per device; the state is replicated, the batch is not.
     if self.kind == "pmap":
-      return jax.pmap(
-        train_step,
-        axis_name=mesh_lib.DATA,
-        in_axes=(None, None, 0),
-        out_axes=None,
-        donate_argnums=0,
-      )
+      axes = dict(in_axes=(None, None, 0), out_axes=None)
+      return jax.pmap(train_step, mesh_lib.DATA, **axes, donate_argnums=0)
     # fsdp: one program over the global batch.
     jitted = jax.jit(train_step, donate_argnums=0)
     rows = mesh_lib.batch_sharding(self.mesh).spec
@@ -125,10 +116,7 @@ def make_strategy(
 ) -> ParallelStrategy:
   """Return the strategy of `config.parallel`, over all devices.
 
-  Args:
-    kind: one of `KINDS`.
-    mesh: sizes of the axes of the training mesh.
-    rollout_mesh: sizes of the axes of the mesh for sampling.
+  `mesh` and `rollout_mesh` have the sizes of axes, for updates and sampling.
 
   Raises:
     ValueError: if a mesh does not tile the devices, or pmap is to split
@@ -138,12 +126,13 @@ def make_strategy(
     raise ValueError(
       f"config.parallel is {kind!r}: take one of {', '.join(KINDS)}."
     )
-  # All devices of all hosts.
+  # All devices of all hosts; under pmap each host samples on its own devices.
   training = mesh_lib.make_mesh(**mesh)
+  make_rollout_mesh = functools.partial(
+    mesh_lib.mesh_from_devices, axes=rollout_mesh, name="config.rollout_mesh"
+  )
   if kind == "fsdp":
-    rollout = mesh_lib.mesh_from_devices(
-      jax.devices(), rollout_mesh, "config.rollout_mesh"
-    )
+    rollout = make_rollout_mesh(jax.devices())
     shards = _local_batch_shards(training)
     return ParallelStrategy(kind, training, training, rollout, shards)
   if training.shape[mesh_lib.DATA] != jax.device_count():
@@ -153,12 +142,8 @@ def make_strategy(
     )
   local = mesh_lib.local_mesh()
   global_mesh = training if jax.process_count() > 1 else local
-  # Each host samples on its own devices.
-  rollout = mesh_lib.mesh_from_devices(
-    jax.local_devices(), rollout_mesh, "config.rollout_mesh"
-  )
-  shards = jax.local_device_count()
-  return ParallelStrategy(kind, local, global_mesh, rollout, shards)
+  rollout = make_rollout_mesh(jax.local_devices())
+  return ParallelStrategy(kind, local, global_mesh, rollout, local.size)
 
 
 def _local_batch_shards(mesh: Mesh) -> int:

@@ -59,8 +59,7 @@ class RewardPreset:
   Attributes:
     score_plan: (step, text, number of routes that a plan may name) -> inputs of
       the score, or None if the text is malformed.
-    score_answer: (step, text) -> score in [0, 1], or None if the text is
-      malformed.
+    score_answer: (step, text) -> score in [0, 1], or None if malformed.
     format_weight: reward of any well-formed response, w of `step_reward`.
   """
 
@@ -81,19 +80,12 @@ def score_reference_plan(
   # Every name has to be known, and "none" stands alone.
   routes = [name.strip() for name in names.split(",")]
   known = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
-  if not all(name in known for name in routes):
-    return None
-  if "none" in routes and len(routes) > 1:
+  if not known.keys() >= set(routes) or ("none" in routes and len(routes) > 1):
     return None
   # Two routes are well formed, but never right; nor are later accepted ones.
-  right = len(routes) == 1 and known[routes[0]] == step.routes[0]
-  return PlanScoreInputs(
-    sub_question,
-    step.sub_question.lower(),
-    0.0,
-    float(right),
-    len(routes) - routes.count("none"),
-  )
+  right = float(len(routes) == 1 and known[routes[0]] == step.routes[0])
+  gold, searches = step.sub_question.lower(), len(routes) - routes.count("none")
+  return PlanScoreInputs(sub_question, gold, 0.0, right, searches)
 
 
 def score_reference_answer(step: Step, text: str) -> float | None:
@@ -119,13 +111,12 @@ def score_default_plan(
   # A plan that stops has no routes, where the gold of a stop says "none".
   route = float({*(plan.routes or ("none",))} <= {*step.routes})
   gold_stops = step.sub_question.lower() == format.NONE.lower()
+  compared, similarity = (plan.sub_question, step.sub_question), 0.0
   if gold_stops or not plan.routes:
     # There is no sub-question to compare where either of the two stops.
-    both_stop = gold_stops and not plan.routes
-    return PlanScoreInputs("", "", float(both_stop), route, len(plan.routes))
-  return PlanScoreInputs(
-    plan.sub_question, step.sub_question, 0.0, route, len(plan.routes)
-  )
+    compared = "", ""
+    similarity = float(gold_stops and not plan.routes)
+  return PlanScoreInputs(*compared, similarity, route, len(plan.routes))
 
 
 def score_default_answer(step: Step, text: str) -> float | None:

@@ -76,16 +76,12 @@ class Reward(Protocol):
 class StepReward:
   """Scores responses to gold steps by a preset.
 
-  The embedder is called at most once per batch, and once for each gold.
-
-  Args:
-    embedder: maps texts to unit vectors.
-    preset: a key of `REWARD_PRESETS`.
-    max_routes: number of routes that a plan may name (`PolicyConfig.routes`).
-    search_cost: c of the module's docstring.
+  The embedder, of texts to unit vectors, is called at most once per batch, and
+  once for each gold.  A plan may name `max_routes` routes; `search_cost` is c
+  of the module's docstring.
 
   Raises:
-    ValueError: if the preset is unknown.
+    ValueError: if `preset` is no key of `REWARD_PRESETS`.
   """
 
   def __init__(
@@ -100,10 +96,8 @@ class StepReward:
         f"unknown reward {preset!r}; known: {', '.join(REWARD_PRESETS)}, or "
         "module:function"
       )
-    self.preset = REWARD_PRESETS[preset]
-    self._embedder = embedder
-    self._max_routes = max_routes
-    self._search_cost = search_cost
+    self.preset, self._embedder = REWARD_PRESETS[preset], embedder
+    self._max_routes, self._search_cost = max_routes, search_cost
     # Vectors of golds seen so far, by text.
     self._gold_vectors: dict[str, np.ndarray] = {}
 
@@ -165,11 +159,11 @@ class StepReward:
     vectors = dict(zip(new, self._embed_texts(new), strict=True))
     vectors |= self._gold_vectors
     self._gold_vectors |= {gold: vectors[gold] for gold in golds}
-    cosines = {}
-    for n, plan in plans.items():
-      cosine = vectors[plan.sub_question] @ vectors[plan.gold_sub_question]
-      cosines[n] = float(np.clip(cosine, 0, 1))
-    return cosines
+    cosines = {
+      n: vectors[plan.sub_question] @ vectors[plan.gold_sub_question]
+      for n, plan in plans.items()
+    }
+    return {n: float(np.clip(cosine, 0, 1)) for n, cosine in cosines.items()}
 
   def _embed_texts(self, texts: list[str]) -> Float[np.ndarray, "n E"]:
     """Embed texts and check the vectors' norms."""
@@ -189,10 +183,8 @@ class StepReward:
 
 def _check_gold(step: Step) -> None:
   """Raise ValueError if a step has no gold."""
-  if step.kind == "plan":
-    has_gold = step.routes and step.sub_question
-  else:
-    has_gold = step.answers
+  is_plan = step.kind == "plan"
+  has_gold = step.routes and step.sub_question if is_plan else step.answers
   if not has_gold:
     raise ValueError(f"{step.kind} step {step.id} has no gold to reward by")
 
@@ -226,8 +218,8 @@ class UserReward:
     total = np.asarray(self._reward(steps, texts), np.float64)
     if total.shape != (len(texts),) or not np.isfinite(total).all():
       raise ValueError(
-        f"The reward {self._name} gave {total.shape} numbers; "
-        f"wanted {len(texts)} finite ones."
+        f"The reward {self._name} gave {total.shape} numbers; wanted "
+        f"{len(texts)} finite ones."
       )
     # What the reward is made of is not known.
     components = len(dataclasses.fields(RewardComponents)) - 1
@@ -237,13 +229,9 @@ class UserReward:
 def make_reward(
   name: str, max_routes: int = 1, search_cost: float = 0.0
 ) -> Reward:
-  """Return the reward of a run.
+  """Return the reward of a run, by a key of `REWARD_PRESETS` or the user's.
 
-  Args:
-    name: a key of `REWARD_PRESETS`, or "module:function".
-    max_routes: number of routes that a plan may name.
-    search_cost: taken off a plan's reward for each search; a reward of the
-      user's has none.
+  See `StepReward` for the options; a reward of the user's has no search cost.
   """
   if ":" in name:
     # Checked here, since the function never sees the option.
@@ -255,9 +243,8 @@ def make_reward(
     return UserReward(name)
   # The text encoder of the package embeds sub-questions, loaded once.
   minilm = registry.get_embedder("minilm")
-  return StepReward(
-    lambda texts: minilm([Query(text) for text in texts]),
-    name,
-    max_routes,
-    search_cost,
-  )
+
+  def embed(texts):
+    return minilm([Query(text) for text in texts])
+
+  return StepReward(embed, name, max_routes, search_cost)

@@ -137,6 +137,12 @@ class OptimizerConfig:
   weight_decay: float
   clip_norm: float
 
+  def __post_init__(self):
+    if self.name not in ("adamw", "muon"):
+      raise ValueError(
+        f"config.optim.name is {self.name!r}: take 'adamw' or 'muon'."
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
@@ -271,8 +277,6 @@ def _check_option(option: str, value: Any) -> None:
       f"config.{option} is {value}: an advantage compares at least two "
       "responses."
     )
-  if option == "optim.name" and value not in ("adamw", "muon"):
-    raise ValueError(f"config.{option} is {value!r}: take 'adamw' or 'muon'.")
 
 
 def _check_together(config: RunConfig) -> None:
