@@ -64,9 +64,6 @@ class PrefillBatch(NamedTuple):
 class Scheduler:
   """Host-side state of all slots and rows.
 
-  Per shard, it knows which prompt occupies which slot, and of which slot and
-  group member each decode row is.
-
   Attributes:
     levels: numbers of groups that may decode together, descending.
     level: number of groups that decode together now.
@@ -78,14 +75,7 @@ class Scheduler:
   def __init__(
     self, num_prompts: int, group_size: int, max_rows: int, shards: int
   ):
-    """Queue the prompts.
-
-    Args:
-      num_prompts: number of prompts on all shards.
-      group_size: G, responses per prompt.
-      max_rows: number of rows that one shard decodes at one time, at most.
-      shards: D, number of data shards.
-    """
+    """Queue the prompts of all shards, each of which has `max_rows` rows."""
     self._group_size = group_size
     # Prompts are dealt out in turn, so that no shard gets only the long ones of
     # a sorted list.
@@ -97,9 +87,8 @@ class Scheduler:
     self.levels = _decode_levels(max(max_rows // group_size, 1))
     largest = self.levels[0]
     # The lowest level that all prompts fit into, or the highest.
-    self.level = min(
-      (n for n in self.levels if n >= per_shard), default=largest
-    )
+    sufficient = [n for n in self.levels if n >= per_shard]
+    self.level = min(sufficient, default=largest)
     # While prompts are queued, allocate slots for one more prefill batch: a
     # slot stays taken until the last member of its group ends.
     self._max_slots = largest
@@ -126,11 +115,7 @@ class Scheduler:
     return any(self._queues) or bool((self.slot >= 0).any())
 
   def admit_prompts(self) -> PrefillBatch | None:
-    """Take the next prompts from the queues of shards that have room.
-
-    Returns:
-      The prompts, or None if no shard can take any.
-    """
+    """Take the next prompts for shards that have room, or None without any."""
     size, group_size = _prefill_batch_size(self.level), self._group_size
     prompts = np.zeros((len(self._queues), size), int)
     slots = np.full_like(prompts, self.num_slots)
@@ -177,18 +162,15 @@ class Scheduler:
   def try_shrink(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Shrink the decode batch to the smallest level that holds active rows.
 
-    Returns:
-      Per shard, the prompt slots and the rows that are kept, and the new group
-      slots of these rows; None if the level stays.
+    Returns, per shard, the prompt slots and the rows that are kept, and the new
+    group slots of these rows; or None if the level stays.
     """
     active = self.slot >= 0
     if any(self._queues) or not active.any():
       return None
     # All shards have one shape: the fullest one decides.
-    needed = active.sum(1).max()
-    levels = [
-      n for n in self._smaller_levels() if n * self._group_size >= needed
-    ]
+    needed = active.sum(1).max() / self._group_size
+    levels = [n for n in self._smaller_levels() if n >= needed]
     if not levels:
       return None
     self.level = min(levels)
@@ -211,19 +193,15 @@ class Scheduler:
 
   def _smaller_levels(self) -> list[int]:
     """Return levels below the present one that are worth shrinking to."""
-    return [
-      n
-      for n in self.levels
-      if n < self.level and n * self._group_size >= MIN_DECODE_ROWS
-    ]
+    least = MIN_DECODE_ROWS / self._group_size
+    return [n for n in self.levels if least <= n < self.level]
 
   def release_finished(
     self, done: Bool[np.ndarray, "D N"]
   ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     """Free finished rows, and slots that no row reads any more.
 
-    Returns:
-      Prompts and members of the finished rows, and the indices of these rows.
+    Returns prompts and members of the finished rows, and these rows' indices.
     """
     finished = np.nonzero(done & (self.slot >= 0))
     prompts = self.prompt[finished[0], self.slot[finished]]
@@ -268,18 +246,10 @@ def sample_responses(
 ) -> SampledResponses:
   """Sample G responses to each of any number of prompts of one padded length.
 
-  Args:
-    model: the model.
-    params: parameters as `to_inference_params` lays them out: whole on each
-      data shard, or split along other axes of the mesh.
-    collate: makes a batch of the prompts whose indices it is given.
-    keys: data of a random key for each response, [B, G, ...].
-    sampling: temperature and filters, numbers or arrays that broadcast to
-      [B, G].
-    constraints: the tokens that may be sampled.
-    max_tokens: T, the longest response.
-    max_rows: number of rows that one data shard decodes at one time.
-    mesh: mesh whose data axis has D shards.
+  Parameters are in inference layout, whole on each data shard or split along
+  other axes of the mesh.  `keys` is the data of a random key for each response,
+  [B, G, ...]; the fields of `sampling` broadcast to [B, G].  A data shard
+  decodes `max_rows` rows at one time.
 
   Raises:
     ValueError: if there is no room for a token, or `sampling` is out of range.
@@ -287,12 +257,10 @@ def sample_responses(
   num_prompts, group_size = keys.shape[:2]
   shards = mesh.shape[mesh_lib.DATA]
   # One value per response, so that those of any rows can be gathered below.
-  sampling = SamplingParams(
-    *(np.broadcast_to(x, keys.shape[:2]) for x in sampling.validate())
+  sampling = jax.tree.map(
+    lambda x: np.broadcast_to(x, keys.shape[:2]), sampling.validate()
   )
-  constraints = DecodeConstraints(
-    *(x if x is None else np.asarray(x) for x in constraints)
-  )
+  constraints = jax.tree.map(np.asarray, constraints)
   scheduler = Scheduler(num_prompts, group_size, max_rows, shards)
   programs = _compiled_programs(model, max_tokens, group_size, mesh)
   shape = num_prompts, group_size, max_tokens
@@ -308,21 +276,17 @@ def sample_responses(
   while scheduler.has_work:
     # 1. Admit: prefill queued prompts into free slots while there is room.
     while (batch := scheduler.admit_prompts()) is not None:
+      chosen = batch.prompts
+      filters = SamplingParams(
+        *(x[chosen].reshape(shards, -1) for x in sampling)
+      )
       prompts, rows = programs.prefill(
-        params,
-        collate(batch.prompts),
-        keys[batch.prompts],
-        SamplingParams(
-          *(x[batch.prompts].reshape(shards, -1) for x in sampling)
-        ),
-        constraints,
+        params, collate(chosen), keys[chosen], filters, constraints
       )
       # The shapes of caches are known from the first prefill.
       if state is None:
-        make_empty = programs.empty_state(
-          scheduler.num_slots, scheduler.num_rows
-        )
-        state = make_empty(prompts, rows)
+        sizes = scheduler.num_slots, scheduler.num_rows
+        state = programs.empty_state(*sizes)(prompts, rows)
       state = programs.insert_prompts(
         state, prompts, rows, batch.slots, batch.row_indices
       )
@@ -341,13 +305,7 @@ def sample_responses(
 def _collect_finished(
   responses: SampledResponses, scheduler: Scheduler, rows: DecodeState
 ) -> None:
-  """Copy finished rows into `responses` and release them.
-
-  Args:
-    responses: arrays on the host, [B, G, ...], which are changed.
-    scheduler: releases the rows.
-    rows: rows of all shards, leaves [D, N, ...].
-  """
+  """Copy finished rows, [D, N, ...], into `responses` and release them."""
   # One transfer for all arrays: each would wait for the devices.
   num_generated, done, failed, tokens, logp = jax.device_get(
     (rows.num_generated, rows.done, rows.failed, rows.tokens, rows.logp)
@@ -394,13 +352,9 @@ def _compiled_programs(
 
   @functools.cache
   def empty_state(num_prompts, num_rows):
+    sizes = dict(num_prompts=num_prompts, num_rows=num_rows)
     return on_shards(
-      functools.partial(
-        group_decode.empty_state,
-        model,
-        num_prompts=num_prompts,
-        num_rows=num_rows,
-      )
+      functools.partial(group_decode.empty_state, model, **sizes)
     )
 
   # Parameters and constraints are the same on all shards.  States are donated:

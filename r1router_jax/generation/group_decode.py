@@ -52,58 +52,36 @@ class SampledResponses(NamedTuple):
 class DecodeState(NamedTuple):
   """The unfinished and finished responses of all decode rows.
 
-  Attributes:
-    group_slot: prompt slot and member of each row as one number, see
-      `attention.GroupLayout`; `_NO_SLOT` or beyond the last slot if free.
-    sampling: temperature and filters of each row.
-    uniform: the random numbers that select the tokens of each row.
-    num_generated: number of tokens generated so far.
-    stop_state: state of the stop-string automaton.
-    done: true if the response has ended, or the row is free.
-    failed: true if the logits became NaN.
-    tokens: tokens generated so far, then padding with the end token.
-    logp: their log-probabilities, then zeros.
+  `group_slot` is the prompt slot and member of each row as one number, see
+  `attention.GroupLayout`; `_NO_SLOT` or beyond the last slot if it is free.
   """
 
   group_slot: Int[Array, " N"]
   sampling: SamplingParams
-  uniform: Float[Array, "N T"]
+  uniform: Float[Array, "N T"]  # The random numbers that select the tokens.
   num_generated: Int[Array, " N"]
-  stop_state: Int[Array, " N"]
-  done: Bool[Array, " N"]
-  failed: Bool[Array, " N"]
-  tokens: Int[Array, "N T"]
-  logp: Float[Array, "N T"]
+  stop_state: Int[Array, " N"]  # State of the stop-string automaton.
+  done: Bool[Array, " N"]  # The response has ended, or the row is free.
+  failed: Bool[Array, " N"]  # The logits became NaN.
+  tokens: Int[Array, "N T"]  # After `num_generated` of them: end tokens.
+  logp: Float[Array, "N T"]  # Their log-probabilities, then zeros.
 
 
 class EngineState(NamedTuple):
-  """Everything that decoding reads and writes on one device.
+  """Everything that decoding reads and writes on one device."""
 
-  Attributes:
-    prompts: keys and values of the prompts, one prompt per slot.
-    rows: the responses.
-    decode_cache: keys and values of the responses, a ring buffer.
-    cache_index: position in the ring that the next token is written to.
-  """
-
-  prompts: qwen2_5_vl.PromptCache
+  prompts: qwen2_5_vl.PromptCache  # One prompt per slot.
   rows: DecodeState
-  decode_cache: Caches
-  cache_index: Int[Array, ""]
+  decode_cache: Caches  # Keys and values of the responses, a ring buffer.
+  cache_index: Int[Array, ""]  # Position in the ring of the next token.
 
 
 class DecodeConstraints(NamedTuple):
-  """The tokens that may be sampled, and those that end a response.
+  """The tokens that may be sampled, and those that end a response."""
 
-  Attributes:
-    allowed: false on ids that are never sampled (padding rows, placeholders).
-    eos_id: id of the end token.
-    stop_table: next state of the stop-string automaton after each token, or
-      None if there are no stop strings.
-  """
-
-  allowed: Bool[Array, " V"]
+  allowed: Bool[Array, " V"]  # False on padding rows and placeholders.
   eos_id: Int[Array, ""] | int
+  # Next state of the stop-string automaton after each token.
   stop_table: Int[Array, "S V"] | None = None
 
 
@@ -114,9 +92,8 @@ def response_keys(
   """Derive a key per response from its prompt's id and its member index."""
   # Folded, not split: a larger group or batch begins with the same keys.
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  return jax.vmap(
-    lambda p: fold(jax.random.fold_in(key, p), jnp.arange(group_size))
-  )(prompt_ids)
+  prompt_keys = fold(key, prompt_ids)
+  return jax.vmap(fold, (0, None))(prompt_keys, jnp.arange(group_size))
 
 
 def prefill(
@@ -142,15 +119,14 @@ def prefill(
   # Once per prompt, not per response.
   prompts = model.apply({"params": params}, prompt, method="prefill")
 
-  # Row b G + g is member g of prompt b.
   zeros = functools.partial(jnp.zeros, rows)
+  # All numbers of a response are drawn at once, so that no step needs a key.
+  draw = jax.vmap(lambda k: jax.random.uniform(k, (max_tokens,)))
+  # Row b G + g is member g of prompt b.
   new_rows = DecodeState(
     group_slot=jnp.arange(rows),
     sampling=SamplingParams(*(jnp.broadcast_to(x, (rows,)) for x in sampling)),
-    # All numbers of a response are drawn at once, so that no step needs a key.
-    uniform=jax.vmap(lambda k: jax.random.uniform(k, (max_tokens,)))(
-      keys.reshape(rows)
-    ),
+    uniform=draw(keys.reshape(rows)),
     num_generated=zeros(jnp.int32),
     stop_state=zeros(jnp.int32),
     done=zeros(bool),
@@ -184,27 +160,18 @@ def empty_state(
 ) -> EngineState:
   """Return an engine state in which every slot and row is free.
 
-  Args:
-    model: the model.
-    prompts_like: prompts whose shapes, but for their number, are taken.
-    rows_like: rows whose shapes, but for their number, are taken.
-    num_prompts: number of prompt slots.
-    num_rows: number of decode rows.
+  Its shapes are those of the examples, but for the numbers of prompts and rows.
   """
 
-  def resized_zeros(x, size, axis):
+  def resized_zeros(size, axis, x):
     shape = list(x.shape)
     shape[axis] = size
     return jnp.zeros(shape, x.dtype)
 
-  # Caches are [layers, B, K, L, H], or [B, K, L, H] for each unrolled layer.
-  prompts = qwen2_5_vl.PromptCache(
-    jax.tree.map(
-      lambda x: resized_zeros(x, num_prompts, -4), prompts_like.cache
-    ),
-    *(resized_zeros(x, num_prompts, 0) for x in prompts_like[1:]),
+  prompts = _map_prompts(
+    functools.partial(resized_zeros, num_prompts), prompts_like
   )
-  rows = jax.tree.map(lambda x: resized_zeros(x, num_rows, 0), rows_like)
+  rows = jax.tree.map(functools.partial(resized_zeros, num_rows, 0), rows_like)
   # Done rows are skipped by decoding until an insert overwrites them.
   return EngineState(
     prompts,
@@ -236,15 +203,9 @@ def decode_until(
     last = jnp.maximum(rows.num_generated - 1, 0)
     token = jnp.take_along_axis(rows.tokens, last[:, None], 1)[:, 0]
     # Finished rows run along: what they compute is dropped.
+    inputs = prompts, decode_cache, token, last, cache_index, layout
     hidden, decode_cache = model.apply(
-      {"params": params},
-      prompts,
-      decode_cache,
-      token,
-      last,
-      cache_index,
-      layout,
-      method="decode_step",
+      {"params": params}, *inputs, method="decode_step"
     )
     logits = _next_logits(model, params, hidden)
     rows = _append_tokens(rows, logits, constraints)
@@ -263,38 +224,23 @@ def insert_prompts(
   """Insert prefilled prompts and their rows into free slots.
 
   The ring buffer of the decode cache needs no change: a row reads only as many
-  positions back as it has generated tokens.
-
-  Args:
-    state: an engine state with free slots and rows.
-    new_prompts: prompts that `prefill` returned.
-    new_rows: their rows.
-    prompt_slots: slot for each prompt; prompts beyond the last slot are
-      dropped.
-    row_indices: row for each member; rows beyond the last are dropped.
+  positions back as it has generated tokens.  Prompts whose slot, and members
+  whose row, is beyond the last are dropped.
   """
 
-  def scatter(indices, old, new):
-    return old.at[indices].set(new, mode="drop")
+  def scatter(indices, axis, old, new):
+    old, new = jnp.moveaxis(old, axis, 0), jnp.moveaxis(new, axis, 0)
+    return jnp.moveaxis(old.at[indices].set(new, mode="drop"), 0, axis)
 
-  def scatter_cache(old, new):
-    # The prompt axis is the fourth from the end, stacked over layers or not.
-    old, new = jnp.moveaxis(old, -4, 0), jnp.moveaxis(new, -4, 0)
-    return jnp.moveaxis(scatter(prompt_slots, old, new), 0, -4)
-
-  prompts = qwen2_5_vl.PromptCache(
-    jax.tree.map(scatter_cache, state.prompts.cache, new_prompts.cache),
-    *(
-      scatter(prompt_slots, old, new)
-      for old, new in zip(state.prompts[1:], new_prompts[1:], strict=True)
-    ),
+  prompts = _map_prompts(
+    functools.partial(scatter, prompt_slots), state.prompts, new_prompts
   )
   # Finished rows release their group slot, which a new row may now take.
   released = jnp.where(state.rows.done, _NO_SLOT, state.rows.group_slot)
   group_size = row_indices.shape[1]
   group_slot = prompt_slots[:, None] * group_size + jnp.arange(group_size)
   rows = jax.tree.map(
-    functools.partial(scatter, row_indices.reshape(-1)),
+    functools.partial(scatter, row_indices.reshape(-1), 0),
     state.rows._replace(group_slot=released),
     new_rows._replace(group_slot=group_slot.reshape(-1)),
   )
@@ -309,15 +255,10 @@ def compact_rows(
 ) -> EngineState:
   """Gather some prompt slots and rows into a smaller state.
 
-  Args:
-    state: the engine state.
-    prompt_slots: prompt slots to keep.
-    row_indices: rows to keep.
-    group_slots: the new group slot of each kept row.
+  `group_slots` are the new group slots of the rows that are kept.
   """
-  prompts = qwen2_5_vl.PromptCache(
-    jax.tree.map(lambda x: jnp.take(x, prompt_slots, -4), state.prompts.cache),
-    *(x[prompt_slots] for x in state.prompts[1:]),
+  prompts = _map_prompts(
+    lambda axis, x: jnp.take(x, prompt_slots, axis), state.prompts
   )
   rows = jax.tree.map(lambda x: x[row_indices], state.rows)
   return EngineState(
@@ -342,15 +283,8 @@ def sample(
 ) -> SampledResponses:
   """Sample G responses to each prompt, in one program.
 
-  Args:
-    model: the model.
-    params: parameters in inference layout, see `to_inference_params`.
-    prompt: the prompts.
-    keys: a key for each response, see `response_keys`.
-    sampling: temperature and filters, numbers or one for each row.
-    constraints: the tokens that may be sampled.
-    active: false on prompts whose responses are not needed; by default all are.
-    max_tokens: T, the longest response, at least 1.
+  Parameters are in inference layout (`to_inference_params`), keys those of
+  `response_keys`.  Responses of prompts with `active` false are not needed.
   """
   group_size = keys.shape[1]
   prompts, rows = prefill(
@@ -363,12 +297,17 @@ def sample(
   state = EngineState(prompts, rows, decode_cache, jnp.int32(0))
   rows = decode_until(model, params, state, constraints, 0, group_size).rows
   mask = jnp.arange(max_tokens) < rows.num_generated[:, None]
-  return SampledResponses(
-    *(
-      x.reshape(*keys.shape, *x.shape[1:])
-      for x in (rows.tokens, rows.logp, mask, rows.failed)
-    )
-  )
+  fields = SampledResponses(rows.tokens, rows.logp, mask, rows.failed)
+  # [B G, ...] -> [B, G, ...]
+  return jax.tree.map(lambda x: x.reshape(*keys.shape, *x.shape[1:]), fields)
+
+
+def _map_prompts(function, *prompts):
+  """Apply `function(axis of prompts, *leaves)` to each leaf of prompts."""
+  caches, *others = zip(*prompts, strict=True)
+  # Caches are [layers, B, K, L, H], or [B, K, L, H] for each unrolled layer.
+  cache = jax.tree.map(functools.partial(function, -4), *caches)
+  return qwen2_5_vl.PromptCache(cache, *(function(0, *x) for x in others))
 
 
 def _group_layout(state: EngineState, group_size: int) -> GroupLayout:

@@ -19,14 +19,8 @@ def token_logp(
 ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
   """Compute the log-probability of targets and the entropy of each position.
 
-  Args:
-    states: hidden states that predict the targets.
-    targets: token ids.
-    vocabulary: output embedding.
-    allowed: false on ids that are never sampled; they have no probability.
-
-  Returns:
-    Log-probabilities and entropies in nats.
+  Both are in nats.  `vocabulary` is the output embedding; ids that are not
+  allowed have no probability.
   """
   shape, width = targets.shape, states.shape[-1]
   states, targets = states.reshape(-1, width), targets.reshape(-1)

@@ -24,28 +24,19 @@ CDF_BLOCK = 256  # Weights that are summed together before any is looked up.
 class SamplingParams(NamedTuple):
   """Temperature and filters: numbers, or arrays with one for each row.
 
-  Filters apply one after another, each to what the last one left.
-
-  Attributes:
-    temperature: temperature of the softmax; 0 takes the likeliest token.
-    top_k: sample from the k likeliest tokens; 0 samples from all.
-    top_p: sample from the likeliest tokens that together reach this
-      probability; 1 samples from all.
-    min_p: sample from tokens at least this fraction as likely as the
-      likeliest; 0 samples from all.
+  Filters apply one after another, each to what the last one left.  Tokens that
+  may be sampled are the `top_k` likeliest (0: all), the likeliest that together
+  reach the probability `top_p`, and those at least `min_p` times as likely as
+  the likeliest.
   """
 
-  temperature: Float[Array, "*N"] | float = 1.0
+  temperature: Float[Array, "*N"] | float = 1.0  # 0 takes the likeliest token.
   top_k: Int[Array, "*N"] | int = 0
   top_p: Float[Array, "*N"] | float = 1.0
   min_p: Float[Array, "*N"] | float = 0.0
 
   def validate(self) -> "SamplingParams":
-    """Check the ranges of all values and return them as arrays.
-
-    Raises:
-      ValueError: if a value is out of its range; the message names it.
-    """
+    """Return the values as arrays; raise ValueError at one out of range."""
     ranges = dict(
       temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1), min_p=(0, 1)
     )
@@ -103,10 +94,9 @@ def _cumulative_weights(weights: Float[Array, "N W"]) -> Float[Array, "N W"]:
 def _first_above(
   ends: Float[Array, "N W"], threshold: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-  """Find the first of `ends` above the threshold.
+  """Return the index of the first of `ends` above the threshold, and the rest.
 
-  Returns:
-    Its index, and the threshold less the largest end before that index.
+  The rest is the threshold less the largest end before that index.
   """
   index = jnp.argmax(ends > threshold[:, None], -1)
   # The largest end before it, not the last: ends are 0 where weights are.
@@ -145,16 +135,10 @@ def filter_mask(
 def sample_tokens(
   logits: Float[Array, "N V"], sampling: SamplingParams, u: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
-  """Sample one token per row.
+  """Sample one token per row; logits are -inf on forbidden ids.
 
-  Args:
-    logits: -inf on forbidden ids.
-    sampling: temperature and filters, one for each row.
-    u: uniform random numbers that select the tokens.
-
-  Returns:
-    The tokens, and their log-probabilities at the temperature before any
-    filter.
+  Returns the tokens that the uniform random numbers `u` select, and their
+  log-probabilities at the temperature before any filter.
   """
   greedy = sampling.temperature <= 0
   # Greedy rows divide by 1: their log-probabilities are at temperature 1.
