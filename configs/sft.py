@@ -16,28 +16,14 @@ import ml_collections as mlc
 _BASE = runpy.run_path(str(pathlib.Path(__file__).with_name("base.py")))
 
 # Sizes of the tiny policy.
+_TINY_VISION = dict(
+  **dict(hidden=64, mlp=128, layers=2, heads=4, full_blocks=(1,)),
+  **dict(patch=14, temporal=2, merge=2, window=112),
+)
 _TINY_MODEL = dict(
-  vocab=4096,
-  hidden=128,
-  mlp=384,
-  layers=4,
-  heads=4,
-  kv_heads=4,
-  mrope_section=(4, 6, 6),
-  theta=1e6,
-  eps=1e-6,
-  tied=True,
-  vision=dict(
-    hidden=64,
-    mlp=128,
-    layers=2,
-    heads=4,
-    patch=14,
-    temporal=2,
-    merge=2,
-    window=112,
-    full_blocks=(1,),
-  ),
+  **dict(vocab=4096, hidden=128, mlp=384, layers=4, heads=4, kv_heads=4),
+  **dict(mrope_section=(4, 6, 6), theta=1e6, eps=1e-6, tied=True),
+  vision=_TINY_VISION,
 )
 
 
@@ -98,12 +84,8 @@ def _set_overask(c: mlc.ConfigDict) -> None:
   c.policy.update(start_from="warm_start", induction=False)
   # Those of configs/step_grpo.py, which goes on from here.
   c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(40,))
-  c.sft.update(
-    recall_warmup_steps=0,
-    recall_prob=0.0,
-    rename_prob=(0.5, 0.5),
-    overask_prob=0.8,
-  )
+  c.sft.update(recall_warmup_steps=0, recall_prob=0.0)
+  c.sft.update(rename_prob=(0.5, 0.5), overask_prob=0.8)
   c.optim.update(lr=2e-4, muon_lr=8e-4)
 
 
@@ -112,13 +94,8 @@ def _set_published(c: mlc.ConfigDict) -> None:
   c.total_steps = 200
   c.policy.update(start_from="Qwen/Qwen2.5-0.5B-Instruct", induction=False)
   c.policy.overrides = _BASE["qwen_overrides"](response_tokens=(64, 128, 256))
-  c.data.update(
-    train_files="reference/grpo_dataset_train*.jsonl", batch_size_per_device=8
-  )
-  c.sft.update(
-    recall_warmup_steps=0,
-    recall_prob=0.0,
-    rename_prob=(0.0, 0.0),
-    packed_length=4608,  # A longest prompt with a long response.
-  )
+  c.data.train_files = "reference/grpo_dataset_train*.jsonl"
+  c.data.batch_size_per_device = 8
+  c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))
+  c.sft.packed_length = 4608  # A longest prompt with a long response.
   c.optim.update(name="adamw", lr=1e-5, muon_lr=0.0, b2=0.999)

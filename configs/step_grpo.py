@@ -95,12 +95,9 @@ def _set_published(c: mlc.ConfigDict, size: str) -> None:
   c.rollout_mesh.tensor = {"3b": 2, "7b": 4}[size]
   c.policy.start_from = f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
   c.policy.overrides = _BASE["qwen_overrides"](
-    model=size,
-    response_tokens=(1024,),
-    min_pixels=3136,
-    max_pixels=1_003_520,
-    decode_batch_size=8,
+    model=size, response_tokens=(1024,), decode_batch_size=8
   )
+  c.policy.overrides.update(min_pixels=3136, max_pixels=1_003_520)
   c.data.prompts_per_shard = 4
   c.step_grpo.update(update_batch_size=1, rename_prob=0.0)
   c.optim.update(lr=1e-6, warmup=15, weight_decay=0.01)
@@ -112,15 +109,11 @@ def _set_reference(c: mlc.ConfigDict) -> None:
   Its 14 epochs of 3,030 steps are about 330 iterations here.
   """
   c.total_steps = 330
-  c.data.update(
-    train_files="reference/grpo_dataset_train*.jsonl",
-    images="reference/images",
-    prompts_per_shard=16,
-  )
+  c.data.train_files = "reference/grpo_dataset_train*.jsonl"
+  c.data.update(images="reference/images", prompts_per_shard=16)
   c.step_grpo.update(group_size=5, update_batch_size=16, reward="reference")
-  c.step_grpo.loss.update(
-    clip_high=0.2, aggregate="sequence_mean", entropy_coef=1e-3
-  )
+  loss = dict(clip_high=0.2, aggregate="sequence_mean", entropy_coef=1e-3)
+  c.step_grpo.loss.update(loss)
   c.micro_batch_size = 1
   c.optim.update(warmup=0, final=1.0, b2=0.999)
 
@@ -136,8 +129,7 @@ def _set_one_gpu(c: mlc.ConfigDict) -> None:
   c.policy.overrides = _BASE["qwen_overrides"](
     response_tokens=(256,), decode_batch_size=64
   )
-  c.data.update(
-    train_files="reference/grpo_dataset_train*.jsonl", prompts_per_shard=16
-  )
+  c.data.train_files = "reference/grpo_dataset_train*.jsonl"
+  c.data.prompts_per_shard = 16
   c.step_grpo.update(update_batch_size=4, rename_prob=0.0)
   c.optim.update(lr=1e-6, warmup=15, b2=0.999, weight_decay=0.01)

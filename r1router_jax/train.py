@@ -75,19 +75,11 @@ _WORKDIR = flags.DEFINE_string(
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-  """The end of an iteration, as the hooks see it.
+  """The end of an iteration, as the hooks see it."""
 
-  Attributes:
-    iteration: iterations done, this one included.
-    is_last: whether the run ends with it.
-    is_stopping: whether the machine is wanted back.
-    state: the state after its updates.
-    report: what the algorithm reports of it.
-  """
-
-  iteration: int
+  iteration: int  # Iterations done, this one included.
   is_last: bool
-  is_stopping: bool
+  is_stopping: bool  # Whether the machine is wanted back.
   state: train_step.TrainState
   report: throughput.IterationReport
 
@@ -117,15 +109,12 @@ def train(
     log = run_log.RunLog(run.workdir, after=first, wandb=run.config.wandb)
     hooks = Hooks(run, log, saved_states, saved)
     logging.info(
-      "%d rows of training questions, %d a batch; iterations %d to %d.",
-      len(run.examples),
-      run.algorithm.examples_per_iteration,
-      first,
-      total,
+      f"{len(run.examples)} rows of training questions, "
+      f"{run.algorithm.examples_per_iteration} a batch; iterations {first} to "
+      f"{total}."
     )
-    for i in progress.show_progress(
-      range(first, total), f"train ({run.config.algorithm})"
-    ):
+    title = f"train ({run.config.algorithm})"
+    for i in progress.show_progress(range(first, total), title):
       # 1. Batches: for Step-GRPO this samples, searches and scores.
       with log.time_phase("data"), hooks.save_if_unreachable(i, state):
         batches, report = run.algorithm.make_batches(
@@ -134,13 +123,11 @@ def train(
       hooks.add_report(report)
 
       # 2. Updates: one or more, each on a batch of its own.
+      rows = run.config.micro_batch_size
       for batch in batches:
         with log.time_phase("update"):
-          state, metrics = run.train_step(
-            state,
-            reference,
-            batch_lib.split_microbatches(batch, run.config.micro_batch_size),
-          )
+          microbatches = batch_lib.split_microbatches(batch, rows)
+          state, metrics = run.train_step(state, reference, microbatches)
           metrics = jax.device_get(metrics)
         hooks.add_update(metrics, report)
         if metrics["skipped"] >= run.config.max_skipped:
@@ -165,17 +152,15 @@ def restore_or_init(
 ) -> tuple[train_step.TrainState, dict | None, dict]:
   """Restore the newest state of the workdir, or make the first one.
 
-  Returns:
-    The state; the trainable parameters of the reference policy, None if the
-    loss needs none; and the metadata of the checkpoint, empty for a new run.
+  The state comes with the trainable parameters of the reference policy, None if
+  the loss needs none, and the metadata of the checkpoint, empty for a new run.
 
   Raises:
     ValueError: if the checkpoint is of a run with other batches.
   """
   # Shapes come with shardings, so that a process reads only its own shards.
-  state, saved = saved_states.restore(
-    run.strategy.abstract_state(run.init_state, params)
-  )
+  shapes = run.strategy.abstract_state(run.init_state, params)
+  state, saved = saved_states.restore(shapes)
   if state is None:
     state = run.strategy.init_sharded(run.init_state, params)
   else:
@@ -185,20 +170,15 @@ def restore_or_init(
   reference = None
   if run.algorithm.needs_reference:
     # The policy that the run started from, also after a restart.
-    reference = run.strategy.init_sharded(
-      functools.partial(run_setup.trainable_params, run.config), params
-    )
+    trainable = functools.partial(run_setup.trainable_params, run.config)
+    reference = run.strategy.init_sharded(trainable, params)
   return state, reference, saved
 
 
 class Hooks:
   """Watches a run: validates, logs, shows samples and saves checkpoints.
 
-  Args:
-    run: the run.
-    log: where scalars and samples go.
-    saved_states: where states go.
-    saved: metadata of the checkpoint that the run continues from, or {}.
+  `saved` is the metadata of the checkpoint that the run continues from, or {}.
   """
 
   def __init__(
@@ -224,35 +204,30 @@ class Hooks:
   ) -> None:
     """Keep the scalars of an update for the next line of the log."""
     skipped = metrics["skipped"] > 0
-    scalars = {}
-    if not skipped:
-      # A mean over nothing, as where no group has a signal, is no number.
-      scalars = {
-        name: float(x) for name, x in metrics.items() if np.isfinite(x)
-      }
+    # A mean over nothing, as where no group has a signal, is no number.
+    names = [] if skipped else [x for x in metrics if np.isfinite(metrics[x])]
+    scalars = {name: float(metrics[name]) for name in names}
     scalars["skipped"] = float(skipped)
     self._pending.append(scalars | report.scalars)
 
   def run_due(self, event: Event) -> None:
     """Run the hooks that are due after an iteration, in the order of events."""
     config, number = self._run.config, event.iteration
+
+    def is_due(every):
+      return every and (event.is_last or number % every == 0)
+
     # Validation comes first: its scores belong to this line of the log.
-    if config.validation.every and (
-      event.is_last or number % config.validation.every == 0
-    ):
+    if is_due(config.validation.every):
       self._validate(event)
-    if event.is_last or number % config.log_every == 0:
+    if is_due(config.log_every):
       self._write_log(event)
     # Samples are not repeated at the end of a run.
     if config.samples_every and number % config.samples_every == 0:
       if event.report.groups:
         self._log.write_samples(number, event.report.groups)
     # Last, so that a checkpoint holds what the other hooks have changed.
-    if (
-      event.is_last
-      or event.is_stopping
-      or number % config.checkpoint_every == 0
-    ):
+    if event.is_stopping or is_due(config.checkpoint_every):
       self._save_checkpoint(number, event.state)
 
   def _validate(self, event: Event) -> None:
@@ -280,11 +255,9 @@ class Hooks:
     self, iteration: int, state: train_step.TrainState
   ) -> None:
     """Save the state, with what a run needs to continue from it."""
-    self._saved_states.save(
-      iteration,
-      self._run.strategy.to_global(state),
-      {**self._run.metadata, "window": self._pending, "best": self._best},
-    )
+    metadata = dict(self._run.metadata, window=self._pending, best=self._best)
+    state = self._run.strategy.to_global(state)
+    self._saved_states.save(iteration, state, metadata)
 
   @contextlib.contextmanager
   def save_if_unreachable(
@@ -337,12 +310,9 @@ def _check_same_run(
   for part in ("config", "versions"):
     old, new = before[part], current[part]
     if old != new:
-      logging.warning(
-        "Going on with another %s: %s, and now %s.",
-        part,
-        {name: x for name, x in old.items() if x != new.get(name)},
-        {name: x for name, x in new.items() if x != old.get(name)},
-      )
+      gone = {name: x for name, x in old.items() if x != new.get(name)}
+      come = {name: x for name, x in new.items() if x != old.get(name)}
+      logging.warning(f"Going on with another {part}: {gone}, and now {come}.")
 
 
 def _stop_after_skips(
@@ -351,11 +321,7 @@ def _stop_after_skips(
   batch: batch_lib.Batch,
   metrics: Mapping[str, Any],
 ) -> NoReturn:
-  """Write the batch that could not be learnt from, and end the run.
-
-  Raises:
-    FloatingPointError: always.
-  """
+  """Write the batch that could not be learnt from; raise FloatingPointError."""
   # Each process writes the rows of its own host.
   name = f"{iteration}.npz"
   if jax.process_count() > 1:
@@ -363,10 +329,8 @@ def _stop_after_skips(
   path = run.workdir / "skipped" / name
   path.parent.mkdir(parents=True, exist_ok=True)
   leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
-  arrays = {
-    jax.tree_util.keystr(key, simple=True, separator="."): x
-    for key, x in leaves
-  }
+  name_of = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+  arrays = {name_of(key): x for key, x in leaves}
   ids = [example.id for example in run.examples_for(iteration)]
   with path.open("wb") as file:
     np.savez(file, examples=ids, **arrays)

@@ -253,8 +253,8 @@ def shard_map_over_data(
       PartitionSpec() if i in shared else split for i in range(len(args))
     ]
     # Only the data axis is manual; the compiler takes care of the others.
-    options = dict(mesh=mesh, axis_names={DATA}, check_vma=False)
+    manual = dict(mesh=mesh, axis_names={DATA}, check_vma=False)
     specs = dict(in_specs=tuple(specs), out_specs=split)
-    return jax.shard_map(run_shard, **specs, **options)(*args)
+    return jax.shard_map(run_shard, **specs, **manual)(*args)
 
   return jax.jit(run_all, **options)

@@ -30,21 +30,13 @@ KINDS = ("pmap", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class ParallelStrategy:
-  """The way in which a run uses its devices.
+  """The way in which a run uses its devices."""
 
-  Attributes:
-    kind: one of `KINDS`.
-    mesh: the mesh of the parameters as this process sees them.
-    global_mesh: their mesh as all processes see them, e.g. in checkpoints.
-    rollout_mesh: the mesh on which responses are sampled.
-    local_shards: D, the number of data shards of this host.
-  """
-
-  kind: str
-  mesh: Mesh
-  global_mesh: Mesh
-  rollout_mesh: Mesh
-  local_shards: int
+  kind: str  # One of `KINDS`.
+  mesh: Mesh  # Of the parameters as this process sees them.
+  global_mesh: Mesh  # As all processes see them, e.g. in checkpoints.
+  rollout_mesh: Mesh  # On which responses are sampled.
+  local_shards: int  # D, the number of data shards of this host.
 
   @property
   def axis_name(self) -> str | None:

@@ -35,23 +35,15 @@ Embedder = Callable[[list[str]], Float[np.ndarray, "n E"]]
 
 @dataclasses.dataclass(frozen=True)
 class RewardComponents:
-  """Rewards and what they are made of; NaN where a component does not apply.
-
-  Attributes:
-    total: the reward.
-    well_formed: 1 if the response could be parsed, else 0.
-    route: 1 if each route of a plan is accepted, else 0.
-    similarity: cosine of a plan's sub-question and the gold one, at least 0.
-    answer: score of an answer.
-    searches: number of knowledge bases that a plan searches.
-  """
+  """Rewards and what they are made of; NaN where a component does not apply."""
 
   total: Float[np.ndarray, " n"]
-  well_formed: Float[np.ndarray, " n"]
-  route: Float[np.ndarray, " n"]
+  well_formed: Float[np.ndarray, " n"]  # 1 if it could be parsed, else 0.
+  route: Float[np.ndarray, " n"]  # 1 if each route of a plan is accepted.
+  # Cosine of a plan's sub-question and the gold one, at least 0.
   similarity: Float[np.ndarray, " n"]
-  answer: Float[np.ndarray, " n"]
-  searches: Float[np.ndarray, " n"]
+  answer: Float[np.ndarray, " n"]  # Score of an answer.
+  searches: Float[np.ndarray, " n"]  # Knowledge bases that a plan searches.
 
   def means(self) -> dict[str, float]:
     """Return the mean of each component over the responses that have it."""

@@ -24,39 +24,26 @@ from r1router_jax.training import copy_curriculum
 
 
 class PackedLayout(NamedTuple):
-  """The layout of rows that hold several texts each (sequence packing).
+  """The layout of rows that hold several texts each (sequence packing)."""
 
-  Attributes:
-    segments: 1-based number of the text that each token belongs to; 0 for
-      padding.
-    target_positions: positions whose hidden states predict the R response
-      tokens of a row.
-  """
-
+  # 1-based number of the text that each token belongs to; 0 for padding.
   segments: Int[Array, "B L"]
+  # Positions whose hidden states predict the R response tokens of a row.
   target_positions: Int[Array, "B R"]
 
 
 class Batch(NamedTuple):
-  """The prompts and responses of one update, or one device's shard of them.
-
-  Attributes:
-    prompt: collated prompts.
-    response: sampled or gold tokens, padded after the end token.
-    mask: True up to and including the end token.
-    advantage: the advantage of a sampled response, 1 for a gold response.
-    old_logp: log-probabilities under the policy that sampled the response.
-    loss_denominator: what each prompt adds to the denominator of the loss.
-    packing: the layout of packed rows, each of which has one response made of
-      those of its texts; None where a row is one text.
-  """
+  """The prompts and responses of one update, or one device's shard of them."""
 
   prompt: qwen2_5_vl.PromptBatch
-  response: Int[Array, "B G T"]
-  mask: Bool[Array, "B G T"]
-  advantage: Float[Array, "B G"]
-  old_logp: Float[Array, "B G T"]
+  response: Int[Array, "B G T"]  # Sampled or gold; padded after the end token.
+  mask: Bool[Array, "B G T"]  # True up to and including the end token.
+  advantage: Float[Array, "B G"]  # 1 for a gold response.
+  old_logp: Float[Array, "B G T"]  # Under the policy that sampled the response.
+  # What each prompt adds to the denominator of the loss.
   loss_denominator: Float[Array, " B"]
+  # A packed row has one response made of those of its texts; None where a row
+  # is one text.
   packing: PackedLayout | None = None
 
 

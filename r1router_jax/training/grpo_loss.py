@@ -61,25 +61,17 @@ AGGREGATES = ("token_mean", "sequence_mean", "fixed_length")
 class GrpoLossConfig:
   """The options of the loss; see the module's docstring for the formulas.
 
-  Attributes:
-    temperature: sampling temperature, by which the logits of pi are divided.
-    max_response_tokens: tokens of the longest response that can be sampled.
-    clip_low: distance below 1 at which the ratio is clipped.
-    clip_high: distance above 1 at which the ratio is clipped.
-    aggregate: one of `AGGREGATES`.
-    kl: a key of `KL_ESTIMATORS`.
-    kl_coef: beta; 0 needs no reference policy.
-    entropy_coef: epsilon.
+  The ratio is clipped `clip_low` below and `clip_high` above 1.
   """
 
-  temperature: float
-  max_response_tokens: int
+  temperature: float  # Of sampling; the logits of pi are divided by it.
+  max_response_tokens: int  # Of the longest response that can be sampled.
   clip_low: float
   clip_high: float
-  aggregate: str
-  kl: str
-  kl_coef: float
-  entropy_coef: float
+  aggregate: str  # One of `AGGREGATES`.
+  kl: str  # A key of `KL_ESTIMATORS`.
+  kl_coef: float  # beta; 0 needs no reference policy.
+  entropy_coef: float  # epsilon
 
   def __post_init__(self):
     for name, known in (("aggregate", AGGREGATES), ("kl", KL_ESTIMATORS)):

@@ -37,23 +37,14 @@ from r1router_jax.training.batch import Batch, pad_to_shards
 
 @dataclasses.dataclass(frozen=True)
 class RolloutGroups:
-  """Groups of sampled responses with their rewards, one group per step.
+  """Groups of sampled responses with their rewards, one group per step."""
 
-  Attributes:
-    steps: B steps with their golds.
-    prompts: B prompts as the policy read them.
-    sampled: the responses; leaves [B, G, T], or [B, G].
-    texts: B * G texts, those of a group one after the other.
-    components: the rewards of the texts, in their order.
-    reward_seconds: seconds that computing the rewards took.
-  """
-
-  steps: list[Step]
-  prompts: list[EncodedPrompt]
-  sampled: group_decode.SampledResponses
-  texts: list[str]
-  components: step_reward.RewardComponents
-  reward_seconds: float = 0.0
+  steps: list[Step]  # B, with their golds.
+  prompts: list[EncodedPrompt]  # B, as the policy read them.
+  sampled: group_decode.SampledResponses  # Leaves [B, G, T], or [B, G].
+  texts: list[str]  # B * G, those of a group one after the other.
+  components: step_reward.RewardComponents  # In the order of the texts.
+  reward_seconds: float = 0.0  # Spent on computing the rewards.
 
   @property
   def reward(self) -> Float[np.ndarray, "B G"]:

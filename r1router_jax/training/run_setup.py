@@ -25,8 +25,7 @@ from r1router_jax.parallel import multihost
 from r1router_jax.parallel.strategy import ParallelStrategy, make_strategy
 from r1router_jax.policy import policy as policy_lib
 from r1router_jax.policy.config import config_for_run
-from r1router_jax.retrieval.knowledge_base import KnowledgeBase
-from r1router_jax.retrieval.retriever import open_kbs
+from r1router_jax.retrieval.retriever import KnowledgeBase, open_kbs
 from r1router_jax.rewards.step_reward import make_reward
 from r1router_jax.training import optimizer, train_data, train_step, validation
 from r1router_jax.training.bucket_sampler import BucketSampler

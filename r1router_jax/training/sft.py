@@ -44,10 +44,7 @@ from r1router_jax.training.sft_targets import overask_target, sft_target
 class Sft:
   """Supervised training: makes the batches of a run and has their loss.
 
-  Args:
-    policy: the policy that is trained; its parameters are not used.
-    strategy: the devices that the run uses.
-    config: the options of the run, with a section sft.
+  The policy's own parameters are not used.
 
   Attributes:
     examples_per_iteration: steps, or packed rows, of this host per update.

@@ -10,6 +10,7 @@ Source: arxiv.org/abs/2505.22095 (Step-GRPO).
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
 from r1router_jax.common.records import Question, Step
 from r1router_jax.generation.token_sampling import SamplingParams
@@ -38,15 +38,14 @@ from r1router_jax.training.config import RunConfig, StepGrpoConfig
 class StepGrpo:
   """The algorithm Step-GRPO: makes the batches of a run and has their loss.
 
-  Args:
-    policy: the policy that is trained; its parameters are not used.
-    strategy: the devices that the run uses.
-    config: the options of the run, with a section step_grpo.
-    kbs: the knowledge bases that online rollouts search.
+  The policy's own parameters are not used; online rollouts search the knowledge
+  bases.
 
   Attributes:
     examples_per_iteration: steps, or questions, of this host per iteration.
     needs_reference: whether the loss compares with a reference policy.
+    loss: (parameters, reference, batch, allowed) -> numerator, denominator and
+      metrics, see `grpo_loss.loss`.
   """
 
   def __init__(
@@ -74,6 +73,9 @@ class StepGrpo:
     )
     self._loss_config = make_loss_config(options, policy.config)
     self.needs_reference = self._loss_config.kl_coef != 0
+    self.loss = functools.partial(
+      grpo_loss.loss, policy.model, self._loss_config
+    )
 
   def make_batches(
     self,
@@ -170,18 +172,6 @@ class StepGrpo:
     ]
     steps, prompts = zip(*pairs, strict=True)
     return rollouts.offline_rollouts(policy, steps, prompts, *how)
-
-  def loss(
-    self,
-    params: dict,
-    reference: dict | None,
-    batch: Batch,
-    allowed: Bool[Array, " V"],
-  ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
-    """Compute the loss of a batch, see `grpo_loss.loss`."""
-    return grpo_loss.loss(
-      self._policy.model, self._loss_config, params, reference, batch, allowed
-    )
 
 
 def make_loss_config(

@@ -56,19 +56,13 @@ class WorkCounts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class IterationReport:
-  """The report of an algorithm about an iteration, beside its batches.
+  """The report of an algorithm about an iteration, beside its batches."""
 
-  Attributes:
-    scalars: by name; the log has their means.
-    work: the work of the iteration, its updates included.
-    seconds: time spent in phases of the rollout, by name.
-    groups: some of the sampled groups, as `sample_groups` returns them.
-  """
-
-  scalars: Mapping[str, float]
-  work: WorkCounts
+  scalars: Mapping[str, float]  # The log has their means.
+  work: WorkCounts  # That of the updates included.
+  # Seconds spent in phases of the rollout.
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  groups: Sequence[Mapping[str, Any]] = ()
+  groups: Sequence[Mapping[str, Any]] = ()  # Some, see `sample_groups`.
 
 
 def rollout_work(
@@ -95,10 +89,7 @@ def update_work(
 ) -> WorkCounts:
   """Count the work of an update, from the rows of a batch with a response.
 
-  Args:
-    config: sizes of the model.
-    batch: leaves [B, ...], or [D, B, ...] with an axis of data shards.
-    passes: forward passes that an update costs.
+  Leaves are [B, ...], or [D, B, ...]; an update costs `passes` forward passes.
   """
   # 1. Join the data shards.
   prompt = batch.prompt

@@ -27,19 +27,12 @@ from flax import traverse_util
 
 
 class TrainState(NamedTuple):
-  """The state that an update changes; checkpoints hold these names.
+  """The state that an update changes; checkpoints hold these names."""
 
-  Attributes:
-    step: number of updates so far, including skipped ones.
-    skipped: number of updates skipped in a row up to now.
-    params: all parameters, trainable and frozen.
-    opt: state of the optimizer, for the trainable parameters only.
-  """
-
-  step: jax.Array
-  skipped: jax.Array
-  params: dict
-  opt: optax.OptState
+  step: jax.Array  # Updates so far, including skipped ones.
+  skipped: jax.Array  # Updates skipped in a row up to now.
+  params: dict  # The trainable ones and the frozen ones.
+  opt: optax.OptState  # For the trainable parameters only.
 
 
 def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
