@@ -139,6 +139,7 @@ def test_command_prints_counts_and_the_next_command(
   monkeypatch.setattr(retriever, "open_kbs", lambda kb_dir: fakes.make_kbs())
   with flagsaver.flagsaver(
     workdir=str(tmp_path),
+    kb_dir="unused",
     policy="warm_start",
     benchmark="georouter",
     method="r1_router",
