@@ -55,8 +55,14 @@ Chunks: TypeAlias = "embedding_chunks.EmbeddingChunks"
 
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = (
-  *("minilm", "image", "image_caption", "bge_m3", "clip_sf"),
-  *("open_wikitable", "openai", "tei"),
+  "minilm",
+  "image",
+  "image_caption",
+  "bge_m3",
+  "clip_sf",
+  "open_wikitable",
+  "openai",
+  "tei",
 )
 
 _DEFAULTS = ", ".join(

@@ -36,8 +36,11 @@ _CACHES = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 _PROGRAM_CACHE = os.path.join(_CACHES, "r1router_jax")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PATH_ERRORS = (
-  *(FileNotFoundError, FileExistsError, PermissionError),
-  *(IsADirectoryError, NotADirectoryError),
+  FileNotFoundError,
+  FileExistsError,
+  IsADirectoryError,
+  NotADirectoryError,
+  PermissionError,
 )
 _JAX_FLAG = re.compile(r"--?(no)?jax_|--?helpfull")
 _OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")

@@ -15,11 +15,10 @@ from r1router_jax.common.checkpoint_folder import locate_checkpoint
 ROUTER = "r1_router"
 
 # Keys of routing/baselines/registry.py, whose import needs JAX.
-METHODS = (
-  *(ROUTER, "few_shot", "direct", "cot"),
-  *"rag_text rag_image rag_table rag_all iter_retgen ircot".split(),
-  *"search_o1 search_r1 omnisearch always_text always_image".split(),
-  *"always_table always_all never random_route oracle_route".split(),
+METHODS = tuple(
+  f"{ROUTER} few_shot direct cot rag_text rag_image rag_table rag_all "
+  "iter_retgen ircot search_o1 search_r1 omnisearch always_text always_image "
+  "always_table always_all never random_route oracle_route".split()
 )
 
 # Keys of the table of loops of routing/device_loop.py, whose import needs JAX.

@@ -83,7 +83,9 @@ def judge_answers(
     logging.warning(
       "The judge %s gave no readable verdict on %d of %d answers: they are not "
       "a number.",
-      *(model, unread, len(found)),
+      model,
+      unread,
+      len(found),
     )
   return found
 

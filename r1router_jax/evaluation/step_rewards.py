@@ -65,7 +65,9 @@ def score_gold_steps(
   if faults := list(filter(None, checked)):
     logging.warning(
       "%d of %d gold steps cannot be read and earn 0, the first because: %s",
-      *(len(faults), len(steps), faults[0].reason),
+      len(faults),
+      len(steps),
+      faults[0].reason,
     )
 
   # 2. Respond and score, chunk by chunk.

@@ -312,7 +312,9 @@ def main(_) -> None:
   logging.info(
     "Next: python -m r1router_jax.build_kb --kind=%s --source='%s/passages-*."
     "jsonl'%s --kb_dir=...",
-    *(source.kb, workdir, images),
+    source.kb,
+    workdir,
+    images,
   )
 
 
