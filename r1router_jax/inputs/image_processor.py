@@ -47,17 +47,15 @@ def smart_resize(
       f"{MAX_ASPECT}.  Crop it."
     )
   # Python rounds halves to even, as the original does.
-  new_height = round(height / factor) * factor
-  new_width = round(width / factor) * factor
-  if new_height * new_width > max_pixels:
+  new = [round(side / factor) * factor for side in (height, width)]
+  if math.prod(new) > max_pixels:
     shrink = math.sqrt(height * width / max_pixels)
-    new_height = max(factor, math.floor(height / shrink / factor) * factor)
-    new_width = max(factor, math.floor(width / shrink / factor) * factor)
-  elif new_height * new_width < min_pixels:
+    blocks = (math.floor(side / shrink / factor) for side in (height, width))
+    new = [max(factor, n * factor) for n in blocks]
+  elif math.prod(new) < min_pixels:
     grow = math.sqrt(min_pixels / (height * width))
-    new_height = math.ceil(height * grow / factor) * factor
-    new_width = math.ceil(width * grow / factor) * factor
-  return new_height, new_width
+    new = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+  return tuple(new)
 
 
 def longest_side(
@@ -65,14 +63,8 @@ def longest_side(
 ) -> int:
   """Return an upper bound of an image's longer side after `smart_resize`.
 
-  Args:
-    blocks: length of the shorter side, in blocks of `factor` pixels.
-    factor: pixels per side of a block.
-    min_pixels: smallest area that `smart_resize` is given.
-    max_pixels: largest area that `smart_resize` is given.
-
-  Returns:
-    The bound, in blocks.
+  The bound, and `blocks`, the length of the shorter side, are numbers of blocks
+  of `factor` pixels.
   """
 
   def longer_side(pixels, low, high):
@@ -99,19 +91,11 @@ def extract_patches(
 ) -> tuple[Float32[np.ndarray, "P D"], tuple[int, int, int]]:
   """Cut an image into normalised patches in merge-block order.
 
-  Args:
-    image: both sides multiples of `patch * merge`, see `smart_resize`.
-    patch: p, pixels per side of a patch.
-    temporal: T, number of equal frames in a patch.
-    merge: m, patches per side of the block that becomes one token.
-    mean: subtracted from each channel, after scaling to [0, 1].
-    std: divides each channel after that.
-
-  Returns:
-    The patches, and the grid (1, h, w).
+  The result is the patches, and the grid (1, h, w); `patch` is p, `temporal` T
+  and `merge` m of the module's docstring.
 
   Raises:
-    ValueError: if the image does not consist of whole blocks.
+    ValueError: if a side is no multiple of `patch * merge`, see `smart_resize`.
   """
   height, width = image.shape[:2]
   if height % (patch * merge) or width % (patch * merge):
@@ -121,13 +105,10 @@ def extract_patches(
       f"smart_resize(..., factor={patch * merge}) says."
     )
   # Pixel rows are (block h, patch of the block m, pixel p); so are columns.
+  sizes = dict(m=merge, n=merge, p=patch, q=patch, t=temporal)
   rows = einops.repeat(
     normalize_pixels(image, mean, std),
     "(h m p) (w n q) c -> (h w m n) (c t p q)",
-    m=merge,
-    n=merge,
-    p=patch,
-    q=patch,
-    t=temporal,
+    **sizes,
   )
   return rows, (1, height // patch, width // patch)

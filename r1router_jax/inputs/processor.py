@@ -40,40 +40,25 @@ class ImagePatches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
-  """One prompt as ids, with the images that its placeholders stand for.
-
-  Attributes:
-    ids: token ids.
-    images: patches of each image, in order.
-    truncated_tokens: number of tokens that its passages lost.
-    unread_images: for each image of a passage that is left out, the reason.
-  """
+  """One prompt as ids, with the images that its placeholders stand for."""
 
   ids: list[int]
   images: tuple[ImagePatches, ...] = ()
-  truncated_tokens: int = 0
+  truncated_tokens: int = 0  # Number of tokens that its passages lost.
+  # For each image of a passage that is left out, the reason.
   unread_images: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-  """Tokenizer and image processor of one policy.
-
-  Attributes:
-    tokenizer: the policy's tokenizer.
-    vision: the policy's vision tower, or None if it reads texts alone.
-    lengths: prompt lengths that batches are padded to, ascending.
-    min_pixels: smaller images are enlarged to this area.
-    max_pixels: larger images are shrunk to this area.
-    passage_tokens: the largest number of passage tokens in a prompt.
-  """
+  """Tokenizer and image processor of one policy."""
 
   tokenizer: Tokenizer
-  vision: qwen2_5_vl.VisionConfig | None
-  lengths: tuple[int, ...]
-  min_pixels: int
-  max_pixels: int
-  passage_tokens: PassageTokens = PassageTokens()
+  vision: qwen2_5_vl.VisionConfig | None  # None if it reads texts alone.
+  lengths: tuple[int, ...]  # Batches are padded to one of them; ascending.
+  min_pixels: int  # Smaller images are enlarged to this area,
+  max_pixels: int  # and larger ones shrunk to this one.
+  passage_tokens: PassageTokens = PassageTokens()  # The most in a prompt.
 
   def encode(self, conversation: Conversation) -> EncodedPrompt:
     """Read the images and encode the text.
@@ -110,19 +95,16 @@ class Processor:
 
   def max_windows(self) -> int:
     """Return a number of windows that suffices for any image, however thin."""
-    vision = self.vision
-    factor = vision.patch * vision.merge
+    merge = self.vision.merge
+    factor = self.vision.patch * merge
+    limits = factor, self.min_pixels, self.max_pixels
     most = 0
     # The shorter side of any image is at most that of a square of the largest
     # area.
     for blocks in range(1, math.ceil(math.sqrt(self.max_pixels) / factor) + 2):
-      longest = image_processor.longest_side(
-        blocks, factor, self.min_pixels, self.max_pixels
-      )
-      windows = qwen2_5_vl.count_windows(
-        blocks * vision.merge, longest * vision.merge, vision
-      )
-      most = max(most, windows)
+      longest = image_processor.longest_side(blocks, *limits)
+      sides = blocks * merge, longest * merge
+      most = max(most, qwen2_5_vl.count_windows(*sides, self.vision))
     return next_power_of_two(most)
 
   def _image_tokens(self, grid: tuple[int, int]) -> int:
@@ -161,8 +143,8 @@ class Processor:
     """
     if not ids:
       raise ValueError(
-        "A prompt has no tokens: nothing would predict the "
-        "first of its response."
+        "A prompt has no tokens: nothing would predict the first of its "
+        "response."
       )
     for length in self.lengths:
       if length >= len(ids):
@@ -182,19 +164,13 @@ class Processor:
   ) -> qwen2_5_vl.PromptBatch:
     """Pad and stack prompts, one per row.
 
-    Rows beyond the batch repeat its first prompt; callers ignore them.
+    Rows beyond the batch, up to `rows` on each of D shards, repeat its first
+    prompt; callers ignore them.  Leaves of the result are [D, ...].
 
-    Args:
-      batch: the prompts, at most `shards * rows`.
-      shards: D, number of data shards.
-      rows: number of rows of each shard.
-      agree: maps the shape that this batch needs (tokens of a row, images of a
-        row, windows of an image) to the one that it gets.  If hosts collate
-        parts of one batch, whose shapes have to be equal, this is
-        `multihost.max_over_hosts`.
-
-    Returns:
-      The batch, with leaves [D, ...].
+    `agree` maps the shape that this batch needs (tokens of a row, images of a
+    row, windows of an image) to the one that it gets.  If hosts collate parts
+    of one batch, whose shapes have to be equal, it is
+    `multihost.max_over_hosts`.
 
     Raises:
       ValueError: if the placeholders of a row do not fit its images.
@@ -213,31 +189,20 @@ class Processor:
     length: int,
     agree: Callable[[Sequence[int]], Sequence[int]] = list,
   ) -> qwen2_5_vl.PromptBatch:
-    """Pad and stack rows that each hold any number of texts in sequence.
+    """Pad and stack rows of `length` that each hold several texts in sequence.
 
-    Positions begin anew with each text.
-
-    Args:
-      batch: the texts of each row.
-      shards: see `collate`.
-      rows: see `collate`.
-      length: L, padded length of a row.
-      agree: see `collate`.
+    Positions begin anew with each text; for the rest see `collate`.
     """
     # Room for images and windows: a few sizes, so that few shapes are compiled.
-    row_images = [
-      [image for text in row for image in text.images] for row in batch
+    grids = [
+      [image.grid for text in row for image in text.images] for row in batch
     ]
-    images_per_row = max(map(len, row_images))
-    windows = max(
-      (
-        qwen2_5_vl.count_windows(*image.grid, self.vision)
-        for image in itertools.chain(*row_images)
-      ),
-      default=0,
-    )
-    if windows:
-      windows = next_power_of_two(windows)
+    images_per_row = max(map(len, grids))
+    windows = [
+      qwen2_5_vl.count_windows(*grid, self.vision)
+      for grid in itertools.chain(*grids)
+    ]
+    windows = next_power_of_two(max(windows)) if windows else 0
     length, images_per_row, windows = agree([length, images_per_row, windows])
 
     # Real prompts as padding: an empty row would have no last token to predict
@@ -266,15 +231,7 @@ class Processor:
     first_token: int,
     first_image: int,
   ) -> None:
-    """Write a text into a row of a batch.
-
-    Args:
-      text: the text to write.
-      prompt: the batch, whose arrays are changed.
-      row: index of the row.
-      first_token: position in the row of the text's first token.
-      first_image: number of images of the row's earlier texts.
-    """
+    """Write a text into a row of a batch, after so many tokens and images."""
     room = slice(first_token, first_token + len(text.ids))
     prompt.tokens[row, room] = text.ids
     prompt.mask[row, room] = True
@@ -289,31 +246,27 @@ class Processor:
         f"images of {grids} patches take {sum(sizes)}."
       )
     merged_grids = [
-      (h // self.vision.merge, w // self.vision.merge) for h, w in grids
+      tuple(n // self.vision.merge for n in grid) for grid in grids
     ]
     # Image tokens have positions of their own (see the top); a packed text
     # starts again at 0.
-    positions, next_position = rope_positions(len(text.ids), at, merged_grids)
-    prompt.positions[row, :, room] = positions
-    prompt.next_position[row] = next_position
+    prompt.positions[row, :, room], prompt.next_position[row] = rope_positions(
+      len(text.ids), at, merged_grids
+    )
 
     # Placeholders point at the tokens of the row's own images, each of which
     # has room for M tokens; images of the batch are stacked row by row.
-    tokens_per_image = prompt.inverse.shape[1]
+    tokens_per_image, windows = prompt.inverse.shape[1], prompt.gather.shape[1]
     images_per_row = len(prompt.patches) // len(prompt.tokens)
     for n, (image, size) in enumerate(zip(text.images, sizes, strict=True)):
       in_row = first_image + n
-      here, at = at[:size], at[size:]
-      prompt.image_token[row, first_token + here] = (
-        in_row * tokens_per_image + np.arange(size)
-      )
+      here, at = first_token + at[:size], at[size:]
+      tokens = in_row * tokens_per_image + np.arange(size)
+      prompt.image_token[row, here] = tokens
       in_batch = row * images_per_row + in_row
       prompt.patches[in_batch, : len(image.patches)] = image.patches
       plan = qwen2_5_vl.plan_windows(
-        *image.grid,
-        self.vision,
-        windows=prompt.gather.shape[1],
-        tokens=tokens_per_image,
+        *image.grid, self.vision, windows, tokens_per_image
       )
       for name, array in plan._asdict().items():
         getattr(prompt, name)[in_batch] = array
@@ -324,10 +277,8 @@ def rope_positions(
 ) -> tuple[Int[np.ndarray, "3 L"], int]:
   """Compute the rotary positions of a prompt, and the next cursor.
 
-  Args:
-    length: number of tokens of the prompt.
-    placeholders: positions of its placeholders; those of an image are adjacent.
-    grids: rows and columns of merged tokens of each image.
+  Placeholders of one image stand in adjacent positions; `grids` are the rows
+  and columns of merged tokens of each image.
   """
   runs, cursor, done = [], 0, 0
   for h, w in grids:
@@ -365,10 +316,8 @@ def pad_responses(
   """
   # The mask, not the padding id, tells what a response is: it may contain that
   # id.
-  ids = np.full((len(responses), length), pad, np.int32)
-  mask = np.zeros((len(responses), length), bool)
+  mask = np.arange(length) < np.array([*map(len, responses)])[:, None]
+  ids = np.full(mask.shape, pad, np.int32)
   for row, response in enumerate(responses):
-    n = min(len(response), length)
-    ids[row, :n] = response[:n]
-    mask[row, :n] = True
+    ids[row, mask[row]] = response[:length]
   return ids, mask

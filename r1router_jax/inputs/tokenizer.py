@@ -24,16 +24,11 @@ from jaxtyping import Bool, Int16
 
 from r1router_jax.protocol import messages
 
-PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-
+# Every policy needs the first three, and with images the others.
+CHAT_TOKENS = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"
-
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-
-CHAT_TOKENS = (PAD, START, END)  # Every policy needs them.
-
-IMAGE_TOKENS = (IMAGE_PAD, VISION_START, VISION_END)  # Only with images.
-
+IMAGE_TOKENS = (IMAGE_PAD, VISION_START, VISION_END)
 NEVER_SAMPLED = (PAD, START, *IMAGE_TOKENS)
 
 
@@ -44,9 +39,8 @@ def _byte_alphabet() -> dict[str, int]:
   """
   printing = {*range(33, 127), *range(161, 173), *range(174, 256)}
   others = [byte for byte in range(256) if byte not in printing]
-  return {chr(byte): byte for byte in printing} | {
-    chr(256 + i): byte for i, byte in enumerate(others)
-  }
+  letters = map(chr, [*printing, *range(256, 256 + len(others))])
+  return dict(zip(letters, [*printing, *others], strict=True))
 
 
 _BYTES = _byte_alphabet()
@@ -85,33 +79,20 @@ class PromptTooLong(ValueError):
 
 
 class TruncatedPrompt(NamedTuple):
-  """A prompt as ids, within the limits of its length.
-
-  Attributes:
-    ids: token ids.
-    image_kept: for each of its images, whether it is still among them.
-    truncated_tokens: number of tokens that its passages lost, those of their
-      images included.
-  """
+  """A prompt as ids, within the limits of its length."""
 
   ids: list[int]
-  image_kept: list[bool]
-  truncated_tokens: int
+  image_kept: list[bool]  # For each of its images, whether ids still have it.
+  truncated_tokens: int  # Lost by passages, those of their images included.
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-  """The text around the turns of a prompt.
+  """The text around the turns of a prompt."""
 
-  Attributes:
-    opening: text before the user turn; has a field for the system turn.
-    closing: text between the user turn and the reply.
-    next_turn: text between a reply and the next user turn.
-  """
-
-  opening: str
-  closing: str
-  next_turn: str = ""
+  opening: str  # Before the user turn; has a field for the system turn.
+  closing: str  # Between the user turn and the reply.
+  next_turn: str = ""  # Between a reply and the next user turn.
 
 
 TEMPLATES = {
@@ -136,11 +117,7 @@ class Tokenizer:
   """
 
   def __init__(self, path: str | pathlib.Path, style: str):
-    """Read a `tokenizer.json`.
-
-    Args:
-      path: the file.
-      style: a key of `TEMPLATES`.
+    """Read a `tokenizer.json`, for a style that is a key of `TEMPLATES`.
 
     Raises:
       ValueError: if it lacks a token of the protocol.
@@ -152,13 +129,12 @@ class Tokenizer:
     self._added = {token["content"] for token in added}
     self._trusted = tokenizers.Tokenizer.from_str(text)
     # Table markers such as [sep] are text; whatever opens with < is control.
-    twin = json.loads(text) | {
-      "added_tokens": [
-        token
-        for token in added
-        if not token["special"] and "<" not in token["content"]
-      ]
-    }
+    twin = json.loads(text)
+    twin["added_tokens"] = [
+      token
+      for token in added
+      if not token["special"] and "<" not in token["content"]
+    ]
     self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(twin))
     self._template = TEMPLATES[style]
 
@@ -166,9 +142,8 @@ class Tokenizer:
     find = self._trusted.token_to_id
     if missing := [token for token in CHAT_TOKENS if find(token) is None]:
       raise ValueError(
-        f"{path} lacks the tokens {missing}: it is no tokenizer "
-        "of a Qwen2.5-VL policy, nor of any that was trained "
-        "on ChatML."
+        f"{path} lacks the tokens {missing}: it is no tokenizer of a "
+        "Qwen2.5-VL policy, nor of any that was trained on ChatML."
       )
     # A policy of texts alone lacks the image tokens, which is no error.
     self.pad_id, self.eos_id = find(PAD), find(END)
@@ -177,25 +152,18 @@ class Tokenizer:
 
   def special_token_ids(self) -> dict[str, int]:
     """Return the ids that a published config.json names."""
-    names = dict(bos_token_id=PAD, pad_token_id=PAD, eos_token_id=END)
+    names = dict(bos=PAD, pad=PAD, eos=END)
     if self.image_id >= 0:
       names |= dict(
-        image_token_id=IMAGE_PAD,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
+        image=IMAGE_PAD, vision_start=VISION_START, vision_end=VISION_END
       )
-    return {
-      name: self._trusted.token_to_id(token) for name, token in names.items()
-    }
+    find = self._trusted.token_to_id
+    return {f"{name}_token_id": find(token) for name, token in names.items()}
 
   def allowed_mask(self, vocabulary: int) -> Bool[np.ndarray, " V"]:
-    """Return false on ids that a policy never writes: padding, placeholders.
-
-    Args:
-      vocabulary: V, number of rows of the embedding; a model may have more than
-        the tokenizer has ids.
-    """
-    # Embeddings are often padded to a multiple of 128 rows.
+    """Return false on ids that a policy never writes: padding, placeholders."""
+    # Embeddings are often padded to a multiple of 128 rows, so that there are
+    # more of them than the tokenizer has ids.
     allowed = np.arange(vocabulary) < self.vocab_size
     found = map(self._trusted.token_to_id, NEVER_SAMPLED)
     allowed[[i for i in found if i is not None]] = False
@@ -210,12 +178,8 @@ class Tokenizer:
   ) -> TruncatedPrompt:
     """Encode a prompt in at most `limit` tokens.
 
-    Args:
-      conversation: the prompt.
-      image_sizes: number of tokens of each of its images.
-      limit: a longer prompt loses the ends of its passages, last one first,
-        and their images with them.
-      passage_tokens: the largest number of passage tokens, by knowledge base.
+    A longer prompt loses the ends of its passages, last one first, and their
+    images with them.  `image_sizes` are the numbers of tokens of its images.
 
     Raises:
       PromptTooLong: if it is longer even without its passages.
@@ -283,12 +247,9 @@ class Tokenizer:
 
   def whole_word_ids(self) -> list[int]:
     """Return ids of tokens that are whole words with their leading space."""
+    word = re.compile("\u0120[A-Za-z]{3,10}")
     vocabulary = self._trusted.get_vocab()
-    return sorted(
-      i
-      for token, i in vocabulary.items()
-      if re.fullmatch("\u0120[A-Za-z]{3,10}", token)
-    )
+    return sorted(i for text, i in vocabulary.items() if word.fullmatch(text))
 
   @functools.lru_cache(maxsize=8)  # noqa: B019 (lives as long as a policy)
   def stop_table(
@@ -338,11 +299,9 @@ class Tokenizer:
     return list(self._encode_cached(text, untrusted))
 
   def _image_placeholder(self, count: int) -> list[int]:
-    return [
-      *self._encode_piece(VISION_START, False),
-      *[self.image_id] * count,
-      *self._encode_piece(VISION_END, False),
-    ]
+    start = self._encode_piece(VISION_START, False)
+    end = self._encode_piece(VISION_END, False)
+    return [*start, *[self.image_id] * count, *end]
 
 
 def _limit_passages(
@@ -376,10 +335,7 @@ def _truncate_passages(
 ) -> tuple[list[list[int]], int]:
   """Cut `excess` tokens from the ends of passages, last one first.
 
-  Images of passages go whole.
-
-  Returns:
-    The pieces, and by how many tokens they are still too long.
+  Images of passages go whole.  Returns the pieces and the excess that is left.
   """
   pieces = list(pieces)
   for i in reversed(range(len(pieces))):
