@@ -37,7 +37,6 @@ HF_SIDE_FILES = (
   "special_tokens_map.json",
 )
 
-
 # Options that R1-Router lacks; with their defaults all is as in the original.
 EXTENSIONS = ("max_routes", "passage_images", "passage_tokens")
 
@@ -68,10 +67,8 @@ class PromptOptions:
 
   def __post_init__(self):
     if not 1 <= self.max_routes <= len(KBS):
-      raise ValueError(
-        f"max_routes is {self.max_routes}: a plan may name 1 "
-        f"to {len(KBS)} routes."
-      )
+      wanted = f"a plan may name 1 to {len(KBS)} routes."
+      raise ValueError(f"max_routes is {self.max_routes}: {wanted}")
     if self.passage_images < 0:
       raise ValueError(
         f"passage_images is {self.passage_images}: show 0 images or more."
@@ -89,12 +86,9 @@ class PromptOptions:
   def enabled_extensions(self) -> dict[str, Any]:
     """Return the options of `EXTENSIONS` that differ from their defaults."""
     # A `PromptOptions` has only some of the extensions.
-    defaults = {f.name: f.default for f in dataclasses.fields(self)}
-    return {
-      name: getattr(self, name)
-      for name in EXTENSIONS
-      if name in defaults and getattr(self, name) != defaults[name]
-    }
+    options = [f for f in dataclasses.fields(self) if f.name in EXTENSIONS]
+    changed = [f.name for f in options if vars(self)[f.name] != f.default]
+    return {name: vars(self)[name] for name in changed}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,22 +123,20 @@ class PolicyConfig(PromptOptions):
     super().__post_init__()
     if self.passage_images and self.model.vision is None:
       raise ValueError(
-        f"passage_images is {self.passage_images}, but this "
-        "policy reads texts alone: set it to 0, or take one with a vision "
-        "tower."
+        f"passage_images is {self.passage_images}, but this policy reads texts "
+        "alone: set it to 0, or take one with a vision tower."
       )
     if min(vars(self.passage_tokens).values()) < 0:
       raise ValueError(
-        f"passage_tokens is {self.passage_tokens}: "
-        "give a number of tokens, or 0 for all."
+        f"passage_tokens is {self.passage_tokens}: give a number of tokens, or "
+        "0 for all."
       )
 
   def response_length(self, tokens: int) -> int:
     """Return the padded length of a gold response of `tokens` tokens."""
     # Longer responses are cut to the last length.
-    return next(
-      (n for n in self.response_tokens if n >= tokens), self.response_tokens[-1]
-    )
+    longest = self.response_tokens[-1]
+    return next((n for n in self.response_tokens if n >= tokens), longest)
 
   @classmethod
   def from_dict(cls, tree: Mapping[str, Any]) -> "PolicyConfig":
@@ -186,14 +178,13 @@ def _rename_old_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_record(record_class: type, tree: Mapping[str, Any]) -> Any:
   """Return a record built from nested dicts; lists become tuples."""
-  values = {}
+  values = dict(tree)
   for name, value in tree.items():
     # Records hold records, and JSON knows no tuples.
     if name in _NESTED and isinstance(value, Mapping):
-      value = _build_record(_NESTED[name], value)
+      values[name] = _build_record(_NESTED[name], value)
     elif isinstance(value, list):
-      value = tuple(value)
-    values[name] = value
+      values[name] = tuple(value)
   return record_class(**values)
 
 
@@ -215,8 +206,8 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
     return PolicyConfig.from_dict(dict(options, model=model))
   except (ValueError, TypeError, AttributeError) as error:
     raise ValueError(
-      f"{path}: {error}.  Copy the policy again, or delete this "
-      "file to take the settings of a published one."
+      f"{path}: {error}.  Copy the policy again, or delete this file to take "
+      "the settings of a published one."
     ) from error
 
 
@@ -225,10 +216,9 @@ def config_for_run(
 ) -> PolicyConfig:
   """Return the config of the policy `start_from`, changed by `overrides`.
 
-  If `overrides` has a model, nothing is read, so that a run can be planned
-  without weights.
+  If `overrides` has a model, nothing is read: a new policy, with all options
+  given, too.
   """
-  # A given model means a new policy, with all options given, too.
   base = {}
   if "model" not in overrides:
     base = dataclasses.asdict(read_config(resolve_folder(start_from)))
@@ -243,22 +233,16 @@ def write_policy_files(
 ) -> None:
   """Write all files of a policy's folder but the weights.
 
-  Args:
-    folder: where to write; made if need be.
-    config: the policy's config.
-    tokenizer: the tokenizer.json to copy; those of `HF_SIDE_FILES` that stand
-      beside it are copied, too.
-    token_ids: ids of special tokens that a published config.json names.
+  The files of `HF_SIDE_FILES` that stand beside `tokenizer` are copied with it.
+  `token_ids` are those of special tokens that a published config.json names.
   """
   folder.mkdir(parents=True, exist_ok=True)
   # New files have the new names alone.
   options = dataclasses.asdict(config)
   del options["model"]  # Stands in config.json.
   hf_config = hf_checkpoint.make_hf_config(config.model, token_ids)
-  for name, tree in (
-    (hf_checkpoint.CONFIG_FILE, hf_config),
-    (POLICY_FILE, options),
-  ):
+  trees = {hf_checkpoint.CONFIG_FILE: hf_config, POLICY_FILE: options}
+  for name, tree in trees.items():
     (folder / name).write_text(json.dumps(tree, indent=1) + "\n")
   for name in (TOKENIZER_FILE, *HF_SIDE_FILES):
     source, target = tokenizer.with_name(name), folder / name

@@ -36,12 +36,6 @@ class PolicyInterface(Protocol):
   ) -> list[list[Response]]:
     """Generate a group of responses to each conversation.
 
-    No response depends on another one, nor on the order of conversations.
-
-    Args:
-      conversations: the prompts.
-      key: key of all samples.
-      group_size: number of responses to each prompt.
-      sampling: how tokens are drawn.
-      stop: texts that end a response, besides the end token.
+    No response depends on another one, nor on the order of conversations.  It
+    ends at the end token, or at any of the texts `stop`.
     """

@@ -81,10 +81,7 @@ class ChatClient:
     self._has_answered = False
 
   def complete(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
-    """Return the reply to each request.
-
-    Args:
-      requests: bodies of the requests, without the model's name.
+    """Return the reply to each request, a body without the model's name.
 
     Raises:
       RemoteServiceError: if the server fails, or refuses all requests before
@@ -103,12 +100,8 @@ class ChatClient:
       raise refused[0]
     self._has_answered |= bool(replies)
     if refused:
-      logging.warning(
-        "%d of %d prompts are refused, the first of them so: %s",
-        len(refused),
-        len(replies),
-        refused[0],
-      )
+      warning = "%d of %d prompts are refused, the first of them so: %s"
+      logging.warning(warning, len(refused), len(replies), refused[0])
     return [each if isinstance(each, Reply) else Reply("") for each in replies]
 
 
@@ -124,12 +117,9 @@ def request_messages(
 
 
 def request_seed(key: jax.Array, prompt: Any, member: int) -> int:
-  """Return the 31-bit seed of one sample.
+  """Return the 31-bit seed of a member of the group of samples for a prompt.
 
-  Args:
-    key: key of all samples.
-    prompt: the prompt, which must be JSON-serialisable.
-    member: index of the response among those to this prompt.
+  The prompt must be JSON-serialisable.
   """
   # A digest, since servers take small integers as seeds.
   digest = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes())
@@ -138,25 +128,19 @@ def request_seed(key: jax.Array, prompt: Any, member: int) -> int:
 
 
 def _parse_reply(answer: Any) -> Reply:
-  """Return the only choice of an answer.
-
-  Raises:
-    RowError: if the answer is not of the schema.
-  """
+  """Return the only choice of an answer, or raise a `RowError`."""
   try:
     # Requests ask for one response each.
     (choice,) = answer["choices"]
     message, usage = choice["message"], answer.get("usage") or {}
     # A reasoning model may leave the content null.
     text = message.get("content") or ""
-    reasoning = (
-      message.get("reasoning_content") or message.get("reasoning") or ""
-    )
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
     tokens = usage.get("completion_tokens", 0)
   except (TypeError, ValueError, KeyError, AttributeError):
-    raise RowError(
-      "the answer is no chat completion of one choice", _CURE
-    ) from None
+    reason = "the answer is no chat completion of one choice"
+    raise RowError(reason, _CURE) from None
+  reasoning = thoughts or ""
   if not isinstance(text, str) or not isinstance(reasoning, str):
     raise RowError("the message is no text", _CURE)
   # True and 7.0 are no counts, and a huge one would allocate memory.

@@ -99,12 +99,8 @@ class OpenAIPolicy:
 
   Args:
     address: see `openai_client.ChatClient`.
-    options: how the model is asked.
+    options: how the model is asked; then the attribute `config`.
     max_tokens: longest response.
-
-  Attributes:
-    config: how the model is asked.
-    processor: checks the prompts.
   """
 
   def __init__(
@@ -156,18 +152,17 @@ class OpenAIPolicy:
       for member in range(group_size):
         seed = openai_client.request_seed(key, turns, member)
         requests.append(dict(fields, messages=turns, seed=seed))
-    responses = [
-      Response(
-        merge_reasoning(reply),
-        np.zeros(reply.tokens, np.int32),
-        np.full(reply.tokens, np.nan, np.float32),
-      )
-      for reply in self._client.complete(requests)
-    ]
-    return [
-      responses[i : i + group_size]
-      for i in range(0, len(responses), group_size)
-    ]
+    replies = self._client.complete(requests)
+    responses = [_make_response(reply) for reply in replies]
+    starts = range(0, len(responses), group_size)
+    return [responses[start : start + group_size] for start in starts]
+
+
+def _make_response(reply: openai_client.Reply) -> Response:
+  """Return a reply as a response of unknown tokens."""
+  tokens = np.zeros(reply.tokens, np.int32)
+  logp = np.full(reply.tokens, np.nan, np.float32)
+  return Response(merge_reasoning(reply), tokens, logp)
 
 
 def merge_reasoning(reply: openai_client.Reply) -> str:
@@ -186,11 +181,7 @@ def merge_reasoning(reply: openai_client.Reply) -> str:
 def open_policy(name: str) -> policy.Policy | OpenAIPolicy:
   """Open a policy by folder, id on the hub or "warm_start", or at an address.
 
-  Args:
-    name: see `policy.load`; or "openai:http://host:port/v1#model".
-
-  Raises:
-    see `policy.load` and `openai_client.ChatClient`.
+  See `policy.load` and, for "openai:http://..", `openai_client.ChatClient`.
   """
   if name.startswith(openai_client.PREFIX):
     return OpenAIPolicy(name)
@@ -207,12 +198,9 @@ def fingerprint(opened: policy.Policy | OpenAIPolicy) -> str:
   if isinstance(opened, OpenAIPolicy):
     parts = [openai_client.PREFIX + opened.model]
   else:
-    parts = [
-      safetensors_io.fingerprint(path)
-      for path in safetensors_io.checkpoint_files(
-        str(opened.tokenizer_path.parent)
-      )
-    ]
+    folder = str(opened.tokenizer_path.parent)
+    files = safetensors_io.checkpoint_files(folder)
+    parts = [safetensors_io.fingerprint(path) for path in files]
   # Results on disk are found again by this text, so that options keep the names
   # that they had when the first results were written.
   old_names = {new: old for old, new in config_lib.OLD_KEYS.items()}
@@ -224,12 +212,11 @@ def fingerprint(opened: policy.Policy | OpenAIPolicy) -> str:
 def sampling_fields(sampling: SamplingParams) -> dict[str, float]:
   """Return the fields of a request that say how tokens are drawn."""
   sampling.validate()
-  fields = dict(
-    temperature=float(sampling.temperature), top_p=float(sampling.top_p)
-  )
+  temperature, top_k, top_p, min_p = map(float, sampling)
   # Fields outside of OpenAI's schema.
-  extra = dict(top_k=int(sampling.top_k), min_p=float(sampling.min_p))
-  return fields | {name: value for name, value in extra.items() if value}
+  extra = dict(top_k=int(top_k), min_p=min_p)
+  fields = {name: value for name, value in extra.items() if value}
+  return dict(temperature=temperature, top_p=top_p) | fields
 
 
 @functools.lru_cache(maxsize=IMAGE_CACHE_SIZE)

@@ -17,7 +17,7 @@ import functools
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,12 +29,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from r1router_jax.common.records import Response
-from r1router_jax.generation import (
-  continuous_batching,
-  group_decode,
-  token_sampling,
+from r1router_jax.generation import continuous_batching, group_decode
+from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
+from r1router_jax.inputs.processor import (
+  EncodedPrompt,
+  Processor,
+  next_power_of_two,
 )
-from r1router_jax.inputs.processor import EncodedPrompt, Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import (
   hf_checkpoint,
@@ -104,14 +105,13 @@ class Policy:
   def inference_params(self) -> dict:
     """The parameters in the layout that `inference_model` reads."""
     # Cast and reordered once, since decoding reads them for every token.
-    model = self.inference_model
-    params = _inference_params_maker(model.compute, model.unrolled)(self.params)
+    params = _make_inference_params(
+      self.params, self.config.compute, self.inference_model.unrolled
+    )
+    layout = NamedSharding(self.mesh, PartitionSpec())
     if self._is_split:
-      layout = mesh_lib.tree_shardings(
-        params, self.mesh, without=(mesh_lib.FSDP,)
-      )
-    else:
-      layout = NamedSharding(self.mesh, PartitionSpec())
+      without = (mesh_lib.FSDP,)
+      layout = mesh_lib.tree_shardings(params, self.mesh, without=without)
     # Each host samples alone, on its own devices of the mesh.
     return mesh_lib.to_local_arrays(jax.device_put(params, layout), self.mesh)
 
@@ -120,23 +120,20 @@ class Policy:
   ) -> group_decode.DecodeConstraints:
     """Return the tokens that may be sampled, and what ends a response.
 
-    Args:
-      stop: texts that end a response, besides the end token.
+    That is the end token, and any of the texts `stop`.
     """
+    tokenizer, allowed = self.processor.tokenizer, self.allowed_tokens
     # The table of stop texts is large, and most calls have none.
-    tokenizer = self.processor.tokenizer
-    return group_decode.DecodeConstraints(
-      self.allowed_tokens,
-      np.int32(tokenizer.eos_id),
-      tokenizer.stop_table(stop, len(self.allowed_tokens)) if stop else None,
-    )
+    table = tokenizer.stop_table(stop, len(allowed)) if stop else None
+    eos_id = np.int32(tokenizer.eos_id)
+    return group_decode.DecodeConstraints(allowed, eos_id, table)
 
   def sample(
     self,
     prompts: Sequence[EncodedPrompt],
     key: jax.Array,
     group_size: int,
-    sampling: token_sampling.SamplingParams = token_sampling.GREEDY,
+    sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
   ) -> group_decode.SampledResponses:
     """Sample G responses to each prompt, leaves [B, G, T].
@@ -148,8 +145,7 @@ class Policy:
       prompts: the prompts.
       key: key of all samples.
       group_size: G.
-      sampling: how tokens are drawn; numbers, or arrays that broadcast to
-        [B, G].
+      sampling: numbers, or arrays that broadcast to [B, G].
       stop: texts that end a response, besides the end token.
 
     Raises:
@@ -157,36 +153,30 @@ class Policy:
     """
     keys = _response_key_data(key, prompt_hashes(prompts), group_size)
     constraints = self.decode_constraints(stop)
+    max_tokens, shape = self.config.response_tokens[-1], keys.shape[:2]
     # One number for each response, so that rows of a batch may differ.
-    sampling = token_sampling.SamplingParams(
-      *(np.broadcast_to(x, (len(prompts), group_size)) for x in sampling)
-    )
-    responses = _empty_responses(
-      len(prompts), group_size, self.config.response_tokens[-1]
-    )
+    sampling = SamplingParams(*(np.broadcast_to(x, shape) for x in sampling))
+    responses = _empty_responses(*shape, max_tokens)
     # Prompts of one shape share compiled programs, so each shape is sampled on
     # its own.
     for indices in self._group_by_shape(prompts):
       some = continuous_batching.sample_responses(
         self.inference_model,
         self.inference_params,
-        functools.partial(self._collate, prompts, indices),
+        functools.partial(self._collate, [prompts[i] for i in indices]),
         keys[indices],
-        token_sampling.SamplingParams(*(x[indices] for x in sampling)),
+        SamplingParams(*(x[indices] for x in sampling)),
         constraints,
-        max_tokens=self.config.response_tokens[-1],
+        max_tokens=max_tokens,
         max_rows=self.config.decode_batch_size,
         mesh=mesh_lib.local_submesh(self.mesh),
       )
       for target, values in zip(responses, some, strict=True):
         target[indices] = values
     # Such responses end early, and then count as malformed.
-    if responses.failed.any():
-      logging.warning(
-        "%d of %d responses end where logits are not numbers.",
-        responses.failed.sum(),
-        responses.failed.size,
-      )
+    if failed := responses.failed.sum():
+      warning = "%d of %d responses end where logits are not numbers."
+      logging.warning(warning, failed, responses.failed.size)
     return responses
 
   def _group_by_shape(
@@ -200,13 +190,10 @@ class Policy:
     return [np.array(indices[shape]) for shape in sorted(indices)]
 
   def _collate(
-    self,
-    prompts: Sequence[EncodedPrompt],
-    indices: Int[np.ndarray, " N"],
-    batch: Int[np.ndarray, "D B"],
+    self, prompts: Sequence[EncodedPrompt], batch: Int[np.ndarray, "D B"]
   ) -> qwen2_5_vl.PromptBatch:
-    """Return a batch of the prompts of one shape, by positions in `indices`."""
-    chosen = [prompts[i] for i in indices[batch.reshape(-1)]]
+    """Return a batch of some of the prompts, which are of one shape."""
+    chosen = [prompts[i] for i in batch.flat]
     return self.processor.collate(chosen, *batch.shape)
 
   def generate(
@@ -214,7 +201,7 @@ class Policy:
     conversations: Sequence[Conversation],
     key: jax.Array,
     group_size: int = 1,
-    sampling: token_sampling.SamplingParams = token_sampling.GREEDY,
+    sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
   ) -> list[list[Response]]:
     """Generate a group of responses to each conversation; see `sample`.
@@ -252,10 +239,9 @@ class Policy:
     if jax.process_index():
       return
     token_ids = self.processor.tokenizer.special_token_ids()
+    files = self.config, self.tokenizer_path, token_ids
     with _local_folder(epath.Path(folder)) as path:
-      config_lib.write_policy_files(
-        path, self.config, self.tokenizer_path, token_ids
-      )
+      config_lib.write_policy_files(path, *files)
       hf_checkpoint.save_params(path, params, self.config.model)
 
 
@@ -263,13 +249,8 @@ def prompt_hashes(
   prompts: Sequence[EncodedPrompt],
 ) -> Int[np.ndarray, " B"]:
   """Return a CRC-32 of each prompt's tokens, 31 bits; it seeds its samples."""
-  return np.array(
-    [
-      zlib.crc32(np.asarray(prompt.ids, np.int32)) & 0x7FFFFFFF
-      for prompt in prompts
-    ],
-    np.int32,
-  )
+  digests = [zlib.crc32(np.asarray(each.ids, np.int32)) for each in prompts]
+  return np.array([digest & 0x7FFFFFFF for digest in digests], np.int32)
 
 
 def _response_key_data(
@@ -278,8 +259,7 @@ def _response_key_data(
   """Return the data of a key for each response, [B, G, ...]."""
   # Padded to a power of two of prompts, so that few programs are compiled.
   count = len(hashes)
-  padding = (1 << max(count - 1, 0).bit_length()) - count
-  hashes = np.pad(hashes, (0, padding))
+  hashes = np.pad(hashes, (0, next_power_of_two(count) - count))
   return np.asarray(_key_data(key, hashes, group_size))[:count]
 
 
@@ -321,8 +301,7 @@ def load(
   """Open a policy's folder, or a published checkpoint.
 
   Args:
-    name: a folder, a model's id on the hub, or "warm_start", which comes with
-      the package.
+    name: a folder, an id on the hub, or the package's own "warm_start".
     dtype: precision of the parameters; by default that of matrix products,
       which is enough to answer but not to train.
     mesh: devices of the parameters, split by `mesh.SHARDING_RULES`; by default
@@ -335,11 +314,10 @@ def load(
   # The config says which parameters there are, and so which layout.
   folder = config_lib.resolve_folder(name)
   config = config_lib.read_config(folder)
+  init = functools.partial(init_params, config)
+  shapes = jax.eval_shape(init, jax.random.key(0))
   # Each parameter is read straight onto its devices, never whole on the host.
-  layout = mesh_lib.shardings_by_path(
-    jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)),
-    mesh_lib.local_mesh() if mesh is None else mesh,
-  )
+  layout = mesh_lib.shardings_by_path(shapes, mesh or mesh_lib.local_mesh())
   params = hf_checkpoint.load_params(
     folder,
     config.model,
@@ -352,9 +330,7 @@ def load(
 def convert_policy(name: str, target: pathlib.Path, dtype: Any) -> None:
   """Write the policy or checkpoint `name` to `target`, in another precision.
 
-  Raises:
-    FileNotFoundError, hf_checkpoint.BadConfig, safetensors_io.BadWeights: if a
-      file is missing or broken; names the file.
+  Errors are those of `load`.
   """
   folder = config_lib.resolve_folder(name)
   config, path = config_lib.read_config(folder), _find_tokenizer(folder)
@@ -379,11 +355,11 @@ def init_policy(
   mesh: Mesh | None = None,
 ) -> Policy:
   """Return a policy with random parameters; see `load` for `mesh`."""
-  params = mesh_lib.init_sharded(
+  init, mesh = (
     functools.partial(init_params, config),
-    mesh_lib.local_mesh() if mesh is None else mesh,
-    jax.random.key(seed),
+    mesh or mesh_lib.local_mesh(),
   )
+  params = mesh_lib.init_sharded(init, mesh, jax.random.key(seed))
   return Policy(config, pathlib.Path(tokenizer_path), params)
 
 
@@ -391,26 +367,19 @@ def init_params(config: PolicyConfig, key: jax.Array) -> dict:
   """Return random parameters; `jax.eval_shape` of this costs nothing."""
   model, vision = qwen2_5_vl.QwenVL(config.model), config.model.vision
   # The shortest prompt that touches every parameter.
-  prompt = jax.tree.map(
-    jnp.asarray,
-    qwen2_5_vl.empty_prompt_batch(1, 2, int(vision is not None), 1, vision),
-  )
+  images = int(vision is not None)
+  prompt = qwen2_5_vl.empty_prompt_batch(1, 2, images, 1, vision)
+  prompt = jax.tree.map(jnp.asarray, prompt)
   return model.init(key, prompt, jnp.zeros((1, 1, 2), jnp.int32))["params"]
 
 
 # Cached, so that each new policy of a training run reuses the program.
-@functools.lru_cache(maxsize=4)
-def _inference_params_maker(
-  compute: qwen2_5_vl.RuntimeConfig, unrolled: bool
-) -> Callable[[dict], dict]:
-  """Return a jitted function from parameters to their inference layout."""
-
-  def make_inference_params(params):
-    return inference_params.to_inference_params(
-      lora.merge_adapters(params), compute, unrolled=unrolled
-    )
-
-  return jax.jit(make_inference_params)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _make_inference_params(params, compute, unrolled):
+  merged = lora.merge_adapters(params)
+  return inference_params.to_inference_params(
+    merged, compute, unrolled=unrolled
+  )
 
 
 @functools.lru_cache(maxsize=4)

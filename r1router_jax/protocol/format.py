@@ -32,7 +32,6 @@ MAX_SUB_QUESTION = 512  # In characters.
 
 MAX_ANSWER = 2048  # In characters.
 
-
 _TAG = re.compile(r"</?(?:think|sub-question|ret|answer)>", re.IGNORECASE)
 
 _ROUTES = {name.lower(): route for route, name in ROUTE_NAMES.items()}
@@ -45,9 +44,8 @@ def route_names(plan: Plan) -> str:
 
 def render_plan(plan: Plan) -> str:
   """Return the text that a policy should write for `plan`."""
-  return _render(
-    PLAN_TAGS, (plan.thought, plan.sub_question, route_names(plan))
-  )
+  texts = plan.thought, plan.sub_question, route_names(plan)
+  return _render(PLAN_TAGS, texts)
 
 
 def render_answer(answer: Answer) -> str:
@@ -56,15 +54,9 @@ def render_answer(answer: Answer) -> str:
 
 
 def parse_plan(text: str, max_routes: int = 1) -> Plan | Malformed:
-  """Parse the response to a plan step.
+  """Parse the response to a plan step, which may name some routes.
 
-  Args:
-    text: the response.
-    max_routes: number of routes that the plan may name at most.
-
-  Returns:
-    The plan, without routes if it asks nothing more, or the reason why the
-    text is no plan.
+  The plan is without routes if it asks nothing more.
   """
   parts = _split_at_tags(text, PLAN_TAGS)
   if isinstance(parts, str):
@@ -78,11 +70,9 @@ def parse_plan(text: str, max_routes: int = 1) -> Plan | Malformed:
   # A plan that stops says so twice: in its sub-question and in its route.
   stops = sub_question.lower() == NONE.lower()
   if stops != (routes == ("none",)):
-    return Malformed(
-      text,
-      f"sub-question {sub_question[:60]!r} goes with route "
-      f"{ROUTE_NAMES[routes[0]]!r}; both are None, or neither",
-    )
+    route, shown = ROUTE_NAMES[routes[0]], sub_question[:60]
+    reason = f"sub-question {shown!r} goes with route {route!r}; both are None"
+    return Malformed(text, f"{reason}, or neither")
   if stops:
     return Plan(thought, NONE, ())
   return Plan(thought, sub_question[:MAX_SUB_QUESTION], routes)
@@ -126,11 +116,9 @@ def _parse_routes(names: str, max_routes: int) -> tuple[str, ...] | str:
   else:
     return routes
   # The policy reads this reason when it is asked to repair its plan.
-  limit = (
-    "one of"
-    if max_routes == 1
-    else f"up to {max_routes} of, each once and {NONE} alone"
-  )
+  limit = "one of"
+  if max_routes > 1:
+    limit = f"up to {max_routes} of, each once and {NONE} alone"
   known = ", ".join(ROUTE_NAMES.values())
   return f"{fault} {names[:60]!r}; write {limit}: {known}"
 

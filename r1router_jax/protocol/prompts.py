@@ -30,7 +30,6 @@ from r1router_jax.protocol.templates import STYLES, Style
 # Characters of a failed response that the prompt for its repair repeats.
 MAX_FAILED_TEXT = 600
 
-
 History = Sequence[tuple[str, str]]  # (sub-question, answer) of each round.
 
 
@@ -63,13 +62,7 @@ def answer_conversation(
 ) -> Conversation:
   """Return the prompt that asks for a sub-question's answer from passages.
 
-  Args:
-    sub_question: the question to answer.
-    passages: the passages that were found for it.
-    image: path of the question's image, or "".
-    style: a key of `templates.STYLES`.
-    passage_images: number of passages whose image is shown, the first ones of
-      the image knowledge base that have an image.
+  `image` is the question's; see `render_passages` for those of passages.
   """
   templates = _get_style(style)
   # The published weights were trained on lower-cased sub-questions.
@@ -98,16 +91,13 @@ def step_conversation(
   step: Step, *, style: str, max_routes: int = 1, passage_images: int = 0
 ) -> Conversation:
   """Return the prompt of a step of any kind."""
-  question = step.question
+  image = step.question.image
   if step.kind == "answer":
+    asked = step.sub_question, step.passages, image
     return answer_conversation(
-      step.sub_question,
-      step.passages,
-      question.image,
-      style=style,
-      passage_images=passage_images,
+      *asked, style=style, passage_images=passage_images
     )
-  context = question.text, question.image, step.history
+  context = step.question.text, image, step.history
   if step.kind == "plan":
     return plan_conversation(*context, style=style, max_routes=max_routes)
   return final_conversation(*context, style=style)
@@ -120,12 +110,10 @@ def repair_prompt(
 
   Returns None if the style has no words for that.
   """
-  note = fill_template(
-    _get_style(style).repair, failed.text[:MAX_FAILED_TEXT], failed.reason
-  )
-  if not note:
-    return None
-  return dataclasses.replace(prompt, user=(*prompt.user, *note))
+  text, template = failed.text[:MAX_FAILED_TEXT], _get_style(style).repair
+  note = fill_template(template, text, failed.reason)
+  user = (*prompt.user, *note)
+  return dataclasses.replace(prompt, user=user) if note else None
 
 
 def render_passages(
