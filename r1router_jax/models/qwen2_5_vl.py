@@ -41,12 +41,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r1router_jax.models import attention as attention_lib
 from r1router_jax.models import layers as layers_lib
 from r1router_jax.models.attention import Cache, Caches
-from r1router_jax.models.layers import (
-  Linear,
-  Llama3RopeScaling,
-  RMSNorm,
-  SwiGLU,
-)
+from r1router_jax.models.layers import Linear, RMSNorm, SwiGLU
 
 REMAT = {  # Which results the backward pass keeps instead of recomputing.
   "none": jax.checkpoint_policies.everything_saveable,
@@ -89,7 +84,7 @@ class Config:
   eps: float = 1e-6
   tied: bool = False  # Whether the output embedding is the input embedding.
   qkv_bias: bool = True
-  rope_scaling: Llama3RopeScaling | None = None
+  rope_scaling: layers_lib.Llama3RopeScaling | None = None
   vision: VisionConfig | None = VisionConfig()
 
   @property
@@ -99,14 +94,8 @@ class Config:
 
 
 SIZES = {  # Published sizes.
-  "3b": Config(
-    vocab=151936,
-    hidden=2048,
-    mlp=11008,
-    layers=36,
-    heads=16,
-    kv_heads=2,
-    tied=True,
+  "3b": Config(  # In the order vocab, hidden, mlp, layers, heads, kv_heads.
+    151936, 2048, 11008, 36, 16, 2, tied=True
   ),
   "7b": Config(),
 }
@@ -114,47 +103,31 @@ SIZES = {  # Published sizes.
 
 @dataclasses.dataclass(frozen=True)
 class RuntimeConfig:
-  """Options of running the model, which do not change its parameters.
+  """Options of running the model, which do not change its parameters."""
 
-  Attributes:
-    dtype: dtype of products, "float32" or "bfloat16".
-    remat: what the backward pass recomputes, a key of `REMAT`.
-    attention: attention kernel, one of `attention.KERNELS`.
-  """
-
-  dtype: str = "float32"
-  remat: str = "full"
-  attention: str = "auto"
+  dtype: str = "float32"  # Of products; or "bfloat16".
+  remat: str = "full"  # What the backward pass recomputes, a key of `REMAT`.
+  attention: str = "auto"  # One of `attention.KERNELS`.
 
 
 class PromptBatch(NamedTuple):
   """Padded prompts: everything that the model reads before a response.
 
-  Attributes:
-    tokens: ids, right-padded.
-    mask: true on real tokens.
-    positions: temporal, vertical and horizontal rotary positions.
-    next_position: rotary position of the first response token.
-    image_token: for each token the index of the merged image token that
-      replaces it, counted over the I / B images that the prompt has room for
-      (M tokens each); -1 on text.
-    patches: patches of each image in the processor's merge-block order.
-    gather: for each window slot of an image, the patch that fills it.
-    valid: true on window slots that hold a patch.
-    patch_position: (row, column) of the patch in each window slot.
-    inverse: for each merged token, its index in window layout.
+  `image_token` is, for each token, the index of the merged image token that
+  replaces it, counted over the I / B images that the prompt has room for (M
+  tokens each); -1 on text.
   """
 
-  tokens: Int[Array, "B L"]
-  mask: Bool[Array, "B L"]
-  positions: Int[Array, "B 3 L"]
-  next_position: Int[Array, " B"]
+  tokens: Int[Array, "B L"]  # Right-padded.
+  mask: Bool[Array, "B L"]  # True on real tokens.
+  positions: Int[Array, "B 3 L"]  # Temporal, vertical, horizontal, for m-rope.
+  next_position: Int[Array, " B"]  # Position of the first response token.
   image_token: Int[Array, "B L"]
-  patches: Float[Array, "I N C"]
-  gather: Int[Array, "I W S"]
-  valid: Bool[Array, "I W S"]
-  patch_position: Int[Array, "I W S 2"]
-  inverse: Int[Array, "I M"]
+  patches: Float[Array, "I N C"]  # In the processor's merge-block order.
+  gather: Int[Array, "I W S"]  # The patch that fills each window slot.
+  valid: Bool[Array, "I W S"]  # True on window slots that hold a patch.
+  patch_position: Int[Array, "I W S 2"]  # (row, column) of the slot's patch.
+  inverse: Int[Array, "I M"]  # Index of each merged token in window layout.
 
 
 class WindowPlan(NamedTuple):
@@ -167,20 +140,12 @@ class WindowPlan(NamedTuple):
 
 
 class PromptCache(NamedTuple):
-  """Prefilled prompts: what tokens after them depend on.
+  """Prefilled prompts: what tokens after them depend on."""
 
-  Attributes:
-    cache: keys and values, [layers, B, K, L, H], or a tuple over layers.
-    mask: true on real tokens.
-    next_position: rotary position of the first response token.
-    last_state: normalised state of the last token; predicts the first of the
-      response.
-  """
-
-  cache: Caches
-  mask: Bool[Array, "B L"]
-  next_position: Int[Array, " B"]
-  last_state: Float[Array, "B D"]
+  cache: Caches  # [layers, B, K, L, H], or a tuple over layers.
+  mask: Bool[Array, "B L"]  # True on real tokens.
+  next_position: Int[Array, " B"]  # Position of the first response token.
+  last_state: Float[Array, "B D"]  # Normalised; predicts the first token.
 
 
 def empty_prompt_batch(
@@ -190,14 +155,9 @@ def empty_prompt_batch(
   windows: int,
   vision: VisionConfig | None,
 ) -> PromptBatch:
-  """Return an all-zero batch, to be filled on the host.
+  """Return an all-zero batch of prompts, to be filled on the host.
 
-  Args:
-    rows: B, number of prompts.
-    length: L, padded prompt length.
-    num_images: I, number of images that all prompts together have room for.
-    windows: W, number of windows that each image has room for.
-    vision: the vision tower, or None.
+  The prompts together have room for `num_images` images of `windows` windows.
   """
   # Without a vision tower there are no images, but arrays still need a shape.
   v = vision or VisionConfig()
@@ -231,14 +191,9 @@ def count_windows(rows: int, columns: int, config: VisionConfig) -> int:
 def plan_windows(
   rows: int, columns: int, config: VisionConfig, windows: int, tokens: int
 ) -> WindowPlan:
-  """Lay out the patches of one image in windows.
+  """Lay out the `rows` x `columns` patches of one image in windows.
 
-  Args:
-    rows: number of patches from top to bottom.
-    columns: number of patches from left to right.
-    config: the vision tower.
-    windows: W, number of windows that the result is padded to.
-    tokens: M, number of merged tokens that the result is padded to.
+  The result is padded to so many windows, W, and merged tokens, M.
   """
   unit = config.merge**2  # Patches of a merged token.
   side = config.window // config.merge // config.patch  # Tokens of a window.
@@ -273,15 +228,10 @@ def plan_windows(
 
 
 class VisionBlock(nn.Module):
-  """A block of the vision tower, with attention in windows or over the image.
-
-  Attributes:
-    config: the vision tower.
-    kernel: attention kernel of the blocks that attend over the whole image.
-  """
+  """A block of the vision tower, which attends in windows or everywhere."""
 
   config: VisionConfig
-  kernel: str
+  kernel: str  # Of the blocks that attend over the whole image.
 
   @nn.compact
   def __call__(self, x, full, angles, valid):
@@ -327,26 +277,19 @@ class VisionBlock(nn.Module):
 
 
 class Vision(nn.Module):
-  """Vision tower and merger: patches -> one vector per 2 x 2 patches.
-
-  Attributes:
-    config: the vision tower.
-    compute: how it is run.
-    out: D, width of the vectors.
-  """
+  """Vision tower and merger: patches -> one vector per 2 x 2 patches."""
 
   config: VisionConfig
   compute: RuntimeConfig
-  out: int
+  out: int  # D, width of the vectors.
 
   @nn.compact
   def __call__(self, prompt: PromptBatch) -> Float[Array, "I M D"]:
     """Compute the merged tokens of all images of a batch."""
     c = self.config
     # Patches into window layout; empty slots repeat the first patch.
-    x = jax.vmap(lambda patches, rows: patches[rows])(
-      prompt.patches, prompt.gather
-    )
+    arrange = jax.vmap(lambda patches, rows: patches[rows])
+    x = arrange(prompt.patches, prompt.gather)
     x = Linear(c.hidden, name="patch")(x.astype(self.compute.dtype))
 
     # Half of the frequencies turn with the row, half with the column.
@@ -357,21 +300,15 @@ class Vision(nn.Module):
 
     # A scan runs one program for all blocks: which kind each is, is data.
     full = np.isin(np.arange(c.layers), c.full_blocks)
-    blocks = _scan_layers(
-      VisionBlock, c.layers, (0, nn.broadcast, nn.broadcast), self.compute
-    )
-    kernel = attention_lib.resolve_kernel(
-      self.compute.attention, self.compute.dtype
-    )
-    x, _ = blocks(c, kernel, name="blocks")(
-      x, jnp.asarray(full), angles, prompt.valid
-    )
+    in_axes = (0, nn.broadcast, nn.broadcast)
+    blocks = _scan_layers(VisionBlock, c.layers, in_axes, self.compute)
+    blocks = blocks(c, _resolve_kernel(self.compute), name="blocks")
+    x, _ = blocks(x, jnp.asarray(full), angles, prompt.valid)
 
     # Merge 2 x 2 patches, which stand side by side, into a token.
     x = RMSNorm(name="ln_q")(x)
-    x = einops.rearrange(
-      x, "I W (M unit) D -> I (W M) (unit D)", unit=c.merge**2
-    )
+    unit = c.merge**2
+    x = einops.rearrange(x, "I W (M U) D -> I (W M) (U D)", U=unit)
     x = nn.gelu(Linear(x.shape[-1], True, name="merge1")(x), approximate=False)
     x = Linear(self.out, True, name="merge2")(x)
     # And back from window layout to the order of the prompt's placeholders.
@@ -379,17 +316,11 @@ class Vision(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-  """A layer of the decoder.
-
-  Attributes:
-    config: the model.
-    kernel: attention kernel of passes over many tokens.
-    fused_qkv: whether q, k and v are one product, see `to_inference_params`.
-  """
+  """A layer of the decoder."""
 
   config: Config
-  kernel: str
-  fused_qkv: bool = False
+  kernel: str  # Attention kernel of passes over many tokens.
+  fused_qkv: bool = False  # One product for q, k, v: see `to_inference_params`.
 
   @nn.compact
   def __call__(
@@ -400,16 +331,15 @@ class DecoderLayer(nn.Module):
     Args:
       x: states, [N, T, D].
       caches: keys and values of the prompts and of the ring buffer, either of
-        which may be None.
+        which may be None, as may all that follows but the own mask.
       angles: rotary angles, [N, T, F].
       own_mask: true where a query attends to a key of its own row.
-      prompt_mask: true on real tokens of the prompts, or None.
-      layout: which row holds which group member, or None.
-      column: position in the ring buffer that is written, or None.
-      segments: segment id of each token in packed rows, or None.
+      prompt_mask: true on real tokens of the prompts.
+      layout: which row holds which group member.
+      column: position in the ring buffer that is written.
+      segments: segment id of each token in packed rows.
 
-    Returns:
-      The states after the layer, and the rows' keys and values.
+    Returns the states after the layer, and the rows' keys and values.
     """
     c = self.config
     prompt, own = caches
@@ -426,62 +356,49 @@ class DecoderLayer(nn.Module):
       q, k, v = jnp.split(qkv, (c.heads, c.heads + c.kv_heads), 2)
     else:
       q = project_heads("q", c.heads)
-      k = project_heads("k", c.kv_heads)
-      v = project_heads("v", c.kv_heads)
+      k, v = (project_heads(name, c.kv_heads) for name in "kv")
     # Keys are cached rotated, at positions that never change.
     q, k = layers_lib.apply_rope(q, angles), layers_lib.apply_rope(k, angles)
     new = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))  # [N, K, T, H]
     # Decoding: the new keys go into the ring, and all of it is attended to.
     if own is not None:
-      new = Cache(
-        *(
-          jax.lax.dynamic_update_slice_in_dim(
-            ring, x.astype(ring.dtype), column, 2
-          )
-          for ring, x in zip(own, new, strict=True)
-        )
+      update = jax.lax.dynamic_update_slice_in_dim
+      new = jax.tree.map(
+        lambda ring, x: update(ring, x.astype(ring.dtype), column, 2), own, new
       )
-    out = self._attend(
-      q, new, own, own_mask, prompt, prompt_mask, layout, segments
-    )
+    # Decoding is dense, other passes take the kernel.
+    if self.kernel == "xla" or own is not None:
+      out = attention_lib.attention(
+        q, new, own_mask, prompt, prompt_mask, layout
+      )
+    else:
+      out = self._attend_fused(q, new, prompt, prompt_mask, segments)
     out = einops.rearrange(out, "N T Q H -> N T (Q H)")
     x = x + Linear(c.hidden, False, output_scale, name="o")(out)
     # Pre-norm: the residual stream itself is never normed.
     h = RMSNorm(c.eps, name="ln2")(x)
     return x + SwiGLU(c.mlp, False, output_scale, name="mlp")(h), new
 
-  def _attend(
-    self, q, new, own, own_mask, prompt, prompt_mask, layout, segments
-  ):
-    """Choose the attention: decoding is dense, other passes take the kernel."""
-    if self.kernel == "xla" or own is not None:
-      return attention_lib.attention(
-        q, new, own_mask, prompt, prompt_mask, layout
-      )
+  def _attend_fused(self, q, new, prompt, prompt_mask, segments):
+    """Attend by the kernel, to a prompt or within a prompt."""
     if prompt is not None:
       return attention_lib.fused_group_attention(
         q, new, prompt, prompt_mask, kernel=self.kernel
       )
     # Padding is on the right, where no real token looks.
     everywhere = jnp.ones(q.shape[:2], bool)
+    keys = new, everywhere if segments is None else segments
+    options = dict(kernel=self.kernel, query_segments=segments)
     return attention_lib.fused_attention(
-      q,
-      new,
-      everywhere if segments is None else segments,
-      attention_lib.causal_mask,
-      kernel=self.kernel,
-      query_segments=segments,
+      q, *keys, attention_lib.causal_mask, **options
     )
 
 
 class QwenVL(nn.Module):
   """The whole model; see the module's docstring for its three uses.
 
-  Attributes:
-    config: sizes of the model.
-    compute: how it is run.
-    unrolled: whether each decoder layer has parameters of its own, as
-      `to_inference_params` makes them, or all are stacked for a scan.
+  If it is unrolled, each decoder layer has parameters of its own, as
+  `to_inference_params` makes them; if not, all are stacked for a scan.
   """
 
   config: Config
@@ -491,9 +408,7 @@ class QwenVL(nn.Module):
   def setup(self):
     """Make the submodules; their names are those of the parameter tree."""
     c = self.config
-    kernel = attention_lib.resolve_kernel(
-      self.compute.attention, self.compute.dtype
-    )
+    kernel = _resolve_kernel(self.compute)
     init = nn.initializers.normal(c.hidden**-0.5)
     self.embed = self.param("embed", init, (c.vocab, c.hidden))
     if not c.tied:
@@ -529,20 +444,16 @@ class QwenVL(nn.Module):
     x, cache = self._run_prompts(prompt, prompt.mask[:, None])
     # Prompts are right-padded: the last real token differs from row to row.
     last = jnp.sum(prompt.mask, 1) - 1
-    last = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
-    return PromptCache(
-      cache, prompt.mask, prompt.next_position, self.norm(last)
-    )
+    last = self.norm(jnp.take_along_axis(x, last[:, None, None], 1)[:, 0])
+    return PromptCache(cache, prompt.mask, prompt.next_position, last)
 
   def packed_states(
     self, prompt: PromptBatch, segments: Int[Array, "B L"]
   ) -> Float[Array, "B L D"]:
     """Compute the states after each token of rows that hold several texts.
 
-    Args:
-      prompt: the rows.
-      segments: which text each token belongs to, from 1 on; 0 is padding.  A
-        token attends to those of its own segment.
+    `segments` tells which text each token belongs to, from 1 on; 0 is padding.
+    A token attends to those of its own segment.
     """
     mask = segments[:, None] == segments[..., None]
     x, _ = self._run_prompts(prompt, mask, segments)
@@ -563,9 +474,8 @@ class QwenVL(nn.Module):
     # [B, 3, L] -> [3, B, L]: batches have the batch axis first, angles want the
     # three kinds of positions first.
     angles = self._rope_angles(jnp.moveaxis(prompt.positions, 1, 0))
-    return self._run_layers(
-      x, None, None, angles, mask, None, None, None, segments
-    )
+    unused = (None,) * 3  # No prompt before this one, no layout, no ring.
+    return self._run_layers(x, None, None, angles, mask, *unused, segments)
 
   def extend(
     self, prefix: PromptCache, response: Int[Array, "B G T"]
@@ -578,10 +488,8 @@ class QwenVL(nn.Module):
     groups, members, tokens = response.shape
     rows = response.reshape(groups * members, tokens)[:, :-1]
     offset = jnp.arange(tokens - 1)
-    mask = jnp.broadcast_to(
-      jnp.tril(jnp.ones((tokens - 1, tokens - 1), bool)),
-      (len(rows), tokens - 1, tokens - 1),
-    )
+    causal = jnp.tril(jnp.ones((tokens - 1, tokens - 1), bool))
+    mask = jnp.broadcast_to(causal, (len(rows), *causal.shape))
     # No cache: all tokens of a response are known.
     x, _ = self._run_responses(prefix, rows, offset, None, mask)
     # Members of a group share the state before their first token.
@@ -598,21 +506,11 @@ class QwenVL(nn.Module):
     column: Int[Array, ""],
     layout: attention_lib.GroupLayout,
   ) -> tuple[Float[Array, "N D"], Caches]:
-    """Run one token of each row.
+    """Run one token of each row, the one at `offset` in the row's response.
 
-    Args:
-      prefix: the prompts.
-      own: keys and values of the responses, a ring buffer: a row's last token
-        stands in the position before `column`, the one before it one further
-        back, and so on.
-      token: the input token of each row.
-      offset: its place in the row's response.
-      column: position of the ring buffer that it is written to, the same for
-        all rows.
-      layout: which row holds which group member.
-
-    Returns:
-      The states that predict the next tokens, and the ring buffer.
+    It is written to `column` of the ring buffer `own`: a row's last token
+    stands in the position before, the one before it one further back, and so
+    on.  Returns the states that predict the next tokens, and the ring buffer.
     """
     leaf = own[0] if self.unrolled else own
     room = leaf.k.shape[-2]
@@ -637,17 +535,9 @@ class QwenVL(nn.Module):
       start = prefix.next_position[layout.slot_of_row // group_size]
     # Text: the three rotary positions are equal.
     positions = jnp.broadcast_to(start[:, None] + offset, (3, *rows.shape))
-    x, own = self._run_layers(
-      self.embed_tokens(rows),
-      prefix.cache,
-      own,
-      self._rope_angles(positions),
-      mask,
-      prefix.mask,
-      layout,
-      column,
-      None,
-    )
+    x, angles = self.embed_tokens(rows), self._rope_angles(positions)
+    rest = angles, mask, prefix.mask, layout, column, None
+    x, own = self._run_layers(x, prefix.cache, own, *rest)
     return self.norm(x), own
 
   def _run_layers(self, x, prompt, own, *rest):
@@ -656,10 +546,9 @@ class QwenVL(nn.Module):
       return self.layers(x, (prompt, own), *rest)
     # Unrolled: each layer is called with its own slice of the caches.
     none, caches = (None,) * len(self.layers), []
-    for layer, *old in zip(
-      self.layers, prompt or none, own or none, strict=True
-    ):
-      x, new = layer(x, tuple(old), *rest)
+    old_caches = zip(prompt or none, own or none, strict=True)
+    for layer, old in zip(self.layers, old_caches, strict=True):
+      x, new = layer(x, old, *rest)
       caches.append(new)
     return x, tuple(caches)
 
@@ -668,6 +557,10 @@ class QwenVL(nn.Module):
     return layers_lib.mrope_angles(
       positions, c.mrope_section, c.theta, c.rope_scaling
     )
+
+
+def _resolve_kernel(compute: RuntimeConfig) -> str:
+  return attention_lib.resolve_kernel(compute.attention, compute.dtype)
 
 
 def _scan_layers(
@@ -681,13 +574,8 @@ def _scan_layers(
   # Within a scan XLA cannot merge the recomputation with the forward pass, so
   # the barriers of prevent_cse would only cost time.
   layer = nn.remat(layer, prevent_cse=False, policy=REMAT[compute.remat])
-  return nn.scan(
-    layer,
-    variable_axes={"params": 0},
-    split_rngs={"params": True},
-    in_axes=in_axes,
-    length=length,
-  )
+  axes = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+  return nn.scan(layer, in_axes=in_axes, length=length, **axes)
 
 
 def empty_cache(
@@ -702,9 +590,7 @@ def empty_cache(
   shape = rows, config.kv_heads, room, config.head_size
 
   def zeros(*lead):
-    return Cache(
-      jnp.zeros((*lead, *shape), dtype), jnp.zeros((*lead, *shape), dtype)
-    )
+    return Cache(*(jnp.zeros((*lead, *shape), dtype) for _ in Cache._fields))
 
   if not unrolled:
     return zeros(config.layers)
