@@ -53,9 +53,7 @@ KERNELS = ("auto", "xla", "splash", "cudnn")
 MASKED_SCORE = -1e30
 
 SPLASH_MAX_BLOCK = 512  # Largest number of positions in a block of the kernel.
-
 SPLASH_BLOCK_UNIT = 128  # Blocks are multiples of this.
-
 
 # (query positions, key positions) -> true where the query attends to the key.
 MaskFn = Callable[[Any, Any], Any]
@@ -75,11 +73,7 @@ Caches = Cache | tuple[Cache, ...]  # All layers in one array, or one by one.
 
 
 def resolve_kernel(kernel: str, dtype: str) -> str:
-  """Return the kernel that "auto" stands for on this machine.
-
-  Raises:
-    ValueError: if the name is unknown.
-  """
+  """Return the kernel that "auto" stands for here; raise on unknown names."""
   if kernel not in KERNELS:
     raise ValueError(f"compute.attention is {kernel!r}: take one of {KERNELS}.")
   if kernel != "auto":
@@ -115,14 +109,10 @@ class GroupLayout(NamedTuple):
   """A map from decode rows to (prompt, member) and back.
 
   Group slot b G + g belongs to member g of prompt b.
-
-  Attributes:
-    row_of_slot: the row that holds each group slot; any row if it is free.
-    slot_of_row: the group slot of each row; out of range if the row is free.
   """
 
-  row_of_slot: Int[Array, " BG"]
-  slot_of_row: Int[Array, " N"]
+  row_of_slot: Int[Array, " BG"]  # Any row if the group slot is free.
+  slot_of_row: Int[Array, " N"]  # Out of range if the row is free.
 
 
 class _SoftmaxPartial(NamedTuple):
@@ -143,13 +133,8 @@ def attention(
 ) -> Float[Array, "N T Q H"]:
   """Compute dense grouped-query attention over own keys and a prompt's.
 
-  Args:
-    q: rotated queries.
-    own: keys and values, [N, K, S, H].
-    own_mask: true where a query attends to an own key.
-    prompt: keys and values, [B, K, P, H], or None.
-    prompt_mask: true on the prompt's real tokens.
-    layout: which row holds which member; by default row n has group slot n.
+  Own keys are [N, K, S, H], those of the prompt [B, K, P, H]; masks are true on
+  keys that are attended to.  Without a layout, row n has group slot n.
   """
   q = einops.rearrange(
     q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[1]
@@ -165,15 +150,11 @@ def attention(
     shared = _partial_softmax(group, prompt, prompt_mask[:, None])
     # And back.  A free row has a group slot out of range; the gather clamps
     # it, and what the row computes is dropped.
-    shared = _SoftmaxPartial(
-      *(
-        einops.rearrange(x, "B K R (G T) ... -> (B G) K R T ...", T=q.shape[1])
-        for x in shared
-      )
-    )
+    split = "B K R (G T) ... -> (B G) K R T ..."
+    shared = [einops.rearrange(x, split, T=q.shape[1]) for x in shared]
     if layout is not None:
-      shared = _SoftmaxPartial(*(x[layout.slot_of_row] for x in shared))
-    partial = _merge_partials(partial, shared)
+      shared = [x[layout.slot_of_row] for x in shared]
+    partial = _merge_partials(partial, _SoftmaxPartial(*shared))
   out = partial.out / partial.total[..., None]
   return einops.rearrange(out, "N K R T H -> N T (K R) H").astype(own.v.dtype)
 
@@ -189,11 +170,9 @@ def _partial_softmax(
   # The result does not depend on the peak, so it needs no gradient.
   peak = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - peak[..., None])
+  narrow = weights.astype(keys.v.dtype)
   out = jnp.einsum(
-    "NKRTS,NKSH->NKRTH",
-    weights.astype(keys.v.dtype),
-    keys.v,
-    preferred_element_type=jnp.float32,
+    "NKRTS,NKSH->NKRTH", narrow, keys.v, preferred_element_type=jnp.float32
   )
   return _SoftmaxPartial(peak, weights.sum(-1), out)
 
@@ -232,7 +211,7 @@ def fused_group_attention(
   # One row per group: keys of the prompt, then those of all members.
   # The kernel needs no copy of the prompt for each member, which would be G
   # times as large.
-  keys = Cache(append_members(prompt.k, own.k), append_members(prompt.v, own.v))
+  keys = jax.tree.map(append_members, prompt, own)
   own_keys = keys.k.shape[2] - length
   # Real tokens are segment 1, padding of the prompt is segment 0.
   segments = jnp.pad(prompt_mask, ((0, 0), (0, own_keys)), constant_values=True)
@@ -253,15 +232,9 @@ def fused_attention(
 ) -> Float[Array, "B T Q H"]:
   """Compute attention by a kernel that stores no scores.
 
-  A query attends to the keys of its own segment where `mask_fn` allows it.
-
-  Args:
-    q: rotated queries.
-    keys: keys and values, [B, K, S, H].
-    key_segments: segment id of each key.
-    mask_fn: which query positions attend to which key positions; None for all.
-    kernel: "splash" or "cudnn".
-    query_segments: segment id of each query; by default all are 1.
+  A query attends to the keys, [B, K, S, H], of its own segment (by default 1)
+  where `mask_fn` allows it; without one, to all of them.  The kernel is
+  "splash" or "cudnn".
   """
   if query_segments is None:
     query_segments = jnp.ones(q.shape[:2], jnp.int32)
@@ -289,11 +262,8 @@ def _over_mesh(kernel: Callable, mask_fn: MaskFn | None) -> Callable:
 
   mesh = jax.sharding.get_abstract_mesh()
   # Axes of other kinds are split by an enclosing shard_map already.
-  axes = [
-    name
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind == AxisType.Auto
-  ]
+  kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  axes = [name for name, kind in kinds if kind == AxisType.Auto]
   if not axes:
     return local
   rows = tuple(a for a in axes if a != "tensor") or None
@@ -319,9 +289,8 @@ def _splash_attention(q, keys, query_segments, key_segments, mask_fn):
   # It takes whole blocks.  Padding is segment 0, so that no real query attends
   # to it.
   q, k, v = (_pad_axis(a, -2) for a in (q, *keys))
-  query_segments = _pad_axis(query_segments, 1)
-  key_segments = _pad_axis(key_segments, 1)
-  sizes = query_segments.shape[1], key_segments.shape[1]
+  segments = [_pad_axis(ids, 1) for ids in (query_segments, key_segments)]
+  sizes = [ids.shape[1] for ids in segments]
   mask = _SplashMask(mask_fn, *sizes)
   # The mask is evaluated by block at trace time; blocks without a pair are
   # never loaded.
@@ -332,10 +301,7 @@ def _splash_attention(q, keys, query_segments, key_segments, mask_fn):
     block_sizes=_block_sizes(*sizes),
   )
   segments = splash_attention_kernel.SegmentIds(
-    *(
-      jnp.repeat(ids.astype(jnp.int32), kv_heads, 0)
-      for ids in (query_segments, key_segments)
-    )
+    *(jnp.repeat(ids.astype(jnp.int32), kv_heads, 0) for ids in segments)
   )
   k, v = (einops.rearrange(a, "B K S H -> (B K) S H") for a in (k, v))
   # One call per (row, key head).
@@ -357,16 +323,11 @@ def _block_sizes(queries: int, keys: int) -> splash_attention_kernel.BlockSizes:
     return next(size for size in sizes if n % size == 0)
 
   q, k = largest_divisor(queries), largest_divisor(keys)
-  return splash_attention_kernel.BlockSizes(
-    block_q=q,
-    block_kv=k,
-    block_kv_compute=k,
-    block_q_dkv=q,
-    block_kv_dkv=k,
-    block_kv_dkv_compute=k,
-    block_q_dq=q,
-    block_kv_dq=k,
-  )
+  forward = dict(block_q=q, block_kv=k, block_kv_compute=k)
+  # Of the gradients of keys and values, and of queries.
+  dkv = dict(block_q_dkv=q, block_kv_dkv=k, block_kv_dkv_compute=k)
+  dq = dict(block_q_dq=q, block_kv_dq=k)
+  return splash_attention_kernel.BlockSizes(**forward, **dkv, **dq)
 
 
 class _SplashMask(splash_attention_mask.Mask):

@@ -32,11 +32,8 @@ from r1router_jax.models import qwen2_5_vl
 
 # Chosen by hand; inputs of both layers are normed states.
 PREVIOUS_TOKEN_SCORE = 40.0  # Peak of the first layer's scores, before softmax.
-
 PREVIOUS_TOKEN_OUTPUT = 0.1  # Scale of what the first layer adds.
-
 MATCH_SCALE = 2.2  # Scale of the last layer's queries, and of its keys.
-
 COPY_OUTPUT = 0.35  # Scale of what the last layer adds.
 
 
@@ -54,16 +51,13 @@ class _HeadWeights(NamedTuple):
 def plant_induction_heads(
   params: dict, config: qwen2_5_vl.Config, seed: int
 ) -> dict:
-  """Return `params` with an induction circuit in the first and last layer.
+  """Return fresh `params` with an induction circuit in two layers.
 
-  Args:
-    params: fresh parameters of a tied `QwenVL` of at least two layers, with as
-      many key heads as query heads.
-    config: sizes of that model.
-    seed: seed of the random projection.
+  The seed is that of the random projection.
 
   Raises:
-    ValueError: if the model has another shape.
+    ValueError: if the model is not a tied one of at least two layers, with as
+      many key heads as query heads.
   """
   if config.heads != config.kv_heads or not config.tied or config.layers < 2:
     raise ValueError(
@@ -122,13 +116,8 @@ def _plant_previous_token(
 ) -> None:
   """Make a head attend `offset` tokens back and write that token to scratch.
 
-  Args:
-    head: the weights, which are changed.
-    offset: o, number of tokens back.
-    rate: w, rotary frequencies.
-    fast: which of them tell neighbours apart.
-    scratch: features of the stream that are written.
-    columns: projection of the embedding that is written, [width, scratch].
+  Those of the rotary frequencies `rate` that are fast tell neighbours apart;
+  the projection `columns` of the embedding is written, [width, scratch].
   """
   # rotate(q, t) . rotate(k, s) = sum_j size^2 cos(w_j (t - s - offset)).
   peak = PREVIOUS_TOKEN_SCORE * np.sqrt(len(head.q_bias))
@@ -152,13 +141,8 @@ def _plant_copy(
 ) -> None:
   """Make a head attend after an earlier pair of the last two tokens, and copy.
 
-  Args:
-    head: the weights, which are changed.
-    features: features of the embedding that this head copies.
-    content: features of the head that carry content.
-    r: random projection of the embedding, [width, S1].
-    s1: features of the stream that hold the previous token.
-    s2: features of the stream that hold the token before it.
+  It copies `features` of the embedding; those of the head that carry content
+  are `content`, and `r` is [width, S1].
   """
   width, size1 = r.shape
   # The last token is projected by R; the one before it is in S1 already.
@@ -174,7 +158,4 @@ def _plant_copy(
 def _split_evenly(width: int, heads: int) -> list[np.ndarray]:
   """Split the features of the embedding among heads, the last ones less."""
   share = -(-width // heads)
-  return [
-    np.arange(head * share, min((head + 1) * share, width))
-    for head in range(heads)
-  ]
+  return np.split(np.arange(width), np.arange(1, heads) * share)

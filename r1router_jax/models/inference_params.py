@@ -21,16 +21,13 @@ from r1router_jax.models.qwen2_5_vl import RuntimeConfig
 def to_inference_params(
   params: dict, compute: RuntimeConfig, *, unrolled: bool
 ) -> dict:
-  """Convert parameters of training to those that sampling reads.
+  """Convert parameters of training, without adapters, to those of sampling.
 
-  Args:
-    params: parameters without adapters.
-    compute: its dtype is that of the result.
-    unrolled: whether each layer gets arrays of its own.  Kernels are then
-      [out, in], as `matmul_few_rows` reads them, with those of q, k and v
-      joined: XLA's CPU compiler copies the weights of a layer out of a stacked
-      array each time it runs the layer, which takes longer than to use them,
-      and is slow on narrow kernels.
+  Unrolled, each layer gets arrays of its own.  Kernels are then [out, in], as
+  `matmul_few_rows` reads them, with those of q, k and v joined: XLA's CPU
+  compiler copies the weights of a layer out of a stacked array each time it
+  runs the layer, which takes longer than to use them, and is slow on narrow
+  kernels.
   """
   # Products read weights in this dtype; a cast per token would cost more.
   params = jax.tree.map(lambda x: x.astype(compute.dtype), params)
@@ -49,7 +46,6 @@ def to_inference_params(
     stacked["qkv", name] = jnp.concatenate(parts, 1)
 
   for i in range(layers):
-    params[f"layers_{i}"] = traverse_util.unflatten_dict(
-      {path: x[i] for path, x in stacked.items()}
-    )
+    layer = {path: x[i] for path, x in stacked.items()}
+    params[f"layers_{i}"] = traverse_util.unflatten_dict(layer)
   return params

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
@@ -193,19 +194,13 @@ def mrope_angles(
 ) -> Float[Array, "N T F"]:
   """Compute the angles of multimodal rotary positions (m-rope).
 
-  Args:
-    positions: temporal, vertical and horizontal position of each token; on text
-      all three are equal, and this is the usual rotary embedding.
-    section: number of frequencies that turn with the temporal, the vertical and
-      the horizontal position; F is their sum.
-    theta: base of the frequencies.
-    scaling: scaling of the frequencies, or None.
+  Each token has a temporal, a vertical and a horizontal position; on text all
+  three are equal, and this is the usual rotary embedding.  `section` is the
+  number of frequencies, of base `theta`, that turn with each; F is their sum.
   """
   frequencies = sum(section)
   # The position axis, 0 to 2, that each frequency turns with.
-  axis = jnp.repeat(
-    jnp.arange(3), jnp.array(section), total_repeat_length=frequencies
-  )
+  axis = np.repeat(np.arange(3), section)
   # Slowest last: rate_j = theta^(-j / F).
   rate = theta ** (-jnp.arange(frequencies) / frequencies)
   if scaling is not None:

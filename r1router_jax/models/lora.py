@@ -20,28 +20,22 @@ from flax import traverse_util
 def add_adapters(
   params: dict, match: str, *, rank: int, alpha: float, key: jax.Array
 ) -> dict:
-  """Add adapters beside each linear layer whose path matches.
+  """Add adapters beside each linear layer whose path, "layers/q", matches.
 
-  Args:
-    params: nested dicts; kernels are `.../w`, [D, F] or [layers, D, F].
-    match: a regular expression, searched for in paths such as "layers/q".
-    rank: R, rank of the adapters.
-    alpha: scale; the initial `a` is alpha / R times a usual random projection.
-    key: random key of the initial `a`.
+  Kernels are `.../w`, [D, F] or [layers, D, F].  The initial `a` is alpha / R
+  times a usual random projection.
 
   Raises:
     ValueError: if no linear layer matches.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   # Sorted, so that each layer's key does not depend on the order of the tree.
-  layers = sorted(
-    path.removesuffix("/w") for path in flat if path.endswith("/w")
-  )
+  layers = sorted(path[:-2] for path in flat if path.endswith("/w"))
   chosen = [layer for layer in layers if re.search(match, layer)]
   if not chosen:
     raise ValueError(
-      f"config.policy.lora.match {match!r} fits none of the "
-      f"linear layers {layers}."
+      f"config.policy.lora.match {match!r} fits none of the linear layers "
+      f"{layers}."
     )
   keys = jax.random.split(key, len(chosen))
   for layer, layer_key in zip(chosen, keys, strict=True):
