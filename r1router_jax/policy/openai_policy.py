@@ -64,8 +64,7 @@ class RemoteProcessor:
     self, conversation: Conversation
   ) -> tuple[str | list[dict[str, Any]], tuple[str, ...]]:
     """Return the user turn, and why images of passages are left out of it."""
-    parts, unread_images = [], []
-    segments = conversation.user
+    parts, unread_images, segments = [], [], conversation.user
     if conversation.reply_prefix:
       segments += (CONTINUE_NOTE, *conversation.reply_prefix)
     for segment in segments:

@@ -91,7 +91,6 @@ class Policy:
 
   @property
   def _is_split(self) -> bool:
-    """Whether parameters are split over devices to sample."""
     return self.mesh.shape.get(mesh_lib.TENSOR, 1) > 1
 
   @functools.cached_property
@@ -260,13 +259,11 @@ def _response_key_data(
   # Padded to a power of two of prompts, so that few programs are compiled.
   count = len(hashes)
   hashes = np.pad(hashes, (0, next_power_of_two(count) - count))
-  return np.asarray(_key_data(key, hashes, group_size))[:count]
+  keys = _response_keys(key, hashes, group_size)
+  return np.asarray(jax.random.key_data(keys))[:count]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _key_data(key, hashes, group_size):
-  keys = group_decode.response_keys(key, hashes, group_size)
-  return jax.random.key_data(keys)
+_response_keys = jax.jit(group_decode.response_keys, static_argnums=2)
 
 
 def _empty_responses(

@@ -121,8 +121,7 @@ def render_passages(
 ) -> list[Segment]:
   """Return passages as a prompt shows them, grouped by knowledge base.
 
-  The first `max_images` passages of the image knowledge base that have an
-  image show it, too.
+  The first `max_images` of the image knowledge base with an image show it, too.
   """
   templates, segments, images_left = _get_style(style), [], max_images
   for kb in KBS:

@@ -100,13 +100,11 @@ two sub-questions
 
 """
 
-
 # Not R1-Router's: its own plans name one route.
 _MULTI_ROUTE_SYSTEM = _PLAN_SYSTEM.replace(
   "[Choose 1 retriever from:",
   "[Choose 1 to %d retrievers, with commas between them, from:",
 )
-
 
 # The quotation mark at the start is the original's.
 _ANSWER_SYSTEM = """\
@@ -124,7 +122,6 @@ reasoning process step by step. Do NOT provide the final answer yet.]\x20
 </answer>
 """
 
-
 # The misspelling "quetsions" is the original's, too.
 _FINAL_SYSTEM = """\
 "You are a professional question answering model. Your task is to carefully \
@@ -141,14 +138,12 @@ the reasoning process step by step. Do NOT provide the final answer yet.]\x20
 </answer>
 """
 
-
 # Not R1-Router's: its own speaks of tags that its other prompts do not have.
 _REPAIR = (
   "\n\nYour last reply to this was:\n{}\nIt cannot be used: {}.\nReply once "
   "more, in exactly the format that is asked for above, with nothing outside "
   "of it."
 )
-
 
 STYLES = {
   "full": Style(
@@ -160,9 +155,9 @@ STYLES = {
     final="Now, give me the final answer of the origin question: {}",
     # Passages come first, then the sub-question that they should answer.
     passages=(
-      "According to the related information searched, `ter` means this "
-      "info is from text retriever, `tir` means this info is from text "
-      "image retriever, `tar` means this info is from table retriever:"
+      "According to the related information searched, `ter` means this info is "
+      "from text retriever, `tir` means this info is from text image "
+      "retriever, `tar` means this info is from table retriever:"
     ),
     passage="%s-%d: {}\n",
     asked=(

@@ -45,7 +45,7 @@ class AnsweringMethod:
     return None
 
   def redirect_plan(self, question: Question, n: int, plan: Plan) -> Plan:
-    """Return the plan to execute in round `n`, given the policy's own plan."""
+    """Return the plan to execute in round `n`, given the policy's search."""
     return plan
 
   def step_prompt(

@@ -206,9 +206,8 @@ def _run_in_halves(
   options: RolloutOptions = router.DEFAULT_OPTIONS,
 ) -> list[Trajectory]:
   """Run the routing loop from the host, half of the questions in flight."""
-  return router.run_routing(
-    policy, kbs, questions, key, dataclasses.replace(options, in_flight=2)
-  )
+  options = dataclasses.replace(options, in_flight=2)
+  return router.run_routing(policy, kbs, questions, key, options)
 
 
 # The drivers of the routing loop, by the name in a config or a flag.

@@ -72,14 +72,11 @@ class PendingPrompt(NamedTuple):
   step: Step | None = None
 
 
-# Yields requests, is sent a group of responses to each prompt.
-RoutingGenerator = Generator[
-  GenerationRequest, list[list[Response]], list[Trajectory]
-]
+Groups = list[list[Response]]  # Responses to each prompt.
 
-ParsedGenerator = Generator[
-  GenerationRequest, list[list[Response]], list[Parsed]
-]
+# Yield requests, are sent the responses.
+RoutingGenerator = Generator[GenerationRequest, Groups, list[Trajectory]]
+ParsedGenerator = Generator[GenerationRequest, Groups, list[Parsed]]
 
 # Is called with each step that the policy was asked, and its responses.
 OnStep = Callable[[Step, Sequence[Response]], None]
@@ -182,10 +179,7 @@ def generate_with_retries(
 def _repair_prompts(
   pending: dict[int, PendingPrompt], results: Sequence[Parsed], style: str
 ) -> dict[int, PendingPrompt]:
-  """Return the prompts that show the policy its error, by position.
-
-  Styles without words for that have no such prompts.
-  """
+  """Return the prompts that show the policy its error, if the style has any."""
   repairs = {}
   for i, each in pending.items():
     prompt = prompts.repair_prompt(each.prompt, results[i], style=style)

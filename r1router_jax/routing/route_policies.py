@@ -28,7 +28,6 @@ class AlwaysRoute(R1Router):
 
   def fixed_plan(self, question: Question, n: int) -> Plan:
     """Return the question as a search of the next knowledge base."""
-    # All knowledge bases were asked.
     if n == len(self.kbs):
       return STOP
     return Plan("", question.text[: format.MAX_SUB_QUESTION], (self.kbs[n],))
@@ -45,9 +44,7 @@ class RandomRoute(R1Router):
   seed: int = 0
 
   def redirect_plan(self, question: Question, n: int, plan: Plan) -> Plan:
-    """Return the plan with a random route, unless it stops."""
-    if not plan.routes:
-      return plan
+    """Return the plan with a random route."""
     # CRC-32 and not `hash`, which differs from process to process.
     entropy = [self.seed, zlib.crc32(question.id.encode()), n]
     route = str(np.random.default_rng(entropy).choice(KBS))
@@ -71,7 +68,5 @@ class OracleRoute(R1Router):
     return STOP if n >= len(question.hops) else None
 
   def redirect_plan(self, question: Question, n: int, plan: Plan) -> Plan:
-    """Return the plan with the preferred gold route, unless it stops."""
-    if not plan.routes:
-      return plan
+    """Return the plan with the preferred gold route."""
     return dataclasses.replace(plan, routes=question.hops[n].routes[:1])

@@ -168,18 +168,14 @@ def merge_parts(
 
 
 def request_keys(key: jax.Array, max_steps: int) -> jax.Array:
-  """Return a key per request, by its number.
-
-  They are those of each round's tries for a plan, then for an answer, and at
-  the end those of the tries for the final answer.
-  """
+  """Return a key per request: each round's tries, then the final answer's."""
   fold, keys = jax.random.fold_in, []
   for n in range(max_steps):
     plan, answer = jax.random.split(fold(key, n))
     keys += [fold(plan, attempt) for attempt in range(PLAN_TRIES)]
     # The first try has the unfolded key, as in older versions.
     keys += [answer, *(fold(answer, i) for i in range(1, ANSWER_TRIES))]
-  # The final answer has the number that a further round would have.
+  # The final answer is numbered like a further round.
   final = fold(key, max_steps)
   keys += [final, *(fold(final, i) for i in range(1, ANSWER_TRIES))]
   return jnp.stack(keys)
@@ -246,8 +242,8 @@ class RoutingLoop:
     )
     # 2. The method may change the policy's plans.
     for i, result in zip(asked, results, strict=True):
-      if isinstance(result, Plan):
-        # Malformed responses stay as they are.
+      # Malformed responses, and plans to stop, stay as they are.
+      if isinstance(result, Plan) and result.routes:
         result = self._method.redirect_plan(episodes[i].question, n, result)
       plans[i] = result
     # 3. Keep the plans to carry out.

@@ -23,8 +23,7 @@ from r1router_jax.routing.baselines.prompting import (
   SearchAgent,
   Wording,
   build_prompt,
-  compact_final_prompt,
-  compact_plan_prompt,
+  compact_prompt,
   extract_answer,
   make_search,
   round_texts,
@@ -103,7 +102,9 @@ OMNISEARCH = SearchAgent(
     _parse_turn,
   ),
   compact=Wording(
-    compact_final_prompt, compact_plan_prompt, _parse_compact_turn
+    functools.partial(compact_prompt, "final"),
+    functools.partial(compact_prompt, "plan"),
+    _parse_compact_turn,
   ),
   summarize=True,
 )

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from r1router_jax.common.records import (
   KBS,
@@ -38,11 +39,8 @@ from r1router_jax.routing.policy_requests import PendingPrompt
 COMPACT = "compact"  # The style of a policy that knows three prompts alone.
 
 _ANSWER = re.compile(r"(?is)<answer>(.*?)(?:</answer>|\Z)")
-
 _THOUGHT = re.compile(r"(?is)<think>.*?(?:</think>|\Z)")
-
 _TAG = re.compile(r"</?[a-z][a-z-]*>", re.IGNORECASE)
-
 _OPENING = re.compile(r"(?i)\A(so )?(the )?(final )?answer( is)?:\s*")
 
 Rounds = Sequence[Round]  # Those that a question has so far.
@@ -193,24 +191,12 @@ def round_texts(rounds: Rounds) -> list[tuple[str, str]]:
   return [(done.plan.sub_question, done.answer.text) for done in rounds]
 
 
-# ---- R1-Router's prompts, for tiny policies.
-
-
-def compact_plan_prompt(question: Question, rounds: Rounds) -> Conversation:
-  """Return the prompt for a plan after some rounds."""
-  context = question.text, question.image, round_texts(rounds)
-  return prompts.plan_conversation(*context, style=COMPACT)
-
-
-def compact_final_prompt(question: Question, rounds: Rounds) -> Conversation:
-  """Return the prompt for the final answer after some rounds."""
-  context = question.text, question.image, round_texts(rounds)
-  return prompts.final_conversation(*context, style=COMPACT)
-
-
-def compact_reading_prompt(
-  question: Question, passages: Sequence[Passage]
+def compact_prompt(
+  kind: str, question: Question, rounds: Rounds = (), **fields: Any
 ) -> Conversation:
-  """Return the prompt to answer the question from passages."""
-  context = question.text, passages, question.image
-  return prompts.answer_conversation(*context, style=COMPACT)
+  """Return R1-Router's prompt of a step after some rounds, for tiny policies.
+
+  Further fields of the step may be given.
+  """
+  step = Step("", kind, question, tuple(round_texts(rounds)), **fields)
+  return prompts.step_conversation(step, style=COMPACT)

@@ -11,7 +11,7 @@ ircot        writes a sentence of reasoning, searches with it, keeps all that
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from r1router_jax.common.records import (
   KBS,
@@ -27,8 +27,7 @@ from r1router_jax.routing.baselines.prompting import (
   SearchAgent,
   Wording,
   build_prompt,
-  compact_final_prompt,
-  compact_reading_prompt,
+  compact_prompt,
   extract_answer,
   found_passages,
   make_search,
@@ -73,26 +72,29 @@ def _closed_book_prompt(
   return build_prompt("final", system, "Question: {}", question)
 
 
-def _read_last(question: Question, rounds: Rounds) -> Conversation:
-  passages, template = _last_passages(rounds), "\nQuestion: {}"
-  return build_prompt("final", _READ, template, question, passages=passages)
-
-
-def _read_all(question: Question, rounds: Rounds) -> Conversation:
-  passages, template = found_passages(rounds), "\nQuestion: {}"
-  return build_prompt("final", _READ, template, question, passages=passages)
-
-
-def _compact_read_last(question: Question, rounds: Rounds) -> Conversation:
-  return compact_reading_prompt(question, _last_passages(rounds))
-
-
-def _compact_read_all(question: Question, rounds: Rounds) -> Conversation:
-  return compact_reading_prompt(question, found_passages(rounds))
-
-
 def _last_passages(rounds: Rounds) -> Sequence[Passage]:
   return rounds[-1].passages if rounds else ()
+
+
+def _reading_prompt(
+  select: Callable, question: Question, rounds: Rounds
+) -> Conversation:
+  """Return the prompt to read the passages that are selected from rounds."""
+  passages, template = select(rounds), "\nQuestion: {}"
+  return build_prompt("final", _READ, template, question, passages=passages)
+
+
+def _compact_reading_prompt(
+  select: Callable, question: Question, rounds: Rounds
+) -> Conversation:
+  fields = dict(sub_question=question.text, passages=tuple(select(rounds)))
+  return compact_prompt("answer", question, **fields)
+
+
+_read_last = functools.partial(_reading_prompt, _last_passages)
+_read_all = functools.partial(_reading_prompt, found_passages)
+_compact_read_last = functools.partial(_compact_reading_prompt, _last_passages)
+_compact_read_all = functools.partial(_compact_reading_prompt, found_passages)
 
 
 def _search_with_answer(question: Question, text: str) -> Plan | Malformed:
@@ -129,15 +131,15 @@ def _parse_sentence(question: Question, text: str) -> Plan | Answer | Malformed:
   return make_search(_SENTENCE_END.split(words)[0])
 
 
-DIRECT = SearchAgent(
-  full=Wording(functools.partial(_closed_book_prompt, _DIRECT)),
-  compact=Wording(compact_final_prompt),
-)
+def _make_closed_book(system: str) -> SearchAgent:
+  full = Wording(functools.partial(_closed_book_prompt, system))
+  compact = Wording(functools.partial(compact_prompt, "final"))
+  return SearchAgent(full=full, compact=compact)
 
-COT = SearchAgent(
-  full=Wording(functools.partial(_closed_book_prompt, _THINK)),
-  compact=Wording(compact_final_prompt),
-)
+
+DIRECT = _make_closed_book(_DIRECT)
+
+COT = _make_closed_book(_THINK)
 
 # The answer to each round's passages is both query and, at last, result.
 ITER_RETGEN = SearchAgent(

@@ -25,13 +25,11 @@ from r1router_jax.protocol import format, prompts
 from r1router_jax.protocol.messages import Conversation, Segment
 from r1router_jax.routing.baselines.prompting import (
   COMPACT,
-  BuildPrompt,
   Rounds,
   SearchAgent,
   Wording,
   build_prompt,
-  compact_final_prompt,
-  compact_plan_prompt,
+  compact_prompt,
   extract_answer,
   make_search,
 )
@@ -74,8 +72,8 @@ class SearchTags:
         self._parse_turn,
       ),
       compact=Wording(
-        partial(self._build_compact_prompt, compact_final_prompt),
-        partial(self._build_compact_prompt, compact_plan_prompt),
+        partial(self._build_compact_prompt, "final"),
+        partial(self._build_compact_prompt, "plan"),
         _parse_compact_turn,
       ),
       summarize=not self.shows_passages,
@@ -123,12 +121,12 @@ class SearchTags:
     return Malformed(text, f"neither {self.query[0]} nor <answer> is in it")
 
   def _build_compact_prompt(
-    self, build: BuildPrompt, question: Question, rounds: Rounds
+    self, kind: str, question: Question, rounds: Rounds
   ) -> Conversation:
     """Return a compact prompt, with passages in the place of their answers."""
     if not self.shows_passages:
-      return build(question, rounds)
-    prompt = build(question, ())
+      return compact_prompt(kind, question, rounds)
+    prompt = compact_prompt(kind, question)
     user = list(prompt.user)
     for done in rounds:
       user += prompts.fill_template("{}\n", done.plan.sub_question)
