@@ -33,74 +33,28 @@ MAX_FAILED_TEXT = 600
 History = Sequence[tuple[str, str]]  # (sub-question, answer) of each round.
 
 
-def plan_conversation(
-  question: str,
-  image: str,
-  history: History,
-  *,
-  style: str,
-  max_routes: int = 1,
+def step_conversation(
+  step: Step, *, style: str, max_routes: int = 1, passage_images: int = 0
 ) -> Conversation:
-  """Return the prompt that asks for the next sub-question and its routes."""
-  templates = _get_style(style)
-  user = _question_segments(templates, question, history)
-  prompt = _make_conversation("plan", templates, user, image)
-  if max_routes == 1:
+  """Return the prompt of a step of any kind, by a key of `templates.STYLES`.
+
+  A plan may name `max_routes` routes, and an answer prompt shows images of
+  `passage_images` passages, see `render_passages`.
+  """
+  templates, image = _get_style(style), step.question.image
+  if step.kind == "answer":
+    user = _answer_segments(step, style, passage_images)
+    image = image if templates.answer_image else ""
+  else:
+    user = _question_segments(templates, step.question.text, step.history)
+  if step.kind == "final":
+    user += fill_template(templates.final, step.question.text)
+  prompt = _make_conversation(step.kind, templates, user, image)
+  if step.kind != "plan" or max_routes == 1:
     return prompt
   # Not `%`, since the text may hold other percent signs.
   system = templates.multi_route_system.replace("%d", str(max_routes))
   return dataclasses.replace(prompt, system=system)
-
-
-def answer_conversation(
-  sub_question: str,
-  passages: Sequence[Passage],
-  image: str,
-  *,
-  style: str,
-  passage_images: int = 0,
-) -> Conversation:
-  """Return the prompt that asks for a sub-question's answer from passages.
-
-  `image` is the question's; see `render_passages` for those of passages.
-  """
-  templates = _get_style(style)
-  # The published weights were trained on lower-cased sub-questions.
-  if templates.fold_case:
-    sub_question = sub_question.lower()
-  user = [
-    *fill_template(templates.passages, sub_question),
-    *render_passages(passages, style=style, max_images=passage_images),
-    *fill_template(templates.asked, sub_question),
-  ]
-  shown_image = image if templates.answer_image else ""
-  return _make_conversation("answer", templates, user, shown_image)
-
-
-def final_conversation(
-  question: str, image: str, history: History, *, style: str
-) -> Conversation:
-  """Return the prompt that asks for the answer to the question itself."""
-  templates = _get_style(style)
-  user = _question_segments(templates, question, history)
-  user += fill_template(templates.final, question)
-  return _make_conversation("final", templates, user, image)
-
-
-def step_conversation(
-  step: Step, *, style: str, max_routes: int = 1, passage_images: int = 0
-) -> Conversation:
-  """Return the prompt of a step of any kind."""
-  image = step.question.image
-  if step.kind == "answer":
-    asked = step.sub_question, step.passages, image
-    return answer_conversation(
-      *asked, style=style, passage_images=passage_images
-    )
-  context = step.question.text, image, step.history
-  if step.kind == "plan":
-    return plan_conversation(*context, style=style, max_routes=max_routes)
-  return final_conversation(*context, style=style)
 
 
 def repair_prompt(
@@ -158,6 +112,19 @@ def _make_conversation(
   images = [Segment(image, "image")] if image else []
   user = images + user if style.image_first else user + images
   return Conversation(kind, style.system[kind], tuple(user))
+
+
+def _answer_segments(step: Step, style: str, images: int) -> list[Segment]:
+  """Return the passages of an answer step and its sub-question."""
+  templates, sub_question = _get_style(style), step.sub_question
+  # The published weights were trained on lower-cased sub-questions.
+  if templates.fold_case:
+    sub_question = sub_question.lower()
+  return [
+    *fill_template(templates.passages, sub_question),
+    *render_passages(step.passages, style=style, max_images=images),
+    *fill_template(templates.asked, sub_question),
+  ]
 
 
 def _question_segments(

@@ -12,9 +12,9 @@ import tokenizers
 from r1router_jax.common.records import Passage
 from r1router_jax.inputs import tokenizer as tokenizer_lib
 from r1router_jax.inputs.tokenizer import PromptTooLong
-from r1router_jax.protocol import messages, prompts, templates
+from r1router_jax.protocol import messages, templates
 from r1router_jax.protocol.messages import Conversation, Segment
-from tests import tiny_policy
+from tests import prompt_cases, tiny_policy
 
 STYLES = list(templates.STYLES)
 
@@ -82,7 +82,7 @@ def count_control_tokens(ids):
 # what is counted.
 def answer_prompt(question, *texts, style):
   passages = [Passage(str(n), "text", text) for n, text in enumerate(texts)]
-  return prompts.answer_conversation(question, passages, "", style=style)
+  return prompt_cases.answer_conversation(question, passages, "", style=style)
 
 
 def test_the_vocabulary_has_control_tokens():
@@ -100,7 +100,9 @@ def test_no_text_from_outside_becomes_a_control_token(
     return count_control_tokens(encode_prompt(prompt, style))
 
   def count_in_plan(text):
-    prompt = prompts.plan_conversation(text, "p", [(text, text)], style=style)
+    prompt = prompt_cases.plan_conversation(
+      text, "p", [(text, text)], style=style
+    )
     return count_control_tokens(encode_prompt(prompt, style, [2]))
 
   assert count_in_answer(question, first, second) == count_in_answer(
@@ -224,7 +226,7 @@ def six_passages(style, images=2):
     for kb in ("text", "image", "table")
     for n in range(2)
   ]
-  return prompts.answer_conversation(
+  return prompt_cases.answer_conversation(
     "who?", passages, "", style=style, passage_images=images
   )
 

@@ -14,8 +14,8 @@ from r1router_jax.generation import token_sampling
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf_checkpoint, safetensors_io
 from r1router_jax.policy import config, policy
-from r1router_jax.protocol import messages, prompts
-from tests import tiny_policy
+from r1router_jax.protocol import messages
+from tests import prompt_cases, tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def random_policy():
 
 
 def make_prompt(text, image=""):
-  return prompts.plan_conversation(text, image, (), style="compact")
+  return prompt_cases.plan_conversation(text, image, (), style="compact")
 
 
 TEMPERATURE_1 = token_sampling.SamplingParams()
@@ -226,7 +226,11 @@ def test_published_checkpoint_opens_as_policy(random_policy, tmp_path):
   path = str(tmp_path / "p.png")
   Image.new("RGB", (40, 30), "red").save(path)
   (group,) = short.generate(
-    [prompts.plan_conversation("Whose flag is this?", path, (), style="full")],
+    [
+      prompt_cases.plan_conversation(
+        "Whose flag is this?", path, (), style="full"
+      )
+    ],
     jax.random.key(0),
   )
   assert 1 <= len(group[0].tokens) <= 6

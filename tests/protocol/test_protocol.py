@@ -22,6 +22,7 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.protocol import format, messages
 from r1router_jax.protocol import prompts as prompts_lib
+from tests import prompt_cases
 
 # Not part of the repository: R1-Router's Step-GRPO validation rows, in the
 # folder that R1ROUTER_REFERENCE names.
@@ -156,7 +157,7 @@ PASSAGES = (
 
 
 def test_full_answer_prompt_groups_passages_by_knowledge_base():
-  prompt = prompts_lib.answer_conversation("Who?", PASSAGES, "p", style="full")
+  prompt = prompt_cases.answer_conversation("Who?", PASSAGES, "p", style="full")
   assert joined_text(prompt).endswith(
     "table retriever:ter-0: x0\nter-1: x1\ntir-0: i0\ntar-0: t0\n\n\n "
     "Give me the answer(with the format <answer></answer>) to the Question: "
@@ -185,7 +186,7 @@ IMAGE_PASSAGES = (
   ],
 )
 def test_images_stand_beside_their_passages(style, wanted):
-  prompt = prompts_lib.answer_conversation(
+  prompt = prompt_cases.answer_conversation(
     "Who?", IMAGE_PASSAGES, "p", style=style, passage_images=2
   )
   shown = "".join(
@@ -199,7 +200,7 @@ def test_images_stand_beside_their_passages(style, wanted):
     if segment.text in ("i2", "2.png"):
       assert segment.passage_ref == ("image", 2)
   assert [s.passage_ref for s in prompt.user if s.text == "p"] in ([None], [])
-  plain = prompts_lib.answer_conversation(
+  plain = prompt_cases.answer_conversation(
     "Who?", IMAGE_PASSAGES, "p", style=style
   )
   assert (
@@ -209,7 +210,7 @@ def test_images_stand_beside_their_passages(style, wanted):
 
 def test_plan_prompt_states_the_number_of_routes():
   def ask(style, **options):
-    return prompts_lib.plan_conversation("q", "", (), style=style, **options)
+    return prompt_cases.plan_conversation("q", "", (), style=style, **options)
 
   one, two = ask("full"), ask("full", max_routes=2)
   assert one.user == two.user
@@ -232,18 +233,18 @@ def test_plan_prompt_states_the_number_of_routes():
 
 def test_compact_prompts():
   history = (("What is it?", "Chad"),)
-  plan = prompts_lib.plan_conversation("Where?", "p", history, style="compact")
+  plan = prompt_cases.plan_conversation("Where?", "p", history, style="compact")
   assert (joined_text(plan), plan.system, plan.images) == (
     "Q: Where?\nWhat is it? Chad\n",
     "<|plan|>",
     ("p",),
   )
   assert plan.user[0].text == "p"
-  final = prompts_lib.final_conversation(
+  final = prompt_cases.final_conversation(
     "Where?", "p", history, style="compact"
   )
   assert (joined_text(final), final.system) == (joined_text(plan), "<|final|>")
-  answer = prompts_lib.answer_conversation(
+  answer = prompt_cases.answer_conversation(
     "Who?", PASSAGES, "p", style="compact"
   )
   assert joined_text(answer) == "Q: Who?\nx0\nx1\ni0\nt0\n"
@@ -255,19 +256,21 @@ def test_compact_prompts():
 def test_untrusted_text_is_marked_and_holds_no_tags(style, texts):
   question, asked, answer, passage = texts
   prompts = (
-    prompts_lib.plan_conversation(question, "", [(asked, answer)], style=style),
-    prompts_lib.final_conversation(
+    prompt_cases.plan_conversation(
       question, "", [(asked, answer)], style=style
     ),
-    prompts_lib.answer_conversation(
+    prompt_cases.final_conversation(
+      question, "", [(asked, answer)], style=style
+    ),
+    prompt_cases.answer_conversation(
       asked, [Passage("a", "text", passage)], "", style=style
     ),
   )
   # The same prompts of empty texts show what the templates say.
   blank = (
-    prompts_lib.plan_conversation("", "", [("", "")], style=style),
-    prompts_lib.final_conversation("", "", [("", "")], style=style),
-    prompts_lib.answer_conversation(
+    prompt_cases.plan_conversation("", "", [("", "")], style=style),
+    prompt_cases.final_conversation("", "", [("", "")], style=style),
+    prompt_cases.answer_conversation(
       "", [Passage("a", "text", "")], "", style=style
     ),
   )
@@ -285,7 +288,7 @@ def test_untrusted_text_is_marked_and_holds_no_tags(style, texts):
 
 def test_unknown_style_is_rejected():
   with pytest.raises(ValueError, match="full, compact"):
-    prompts_lib.plan_conversation("q", "", (), style="ful")
+    prompt_cases.plan_conversation("q", "", (), style="ful")
 
 
 # ---- Escaping of control tags.
