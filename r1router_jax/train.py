@@ -90,8 +90,7 @@ def train(
   """Run `config` to its last iteration and return the trained policy.
 
   Raises:
-    ValueError: if options contradict each other, or the workdir holds another
-      run.
+    ValueError: if options contradict each other, or for another run's workdir.
     FloatingPointError: if too many updates in a row are skipped.
     RemoteServiceError: if a knowledge base's server stays away.
     cli.Preempted: after SIGTERM; the state is saved.
@@ -108,10 +107,10 @@ def train(
     # Lines of the log after `first` are dropped: they are written again.
     log = run_log.RunLog(run.workdir, after=first, wandb=run.config.wandb)
     hooks = Hooks(run, log, saved_states, saved)
+    batch_size = run.algorithm.examples_per_iteration
     logging.info(
-      f"{len(run.examples)} rows of training questions, "
-      f"{run.algorithm.examples_per_iteration} a batch; iterations {first} to "
-      f"{total}."
+      f"{len(run.examples)} rows of training questions, {batch_size} a batch; "
+      f"iterations {first} to {total}."
     )
     title = f"train ({run.config.algorithm})"
     for i in progress.show_progress(range(first, total), title):
@@ -141,10 +140,7 @@ def train(
           f"Told to stop; saved after iteration {i + 1}.  The same command "
           "goes on from there."
         )
-  # Adapters become part of the saved weights.
-  trained = dataclasses.replace(run.policy, params=state.params)
-  trained.save(run.workdir / "policy")
-  return trained
+  return _save_policy(run, state, "policy")
 
 
 def restore_or_init(
@@ -154,9 +150,7 @@ def restore_or_init(
 
   The state comes with the trainable parameters of the reference policy, None if
   the loss needs none, and the metadata of the checkpoint, empty for a new run.
-
-  Raises:
-    ValueError: if the checkpoint is of a run with other batches.
+  A checkpoint of a run with other batches raises ValueError.
   """
   # Shapes come with shardings, so that a process reads only its own shards.
   shapes = run.strategy.abstract_state(run.init_state, params)
@@ -237,8 +231,7 @@ class Hooks:
     # Of equal states the earlier one stays.
     if scores[validation.REWARD_METRIC] > self._best:
       self._best = scores[validation.REWARD_METRIC]
-      best = dataclasses.replace(self._run.policy, params=event.state.params)
-      best.save(self._run.workdir / "best")
+      _save_policy(self._run, event.state, "best")
 
   def _write_log(self, event: Event) -> None:
     """Write a line of scalars, and warn if they look like a collapse."""
@@ -263,11 +256,7 @@ class Hooks:
   def save_if_unreachable(
     self, iteration: int, state: train_step.TrainState
   ) -> Iterator[None]:
-    """Save the state if a server stays away while a batch is made.
-
-    Raises:
-      RemoteServiceError: that of the server, with the way out.
-    """
+    """Save the state if a server stays away while a batch is made."""
     try:
       yield
     except http_client.RemoteServiceError as error:
@@ -276,6 +265,15 @@ class Hooks:
       raise http_client.RemoteServiceError(
         f"{error}  The same command goes on from the newest checkpoint."
       ) from error
+
+
+def _save_policy(
+  run: run_setup.Run, state: train_step.TrainState, folder: str
+) -> policy_lib.Policy:
+  """Write the policy of a state, adapters merged into weights; return it."""
+  policy = dataclasses.replace(run.policy, params=state.params)
+  policy.save(run.workdir / folder)
+  return policy
 
 
 def _mean_scalars(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -292,10 +290,7 @@ def _check_same_run(
 ) -> None:
   """Compare a checkpoint's metadata with that of the run that continues it.
 
-  Another config or other versions are warned of.
-
-  Raises:
-    ValueError: if the run would see other batches.
+  Another config or other versions are warned of; other batches are refused.
   """
   # Batches depend on these alone, and only the same ones may continue a run.
   for name, value in current["data"].items():

@@ -104,17 +104,13 @@ class Program:
 class ProgramMemory:
   """The memory that one program needs on one chip, in GiB.
 
-  Attributes:
-    program: its name.
-    peak: at the worst moment; what it wanted, if the compiler gave up.
-    arguments: weights, optimizer and batch, a part of the peak; else NaN.
-    limit: memory of the chip; infinite if unknown.
+  If the compiler gave up, the peak is what it wanted and the arguments are NaN.
   """
 
   program: str
-  peak: float
-  arguments: float
-  limit: float
+  peak: float  # At the worst moment.
+  arguments: float  # Weights, optimizer and batch, a part of the peak.
+  limit: float  # Memory of the chip; infinite if unknown.
 
   @property
   def fits(self) -> bool:
@@ -125,8 +121,7 @@ class ProgramMemory:
 def find_devices(topology: str) -> np.ndarray:
   """Return the devices of a topology, none of which have to be there.
 
-  Raises:
-    ValueError: if there is no such topology, or libtpu is missing.
+  An unknown topology, and a libtpu that is missing, raise ValueError.
   """
   kind, _, count = topology.partition(":")
   if kind == "cpu":
@@ -143,9 +138,7 @@ def find_devices(topology: str) -> np.ndarray:
       "one: pip install 'r1router_jax[tpu]'.  Or take --topology=cpu:8."
     )
   try:
-    described = topologies.get_topology_desc(
-      platform="tpu", topology_name=topology
-    )
+    described = topologies.get_topology_desc(topology, "tpu")
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).partition("\n")[0]
     raise ValueError(
@@ -190,11 +183,7 @@ def resolve_attention(
 
 
 def make_programs(config: RunConfig, devices: np.ndarray) -> list[Program]:
-  """Return the rollout and the update of a run on the given devices.
-
-  Raises:
-    ValueError: if a mesh does not tile the devices.
-  """
+  """Return the rollout and the update of a run on the given devices."""
   platform = devices.flat[0].platform
   policy = resolve_attention(read_policy_config(config), platform)
   make_mesh = functools.partial(mesh_lib.mesh_from_devices, list(devices))
@@ -306,11 +295,7 @@ def _abstract_microbatches(
 
 
 def measure_memory(program: Program) -> ProgramMemory:
-  """Compile a program and return the memory that it needs.
-
-  Raises:
-    JaxRuntimeError: if it does not compile for another reason than memory.
-  """
+  """Compile a program and return the memory that it needs."""
   # All devices of a topology are alike.
   device = program.mesh.devices.flat[0]
   limit = DEVICE_GIB.get(device.device_kind, math.inf)

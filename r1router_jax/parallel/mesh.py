@@ -73,8 +73,7 @@ def mesh_sizes(
 ) -> list[int]:
   """Return the sizes of a mesh's axes, with the number that -1 stands for.
 
-  Raises:
-    ValueError: if the mesh, which it calls `name`, does not tile the devices.
+  If the mesh, called `name`, does not tile the devices, it raises ValueError.
   """
   # The devices that the given sizes take, and whether -1 may take the rest.
   named = math.prod(size for size in axes.values() if size != -1)
@@ -91,14 +90,11 @@ def mesh_sizes(
 def local_submesh(mesh: Mesh) -> Mesh:
   """Return the part of a mesh that consists of this host's devices.
 
-  Raises:
-    ValueError: if an axis other than the first crosses hosts.
+  No axis other than the first may cross hosts.
   """
   # The hosts of each index along the first axis.
-  hosts = [
-    {device.process_index for device in part}
-    for part in mesh.devices.reshape(len(mesh.devices), -1)
-  ]
+  parts = mesh.devices.reshape(len(mesh.devices), -1)
+  hosts = [{device.process_index for device in part} for part in parts]
   if any(len(host) > 1 for host in hosts):
     raise ValueError(
       f"A mesh {dict(mesh.shape)} splits weights over several hosts of "
@@ -148,10 +144,7 @@ def tree_shardings(
   optimizer, since a rule looks at the end of a path.  Scalars are replicated,
   and so is a dimension that the size of its axis does not divide.  Nothing is
   split along axes that the mesh lacks or that `without` names, e.g. `(FSDP,)`
-  for sampling.
-
-  Raises:
-    ValueError: if a leaf has no rule.
+  for sampling.  A leaf without a rule raises ValueError.
   """
   sizes = {axis: n for axis, n in mesh.shape.items() if axis not in without}
 
@@ -205,9 +198,6 @@ def init_sharded(function: Callable, mesh: Mesh, *args: Any) -> Any:
 
   The result is a copy, which the caller may donate, even where the function
   returns its arguments.
-
-  Raises:
-    ValueError: if a leaf of the result has no rule in `SHARDING_RULES`.
   """
 
   def call_and_copy(*args):
@@ -226,12 +216,8 @@ def shard_map_over_data(
   A data shard is an index along the batch axis of the mesh; along other axes
   the compiler splits what the parameters' sharding splits.
 
-  Args:
-    function: a function of one data shard; the returned one takes and returns
-      trees whose leaves have a leading axis of data shards.
-    mesh: a mesh with the axis `DATA`.
-    shared: positions of arguments that lack the leading axis.
-    **options: options of `jax.jit`.
+  The returned function takes and returns trees whose leaves have a leading axis
+  of data shards, except for the arguments at the positions `shared`.
   """
 
   def drop_shard_axis(arg):

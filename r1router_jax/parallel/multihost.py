@@ -24,11 +24,8 @@ PROCESS_ID_VAR = "JAX_PROCESS_ID"
 def initialize_distributed() -> None:
   """Make one JAX job of the processes of all hosts; do nothing on one host.
 
-  The processes are found by the three variables above, by SLURM (tasks that
-  `srun` started), or by the TPU.
-
-  Raises:
-    ValueError: if only some of the three variables are set.
+  The processes are found by the three variables above, of which either all or
+  none may be set, by SLURM (tasks that `srun` started), or by the TPU.
   """
   if jax.distributed.is_initialized():
     return

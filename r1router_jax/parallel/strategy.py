@@ -58,11 +58,8 @@ class ParallelStrategy:
     """Compile (state, reference, batch) -> (state, metrics) for all devices.
 
     The compiled step donates the state that it is given, and takes this host's
-    batches, with leaves [D, M, m, ...].
-
-    Args:
-      train_step: a step of one data shard under pmap, of all shards under fsdp;
-        sees batches of leaves [M, m, ...].
+    batches, with leaves [D, M, m, ...].  `train_step`, of one data shard under
+    pmap, of all shards under fsdp, sees batches of leaves [M, m, ...].
     """
     # One program per device; the state is replicated, the batch is not.
     if self.kind == "pmap":
@@ -108,11 +105,9 @@ def make_strategy(
 ) -> ParallelStrategy:
   """Return the strategy of `config.parallel`, over all devices.
 
-  `mesh` and `rollout_mesh` have the sizes of axes, for updates and sampling.
-
-  Raises:
-    ValueError: if a mesh does not tile the devices, or pmap is to split
-      parameters.
+  `mesh` and `rollout_mesh` have the sizes of axes, for updates and sampling.  A
+  mesh that does not tile the devices, and pmap with one that splits parameters,
+  raise ValueError.
   """
   if kind not in KINDS:
     raise ValueError(
@@ -139,11 +134,7 @@ def make_strategy(
 
 
 def _local_batch_shards(mesh: Mesh) -> int:
-  """Return the number of data shards whose devices are all on this host.
-
-  Raises:
-    ValueError: if a data shard has devices on several hosts.
-  """
+  """Return the number of data shards of this host; none may cross hosts."""
   # Of as many rows as there are devices, the first one that each device has.
   rows = mesh_lib.batch_sharding(mesh).devices_indices_map((mesh.size,))
   local, remote = set(), set()

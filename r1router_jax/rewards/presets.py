@@ -36,36 +36,28 @@ SHORT_GOLD_WORDS = 5
 class PlanScoreInputs(NamedTuple):
   """The parts of a plan that its score depends on.
 
-  Attributes:
-    sub_question: the plan's sub-question, to be compared with the gold one by
-      their embeddings; "" if `similarity` is known without.
-    gold_sub_question: the gold sub-question, or "".
-    similarity: similarity of the two where they are "", else unused.
-    route: 1 if each route of the plan is accepted, else 0.
-    searches: number of knowledge bases that the plan searches.
+  The sub-questions are to be compared by their embeddings; both are "" if
+  `similarity`, else unused, is known without.
   """
 
   sub_question: str
   gold_sub_question: str
   similarity: float
-  route: float
-  searches: int
+  route: float  # 1 if each route of the plan is accepted, else 0.
+  searches: int  # Knowledge bases that the plan searches.
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardPreset:
   """The functions that read and score responses, and the reward of a format.
 
-  Attributes:
-    score_plan: (step, text, number of routes that a plan may name) -> inputs of
-      the score, or None if the text is malformed.
-    score_answer: (step, text) -> score in [0, 1], or None if malformed.
-    format_weight: reward of any well-formed response, w of `step_reward`.
+  They return None if the text is malformed; answers score in [0, 1], and plans
+  may name a number of routes.
   """
 
   score_plan: Callable[[Step, str, int], PlanScoreInputs | None]
   score_answer: Callable[[Step, str], float | None]
-  format_weight: float
+  format_weight: float  # Of any well-formed response, w of `step_reward`.
 
 
 def score_reference_plan(
@@ -134,12 +126,8 @@ def score_default_answer(step: Step, text: str) -> float | None:
 
 
 REWARD_PRESETS = {
-  "reference": RewardPreset(
-    score_reference_plan, score_reference_answer, format_weight=0.0
-  ),
-  "default": RewardPreset(
-    score_default_plan, score_default_answer, format_weight=0.1
-  ),
+  "reference": RewardPreset(score_reference_plan, score_reference_answer, 0.0),
+  "default": RewardPreset(score_default_plan, score_default_answer, 0.1),
 }
 
 

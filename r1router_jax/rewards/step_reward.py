@@ -20,7 +20,6 @@ Axes:  n responses   E embedding
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -54,26 +53,12 @@ class RewardComponents:
     }
 
 
-@runtime_checkable
-class Reward(Protocol):
-  """Anything that scores responses to gold steps."""
-
-  def score(
-    self, steps: Sequence[Step], texts: Sequence[str]
-  ) -> RewardComponents:
-    """Return the reward of each text as a response to its step."""
-    ...
-
-
 class StepReward:
   """Scores responses to gold steps by a preset.
 
   The embedder, of texts to unit vectors, is called at most once per batch, and
   once for each gold.  A plan may name `max_routes` routes; `search_cost` is c
-  of the module's docstring.
-
-  Raises:
-    ValueError: if `preset` is no key of `REWARD_PRESETS`.
+  of the module's docstring, and `preset` a key of `REWARD_PRESETS`.
   """
 
   def __init__(
@@ -102,11 +87,7 @@ class StepReward:
   def score(
     self, steps: Sequence[Step], texts: Sequence[str]
   ) -> RewardComponents:
-    """Return the reward of each text, and what it is made of.
-
-    Raises:
-      ValueError: if a step has no gold.
-    """
+    """Return the rewards of texts; raise ValueError if a step has no gold."""
     well_formed = np.zeros(len(texts))
     route, similarity, answer, searches = np.full((4, len(texts)), np.nan)
 
@@ -184,8 +165,7 @@ def _check_gold(step: Step) -> None:
 class UserReward:
   """Scores responses by a function of the user's, "module:function".
 
-  Raises:
-    ValueError: if the function cannot be imported.
+  If it cannot be imported, the error is a ValueError.
   """
 
   def __init__(self, name: str):
@@ -202,11 +182,7 @@ class UserReward:
   def score(
     self, steps: Sequence[Step], texts: Sequence[str]
   ) -> RewardComponents:
-    """Return the rewards, without components.
-
-    Raises:
-      ValueError: if the function did not return one finite number per text.
-    """
+    """Return the rewards, one finite number per text, without components."""
     total = np.asarray(self._reward(steps, texts), np.float64)
     if total.shape != (len(texts),) or not np.isfinite(total).all():
       raise ValueError(
@@ -216,6 +192,9 @@ class UserReward:
     # What the reward is made of is not known.
     components = len(dataclasses.fields(RewardComponents)) - 1
     return RewardComponents(total, *[np.full(len(texts), np.nan)] * components)
+
+
+Reward = StepReward | UserReward
 
 
 def make_reward(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r1router_jax.common.records import Step
 from r1router_jax.data import georouter
 from r1router_jax.inputs.processor import EncodedPrompt
-from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
+from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.policy.policy import Policy
 from r1router_jax.training import copy_curriculum
@@ -92,7 +92,14 @@ class PromptBuilder:
     self._policy = policy
     self._renamer = None
     if renames:
-      self._renamer = _make_renamer(policy.processor.tokenizer)
+      countries = georouter.load_countries()
+      tokenizer = policy.processor.tokenizer
+      # The names of held-out countries are replaced, too, but never given.
+      self._renamer = copy_curriculum.EntityRenamer(
+        [country["name"] for country in countries],
+        [c["name"] for c in countries if c["split"] == "train"],
+        [tokenizer.decode([i]).strip() for i in tokenizer.whole_word_ids()],
+      )
 
   def __call__(
     self, step: Step, rename_prob: float, rng: np.random.Generator
@@ -110,14 +117,3 @@ class PromptBuilder:
   def _encode(self, step: Step) -> EncodedPrompt:
     policy = self._policy
     return policy.processor.encode(policy.config.build_prompt(step))
-
-
-def _make_renamer(tokenizer: Tokenizer) -> copy_curriculum.EntityRenamer:
-  """Return a renamer of GeoRouter's countries."""
-  countries = georouter.load_countries()
-  # The names of held-out countries are replaced, too, but never given.
-  return copy_curriculum.EntityRenamer(
-    [country["name"] for country in countries],
-    [c["name"] for c in countries if c["split"] == "train"],
-    [tokenizer.decode([i]).strip() for i in tokenizer.whole_word_ids()],
-  )

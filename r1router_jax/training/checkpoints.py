@@ -58,15 +58,9 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
 class Checkpoints:
   """The newest states of one run.
 
-  It is a context: at its end all writes are finished.
-
-  Args:
-    workdir: the folder of the run, in a bucket or on a disk that all processes
-      see.
-    max_to_keep: number of states that remain.
-
-  Raises:
-    ValueError: if another process works in this folder.
+  It is a context: at its end all writes are finished.  The workdir is in a
+  bucket or on a disk that all processes see; `max_to_keep` states remain.  If
+  another process works in this folder, it raises ValueError.
   """
 
   def __init__(self, workdir: epath.PathLike, *, max_to_keep: int = 3):
@@ -97,13 +91,9 @@ class Checkpoints:
   def restore(self, shapes: Any) -> tuple[Any, dict]:
     """Restore the newest state that is whole, and its metadata.
 
-    Returns None and {} if none was saved.
-
-    Args:
-      shapes: a tree like the state, of shapes with types and shardings.
-
-    Raises:
-      ValueError: if states were saved, and none is whole.
+    `shapes` is a tree like the state, of shapes with types and shardings.  If
+    no state was saved, the result is (None, {}); if states were, and none is
+    whole, it raises ValueError.
     """
     reasons = {}
     # The newest first, until one is whole on all hosts.
@@ -158,9 +148,6 @@ def _lock_workdir(workdir: pathlib.Path) -> IO[str] | None:
   """Lock a workdir for as long as the returned file is open.
 
   Only process 0 of a job takes the lock; the others get None.
-
-  Raises:
-    ValueError: if another process holds the lock.
   """
   if jax.process_index():
     return None

@@ -239,18 +239,14 @@ def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
       for name in unknown
       if (key := f"{where}.{name}".removeprefix("config.")) in _OLD_KEYS
     ]
+    hint = f" ({', '.join(hints)})" if hints else ""
     raise ValueError(
-      f"{where} has no option {', '.join(unknown)}"
-      f"{' (' + ', '.join(hints) + ')' if hints else ''}: take some of "
+      f"{where} has no option {', '.join(unknown)}{hint}: take some of "
       f"{', '.join(fields)}."
     )
   # Options without a default have to be there.
-  missing = [
-    name
-    for name, field in fields.items()
-    if name not in options and field.default is dataclasses.MISSING
-  ]
-  if missing:
+  required = [x for x in fields if fields[x].default is dataclasses.MISSING]
+  if missing := [name for name in required if name not in options]:
     names = ", ".join(missing)
     raise ValueError(f"{where} lacks {names}: see configs/base.py.")
   return kind(**options)

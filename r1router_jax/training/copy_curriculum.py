@@ -10,6 +10,7 @@ fails on a country that it never met.  Two remedies for the warm start:
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -34,9 +35,6 @@ class RecallSampler:
   GeoRouter's passages suggest three forms: a text `key of name? name. key:
   value. key: value.`, a table `topic of row? topic [Row] row [sep] cell`, and a
   caption, out of whose sentence a name has to be copied.
-
-  Args:
-    tokenizer: the tokenizer of a compact policy.
   """
 
   def __init__(self, tokenizer: Tokenizer):
@@ -116,10 +114,8 @@ class RecallSampler:
 class EntityRenamer:
   """Gives the entities and looked-up values of a step other names.
 
-  Args:
-    names: names of entities, as questions and passages spell them.
-    given_names: names that another entity may be given.
-    words: words that the other new names are made of.
+  Entities are found by `names`, as questions and passages spell them; a new
+  name is one of `given_names`, or made of `words`.
   """
 
   def __init__(
@@ -190,13 +186,10 @@ def _replace_digits(number: str, rng: np.random.Generator) -> str:
 
 def _step_texts(step: Step) -> list[str]:
   """Return the texts that the prompt and the answer of a step are made of."""
-  return [
-    step.question.text,
-    *(text for pair in step.history for text in pair),
-    step.sub_question,
-    *step.answers,
-    *(p.text for p in step.passages),
-  ]
+  history = itertools.chain(*step.history)
+  passages = (passage.text for passage in step.passages)
+  before = step.question.text, *history, step.sub_question
+  return [*before, *step.answers, *passages]
 
 
 def _map_texts(step: Step, change: Callable[[str], str]) -> Step:

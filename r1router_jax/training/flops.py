@@ -61,11 +61,8 @@ def group_flops(
 ) -> int:
   """Count the operations of a prompt and the predictions of its responses.
 
-  Args:
-    config: sizes of the model.
-    prompt_tokens: tokens of the prompt, including those of images.
-    response_tokens: tokens of each response; the last of them is no input.
-    images: rows and columns of patches of each image.
+  `prompt_tokens` include those of images, of which `images` has the rows and
+  columns of patches; the last token of each response is no input.
   """
   lengths = np.asarray(response_tokens, np.int64)
   inputs = np.maximum(lengths - 1, 0)
@@ -73,11 +70,9 @@ def group_flops(
   prompt_pairs = prompt_tokens * (prompt_tokens + 1) // 2
   response_pairs = inputs * prompt_tokens + inputs * (inputs + 1) // 2
   pairs = prompt_pairs + int(np.sum(response_pairs))
-  return (
-    decoder_flops(config, prompt_tokens + int(inputs.sum()), pairs)
-    + head_flops(config, int(lengths.sum()))
-    + sum(image_flops(config, *grid) for grid in images)
-  )
+  flops = decoder_flops(config, prompt_tokens + int(inputs.sum()), pairs)
+  flops += head_flops(config, int(lengths.sum()))
+  return flops + sum(image_flops(config, *grid) for grid in images)
 
 
 def decoder_flops(config: qwen2_5_vl.Config, tokens: int, pairs: int) -> int:

@@ -135,13 +135,8 @@ def token_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, "B G T"]]]:
   """Compute the numerator of the loss, and metrics of each token.
 
-  Args:
-    config: options of the loss.
-    logp: log-probability, in nats, of each response token under pi.
-    entropy: entropy of pi, in nats, where the token is predicted.
-    reference_logp: log-probability of each token under the reference policy;
-      None if `config.kl_coef` is 0.
-    batch: responses and advantages; padding may hold any number.
+  Log-probabilities and entropies are in nats, those of the reference policy
+  None if `config.kl_coef` is 0; padding may hold any number.
   """
 
   def log_ratio(other):

@@ -21,11 +21,8 @@ def lr_schedule(
 ) -> optax.Schedule:
   """Return the schedule of a linear warm-up and a cosine decay.
 
-  Args:
-    lr: peak learning rate.
-    steps: updates until the end of the decay.
-    warmup: updates of the warm-up; the first one starts at `lr / warmup`.
-    final: learning rate from the end on, as a fraction of `lr`.
+  The peak `lr` is reached after `warmup` updates, of which the first one starts
+  at `lr / warmup`, and `final * lr` after `steps` updates.
   """
   # The first update has a rate above 0, and a run shorter than its warm-up
   # still has a decay of one update.
@@ -49,29 +46,20 @@ def _decay_mask(params: dict) -> dict:
 def make_optimizer(
   config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Return the optimizer of a run.
-
-  Args:
-    config: the options of the optimizer and its schedule.
-    steps: updates until the schedule's end.
-  """
+  """Return the optimizer of a run, with a schedule of `steps` updates."""
   schedule = functools.partial(
     lr_schedule, steps=steps, warmup=config.warmup, final=config.final
   )
+  lr, decay = schedule(config.lr), config.weight_decay
   # Muon for stacked matrices, and AdamW inside it for everything else.
   if config.name == "muon":
     rule = contrib.muon(
       schedule(config.muon_lr),
-      adam_learning_rate=schedule(config.lr),
+      adam_learning_rate=lr,
       adam_b2=config.b2,
-      weight_decay=config.weight_decay,
+      weight_decay=decay,
       muon_weight_dimension_numbers=_muon_dimensions,
     )
   else:
-    rule = optax.adamw(
-      schedule(config.lr),
-      b2=config.b2,
-      weight_decay=config.weight_decay,
-      mask=_decay_mask,
-    )
+    rule = optax.adamw(lr, b2=config.b2, weight_decay=decay, mask=_decay_mask)
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)

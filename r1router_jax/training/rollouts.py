@@ -206,16 +206,10 @@ def make_train_batches(
   the rows of the batches, also counts the groups of equal rewards, in
   proportion to the fraction of the other groups that fit.
 
-  Args:
-    policy: the policy that reads the prompts.
-    groups: groups of responses.
-    advantage: the advantage of each response.
-    update_batch_size: groups per batch and data shard.
-    data_shards: number of data shards of this host.
-    minibatches: number of batches.
-    loss_denominator: masks [B, G, T] to what groups add to the denominator [B].
-    keep_equal_groups: whether groups of equal rewards are kept, too; a penalty
-      gives them a gradient.
+  There are `minibatches` batches of `update_batch_size` groups for each of this
+  host's data shards.  `loss_denominator` turns a mask [B, G, T] into what
+  groups add to the denominator.  Groups of equal rewards are kept, too, where a
+  penalty gives them a gradient (`keep_equal_groups`).
   """
   sampled = groups.sampled
   sizes = loss_denominator(sampled.mask)

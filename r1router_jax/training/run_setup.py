@@ -39,29 +39,20 @@ _PACKAGES = "r1router_jax jax flax optax orbax-checkpoint numpy".split()
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The fixed parts of a run, as `set_up` makes them.
-
-  Attributes:
-    policy: the policy that is trained, without parameters.
-    kbs: the open knowledge bases by kind; empty if passages are gold.
-    sampler: indices of the examples of each iteration, over all hosts.
-    init_state: makes the first state from parameters.
-    train_step: (state, reference parameters, batch) -> (state, metrics).
-    metadata: what checkpoints record about the run.
-  """
+  """The fixed parts of a run, as `set_up` makes them."""
 
   config: RunConfig
   workdir: epath.Path
   strategy: ParallelStrategy
-  policy: policy_lib.Policy
-  kbs: Mapping[str, KnowledgeBase]
+  policy: policy_lib.Policy  # Without parameters.
+  kbs: Mapping[str, KnowledgeBase]  # By kind; empty if passages are gold.
   algorithm: Sft | StepGrpo
   examples: Sequence[train_data.TrainExample]
-  sampler: BucketSampler
+  sampler: BucketSampler  # Of the examples of all hosts.
   validator: validation.Validator | None
-  init_state: Callable
-  train_step: Callable
-  metadata: Mapping[str, Any]
+  init_state: Callable  # Parameters -> state.
+  train_step: Callable  # (state, reference, batch) -> (state, metrics)
+  metadata: Mapping[str, Any]  # What checkpoints record about the run.
 
   def examples_for(self, iteration: int) -> list[train_data.TrainExample]:
     """Return the examples of an iteration that belong to this host."""
@@ -74,10 +65,8 @@ def set_up(
 ) -> tuple[Run, dict]:
   """Open everything that a run needs; return it and the first parameters.
 
-  The parameters are separate, so that their memory can be freed.
-
-  Raises:
-    ValueError: if an option is wrong, or does not fit the devices or the data.
+  The parameters are separate, so that their memory can be freed.  An option
+  that is wrong, or does not fit the devices or the data, raises ValueError.
   """
   options = config.to_dict()
   config = read_run_config(options)

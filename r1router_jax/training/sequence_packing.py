@@ -62,8 +62,7 @@ def pack_examples(
 ) -> list[PackedExample]:
   """Pack all steps into rows of at most `packed_length` tokens.
 
-  Raises:
-    ValueError: if a step alone is longer.
+  A step that alone is longer raises ValueError.
   """
   # Encoded once to be measured, and again when the batch is made: the encoded
   # texts of a whole data set would not be kept in memory.

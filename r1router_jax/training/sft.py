@@ -11,6 +11,7 @@ probability that falls over the run.
 Axes:  D data shards   B prompts   G responses per prompt   T response tokens
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -45,10 +46,6 @@ class Sft:
   """Supervised training: makes the batches of a run and has their loss.
 
   The policy's own parameters are not used.
-
-  Attributes:
-    examples_per_iteration: steps, or packed rows, of this host per update.
-    needs_reference: whether the loss compares with a reference policy.
   """
 
   needs_reference = False
@@ -57,9 +54,11 @@ class Sft:
     self, policy: Policy, strategy: ParallelStrategy, config: RunConfig
   ):
     self._policy, self._options = policy, config.sft
+    self.loss = functools.partial(loss, policy.model)
     self._seed, self._total_steps = config.seed, config.total_steps
     # D and B.
     self._shape = strategy.local_shards, config.data.batch_size_per_device
+    # Steps, or packed rows, of this host per update.
     self.examples_per_iteration = math.prod(self._shape)
     renames = max(self._options.rename_prob) > 0
     self._build_prompt = PromptBuilder(policy, renames)
@@ -149,21 +148,11 @@ class Sft:
       loss_denominator=mask.sum((2, 3)).astype(np.float32),
     )
 
-  def loss(
-    self,
-    params: dict,
-    reference: None,
-    batch: Batch,
-    allowed: Bool[Array, " V"],
-  ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
-    """Compute the loss of a batch, see the function `loss`."""
-    del reference
-    return loss(self._policy.model, params, batch, allowed)
-
 
 def loss(
   model: qwen2_5_vl.QwenVL,
   params: dict,
+  reference: None,
   batch: Batch,
   allowed: Bool[Array, " V"],
 ) -> tuple[Float[Array, ""], Float[Array, ""], dict]:
@@ -172,6 +161,7 @@ def loss(
   Returns numerator and denominator of the loss, and (sum, count) of each
   metric.  `allowed` is False on token ids that are never written.
   """
+  del reference  # The arguments are those of `grpo_loss.loss`.
   variables = {"params": params}
   if batch.packing is None:
     states = model.apply(variables, batch.prompt, batch.response)

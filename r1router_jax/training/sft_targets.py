@@ -32,10 +32,8 @@ GENERIC_THOUGHT = "answer from what is given"
 def sft_target(step: Step) -> str:
   """Return the response that the warm start teaches for a step.
 
-  Its white space is normalised in the way that the parser does it.
-
-  Raises:
-    ValueError: if a teacher's response is malformed.
+  Its white space is normalised in the way that the parser does it.  A malformed
+  response of a teacher raises ValueError.
   """
   # A published row holds what its teacher wrote.
   if step.response:
@@ -67,10 +65,8 @@ def _teacher_target(step: Step) -> str:
 def overask_target(step: Step, rng: np.random.Generator) -> str:
   """Return a plan that asks the last sub-question again, of a wrong KB.
 
-  The gold of the step is to stop.
-
-  Raises:
-    ValueError: if the step does not say which knowledge bases hold it.
+  The gold of the step is to stop.  If it does not say which knowledge bases
+  hold the answer, the error is a ValueError.
   """
   if not step.question.hops:
     raise ValueError(

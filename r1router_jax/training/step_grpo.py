@@ -40,12 +40,6 @@ class StepGrpo:
 
   The policy's own parameters are not used; online rollouts search the knowledge
   bases.
-
-  Attributes:
-    examples_per_iteration: steps, or questions, of this host per iteration.
-    needs_reference: whether the loss compares with a reference policy.
-    loss: (parameters, reference, batch, allowed) -> numerator, denominator and
-      metrics, see `grpo_loss.loss`.
   """
 
   def __init__(
@@ -58,7 +52,7 @@ class StepGrpo:
     self._policy, self._kbs, self._config = policy, kbs, config
     self._options = options = config.step_grpo
     self._data_shards = strategy.local_shards
-    # Rollouts are split over another mesh than updates.
+    # Steps, or questions, of this host; rollouts have a mesh of their own.
     shards = mesh.local_submesh(strategy.rollout_mesh).shape[mesh.DATA]
     self.examples_per_iteration = config.data.prompts_per_shard * shards
     self._rollout_options = RolloutOptions(
@@ -118,14 +112,12 @@ class StepGrpo:
     passes = flops.FORWARD_PASSES_PER_UPDATE + self.needs_reference
     work = throughput.rollout_work(model, groups.prompts, groups.sampled.mask)
     updates = [throughput.update_work(model, each, passes) for each in batches]
-    return batches, throughput.IterationReport(
-      _rollout_metrics(groups) | {"refills": float(len(sampled) - 1)},
-      work.with_updates(updates),
-      seconds,
-      throughput.sample_groups(
-        groups.steps, groups.texts, groups.reward, advantage
-      ),
+    work = work.with_updates(updates)
+    metrics = _rollout_metrics(groups) | {"refills": float(len(sampled) - 1)}
+    shown = throughput.sample_groups(
+      groups.steps, groups.texts, groups.reward, advantage
     )
+    return batches, throughput.IterationReport(metrics, work, seconds, shown)
 
   def _sample_groups(
     self, policy: Policy, examples_for: Callable, iteration: int
@@ -178,9 +170,8 @@ def make_loss_config(
   options: StepGrpoConfig, policy_config: PolicyConfig
 ) -> grpo_loss.GrpoLossConfig:
   """Return the options of the loss of a run."""
-  return grpo_loss.GrpoLossConfig(
-    options.temperature, policy_config.response_tokens[-1], **options.loss
-  )
+  longest = policy_config.response_tokens[-1]
+  return grpo_loss.GrpoLossConfig(options.temperature, longest, **options.loss)
 
 
 def abstract_prompts(policy_config: PolicyConfig, prompts: int) -> Any:

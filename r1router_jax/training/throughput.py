@@ -158,27 +158,24 @@ def sample_groups(
   first: dict[str, int] = {}
   for row, step in enumerate(steps):
     first.setdefault(step.kind, row)
-  return [
-    dict(
-      id=steps[row].id,
+  groups = []
+  for kind, row in first.items():
+    step, start = steps[row], row * group_size
+    # The gold answers, or the gold plan in words.
+    plan = f"{step.sub_question} ({' or '.join(step.routes)})"
+    group = dict(
+      id=step.id,
       kind=kind,
-      question=steps[row].question.text,
-      history=[list(pair) for pair in steps[row].history],
-      sub_question=steps[row].sub_question if kind == "answer" else "",
-      gold=_gold_texts(steps[row]),
-      responses=list(texts[row * group_size : (row + 1) * group_size]),
+      question=step.question.text,
+      history=[list(pair) for pair in step.history],
+      sub_question=step.sub_question if kind == "answer" else "",
+      gold=[plan] if kind == "plan" else list(step.answers),
+      responses=list(texts[start : start + group_size]),
       rewards=rewards[row].tolist(),
       advantages=advantages[row].tolist(),
     )
-    for kind, row in first.items()
-  ]
-
-
-def _gold_texts(step: Step) -> list[str]:
-  """Return the gold answers of a step, or its gold plan in words."""
-  if step.kind == "plan":
-    return [f"{step.sub_question} ({' or '.join(step.routes)})"]
-  return list(step.answers)
+    groups.append(group)
+  return groups
 
 
 class ThroughputMeter:

@@ -33,10 +33,8 @@ def load_train_data(
 ) -> tuple[Sequence[TrainExample], list[PaddedShape]]:
   """Load the examples of a run, with the shape that each is padded to.
 
-  The knowledge bases give the passages; without any these are gold.
-
-  Raises:
-    ValueError: if the policy can learn from none.
+  The knowledge bases give the passages; without any these are gold.  If the
+  policy can learn from no example, the error is a ValueError.
   """
   if config.is_online:
     # Prompts are not known before the policy has answered.
@@ -95,10 +93,7 @@ def filter_trainable(
 ) -> tuple[list[Step], list[PaddedShape]]:
   """Return the steps that `policy` can learn from, and their padded shapes.
 
-  Messages name the steps' source.
-
-  Raises:
-    ValueError: if there are none.
+  Messages name the steps' source; having none is a ValueError.
   """
   processor, config = policy.processor, policy.config
   kept, shapes = [], []

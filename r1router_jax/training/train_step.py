@@ -39,10 +39,7 @@ def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
   """Split parameters into the trainable and the frozen ones.
 
   The regular expression `trainable` is searched for in paths such as
-  "vision/blocks/qkv/w".
-
-  Raises:
-    ValueError: if the expression matches no parameter.
+  "vision/blocks/qkv/w"; if it fits none, the error is a ValueError.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   trained = {path: x for path, x in flat.items() if re.search(trainable, path)}
@@ -82,15 +79,11 @@ def make_train_step(
   """Return the train step (state, reference, batch) -> (state, metrics).
 
   The step takes the reference policy as earlier values of the trainable
-  parameters, or None, and batches of leaves [M, m, ...].
+  parameters, or None, and batches of leaves [M, m, ...].  `trainable` is that
+  of `partition_params`, `axis_name` the axis of devices under `pmap`, or None.
 
-  Args:
-    loss: (params, parameters of the reference policy or None, batch) ->
-      numerator, denominator, (sum, count) of metrics; the mean of a metric
-      with count 0 is NaN.
-    optimizer: updates the trainable parameters.
-    trainable: the regular expression of `partition_params`.
-    axis_name: the name of the axis of devices under `pmap`, else None.
+  `loss` maps (params, parameters of the reference policy or None, batch) to
+  numerator, denominator, (sum, count) of metrics; a count of 0 gives NaN.
   """
 
   def train_step(state, reference, batch):
@@ -117,9 +110,16 @@ def make_train_step(
     grads = jax.tree.map(lambda g: g / count, grads)
     norm = optax.tree.norm(grads)
 
-    # 3. The update, unless it is not finite.
+    # 3. The update, unless it is not finite.  lax.cond lets XLA update
+    # parameters in place; jnp.where would keep the old and the new ones alive.
+    def update(trained, opt):
+      updates, opt = optimizer.update(grads, opt, trained)
+      return optax.apply_updates(trained, updates), opt
+
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
-    trained, opt = _update_if(finite, optimizer, grads, trained, state.opt)
+    trained, opt = jax.lax.cond(
+      finite, update, lambda *same: same, trained, state.opt
+    )
     skipped = jnp.where(finite, 0, state.skipped + 1)
     metrics = {name: value / n for name, (value, n) in metrics.items()}
     metrics |= dict(loss=total / count, grad_norm=norm, skipped=skipped)
@@ -127,24 +127,6 @@ def make_train_step(
     return TrainState(state.step + 1, skipped, params, opt), metrics
 
   return train_step
-
-
-def _update_if(
-  finite: jax.Array,
-  optimizer: optax.GradientTransformation,
-  grads: dict,
-  trained: dict,
-  opt: optax.OptState,
-) -> tuple[dict, optax.OptState]:
-  """Return parameters and optimizer state, updated where `finite` is true."""
-
-  def update(trained, opt):
-    updates, opt = optimizer.update(grads, opt, trained)
-    return optax.apply_updates(trained, updates), opt
-
-  # lax.cond lets XLA update parameters in place; jnp.where would keep the old
-  # and the new ones alive.
-  return jax.lax.cond(finite, update, lambda *same: same, trained, opt)
 
 
 def _sum_over_microbatches(function: Callable, batch: Any) -> Any:

@@ -98,7 +98,7 @@ def test_packed_loss_and_gradient_are_those_of_separate_rows():
   allowed = jnp.ones(tiny_policy.FULL_VOCAB_CONFIG.vocab, bool)
 
   def mean_loss(params, batch):
-    total, count, _ = sft.loss(model, params, batch, allowed)
+    total, count, _ = sft.loss(model, params, None, batch, allowed)
     return total / count
 
   loss_and_grad = jax.jit(jax.value_and_grad(mean_loss))

@@ -63,7 +63,7 @@ def random_batch(seed=0):
 
 
 def mean_loss(params, batch):
-  total, count, metrics = sft.loss(MODEL, params, batch, ALLOWED)
+  total, count, metrics = sft.loss(MODEL, params, None, batch, ALLOWED)
   return total / count, (total, count, metrics)
 
 
