@@ -45,5 +45,6 @@ if [[ -z $oracle ]]; then
 fi
 
 run ruff check .
+run ruff format --check .
 run shellcheck launch/*.sh .ci/run
 run pytest "${pytest_args[@]}" -m "$marks"
