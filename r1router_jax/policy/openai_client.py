@@ -73,7 +73,7 @@ class ChatClient:
         f"{PREFIX}http://127.0.0.1:8000/v1#model."
       )
     headers = http_encoders.authorization_header(base)
-    # Fail now, and soon, if there is no server or the key is wrong.
+    # Fail before any work is done if there is no server or the key is wrong.
     http_client.JsonHttpClient(base, headers).get("/models")
     self._client = http_client.JsonHttpClient(
       base, headers, in_flight=MAX_IN_FLIGHT, deadline=DEADLINE_SECONDS

@@ -305,7 +305,8 @@ def test_refused_prompt_does_not_affect_others(caplog):
     assert asked.generate(make_prompts("long"), KEY)[0][0].text == ""
 
 
-def test_wrong_address_model_or_key_is_named():
+def test_wrong_address_model_or_key_is_named(monkeypatch):
+  monkeypatch.setattr(http_client, "DEADLINE_SECONDS", 3.0)
   with pytest.raises(ValueError, match="names no model"):
     openai_policy.open_policy("openai:http://127.0.0.1:9/v1")
   with pytest.raises(http_client.RemoteServiceError, match="127.0.0.1:9"):
