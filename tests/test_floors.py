@@ -129,7 +129,7 @@ def test_no_module_runs_foreign_code():
 
 
 def test_all_modules_can_be_imported_in_one_process():
-  """As a notebook does: no two commands define the same flag twice.
+  """A notebook does so: no two commands may define a flag differently.
 
   A flag that several commands have is defined with `allow_override=True`.
   """

@@ -231,7 +231,7 @@ class Processor:
     first_token: int,
     first_image: int,
   ) -> None:
-    """Write a text into a row of a batch, after so many tokens and images."""
+    """Write a text into a row, from its `first_token` and `first_image` on."""
     room = slice(first_token, first_token + len(text.ids))
     prompt.tokens[row, room] = text.ids
     prompt.mask[row, room] = True

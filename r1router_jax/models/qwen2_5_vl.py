@@ -193,7 +193,7 @@ def plan_windows(
 ) -> WindowPlan:
   """Lay out the `rows` x `columns` patches of one image in windows.
 
-  The result is padded to so many windows, W, and merged tokens, M.
+  The result is padded to W `windows` and M merged `tokens`.
   """
   unit = config.merge**2  # Patches of a merged token.
   side = config.window // config.merge // config.patch  # Tokens of a window.

@@ -41,7 +41,7 @@ def ids(text):
 
 
 def number(text):
-  """What a comparison compares: the number, or the year of a date."""
+  """The number, or the year of a date, that a comparison compares."""
   return float(text.split()[-1].replace(",", ""))
 
 
@@ -103,7 +103,7 @@ def test_no_question_is_repeated():
 
 
 def held_patterns():
-  """What a held wording of the field's own looks like, as a whole question."""
+  """A held-out wording of the field, as a whole question."""
   for _, _, _, sentences in phrases.PHRASES.values():
     for sentence in sentences:
       yield re.escape(sentence[1:].rstrip("?.")).replace(r"\{\}", ".+")

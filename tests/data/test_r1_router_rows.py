@@ -62,7 +62,7 @@ def write(path, *lines):
 
 
 def moved(row):
-  """As its authors would have published it."""
+  """A trajectory as its authors would have published it."""
   return row | dict(
     images=[f"/home/them/{os.path.basename(path)}" for path in row["images"]]
   )

@@ -168,7 +168,7 @@ def test_answer_equal_to_gold_scores_one(text):
 
 
 def slow_tokens(text):
-  """Those of the reference, a character or a word at a time."""
+  """Normalise as the reference does, a character or a word at a time."""
   tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
   text = "".join(" " if char in "\n\t" else char for char in text).strip()
   comma = any(

@@ -267,7 +267,7 @@ def test_is_in_range_matches_a_comparison(x, one, other):
 
 @needs_reference
 def test_wikidata_values_are_in_range():
-  """Of which the grid misses a twelfth, more in Python's spelling."""
+  """The grid misses a twelfth of these values, more in Python's spelling."""
   missed = {"%g": 0, "%r": 0}
   for row in numeric_rows():
     (gold,) = row["answer_eval"]

@@ -100,7 +100,7 @@ def trajectory(word="x", image=""):
 
 
 def group(step, word="x"):
-  """What a run writes of a group of samples."""
+  """A group of samples as a run writes it."""
   return dict(
     step=step,
     id=word,
