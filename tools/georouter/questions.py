@@ -38,7 +38,7 @@ def draw_questions(world: FactWorld, split: str) -> list[dict]:
   """Draw the questions of a split, shuffled, as rows of the questions' file.
 
   Raises:
-    ValueError: the world has too few facts for that number of different questions.
+    ValueError: the world has too few facts for that many questions.
   """
   rows, seen = [], set()
   for family, (benchmark, train) in FAMILIES.items():
