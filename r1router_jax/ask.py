@@ -23,7 +23,7 @@ from r1router_jax.retrieval import kb_meta
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
-  from r1router_jax.policy import interface, openai_policy
+  from r1router_jax.policy import interface, policy_factory
   from r1router_jax.retrieval import knowledge_base, retriever
   from r1router_jax.routing import router, run_settings
 
@@ -51,7 +51,7 @@ def main(_) -> None:
   shared_flags.check_policy(_POLICY.value)
   kb_meta.check_kb_dir(_KB_DIR.value)
 
-  policy = openai_policy.open_policy(_POLICY.value)
+  policy = policy_factory.open_policy(_POLICY.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
   values = shared_flags.settings_values(_SETTINGS)
   settings = run_settings.RunSettings(_METHOD.value, **values)

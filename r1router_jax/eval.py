@@ -33,7 +33,7 @@ from r1router_jax.retrieval import kb_meta
 with epy.lazy_imports():
   from r1router_jax.common import run_log
   from r1router_jax.evaluation import runner, score_file, step_rewards, tables
-  from r1router_jax.policy import openai_policy
+  from r1router_jax.policy import policy_factory
   from r1router_jax.report import html
   from r1router_jax.report import table as table_lib
   from r1router_jax.retrieval import retriever
@@ -131,7 +131,7 @@ def main(_) -> None:
   kbs = retriever.open_kbs(_KB_DIR.value)
   policies, labels = {}, {}
   for name, place in policy_places.items():
-    policies[name] = openai_policy.open_policy(place)
+    policies[name] = policy_factory.open_policy(place)
     labels[name] = runner.run_label(name, policies[name], kbs)
 
   # 2. Answer all questions by every method.

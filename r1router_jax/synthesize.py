@@ -35,7 +35,7 @@ from r1router_jax.synthesis import selection
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
-  from r1router_jax.policy import openai_policy
+  from r1router_jax.policy import policy_factory
   from r1router_jax.retrieval import retriever
   from r1router_jax.routing import run_settings
   from r1router_jax.synthesis import output, teacher_runs
@@ -98,7 +98,7 @@ def main(_) -> None:
   source = (flag.value for flag in (_BENCHMARK, _DATA, _IMAGES, _SPLIT))
   questions = selection.load_questions(*source, str(workdir / "unpacked"))
   questions = questions[: _QUESTIONS.value or None]
-  teacher = openai_policy.open_policy(_POLICY.value)
+  teacher = policy_factory.open_policy(_POLICY.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
 
   # 2. Run the teacher.

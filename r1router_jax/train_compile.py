@@ -123,6 +123,7 @@ def find_devices(topology: str) -> np.ndarray:
 
   An unknown topology, and a libtpu that is missing, raise ValueError.
   """
+  # CPU devices exist, as many as XLA_FLAGS made; those of TPUs are described.
   kind, _, count = topology.partition(":")
   if kind == "cpu":
     available = jax.device_count("cpu")

@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 from r1router_jax import synthesize
 from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.data import georouter, gold_steps, r1_router_rows
-from r1router_jax.policy import interface, openai_policy
+from r1router_jax.policy import interface, policy_factory
 from r1router_jax.retrieval import kb_meta, retriever
 from r1router_jax.synthesis import output, selection, teacher_runs
 from r1router_jax.train import train
@@ -80,7 +80,7 @@ def test_gold_trace_comes_back(gold_rows, side):
 
 def test_trainer_takes_every_row(gold_rows):
   workdir, _ = gold_rows
-  policy = openai_policy.open_policy("warm_start")
+  policy = policy_factory.open_policy("warm_start")
   steps = [step for row in read_trajectories(workdir) for step in row.steps]
   kept, shapes = train_data.filter_trainable(policy, steps, "rows")
   assert kept == steps and len(shapes) == len(steps)
@@ -131,9 +131,9 @@ def test_command_prints_counts_and_the_next_command(
   good = GoldTeacher(georouter.load_questions("val"))
   bad = fakes.ScriptedPolicy(lambda *_: answer("17"))
   teachers = iter([good, bad])
-  monkeypatch.setattr(openai_policy, "open_policy", lambda _: next(teachers))
+  monkeypatch.setattr(policy_factory, "open_policy", lambda _: next(teachers))
   monkeypatch.setattr(
-    openai_policy, "fingerprint", lambda teacher: repr(type(teacher))
+    policy_factory, "fingerprint", lambda teacher: repr(type(teacher))
   )
   monkeypatch.setattr(kb_meta, "check_kb_dir", lambda kb_dir: None)
   monkeypatch.setattr(retriever, "open_kbs", lambda kb_dir: fakes.make_kbs())
@@ -177,7 +177,7 @@ def test_shipped_policy_can_teach(tmp_path):
     for q in georouter.load_questions("train")
     if q.hops and all({*hop.evidence} & known for hop in q.hops)
   ][:8]
-  teacher = openai_policy.open_policy("warm_start")
+  teacher = policy_factory.open_policy("warm_start")
   assert len(questions) == 8
   assert isinstance(teacher, interface.PolicyInterface)
   results, _ = run_teacher(

@@ -21,7 +21,7 @@ def atomic_write(path: epath.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     with partial.open(mode) as file:
       yield file
     partial.replace(path)
-  except BaseException:
+  except BaseException:  # Ctrl-C, too, must not leave half a file.
     partial.unlink(missing_ok=True)
     raise
 

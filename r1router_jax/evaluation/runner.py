@@ -19,7 +19,7 @@ from r1router_jax.common.resumable import run_resumable
 from r1router_jax.evaluation import tables
 from r1router_jax.evaluation.llm_judge import judge_answers
 from r1router_jax.metrics import trajectories as metrics
-from r1router_jax.policy import interface, openai_policy
+from r1router_jax.policy import interface, policy_factory
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.routing import device_loop, run_settings
 from r1router_jax.routing.run_settings import RunSettings
@@ -94,6 +94,6 @@ def run_label(
   """Return fields that tell this policy and knowledge bases from others."""
   return dict(
     policy=name,
-    weights=openai_policy.fingerprint(policy),
+    weights=policy_factory.fingerprint(policy),
     kbs=run_settings.kbs_digest(kbs),
   )

@@ -32,9 +32,7 @@ from r1router_jax.common import images
 from r1router_jax.common.records import Response
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
 from r1router_jax.inputs.processor import EncodedPrompt
-from r1router_jax.models import safetensors_io
-from r1router_jax.policy import config as config_lib
-from r1router_jax.policy import openai_client, policy
+from r1router_jax.policy import openai_client
 from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import messages
 from r1router_jax.protocol.messages import Conversation, Segment
@@ -175,37 +173,6 @@ def merge_reasoning(reply: openai_client.Reply) -> str:
   if not thought or "<think>" in text:
     return text
   return f"<think>{messages.escape_control_tags(thought)}</think>{text}"
-
-
-def open_policy(name: str) -> policy.Policy | OpenAIPolicy:
-  """Open a policy by folder, id on the hub or "warm_start", or at an address.
-
-  See `policy.load` and, for "openai:http://..", `openai_client.ChatClient`.
-  """
-  if name.startswith(openai_client.PREFIX):
-    return OpenAIPolicy(name)
-  return policy.load(name)
-
-
-def fingerprint(opened: policy.Policy | OpenAIPolicy) -> str:
-  """Return a text that tells a policy's weights and options from others'.
-
-  At an address only the model's name is known: if the server changes the
-  weights behind it, the fingerprint stays the same.
-  """
-  # Digests of the weights, unless they are on another machine.
-  if isinstance(opened, OpenAIPolicy):
-    parts = [openai_client.PREFIX + opened.model]
-  else:
-    folder = str(opened.tokenizer_path.parent)
-    files = safetensors_io.checkpoint_files(folder)
-    parts = [safetensors_io.fingerprint(path) for path in files]
-  # Results on disk are found again by this text, so that options keep the names
-  # that they had when the first results were written.
-  old_names = {new: old for old, new in config_lib.OLD_KEYS.items()}
-  for name, value in opened.config.enabled_extensions().items():
-    parts.append(f"{old_names.get(name, name)}={value}")
-  return " ".join(parts)
 
 
 def sampling_fields(sampling: SamplingParams) -> dict[str, float]:

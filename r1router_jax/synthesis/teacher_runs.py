@@ -19,7 +19,7 @@ from r1router_jax.common.images import BadImage
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RowError
 from r1router_jax.common.text import sanitize_text
-from r1router_jax.policy import openai_policy
+from r1router_jax.policy import policy_factory
 from r1router_jax.policy.interface import PolicyInterface
 from r1router_jax.protocol import templates
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
@@ -153,7 +153,7 @@ def teacher_label(
   for pattern, old_form in _OLD_FORMS.items():
     prompts = re.sub(pattern, old_form, prompts)
   return dict(
-    fingerprint=openai_policy.fingerprint(teacher),
+    fingerprint=policy_factory.fingerprint(teacher),
     prompts=f"{style} {run_settings.text_digest(prompts)}",
     kbs=run_settings.kbs_digest(kbs),
   )

@@ -15,7 +15,7 @@ from r1router_jax import ask
 from r1router_jax.common import http_client, images
 from r1router_jax.common.records import Answer, Passage, Question, Step
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
-from r1router_jax.policy import openai_client, openai_policy
+from r1router_jax.policy import openai_client, openai_policy, policy_factory
 from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format, messages
 from r1router_jax.protocol.templates import STYLES
@@ -72,7 +72,7 @@ def test_trajectories_equal_those_of_a_local_policy(flag):
   )
   with serve_chat(say) as (address, bodies):
     there = router.run_routing(
-      openai_policy.open_policy(address),
+      policy_factory.open_policy(address),
       fakes.make_kbs(),
       [PEOPLE, COLOUR],
       KEY,
@@ -124,7 +124,7 @@ def test_examples_are_sent_as_turns():
     conversation = dataclasses.replace(
       *make_prompts("who?"), examples=(("a", "b"), ("c", "d"))
     )
-    openai_policy.open_policy(address).generate([conversation], KEY)
+    policy_factory.open_policy(address).generate([conversation], KEY)
   (asked,) = [body["messages"] for body in bodies]
   assert [(turn["role"], turn["content"]) for turn in asked] == [
     ("system", "sys"),
@@ -138,7 +138,7 @@ def test_examples_are_sent_as_turns():
 
 def test_bad_image_of_a_question_is_rejected(tmp_path, flag):
   with serve_chat(say) as (address, bodies):
-    asked = openai_policy.open_policy(address)
+    asked = policy_factory.open_policy(address)
     # A file that ends too early, which only decoding notices.
     (tmp_path / "chad.png").write_bytes(flag[:60])
     with pytest.raises(images.BadImage, match="chad.png"):
@@ -152,7 +152,7 @@ def test_bad_image_of_a_question_is_rejected(tmp_path, flag):
 
 def test_sampling_parameters_are_sent():
   with serve_chat(lambda *_: "x") as (address, bodies):
-    asked = openai_policy.open_policy(address)
+    asked = policy_factory.open_policy(address)
     asked.generate(
       make_prompts("a"), KEY, 1, SamplingParams(1.0, top_k=20), stop=("END",)
     )
@@ -176,7 +176,7 @@ def say_seed(system, user, body):
 
 def test_response_depends_on_key_prompt_and_member_only():
   with serve_chat(say_seed) as (address, _):
-    asked = openai_policy.open_policy(address)
+    asked = policy_factory.open_policy(address)
 
     def generate(texts, key=KEY, group_size=3):
       groups = asked.generate(
@@ -204,7 +204,7 @@ def test_tokens_are_counted():
     [make_completion("a", 5), dict(make_completion("b"), usage=None)]
   )
   with serve_chat(lambda *_: next(answers)) as (address, _):
-    asked = openai_policy.open_policy(address)
+    asked = policy_factory.open_policy(address)
     one, two = (asked.generate(make_prompts("a"), KEY)[0][0] for _ in range(2))
   assert len(one.tokens) == 5 and np.isnan(one.logp).all()
   assert (two.text, len(two.tokens)) == ("b", 0)
@@ -226,7 +226,7 @@ PLAN = "<sub-question>Who?</sub-question><ret>Text Retriever</ret>"
 )
 def test_reasoning_becomes_the_thought(said, apart):
   with serve_chat(lambda *_: make_completion(said, **apart)) as (address, _):
-    ((found,),) = openai_policy.open_policy(address).generate(
+    ((found,),) = policy_factory.open_policy(address).generate(
       make_prompts("a"), KEY
     )
   plan = format.parse_plan(found.text)
@@ -242,7 +242,7 @@ def test_status_429_is_retried():
     return (429, dict(error="slow")) if number < 3 else None
 
   with serve_chat(lambda *_: "x", wait) as (address, bodies):
-    ((found,),) = openai_policy.open_policy(address).generate(
+    ((found,),) = policy_factory.open_policy(address).generate(
       make_prompts("a"), KEY
     )
   assert found.text == "x" and len(bodies) == 3 and bodies[0] == bodies[2]
@@ -263,7 +263,7 @@ def test_requests_in_flight_are_limited(monkeypatch):
     return "x"
 
   with serve_chat(slow) as (address, _):
-    openai_policy.open_policy(address).generate(
+    policy_factory.open_policy(address).generate(
       make_prompts(*map(str, range(12))), KEY
     )
   assert most == [3]
@@ -286,7 +286,7 @@ WRONG = {
 def test_invalid_answer_is_an_error(name):
   with serve_chat(None, lambda *_: (200, WRONG[name])) as (address, bodies):
     with pytest.raises(http_client.RemoteServiceError, match="at try 3 "):
-      openai_policy.open_policy(address).generate(make_prompts("a"), KEY)
+      policy_factory.open_policy(address).generate(make_prompts("a"), KEY)
   assert len(bodies) == 3
 
 
@@ -295,7 +295,7 @@ def test_refused_prompt_does_not_affect_others(caplog):
     return (400, dict(error="too long")) if "long" in json.dumps(body) else None
 
   with serve_chat(lambda *_: "x", refuse_long) as (address, _):
-    asked = openai_policy.open_policy(address)
+    asked = policy_factory.open_policy(address)
     # Nothing was answered before.
     with pytest.raises(http_client.RemoteServiceError, match="400.*too long"):
       asked.generate(make_prompts("long"), KEY)  # The server may refuse all.
@@ -308,27 +308,27 @@ def test_refused_prompt_does_not_affect_others(caplog):
 def test_wrong_address_model_or_key_is_named(monkeypatch):
   monkeypatch.setattr(http_client, "DEADLINE_SECONDS", 3.0)
   with pytest.raises(ValueError, match="names no model"):
-    openai_policy.open_policy("openai:http://127.0.0.1:9/v1")
+    policy_factory.open_policy("openai:http://127.0.0.1:9/v1")
   with pytest.raises(http_client.RemoteServiceError, match="127.0.0.1:9"):
-    openai_policy.open_policy("openai:http://127.0.0.1:9/v1#m")
+    policy_factory.open_policy("openai:http://127.0.0.1:9/v1#m")
   with (
     kb_servers.serve_answers(
       lambda path, body: (401, dict(error="no key"))
     ) as address,
     pytest.raises(http_client.RemoteServiceError, match="401.*no key"),
   ):
-    openai_policy.open_policy(f"openai:{address}#m")
+    policy_factory.open_policy(f"openai:{address}#m")
 
 
 def test_other_names_are_local_policies():
   with pytest.raises(FileNotFoundError, match="no folder no/policy"):
-    openai_policy.open_policy("no/policy")
+    policy_factory.open_policy("no/policy")
 
 
 def test_fingerprint_is_name_and_options():
   with serve_chat(say) as (address, _):
-    plain = openai_policy.fingerprint(openai_policy.open_policy(address))
-    wide = openai_policy.fingerprint(
+    plain = policy_factory.fingerprint(policy_factory.open_policy(address))
+    wide = policy_factory.fingerprint(
       openai_policy.OpenAIPolicy(address, PromptOptions(max_routes=2))
     )
   assert (plain, wide) == ("openai:some-model", "openai:some-model routes=2")
@@ -337,7 +337,7 @@ def test_fingerprint_is_name_and_options():
 def test_command_ask_answers_with_it():
   with serve_chat(say) as (address, _):
     found = ask.answer_question(
-      openai_policy.open_policy(address),
+      policy_factory.open_policy(address),
       fakes.make_kbs(),
       COLOUR.text,
       "",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from r1router_jax.common.records import Passage
-from r1router_jax.policy import openai_policy
+from r1router_jax.policy import policy_factory
 from r1router_jax.protocol import templates
 from r1router_jax.retrieval.encoders import http_encoders
 from r1router_jax.synthesis import output, selection, teacher_runs
@@ -294,7 +294,7 @@ def test_steps_that_would_be_read_otherwise_are_no_row(tmp_path, caplog):
 
 
 def test_label_tells_teachers_prompts_and_knowledge_bases(monkeypatch):
-  monkeypatch.setattr(openai_policy, "fingerprint", lambda teacher: "f")
+  monkeypatch.setattr(policy_factory, "fingerprint", lambda teacher: "f")
   teacher = fakes.ScriptedPolicy(write_response)
   label = teacher_runs.teacher_label(teacher, fakes.make_kbs())
   assert label["fingerprint"] == "f" and label["prompts"].startswith("full ")
@@ -325,7 +325,7 @@ def test_teacher_behind_an_address(tmp_path, monkeypatch):
   local, _ = run_teacher(tmp_path / "local", *questions)
   remote = tmp_path / "remote"
   with serve_chat(respond) as (address, bodies):
-    teacher = openai_policy.open_policy(address)
+    teacher = policy_factory.open_policy(address)
     results, _ = run_teacher(remote, *questions, teacher=teacher)
     assert outcomes_and_steps(results) == outcomes_and_steps(local)
     assert {body.get("top_k") for body in bodies} == {20}

@@ -218,6 +218,7 @@ def validate_paths(
       f"{GEOROUTER}, a .jsonl or .csv file, a folder of images, or one of "
       f"{places}."
     )
+  # A dump would be read as pages of markup, so it is refused with its cure.
   for path in paths:
     if re.search(r"\.xml(\.\w+)?$", path):
       raise ValueError(

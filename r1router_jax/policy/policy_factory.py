@@ -1,0 +1,39 @@
+"""Opens a policy by its name, and tells policies apart."""
+
+from r1router_jax.models import safetensors_io
+from r1router_jax.policy import config as config_lib
+from r1router_jax.policy import openai_client
+from r1router_jax.policy import policy as policy_lib
+from r1router_jax.policy.openai_policy import OpenAIPolicy
+from r1router_jax.policy.policy import Policy
+
+
+def open_policy(name: str) -> Policy | OpenAIPolicy:
+  """Open a policy by folder, id on the hub or "warm_start", or at an address.
+
+  See `policy.load` and, for "openai:http://..", `openai_client.ChatClient`.
+  """
+  if name.startswith(openai_client.PREFIX):
+    return OpenAIPolicy(name)
+  return policy_lib.load(name)
+
+
+def fingerprint(opened: Policy | OpenAIPolicy) -> str:
+  """Return a text that tells a policy's weights and options from others'.
+
+  At an address only the model's name is known: if the server changes the
+  weights behind it, the fingerprint stays the same.
+  """
+  # Digests of the weights, unless they are on another machine.
+  if isinstance(opened, OpenAIPolicy):
+    parts = [openai_client.PREFIX + opened.model]
+  else:
+    folder = str(opened.tokenizer_path.parent)
+    files = safetensors_io.checkpoint_files(folder)
+    parts = [safetensors_io.fingerprint(path) for path in files]
+  # Results on disk are found again by this text, so that options keep the names
+  # that they had when the first results were written.
+  old_names = {new: old for old, new in config_lib.OLD_KEYS.items()}
+  for name, value in opened.config.enabled_extensions().items():
+    parts.append(f"{old_names.get(name, name)}={value}")
+  return " ".join(parts)
