@@ -16,6 +16,7 @@ from absl import flags
 from etils import epy
 
 from r1router_jax.common import cli, shared_flags
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Answer, Malformed, Question, Trajectory
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.protocol import format
@@ -41,7 +42,7 @@ def main(_) -> None:
   """Answer the question of the flags, and print the trajectory."""
   text, image = _QUESTION.value.strip(), _IMAGE.value
   if not text:
-    raise ValueError(
+    raise UserError(
       'There is no question.  Ask one: --question="Whose flag is this?"'
     )
   # A missing image would otherwise only be found after minutes of loading.
@@ -60,7 +61,7 @@ def main(_) -> None:
   # A question that could not be read was not answered.
   unread = [fault for fault in found.faults if fault.startswith("input: ")]
   if unread:
-    raise ValueError(unread[0].removeprefix("input: "))
+    raise UserError(unread[0].removeprefix("input: "))
 
 
 def answer_question(

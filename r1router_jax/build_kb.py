@@ -35,6 +35,7 @@ from absl import flags, logging
 from etils import epy
 
 from r1router_jax.common import cli, files, progress, shared_flags
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS
 from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.corpora import passage_writer, sources
@@ -120,7 +121,7 @@ _WORKER = flags.DEFINE_string(
 class KbSpec:
   """The description of a knowledge base to build, see the flags.
 
-  Raises a ValueError if there is no such kind, index or embedder.
+  Raises a UserError if there is no such kind, index or embedder.
   """
 
   folder: str  # Of this one knowledge base.
@@ -139,11 +140,11 @@ class KbSpec:
     # All of these can be checked before anything is imported or read.
     if self.kind not in KBS:
       message = f"--kind={self.kind} is no knowledge base; choose from"
-      raise ValueError(f"{message} {', '.join(KBS)}.")
+      raise UserError(f"{message} {', '.join(KBS)}.")
     factory.parse_index_kind(self.index_kind)
     if self.embedder_name not in EMBEDDER_NAMES:
       message = f"No embedder {self.embedder_name!r}; choose one of"
-      raise ValueError(f"{message} {', '.join(EMBEDDER_NAMES)}.")
+      raise UserError(f"{message} {', '.join(EMBEDDER_NAMES)}.")
 
   @property
   def embedder_name(self) -> str:
@@ -168,7 +169,7 @@ class _BuildJob(NamedTuple):
 def build(spec: KbSpec, dry_run: bool = False) -> None:
   """Build a knowledge base, or what is missing of it.
 
-  A dry run reads the corpus, and logs what the rest needs.  Raises a ValueError
+  A dry run reads the corpus, and logs what the rest needs.  Raises a UserError
   if the corpus, the embedder or the folder cannot be used.
   """
   # 1. Passages and embedder.
@@ -337,11 +338,11 @@ def _format_bytes(count: int) -> str:
 
 
 def _parse_worker(text: str) -> tuple[int, int]:
-  """Return "2/8" as (2, 8), "" as (0, 1); raise a ValueError for others."""
+  """Return "2/8" as (2, 8), "" as (0, 1); raise a UserError for others."""
   number, _, count = (text or "0/1").partition("/")
   are_numbers = number.isdecimal() and count.isdecimal()
   if not are_numbers or int(number) >= int(count):
-    raise ValueError(f"--worker={text} should be I/N with I < N, as in 0/8.")
+    raise UserError(f"--worker={text} should be I/N with I < N, as in 0/8.")
   return int(number), int(count)
 
 

@@ -25,6 +25,7 @@ from absl import flags, logging
 from etils import epy
 
 from r1router_jax.common import cli, files, shared_flags, trajectory_io
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.data import benchmarks
 from r1router_jax.retrieval import kb_meta
@@ -166,7 +167,7 @@ def _split_names(pairs: Sequence[str], flag: str) -> dict[str, str]:
     name = name or (parts[-1] if parts else folder)
     if not folder or name in named:
       cure = "write NAME=FOLDER, each name once."
-      raise ValueError(f"--{flag}={','.join(pairs)}: {cure}")
+      raise UserError(f"--{flag}={','.join(pairs)}: {cure}")
     named[name] = folder
   return named
 
@@ -177,17 +178,17 @@ def _check_options(policy_places: Mapping[str, str]) -> None:
   unknown = [m for m in methods if m not in shared_flags.METHODS]
   # A list flag does not check its items.
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"--method: {', '.join(map(repr, unknown))} is no method; "
       f"choose from {', '.join(shared_flags.METHODS)}."
     )
   if _SAMPLES.value > 1 and not _SETTINGS["temperature"].value:
-    raise ValueError(
+    raise UserError(
       f"--samples={_SAMPLES.value} at temperature 0 would all be the same: "
       "set --temperature, too."
     )
   if not policy_places:
-    raise ValueError("--policy names no policy.")
+    raise UserError("--policy names no policy.")
   for place in policy_places.values():
     shared_flags.check_policy(place)
   kb_meta.check_kb_dir(_KB_DIR.value)

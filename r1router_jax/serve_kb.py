@@ -36,6 +36,7 @@ from absl import flags, logging
 from etils import epy
 
 from r1router_jax.common import cli, http_client, images, shared_flags
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Passage, Query
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval import kb_meta, search_api
@@ -314,7 +315,7 @@ def _make_row(
 def find_kb_folder(kb_dir: str, kind: str | None) -> str:
   """Return the folder of the knowledge base to serve.
 
-  Without `kind` it is that of the single one.  Raises a ValueError if there is
+  Without `kind` it is that of the single one.  Raises a UserError if there is
   no finished knowledge base, or `kind` is missing.
   """
   # Checked from meta.json alone, before anything is imported.
@@ -322,7 +323,7 @@ def find_kb_folder(kb_dir: str, kind: str | None) -> str:
   if not kind and kb_meta.read_meta(folder) is None:
     if any(kb_meta.read_meta(os.path.join(folder, name)) for name in KBS):
       message = "holds knowledge bases by kind.  Say which, as in --kind=text."
-      raise ValueError(f"{kb_dir} {message}")
+      raise UserError(f"{kb_dir} {message}")
   kb_meta.read_finished_meta(folder)
   return folder
 
@@ -362,7 +363,7 @@ def main(_) -> None:
   try:
     server = SearchServer(kb, _HOST.value, _PORT.value)
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f"Cannot listen at {_HOST.value}:{_PORT.value} ({error}).  Choose "
       "another --port, or a --host of this machine."
     ) from error

@@ -28,6 +28,7 @@ from absl import flags
 from etils import epy
 
 from r1router_jax.common import cli, records, shared_flags
+from r1router_jax.common.errors import UserError
 from r1router_jax.data import benchmarks
 from r1router_jax.report import table
 from r1router_jax.retrieval import kb_meta
@@ -129,7 +130,7 @@ def _print_next_step(workdir: pathlib.Path, summary: dict[str, Any]) -> None:
   """Print the number of trajectories, and the command to train on them."""
   rows, steps = summary["rows"], summary["steps"]
   if not sum(rows.values()):
-    raise ValueError(
+    raise UserError(
       f"None of {summary['questions']} questions passed, see {workdir}"
       "/summary.json.  Take a better teacher, more --tries, or --filter=recall."
     )

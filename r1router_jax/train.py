@@ -37,6 +37,7 @@ from etils import epath, epy
 from ml_collections import config_dict, config_flags
 
 from r1router_jax.common import cli, shared_flags
+from r1router_jax.common.errors import UserError
 from r1router_jax.training.config import read_run_config, rename_old_keys
 
 # These take seconds to import: wrong flags are answered before.
@@ -90,7 +91,7 @@ def train(
   """Run `config` to its last iteration and return the trained policy.
 
   Raises:
-    ValueError: if options contradict each other, or for another run's workdir.
+    UserError: if options contradict each other, or for another run's workdir.
     FloatingPointError: if too many updates in a row are skipped.
     RemoteServiceError: if a knowledge base's server stays away.
     cli.Preempted: after SIGTERM; the state is saved.
@@ -150,7 +151,7 @@ def restore_or_init(
 
   The state comes with the trainable parameters of the reference policy, None if
   the loss needs none, and the metadata of the checkpoint, empty for a new run.
-  A checkpoint of a run with other batches raises ValueError.
+  A checkpoint of a run with other batches raises UserError.
   """
   # Shapes come with shardings, so that a process reads only its own shards.
   shapes = run.strategy.abstract_state(run.init_state, params)
@@ -295,7 +296,7 @@ def _check_same_run(
   # Batches depend on these alone, and only the same ones may continue a run.
   for name, value in current["data"].items():
     if saved["data"][name] != value:
-      raise ValueError(
+      raise UserError(
         f"{workdir} holds a run whose {name} was {saved['data'][name]}, and "
         f"now it is {value}: its batches would be others.  Choose another "
         "--workdir, or the former config.data, seed and devices."

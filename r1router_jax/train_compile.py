@@ -32,6 +32,7 @@ from etils import epy
 from ml_collections import config_flags
 
 from r1router_jax.common import cli
+from r1router_jax.common.errors import UserError
 from r1router_jax.training.config import RunConfig, read_run_config
 
 # These take seconds to import: wrong flags are answered before.
@@ -121,20 +122,20 @@ class ProgramMemory:
 def find_devices(topology: str) -> np.ndarray:
   """Return the devices of a topology, none of which have to be there.
 
-  An unknown topology, and a libtpu that is missing, raise ValueError.
+  An unknown topology, and a libtpu that is missing, raise UserError.
   """
   # CPU devices exist, as many as XLA_FLAGS made; those of TPUs are described.
   kind, _, count = topology.partition(":")
   if kind == "cpu":
     available = jax.device_count("cpu")
     if not count.isdigit() or int(count) > available:
-      raise ValueError(
+      raise UserError(
         f"--topology={topology}: this process has {available} CPU devices.  "
         "Ask for as many or fewer."
       )
     return np.array(jax.devices("cpu")[: int(count)])
   if importlib.util.find_spec("libtpu") is None:
-    raise ValueError(
+    raise UserError(
       f"--topology={topology} needs libtpu, which compiles for TPUs without "
       "one: pip install 'r1router_jax[tpu]'.  Or take --topology=cpu:8."
     )
@@ -142,7 +143,7 @@ def find_devices(topology: str) -> np.ndarray:
     described = topologies.get_topology_desc(topology, "tpu")
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).partition("\n")[0]
-    raise ValueError(
+    raise UserError(
       f"--topology={topology}: {reason}.  Name one as v4:2x2x1, v5e:2x4, "
       "v5e:4x4, v5p:2x2x1, v6e:4x4."
     ) from error
@@ -358,7 +359,7 @@ def main(argv: list[str]) -> None:
   del argv
   config = read_run_config(_CONFIG.value.to_dict())
   if config.algorithm != "step_grpo":
-    raise ValueError("--config: a plan is of Step-GRPO: configs/step_grpo.py.")
+    raise UserError("--config: a plan is of Step-GRPO: configs/step_grpo.py.")
   _use_cpu_only(_TOPOLOGY.value)
   description = describe_batch(config, read_policy_config(config))
   print(f"{description}\n\n{TABLE_HEAD}", flush=True)

@@ -5,16 +5,14 @@
 
 An error that the user can put right is one line on stderr and exit code 2: an
 unknown flag or config key, an argument that is no flag, a path that does not
-exist, and every ValueError, ImportError or ConnectionError that this package
-raises itself.  Any other exception is a bug, with its traceback and exit code
-1.  `--verbosity=1` shows every traceback.
+exist or may not be used, and every `UserError`.  Any other exception is a bug,
+with its traceback and exit code 1.  `--verbosity=1` shows every traceback.
 
 JAX is not imported here before a command's own code imports it, so that wrong
 flags and `--help` are answered at once.
 """
 
 import difflib
-import dis
 import glob
 import logging as std_logging
 import os
@@ -27,6 +25,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
+from r1router_jax.common.errors import UserError
+
 USAGE = 2  # Exit code if the user asked for something impossible.
 INTERRUPTED = 130  # Exit code after Ctrl-C.
 PREEMPTED = 42  # Exit code if all work was saved: start the command again.
@@ -35,7 +35,9 @@ PREEMPTED = 42  # Exit code if all work was saved: start the command again.
 _CACHES = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 _PROGRAM_CACHE = os.path.join(_CACHES, "r1router_jax")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_PATH_ERRORS = (
+_USER_ERRORS = (
+  UserError,
+  app.UsageError,
   FileNotFoundError,
   FileExistsError,
   IsADirectoryError,
@@ -84,7 +86,7 @@ def run(main: Callable[[list[str]], object]) -> None:
       # absl opens the debugger where the error was raised.
       if flags.FLAGS.pdb_post_mortem:
         raise
-      expected = _is_user_error(error)
+      expected = isinstance(error, _USER_ERRORS)
       if not expected or logging.level_debug():
         traceback.print_exc()
       _exit(USAGE if expected else 1, f"ERROR: {error}" if expected else "")
@@ -108,23 +110,6 @@ def _quieten_libraries() -> None:
 def _is_shown(record: std_logging.LogRecord) -> bool:
   is_ours = record.pathname.startswith(_PACKAGE)
   return is_ours or record.levelno >= std_logging.WARNING
-
-
-def _is_user_error(error: Exception) -> bool:
-  """Return whether the message of `error` tells the user what to change."""
-  if isinstance(error, (app.UsageError, *_PATH_ERRORS)):
-    return True
-  if not isinstance(error, (ValueError, ImportError, ConnectionError)):
-    return False
-  # An error is meant for the user if a `raise` statement of this package made
-  # it.  One that was born in a library, or in an expression, is a bug.
-  innermost = error.__traceback__
-  while innermost.tb_next:
-    innermost = innermost.tb_next
-  code = innermost.tb_frame.f_code
-  opcode = dis.opname[code.co_code[innermost.tb_lasti]]
-  path = os.path.abspath(code.co_filename)
-  return opcode == "RAISE_VARARGS" and path.startswith(_PACKAGE + os.sep)
 
 
 def _exit(code: int, message: str = "") -> NoReturn:

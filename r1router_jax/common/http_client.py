@@ -31,6 +31,7 @@ import httpx
 from absl import logging
 
 from r1router_jax.common import row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import sanitize_text
 
 DEADLINE_SECONDS = 120.0  # All tries of a request together.
@@ -47,7 +48,7 @@ _USER_INFO = re.compile("//.*@")
 ParseAnswer = Callable[[int, Any], Any]
 
 
-class RemoteServiceError(ConnectionError):
+class RemoteServiceError(UserError):
   """A remote service failed (status 0), or refused a request with a status."""
 
   def __init__(self, message: str, status: int = 0):
@@ -84,7 +85,7 @@ class JsonHttpClient:
     deadline: seconds of all tries of a request; None for `DEADLINE_SECONDS`.
 
   Raises:
-    ValueError: the address is not of that form.
+    UserError: the address is not of that form.
   """
 
   def __init__(
@@ -268,11 +269,11 @@ def validate_address(address: str) -> str:
   """Return the address without a slash at its end.
 
   Raises:
-    ValueError: the address is not http or https, or has more than a path.
+    UserError: the address is not http or https, or has more than a path.
   """
   try:
     parts = urllib.parse.urlsplit(address)
-    # `hostname` and `port` raise ValueError if they are bad.
+    # `hostname` and `port` raise UserError if they are bad.
     good = (
       parts.scheme in ("http", "https")
       and parts.hostname
@@ -285,7 +286,7 @@ def validate_address(address: str) -> str:
   if not good or parts.username or parts.query or parts.fragment:
     # A password, if there is one, is not shown.
     shown = _USER_INFO.sub("//...@", sanitize_text(address, 200))
-    raise ValueError(
+    raise UserError(
       f"{shown!r} is no address.  Write http://host:port, or "
       "https://host/path, and no name or password."
     )

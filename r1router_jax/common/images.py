@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from r1router_jax.common.errors import UserError
+
 # Formats that are decoded; Pillow's other decoders are less well tested.
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -38,7 +40,7 @@ _SUSPICIOUS_NAME = re.compile(
 )
 
 
-class BadImage(ValueError):
+class BadImage(UserError):
   """An image that cannot be used; the message names file, reason and cure."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from absl import logging
 
 from r1router_jax.common import jsonl, progress
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 
 T = TypeVar("T")
@@ -78,8 +79,8 @@ def run_resumable(
 
 
 def check_distinct_ids(questions: Sequence[Question]) -> None:
-  """Raise a ValueError if two questions have the same id."""
+  """Raise a UserError if two questions have the same id."""
   ids = collections.Counter(question.id for question in questions)
   if len(ids) < len(questions):
     twice, _ = ids.most_common(1)[0]
-    raise ValueError(f"Two questions have the id {twice!r}: give each its own.")
+    raise UserError(f"Two questions have the id {twice!r}: give each its own.")

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from absl import logging
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import sanitize_text
 
 MAX_ROW_BYTES = 1 << 20
@@ -45,7 +46,7 @@ OpenFile = Callable[[str], BinaryIO]
 # --- Rows that cannot be used -------------------------------------------------
 
 
-class RowError(ValueError):
+class RowError(UserError):
   """The reason why a row cannot be used, and the cure."""
 
   def __init__(self, reason: str, cure: str):
@@ -84,14 +85,14 @@ class SkipLog:
     logging.log(level, "skipped %s", why)
 
   def finish(self, kept: int) -> None:
-    """Log how many rows were left out; if none was kept, raise ValueError."""
+    """Log how many rows were left out; if none was kept, raise UserError."""
     why = "It is empty."
     if count := self._count:
       why = f"The first of {count} faults: {self._first}"
       text = "%s: skipped %d of %d; --verbosity=1 names them all."
       logging.warning(text, self._source, count, count + kept)
     if not kept:
-      raise ValueError(f"{self._source}: nothing of it can be used.  {why}")
+      raise UserError(f"{self._source}: nothing of it can be used.  {why}")
 
 
 # --- Files --------------------------------------------------------------------
@@ -109,7 +110,7 @@ def open_decompressed(
   """Open a file, decompressed if its name ends in .gz or .bz2.
 
   Raises:
-    ValueError: a compressed file turns out to be damaged while it is read.
+    UserError: a compressed file turns out to be damaged while it is read.
   """
   with open_file(path) as file:
     try:
@@ -123,7 +124,7 @@ def open_decompressed(
       if isinstance(error, OSError) and error.errno is not None:
         raise  # The disk failed; the content may be intact.
       fault = f"{path}: damaged ({error}).  Fetch the file again."
-      raise ValueError(fault) from None
+      raise UserError(fault) from None
 
 
 def read_lines(
@@ -224,7 +225,7 @@ def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
   """Yield the rows of a .csv file as dicts; its first line names the columns.
 
   Raises:
-    ValueError: the first line does not name id and text, or the file is not
+    UserError: the first line does not name id and text, or the file is not
       UTF-8 or is damaged.
   """
   with (
@@ -235,7 +236,7 @@ def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
     reader = csv.DictReader(text, strict=True)
     try:
       if not {"id", "text"} <= set(reader.fieldnames or ()):
-        raise ValueError(
+        raise UserError(
           f"{path}: its first line names {reader.fieldnames}, wanted at "
           "least id and text.  Name the columns there."
         )
@@ -243,7 +244,7 @@ def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
         yield f"{path}:{reader.line_num}", row
     except UnicodeDecodeError:
       where = f"{path}: not UTF-8 soon after line {reader.line_num}"
-      raise ValueError(f"{where}.  Save it as UTF-8.") from None
+      raise UserError(f"{where}.  Save it as UTF-8.") from None
 
 
 def _next_csv_row(reader: csv.DictReader) -> dict | RowError | None:

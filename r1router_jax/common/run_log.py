@@ -28,6 +28,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from r1router_jax.common import jsonl
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import atomic_write
 from r1router_jax.common.text import sanitize_text
 
@@ -45,7 +46,7 @@ class RunLog:
       whose files have to grow.
     after: the step that the run continues from.
     wandb: the project of Weights & Biases that gets the scalars, too, or ""; a
-      ValueError says that wandb is not installed.
+      UserError says that wandb is not installed.
 
   Attributes:
     lines: all lines of scalars that process 0 has logged; empty elsewhere.
@@ -73,7 +74,7 @@ class RunLog:
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Append one line of scalars, with the seconds timed since the last one.
 
-    Scalars are numbers, or arrays of one element; else a ValueError is raised.
+    Scalars are numbers, or arrays of one element; else a UserError is raised.
     """
     numbers = {name: _to_number(name, x) for name, x in scalars.items()}
     numbers |= {f"seconds/{name}": x for name, x in self._seconds.items()}
@@ -142,7 +143,7 @@ def _to_number(name: str, value: Any) -> float | int | None:
     number = value if isinstance(value, int) else float(value)
   except (TypeError, ValueError) as error:
     fault = f"scalar {name!r} is not one number: {value!r:.80}"
-    raise ValueError(fault) from error
+    raise UserError(fault) from error
   # JSON has neither NaN nor infinity.
   if math.isfinite(number):
     return number
@@ -216,7 +217,7 @@ def _open_wandb(project: str, folder: epath.Path, after: int) -> Any:
   try:
     import wandb
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f"config.wandb is {project!r}, and wandb is not installed: pip install "
       "'r1router_jax[wandb]', or set config.wandb to \"\"."
     ) from error

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Collection, Iterable
 
 from r1router_jax.common import images
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import atomic_write
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -27,7 +28,7 @@ def find_images(
 
   Raises:
     FileNotFoundError: if there is no such place.
-    ValueError: if the archive is damaged, or `unpack_to` is missing.
+    UserError: if the archive is damaged, or `unpack_to` is missing.
   """
   # A folder is searched to any depth.
   if os.path.isdir(place):
@@ -41,7 +42,7 @@ def find_images(
     )
   # An archive is unpacked, but only the members that questions name.
   if not unpack_to:
-    raise ValueError(
+    raise UserError(
       f"{place}: an archive of images has to be unpacked.  Name a folder "
       "for that, too, or unpack it and name its folder."
     )
@@ -56,7 +57,7 @@ def find_images(
   # zipfile raises all of these for damaged or encrypted archives, and of
   # RuntimeError also NotImplementedError.
   except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-    raise ValueError(
+    raise UserError(
       f"{place}: cannot be unpacked ({error}).  Name a folder, or a .zip "
       "that is whole and has no password."
     ) from error
@@ -82,7 +83,7 @@ def _unpack_member(
   # The size that the archive declares is checked before anything is inflated,
   # and no more bytes than that are read.
   if size > images.MAX_BYTES:
-    raise ValueError(
+    raise UserError(
       f"{archive.filename}: {member!a} has {size:,} bytes, wanted at most "
       f"{images.MAX_BYTES:,}.  Save it again, smaller."
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from absl import logging
 
 from r1router_jax.common import row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.metrics import numeric_range
@@ -67,7 +68,7 @@ def parse_rows(
   `parse` takes a row and its line number from 0, and raises RowError.
 
   Raises:
-    ValueError: if a row cannot be used, or there are no rows.
+    UserError: if a row cannot be used, or there are no rows.
   """
   found, bad = [], []
   for where, row in row_files.read_json_lines(path, parse_constant=float):
@@ -81,12 +82,12 @@ def parse_rows(
       bad.append(RejectedRow(where, *fault.args))
   # A question left out would change every mean, so one bad row is an error.
   if bad:
-    raise ValueError(
+    raise UserError(
       f"{path}: {len(bad):,} of {len(bad) + len(found):,} rows cannot be "
       f"used; none may be left out.  {first_few(bad)}"
     )
   if not found:
-    raise ValueError(f"{path}: is empty.  Write one object in each line.")
+    raise UserError(f"{path}: is empty.  Write one object in each line.")
   return found
 
 
@@ -140,14 +141,14 @@ def check_count(name: str, path: str, count: int) -> None:
 
 
 def check_ids(path: str, ids: Iterable[tuple[str, str]]) -> None:
-  """Raise ValueError if two ids of (id, "file:line") pairs are equal."""
+  """Raise UserError if two ids of (id, "file:line") pairs are equal."""
   seen, twice = {}, []
   for each, where in ids:
     if each in seen:
       twice.append(f"{seen[each]} and {where} both have the id {each!a:.80}.")
     seen.setdefault(each, where)
   if twice:
-    raise ValueError(f"{path}: {first_few(twice)}  Keep one of them.")
+    raise UserError(f"{path}: {first_few(twice)}  Keep one of them.")
 
 
 def first_few(things: Sequence[Any]) -> str:

@@ -29,6 +29,7 @@ from absl import logging
 
 from r1router_jax.common import images as images_lib
 from r1router_jax.common import row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RowError
 from r1router_jax.data import benchmark_images, benchmark_schema, georouter
@@ -56,11 +57,11 @@ def load_benchmark(
     unpack_to: folder that a .zip of images is unpacked into.
 
   Raises:
-    ValueError: if a row cannot be used; the message names the first few.
+    UserError: if a row cannot be used; the message names the first few.
     FileNotFoundError: if there is no such file.
   """
   if name not in NAMES:
-    raise ValueError(f"No benchmark {name!r}; known: {', '.join(NAMES)}.")
+    raise UserError(f"No benchmark {name!r}; known: {', '.join(NAMES)}.")
   if name == "georouter":
     return georouter.load_questions(split)
   path = find_question_file(name, folder)

@@ -9,6 +9,7 @@ It comes with the package; `files/georouter/README.md` is its data card, and
 import json
 import pathlib
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Hop, Passage, Question
 
 # The files are package data, so that a wheel holds them.
@@ -19,14 +20,14 @@ SPLITS = ("train", "val", "test")
 def load_questions(split: str) -> list[Question]:
   """Return all questions of a split, in the order of the file."""
   if split not in SPLITS:
-    raise ValueError(f"No split {split!r}; known: {', '.join(SPLITS)}.")
+    raise UserError(f"No split {split!r}; known: {', '.join(SPLITS)}.")
   return [to_question(row) for row in read_rows(f"questions_{split}")]
 
 
 def load_passages(kb: str) -> list[Passage]:
   """Return all passages of a knowledge base, in the order of its index."""
   if kb not in KBS:
-    raise ValueError(f"No knowledge base {kb!r}; known: {', '.join(KBS)}.")
+    raise UserError(f"No knowledge base {kb!r}; known: {', '.join(KBS)}.")
   return [to_passage(row, kb) for row in read_rows(f"kb_{kb}")]
 
 

@@ -33,6 +33,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from r1router_jax.common import images, row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Malformed, Passage, Question, Step
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.data.benchmark_schema import AS_PUBLISHED
@@ -86,7 +87,7 @@ def parse_trajectory(
       paths of their authors' machine; None keeps the path.
 
   Raises:
-    ValueError: if a step does not follow from the steps before it.
+    UserError: if a step does not follow from the steps before it.
     RowError: if a teacher's response does not fit the step.
   """
   image = (row["images"] or [""])[0]
@@ -129,7 +130,7 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
   if of["step_type"] == "ret":
     # A name that nobody knows is a fault of the row, not a route to guess.
     if unknown := set(answer["retriever"]) - set(_ROUTES):
-      raise ValueError(
+      raise UserError(
         f"Step {step_id} names the retrievers {unknown}; known: "
         f"{', '.join(_ROUTES)}."
       )
@@ -140,7 +141,7 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
   if isinstance(answer, list):
     return make_step(kind="final", answers=tuple(answer))
   if last is None or last.kind != "plan":
-    raise ValueError(
+    raise UserError(
       f'Step {step_id} answers a sub-question, but no "ret" step stands '
       "before it.  Give the whole trajectory, in order."
     )
@@ -188,7 +189,7 @@ def _check_prompt(step: Step, problem: str):
   ours = _problem_text(prompts.step_conversation(step, style=_STYLE))
   if ours != problem:
     at = len(os.path.commonprefix([ours, problem]))
-    raise ValueError(
+    raise UserError(
       f"Step {step.id} does not follow from the steps before it: its prompt "
       f"has {problem[at : at + 40]!r} at character {at}, where "
       f"{ours[at : at + 40]!r} was due.  Take the row as it was published."
@@ -218,7 +219,7 @@ def load_rows(
       published paths; "" leaves rows with images out.
 
   Raises:
-    ValueError: if a file has no good row.
+    UserError: if a file has no good row.
     FileNotFoundError: if a pattern matches no file.
   """
   for path in find_files(patterns):
@@ -248,7 +249,7 @@ def find_files(patterns: str) -> list[str]:
   found = list(dict.fromkeys(found))
   stems = [_file_stem(path) for path in found]
   if twice := [path for path in found if stems.count(_file_stem(path)) > 1]:
-    raise ValueError(
+    raise UserError(
       f"config.data.train_files: {', '.join(twice)} have one name, so that "
       "their steps would have the same ids.  Rename them."
     )

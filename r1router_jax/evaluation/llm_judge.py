@@ -24,6 +24,7 @@ from absl import logging
 from jaxtyping import Float
 
 from r1router_jax.common import progress
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.jsonl import append_rows, read_rows
 from r1router_jax.common.records import Question
 from r1router_jax.policy import openai_client
@@ -61,7 +62,7 @@ def judge_answers(
     cache_path: file of verdicts, to which new ones are appended.
 
   Raises:
-    ValueError, RemoteServiceError: if a question has no accepted answer, or the
+    UserError, RemoteServiceError: if a question has no accepted answer, or the
       server fails.
   """
   prompts = [
@@ -123,7 +124,7 @@ def parse_verdict(text: str) -> float:
 def _judge_prompt(question: Question, prediction: str) -> str:
   """Return the prompt that asks for a verdict on one prediction."""
   if not any(map(str.strip, question.answers)):
-    raise ValueError(
+    raise UserError(
       f"Question {question.id!r} has no accepted answer to be judged by.  "
       "Give one, or leave the question out."
     )

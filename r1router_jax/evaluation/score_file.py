@@ -17,6 +17,7 @@ import collections
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RowError
 from r1router_jax.data import benchmark_schema, benchmarks
@@ -44,18 +45,18 @@ def score_predictions(
     data: place of the question file, see `benchmarks.load_benchmark`, or "".
 
   Raises:
-    ValueError: if a row is broken, or predictions and questions do not match
+    UserError: if a row is broken, or predictions and questions do not match
       one to one.
     FileNotFoundError: if a file does not exist.
   """
   if benchmark == "georouter" or benchmark not in benchmarks.NAMES:
-    raise ValueError(
+    raise UserError(
       f"--benchmark={benchmark} is not one to be scored from a file; choose "
       f"from {', '.join(benchmarks.NAMES[1:])}.  GeoRouter's predictions "
       "have their scores with them."
     )
   if not predictions:
-    raise ValueError("--score_only wants --predictions=FILE.jsonl.")
+    raise UserError("--score_only wants --predictions=FILE.jsonl.")
 
   def parse_question(row: Mapping[str, Any], number: int) -> PredictionRow:
     question = benchmark_schema.parse_question(benchmark, row, number)
@@ -111,7 +112,7 @@ def _check_match(
   """Check that each question has one prediction, with its accepted answers.
 
   Rows without ids are matched by question and accepted answers, and in order if
-  several are alike.  A ValueError names the first few rows that do not match.
+  several are alike.  A UserError names the first few rows that do not match.
   """
   known, given = _index_rows(references), _index_rows(predicted)
   texts = {row.question.text for _, row in references}
@@ -131,7 +132,7 @@ def _check_match(
   missing = [f"{where}: has no prediction." for where in left]
   if faults or missing:
     named = benchmark_schema.first_few([*faults, *missing])
-    raise ValueError(
+    raise UserError(
       f"{predictions}: of {len(predicted):,} predictions {len(faults):,} are "
       f"of no question of {path}, and {len(missing):,} of its "
       f"{len(references):,} questions have none.  {named}  "

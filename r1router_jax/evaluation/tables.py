@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from r1router_jax.common import run_log
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Answer, Trajectory
 from r1router_jax.metrics import answers, trajectories
 from r1router_jax.metrics.answers import Interval
@@ -311,13 +312,13 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
     (step, value) points by scalar and run.
 
   Raises:
-    ValueError: if a run has logged nothing.
+    UserError: if a run has logged nothing.
   """
   found = {}
   for run, workdir in runs.items():
     lines = run_log.read_metrics(workdir)
     if not lines:
-      raise ValueError(
+      raise UserError(
         f"{workdir} has no {run_log.METRICS_FILE}: --curves wants the "
         "--workdir of a training run."
       )

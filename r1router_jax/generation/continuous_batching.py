@@ -252,7 +252,7 @@ def sample_responses(
   decodes `max_rows` rows at one time.
 
   Raises:
-    ValueError: if there is no room for a token, or `sampling` is out of range.
+    UserError: if there is no room for a token, or `sampling` is out of range.
   """
   num_prompts, group_size = keys.shape[:2]
   shards = mesh.shape[mesh_lib.DATA]

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.generation.token_sampling import SamplingParams, sample_tokens
 from r1router_jax.models import layers, qwen2_5_vl
 from r1router_jax.models.attention import Caches, GroupLayout
@@ -108,10 +109,10 @@ def prefill(
   """Prefill prompts and sample the first token of each response.
 
   Raises:
-    ValueError: if there is no room for a token.
+    UserError: if there is no room for a token.
   """
   if max_tokens < 1:
-    raise ValueError(
+    raise UserError(
       f"The longest response has {max_tokens} tokens: raise the "
       "last of config.policy.overrides.response_tokens."
     )

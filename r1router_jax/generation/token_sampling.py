@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from r1router_jax.common.errors import UserError
+
 CDF_BLOCK = 256  # Weights that are summed together before any is looked up.
 
 
@@ -36,7 +38,7 @@ class SamplingParams(NamedTuple):
   min_p: Float[Array, "*N"] | float = 0.0
 
   def validate(self) -> "SamplingParams":
-    """Return the values as arrays; raise ValueError at one out of range."""
+    """Return the values as arrays; raise UserError at one out of range."""
     ranges = dict(
       temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1), min_p=(0, 1)
     )
@@ -46,7 +48,7 @@ class SamplingParams(NamedTuple):
       if name == "top_p":  # 0 would leave no token at all.
         valid, wanted = valid & (value > 0), f"{wanted}, and above 0"
       if not valid.all():
-        raise ValueError(f"{name} is {getattr(self, name)}, wanted {wanted}.")
+        raise UserError(f"{name} is {getattr(self, name)}, wanted {wanted}.")
     # Fixed dtypes: a Python int or float would compile another program.
     kinds = (np.float32, np.int32, np.float32, np.float32)
     return SamplingParams(*map(np.asarray, self, kinds))

@@ -17,6 +17,7 @@ import einops
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.images import (
   CLIP_MEAN,
   CLIP_STD,
@@ -95,11 +96,11 @@ def extract_patches(
   and `merge` m of the module's docstring.
 
   Raises:
-    ValueError: if a side is no multiple of `patch * merge`, see `smart_resize`.
+    UserError: if a side is no multiple of `patch * merge`, see `smart_resize`.
   """
   height, width = image.shape[:2]
   if height % (patch * merge) or width % (patch * merge):
-    raise ValueError(
+    raise UserError(
       f"an image of {height} x {width} pixels cannot be cut into blocks of "
       f"{merge} x {merge} patches of {patch}.  Resize it to what "
       f"smart_resize(..., factor={patch * merge}) says."

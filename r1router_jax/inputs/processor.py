@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from r1router_jax.common import images
+from r1router_jax.common.errors import UserError
 from r1router_jax.inputs import image_processor
 from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
 from r1router_jax.models import qwen2_5_vl
@@ -139,10 +140,10 @@ class Processor:
 
     Raises:
       PromptTooLong: if there is none; `encode` makes no such prompt.
-      ValueError: if the prompt is empty.
+      UserError: if the prompt is empty.
     """
     if not ids:
-      raise ValueError(
+      raise UserError(
         "A prompt has no tokens: nothing would predict the first of its "
         "response."
       )
@@ -173,7 +174,7 @@ class Processor:
     `multihost.max_over_hosts`.
 
     Raises:
-      ValueError: if the placeholders of a row do not fit its images.
+      UserError: if the placeholders of a row do not fit its images.
     """
     length = max(self.padded_length(prompt.ids) for prompt in batch)
     # A batch without packing is one with a single text in each row.
@@ -241,7 +242,7 @@ class Processor:
     grids = [image.grid for image in text.images]
     sizes = [self._image_tokens(grid) for grid in grids]
     if len(at) != sum(sizes):
-      raise ValueError(
+      raise UserError(
         f"Row {row} of a batch has {len(at)} image placeholders, but its "
         f"images of {grids} patches take {sum(sizes)}."
       )

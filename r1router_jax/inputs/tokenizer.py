@@ -22,6 +22,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int16
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.protocol import messages
 
 # Every policy needs the first three, and with images the others.
@@ -74,7 +75,7 @@ def _build_automaton(words: Sequence[bytes]) -> Int16[np.ndarray, "S 256"]:
   return step
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(UserError):
   """The error of a prompt that does not fit even without its passages."""
 
 
@@ -120,7 +121,7 @@ class Tokenizer:
     """Read a `tokenizer.json`, for a style that is a key of `TEMPLATES`.
 
     Raises:
-      ValueError: if it lacks a token of the protocol.
+      UserError: if it lacks a token of the protocol.
     """
     text = pathlib.Path(path).read_text("utf-8")
     added = json.loads(text)["added_tokens"]
@@ -141,7 +142,7 @@ class Tokenizer:
     self.vocab_size = self._trusted.get_vocab_size()
     find = self._trusted.token_to_id
     if missing := [token for token in CHAT_TOKENS if find(token) is None]:
-      raise ValueError(
+      raise UserError(
         f"{path} lacks the tokens {missing}: it is no tokenizer of a "
         "Qwen2.5-VL policy, nor of any that was trained on ChatML."
       )
@@ -263,10 +264,10 @@ class Tokenizer:
     too.
 
     Raises:
-      ValueError: if there is no string, or an empty one.
+      UserError: if there is no string, or an empty one.
     """
     if not strings or not all(strings):
-      raise ValueError(
+      raise UserError(
         f"Stop strings are {strings}: give one or more, none of them empty."
       )
     # Bytes first, then tokens: the table has a row per state, and few states,

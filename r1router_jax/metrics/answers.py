@@ -49,6 +49,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.metrics import numeric_range
 
 # The reference restores contractions that were written without one of their
@@ -267,11 +268,11 @@ def bootstrap_interval(
   """Return the mean of `values` with its 95 % percentile bootstrap interval.
 
   Raises:
-    ValueError: if there are no values.
+    UserError: if there are no values.
   """
   values = np.asarray(values, np.float64)
   if not values.size:
-    raise ValueError("there is no value to average; was a family left empty?")
+    raise UserError("there is no value to average; was a family left empty?")
   rng = np.random.default_rng(seed)
   # In batches of 32 MiB of indices, so that memory does not grow with N.
   means = np.empty(draws)
@@ -290,11 +291,11 @@ def paired_difference(
   """Return the mean of a - b over the same questions, with its interval.
 
   Raises:
-    ValueError: if the numbers of values differ.
+    UserError: if the numbers of values differ.
   """
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.shape != b.shape:
-    raise ValueError(
+    raise UserError(
       f"{a.size} and {b.size} values are not of the same questions; score "
       "both methods on one list of questions."
     )
@@ -310,7 +311,7 @@ def pass_at_k(
   """
   samples = right.shape[1]
   if not 1 <= k <= samples:
-    raise ValueError(f"pass@{k} of {samples} samples: take 1 to {samples}.")
+    raise UserError(f"pass@{k} of {samples} samples: take 1 to {samples}.")
   # 1 - C(wrong, k) / C(n, k), with exact integers.
   wrong = (samples - right.sum(axis=1)).astype(int)
   return np.array(

@@ -46,6 +46,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from r1router_jax.common.errors import UserError
+
 KERNELS = ("auto", "xla", "splash", "cudnn")
 
 # Score of a masked key.  It is finite, so that a row whose keys are all masked
@@ -75,7 +77,7 @@ Caches = Cache | tuple[Cache, ...]  # All layers in one array, or one by one.
 def resolve_kernel(kernel: str, dtype: str) -> str:
   """Return the kernel that "auto" stands for here; raise on unknown names."""
   if kernel not in KERNELS:
-    raise ValueError(f"compute.attention is {kernel!r}: take one of {KERNELS}.")
+    raise UserError(f"compute.attention is {kernel!r}: take one of {KERNELS}.")
   if kernel != "auto":
     return kernel
   # CPUs have no fused kernel.

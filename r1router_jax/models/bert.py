@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.models.safetensors_io import (
   BadWeights,
   WeightRule,
@@ -189,7 +190,7 @@ class Bert(nn.Module):
     if pooling == "cls":
       return x[:, 0]
     if pooling not in ("pooler", "score"):
-      raise ValueError(
+      raise UserError(
         f"config.pooling is {pooling!r}; choose cls, mean, pooler or score."
       )
     # Both remaining kinds read the pooler, a layer over the first token.
@@ -294,11 +295,11 @@ def read_config(folder: str, **options: Any) -> BertConfig:
     # Refuse variants that `Bert` does not implement.
     kind = tree["model_type"]
     if kind not in ("bert", "roberta", "xlm-roberta"):
-      raise ValueError(f"model_type is {kind!r}")
+      raise UserError(f"model_type is {kind!r}")
     known = dict(hidden_act="gelu", position_embedding_type="absolute")
     for name, value in known.items():
       if tree.get(name, value) != value:
-        raise ValueError(f"{name} is {tree[name]!r}, known is {value!r}")
+        raise UserError(f"{name} is {tree[name]!r}, known is {value!r}")
 
     # RoBERTa counts positions from the id of the padding token plus one.
     first = 0 if kind == "bert" else tree["pad_token_id"] + 1

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.models import safetensors_io
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.models.qwen2_5_vl import Config, VisionConfig
@@ -60,7 +61,7 @@ _IMPLEMENTED = dict(hidden_act="silu", use_sliding_window=False)
 _IMPLEMENTED |= dict(attention_bias=False, mlp_bias=False)
 
 
-class BadConfig(ValueError):
+class BadConfig(UserError):
   """A model that cannot be run; the message names the config.json field."""
 
 

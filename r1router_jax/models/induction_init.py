@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.models import qwen2_5_vl
 
 # Chosen by hand; inputs of both layers are normed states.
@@ -56,11 +57,11 @@ def plant_induction_heads(
   The seed is that of the random projection.
 
   Raises:
-    ValueError: if the model is not a tied one of at least two layers, with as
+    UserError: if the model is not a tied one of at least two layers, with as
       many key heads as query heads.
   """
   if config.heads != config.kv_heads or not config.tied or config.layers < 2:
-    raise ValueError(
+    raise UserError(
       "config.policy.induction wants a tied head, kv_heads == heads and at "
       f"least two layers; this model has tied={config.tied}, "
       f"{config.kv_heads} of {config.heads} heads, {config.layers} layers."

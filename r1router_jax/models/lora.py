@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from r1router_jax.common.errors import UserError
+
 
 def add_adapters(
   params: dict, match: str, *, rank: int, alpha: float, key: jax.Array
@@ -26,14 +28,14 @@ def add_adapters(
   times a usual random projection.
 
   Raises:
-    ValueError: if no linear layer matches.
+    UserError: if no linear layer matches.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   # Sorted, so that each layer's key does not depend on the order of the tree.
   layers = sorted(path[:-2] for path in flat if path.endswith("/w"))
   chosen = [layer for layer in layers if re.search(match, layer)]
   if not chosen:
-    raise ValueError(
+    raise UserError(
       f"config.policy.lora.match {match!r} fits none of the linear layers "
       f"{layers}."
     )

@@ -38,6 +38,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.models import attention as attention_lib
 from r1router_jax.models import layers as layers_lib
 from r1router_jax.models.attention import Cache, Caches
@@ -568,7 +569,7 @@ def _scan_layers(
 ) -> Any:
   """Repeat a layer: its parameters get a leading axis of `length`."""
   if compute.remat not in REMAT:
-    raise ValueError(
+    raise UserError(
       f"compute.remat is {compute.remat!r}: take one of {', '.join(REMAT)}."
     )
   # Within a scan XLA cannot merge the recomputation with the forward pass, so

@@ -39,6 +39,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import atomic_write
 
 # Tensor name, path of the parameter, pattern.
@@ -68,7 +69,7 @@ DTYPES = {
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class BadWeights(ValueError):
+class BadWeights(UserError):
   """Weights that do not fit; the message names file, tensor and cure."""
 
 
@@ -401,7 +402,7 @@ def checkpoint_files(path: str) -> list[str]:
     if not all(
       name in plain and name.endswith(".safetensors") for name in names
     ):
-      raise ValueError("it names a file outside its folder")
+      raise UserError("it names a file outside its folder")
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise BadWeights(
       f"{index}: not a usable index ({error}).  Fetch it again."

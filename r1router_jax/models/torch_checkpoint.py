@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.models import safetensors_io, torch_reader
 
 # First bytes of files that PyTorch before 1.6 wrote.
@@ -43,7 +44,7 @@ def open_tensors(
   Raises:
     BadWeights: the file is damaged, of another kind, or names a function or
       class that is no part of weights.
-    ImportError: PyTorch is missing or too old.
+    UserError: PyTorch is missing or too old.
   """
   _check_file(path)
   _check_torch(path)
@@ -97,14 +98,14 @@ def _bad_file(
 
 
 def _check_torch(path: str) -> None:
-  """Raise ImportError unless a PyTorch is installed that reads files safely."""
+  """Raise UserError unless a PyTorch is installed that reads files safely."""
   try:
     version = importlib.metadata.version("torch").split(".")
   except importlib.metadata.PackageNotFoundError:
     version = ["0", "0"]
   # Older versions run code in spite of weights_only (CVE-2025-32434).
   if (int(version[0]), int(version[1])) < (2, 6):
-    raise ImportError(
+    raise UserError(
       f"{path}: only PyTorch 2.6 or newer reads this file.  "
       "pip install 'r1router_jax[convert]'."
     )

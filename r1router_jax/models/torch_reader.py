@@ -17,6 +17,8 @@ from typing import Any
 
 from etils import epy
 
+from r1router_jax.common.errors import UserError
+
 # Imported when used: PyTorch is optional, and is never loaded beside JAX.
 with epy.lazy_imports():
   import torch
@@ -36,7 +38,7 @@ _SKIPPED_CLASSES = """
 """.split()
 
 
-class BadCheckpoint(ValueError):
+class BadCheckpoint(UserError):
   """A file that cannot be read; the arguments are the reason and the cure."""
 
 

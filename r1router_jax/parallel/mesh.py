@@ -17,6 +17,8 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from r1router_jax.common.errors import UserError
+
 # The axis name of every pmap, and of the mesh's batch axis.
 DATA = "data"
 
@@ -73,14 +75,14 @@ def mesh_sizes(
 ) -> list[int]:
   """Return the sizes of a mesh's axes, with the number that -1 stands for.
 
-  If the mesh, called `name`, does not tile the devices, it raises ValueError.
+  If the mesh, called `name`, does not tile the devices, it raises UserError.
   """
   # The devices that the given sizes take, and whether -1 may take the rest.
   named = math.prod(size for size in axes.values() if size != -1)
   free = sum(size == -1 for size in axes.values())
   left, rest = divmod(devices, named) if named > 0 else (0, 1)
   if rest or free > 1 or (left > 1 and not free):
-    raise ValueError(
+    raise UserError(
       f"{name} {dict(axes)} does not tile {devices} devices: its sizes "
       f"multiply to {named}.  Set one axis to -1 to take the rest."
     )
@@ -96,7 +98,7 @@ def local_submesh(mesh: Mesh) -> Mesh:
   parts = mesh.devices.reshape(len(mesh.devices), -1)
   hosts = [{device.process_index for device in part} for part in parts]
   if any(len(host) > 1 for host in hosts):
-    raise ValueError(
+    raise UserError(
       f"A mesh {dict(mesh.shape)} splits weights over several hosts of "
       f"{jax.local_device_count()} devices, and sampling cannot: choose "
       "config.rollout_mesh.tensor so that it divides the devices of a host."
@@ -144,7 +146,7 @@ def tree_shardings(
   optimizer, since a rule looks at the end of a path.  Scalars are replicated,
   and so is a dimension that the size of its axis does not divide.  Nothing is
   split along axes that the mesh lacks or that `without` names, e.g. `(FSDP,)`
-  for sampling.  A leaf without a rule raises ValueError.
+  for sampling.  A leaf without a rule raises UserError.
   """
   sizes = {axis: n for axis, n in mesh.shape.items() if axis not in without}
 
@@ -161,7 +163,7 @@ def tree_shardings(
           for axis, size in zip(axes, leaf.shape, strict=False)
         ]
         return NamedSharding(mesh, PartitionSpec(*spec))
-    raise ValueError(
+    raise UserError(
       f"No rule of mesh.SHARDING_RULES says how {name} {leaf.shape} lies on "
       "the mesh.  Add one."
     )

@@ -14,6 +14,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from r1router_jax.common.errors import UserError
+
 # Environment variables.  Set all three in each process where neither a TPU nor
 # SLURM tells JAX which processes take part.
 COORDINATOR_VAR = "JAX_COORDINATOR_ADDRESS"  # host:port of process 0
@@ -38,7 +40,7 @@ def initialize_distributed() -> None:
   if len(given) == 3:
     _join_coordinator(*given.values())
   elif NUM_PROCESSES_VAR in given or PROCESS_ID_VAR in given:
-    raise ValueError(
+    raise UserError(
       f"Of {COORDINATOR_VAR}, {NUM_PROCESSES_VAR} and {PROCESS_ID_VAR} only "
       f"{sorted(given)} are set.  Set all three in each process, or none."
     )

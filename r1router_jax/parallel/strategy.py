@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.parallel import mesh as mesh_lib
 
 KINDS = ("pmap", "fsdp")
@@ -107,10 +108,10 @@ def make_strategy(
 
   `mesh` and `rollout_mesh` have the sizes of axes, for updates and sampling.  A
   mesh that does not tile the devices, and pmap with one that splits parameters,
-  raise ValueError.
+  raise UserError.
   """
   if kind not in KINDS:
-    raise ValueError(
+    raise UserError(
       f"config.parallel is {kind!r}: take one of {', '.join(KINDS)}."
     )
   # All devices of all hosts; under pmap each host samples on its own devices.
@@ -123,7 +124,7 @@ def make_strategy(
     shards = _local_batch_shards(training)
     return ParallelStrategy(kind, training, training, rollout, shards)
   if training.shape[mesh_lib.DATA] != jax.device_count():
-    raise ValueError(
+    raise UserError(
       f"config.mesh {dict(mesh)} splits the weights over devices, and "
       "config.parallel 'pmap' keeps them whole on each: take 'fsdp'."
     )
@@ -143,7 +144,7 @@ def _local_batch_shards(mesh: Mesh) -> int:
     is_local = device.process_index == jax.process_index()
     (local if is_local else remote).add(index[0].start)
   if local & remote:
-    raise ValueError(
+    raise UserError(
       f"config.mesh {dict(mesh.shape)} gives the same rows of a batch to "
       "several hosts: choose `tensor` so that it divides the "
       f"{jax.local_device_count()} devices of a host."

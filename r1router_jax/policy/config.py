@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1router_jax.common.checkpoint_folder import locate_checkpoint
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Step
 from r1router_jax.models import hf_checkpoint, qwen2_5_vl
 from r1router_jax.models.layers import Llama3RopeScaling
@@ -58,7 +59,7 @@ class PromptOptions:
     passage_images: number of passages whose image an answer prompt shows.
 
   Raises:
-    ValueError: if a number is out of its range.
+    UserError: if a number is out of its range.
   """
 
   style: str = "full"
@@ -68,9 +69,9 @@ class PromptOptions:
   def __post_init__(self):
     if not 1 <= self.max_routes <= len(KBS):
       wanted = f"a plan may name 1 to {len(KBS)} routes."
-      raise ValueError(f"max_routes is {self.max_routes}: {wanted}")
+      raise UserError(f"max_routes is {self.max_routes}: {wanted}")
     if self.passage_images < 0:
-      raise ValueError(
+      raise UserError(
         f"passage_images is {self.passage_images}: show 0 images or more."
       )
 
@@ -107,7 +108,7 @@ class PolicyConfig(PromptOptions):
     passage_tokens: largest number of passage tokens in an answer prompt.
 
   Raises:
-    ValueError: if an option of `EXTENSIONS` is out of its range.
+    UserError: if an option of `EXTENSIONS` is out of its range.
   """
 
   model: qwen2_5_vl.Config
@@ -122,12 +123,12 @@ class PolicyConfig(PromptOptions):
   def __post_init__(self):
     super().__post_init__()
     if self.passage_images and self.model.vision is None:
-      raise ValueError(
+      raise UserError(
         f"passage_images is {self.passage_images}, but this policy reads texts "
         "alone: set it to 0, or take one with a vision tower."
       )
     if min(vars(self.passage_tokens).values()) < 0:
-      raise ValueError(
+      raise UserError(
         f"passage_tokens is {self.passage_tokens}: give a number of tokens, or "
         "0 for all."
       )
@@ -197,7 +198,7 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
   """Read the config of the policy in a folder.
 
   Raises:
-    hf_checkpoint.BadConfig, ValueError: if a file is broken; names the file.
+    hf_checkpoint.BadConfig, UserError: if a file is broken; names the file.
   """
   # A broken config.json has an error of its own, see `hf_checkpoint`.
   model, path = hf_checkpoint.read_config(folder), folder / POLICY_FILE
@@ -205,7 +206,7 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
     options = json.loads(path.read_text()) if path.exists() else HF_DEFAULTS
     return PolicyConfig.from_dict(dict(options, model=model))
   except (ValueError, TypeError, AttributeError) as error:
-    raise ValueError(
+    raise UserError(
       f"{path}: {error}.  Copy the policy again, or delete this file to take "
       "the settings of a published one."
     ) from error

@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from r1router_jax.common import http_client
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.row_files import RowError
 from r1router_jax.retrieval.encoders import http_encoders
 
@@ -60,7 +61,7 @@ class ChatClient:
     model: name of the model, as the server knows it.
 
   Raises:
-    ValueError: if the address is not of that form.
+    UserError: if the address is not of that form.
     RemoteServiceError: if nobody answers.
   """
 
@@ -68,7 +69,7 @@ class ChatClient:
     # Everything before "#" is the address, the rest the name.
     base, _, self.model = address.removeprefix(PREFIX).partition("#")
     if not self.model:
-      raise ValueError(
+      raise UserError(
         f"{address!a} names no model.  Write address and name, as in "
         f"{PREFIX}http://127.0.0.1:8000/v1#model."
       )

@@ -131,7 +131,7 @@ class OpenAIPolicy:
 
     Raises:
       images.BadImage: if a question's image is bad; names the file.
-      ValueError: if a number of `sampling` is out of its range.
+      UserError: if a number of `sampling` is out of its range.
       RemoteServiceError: if the server fails.
     """
     # The same in all requests.

@@ -148,7 +148,7 @@ class Policy:
       stop: texts that end a response, besides the end token.
 
     Raises:
-      ValueError: if a number of `sampling` is out of its range.
+      UserError: if a number of `sampling` is out of its range.
     """
     keys = _response_key_data(key, prompt_hashes(prompts), group_size)
     constraints = self.decode_constraints(stop)

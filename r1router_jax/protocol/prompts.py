@@ -19,6 +19,7 @@ Sources: arxiv.org/abs/2505.22095 (R1-Router).
 import dataclasses
 from collections.abc import Sequence
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Malformed, Passage, Step
 from r1router_jax.protocol.messages import (
   Conversation,
@@ -101,7 +102,7 @@ def fill_template(template: str, *texts: str) -> list[Segment]:
 
 def _get_style(name: str) -> Style:
   if name not in STYLES:
-    raise ValueError(f"unknown style {name!r}; known: {', '.join(STYLES)}")
+    raise UserError(f"unknown style {name!r}; known: {', '.join(STYLES)}")
   return STYLES[name]
 
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS
 
 # Version of the files in the folder; raise it when they change.
@@ -33,10 +34,10 @@ def read_meta(folder: str) -> dict | None:
 
 
 def read_finished_meta(folder: str) -> dict:
-  """Return the content of meta.json; raise a ValueError if there is none."""
+  """Return the content of meta.json; raise a UserError if there is none."""
   meta = read_meta(folder)
   if meta is None:
-    raise ValueError(
+    raise UserError(
       f"{folder} holds no finished knowledge base.  Build it with: python -m "
       f"r1router_jax.build_kb --kb_dir={os.path.dirname(folder) or '.'}"
     )
@@ -64,7 +65,7 @@ def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
     kinds: the kinds of knowledge base that are needed.
 
   Raises:
-    ValueError: if places are named, but not each kind once.
+    UserError: if places are named, but not each kind once.
   """
   # A folder may have "=" in its name, so only a known kind makes a list.
   if not re.match(rf"({'|'.join(KBS)})=", kb_dir):
@@ -76,7 +77,7 @@ def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
   if is_complete and all(len(pair) == 2 and pair[1] for pair in pairs):
     return places
   example = ",".join(f"{kind}=PLACE" for kind in kinds)
-  raise ValueError(
+  raise UserError(
     f"{kb_dir}: name the place of each of {', '.join(kinds)} once, as in "
     f"{example}."
   )
@@ -86,7 +87,7 @@ def check_kb_dir(kb_dir: str) -> None:
   """Check that there is a finished knowledge base of each kind.
 
   A command calls this before it imports what searches; addresses of servers are
-  not asked.  Raises a ValueError if one is absent, unfinished or damaged.
+  not asked.  Raises a UserError if one is absent, unfinished or damaged.
   """
   for place in kb_places(kb_dir).values():
     # Only the server knows whether its knowledge base is finished.
@@ -95,7 +96,7 @@ def check_kb_dir(kb_dir: str) -> None:
 
 
 def read_json(path: str) -> dict | None:
-  """Return the content of a file, or None; raise a ValueError if damaged."""
+  """Return the content of a file, or None; raise a UserError if damaged."""
   # Opened rather than looked for first: another process may write it now.
   try:
     with open(path, encoding="utf-8") as file:
@@ -103,6 +104,6 @@ def read_json(path: str) -> dict | None:
   except FileNotFoundError:
     return None
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f"{path} is damaged ({error}).  Delete the folder and build it again."
     ) from None

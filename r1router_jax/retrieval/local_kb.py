@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.retrieval import kb_meta, kb_updates, knowledge_base
 from r1router_jax.retrieval.corpora import sources
@@ -141,12 +142,12 @@ class LocalKB(knowledge_base.KnowledgeBase):
 
     Raises:
       KeyError: if no passage has an id in `deletes`.
-      ValueError: if a word index or shards of other hosts would have to change.
+      UserError: if a word index or shards of other hosts would have to change.
     """
     # Read once: another thread may replace the stack meanwhile.
     stack = self.stack
     if stack.bm25_index is not None or self.collective:
-      raise ValueError(
+      raise UserError(
         "Passages of a hybrid knowledge base, or of one whose shards lie on "
         "several hosts, cannot change in place.  Build another."
       )
@@ -164,7 +165,7 @@ def open_kb(folder: str) -> LocalKB:
   """Open the knowledge base in `folder`.
 
   Raises:
-    ValueError: if it is absent or unfinished, or its files, its embedder or its
+    UserError: if it is absent or unfinished, or its files, its embedder or its
       reranker are not those that meta.json names.
   """
   meta = kb_meta.read_finished_meta(folder)
@@ -203,9 +204,9 @@ def open_kb(folder: str) -> LocalKB:
 
 
 def _require_equal(folder: str, name: str, found: Any, expected: Any) -> None:
-  """Raise a ValueError unless both values are equal."""
+  """Raise a UserError unless both values are equal."""
   if found != expected:
-    raise ValueError(
+    raise UserError(
       f"{folder}: {name} should be {expected}, as meta.json says, and is "
       f"{found}.  Build it again: delete the folder and run build_kb."
     )

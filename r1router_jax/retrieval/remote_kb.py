@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from r1router_jax.common import http_client, images, row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.common.row_files import RejectedRow, RowError, SkipLog
 from r1router_jax.retrieval import search_api
@@ -32,7 +33,7 @@ class RemoteKB(KnowledgeBase):
   passage, or the absence of one.  The address is http://host:port.
 
   Raises:
-    ValueError: if the address is invalid, or the knowledge base is one of
+    UserError: if the address is invalid, or the knowledge base is one of
       images and its server cannot be sent any.
     RemoteServiceError: if no server answers.
   """
@@ -50,7 +51,7 @@ class RemoteKB(KnowledgeBase):
       return
     # Search-R1's schema has no images.
     if kind == "image":
-      raise ValueError(
+      raise UserError(
         f"{address} is no serve_kb, which alone can be sent images.  Serve "
         "the image knowledge base by python -m r1router_jax.serve_kb."
       )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Passage, Query
 from r1router_jax.retrieval.kb_meta import kb_places
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
@@ -29,7 +30,7 @@ def open_kbs(
   """Open knowledge bases and return them by kind; for `kb_dir` see `kb_places`.
 
   Raises:
-    ValueError: if one is absent, or of another kind than its place says.
+    UserError: if one is absent, or of another kind than its place says.
     RemoteServiceError: if a server does not answer.
   """
   # A place with a scheme is the address of a server.
@@ -41,7 +42,7 @@ def open_kbs(
   for wanted, kb in opened.items():
     kind = kb.meta.get("kb", wanted)
     if kind != wanted:
-      raise ValueError(
+      raise UserError(
         f"{kb_dir}: what should be the {wanted} knowledge base is one of kind "
         f"{kind}.  Name it by that."
       )

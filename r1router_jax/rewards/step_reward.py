@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Query, Step
 from r1router_jax.retrieval.encoders import registry
 from r1router_jax.rewards.presets import REWARD_PRESETS, PlanScoreInputs
@@ -69,7 +70,7 @@ class StepReward:
     search_cost: float = 0.0,
   ):
     if preset not in REWARD_PRESETS:
-      raise ValueError(
+      raise UserError(
         f"unknown reward {preset!r}; known: {', '.join(REWARD_PRESETS)}, or "
         "module:function"
       )
@@ -87,7 +88,7 @@ class StepReward:
   def score(
     self, steps: Sequence[Step], texts: Sequence[str]
   ) -> RewardComponents:
-    """Return the rewards of texts; raise ValueError if a step has no gold."""
+    """Return the rewards of texts; raise UserError if a step has no gold."""
     well_formed = np.zeros(len(texts))
     route, similarity, answer, searches = np.full((4, len(texts)), np.nan)
 
@@ -147,7 +148,7 @@ class StepReward:
     norms = np.linalg.norm(vectors, axis=-1)
     # Cosines of other vectors would reward noise, and no log would tell.
     if not np.allclose(norms, 1, atol=1e-2):
-      raise ValueError(
+      raise UserError(
         f"the reward's embedder returned norms {norms.min():.3g} to "
         f"{norms.max():.3g}; it should return finite unit vectors"
       )
@@ -155,17 +156,17 @@ class StepReward:
 
 
 def _check_gold(step: Step) -> None:
-  """Raise ValueError if a step has no gold."""
+  """Raise UserError if a step has no gold."""
   is_plan = step.kind == "plan"
   has_gold = step.routes and step.sub_question if is_plan else step.answers
   if not has_gold:
-    raise ValueError(f"{step.kind} step {step.id} has no gold to reward by")
+    raise UserError(f"{step.kind} step {step.id} has no gold to reward by")
 
 
 class UserReward:
   """Scores responses by a function of the user's, "module:function".
 
-  If it cannot be imported, the error is a ValueError.
+  If it cannot be imported, the error is a UserError.
   """
 
   def __init__(self, name: str):
@@ -173,7 +174,7 @@ class UserReward:
     try:
       self._reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-      raise ValueError(
+      raise UserError(
         f"The reward {name!r} cannot be imported ({error}).  "
         "Write module:function, as Python finds it."
       ) from error
@@ -185,7 +186,7 @@ class UserReward:
     """Return the rewards, one finite number per text, without components."""
     total = np.asarray(self._reward(steps, texts), np.float64)
     if total.shape != (len(texts),) or not np.isfinite(total).all():
-      raise ValueError(
+      raise UserError(
         f"The reward {self._name} gave {total.shape} numbers; wanted "
         f"{len(texts)} finite ones."
       )
@@ -207,7 +208,7 @@ def make_reward(
   if ":" in name:
     # Checked here, since the function never sees the option.
     if search_cost:
-      raise ValueError(
+      raise UserError(
         f"The reward {name} is your own, and so are its costs: "
         "set config.step_grpo.search_cost=0."
       )

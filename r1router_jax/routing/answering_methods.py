@@ -36,7 +36,7 @@ class AnsweringMethod:
     """Check that a policy of this config can be asked.
 
     Raises:
-      ValueError: if it cannot.
+      UserError: if it cannot.
     """
 
   def fixed_plan(self, question: Question, n: int) -> Plan | None:

@@ -31,6 +31,7 @@ from jax.experimental import io_callback
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.images import BadImage
 from r1router_jax.common.records import Question, Step, Trajectory
 from r1router_jax.generation import group_decode
@@ -132,7 +133,7 @@ class CallbackState:
   def _check_room(self, needed: Sequence[int]) -> Sequence[int]:
     """Return the room for a batch, the same for all requests."""
     if any(n > room for n, room in zip(needed, self._room, strict=True)):
-      raise ValueError(
+      raise UserError(
         f"A prompt needs {list(needed)} (tokens, images, windows of an "
         f"image), and there is room for {list(self._room)}: drive this "
         "loop from the host."
@@ -158,7 +159,7 @@ def run_routing_on_devices(
   `options.in_flight` has no meaning here.
 
   Raises:
-    ValueError: also if the policy is split over devices, or if a knowledge base
+    UserError: also if the policy is split over devices, or if a knowledge base
       would wait for the devices that wait for it.
   """
   mesh = mesh_lib.local_submesh(policy.mesh)
@@ -219,18 +220,18 @@ ROUTING_LOOPS = {
 
 
 def _check_devices(kbs: Mapping[str, KnowledgeBase], mesh: Mesh) -> None:
-  """Raise a ValueError if the loop cannot run on the devices of this host."""
+  """Raise a UserError if the loop cannot run on the devices of this host."""
   if mesh.size > mesh.shape[mesh_lib.DATA]:
-    raise ValueError(
+    raise UserError(
       f"The policy is split over {dict(mesh.shape)}, and a fused loop wants "
       "it whole on each device: drive it from the host."
     )
   if retriever.is_collective(kbs):
-    raise ValueError(retriever.COLLECTIVE_ERROR)
+    raise UserError(retriever.COLLECTIVE_ERROR)
   # A search on busy devices would wait for the program, which waits for it.
   for kind, kb in kbs.items():
     if set(kb.devices) & set(mesh.devices.flat):
-      raise ValueError(
+      raise UserError(
         f"The {kind} knowledge base embeds on the devices that would wait for "
         "it.  Serve it by another process (python -m r1router_jax.serve_kb), "
         "or drive the loop from the host."

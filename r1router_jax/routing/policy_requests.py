@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.images import BadImage
 from r1router_jax.common.records import (
   Answer,
@@ -90,12 +91,12 @@ def start_episodes(
   Not every prompt shows the image, but knowledge bases are searched with it.
 
   Raises:
-    ValueError: if a question has no text.
+    UserError: if a question has no text.
   """
   # 1. An empty question would make an empty prompt and an empty search.
   for question in questions:
     if not question.text.strip():
-      raise ValueError(f"Question {question.id!r} is empty; give it a text.")
+      raise UserError(f"Question {question.id!r} is empty; give it a text.")
   # 2. A prompt of the image alone shows whether it can be decoded.
   episodes = [Episode(question) for question in questions]
   for episode in episodes:

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Plan, Question
 from r1router_jax.protocol import format
 from r1router_jax.routing.answering_methods import STOP, R1Router
@@ -61,7 +62,7 @@ class OracleRoute(R1Router):
   def fixed_plan(self, question: Question, n: int) -> Plan | None:
     """Stop after the last gold hop; until then the policy plans."""
     if question.hops is None:
-      raise ValueError(
+      raise UserError(
         f"Question {question.id!r} has no gold trace, so nobody knows its "
         "routes: leave the method oracle_route out, or take GeoRouter."
       )

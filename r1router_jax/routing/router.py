@@ -36,6 +36,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import (
   MAX_HOPS,
   Answer,
@@ -103,13 +104,13 @@ def run_routing(
   Knowledge bases are given by kind.  No trajectory depends on another question.
 
   Raises:
-    ValueError: if a question has no text, or if parts of the questions would
+    UserError: if a question has no text, or if parts of the questions would
       search while other hosts do not.
   """
   # Shards on several hosts are searched in step, which threads would break.
   count = options.in_flight
   if count > 1 and retriever.is_collective(kbs):
-    raise ValueError(retriever.COLLECTIVE_ERROR)
+    raise UserError(retriever.COLLECTIVE_ERROR)
   # Every count-th question goes to one loop, so that parts are alike.
   retrieve = retriever.make_retriever(kbs, options.k)
   loops = [
@@ -194,7 +195,7 @@ class RoutingLoop:
     visited_steps: each step that the policy was asked, with its responses.
 
   Raises:
-    ValueError: if the method cannot ask the policy.
+    UserError: if the method cannot ask the policy.
   """
 
   policy: PolicyInterface
@@ -214,7 +215,7 @@ class RoutingLoop:
     """Yield requests, and return the trajectory of each question.
 
     Raises:
-      ValueError: if a question has no text.
+      UserError: if a question has no text.
     """
     start = policy_requests.start_episodes
     self._episodes = start(self.policy, self.questions)

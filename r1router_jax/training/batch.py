@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Step
 from r1router_jax.data import georouter
 from r1router_jax.inputs.processor import EncodedPrompt
@@ -56,7 +57,7 @@ def split_microbatches(batch: Batch, micro_batch_size: int) -> Batch:
   size = batch.loss_denominator.shape[1]
   count, rest = divmod(size, micro_batch_size or size)
   if rest:
-    raise ValueError(
+    raise UserError(
       f"config.micro_batch_size is {micro_batch_size}, and an update has "
       f"{size} rows per data shard: choose a divisor, or 0 for all at one time."
     )

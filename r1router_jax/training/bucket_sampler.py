@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from r1router_jax.common.errors import UserError
+
 
 class BucketSampler:
   """Chooses the rows of each batch.
@@ -24,7 +26,7 @@ class BucketSampler:
 
   def __init__(self, shapes: Sequence[tuple], size: int, seed: int):
     if not shapes:
-      raise ValueError(
+      raise UserError(
         "There are no training rows: config.data names a split without "
         "questions."
       )

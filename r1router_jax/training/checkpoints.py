@@ -27,6 +27,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import Array, UInt32
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.parallel import multihost
 
 LOCK_FILE = ".lock"
@@ -60,7 +61,7 @@ class Checkpoints:
 
   It is a context: at its end all writes are finished.  The workdir is in a
   bucket or on a disk that all processes see; `max_to_keep` states remain.  If
-  another process works in this folder, it raises ValueError.
+  another process works in this folder, it raises UserError.
   """
 
   def __init__(self, workdir: epath.PathLike, *, max_to_keep: int = 3):
@@ -93,7 +94,7 @@ class Checkpoints:
 
     `shapes` is a tree like the state, of shapes with types and shardings.  If
     no state was saved, the result is (None, {}); if states were, and none is
-    whole, it raises ValueError.
+    whole, it raises UserError.
     """
     reasons = {}
     # The newest first, until one is whole on all hosts.
@@ -116,7 +117,7 @@ class Checkpoints:
     # Nothing is deleted, so that a wrong config does no harm.
     if reasons:
       newest = max(reasons)
-      raise ValueError(
+      raise UserError(
         f"None of the checkpoints {sorted(reasons)} of {self._workdir} can "
         f"be restored; of {newest}: {reasons[newest]}.  Start with the "
         "config that wrote them, or in another workdir."
@@ -133,7 +134,7 @@ class Checkpoints:
     # The checksums are no metadata of the run.
     expected = metadata.pop("checksums")
     if np.asarray(leaf_checksums(found.state)).tolist() != expected:
-      raise ValueError("its numbers are not those that were saved")
+      raise UserError("its numbers are not those that were saved")
     return found.state, metadata
 
   def save(self, step: int, state: Any, metadata: dict) -> None:
@@ -160,7 +161,7 @@ def _lock_workdir(workdir: pathlib.Path) -> IO[str] | None:
     file.seek(0)
     owner = file.read().strip()
     file.close()
-    raise ValueError(
+    raise UserError(
       f"{workdir} is in use by {owner}.  Wait for it, or choose another "
       "--workdir."
     ) from None

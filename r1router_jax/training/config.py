@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.shared_flags import ROUTING_LOOPS
 
 # Values that an option may take.  Tables of functions with the same keys stand
@@ -139,7 +140,7 @@ class OptimizerConfig:
 
   def __post_init__(self):
     if self.name not in ("adamw", "muon"):
-      raise ValueError(
+      raise UserError(
         f"config.optim.name is {self.name!r}: take 'adamw' or 'muon'."
       )
 
@@ -214,7 +215,7 @@ def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
   """Make the checked options of a run from the nested dicts of its config.
 
   Raises:
-    ValueError: if an option is unknown, missing, or does not fit the others.
+    UserError: if an option is unknown, missing, or does not fit the others.
   """
   # Sections are checked first, since errors name their place.
   sections = {
@@ -240,7 +241,7 @@ def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
       if (key := f"{where}.{name}".removeprefix("config.")) in _OLD_KEYS
     ]
     hint = f" ({', '.join(hints)})" if hints else ""
-    raise ValueError(
+    raise UserError(
       f"{where} has no option {', '.join(unknown)}{hint}: take some of "
       f"{', '.join(fields)}."
     )
@@ -248,38 +249,38 @@ def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
   required = [x for x in fields if fields[x].default is dataclasses.MISSING]
   if missing := [name for name in required if name not in options]:
     names = ", ".join(missing)
-    raise ValueError(f"{where} lacks {names}: see configs/base.py.")
+    raise UserError(f"{where} lacks {names}: see configs/base.py.")
   return kind(**options)
 
 
 def _check_option(option: str, value: Any) -> None:
-  """Raise ValueError if an option has a value that it never may have."""
+  """Raise UserError if an option has a value that it never may have."""
   known, minimum = _CHOICES.get(option), _MINIMA.get(option)
   if known and value not in known:
-    raise ValueError(
+    raise UserError(
       f"config.{option} is {value!r}: take one of {', '.join(known)}."
     )
   if minimum is not None and value < minimum:
-    raise ValueError(f"config.{option} is {value}: take {minimum} or more.")
+    raise UserError(f"config.{option} is {value}: take {minimum} or more.")
   if option.endswith("_prob"):
     # One is a pair: at the first and at the last update.
     for number in value if isinstance(value, (tuple, list)) else (value,):
       if not 0 <= number <= 1:
-        raise ValueError(
+        raise UserError(
           f"config.{option} is {number}: a probability is between 0 and 1."
         )
   if option == "step_grpo.group_size" and value < 2:
-    raise ValueError(
+    raise UserError(
       f"config.{option} is {value}: an advantage compares at least two "
       "responses."
     )
 
 
 def _check_together(config: RunConfig) -> None:
-  """Raise ValueError, with the cure, if options contradict each other."""
+  """Raise UserError, with the cure, if options contradict each other."""
   # Only the section of the algorithm is required.
   if getattr(config, config.algorithm) is None:
-    raise ValueError(
+    raise UserError(
       f"config.algorithm is {config.algorithm!r}, and there is no section "
       f"config.{config.algorithm}: take configs/{config.algorithm}.py."
     )
@@ -288,13 +289,13 @@ def _check_together(config: RunConfig) -> None:
   if config.is_online:
     # Recorded trajectories are read for offline rollouts alone.
     if files:
-      raise ValueError(
+      raise UserError(
         f"config.data.train_files is {files!r}: these are recorded "
         "trajectories, and online rollouts are the policy's own.  Set "
         "config.step_grpo.rollout_mode to 'offline', or train_files to ''."
       )
     if not data.kb_dir:
-      raise ValueError(
+      raise UserError(
         "Online rollouts search: name the folder of built knowledge bases, "
         "config.data.kb_dir."
       )
@@ -303,7 +304,7 @@ def _check_together(config: RunConfig) -> None:
   renames = (config.sft or config.step_grpo).rename_prob
   is_renaming = any(renames) if isinstance(renames, tuple) else bool(renames)
   if files and is_renaming:
-    raise ValueError(
+    raise UserError(
       f"config.{config.algorithm}.rename_prob is {renames}, but only "
       "GeoRouter's names are known: with config.data.train_files set it to 0 "
       "(of sft to (0.0, 0.0))."
@@ -313,7 +314,7 @@ def _check_together(config: RunConfig) -> None:
   if sft and sft.packed_length:
     changes = sft.recall_warmup_steps, sft.recall_prob, sft.overask_prob
     if is_renaming or any(changes):
-      raise ValueError(
+      raise UserError(
         "config.sft.packed_length wants gold steps as they are, of known "
         "lengths: set rename_prob, recall_warmup_steps, recall_prob and "
         "overask_prob to 0."
@@ -327,16 +328,16 @@ def _check_batch_sizes(config: RunConfig) -> None:
     option, other = other, option
   value = getattr(config.data, option)
   if value < 1:
-    raise ValueError(f"config.data.{option} is {value}: take 1 or more.")
+    raise UserError(f"config.data.{option} is {value}: take 1 or more.")
   if getattr(config.data, other):
-    raise ValueError(
+    raise UserError(
       f"config.data.{other} has no meaning for {config.algorithm}: set "
       f"config.data.{option}."
     )
   # Microbatches are of one size, since a scan runs over them.
   rows, micro = config.rows_per_update, config.micro_batch_size
   if micro < 0 or (micro and rows % micro):
-    raise ValueError(
+    raise UserError(
       f"config.micro_batch_size is {micro}, and an update has {rows} rows a "
       "shard: choose a divisor, or 0 for all at one time."
     )

@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.generation import logprobs
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.training.batch import Batch
@@ -76,7 +77,7 @@ class GrpoLossConfig:
   def __post_init__(self):
     for name, known in (("aggregate", AGGREGATES), ("kl", KL_ESTIMATORS)):
       if getattr(self, name) not in known:
-        raise ValueError(
+        raise UserError(
           f"config.step_grpo.loss.{name} is {getattr(self, name)!r}: take "
           f"one of {', '.join(known)}."
         )

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question, Response, Step
 from r1router_jax.generation import group_decode
 from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
@@ -122,7 +123,7 @@ def online_rollouts(
   `routing_loop` is a key of `device_loop.ROUTING_LOOPS`.
 
   Raises:
-    ValueError: if no question has a step that could be scored.
+    UserError: if no question has a step that could be scored.
   """
   # 1. Run the routing loop and keep the group of each step that has a gold.
   visited: list[tuple[Step, Sequence[Response]]] = []
@@ -135,7 +136,7 @@ def online_rollouts(
   scorable = [(attach_gold(step), group) for step, group in visited]
   scorable = [pair for pair in scorable if pair[0] is not None]
   if not scorable:
-    raise ValueError(
+    raise UserError(
       f"None of {len(questions)} questions led to a step with a gold: their "
       "images cannot be read, or their prompts are too long."
     )

@@ -66,7 +66,7 @@ def set_up(
   """Open everything that a run needs; return it and the first parameters.
 
   The parameters are separate, so that their memory can be freed.  An option
-  that is wrong, or does not fit the devices or the data, raises ValueError.
+  that is wrong, or does not fit the devices or the data, raises UserError.
   """
   options = config.to_dict()
   config = read_run_config(options)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Step
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.parallel import multihost
@@ -62,13 +63,13 @@ def pack_examples(
 ) -> list[PackedExample]:
   """Pack all steps into rows of at most `packed_length` tokens.
 
-  A step that alone is longer raises ValueError.
+  A step that alone is longer raises UserError.
   """
   # Encoded once to be measured, and again when the batch is made: the encoded
   # texts of a whole data set would not be kept in memory.
   sizes = [len(_encode_example(policy, step)[0].ids) for step in steps]
   if max(sizes) > packed_length:
-    raise ValueError(
+    raise UserError(
       f"Step {steps[int(np.argmax(sizes))].id} has {max(sizes)} tokens, and "
       f"config.sft.packed_length is {packed_length}: raise it, or lower the "
       "last of config.policy.overrides.prompt_tokens."

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Answer, Malformed, Plan, Step
 from r1router_jax.protocol import format
 
@@ -33,7 +34,7 @@ def sft_target(step: Step) -> str:
   """Return the response that the warm start teaches for a step.
 
   Its white space is normalised in the way that the parser does it.  A malformed
-  response of a teacher raises ValueError.
+  response of a teacher raises UserError.
   """
   # A published row holds what its teacher wrote.
   if step.response:
@@ -53,7 +54,7 @@ def _teacher_target(step: Step) -> str:
   # As many routes as there are knowledge bases: the teacher may name several.
   parsed = format.parse_response(step.kind, step.response, max_routes=len(KBS))
   if isinstance(parsed, Malformed):
-    raise ValueError(
+    raise UserError(
       f"Step {step.id}: the response {parsed.text!r:.60} is not "
       f"of the protocol ({parsed.reason}).  Leave it out."
     )
@@ -66,10 +67,10 @@ def overask_target(step: Step, rng: np.random.Generator) -> str:
   """Return a plan that asks the last sub-question again, of a wrong KB.
 
   The gold of the step is to stop.  If it does not say which knowledge bases
-  hold the answer, the error is a ValueError.
+  hold the answer, the error is a UserError.
   """
   if not step.question.hops:
-    raise ValueError(
+    raise UserError(
       f"Step {step.id} has no gold hops, so nobody knows which knowledge "
       "base cannot tell: set config.sft.overask_prob to 0."
     )

@@ -34,7 +34,7 @@ def load_train_data(
   """Load the examples of a run, with the shape that each is padded to.
 
   The knowledge bases give the passages; without any these are gold.  If the
-  policy can learn from no example, the error is a ValueError.
+  policy can learn from no example, the error is a UserError.
   """
   if config.is_online:
     # Prompts are not known before the policy has answered.
@@ -93,7 +93,7 @@ def filter_trainable(
 ) -> tuple[list[Step], list[PaddedShape]]:
   """Return the steps that `policy` can learn from, and their padded shapes.
 
-  Messages name the steps' source; having none is a ValueError.
+  Messages name the steps' source; having none is a UserError.
   """
   processor, config = policy.processor, policy.config
   kept, shapes = [], []

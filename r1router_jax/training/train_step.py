@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from r1router_jax.common.errors import UserError
+
 
 class TrainState(NamedTuple):
   """The state that an update changes; checkpoints hold these names."""
@@ -39,12 +41,12 @@ def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
   """Split parameters into the trainable and the frozen ones.
 
   The regular expression `trainable` is searched for in paths such as
-  "vision/blocks/qkv/w"; if it fits none, the error is a ValueError.
+  "vision/blocks/qkv/w"; if it fits none, the error is a UserError.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   trained = {path: x for path, x in flat.items() if re.search(trainable, path)}
   if not trained:
-    raise ValueError(
+    raise UserError(
       f"config.trainable_regex {trainable!r} fits none of the "
       f"parameters {', '.join(sorted(flat))}."
     )

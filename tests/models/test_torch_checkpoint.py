@@ -16,6 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.models import safetensors_io, torch_checkpoint, torch_reader
 
 
@@ -248,7 +249,7 @@ def test_missing_or_old_torch_is_an_error_with_a_cure(
   words = re.escape(
     "2.6 or newer reads this file.  pip install 'r1router_jax[c"
   )
-  with pytest.raises(ImportError, match=words):
+  with pytest.raises(UserError, match=words):
     open_names(write_zip(tmp_path / "w.bin"))
 
 

@@ -20,6 +20,7 @@ import array
 import re
 
 from r1router_jax.common import row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import RowError
 
@@ -52,16 +53,16 @@ RawRow = tuple[int, dict[str, bytes]]
 def read_rows(
   path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
-  """Yield the chunks of a file; raise a ValueError if it cannot be read."""
+  """Yield the chunks of a file; raise a UserError if it cannot be read."""
   # One byte more than allowed tells a larger file without reading it all.
   with row_files.open_decompressed(path, open_file) as file:
     data = file.read(MAX_BYTES + 1)
   if len(data) > MAX_BYTES:
-    raise ValueError(f"{path} has over {MAX_BYTES:,} bytes.  Split it.")
+    raise UserError(f"{path} has over {MAX_BYTES:,} bytes.  Split it.")
   columns = _find_columns(path, data)
   wanted = ("flattened",) if "flattened" in columns else _COLUMNS
   if not set(wanted[-2:]) <= set(columns):
-    raise ValueError(
+    raise UserError(
       f"{path} has the columns {', '.join(columns)}, wanted flattened, or "
       "header and rows.  Give Open-WikiTable's splitted_tables.json."
     )
@@ -118,7 +119,7 @@ def _find_columns(path: str, data: bytes) -> dict[str, array.array]:
   """Find where the cells of each column start and stop in a file's bytes.
 
   Returns, by column, the offsets start, stop, start, stop and so on.  Raises a
-  ValueError if the data are no JSON of columns with the same rows.
+  UserError if the data are no JSON of columns with the same rows.
   """
   columns = {}
   row_names = {}  # By column, a hash of the names of its rows, in order.
@@ -145,7 +146,7 @@ def _find_columns(path: str, data: bytes) -> dict[str, array.array]:
   sizes = {len(bounds) for bounds in columns.values()}
   same_rows = len(set(row_names.values())) == 1 and len(sizes) == 1
   if depth or not same_rows or 0 in sizes:
-    raise ValueError(
+    raise UserError(
       f"{path} is no table by columns, all with the same rows.  Give "
       "Open-WikiTable's splitted_tables.json, or write it again with "
       "DataFrame.to_json."

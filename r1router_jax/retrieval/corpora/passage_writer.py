@@ -30,6 +30,7 @@ import numpy as np
 from absl import logging
 
 from r1router_jax.common import progress
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import write_json
 from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import MAX_WARNINGS, RejectedRow
@@ -70,7 +71,7 @@ def ensure_passages(folder: str, source: Source, finished: bool) -> dict:
   """Make `folder` hold the passages of `source`, and return the note.
 
   One process writes, and others wait for it.  Images that were missing are
-  looked for again if the knowledge base is `finished`.  Raises a ValueError if
+  looked for again if the knowledge base is `finished`.  Raises a UserError if
   the source has no usable row.
   """
   with _exclusive_lock(folder):
@@ -106,7 +107,7 @@ def _exclusive_lock(folder: str) -> Iterator[None]:
       fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
       message = f"{folder} is where no file can be locked ({error})."
-      raise ValueError(f"{message}  Give a folder on a disk.") from error
+      raise UserError(f"{message}  Give a folder on a disk.") from error
     yield
 
 
@@ -141,7 +142,7 @@ def _files_below(path: str) -> Iterator[str]:
 def _write_draft(draft: str, source: Source) -> WriteJournal:
   """Write what a draft lacks, from where an earlier run was killed.
 
-  Raises a ValueError if its passages were changed, or the source has none.
+  Raises a UserError if its passages were changed, or the source has none.
   """
   os.makedirs(draft, exist_ok=True)
   journal = _load_journal(draft)
@@ -157,7 +158,7 @@ def _write_draft(draft: str, source: Source) -> WriteJournal:
       digest = hashlib.file_digest(passages, "sha256")
     if digest.hexdigest() != journal.digest:
       message = "passages.jsonl is not what was written.  Delete the folder."
-      raise ValueError(f"{draft}/{message}")
+      raise UserError(f"{draft}/{message}")
 
     # Read the rest of the source.
     known_ids = id_dedup.IdSet(np.fromfile(os.path.join(draft, "ids"), "<u8"))
@@ -245,7 +246,7 @@ def _save_journal(draft: str, files: list, journal: WriteJournal) -> None:
 def _log_skipped(draft: str, kb: str, journal: WriteJournal) -> None:
   """Log how many rows were left out, and the ten most frequent reasons.
 
-  If no row was usable, the draft is deleted and a ValueError raised.
+  If no row was usable, the draft is deleted and a UserError raised.
   """
   reasons = collections.Counter(journal.reasons)
   bad, most = reasons.total(), reasons.most_common(10)
@@ -253,7 +254,7 @@ def _log_skipped(draft: str, kb: str, journal: WriteJournal) -> None:
   if not journal.rows:
     # Else the next run would find a finished draft without passages.
     shutil.rmtree(draft)
-    raise ValueError(
+    raise UserError(
       f"The corpus has no usable row: {bad} are bad: {why}.  Mend it."
       if bad
       else "The corpus is empty.  Give one with rows."

@@ -32,6 +32,7 @@ import numpy as np
 from absl import flags
 
 from r1router_jax.common import images, row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Passage
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.retrieval.corpora import (
@@ -129,10 +130,10 @@ def supported_kbs(source: str) -> tuple[str, ...]:
 
 
 def require_single_kb(source: str, kbs: Sequence[str]) -> None:
-  """Raise a ValueError unless a source is read for one knowledge base."""
+  """Raise a UserError unless a source is read for one knowledge base."""
   if len(kbs) != 1:
     message = "can feed one knowledge base.  Say which, as in --kind=text."
-    raise ValueError(f"--source={source} {message}")
+    raise UserError(f"--source={source} {message}")
 
 
 def absolute_source(source: str) -> str:
@@ -157,7 +158,7 @@ def _split_source(source: str) -> tuple[str, str]:
 def open_source(kb: str, source: str, image_folder: str = "") -> Source:
   """Find the files that a source names for a kind of knowledge base.
 
-  Raises a ValueError if there are none, or none that can be read.
+  Raises a UserError if there are none, or none that can be read.
   """
   corpus, path = resolve_corpus(kb, source, image_folder)
   if source == GEOROUTER:
@@ -175,18 +176,18 @@ def open_source(kb: str, source: str, image_folder: str = "") -> Source:
 def resolve_corpus(kb: str, source: str, image_folder: str) -> tuple[str, str]:
   """Return the corpus and the path that a source names.
 
-  Raises a ValueError if the corpus is not for this kind of knowledge base, or
+  Raises a UserError if the corpus is not for this kind of knowledge base, or
   needs an image folder.
   """
   name, path = _split_source(source)
   kbs = CORPORA[name].SUPPORTED_KBS
   if kb not in kbs:
     message = f"is for --kind={' or '.join(kbs)}, not {kb}."
-    raise ValueError(f"--source={source} {message}")
+    raise UserError(f"--source={source} {message}")
   # Pools name images relative to a folder that lies elsewhere.
   if name == "mbeir" and not image_folder:
     message = "needs --images, the folder that holds mbeir_images."
-    raise ValueError(f"--source={source} {message}")
+    raise UserError(f"--source={source} {message}")
   return name, path
 
 
@@ -207,13 +208,13 @@ def _corpus_files(corpus: str, path: str) -> list[str]:
 def validate_paths(
   kb: str, corpus: str, source: str, paths: Sequence[str]
 ) -> tuple[str, ...]:
-  """Return the paths of a source, or raise a ValueError.
+  """Return the paths of a source, or raise a UserError.
 
   There should be some, and all should be of a kind that is read.
   """
   if not paths:
     places = ", ".join(f"{name}:PATH" for name in CORPORA if name != "own")
-    raise ValueError(
+    raise UserError(
       f"The source {source} does not exist, or holds no such file.  Give "
       f"{GEOROUTER}, a .jsonl or .csv file, a folder of images, or one of "
       f"{places}."
@@ -221,14 +222,14 @@ def validate_paths(
   # A dump would be read as pages of markup, so it is refused with its cure.
   for path in paths:
     if re.search(r"\.xml(\.\w+)?$", path):
-      raise ValueError(
+      raise UserError(
         f"The source {path} is a dump.  Extract it: pip install "
         "wikiextractor; wikiextractor DUMP -o FOLDER; then "
         "--source=wikipedia:FOLDER."
       )
     if corpus == "own" and not _is_user_file(kb, path):
       or_folder = ", or a folder of images" if kb == "image" else ""
-      raise ValueError(
+      raise UserError(
         f"The source {path} is none that the {kb} knowledge base reads.  "
         f"Give a .jsonl or .csv file, plain or .gz or .bz2{or_folder}."
       )

@@ -23,6 +23,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Float32, Int
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, safetensors_io
 from r1router_jax.retrieval.encoders import batched_encoder
@@ -109,13 +110,13 @@ def load_reranker(folder: str) -> Reranker:
   """Load the cross-encoder in `folder` once; knowledge bases share it.
 
   Raises:
-    ValueError: one of its files is absent or does not fit.
+    UserError: one of its files is absent or does not fit.
   """
   # The log-odds are wanted as they are, so nothing is normalized.
   config = bert.read_config(folder, pooling="score", normalize=False)
   path = os.path.join(folder, "tokenizer.json")
   if not os.path.isfile(path):
-    raise ValueError(f"{path} does not exist.  Put that of the model there.")
+    raise UserError(f"{path} does not exist.  Put that of the model there.")
   return Reranker(
     config,
     bert.load_params(folder, config),

@@ -28,6 +28,7 @@ from absl import logging
 from jaxtyping import Float32
 
 from r1router_jax.common import http_client
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.row_files import RowError
 from r1router_jax.retrieval.encoders import batched_encoder
 
@@ -91,7 +92,7 @@ class HttpEncoder:
     """Return the vector of each item's text."""
     images = [item.image for item in items if item.image]
     if images:
-      raise ValueError(
+      raise UserError(
         f"{self._client.address} embeds texts alone, and was given the "
         f"image {images[0]!a}.  Build the image knowledge base with "
         "--embedder=image_caption or clip_sf."
@@ -139,7 +140,7 @@ def openai_encoder(weights: str = "") -> HttpEncoder:
   # The part after # names the model, which every request repeats.
   address, _, model = weights.partition("#")
   if not model:
-    raise ValueError(
+    raise UserError(
       f"--weights={weights!a} names no model.  Write the address and the "
       "name, as in http://127.0.0.1:8000/v1#model."
     )
@@ -179,5 +180,5 @@ def _sort_openai_vectors(answer: Mapping[str, Any]) -> list:
   # The API allows any order, and each row names its text.
   vectors = {row["index"]: row["embedding"] for row in answer["data"]}
   if len(vectors) != len(answer["data"]):
-    raise ValueError("a number occurs twice")
+    raise UserError("a number occurs twice")
   return [vectors[number] for number in range(len(vectors))]

@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Float32
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, clip, small_image_encoder
 from r1router_jax.models.safetensors_io import fingerprint
@@ -168,11 +169,11 @@ def get_embedder(name: str, weights: str = "") -> Embedder:
   `weights` is a folder, file or address; "" if the embedder comes with its own.
 
   Raises:
-    ValueError: the name is unknown, or the weights do not fit.
+    UserError: the name is unknown, or the weights do not fit.
   """
   if name not in EMBEDDERS:
     known = ", ".join(EMBEDDERS)
-    raise ValueError(f"No embedder {name!r}; choose one of {known}.")
+    raise UserError(f"No embedder {name!r}; choose one of {known}.")
   return EMBEDDERS[name](weights)
 
 
@@ -187,7 +188,7 @@ def _load_bert(config: bert.BertConfig, weights: str) -> BertEmbedder:
 def _load_tokenizer(weights: str) -> tokenizers.Tokenizer:
   path = os.path.join(weights, "tokenizer.json")
   if not os.path.isfile(path):
-    raise ValueError(
+    raise UserError(
       f"{path} does not exist.  --weights must name the encoder's folder, "
       "with model.safetensors and tokenizer.json."
     )

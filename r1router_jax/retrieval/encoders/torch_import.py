@@ -107,7 +107,7 @@ def convert_encoder(
 
   Raises:
     FileExistsError: the folder holds weights already.
-    ImportError: PyTorch is missing.
+    UserError: PyTorch is missing.
     BadWeights: a tensor is missing, unknown, damaged, of another shape or not
       finite.
   """

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Query
 from r1router_jax.retrieval.index.exact import SearchResult, pad_results
 
@@ -47,7 +48,7 @@ class Bm25Index:
 
   @classmethod
   def from_texts(cls, texts: Iterable[str]) -> "Bm25Index":
-    """Index passages, read once; raise a ValueError if none holds a word."""
+    """Index passages, read once; raise a UserError if none holds a word."""
     bm25s, vocabulary = _import_bm25s(), {}
     # Words are numbered in the order of their first occurrence.
     word_ids = [
@@ -56,7 +57,7 @@ class Bm25Index:
     ]
     if not vocabulary:
       message = "The passages hold no words to index.  Build without --hybrid."
-      raise ValueError(message)
+      raise UserError(message)
     # NumPy alone: other backends compile, or need packages.
     backends = dict(backend="numpy", csc_backend="numpy")
     bm25 = bm25s.BM25(k1=K1, b=B, method="lucene", **backends)

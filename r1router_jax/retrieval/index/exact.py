@@ -18,6 +18,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Float32, Int
 
+from r1router_jax.common.errors import UserError
+
 _NUM_PROBES = 128  # Queries of each of the two sorts.
 _PROBE_FILE = "probe.npz"
 
@@ -112,11 +114,11 @@ class RecallProbe(NamedTuple):
   ) -> None:
     """Measure and log the recall of an index that was loaded from a folder.
 
-    Raises a ValueError if it is lower than when the index was built.
+    Raises a UserError if it is lower than when the index was built.
     """
     recall = self.measure_recall(index)
     if recall < built_recall - _MAX_RECALL_LOSS:
-      raise ValueError(
+      raise UserError(
         f"{folder}: the index finds {recall:.3f} of the ten nearest rows, and "
         f"found {built_recall:.3f} when it was built.  Build it again: delete "
         "the folder and run build_kb."
@@ -172,14 +174,14 @@ def merge_top_k(results: Sequence[SearchResult], k: int) -> MergedResult:
 def validate_queries(
   vectors: np.ndarray, width: int, k: int
 ) -> Float32[np.ndarray, "n E"]:
-  """Return queries in contiguous float32; raise a ValueError if invalid."""
+  """Return queries in contiguous float32; raise a UserError if invalid."""
   if vectors.ndim != 2 or vectors.shape[1] != width or k < 1:
-    raise ValueError(
+    raise UserError(
       f"The search got vectors of shape {vectors.shape} and k={k}, wanted "
       f"[n, {width}] and k >= 1.  Embed queries as the rows were."
     )
   if not np.isfinite(vectors).all():
-    raise ValueError("A query vector holds NaN or infinity.  Embed it again.")
+    raise UserError("A query vector holds NaN or infinity.  Embed it again.")
   return np.ascontiguousarray(vectors, np.float32)
 
 

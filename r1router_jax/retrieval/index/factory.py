@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from etils import epy
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.retrieval.index import exact, milvus_index
 from r1router_jax.retrieval.index.exact import PersistentIndex, Vectors
 from r1router_jax.retrieval.index.scann_index import (
@@ -43,7 +44,7 @@ def build_index(
 ) -> PersistentIndex:
   """Build an index of `vectors`, of a `kind` as at the top of this module.
 
-  `collection` is its name on a Milvus server.  Raises a ValueError if there are
+  `collection` is its name on a Milvus server.  Raises a UserError if there are
   no vectors, some are not finite, or there is no such kind.
   """
   # A shard of NaN would be found nowhere, so all rows are checked first.
@@ -65,23 +66,23 @@ def build_index(
 
 
 def _check_vectors(vectors: Vectors) -> None:
-  """Raise a ValueError if there are no vectors, or some are not finite."""
+  """Raise a UserError if there are no vectors, or some are not finite."""
   if not len(vectors):
-    raise ValueError("There are no vectors to index.  Give a corpus with rows.")
+    raise UserError("There are no vectors to index.  Give a corpus with rows.")
   # In batches: a mask of all numbers would take a quarter of their memory.
   bad_rows = []
   for start in range(0, len(vectors), _CHECK_BATCH):
     is_finite = np.isfinite(vectors[start : start + _CHECK_BATCH]).all(axis=1)
     bad_rows += [start + int(row) for row in np.flatnonzero(~is_finite)]
   if bad_rows:
-    raise ValueError(
+    raise UserError(
       f"{len(bad_rows)} vectors, of rows {bad_rows[:5]}, hold NaN or infinity."
       "  Embed them again."
     )
 
 
 def parse_index_kind(kind: str) -> str:
-  """Return `kind` or the URI of "milvus=URI"; raise a ValueError for others."""
+  """Return `kind` or the URI of "milvus=URI"; raise a UserError for others."""
   return kind if kind in INDEX_KINDS else milvus_index.parse_uri(kind)
 
 
@@ -96,7 +97,7 @@ def load_index(folder: str, vectors: Vectors) -> PersistentIndex:
   """Load the index of `vectors` that `save_index` wrote to `folder`.
 
   Raises:
-    ValueError: if its recall is lower than when it was built.
+    UserError: if its recall is lower than when it was built.
     RemoteServiceError: if a Milvus server does not answer.
   """
   with open(os.path.join(folder, INDEX_FILE), encoding="utf-8") as file:

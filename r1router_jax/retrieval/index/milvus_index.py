@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from r1router_jax.common import http_client, progress
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval.index.exact import (
   RecallProbe,
@@ -34,7 +35,7 @@ class MilvusIndex:
   """The index `collection` on a Milvus server, or in a file, at `uri`.
 
   Raises:
-    ValueError: if pymilvus is not installed.
+    UserError: if pymilvus is not installed.
     RemoteServiceError: if the server does not answer.
   """
 
@@ -43,7 +44,7 @@ class MilvusIndex:
     try:
       import pymilvus
     except ImportError as error:
-      raise ValueError(
+      raise UserError(
         "Milvus needs its client: pip install 'r1router_jax[milvus]'."
       ) from error
     self.rows, self.width = rows, width
@@ -118,7 +119,7 @@ class MilvusIndex:
     """Connect to the collection of an index, given what `save` returned.
 
     Raises:
-      ValueError: if its recall is lower than when it was built.
+      UserError: if its recall is lower than when it was built.
       RemoteServiceError: if the server does not answer, or has no such
         collection.
     """
@@ -145,12 +146,12 @@ class MilvusIndex:
 def parse_uri(kind: str) -> str:
   """Return the URI of "milvus=URI"; paths of files become absolute.
 
-  Raises a ValueError if `kind` has another form, or the address is invalid.
+  Raises a UserError if `kind` has another form, or the address is invalid.
   """
   uri = kind.removeprefix(KIND)
   if uri == kind or not uri:
     message = f"No index {kind!r}; choose auto, exact, scann or milvus=URI."
-    raise ValueError(message)
+    raise UserError(message)
   is_address = "://" in uri
   return (
     http_client.validate_address(uri) if is_address else os.path.abspath(uri)

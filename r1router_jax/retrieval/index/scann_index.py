@@ -131,7 +131,7 @@ class ScannIndex:
   def load(cls, folder: str, metadata: dict) -> "ScannIndex":
     """Load an index, given what `save` returned.
 
-    Raises a ValueError if its recall is lower than when it was built.
+    Raises a UserError if its recall is lower than when it was built.
     """
     from scann import scann_ops_pybind
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.parallel import multihost
 from r1router_jax.retrieval.index.exact import (
   PersistentIndex,
@@ -97,11 +98,11 @@ class ShardedIndex:
     """Load this host's shards of an index, given what `save` returned.
 
     `open_shard` opens the index in a folder, given its metadata and the range
-    of its rows.  Raises a ValueError if there are fewer shards than hosts.
+    of its rows.  Raises a UserError if there are fewer shards than hosts.
     """
     hosts, parts = jax.process_count(), metadata["parts"]
     if len(parts) < hosts:
-      raise ValueError(
+      raise UserError(
         f"{folder} has {len(parts)} shards for {hosts} hosts.  Build it "
         f"again with --shards={hosts} or more."
       )
@@ -131,7 +132,7 @@ def _shard_folder(folder: str, number: int) -> str:
 def split_rows(rows: int, num_shards: int) -> list[range]:
   """Return the rows of each shard; their numbers differ by at most one."""
   if not 0 < num_shards <= rows:
-    raise ValueError(
+    raise UserError(
       f"--shards={num_shards} of {rows} rows: choose from 1 to as many as rows."
     )
   edges = [rows * i // num_shards for i in range(num_shards + 1)]

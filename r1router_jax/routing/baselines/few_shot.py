@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import (
   Answer,
   Passage,
@@ -128,7 +129,7 @@ class FewShotRouter(R1Router):
   def check_config(self, config: PromptOptions) -> None:
     """Refuse policies of styles that have no examples."""
     if config.style != STYLE:
-      raise ValueError(
+      raise UserError(
         f"few_shot: there are no examples in the style {config.style!r}, whose "
         "policies know what to do or do not; leave it out."
       )
