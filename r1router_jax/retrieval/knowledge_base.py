@@ -43,8 +43,6 @@ class KnowledgeBase(abc.ABC):
     self.meta = dict(meta)
     self._cache = cachetools.LRUCache(CACHE_SIZE)  # Results by (query, k).
     self._lock = threading.Lock()
-    # Counts changes of the passages, see `_clear_cache`.
-    self._generation = 0
     # Metrics since `pop_search_metrics` was last called.
     self._num_queries = self._num_remembered = 0
     self._latencies = collections.deque(maxlen=LATENCY_WINDOW)
@@ -70,7 +68,6 @@ class KnowledgeBase(abc.ABC):
     """Return the k best passages of each query, best first, with scores."""
     # 1. Take what is cached.  A query that comes twice is searched once.
     with self._lock:
-      generation = self._generation
       results = {query: self._cache.get((query, k)) for query in queries}
 
     # 2. Search the rest, without the lock, so that threads search side by side.
@@ -81,21 +78,15 @@ class KnowledgeBase(abc.ABC):
       results.update(zip(new, self._search_uncached(new, k), strict=True))
       seconds = time.perf_counter() - start
 
-    # 3. Keep the new results, unless the passages have changed meanwhile.
+    # 3. Keep the new results.
     with self._lock:
       self._num_queries += len(queries)
       self._num_remembered += len(queries) - len(new)
       # Searches that the cache answers say nothing about latency.
       if new:
         self._latencies.append(seconds)
-      if generation == self._generation:
-        self._cache.update({(query, k): results[query] for query in new})
+      self._cache.update({(query, k): results[query] for query in new})
     return [self._to_passages(results[query]) for query in queries]
-
-  def _clear_cache(self) -> None:
-    """Forget all results of former passages; the caller holds the lock."""
-    self._generation += 1
-    self._cache.clear()
 
   def pop_search_metrics(self) -> dict[str, float]:
     """Return the metrics of the searches since the last call.

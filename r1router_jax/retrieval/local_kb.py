@@ -8,15 +8,12 @@ On disk it is a folder that `build_kb` writes and this module opens:
   index.json, scann/ or shards/, probe.npz     see index/factory.py
   bm25/            for hybrid search, see index/bm25.py
   meta.json        counts, embedder, fingerprint of its weights; written last
-
-Passages may be updated while others search: a search that is under way ends
-with the passages that it began with.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +21,7 @@ import numpy as np
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
-from r1router_jax.retrieval import kb_meta, kb_updates, knowledge_base
+from r1router_jax.retrieval import kb_meta, knowledge_base
 from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.encoders import cross_encoder, registry
 from r1router_jax.retrieval.encoders.batched_encoder import Embedder
@@ -60,13 +57,13 @@ class PassageFile:
 
 
 class SearchStack(NamedTuple):
-  """All that a search uses, replaced as a whole when passages are updated.
+  """All that a search uses.
 
   With an index of words, the search is hybrid; a reranker scores the best
   passages again, each together with the query.
   """
 
-  passages: Sequence[Passage] | PassageFile | kb_updates.UpdatedPassages
+  passages: Sequence[Passage] | PassageFile
   embedder: Embedder
   index: exact.Index
   bm25_index: bm25.Bm25Index | None = None
@@ -118,47 +115,17 @@ class LocalKB(knowledge_base.KnowledgeBase):
     return [device for model in models if model for device in model.devices]
 
   def _search_uncached(self, queries: Sequence[Query], k: int) -> list:
-    # A result keeps its stack: after an update its rows are still those of the
-    # passages that were searched.
-    stack = self.stack
-    scores, rows = stack.search(queries, k)
-    return [(stack, *result) for result in zip(scores, rows, strict=True)]
+    scores, rows = self.stack.search(queries, k)
+    return list(zip(scores, rows, strict=True))
 
   def _to_passages(self, result: Any) -> list[Passage]:
-    stack, scores, rows = result
+    scores, rows = result
     # The replaced copy belongs to the caller; row -1 is padding.
     return [
-      dataclasses.replace(stack.passages[row], score=score)
+      dataclasses.replace(self.stack.passages[row], score=score)
       for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
       if row >= 0
     ]
-
-  def update_passages(
-    self, upserts: Iterable[Passage] = (), deletes: Iterable[str] = ()
-  ) -> None:
-    """Add, replace and delete passages in memory while others search.
-
-    Files on disk stay as they are.  For the arguments see `apply_updates`.
-
-    Raises:
-      KeyError: if no passage has an id in `deletes`.
-      UserError: if a word index or shards of other hosts would have to change.
-    """
-    # Read once: another thread may replace the stack meanwhile.
-    stack = self.stack
-    if stack.bm25_index is not None or self.collective:
-      raise UserError(
-        "Passages of a hybrid knowledge base, or of one whose shards lie on "
-        "several hosts, cannot change in place.  Build another."
-      )
-    passages = kb_updates.apply_updates(
-      stack.passages, list(upserts), list(deletes), stack.embedder
-    )
-    index = passages.make_index(stack.index)
-    # Passages, index and cache change together for the next search.
-    with self._lock:
-      self.stack = stack._replace(passages=passages, index=index)
-      self._clear_cache()
 
 
 def open_kb(folder: str) -> LocalKB:
