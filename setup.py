@@ -25,6 +25,7 @@ setuptools.setup(
     "cachetools>=5.5",
     "einops>=0.8",
     "etils[epath,epy]>=1.10",
+    "filelock>=4.0",  # Older ones may empty the file that names the holder.
     "flax>=0.12",
     "ftfy>=6.1",  # CLIP reads texts mended by it.
     "httpx>=0.27",
@@ -35,6 +36,7 @@ setuptools.setup(
     "jinja2>=3.1",
     "markupsafe>=2.1",
     "ml-collections>=1.1",
+    "msgspec>=0.19",  # Schemas of requests from outside.
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
@@ -43,11 +45,13 @@ setuptools.setup(
     "safetensors>=0.6",
     # Elsewhere exact search takes its place, and says so.
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
+    "starlette>=0.46",  # Routes and errors of serve_kb.
     "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
     "tensorflow-datasets>=4.9.9",  # Without TensorFlow.
     "tokenizers>=0.22",
     "tqdm>=4.66",
     "transformers>=5.0",  # Its tokenizers alone.
+    "uvicorn>=0.34",  # HTTP of serve_kb.
   ],
   extras_require={
     "quickstart": [],  # All of it is above; see the note on the encoder.
