@@ -1,11 +1,18 @@
-"""Atomic file writes, on local disks and in buckets."""
+"""Atomic file writes, on local disks and in buckets, and locks of folders."""
 
 import contextlib
 import json
+import os
+import pathlib
+import socket
 from collections.abc import Iterator
 from typing import IO, Any
 
+import filelock
+from absl import logging
 from etils import epath
+
+from r1router_jax.common.errors import UserError
 
 
 @contextlib.contextmanager
@@ -30,3 +37,32 @@ def write_json(path: epath.PathLike, value: Any) -> None:
   """Write a JSON file that is either complete or as it was before."""
   with atomic_write(path, "w") as file:
     json.dump(value, file, indent=2)
+
+
+def lock_folder(
+  folder: str | os.PathLike, name: str = ".lock", wait: bool = False
+) -> filelock.AcquireReturnProxy:
+  """Keep other processes out of a local folder, which is made if absent.
+
+  The lock is the file `name` there, which says who holds it.  It ends with the
+  `with` block of what is returned, or with the process, however that ends.
+  Unless `wait` is set, a lock that another process holds is a UserError.
+  """
+  path = pathlib.Path(folder, name)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # A lock in place of one of the system's would outlive a killed process.
+  lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
+  try:
+    held = lock.acquire(timeout=0)
+  except filelock.Timeout:
+    owner = path.read_text().strip() or "another process"
+    if not wait:
+      message = f"{folder} is in use by {owner}.  Wait for it, or choose"
+      raise UserError(f"{message} another folder.") from None
+    logging.info("%s is in use by %s; waiting.", folder, owner)
+    held = lock.acquire()
+  except OSError as error:
+    message = f"{folder} is where no file can be locked ({error})."
+    raise UserError(f"{message}  Give a folder on a disk.") from error
+  path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+  return held

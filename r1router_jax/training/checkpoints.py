@@ -13,11 +13,9 @@ the sum or on the number of devices.
 One run owns a workdir: a second one is told which process is the first.
 """
 
-import fcntl
+import contextlib
 import os
-import pathlib
-import socket
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +25,9 @@ from absl import logging
 from etils import epath
 from jaxtyping import Array, UInt32
 
+from r1router_jax.common import files
 from r1router_jax.common.errors import UserError
 from r1router_jax.parallel import multihost
-
-LOCK_FILE = ".lock"
 
 
 @jax.jit
@@ -66,11 +63,12 @@ class Checkpoints:
 
   def __init__(self, workdir: epath.PathLike, *, max_to_keep: int = 3):
     self._workdir = str(workdir)
-    self._lock = None
+    self._lock = contextlib.nullcontext()
     if "://" in self._workdir:  # A bucket, which has no locks.
       folder = epath.Path(workdir)
     else:
-      self._lock = _lock_workdir(pathlib.Path(workdir))
+      if jax.process_index() == 0:
+        self._lock = files.lock_folder(workdir)
       folder = epath.Path(os.path.abspath(workdir))
     # Folders that a killed process did not finish are removed.
     options = ocp.CheckpointManagerOptions(
@@ -84,10 +82,9 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
-    if self._lock is not None:
-      self._lock.close()
+    with self._lock:  # It ends after the last write.
+      self._manager.wait_until_finished()
+      self._manager.close()
 
   def restore(self, shapes: Any) -> tuple[Any, dict]:
     """Restore the newest state that is whole, and its metadata.
@@ -143,30 +140,3 @@ class Checkpoints:
     about = ocp.args.JsonSave({**metadata, "checksums": checksums})
     state = ocp.args.StandardSave(state)
     self._manager.save(step, args=ocp.args.Composite(state=state, about=about))
-
-
-def _lock_workdir(workdir: pathlib.Path) -> IO[str] | None:
-  """Lock a workdir for as long as the returned file is open.
-
-  Only process 0 of a job takes the lock; the others get None.
-  """
-  if jax.process_index():
-    return None
-  workdir.mkdir(parents=True, exist_ok=True)
-  file = (workdir / LOCK_FILE).open("a+")
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    # The owner wrote its name into the file.
-    file.seek(0)
-    owner = file.read().strip()
-    file.close()
-    raise UserError(
-      f"{workdir} is in use by {owner}.  Wait for it, or choose another "
-      "--workdir."
-    ) from None
-  # A lock ends with its process, so the name may be that of a dead one.
-  file.truncate(0)
-  file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-  file.flush()
-  return file
