@@ -38,7 +38,7 @@ from ml_collections import config_dict, config_flags
 
 from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.errors import UserError
-from r1router_jax.training.config import read_run_config, rename_old_keys
+from r1router_jax.training.config import read_run_config
 
 # These take seconds to import: wrong flags are answered before.
 with epy.lazy_imports():
@@ -301,10 +301,8 @@ def _check_same_run(
         f"now it is {value}: its batches would be others.  Choose another "
         "--workdir, or the former config.data, seed and devices."
       )
-  # An older version may have had other names for the same options.
-  before = dict(saved, config=rename_old_keys(saved["config"]))
   for part in ("config", "versions"):
-    old, new = before[part], current[part]
+    old, new = saved[part], current[part]
     if old != new:
       gone = {name: x for name, x in old.items() if x != new.get(name)}
       come = {name: x for name, x in new.items() if x != old.get(name)}

@@ -229,31 +229,6 @@ def test_killed_run_ends_like_an_unbroken_one(warm_start, tmp_path):
   assert len(set(weights)) == 1
 
 
-@pytest.mark.slow
-def test_checkpoint_with_old_config_keys_is_resumed(tmp_path, caplog):
-  """Nothing is warned of: the config is the same under other names."""
-  train_and_interrupt(load_config("sft"), tmp_path, after=2)
-  path = tmp_path / "checkpoints" / "2" / "about" / "metadata"
-  saved = json.loads(path.read_text())
-  config = saved["config"]
-  # Keys of an older version, in place of those of today.
-  config["every"] = dict(
-    log=config.pop("log_every"),
-    checkpoint=config.pop("checkpoint_every"),
-    trajectories=config.pop("samples_every"),
-  )
-  config["micro_rows"] = config.pop("micro_batch_size")
-  config["sft"]["rename"] = config["sft"].pop("rename_prob")
-  config["data"]["batch_rows"] = config["data"].pop("batch_size_per_device")
-  config["policy"]["settings"] = config["policy"].pop("overrides")
-  path.write_text(json.dumps(saved))
-  # The run continues, and sees no difference.
-  with caplog.at_level("WARNING"):
-    train(load_config("sft"), tmp_path)
-  assert [line["step"] for line in read_scalars(tmp_path)] == [1, 2, 3, 4]
-  assert "another config" not in caplog.text
-
-
 @pytest.mark.long
 def test_fsdp_learns_like_pmap(tmp_path):
   """Both have eight data shards of four rows.

@@ -13,8 +13,9 @@ with an empty path names a tensor that a file may hold and that is skipped.  A
 tensor that is missing, unknown, of another shape or not finite is an error that
 names the tensor.
 
-Tensors are read and written one at a time, and each device gets only its part:
-a host holds no more than the largest tensor and the parts of its own devices.
+Tensors are read one at a time, and each device gets only its part: a host holds
+no more than the largest tensor and the parts of its own devices.  Files are
+written one at a time.
 
 Only safetensors are loaded, because the usual readers of other formats run code
 that files hold.  `torch_checkpoint` has PyTorch read its files, apart from JAX.
@@ -28,19 +29,19 @@ import json
 import math
 import os
 import re
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import einops
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.files import atomic_write
 
 # Tensor name, path of the parameter, pattern.
 WeightRule = tuple[str, str, str]
@@ -186,7 +187,7 @@ def load_params(
 
 
 def save_params(
-  path: str,
+  folder: str,
   params: Mapping,
   weight_map: WeightMap,
   axes: Mapping[str, int],
@@ -194,9 +195,6 @@ def save_params(
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """Write parameters under Hugging Face's names: the inverse of `load_params`.
-
-  `path` is a .safetensors file, or a folder, where what exceeds `shard_bytes`
-  becomes several files with an index.
 
   Raises:
     BadWeights: the parameters are not those of the rules.
@@ -206,14 +204,11 @@ def save_params(
   wanted = {leaf for _, leaf, _ in weight_map if leaf}
   if wanted != set(leaves):
     raise BadWeights(
-      f"{path}: table and parameters differ in "
+      f"{folder}: table and parameters differ in "
       f"{sorted(wanted ^ set(leaves))}.  Pass the table of this model."
     )
-  exported = dict(_export_tensors(path, leaves, weight_map, axes))
-  if path.endswith(".safetensors"):
-    _write_file(path, exported)
-  else:
-    write_checkpoint(path, exported, shard_bytes=shard_bytes)
+  exported = dict(_export_tensors(folder, leaves, weight_map, axes))
+  write_checkpoint(folder, exported, shard_bytes=shard_bytes)
 
 
 def copy_checkpoint(
@@ -449,7 +444,7 @@ def select_tensors(
 
 
 def _export_tensors(
-  path: str,
+  folder: str,
   leaves: Mapping[str, Any],
   weight_map: WeightMap,
   axes: Mapping[str, int],
@@ -462,23 +457,21 @@ def _export_tensors(
     wanted = tensor_shape(pattern.split("->")[1], axes)
     if param.shape != wanted:
       fault = f"parameter {leaf} has shape {param.shape}, wanted {wanted}"
-      raise BadWeights(f"{path}: {fault}.  Pass the axes of this model.")
+      raise BadWeights(f"{folder}: {fault}.  Pass the axes of this model.")
     left, right = _split_pattern(name, pattern)
     sizes = _pattern_axes(left + right, axes)
+
+    def read_layer(layer, param=param, order=f"{right} -> {left}", sizes=sizes):
+      part = np.asarray(param if layer is None else param[layer])
+      return einops.rearrange(part, order, **sizes)
+
     shape, dtype = tensor_shape(left, axes), _DTYPE_NAMES[np.dtype(param.dtype)]
     for layer, tensor_name in enumerate(_layer_names(name, pattern, axes)):
-      number = layer if "{}" in name else None
-      order = f"{right} -> {left}"
-      read_raw = functools.partial(_export_layer, param, number, order, sizes)
-      yield tensor_name, StoredTensor(path, tensor_name, shape, dtype, read_raw)
-
-
-def _export_layer(
-  param: Any, layer: int | None, pattern: str, sizes: Mapping[str, int]
-) -> np.ndarray:
-  """Return a parameter, or one layer of it, in the published order of axes."""
-  part = param if layer is None else param[layer]
-  return einops.rearrange(np.asarray(part), pattern, **sizes)
+      read_raw = functools.partial(read_layer, layer if "{}" in name else None)
+      yield (
+        tensor_name,
+        StoredTensor(folder, tensor_name, shape, dtype, read_raw),
+      )
 
 
 def write_checkpoint(
@@ -487,67 +480,35 @@ def write_checkpoint(
   *,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Write a checkpoint, one tensor at a time, into a folder."""
-  os.makedirs(folder, exist_ok=True)
-  shards = _split_shards(tensors, shard_bytes)
-  # A checkpoint of one file has no number in its name.
-  numbers = range(len(shards))
-  parts = [os.path.join(folder, f"part-{i:05d}.safetensors") for i in numbers]
-  names, total = [WEIGHTS_FILE], len(shards)
-  if total > 1:
-    names = [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in numbers]
+  """Write a checkpoint into a folder, one file after another.
 
-  # Files get their final names only when all of them are complete.
-  for part, shard in zip(parts, shards, strict=True):
-    _write_file(part, shard)
-  for part, name in zip(parts, names, strict=True):
-    os.replace(part, os.path.join(folder, name))
-
-  if total > 1:
-    file_of = {}
-    for name, shard in zip(names, shards, strict=True):
-      file_of |= dict.fromkeys(shard, name)
-    with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
-      json.dump({"metadata": {}, "weight_map": file_of}, file)
-
-
-def _split_shards(
-  tensors: Mapping[str, StoredTensor], shard_bytes: int
-) -> list[dict[str, StoredTensor]]:
-  """Split tensors, in their order, into files of at most `shard_bytes`."""
-  shards, size = [{}], 0
-  for name, tensor in tensors.items():
-    # A tensor larger than the limit gets a file of its own.
-    if shards[-1] and size + tensor.num_bytes > shard_bytes:
-      shards.append({})
-      size = 0
-    shards[-1][name] = tensor
-    size += tensor.num_bytes
-  return shards
-
-
-def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
-  """Write a safetensors file that is either complete or absent.
-
-  Source: github.com/huggingface/safetensors (the format).
+  What exceeds `shard_bytes` becomes several files with an index.
   """
-  # Wide numbers first, so that all lie at multiples of their width.
-  order = sorted(tensors, key=lambda n: -DTYPES[tensors[n].dtype].itemsize)
-  # Hugging Face insists on "format".
-  header, end = {"__metadata__": {"format": "pt"}}, 0
-  for name in order:
-    start, end = end, end + tensors[name].num_bytes
-    form = dict(dtype=tensors[name].dtype, shape=tensors[name].shape)
-    header[name] = dict(form, data_offsets=[start, end])
-  text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)  # Data start at a multiple of eight bytes.
-  with atomic_write(path) as file:
-    # The length of the header, the header, then the numbers.
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name in order:
-      # Only one tensor is in memory at a time.
-      array = np.ascontiguousarray(tensors[name].read_raw())
-      file.write(array.reshape(-1).view(np.uint8))
+  os.makedirs(folder, exist_ok=True)
+  split = huggingface_hub.split_state_dict_into_shards_factory(
+    tensors,
+    get_storage_size=lambda tensor: tensor.num_bytes,
+    filename_pattern="model{suffix}.safetensors",
+    max_shard_size=shard_bytes,
+  )
+  path_of = {
+    name: os.path.join(folder, name) for name in split.filename_to_tensors
+  }
+  for file, names in split.filename_to_tensors.items():
+    # Memory is written as it lies; Hugging Face insists on "format".
+    read = {name: tensors[name].read_raw() for name in names}
+    arrays = {name: np.ascontiguousarray(x) for name, x in read.items()}
+    # Not `save_file`, whose files nobody but their owner may read.
+    data = save(arrays, {"format": "pt"})
+    with open(path_of[file] + ".part", "wb") as output:
+      output.write(data)
+  # Files get their final names only when all of them are complete.
+  for path in path_of.values():
+    os.replace(path + ".part", path)
+  if split.is_sharded:
+    with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
+      index = dict(metadata={}, weight_map=split.tensor_to_filename)
+      json.dump(index, file)
 
 
 def fingerprint(path: str) -> str:

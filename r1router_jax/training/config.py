@@ -21,39 +21,6 @@ ALGORITHMS = ("sft", "step_grpo")
 ROLLOUT_MODES = ("offline", "online")
 ADVANTAGE_NORMS = ("sample_std", "population_std", "none")
 
-# Names that options had in older versions, by their place in the config.
-# Checkpoints hold the config that wrote them, maybe with these names.
-_OLD_KEYS = {
-  # Sources of data.
-  "data.rows": "data.train_files",
-  "data.kb": "data.kb_dir",
-  "validation.rows": "validation.train_files",
-  # The policy, whose own file has old names, too: policy/config.py.
-  "policy.settings": "policy.overrides",
-  "policy.settings.batch_rows": "policy.overrides.decode_batch_size",
-  "policy.settings.routes": "policy.overrides.max_routes",
-  "policy.settings.passage_pictures": "policy.overrides.passage_images",
-  # The algorithms.
-  "sft.recall_steps": "sft.recall_warmup_steps",
-  "sft.recall_share": "sft.recall_prob",
-  "sft.rename": "sft.rename_prob",
-  "sft.overask": "sft.overask_prob",
-  "sft.side_by_side": "sft.packed_length",
-  "step_grpo.rollouts": "step_grpo.rollout_mode",
-  "step_grpo.loop": "step_grpo.routing_loop",
-  "step_grpo.learn_rows": "step_grpo.update_batch_size",
-  "step_grpo.refill": "step_grpo.max_resample_rounds",
-  "step_grpo.normalise": "step_grpo.advantage_norm",
-  "step_grpo.rename": "step_grpo.rename_prob",
-  # The run.
-  "trainable": "trainable_regex",
-  "micro_rows": "micro_batch_size",
-  "every.log": "log_every",
-  "every.checkpoint": "checkpoint_every",
-  "every.trajectories": "samples_every",
-}
-_OLD_ADVANTAGE_NORMS = {"std1": "sample_std", "std0": "population_std"}
-
 # Bounds of single options, by their place in the config.
 _CHOICES = {
   "algorithm": ALGORITHMS,
@@ -234,15 +201,8 @@ def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
   """Return a `kind` with `options`, which must be the names of its fields."""
   fields = {field.name: field for field in dataclasses.fields(kind)}
   if unknown := sorted(options.keys() - fields.keys()):
-    # An own config file of an older version may use an old name.
-    hints = [
-      f"{name} is now config.{_OLD_KEYS[key]}"
-      for name in unknown
-      if (key := f"{where}.{name}".removeprefix("config.")) in _OLD_KEYS
-    ]
-    hint = f" ({', '.join(hints)})" if hints else ""
     raise UserError(
-      f"{where} has no option {', '.join(unknown)}{hint}: take some of "
+      f"{where} has no option {', '.join(unknown)}: take some of "
       f"{', '.join(fields)}."
     )
   # Options without a default have to be there.
@@ -341,33 +301,6 @@ def _check_batch_sizes(config: RunConfig) -> None:
       f"config.micro_batch_size is {micro}, and an update has {rows} rows a "
       "shard: choose a divisor, or 0 for all at one time."
     )
-
-
-def rename_old_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a config that an older version saved, with the names of today."""
-  batch_size = "batch_size_per_device"
-  if tree.get("algorithm") == "step_grpo":
-    batch_size = "prompts_per_shard"
-  old_keys = _OLD_KEYS | {"data.batch_rows": f"data.{batch_size}"}
-  # A section's options come before the section, whose name they contain.
-  longest_first = sorted(old_keys, key=len, reverse=True)
-  renamed: dict[str, Any] = {}
-  for path, value in _leaves(tree):
-    for old in longest_first:
-      if path == old or path.startswith(f"{old}."):
-        path = old_keys[old] + path.removeprefix(old)
-        break
-    *sections, name = path.split(".")
-    section = renamed
-    for parent in sections:
-      section = section.setdefault(parent, {})
-    section[name] = value
-  # One option has new values, too.
-  grpo = renamed.get("step_grpo", {})
-  norm = grpo.get("advantage_norm")
-  if norm in _OLD_ADVANTAGE_NORMS:
-    grpo["advantage_norm"] = _OLD_ADVANTAGE_NORMS[norm]
-  return renamed
 
 
 def _leaves(

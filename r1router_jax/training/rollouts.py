@@ -16,7 +16,7 @@ Axes:  B groups   G responses per group   T response tokens
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ from r1router_jax.rewards import step_reward
 from r1router_jax.routing import device_loop
 from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training.batch import Batch, pad_to_shards
+from r1router_jax.training.grpo_loss import GrpoLossConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,31 +195,31 @@ def make_train_batches(
   policy: Policy,
   groups: RolloutGroups,
   advantage: Float[np.ndarray, "B G"],
+  loss_config: GrpoLossConfig,
   *,
   update_batch_size: int,
   data_shards: int,
   minibatches: int,
-  loss_denominator: Callable[[np.ndarray], np.ndarray],
-  keep_equal_groups: bool,
-) -> list[Batch]:
+) -> tuple[list[Batch], np.ndarray]:
   """Make batches of the groups that have a gradient, as many as fit.
+
+  Returns the batches, and the indices of the groups in them.
 
   The loss remains a mean over all groups: its denominator, spread evenly over
   the rows of the batches, also counts the groups of equal rewards, in
   proportion to the fraction of the other groups that fit.
 
   There are `minibatches` batches of `update_batch_size` groups for each of this
-  host's data shards.  `loss_denominator` turns a mask [B, G, T] into what
-  groups add to the denominator.  Groups of equal rewards are kept, too, where a
-  penalty gives them a gradient (`keep_equal_groups`).
+  host's data shards.  Groups of equal rewards are kept, too, where a penalty
+  gives them a gradient.
   """
   sampled = groups.sampled
-  sizes = loss_denominator(sampled.mask)
+  sizes = loss_config.loss_denominator(sampled.mask)
   shard_rows = data_shards, update_batch_size
   total_rows = data_shards * update_batch_size * minibatches
 
   # 1. The groups that have a gradient; the last of them may not fit.
-  useful = np.flatnonzero(advantage.any(axis=1) | keep_equal_groups)
+  useful = np.flatnonzero(advantage.any(axis=1) | loss_config.has_penalty)
   kept = useful[:total_rows]
 
   # 2. The denominator of each row.
@@ -241,4 +242,4 @@ def make_train_batches(
     )
     padded = (pad_to_shards(x[chosen], *shard_rows) for x in arrays)
     batches.append(Batch(prompts, *padded, denominators))
-  return batches
+  return batches, kept

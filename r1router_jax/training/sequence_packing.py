@@ -18,11 +18,14 @@ import numpy as np
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Step
-from r1router_jax.inputs.processor import EncodedPrompt
+from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
 from r1router_jax.parallel import multihost
 from r1router_jax.policy.policy import Policy
 from r1router_jax.training import sft_targets
 from r1router_jax.training.batch import Batch, PackedLayout
+
+# A prompt, and the tokens of the response to it.
+PromptAndResponse = tuple[EncodedPrompt, list[int]]
 
 
 class PackedExample(NamedTuple):
@@ -67,7 +70,8 @@ def pack_examples(
   """
   # Encoded once to be measured, and again when the batch is made: the encoded
   # texts of a whole data set would not be kept in memory.
-  sizes = [len(_encode_example(policy, step)[0].ids) for step in steps]
+  pairs = (encode_gold_step(policy, step) for step in steps)
+  sizes = [len(prompt.ids) + len(response) for prompt, response in pairs]
   if max(sizes) > packed_length:
     raise UserError(
       f"Step {steps[int(np.argmax(sizes))].id} has {max(sizes)} tokens, and "
@@ -83,67 +87,59 @@ def pack_examples(
 
 def make_packed_batch(
   policy: Policy,
-  examples: Sequence[PackedExample],
+  rows: Sequence[Sequence[PromptAndResponse]],
   data_shards: int,
   rows_per_shard: int,
   packed_length: int,
 ) -> Batch:
   """Make a batch of at most D * B packed rows, with leaves [D, B, ...].
 
-  Rows beyond the examples are padding; `packed_length` is L.
+  Rows beyond those given are padding; `packed_length` is L.
   """
-  rows = data_shards * rows_per_shard
-  segments = np.zeros((rows, packed_length), np.int32)
-  positions, texts = [[] for _ in range(rows)], []
+  shape = data_shards, rows_per_shard
+  segments = np.zeros((*shape, packed_length), np.int32)
+  positions, texts = [[] for _ in range(data_shards * rows_per_shard)], []
 
   # 1. The texts of each row, and the positions that predict response tokens.
-  for n, example in enumerate(examples):
-    encoded = [_encode_example(policy, step) for step in example.steps]
-    texts.append([text for text, _ in encoded])
-    start = 0
-    for number, (text, prompt_length) in enumerate(encoded, 1):
-      end = start + len(text.ids)
-      segments[n, start:end] = number
+  for n, row in enumerate(rows):
+    start, row_texts = 0, []
+    for number, (prompt, response) in enumerate(row, 1):
+      ids = [*prompt.ids, *response]
+      row_texts.append(EncodedPrompt(ids, prompt.images))
+      end = start + len(ids)
+      segments[np.unravel_index(n, shape)][start:end] = number
       # The state at one position predicts the token at the next.
-      positions[n] += range(start + prompt_length - 1, end - 1)
+      positions[n] += range(start + len(prompt.ids) - 1, end - 1)
       start = end
+    texts.append(row_texts)
 
-  # 2. Positions as an array [B, R]; eighths of L, so that few R are compiled.
+  # 2. Positions as an array [D, B, R]; eighths of L, so that few R are
+  # compiled.
   unit = -(-packed_length // 8)
   longest = -(-max(map(len, positions)) // unit) * unit
   (longest,) = multihost.max_over_hosts([longest])
-  target_positions = np.zeros((rows, longest), np.int32)
-  mask = np.zeros((rows, longest), bool)
-  for n, row in enumerate(positions):
-    target_positions[n, : len(row)] = row
-    mask[n, : len(row)] = True
+  arrays = pad_responses(positions, longest, 0)
+  targets, mask = (x.reshape(*shape, longest) for x in arrays)
 
-  # 3. All arrays by data shard.
+  # 3. The batch; a row has one response made of those of its texts.
   prompt = policy.processor.collate_packed(
-    texts, data_shards, rows_per_shard, packed_length, multihost.max_over_hosts
-  )
-  segments, target_positions, mask = (
-    x.reshape(data_shards, rows_per_shard, -1)
-    for x in (segments, target_positions, mask)
+    texts, *shape, packed_length, multihost.max_over_hosts
   )
   # The token after each position; padding has position 0.
-  following = np.minimum(target_positions + 1, packed_length - 1)
-  response = np.take_along_axis(prompt.tokens, following, 2)
+  following = np.minimum(targets + 1, packed_length - 1)
   return Batch(
     prompt,
-    response[:, :, None],
+    np.take_along_axis(prompt.tokens, following, 2)[:, :, None],
     mask[:, :, None],
-    np.ones((data_shards, rows_per_shard, 1), np.float32),
-    np.zeros((data_shards, rows_per_shard, 1, longest), np.float32),
+    np.ones((*shape, 1), np.float32),
+    np.zeros((*shape, 1, longest), np.float32),
     mask.sum(2).astype(np.float32),
-    PackedLayout(segments, target_positions),
+    PackedLayout(segments, targets),
   )
 
 
-def _encode_example(policy: Policy, step: Step) -> tuple[EncodedPrompt, int]:
-  """Return prompt and response as one text, and the length of the prompt."""
-  processor = policy.processor
-  prompt = processor.encode(policy.config.build_prompt(step))
+def encode_gold_step(policy: Policy, step: Step) -> PromptAndResponse:
+  """Return the prompt of a step, and the tokens of its target."""
+  prompt = policy.processor.encode(policy.config.build_prompt(step))
   target = sft_targets.sft_target(step)
-  response = processor.tokenizer.encode_response(target)
-  return EncodedPrompt([*prompt.ids, *response], prompt.images), len(prompt.ids)
+  return prompt, policy.processor.tokenizer.encode_response(target)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from r1router_jax.common.records import Step
 from r1router_jax.generation import logprobs
-from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
+from r1router_jax.inputs.processor import pad_responses
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import multihost
 from r1router_jax.parallel.strategy import ParallelStrategy
@@ -37,6 +37,8 @@ from r1router_jax.training.batch import (
 from r1router_jax.training.config import RunConfig
 from r1router_jax.training.sequence_packing import (
   PackedExample,
+  PromptAndResponse,
+  encode_gold_step,
   make_packed_batch,
 )
 from r1router_jax.training.sft_targets import overask_target, sft_target
@@ -81,8 +83,12 @@ class Sft:
     del params
     metrics, length = {}, self._options.packed_length
     if length:
-      examples = examples_for(iteration)
-      batch = make_packed_batch(self._policy, examples, *self._shape, length)
+      rows = [
+        [encode_gold_step(self._policy, step) for step in example.steps]
+        for example in examples_for(iteration)
+      ]
+      batch = make_packed_batch(self._policy, rows, *self._shape, length)
+      pairs = [pair for row in rows for pair in row]
     else:
       # All hosts draw the same number, and so choose the same kind of batch.
       rng = np.random.default_rng((self._seed, iteration))
@@ -96,13 +102,14 @@ class Sft:
         steps = examples_for(iteration)
         pairs = [self._gold_pair(step, iteration) for step in steps]
       batch = self._collate_pairs(pairs)
-    # An update reads every real token of the batch.
-    work = throughput.update_work(self._policy.config.model, batch)
+    prompts, responses = zip(*pairs, strict=True)
+    lengths = np.array([[len(response)] for response in responses])
+    passes = throughput.FORWARD_PASSES_PER_UPDATE
+    model = self._policy.config.model
+    work = throughput.count_work(model, prompts, lengths, passes)
     return [batch], throughput.IterationReport(metrics, work)
 
-  def _recall_pairs(
-    self, iteration: int
-  ) -> list[tuple[EncodedPrompt, list[int]]]:
+  def _recall_pairs(self, iteration: int) -> list[PromptAndResponse]:
     """Draw a random look-up prompt and its response for each row."""
     # A row's number counts the rows of all hosts.
     count = self.examples_per_iteration
@@ -111,9 +118,7 @@ class Sft:
     rngs = [example_rng(self._seed, iteration, name) for name in ids]
     return [self._recall_sampler(rng) for rng in rngs]
 
-  def _gold_pair(
-    self, step: Step, iteration: int
-  ) -> tuple[EncodedPrompt, list[int]]:
+  def _gold_pair(self, step: Step, iteration: int) -> PromptAndResponse:
     """Return the prompt and the response of a step, maybe with other names."""
     rng = example_rng(self._seed, iteration, step.id)
     first, last = self._options.rename_prob
@@ -127,9 +132,7 @@ class Sft:
     target = overask_target(step, rng) if overasks else sft_target(step)
     return prompt, self._policy.processor.tokenizer.encode_response(target)
 
-  def _collate_pairs(
-    self, pairs: Sequence[tuple[EncodedPrompt, list[int]]]
-  ) -> Batch:
+  def _collate_pairs(self, pairs: Sequence[PromptAndResponse]) -> Batch:
     """Make a batch of prompts and responses; rows beyond them are padding."""
     processor, shape = self._policy.processor, self._shape
     prompts, responses = zip(*pairs, strict=True)

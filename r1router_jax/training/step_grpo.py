@@ -30,7 +30,7 @@ from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval.retriever import KnowledgeBase, is_collective
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing.router import RolloutOptions
-from r1router_jax.training import flops, grpo_loss, rollouts, throughput
+from r1router_jax.training import grpo_loss, rollouts, throughput
 from r1router_jax.training.batch import Batch, PromptBuilder, example_rng
 from r1router_jax.training.config import RunConfig, StepGrpoConfig
 
@@ -97,22 +97,23 @@ class StepGrpo:
     advantage = grpo_loss.group_advantages(
       groups.reward, options.advantage_norm
     )
-    batches = rollouts.make_train_batches(
+    batches, kept = rollouts.make_train_batches(
       policy,
       groups,
       advantage,
+      self._loss_config,
       update_batch_size=options.update_batch_size,
       data_shards=self._data_shards,
       minibatches=options.minibatches,
-      loss_denominator=self._loss_config.loss_denominator,
-      keep_equal_groups=self._loss_config.has_penalty,
     )
 
     # 3. The report.  A reference policy costs one more forward pass.
-    passes = flops.FORWARD_PASSES_PER_UPDATE + self.needs_reference
-    work = throughput.rollout_work(model, groups.prompts, groups.sampled.mask)
-    updates = [throughput.update_work(model, each, passes) for each in batches]
-    work = work.with_updates(updates)
+    passes = throughput.FORWARD_PASSES_PER_UPDATE + self.needs_reference
+    lengths = groups.sampled.mask.sum(-1)
+    work = throughput.count_work(model, groups.prompts, lengths)
+    learnt = [groups.prompts[i] for i in kept], lengths[kept]
+    update = throughput.count_work(model, *learnt, passes)
+    work = work._replace(flops=work.flops + update.flops)
     metrics = _rollout_metrics(groups) | {"refills": float(len(sampled) - 1)}
     shown = throughput.sample_groups(
       groups.steps, groups.texts, groups.reward, advantage

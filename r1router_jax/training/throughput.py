@@ -1,4 +1,4 @@
-"""Reports an iteration's scalars and work, and measures the rate of the work.
+"""Counts the work of an iteration, and measures its rate.
 
 Rates are taken from one line of the log to the next, over everything that
 happened in between, including checkpoints and compilation:
@@ -7,31 +7,69 @@ happened in between, including checkpoints and compilation:
                    responses that were sampled, whether or not they are learnt
                    from; in a supervised run the tokens of the batch
   speed/samples_s  responses per second, counted alike
-  speed/tflops_s   10^12 operations of the model (`flops.py`) per second and
-                   device: one forward pass over what was sampled, three over
-                   what was learnt from, one more with a reference policy
+  speed/tflops_s   10^12 operations of the model per second and device: one
+                   forward pass over what was sampled, three over what was
+                   learnt from, one more with a reference policy
   speed/mfu        model FLOPs utilization: the same as a fraction of the
                    device's peak in bfloat16; left out if that is not known
 
-They count the work of this process and its devices.
+They count the work of this process and its devices.  A product of [n, a] and
+[a, b] takes 2 n a b operations.  Only products are counted, of tokens that are
+not padding, and in attention only the pairs that the mask allows:
 
-Axes:  B prompts   G responses per prompt   T response tokens
+  decoder   2 n (D (Q + 2 K) H + Q H D + 3 D F) + 4 p Q H    of each layer
+  head      2 n D V                                          of each prediction
+  vision    2 n (h 3h + h h + 3 h f) + 4 p h                 of each block
+
+with n tokens (patches) and p pairs of a query and a key that it sees.  A prompt
+is run once for its group.
+
+Axes:  B prompts   G responses per prompt   D hidden   Q query heads
+  K key heads   H head size   F MLP   V vocabulary
+  h f hidden and MLP of the vision tower
+Source: arxiv.org/abs/2204.02311 (PaLM, model FLOPs utilization, appendix B).
 """
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from r1router_jax.common.records import Step
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.models import qwen2_5_vl
-from r1router_jax.training import flops as flops_lib
-from r1router_jax.training.batch import Batch
+
+# A backward pass costs twice the forward one, whatever is frozen or computed
+# again.
+FORWARD_PASSES_PER_UPDATE = 3
+
+# Published peaks, in operations per second, of dense products in bfloat16, by
+# the start of a JAX device's kind.  A chip of TPU v2 and v3 is two devices.
+# Sources: cloud.google.com/tpu/docs and NVIDIA's data sheets.
+PEAK_FLOPS = {
+  "TPU v2": 23e12,
+  "TPU v3": 61.5e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,  # SXM.
+  "NVIDIA H100 NVL": 835e12,
+  "NVIDIA H100 PCIe": 756e12,
+}
+
+
+def peak_flops(kind: str) -> float | None:
+  """Return the operations per second of a kind of device, None if unknown."""
+  starts = [start for start in PEAK_FLOPS if kind.startswith(start)]
+  # The longest start is the most specific: "NVIDIA H100 PCIe".
+  return PEAK_FLOPS[max(starts, key=len)] if starts else None
 
 
 class WorkCounts(NamedTuple):
@@ -45,14 +83,6 @@ class WorkCounts(NamedTuple):
     """Return the sums of the counts."""
     return WorkCounts(*(a + b for a, b in zip(self, other, strict=True)))
 
-  def with_updates(self, updates: Iterable["WorkCounts"]) -> "WorkCounts":
-    """Return a rollout's counts plus the operations of its updates.
-
-    Tokens and samples of the updates are those of the rollout.
-    """
-    flops = sum(update.flops for update in updates)
-    return self._replace(flops=self.flops + flops)
-
 
 @dataclasses.dataclass(frozen=True)
 class IterationReport:
@@ -65,82 +95,56 @@ class IterationReport:
   groups: Sequence[Mapping[str, Any]] = ()  # Some, see `sample_groups`.
 
 
-def rollout_work(
+def count_work(
   config: qwen2_5_vl.Config,
   prompts: Sequence[EncodedPrompt],
-  mask: Bool[np.ndarray, "B G T"],
+  lengths: Int[np.ndarray, "B G"],
+  passes: int = 1,
 ) -> WorkCounts:
-  """Count the work of sampling a group of masked responses to each prompt."""
-  # [B, G]: tokens of each response.
-  lengths = mask.sum(-1)
-  tokens, flops = int(lengths.sum()), 0
-  for prompt, group_lengths in zip(prompts, lengths, strict=True):
-    # The vision tower runs once for a group.
-    grids, size = [image.grid for image in prompt.images], len(prompt.ids)
-    flops += flops_lib.group_flops(config, size, group_lengths, grids)
-    tokens += size
-  return WorkCounts(tokens, lengths.size, flops)
+  """Count the work of forward passes over prompts and their responses.
 
-
-def update_work(
-  config: qwen2_5_vl.Config,
-  batch: Batch,
-  passes: int = flops_lib.FORWARD_PASSES_PER_UPDATE,
-) -> WorkCounts:
-  """Count the work of an update, from the rows of a batch with a response.
-
-  Leaves are [B, ...], or [D, B, ...]; an update costs `passes` forward passes.
+  `lengths` are the numbers of tokens of the responses.
   """
-  # 1. Join the data shards.
-  prompt = batch.prompt
-  mask = batch.mask.reshape(-1, *batch.mask.shape[-2:])
-  rows = len(mask)
-  input_tokens = prompt.mask.reshape(rows, -1).sum(-1)
-  if prompt.valid.size:
-    valid = prompt.valid.reshape(rows, -1, *prompt.valid.shape[-2:])
-  else:
-    valid = np.zeros((rows, 0, 1, 1), bool)  # No images, and no axis of them.
-  patch_position = prompt.patch_position.reshape(*valid.shape, 2)
-  segments = None
-  if batch.packing is not None:
-    segments = batch.packing.segments.reshape(rows, -1)
-
-  # 2. Add up the rows that hold a response; the others are padding.
-  work = WorkCounts()
-  for row in np.flatnonzero(mask.any((1, 2))):
-    lengths = mask[row].sum(-1)
-    # The grid of an image is read off the positions of its patches.
-    grids = [
-      (1 + position[real].max(0)).tolist()
-      for position, real in zip(patch_position[row], valid[row], strict=True)
-      if real.any()
-    ]
-    tokens = int(input_tokens[row])
-    if segments is None:
-      cost = flops_lib.group_flops(config, tokens, lengths, grids)
-      tokens += int(lengths.sum())
-      samples = int(np.sum(lengths > 0))
-    else:
-      # A packed row's prompt holds the responses, too.
-      samples, cost = _packed_work(config, segments[row], lengths, grids)
-    work = work.add(WorkCounts(tokens, samples, passes * cost))
-  return work
+  c, sizes = config, np.array([[len(prompt.ids)] for prompt in prompts])
+  # The last token of a response is no input.  A token of the prompt or of the
+  # response sees the prompt and its own response up to itself.
+  inputs = np.maximum(lengths - 1, 0)
+  pairs = sizes * (sizes + 1) // 2
+  pairs = pairs.sum() + (inputs * sizes + inputs * (inputs + 1) // 2).sum()
+  queries, keys = c.heads * c.head_size, c.kv_heads * c.head_size
+  weights = c.hidden * (2 * queries + 2 * keys + 3 * c.mlp)
+  tokens = int(sizes.sum() + inputs.sum())
+  flops = 2 * c.layers * (tokens * weights + 2 * int(pairs) * queries)
+  flops += 2 * int(lengths.sum()) * c.hidden * c.vocab
+  # The vision tower runs once for a group.
+  images = (image for prompt in prompts for image in prompt.images)
+  flops += sum(image_flops(config, image.grid) for image in images)
+  tokens = int(sizes.sum() + lengths.sum())
+  return WorkCounts(tokens, lengths.size, passes * flops)
 
 
-def _packed_work(
-  config: qwen2_5_vl.Config,
-  segments: np.ndarray,
-  lengths: np.ndarray,
-  grids: Sequence[Sequence[int]],
-) -> tuple[int, int]:
-  """Return the number of texts of a packed row, and its operations."""
-  texts = np.bincount(segments)[1:]  # Tokens of each text; 0 is padding.
-  # A token sees the tokens of its own text up to itself.
-  pairs = int(np.sum(texts * (texts + 1) // 2))
-  cost = flops_lib.decoder_flops(config, int(texts.sum()), pairs)
-  cost += flops_lib.head_flops(config, int(lengths.sum()))
-  cost += sum(flops_lib.image_flops(config, *grid) for grid in grids)
-  return len(texts), cost
+def image_flops(config: qwen2_5_vl.Config, grid: tuple[int, int]) -> int:
+  """Count the operations of the vision tower and its merger on one image.
+
+  The image has a grid of (rows, columns) of patches.
+  """
+  v, patches = config.vision, math.prod(grid)
+  # Windows at the border are smaller; their pairs are a product of both axes.
+  side = v.window // v.patch
+  window_pairs = math.prod(
+    sum(min(side, length - at) ** 2 for at in range(0, length, side))
+    for length in grid
+  )
+  full_blocks = len({block for block in v.full_blocks if block < v.layers})
+  pairs = full_blocks * patches**2 + (v.layers - full_blocks) * window_pairs
+  block_weights = 4 * v.hidden**2 + 3 * v.hidden * v.mlp
+  patch_weights = 3 * v.temporal * v.patch**2 * v.hidden
+  merged = v.merge**2 * v.hidden  # Width of what the merger reads.
+  return 2 * (
+    patches * (patch_weights + v.layers * block_weights)
+    + 2 * v.hidden * pairs
+    + patches // v.merge**2 * merged * (merged + config.hidden)
+  )
 
 
 def sample_groups(
@@ -185,7 +189,7 @@ class ThroughputMeter:
     devices = jax.local_devices()
     self._device_count = len(devices)
     # None for devices whose peak is not known, such as CPUs.
-    self._peak_flops = flops_lib.peak_flops(devices[0].device_kind)
+    self._peak_flops = peak_flops(devices[0].device_kind)
     self._start = time.perf_counter()
     self._work = WorkCounts()
 

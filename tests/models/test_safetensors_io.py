@@ -69,27 +69,20 @@ def test_load_follows_the_patterns(path):
 
 def test_save_is_the_inverse_of_load(path, tmp_path):
   params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
-  safetensors_io.save_params(
-    str(tmp_path / "one.safetensors"), params, WEIGHT_MAP, AXES
-  )
-  written = load_file(tmp_path / "one.safetensors")
-  assert written.keys() == make_tensors().keys()
-  for name, tensor in make_tensors().items():
-    np.testing.assert_array_equal(written[name], tensor)
-
-
-def test_file_mode_follows_the_umask(path, tmp_path):
-  params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
   for umask in (0o022, 0o077):
+    folder = tmp_path / f"{umask}"
     # The umask belongs to the process, so it is put back.
     before = os.umask(umask)
     try:
-      safetensors_io.save_params(
-        str(tmp_path / "w.safetensors"), params, WEIGHT_MAP, AXES
-      )
+      safetensors_io.save_params(str(folder), params, WEIGHT_MAP, AXES)
     finally:
       os.umask(before)
-    assert os.stat(tmp_path / "w.safetensors").st_mode & 0o777 == 0o666 & ~umask
+    file = folder / safetensors_io.WEIGHTS_FILE
+    assert os.stat(file).st_mode & 0o777 == 0o666 & ~umask
+    written = load_file(file)
+    assert written.keys() == make_tensors().keys()
+    for name, tensor in make_tensors().items():
+      np.testing.assert_array_equal(written[name], tensor)
 
 
 def test_large_checkpoint_is_split_and_indexed(path, tmp_path):
@@ -256,9 +249,7 @@ def test_index_with_foreign_files_is_refused(path, tmp_path, index):
 
 def test_save_refuses_parameters_of_another_model(tmp_path):
   with pytest.raises(safetensors_io.BadWeights, match="layers/o/kernel"):
-    safetensors_io.save_params(
-      str(tmp_path / "x.safetensors"), {"embed": 0}, WEIGHT_MAP, AXES
-    )
+    safetensors_io.save_params(str(tmp_path), {"embed": 0}, WEIGHT_MAP, AXES)
 
 
 def test_save_refuses_parameters_of_other_sizes(path, tmp_path):
@@ -267,7 +258,7 @@ def test_save_refuses_parameters_of_other_sizes(path, tmp_path):
     safetensors_io.BadWeights, match=r"blocks/w has shape \(2, 4\)"
   ):
     safetensors_io.save_params(
-      str(tmp_path / "x.safetensors"), params, WEIGHT_MAP, AXES | dict(B=1)
+      str(tmp_path), params, WEIGHT_MAP, AXES | dict(B=1)
     )
 
 

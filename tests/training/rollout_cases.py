@@ -48,16 +48,12 @@ def make_groups(host=0):
 def make_batches(config, host=0, advantage_scale=1, **changes):
   """Return the groups of a host and the batches that are made of them."""
   groups = make_groups(host)
-  options = dict(
-    update_batch_size=1,
-    data_shards=8,
-    minibatches=1,
-    loss_denominator=config.loss_denominator,
-    keep_equal_groups=config.has_penalty,
-  )
-  return groups, rollouts.make_train_batches(
+  options = dict(update_batch_size=1, data_shards=8, minibatches=1)
+  batches, _ = rollouts.make_train_batches(
     policy.Policy(tiny_policy.POLICY_CONFIG, tiny_policy.TOKENIZER, {}),
     groups,
     advantage_scale * grpo_loss.group_advantages(groups.reward),
+    config,
     **options | changes,
   )
+  return groups, batches

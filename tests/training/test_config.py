@@ -1,6 +1,5 @@
-"""The options of a run: their checks, and names of older versions."""
+"""The options of a run and their checks."""
 
-import json
 import re
 
 import pytest
@@ -29,9 +28,6 @@ def test_every_variant_passes_the_checks(name, variant):
   run = make_run_config(name, variant)
   assert (run.sft is None) != (run.step_grpo is None)
   assert run.rows_per_update > 0
-  # Names of today are left as they are.
-  tree = json.loads(json.dumps(load_config(name, variant).to_dict()))
-  assert config.rename_old_keys(tree) == tree
 
 
 def test_names_of_advantage_norms_are_those_of_the_loss():
@@ -107,8 +103,7 @@ def change(tree, section, **options):
     (
       "step_grpo",
       dict(learn_rows=1),
-      "config.step_grpo has no option learn_rows (learn_rows is now "
-      "config.step_grpo.update_batch_size)",
+      "config.step_grpo has no option learn_rows: take some of rollout_mode",
     ),
     ("data", dict(colour=1), "config.data has no option colour: take some of"),
     (
@@ -134,49 +129,3 @@ def test_missing_option_is_named():
   del tree["sft"]
   with pytest.raises(ValueError, match="there is no section config.sft"):
     config.read_run_config(tree)
-
-
-def test_old_names_of_options_are_read():
-  old = {
-    "algorithm": "step_grpo",
-    "trainable": "lora_",
-    "micro_rows": 2,
-    "every": {"log": 5, "checkpoint": 50, "trajectories": 0},
-    "policy": {
-      "start_from": "x",
-      "settings": {"batch_rows": 8, "compute": {"dtype": "float32"}},
-    },
-    "data": {"rows": "x.jsonl", "kb": "", "batch_rows": 64},
-    "step_grpo": {
-      "rollouts": "offline",
-      "learn_rows": 16,
-      "normalise": "std0",
-      "loss": {"kl": "k3"},
-    },
-  }
-  assert config.rename_old_keys(old) == {
-    "algorithm": "step_grpo",
-    "trainable_regex": "lora_",
-    "micro_batch_size": 2,
-    "log_every": 5,
-    "checkpoint_every": 50,
-    "samples_every": 0,
-    "policy": {
-      "start_from": "x",
-      "overrides": {"decode_batch_size": 8, "compute": {"dtype": "float32"}},
-    },
-    "data": {"train_files": "x.jsonl", "kb_dir": "", "prompts_per_shard": 64},
-    "step_grpo": {
-      "rollout_mode": "offline",
-      "update_batch_size": 16,
-      "advantage_norm": "population_std",
-      "loss": {"kl": "k3"},
-    },
-  }
-  # The same old name has another meaning in sft.
-  old = {"algorithm": "sft", "data": {"batch_rows": 4}, "sft": {"overask": 0.5}}
-  assert config.rename_old_keys(old) == {
-    "algorithm": "sft",
-    "data": {"batch_size_per_device": 4},
-    "sft": {"overask_prob": 0.5},
-  }

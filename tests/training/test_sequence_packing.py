@@ -91,7 +91,9 @@ def test_packed_loss_and_gradient_are_those_of_separate_rows():
   examples = sequence_packing.pack_examples(POLICY, STEPS, 160, 0)
   assert len(examples) == 1 and len(examples[0].steps) == 3
   # With a second row, of padding.
-  packed = sequence_packing.make_packed_batch(POLICY, examples, 1, 2, 160)
+  pairs = [sequence_packing.encode_gold_step(POLICY, step) for step in STEPS]
+  rows = [[pairs[STEPS.index(step)] for step in examples[0].steps]]
+  packed = sequence_packing.make_packed_batch(POLICY, rows, 1, 2, 160)
   assert packed.mask.sum() == plain.mask.sum() == packed.loss_denominator.sum()
   model = qwen2_5_vl.QwenVL(tiny_policy.FULL_VOCAB_CONFIG)
   params = tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
