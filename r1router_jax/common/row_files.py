@@ -28,11 +28,18 @@ from r1router_jax.common.text import sanitize_text
 
 MAX_ROW_BYTES = 1 << 20
 
+# Characters after which a row of a CSV file is taken for an unclosed quote.
+MAX_CSV_ROW = 16 * MAX_ROW_BYTES
+
 # Rejected rows that are logged as warnings; further ones as debug messages.
 MAX_WARNINGS = 5
 
 # Long texts are cut into windows of WINDOW_WORDS, one every STRIDE_WORDS.
 WINDOW_WORDS, STRIDE_WORDS = 100, 50
+
+# A row of a CSV file; the pluses after repetitions forbid to try others.
+_CSV_FIELD = r'(?:"(?:[^"]++|"")*+"|[^",]*+)'
+_CSV_ROW = re.compile(f"{_CSV_FIELD}(?:,{_CSV_FIELD})*+")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -224,40 +231,70 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
 def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
   """Yield the rows of a .csv file as dicts; its first line names the columns.
 
+  Quotes must be as in RFC 4180: around a whole field, and twice inside of it.
+
   Raises:
-    UserError: the first line does not name id and text, or the file is not
-      UTF-8 or is damaged.
+    UserError: the first line names no id and text, or a column twice; a quote
+      is misplaced or never closed, so that what follows could be anything; or
+      the file is not UTF-8 or is damaged.
   """
   with (
     open_decompressed(path, open_file) as file,
     # The csv module splits lines itself, since a field may hold line breaks.
     io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
   ):
-    reader = csv.DictReader(text, strict=True)
-    try:
-      if not {"id", "text"} <= set(reader.fieldnames or ()):
-        raise UserError(
-          f"{path}: its first line names {reader.fieldnames}, wanted at "
-          "least id and text.  Name the columns there."
-        )
-      while (row := _next_csv_row(reader)) is not None:
-        yield f"{path}:{reader.line_num}", row
-    except UnicodeDecodeError:
-      where = f"{path}: not UTF-8 soon after line {reader.line_num}"
-      raise UserError(f"{where}.  Save it as UTF-8.") from None
+    rows = _split_csv(path, text)
+    _, names = next(rows, (path, []))
+    if not {"id", "text"} <= set(names) or len(set(names)) < len(names):
+      raise UserError(
+        f"{path}: its first line names {names}, wanted at least id and text, "
+        "and each column once.  Name the columns there."
+      )
+    for where, fields in rows:
+      row = dict(zip(names, fields, strict=False))
+      if len(fields) != len(names):
+        fault = "has not as many fields as the first line"
+        row = RowError(fault, "Quote texts with commas or line breaks")
+      elif sum(map(len, fields)) > MAX_ROW_BYTES:
+        row = RowError(f"longer than {MAX_ROW_BYTES:,} characters", "Split it")
+      yield where, row
 
 
-def _next_csv_row(reader: csv.DictReader) -> dict | RowError | None:
-  """Return the next row, an error if it is bad, or None at the end."""
-  cure = "Quote texts with commas or line breaks"
+def _split_csv(
+  path: str, text: io.TextIOBase
+) -> Iterator[tuple[str, list[str]]]:
+  """Yield (where, fields) of the rows of a CSV file that are not blank."""
+  read = io.StringIO()  # The lines of the row that is being read.
+
+  def keep_lines():
+    for line in iter(functools.partial(text.readline, MAX_CSV_ROW), ""):
+      read.write(line)
+      if read.tell() >= MAX_CSV_ROW:
+        raise csv.Error(f"longer than {MAX_CSV_ROW:,} characters")
+      yield line
+
+  csv.field_size_limit(MAX_CSV_ROW)
+  reader, first = csv.reader(keep_lines(), strict=True), 1
   try:
-    row = next(reader, None)
+    for fields in reader:
+      row = read.getvalue().rstrip("\r\n")
+      # The csv module takes quotes inside of an unquoted field as they are.
+      if '"' in row and not _CSV_ROW.fullmatch(row):
+        raise csv.Error("a quote inside of a field that is not quoted")
+      if fields:
+        yield f"{path}:{reader.line_num}", fields
+      read.seek(0)
+      read.truncate()
+      first = reader.line_num + 1
   except csv.Error as error:
-    return RowError(f"not CSV ({error})", cure)
-  # DictReader files surplus fields under None and fills missing ones with it.
-  if row is not None and (None in row or None in row.values()):
-    return RowError("has not as many fields as the first line", cure)
-  return row
+    raise UserError(
+      f"{path}:{first}: the row that begins here is not CSV ({error}, at line "
+      f"{reader.line_num}).  Put texts with commas, quotes or line breaks in "
+      "quotes, and write quotes inside of them twice."
+    ) from None
+  except UnicodeDecodeError:
+    where = f"{path}: not UTF-8 soon after line {reader.line_num}"
+    raise UserError(f"{where}.  Save it as UTF-8.") from None
 
 
 def list_images(folder: str) -> Rows:

@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -185,16 +186,52 @@ def test_tables_are_flattened(tmp_path):
     assert isinstance(bad, RejectedRow), wrong
 
 
-def test_csv_rows(tmp_path):
-  first, bad, last = read(
-    tmp_path, b'\xef\xbb\xbfid,text\n1,"b, c"\n2\n3,d\n', name="rows.csv"
-  )
-  assert (first.id, first.text) == ("1", "b, c")
-  assert bad.where.endswith("rows.csv:3") and last.id == "3"
-  with pytest.raises(ValueError, match="at least id and text"):
-    read(tmp_path, b"a,b\n1,2\n", name="rows.csv")
-  with pytest.raises(ValueError, match="not UTF-8"):
-    read(tmp_path, b"id,text\n1,\xff\n", name="rows.csv")
+@pytest.mark.parametrize(
+  ("rows", "expected"),
+  [
+    ('1,"b, c"\n2\n3,d\n', [("1", "b, c"), ":3: has not as many", ("3", "d")]),
+    ("1,b\r2,c\r", [("1", "b"), ("2", "c")]),
+    ('1,"b\r\n2,c"\r\n\r\n3,d', [("1", "b\r\n2,c"), ("3", "d")]),
+    ('1,"C:\\"\n2,"a ""b"""\n', [("1", "C:\\"), ("2", 'a "b"')]),
+    (f"1,{'b' * 200_000}\n2,c\n", [("1", "b" * 200_000), ("2", "c")]),
+    (f'1,"{"b," * 600_000}"\n2,c\n', [":2: longer than", ("2", "c")]),
+    ("1,b\x00\n2,c\n", [":2: .*control character", ("2", "c")]),
+  ],
+)
+def test_csv_rows(tmp_path, rows, expected):
+  data = b"\xef\xbb\xbfid,text\n" + rows.encode()
+  found = read(tmp_path, data, "table", "rows.csv")
+  for row, wanted in zip(found, expected, strict=True):
+    if isinstance(wanted, tuple):
+      assert (row.id, row.text) == wanted
+    else:
+      assert re.search(f"rows.csv{wanted}", str(row))
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    ("a,b\n1,2\n", "at least id and text"),
+    ("", "at least id and text"),
+    ("id,text,text\n1,a,b\n", "each column once"),
+    ("id,text\n1,\udcff\n", "not UTF-8"),
+    # Lines from inside of a quoted text must not become passages.
+    ('id,text\n0,a\n1,"Say "hi".\nx,inside"\n2,b\n', ":3: .* at line 3"),
+    ('id,text\n1,"A 3.5" disk\nx,inside"\n2,"b"\n', ":2: .* at line 2"),
+    ('id,text\n1, "a\nx,inside"\n2,b\n', ":2: .* not quoted, at line 2"),
+    ('id,text\n1,"He said \\"hi, you\\""\n2,b\n', ":2: .* at line 2"),
+    ('id,text\n1,"open\n' + "2,b\n" * 30_000, ":2: .* end of data, at line"),
+    ('id,text\n1,"open\n' + '2,"b, c"\n' * 9, ":2: .* at line 3"),
+    ('id,text\n1,"' + ("b" * 99_999 + "\n") * 170, ":2: .*longer than 16,777"),
+  ],
+)
+def test_csv_that_must_be_guessed_is_an_error(tmp_path, data, message):
+  path = tmp_path / "rows.csv"
+  path.write_bytes(data.encode(errors="surrogateescape"))
+  found = sources.read_passages("table", str(path))
+  with pytest.raises(ValueError, match=f"rows.csv.*{message}"):
+    for passage in found:
+      assert passage.id == "0"  # Only what stands before the fault is read.
 
 
 def test_folder_of_images(tmp_path):
