@@ -42,6 +42,9 @@ setuptools.setup(
     "markupsafe>=2.1",
     "ml-collections>=1.1",
     "msgspec>=0.19",  # Schemas of requests from outside.
+    # The word tokenizer of the reference's scores and a sentence splitter; none
+    # of its data is needed.
+    "nltk>=3.9",
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
@@ -66,7 +69,6 @@ setuptools.setup(
       "bm25s>=0.3.16",
       "hypothesis>=6.100",
       "milvus-lite>=3.2",
-      "nltk>=3.9",  # An oracle of the sentence splitter and of BLEU.
       "pymilvus>=2.6",
       "pytest>=8",
       "pytest-xdist>=3.6",

@@ -14,7 +14,7 @@ be compared: "none" is 0, "an" and "the" are dropped but "a" is not, at most 32
 periods are removed, punctuation vanishes where it touches a space anywhere in
 the text and becomes a space elsewhere, an interval is a grid of strings
 (`numeric_range`).  The rules descend from the VQA evaluation; the tokeniser is
-that of NLTK (Penn Treebank), for all texts that normalisation can produce.
+that of NLTK (Penn Treebank).
 
 `score_default` follows stricter rules of this project:
 
@@ -32,8 +32,7 @@ that of NLTK (Penn Treebank), for all texts that normalisation can produce.
 `pass_at_k` and `majority_vote` score several samples of an answer together.
 
 Axes:  N values or questions   n samples   K resampled means.
-Sources: arxiv.org/abs/2505.22095 (R1-Router), visualqa.org/evaluation (VQA),
-nltk.org/api/nltk.tokenize.destructive (tokeniser).
+Sources: arxiv.org/abs/2505.22095 (R1-Router), visualqa.org/evaluation (VQA).
 """
 
 import collections
@@ -47,10 +46,15 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from etils import epy
 from jaxtyping import Float, Int
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.metrics import numeric_range
+
+# Imported when used, since it takes most of a second.
+with epy.lazy_imports():
+  from nltk.tokenize import destructive
 
 # The reference restores contractions that were written without one of their
 # apostrophes ("dont", "couldnt've", "couldn'tve"), after lower-casing.
@@ -82,40 +86,6 @@ _PERIOD = re.compile(r"\.(?!\d)")
 # The reference passes the flag re.UNICODE, which is 32, where re.sub wants the
 # count, so that only the first 32 periods are removed.
 _MAX_PERIODS = 32
-
-
-# Rules of NLTK's tokeniser, in their order.  Rules for characters that
-# normalised text cannot hold are left out.
-_TOKEN_RULES = tuple(
-  (re.compile(rule), by)
-  for rule, by in (
-    (r"([«“‘„])", r" \1 "),
-    (r" ''", "  `` "),
-    (r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", "' "),
-    (r"([^.])(\.)([' »”’]*)$", r"\1 \2 \3 "),
-    (r"([:,])(\D)", r" \1 \2"),
-    (r":$", " : "),
-    (r"\.{2,}", r" \g<0> "),
-    (r"[#$%&\u2012-\u2015]", r" \g<0> "),
-    (r"([^'])' ", r"\1 ' "),
-    (r"\*", " * "),
-    (r"^|$", " "),
-    (r"([»”’])", r" \1 "),
-    (r"''", " '' "),
-    (r"\s+", " "),
-    (r"([^' ])('[smd]|') ", r"\1 \2 "),
-    (r"([^' ])('ll|'re|'ve|n't) ", r"\1 \2 "),
-    (r"\b(can)(not)\b", r" \1 \2 "),
-    (r"\b(d)('ye)\b", r" \1 \2 "),
-    (r"\b(gim|lem)(me)\b", r" \1 \2 "),
-    (r"\b(gon)(na)\b", r" \1 \2 "),
-    (r"\b(got)(ta)\b", r" \1 \2 "),
-    (r"\b(more)('n)\b", r" \1 \2 "),
-    (r"\b(wan)(na)(?=\s)", r" \1 \2 "),
-    (r" ('t)(is)\b", r" \1 \2 "),
-    (r" ('t)(was)\b", r" \1 \2 "),
-  )
-)
 
 
 # Patterns of the default rules.
@@ -194,10 +164,13 @@ def normalize_text(text: str) -> str:
 @functools.lru_cache(maxsize=1 << 12)
 def reference_tokens(text: str) -> tuple[str, ...]:
   """Return the tokens that the reference compares, without bare marks."""
-  text = normalize_text(text).lower()
-  for rule, by in _TOKEN_RULES:
-    text = rule.sub(by, text)
-  return tuple(word for word in text.split() if word not in ",.?!:;'\"")
+  words = _nltk_tokenizer().tokenize(normalize_text(text).lower())
+  return tuple(word for word in words if word not in ",.?!:;'\"")
+
+
+@functools.cache
+def _nltk_tokenizer() -> "destructive.NLTKWordTokenizer":
+  return destructive.NLTKWordTokenizer()
 
 
 @functools.lru_cache(maxsize=1 << 12)

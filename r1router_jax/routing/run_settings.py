@@ -56,9 +56,8 @@ class RunSettings:
 
   def rollout_options(self, on_step: OnStep | None = None) -> RolloutOptions:
     """Return the options of a routing loop with these settings."""
-    # A method that draws routes at random takes the same seed.
     return RolloutOptions(
-      method=registry.METHODS[self.method](self.seed),
+      method=registry.make_method(self.method, self.seed),
       max_steps=self.max_steps,
       k=self.k,
       sampling=self.sampling,

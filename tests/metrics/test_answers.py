@@ -1,4 +1,4 @@
-"""Scores against the reference's golden values, NLTK, and slow restatements."""
+"""Scores against the reference's golden values and slow restatements."""
 
 import collections
 import json
@@ -11,6 +11,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from nltk.tokenize import destructive
 
 from r1router_jax.data import benchmarks
 from r1router_jax.metrics import answers
@@ -115,37 +116,6 @@ def test_exact_match(prediction, golds, exact):
   assert answers.score_answer(prediction, golds).exact == exact
 
 
-def nltk_tokens(text):
-  tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
-  words = tokenize(answers.normalize_text(text).lower())
-  return tuple(word for word in words if word not in ",.?!:;'\"")
-
-
-@hypothesis.given(noisy)
-@hypothesis.settings(max_examples=500, deadline=None)
-def test_reference_tokens_match_nltk(text):
-  assert answers.reference_tokens(text) == nltk_tokens(text)
-
-
-@pytest.mark.skipif(
-  not REFERENCE.exists(), reason="the reference's files are absent"
-)
-def test_reference_tokens_match_nltk_on_published_files():
-  texts = set()
-  for path in sorted(REFERENCE.glob("*.jsonl")):
-    for line in path.read_text(encoding="utf-8").split("\n")[:300]:
-      for value in json.loads(line or "{}").values():
-        texts.update(
-          filter(
-            lambda text: isinstance(text, str),
-            value if isinstance(value, list) else [value],
-          )
-        )
-  assert len(texts) > 2000
-  for text in texts:
-    assert answers.reference_tokens(text) == nltk_tokens(text)
-
-
 @hypothesis.given(noisy, st.lists(noisy, max_size=4))
 def test_scores_match_a_slow_bag_comparison(prediction, golds):
   scores = answers.score_answer(prediction, golds)
@@ -169,7 +139,7 @@ def test_answer_equal_to_gold_scores_one(text):
 
 def slow_tokens(text):
   """Normalise as the reference does, a character or a word at a time."""
-  tokenize = pytest.importorskip("nltk.tokenize").NLTKWordTokenizer().tokenize
+  tokenize = destructive.NLTKWordTokenizer().tokenize
   text = "".join(" " if char in "\n\t" else char for char in text).strip()
   comma = any(
     a.isdigit() and b == "," and c.isdigit()

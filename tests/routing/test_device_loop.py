@@ -41,7 +41,7 @@ def test_device_loop_equals_host_loop(devices):
 def test_device_loop_runs_baselines():
   """Prompts, and the texts that end responses, are data of the program."""
   # A method with texts that end a response.
-  search_r1 = registry.METHODS["search_r1"](0)
+  search_r1 = registry.METHODS["search_r1"]
   wanted, found = run_both_loops(
     load_warm_start(1),
     load_kbs(),

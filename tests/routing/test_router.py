@@ -205,7 +205,7 @@ def test_malformed_answers_are_kept_without_tags():
 @pytest.mark.parametrize("name", registry.METHODS)
 def test_missing_image_affects_only_its_question(name):
   broken = dataclasses.replace(PEOPLE, id="broken", image="missing.png")
-  method = registry.METHODS[name](0)
+  method = registry.METHODS[name]
   # Neighbours are as without the broken question.
   found, *_ = run_script(good_script, broken, PEOPLE, COLOUR, method=method)
   assert found[1:] == run_script(good_script, PEOPLE, COLOUR, method=method)[0]
@@ -224,7 +224,7 @@ def test_empty_question_is_rejected():
 def run_method(name, *questions, script=good_script):
   """Return the route of each round, and how many plans the policy wrote."""
   found, policy, _ = run_script(
-    script, *questions, method=registry.METHODS[name](0)
+    script, *questions, method=registry.METHODS[name]
   )
   plans = sum(kind == "plan" for call in policy.prompts for kind, _ in call)
   routes = [[kb for r in each.rounds for kb in r.plan.routes] for each in found]
@@ -237,7 +237,7 @@ def test_fixed_routes_need_no_plan():
   # No route: straight to the final answer.
   assert run_method("never", COLOUR) == ([[]], 0)
   (found,), policy, _ = run_script(
-    good_script, COLOUR, method=registry.METHODS["always_table"](0)
+    good_script, COLOUR, method=registry.METHODS["always_table"]
   )
   assert found.rounds[0].plan.sub_question == COLOUR.text
   kinds = [[kind for kind, _ in call] for call in policy.prompts if call]
@@ -340,7 +340,7 @@ def test_baseline_replaces_all_routes(method):
     ask_two_kbs,
     PEOPLE,
     policy=ScriptedPolicy(ask_two_kbs, max_routes=3),
-    method=registry.METHODS[method](0),
+    method=registry.METHODS[method],
     max_steps=1,
   )
   assert [len(r.plan.routes) for r in found.rounds] == [1]

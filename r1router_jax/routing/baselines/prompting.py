@@ -16,7 +16,7 @@ answer step or a final step.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from r1router_jax.common.records import (
@@ -34,7 +34,7 @@ from r1router_jax.protocol import format, prompts
 from r1router_jax.protocol.messages import Conversation, Segment
 from r1router_jax.routing.answering_methods import STOP, AnsweringMethod
 from r1router_jax.routing.episode import Episode
-from r1router_jax.routing.policy_requests import PendingPrompt
+from r1router_jax.routing.policy_requests import Parsed, PendingPrompt
 
 COMPACT = "compact"  # The style of a policy that knows three prompts alone.
 
@@ -45,29 +45,6 @@ _OPENING = re.compile(r"(?i)\A(so )?(the )?(final )?answer( is)?:\s*")
 
 Rounds = Sequence[Round]  # Those that a question has so far.
 
-# (question, rounds so far) -> a prompt
-BuildPrompt = Callable[[Question, Rounds], Conversation]
-
-# (question, response) -> a plan, the answer to the question, or neither
-ParseTurn = Callable[[Question, str], Plan | Answer | Malformed]
-
-
-@dataclasses.dataclass(frozen=True)
-class Wording:
-  """The prompts of a baseline for policies of one style.
-
-  Attributes:
-    final_prompt: builds the prompt for the answer to the question.
-    next_prompt: builds the prompt for the next search, or None if there is
-      none but the first.
-    parse: parses a response to it; a plan without routes leads to the final
-      prompt.
-  """
-
-  final_prompt: BuildPrompt
-  next_prompt: BuildPrompt | None = None
-  parse: ParseTurn | None = None
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchAgent(AnsweringMethod):
@@ -76,45 +53,55 @@ class SearchAgent(AnsweringMethod):
   Its steps are not reported to learn from, since they have no gold.
 
   Attributes:
-    full: its wording for all policies but tiny ones.
-    compact: its wording for tiny policies.
     initial_kbs: knowledge bases that are asked the question itself, before the
       policy is asked anything.
+    iterative: whether the policy is asked for searches.
     summarize: whether an answer step reads the passages; later prompts then
       show its answer instead of the passages.
   """
 
-  full: Wording
-  compact: Wording
   initial_kbs: tuple[str, ...] = ()
+  iterative: bool = True
   summarize: bool = False
 
-  def _wording(self, config: PromptOptions) -> Wording:
-    return self.compact if config.style == COMPACT else self.full
+  def build_prompt(self, step: Step, rounds: Rounds) -> Conversation:
+    """Return the prompt of a plan step or of the final step."""
+    raise NotImplementedError
+
+  def build_compact_prompt(self, step: Step, rounds: Rounds) -> Conversation:
+    """Return the same for tiny policies."""
+    return compact_prompt(step.kind, step.question, rounds)
+
+  def parse_turn(self, question: Question, text: str) -> Parsed:
+    """Parse the response to a plan; one without routes ends the searches."""
+    raise NotImplementedError
+
+  def parse_compact_turn(self, question: Question, text: str) -> Parsed:
+    """Parse the response of a tiny policy to a plan."""
+    return self.parse_turn(question, text)
 
   def fixed_plan(self, question: Question, n: int) -> Plan | None:
-    """Search with the question at first; stop if there is no next prompt."""
-    # The first search needs no response of the policy.
+    """Search with the question at first; stop if that is the only search."""
     if n == 0 and self.initial_kbs:
       return make_search(question.text, self.initial_kbs)
-    return STOP if self.full.next_prompt is None else None
+    return None if self.iterative else STOP
 
   def step_prompt(
     self, config: PromptOptions, episode: Episode, step: Step
   ) -> PendingPrompt | None:
     """Return the prompt of a step; R1-Router's if passages are summarised."""
-    context = step.question, episode.rounds
-    if step.kind == "plan":
-      parse = functools.partial(self._wording(config).parse, step.question)
-      prompt = self._wording(config).next_prompt(*context)
-      return PendingPrompt(episode, prompt, parse)
+    if step.kind == "answer":
+      if not self.summarize:
+        return None
+      prompt = config.build_prompt(step)
+      return PendingPrompt(episode, prompt, format.parse_answer)
+    build, parse = self.build_prompt, self.parse_turn
+    if config.style == COMPACT:
+      build, parse = self.build_compact_prompt, self.parse_compact_turn
+    parse = functools.partial(parse, step.question)
     if step.kind == "final":
-      prompt = self._wording(config).final_prompt(*context)
-      return PendingPrompt(episode, prompt, extract_answer)
-    if not self.summarize:
-      return None
-    prompt = config.build_prompt(step)
-    return PendingPrompt(episode, prompt, format.parse_answer)
+      parse = extract_answer
+    return PendingPrompt(episode, build(step, episode.rounds), parse)
 
 
 def make_search(
@@ -151,7 +138,7 @@ def strip_tags(text: str) -> str:
 # ---- Prompts for policies that read instructions.
 
 
-def build_prompt(
+def make_prompt(
   kind: str,
   system: str,
   user: str,

@@ -9,30 +9,37 @@ ircot        writes a sentence of reasoning, searches with it, keeps all that
              was found (arxiv.org/abs/2212.10509)
 """
 
+import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from etils import epy
 
 from r1router_jax.common.records import (
   KBS,
   Answer,
   Malformed,
   Passage,
-  Plan,
   Question,
+  Step,
 )
 from r1router_jax.protocol.messages import Conversation
 from r1router_jax.routing.baselines.prompting import (
   Rounds,
   SearchAgent,
-  Wording,
-  build_prompt,
   compact_prompt,
   extract_answer,
   found_passages,
+  make_prompt,
   make_search,
   strip_tags,
 )
+from r1router_jax.routing.policy_requests import Parsed
+
+# Imported when used, since it takes most of a second.
+with epy.lazy_imports():
+  from nltk.tokenize import punkt
 
 _BRIEF = (
   "Answer the question in as few words as you can: a name, a number, "
@@ -63,99 +70,102 @@ _SENTENCE = (
 # As the prompt asks for it, in any case and with or without a colon.
 _CONCLUSION = re.compile(r"(?is)\banswer is:?\s*(.+)")
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
-
-
-def _closed_book_prompt(
-  system: str, question: Question, rounds: Rounds
-) -> Conversation:
-  return build_prompt("final", system, "Question: {}", question)
-
-
-def _last_passages(rounds: Rounds) -> Sequence[Passage]:
-  return rounds[-1].passages if rounds else ()
-
-
-def _reading_prompt(
-  select: Callable, question: Question, rounds: Rounds
-) -> Conversation:
-  """Return the prompt to read the passages that are selected from rounds."""
-  passages, template = select(rounds), "\nQuestion: {}"
-  return build_prompt("final", _READ, template, question, passages=passages)
-
-
-def _compact_reading_prompt(
-  select: Callable, question: Question, rounds: Rounds
-) -> Conversation:
-  fields = dict(sub_question=question.text, passages=tuple(select(rounds)))
-  return compact_prompt("answer", question, **fields)
-
-
-_read_last = functools.partial(_reading_prompt, _last_passages)
-_read_all = functools.partial(_reading_prompt, found_passages)
-_compact_read_last = functools.partial(_compact_reading_prompt, _last_passages)
-_compact_read_all = functools.partial(_compact_reading_prompt, found_passages)
-
-
-def _search_with_answer(question: Question, text: str) -> Plan | Malformed:
-  """Return a search with the question and its last answer (iter_retgen)."""
-  answer = extract_answer(text)
-  if isinstance(answer, Malformed):
-    return answer
-  return make_search(f"{question.text} {answer.text}")
-
-
-def _next_sentence_prompt(question: Question, rounds: Rounds) -> Conversation:
-  """Return the prompt for the next sentence of the reasoning (ircot)."""
-  # The first round searched with the question, which is no reasoning.
-  reasoning = " ".join(done.plan.sub_question for done in rounds[1:])
-  return build_prompt(
-    "plan",
-    _SENTENCE,
-    "\nQuestion: {}\nReasoning: {}",
-    question,
-    reasoning,
-    passages=found_passages(rounds),
-  )
-
-
-def _parse_sentence(question: Question, text: str) -> Plan | Answer | Malformed:
-  """Return a search with the sentence, or the answer that it comes to."""
-  words = strip_tags(text)
-  # The sentence may name the answer, which ends the reasoning.
-  if conclusion := _CONCLUSION.search(words):
-    return Answer(words, conclusion[1].rstrip("."))
-  if not words:
-    return Malformed(text, "there is no sentence in it")
-  # Only the first sentence is searched, as in the original.
-  return make_search(_SENTENCE_END.split(words)[0])
-
-
-def _make_closed_book(system: str) -> SearchAgent:
-  full = Wording(functools.partial(_closed_book_prompt, system))
-  compact = Wording(functools.partial(compact_prompt, "final"))
-  return SearchAgent(full=full, compact=compact)
-
-
-DIRECT = _make_closed_book(_DIRECT)
-
-COT = _make_closed_book(_THINK)
-
-# The answer to each round's passages is both query and, at last, result.
-ITER_RETGEN = SearchAgent(
-  full=Wording(_read_last, _read_last, _search_with_answer),
-  compact=Wording(_compact_read_last, _compact_read_last, _search_with_answer),
-  initial_kbs=KBS,
-)
-
-IRCOT = SearchAgent(
-  full=Wording(_read_all, _next_sentence_prompt, _parse_sentence),
-  compact=Wording(_compact_read_all, _compact_read_all, _parse_sentence),
-  initial_kbs=KBS,
+# Words whose period ends no sentence.
+_ABBREVIATIONS = (
+  "a.m. capt. co. col. corp. d.c. dr. e.g. etc. fig. gen. gov. i.e. inc. jr. "
+  "lt. ltd. mr. mrs. ms. mt. no. p.m. ph.d. prof. rep. rev. sen. sgt. sr. st. "
+  "u.k. u.n. u.s. vol. vs."
 )
 
 
-def make_rag(*kbs: str) -> SearchAgent:
-  """Return the baseline that reads what some knowledge bases have."""
-  full, compact = Wording(_read_last), Wording(_compact_read_last)
-  return SearchAgent(full=full, compact=compact, initial_kbs=kbs)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClosedBook(SearchAgent):
+  """Answer without a search; `system` says how."""
+
+  system: str
+  iterative: bool = False
+
+  def build_prompt(self, step: Step, rounds: Rounds) -> Conversation:
+    """Return the question alone."""
+    return make_prompt(step.kind, self.system, "Question: {}", step.question)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reader(SearchAgent):
+  """Answer from passages, at first those on the question itself."""
+
+  initial_kbs: tuple[str, ...] = KBS
+  iterative: bool = False
+
+  def select_passages(self, rounds: Rounds) -> Sequence[Passage]:
+    """Return the passages to show: those of the last search."""
+    return rounds[-1].passages if rounds else ()
+
+  def build_prompt(self, step: Step, rounds: Rounds) -> Conversation:
+    """Return passages and question; any response is an answer."""
+    passages, user = self.select_passages(rounds), "\nQuestion: {}"
+    return make_prompt("final", _READ, user, step.question, passages=passages)
+
+  def build_compact_prompt(self, step: Step, rounds: Rounds) -> Conversation:
+    """Return an answer step whose sub-question is the question."""
+    question, passages = step.question, tuple(self.select_passages(rounds))
+    fields = dict(sub_question=question.text, passages=passages)
+    return compact_prompt("answer", question, **fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IterRetgen(Reader):
+  """Search with each answer; the last one counts."""
+
+  iterative: bool = True
+
+  def parse_turn(self, question: Question, text: str) -> Parsed:
+    """Return a search with the question and its last answer."""
+    answer = extract_answer(text)
+    if isinstance(answer, Malformed):
+      return answer
+    return make_search(f"{question.text} {answer.text}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ircot(Reader):
+  """Search with each sentence of the reasoning, and keep what was found."""
+
+  iterative: bool = True
+
+  def select_passages(self, rounds: Rounds) -> Sequence[Passage]:
+    """Return the passages of all searches."""
+    return found_passages(rounds)
+
+  def build_prompt(self, step: Step, rounds: Rounds) -> Conversation:
+    """Return the prompt for the next sentence, or at last for the answer."""
+    if step.kind == "final":
+      return super().build_prompt(step, rounds)
+    # The first round searched with the question, which is no reasoning.
+    reasoning = " ".join(done.plan.sub_question for done in rounds[1:])
+    user, passages = "\nQuestion: {}\nReasoning: {}", found_passages(rounds)
+    texts = step.question, reasoning
+    return make_prompt("plan", _SENTENCE, user, *texts, passages=passages)
+
+  def parse_turn(self, question: Question, text: str) -> Parsed:
+    """Return a search with the sentence, or the answer that it comes to."""
+    words = strip_tags(text)
+    # The sentence may name the answer, which ends the reasoning.
+    if conclusion := _CONCLUSION.search(words):
+      return Answer(words, conclusion[1].rstrip("."))
+    if not words:
+      return Malformed(text, "there is no sentence in it")
+    # Only the first sentence is searched, as in the original.
+    sentence = next(_sentence_splitter().span_tokenize(words))
+    return make_search(words[slice(*sentence)])
+
+
+@functools.cache
+def _sentence_splitter() -> "punkt.PunktSentenceTokenizer":
+  parameters = punkt.PunktParameters()
+  # NLTK spells them without the last period.
+  parameters.abbrev_types |= {word[:-1] for word in _ABBREVIATIONS.split()}
+  return punkt.PunktSentenceTokenizer(parameters)
+
+
+DIRECT, COT = ClosedBook(system=_DIRECT), ClosedBook(system=_THINK)
