@@ -33,9 +33,9 @@ def embedder(monkeypatch):
   fake = WordEmbedder()
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: fake)
   monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
   yield fake
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
 
 
 @pytest.fixture

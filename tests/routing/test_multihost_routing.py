@@ -49,7 +49,7 @@ def test_sharded_index_is_built_and_needs_a_shard_per_host(
   monkeypatch.setitem(
     registry.EMBEDDERS, "minilm", lambda weights: WordEmbedder()
   )
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
   # Rows of few words, so that many scores are near each other.
   source = tmp_path / "rows.jsonl"
   source.write_text(
@@ -79,4 +79,4 @@ def test_sharded_index_is_built_and_needs_a_shard_per_host(
   monkeypatch.setattr(jax, "process_count", lambda: 5)
   with pytest.raises(ValueError, match="4 shards for 5 hosts.*--shards=5"):
     local_kb.open_kb(str(tmp_path / "parts"))
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()

@@ -8,9 +8,9 @@ process runs in `http_encoders`.
 Axes:  n items   E width
 """
 
-import functools
 import importlib.resources
 import os
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -162,11 +162,15 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
 }
 
 
-@functools.cache
+# (state of the weights' files, embedder) by name and weights.
+LOADED: dict[tuple[str, str], tuple[list, Embedder]] = {}
+
+
 def get_embedder(name: str, weights: str = "") -> Embedder:
   """Load an embedder once; knowledge bases share it.
 
   `weights` is a folder, file or address; "" if the embedder comes with its own.
+  If files there have changed, the embedder is loaded anew.
 
   Raises:
     UserError: the name is unknown, or the weights do not fit.
@@ -174,7 +178,13 @@ def get_embedder(name: str, weights: str = "") -> Embedder:
   if name not in EMBEDDERS:
     known = ", ".join(EMBEDDERS)
     raise UserError(f"No embedder {name!r}; choose one of {known}.")
-  return EMBEDDERS[name](weights)
+  path = pathlib.Path(weights)
+  files = sorted(path.iterdir()) if weights and path.is_dir() else [path]
+  stats = [file.stat() for file in files if file.is_file()]
+  state = [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats]
+  if (name, weights) not in LOADED or LOADED[name, weights][0] != state:
+    LOADED[name, weights] = state, EMBEDDERS[name](weights)
+  return LOADED[name, weights][1]
 
 
 def _load_bert(config: bert.BertConfig, weights: str) -> BertEmbedder:

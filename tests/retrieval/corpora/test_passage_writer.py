@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from r1router_jax import build_kb
 from r1router_jax.retrieval import embedding_chunks, kb_meta, local_kb
 from r1router_jax.retrieval.corpora import passage_writer, sources
 from r1router_jax.retrieval.encoders import registry
+from tests.retrieval.corpora import passages
 
 
 class Killed(BaseException):
@@ -33,10 +35,10 @@ class Lengths:
 def small_blocks(monkeypatch):
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: Lengths())
   monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
-  monkeypatch.setattr(sources, "BLOCK_ROWS", 4)
-  registry.get_embedder.cache_clear()
+  monkeypatch.setattr(passage_writer, "COMMIT_ROWS", 4)
+  registry.LOADED.clear()
   yield
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
 
 
 def write_rows(folder, count=23):
@@ -97,6 +99,7 @@ def killed_at(monkeypatch, event, work):
       (os, "remove"),
       (shutil, "rmtree"),
       (np.lib.format, "open_memmap"),
+      (sources, "parse_row"),
     ):
       patch.setattr(module, name, counted(getattr(module, name)))
     try:
@@ -153,7 +156,7 @@ def test_rebuild_killed_anywhere_gives_the_same_files(tmp_path, monkeypatch):
 
 def test_written_passages_are_those_of_the_reader(tmp_path):
   source = write_rows(tmp_path / "rows")
-  rows = list(sources.read_passages("text", source))
+  rows = list(passages.read_passages("text", source))
   build(tmp_path / "kb", source)
   stored = local_kb.PassageFile(str(tmp_path / "kb"), "text")
   good = [row for row in rows if not isinstance(row, sources.RejectedRow)]
@@ -165,14 +168,11 @@ def test_written_passages_are_those_of_the_reader(tmp_path):
 
 def test_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
   source = sources.open_source("text", write_rows(tmp_path / "rows"))
-  folder = tmp_path / "kb"
-  folder.mkdir()
+  (tmp_path / "kb").mkdir()
   prepare = functools.partial(
-    passage_writer.ensure_passages, str(folder), source, False
+    passage_writer.ensure_passages, str(tmp_path / "kb"), source, False
   )
   assert killed_at(monkeypatch, 10, prepare)
-  (journal,) = folder.glob("draft-*/journal.json")
-  read = json.loads(journal.read_text())["read"]
   parse_row, seen = sources.parse_row, []
 
   def counted_parse_row(source, where, row):
@@ -181,9 +181,9 @@ def test_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
 
   monkeypatch.setattr(sources, "parse_row", counted_parse_row)
   note = prepare()
-  # Of the 23 rows only those after the journal were parsed again.
-  assert 0 < read < 23 and len(seen) == 23 - read
-  assert note["rows"] == len(local_kb.PassageFile(str(folder), "text"))
+  # Ten rows were read, and the first nine of them saved.
+  assert len(seen) == 23 - 9
+  assert note["rows"] == len(local_kb.PassageFile(str(tmp_path / "kb"), "text"))
 
 
 @pytest.mark.parametrize("change", ["append", "touch", "swap", "rename", "add"])
@@ -218,65 +218,65 @@ def test_fingerprint_covers_a_folder_of_images(tmp_path):
 
 
 def test_damaged_draft_is_refused(tmp_path, monkeypatch):
-  source = sources.open_source("text", write_rows(tmp_path / "rows"))
-  folder = tmp_path / "kb"
-  folder.mkdir()
-  prepare = functools.partial(
-    passage_writer.ensure_passages, str(folder), source, False
+  source = write_rows(tmp_path / "rows")
+  assert killed_at(
+    monkeypatch, 10, functools.partial(build, tmp_path / "kb", source)
   )
-  assert killed_at(monkeypatch, 10, prepare)
-  (path,) = folder.glob("draft-*/passages.jsonl")
-  path.write_bytes(b"?" + path.read_bytes()[1:])
-  with pytest.raises(ValueError, match="not what was written"):
-    prepare()
+  (path,) = tmp_path.glob("kb/draft-*/rows.sqlite")
+  path.write_bytes(b"?" * 100 + path.read_bytes()[100:])
+  with pytest.raises(ValueError, match="rows.sqlite cannot be used.*delete it"):
+    build(tmp_path / "kb", source)
 
 
-def _prepare(folder, source, gate):
+def _build(folder, source, gate, kill_after):
+  parse_row = sources.parse_row
+
+  def count_rows(*args):
+    nonlocal kill_after
+    kill_after -= 1
+    if kill_after == 0:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return parse_row(*args)
+
+  sources.parse_row = count_rows
   gate.wait()
-  passage_writer.ensure_passages(folder, source, False)
+  build(folder, source)
 
 
-def test_one_process_writes_and_others_wait(tmp_path):
-  source = sources.open_source("text", write_rows(tmp_path / "rows", 2000))
-  (tmp_path / "kb").mkdir()
+def test_one_of_many_builds_works_and_others_wait(tmp_path):
+  source = write_rows(tmp_path / "rows", 200)
   context = multiprocessing.get_context("fork")
   # The barrier makes all three start at the same moment.
   gate = context.Barrier(3)
   workers = [
-    context.Process(target=_prepare, args=(str(tmp_path / "kb"), source, gate))
-    for _ in range(3)
+    context.Process(target=_build, args=(tmp_path / "kb", source, gate, kill))
+    for kill in (50, 0, 0)
   ]
   for worker in workers:
     worker.start()
   for worker in workers:
     worker.join()
-  assert [worker.exitcode for worker in workers] == [0, 0, 0]
-  wanted = [
-    row
-    for row in sources.read_passages("text", str(tmp_path / "rows/*.jsonl"))
-    if not isinstance(row, sources.RejectedRow)
-  ]
-  stored = list(local_kb.PassageFile(str(tmp_path / "kb"), "text"))
-  assert [p.id for p in stored] == [p.id for p in wanted]
-  assert not list(pathlib.Path(tmp_path / "kb").glob("draft-*"))
+  # The first is killed if it gets to read rows; the others go on after it.
+  assert workers[0].exitcode in (0, -signal.SIGKILL)
+  assert [worker.exitcode for worker in workers[1:]] == [0, 0]
+  build(tmp_path / "alone", source)
+  built, wanted = contents(tmp_path / "kb"), contents(tmp_path / "alone")
+  lock = pathlib.Path(".lock")
+  assert built.pop(lock) != wanted.pop(lock)  # It names the process.
+  assert built == wanted
 
 
-def test_rejected_rows_are_counted_by_reason(tmp_path, caplog, monkeypatch):
-  monkeypatch.setattr(passage_writer, "_MAX_REASONS", 2)
+def test_rejected_rows_are_counted_by_reason(tmp_path, caplog):
   (tmp_path / "a.jsonl").write_text(
     '{"id": "a", "text": "b"}\n' * 9 + "{}\n[]\n" + '{"id": 1}\n'
   )
-  (tmp_path / "kb").mkdir()
+  source = sources.open_source("text", str(tmp_path / "a.jsonl"))
   with caplog.at_level("WARNING", "absl"):
-    note = passage_writer.ensure_passages(
-      str(tmp_path / "kb"),
-      sources.open_source("text", str(tmp_path / "a.jsonl")),
-      False,
-    )
+    note = passage_writer.ensure_passages(str(tmp_path), source, False)
   assert note["rows"] == 1
   assert (
-    "skipped 11 of 12 rows: 8 (the id ... came before), 2 (other "
-    'reasons), 1 ("id" is missing or empty)'
+    "skipped 11 of 12 rows: 8 (the id ... came before), 1 "
+    '("id" is missing or empty), 1 (a list'
   ) in caplog.text
   named = [m for m in caplog.messages if "skipped /" in m]
   assert len(named) == 5  # The others are in skipped.txt.

@@ -110,7 +110,7 @@ def test_fused_scores_come_from_image_or_text(image_files, monkeypatch):
   weights, paths = image_files
   words = WordEmbedder()
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: words)
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
   fused = registry.load_image_caption(weights)
   entries = [
     Passage(str(i), "image", text, path)
@@ -132,7 +132,7 @@ def test_fused_scores_come_from_image_or_text(image_files, monkeypatch):
   )
   assert scores[0].argmax() == 2 and scores[1].argmax() == 1
   assert scores[0, 3] == 0
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
 
 
 def test_dual_encoder_has_one_embedder_for_each_side():

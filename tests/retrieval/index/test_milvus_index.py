@@ -52,7 +52,7 @@ def test_kb_is_built_in_milvus_and_opened(tmp_path, monkeypatch):
   monkeypatch.setitem(
     registry.EMBEDDERS, "minilm", lambda weights: WordEmbedder()
   )
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
   source, folder = tmp_path / "rows.jsonl", str(tmp_path / "text")
   rows = [{"id": f"r{i}", "text": f"number{i}"} for i in range(30)]
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +68,7 @@ def test_kb_is_built_in_milvus_and_opened(tmp_path, monkeypatch):
   # The first and the last row of each shard.
   for i in (0, 14, 15, 29):
     assert kb.search([Query(f"number{i}")], 2)[0][0].id == f"r{i}"
-  registry.get_embedder.cache_clear()
+  registry.LOADED.clear()
 
 
 def test_wrong_addresses_are_rejected(monkeypatch):
