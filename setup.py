@@ -32,7 +32,7 @@ setuptools.setup(
     "einops>=0.8",
     "etils[epath,epy]>=1.10",
     "filelock>=4.0",  # Older ones may empty the file that names the holder.
-    "flax>=0.12",
+    "flax>=0.12.2",  # Versions before do not work with JAX 0.10.
     "ftfy>=6.1",  # CLIP reads texts mended by it.
     "httpx>=0.27",
     "huggingface_hub>=0.30",
