@@ -71,6 +71,11 @@ class Cache(NamedTuple):
   v: Float[Array, "*N K S H"]
 
 
+def make_cache(k: Float[Array, "N S K H"], v: Float[Array, "N S K H"]) -> Cache:
+  """Return keys and values with heads before positions."""
+  return Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
+
+
 Caches = Cache | tuple[Cache, ...]  # All layers in one array, or one by one.
 
 
@@ -138,17 +143,15 @@ def attention(
   Own keys are [N, K, S, H], those of the prompt [B, K, P, H]; masks are true on
   keys that are attended to.  Without a layout, row n has group slot n.
   """
-  q = einops.rearrange(
-    q * q.shape[-1] ** -0.5, "N T (K R) H -> N T K R H", K=own.k.shape[1]
-  )
+  q, heads = q * q.shape[-1] ** -0.5, own.k.shape[1]
+  q = einops.rearrange(q, "N T (K R) H -> N T K R H", K=heads)
   # [N, T, K, R, H] queries against [N, K, S, H] keys.
   partial = _partial_softmax(q, own, own_mask)
   if prompt is not None:
     # [N, T, ...] -> [B, G T, ...]: a group is one batch of queries.
     group = q if layout is None else q[layout.row_of_slot]
-    group = einops.rearrange(
-      group, "(B G) T K R H -> B (G T) K R H", B=len(prompt_mask)
-    )
+    join = "(B G) T K R H -> B (G T) K R H"
+    group = einops.rearrange(group, join, B=len(prompt_mask))
     shared = _partial_softmax(group, prompt, prompt_mask[:, None])
     # And back.  A free row has a group slot out of range; the gather clamps
     # it, and what the row computes is dropped.
@@ -205,9 +208,8 @@ def fused_group_attention(
   prompts, length = prompt_mask.shape
 
   def append_members(prompt_keys, own_keys):
-    members = einops.rearrange(
-      own_keys, "(B G) K T H -> B K (G T) H", B=prompts
-    )
+    join = "(B G) K T H -> B K (G T) H"
+    members = einops.rearrange(own_keys, join, B=prompts)
     return jnp.concatenate([prompt_keys, members], 2)
 
   # One row per group: keys of the prompt, then those of all members.
@@ -285,9 +287,8 @@ def _over_mesh(kernel: Callable, mask_fn: MaskFn | None) -> Callable:
 def _splash_attention(q, keys, query_segments, key_segments, mask_fn):
   queries, kv_heads = q.shape[1], keys.k.shape[1]
   # The kernel is multi-query: each key head with its R query heads is a row.
-  q = einops.rearrange(
-    q * q.shape[-1] ** -0.5, "B T (K R) H -> (B K) R T H", K=kv_heads
-  )
+  q = q * q.shape[-1] ** -0.5
+  q = einops.rearrange(q, "B T (K R) H -> (B K) R T H", K=kv_heads)
   # It takes whole blocks.  Padding is segment 0, so that no real query attends
   # to it.
   q, k, v = (_pad_axis(a, -2) for a in (q, *keys))

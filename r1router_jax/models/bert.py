@@ -33,47 +33,26 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.models.safetensors_io import (
-  BadWeights,
-  WeightRule,
-  linear_rules,
-  norm_rules,
-)
-from r1router_jax.models.safetensors_io import load_params as load_safetensors
+from r1router_jax.models import safetensors_io
+from r1router_jax.models.safetensors_io import linear_rules, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-  """Sizes and variants of an encoder.
+  """Sizes and variants of an encoder."""
 
-  Attributes:
-    vocab: V, rows of the word table.
-    layers: number of blocks.
-    hidden: D, size of a token's state.
-    heads: N, attention heads of D / N dimensions each.
-    mlp: F, size of the feed-forward layer.
-    max_positions: P, rows of the position table.
-    first_position: position of the first token; 2 for XLM-R, which reserves 0
-      and 1 for padding.
-    num_segments: S, rows of the segment table; a lone text is segment 0.
-    eps: epsilon of the layer norms.
-    pooling: "cls", "mean", "pooler" or "score"; see the head of this module.
-    normalize: whether output vectors are scaled to length 1.
-    max_tokens: number of tokens to which longer texts are truncated.
-  """
-
-  vocab: int
+  vocab: int  # V
   layers: int
-  hidden: int
-  heads: int
-  mlp: int
-  max_positions: int = 512
-  first_position: int = 0
-  num_segments: int = 2
-  eps: float = 1e-12
-  pooling: str = "mean"
-  normalize: bool = True
-  max_tokens: int = 256
+  hidden: int  # D
+  heads: int  # N
+  mlp: int  # F
+  max_positions: int = 512  # P
+  first_position: int = 0  # 2 for XLM-R, which reserves 0 and 1 for padding.
+  num_segments: int = 2  # S; a lone text is segment 0.
+  eps: float = 1e-12  # Of the layer norms.
+  pooling: str = "mean"  # Or "cls", "pooler", "score": see the top.
+  normalize: bool = True  # Whether output vectors are scaled to length 1.
+  max_tokens: int = 256  # Longer texts are truncated.
 
 
 # sentence-transformers/all-MiniLM-L6-v2.
@@ -129,15 +108,10 @@ class Block(nn.Module):
 
 
 class Bert(nn.Module):
-  """A text encoder.
-
-  Attributes:
-    config: sizes and variants.
-    dtype: precision of the matrix products; everything else is float32.
-  """
+  """A text encoder."""
 
   config: BertConfig
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # Of matrix products; everything else is float32.
 
   @nn.compact
   def __call__(
@@ -148,11 +122,8 @@ class Bert(nn.Module):
   ) -> Float[Array, "B E"]:
     """Return one vector per text, or one score per pair of texts (E = 1).
 
-    Args:
-      tokens: token ids, padded on the right.
-      mask: true on tokens, false on padding.
-      segments: number of the text within its pair that each token belongs to;
-        0 by default.
+    Tokens are padded on the right, where the mask is false.  `segments` are the
+    number, by default 0, of the text in its pair that each token belongs to.
     """
     c = self.config
     # Sum the three embeddings.
@@ -202,9 +173,12 @@ class Bert(nn.Module):
 _EMBED, _LAYER = "embeddings.", "encoder.layer.{}."
 _ATTENTION = _LAYER + "attention."
 
-# Patterns of a kernel and a bias whose outputs are split into heads. Published
-# kernels have the output axis first, Flax has it last.
-_HEADS = ("L (N H) D -> L D N H", "L (N H) -> L N H")
+# Patterns of a kernel and a bias whose outputs are split into heads, and of
+# others. Published kernels have the output axis first, Flax has it last.
+_HEADS = "L (N H) D -> L D N H", "L (N H) -> L N H"
+_MERGE = "L D (N H) -> L N H D", "L D -> L D"
+_UP = "L F D -> L D F", "L F -> L F"
+_DOWN = "L D F -> L F D", "L D -> L D"
 
 # Rules (published name, path of the parameter, einops pattern) of the weights
 # that every encoder has; see `safetensors_io`.
@@ -217,21 +191,12 @@ _ENCODER_RULES = (
   *linear_rules(_ATTENTION + "self.query", "layers/q", *_HEADS),
   *linear_rules(_ATTENTION + "self.key", "layers/k", *_HEADS),
   *linear_rules(_ATTENTION + "self.value", "layers/v", *_HEADS),
-  *linear_rules(
-    _ATTENTION + "output.dense",
-    "layers/o",
-    "L D (N H) -> L N H D",
-    "L D -> L D",
-  ),
+  *linear_rules(_ATTENTION + "output.dense", "layers/o", *_MERGE),
   *norm_rules(
     _ATTENTION + "output.LayerNorm", "layers/attention_norm", "L D -> L D"
   ),
-  *linear_rules(
-    _LAYER + "intermediate.dense", "layers/up", "L F D -> L D F", "L F -> L F"
-  ),
-  *linear_rules(
-    _LAYER + "output.dense", "layers/down", "L D F -> L F D", "L D -> L D"
-  ),
+  *linear_rules(_LAYER + "intermediate.dense", "layers/up", *_UP),
+  *linear_rules(_LAYER + "output.dense", "layers/down", *_DOWN),
   *norm_rules(_LAYER + "output.LayerNorm", "layers/inner_norm", "L D -> L D"),
 )
 
@@ -246,7 +211,7 @@ _PREFIXES = (
 )
 
 
-def weight_map(config: BertConfig) -> tuple[WeightRule, ...]:
+def weight_map(config: BertConfig) -> safetensors_io.WeightMap:
   """Return the weight rules of an encoder.
 
   Files may hold a pooler even where `config.pooling` does not use one: its
@@ -270,23 +235,18 @@ def axis_sizes(config: BertConfig) -> dict[str, int]:
 
 # Field of BertConfig: field of config.json.
 _SIZE_FIELDS = dict(
-  vocab="vocab_size",
-  layers="num_hidden_layers",
-  hidden="hidden_size",
-  heads="num_attention_heads",
-  mlp="intermediate_size",
-  num_segments="type_vocab_size",
-  max_positions="max_position_embeddings",
+  **dict(vocab="vocab_size", layers="num_hidden_layers", hidden="hidden_size"),
+  **dict(heads="num_attention_heads", mlp="intermediate_size"),
+  **dict(num_segments="type_vocab_size"),
+  **dict(max_positions="max_position_embeddings"),
 )
 
 
 def read_config(folder: str, **options: Any) -> BertConfig:
   """Read the sizes of an encoder from the config.json in `folder`.
 
-  `options` are fields that config.json does not tell, such as `pooling`.
-
-  Raises:
-    BadWeights: the file is damaged, or describes another kind of model.
+  `options` are fields that config.json does not tell, such as `pooling`.  A
+  file that is damaged, or of another kind of model, raises BadWeights.
   """
   path = os.path.join(folder, "config.json")
   try:
@@ -309,7 +269,7 @@ def read_config(folder: str, **options: Any) -> BertConfig:
     limits = dict(first_position=first, max_tokens=max_tokens)
     return BertConfig(**sizes, **limits, **options)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise BadWeights(
+    raise safetensors_io.BadWeights(
       f"{path}: no config of a BERT or XLM-R ({error!r}).  Give the folder "
       "of one."
     ) from error
@@ -321,8 +281,6 @@ def load_params(
   prefixes: Sequence[tuple[str, str | None]] = _PREFIXES,
 ) -> dict:
   """Load the parameters of a checkpoint, as `safetensors_io.load_params`."""
-  rules, options = (
-    weight_map(config),
-    dict(dtype=jnp.float32, prefixes=prefixes),
-  )
-  return load_safetensors(path, rules, axis_sizes(config), **options)
+  rules, options = weight_map(config), dict(prefixes=prefixes)
+  options["dtype"] = jnp.float32
+  return safetensors_io.load_params(path, rules, axis_sizes(config), **options)

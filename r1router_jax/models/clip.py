@@ -29,12 +29,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from r1router_jax.models.safetensors_io import (
-  WeightRule,
-  linear_rules,
-  norm_rules,
-)
-from r1router_jax.models.safetensors_io import load_params as load_safetensors
+from r1router_jax.models import safetensors_io
+from r1router_jax.models.safetensors_io import linear_rules, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +44,15 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """Sizes of both towers.
-
-  Attributes:
-    image: the image tower.
-    text: the text tower.
-    image_size: A, side of an image in pixels.
-    patch_size: P, side of a patch in pixels.
-    vocab: V, number of token ids.
-    max_tokens: number of tokens to which longer texts are truncated.
-    width: E, width of the vectors.
-  """
+  """Sizes of both towers."""
 
   image: TowerConfig
   text: TowerConfig
-  image_size: int
-  patch_size: int
-  vocab: int
-  max_tokens: int
-  width: int
+  image_size: int  # A, in pixels.
+  patch_size: int  # P, in pixels.
+  vocab: int  # V
+  max_tokens: int  # Longer texts are truncated.
+  width: int  # E
 
   @property
   def num_patches(self) -> int:
@@ -129,15 +115,10 @@ def _make_tower(tower: TowerConfig, causal: bool, dtype: Any) -> nn.Module:
 
 
 class Clip(nn.Module):
-  """An encoder of images and texts.
-
-  Attributes:
-    config: sizes of both towers.
-    dtype: precision of the matrix products; everything else is float32.
-  """
+  """An encoder of images and texts."""
 
   config: ClipConfig
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # Of matrix products; everything else is float32.
 
   def setup(self):
     """Create the parameters and layers of both towers."""
@@ -197,18 +178,13 @@ class Clip(nn.Module):
     return self.encode_image(pixels) + self.encode_text(tokens)
 
 
-def _tower_rules(
-  prefix: str, path: str, axes: tuple[str, str, str, str, str]
-) -> tuple[WeightRule, ...]:
+def _tower_rules(prefix: str, path: str, axes: str) -> safetensors_io.WeightMap:
   """Return the weight rules of a tower's layers.
 
-  Args:
-    prefix: what OpenAI's names of this tower start with.
-    path: path of the tower's parameters.
-    axes: letters of the layers, the hidden size, the heads, the size of a head
-      and the feed-forward size.
+  OpenAI's names of the tower start with `prefix`, its parameters stand below
+  `path`; `axes` are the letters of layers, hidden size, heads, size of a head
+  and feed-forward size.
   """
-  letters = dict(zip("LDNHF", axes, strict=True))
   # Query, key and value are stacked along the first axis of in_proj.
   rules = (
     *norm_rules("ln_1", "norm_1", "L D -> L D"),
@@ -219,7 +195,8 @@ def _tower_rules(
     *linear_rules("mlp.c_fc", "up", "L F D -> L D F", "L F -> L F"),
     *linear_rules("mlp.c_proj", "down", "L D F -> L F D", "L D -> L D"),
   )
-  layer, table = prefix + "transformer.resblocks.{}.", str.maketrans(letters)
+  layer = prefix + "transformer.resblocks.{}."
+  table = str.maketrans("LDNHF", axes)
   return tuple(
     (layer + name, f"{path}/{leaf}", pattern.translate(table))
     for name, leaf, pattern in rules
@@ -232,12 +209,12 @@ WEIGHT_MAP = (
   ("visual.class_embedding", "class_token", "W -> W"),
   ("visual.positional_embedding", "image_positions", "T W -> T W"),
   *norm_rules("visual.ln_pre", "image_norms_0", "W -> W"),
-  *_tower_rules("visual.", "image_layers", ("M", "W", "N", "H", "F")),
+  *_tower_rules("visual.", "image_layers", "MWNHF"),
   *norm_rules("visual.ln_post", "image_norms_1", "W -> W"),
   ("visual.proj", "image_out", "W E -> W E"),
   ("token_embedding.weight", "words/embedding", "V D -> V D"),
   ("positional_embedding", "text_positions", "L D -> L D"),
-  *_tower_rules("", "text_layers", ("Y", "D", "O", "K", "G")),
+  *_tower_rules("", "text_layers", "YDOKG"),
   *norm_rules("ln_final", "text_norm", "D -> D"),
   ("text_projection", "text_out", "D E -> D E"),
   ("logit_scale", "", ""),  # Only training uses it.
@@ -257,5 +234,6 @@ def axis_sizes(config: ClipConfig) -> dict[str, int]:
 
 def load_params(path: str, config: ClipConfig) -> dict:
   """Load the parameters of a checkpoint, as `safetensors_io.load_params`."""
+  rules = WEIGHT_MAP, axis_sizes(config)
   options = dict(dtype=jnp.float32, prefixes=[("clip_model.", "")])
-  return load_safetensors(path, WEIGHT_MAP, axis_sizes(config), **options)
+  return safetensors_io.load_params(path, *rules, **options)

@@ -30,31 +30,32 @@ _ARCHITECTURES = {
 }
 
 
-def _parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
-  """Return the pairs of the words of a text."""
-  words = text.split()
-  return tuple(zip(words[::2], words[1::2], strict=True))
+# Field of `Config`: field of config.json.
+_TEXT_FIELDS = dict(
+  **dict(vocab="vocab_size", hidden="hidden_size", mlp="intermediate_size"),
+  **dict(layers="num_hidden_layers", heads="num_attention_heads"),
+  **dict(kv_heads="num_key_value_heads", eps="rms_norm_eps"),
+)
+
+# Field of `VisionConfig`: field of "vision_config".
+_VISION_FIELDS = dict(
+  **dict(hidden="hidden_size", mlp="intermediate_size", layers="depth"),
+  **dict(heads="num_heads", patch="patch_size", temporal="temporal_patch_size"),
+  **dict(merge="spatial_merge_size", window="window_size"),
+  full_blocks="fullatt_block_indexes",
+)
+
+# Field of `Llama3RopeScaling`: field of "rope_scaling".
+_ROPE_FIELDS = dict(
+  **dict(factor="factor", low="low_freq_factor", high="high_freq_factor"),
+  original="original_max_position_embeddings",
+)
 
 
-# (field of `Config`, field of config.json)
-_TEXT_FIELDS = _parse_pairs("""
-  vocab vocab_size  hidden hidden_size  mlp intermediate_size
-  layers num_hidden_layers  heads num_attention_heads
-  kv_heads num_key_value_heads  eps rms_norm_eps
-""")
+def _to_published(record: Any, names: Mapping[str, str]) -> dict[str, Any]:
+  """Return the fields of a record under their published names."""
+  return {published: getattr(record, ours) for ours, published in names.items()}
 
-# (field of `VisionConfig`, field of "vision_config")
-_VISION_FIELDS = _parse_pairs("""
-  hidden hidden_size  mlp intermediate_size  layers depth  heads num_heads
-  patch patch_size  temporal temporal_patch_size  merge spatial_merge_size
-  window window_size  full_blocks fullatt_block_indexes
-""")
-
-# (field of `Llama3RopeScaling`, field of "rope_scaling")
-_ROPE_FIELDS = _parse_pairs("""
-  factor factor  low low_freq_factor  high high_freq_factor
-  original original_max_position_embeddings
-""")
 
 # Fields that choose variants of the model, and the only value implemented.
 _IMPLEMENTED = dict(hidden_act="silu", use_sliding_window=False)
@@ -101,7 +102,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 
   # Fill in the two fields that have defaults; all others must be there.
   optional = ("num_key_value_heads", "rms_norm_eps")
-  wanted = [field for _, field in _TEXT_FIELDS if field not in optional]
+  wanted = [x for x in _TEXT_FIELDS.values() if x not in optional]
   if missing := [field for field in wanted if field not in text]:
     raise BadConfig(f"it lacks {missing}")
   text.setdefault("num_key_value_heads", text["num_attention_heads"])
@@ -127,7 +128,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     given = tree.get("vision_config") or {}
     vision = _parse_vision(given, text["hidden_size"])
   return Config(
-    **{ours: text[field] for ours, field in _TEXT_FIELDS},
+    **{ours: text[field] for ours, field in _TEXT_FIELDS.items()},
     mrope_section=section,
     tied=any(t.get("tie_word_embeddings") is True for t in (tree, text)),
     theta=float(theta),
@@ -143,8 +144,7 @@ def _parse_rope_scaling(rope: Mapping[str, Any]) -> Llama3RopeScaling | None:
     return None
   if kind != "llama3":
     raise BadConfig(f"rope_type is {kind!r}, known: default, mrope, llama3")
-  sizes = {ours: rope[field] for ours, field in _ROPE_FIELDS}
-  return Llama3RopeScaling(**sizes)
+  return Llama3RopeScaling(*(rope[field] for field in _ROPE_FIELDS.values()))
 
 
 def _parse_vision(tree: Mapping[str, Any], hidden: int) -> VisionConfig:
@@ -153,7 +153,8 @@ def _parse_vision(tree: Mapping[str, Any], hidden: int) -> VisionConfig:
     name = "vision_config.out_hidden_size"
     raise BadConfig(f"{name} is {size}, hidden_size {hidden}")
   # Fields that are missing keep the defaults, those of the 7B model.
-  given = {ours: tree[field] for ours, field in _VISION_FIELDS if field in tree}
+  fields = _VISION_FIELDS.items()
+  given = {ours: tree[field] for ours, field in fields if field in tree}
   if "full_blocks" in given:
     given["full_blocks"] = tuple(given["full_blocks"])
   return VisionConfig(**given)
@@ -174,7 +175,7 @@ def make_hf_config(
     architectures=[_ARCHITECTURES[kind]],
     model_type=kind,
     hidden_act="silu",
-    **{field: getattr(config, ours) for ours, field in _TEXT_FIELDS},
+    **_to_published(config, _TEXT_FIELDS),
     head_dim=config.head_size,
     rope_theta=config.theta,
     tie_word_embeddings=config.tied,
@@ -183,12 +184,12 @@ def make_hf_config(
   )
   # Llama 3.1's scaling and m-rope exclude each other.
   if scaling := config.rope_scaling:
-    fields = {field: getattr(scaling, ours) for ours, field in _ROPE_FIELDS}
+    fields = _to_published(scaling, _ROPE_FIELDS)
     tree["rope_scaling"] = dict(rope_type="llama3", **fields)
   if vision := config.vision:
     section = list(config.mrope_section)
     tree["rope_scaling"] = dict(type="mrope", mrope_section=section)
-    fields = {field: getattr(vision, ours) for ours, field in _VISION_FIELDS}
+    fields = _to_published(vision, _VISION_FIELDS)
     fields |= dict(out_hidden_size=config.hidden, hidden_act="silu")
     tree["vision_config"] = fields
   return tree
@@ -279,9 +280,9 @@ def load_params(
   path: str | os.PathLike, config: Config, **options: Any
 ) -> dict:
   """Load parameters; `options` are those of `safetensors_io.load_params`."""
-  path, rules, axes = os.fspath(path), weight_map(config), axis_sizes(config)
+  rules = weight_map(config), axis_sizes(config)
   options["prefixes"] = _PREFIXES
-  return safetensors_io.load_params(path, rules, axes, **options)
+  return safetensors_io.load_params(os.fspath(path), *rules, **options)
 
 
 def copy_checkpoint(
@@ -291,14 +292,14 @@ def copy_checkpoint(
   **options: Any,
 ) -> None:
   """Copy weights; `options` are those of `safetensors_io.copy_checkpoint`."""
+  rules = weight_map(config), axis_sizes(config)
   paths, options["prefixes"] = map(os.fspath, (source, target)), _PREFIXES
-  rules, axes = weight_map(config), axis_sizes(config)
-  safetensors_io.copy_checkpoint(*paths, rules, axes, **options)
+  safetensors_io.copy_checkpoint(*paths, *rules, **options)
 
 
 def save_params(
   path: str | os.PathLike, params: dict, config: Config, **options: Any
 ) -> None:
   """Write parameters; `options` are those of `safetensors_io.save_params`."""
-  path, rules, axes = os.fspath(path), weight_map(config), axis_sizes(config)
-  safetensors_io.save_params(path, params, rules, axes, **options)
+  rules = weight_map(config), axis_sizes(config)
+  safetensors_io.save_params(os.fspath(path), params, *rules, **options)

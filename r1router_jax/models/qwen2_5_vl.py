@@ -41,7 +41,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r1router_jax.common.errors import UserError
 from r1router_jax.models import attention as attention_lib
 from r1router_jax.models import layers as layers_lib
-from r1router_jax.models.attention import Cache, Caches
+from r1router_jax.models.attention import Cache, Caches, make_cache
 from r1router_jax.models.layers import Linear, RMSNorm, SwiGLU
 
 REMAT = {  # Which results the backward pass keeps instead of recomputing.
@@ -94,10 +94,9 @@ class Config:
     return 2 * sum(self.mrope_section)
 
 
-SIZES = {  # Published sizes.
-  "3b": Config(  # In the order vocab, hidden, mlp, layers, heads, kv_heads.
-    151936, 2048, 11008, 36, 16, 2, tied=True
-  ),
+# Published sizes; vocab, hidden, mlp, layers, heads, kv_heads.
+SIZES = {
+  "3b": Config(151936, 2048, 11008, 36, 16, 2, tied=True),
   "7b": Config(),
 }
 
@@ -236,13 +235,11 @@ class VisionBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, full, angles, valid):
-    """Apply the block, as a step of `nn.scan`.
+    """Apply the block to patches in window layout [I, W, S, D].
 
-    Args:
-      x: patches in window layout, [I, W, S, D].
-      full: scalar, whether to attend over the whole image.
-      angles: rotary angles of the patches, [I, W, S, F].
-      valid: true on slots that hold a patch, [I, W, S].
+    It is a step of `nn.scan`.  `full` is a scalar, whether to attend over the
+    whole image; rotary angles are [I, W, S, F], and `valid` is true on slots
+    that hold a patch.
     """
     c = self.config
     images, windows = x.shape[:2]
@@ -257,14 +254,11 @@ class VisionBlock(nn.Module):
     def attend(rows, kernel, q, k, v):
       # [I, W, S, N, H] -> [rows, patches, N, H]: a row is an image or a window.
       q, k, v = (a.reshape(rows, -1, *a.shape[3:]) for a in (q, k, v))
-      keys = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
-      key_mask = valid.reshape(rows, -1)
+      keys, mask = make_cache(k, v), valid.reshape(rows, -1)
       if kernel == "xla":
-        out = attention_lib.attention(q, keys, key_mask[:, None])
+        out = attention_lib.attention(q, keys, mask[:, None])
       else:
-        out = attention_lib.fused_attention(
-          q, keys, key_mask, None, kernel=kernel
-        )
+        out = attention_lib.fused_attention(q, keys, mask, None, kernel=kernel)
       return out.reshape(x.shape)
 
     attend_image = functools.partial(attend, images, self.kernel)
@@ -327,18 +321,13 @@ class DecoderLayer(nn.Module):
   def __call__(
     self, x, caches, angles, own_mask, prompt_mask, layout, column, segments
   ):
-    """Apply the layer to N rows of T tokens, as a step of `nn.scan`.
+    """Apply the layer to states [N, T, D], as a step of `nn.scan`.
 
-    Args:
-      x: states, [N, T, D].
-      caches: keys and values of the prompts and of the ring buffer, either of
-        which may be None, as may all that follows but the own mask.
-      angles: rotary angles, [N, T, F].
-      own_mask: true where a query attends to a key of its own row.
-      prompt_mask: true on real tokens of the prompts.
-      layout: which row holds which group member.
-      column: position in the ring buffer that is written.
-      segments: segment id of each token in packed rows.
+    `caches` are keys and values of the prompts and of the ring buffer, of which
+    `column` is written; `own_mask` is true where a query attends to a key of
+    its own row, `prompt_mask` on real tokens of the prompts.  `layout` tells
+    which row holds which group member, `segments` the segment of each token in
+    packed rows.  All but x, angles and the own mask may be None.
 
     Returns the states after the layer, and the rows' keys and values.
     """
@@ -360,7 +349,7 @@ class DecoderLayer(nn.Module):
       k, v = (project_heads(name, c.kv_heads) for name in "kv")
     # Keys are cached rotated, at positions that never change.
     q, k = layers_lib.apply_rope(q, angles), layers_lib.apply_rope(k, angles)
-    new = Cache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))  # [N, K, T, H]
+    new = make_cache(k, v)
     # Decoding: the new keys go into the ring, and all of it is attended to.
     if own is not None:
       update = jax.lax.dynamic_update_slice_in_dim
@@ -369,30 +358,23 @@ class DecoderLayer(nn.Module):
       )
     # Decoding is dense, other passes take the kernel.
     if self.kernel == "xla" or own is not None:
-      out = attention_lib.attention(
-        q, new, own_mask, prompt, prompt_mask, layout
-      )
+      keys = new, own_mask, prompt, prompt_mask, layout
+      out = attention_lib.attention(q, *keys)
+    elif prompt is not None:
+      keys = new, prompt, prompt_mask
+      out = attention_lib.fused_group_attention(q, *keys, kernel=self.kernel)
     else:
-      out = self._attend_fused(q, new, prompt, prompt_mask, segments)
+      # Padding is on the right, where no real token looks.
+      everywhere = jnp.ones(q.shape[:2], bool)
+      keys = new, everywhere if segments is None else segments
+      options = dict(kernel=self.kernel, query_segments=segments)
+      causal = attention_lib.causal_mask
+      out = attention_lib.fused_attention(q, *keys, causal, **options)
     out = einops.rearrange(out, "N T Q H -> N T (Q H)")
     x = x + Linear(c.hidden, False, output_scale, name="o")(out)
     # Pre-norm: the residual stream itself is never normed.
     h = RMSNorm(c.eps, name="ln2")(x)
     return x + SwiGLU(c.mlp, False, output_scale, name="mlp")(h), new
-
-  def _attend_fused(self, q, new, prompt, prompt_mask, segments):
-    """Attend by the kernel, to a prompt or within a prompt."""
-    if prompt is not None:
-      return attention_lib.fused_group_attention(
-        q, new, prompt, prompt_mask, kernel=self.kernel
-      )
-    # Padding is on the right, where no real token looks.
-    everywhere = jnp.ones(q.shape[:2], bool)
-    keys = new, everywhere if segments is None else segments
-    options = dict(kernel=self.kernel, query_segments=segments)
-    return attention_lib.fused_attention(
-      q, *keys, attention_lib.causal_mask, **options
-    )
 
 
 class QwenVL(nn.Module):
@@ -453,8 +435,8 @@ class QwenVL(nn.Module):
   ) -> Float[Array, "B L D"]:
     """Compute the states after each token of rows that hold several texts.
 
-    `segments` tells which text each token belongs to, from 1 on; 0 is padding.
-    A token attends to those of its own segment.
+    A token attends to those of its own text: its segment, from 1 on; 0 is
+    padding.
     """
     mask = segments[:, None] == segments[..., None]
     x, _ = self._run_prompts(prompt, mask, segments)
@@ -513,8 +495,7 @@ class QwenVL(nn.Module):
     stands in the position before, the one before it one further back, and so
     on.  Returns the states that predict the next tokens, and the ring buffer.
     """
-    leaf = own[0] if self.unrolled else own
-    room = leaf.k.shape[-2]
+    room = (own[0] if self.unrolled else own).k.shape[-2]
     # A row sees the positions of its own tokens, `offset` back; what is older
     # was written for the row's previous response.
     back = (column - jnp.arange(room)) % room
@@ -555,9 +536,8 @@ class QwenVL(nn.Module):
 
   def _rope_angles(self, positions):
     c = self.config
-    return layers_lib.mrope_angles(
-      positions, c.mrope_section, c.theta, c.rope_scaling
-    )
+    options = c.mrope_section, c.theta, c.rope_scaling
+    return layers_lib.mrope_angles(positions, *options)
 
 
 def _resolve_kernel(compute: RuntimeConfig) -> str:

@@ -171,18 +171,15 @@ def load_params(
   Raises:
     BadWeights: a tensor is missing, unknown, of another shape or not finite.
   """
-  with contextlib.ExitStack() as stack:
+  with open_tensors(path, prefixes) as stored:
     # Check all names and shapes before anything is read.
-    stored = _open_tensors(path, prefixes, stack)
     tensors = select_tensors(path, stored, weight_map, axes)
     # Read the tensors of one parameter at a time.
     params = {}
-    for rule in weight_map:
-      name, leaf, pattern = rule
-      if leaf:
-        sharding = sharding_for(leaf) if sharding_for else None
-        layers = [tensors[n] for n in _layer_names(name, pattern, axes)]
-        params[leaf] = _load_leaf(rule, layers, axes, dtype, sharding)
+    for rule in _bind_rules(weight_map, axes):
+      sharding = sharding_for(rule.leaf) if sharding_for else None
+      layers = [tensors[name] for name in rule.names]
+      params[rule.leaf] = _load_leaf(rule, layers, dtype, sharding)
   return traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -225,8 +222,7 @@ def copy_checkpoint(
 
   The other arguments are those of `load_params` and of `save_params`.
   """
-  with contextlib.ExitStack() as stack:
-    stored = _open_tensors(source, prefixes, stack)
+  with open_tensors(source, prefixes) as stored:
     tensors = select_tensors(source, stored, weight_map, axes)
     # Nothing is read here: each tensor is read when it is written.
     cast = {name: tensor.cast_to(dtype) for name, tensor in tensors.items()}
@@ -248,28 +244,59 @@ def tensor_shape(pattern: str, axes: Mapping[str, int]) -> tuple[int, ...]:
   )
 
 
-def _split_pattern(name: str, pattern: str) -> tuple[str, str]:
-  """Return both sides of a pattern as they apply to the tensor of one layer."""
-  left, right = pattern.split("->")
-  if "{}" in name:  # The first letter is the axis of the layers.
-    left, right = (side.split(maxsplit=1)[1] for side in (left, right))
-  return left, right
+class _BoundRule:
+  """A weight rule in which the sizes of axes are known.
+
+  Attributes:
+    leaf: path of the parameter.
+    leaf_shape: its shape.
+    is_stacked: whether its first axis is that of the layers.
+    names: names of its tensors, one per layer.
+    shape: the shape of each of them.
+  """
+
+  def __init__(self, rule: WeightRule, axes: Mapping[str, int]):
+    name, self.leaf, pattern = rule
+    left, right = pattern.split("->")
+    self.leaf_shape = tensor_shape(right, axes)
+    self.names, self.is_stacked = [name], "{}" in name
+    if self.is_stacked:  # Both sides name the axis of the layers first.
+      layers = tensor_shape(left, axes)[0]
+      self.names = [name.format(i) for i in range(layers)]
+      left, right = (side.split(maxsplit=1)[1] for side in (left, right))
+    self.shape = tensor_shape(left, axes)
+    # einops refuses the sizes of axes that do not occur.
+    letters = set(re.findall(r"[A-Za-z]\w*", left + right))
+    self._sizes = {letter: axes[letter] for letter in letters}
+    self._left, self._right = left, right
+
+  def to_param(self, tensor: np.ndarray) -> np.ndarray:
+    """Return a tensor in the parameter's order of axes."""
+    order = f"{self._left} -> {self._right}"
+    return einops.rearrange(tensor, order, **self._sizes)
+
+  def to_tensor(self, param: Any, layer: int) -> np.ndarray:
+    """Return a parameter, or a layer of it, in the published order of axes."""
+    part = np.asarray(param[layer] if self.is_stacked else param)
+    order = f"{self._right} -> {self._left}"
+    return einops.rearrange(part, order, **self._sizes)
+
+
+def _bind_rules(
+  weight_map: WeightMap, axes: Mapping[str, int]
+) -> list[_BoundRule]:
+  """Return the rules of the tensors that are not skipped."""
+  return [_BoundRule(rule, axes) for rule in weight_map if rule[1]]
 
 
 def _load_leaf(
-  rule: WeightRule,
+  rule: _BoundRule,
   tensors: Sequence[StoredTensor],
-  axes: Mapping[str, int],
   dtype: Any,
   sharding: jax.sharding.Sharding | None,
 ) -> np.ndarray | jax.Array:
   """Load one parameter from its tensor, or from a tensor per layer."""
-  name, _, pattern = rule
-  stacked = "{}" in name
-  shape = tensor_shape(pattern.split("->")[1], axes)
-  left, right = _split_pattern(name, pattern)
-  sizes = _pattern_axes(left + right, axes)
-
+  shape = rule.leaf_shape
   # Find the part, (start, stop) along each axis, that each device holds.  The
   # key None stands for the whole parameter, on the host.
   if sharding is None:
@@ -285,14 +312,14 @@ def _load_leaf(
   # that hold the same part share one buffer.
   buffers = {}
   for layer, tensor in enumerate(tensors):
-    array = einops.rearrange(tensor.read(), f"{left}->{right}", **sizes)
+    array = rule.to_param(tensor.read())
     for bound in set(bounds.values()):
       if bound not in buffers:
         lengths = [stop - start for start, stop in bound]
         buffers[bound] = np.empty(lengths, dtype or array.dtype)
       # `inner` is the part without the axis of the layers.
-      inner = tuple(slice(*b) for b in (bound[1:] if stacked else bound))
-      if not stacked:
+      inner = tuple(slice(*b) for b in (bound[rule.is_stacked :]))
+      if not rule.is_stacked:
         buffers[bound][...] = array[inner]
       # This part holds only some of the layers.
       elif bound[0][0] <= layer < bound[0][1]:
@@ -304,39 +331,28 @@ def _load_leaf(
   return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def _pattern_axes(pattern: str, axes: Mapping[str, int]) -> dict[str, int]:
-  """Select the axes that occur in `pattern`; einops refuses others."""
-  letters = set(re.findall(r"[A-Za-z]\w*", pattern))
-  return {letter: axes[letter] for letter in letters}
-
-
-def _layer_names(name: str, pattern: str, axes: Mapping[str, int]) -> list[str]:
-  """Return the names of a rule's tensors, one per layer."""
-  if "{}" not in name:
-    return [name]
-  return [name.format(i) for i in range(tensor_shape(pattern, axes)[0])]
-
-
-def _open_tensors(
-  path: str, prefixes: Prefixes, stack: contextlib.ExitStack
-) -> dict[str, StoredTensor]:
-  """Open the files of a checkpoint and return its tensors by name, unread."""
+@contextlib.contextmanager
+def open_tensors(
+  path: str, prefixes: Prefixes = ()
+) -> Iterator[dict[str, StoredTensor]]:
+  """Open the files of a checkpoint and yield its tensors by name, unread."""
   tensors = []
-  for file in checkpoint_files(path):
-    try:
-      # Opening reads the header only.
-      handle = stack.enter_context(safe_open(file, framework="numpy"))
-    except (OSError, SafetensorError) as error:
-      raise BadWeights(
-        f"{file}: not an intact safetensors file ({error}).  Fetch or "
-        "convert it again."
-      ) from error
-    for name in handle.keys():  # noqa: SIM118 (a handle is not a dict)
-      header = handle.get_slice(name)
-      shape, dtype = tuple(header.get_shape()), header.get_dtype()
-      read_raw = functools.partial(handle.get_tensor, name)
-      tensors.append(StoredTensor(file, name, shape, dtype, read_raw))
-  return rename_tensors(tensors, prefixes)
+  with contextlib.ExitStack() as stack:
+    for file in checkpoint_files(path):
+      try:
+        # Opening reads the header only.
+        handle = stack.enter_context(safe_open(file, framework="numpy"))
+      except (OSError, SafetensorError) as error:
+        raise BadWeights(
+          f"{file}: not an intact safetensors file ({error}).  Fetch or "
+          "convert it again."
+        ) from error
+      for name in handle.keys():  # noqa: SIM118 (a handle is not a dict)
+        header = handle.get_slice(name)
+        shape, dtype = tuple(header.get_shape()), header.get_dtype()
+        read_raw = functools.partial(handle.get_tensor, name)
+        tensors.append(StoredTensor(file, name, shape, dtype, read_raw))
+    yield rename_tensors(tensors, prefixes)
 
 
 def rename_tensors(
@@ -416,14 +432,10 @@ def select_tensors(
   Raises:
     BadWeights: a tensor is missing, unknown or of another shape.
   """
-  # Collect the names and shapes of the rules, and a pattern of skipped names.
-  wanted, skipped = {}, []
-  for name, leaf, pattern in weight_map:
-    if leaf:
-      shape = tensor_shape(_split_pattern(name, pattern)[0], axes)
-      wanted |= dict.fromkeys(_layer_names(name, pattern, axes), shape)
-    else:
-      skipped.append(re.escape(name).replace(r"\{\}", r"\d+"))
+  rules = _bind_rules(weight_map, axes)
+  wanted = {name: rule.shape for rule in rules for name in rule.names}
+  skipped = [re.escape(name) for name, leaf, _ in weight_map if not leaf]
+  skipped = [name.replace(r"\{\}", r"\d+") for name in skipped]
   skipped = re.compile("|".join(skipped) or r"(?!)")  # (?!) matches nothing.
 
   # Compare them with the checkpoint's.
@@ -450,28 +462,19 @@ def _export_tensors(
   axes: Mapping[str, int],
 ) -> Iterator[tuple[str, StoredTensor]]:
   """Yield published names and tensors, in the order of the rules."""
-  for name, leaf, pattern in weight_map:
-    if not leaf:
-      continue
-    param = leaves[leaf]
-    wanted = tensor_shape(pattern.split("->")[1], axes)
-    if param.shape != wanted:
-      fault = f"parameter {leaf} has shape {param.shape}, wanted {wanted}"
-      raise BadWeights(f"{folder}: {fault}.  Pass the axes of this model.")
-    left, right = _split_pattern(name, pattern)
-    sizes = _pattern_axes(left + right, axes)
-
-    def read_layer(layer, param=param, order=f"{right} -> {left}", sizes=sizes):
-      part = np.asarray(param if layer is None else param[layer])
-      return einops.rearrange(part, order, **sizes)
-
-    shape, dtype = tensor_shape(left, axes), _DTYPE_NAMES[np.dtype(param.dtype)]
-    for layer, tensor_name in enumerate(_layer_names(name, pattern, axes)):
-      read_raw = functools.partial(read_layer, layer if "{}" in name else None)
-      yield (
-        tensor_name,
-        StoredTensor(folder, tensor_name, shape, dtype, read_raw),
+  for rule in _bind_rules(weight_map, axes):
+    param = leaves[rule.leaf]
+    if param.shape != rule.leaf_shape:
+      fault = f"has shape {param.shape}, wanted {rule.leaf_shape}"
+      raise BadWeights(
+        f"{folder}: parameter {rule.leaf} {fault}.  Pass the axes of this "
+        "model."
       )
+    dtype = _DTYPE_NAMES[np.dtype(param.dtype)]
+    for layer, name in enumerate(rule.names):
+      # Order axes only when the tensor is written.
+      read_raw = functools.partial(rule.to_tensor, param, layer)
+      yield name, StoredTensor(folder, name, rule.shape, dtype, read_raw)
 
 
 def write_checkpoint(

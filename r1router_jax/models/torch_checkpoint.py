@@ -2,21 +2,19 @@
 
 A checkpoint is a pickle, which is a program, beside the numbers of its tensors.
 PyTorch reads it, with `weights_only`, in a process of its own (`torch_reader`),
-so that only names, shapes and numbers reach this one.  A tensor's numbers stay
-in the file until it is read.
+which writes the tensors to a safetensors file; this process opens that alone.
 """
 
 import contextlib
-import functools
+import dataclasses
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
-
-import numpy as np
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.models import safetensors_io, torch_reader
@@ -24,22 +22,15 @@ from r1router_jax.models import safetensors_io, torch_reader
 # First bytes of files that PyTorch before 1.6 wrote.
 _OLD_FORMAT_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
-_DTYPE_KEYS = {dtype.name: key for key, dtype in safetensors_io.DTYPES.items()}
-
 
 @contextlib.contextmanager
 def open_tensors(
   path: str, key: str = ""
 ) -> Iterator[dict[str, safetensors_io.StoredTensor]]:
-  """Open a checkpoint, and yield its tensors by name, none of them read yet.
+  """Open a checkpoint and yield its tensors by name, unread.
 
-  Args:
-    path: the checkpoint file.
-    key: name of the entry that holds the weights, such as "model", in a file
-      with several entries; "" if the file is the weights alone.
-
-  Yields:
-    Tensors by name, which can be read until the `with` block ends.
+  They can be read until the `with` block ends.  `key` names the entry that
+  holds the weights, such as "model"; it is "" if the file is the weights alone.
 
   Raises:
     BadWeights: the file is damaged, of another kind, or names a function or
@@ -48,46 +39,20 @@ def open_tensors(
   """
   _check_file(path)
   _check_torch(path)
-  # The reader lists all tensors at once, and sends one when it is read.
-  command = [sys.executable, "-m", torch_reader.__name__, path, key]
-  pipe = subprocess.PIPE
-  # In a session of its own it does not answer Ctrl-C, which ends both.
-  with subprocess.Popen(
-    command, stdin=pipe, stdout=pipe, start_new_session=True
-  ) as reader:
-    try:
-      line = reader.stdout.readline()
-      if not line:
-        raise _bad_file(path, "its reader died", "Check that PyTorch works")
-      answer = json.loads(line)
-      if isinstance(answer, list):
-        raise _bad_file(path, *answer)
-      # Quantised and complex tensors are no weights.
+  with tempfile.TemporaryDirectory() as folder:
+    copy = os.path.join(folder, safetensors_io.WEIGHTS_FILE)
+    command = [sys.executable, "-m", torch_reader.__name__, path, key, copy]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.stdout:
+      raise _bad_file(path, *json.loads(done.stdout))
+    if done.returncode:
+      raise _bad_file(path, "its reader died", "Check that PyTorch works")
+    with safetensors_io.open_tensors(copy) as tensors:
+      # Errors are to name the file that the user gave.
       yield {
-        name: safetensors_io.StoredTensor(
-          path,
-          name,
-          tuple(shape),
-          _DTYPE_KEYS[dtype],
-          functools.partial(_read_tensor, reader, path, name, shape, dtype),
-        )
-        for name, (dtype, shape) in answer.items()
-        if dtype in _DTYPE_KEYS
+        name: dataclasses.replace(tensor, file=path)
+        for name, tensor in tensors.items()
       }
-    finally:
-      reader.kill()
-
-
-def _read_tensor(
-  reader: subprocess.Popen, path: str, name: str, shape: list[int], dtype: str
-) -> np.ndarray:
-  """Ask the reader for the numbers of a tensor."""
-  array = np.empty(shape, dtype)
-  with contextlib.suppress(BrokenPipeError):
-    os.write(reader.stdin.fileno(), json.dumps(name).encode() + b"\n")
-  if reader.stdout.readinto(array.reshape(-1).view("u1")) != array.nbytes:
-    raise _bad_file(path, f"its reader died at tensor {name}")
-  return array
 
 
 def _bad_file(

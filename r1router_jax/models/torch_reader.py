@@ -1,10 +1,9 @@
 """The process in which PyTorch reads a checkpoint, apart from JAX.
 
-  python -m r1router_jax.models.torch_reader FILE KEY
+  python -m r1router_jax.models.torch_reader FILE KEY OUTPUT
 
-`torch_checkpoint` starts it.  Its first line on stdout is JSON: the dtype and
-shape of each tensor by name, or an error as [reason, cure].  Then, for each
-name that it reads from stdin, a line of JSON, it writes that tensor's bytes.
+`torch_checkpoint` starts it.  It writes the tensors to a safetensors file, or
+an error to stdout, as JSON: [reason, cure].
 
 Source: docs.pytorch.org/docs/stable/notes/serialization.html.
 """
@@ -21,6 +20,7 @@ from r1router_jax.common.errors import UserError
 
 # Imported when used: PyTorch is optional, and is never loaded beside JAX.
 with epy.lazy_imports():
+  import safetensors.torch
   import torch
 
 ZIP_MAGIC = b"PK\3\4"
@@ -54,11 +54,6 @@ class _Skipped:
 
 def load_tensors(path: str, key: str) -> dict[str, Any]:
   """Return the PyTorch tensors of a checkpoint by name, mapped from the file.
-
-  Args:
-    path: the checkpoint file.
-    key: name of the entry that holds the weights; "" if the file is the weights
-      alone.
 
   Raises:
     BadCheckpoint: the file is damaged, of another kind, or names a function or
@@ -119,24 +114,21 @@ def _load_objects(path: str) -> Any:
     ) from error
 
 
-def main(path: str, key: str) -> None:
-  """List the tensors of a checkpoint, then write those that stdin names."""
+def main(path: str, key: str, output: str) -> None:
+  """Write the tensors of a checkpoint to a safetensors file."""
   warnings.simplefilter("ignore")  # An error is to be one line.
   try:
     tensors = load_tensors(path, key)
-    answer = {
-      name: [str(x.dtype).removeprefix("torch."), list(x.shape)]
-      for name, x in tensors.items()
-    }
   except BadCheckpoint as error:
-    tensors, answer = {}, error.args
-  print(json.dumps(answer), flush=True)
-
-  for line in sys.stdin:
-    tensor = tensors[json.loads(line)].contiguous().reshape(-1)
-    # As bytes, because NumPy does not know bfloat16.
-    sys.stdout.buffer.write(tensor.view(torch.uint8).numpy())
-    sys.stdout.buffer.flush()
+    print(json.dumps(error.args))
+    return
+  # Quantised and complex tensors are no weights; others share no memory.
+  weights = {
+    name: x.contiguous().clone()
+    for name, x in tensors.items()
+    if not (x.is_quantized or x.is_complex())
+  }
+  safetensors.torch.save_file(weights, output)
 
 
 if __name__ == "__main__":

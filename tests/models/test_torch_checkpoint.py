@@ -144,14 +144,12 @@ def test_file_without_checksums_is_read(torch, tmp_path):
 
 
 @pytest.mark.oracle
-def test_end_of_the_reader_is_reported(torch, tmp_path):
+def test_end_of_the_reader_is_reported(torch, tmp_path, monkeypatch):
   torch.save({"w": torch.ones(4)}, tmp_path / "w.bin")
-  with torch_checkpoint.open_tensors(str(tmp_path / "w.bin")) as found:
-    process = found["w"].read_raw.args[0]
-    process.kill()
-    process.wait()
-    with pytest.raises(safetensors_io.BadWeights, match="died at tensor w"):
-      found["w"].read_raw()
+  # A disk without room for the tensors.
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  (tmp_path / "safetensors.py").write_text("raise SystemExit(1)")
+  assert_refused(tmp_path / "w.bin", "its reader died.  Check that PyTorch")
 
 
 @pytest.mark.oracle
