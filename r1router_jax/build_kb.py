@@ -34,7 +34,7 @@ import numpy as np
 from absl import flags, logging
 from etils import epy
 
-from r1router_jax.common import cli, files, progress, shared_flags
+from r1router_jax.common import cli, files, http_client, progress, shared_flags
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS
 from r1router_jax.retrieval import kb_meta
@@ -53,6 +53,7 @@ with epy.lazy_imports():
 
 Passages: TypeAlias = "local_kb.PassageFile"
 Chunks: TypeAlias = "embedding_chunks.EmbeddingChunks"
+Embedder: TypeAlias = "batched_encoder.Embedder"
 
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = (
@@ -63,7 +64,9 @@ EMBEDDER_NAMES = (
   "clip_sf",
   "open_wikitable",
   "openai",
+  "openai_raw",
   "tei",
+  "tei_raw",
 )
 
 _DEFAULTS = ", ".join(
@@ -79,7 +82,8 @@ _KIND, _SOURCE, _IMAGES = sources.define_source_flags()
 _EMBEDDER = flags.DEFINE_string(
   "embedder",
   "",
-  f"The embedder, one of {', '.join(EMBEDDER_NAMES)}; by default {_DEFAULTS}.",
+  f"The embedder, one of {', '.join(EMBEDDER_NAMES)}; by default {_DEFAULTS}.  "
+  "openai and tei scale a server's vectors to length 1; the raw ones do not.",
 )
 _WEIGHTS = flags.DEFINE_string(
   "weights",
@@ -156,9 +160,9 @@ class _BuildJob(NamedTuple):
   """A build whose passages are read."""
 
   spec: KbSpec
-  embedder: "batched_encoder.Embedder"
-  meta: dict  # As in meta.json, of the passages, vectors and index.
-  options: dict  # As in meta.json, of searching.
+  embedder: Embedder
+  meta: dict  # See `_make_meta`.
+  options: dict  # See `_search_options`.
 
   @property
   def meta_digest(self) -> str:
@@ -169,40 +173,56 @@ class _BuildJob(NamedTuple):
 def build(spec: KbSpec, dry_run: bool = False) -> None:
   """Build a knowledge base, or what is missing of it.
 
-  A dry run reads the corpus, and logs what the rest needs.  Raises a UserError
-  if the corpus, the embedder or the folder cannot be used.
+  A dry run reads the corpus, and logs what the rest needs.  A process that
+  builds the same waits for this one, and then keeps what it built.  Raises a
+  UserError if the corpus, the embedder or the folder cannot be used.
   """
   # 1. Passages and embedder.
-  job = _prepare_build(spec)
-  # 2. Stop here if all else is there.
-  if _is_up_to_date(job):
-    return
-  corpus_images = sources.resolve_image_folder(spec.source, spec.image_folder)
-  passages = local_kb.PassageFile(spec.folder, spec.kind, corpus_images)
+  # Whatever may be wrong is found before the folder is made.
+  corpus = sources.open_source(spec.kind, spec.source, spec.image_folder)
+  http_client.allow_key(spec.weights)
+  embedder = registry.get_embedder(spec.embedder_name, spec.weights)
+  options = _search_options(spec)
+  with files.lock_folder(spec.folder, wait=True):
+    is_finished = kb_meta.read_meta(spec.folder) is not None
+    note = passage_writer.ensure_passages(spec.folder, corpus, is_finished)
+    job = _BuildJob(spec, embedder, _make_meta(spec, embedder, note), options)
+    # 2. Stop here if all else is there.
+    if _is_up_to_date(job):
+      return
+  passages = local_kb.PassageFile(spec.folder, spec.kind, corpus.image_folder)
   # Chunks of another corpus or embedder have another digest.  An unfinished
   # build is found by this name, so it must not change.
   folder = os.path.join(spec.folder, f"parts-{job.meta_digest}")
   chunks = embedding_chunks.EmbeddingChunks(folder, len(passages), spec.worker)
   # 3. Vectors and index.
   _log_cost(job, passages, chunks)
-  if dry_run or not _embed_chunks(job, passages, chunks):
+  if dry_run:
     return
-  _index_vectors(job, chunks)
+  # Workers embed side by side; a worker that was started twice waits.
+  number, count = spec.worker
+  name = f".lock-{number}-of-{count}" if count > 1 else ".lock"
+  with files.lock_folder(spec.folder, name, wait=True):
+    all_embedded = _embed_chunks(job, passages, chunks)
+  if all_embedded:
+    with files.lock_folder(spec.folder, wait=True):
+      # Another worker may have been the last one, too.
+      if not _is_up_to_date(job):
+        _index_vectors(job, chunks)
 
 
-def _prepare_build(spec: KbSpec) -> _BuildJob:
-  """Write the passages, and load the embedder and the reranker."""
-  # Whatever may be wrong is loaded before the passages are written.
-  corpus = sources.open_source(spec.kind, spec.source, spec.image_folder)
-  embedder = registry.get_embedder(spec.embedder_name, spec.weights)
+def _search_options(spec: KbSpec) -> dict:
+  """Return the options of searching, as in meta.json."""
   options = {"hybrid": True} if spec.hybrid else {}
   if spec.reranker:
     path = os.path.abspath(spec.reranker)
     reranker = cross_encoder.load_reranker(path)
     options |= {"rerank": path, "rerank_fingerprint": reranker.fingerprint}
-  os.makedirs(spec.folder, exist_ok=True)
-  is_finished = kb_meta.read_meta(spec.folder) is not None
-  note = passage_writer.ensure_passages(spec.folder, corpus, is_finished)
+  return options
+
+
+def _make_meta(spec: KbSpec, embedder: Embedder, note: dict) -> dict:
+  """Return what meta.json says of passages, vectors and index."""
   # The order of keys is part of `meta_digest`, and must not change.
   meta = {
     "format": kb_meta.FORMAT_VERSION,
@@ -221,7 +241,7 @@ def _prepare_build(spec: KbSpec) -> _BuildJob:
     meta["shards"] = spec.shards
   if spec.image_folder:
     meta["pictures"] = os.path.abspath(spec.image_folder)
-  return _BuildJob(spec, embedder, meta, options)
+  return meta
 
 
 def _is_up_to_date(job: _BuildJob) -> bool:
@@ -238,6 +258,7 @@ def _is_up_to_date(job: _BuildJob) -> bool:
   # Words are cheap to index, so they are not kept.
   if old_options != job.options:
     _finish_kb(job)
+  _remove_leftovers(job)
   rows = f"{job.meta['rows']:,}"
   logging.info("%s: up to date, kept (%s rows).", job.spec.folder, rows)
   return True
@@ -252,7 +273,7 @@ def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
   sample = [passages[row] for row in sample_rows.tolist()]
   # The trial also compiles what embeds the chunks.
   trial = build_cost.measure_embedding(job.embedder, sample, chunk_rows)
-  pending = sum(len(chunks.chunk_rows(x)) for x in chunks.pending_starts)
+  pending = sum(len(chunks.chunk_rows(x)) for x in chunks.find_pending())
   seconds = trial.seconds_per_row * pending
 
   # Passages come on top of vectors and index.
@@ -276,7 +297,7 @@ def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
 
 def _embed_chunks(job: _BuildJob, passages: Passages, chunks: Chunks) -> bool:
   """Embed missing chunks; return whether those of all workers are there."""
-  kind, pending, own = job.spec.kind, chunks.pending_starts, chunks.own_starts
+  kind, pending, own = job.spec.kind, chunks.find_pending(), chunks.own_starts
   if len(pending) < len(own):
     text = "%s: %d of %d parts are there from an earlier run."
     logging.info(text, kind, len(own) - len(pending), len(own))
@@ -298,9 +319,12 @@ def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
   vectors = chunks.join_chunks(job.embedder.width)
   collection = f"{spec.kind}_{job.meta_digest}"
   index = factory.build_index(vectors, spec.index_kind, spec.shards, collection)
+  # Old meta.json must not describe new vectors, even if this is killed.
+  pathlib.Path(spec.folder, "meta.json").unlink(missing_ok=True)
   factory.save_index(index, spec.folder)
   os.replace(chunks.joined_path, os.path.join(spec.folder, "vectors.npy"))
   _finish_kb(job)
+  _remove_leftovers(job)
   logging.info(
     "%s: done, %s on disk, recall@10 against exact search %.3f.",
     spec.folder,
@@ -310,19 +334,22 @@ def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
 
 
 def _finish_kb(job: _BuildJob) -> None:
-  """Index words if wanted, write meta.json, and remove what is left over."""
+  """Index words if that is wanted, and write meta.json."""
   folder = job.spec.folder
-  leftovers = ["draft-", "parts-"]
   if "hybrid" in job.options:
     passages = local_kb.PassageFile(folder, job.spec.kind)
     texts = (passage.text for passage in passages)
     bm25.Bm25Index.from_texts(texts).save(folder)
-  else:
-    leftovers.append(bm25.BM25_FOLDER)
   # From here on the knowledge base counts as finished.
   files.write_json(os.path.join(folder, "meta.json"), job.meta | job.options)
-  # Drafts of passages, chunks, and words that are not wanted any more.
-  for entry in os.scandir(folder):
+
+
+def _remove_leftovers(job: _BuildJob) -> None:
+  """Remove drafts, chunks, and words that are not wanted any more."""
+  leftovers = ["draft-", "parts-"]
+  if "hybrid" not in job.options:
+    leftovers.append(bm25.BM25_FOLDER)
+  for entry in os.scandir(job.spec.folder):
     if entry.name.startswith(tuple(leftovers)):
       shutil.rmtree(entry.path)
 

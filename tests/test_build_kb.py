@@ -169,7 +169,7 @@ def test_killed_build_is_resumed(
 
   def kill_in_third_chunk(items, desc):
     for number, item in enumerate(items):
-      if number == 2:
+      if number == 2 and desc == "embed text":
         raise Killed
       yield item
 
@@ -282,7 +282,7 @@ def test_corpus_without_a_usable_row_is_rejected(
   ("key", "value", "message"),
   [
     ("rows", 34, "passages should be 34"),
-    ("width", 31, "width should be 31"),
+    ("width", 31, r"should be .*31"),
     ("fingerprint", "other", "embedder weights should be other"),
     ("format", 0, "format should be 0"),
   ],

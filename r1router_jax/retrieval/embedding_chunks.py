@@ -1,11 +1,11 @@
 """Passage vectors in chunks on disk, so a killed build loses at most one."""
 
-import contextlib
 import os
+import pathlib
 
 import numpy as np
 
-from r1router_jax.common.files import atomic_write
+from r1router_jax.common import files
 
 # Rows that are embedded between two saves.
 CHUNK_ROWS = 1024
@@ -23,7 +23,6 @@ class EmbeddingChunks:
 
   Attributes:
     own_starts: first rows of the chunks of this worker.
-    pending_starts: those of them that are missing.
     joined_path: file of the vectors of all chunks, once they are joined.
   """
 
@@ -33,13 +32,14 @@ class EmbeddingChunks:
     self.joined_path = os.path.join(folder, "vectors.npy")
     self._starts = range(0, rows, CHUNK_ROWS)
     self.own_starts = self._starts[worker[0] :: worker[1]]
-    # Found once: an own chunk may be of an earlier run, and is kept.
-    missing = self.find_missing()
-    self.pending_starts = [x for x in missing if x in self.own_starts]
 
   def chunk_path(self, start: int) -> str:
     """Return the file of the chunk that begins with row `start`."""
     return os.path.join(self._folder, f"{start:08d}.npy")
+
+  def find_pending(self) -> list[int]:
+    """Return the first rows of this worker's chunks that are missing."""
+    return [start for start in self.find_missing() if start in self.own_starts]
 
   def find_missing(self) -> list[int]:
     """Return the first rows of the chunks that no worker has saved yet."""
@@ -54,7 +54,11 @@ class EmbeddingChunks:
 
   def save_chunk(self, start: int, vectors: np.ndarray) -> None:
     """Write the file of a chunk, which is either complete or absent."""
-    with atomic_write(self.chunk_path(start)) as file:
+    # Workers of another division may have the same chunk.
+    with (
+      files.lock_folder(self._folder, wait=True),
+      files.atomic_write(self.chunk_path(start)) as file,
+    ):
       np.save(file, vectors)
 
   def join_chunks(self, width: int) -> np.ndarray:
@@ -69,8 +73,6 @@ class EmbeddingChunks:
         joined[start : start + CHUNK_ROWS] = np.load(self.chunk_path(start))
       joined.flush()
       os.replace(partial_path, self.joined_path)
-    # Another worker may delete them at the same time.
     for start in self._starts:
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(self.chunk_path(start))
+      pathlib.Path(self.chunk_path(start)).unlink(missing_ok=True)
     return np.load(self.joined_path, mmap_mode="r")

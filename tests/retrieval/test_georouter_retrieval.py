@@ -9,6 +9,7 @@ from r1router_jax import build_kb
 from r1router_jax.common.records import KBS, Query
 from r1router_jax.retrieval import local_kb
 from r1router_jax.retrieval.corpora import sources
+from tests.retrieval.corpora import plain_reader
 
 FOLDER = sources.georouter_folder()
 
@@ -29,7 +30,7 @@ MIN_HYBRID_RECALL = {
 
 @pytest.mark.parametrize("kind", KBS)
 def test_every_row_of_the_corpus_is_valid(kind):
-  rows = list(sources.read_passages(kind, sources.GEOROUTER))
+  rows = list(plain_reader.read_passages(kind, sources.GEOROUTER))
   assert not [str(row) for row in rows if isinstance(row, sources.RejectedRow)]
   assert len({row.id for row in rows}) == len(rows) > 100
 

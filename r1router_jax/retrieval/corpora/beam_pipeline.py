@@ -34,7 +34,7 @@ from absl import flags, logging
 
 from r1router_jax.common import cli, row_files, shared_flags
 from r1router_jax.common.row_files import RejectedRow
-from r1router_jax.retrieval.corpora import id_dedup, passage_writer, sources
+from r1router_jax.retrieval.corpora import passage_writer, sources
 
 # `main` imports this module a second time, which defines its flags anew.
 _WORKDIR = shared_flags.define_flag("workdir")
@@ -107,7 +107,7 @@ def write_shard(
   If it is the second time, `repeated` has the positions in the shard of rows
   whose ids came before in the corpus.
 
-  Yields ("id", hash, (name of the shard, position)) for each good row, and then
+  Yields ("id", id, (name of the shard, position)) for each good row, and then
   ("count", reason, number of rows) for each reason to leave rows out, and for
   all rows under "rows".
   """
@@ -128,8 +128,7 @@ def write_shard(
       else:
         for passage in parsed[1]:
           passages.write(passage_writer.passage_line(passage, whole=True))
-        id_hash = id_dedup.hash_ids(parsed[:1]).tobytes()
-        yield "id", id_hash, (shard.name, number)
+        yield "id", parsed[0], (shard.name, number)
       counts["rows"] += 1
   for reason, count in counts.items():
     yield "count", reason, count

@@ -25,10 +25,9 @@ import importlib.resources
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from r1router_jax.common import images, row_files
@@ -36,7 +35,6 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Passage
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.retrieval.corpora import (
-  id_dedup,
   mbeir,
   open_wikitable,
   user_files,
@@ -48,9 +46,6 @@ flags.disclaim_key_flags()
 
 # The source that comes with the package.
 GEOROUTER = "georouter"
-
-# Limits of the rows that are read at once, and of the bytes of their texts.
-BLOCK_ROWS, BLOCK_BYTES = 16_384, 64 << 20
 
 # The id of a row with its passages, or the reason why it is left out.
 ParsedRow = tuple[str, list[Passage]] | RejectedRow
@@ -278,55 +273,3 @@ def duplicate_id(where: str, row_id: str) -> RejectedRow:
   """Return the rejection of a row whose id came before."""
   reason = f"the id {row_id!a} came before"
   return RejectedRow(where, reason, "Give each row its own")
-
-
-def read_blocks(
-  source: Source, start: int = 0, known_ids: id_dedup.IdSet | None = None
-) -> Iterator[tuple[int, list[Passage | RejectedRow], np.ndarray]]:
-  """Yield the passages and rejected rows of a source, block by block.
-
-  The first `start` rows, which have the `known_ids`, are passed over; the ids
-  of the others are added.  A block has the number of its rows, their passages
-  and rejections in order, and the hashes of their ids.
-  """
-  known_ids = id_dedup.IdSet() if known_ids is None else known_ids
-  block, size = [], 0
-  for where, row in read_raw_rows(source, start):
-    parsed = parse_row(source, where, row)
-    block.append((where, parsed))
-    if not isinstance(parsed, RejectedRow):
-      size += sum(len(passage.text) for passage in parsed[1])
-    # Rows bound the work between two saves, and bytes the memory.
-    if len(block) == BLOCK_ROWS or size > BLOCK_BYTES:
-      yield _drop_duplicates(block, known_ids)
-      block, size = [], 0
-  if block:
-    yield _drop_duplicates(block, known_ids)
-
-
-def _drop_duplicates(
-  block: list[tuple[str, ParsedRow]], known_ids: id_dedup.IdSet
-) -> tuple[int, list[Passage | RejectedRow], np.ndarray]:
-  """Reject the rows of a block whose ids came before; see `read_blocks`."""
-  # Ids of rejected rows do not count: a later good row may have the same.
-  good = [row for _, row in block if not isinstance(row, RejectedRow)]
-  hashes = id_dedup.hash_ids([row_id for row_id, _ in good])
-  # One value for each row that was not rejected before.
-  is_new = known_ids.add(hashes)
-  verdicts, found = iter(is_new.tolist()), []
-  for where, parsed in block:
-    if isinstance(parsed, RejectedRow):
-      found.append(parsed)
-    elif next(verdicts):
-      found.extend(parsed[1])
-    else:
-      found.append(duplicate_id(where, parsed[0]))
-  return len(block), found, hashes[is_new]
-
-
-def read_passages(
-  kb: str, source: str, image_folder: str = ""
-) -> Iterator[Passage | RejectedRow]:
-  """Yield the passages and rejected rows of a source; see `open_source`."""
-  blocks = read_blocks(open_source(kb, source, image_folder))
-  return itertools.chain.from_iterable(found for _, found, _ in blocks)

