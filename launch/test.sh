@@ -30,6 +30,8 @@ done
 
 set_up test
 cd "$ROOT"
+# Tests start many interpreters, each of which would compile the package anew.
+unset PYTHONDONTWRITEBYTECODE
 # pytest gets one expression, which joins the marks that are set.
 marks=""
 for mark in "$oracle" "$slow" "$long"; do
