@@ -23,17 +23,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections.config_flags import config_flags
 
+from r1router_jax.common import files
 from r1router_jax.common.errors import UserError
 
 USAGE = 2  # Exit code if the user asked for something impossible.
 INTERRUPTED = 130  # Exit code after Ctrl-C.
 PREEMPTED = 42  # Exit code if all work was saved: start the command again.
 
-# XLA's compiled programs; one folder for all commands.
-_CACHES = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-_PROGRAM_CACHE = os.path.join(_CACHES, "r1router_jax")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _USER_ERRORS = (
   UserError,
@@ -45,7 +42,7 @@ _USER_ERRORS = (
   PermissionError,
 )
 _JAX_FLAG = re.compile(r"--?(no)?jax_|--?helpfull")
-_OVERRIDE = re.compile(r"--?(?:no)?(?P<flag>\w+)\.(?P<key>[^=\[]+)")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
 
 
 class Preempted(Exception):
@@ -58,12 +55,12 @@ def enable_program_cache() -> None:
   min_seconds = "jax_persistent_cache_min_compile_time_secs"
   if jax := sys.modules.get("jax"):
     if not getattr(jax.config, directory):
-      jax.config.update(directory, _PROGRAM_CACHE)
+      jax.config.update(directory, files.CACHE_FOLDER)
       # Many small programs take as long to compile as one large one.
       jax.config.update(min_seconds, 0.1)
   elif not os.environ.get(directory.upper()):
     # JAX reads these variables when it is imported.
-    os.environ[directory.upper()] = _PROGRAM_CACHE
+    os.environ[directory.upper()] = files.CACHE_FOLDER
     os.environ[min_seconds.upper()] = "0.1"
 
 
@@ -71,6 +68,8 @@ def run(main: Callable[[list[str]], object]) -> None:
   """Parse the flags, call `main(argv)` and exit, like `absl.app.run`."""
 
   def guarded_main(argv: list[str]) -> object:
+    # A terminal that is not UTF-8 shows "?" for what it cannot show.
+    sys.stdout.reconfigure(errors="replace")
     try:
       if len(argv) > 1:
         cure = "Every argument is a flag, --name=value; see --help."
@@ -131,12 +130,12 @@ def _exit(code: int, message: str = "") -> NoReturn:
 def _parse_flags(args: list[str]) -> list[str]:
   """Parse like `flags.FLAGS(args)`, with errors that fit on one line."""
   try:
-    # config_flags would answer with the traceback of a failed import.
-    for flag, path, _ in _config_files(args):
-      if not os.path.exists(path):
-        siblings = glob.glob(os.path.join(os.path.dirname(path), "*.py"))
-        cure = _did_you_mean(difflib.get_close_matches(path, siblings, 1))
-        raise flags.Error(f"--{flag}: there is no file {path}.{cure}")
+    # config_flags would go on without the file, and fail later.
+    path = _config_spec(args).split(":")[0]
+    if path and not os.path.exists(path):
+      siblings = glob.glob(os.path.join(os.path.dirname(path), "*.py"))
+      cure = _did_you_mean(difflib.get_close_matches(path, siblings, 1))
+      raise flags.Error(f"--config: there is no file {path}.{cure}")
     # This reads config files, too.
     return flags.FLAGS(args)
   except SystemExit:  # --help and the like, which are no failure.
@@ -152,32 +151,32 @@ def _parse_flags(args: list[str]) -> list[str]:
   _exit(USAGE, f"ERROR: {message}")
 
 
-def _config_files(args: list[str]) -> Iterator[tuple[str, str, str]]:
-  """Yield (flag, path, "path:variant") of each config file named in `args`."""
+def _config_spec(args: list[str]) -> str:
+  """Return the value of --config, "path:variant", or "" without such a flag."""
   for arg, following in zip(args, [*args[1:], ""], strict=True):
-    match = re.fullmatch(r"--?(\w+)(?:=(.*))?", arg)
-    if not match or match[1] not in flags.FLAGS:
-      continue
-    if config_flags.is_config_flag(flags.FLAGS[match[1]]):
-      spec = following if match[2] is None else match[2]
-      yield match[1], spec.split(":")[0], spec
+    name, has_value, value = arg.lstrip("-").partition("=")
+    if arg.startswith("-") and name == "config" and name in flags.FLAGS:
+      return value if has_value else following
+  return ""
 
 
 def _unknown_config_key(args: list[str]) -> str:
   """Name the first `--config.key` that its file does not have, or return ""."""
-  for flag, path, spec in _config_files(args):
-    keys = list(_dotted_keys(flags.FLAGS[flag].parser.parse(spec)))
-    for match in filter(None, map(_OVERRIDE.match, args)):
-      key = match["key"]
-      if match["flag"] != flag or key in keys:
-        continue
-      # A key that is spelt alike, else one of that name in another section.
-      word = key.split(".")[-1]
-      similar = difflib.get_close_matches(key, keys, 1) or [
-        other for other in keys if other.split(".")[-1] == word
-      ]
-      cure = _did_you_mean([f"--{flag}.{other}" for other in similar])
-      return f"--{flag}.{key}: {path} has no such key.{cure}"
+  spec = _config_spec(args)
+  config = flags.FLAGS["config"].parser.parse(spec) if spec else {}
+  keys = list(_dotted_keys(config))
+  for match in filter(None, map(_OVERRIDE.match, args)):
+    key = match[1]
+    if key in keys:
+      continue
+    # A key that is spelt alike, else one of that name in another section.
+    word = key.split(".")[-1]
+    similar = difflib.get_close_matches(key, keys, 1) or [
+      other for other in keys if other.split(".")[-1] == word
+    ]
+    cure = _did_you_mean([f"--config.{other}" for other in similar])
+    path = spec.split(":")[0]
+    return f"--config.{key}: {path} has no such key.{cure}"
   return ""
 
 

@@ -1,17 +1,16 @@
 """Requests of the routing loop to a policy: prompts out, responses in.
 
-The loop is a generator, a `RoutingGenerator`: it yields a `GenerationRequest`
-and is sent a group of responses to each prompt, so that one loop may be driven
-by the host or from inside a jitted program.
+The loop is a generator: it yields a `GenerationRequest` and is sent a group of
+responses to each prompt, so that one loop may be driven by the host or from
+inside a jitted program.
 
 A response that is not of the protocol is drawn once more, at temperature 1,
 since a greedy policy would repeat itself; a plan that fails again is asked for
 a last time with the reason why it failed (see `templates.Style.repair`).
 """
 
-import functools
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.images import BadImage
@@ -22,7 +21,6 @@ from r1router_jax.common.records import (
   Question,
   Response,
   Step,
-  Trajectory,
 )
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -75,12 +73,12 @@ class PendingPrompt(NamedTuple):
 
 Groups = list[list[Response]]  # Responses to each prompt.
 
-# Yield requests, are sent the responses.
-RoutingGenerator = Generator[GenerationRequest, Groups, list[Trajectory]]
-ParsedGenerator = Generator[GenerationRequest, Groups, list[Parsed]]
+# Yields requests, is sent the responses, and returns a result.
+Result = TypeVar("Result")
+RequestGenerator = Generator[GenerationRequest, Groups, Result]
 
-# Is called with each step that the policy was asked, and its responses.
-OnStep = Callable[[Step, Sequence[Response]], None]
+# A step that the policy was asked, with its responses.
+VisitedStep = tuple[Step, Sequence[Response]]
 
 
 def start_episodes(
@@ -93,16 +91,17 @@ def start_episodes(
   Raises:
     UserError: if a question has no text.
   """
-  # 1. An empty question would make an empty prompt and an empty search.
-  for question in questions:
-    if not question.text.strip():
-      raise UserError(f"Question {question.id!r} is empty; give it a text.")
-  # 2. A prompt of the image alone shows whether it can be decoded.
   episodes = [Episode(question) for question in questions]
   for episode in episodes:
-    if image := episode.question.image:
-      image_only = Conversation("final", "", (Segment(image, "image"),))
-      episode.final = check_prompt(policy, episode, image_only)
+    question = episode.question
+    # An empty question would make an empty prompt and an empty search.
+    if not question.text.strip():
+      raise UserError(f"Question {question.id!r} is empty; give it a text.")
+    # A prompt of the image alone shows whether it can be decoded.
+    if question.image:
+      image_only = Segment(question.image, "image")
+      prompt = Conversation("final", "", (image_only,))
+      episode.final = check_prompt(policy, episode, prompt)
   return episodes
 
 
@@ -111,8 +110,8 @@ def generate_and_parse(
   pending: Sequence[PendingPrompt],
   number: int,
   sampling: SamplingParams,
-  on_step: OnStep,
-) -> ParsedGenerator:
+  visited_steps: list[VisitedStep],
+) -> RequestGenerator[list[Parsed]]:
   """Generate a group per prompt; return each group's first parseable response.
 
   Tokens and faults are added to the episodes.  If no response of a group can be
@@ -128,7 +127,7 @@ def generate_and_parse(
   for i, group in zip(readable, groups, strict=True):
     episode, prompt, parse, step = pending[i]
     if step is not None:
-      on_step(step, group)
+      visited_steps.append((step, group))
     # The first response that can be parsed counts, so the choice does not
     # depend on rewards.
     parsed = [parse(response.text) for response in group]
@@ -147,33 +146,33 @@ def generate_with_retries(
   pending: Sequence[PendingPrompt],
   number: int,
   sampling: SamplingParams,
-  on_step: OnStep,
+  visited_steps: list[VisitedStep],
   *,
   repair: bool = False,
-) -> ParsedGenerator:
+) -> RequestGenerator[list[Parsed]]:
   """Generate and parse, with further attempts for malformed responses.
 
   Requests of the attempts are numbered from `number` on.  The second attempt
   samples at temperature 1.  With `repair`, a third one shows the policy its
-  response and what is wrong with it, which is no step for `on_step`.
+  response and what is wrong with it, which is no step to learn from.
   """
-  ask = functools.partial(generate_and_parse, policy, on_step=on_step)
-  results = yield from ask(pending, number, sampling)
-  for attempt in (1, 2) if repair else (1,):
-    # A prompt that was rejected would be rejected again.
-    retries = {
-      i: pending[i]
-      for i, result in enumerate(results)
-      if isinstance(result, Malformed)
-      and not pending[i].episode.prompt_was_rejected(result.reason)
-    }
+  results, due = [None] * len(pending), dict(enumerate(pending))
+  for attempt in range(PLAN_TRIES if repair else ANSWER_TRIES):
     # The last attempt has another prompt, the others the same one.
     if attempt == 2:
-      retries = _repair_prompts(retries, results, policy.config.style)
+      due = _repair_prompts(due, results, policy.config.style)
     again = SamplingParams() if attempt == 1 else sampling
-    retried = yield from ask([*retries.values()], number + attempt, again)
-    for i, result in zip(retries, retried, strict=True):
+    each_due = [*due.values()], number + attempt, again
+    found = yield from generate_and_parse(policy, *each_due, visited_steps)
+    for i, result in zip(due, found, strict=True):
       results[i] = result
+    # A prompt that was rejected would be rejected again.
+    due = {
+      i: prompt
+      for i, prompt in due.items()
+      if isinstance(results[i], Malformed)
+      and not prompt.episode.prompt_was_rejected(results[i].reason)
+    }
   return results
 
 

@@ -30,7 +30,7 @@ import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,15 +52,21 @@ from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
 from r1router_jax.policy.interface import PolicyInterface
 from r1router_jax.retrieval import retriever
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
-from r1router_jax.routing import policy_requests
 from r1router_jax.routing.answering_methods import AnsweringMethod, R1Router
 from r1router_jax.routing.episode import Episode
 from r1router_jax.routing.policy_requests import (
   ANSWER_TRIES,
   PLAN_TRIES,
   REQUESTS_PER_ROUND,
+  Parsed,
   PendingPrompt,
+  RequestGenerator,
+  VisitedStep,
+  generate_with_retries,
+  start_episodes,
 )
+
+OnStep = Callable[[Step, Sequence[Response]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +91,7 @@ class RolloutOptions:
   k: int | Mapping[str, int] = 1
   sampling: SamplingParams = GREEDY
   group_size: int = 1
-  on_step: policy_requests.OnStep | None = None
+  on_step: OnStep | None = None
   in_flight: int = 1
 
 
@@ -208,17 +214,16 @@ class RoutingLoop:
     # Fails before anything is generated.
     self._method.check_config(self.policy.config)
     # Steps are collected here and reported at the end, in one thread.
-    self.visited_steps: list[tuple[Step, Sequence[Response]]] = []
+    self.visited_steps: list[VisitedStep] = []
     self._episodes: list[Episode] = []
 
-  def run(self) -> policy_requests.RoutingGenerator:
+  def run(self) -> RequestGenerator[list[Trajectory]]:
     """Yield requests, and return the trajectory of each question.
 
     Raises:
       UserError: if a question has no text.
     """
-    start = policy_requests.start_episodes
-    self._episodes = start(self.policy, self.questions)
+    self._episodes = start_episodes(self.policy, self.questions)
     for n in range(self.options.max_steps):
       planned = yield from self._plan(n)
       # Also without any plan: hosts may have to search together.
@@ -227,11 +232,7 @@ class RoutingLoop:
     yield from self._conclude()
     return [episode.to_trajectory() for episode in self._episodes]
 
-  def _plan(
-    self, n: int
-  ) -> Generator[
-    policy_requests.GenerationRequest, Any, list[tuple[Episode, Plan]]
-  ]:
+  def _plan(self, n: int) -> RequestGenerator[list[tuple[Episode, Plan]]]:
     """Return the plans of round `n` to carry out, with their episodes."""
     episodes = [episode for episode in self._episodes if episode.planning]
     # 1. Ask the policy, unless the method decides alone.
@@ -280,7 +281,7 @@ class RoutingLoop:
     n: int,
     planned: Sequence[tuple[Episode, Plan]],
     passages: Sequence[tuple[Passage, ...]],
-  ) -> Generator[policy_requests.GenerationRequest, Any, None]:
+  ) -> RequestGenerator[None]:
     """Have the passages of round `n` read, and add the round to its episode."""
     pending = [
       self._prompt(episode, "answer", plan.sub_question, found)
@@ -295,9 +296,7 @@ class RoutingLoop:
     for (episode, plan), found, answer in rounds:
       episode.rounds.append(Round(plan, found, answer))
 
-  def _conclude(
-    self,
-  ) -> Generator[policy_requests.GenerationRequest, Any, None]:
+  def _conclude(self) -> RequestGenerator[None]:
     """Ask for the final answers that are missing."""
     episodes = [e for e in self._episodes if e.final is None]
     pending = [self._prompt(episode, "final") for episode in episodes]
@@ -313,12 +312,6 @@ class RoutingLoop:
 
   def _generate(
     self, pending: Sequence[PendingPrompt], number: int, repair: bool = False
-  ) -> policy_requests.ParsedGenerator:
-    return policy_requests.generate_with_retries(
-      self.policy,
-      pending,
-      number,
-      self.options.sampling,
-      lambda step, group: self.visited_steps.append((step, group)),
-      repair=repair,
-    )
+  ) -> RequestGenerator[list[Parsed]]:
+    task = self.policy, pending, number, self.options.sampling
+    return generate_with_retries(*task, self.visited_steps, repair=repair)

@@ -11,8 +11,7 @@ from r1router_jax.common import records
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.routing.baselines import registry
-from r1router_jax.routing.policy_requests import OnStep
-from r1router_jax.routing.router import RolloutOptions
+from r1router_jax.routing.router import OnStep, RolloutOptions
 
 
 @dataclasses.dataclass(frozen=True)
