@@ -10,14 +10,13 @@ the letter.  Without such a column it is composed of the others, in one line:
 The passage of row i has the id "i", and is row i of the index as long as no row
 is bad.  (Questions of Open-WikiTable count rows from 1.)
 
-As Python objects 100 MB of JSON would take many times as much memory, so the
-columns are found in the bytes, and a value is parsed only when its row is read.
+As Python objects 100 MB of JSON would take many times as much memory, so a cell
+stays as its bytes until its row is read.
 
 Source: arxiv.org/abs/2305.07288.
 """
 
-import array
-import re
+import msgspec
 
 from r1router_jax.common import row_files
 from r1router_jax.common.errors import UserError
@@ -28,12 +27,6 @@ SUPPORTED_KBS = ("table",)
 FILE_PATTERN = r"splitted_tables\.json(\.gz|\.bz2)?"
 
 MAX_BYTES = 2 << 30
-
-# A string, or a mark between values.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}:,]', re.S)
-
-# The marks that may end a cell, and the nesting depth after each of them.
-_CELL_ENDS = {b",": 2, b"}": 1}
 
 # Marks of a flattened table, and the fields whose values follow them.
 _MARKS = {
@@ -67,11 +60,8 @@ def read_rows(
       "header and rows.  Give Open-WikiTable's splitted_tables.json."
     )
   columns = {name: columns[name] for name in wanted if name in columns}
-  for number in range(len(columns[wanted[-1]]) // 2):
-    cells = {
-      name: data[bounds[2 * number] : bounds[2 * number + 1]]
-      for name, bounds in columns.items()
-    }
+  for number, row_name in enumerate(columns[wanted[-1]]):
+    cells = {name: bytes(cells[row_name]) for name, cells in columns.items()}
     yield f"{path}: row {number}", (number, cells)
 
 
@@ -115,37 +105,18 @@ def flatten_table(row: dict) -> str:
   return f"{title}[Header]{first}[Rows]{body}"
 
 
-def _find_columns(path: str, data: bytes) -> dict[str, array.array]:
-  """Find where the cells of each column start and stop in a file's bytes.
+def _find_columns(path: str, data: bytes) -> dict[str, dict[str, msgspec.Raw]]:
+  """Return the unparsed cells of each column by the names of their rows.
 
-  Returns, by column, the offsets start, stop, start, stop and so on.  Raises a
-  UserError if the data are no JSON of columns with the same rows.
+  Raises a UserError if the data are no JSON of columns with the same rows.
   """
-  columns = {}
-  row_names = {}  # By column, a hash of the names of its rows, in order.
-  depth, name, last_string = 0, "", b""
-  # Depth 1 is inside the table, depth 2 inside a column.
-  for token in _TOKEN.finditer(data):
-    mark = token[0][:1]
-    if mark in b"]}":
-      depth -= 1
-    if mark == b'"':
-      last_string = token[0]
-    elif mark == b":" and depth == 1:  # A column begins.
-      name = last_string.decode(errors="replace").strip('"')
-      columns[name], row_names[name] = array.array("q"), 0
-    elif mark == b":" and depth == 2 and columns:  # A cell begins.
-      columns[name].append(token.end())
-      row_names[name] = hash((row_names[name], last_string))
-    # An open cell ends at a comma or brace of its column, not of its own value.
-    elif columns and len(columns[name]) % 2 and depth == _CELL_ENDS.get(mark):
-      columns[name].append(token.start())
-    if mark in b"[{":
-      depth += 1
-  # Columns must have equally many cells, and each at least one.
-  sizes = {len(bounds) for bounds in columns.values()}
-  same_rows = len(set(row_names.values())) == 1 and len(sizes) == 1
-  if depth or not same_rows or 0 in sizes:
+  cells = dict[str, dict[str, msgspec.Raw]]
+  try:
+    columns = msgspec.json.decode(data, type=cells)
+  except (msgspec.MsgspecError, RecursionError):
+    columns = {}
+  first, *others = map(list, columns.values()) if columns else [[]]
+  if not first or any(names != first for names in others):
     raise UserError(
       f"{path} is no table by columns, all with the same rows.  Give "
       "Open-WikiTable's splitted_tables.json, or write it again with "
