@@ -19,6 +19,7 @@ import argparse
 import common
 import numpy as np
 
+from r1router_jax.common import http_client
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.data import r1_router_rows
 from r1router_jax.retrieval import local_kb
@@ -67,6 +68,7 @@ def main() -> None:
   parser.add_argument("--embedder", default="minilm")
   parser.add_argument("--weights", default="")
   args = parser.parse_args()
+  http_client.allow_key(args.weights)
   embed = registry.get_embedder(args.embedder, args.weights)
   for kind in ("text", "image", "table"):
     corpus, read_texts = load_corpus(args.reference, kind)

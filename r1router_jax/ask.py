@@ -21,6 +21,7 @@ from r1router_jax.retrieval import kb_meta
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
+  from r1router_jax.common import http_client
   from r1router_jax.policy import interface, policy_factory
   from r1router_jax.report import terminal
   from r1router_jax.retrieval import knowledge_base, retriever
@@ -32,6 +33,7 @@ _IMAGE = flags.DEFINE_string("image", "", "Image that the question is about.")
 # What answers it.
 _POLICY = shared_flags.define_flag("policy")
 _KB_DIR = shared_flags.define_flag("kb_dir")
+_KEY_ADDRESS = shared_flags.define_flag("key_address")
 _METHOD = shared_flags.define_flag("method")
 _SETTINGS = shared_flags.define_settings()
 
@@ -51,6 +53,7 @@ def main(_) -> None:
   kb_meta.check_kb_dir(_KB_DIR.value)
 
   policy = policy_factory.open_policy(_POLICY.value)
+  http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
   values = shared_flags.settings_values(_SETTINGS)
   settings = run_settings.RunSettings(_METHOD.value, **values)

@@ -1,78 +1,85 @@
 """An HTTP client that asks another process for JSON, and tries again.
 
-A request may take `DEADLINE_SECONDS`, or as long as its client is told, over
-all tries; one try may take a third of that.  If nobody answers, the connection
-breaks, or the answer means "not now" (status 429 or 5xx), the request is sent
-again after pauses that double, since the server may be restarting.  An invalid
-answer is asked for again, too, but only until there were `MAX_INVALID_ANSWERS`
-of them; a refusal (any other status, also a redirect) is final.
+If nobody answers, the connection breaks, or the answer means "not now" (status
+429 or 5xx), a request is sent again after random pauses that grow, since the
+server may be restarting.  An unusable answer is asked for again, too, but only
+until there were `MAX_UNUSABLE_ANSWERS`; a refusal (any other status, also a
+redirect) is final.  The time of a try, and of all tries, counts from the
+server's last answer to the same call, as a slow server may answer one request
+after another; a try without an answer halves the requests in flight.
 
 A request that does not succeed ends in a `RemoteServiceError`, which says who
 was asked, what came back and what to do.  Answers are untrusted: their sizes
-are bounded, and their JSON is read strictly.
+are bounded while they come in, and msgspec checks their types.
 """
 
 import asyncio
-import concurrent.futures
 import dataclasses
 import ipaddress
-import itertools
 import json
-import random
+import os
 import re
 import ssl
-import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import anyio
+import anyio.from_thread
 import httpx
+import msgspec
+import tenacity
 from absl import logging
 
-from r1router_jax.common import row_files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import sanitize_text
 
-DEADLINE_SECONDS = 120.0  # All tries of a request together.
-MAX_INVALID_ANSWERS = 3  # Tries that may bring one.
+DEADLINE_SECONDS = 120.0  # Of all tries of a request; one may take a third.
+MAX_UNUSABLE_ANSWERS = 3  # Tries of a request that may bring one.
 MAX_IN_FLIGHT = 4  # Requests of one call.
-RETRY_PAUSES = 0.2, 5.0  # Seconds of the first pause and of the longest.
-MAX_ANSWER_BYTES = 64 << 20
-BODY_ERROR_STATUSES = 400, 413, 422  # A request is refused for its body.
+RETRY_PAUSES = 0.2, 5.0  # Seconds of the shortest pause and of the longest.
+MAX_ANSWER_BYTES = 64 << 20  # Of any answer, whatever was asked for.
+# A request is answered, but unusably; or it is refused for its body.
+UNUSABLE, BODY_ERROR_STATUSES = 200, (400, 413, 422)
+
+API_KEY_VARIABLE = "OPENAI_API_KEY"
 
 _EXCERPT_CHARS = 300  # Of an error's body, shown in a message.
 _USER_INFO = re.compile("//.*@")
+# An escaped backslash or a whole pair, or else half a surrogate pair.
+_SURROGATES = re.compile(
+  rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)"
+)
 
-# A function of (number of the request, its parsed JSON answer).
+# Addresses that `allow_key` was given.
+_key_addresses: set[str] = set()
+
+# A function of (number of the request, its decoded answer or its error).
 ParseAnswer = Callable[[int, Any], Any]
 
 
 class RemoteServiceError(UserError):
-  """A remote service failed (status 0), or refused a request with a status."""
+  """A remote service failed (status 0), or refused a request with a status.
+
+  The status is `UNUSABLE` if answers came that cannot be used.
+  """
 
   def __init__(self, message: str, status: int = 0):
     super().__init__(message)
     self.status = status
 
 
-class _RetryLater(Exception):
-  """An answer that asks for another try, after `seconds` or later."""
+class _FailedTry(Exception):
+  """The reason why a request is sent again, after `seconds` or later."""
 
-  def __init__(self, reason: str, seconds: float):
+  def __init__(self, reason: str, seconds: float = 0.0):
     super().__init__(reason)
     self.seconds = seconds
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-  """One HTTP request; `number` is its position among those of a call."""
-
-  number: int
-  method: str
-  url: str
-  body: bytes
-  parse: ParseAnswer
+class UnusableAnswer(_FailedTry):
+  """The reason why an answer is not what was asked for."""
 
 
 class JsonHttpClient:
@@ -80,9 +87,10 @@ class JsonHttpClient:
 
   Args:
     address: "http://host:port" or "https://host", optionally with a path.
+    service: what should answer there, as in "a chat model", for messages.
     headers: headers of all requests.
     in_flight: requests that one call keeps in flight.
-    deadline: seconds of all tries of a request; None for `DEADLINE_SECONDS`.
+    deadline: seconds of all tries of a POST; None for `DEADLINE_SECONDS`.
 
   Raises:
     UserError: the address is not of that form.
@@ -91,26 +99,33 @@ class JsonHttpClient:
   def __init__(
     self,
     address: str,
+    service: str,
     headers: Mapping[str, str] | None = None,
     *,
     in_flight: int = MAX_IN_FLIGHT,
     deadline: float | None = None,
   ):
-    self.address, self._in_flight = validate_address(address), in_flight
-    self._deadline = DEADLINE_SECONDS if deadline is None else deadline
-    # Only a plain body can be bounded while it is read: a small compressed one
-    # may expand to any size.
-    self._headers = {"Accept-Encoding": "identity"} | dict(headers or {})
-    # Made once, since reading all certificates takes time.
-    self._trust = ssl.create_default_context()
+    self.address, self.service = validate_address(address), service
+    self.in_flight = in_flight
+    self.deadline = DEADLINE_SECONDS if deadline is None else deadline
+    # A small compressed body may expand to any size, so none is asked for.
+    plain = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+    self.options = dict(
+      headers=plain | dict(headers or {}),
+      # Made once, since reading all certificates takes time.
+      verify=ssl.create_default_context(),
+      timeout=None,  # `_Call` limits a try as a whole.
+      # Requests to this machine use no proxy and no credentials from .netrc.
+      trust_env=not is_loopback(address),
+    )
 
-  def get(self, path: str) -> Any:
+  def get(self, path: str, max_bytes: int) -> Any:
     """Return the JSON at `path`, or None if the service has no such path."""
-    url = self.address + path
-    request = _Request(0, "GET", url, b"", lambda _, found: found)
+    # What a server says of itself needs no time, so the deadline is never long.
+    deadline = min(self.deadline, DEADLINE_SECONDS)
+    call = _Call(self, "GET", path, deadline, max_bytes)
     try:
-      (answer,) = _run_in_thread(self._send_all([request]))
-      return answer
+      return call.run([b""])[0]
     except RemoteServiceError as error:
       if error.status in (404, 405):
         return None
@@ -120,149 +135,219 @@ class JsonHttpClient:
     self,
     path: str,
     bodies: Sequence[Any],
+    schema: Any,
     parse: ParseAnswer,
-    on_refused: ParseAnswer | None = None,
+    *,
+    max_bytes: int,
+    on_error: ParseAnswer | None = None,
   ) -> list[Any]:
     """Send all bodies, some at a time, and return their parsed answers.
 
     Args:
       path: path below the client's address.
       bodies: values that JSON can hold, one for each request.
-      parse: makes the result of an answer, or raises `RowError`.
-      on_refused: makes the result of (number, error) for a body that is refused
-        with one of `BODY_ERROR_STATUSES`; by default the error is raised.
+      schema: type of an answer, for msgspec.
+      parse: makes the result of an answer, or raises `UnusableAnswer`.
+      max_bytes: size of the longest answer that is believed.
+      on_error: makes the result of a request that does not succeed, or raises
+        the error that it is given, as is done by default.
 
     Raises:
       RemoteServiceError: one of the requests does not succeed.
     """
-    url = self.address + path
-    requests = [
-      _Request(number, "POST", url, json.dumps(body).encode(), parse)
-      for number, body in enumerate(bodies)
-    ]
-    return _run_in_thread(self._send_all(requests, on_refused))
+    max_bytes = min(max_bytes, MAX_ANSWER_BYTES)
+    known = self, "POST", path, self.deadline, max_bytes
+    call = _Call(*known, schema, parse, on_error)
+    return call.run([json.dumps(body).encode() for body in bodies])
 
-  async def _send_all(
-    self, requests: Sequence[_Request], on_refused: ParseAnswer | None = None
-  ) -> list[Any]:
-    """Send requests concurrently and return their results in order."""
-    slots = asyncio.Semaphore(self._in_flight)
 
-    async def send_one(client, request):
-      try:
-        async with slots:
-          return await self._send_with_retries(client, request)
-      except RemoteServiceError as error:
-        if on_refused is None or error.status not in BODY_ERROR_STATUSES:
-          raise
-        return on_refused(request.number, error)
+@dataclasses.dataclass
+class _Call:
+  """Requests that are sent together, see `JsonHttpClient.post`."""
 
-    async with httpx.AsyncClient(
-      headers=self._headers,
-      verify=self._trust,
-      timeout=None,  # `_send_with_retries` limits the time of a try.
-      # Requests to this machine use no proxy and no credentials from .netrc.
-      trust_env=not is_loopback(self.address),
-    ) as client:
-      return await asyncio.gather(*(send_one(client, r) for r in requests))
+  client: JsonHttpClient
+  method: str
+  path: str
+  deadline: float
+  max_bytes: int
+  schema: Any = Any
+  parse: ParseAnswer = lambda _, answer: answer
+  on_error: ParseAnswer | None = None
 
-  async def _send_with_retries(
-    self, client: httpx.AsyncClient, request: _Request
+  def __post_init__(self):
+    self._slots = anyio.CapacityLimiter(self.client.in_flight)
+    # What the requests of the call know of their server, see `_note_answer`.
+    self._last_answer = time.monotonic()
+    self._timers: set[asyncio.Timeout] = set()
+
+  def run(self, bodies: Sequence[bytes]) -> list[Any]:
+    """Send the bodies concurrently and return their results in order."""
+
+    async def send_all() -> list[Any]:
+      async with httpx.AsyncClient(**self.client.options) as http:
+        sent = [self._send(http, *numbered) for numbered in enumerate(bodies)]
+        return await asyncio.gather(*sent)
+
+    # A thread of its own: a notebook's thread runs an event loop already.
+    with anyio.from_thread.start_blocking_portal() as portal:
+      return portal.call(send_all)
+
+  async def _send(
+    self, http: httpx.AsyncClient, number: int, body: bytes
   ) -> Any:
     """Send a request until it succeeds or must not be tried again."""
-    start, backoff = time.monotonic(), RETRY_PAUSES[0]
-    deadline = self._deadline
-    invalid, cure = 0, "See that it runs and is reached from here"
-    for tries in itertools.count(1):
-      # Random pauses keep many clients from returning at the same moment.
-      pause = backoff * random.uniform(0.5, 1.0)
-      limit = min(start + deadline - time.monotonic(), deadline / 3)
-      try:
-        async with asyncio.timeout(limit):
-          return await self._send_once(client, request)
-      except row_files.RowError as error:
-        invalid += 1
-        reason, cure = error.args
-      except _RetryLater as answer:
-        reason, pause = str(answer), max(pause, answer.seconds)
-      except TimeoutError:
-        reason = f"no whole answer in {limit:.1f} s"
-      except httpx.HTTPError as error:
-        reason = f"{type(error).__name__} {error}".strip()
+    start, num_unusable = time.monotonic(), 0
+    low, high = RETRY_PAUSES
+    # Random pauses keep many clients from returning at the same moment.
+    backoff = tenacity.wait_random_exponential(2 * low, high, min=low)
 
+    def is_over(state: tenacity.RetryCallState) -> bool:
+      nonlocal num_unusable
+      num_unusable += isinstance(state.outcome.exception(), UnusableAnswer)
       # Give up if no time is left for the pause and one more try.
-      spent = time.monotonic() - start
-      if invalid == MAX_INVALID_ANSWERS or spent + pause > 0.9 * deadline:
-        tried = f"at try {tries} after {spent:.1f} s"
-        raise RemoteServiceError(f"{self.address}: {reason}, {tried}.  {cure}.")
-      if tries == 1:
-        text = "%s: %s; trying again, for %.0f s."
-        logging.warning(text, self.address, reason, deadline)
-      await asyncio.sleep(pause)
-      backoff = min(2 * backoff, RETRY_PAUSES[1])
+      left = self._seconds_left(start) - state.upcoming_sleep
+      is_late = left < 0.1 * self.deadline
+      return is_late or num_unusable == MAX_UNUSABLE_ANSWERS
 
-  async def _send_once(
-    self, client: httpx.AsyncClient, request: _Request
+    retry = tenacity.AsyncRetrying(
+      retry=tenacity.retry_if_exception_type(_FailedTry),
+      wait=lambda s: max(backoff(s), s.outcome.exception().seconds),
+      stop=is_over,
+      before_sleep=self._log_first_try,
+      retry_error_callback=self._give_up,
+    )
+    try:
+      return await retry(self._try_once, http, number, body, start)
+    except RemoteServiceError as error:
+      if self.on_error is None:
+        raise
+      return self.on_error(number, error)
+
+  async def _try_once(
+    self, http: httpx.AsyncClient, number: int, body: bytes, start: float
   ) -> Any:
     """Send a request once and return its parsed answer.
 
     Raises:
-      RowError: the answer is invalid.
-      _RetryLater: the service asks for another try.
+      _FailedTry: no answer, or an unusable one, or one that asks to wait.
       RemoteServiceError: the service refuses the request.
     """
-    kind = {"Content-Type": "application/json"}
-    async with client.stream(
-      request.method, request.url, content=request.body, headers=kind
-    ) as answer:
-      status = answer.status_code
-      # Of an error's body a message shows only the beginning.
-      limit = MAX_ANSWER_BYTES if status == 200 else _EXCERPT_CHARS
-      body = await _read_body(answer, limit)
-    if status == 200:
-      if len(body) > MAX_ANSWER_BYTES:
-        fault = f"the answer has more than {MAX_ANSWER_BYTES:,} bytes"
-        raise row_files.RowError(fault, "See what it is that answers there")
-      return request.parse(request.number, row_files.parse_json(body))
+    async with self._slots:
+      in_flight = self._slots.total_tokens
+      limit = min(self.deadline / 3, self._seconds_left(start))
+      try:
+        async with asyncio.timeout(limit) as timer:
+          self._timers.add(timer)
+          found = await self._exchange(http, body)
+      except TimeoutError:
+        # Those that began together time out together, and halve it once.
+        fewer = min(self._slots.total_tokens, in_flight // 2)
+        self._slots.total_tokens = max(1, fewer)
+        raise _FailedTry(f"no whole answer in {limit:.1f} s") from None
+      except httpx.HTTPError as error:
+        reason = f"{type(error).__name__} {error}".strip()
+        raise _FailedTry(reason) from None
+      finally:
+        self._timers.discard(timer)
+    self._note_answer()
+    return self.parse(number, self._decode(found))
 
-    message = sanitize_text(body.decode(errors="replace"), _EXCERPT_CHARS)
+  async def _exchange(self, http: httpx.AsyncClient, body: bytes) -> bytes:
+    """Send a body once and return that of the answer."""
+    client, url = self.client, self.client.address + self.path
+    async with http.stream(self.method, url, content=body) as answer:
+      status, headers, found = answer.status_code, answer.headers, bytearray()
+      # Of an error's body a message shows only the beginning.
+      limit = self.max_bytes if status == 200 else _EXCERPT_CHARS
+      async for part in answer.aiter_raw():
+        found += part
+        if len(found) > limit:  # A body may have no end.
+          break
+    if status == 200:
+      if len(found) > limit:
+        raise UnusableAnswer(f"the answer has more than {limit:,} bytes")
+      coding = headers.get("content-encoding", "identity")
+      if coding != "identity":
+        raise UnusableAnswer(f"the answer is compressed ({coding!a:.40})")
+      return bytes(found)
+
+    reason = sanitize_text(found.decode(errors="replace"), _EXCERPT_CHARS)
     if status == 429 or status >= 500:
-      wait = answer.headers.get("retry-after", "")
+      wait = headers.get("retry-after", "")
       seconds = float(wait) if wait.isdecimal() else 0.0
-      raise _RetryLater(f"status {status} ({message})", seconds)
+      raise _FailedTry(f"status {status} ({reason})", seconds)
+    cure = "See that this is the address of what you want to ask."
+    if status in (401, 403):
+      cure = (
+        f"Set {API_KEY_VARIABLE} to its key, and if only a knowledge base's "
+        f"folder names it, give --key_address={client.address}"
+      )
     raise RemoteServiceError(
-      f"{request.url} answered with status {status}: {message or '-'}  "
-      "See that this is the address of what you want to ask.",
+      f"{url} answered with status {status}: {reason or '-'}  {cure}", status
+    )
+
+  def _decode(self, body: bytes) -> Any:
+    """Return the value of a JSON body, with whole characters alone."""
+    mended = _SURROGATES.sub(lambda m: rb"\ufffd" if m[1] else m[0], body)
+    if mended != body:
+      count = mended.count(rb"\ufffd") - body.count(rb"\ufffd")
+      text = "%s: %d halves of surrogate pairs in an answer became U+FFFD."
+      logging.warning(text, self.client.address, count)
+    try:
+      return msgspec.json.decode(mended, type=self.schema)
+    except (msgspec.DecodeError, RecursionError) as error:
+      raise UnusableAnswer(f"the answer cannot be read: {error}") from None
+
+  def _note_answer(self) -> None:
+    """Let all requests in flight wait longer: the server is at work."""
+    self._last_answer = time.monotonic()
+    end = asyncio.get_running_loop().time() + self.deadline / 3
+    for timer in self._timers:
+      if not timer.expired():
+        timer.reschedule(end)
+
+  def _seconds_left(self, start: float) -> float:
+    """Return the seconds that are left to a request of this start."""
+    quiet = time.monotonic() - max(start, self._last_answer)
+    return self.deadline - quiet
+
+  def _log_first_try(self, state: tenacity.RetryCallState) -> None:
+    if state.attempt_number == 1:
+      reason = state.outcome.exception()
+      logging.warning("%s: %s; trying again.", self.client.address, reason)
+
+  def _give_up(self, state: tenacity.RetryCallState) -> None:
+    """Raise the error of a request that is not tried again."""
+    reason = state.outcome.exception()
+    wanted, status = "it runs and is reached from here", 0
+    if isinstance(reason, UnusableAnswer):
+      wanted, status = f"{self.client.service} answers there", UNUSABLE
+    raise RemoteServiceError(
+      f"{self.client.address}: {reason}, at try {state.attempt_number} after "
+      f"{state.seconds_since_start:.1f} s.  See that {wanted}.",
       status,
     )
 
 
-async def _read_body(answer: httpx.Response, limit: int) -> bytes:
-  """Read the body, stopping soon after `limit` bytes if it is longer."""
-  # The limit holds while the body comes in, since a body may have no end.
-  parts, size = [], 0
-  async for part in answer.aiter_raw():
-    parts.append(part)
-    size += len(part)
-    if size > limit:
-      break
-  return b"".join(parts)
+def allow_key(address: str) -> None:
+  """Allow the API key to be sent to an address, which the user named.
+
+  A knowledge base's folder may come from a stranger, and name his server.  The
+  address may be followed by #model; "" allows none.
+  """
+  _key_addresses.add(address.partition("#")[0].rstrip("/"))
 
 
-def _run_in_thread(coroutine: Coroutine) -> Any:
-  """Run a coroutine in its own thread: a notebook's runs a loop already."""
-  result = concurrent.futures.Future()
-
-  def run():
-    try:
-      result.set_result(asyncio.run(coroutine))
-    except BaseException as error:
-      # Raised again in the caller's thread, by `result()`.
-      result.set_exception(error)
-
-  # A daemon, so that Ctrl-C need not wait for the thread.
-  threading.Thread(target=run, daemon=True).start()
-  return result.result()
+def authorization_header(address: str) -> Mapping[str, str]:
+  """Return the header with the API key, or none if there is no key for it."""
+  key = os.environ.get(API_KEY_VARIABLE, "")
+  if not key or address.rstrip("/") not in _key_addresses:
+    return {}
+  # Plain HTTP is no risk inside this machine.
+  if address.startswith("http://") and not is_loopback(address):
+    advice = f"{API_KEY_VARIABLE} unencrypted; write https, or unset it."
+    logging.warning("%s is sent the key in %s", address, advice)
+  return {"Authorization": f"Bearer {key}"}
 
 
 def validate_address(address: str) -> str:
@@ -273,17 +358,12 @@ def validate_address(address: str) -> str:
   """
   try:
     parts = urllib.parse.urlsplit(address)
-    # `hostname` and `port` raise UserError if they are bad.
-    good = (
-      parts.scheme in ("http", "https")
-      and parts.hostname
-      and parts.port != 0
-      and address.isprintable()
-      and " " not in address
-    )
+    # `hostname` and `port` raise ValueError if they are bad.
+    is_bad = parts.scheme not in ("http", "https") or not parts.hostname
+    is_bad |= parts.port == 0 or bool(parts.query or parts.fragment)
   except ValueError:
-    good = False
-  if not good or parts.username or parts.query or parts.fragment:
+    is_bad = True
+  if is_bad or "@" in address or " " in address or not address.isprintable():
     # A password, if there is one, is not shown.
     shown = _USER_INFO.sub("//...@", sanitize_text(address, 200))
     raise UserError(
@@ -295,8 +375,8 @@ def validate_address(address: str) -> str:
 
 def is_loopback(address: str) -> bool:
   """Return whether an address names this machine."""
-  host = urllib.parse.urlsplit(address).hostname or ""
   try:
+    host = urllib.parse.urlsplit(address).hostname or ""
     return host == "localhost" or ipaddress.ip_address(host).is_loopback
   except ValueError:
     return False

@@ -6,7 +6,8 @@
 
 A judge is asked once for each question, answer and set of accepted answers:
 verdicts are cached in a file under a hash of the prompt and the model, and a
-run that is resumed or repeated asks only for the missing ones.  The answer to
+run that is resumed or repeated asks only for the missing ones, with those that
+could not be read.  The answer to
 judge is untrusted: it is shown as a JSON string on one line, in which no tag or
 control token can be read, cut at `protocol.format.MAX_ANSWER` characters.
 
@@ -19,13 +20,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 from absl import logging
 from jaxtyping import Float
 
 from r1router_jax.common import progress
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.jsonl import append_rows, read_rows
+from r1router_jax.common.jsonl import append_rows
 from r1router_jax.common.records import Question
 from r1router_jax.policy import openai_client
 from r1router_jax.policy.openai_client import request_messages
@@ -45,6 +47,13 @@ It is WRONG if it says something else, lists alternatives, or leaves the \
 question open.
 Reply with one word, RIGHT or WRONG.
 """
+
+
+class _Verdict(msgspec.Struct):
+  """A line of the cache file."""
+
+  asked: str  # The key of the prompt.
+  verdict: float | None  # None for an unreadable one, which is asked for again.
 
 
 def judge_answers(
@@ -75,9 +84,8 @@ def judge_answers(
   known = _read_verdicts(cache_path)
   left = {text: key for text, key in keys.items() if key not in known}
   if left:
-    _request_verdicts(openai_client.ChatClient(address), left, cache_path)
-    known = _read_verdicts(cache_path)
-  # None becomes NaN.
+    judge = openai_client.ChatClient(address)
+    known |= _request_verdicts(judge, left, cache_path)
   verdicts = [known[keys[text]] if text else 0.0 for text in prompts]
   found = np.array(verdicts, np.float64)
   if unread := np.isnan(found).sum():
@@ -95,8 +103,12 @@ def _request_verdicts(
   judge: openai_client.ChatClient,
   keys: Mapping[str, str],
   path: str | os.PathLike,
-) -> None:
-  """Ask for verdicts on prompts, and append them to the file by their keys."""
+) -> dict[str, float]:
+  """Ask for verdicts on prompts; return them, and save the readable ones.
+
+  Both are by the prompts' keys.
+  """
+  found = {}
   options = dict(temperature=0.0, seed=0, max_tokens=MAX_TOKENS)
   desc = f"verdicts, {CHUNK_SIZE} answers each"
   for chunk in progress.show_chunks(list(keys), CHUNK_SIZE, desc):
@@ -104,21 +116,28 @@ def _request_verdicts(
     replies = judge.complete([dict(messages=m, **options) for m in messages])
     rows = []
     for text, reply in zip(chunk, replies, strict=True):
-      said = reply.text
-      verdict = parse_verdict(said)
-      # JSON has no NaN.
-      verdict = None if np.isnan(verdict) else verdict
-      rows.append(dict(asked=keys[text], verdict=verdict, said=said[-200:]))
+      asked, verdict = keys[text], parse_verdict(reply.text)
+      found[asked] = verdict
+      if not np.isnan(verdict):
+        rows.append(dict(asked=asked, verdict=verdict, said=reply.text[-200:]))
     # Saved before the next chunk is asked for: a killed run loses one chunk.
     append_rows(path, rows)
+  return found
 
 
 def parse_verdict(text: str) -> float:
-  """Return the verdict of a reply: its only word, after any thoughts."""
+  """Return the verdict of a reply: the only word of its first line.
+
+  Thoughts before it are no part of the reply, and lines after it may say why,
+  unless one is a verdict of its own.
+  """
   # A reasoning model's thoughts may name both words.
-  said = text.rpartition("</think>")[2]
-  word = re.fullmatch(r"[\s*\"'`]*([A-Za-z]+)[\s*\"'`.!]*", said)
-  return VERDICTS.get(word[1].upper(), np.nan) if word else np.nan
+  lines = text.rpartition("</think>")[2].strip().splitlines()
+  words = [re.fullmatch(r"[\W_]*([A-Za-z]+)[\W_]*", line) for line in lines]
+  said = [VERDICTS.get(word[1].upper()) if word else None for word in words]
+  found = {verdict for verdict in said if verdict is not None}
+  # Two verdicts are none.
+  return found.pop() if len(found) == 1 and said[0] in found else np.nan
 
 
 def _judge_prompt(question: Question, prediction: str) -> str:
@@ -146,10 +165,22 @@ def _verdict_key(model: str, text: str) -> str:
   return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _read_verdicts(path: str | os.PathLike) -> dict[str, float | None]:
-  """Return the verdicts in the cache file, by the key of their prompt."""
-  return {
-    row["asked"]: row["verdict"]
-    for row in read_rows(path)
-    if "asked" in row and row.get("verdict", "") in (None, *VERDICTS.values())
-  }
+def _read_verdicts(path: str | os.PathLike) -> dict[str, float]:
+  """Return the readable verdicts in the cache file, by their prompts' keys."""
+  found, damaged = {}, []
+  if not os.path.exists(path):
+    return found
+  with open(path, "rb") as file:
+    for number, line in enumerate(file, 1):
+      try:
+        row = msgspec.json.decode(line, type=_Verdict)
+      except msgspec.DecodeError:
+        row = None
+      if row is None or row.verdict not in (None, *VERDICTS.values()):
+        damaged.append(number)
+      elif row.verdict is not None:
+        found[row.asked] = row.verdict
+  if damaged:
+    text = "%s: %d damaged lines (%s); what they held is asked for again."
+    logging.warning(text, path, len(damaged), str(damaged[:5])[1:-1])
+  return found

@@ -7,34 +7,35 @@
 Servers of reasoning models may return the thoughts apart from the text, as
 "reasoning_content" or "reasoning".
 
-If the server refuses a request for its contents, for example as too long, the
-reply is empty and a warning is logged; if it has not answered any request yet,
-the refusal is an error.
+If the server refuses a request for its contents, for example as too long, or
+its answers cannot be used, the reply is empty and a warning is logged; if it
+has not answered any request yet, that is an error.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
+import msgspec
 import numpy as np
 from absl import logging
 
 from r1router_jax.common import http_client
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.row_files import RowError
-from r1router_jax.retrieval.encoders import http_encoders
 
 PREFIX = "openai:"
 
 MAX_IN_FLIGHT = 32  # Requests at a time.
 
-DEADLINE_SECONDS = 900.0  # Of all tries of a request together.
+# Of all tries of a request, from the server's last answer to any of its call.
+DEADLINE_SECONDS = 900.0
 
 MAX_COMPLETION_TOKENS = 1 << 20  # A server that counts more is not believed.
 
-_CURE = "See that a chat model answers there"
+# Limits of answers: of the list of models, and of a reply by its tokens.
+MAX_MODELS_BYTES, MIN_REPLY_BYTES, MAX_TOKEN_BYTES = 4 << 20, 1 << 16, 1 << 10
 
 
 class Reply(NamedTuple):
@@ -49,6 +50,27 @@ class Reply(NamedTuple):
   text: str
   reasoning: str = ""
   tokens: int = 0
+
+
+class _Part(msgspec.Struct):
+  text: str = ""  # Parts of other types have none.
+
+
+class _Message(msgspec.Struct):
+  content: str | list[_Part] | None = None
+  reasoning_content: str | None = None
+  reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+  message: _Message
+
+
+class _Completion(msgspec.Struct):
+  """The answer to a request, which asks for one choice."""
+
+  choices: Annotated[list[_Choice], msgspec.Meta(min_length=1, max_length=1)]
+  usage: Any = None  # Servers differ, and no reply is lost for it.
 
 
 class ChatClient:
@@ -73,36 +95,45 @@ class ChatClient:
         f"{address!a} names no model.  Write address and name, as in "
         f"{PREFIX}http://127.0.0.1:8000/v1#model."
       )
-    headers = http_encoders.authorization_header(base)
-    # Fail before any work is done if there is no server or the key is wrong.
-    http_client.JsonHttpClient(base, headers).get("/models")
+    http_client.allow_key(base)
     self._client = http_client.JsonHttpClient(
-      base, headers, in_flight=MAX_IN_FLIGHT, deadline=DEADLINE_SECONDS
+      base,
+      "a chat model",
+      http_client.authorization_header(base),
+      in_flight=MAX_IN_FLIGHT,
+      deadline=DEADLINE_SECONDS,
     )
-    self._has_answered = False
+    # Fail before any work is done if there is no server or the key is wrong.
+    self._client.get("/models", MAX_MODELS_BYTES)
+    self._has_answered, self._num_lost = False, 0
 
   def complete(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
     """Return the reply to each request, a body without the model's name.
 
     Raises:
-      RemoteServiceError: if the server fails, or refuses all requests before
-        it answered any.
+      RemoteServiceError: if the server fails, or refuses or answers unusably
+        all requests before it answered any.
     """
+    most_tokens = max((r["max_tokens"] for r in requests), default=0)
     replies = self._client.post(
       "/chat/completions",
       [dict(model=self.model, **request) for request in requests],
-      lambda _, answer: _parse_reply(answer),
-      lambda _, error: error,
+      _Completion,
+      lambda _, answer: _to_reply(answer),
+      max_bytes=MIN_REPLY_BYTES + most_tokens * MAX_TOKEN_BYTES,
+      on_error=_keep_error,
     )
-    refused = [each for each in replies if not isinstance(each, Reply)]
-    # Before any answer, a refusal of all means that the requests are wrong, say
+    lost = [each for each in replies if not isinstance(each, Reply)]
+    # Before any answer, the loss of all means that the requests are wrong, say
     # for a server of another schema; later it is about these prompts.
-    if refused and len(refused) == len(replies) and not self._has_answered:
-      raise refused[0]
+    if lost and len(lost) == len(replies) and not self._has_answered:
+      raise lost[0]
     self._has_answered |= bool(replies)
-    if refused:
-      warning = "%d of %d prompts are refused, the first of them so: %s"
-      logging.warning(warning, len(refused), len(replies), refused[0])
+    if lost:
+      self._num_lost += len(lost)
+      text = "%d of %d replies are empty (%d so far); the first error is: %s"
+      counts = len(lost), len(replies), self._num_lost
+      logging.warning(text, *counts, lost[0])
     return [each if isinstance(each, Reply) else Reply("") for each in replies]
 
 
@@ -128,23 +159,32 @@ def request_seed(key: jax.Array, prompt: Any, member: int) -> int:
   return int.from_bytes(digest.digest()[:4], "big") >> 1
 
 
-def _parse_reply(answer: Any) -> Reply:
-  """Return the only choice of an answer, or raise a `RowError`."""
+def _keep_error(_: int, error: http_client.RemoteServiceError) -> Any:
+  """Return the error of a request, or raise it if it concerns all requests."""
+  kept = (http_client.UNUSABLE, *http_client.BODY_ERROR_STATUSES)
+  if error.status not in kept:
+    raise error
+  return error
+
+
+def _to_reply(answer: _Completion) -> Reply:
+  """Return the reply in an answer."""
+  message, text = answer.choices[0].message, answer.choices[0].message.content
+  if isinstance(text, list):
+    text = "".join(part.text for part in text)
+  # A reasoning model may leave the content null.
+  reasoning = message.reasoning_content or message.reasoning
+  usage = answer.usage if isinstance(answer.usage, dict) else {}
+  return Reply(
+    text or "", reasoning or "", _to_count(usage.get("completion_tokens"))
+  )
+
+
+def _to_count(found: Any) -> int:
+  """Return the number of tokens that a server names, 0 if it is none."""
   try:
-    # Requests ask for one response each.
-    (choice,) = answer["choices"]
-    message, usage = choice["message"], answer.get("usage") or {}
-    # A reasoning model may leave the content null.
-    text = message.get("content") or ""
-    thoughts = message.get("reasoning_content") or message.get("reasoning")
-    tokens = usage.get("completion_tokens", 0)
-  except (TypeError, ValueError, KeyError, AttributeError):
-    reason = "the answer is no chat completion of one choice"
-    raise RowError(reason, _CURE) from None
-  reasoning = thoughts or ""
-  if not isinstance(text, str) or not isinstance(reasoning, str):
-    raise RowError("the message is no text", _CURE)
-  # True and 7.0 are no counts, and a huge one would allocate memory.
-  if type(tokens) is not int or not 0 <= tokens <= MAX_COMPLETION_TOKENS:
-    raise RowError(f"completion_tokens is {tokens!a:.40}", _CURE)
-  return Reply(text, reasoning, tokens)
+    count = int(found)
+  except (TypeError, ValueError, OverflowError):
+    return 0
+  # A huge count would allocate memory.
+  return count if 0 <= count <= MAX_COMPLETION_TOKENS else 0

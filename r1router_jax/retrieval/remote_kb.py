@@ -6,10 +6,10 @@ are those of common/http_client.py.
 
 import base64
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 from absl import logging
 
 from r1router_jax.common import http_client, images, row_files
@@ -22,8 +22,28 @@ from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 
 # Limits of one request, of images in base64; a single one may exceed it.
 MAX_QUERIES_PER_REQUEST, MAX_IMAGE_CHARS = 64, 24 << 20
+# Bytes of one passage in a response: those of a row, escaped.
+MAX_PASSAGE_BYTES, MAX_HEALTH_BYTES = 2 * row_files.MAX_ROW_BYTES, 1 << 16
 
-_SCHEMA_CURE = "See that a server of Search-R1's schema answers there"
+
+class _Document(msgspec.Struct):
+  """A document of a response; a bad id or image costs this document alone."""
+
+  contents: str
+  id: Any = None
+  image: Any = None
+
+
+class _Row(msgspec.Struct):
+  document: _Document
+  score: float
+
+
+class _Response(msgspec.Struct):
+  """The response to a search, in search_api.py's schema."""
+
+  result: list[list[_Row]]
+  version: Any = None  # Only serve_kb has it.
 
 
 class RemoteKB(KnowledgeBase):
@@ -41,10 +61,12 @@ class RemoteKB(KnowledgeBase):
   devices = ()
 
   def __init__(self, kind: str, address: str):
-    self._client, self._kind = http_client.JsonHttpClient(address), kind
+    service = "a server of Search-R1's schema"
+    self._client = http_client.JsonHttpClient(address, service)
+    self._kind = kind
     self._skip_log = SkipLog(address)
     # Only serve_kb has /health; its "version" tells it from other programs.
-    meta = self._client.get("/health")
+    meta = self._client.get("/health", MAX_HEALTH_BYTES)
     is_serve_kb = isinstance(meta, dict) and "version" in meta
     super().__init__(meta if is_serve_kb else {"kb": kind, "address": address})
     if is_serve_kb:
@@ -70,36 +92,38 @@ class RemoteKB(KnowledgeBase):
     options = {"topk": k, "return_scores": True}
     bodies = [fields | options for fields in _split_into_requests(queries)]
 
-    def parse_response(number: int, response: Any) -> list[list[Passage]]:
+    def parse_response(number: int, response: _Response) -> list[list[Passage]]:
       return self._parse_response(response, len(bodies[number]["queries"]), k)
 
-    responses = self._client.post("/retrieve", bodies, parse_response)
+    num_passages = k * max((len(body["queries"]) for body in bodies), default=0)
+    responses = self._client.post(
+      "/retrieve",
+      bodies,
+      _Response,
+      parse_response,
+      max_bytes=MAX_HEALTH_BYTES + num_passages * MAX_PASSAGE_BYTES,
+    )
     return [passages for response in responses for passages in response]
 
   def _to_passages(self, result: list[Passage]) -> list[Passage]:
     return list(result)
 
   def _parse_response(
-    self, response: Any, num_queries: int, k: int
+    self, response: _Response, num_queries: int, k: int
   ) -> list[list[Passage]]:
     """Return the passages of a response, a list for each query.
 
     Raises:
-      RowError: if the response does not follow the schema.
+      UnusableAnswer: if the response does not follow the schema.
       RemoteServiceError: if the server has other passages than at the start.
     """
-    found = response.get("result") if isinstance(response, dict) else None
-    # What a server sends is untrusted.
-    is_valid = isinstance(found, list) and len(found) == num_queries
-    if not is_valid or not all(
-      isinstance(rows, list) and len(rows) <= k for rows in found
-    ):
-      message = (
+    found = response.result
+    if len(found) != num_queries or any(len(rows) > k for rows in found):
+      raise http_client.UnusableAnswer(
         f'"result" holds no {num_queries} lists of at most {k} documents'
       )
-      raise RowError(message, _SCHEMA_CURE)
     # Both are None if the server is not serve_kb.
-    old_version, version = self.meta.get("version"), response.get("version")
+    old_version, version = self.meta.get("version"), response.version
     if old_version != version:
       raise http_client.RemoteServiceError(
         f"{self._client.address}: its passages or embedder are others than "
@@ -109,33 +133,25 @@ class RemoteKB(KnowledgeBase):
     parsed = (map(self._parse_row, rows) for rows in found)
     return [[passage for passage in rows if passage] for rows in parsed]
 
-  def _parse_row(self, row: Any) -> Passage | None:
+  def _parse_row(self, row: _Row) -> Passage | None:
     """Return the passage of a row, or None if a prompt must not hold its text.
 
-    Such rows are logged and counted; a row off the schema raises a RowError.
+    Such rows are logged and counted; an empty text raises UnusableAnswer.
     """
-    row = row if isinstance(row, dict) else {}
-    document, score = row.get("document"), row.get("score")
-    # NaN, infinity and True would pass as numbers otherwise.
-    is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
-    if not (isinstance(document, dict) and is_number and math.isfinite(score)):
-      message = 'a row is no {"document": {..}, "score": number}'
-      raise RowError(message, _SCHEMA_CURE)
-    contents = document.get("contents")
-    if not (isinstance(contents, str) and contents.strip()):
-      raise RowError("a document has no contents", "See what is served there")
-    name = document.get("id")
+    name, contents = row.document.id, row.document.contents
+    if not contents.strip():
+      raise http_client.UnusableAnswer("a document has no contents")
     if name is None:
       # Search-R1's BM25 server sends no ids; a digest of the text serves.
-      name = hashlib.sha256(contents.encode(errors="replace")).hexdigest()[:16]
+      name = hashlib.sha256(contents.encode()).hexdigest()[:16]
     # A text that no prompt may hold costs its row, not the response.
     try:
       return Passage(
         row_files.validate_text("id", str(name) if type(name) is int else name),
         self._kind,
         row_files.validate_text("contents", search_api.passage_text(contents)),
-        self._resolve_image(document.get("image")),
-        float(score),
+        self._resolve_image(row.document.image),
+        row.score,
       )
     except RowError as error:
       where = f"{self._client.address}: document {name!a:.100}"

@@ -58,17 +58,21 @@ def test_verdicts_in_order_and_none_asked_twice(tmp_path, monkeypatch, caplog):
       QUESTIONS[::-1], answers[::-1], address, path
     )
     np.testing.assert_array_equal(again, wanted[::-1])
-    assert len(bodies) == 5
+    assert len(bodies) == 6  # The unreadable one is asked for again.
     # Another answer is another question to the judge.
     llm_judge.judge_answers(QUESTIONS[:1], ["it is 5"], address, path)
-    assert len(bodies) == 6
+    assert len(bodies) == 7
+  with serve_chat(lambda *_: "RIGHT") as (address, bodies):
+    found = llm_judge.judge_answers(QUESTIONS, answers, address, path)
+    np.testing.assert_array_equal(found, [1, 0, 0, 1, 1, 1])
+    assert len(bodies) == 1
   # All is known: nobody needs to be there.
   np.testing.assert_array_equal(
-    llm_judge.judge_answers(QUESTIONS, answers, address, path), wanted
+    llm_judge.judge_answers(QUESTIONS, answers, address, path), found
   )
 
 
-def test_killed_judging_is_resumed(tmp_path, monkeypatch):
+def test_damaged_cache_is_asked_for_again(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(llm_judge, "CHUNK_SIZE", 2)
   path, answers = tmp_path / "verdicts.jsonl", [str(n) for n in range(6)]
 
@@ -80,11 +84,19 @@ def test_killed_judging_is_resumed(tmp_path, monkeypatch):
       llm_judge.judge_answers(QUESTIONS, answers, address, path)
   text = path.read_text()
   assert text.count("\n") == 4  # The chunks before it.
-  path.write_text(text[:-20])  # Torn.
+  first, second, third, last = text.splitlines()
+  # One of another type, one of another value, and a torn one.
+  damaged = [
+    first.replace("1.0", '"1"'),
+    second.replace("0.0", "0.5"),
+    third,
+    last[:-20],
+  ]
+  path.write_text("\n".join(damaged))
   with serve_chat(even) as (address, bodies):
     found = llm_judge.judge_answers(QUESTIONS, answers, address, path)
   np.testing.assert_array_equal(found, [1, 0, 1, 0, 1, 0])
-  assert len(bodies) == 3
+  assert len(bodies) == 5 and "3 damaged lines (1, 2, 4)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -96,6 +108,10 @@ def test_killed_judging_is_resumed(tmp_path, monkeypatch):
     ("`WRONG`", 0),
     ("<think>RIGHT? no</think>\nWRONG", 0),
     ("hm</think>RIGHT", 1),
+    ("RIGHT\n\nBecause it says the same, and is not WRONG.", 1),
+    ("\u300aWRONG\u300b\u3002", 0),
+    ("RIGHT\n...\nWRONG", None),
+    ("Let me see.\nRIGHT", None),
     ("RIGHT or WRONG", None),
     ("It is RIGHT", None),
     ("", None),
@@ -107,7 +123,7 @@ def test_killed_judging_is_resumed(tmp_path, monkeypatch):
     ("1", None),
   ],
 )
-def test_only_the_bare_word_is_a_verdict(said, verdict):
+def test_only_a_bare_word_that_comes_first_is_a_verdict(said, verdict):
   found = llm_judge.parse_verdict(said)
   assert math.isnan(found) if verdict is None else found == verdict
 

@@ -19,13 +19,13 @@ from r1router_jax.policy import openai_client, openai_policy, policy_factory
 from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format, messages
 from r1router_jax.protocol.templates import STYLES
-from r1router_jax.retrieval.encoders import http_encoders
 from r1router_jax.routing import router
 from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.routing.run_settings import RunSettings
 from tests import fakes
 from tests.fake_chat_server import make_completion, serve_chat
 from tests.fakes import COLOUR, PEOPLE, ScriptedPolicy, good_script
+from tests.raw_http_server import serve_raw
 from tests.retrieval import kb_servers
 
 KEY = jax.random.key(0)
@@ -38,7 +38,7 @@ def impatient(monkeypatch):
   # Read when a client is made.
   monkeypatch.setattr(openai_client, "DEADLINE_SECONDS", 20.0)
   monkeypatch.setattr(http_client, "RETRY_PAUSES", (0.01, 0.05))
-  monkeypatch.delenv(http_encoders.API_KEY_VARIABLE, raising=False)
+  monkeypatch.delenv(http_client.API_KEY_VARIABLE, raising=False)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_sampling_parameters_are_sent():
   )
   assert bodies[1]["temperature"] == 0
   # Fields that other servers may not know are left out.
-  assert not {"top_k", "min_p", "stop", "n"} & bodies[1].keys()
+  assert not {"top_k", "stop", "n"} & bodies[1].keys()
 
 
 def say_seed(system, user, body):
@@ -198,16 +198,39 @@ def test_response_depends_on_key_prompt_and_member_only():
   assert all(0 <= seed < 1 << 31 for seed in seeds)
 
 
-def test_tokens_are_counted():
-  # A server need not say how many tokens it wrote.
-  answers = iter(
-    [make_completion("a", 5), dict(make_completion("b"), usage=None)]
-  )
-  with serve_chat(lambda *_: next(answers)) as (address, _):
+@pytest.mark.parametrize(
+  "usage, tokens",
+  [
+    (dict(completion_tokens=5), 5),
+    (dict(completion_tokens=3.0), 3),
+    (dict(completion_tokens="3"), 3),
+    # A count that cannot be used costs nothing but itself.
+    *((usage, 0) for usage in (None, {}, [1], dict(completion_tokens=None))),
+    *(
+      (dict(completion_tokens=count), 0)
+      for count in (-1, 1 << 30, 10**400, "x", [3])
+    ),
+  ],
+)
+def test_tokens_are_counted(usage, tokens):
+  answer = dict(make_completion("a"), usage=usage)
+  with serve_chat(lambda *_: answer) as (address, _):
     asked = policy_factory.open_policy(address)
-    one, two = (asked.generate(make_prompts("a"), KEY)[0][0] for _ in range(2))
-  assert len(one.tokens) == 5 and np.isnan(one.logp).all()
-  assert (two.text, len(two.tokens)) == ("b", 0)
+    ((found,),) = asked.generate(make_prompts("a"), KEY)
+  assert (found.text, len(found.tokens)) == ("a", tokens)
+  assert np.isnan(found.logp).all()
+
+
+def test_content_in_parts_is_joined():
+  parts = [
+    dict(type="text", text="a"),
+    dict(type="refusal"),
+    dict(text="\ud83d"),
+  ]
+  with serve_chat(lambda *_: make_completion(parts)) as (address, _):
+    asked = policy_factory.open_policy(address)
+    ((found,),) = asked.generate(make_prompts("a"), KEY)
+  assert found.text == "a\ufffd"
 
 
 PLAN = "<sub-question>Who?</sub-question><ret>Text Retriever</ret>"
@@ -237,17 +260,6 @@ def test_reasoning_becomes_the_thought(said, apart):
   )
 
 
-def test_status_429_is_retried():
-  def wait(number, body):
-    return (429, dict(error="slow")) if number < 3 else None
-
-  with serve_chat(lambda *_: "x", wait) as (address, bodies):
-    ((found,),) = policy_factory.open_policy(address).generate(
-      make_prompts("a"), KEY
-    )
-  assert found.text == "x" and len(bodies) == 3 and bodies[0] == bodies[2]
-
-
 def test_requests_in_flight_are_limited(monkeypatch):
   monkeypatch.setattr(openai_client, "MAX_IN_FLIGHT", 3)
   lock, now, most = threading.Lock(), [0], [0]
@@ -274,20 +286,26 @@ WRONG = {
   "no choice": dict(choices=[]),
   "two choices": dict(choices=make_completion("a")["choices"] * 2),
   "no message": dict(choices=[dict(text="a")]),
-  "no text": make_completion(["a"]),
+  "no text": make_completion(5),
   "thoughts": make_completion("a", reasoning_content=3),
-  "tokens": make_completion("a", -1),
-  "many tokens": make_completion("a", 1 << 30),
+  "an endless text": make_completion("a" * 2_200_000),
   "half": b'{"choices": [',
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_invalid_answer_is_an_error(name):
-  with serve_chat(None, lambda *_: (200, WRONG[name])) as (address, bodies):
+def test_unusable_answer_is_an_error_only_at_first(name, caplog):
+  def break_some(number, body):
+    return (200, WRONG[name]) if "odd" in json.dumps(body) else None
+
+  with serve_chat(lambda *_: "x", break_some) as (address, bodies):
+    asked = policy_factory.open_policy(address)
     with pytest.raises(http_client.RemoteServiceError, match="at try 3 "):
-      policy_factory.open_policy(address).generate(make_prompts("a"), KEY)
-  assert len(bodies) == 3
+      asked.generate(make_prompts("odd"), KEY)
+    assert len(bodies) == 3
+    found = asked.generate(make_prompts("odd", "a"), KEY)
+  assert [group[0].text for group in found] == ["", "x"]
+  assert "1 of 2 replies are empty (1 so far)" in caplog.text
 
 
 def test_refused_prompt_does_not_affect_others(caplog):
@@ -301,7 +319,7 @@ def test_refused_prompt_does_not_affect_others(caplog):
       asked.generate(make_prompts("long"), KEY)  # The server may refuse all.
     found = asked.generate(make_prompts("a", "long", "b"), KEY)
     assert [group[0].text for group in found] == ["x", "", "x"]
-    assert "1 of 3 prompts are refused" in caplog.text
+    assert "1 of 3 replies are empty" in caplog.text
     assert asked.generate(make_prompts("long"), KEY)[0][0].text == ""
 
 
@@ -318,6 +336,13 @@ def test_wrong_address_model_or_key_is_named(monkeypatch):
     pytest.raises(http_client.RemoteServiceError, match="401.*no key"),
   ):
     policy_factory.open_policy(f"openai:{address}#m")
+
+
+def test_hanging_server_is_an_error_at_start(monkeypatch):
+  monkeypatch.setattr(http_client, "DEADLINE_SECONDS", 0.6)
+  with serve_raw(lambda *_: time.sleep(3)) as (address, _):
+    with pytest.raises(http_client.RemoteServiceError, match="no whole answer"):
+      policy_factory.open_policy(f"openai:{address}/v1#m")
 
 
 def test_other_names_are_local_policies():

@@ -8,10 +8,10 @@ import jax
 import pytest
 from PIL import Image
 
+from r1router_jax.common import http_client
 from r1router_jax.common.records import Passage
 from r1router_jax.policy import policy_factory
 from r1router_jax.protocol import templates
-from r1router_jax.retrieval.encoders import http_encoders
 from r1router_jax.synthesis import output, selection, teacher_runs
 from tests import fakes
 from tests.fake_chat_server import serve_chat
@@ -310,7 +310,7 @@ def test_label_tells_teachers_prompts_and_knowledge_bases(monkeypatch):
 
 
 def test_teacher_behind_an_address(tmp_path, monkeypatch):
-  monkeypatch.delenv(http_encoders.API_KEY_VARIABLE, raising=False)
+  monkeypatch.delenv(http_client.API_KEY_VARIABLE, raising=False)
   kinds = {text: kind for kind, text in templates.STYLES["full"].system.items()}
 
   def respond(system, user, body):

@@ -8,6 +8,7 @@ process runs in `http_encoders`.
 Axes:  n items   E width
 """
 
+import functools
 import importlib.resources
 import os
 import pathlib
@@ -158,7 +159,11 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
   "clip_sf": load_clip_fusion,
   "open_wikitable": load_open_wikitable,
   "openai": http_encoders.openai_encoder,
+  "openai_raw": functools.partial(
+    http_encoders.openai_encoder, normalize=False
+  ),
   "tei": http_encoders.tei_encoder,
+  "tei_raw": functools.partial(http_encoders.tei_encoder, normalize=False),
 }
 
 

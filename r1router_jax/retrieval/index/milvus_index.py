@@ -119,11 +119,20 @@ class MilvusIndex:
     """Connect to the collection of an index, given what `save` returned.
 
     Raises:
-      UserError: if its recall is lower than when it was built.
+      UserError: if its recall is lower than when it was built, or its file of
+        Milvus Lite is not there.
       RemoteServiceError: if the server does not answer, or has no such
         collection.
     """
     names = ("uri", "collection", "rows", "width")
+    # Milvus Lite makes a database wherever a path that ends in .db says.
+    uri = metadata["uri"]
+    is_server = "://" in uri and not uri.endswith(".db")
+    if not is_server and not os.path.isdir(os.path.join(uri, "collections")):
+      raise UserError(
+        f"{folder}: no Milvus database is at {uri!a}, which its index.json "
+        "names.  Build the knowledge base again."
+      )
     index = cls(*(metadata[name] for name in names))
     index._probe = RecallProbe.load(folder)
     # The collection may have been replaced or emptied since.

@@ -1,11 +1,15 @@
 """Tests of embedders behind HTTP, with servers in this process."""
 
+import json
+
 import numpy as np
 import pytest
 
 from r1router_jax.common import http_client
 from r1router_jax.common.records import Passage, Query
+from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.encoders import http_encoders, registry
+from tests.raw_http_server import make_response, serve_raw
 from tests.retrieval import kb_servers
 from tests.retrieval.fakes import WordEmbedder
 
@@ -14,7 +18,7 @@ from tests.retrieval.fakes import WordEmbedder
 def fast_retries(monkeypatch):
   monkeypatch.setattr(http_client, "DEADLINE_SECONDS", 1.5)
   monkeypatch.setattr(http_client, "RETRY_PAUSES", (0.01, 0.05))
-  monkeypatch.delenv(http_encoders.API_KEY_VARIABLE, raising=False)
+  monkeypatch.delenv(http_client.API_KEY_VARIABLE, raising=False)
 
 
 def embed_words(texts):
@@ -91,6 +95,10 @@ WRONG = {
   "no width": lambda rows: [dict(row, embedding=[]) for row in rows],
   "not finite": lambda rows: [dict(row, embedding=[1e39] * 32) for row in rows],
   "two widths": lambda rows: [dict(rows[0], embedding=[1.0]), *rows[1:]],
+  "many digits": lambda rows: [
+    dict(row, embedding=[10**400] * 32) for row in rows
+  ],
+  "truth": lambda rows: [dict(row, embedding=[True] * 32) for row in rows],
   "words": lambda rows: [dict(row, embedding=["a"] * 32) for row in rows],
 }
 
@@ -112,12 +120,75 @@ def test_images_and_missing_model_names_are_refused():
       http_encoders.openai_encoder(address)
 
 
-def test_api_key_is_sent_and_never_logged(monkeypatch, caplog):
-  monkeypatch.setenv(http_encoders.API_KEY_VARIABLE, "very-secret")
-  at = http_client.JsonHttpClient(
-    "http://127.0.0.1:9", http_encoders.authorization_header("http://127.0.0.1")
-  )
-  assert at._headers["Authorization"] == "Bearer very-secret"
+def test_api_key_is_sent_only_where_the_user_says(monkeypatch, caplog):
+  monkeypatch.setenv(http_client.API_KEY_VARIABLE, "very-secret")
+  monkeypatch.setattr(http_client, "_key_addresses", set())
+
+  def act(number, body, connection):
+    rows = openai_server()("/v1/embeddings", json.loads(body))[1]
+    return make_response(json.dumps(rows).encode())
+
+  with serve_raw(act) as (address, heads):
+    weights = f"{address}/v1#some-model"
+    # As when a folder from elsewhere names the address.
+    http_encoders.openai_encoder(weights)
+    http_client.allow_key(weights)
+    http_encoders.openai_encoder(weights)
+  assert ["Bearer very-secret" in head for head in heads] == [False, True]
   # An address that is not local, without encryption, is worth a warning.
-  http_encoders.authorization_header("http://example.org")
+  http_client.allow_key("http://example.org")
+  http_client.authorization_header("http://example.org")
   assert "unencrypted" in caplog.text and "very-secret" not in caplog.text
+
+
+def test_server_that_wants_a_key_names_the_flag():
+  with kb_servers.serve_answers(lambda *_: (401, {})) as address:
+    with pytest.raises(
+      http_client.RemoteServiceError, match=f"--key_address={address}/v1"
+    ):
+      http_encoders.openai_encoder(f"{address}/v1#some-model")
+
+
+def stretch(rows):
+  return [
+    dict(row, embedding=[3 * x for x in row["embedding"]]) for row in rows
+  ]
+
+
+@pytest.mark.parametrize("name, length", [("openai", 1), ("openai_raw", 3)])
+def test_vectors_have_length_one_unless_told_otherwise(name, length):
+  with kb_servers.serve_answers(openai_server(change=stretch)) as address:
+    embed = registry.EMBEDDERS[name](f"{address}/v1#some-model")
+    np.testing.assert_allclose(
+      embed(ITEMS), length * wanted_vectors(), rtol=1e-5, atol=1e-6
+    )
+  # A folder that was built before vectors were scaled has them as they came.
+  stored = kb_meta.to_stored_embedder(name)
+  assert (stored == "openai") == (name == "openai_raw")
+  assert kb_meta.from_stored_embedder(stored) == name
+
+
+def test_texts_that_are_too_long_are_cut_and_named(caplog):
+  accepted, limit = [], 50
+
+  def answer(path, body):
+    if max(map(len, body["input"])) > limit:
+      return 400, dict(error="too long")
+    accepted.extend(body["input"])
+    return openai_server()(path, body)
+
+  items = [Passage(f"p{i}", "text", f"chad {i}") for i in range(32)]
+  items[9] = Passage("huge", "text", "red flag " * 40)
+  with kb_servers.serve_answers(answer) as address:
+    embed = http_encoders.openai_encoder(f"{address}/v1#some-model")
+    found = embed(items)
+    # No more than half of what the server takes is lost of it.
+    (cut,) = [text for text in accepted if text.startswith("red flag")]
+    assert limit / 2 < len(cut) <= limit
+    read = [cut if item.id == "huge" else item.text for item in items]
+    np.testing.assert_allclose(found, embed_words(read), atol=1e-6)
+    assert "1 texts" in caplog.text and "'huge'" in caplog.text
+    # A server that refuses everything does not want shorter texts.
+    limit = -1
+    with pytest.raises(http_client.RemoteServiceError, match="too long"):
+      embed(items[:1])

@@ -81,3 +81,16 @@ def test_wrong_addresses_are_rejected(monkeypatch):
     )
   with pytest.raises(ValueError, match="'milvus='; choose"):
     factory.build_index(make_vectors(), "milvus=")
+
+
+def test_index_json_from_elsewhere_creates_no_database(tmp_path):
+  vectors, place = make_vectors(20), tmp_path / "kb.db"
+  built = factory.build_index(vectors, f"milvus={place}", collection="text_1")
+  factory.save_index(built, str(tmp_path))
+  path = tmp_path / factory.INDEX_FILE
+  for name in ("other.db", "http://other.db"):
+    path.write_text(path.read_text().replace(str(place), str(tmp_path / name)))
+    place = tmp_path / name
+    with pytest.raises(ValueError, match="no Milvus database is at"):
+      factory.load_index(str(tmp_path), vectors)
+  assert {child.name for child in tmp_path.glob("*.db")} == {"kb.db"}
