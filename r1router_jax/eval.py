@@ -32,7 +32,7 @@ from r1router_jax.retrieval import kb_meta
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
-  from r1router_jax.common import run_log
+  from r1router_jax.common import http_client, run_log
   from r1router_jax.evaluation import runner, score_file, step_rewards, tables
   from r1router_jax.policy import policy_factory
   from r1router_jax.report import html
@@ -50,6 +50,7 @@ _POLICY = flags.DEFINE_list(
   allow_override=True,
 )
 _KB_DIR = shared_flags.define_flag("kb_dir")
+_KEY_ADDRESS = shared_flags.define_flag("key_address")
 _WORKDIR = shared_flags.define_flag("workdir")
 _METHOD = flags.DEFINE_list(
   "method",
@@ -129,6 +130,7 @@ def main(_) -> None:
   # Questions first: a broken row is found before anything large is loaded.
   questions = _load_questions(workdir)
   curves = tables.load_curves(runs)
+  http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
   policies, labels = {}, {}
   for name, place in policy_places.items():

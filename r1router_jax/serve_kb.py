@@ -51,6 +51,7 @@ _KB_DIR = shared_flags.define_flag(
   help="Folder of the knowledge bases, as build_kb wrote it, or without --kind "
   "the folder of a single one.",
 )
+_KEY_ADDRESS = shared_flags.define_flag("key_address")
 _KIND = flags.DEFINE_enum(
   "kind", None, KBS, "Kind of the knowledge base.", allow_override=True
 )
@@ -358,6 +359,7 @@ def _handle_signals(server: SearchServer, folder: str) -> None:
 def main(_) -> None:
   """Serve until SIGTERM comes."""
   folder = find_kb_folder(_KB_DIR.value, _KIND.value)
+  http_client.allow_key(_KEY_ADDRESS.value)
   kb = local_kb.open_kb(folder)
   # Opened before the port, so that a client never meets an empty server.
   try:

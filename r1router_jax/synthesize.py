@@ -36,6 +36,7 @@ from r1router_jax.synthesis import selection
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
+  from r1router_jax.common import http_client
   from r1router_jax.policy import policy_factory
   from r1router_jax.retrieval import retriever
   from r1router_jax.routing import run_settings
@@ -44,6 +45,7 @@ with epy.lazy_imports():
 # The teacher, and what it searches.
 _POLICY = shared_flags.define_flag("policy")
 _KB_DIR = shared_flags.define_flag("kb_dir")
+_KEY_ADDRESS = shared_flags.define_flag("key_address")
 _WORKDIR = shared_flags.define_flag("workdir")
 # Baselines write no plans, so they make no rows.
 _METHOD = shared_flags.define_flag(
@@ -100,6 +102,7 @@ def main(_) -> None:
   questions = selection.load_questions(*source, str(workdir / "unpacked"))
   questions = questions[: _QUESTIONS.value or None]
   teacher = policy_factory.open_policy(_POLICY.value)
+  http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
 
   # 2. Run the teacher.

@@ -73,6 +73,8 @@ _WORKDIR = flags.DEFINE_string(
   allow_override=True,
 )
 
+_KEY_ADDRESS = shared_flags.define_flag("key_address")
+
 
 @dataclasses.dataclass(frozen=True)
 class Event:
@@ -345,6 +347,7 @@ def main(argv: list[str]) -> None:
   config = read_run_config(options)
   if config.policy.start_from:
     shared_flags.check_policy(config.policy.start_from)
+  http_client.allow_key(_KEY_ADDRESS.value)
   # Before anything touches a device.
   multihost.initialize_distributed()
   workdir = epath.Path(_WORKDIR.value)

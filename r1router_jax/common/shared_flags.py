@@ -37,6 +37,11 @@ _FLAGS = dict(
     "Folder of the three knowledge bases, as build_kb wrote it, or the place "
     "of each: text=http://host:port,image=DIR/image,table=DIR/table.",
   ),
+  key_address=(
+    "",
+    "Address of the embedding server that a knowledge base's folder names: it "
+    "is sent OPENAI_API_KEY only if you name it here, too.",
+  ),
   workdir=(None, "Folder that results are written to."),
   # The settings of a run, which its results depend on.
   method=(
