@@ -36,6 +36,7 @@ Then there is a line for each width, recall, batch size and system:
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import time
@@ -108,7 +109,8 @@ class OurIndex:
 
   def search(self, queries: np.ndarray, breadth: int) -> np.ndarray:
     """Implement `System.search`."""
-    return self.index.search(queries, K, leaves=breadth)[1]
+    leaves = breadth or self.index.leaves
+    return dataclasses.replace(self.index, leaves=leaves).search(queries, K)[1]
 
 
 def load_passages(reference: str) -> list[Passage]:

@@ -66,8 +66,10 @@ def test_precision_is_changed_and_the_rest_kept(tmp_path):
     saved.params,
   )
   # A folder that holds a model is not written over.
-  with pytest.raises(FileExistsError, match="Name a new folder"):
-    run_convert(tmp_path / "a", tmp_path / "b")
+  for encoder, name in ((None, "config.json"), ("bge_m3", "model.safetensors")):
+    assert (tmp_path / "b" / name).exists()
+    with pytest.raises(FileExistsError, match=f"holds {name}.  Name a new"):
+      run_convert(tmp_path / "a", tmp_path / "b", encoder=encoder)
 
 
 def test_overflow_of_float16_is_refused(tmp_path):

@@ -87,18 +87,13 @@ class ScannIndex:
     text = "ScaNN searches %d of %d leaves, and rescores %d rows."
     logging.info(text, self.leaves, num_leaves, self.reorder)
 
-  def search(
-    self, vectors: Float[np.ndarray, "n E"], k: int, leaves: int = 0
-  ) -> SearchResult:
-    """Return approximately the k nearest rows.
-
-    Of the leaves, 0 stands for the number chosen when the index was built.
-    """
+  def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
+    """Return approximately the k nearest rows."""
     vectors = validate_queries(vectors, self.width, k)
     if not len(vectors):
       return pad_results([], 0, k)
     # Options are left out where the index has no tree or no codes.
-    options = {"leaves_to_search": leaves or self.leaves} if self.leaves else {}
+    options = {"leaves_to_search": self.leaves} if self.leaves else {}
     if self.rows >= MIN_SCANN_ROWS:
       options["pre_reorder_num_neighbors"] = max(self.reorder, 2 * k)
     rows, scores = self.searcher.search_batched_parallel(

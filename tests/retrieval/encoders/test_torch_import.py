@@ -162,12 +162,6 @@ def test_unfit_tensor_is_refused(
   assert not list((tmp_path / "to").glob("*"))
 
 
-def test_weights_are_not_overwritten(convert_arrays, two_encoders):
-  convert_arrays(arrays_of(two_encoders), two_encoders)
-  with pytest.raises(FileExistsError, match="Name a new folder"):
-    convert_arrays(arrays_of(two_encoders), two_encoders)
-
-
 @pytest.mark.oracle
 def test_large_file_needs_little_memory(tmp_path):
   torch = pytest.importorskip("torch")
