@@ -19,8 +19,7 @@ import r1router_jax
 from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Trajectory
-from r1router_jax.report import templates
-from r1router_jax.report.html import is_exactly_right
+from r1router_jax.report.html import ENVIRONMENT, is_exactly_right
 
 _POLICY = shared_flags.define_flag("policy")
 _KB_DIR = shared_flags.define_flag("kb_dir")
@@ -40,7 +39,7 @@ MAX_PASSAGE_LINES = 3
 def draw_trajectory(trajectory: Trajectory) -> str:
   """Return a trajectory as an SVG that reads well on light and dark pages."""
   question = textwrap.wrap(trajectory.question.text, QUESTION_WIDTH)
-  template = templates.ENVIRONMENT.from_string(TEMPLATE.read_text())
+  template = ENVIRONMENT.from_string(TEMPLATE.read_text())
   return template.render(
     question=question,
     image=trajectory.question.image,

@@ -106,9 +106,7 @@ def aggregate_samples(samples: Sequence[MethodResult]) -> MethodResult:
   # Answers vote by their normalised words; a malformed one has no vote.
   votes = [
     [
-      answers.reference_tokens(t.final.text)
-      if isinstance(t.final, Answer)
-      else ()
+      answers.reference_tokens(t.final.text * isinstance(t.final, Answer))
       for t in of_question
     ]
     for of_question in zip(*(r.trajectories for r in samples), strict=True)
@@ -144,19 +142,16 @@ def paired_differences(
   for other in others if routers else ():
     row = found[f"{routers[-1].display_name} minus {other.display_name}"] = {}
     for name in _shared_rates(results):
-      apart = trajectories.drop_nan(
-        routers[-1].scores[name] - other.scores[name]
-      )
-      if apart.size:
-        row[name] = answers.bootstrap_interval(apart, 0)
+      apart = routers[-1].scores[name] - other.scores[name]
+      if interval := _mean_interval(apart):
+        row[name] = interval
   # Differences of step rewards: paired by gold step.
   *names, last = step_rewards or [""]
   for name in names:
     row = found.setdefault(f"{last} minus {name}", {})
-    for way in step_rewards[last]:
-      row[f"{way} step reward"] = answers.paired_difference(
-        step_rewards[last][way], step_rewards[name][way], 0
-      )
+    for way, rewards in step_rewards[last].items():
+      apart = rewards - step_rewards[name][way]
+      row[f"{way} step reward"] = answers.bootstrap_interval(apart, 0)
   return found
 
 
@@ -164,24 +159,20 @@ def summarize_results(
   results: MethodResults, step_rewards: StepRewards
 ) -> dict[str, Any]:
   """Return all means with their intervals, ready for JSON."""
+  rows = []
+  for r in results:
+    row = dict(policy=r.policy, method=r.method, seconds=r.seconds)
+    row |= _mean_dicts(r.scores | r.sample_scores)
+    families = _columns_by_family(r)
+    row["families"] = {name: _mean_dicts(by) for name, by in families.items()}
+    rows.append(row)
+  differences = paired_differences(results, step_rewards)
   return dict(
-    results=[
-      dict(
-        policy=r.policy,
-        method=r.method,
-        seconds=r.seconds,
-        **_mean_dicts(r.scores | r.sample_scores),
-        families={
-          family: _mean_dicts(columns)
-          for family, columns in _columns_by_family(r).items()
-        },
-      )
-      for r in results
-    ],
+    results=rows,
     step_rewards={name: _mean_dicts(by) for name, by in step_rewards.items()},
     differences={
       pair: {name: value._asdict() for name, value in row.items()}
-      for pair, row in paired_differences(results, step_rewards).items()
+      for pair, row in differences.items()
     },
   )
 
@@ -190,43 +181,45 @@ def make_tables(
   results: MethodResults, step_rewards: StepRewards
 ) -> dict[str, Table]:
   """Return the tables of a report by heading, without the empty ones."""
+  samples = [(r.display_name, r.sample_scores) for r in results]
+  rewards = [
+    (name, {way.capitalize(): column for way, column in ways.items()})
+    for name, ways in step_rewards.items()
+  ]
+  differences = paired_differences(results, step_rewards)
   tables = {
     "Methods": _method_table(results),
-    "Several samples, %": _sample_table(results),
+    "Several samples, %": _interval_table("Method", samples),
     f"{_HEADINGS['recall']} by family": _family_table(results, "recall"),
     f"{_HEADINGS['route']} by family": _family_table(results, "route"),
-    "Mean step reward x 100": _step_reward_table(step_rewards),
-    "Differences, x 100": _difference_table(
-      paired_differences(results, step_rewards)
-    ),
+    "Mean step reward x 100": _interval_table("Policy", rewards),
+    "Differences, x 100": _difference_table(differences),
   }
   return {heading: table for heading, table in tables.items() if table.rows}
 
 
 def _method_table(results: MethodResults) -> Table:
   rates, counts = _shared_rates(results), trajectories.COUNTS
-  return Table(
-    ("Method", *(_HEADINGS[name] for name in (*rates, *counts)), "Seconds"),
-    tuple(
-      (
-        r.display_name,
-        *(_mean_interval(r.scores[name]) for name in rates),
-        *(float(r.scores[name].mean()) for name in counts),
-        r.seconds,
-      )
-      for r in results
-    ),
-    highlight=False,
-  )
+  headings = (_HEADINGS[name] for name in (*rates, *counts))
+  rows = []
+  for r in results:
+    means = (_mean_interval(r.scores[name]) for name in rates)
+    numbers = (float(r.scores[name].mean()) for name in counts)
+    rows.append((r.display_name, *means, *numbers, r.seconds))
+  return Table(("Method", *headings, "Seconds"), tuple(rows))
 
 
-def _sample_table(results: MethodResults) -> Table:
+def _interval_table(
+  corner: str, named_columns: Sequence[tuple[str, trajectories.Columns]]
+) -> Table:
+  """Return a row of means for each name that has columns of numbers."""
+  named_columns = [each for each in named_columns if each[1]]
+  headings = named_columns[0][1] if named_columns else ()
   rows = tuple(
-    (r.display_name, *map(_mean_interval, r.sample_scores.values()))
-    for r in results
-    if r.sample_scores
+    (name, *map(_mean_interval, columns.values()))
+    for name, columns in named_columns
   )
-  return Table(("Method", *results[0].sample_scores), rows, highlight=False)
+  return Table((corner, *headings), rows)
 
 
 def _family_table(results: MethodResults, name: str) -> Table:
@@ -238,16 +231,7 @@ def _family_table(results: MethodResults, name: str) -> Table:
       means = [_mean_percent(by[family][name]) for by in by_result]
       rows.append((family, len(columns[name]), *means))
   names = (r.display_name for r in results)
-  return Table(("Family", "Questions", *names), tuple(rows), highlight=False)
-
-
-def _step_reward_table(step_rewards: StepRewards) -> Table:
-  rows = tuple(
-    (name, *map(_mean_interval, ways.values()))
-    for name, ways in step_rewards.items()
-  )
-  ways = next(iter(step_rewards.values()), {})
-  return Table(("Policy", *map(str.capitalize, ways)), rows)
+  return Table(("Family", "Questions", *names), tuple(rows))
 
 
 def _difference_table(differences: dict[str, dict[str, Interval]]) -> Table:
@@ -257,7 +241,7 @@ def _difference_table(differences: dict[str, dict[str, Interval]]) -> Table:
     (pair, *(row.get(name) for name in names))
     for pair, row in differences.items()
   )
-  return Table(("Difference", *headings), rows, highlight=False)
+  return Table(("Difference", *headings), rows)
 
 
 def summary_lines(

@@ -258,23 +258,6 @@ def bootstrap_interval(
   return Interval(float(values.mean()), float(low), float(high))
 
 
-def paired_difference(
-  a: Float[np.ndarray, " N"], b: Float[np.ndarray, " M"], seed: int
-) -> Interval:
-  """Return the mean of a - b over the same questions, with its interval.
-
-  Raises:
-    UserError: if the numbers of values differ.
-  """
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  if a.shape != b.shape:
-    raise UserError(
-      f"{a.size} and {b.size} values are not of the same questions; score "
-      "both methods on one list of questions."
-    )
-  return bootstrap_interval(a - b, seed)
-
-
 def pass_at_k(
   right: Float[np.ndarray, "N n"], k: int
 ) -> Float[np.ndarray, " N"]:

@@ -1,18 +1,17 @@
-"""Line charts as inline SVG, without a script, a font or a further file.
+"""Line charts: ticks, and lines as places in pixels, for chart.svg.j2 to draw.
 
-This module computes places in pixels; chart.svg.j2 draws them in colours of the
-page's style sheet.  A noisy line is drawn faintly below its moving mean.
+Charts are inline SVG, without a script, a font or a further file, in the
+colours of the page's style sheet.  A noisy line is drawn faintly below its
+moving mean.
 
 Axes:  N points
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
-from markupsafe import Markup
-
-from r1router_jax.report import templates
 
 Points = Sequence[tuple[int | float, int | float | None]]
 Line = Float64[np.ndarray, "N 2"]
@@ -21,22 +20,21 @@ WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 8, 30  # Room for the axes' labels.
 MAX_POINTS = 240  # More points are averaged in bins; a screen shows no more.
 SMOOTH_FROM = 20  # Points; a shorter line is drawn without a moving mean.
+LARGEST = 1e100  # Larger numbers are left out; those below its inverse are 0.
 
 
-def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
-  """Return a figure of named lines; points without a value are left out.
+def line_chart(title: str, series: Mapping[str, Points]) -> dict[str, Any]:
+  """Return what chart.svg.j2 needs, or nothing if no line has a point.
 
   Args:
     title: caption of the figure.
-    series: (step, value) points of each line, by name.
-
-  Returns:
-    HTML, empty if no line has a point.
+    series: (step, value) points of each line, by name; points whose value is
+      no finite number are left out.
   """
   lines = {name: _binned_points(points) for name, points in series.items()}
   lines = {name: line for name, line in lines.items() if len(line)}
   if not lines:
-    return Markup()
+    return {}
   # Limits: the horizontal axis ends with the data, the vertical with a tick.
   everything = np.concatenate(list(lines.values()))
   x_low, x_high = _value_range(everything[:, 0])
@@ -57,7 +55,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
     raw = [] if mean is line else to_pixels(line)
     ends = tick_label(mean[0, 1]), tick_label(mean[-1, 1])
     shown.append((name, ends, raw, to_pixels(mean)))
-  figure = templates.ENVIRONMENT.get_template("chart.svg.j2").render(
+  return dict(
     title=title,
     size=(WIDTH, HEIGHT),
     plot=(LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM),
@@ -65,7 +63,6 @@ def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
     y_ticks=[(to_pixels(y)[1], tick_label(y)) for y in y_ticks],
     lines=shown,
   )
-  return Markup(figure)
 
 
 def axis_ticks(low: float, high: float) -> np.ndarray:
@@ -94,10 +91,15 @@ def _value_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def _binned_points(points: Points) -> Line:
-  """Return the points with a finite value, averaged if there are too many."""
-  # Logs hold None for a scalar that a step did not have, which becomes NaN.
-  line = np.array(points, np.float64).reshape(-1, 2)
-  line = line[np.isfinite(line).all(axis=1)]
+  """Return the points that can be drawn, averaged if there are too many."""
+  # Logs hold None for a scalar that a step did not have.
+  drawn = [
+    point
+    for point in points
+    if all(isinstance(x, int | float) and abs(x) <= LARGEST for x in point)
+  ]
+  line = np.array(drawn, np.float64).reshape(-1, 2)
+  line[np.abs(line) < 1 / LARGEST] = 0
   if len(line) <= MAX_POINTS:
     return line
   return np.stack([b.mean(axis=0) for b in np.array_split(line, MAX_POINTS)])

@@ -15,12 +15,10 @@ class Table:
   Attributes:
     columns: names of the columns; the first column names the rows.
     rows: cells of each row; None is an empty cell.
-    highlight: whether the greatest number of each column is set in bold.
   """
 
   columns: tuple[str, ...]
   rows: tuple[tuple[Cell, ...], ...]
-  highlight: bool = True
 
 
 def format_table(table: Table) -> str:

@@ -64,8 +64,8 @@ def test_summary_file_has_means_and_paired_differences(results):
   json.dumps(summary, allow_nan=False)
   assert summary["results"][1]["recall"]["mean"] == pytest.approx(0.6)
   # Paired by question, so the interval is that of differences.
-  difference = answers.paired_difference(
-    good.scores["recall"], poor.scores["recall"], 0
+  difference = answers.bootstrap_interval(
+    good.scores["recall"] - poor.scores["recall"], 0
   )
   assert (
     summary["differences"]["later minus early"]["recall"]

@@ -439,15 +439,6 @@ def test_bootstrap_interval_of_equal_values_has_no_width():
   assert answers.bootstrap_interval(np.full(7, 0.25), 0) == (0.25, 0.25, 0.25)
 
 
-def test_paired_difference_is_narrower_than_separate_intervals():
-  easy = np.random.default_rng(0).random(100)
-  mean, low, high = answers.paired_difference(easy + 0.01, easy, 0)
-  assert (mean, low, high) == pytest.approx((0.01, 0.01, 0.01))
-  assert np.diff(answers.bootstrap_interval(easy, 0)[1:]) > 0.05
-
-
-def test_empty_or_unpaired_values_are_rejected():
+def test_empty_values_are_rejected():
   with pytest.raises(ValueError, match="left empty"):
     answers.bootstrap_interval(np.zeros(0), 0)
-  with pytest.raises(ValueError, match="3 and 2 values"):
-    answers.paired_difference(np.zeros(3), np.zeros(2), 0)

@@ -123,7 +123,7 @@ def write(tmp_path, word="x", image=""):
     summary=[word, word],
     tables={word: table.Table((word, word), ((word, word), (word, None)))},
     curves={
-      word: [(0, 0.0), (1, 1.0)],
+      word: {"": [(0, 0.0), (1, 1.0)]},
       f"{word} two": {
         word: [(0, 2.0), (5, 1.0)],
         f"{word}!": [(0, 0.0), (1, math.nan)],
@@ -253,7 +253,7 @@ def test_is_exactly_right(final, mark):
   assert html_lib.is_exactly_right(Trajectory(asked, (), final)) == mark
 
 
-def test_table_highlights_and_escapes(tmp_path):
+def test_table_cells_are_formatted(tmp_path):
   path = tmp_path / "r.html"
   html_lib.write_page(
     path,
@@ -266,7 +266,7 @@ def test_table_highlights_and_escapes(tmp_path):
     },
   )
   page = path.read_text(encoding="utf-8")
-  assert "<td><b>63.4<small>58–69</small></b></td><td><b>2</b></td>" in page
+  assert "<td>63.4<small>58–69</small></td><td>2</td>" in page
   assert "<td>0.25</td><td>–</td>" in page
   assert "Learning curves" not in page
   assert "Trajectories" not in page
@@ -321,40 +321,49 @@ def test_axis_ticks_are_round_and_span_the_range(low, width):
   assert min(abs(mantissa - r) for r in (1, 2, 2.5, 5, 10)) < 0.05
 
 
-def points_of(figure):
+def draw_lines(points):
+  """Return the lines of a chart as a page draws them, [points, x and y]."""
+  figure = charts.line_chart("t", {"": points})
+  template = html_lib.ENVIRONMENT.get_template("chart.svg.j2")
+  svg = template.render(figure=figure) if figure else ""
   return [
     np.array([pair.split(",") for pair in line.split()], float)
-    for line in re.findall('points="([^"]*)"', figure)
+    for line in re.findall('points="([^"]*)"', svg)
   ]
 
 
 def test_line_is_drawn_at_its_values():
-  (line,) = points_of(charts.line_chart("t", {"": [(0, 0), (5, 5), (10, 10)]}))
+  (line,) = draw_lines([(0, 0), (5, 5), (10, 10)])
   np.testing.assert_allclose(np.diff(line, axis=0), [[140, -76]] * 2, atol=0.1)
   assert line[0] == pytest.approx((charts.LEFT, 160))
 
 
 def test_long_lines_are_binned_and_smoothed():
   noise = np.random.default_rng(0).normal(size=5000)
-  raw, mean = points_of(charts.line_chart("t", {"": list(enumerate(noise))}))
+  raw, mean = draw_lines(list(enumerate(noise)))
   assert raw.shape == mean.shape == (charts.MAX_POINTS, 2)
   assert mean[:, 1].std() < raw[:, 1].std() / 2
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-  "points", [[], [(0, None)], [(0, math.nan), (math.inf, 1)]]
+  "points, drawn",
+  [
+    ([], 0),
+    ([(0, None)], 0),
+    ([(0, math.nan), (math.inf, 1)], 0),
+    ([(0, "<b>"), (1, 10**400), (2, 1e308), (3, -1e308)], 0),
+    ([(3, 3)], 1),
+    ([(0, 0), (1, 0)], 2),
+    ([(0, 0), (1, 5e-324)], 2),
+    ([(0, 1e-310), (1, 3e-310)], 2),
+    ([(1, 1e9), (2, 1e9)], 2),
+    ([(0, -1e-9), (1, 1e-9)], 2),
+    ([(0, 1e100), (1, -1e100), (2, "x")], 2),
+  ],
 )
-def test_empty_line_makes_no_chart(points):
-  assert charts.line_chart("t", {"": points}) == ""
-
-
-@pytest.mark.parametrize(
-  "points",
-  [[(3, 3)], [(0, 0), (1, 0)], [(1, 1e9), (2, 1e9)], [(0, -1e-9), (1, 1e-9)]],
-)
-def test_constant_and_single_points_are_drawn(points):
-  figure = charts.line_chart("t", {"": points})
-  (line,) = points_of(figure)
-  assert np.all(np.isfinite(line))
-  assert np.all((line > 0) & (line < charts.WIDTH))
-  assert "nan" not in figure
+def test_any_points_are_drawn_or_left_out(points, drawn):
+  lines = draw_lines(points)
+  assert [len(line) for line in lines] == [drawn] * bool(drawn)
+  for line in lines:
+    assert np.all((line > 0) & (line < charts.WIDTH))
