@@ -230,7 +230,7 @@ def _make_meta(spec: KbSpec, embedder: Embedder, note: dict) -> dict:
     "rows": note["rows"],
     "width": embedder.width,
     "embedder": kb_meta.to_stored_embedder(spec.embedder_name),
-    "weights": spec.weights,
+    "weights": _absolute_path(spec.weights),
     "fingerprint": embedder.fingerprint,
     "index": spec.index_kind,
     "source": sources.absolute_source(spec.source),
@@ -244,6 +244,11 @@ def _make_meta(spec: KbSpec, embedder: Embedder, note: dict) -> dict:
   return meta
 
 
+def _absolute_path(weights: str) -> str:
+  """Return the absolute path of weights, which may be an address or ""."""
+  return os.path.abspath(weights) if os.path.exists(weights) else weights
+
+
 def _is_up_to_date(job: _BuildJob) -> bool:
   """Return whether passages, vectors and index are there already.
 
@@ -253,6 +258,7 @@ def _is_up_to_date(job: _BuildJob) -> bool:
   # Vectors do not depend on the options.
   options = old_meta.keys() & set(kb_meta.SEARCH_OPTIONS)
   old_options = {name: old_meta.pop(name) for name in options}
+  old_meta["weights"] = _absolute_path(old_meta.get("weights", ""))
   if old_meta != job.meta:
     return False
   # Words are cheap to index, so they are not kept.

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from r1router_jax import build_kb
-from r1router_jax.common import progress
+from r1router_jax.common import files, progress
 from r1router_jax.common.records import Query
 from r1router_jax.retrieval import (
   build_cost,
@@ -208,6 +208,21 @@ def test_workers_share_the_chunks(embedder, source, folder):
   assert kb_meta.read_meta(folder) is None
   build(folder, source, worker=(0, 2))
   assert len(local_kb.open_kb(folder)) == 35
+
+
+def test_relative_weights_are_stored_with_their_whole_path(
+  embedder, source, folder, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "model").mkdir()
+  build(folder, source, weights="model")
+  meta = kb_meta.read_meta(folder)
+  assert meta["weights"] == str(tmp_path / "model")
+  # A folder that was built with the relative path is kept.
+  files.write_json(f"{folder}/meta.json", meta | {"weights": "model"})
+  num_embedded = len(embedder.embedded)
+  build(folder, source, weights="model")
+  assert len(embedder.embedded) == num_embedded
 
 
 def test_bad_rows_are_skipped_and_named(embedder, source, folder, tmp_path):

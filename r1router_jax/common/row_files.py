@@ -31,6 +31,10 @@ MAX_ROW_BYTES = 1 << 20
 # Characters after which a row of a CSV file is taken for an unclosed quote.
 MAX_CSV_ROW = 16 * MAX_ROW_BYTES
 
+# Endings of images in a folder: those that are read, and those that are named.
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+OTHER_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".tif", ".tiff")
+
 # Rejected rows that are logged as warnings; further ones as debug messages.
 MAX_WARNINGS = 5
 
@@ -305,19 +309,21 @@ def list_images(folder: str) -> Rows:
   for base, folders, files in os.walk(folder):
     folders.sort()  # os.walk visits the subfolders in the order of this list.
     for file in sorted(files):
-      stem, ending = os.path.splitext(file)
-      if ending.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        continue
-      name = os.path.relpath(os.path.join(base, file), folder)
-      caption = os.path.join(base, stem + ".txt")
-      text = re.sub(r"[-_]+", " ", stem)
-      try:
-        if os.path.isfile(caption):
-          with open(caption, encoding="utf-8-sig") as lines:
-            text = " ".join(lines.read(MAX_ROW_BYTES).split())
-        yield os.path.join(base, file), dict(id=name, text=text, image=name)
-      except (OSError, UnicodeDecodeError) as error:
-        yield caption, RowError(f"cannot be read ({error})", "Save it as UTF-8")
+      stem, ending = os.path.splitext(os.path.join(base, file))
+      if ending.lower() in OTHER_IMAGES:
+        yield stem + ending, RowError("not a PNG, JPEG or WEBP", "Convert it")
+      elif ending.lower() in IMAGES:
+        name = os.path.relpath(stem + ending, folder)
+        text = re.sub(r"[-_]+", " ", os.path.basename(stem))
+        caption = stem + ".txt"
+        try:
+          if os.path.isfile(caption):
+            with open(caption, encoding="utf-8-sig") as lines:
+              text = " ".join(lines.read(MAX_ROW_BYTES).split())
+          yield stem + ending, dict(id=name, text=text, image=name)
+        except (OSError, UnicodeDecodeError) as error:
+          fault = f"cannot be read ({error})"
+          yield caption, RowError(fault, "Save it as UTF-8")
 
 
 # --- Texts of rows ------------------------------------------------------------

@@ -23,6 +23,7 @@ Buettcher 2009, doi.org/10.1145/1571941.1572114 (reciprocal rank fusion, 60).
 import collections
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
@@ -76,7 +77,11 @@ class Bm25Index:
   def save(self, folder: str) -> None:
     """Write NumPy arrays and JSON below the knowledge base's folder."""
     path = os.path.join(folder, BM25_FOLDER)
-    self._bm25.save(path, allow_pickle=False, show_progress=False)
+    # Whoever searches the old files has mapped them, so they stay as they are.
+    self._bm25.save(f"{path}.new", allow_pickle=False, show_progress=False)
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    os.rename(f"{path}.new", path)
 
   def search(self, queries: Sequence[Query], k: int) -> SearchResult:
     """Return the k best rows that hold a word of each query.

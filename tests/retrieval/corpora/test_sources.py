@@ -233,10 +233,12 @@ def test_folder_of_images(tmp_path):
   (folder / "b" / "x.txt").write_text("A\n caption")
   (folder / "broken.jpg").write_bytes(b"no image")
   (folder / "notes.md").write_text("ignored")
-  bad, good, caption = plain_reader.read_passages("image", str(folder))
+  (folder / "moves.GIF").write_bytes(b"GIF89a")
+  bad, gif, good, caption = plain_reader.read_passages("image", str(folder))
   assert (good.text, good.image) == ("red flag", "red_flag.png")
   assert (caption.id, caption.text) == ("b/x.webp", "A caption")
   assert "broken.jpg" in bad.where and "broken.jpg" in str(bad)
+  assert "moves.GIF: not a PNG, JPEG or WEBP" in str(gif)
 
 
 @pytest.mark.parametrize(
