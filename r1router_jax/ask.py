@@ -16,15 +16,15 @@ from etils import epy
 
 from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import Question, Trajectory
+from r1router_jax.common.records import Question
 from r1router_jax.retrieval import kb_meta
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
   from r1router_jax.common import http_client
-  from r1router_jax.policy import interface, policy_factory
+  from r1router_jax.policy import policy_factory
   from r1router_jax.report import terminal
-  from r1router_jax.retrieval import knowledge_base, retriever
+  from r1router_jax.retrieval import retriever
   from r1router_jax.routing import router, run_settings
 
 # The question.
@@ -40,7 +40,9 @@ _SETTINGS = shared_flags.define_settings()
 
 def main(_) -> None:
   """Answer the question of the flags, and print the trajectory."""
-  text, image = _QUESTION.value.strip(), _IMAGE.value
+  # Bytes of the command line that are not UTF-8 become U+FFFD.
+  text = os.fsencode(_QUESTION.value).decode(errors="replace").strip()
+  image = _IMAGE.value
   if not text:
     raise UserError(
       'There is no question.  Ask one: --question="Whose flag is this?"'
@@ -57,26 +59,14 @@ def main(_) -> None:
   kbs = retriever.open_kbs(_KB_DIR.value)
   values = shared_flags.settings_values(_SETTINGS)
   settings = run_settings.RunSettings(_METHOD.value, **values)
-  found = answer_question(policy, kbs, text, image, settings)
+  questions = [Question("question", text, image=image)]
+  key, options = settings.random_key, settings.rollout_options()
+  (found,) = router.run_routing(policy, kbs, questions, key, options)
   print(terminal.format_trajectory(found))
   # A question that could not be read was not answered.
   unread = [fault for fault in found.faults if fault.startswith("input: ")]
   if unread:
     raise UserError(unread[0].removeprefix("input: "))
-
-
-def answer_question(
-  policy: "interface.PolicyInterface",
-  kbs: "dict[str, knowledge_base.KnowledgeBase]",
-  text: str,
-  image: str,
-  settings: "run_settings.RunSettings",
-) -> Trajectory:
-  """Return the trajectory of one question, about the image at a path or ""."""
-  questions = [Question("question", text, image=image)]
-  key, options = settings.random_key, settings.rollout_options()
-  (found,) = router.run_routing(policy, kbs, questions, key, options)
-  return found
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
+import jax
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from r1router_jax import ask
-from r1router_jax.common.records import Answer, Plan
+from r1router_jax.common.records import Answer, Plan, Question
 from r1router_jax.protocol import format
 from r1router_jax.report import terminal
+from r1router_jax.routing import router
 from r1router_jax.routing.run_settings import RunSettings
 from tests import fakes
 
@@ -24,10 +26,10 @@ def write_response(kind, prompt, temperature):
 # The question has no image unless a test gives one.
 def answer(script=write_response, *, image="", method="r1_router", **options):
   policy = fakes.ScriptedPolicy(script, **options)
-  settings = RunSettings(method)
-  return ask.answer_question(
-    policy, fakes.make_kbs(), "Where?", image, settings
-  )
+  task = fakes.make_kbs(), [Question("question", "Where?", image=image)]
+  options = RunSettings(method).rollout_options()
+  (found,) = router.run_routing(policy, *task, jax.random.key(0), options)
+  return found
 
 
 def test_trajectory_is_printed_without_control_characters():

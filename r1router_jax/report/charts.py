@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-Points = Sequence[tuple[int | float, int | float | None]]
+Points = Sequence[tuple[Any, Any]]  # (step, value), as a log holds them.
 Line = Float64[np.ndarray, "N 2"]
 
 WIDTH, HEIGHT = 340, 190

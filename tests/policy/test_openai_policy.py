@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax import ask
 from r1router_jax.common import http_client, images
-from r1router_jax.common.records import Answer, Passage, Question, Step
+from r1router_jax.common.records import Answer, Passage, Step
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
 from r1router_jax.policy import openai_client, openai_policy, policy_factory
 from r1router_jax.policy.config import PromptOptions
@@ -359,15 +358,10 @@ def test_fingerprint_is_name_and_options():
   assert (plain, wide) == ("openai:some-model", "openai:some-model routes=2")
 
 
-def test_command_ask_answers_with_it():
+def test_routing_loop_answers_with_it():
+  options = RunSettings("r1_router").rollout_options()
   with serve_chat(say) as (address, _):
-    found = ask.answer_question(
-      policy_factory.open_policy(address),
-      fakes.make_kbs(),
-      COLOUR.text,
-      "",
-      RunSettings("r1_router"),
-    )
-  assert found.final.text == "green" and found.question == Question(
-    "question", COLOUR.text
-  )
+    asked = policy_factory.open_policy(address)
+    task = fakes.make_kbs(), [COLOUR], jax.random.key(0)
+    (found,) = router.run_routing(asked, *task, options)
+  assert found.final.text == "green" and found.question == COLOUR
