@@ -13,7 +13,7 @@ its patches would double the prompt.
 import dataclasses
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
   """The wording of all prompts; templates hold `{}` where untrusted text goes.
 
@@ -41,15 +41,15 @@ class Style:
   multi_route_system: str
   question: str
   rounds: str
-  final: str
+  final: str = ""
   passages: str
   passage: str
-  asked: str
-  repair: str
-  tags: dict[str, str]
-  image_first: bool
-  answer_image: bool
-  fold_case: bool
+  asked: str = ""
+  repair: str = ""
+  tags: dict[str, str] = dataclasses.field(default_factory=dict)
+  image_first: bool = False
+  answer_image: bool = False
+  fold_case: bool = False
 
 
 # The published text; trailing white space and newlines are part of it.
@@ -167,7 +167,6 @@ STYLES = {
     repair=_REPAIR,
     # As in the sentence that opens the passages.
     tags=dict(text="ter", image="tir", table="tar"),
-    image_first=False,
     answer_image=True,
     fold_case=True,
   ),
@@ -177,15 +176,8 @@ STYLES = {
     multi_route_system="<|plan|>",
     question="Q: {}\n",
     rounds="{} {}\n",
-    final="",
     passages="Q: {}\n",
     passage="{}\n",
-    asked="",
-    # A repair would be text that the tiny policy never saw.
-    repair="",
-    tags={},
     image_first=True,
-    answer_image=False,
-    fold_case=False,
   ),
 }

@@ -9,9 +9,8 @@ from r1router_jax.common.records import Plan, Step
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.protocol.messages import PassageTokens
 from r1router_jax.routing import device_loop
-from r1router_jax.routing.answering_methods import STOP, R1Router
+from r1router_jax.routing.answering_methods import STOP, AlwaysRoute, R1Router
 from r1router_jax.routing.baselines import registry
-from r1router_jax.routing.route_policies import AlwaysRoute
 from tests import two_processes
 from tests.routing.device_loop_cases import (
   KEY,

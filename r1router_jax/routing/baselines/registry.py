@@ -3,13 +3,14 @@
 import dataclasses
 
 from r1router_jax.common.records import KBS
-from r1router_jax.routing.answering_methods import AnsweringMethod, R1Router
-from r1router_jax.routing.baselines import few_shot, rag, search_agents
-from r1router_jax.routing.route_policies import (
+from r1router_jax.routing.answering_methods import (
   AlwaysRoute,
+  AnsweringMethod,
   OracleRoute,
+  R1Router,
   RandomRoute,
 )
+from r1router_jax.routing.baselines import few_shot, rag, search_agents
 
 ROUTER = "r1_router"  # The method in which the policy routes for itself.
 
