@@ -6,7 +6,6 @@ made again.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,15 +51,13 @@ def evaluate_method(
   drive_loop = device_loop.ROUTING_LOOPS[routing_loop]
   label = dict(label or {}, **dataclasses.asdict(settings))
   name = label.get("policy", "policy")
-  score = functools.partial(
-    metrics.score_trajectories,
-    max_steps=settings.max_steps,
-    score_malformed=raw_answers,
-  )
+  rules = dict(max_steps=settings.max_steps, score_malformed=raw_answers)
 
   def to_row(trajectory: Trajectory) -> dict[str, Any]:
     # For readers of the file: a resumed run scores its trajectories again.
-    scores = metrics.row_scores(score([trajectory]), 0)
+    scores = metrics.score_trajectory(trajectory, **rules)
+    # JSON has no NaN.
+    scores = {k: float(x) for k, x in scores.items() if not np.isnan(x)}
     return dict(trajectory_io.to_row(trajectory), scores=scores)
 
   # 1. Answer what the file does not hold yet.
@@ -77,7 +74,7 @@ def evaluate_method(
   found, seconds = zip(*(answered[q.id] for q in questions), strict=True)
 
   # 2. Score all answers, by rules and perhaps by a judge.
-  columns = score(found)
+  columns = metrics.score_trajectories(found, **rules)
   if judge:
     texts = [t.final.text if isinstance(t.final, Answer) else "" for t in found]
     cache = path.with_name("judge.jsonl")

@@ -31,8 +31,8 @@ QUESTION_STRIDE = 8
 # Steps between two lines of progress.
 STEPS_PER_CHUNK = 390
 
-# Sampled responses per step; more would compile programs of other shapes.
-MODES = dict(greedy=0, sampled=1)
+# Temperature of the response to each step, by the name of the mode.
+MODES = dict(greedy=0.0, sampled=1.0)
 
 
 def score_gold_steps(
@@ -40,8 +40,7 @@ def score_gold_steps(
   steps: Sequence[Step],
   reward: step_reward.Reward,
   key: jax.Array,
-  *,
-  samples: int = 0,
+  temperature: float,
 ) -> Float[np.ndarray, " n"]:
   """Return the reward of the policy's response to each gold step.
 
@@ -52,8 +51,7 @@ def score_gold_steps(
     steps: gold steps, with the passages that answer steps read.
     reward: the reward of the responses.
     key: key of the samples.
-    samples: 0 for the greedy response, else the number of responses at
-      temperature 1 whose rewards are averaged.
+    temperature: temperature of the responses; 0 is greedy.
   """
   # 1. Leave out the prompts that cannot be read.
   prompts = [policy.config.build_prompt(step) for step in steps]
@@ -71,16 +69,14 @@ def score_gold_steps(
     )
 
   # 2. Respond and score, chunk by chunk.
-  group_size, rewards = max(samples, 1), np.zeros(len(steps))
-  sampling = token_sampling.SamplingParams(float(samples > 0))
+  rewards = np.zeros(len(steps))
+  sampling = token_sampling.SamplingParams(temperature)
   desc = f"step rewards, {STEPS_PER_CHUNK} steps each"
   for chunk in progress.show_chunks(good, STEPS_PER_CHUNK, desc):
     asked = [prompts[i] for i in chunk]
-    groups = policy.generate(asked, key, group_size, sampling)
-    texts = [response.text for group in groups for response in group]
-    answered = [steps[i] for i in chunk for _ in range(group_size)]
-    totals = reward.score(answered, texts).total
-    rewards[chunk] = totals.reshape(len(chunk), group_size).mean(axis=1)
+    groups = policy.generate(asked, key, sampling=sampling)
+    texts = [response.text for (response,) in groups]
+    rewards[chunk] = reward.score([steps[i] for i in chunk], texts).total
   return rewards
 
 
@@ -116,11 +112,10 @@ def score_policies(
     if row is None:
       logging.info("%s: %d gold steps, greedy, then sampled.", name, len(steps))
       row = label
-      for mode, samples in MODES.items():
+      for mode, temperature in MODES.items():
         # The same key for each policy and mode, whatever was scored before.
-        key = jax.random.key(seed)
-        found = score_gold_steps(policy, steps, reward, key, samples=samples)
-        row[mode] = found.tolist()
+        task = policy, steps, reward, jax.random.key(seed)
+        row[mode] = score_gold_steps(*task, temperature).tolist()
       jsonl.append_rows(path, [row])
     rewards[name] = {mode: np.array(row[mode]) for mode in MODES}
   return rewards

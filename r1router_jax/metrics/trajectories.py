@@ -27,6 +27,7 @@ Axes:  N questions
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -39,30 +40,21 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.metrics import answers
 
-_ANSWER_RATES = ("recall", "f1", "exact")
-_DEFAULT_RATES = ("default_recall", "default_f1", "default_exact")
-
 # Columns with numbers in [0, 1], and others.
-RATES = (*_ANSWER_RATES, *_DEFAULT_RATES, "route", "retrieval", "format")
+RATES = tuple(
+  "recall f1 exact default_recall default_f1 default_exact route retrieval "
+  "format".split()
+)
 COUNTS = ("retrievals", "tokens", "cut")
 
 Columns = dict[str, Float[np.ndarray, " N"]]
 
 
 def score_trajectories(
-  trajectories: Sequence[Trajectory],
-  *,
-  max_steps: int,
-  score_malformed: bool = False,
+  trajectories: Sequence[Trajectory], **options: Any
 ) -> Columns:
-  """Return a number per trajectory, by column.
-
-  Args:
-    trajectories: one trajectory per question.
-    max_steps: number of rounds after which no stop can be chosen.
-    score_malformed: whether to score the raw text of malformed answers.
-  """
-  rows = [_score_one(each, max_steps, score_malformed) for each in trajectories]
+  """Return a number per trajectory, by column; see `score_trajectory`."""
+  rows = [score_trajectory(each, **options) for each in trajectories]
   return {
     name: np.array([row[name] for row in rows], np.float64)
     for name in (*RATES, *COUNTS)
@@ -72,15 +64,6 @@ def score_trajectories(
 def drop_nan(column: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
   """Return the numbers of the questions that a column applies to."""
   return column[~np.isnan(column)]
-
-
-def row_scores(columns: Columns, n: int) -> dict[str, float]:
-  """Return the scores of question `n` for a row of JSON, without NaN."""
-  return {
-    name: float(column[n])
-    for name, column in columns.items()
-    if not np.isnan(column[n])
-  }
 
 
 def evidence_recall(trajectory: Trajectory) -> float:
@@ -112,17 +95,21 @@ def route_correctness(trajectory: Trajectory, max_steps: int) -> list[bool]:
   ]
 
 
-def _score_one(
-  trajectory: Trajectory, max_steps: int, score_malformed: bool
+def score_trajectory(
+  trajectory: Trajectory, *, max_steps: int, score_malformed: bool = False
 ) -> dict[str, float]:
-  final = trajectory.final
+  """Return the scores of one trajectory, by column.
+
+  Args:
+    trajectory: the trajectory.
+    max_steps: number of rounds after which no stop can be chosen.
+    score_malformed: whether to score the raw text of a malformed answer.
+  """
+  final, question = trajectory.final, trajectory.question
   text = final.text if score_malformed or isinstance(final, Answer) else ""
-  question = trajectory.question
   # The same text by both sets of rules.
-  scores, default = (
-    rules(text, question.answers, question.interval)
-    for rules in (answers.score_answer, answers.score_default)
-  )
+  task = text, question.answers, question.interval
+  scores, default = answers.score_answer(*task), answers.score_default(*task)
   kinds = {fault.partition(":")[0] for fault in trajectory.faults}
   route = float("nan")
   if question.hops is not None:

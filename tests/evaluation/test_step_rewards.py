@@ -17,7 +17,7 @@ def embed(texts):
   return np.stack([np.eye(8)[len(text) % 8] for text in texts])
 
 
-def score_steps(questions=QUESTIONS, **options):
+def score_steps(questions=QUESTIONS, temperature=0.0):
   """Returns the rewards of all steps together, and of each alone."""
   found = gold_steps.make_gold_steps(questions, lambda asked: [()] * len(asked))
   steps = [step for each in found for step in each]
@@ -28,7 +28,7 @@ def score_steps(questions=QUESTIONS, **options):
     steps,
     reward,
     jax.random.key(0),
-    **options,
+    temperature,
   )
   alone = [
     reward([step], [write_response(step.kind, prompt_text(step), 0)])[0]
@@ -58,4 +58,4 @@ def test_rewards_do_not_depend_on_chunks(monkeypatch):
   monkeypatch.setattr(step_rewards, "STEPS_PER_CHUNK", 3)
   together, alone = score_steps()
   assert together.tolist() == alone and len(set(alone)) > 1
-  assert score_steps(samples=2)[0].tolist() == alone
+  assert score_steps(temperature=1.0)[0].tolist() == alone

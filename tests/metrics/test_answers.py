@@ -23,22 +23,8 @@ noisy = st.lists(
   st.sampled_from(
     [
       *"abdlmnrstv01  '.,:;\"-–—*$%&?()“”‘’«»/\n\té",
-      "the ",
-      "an ",
-      "none ",
-      "dont",
-      "don't",
-      "cannot",
-      "gonna",
-      "'tis",
-      "'twas",
-      "more'n",
-      "wanna ",
-      ". ",
-      ", ",
-      "y'all",
-      "1,000",
-      "Ten ",
+      *"dont don't cannot gonna 'tis 'twas more'n y'all 1,000".split(),
+      *("the ", "an ", "none ", "wanna ", "Ten ", ". ", ", "),
     ]
   ),
   max_size=24,
@@ -116,17 +102,6 @@ def test_exact_match(prediction, golds, exact):
   assert answers.score_answer(prediction, golds).exact == exact
 
 
-@hypothesis.given(noisy, st.lists(noisy, max_size=4))
-def test_scores_match_a_slow_bag_comparison(prediction, golds):
-  scores = answers.score_answer(prediction, golds)
-  assert (scores.precision, scores.recall, scores.f1) == slow_bag_f1.best(
-    answers.reference_tokens(prediction), map(answers.reference_tokens, golds)
-  )
-  assert 0 <= scores.recall <= scores.max_recall <= 1
-  assert scores.exact in (0, 1)
-  assert not scores.exact or scores.max_recall == 1
-
-
 @hypothesis.given(noisy)
 def test_answer_equal_to_gold_scores_one(text):
   expected = float(bool(answers.reference_tokens(text)))
@@ -161,19 +136,7 @@ def slow_tokens(text):
       left -= 1
     else:
       dotless += char
-  numbers = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-  ]
+  numbers = "zero one two three four five six seven eight nine ten".split()
   words = []
   for word in dotless.lower().split():
     if word not in ("an", "the"):
@@ -194,13 +157,16 @@ def slow_score(prediction, golds):
   return slow_bag_f1.best(slow_tokens(prediction), map(slow_tokens, golds))
 
 
-@hypothesis.given(noisy, st.lists(noisy, max_size=3))
+@hypothesis.given(noisy, st.lists(noisy, max_size=4))
 @hypothesis.settings(deadline=None)
 def test_score_answer_matches_the_reference_code(prediction, golds):
   scores = answers.score_answer(prediction, golds)
   assert (scores.precision, scores.recall, scores.f1) == slow_score(
     prediction, golds
   )
+  assert 0 <= scores.recall <= scores.max_recall <= 1
+  assert scores.exact in (0, 1)
+  assert not scores.exact or scores.max_recall == 1
 
 
 def answered(rng, golds):
@@ -225,19 +191,8 @@ def answered(rng, golds):
     f"{gold}...",
     f"a {gold}",
     f"an {gold}\n\n1,000",
-    "yes and no",
-    "yes",
-    "No.",
-    "none",
-    "one",
-    "1,234",
-    "",
-    " ",
-    "the",
-    "?",
-    "I don't know",
-    "cannot say",
-    "dont",
+    *"yes|yes and no|No.|none|one|1,234|| |the|?".split("|"),
+    *("I don't know", "cannot say", "dont"),
     "." * 40,
     gold[:-1],
     gold[1:],

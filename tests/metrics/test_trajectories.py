@@ -194,6 +194,3 @@ def test_evidence_recall():
   column = trajectories.score_trajectories(some, max_steps=3)["retrieval"]
   np.testing.assert_array_equal(column, [1, 0.5, 0, np.nan, np.nan, 0])
   assert trajectories.drop_nan(column).tolist() == [1, 0.5, 0, 0]
-  columns = dict(retrieval=column, tokens=np.arange(6.0))
-  assert trajectories.row_scores(columns, 1) == dict(retrieval=0.5, tokens=1)
-  assert trajectories.row_scores(columns, 3) == dict(tokens=3)
