@@ -38,11 +38,11 @@ setuptools.setup(
     "jax>=0.10",
     "jaxtyping>=0.3",  # Shapes in annotations; the tests check them.
     "numpy>=2.0",
-    "optax>=0.2.6",
+    "optax>=0.2.7",
     "orbax-checkpoint>=0.12",
     "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
     # Published checkpoints.
-    "huggingface_hub>=0.30",
+    "huggingface_hub>=1.3",
     "safetensors>=0.6",
     "tokenizers>=0.22",
     # Texts and images.
@@ -60,7 +60,7 @@ setuptools.setup(
     # HTTP: what serve_kb answers, and what asks servers.
     "anyio>=4.5",  # Runs the HTTP client's loop; httpx needs it, too.
     "httpx>=0.27",
-    "msgspec>=0.19",  # Schemas of requests from outside.
+    "msgspec>=0.19",  # Schemas of requests from outside, and of configs.
     "starlette>=0.46",  # Routes and errors of serve_kb.
     "tenacity>=9.0",  # Retries of HTTP requests.
     "uvicorn>=0.34",  # HTTP of serve_kb.
@@ -76,11 +76,11 @@ setuptools.setup(
   extras_require={
     # What the tests compare with, and the linters of launch/test.sh.
     "test": [
-      "apache-beam>=2.60",
-      "beartype>=0.20",  # Checks annotated shapes.
+      "apache-beam>=2.72",
+      "beartype>=0.21",  # Checks annotated shapes.
       "bm25s>=0.3.16",
       "hypothesis>=6.100",
-      "milvus-lite>=3.2",  # A Milvus in a file.
+      "milvus-lite>=3.2.2",  # A Milvus in a file; older ones miss neighbours.
       "pymilvus>=2.6",
       "pytest>=8",
       "pytest-xdist>=3.6",
@@ -91,7 +91,7 @@ setuptools.setup(
       "transformers>=5.0",  # An oracle of tokenizers and image processors.
     ],
     # For r1router_jax.retrieval.corpora.beam_pipeline.
-    "beam": ["apache-beam>=2.60"],
+    "beam": ["apache-beam>=2.72"],
     # PyTorch reads its own checkpoints, for `convert --encoder`, in a process
     # without JAX.  Versions before 2.6 can run code in them (CVE-2025-32434).
     "convert": ["torch>=2.6"],  # Tested with 2.13.0.
