@@ -273,7 +273,6 @@ def _report_results(
     curves=curves,
     sample_groups={run: run_log.read_samples(at) for run, at in runs.items()},
     trajectories=trajectory_io.select_examples(shown, is_right, 12),
-    notes=tables.NOTES,
   )
   print(f"The report is {_REPORT.value}.")
 

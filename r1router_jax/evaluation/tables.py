@@ -33,30 +33,6 @@ _HEADINGS = dict(
   cut="Truncated tokens",
 )
 
-NOTES = (
-  "F1-Recall is the recall of the final answer, as the R1-Router paper "
-  "measures it; it favours answers that list much, so F1 and exact match "
-  "stand beside it.  These follow R1-Router's rules.  Default recall, F1 and "
-  "exact match follow stricter rules of this project: every article is "
-  'dropped, dashes are alike, "none" is no number, a number is right within '
-  'its interval, and "yes and no" is neither.',
-  "Route is the share of a question's plan positions, its stop included, at "
-  "which an accepted route was chosen.  always_all asks three knowledge "
-  "bases, one round each.  random_route and oracle_route replace the route "
-  "that the policy wrote by a random one or by that of the gold trace.",
-  "Evidence is the share of gold hops for which a passage with the answer was "
-  "found, over questions whose gold traces name such passages.",
-  "Tokens are those that the policy wrote.  Truncated tokens were cut from "
-  "passages so that answer prompts fitted their limits.",
-  "Small figures are 95 % bootstrap intervals.  Differences are paired by "
-  "question, or by gold step.",
-  'Step rewards are those that Step-GRPO trains on (preset "reference"), '
-  "of responses to the gold steps of the same questions: greedy, and "
-  "sampled at temperature 1.",
-  "Seconds are per question, the median over chunks of questions that are "
-  "answered together.",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class MethodResult:

@@ -47,7 +47,6 @@ def write_page(
   curves: Mapping[str, Mapping[str, charts.Points]] | None = None,
   sample_groups: Mapping[str, Sequence[SampleGroup]] | None = None,
   trajectories: Sequence[Trajectory] = (),
-  notes: Sequence[str] = (),
 ) -> None:
   """Write the page; its folder is created.
 
@@ -61,7 +60,6 @@ def write_page(
     sample_groups: for each run its sampled groups, oldest first; only those of
       the first and the last iteration are shown.
     trajectories: trajectories to show in full; a dozen is plenty.
-    notes: paragraphs at the end: how the numbers were made, what is left out.
   """
   figures = [charts.line_chart(*curve) for curve in (curves or {}).items()]
   text = ENVIRONMENT.get_template("page.html.j2").render(
@@ -71,7 +69,6 @@ def write_page(
     figures=list(filter(None, figures)),
     samples=list(_shown_samples(sample_groups or {})),
     trajectories=[(each, is_exactly_right(each)) for each in trajectories],
-    notes=notes,
     route_names=format.ROUTE_NAMES,
   )
   page = epath.Path(path)

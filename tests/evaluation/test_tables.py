@@ -86,7 +86,6 @@ def test_page_shows_tables_and_learning_curves(results, tmp_path):
     tables=tables_lib.make_tables(results, STEP_REWARDS),
     curves=curves,
     trajectories=results[1].trajectories,
-    notes=tables_lib.NOTES,
   )
   assert "later minus early" in (tmp_path / "page.html").read_text()
 

@@ -134,7 +134,6 @@ def write(tmp_path, word="x", image=""):
       trajectory(word, image),
       Trajectory(Question("q", word, (word,)), (), Malformed(word, word)),
     ],
-    notes=[word],
   )
   return path.read_text(encoding="utf-8")
 

@@ -2,24 +2,19 @@
 
 Before each prompt stand steps of its kind, as turns of a dialogue, each in the
 words of R1-Router's own prompts, with a reply of its protocol.  The examples
-are not the original's, which are of questions from its benchmarks, eight of
-each.
+are trajectories, in a file of the form of `trajectory_io`.  They are not the
+original's, which are of questions from its benchmarks, eight of each.
 """
 
 import dataclasses
 import functools
+import json
+import pathlib
 from collections.abc import Iterator
 
+from r1router_jax.common import trajectory_io
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import (
-  Answer,
-  Passage,
-  Plan,
-  Question,
-  Round,
-  Step,
-  Trajectory,
-)
+from r1router_jax.common.records import Plan, Question, Step, Trajectory
 from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format, prompts
 from r1router_jax.protocol.messages import Conversation
@@ -27,98 +22,13 @@ from r1router_jax.routing.answering_methods import R1Router
 
 STYLE = "full"  # Policies of other styles were trained for what they do.
 
+_DATA = pathlib.Path(__file__).parents[2] / "data" / "files"
+_ROWS = json.loads((_DATA / "few_shot_examples.json").read_text("utf-8"))
 
-def _make_round(
-  kb: str, thought: str, sub_question: str, found: str, read: str, answer: str
-) -> Round:
-  """Return a round of one search, which finds one passage."""
-  plan, passage = Plan(thought, sub_question, (kb,)), Passage("", kb, found)
-  return Round(plan, (passage,), Answer(read, answer))
-
-
-EXAMPLES = (
-  # Two searches of texts, and a comparison.
-  Trajectory(
-    Question("", "Was the Eiffel Tower finished before the Brooklyn Bridge?"),
-    (
-      _make_round(
-        "text",
-        "Both years are needed, one after the other. Texts tell them.",
-        "When was the Eiffel Tower finished?",
-        "The Eiffel Tower in Paris was finished in March 1889, for the world's "
-        "fair.",
-        "The passage says March 1889.",
-        "1889",
-      ),
-      _make_round(
-        "text",
-        "The tower is of 1889. The year of the bridge is missing.",
-        "When was the Brooklyn Bridge finished?",
-        "The Brooklyn Bridge was opened on May 24, 1883, after thirteen years "
-        "of building.",
-        "It was opened in 1883.",
-        "1883",
-      ),
-    ),
-    Answer("1889 is later than 1883.", "no"),
-  ),
-  # An image search, then a text search that depends on its answer.
-  Trajectory(
-    Question(
-      "", "Which river runs through the capital of the country on this stamp?"
-    ),
-    (
-      _make_round(
-        "image",
-        "The stamp's country must be found before its capital. The picture "
-        "shows it.",
-        "Which country issued this stamp?",
-        "A stamp of Hungary, 1932: Madonna and child",
-        "The caption says that it is a stamp of Hungary.",
-        "Hungary",
-      ),
-      _make_round(
-        "text",
-        "The country is Hungary. Next comes the river at its capital, a fact "
-        "that texts tell.",
-        "Which river runs through the capital of Hungary?",
-        "Budapest is the capital and largest city of Hungary. It lies on both "
-        "banks of the Danube.",
-        "Budapest, the capital, lies on the Danube.",
-        "the Danube",
-      ),
-    ),
-    Answer(
-      "The stamp is Hungarian, and the Danube runs through its capital.",
-      "the Danube",
-    ),
-  ),
-  # One search of tables.
-  Trajectory(
-    Question(
-      "",
-      "In the 1987 season, how many games did the winner of the "
-      "northern league lose?",
-    ),
-    (
-      _make_round(
-        "table",
-        "Games lost in a season stand in a table of results.",
-        "How many games did the winner of the 1987 northern league lose?",
-        "[Title]1987 northern league[Header]Place[sep]Team[sep]Won[sep]Lost"
-        "[Rows][Row]1[sep]Ashford[sep]21[sep]4[Row]2[sep]Melton[sep]19[sep]6",
-        "The first place is Ashford's, which lost 4.",
-        "4",
-      ),
-    ),
-    Answer("The winner lost 4 games.", "4"),
-  ),
-  # No search at all.
-  Trajectory(
-    Question("", "How many sides does a triangle have?"),
-    (),
-    Answer("A triangle has three sides, as anybody knows.", "3"),
-  ),
+# Two searches of texts, one of images with one of texts after it, one of
+# tables, and none.
+EXAMPLES = tuple(
+  trajectory_io.from_row(row, Question("", row["question"])) for row in _ROWS
 )
 
 
