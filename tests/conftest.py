@@ -1,19 +1,24 @@
 """Gives all tests eight CPU devices, and checks every annotated shape."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 
 import pytest
 from jaxtyping import install_import_hook
 
 # JAX reads these variables when it is first imported, so no import above does.
-# Tests compile much and run each program once, so little is optimized.
+# Tests compile much and run each program once, so little is optimized, and the
+# older emitters take a third of the time of those that fuse more.
 os.environ["XLA_FLAGS"] = " ".join(
   (
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
     # Eight devices share few cores, so a collective may wait long for the last.
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
@@ -22,12 +27,17 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# As in commands, what one test compiled is not compiled by another.
+# What one process compiled no other compiles, nor the next run.  Most programs
+# are small, and reading one takes a tenth of compiling it.
 os.environ.setdefault(
-  "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/r1router_jax")
+  "JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/r1router_jax_tests")
 )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+# Datasets are prepared for these tests alone; each worker replaces its own.
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp("_tfds")
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], True)
 
 
 install_import_hook("r1router_jax", "beartype.beartype")

@@ -13,7 +13,7 @@ from r1router_jax.common import jsonl
 
 KILLS = int(os.environ.get("KILLS", "1"))
 
-QUESTIONS = 16
+QUESTIONS = 8
 CHUNK = 2
 
 

@@ -16,33 +16,15 @@ from tokenizers import AddedToken
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.protocol.messages import Conversation, PassageTokens, Segment
 
-SPECIAL = (
-  "endoftext",
-  "im_start",
-  "im_end",
-  "object_ref_start",
-  "object_ref_end",
-  "box_start",
-  "box_end",
-  "quad_start",
-  "quad_end",
-  "vision_start",
-  "vision_end",
-  "vision_pad",
-  "image_pad",
-  "video_pad",
-)
+SPECIAL = """
+  endoftext im_start im_end object_ref_start object_ref_end box_start box_end
+  quad_start quad_end vision_start vision_end vision_pad image_pad video_pad
+""".split()
 
-ADDED = (
-  "<tool_call>",
-  "</tool_call>",
-  "<|fim_prefix|>",
-  "<|fim_middle|>",
-  "<|fim_suffix|>",
-  "<|fim_pad|>",
-  "<|repo_name|>",
-  "<|file_sep|>",
-)
+ADDED = """
+  <tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|>
+  <|fim_pad|> <|repo_name|> <|file_sep|>
+""".split()
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 
@@ -126,11 +108,7 @@ def test_ids_are_those_of_tiktoken(tokenizer_path):
   ours = tokenizers.Tokenizer.from_file(str(tokenizer_path))
   # Source code is text with odd spaces; that of this file has control tokens.
   code = pathlib.Path(__file__).with_name("test_image_processor.py")
-  texts = [
-    code.read_text(),
-    "naïve 東京 🇹🇩 1,284,000\n\n  x",
-    " a\t<think>",
-  ]
+  texts = [code.read_text(), "naïve 東京 🇹🇩 1,284,000\n\n  x", " a\t<think>"]
   for text in texts:
     assert ours.encode(text).ids == theirs.encode(text, disallowed_special=())
 

@@ -30,23 +30,8 @@ CONTROL = {
 
 PIECES = (
   *CONTROL,
-  "<",
-  ">",
-  "|",
-  "im_end",
-  "<|",
-  "|>",
-  "\u200b",
-  " ",
-  "\n",
-  "</",
-  "think",
-  "[sep]",
-  "[Row]",
-  "a",
-  "é",
-  "日本",
-  "\uff1c",
+  *"< > | im_end <| |> </ think [sep] [Row] a é 日本 \uff1c".split(),
+  *" \n\u200b",
 )
 
 hostile_texts = st.lists(

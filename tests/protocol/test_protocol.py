@@ -398,18 +398,9 @@ def test_rendered_plan_holds_its_own_tags_only(thought, text, routes):
   | st.lists(
     st.sampled_from(
       (
-        "<think>",
-        "</think>",
-        "<sub-question>",
-        "</sub-question>",
-        "<ret>",
-        "</ret>",
-        "<answer>",
-        "</answer>",
-        "x",
-        "None",
-        "Text Retriever",
-        " ",
+        *"<think> </think> <sub-question> </sub-question> x None".split(),
+        *"<ret> </ret> <answer> </answer>".split(),
+        *("Text Retriever", " "),
       )
     ),
     max_size=10,

@@ -42,9 +42,8 @@ def make_tokenizer():
 
 @pytest.fixture(scope="module")
 def params():
-  return clip.Clip(CONFIG).init(
-    jax.random.key(0), jnp.zeros((1, 12, 12, 3)), jnp.zeros((1, 60), jnp.int32)
-  )["params"]
+  inputs = jnp.zeros((1, 12, 12, 3)), jnp.zeros((1, 60), jnp.int32)
+  return jax.jit(clip.Clip(CONFIG).init)(jax.random.key(0), *inputs)["params"]
 
 
 @pytest.fixture
@@ -77,11 +76,11 @@ def test_vectors_are_sums_of_image_and_text(params, image_path):
     "find a wikipedia image that answers this question. which town?",
     "find a wikipedia image that answers this question. " + "w" * 100,
   ]
-  model = clip.Clip(CONFIG)
+  apply = jax.jit(clip.Clip(CONFIG).apply, static_argnames="method")
 
   def encode(x, method):
     x = jnp.asarray(x)[None]
-    return np.asarray(model.apply({"params": params}, x, method=method))[0]
+    return np.asarray(apply({"params": params}, x, method=method))[0]
 
   pixels = (
     np.asarray(
