@@ -1,11 +1,10 @@
 """An HTTP client that asks another process for JSON, and tries again.
 
 If nobody answers, the connection breaks, or the answer means "not now" (status
-429 or 5xx), a request is sent again after random pauses that grow, since the
-server may be restarting.  An unusable answer is asked for again, too, but only
-until there were `MAX_UNUSABLE_ANSWERS`; a refusal (any other status, also a
-redirect) is final.  The time of a try, and of all tries, counts from the
-server's last answer to the same call, as a slow server may answer one request
+429 or 5xx), a request is sent again after random pauses that grow.  So it is
+after an unusable answer, up to `MAX_UNUSABLE_ANSWERS`; a refusal (any other
+status, also a redirect) is final.  The time of a try, and of all tries, counts
+from the server's last answer to the same call, as it may answer one request
 after another; a try without an answer halves the requests in flight.
 
 A request that does not succeed ends in a `RemoteServiceError`, which says who
@@ -55,7 +54,7 @@ _SURROGATES = re.compile(
 # Addresses that `allow_key` was given.
 _key_addresses: set[str] = set()
 
-# A function of (number of the request, its decoded answer or its error).
+# A function of (number of the request, its decoded answer).
 ParseAnswer = Callable[[int, Any], Any]
 
 
@@ -83,17 +82,14 @@ class UnusableAnswer(_FailedTry):
 
 
 class JsonHttpClient:
-  """A client of the JSON service at one address.
+  """A client of the JSON service at one address, see `validate_address`.
 
   Args:
-    address: "http://host:port" or "https://host", optionally with a path.
-    service: what should answer there, as in "a chat model", for messages.
+    address: where the service is.
+    service: what it should be, as in "a chat model", for messages.
     headers: headers of all requests.
     in_flight: requests that one call keeps in flight.
     deadline: seconds of all tries of a POST; None for `DEADLINE_SECONDS`.
-
-  Raises:
-    UserError: the address is not of that form.
   """
 
   def __init__(
@@ -139,7 +135,7 @@ class JsonHttpClient:
     parse: ParseAnswer,
     *,
     max_bytes: int,
-    on_error: ParseAnswer | None = None,
+    keep_errors: Sequence[int] = (),
   ) -> list[Any]:
     """Send all bodies, some at a time, and return their parsed answers.
 
@@ -149,15 +145,14 @@ class JsonHttpClient:
       schema: type of an answer, for msgspec.
       parse: makes the result of an answer, or raises `UnusableAnswer`.
       max_bytes: size of the longest answer that is believed.
-      on_error: makes the result of a request that does not succeed, or raises
-        the error that it is given, as is done by default.
+      keep_errors: statuses of errors that are results of their requests.
 
     Raises:
-      RemoteServiceError: one of the requests does not succeed.
+      RemoteServiceError: a request fails otherwise.
     """
     max_bytes = min(max_bytes, MAX_ANSWER_BYTES)
     known = self, "POST", path, self.deadline, max_bytes
-    call = _Call(*known, schema, parse, on_error)
+    call = _Call(*known, schema, parse, keep_errors)
     return call.run([json.dumps(body).encode() for body in bodies])
 
 
@@ -172,7 +167,7 @@ class _Call:
   max_bytes: int
   schema: Any = Any
   parse: ParseAnswer = lambda _, answer: answer
-  on_error: ParseAnswer | None = None
+  keep_errors: Sequence[int] = ()
 
   def __post_init__(self):
     self._slots = anyio.CapacityLimiter(self.client.in_flight)
@@ -203,7 +198,10 @@ class _Call:
 
     def is_over(state: tenacity.RetryCallState) -> bool:
       nonlocal num_unusable
-      num_unusable += isinstance(state.outcome.exception(), UnusableAnswer)
+      fault = state.outcome.exception()
+      num_unusable += isinstance(fault, UnusableAnswer)
+      if state.attempt_number == 1:
+        logging.warning("%s: %s.", self.client.address, fault)
       # Give up if no time is left for the pause and one more try.
       left = self._seconds_left(start) - state.upcoming_sleep
       is_late = left < 0.1 * self.deadline
@@ -213,15 +211,14 @@ class _Call:
       retry=tenacity.retry_if_exception_type(_FailedTry),
       wait=lambda s: max(backoff(s), s.outcome.exception().seconds),
       stop=is_over,
-      before_sleep=self._log_first_try,
       retry_error_callback=self._give_up,
     )
     try:
       return await retry(self._try_once, http, number, body, start)
     except RemoteServiceError as error:
-      if self.on_error is None:
-        raise
-      return self.on_error(number, error)
+      if error.status in self.keep_errors:
+        return error
+      raise
 
   async def _try_once(
     self, http: httpx.AsyncClient, number: int, body: bytes, start: float
@@ -310,11 +307,6 @@ class _Call:
     """Return the seconds that are left to a request of this start."""
     quiet = time.monotonic() - max(start, self._last_answer)
     return self.deadline - quiet
-
-  def _log_first_try(self, state: tenacity.RetryCallState) -> None:
-    if state.attempt_number == 1:
-      reason = state.outcome.exception()
-      logging.warning("%s: %s; trying again.", self.client.address, reason)
 
   def _give_up(self, state: tenacity.RetryCallState) -> None:
     """Raise the error of a request that is not tried again."""

@@ -128,16 +128,14 @@ def _request_verdicts(
 def parse_verdict(text: str) -> float:
   """Return the verdict of a reply: the only word of its first line.
 
-  Thoughts before it are no part of the reply, and lines after it may say why,
-  unless one is a verdict of its own.
+  Lines after it may say why, unless one of them is the other verdict.
   """
   # A reasoning model's thoughts may name both words.
   lines = text.rpartition("</think>")[2].strip().splitlines()
-  words = [re.fullmatch(r"[\W_]*([A-Za-z]+)[\W_]*", line) for line in lines]
-  said = [VERDICTS.get(word[1].upper()) if word else None for word in words]
-  found = {verdict for verdict in said if verdict is not None}
-  # Two verdicts are none.
-  return found.pop() if len(found) == 1 and said[0] in found else np.nan
+  bare = [re.fullmatch(r"[\W_]*([A-Za-z]+)[\W_]*", line) for line in lines]
+  words = [word[1].upper() if word else "" for word in bare]
+  found = VERDICTS.keys() & words
+  return VERDICTS[words[0]] if found and found == {words[0]} else np.nan
 
 
 def _judge_prompt(question: Question, prediction: str) -> str:

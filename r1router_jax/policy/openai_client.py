@@ -121,7 +121,7 @@ class ChatClient:
       _Completion,
       lambda _, answer: _to_reply(answer),
       max_bytes=MIN_REPLY_BYTES + most_tokens * MAX_TOKEN_BYTES,
-      on_error=_keep_error,
+      keep_errors=(http_client.UNUSABLE, *http_client.BODY_ERROR_STATUSES),
     )
     lost = [each for each in replies if not isinstance(each, Reply)]
     # Before any answer, the loss of all means that the requests are wrong, say
@@ -157,14 +157,6 @@ def request_seed(key: jax.Array, prompt: Any, member: int) -> int:
   digest = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes())
   digest.update(json.dumps([prompt, member]).encode())
   return int.from_bytes(digest.digest()[:4], "big") >> 1
-
-
-def _keep_error(_: int, error: http_client.RemoteServiceError) -> Any:
-  """Return the error of a request, or raise it if it concerns all requests."""
-  kept = (http_client.UNUSABLE, *http_client.BODY_ERROR_STATUSES)
-  if error.status not in kept:
-    raise error
-  return error
 
 
 def _to_reply(answer: _Completion) -> Reply:

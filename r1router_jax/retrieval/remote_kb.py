@@ -22,7 +22,7 @@ from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 
 # Limits of one request, of images in base64; a single one may exceed it.
 MAX_QUERIES_PER_REQUEST, MAX_IMAGE_CHARS = 64, 24 << 20
-# Bytes of one passage in a response: those of a row, escaped.
+# Bytes of one passage in a response, a row's, escaped; and of all else there.
 MAX_PASSAGE_BYTES, MAX_HEALTH_BYTES = 2 * row_files.MAX_ROW_BYTES, 1 << 16
 
 
@@ -95,13 +95,10 @@ class RemoteKB(KnowledgeBase):
     def parse_response(number: int, response: _Response) -> list[list[Passage]]:
       return self._parse_response(response, len(bodies[number]["queries"]), k)
 
-    num_passages = k * max((len(body["queries"]) for body in bodies), default=0)
+    num_queries = max((len(body["queries"]) for body in bodies), default=0)
+    max_bytes = MAX_HEALTH_BYTES + num_queries * k * MAX_PASSAGE_BYTES
     responses = self._client.post(
-      "/retrieve",
-      bodies,
-      _Response,
-      parse_response,
-      max_bytes=MAX_HEALTH_BYTES + num_passages * MAX_PASSAGE_BYTES,
+      "/retrieve", bodies, _Response, parse_response, max_bytes=max_bytes
     )
     return [passages for response in responses for passages in response]
 

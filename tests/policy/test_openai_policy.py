@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import json
-import threading
 import time
 
 import jax
@@ -257,27 +256,6 @@ def test_reasoning_becomes_the_thought(said, apart):
     "Who?",
     ("text",),
   )
-
-
-def test_requests_in_flight_are_limited(monkeypatch):
-  monkeypatch.setattr(openai_client, "MAX_IN_FLIGHT", 3)
-  lock, now, most = threading.Lock(), [0], [0]
-
-  def slow(*_):
-    with lock:
-      # Counts the requests that are answered at the same time.
-      now[0] += 1
-      most[0] = max(most[0], now[0])
-    time.sleep(0.05)
-    with lock:
-      now[0] -= 1
-    return "x"
-
-  with serve_chat(slow) as (address, _):
-    policy_factory.open_policy(address).generate(
-      make_prompts(*map(str, range(12))), KEY
-    )
-  assert most == [3]
 
 
 WRONG = {

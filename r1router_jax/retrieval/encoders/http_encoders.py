@@ -23,7 +23,7 @@ Axes:  n items   E width
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,6 +32,7 @@ from jaxtyping import Float32
 
 from r1router_jax.common import http_client
 from r1router_jax.common.errors import UserError
+from r1router_jax.common.http_client import JsonHttpClient
 from r1router_jax.retrieval.encoders import batched_encoder
 
 _SERVICE = "an embedding model, the same as before,"
@@ -64,18 +65,39 @@ class _OpenAIVectors(msgspec.Struct):
   data: list[_OpenAIVector]
 
 
+class _Api(NamedTuple):
+  path: str  # Of requests.
+  schema: Any  # Type of an answer, for msgspec.
+  make_body: Callable[[str, list[str]], dict]  # Of model and texts.
+  list_vectors: Callable[[Any], list]  # In the order of the texts.
+
+
+def _sort_openai_vectors(answer: _OpenAIVectors) -> list[list[float]]:
+  # The API allows any order, and each row names its text.
+  rows = sorted(answer.data, key=lambda row: row.index)
+  if [row.index for row in rows] != list(range(len(rows))):
+    raise http_client.UnusableAnswer("the vectors are not numbered from 0 on")
+  return [row.embedding for row in rows]
+
+
+_OPENAI = _Api(
+  "/embeddings",
+  _OpenAIVectors,
+  lambda model, texts: dict(model=model, input=texts),
+  _sort_openai_vectors,
+)
+_TEI = _Api(
+  "/embed",
+  list[list[float]],
+  lambda _, texts: dict(inputs=texts, truncate=True),
+  lambda answer: answer,
+)
+
+
 class HttpEncoder:
   """An `Embedder` of texts at an address.
 
-  Args:
-    client: client of the service.
-    path: path that requests are sent to.
-    schema: type of an answer, for msgspec.
-    make_body: makes the body of a request from texts.
-    list_vectors: makes the vectors from an answer, in the order of the texts.
-    identity: name of the model; with the answers to `PROBE_TEXTS`, it makes the
-      fingerprint.
-    normalize: whether vectors are scaled to length 1.
+  The model's name and the answers to `PROBE_TEXTS` make the fingerprint.
 
   Raises:
     RemoteServiceError: nobody answers, or the answers hold no vectors.
@@ -84,17 +106,9 @@ class HttpEncoder:
   devices = ()  # None of this process.
 
   def __init__(
-    self,
-    client: http_client.JsonHttpClient,
-    path: str,
-    schema: Any,
-    make_body: Callable[[Sequence[str]], Any],
-    list_vectors: Callable[[Any], list],
-    identity: str,
-    normalize: bool,
+    self, client: JsonHttpClient, api: _Api, model: str, normalize: bool
   ):
-    self._client, self._path, self._schema = client, path, schema
-    self._make_body, self._list_vectors = make_body, list_vectors
+    self._client, self._api, self._model = client, api, model
     self._normalize = normalize
     self.width = 0  # Unknown; the answer to the probes tells.
     (probes,) = self._request_vectors([PROBE_TEXTS])
@@ -103,7 +117,7 @@ class HttpEncoder:
     top = np.abs(probes).argmax(axis=1)
     signs = np.sign(probes[np.arange(len(top)), top]).astype(int)
     self.fingerprint = hashlib.sha256(
-      repr((identity, self.width, top.tolist(), signs.tolist())).encode()
+      repr((model, self.width, top.tolist(), signs.tolist())).encode()
     ).hexdigest()[:16]
 
   def __call__(
@@ -124,6 +138,7 @@ class HttpEncoder:
     texts = [batched_encoder.embedding_text(item) for item in items]
     vectors, short = np.zeros((len(texts), self.width), np.float32), list(texts)
     rows, size = range(len(texts)), TEXTS_PER_REQUEST
+    # The rows of each request; those of refused ones are asked for anew.
     parts = [rows[i : i + size] for i in rows[::size]]
     while parts:
       found = self._request_vectors([[short[i] for i in p] for p in parts])
@@ -140,41 +155,38 @@ class HttpEncoder:
         else:
           raise answer  # Even the empty text is refused.
       parts = refused
-    self._log_cut([i for i in rows if short[i] != texts[i]], items, short)
+    cut = [row for row in rows if short[row] != texts[row]]
+    if cut:
+      names = [getattr(items[row], "id", "a query") for row in cut[:5]]
+      text = "%s: %d texts are too long for it, and cut to be embedded: %a"
+      logging.warning(text, self._client.address, len(cut), names)
     return vectors
 
   def _request_vectors(self, parts: Sequence[Sequence[str]]) -> list:
     """Return the vectors of each part's texts, or the error of a refusal."""
-
-    def keep_refusal(_: int, error: http_client.RemoteServiceError) -> Any:
-      # Before the first answer the request itself is wrong, and no text.
-      if not self.width or error.status not in http_client.BODY_ERROR_STATUSES:
-        raise error
-      return error
-
     numbers = (self.width or MAX_WIDTH) * max(map(len, parts), default=0)
     return self._client.post(
-      self._path,
-      [self._make_body(part) for part in parts],
-      self._schema,
+      self._api.path,
+      [self._api.make_body(self._model, list(part)) for part in parts],
+      self._api.schema,
       lambda number, answer: self._check_vectors(answer, len(parts[number])),
       max_bytes=(1 << 16) + numbers * MAX_NUMBER_BYTES,
-      on_error=keep_refusal,
+      # Before the first answer the request itself is wrong, and no text.
+      keep_errors=http_client.BODY_ERROR_STATUSES if self.width else (),
     )
 
   def _check_vectors(
     self, answer: Any, count: int
   ) -> Float32[np.ndarray, "n E"]:
     """Return the `count` vectors of an answer, or raise UnusableAnswer."""
-    rows = self._list_vectors(answer)
+    rows = self._api.list_vectors(answer)
+    widths = sorted({len(row) for row in rows})
     # The first answer decides the width; all others must agree.
-    width = self.width or len(rows[0] if rows else [])
-    if (
-      len(rows) != count or any(len(row) != width for row in rows) or not width
-    ):
+    wanted = [self.width] if self.width else widths[:1]
+    if len(rows) != count or widths != wanted or widths == [0]:
       raise http_client.UnusableAnswer(
-        f"{len(rows)} vectors of widths {sorted({*map(len, rows)})[:5]} came, "
-        f"wanted {count} of one width, {self.width or 'above 0'}"
+        f"{len(rows)} vectors of widths {widths[:5]} came, wanted {count} of "
+        f"one width, {self.width or 'above 0'}"
       )
     vectors = np.array(rows, np.float64)
     if np.abs(vectors).max() > np.finfo(np.float32).max:
@@ -184,22 +196,9 @@ class HttpEncoder:
       vectors /= np.where(lengths > 0, lengths, 1)
     return vectors.astype(np.float32)
 
-  def _log_cut(
-    self, cut: Sequence[int], items: batched_encoder.Items, texts: Sequence[str]
-  ) -> None:
-    """Log which items the server took only the beginning of."""
-    names = [
-      f"{getattr(items[i], 'id', 'a query')!a:.60} ({len(texts[i])} characters)"
-      for i in cut[:5]
-    ]
-    if cut:
-      text = "%s: %d texts are too long and only their beginnings embedded: %s."
-      logging.warning(text, self._client.address, len(cut), ", ".join(names))
-
 
 def openai_encoder(weights: str = "", normalize: bool = True) -> HttpEncoder:
   """Return an encoder behind OpenAI's API; `weights` is its address#model."""
-  # The part after # names the model, which every request repeats.
   address, _, model = weights.partition("#")
   if not model:
     raise UserError(
@@ -207,34 +206,10 @@ def openai_encoder(weights: str = "", normalize: bool = True) -> HttpEncoder:
       "name, as in http://127.0.0.1:8000/v1#model."
     )
   headers = http_client.authorization_header(address)
-  return HttpEncoder(
-    http_client.JsonHttpClient(address, _SERVICE, headers),
-    "/embeddings",
-    _OpenAIVectors,
-    lambda texts: dict(model=model, input=list(texts)),
-    _sort_openai_vectors,
-    model,
-    normalize,
-  )
+  client = JsonHttpClient(address, _SERVICE, headers)
+  return HttpEncoder(client, _OPENAI, model, normalize)
 
 
 def tei_encoder(weights: str = "", normalize: bool = True) -> HttpEncoder:
   """Return an encoder behind text-embeddings-inference at address `weights`."""
-  return HttpEncoder(
-    http_client.JsonHttpClient(weights, _SERVICE),
-    "/embed",
-    list[list[float]],
-    lambda texts: dict(inputs=list(texts), truncate=True),
-    lambda answer: answer,
-    "",
-    normalize,
-  )
-
-
-def _sort_openai_vectors(answer: _OpenAIVectors) -> list[list[float]]:
-  """Return the vectors of an OpenAI answer in the order of the texts."""
-  # The API allows any order, and each row names its text.
-  rows = sorted(answer.data, key=lambda row: row.index)
-  if [row.index for row in rows] != list(range(len(rows))):
-    raise http_client.UnusableAnswer("the vectors are not numbered from 0 on")
-  return [row.embedding for row in rows]
+  return HttpEncoder(JsonHttpClient(weights, _SERVICE), _TEI, "", normalize)
