@@ -14,6 +14,8 @@ import sys
 
 import pytest
 
+from tests.commands import ONE_DEVICE
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted(ROOT.glob("docs/*.md"))
@@ -112,9 +114,7 @@ def find_entry(words: list[str]) -> str:
 
 def run_python(*args: str, folder: pathlib.Path) -> str:
   """Run Python in `folder` as a user would, and return what it prints."""
-  # One device, as on the user's machine.
-  flags = "--xla_backend_optimization_level=0"
-  env = os.environ | dict(PYTHONPATH=str(ROOT), XLA_FLAGS=flags)
+  env = os.environ | ONE_DEVICE | dict(PYTHONPATH=str(ROOT))
   done = subprocess.run(
     [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True
   )
@@ -180,10 +180,16 @@ def test_quoted_error_lines_are_those_of_the_code():
     assert fragment in code, f"No message has the words {fragment!r}."
 
 
-def test_links_lead_to_files():
+def test_links_and_named_files_exist():
   for page in PAGES:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
       assert (page.parent / target).exists(), f"{page.name}: {target}"
+    # Modules may be named from the package on.
+    for name in re.findall(r"`([\w/.]+/\w*\.?(?:py|sh|md)?)`", text):
+      if not name.startswith(("runs/", "gs:")):
+        places = ROOT / name, ROOT / "r1router_jax" / name
+        assert any(place.exists() for place in places), f"{page.name}: {name}"
 
 
 def test_readme_is_a_page():
