@@ -31,8 +31,6 @@ from r1router_jax.protocol.templates import STYLES, Style
 # Characters of a failed response that the prompt for its repair repeats.
 MAX_FAILED_TEXT = 600
 
-History = Sequence[tuple[str, str]]  # (sub-question, answer) of each round.
-
 
 def step_conversation(
   step: Step, *, style: str, max_routes: int = 1, passage_images: int = 0
@@ -47,15 +45,16 @@ def step_conversation(
     user = _answer_segments(step, style, passage_images)
     image = image if templates.answer_image else ""
   else:
-    user = _question_segments(templates, step.question.text, step.history)
+    user = _question_segments(step, templates)
   if step.kind == "final":
     user += fill_template(templates.final, step.question.text)
-  prompt = _make_conversation(step.kind, templates, user, image)
-  if step.kind != "plan" or max_routes == 1:
-    return prompt
-  # Not `%`, since the text may hold other percent signs.
-  system = templates.multi_route_system.replace("%d", str(max_routes))
-  return dataclasses.replace(prompt, system=system)
+  images = [Segment(image, "image")] if image else []
+  user = images + user if templates.image_first else user + images
+  system = templates.system[step.kind]
+  if step.kind == "plan" and max_routes > 1:
+    # Not `%`, since the text may hold other percent signs.
+    system = templates.multi_route_system.replace("%d", str(max_routes))
+  return Conversation(step.kind, system, tuple(user))
 
 
 def repair_prompt(
@@ -106,15 +105,6 @@ def _get_style(name: str) -> Style:
   return STYLES[name]
 
 
-def _make_conversation(
-  kind: str, style: Style, user: list[Segment], image: str
-) -> Conversation:
-  """Return a prompt with its image before or after the text, by its style."""
-  images = [Segment(image, "image")] if image else []
-  user = images + user if style.image_first else user + images
-  return Conversation(kind, style.system[kind], tuple(user))
-
-
 def _answer_segments(step: Step, style: str, images: int) -> list[Segment]:
   """Return the passages of an answer step and its sub-question."""
   templates, sub_question = _get_style(style), step.sub_question
@@ -128,12 +118,10 @@ def _answer_segments(step: Step, style: str, images: int) -> list[Segment]:
   ]
 
 
-def _question_segments(
-  style: Style, question: str, history: History
-) -> list[Segment]:
+def _question_segments(step: Step, style: Style) -> list[Segment]:
   """Return the question followed by the rounds so far."""
-  segments = fill_template(style.question, question)
-  for number, (sub_question, answer) in enumerate(history, 1):
+  segments = fill_template(style.question, step.question.text)
+  for number, (sub_question, answer) in enumerate(step.history, 1):
     if style.fold_case:
       sub_question, answer = sub_question.lower(), answer.lower()
     template = style.rounds.replace("%d", str(number))

@@ -18,7 +18,6 @@ embedder computes there is refused: serve it by another process.
 Axes:  B prompts of one device   G responses per prompt   T response tokens
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -156,8 +155,6 @@ def run_routing_on_devices(
 ) -> list[Trajectory]:
   """Run the routing loop on the devices; see `router.run_routing`.
 
-  `options.in_flight` has no meaning here.
-
   Raises:
     UserError: also if the policy is split over devices, or if a knowledge base
       would wait for the devices that wait for it.
@@ -199,22 +196,10 @@ def run_routing_on_devices(
   return trajectories
 
 
-def _run_in_halves(
-  policy: Policy,
-  kbs: Mapping[str, KnowledgeBase],
-  questions: Sequence[Question],
-  key: jax.Array,
-  options: RolloutOptions = router.DEFAULT_OPTIONS,
-) -> list[Trajectory]:
-  """Run the routing loop from the host, half of the questions in flight."""
-  options = dataclasses.replace(options, in_flight=2)
-  return router.run_routing(policy, kbs, questions, key, options)
-
-
 # The drivers of the routing loop, by the name in a config or a flag.
 ROUTING_LOOPS = {
   "host": router.run_routing,
-  "halves": _run_in_halves,
+  "halves": functools.partial(router.run_routing, in_flight=2),
   "fused": run_routing_on_devices,
 }
 

@@ -82,8 +82,6 @@ class RolloutOptions:
     group_size: number of responses to each step.
     on_step: is called with each step that the policy was asked, without gold,
       and its group of responses.
-    in_flight: number of parts of the questions, of which one generates while
-      others search; for knowledge bases that take longer than generation.
   """
 
   method: AnsweringMethod = R1Router()
@@ -92,7 +90,6 @@ class RolloutOptions:
   sampling: SamplingParams = GREEDY
   group_size: int = 1
   on_step: OnStep | None = None
-  in_flight: int = 1
 
 
 DEFAULT_OPTIONS = RolloutOptions()
@@ -104,32 +101,35 @@ def run_routing(
   questions: Sequence[Question],
   key: jax.Array,
   options: RolloutOptions = DEFAULT_OPTIONS,
+  *,
+  in_flight: int = 1,
 ) -> list[Trajectory]:
   """Run the routing loop, driven by the host.
 
   Knowledge bases are given by kind.  No trajectory depends on another question.
+  Of `in_flight` parts of the questions one generates while others search; this
+  is for knowledge bases that take longer than generation.
 
   Raises:
     UserError: if a question has no text, or if parts of the questions would
       search while other hosts do not.
   """
   # Shards on several hosts are searched in step, which threads would break.
-  count = options.in_flight
-  if count > 1 and retriever.is_collective(kbs):
+  if in_flight > 1 and retriever.is_collective(kbs):
     raise UserError(retriever.COLLECTIVE_ERROR)
-  # Every count-th question goes to one loop, so that parts are alike.
+  # Neighbouring questions go to different loops, so that parts are alike.
   retrieve = retriever.make_retriever(kbs, options.k)
   loops = [
-    RoutingLoop(policy, questions[i::count], retrieve, options)
-    for i in range(count)
+    RoutingLoop(policy, questions[i::in_flight], retrieve, options)
+    for i in range(in_flight)
   ]
   # A loop waits for its own searches alone: threads let the others generate.
   keys, device_lock = request_keys(key, options.max_steps), threading.Lock()
   drive = functools.partial(_drive_loop, keys, device_lock)
-  if count == 1:
+  if in_flight == 1:
     parts = [drive(loops[0])]
   else:
-    with concurrent.futures.ThreadPoolExecutor(count) as threads:
+    with concurrent.futures.ThreadPoolExecutor(in_flight) as threads:
       parts = list(threads.map(drive, loops))
   return merge_parts(parts, loops)
 

@@ -27,14 +27,12 @@ from tests.fakes import (
 KEY = jax.random.key(0)
 
 
-def run_script(script, *questions, policy=None, **options):
+def run_script(script, *questions, policy=None, in_flight=1, **options):
   """Return trajectories, the policy with its prompts, and knowledge bases."""
   # New knowledge bases for each run, since they record their queries.
   policy, kbs = policy or ScriptedPolicy(script), fakes.make_kbs()
-  found = router.run_routing(
-    policy, kbs, questions, KEY, RolloutOptions(**options)
-  )
-  return found, policy, kbs
+  task = policy, kbs, questions, KEY, RolloutOptions(**options)
+  return router.run_routing(*task, in_flight=in_flight), policy, kbs
 
 
 def fault_kinds(trajectory):
