@@ -7,44 +7,46 @@ does any client of Search-R1's retrieval server; retrieval/search_api.py
 describes requests and responses.  Beside a run that needs the accelerator,
 start the server with JAX_PLATFORMS=cpu.
 
-Requests are untrusted: their sizes are bounded, and an invalid one gets
-{"error": ...} and a status of 4xx.  `MAX_SEARCHES` searches run at a time; a
-request that has waited a second for its turn gets 503 and may be sent again.
-There is no authentication: anyone who reaches the port may search.
+Requests are untrusted: their sizes, and the time that they take to arrive, are
+bounded, and an invalid one gets {"error": ...} and a status of 4xx.  Those that
+wait are searched together, see retrieval/search_queue.py; one for which there
+is no room gets 503 at once and may be sent again.  There is no authentication:
+anyone who reaches the port may search, but no page of a browser may.
 
 SIGHUP opens the folder again, for instance after build_kb, while the former
 passages are still searched.  SIGTERM ends the server after the searches that
 are under way.
 """
 
-import collections
-import contextlib
-import hashlib
-import http.server
+import asyncio
 import json
 import os
 import signal
-import socketserver
-import tempfile
+import socket
 import threading
-import time
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+import h11
+import uvicorn
 from absl import flags, logging
 from etils import epy
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http import h11_impl
 
-from r1router_jax.common import cli, http_client, images, shared_flags
+from r1router_jax.common import cli, http_client, shared_flags
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import KBS, Passage, Query
+from r1router_jax.common.records import KBS, Query
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval import kb_meta, search_api
-from r1router_jax.retrieval.search_api import RequestError
 
-# This needs JAX; without it, flags can be checked at once.
+# These need JAX; without it, flags can be checked at once.
 with epy.lazy_imports():
-  from r1router_jax.retrieval import local_kb
+  from r1router_jax.retrieval import local_kb, search_queue
 
 _KB_DIR = shared_flags.define_flag(
   "kb_dir",
@@ -65,41 +67,125 @@ _HOST = flags.DEFINE_string(
   "search: there is no authentication.",
 )
 
-MAX_CONNECTIONS = 32  # Open at a time.
-MAX_SEARCHES = 4  # Running at a time.
-QUEUE_SECONDS = 1.0  # That a request waits for one of these searches to end.
+# Connections beyond these end the one that is idle for the longest time.  A
+# process may usually have 1,024 files open.
+MAX_CONNECTIONS = 800
+IDLE_SECONDS = 10.0  # Until the head of a connection's next request is there.
 BODY_SECONDS = 10.0  # To receive or to send a body.
-_READ_BYTES = 1 << 16  # Of a body, at a time.
+MAX_HELD_BYTES = 256 << 20  # Of requests and answers, all together.
 
 
-class SearchServer(http.server.ThreadingHTTPServer):
-  """An HTTP server that searches a knowledge base.
+class BoundedConnection(h11_impl.H11Protocol):
+  """A connection of uvicorn's that waits for nobody longer than some seconds.
 
-  `serve_forever` answers each connection in a thread.  `address` is
-  http://host:port; a port of 0 takes a free one.
+  uvicorn has no limit of its own for the head of a request, nor for a peer that
+  does not read its answer.
   """
 
-  request_queue_size = 128
-  # Unlike HTTPServer's, this does not look up the name of the host, which can
-  # take long.
-  server_bind = socketserver.TCPServer.server_bind
+  def connection_made(self, transport: asyncio.Transport) -> None:
+    """Begin to wait for a request, and make room if there are too many."""
+    super().connection_made(transport)
+    idle = [other for other in self.connections if other.is_idle]
+    self._wait_for_request()
+    if len(self.connections) > MAX_CONNECTIONS and idle:
+      min(idle, key=lambda other: other.idle_since).transport.abort()
+
+  @property
+  def is_idle(self) -> bool:
+    """Return whether no request is under way."""
+    return self.cycle is None or self.cycle.response_complete
+
+  def _wait_for_request(self) -> None:
+    self.idle_since = self.loop.time()
+    self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._end_if_idle)
+
+  def _end_if_idle(self) -> None:
+    # Bytes of half a head, or of a body that nobody wants, are no request.
+    if self.is_idle:
+      self.transport.abort()
+
+  def on_response_complete(self) -> None:
+    """Wait for the next request."""
+    self._idle_timer.cancel()
+    self._wait_for_request()
+    super().on_response_complete()
+
+  def pause_writing(self) -> None:
+    """Wait for the peer to read its answer."""
+    super().pause_writing()
+    abort = self.transport.abort
+    self._write_timer = self.loop.call_later(BODY_SECONDS, abort)
+
+  def resume_writing(self) -> None:
+    """Go on sending."""
+    super().resume_writing()
+    self._write_timer.cancel()
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    """Forget the connection."""
+    super().connection_lost(exc)
+    self._idle_timer.cancel()
+
+  def send_400_response(self, msg: str) -> None:
+    """Answer what is no HTTP, unless an answer was sent before."""
+    if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+      body = json.dumps({"error": msg}).encode()
+      self.transport.write(
+        b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+      )
+    self.transport.close()
+
+
+class SearchServer:
+  """An HTTP server that searches a knowledge base.
+
+  `run` answers requests until `stop` is called in another thread or by a
+  signal.  `address` is http://host:port; a port of 0 takes a free one.
+  """
 
   def __init__(self, kb: "local_kb.LocalKB", host: str, port: int):
-    super().__init__((host, port), RequestHandler)
+    # Who connects from here on is answered by `run`.
+    self._socket = socket.create_server((host, port), backlog=1024)
+    self._host = host
+    self.address = "http://{}:{}".format(*self._socket.getsockname()[:2])
+    self._queue = search_queue.SearchQueue()
+    self._num_read_bytes = 0  # Of bodies that are not complete.
     self.set_kb(kb)
-    self.address = "http://{}:{}".format(*self.server_address)
-    # Connections wait for slots, so there are more of them.
-    self._searches = threading.Semaphore(MAX_SEARCHES)
-    self._connections = threading.Semaphore(MAX_CONNECTIONS)
-    # Images of queries, least recently used first.
-    self._image_lock = threading.Lock()
-    self._image_folder = tempfile.TemporaryDirectory(prefix="serve_kb-")
-    self._image_paths = collections.OrderedDict()
+    app = Starlette(
+      routes=[
+        Route("/health", self._answer_health),
+        Route("/retrieve", self._answer_search, methods=["POST"]),
+      ],
+      exception_handlers={HTTPException: _send_error, Exception: _send_error},
+    )
+    app.router.redirect_slashes = False
+    self._server = uvicorn.Server(
+      uvicorn.Config(
+        app,
+        # Of the event loops and parsers that may be installed, these.
+        loop="asyncio",
+        http=BoundedConnection,
+        ws="none",
+        lifespan="off",
+        # Peers may cause warnings at will.
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        headers=[
+          ("Server", "r1router_jax"),
+          ("X-Content-Type-Options", "nosniff"),
+        ],
+      )
+    )
 
   def set_kb(self, kb: "local_kb.LocalKB") -> None:
     """Search `kb` from the next request on."""
-    # One assignment, so that no thread sees the one without the other.
-    self._served = kb, search_api.describe_kb(kb.meta)
+    # One assignment, so that no request sees the one without the other.
+    index_name = type(kb.stack.index).__name__
+    self._served = kb, search_api.describe_kb(kb.meta, index_name)
 
   @property
   def health(self) -> dict[str, Any]:
@@ -111,206 +197,107 @@ class SearchServer(http.server.ThreadingHTTPServer):
     """Return the kind of the knowledge base."""
     return self.health["kb"]
 
-  def process_request(self, request: Any, client_address: Any) -> None:
-    """Answer a connection, or close it if there are too many."""
-    if self._connections.acquire(blocking=False):
-      super().process_request(request, client_address)
-    else:
-      # A client whose connection ends before a response tries again.
-      self.shutdown_request(request)
+  def run(self) -> None:
+    """Answer requests, and after `stop` those that are under way."""
+    self._server.run(sockets=[self._socket])
 
-  def process_request_thread(self, request: Any, client_address: Any) -> None:
-    """Answer a connection in a thread of its own."""
-    try:
-      super().process_request_thread(request, client_address)
-    finally:
-      self._connections.release()
+  def stop(self) -> None:
+    """Make `run` end."""
+    self._server.should_exit = True
 
-  def handle_error(self, request: Any, client_address: Any) -> None:
-    """Log a connection that broke off."""
-    logging.debug("%s: broken off", client_address, exc_info=True)
+  async def _answer_health(self, request: Request) -> Response:
+    """Answer GET /health, by which others see whether the server is up."""
+    self._check_headers(request)
+    return JSONResponse(self.health)
 
-  @contextlib.contextmanager
-  def search_slot(self) -> Iterator[None]:
-    """Hold a slot; raise a RequestError if none is free in `QUEUE_SECONDS`."""
-    if not self._searches.acquire(timeout=QUEUE_SECONDS):
-      message = f"{MAX_SEARCHES} searches are under way; ask again"
-      raise RequestError(message, HTTPStatus.SERVICE_UNAVAILABLE)
-    try:
-      yield
-    finally:
-      self._searches.release()
-
-  def search(self, request: search_api.SearchRequest) -> bytes:
-    """Return the body of the response.
-
-    Raises a RequestError if an image is bad, or the response would be too long.
-    """
-    # 1. Search.  A new knowledge base does not change a request under way.
-    kb, health = self._served
-    queries = [
-      Query(text, self._store_image(image) if image else "")
-      for text, image in zip(request.texts, request.images, strict=True)
-    ]
-    try:
-      found = kb.search(queries, request.k) if queries else []
-    except images.BadImage as error:
-      # The client has no business with paths of this machine.
-      reason = str(error).replace(self._image_folder.name + os.sep, "")
-      raise RequestError(f'"images": {reason}') from None
-
-    # 2. Encode the passages query by query, and stop when it is too long.
-    num_bytes, parts, limit = 0, [], http_client.MAX_ANSWER_BYTES
-    for passages in found:
-      rows = [_make_row(kb, passage, request) for passage in passages]
-      parts.append(json.dumps(rows))
-      num_bytes += len(parts[-1])
-      if num_bytes > limit:
-        raise RequestError(
-          f"the answer would have more than {limit:,} bytes: "
-          'send fewer "queries", or a smaller "topk"',
-          HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        )
-    # 3. Put the encoded parts together, which need not be parsed again.
-    result, version = ", ".join(parts), health["version"]
-    return f'{{"result": [{result}], "version": "{version}"}}'.encode()
-
-  def _store_image(self, image: bytes) -> str:
-    """Write the image of a query to a file and return its path."""
-    # Named by the content, so that the same image makes the same query.
-    digest = hashlib.sha256(image).hexdigest()
-    path = os.path.join(self._image_folder.name, digest)
-    with self._image_lock:
-      if path not in self._image_paths:
-        with open(path, "wb") as file:
-          file.write(image)
-      self._image_paths[path] = None
-      self._image_paths.move_to_end(path)
-      # Twice as many are kept as the searches that run at a time can need.
-      if len(self._image_paths) > 2 * MAX_SEARCHES * search_api.MAX_IMAGES:
-        os.remove(self._image_paths.popitem(last=False)[0])
-    return path
-
-  def wait_and_close(self) -> None:
-    """Wait for the searches under way, then close the server."""
-    # With all slots taken, no search is under way.
-    for _ in range(MAX_SEARCHES):
-      self._searches.acquire(timeout=BODY_SECONDS)
-    self.server_close()
-    self._image_folder.cleanup()
-
-
-class RequestHandler(http.server.BaseHTTPRequestHandler):
-  """The handler of the requests of one connection."""
-
-  server: SearchServer
-  protocol_version = "HTTP/1.1"  # A connection serves several requests.
-  server_version, sys_version = "r1router_jax", ""
-  timeout = BODY_SECONDS
-
-  def do_GET(self) -> None:
-    """Answer GET /health."""
-    # Other programs use this to see whether the server is up.
-    if self.path == "/health":
-      self._send_json(HTTPStatus.OK, json.dumps(self.server.health).encode())
-    else:
-      self.send_error(404, "there are GET /health and POST /retrieve")
-
-  def do_POST(self) -> None:
+  async def _answer_search(self, request: Request) -> Response:
     """Answer POST /retrieve."""
+    self._check_headers(request)
+    # A new knowledge base does not change a request under way.
+    kb, health = self._served
+    body = await self._read_body(request)
     try:
-      if self.path != "/retrieve":
-        raise RequestError("there is POST /retrieve", HTTPStatus.NOT_FOUND)
-      # A slow client sends its body before it takes a slot.
-      body = self._read_body()
-      with self.server.search_slot():
-        self._send_json(HTTPStatus.OK, self._search_body(body))
-    except RequestError as error:
-      self.send_error(error.status, str(error))
+      search = search_api.parse_request(body, health["kb"])
+    except UserError as error:
+      raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
+    result = await self._queue.search(kb, search, len(body))
+    answer = b'{"result":%b,"version":"%b"}'
+    return Response(
+      answer % (result, health["version"].encode()),
+      media_type="application/json",
+    )
 
-  def _search_body(self, body: bytes) -> bytes:
-    """Return the body of a response; raise nothing but a RequestError."""
-    try:
-      request = search_api.parse_request(body, self.server.kind)
-      return self.server.search(request)
-    except RequestError:
-      raise
-    except Exception:  # No request may end the server.
-      logging.exception("A search failed.")
-      message = "the search failed; the server's log says why"
-      status = HTTPStatus.INTERNAL_SERVER_ERROR
-      raise RequestError(message, status) from None
+  async def _read_body(self, request: Request) -> bytes:
+    """Return the body of a request, which has the length that it declares.
 
-  def _read_body(self) -> bytes:
-    """Return the body of the request, which has the length that it declares.
-
-    Raises a RequestError if the length is missing or too large, or the body
+    Raises an HTTPException if the length is missing or too large, or the body
     does not arrive in `BODY_SECONDS`.
     """
-    length = self.headers.get("Content-Length", "")
+    # 1. h11 has checked the length; no other server may have read it otherwise.
+    length = request.headers.get("content-length")
     max_bytes = search_api.MAX_BODY_BYTES
-    if self.server.kind == "image":
+    if self.kind == "image":
       max_bytes = search_api.MAX_IMAGE_BODY_BYTES
-    if not length.isdecimal():
-      raise RequestError("say the Content-Length", HTTPStatus.LENGTH_REQUIRED)
-    # int() of a very long number would take long.
-    if len(length) > 12 or int(length) > max_bytes:
-      message = f"the body has {length[:20]} bytes; send at most {max_bytes:,}"
-      raise RequestError(message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    if length is None:
+      raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
+    if "transfer-encoding" in request.headers:
+      message = "send a Content-Length or a Transfer-Encoding, not both"
+      close = {"Connection": "close"}
+      raise HTTPException(HTTPStatus.BAD_REQUEST, message, close)
+    if int(length) > max_bytes:
+      message = f"the body has {length} bytes; send at most {max_bytes:,}"
+      raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
 
-    # The time-out of the socket holds for each read, so a client that sends a
-    # byte now and then needs a limit of its own.
-    parts, missing = [], int(length)
-    deadline = time.monotonic() + BODY_SECONDS
-    while missing:
-      part = self.rfile.read1(min(missing, _READ_BYTES))
-      if not part or time.monotonic() > deadline:
-        raise RequestError("the body is incomplete", HTTPStatus.REQUEST_TIMEOUT)
-      parts.append(part)
-      missing -= len(part)
+    # 2. Bytes count from when they are here, so that nobody reserves room.
+    parts = []
+    try:
+      async with asyncio.timeout(BODY_SECONDS):
+        async for part in request.stream():
+          self._check_memory()
+          parts.append(part)
+          self._num_read_bytes += len(part)
+    except (TimeoutError, ClientDisconnect):
+      close, status = {"Connection": "close"}, HTTPStatus.REQUEST_TIMEOUT
+      raise HTTPException(status, "the body is incomplete", close) from None
+    finally:
+      self._num_read_bytes -= sum(map(len, parts))
     return b"".join(parts)
 
-  def send_error(
-    self, code: int, message: str | None = None, explain: str | None = None
-  ) -> None:
-    """Send an error as JSON; the base class calls this, too."""
-    del explain
-    # The body may be unread, and would be taken for the next request.
-    self.close_connection = True
-    status = HTTPStatus(code)
-    error = {"error": sanitize_text(message or status.phrase, 500)}
-    self._send_json(status, json.dumps(error).encode())
+  def _check_memory(self) -> None:
+    """Raise an HTTPException if requests and answers take too much memory."""
+    unsent = sum(
+      connection.transport.get_write_buffer_size()
+      for connection in self._server.server_state.connections
+    )
+    if self._num_read_bytes + self._queue.num_bytes + unsent > MAX_HELD_BYTES:
+      raise search_queue.busy_error("too many requests are under way")
 
-  def _send_json(self, status: HTTPStatus, body: bytes) -> None:
-    """Send a response."""
-    self.send_response(status)
-    self.send_header("Content-Type", "application/json")
-    self.send_header("Content-Length", str(len(body)))
-    # Clients of this package wait that many seconds.
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-      self.send_header("Retry-After", "1")
-    if self.close_connection:
-      self.send_header("Connection", "close")
-    self.end_headers()
-    self.wfile.write(body)
+  def _check_headers(self, request: Request) -> None:
+    """Raise an HTTPException if a page of a browser may have sent a request.
 
-  def log_message(self, format: str, *args: Any) -> None:
-    """Log a request, which the base class would print."""
-    text = sanitize_text(format % args)
-    logging.debug("%s: %s", self.client_address[0], text)
+    On a loopback address such a page could search by a name of its own that it
+    makes the browser look up as 127.0.0.1.
+    """
+    headers = request.headers
+    if "origin" in headers:
+      message = "pages of browsers may not search; send no Origin"
+      raise HTTPException(HTTPStatus.FORBIDDEN, message)
+    host = headers.get("host", self._host)
+    is_local = http_client.is_loopback(self.address)
+    if is_local and not http_client.is_loopback(f"http://{host}"):
+      if host.rpartition(":")[0] != self._host:
+        message = f"this is no server of {host}; ask {self.address}"
+        raise HTTPException(HTTPStatus.MISDIRECTED_REQUEST, message)
 
 
-def _make_row(
-  kb: "local_kb.LocalKB", passage: Passage, request: search_api.SearchRequest
-) -> dict:
-  """Return a passage as a row of the response."""
-  # Absolute paths would reveal the disk of this machine.
-  image = ""
-  if passage.image:
-    image = os.path.relpath(passage.image, kb.stack.passages.image_folder)
-  document = search_api.to_document(passage, image)
-  scored = {"document": document, "score": passage.score}
-  return scored if request.with_scores else document
+def _send_error(_: Request, error: Exception) -> JSONResponse:
+  """Return the response for an error; uvicorn logs all but an HTTPException."""
+  status, headers = HTTPStatus.INTERNAL_SERVER_ERROR, None
+  message = "the request failed; the server's log says why"
+  if isinstance(error, HTTPException):
+    status, headers = error.status_code, error.headers
+    message = sanitize_text(error.detail, 500)
+  return JSONResponse({"error": message}, status, headers)
 
 
 def find_kb_folder(kb_dir: str, kind: str | None) -> str:
@@ -329,39 +316,57 @@ def find_kb_folder(kb_dir: str, kind: str | None) -> str:
   return folder
 
 
-def _reload_kb(server: SearchServer, folder: str) -> None:
-  """Open the folder again; keep the former passages if that fails."""
+def _open_kb(folder: str) -> "local_kb.LocalKB":
+  """Open a knowledge base, and search it once."""
+  kb = local_kb.open_kb(folder)
+  # This compiles a search, and finds damage that files do not show.
+  kb.search([Query("probe")], 1)
+  return kb
+
+
+def reload_kb(server: SearchServer, folder: str) -> None:
+  """Serve the folder's present knowledge base, or the former if it is bad."""
   try:
-    kb = local_kb.open_kb(folder)
-  except ValueError as error:
-    logging.error("%s  The former passages are served on.", error)
+    kb = _open_kb(folder)
+    if kb.meta["kb"] != server.kind:
+      raise UserError(
+        f"{folder} holds the {kb.meta['kb']} knowledge base now.  Serve it by "
+        "a server of its own."
+      )
+  except Exception as error:
+    # Damaged files raise whatever their readers do; the server must live.
+    text = "%s: %s: %s  The former passages are served on."
+    logging.error(text, folder, type(error).__name__, error)
+    logging.debug("Its traceback:", exc_info=True)
     return
   server.set_kb(kb)
   logging.info("%s: opened anew (%s passages).", folder, f"{len(kb):,}")
 
 
 def _handle_signals(server: SearchServer, folder: str) -> None:
-  """Make SIGTERM end the server, and SIGHUP open the folder again.
+  """Make SIGTERM end the server, and SIGHUP open the folder again."""
+  reloading = threading.Lock()  # One at a time, so that the last one counts.
 
-  Both run in threads: a handler interrupts the loop that `shutdown` waits for.
-  """
+  def reload_in_turn():
+    with reloading:
+      reload_kb(server, folder)
 
-  def handle_signal(number: int, _: object) -> None:
-    target, args = _reload_kb, (server, folder)
-    if number == signal.SIGTERM:
-      target, args = server.shutdown, ()
-    threading.Thread(target=target, args=args).start()
+  def start_reload(*_):
+    # A handler interrupts the event loop, so another thread does the work.
+    threading.Thread(target=reload_in_turn).start()
 
-  signal.signal(signal.SIGTERM, handle_signal)
-  signal.signal(signal.SIGHUP, handle_signal)
+  # uvicorn handles SIGTERM alike while it runs, and raises it when it has
+  # ended; this handler is for the time before and after.
+  signal.signal(signal.SIGTERM, lambda *_: server.stop())
+  signal.signal(signal.SIGHUP, start_reload)
 
 
 def main(_) -> None:
   """Serve until SIGTERM comes."""
   folder = find_kb_folder(_KB_DIR.value, _KIND.value)
   http_client.allow_key(_KEY_ADDRESS.value)
-  kb = local_kb.open_kb(folder)
   # Opened before the port, so that a client never meets an empty server.
+  kb = _open_kb(folder)
   try:
     server = SearchServer(kb, _HOST.value, _PORT.value)
   except OSError as error:
@@ -379,8 +384,7 @@ def main(_) -> None:
   # A program that starts the server reads the address from this line.
   what = f"{server.kind} ({len(kb):,} passages)"
   print(f"Serving {what} at {server.address}", flush=True)
-  server.serve_forever(poll_interval=0.1)
-  server.wait_and_close()
+  server.run()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ recently used results are dropped first.
 
 import abc
 import collections
+import contextlib
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +20,9 @@ import numpy as np
 
 from r1router_jax.common.records import Passage, Query
 
-# Queries whose results are kept.
-CACHE_SIZE = 100_000
+# Memory for results that are kept, of which one takes about a KB.
+CACHE_BYTES = 256 << 20
+_OBJECT_BYTES = 500  # Of the objects of a query and its result, or a passage.
 # Latest searches that percentiles are taken from.
 LATENCY_WINDOW = 10_000
 
@@ -41,7 +44,8 @@ class KnowledgeBase(abc.ABC):
 
   def __init__(self, meta: Mapping[str, Any]):
     self.meta = dict(meta)
-    self._cache = cachetools.LRUCache(CACHE_SIZE)  # Results by (query, k).
+    # (query, result) by (query, k).
+    self._cache = cachetools.LRUCache(CACHE_BYTES, self._count_bytes)
     self._lock = threading.Lock()
     # Metrics since `pop_search_metrics` was last called.
     self._num_queries = self._num_remembered = 0
@@ -68,7 +72,10 @@ class KnowledgeBase(abc.ABC):
     """Return the k best passages of each query, best first, with scores."""
     # 1. Take what is cached.  A query that comes twice is searched once.
     with self._lock:
-      results = {query: self._cache.get((query, k)) for query in queries}
+      results = {
+        query: self._cache.get((query, k), (query, None))[1]
+        for query in queries
+      }
 
     # 2. Search the rest, without the lock, so that threads search side by side.
     # A collective search needs this host even if it has nothing to ask.
@@ -85,8 +92,21 @@ class KnowledgeBase(abc.ABC):
       # Searches that the cache answers say nothing about latency.
       if new:
         self._latencies.append(seconds)
-      self._cache.update({(query, k): results[query] for query in new})
+      for query in new:
+        # A result that is larger than the whole cache is not kept.
+        with contextlib.suppress(ValueError):
+          self._cache[query, k] = query, results[query]
     return [self._to_passages(results[query]) for query in queries]
+
+  def _result_bytes(self, result: Any) -> int:
+    """Return about how much memory a result takes: here, of passages."""
+    texts = (passage.text for passage in result)
+    return sum(_OBJECT_BYTES + sys.getsizeof(text) for text in texts)
+
+  def _count_bytes(self, remembered: tuple[Query, Any]) -> int:
+    query, result = remembered
+    num_bytes = _OBJECT_BYTES + sys.getsizeof(query.text)
+    return num_bytes + self._result_bytes(result)
 
   def pop_search_metrics(self) -> dict[str, float]:
     """Return the metrics of the searches since the last call.

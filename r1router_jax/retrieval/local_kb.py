@@ -13,6 +13,7 @@ On disk it is a folder that `build_kb` writes and this module opens:
 import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,13 @@ from r1router_jax.retrieval.encoders import cross_encoder, registry
 from r1router_jax.retrieval.encoders.batched_encoder import Embedder
 from r1router_jax.retrieval.index import bm25, exact, factory
 
+_CURE = "Build it again: delete the folder and run build_kb."
+# What readers of damaged files raise: JSON, NumPy, ScaNN and bm25s.
+_DAMAGE = (
+  *(AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+  zipfile.BadZipFile,
+)
+
 
 class PassageFile:
   """The passages of a knowledge base's folder, each read when asked for.
@@ -40,6 +48,13 @@ class PassageFile:
     self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
     self.num_bytes = len(self._bytes)
     self._offsets = np.load(os.path.join(folder, "offsets.npy"), mmap_mode="r")
+    # A copy that broke off would fail only when a search finds what is missing.
+    first, last = self._offsets[[0, -1]].tolist()
+    if (first, last) != (0, self.num_bytes):
+      raise UserError(
+        f"{folder}: passages.jsonl has {self.num_bytes:,} bytes, and "
+        f"offsets.npy speaks of {first:,} to {last:,}.  {_CURE}"
+      )
 
   def __len__(self) -> int:
     return len(self._offsets) - 1
@@ -116,7 +131,12 @@ class LocalKB(knowledge_base.KnowledgeBase):
 
   def _search_uncached(self, queries: Sequence[Query], k: int) -> list:
     scores, rows = self.stack.search(queries, k)
-    return list(zip(scores, rows, strict=True))
+    # Copied, since a row that the cache keeps would keep all the others, too.
+    return [(x.copy(), y.copy()) for x, y in zip(scores, rows, strict=True)]
+
+  def _result_bytes(self, result: Any) -> int:
+    scores, rows = result
+    return scores.nbytes + rows.nbytes
 
   def _to_passages(self, result: Any) -> list[Passage]:
     scores, rows = result
@@ -132,10 +152,21 @@ def open_kb(folder: str) -> LocalKB:
   """Open the knowledge base in `folder`.
 
   Raises:
-    UserError: if it is absent or unfinished, or its files, its embedder or its
-      reranker are not those that meta.json names.
+    UserError: if it is absent, unfinished or damaged, or its files, its
+      embedder or its reranker are not those that meta.json names.
   """
   meta = kb_meta.read_finished_meta(folder)
+  try:
+    return LocalKB(_open_stack(folder, meta), meta)
+  except UserError:
+    raise
+  except _DAMAGE as error:
+    fault = f"{type(error).__name__}: {error}"
+    raise UserError(f"{folder} is damaged ({fault}).  {_CURE}") from error
+
+
+def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
+  """Open what a search uses, and compare it with meta.json."""
   _require_equal(folder, "format", kb_meta.FORMAT_VERSION, meta["format"])
   # Files are mapped; only the index and the weights are read here.
   images = sources.resolve_image_folder(
@@ -143,6 +174,13 @@ def open_kb(folder: str) -> LocalKB:
   )
   passages = PassageFile(folder, meta["kb"], images)
   vectors = np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
+  num_rows, width = meta["rows"], meta["width"]
+  for name, found, expected in (
+    ("passages", len(passages), num_rows),
+    ("shape of vectors.npy", vectors.shape, (num_rows, width)),
+    ("type of vectors.npy", vectors.dtype, np.float32),
+  ):
+    _require_equal(folder, name, found, expected)
   index = factory.load_index(folder, vectors)
   embedder_name = kb_meta.from_stored_embedder(meta["embedder"])
   embedder = registry.get_embedder(embedder_name, meta["weights"])
@@ -153,21 +191,18 @@ def open_kb(folder: str) -> LocalKB:
     reranker = cross_encoder.load_reranker(meta["rerank"])
 
   # A folder may be mixed from two builds, and weights may have been replaced.
-  num_rows = meta["rows"]
   bm25_rows = bm25_index.rows if bm25_index else num_rows
   fingerprint = reranker and reranker.fingerprint
   for name, found, expected in (
-    ("width", embedder.width, meta["width"]),
+    ("width", embedder.width, width),
     ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
-    ("passages", len(passages), num_rows),
     ("rows of the index", index.rows, num_rows),
-    ("width of the index", index.width, meta["width"]),
+    ("width of the index", index.width, width),
     ("rows of bm25", bm25_rows, num_rows),
     ("reranker weights", fingerprint, meta.get("rerank_fingerprint")),
   ):
     _require_equal(folder, name, found, expected)
-  stack = SearchStack(passages, embedder, index, bm25_index, reranker)
-  return LocalKB(stack, meta)
+  return SearchStack(passages, embedder, index, bm25_index, reranker)
 
 
 def _require_equal(folder: str, name: str, found: Any, expected: Any) -> None:
@@ -175,5 +210,5 @@ def _require_equal(folder: str, name: str, found: Any, expected: Any) -> None:
   if found != expected:
     raise UserError(
       f"{folder}: {name} should be {expected}, as meta.json says, and is "
-      f"{found}.  Build it again: delete the folder and run build_kb."
+      f"{found}.  {_CURE}"
     )

@@ -10,26 +10,27 @@ The result holds bare documents if no scores are wanted.  Contents are
 `"title"\ntext`; passages of this package have their title in the text, and so
 an empty one there.  Three things are added, which only this package's client
 uses: "images" of the queries, in base64; the "image" of a document, relative to
-the folder of images; and "version", a digest of
+the folder of images; and "version", a digest of all that answers depend on, in
 
   GET /health  -> {"kb", "rows", "embedder", "fingerprint", "format",
                    "passages", "source", "version"}
 
-by which a client notices a server that comes back with other passages.
+by which a client notices a server that comes back with other passages, or
+searches them in another way.
 
 Source: github.com/PeterGriffinJin/Search-R1, search_r1/search.
 """
 
-import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
 
 from r1router_jax.common import row_files
-from r1router_jax.common.records import Passage
+from r1router_jax.common.errors import UserError
 from r1router_jax.retrieval.corpora import sources
 
 # Limits of one request; anyone who reaches the port may send one.
@@ -42,44 +43,89 @@ MAX_PASSAGES = 1 << 17
 
 # Keys of meta.json that GET /health reveals.
 _HEALTH_KEYS = ("kb", "rows", "embedder", "fingerprint", "format", "passages")
+# Keys of meta.json that change answers, but are there only if set.
+_OPTION_KEYS = ("hybrid", "rerank_fingerprint", "shards")
 
 _TITLE = re.compile(r'"(.*)"\n')
 
-
-class RequestError(Exception):
-  """An invalid request: the message and status of the response."""
-
-  def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST):
-    super().__init__(message)
-    self.status = status
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_QUERY_CHARS)]
 
 
-class SearchRequest(NamedTuple):
-  """A valid request to search."""
+class SearchRequest(msgspec.Struct):
+  """The body of POST /retrieve, see the top of this module.
 
-  texts: Sequence[str]  # Of each query.
-  images: Sequence[bytes]  # The file of each query's image, empty for none.
-  k: int  # Number of passages for each query.
-  with_scores: bool  # Whether the response has scores.
+  Attributes:
+    queries: the texts to search for.
+    topk: number of passages for each query.
+    return_scores: whether the response has scores.
+    images: the file of each query's image, b"" for none; one for each query.
+  """
+
+  queries: Annotated[list[_Text], msgspec.Meta(max_length=MAX_QUERIES)]
+  topk: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOP_K)] | None = None
+  return_scores: bool = False
+  images: list[bytes] | msgspec.UnsetType = msgspec.UNSET
+
+  def __post_init__(self):
+    # What types cannot say; msgspec reports a ValueError like its own.
+    if self.topk is None:
+      self.topk = DEFAULT_TOP_K
+    if self.images is msgspec.UNSET:
+      self.images = [b""] * len(self.queries)
+    if self.topk * len(self.queries) > MAX_PASSAGES:
+      raise ValueError(f'"topk" times "queries" is more than {MAX_PASSAGES}')
+    if len(self.images) != len(self.queries):
+      raise ValueError(
+        f'"images" has {len(self.images)} items for {len(self.queries)} '
+        '"queries"; send "" for a query without one'
+      )
+    # The same image is embedded once, so distinct ones count.
+    if len(set(self.images)) > MAX_IMAGES:
+      raise ValueError(f'"images" holds more than {MAX_IMAGES} images')
+    # A tokenizer takes whole characters only.
+    try:
+      row_files.check_surrogates("".join(self.queries), '"queries"')
+    except row_files.RowError as error:
+      raise ValueError("; ".join(error.args)) from None
 
 
-def describe_kb(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """Return what GET /health says of the knowledge base with this meta.json."""
+def parse_request(body: bytes, kind: str) -> SearchRequest:
+  """Return the request to a knowledge base in the body of a POST.
+
+  Raises a UserError if the body, which anyone may have sent, is invalid.
+  """
+  try:
+    request = msgspec.convert(row_files.parse_json(body), SearchRequest)
+  except row_files.RowError as error:
+    raise UserError("; ".join(error.args)) from None
+  except msgspec.ValidationError as error:
+    example = '{"queries": ["a"], "topk": 3}'
+    raise UserError(f"{error}; send an object such as {example}") from None
+  if kind != "image" and any(request.images):
+    raise UserError(
+      f'the {kind} knowledge base has no use for images; leave out "images"'
+    )
+  return request
+
+
+def describe_kb(meta: Mapping[str, Any], index_name: str) -> dict[str, Any]:
+  """Return what GET /health says of a knowledge base.
+
+  Args:
+    meta: its meta.json.
+    index_name: name of what searches its vectors.
+  """
   # The order of keys is part of the digest.
   health = {name: meta[name] for name in _HEALTH_KEYS}
   # A path of the server's disk is nobody else's business.
   is_georouter = meta["source"] == sources.GEOROUTER
   health["source"] = sources.GEOROUTER if is_georouter else ""
-  digest = hashlib.sha256(json.dumps(health).encode()).hexdigest()
+  # Plain exact search adds nothing, and has the version that it always had.
+  options = {name: meta[name] for name in _OPTION_KEYS if name in meta}
+  if index_name != "ExactIndex":
+    options["index"] = index_name
+  digest = hashlib.sha256(json.dumps(health | options).encode()).hexdigest()
   return health | {"version": digest[:16]}
-
-
-def to_document(passage: Passage, image: str) -> dict[str, str]:
-  """Return the document of a passage with the relative path of its image."""
-  document = {"id": passage.id, "contents": f'""\n{passage.text}'}
-  if image:
-    document["image"] = image
-  return document
 
 
 def passage_text(contents: str) -> str:
@@ -90,72 +136,3 @@ def passage_text(contents: str) -> str:
     return contents
   title, text = match[1], contents[match.end() :]
   return f"{title} {text}" if title else text
-
-
-def parse_request(body: bytes, kind: str) -> SearchRequest:
-  """Return the request to a knowledge base in the body of a POST.
-
-  Raises a RequestError if the body, which anyone may have sent, is invalid.
-  """
-  # 1. The body is a JSON object.
-  try:
-    fields = row_files.parse_json(body)
-  except row_files.RowError as error:
-    raise RequestError("; ".join(error.args)) from None
-  if not isinstance(fields, dict):
-    raise RequestError('send an object: {"queries": ["a"], "topk": 3}')
-
-  # 2. Queries, bounded in number and length.
-  texts = fields.get("queries")
-  if not (_is_string_list(texts, MAX_QUERIES) and all(map(_is_query, texts))):
-    raise RequestError(
-      f'"queries" should be a list of at most {MAX_QUERIES} strings, each of '
-      f"at most {MAX_QUERY_CHARS} whole characters"
-    )
-  # 3. Number of passages.  A bool is an int to isinstance, but no number.
-  k = fields.get("topk")
-  k = DEFAULT_TOP_K if k is None else k
-  if type(k) is not int or not 0 < k <= MAX_TOP_K:
-    raise RequestError(f'"topk" should be a whole number from 1 to {MAX_TOP_K}')
-  if k * len(texts) > MAX_PASSAGES:
-    message = f'"topk" times "queries" should be at most {MAX_PASSAGES}'
-    raise RequestError(message)
-  # 4. Options.
-  with_scores = fields.get("return_scores", False)
-  if not isinstance(with_scores, bool):
-    raise RequestError('"return_scores" should be true or false')
-  # By default no query has an image.
-  encoded = fields.get("images", [""] * len(texts))
-  if not _is_string_list(encoded, len(texts)) or len(encoded) != len(texts):
-    raise RequestError(
-      '"images" should be a list of base64 strings, "" for none, one for '
-      "each of the queries"
-    )
-  return SearchRequest(texts, _decode_images(encoded, kind), k, with_scores)
-
-
-def _is_string_list(value: Any, max_len: int) -> bool:
-  """Return whether a value is a list of at most `max_len` strings."""
-  is_list = isinstance(value, list) and len(value) <= max_len
-  return is_list and all(isinstance(item, str) for item in value)
-
-
-def _is_query(text: str) -> bool:
-  """Return whether a tokenizer takes a text."""
-  if len(text) > MAX_QUERY_CHARS:
-    return False
-  # Half of a surrogate pair cannot be encoded.
-  return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _decode_images(encoded: Sequence[str], kind: str) -> Sequence[bytes]:
-  """Return decoded images, b"" for none; raise a RequestError if invalid."""
-  if kind != "image" and any(encoded):
-    raise RequestError(f"the {kind} knowledge base has no use for images")
-  # The same image is stored and embedded once, so distinct ones count.
-  if len(set(encoded)) > MAX_IMAGES:
-    raise RequestError(f'"images" should hold at most {MAX_IMAGES} images')
-  try:
-    return [base64.b64decode(image, validate=True) for image in encoded]
-  except ValueError as error:
-    raise RequestError(f'"images" should be base64 ({error})') from None

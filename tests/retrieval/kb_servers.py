@@ -57,14 +57,13 @@ def make_kb(kind="text", texts=TEXTS, source="/somewhere.jsonl"):
 def serve_kb_locally(kb, port=0):
   """Serve a knowledge base from a thread; yields the server."""
   server = serve_kb.SearchServer(kb, "127.0.0.1", port)
-  thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+  thread = threading.Thread(target=server.run)
   thread.start()
   try:
     yield server
   finally:
-    server.shutdown()
+    server.stop()
     thread.join()
-    server.wait_and_close()
 
 
 @contextlib.contextmanager
@@ -138,22 +137,18 @@ def serve_until_sigterm(names, ports):
     serve_kb.SearchServer(kb, "127.0.0.1", port)
     for kb, port in zip(kbs, ports, strict=True)
   ]
-  threads = [
-    threading.Thread(target=server.serve_forever, args=(0.05,))
-    for server in servers
-  ]
+  threads = [threading.Thread(target=server.run) for server in servers]
 
-  def start_shutdown(*_):
+  def stop_all(*_):
     for server in servers:
-      threading.Thread(target=server.shutdown).start()
+      server.stop()
 
-  signal.signal(signal.SIGTERM, start_shutdown)
+  signal.signal(signal.SIGTERM, stop_all)
   for thread in threads:
     thread.start()
   print(*(server.address for server in servers), flush=True)
-  for server, thread in zip(servers, threads, strict=True):
+  for thread in threads:
     thread.join()
-    server.wait_and_close()
   print("ended", flush=True)
 
 

@@ -63,16 +63,30 @@ def test_few_passages_and_no_queries(kb):
   assert kb.search([], 3) == []
 
 
-def test_cache_is_bounded(monkeypatch):
-  monkeypatch.setattr(knowledge_base, "CACHE_SIZE", 10)
+def bytes_of_one_result(text):
+  """Return how much of the cache a result takes."""
+  kb = make_kb()
+  kb.search([Query(text)], 1)
+  return kb._cache.currsize
+
+
+def test_cache_is_bounded_in_bytes(monkeypatch):
+  limit = 10 * bytes_of_one_result("red 10")
+  monkeypatch.setattr(knowledge_base, "CACHE_BYTES", limit)
   kb = make_kb()
   for i in range(50):
     assert kb.search([Query(f"red {i}"), Query("rome")], 1)
-    assert len(kb._cache) <= 10
+  assert 8 <= len(kb._cache) <= 11
+  # A long query counts for as much as it takes; this one fills the cache.
+  assert kb.search([Query("\U0001f600" * (limit // 4 - 200))], 1)
+  assert len(kb._cache) == 1
+  assert kb.search([Query("\U0001f600" * limit)], 1)
+  assert len(kb._cache) == 1
 
 
 def test_least_recently_used_result_is_dropped(monkeypatch):
-  monkeypatch.setattr(knowledge_base, "CACHE_SIZE", 2)
+  limit = int(2.5 * bytes_of_one_result("chad"))
+  monkeypatch.setattr(knowledge_base, "CACHE_BYTES", limit)
   kb = make_kb()
   for text in ("red", "rome", "red", "chad", "red", "rome"):
     kb.search([Query(text)], 1)
@@ -113,7 +127,8 @@ def test_knowledge_bases_are_searched_side_by_side():
 
 
 def test_threads_share_a_knowledge_base(monkeypatch):
-  monkeypatch.setattr(knowledge_base, "CACHE_SIZE", 5)
+  limit = 5 * bytes_of_one_result("rome 1")
+  monkeypatch.setattr(knowledge_base, "CACHE_BYTES", limit)
   kb = make_kb()
   batches = [
     [Query(f"{word} {i % 7}") for word in ("red", "rome")] for i in range(60)
