@@ -151,8 +151,8 @@ class JsonHttpClient:
       RemoteServiceError: a request fails otherwise.
     """
     max_bytes = min(max_bytes, MAX_ANSWER_BYTES)
-    known = self, "POST", path, self.deadline, max_bytes
-    call = _Call(*known, schema, parse, keep_errors)
+    request = self, "POST", path, self.deadline, max_bytes
+    call = _Call(*request, schema, parse, keep_errors)
     return call.run([json.dumps(body).encode() for body in bodies])
 
 
@@ -201,7 +201,7 @@ class _Call:
       fault = state.outcome.exception()
       num_unusable += isinstance(fault, UnusableAnswer)
       if state.attempt_number == 1:
-        logging.warning("%s: %s.", self.client.address, fault)
+        logging.warning("%s: %s, at try 1.", self.client.address, fault)
       # Give up if no time is left for the pause and one more try.
       left = self._seconds_left(start) - state.upcoming_sleep
       is_late = left < 0.1 * self.deadline
