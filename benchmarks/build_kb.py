@@ -118,9 +118,9 @@ def record_cost(owner: ModuleType, name: str, costs: dict, phase: str) -> None:
 
   def measured_function(*args, **kwargs):
     start = time.perf_counter()
-    with build_cost.PeakMemory() as peak:
+    with build_cost.watch_memory() as peak:
       result = function(*args, **kwargs)
-    costs[phase] = max(costs.get(phase, 0), peak.bytes)
+    costs[phase] = max(costs.get(phase, 0), peak[0])
     seconds = costs["seconds"].get(phase, 0) + time.perf_counter() - start
     costs["seconds"][phase] = round(seconds, 1)
     return result

@@ -7,10 +7,11 @@ back when others need memory.
 Axes:  N rows   E width of a vector
 """
 
+import contextlib
 import ctypes
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import psutil
@@ -37,24 +38,23 @@ class EmbeddingTrial(NamedTuple):
   peak_bytes: int  # Of the process while a chunk is embedded.
 
 
-class PeakMemory:
-  """The most `bytes` that the process holds inside of a `with` block."""
+@contextlib.contextmanager
+def watch_memory() -> Iterator[list[int]]:
+  """Yield a list of one number, the most bytes that the process has held."""
+  peak, done = [resident_bytes()], threading.Event()
 
-  def __enter__(self) -> "PeakMemory":
-    self.bytes = resident_bytes()
-    # A daemon samples the memory, so that an interrupted build can end.
-    self._done = threading.Event()
-    self._thread = threading.Thread(target=self._sample_memory, daemon=True)
-    self._thread.start()
-    return self
+  def sample_memory():
+    while not done.wait(_SAMPLE_SECONDS):
+      peak[0] = max(peak[0], resident_bytes())
 
-  def __exit__(self, *_: object) -> None:
-    self._done.set()
-    self._thread.join()
-
-  def _sample_memory(self) -> None:
-    while not self._done.wait(_SAMPLE_SECONDS):
-      self.bytes = max(self.bytes, resident_bytes())
+  # A daemon, so that an interrupted build can end.
+  thread = threading.Thread(target=sample_memory, daemon=True)
+  thread.start()
+  try:
+    yield peak
+  finally:
+    done.set()
+    thread.join()
 
 
 def resident_bytes() -> int:
@@ -68,33 +68,25 @@ def measure_embedding(
   embed: batched_encoder.Embedder, passages: Sequence[Passage], chunk_rows: int
 ) -> EmbeddingTrial:
   """Embed `TRIAL_ROWS` of a sample, and extrapolate to a chunk's rows."""
-  # 1. Compile for both sizes, so that neither is measured.
   for count in TRIAL_ROWS:
-    embed(passages[:count])  # Compiles.
-  _trim_heap()
-  # 2. Measure.
-  before, peaks = resident_bytes(), []
+    embed(passages[:count])  # Compiles for this size.
+  peaks = []
+  # Only glibc can return memory that is free, but kept by the allocator.
+  trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+  trim_heap(0)
+  before = resident_bytes()
   for count in TRIAL_ROWS:
-    _trim_heap()
+    trim_heap(0)
     start = time.perf_counter()
-    with PeakMemory() as peak:
+    with watch_memory() as peak:
       embed(passages[:count])
-    peaks.append(peak.bytes)
+    peaks += peak
   seconds = time.perf_counter() - start  # Of the larger trial.
-
-  # 3. Extrapolate: memory grows linearly with the rows.
+  # Memory grows linearly with the rows.
   small, large = TRIAL_ROWS
   bytes_per_row = max(0, peaks[1] - peaks[0]) / (large - small)
   chunk_bytes = int(peaks[1] + bytes_per_row * max(0, chunk_rows - large))
   return EmbeddingTrial(seconds / large, before, chunk_bytes)
-
-
-def _trim_heap() -> None:
-  """Return memory that is free, but kept by the allocator, to the system."""
-  # Only glibc has malloc_trim.
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-  if trim is not None:
-    trim(0)
 
 
 def estimate_disk_bytes(

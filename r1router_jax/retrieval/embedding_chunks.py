@@ -12,18 +12,11 @@ CHUNK_ROWS = 1024
 
 
 class EmbeddingChunks:
-  """The vectors of a corpus in files of `CHUNK_ROWS` rows each.
+  """The vectors of `rows` passages in files of `CHUNK_ROWS` rows each.
 
-  A chunk is named by its first row.
-
-  Args:
-    folder: folder of the files; it is made if it is absent.
-    rows: number of rows of all chunks.
-    worker: (i, n) for the i-th of n workers, which embeds every n-th chunk.
-
-  Attributes:
-    own_starts: first rows of the chunks of this worker.
-    joined_path: file of the vectors of all chunks, once they are joined.
+  A chunk is named by its first row.  The i-th of n workers, (i, n), embeds
+  every n-th chunk, which begin with the rows `own_starts`.  `joined_path` is
+  the file of all vectors, once the chunks are joined.
   """
 
   def __init__(self, folder: str, rows: int, worker: tuple[int, int]):

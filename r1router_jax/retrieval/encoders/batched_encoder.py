@@ -11,6 +11,7 @@ one before it.  Matrix products are in bfloat16, except on CPUs.
 Axes:  n items   E width of a vector
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -18,9 +19,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.parallel import mesh
 
@@ -31,8 +34,8 @@ BUCKET_LENGTHS = (16, 32, 64, 128, 256, 512)  # Tokens of a row.
 MAX_BATCH_TOKENS = 4096  # Rows times tokens.
 
 # Special tokens of Open-WikiTable's table tokenizer, in the order of their ids.
-_MARKED = "Title,Section title,Caption,Table name,Header,Rows,Row,sep"
-TABLE_MARKERS = tuple(f"[{part}]" for part in _MARKED.split(","))
+TABLE_MARKERS = ("[Title]", "[Section title]", "[Caption]", "[Table name]")
+TABLE_MARKERS += ("[Header]", "[Rows]", "[Row]", "[sep]")
 
 # Any of the markers; [sep] has been replaced before.
 _TABLE_MARKER = re.compile("|".join(map(re.escape, TABLE_MARKERS)))
@@ -50,17 +53,11 @@ def compute_dtype() -> Any:
 
 @runtime_checkable
 class Embedder(Protocol):
-  """A function from queries or passages to vectors.
-
-  Attributes:
-    width: E.
-    fingerprint: a digest of the weights.
-    devices: devices that the embedder computes on, if any.
-  """
+  """A function from queries or passages to vectors."""
 
   width: int
-  fingerprint: str
-  devices: Sequence[jax.Device]
+  fingerprint: str  # A digest of the weights.
+  devices: Sequence[jax.Device]  # That it computes on, if any.
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     """Return the vector of each item."""
@@ -88,13 +85,8 @@ def replace_table_markers(text: str) -> str:
 class BatchedEncoder:
   """A model that encodes items in batches on all devices of this process.
 
-  Args:
-    apply: ({"params": params}, *arrays) -> vectors, one per row of the arrays.
-    params: parameters of the model.
-    width: E.
-
-  Attributes:
-    devices: the devices that hold the parameters.
+  `apply` makes of ({"params": params}, *arrays) a vector for each row of the
+  arrays.
   """
 
   def __init__(self, apply: Callable, params: dict, width: int):
@@ -109,13 +101,10 @@ class BatchedEncoder:
     make_arrays: MakeArrays,
     batch_sizes: Sequence[int] = BATCH_SIZES,
   ) -> Float32[np.ndarray, "n E"]:
-    """Return the vector of each item.
+    """Return the vectors of items that have these numbers of tokens.
 
-    Args:
-      lengths: number of tokens of each item.
-      make_arrays: makes the arrays of a batch; rows beyond its items may hold
-        anything.
-      batch_sizes: numbers of rows that a batch may have.
+    In the arrays of a batch, rows beyond its items may hold anything.  A batch
+    has one of `batch_sizes` rows.
     """
     # Start all batches before waiting for the first: dispatch is asynchronous.
     started = []
@@ -154,6 +143,15 @@ class BatchedEncoder:
     # Without rows, as for parameters, every device holds everything.
     axis = mesh.DATA if rows and rows % self._mesh.size == 0 else None
     return NamedSharding(self._mesh, PartitionSpec(axis))
+
+
+def load_tokenizer(weights: str) -> tokenizers.Tokenizer:
+  """Load the tokenizer in a folder of weights, or raise a UserError."""
+  path = os.path.join(weights, "tokenizer.json")
+  if not os.path.isfile(path):
+    message = f"{path} does not exist.  Put that of the model there, beside"
+    raise UserError(f"{message} model.safetensors.")
+  return tokenizers.Tokenizer.from_file(path)
 
 
 def batch_sizes_for(items: Items) -> Sequence[int]:

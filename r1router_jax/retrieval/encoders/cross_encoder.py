@@ -16,14 +16,12 @@ names of weights are those of transformers' BertForSequenceClassification
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tokenizers
 from jaxtyping import Float32, Int
 
-from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, safetensors_io
 from r1router_jax.retrieval.encoders import batched_encoder
@@ -35,11 +33,8 @@ RERANK_DEPTH = 30  # Passages of each query that are scored.
 class Reranker:
   """A cross-encoder over questions and passages.
 
-  Args:
-    config: config of the BERT, whose `pooling` is "score".
-    params: parameters of the BERT.
-    tokenizer: tokenizer of pairs of texts.
-    fingerprint: digest of the weights; also an attribute, as `devices` is.
+  The `pooling` of the BERT's config is "score"; `fingerprint`, a digest of the
+  weights, and `devices` are attributes.
   """
 
   def __init__(
@@ -67,12 +62,8 @@ class Reranker:
   ) -> SearchResult:
     """Return the k best candidates of each query, with this model's scores.
 
-    Args:
-      queries: n queries.
-      candidates: scores and rows [n m] of passages, best first, filled up with
-        row -1.
-      get_passage: returns the passage of a row.
-      k: passages wanted of each query, at most m.
+    The candidates are scores and rows of passages, best first, filled up with
+    row -1; k is at most m.
     """
     # The caller's arrays stay as they are.
     scores, rows = candidates[0].copy(), candidates[1]
@@ -114,12 +105,6 @@ def load_reranker(folder: str) -> Reranker:
   """
   # The log-odds are wanted as they are, so nothing is normalized.
   config = bert.read_config(folder, pooling="score", normalize=False)
-  path = os.path.join(folder, "tokenizer.json")
-  if not os.path.isfile(path):
-    raise UserError(f"{path} does not exist.  Put that of the model there.")
-  return Reranker(
-    config,
-    bert.load_params(folder, config),
-    tokenizers.Tokenizer.from_file(path),
-    safetensors_io.fingerprint(folder),
-  )
+  tokenizer = batched_encoder.load_tokenizer(folder)
+  params = bert.load_params(folder, config)
+  return Reranker(config, params, tokenizer, safetensors_io.fingerprint(folder))

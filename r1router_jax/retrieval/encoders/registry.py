@@ -10,7 +10,6 @@ Axes:  n items   E width
 
 import functools
 import importlib.resources
-import os
 import pathlib
 from collections.abc import Callable
 
@@ -87,7 +86,13 @@ class DualEncoder:
     return vectors
 
 
-def load_minilm(weights: str = "") -> BertEmbedder:
+def _load_bert(config: bert.BertConfig, weights: str) -> BertEmbedder:
+  params = bert.load_params(weights, config)
+  tokenizer = batched_encoder.load_tokenizer(weights)
+  return BertEmbedder(config, params, tokenizer, fingerprint(weights))
+
+
+def load_minilm(weights: str) -> BertEmbedder:
   """Load all-MiniLM-L6-v2 from its package, or from the folder `weights`."""
   # The weights are an optional dependency, a package of their own.
   if not weights:
@@ -101,12 +106,7 @@ def load_minilm(weights: str = "") -> BertEmbedder:
   return _load_bert(bert.MINILM_L6, weights)
 
 
-def load_bge_m3(weights: str = "") -> BertEmbedder:
-  """Load BGE-M3, R1-Router's text encoder, from the folder `weights`."""
-  return _load_bert(bert.BGE_M3, weights)
-
-
-def load_georouter_image(weights: str = "") -> ImageEmbedder:
+def load_georouter_image(weights: str) -> ImageEmbedder:
   """Load the image encoder of this package, or that of the file `weights`."""
   path = weights or str(
     importlib.resources.files("r1router_jax") / IMAGE_ENCODER_WEIGHTS
@@ -114,20 +114,21 @@ def load_georouter_image(weights: str = "") -> ImageEmbedder:
   return ImageEmbedder(small_image_encoder.load_params(path), fingerprint(path))
 
 
-def load_image_caption(weights: str = "") -> ImageCaptionEmbedder:
+def load_image_caption(weights: str) -> ImageCaptionEmbedder:
   """Load the image encoder, as `load_georouter_image`, and MiniLM."""
   images = load_georouter_image(weights)
   return ImageCaptionEmbedder(images, get_embedder("minilm"))
 
 
-def load_clip_fusion(weights: str = "") -> ClipFusionEmbedder:
+def load_clip_fusion(weights: str) -> ClipFusionEmbedder:
   """Load UniIR's CLIP, R1-Router's image encoder, from the folder `weights`."""
   params = clip.load_params(weights, clip.VIT_L_14)
-  tokenizer, digest = _load_tokenizer(weights), fingerprint(weights)
+  tokenizer = batched_encoder.load_tokenizer(weights)
+  digest = fingerprint(weights)
   return ClipFusionEmbedder(clip.VIT_L_14, params, tokenizer, digest)
 
 
-def load_open_wikitable(weights: str = "") -> DualEncoder:
+def load_open_wikitable(weights: str) -> DualEncoder:
   """Load R1-Router's table encoders from the folder `weights`.
 
   Queries and tables each have their own BERT, in one file.
@@ -135,7 +136,7 @@ def load_open_wikitable(weights: str = "") -> DualEncoder:
   halves = ("question_enc.", "table_enc.")
 
   def load_half(half, config, added_tokens):
-    tokenizer = _load_tokenizer(weights)
+    tokenizer = batched_encoder.load_tokenizer(weights)
     tokenizer.add_tokens([tokenizers.AddedToken(word) for word in added_tokens])
     # The weights of the other half are skipped.
     prefixes = [(name, "" if name == half else None) for name in halves]
@@ -155,7 +156,8 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
   "minilm": load_minilm,
   "image": load_georouter_image,
   "image_caption": load_image_caption,
-  "bge_m3": load_bge_m3,
+  # R1-Router's text encoder.
+  "bge_m3": functools.partial(_load_bert, bert.BGE_M3),
   "clip_sf": load_clip_fusion,
   "open_wikitable": load_open_wikitable,
   "openai": http_encoders.openai_encoder,
@@ -190,21 +192,3 @@ def get_embedder(name: str, weights: str = "") -> Embedder:
   if (name, weights) not in LOADED or LOADED[name, weights][0] != state:
     LOADED[name, weights] = state, EMBEDDERS[name](weights)
   return LOADED[name, weights][1]
-
-
-def _load_bert(config: bert.BertConfig, weights: str) -> BertEmbedder:
-  params, tokenizer = (
-    bert.load_params(weights, config),
-    _load_tokenizer(weights),
-  )
-  return BertEmbedder(config, params, tokenizer, fingerprint(weights))
-
-
-def _load_tokenizer(weights: str) -> tokenizers.Tokenizer:
-  path = os.path.join(weights, "tokenizer.json")
-  if not os.path.isfile(path):
-    raise UserError(
-      f"{path} does not exist.  --weights must name the encoder's folder, "
-      "with model.safetensors and tokenizer.json."
-    )
-  return tokenizers.Tokenizer.from_file(path)

@@ -12,7 +12,7 @@ Axes:  n queries   N rows   E width   k neighbours   P queries of a probe
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -109,14 +109,33 @@ class RecallProbe(NamedTuple):
     with np.load(os.path.join(folder, _PROBE_FILE)) as file:
       return cls(file["vectors"], file["scores"])
 
-  def check_recall(
-    self, index: Index, built_recall: float, folder: str
-  ) -> None:
+
+class ProbedIndex:
+  """An index that may miss rows, with the probe that tells how many.
+
+  `STORED` names its attributes that index.json keeps.
+  """
+
+  KIND: ClassVar[str]
+  STORED: ClassVar[tuple[str, ...]]
+  probe: RecallProbe
+
+  def measure_recall(self) -> float:
+    """Return the share of the ten nearest rows found, see `RecallProbe`."""
+    return self.probe.measure_recall(self)
+
+  def save(self, folder: str) -> dict:
+    """Write the probe; return what index.json keeps."""
+    self.probe.save(folder)
+    fields = {name: getattr(self, name) for name in self.STORED}
+    return {"kind": self.KIND, **fields, "recall": self.measure_recall()}
+
+  def check_recall(self, built_recall: float, folder: str) -> None:
     """Measure and log the recall of an index that was loaded from a folder.
 
     Raises a UserError if it is lower than when the index was built.
     """
-    recall = self.measure_recall(index)
+    recall = self.measure_recall()
     if recall < built_recall - _MAX_RECALL_LOSS:
       raise UserError(
         f"{folder}: the index finds {recall:.3f} of the ten nearest rows, and "

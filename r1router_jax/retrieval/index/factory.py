@@ -116,7 +116,7 @@ def _open_index(
     logging.info("%s: ScaNN is not installed, searching exactly.", folder)
   if kind in ("exact", "scann"):
     return exact.ExactIndex(vectors)
-  if kind == milvus_index.KIND:
+  if kind == milvus_index.MilvusIndex.KIND:
     return milvus_index.MilvusIndex.load(folder, metadata)
 
   # What is left is an index in shards.  Each shard is opened in the same way.

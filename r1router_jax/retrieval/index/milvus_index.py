@@ -18,6 +18,7 @@ from r1router_jax.common import http_client, progress
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval.index.exact import (
+  ProbedIndex,
   RecallProbe,
   SearchResult,
   Vectors,
@@ -25,13 +26,11 @@ from r1router_jax.retrieval.index.exact import (
   validate_queries,
 )
 
-KIND = "milvus="
-
 ROWS_PER_INSERT, QUERIES_PER_REQUEST = 1000, 1000
 TIMEOUT_SECONDS = 60.0  # That one request may take.
 
 
-class MilvusIndex:
+class MilvusIndex(ProbedIndex):
   """The index `collection` on a Milvus server, or in a file, at `uri`.
 
   Raises:
@@ -39,7 +38,10 @@ class MilvusIndex:
     RemoteServiceError: if the server does not answer.
   """
 
-  def __init__(self, uri: str, collection: str, rows: int, width: int):
+  KIND = "milvus="
+  STORED = ("rows", "width", "uri", "collection")
+
+  def __init__(self, rows: int, width: int, uri: str, collection: str):
     # An optional dependency.
     try:
       import pymilvus
@@ -49,7 +51,6 @@ class MilvusIndex:
       ) from error
     self.rows, self.width = rows, width
     self.uri, self.collection = uri, collection
-    self._probe: RecallProbe | None = None
     self._milvus_error = pymilvus.MilvusException
     with self._translate_errors():
       self._client = pymilvus.MilvusClient(uri, timeout=TIMEOUT_SECONDS)
@@ -62,7 +63,7 @@ class MilvusIndex:
     from pymilvus import DataType, MilvusClient
 
     # 1. Describe the collection.
-    index = cls(uri, collection, *vectors.shape)
+    index = cls(*vectors.shape, uri, collection)
     schema = MilvusClient.create_schema(auto_id=False)
     schema.add_field("row", DataType.INT64, is_primary=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=index.width)
@@ -81,7 +82,7 @@ class MilvusIndex:
         client.insert(collection, rows)
       client.flush(collection)
     # 3. Measure what is found, now and whenever it is opened.
-    index._probe = RecallProbe.from_vectors(vectors)
+    index.probe = RecallProbe.from_vectors(vectors)
     return index
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
@@ -103,17 +104,6 @@ class MilvusIndex:
         results.append((np.array(scores), np.array(rows)))
     return pad_results(results, len(vectors), k)
 
-  def measure_recall(self) -> float:
-    """Return the share of the ten nearest rows found, see `RecallProbe`."""
-    return self._probe.measure_recall(self)
-
-  def save(self, folder: str) -> dict:
-    """Write the probe; return what index.json keeps."""
-    self._probe.save(folder)
-    names = ("rows", "width", "uri", "collection")
-    metadata = {name: getattr(self, name) for name in names}
-    return {"kind": KIND, **metadata, "recall": self.measure_recall()}
-
   @classmethod
   def load(cls, folder: str, metadata: dict) -> "MilvusIndex":
     """Connect to the collection of an index, given what `save` returned.
@@ -124,7 +114,6 @@ class MilvusIndex:
       RemoteServiceError: if the server does not answer, or has no such
         collection.
     """
-    names = ("uri", "collection", "rows", "width")
     # Milvus Lite makes a database wherever a path that ends in .db says.
     uri = metadata["uri"]
     is_server = "://" in uri and not uri.endswith(".db")
@@ -133,10 +122,10 @@ class MilvusIndex:
         f"{folder}: no Milvus database is at {uri!a}, which its index.json "
         "names.  Build the knowledge base again."
       )
-    index = cls(*(metadata[name] for name in names))
-    index._probe = RecallProbe.load(folder)
+    index = cls(*(metadata[name] for name in cls.STORED))
+    index.probe = RecallProbe.load(folder)
     # The collection may have been replaced or emptied since.
-    index._probe.check_recall(index, metadata["recall"], folder)
+    index.check_recall(metadata["recall"], folder)
     return index
 
   @contextlib.contextmanager
@@ -157,11 +146,10 @@ def parse_uri(kind: str) -> str:
 
   Raises a UserError if `kind` has another form, or the address is invalid.
   """
-  uri = kind.removeprefix(KIND)
+  uri = kind.removeprefix(MilvusIndex.KIND)
   if uri == kind or not uri:
     message = f"No index {kind!r}; choose auto, exact, scann or milvus=URI."
     raise UserError(message)
-  is_address = "://" in uri
-  return (
-    http_client.validate_address(uri) if is_address else os.path.abspath(uri)
-  )
+  if "://" in uri:
+    return http_client.validate_address(uri)
+  return os.path.abspath(uri)

