@@ -196,6 +196,11 @@ class Trajectory:
   tokens: int = 0
   truncated_tokens: int = 0
 
+  @property
+  def fault_kinds(self) -> set[str]:
+    """The kinds of all faults."""
+    return {fault.partition(":")[0] for fault in self.faults}
+
 
 # --- Training rows ------------------------------------------------------------
 

@@ -79,9 +79,9 @@ def route_correctness(trajectory: Trajectory, max_steps: int) -> list[bool]:
   """Return, for each plan position, whether all its routes were accepted."""
   accepted = [hop.routes for hop in trajectory.question.hops][:max_steps]
   chosen = [done.plan.routes for done in trajectory.rounds]
-  kinds = {fault.partition(":")[0] for fault in trajectory.faults}
   # A stop is a choice of its own, unless a fault ended the planning.
-  if len(chosen) < max_steps and not kinds & {*TERMINAL_FAULTS}:
+  was_ended = trajectory.fault_kinds & {*TERMINAL_FAULTS}
+  if len(chosen) < max_steps and not was_ended:
     chosen.append(("none",))
   if len(accepted) < max_steps:
     accepted.append(("none",))
@@ -110,7 +110,6 @@ def score_trajectory(
   # The same text by both sets of rules.
   task = text, question.answers, question.interval
   scores, default = answers.score_answer(*task), answers.score_default(*task)
-  kinds = {fault.partition(":")[0] for fault in trajectory.faults}
   route = float("nan")
   if question.hops is not None:
     route = float(np.mean(route_correctness(trajectory, max_steps)))
@@ -123,7 +122,7 @@ def score_trajectory(
     default_exact=default.exact,
     route=route,
     retrieval=evidence_recall(trajectory),
-    format=float(not kinds & {*FORMAT_FAULTS}),
+    format=float(not trajectory.fault_kinds & {*FORMAT_FAULTS}),
     retrievals=sum(len(done.plan.routes) for done in trajectory.rounds),
     tokens=trajectory.tokens,
     cut=trajectory.truncated_tokens,

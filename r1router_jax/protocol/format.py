@@ -32,7 +32,8 @@ MAX_SUB_QUESTION = 512  # In characters.
 
 MAX_ANSWER = 2048  # In characters.
 
-_TAG = re.compile(r"</?(?:think|sub-question|ret|answer)>", re.IGNORECASE)
+# Any tag of the protocol, in any case.
+TAG = re.compile(r"</?(?:think|sub-question|ret|answer)>", re.IGNORECASE)
 
 _ROUTES = {name.lower(): route for route, name in ROUTE_NAMES.items()}
 
@@ -131,11 +132,11 @@ def _split_at_tags(text: str, tags: Sequence[str]) -> list[str] | str:
   """
   # Tags must be exactly those of the protocol, once each and in order.
   wanted = [form.format(tag) for tag in tags for form in ("<{}>", "</{}>")]
-  found = [tag.lower() for tag in _TAG.findall(text)]
+  found = [tag.lower() for tag in TAG.findall(text)]
   if found != wanted:
     shown = " ".join(found[:8]) or "none"
     return f"tags are {shown}; wanted {' '.join(wanted)}"
-  pieces = [" ".join(piece.split()) for piece in _TAG.split(text)]
+  pieces = [" ".join(piece.split()) for piece in TAG.split(text)]
   # Pieces alternate: outside of tags, inside, outside, ..
   if any(pieces[::2]):
     return "text stands outside the tags"

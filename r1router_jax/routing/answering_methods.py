@@ -40,13 +40,6 @@ class AnsweringMethod:
   stop: tuple[str, ...] = ()
   repairs_plans: bool = False
 
-  def check_config(self, config: PromptOptions) -> None:
-    """Check that a policy of this config can be asked.
-
-    Raises:
-      UserError: if it cannot.
-    """
-
   def fixed_plan(self, question: Question, n: int) -> Plan | None:
     """Return the plan of round `n`, or None to ask the policy for it."""
     # The policy plans.
@@ -62,6 +55,9 @@ class AnsweringMethod:
     """Return the prompt of the next step, or None if passages are not read.
 
     An answer to the prompt of a plan ends the episode.
+
+    Raises:
+      UserError: if a policy of this config cannot be asked.
     """
     raise NotImplementedError
 

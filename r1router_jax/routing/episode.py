@@ -1,7 +1,6 @@
 """The state of one question while the routing loop runs."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 from r1router_jax.common.records import (
@@ -16,11 +15,6 @@ from r1router_jax.common.records import (
   Trajectory,
 )
 from r1router_jax.protocol import format
-
-# Any tag of the protocol, in any case.
-_TAGS = re.compile(
-  f"(?i)</?(?:{'|'.join({*format.PLAN_TAGS, *format.ANSWER_TAGS})})>"
-)
 
 
 @dataclasses.dataclass
@@ -110,5 +104,5 @@ def _answer_text(answer: Answer | Malformed) -> str:
   if isinstance(answer, Answer):
     return answer.text
   # White space collapses, so that the answer stays on its line of the prompt.
-  words = " ".join(_TAGS.sub(" ", answer.text).split())
+  words = " ".join(format.TAG.sub(" ", answer.text).split())
   return words[: format.MAX_ANSWER]

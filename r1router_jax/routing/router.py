@@ -111,8 +111,8 @@ def run_routing(
   is for knowledge bases that take longer than generation.
 
   Raises:
-    UserError: if a question has no text, or if parts of the questions would
-      search while other hosts do not.
+    UserError: if a question has no text, if the method cannot ask the policy,
+      or if parts of the questions would search while other hosts do not.
   """
   # Shards on several hosts are searched in step, which threads would break.
   if in_flight > 1 and retriever.is_collective(kbs):
@@ -200,8 +200,6 @@ class RoutingLoop:
     options: method, sampling and limits.
     visited_steps: each step that the policy was asked, with its responses.
 
-  Raises:
-    UserError: if the method cannot ask the policy.
   """
 
   policy: PolicyInterface
@@ -211,8 +209,6 @@ class RoutingLoop:
 
   def __post_init__(self):
     self._method = self.options.method
-    # Fails before anything is generated.
-    self._method.check_config(self.policy.config)
     # Steps are collected here and reported at the end, in one thread.
     self.visited_steps: list[VisitedStep] = []
     self._episodes: list[Episode] = []

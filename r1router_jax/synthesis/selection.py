@@ -37,7 +37,7 @@ from r1router_jax.common.files import atomic_write
 from r1router_jax.common.records import Answer, Question, Step
 from r1router_jax.common.row_files import MAX_ROW_BYTES, RowError, parse_json
 from r1router_jax.data import benchmarks, r1_router_rows
-from r1router_jax.metrics.trajectories import score_trajectories
+from r1router_jax.metrics.trajectories import score_trajectory
 
 KEPT = "kept"
 INPUT = "input"
@@ -103,7 +103,7 @@ class SelectionRules:
   def classify(self, run: TeacherRun) -> str:
     """Return one of `OUTCOMES`, other than the last two."""
     trajectory = run.trajectory
-    faults = {fault.partition(":")[0] for fault in trajectory.faults}
+    faults = trajectory.fault_kinds
     # The teacher never read such a question, so nothing else is its fault.
     if "input" in faults:
       return INPUT
@@ -111,9 +111,8 @@ class SelectionRules:
     answers = [done.answer for done in trajectory.rounds] + [trajectory.final]
     if "stuck" in faults or not all(isinstance(a, Answer) for a in answers):
       return MALFORMED
-    scores = score_trajectories([trajectory], max_steps=self.max_steps)
-    # A question without gold answers scores NaN, which is not 1 either.
-    if scores[self.metric][0] != 1:
+    scores = score_trajectory(trajectory, max_steps=self.max_steps)
+    if scores[self.metric] != 1:
       return WRONG
     # Other case or white space does not make another sub-question.
     asked = [fold_text(done.plan.sub_question) for done in trajectory.rounds]
@@ -147,8 +146,7 @@ class SelectionRules:
       history += ((asked, done.answer.text),)
 
     count = len(trajectory.rounds)
-    was_ended = any(f.startswith("repeated:") for f in trajectory.faults)
-    if count < self.max_steps and not was_ended:
+    if count < self.max_steps and "repeated" not in trajectory.fault_kinds:
       add_step("plan", count, sub_question="None", routes=("none",))
 
     # Rewards know no intervals, so a number within the question's interval
@@ -221,7 +219,7 @@ def _copy_image(path: str, folder: str) -> str:
   return name
 
 
-def load_questions(*source: str) -> list[Question]:
+def load_questions(*source: str | int) -> list[Question]:
   """Return the questions of a benchmark, each text on one line, as in rows.
 
   Args:

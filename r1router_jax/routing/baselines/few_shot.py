@@ -36,16 +36,17 @@ EXAMPLES = tuple(
 class FewShotRouter(R1Router):
   """R1-Router with examples before each prompt."""
 
-  def check_config(self, config: PromptOptions) -> None:
-    """Refuse policies of styles that have no examples."""
+  def build_prompt(self, config: PromptOptions, step: Step) -> Conversation:
+    """Return the prompt of a step, after the examples of its kind.
+
+    Raises:
+      UserError: if there are no examples in the style of the policy.
+    """
     if config.style != STYLE:
       raise UserError(
         f"few_shot: there are no examples in the style {config.style!r}, whose "
         "policies know what to do or do not; leave it out."
       )
-
-  def build_prompt(self, config: PromptOptions, step: Step) -> Conversation:
-    """Return the prompt of a step, after the examples of its kind."""
     prompt, examples = config.build_prompt(step), render_examples(step.kind)
     return dataclasses.replace(prompt, examples=examples)
 
