@@ -76,17 +76,6 @@ _WORKDIR = flags.DEFINE_string(
 _KEY_ADDRESS = shared_flags.define_flag("key_address")
 
 
-@dataclasses.dataclass(frozen=True)
-class Event:
-  """The end of an iteration, as the hooks see it."""
-
-  iteration: int  # Iterations done, this one included.
-  is_last: bool
-  is_stopping: bool  # Whether the machine is wanted back.
-  state: train_step.TrainState
-  report: throughput.IterationReport
-
-
 def train(
   config: config_dict.ConfigDict, workdir: epath.PathLike
 ) -> policy_lib.Policy:
@@ -131,14 +120,14 @@ def train(
           microbatches = batch_lib.split_microbatches(batch, rows)
           state, metrics = run.train_step(state, reference, microbatches)
           metrics = jax.device_get(metrics)
-        hooks.add_update(metrics, report)
+        hooks.add_update(metrics)
         if metrics["skipped"] >= run.config.max_skipped:
           _stop_after_skips(run, i, batch, metrics)
 
       # 3. Hooks: validation, log, samples, checkpoint; none changes the state.
-      event = Event(i + 1, i + 1 == total, is_preempted(i), state, report)
-      hooks.run_due(event)
-      if event.is_stopping and not event.is_last:
+      is_stopping = is_preempted(i)
+      hooks.run_due(i + 1, state, is_stopping)
+      if is_stopping and i + 1 < total:
         raise cli.Preempted(
           f"Told to stop; saved after iteration {i + 1}.  The same command "
           "goes on from there."
@@ -167,7 +156,8 @@ def restore_or_init(
   reference = None
   if run.algorithm.needs_reference:
     # The policy that the run started from, also after a restart.
-    trainable = functools.partial(run_setup.trainable_params, run.config)
+    regex = run.config.trainable_regex
+    trainable = functools.partial(train_step.trainable_params, trainable=regex)
     reference = run.strategy.init_sharded(trainable, params)
   return state, reference, saved
 
@@ -192,68 +182,70 @@ class Hooks:
     self._best = saved.get("best", -1.0)  # Validation rewards are at least 0.
 
   def add_report(self, report: throughput.IterationReport) -> None:
-    """Count the work and the time of an iteration's rollouts."""
+    """Count the work and the time of a new iteration's rollouts."""
+    self._report = report
     self._log.attribute_seconds(report.seconds, within="data")
     self._meter.add_work(report.work)
 
-  def add_update(
-    self, metrics: Mapping[str, Any], report: throughput.IterationReport
-  ) -> None:
+  def add_update(self, metrics: Mapping[str, Any]) -> None:
     """Keep the scalars of an update for the next line of the log."""
     skipped = metrics["skipped"] > 0
     # A mean over nothing, as where no group has a signal, is no number.
     names = [] if skipped else [x for x in metrics if np.isfinite(metrics[x])]
     scalars = {name: float(metrics[name]) for name in names}
     scalars["skipped"] = float(skipped)
-    self._pending.append(scalars | report.scalars)
+    self._pending.append(scalars | self._report.scalars)
 
-  def run_due(self, event: Event) -> None:
-    """Run the hooks that are due after an iteration, in the order of events."""
-    config, number = self._run.config, event.iteration
+  def run_due(
+    self, done: int, state: train_step.TrainState, is_stopping: bool
+  ) -> None:
+    """Run the hooks that are due after `done` iterations.
+
+    A machine that is wanted back, `is_stopping`, makes a checkpoint due.
+    """
+    config = self._run.config
 
     def is_due(every):
-      return every and (event.is_last or number % every == 0)
+      return every and (done == config.total_steps or done % every == 0)
 
     # Validation comes first: its scores belong to this line of the log.
     if is_due(config.validation.every):
-      self._validate(event)
+      self._validate(state)
     if is_due(config.log_every):
-      self._write_log(event)
+      self._write_log(done)
     # Samples are not repeated at the end of a run.
-    if config.samples_every and number % config.samples_every == 0:
-      if event.report.groups:
-        self._log.write_samples(number, event.report.groups)
+    if config.samples_every and done % config.samples_every == 0:
+      if self._report.groups:
+        self._log.write_samples(done, self._report.groups)
     # Last, so that a checkpoint holds what the other hooks have changed.
-    if event.is_stopping or is_due(config.checkpoint_every):
-      self._save_checkpoint(number, event.state)
+    if is_stopping or is_due(config.checkpoint_every):
+      self._save_checkpoint(done, state)
 
-  def _validate(self, event: Event) -> None:
+  def _validate(self, state: train_step.TrainState) -> None:
     """Score the state on held-out steps, and save the policy if it is best."""
-    scores = self._run.validator.score_params(event.state.params)
+    scores = self._run.validator.score_params(state.params)
     self._pending.append(scores)
     # Of equal states the earlier one stays.
     if scores[validation.REWARD_METRIC] > self._best:
       self._best = scores[validation.REWARD_METRIC]
-      _save_policy(self._run, event.state, "best")
+      _save_policy(self._run, state, "best")
 
-  def _write_log(self, event: Event) -> None:
+  def _write_log(self, done: int) -> None:
     """Write a line of scalars, and warn if they look like a collapse."""
     scalars = _mean_scalars(self._pending) | self._meter.read_rates()
     # Offline steps were searched for once, before the first iteration.
     if self._run.config.is_online:
       scalars |= retriever.pop_search_metrics(self._run.kbs)
-    self._log.write_scalars(event.iteration, scalars)
+    self._log.write_scalars(done, scalars)
     for warning in health_checks.find_warnings(self._log.lines):
-      logging.warning("Iteration %d: %s", event.iteration, warning)
+      logging.warning("Iteration %d: %s", done, warning)
     self._pending = []
 
-  def _save_checkpoint(
-    self, iteration: int, state: train_step.TrainState
-  ) -> None:
+  def _save_checkpoint(self, done: int, state: train_step.TrainState) -> None:
     """Save the state, with what a run needs to continue from it."""
     metadata = dict(self._run.metadata, window=self._pending, best=self._best)
     state = self._run.strategy.to_global(state)
-    self._saved_states.save(iteration, state, metadata)
+    self._saved_states.save(done, state, metadata)
 
   @contextlib.contextmanager
   def save_if_unreachable(
@@ -319,10 +311,8 @@ def _stop_after_skips(
 ) -> NoReturn:
   """Write the batch that could not be learnt from; raise FloatingPointError."""
   # Each process writes the rows of its own host.
-  name = f"{iteration}.npz"
-  if jax.process_count() > 1:
-    name = f"{iteration}.{jax.process_index()}.npz"
-  path = run.workdir / "skipped" / name
+  part = f".{jax.process_index()}" if jax.process_count() > 1 else ""
+  path = run.workdir / "skipped" / f"{iteration}{part}.npz"
   path.parent.mkdir(parents=True, exist_ok=True)
   leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
   name_of = functools.partial(jax.tree_util.keystr, simple=True, separator=".")

@@ -25,7 +25,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epy
@@ -43,13 +43,19 @@ with epy.lazy_imports():
   from jax.experimental import topologies
 
   from r1router_jax.generation import group_decode, token_sampling
+  from r1router_jax.inputs import processor
   from r1router_jax.models import qwen2_5_vl
   from r1router_jax.parallel import mesh as mesh_lib
   from r1router_jax.parallel import strategy
-  from r1router_jax.policy import config as policy_config
+  from r1router_jax.policy import config as config_lib
   from r1router_jax.policy import policy as policy_lib
   from r1router_jax.training import batch as batch_lib
-  from r1router_jax.training import grpo_loss, run_setup, step_grpo
+  from r1router_jax.training import (
+    grpo_loss,
+    run_setup,
+    step_grpo,
+    train_step,
+  )
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -90,8 +96,7 @@ TABLE_HEAD = """\
 |----------|----------|----------:|--------:|----------:|------|"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
   """One program of a run, ready to be compiled."""
 
   name: str  # A key of `ADVICE`.
@@ -101,8 +106,7 @@ class Program:
   donated: tuple[int, ...] = ()  # Arguments whose memory it takes over.
 
 
-@dataclasses.dataclass(frozen=True)
-class ProgramMemory:
+class ProgramMemory(NamedTuple):
   """The memory that one program needs on one chip, in GiB.
 
   If the compiler gave up, the peak is what it wanted and the arguments are NaN.
@@ -150,9 +154,7 @@ def find_devices(topology: str) -> np.ndarray:
   return np.array(described.devices)
 
 
-def describe_batch(
-  config: RunConfig, policy: policy_config.PolicyConfig
-) -> str:
+def describe_batch(config: RunConfig, policy: config_lib.PolicyConfig) -> str:
   """Return what a data shard does at one time, in words."""
   images, grpo = "", config.step_grpo
   if policy.model.vision is not None:
@@ -166,17 +168,13 @@ def describe_batch(
   )
 
 
-def read_policy_config(config: RunConfig) -> policy_config.PolicyConfig:
-  """Return the config of the policy that the run starts from."""
+def read_policy_config(
+  config: RunConfig, platform: str | None = None
+) -> config_lib.PolicyConfig:
+  """Return a run's policy config, with a platform's own attention kernel."""
   start = config.policy
-  return policy_config.config_for_run(start.start_from, start.overrides)
-
-
-def resolve_attention(
-  policy: policy_config.PolicyConfig, platform: str
-) -> policy_config.PolicyConfig:
-  """Return the config with the attention kernel that a platform would take."""
-  if policy.compute.attention != "auto":
+  policy = config_lib.config_for_run(start.start_from, start.overrides)
+  if platform is None or policy.compute.attention != "auto":
     return policy
   # "auto" would ask the devices of this machine.
   kernel = "splash" if platform == "tpu" else "xla"
@@ -186,8 +184,7 @@ def resolve_attention(
 
 def make_programs(config: RunConfig, devices: np.ndarray) -> list[Program]:
   """Return the rollout and the update of a run on the given devices."""
-  platform = devices.flat[0].platform
-  policy = resolve_attention(read_policy_config(config), platform)
+  policy = read_policy_config(config, devices.flat[0].platform)
   make_mesh = functools.partial(mesh_lib.mesh_from_devices, list(devices))
   training_mesh = make_mesh(config.mesh, "config.mesh")
   rollout_mesh = make_mesh(config.rollout_mesh, "config.rollout_mesh")
@@ -197,15 +194,13 @@ def make_programs(config: RunConfig, devices: np.ndarray) -> list[Program]:
 
   # Shapes alone: no weights are read or made.
   params = jax.eval_shape(make_params, jax.random.key(0))
-  return [
-    _make_rollout(config, policy, params, rollout_mesh),
-    _make_update(config, policy, params, training_mesh),
-  ]
+  run = config, policy, params
+  return [_make_rollout(*run, rollout_mesh), _make_update(*run, training_mesh)]
 
 
 def _make_rollout(
   config: RunConfig,
-  policy: policy_config.PolicyConfig,
+  policy: config_lib.PolicyConfig,
   params: Any,
   mesh: jax.sharding.Mesh,
 ) -> Program:
@@ -216,39 +211,30 @@ def _make_rollout(
   decode = functools.partial(sample, model, max_tokens=longest)
   shape = config.data.prompts_per_shard, config.step_grpo.group_size
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape))
-  prompts = step_grpo.abstract_prompts(policy, shape[0])
   rows, shards = mesh_lib.batch_sharding(mesh), mesh.shape[mesh_lib.DATA]
-
-  def describe_rows(x):
-    return jax.ShapeDtypeStruct((shards, *x.shape), x.dtype, sharding=rows)
-
   # Prompts and keys have a leading axis of data shards.
-  by_shard = jax.tree.map(describe_rows, (prompts, keys))
+  by_shard = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((shards, *x.shape), x.dtype, sharding=rows),
+    (abstract_prompts(policy, shape[0]), keys),
+  )
   # Sampling splits weights along `tensor` alone, and holds them in the dtype
   # of products.
   shardings = mesh_lib.tree_shardings(params, mesh, without=(mesh_lib.FSDP,))
-  weights = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, policy.compute.dtype), params
-  )
-  weights = mesh_lib.with_shardings(weights, shardings)
+  weights = mesh_lib.with_shardings(params, shardings, policy.compute.dtype)
   # The vocabulary mask and the id of the end token.
-  constraints = group_decode.DecodeConstraints(
-    jax.ShapeDtypeStruct((policy.model.vocab,), bool),
-    jax.ShapeDtypeStruct((), jnp.int32),
-  )
+  shaped = jax.ShapeDtypeStruct
+  constraints = shaped((policy.model.vocab,), bool), shaped((), jnp.int32)
+  constraints = group_decode.DecodeConstraints(*constraints)
   sampling = jax.eval_shape(token_sampling.GREEDY.validate)
-  return Program(
-    "rollout",
-    mesh,
-    # Arguments 0, 3 and 4 are the same for all data shards.
-    mesh_lib.shard_map_over_data(decode, mesh, shared=(0, 3, 4)),
-    (weights, *by_shard, sampling, constraints),
-  )
+  # Arguments 0, 3 and 4 are the same for all data shards.
+  function = mesh_lib.shard_map_over_data(decode, mesh, shared=(0, 3, 4))
+  arguments = weights, *by_shard, sampling, constraints
+  return Program("rollout", mesh, function, arguments)
 
 
 def _make_update(
   config: RunConfig,
-  policy: policy_config.PolicyConfig,
+  policy: config_lib.PolicyConfig,
   params: Any,
   mesh: jax.sharding.Mesh,
 ) -> Program:
@@ -258,6 +244,7 @@ def _make_update(
   # The mask of allowed tokens is a constant of the program, as in a run.
   allowed = jnp.ones(policy.model.vocab, bool)
   loss = functools.partial(grpo_loss.loss, model, loss_config, allowed=allowed)
+  init_state, step = run_setup.make_update(config, loss, axis_name=None)
   shards = math.prod(mesh.shape.get(axis, 1) for axis in mesh_lib.BATCH_AXES)
   # The strategy gives states the shardings that checkpoints have.  Under pmap a
   # chip holds as much as on a mesh that splits no weights.
@@ -265,35 +252,60 @@ def _make_update(
   # Only a divergence needs the reference policy.
   reference = None
   if loss_config.kl_coef != 0:
-    trainable = functools.partial(run_setup.trainable_params, config)
+    regex = config.trainable_regex
+    trainable = functools.partial(train_step.trainable_params, trainable=regex)
     reference = layout.abstract_state(trainable, params)
-  state = layout.abstract_state(run_setup.make_init_state(config), params)
-  batch = _abstract_microbatches(config, policy, mesh, shards)
-  train_step = run_setup.make_train_step(config, loss, axis_name=None)
-  return Program("update", mesh, train_step, (state, reference, batch), (0,))
-
-
-def _abstract_microbatches(
-  config: RunConfig,
-  policy: policy_config.PolicyConfig,
-  mesh: jax.sharding.Mesh,
-  shards: int,
-) -> batch_lib.Batch:
-  """Return the shapes of an update's batch over the mesh, [M, D m, ...]."""
-  batch = step_grpo.abstract_batch(config, policy, shards)
-  batch = jax.eval_shape(  # [D, M, m, ...]
-    lambda batch: batch_lib.split_microbatches(batch, config.micro_batch_size),
-    batch,
-  )
+  state = layout.abstract_state(init_state, params)
+  batch = abstract_microbatches(config, policy, shards)
   # Microbatches follow each other; the rows of each are split.
   rows = jax.sharding.PartitionSpec(None, *mesh_lib.batch_sharding(mesh).spec)
-  sharding = jax.sharding.NamedSharding(mesh, rows)
+  rows = jax.sharding.NamedSharding(mesh, rows)
+  batch = mesh_lib.with_shardings(batch, jax.tree.map(lambda _: rows, batch))
+  return Program("update", mesh, step, (state, reference, batch), (0,))
 
-  def describe(x):
-    shape = x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:]
-    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
-  return jax.tree.map(describe, batch)
+def abstract_microbatches(
+  config: RunConfig, policy: config_lib.PolicyConfig, shards: int
+) -> batch_lib.Batch:
+  """Return the shapes, [M, D m, ...], of the largest batch of an update."""
+  shaped, rows = jax.ShapeDtypeStruct, config.step_grpo.update_batch_size
+  group = rows, config.step_grpo.group_size
+  tokens = *group, policy.response_tokens[-1]
+  # The shapes of one data shard, [B, ...].
+  batch = batch_lib.Batch(
+    prompt=abstract_prompts(policy, rows),
+    response=shaped(tokens, jnp.int32),
+    mask=shaped(tokens, bool),
+    advantage=shaped(group, jnp.float32),
+    old_logp=shaped(tokens, jnp.float32),
+    loss_denominator=shaped((rows,), jnp.float32),
+  )
+  count = rows // (config.micro_batch_size or rows)
+
+  def split(x):
+    size = shards * x.shape[0] // count
+    return shaped((count, size, *x.shape[1:]), x.dtype)
+
+  return jax.tree.map(split, batch)
+
+
+def abstract_prompts(policy: config_lib.PolicyConfig, prompts: int) -> Any:
+  """Return the shapes of the B largest prompts that a policy can read.
+
+  Each has the longest padded length and as many images of the largest size as
+  an answer prompt may show.
+  """
+  vision, images, windows = policy.model.vision, 0, 0
+  if vision is not None:
+    # The image of the question, and those of passages.
+    images = prompts * (1 + policy.passage_images)
+    windows = processor.next_power_of_two(
+      -(-policy.max_pixels // vision.window**2)
+    )
+  empty = qwen2_5_vl.empty_prompt_batch(
+    prompts, policy.prompt_tokens[-1], images, windows, vision
+  )
+  return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty))
 
 
 def measure_memory(program: Program) -> ProgramMemory:
@@ -327,12 +339,11 @@ def _wanted_gib(message: str) -> float:
 
 def format_row(topology: str, memory: ProgramMemory) -> str:
   """Return an aligned row of the Markdown table under `TABLE_HEAD`."""
-  arguments, limit = (
-    f"{x:.2f}" if math.isfinite(x) else "-"
-    for x in (memory.arguments, memory.limit)
-  )
+  program, peak, *others = memory
+  # Not every number is known.
+  arguments, limit = (f"{x:.2f}" if math.isfinite(x) else "-" for x in others)
   return (
-    f"| {topology:8} | {memory.program:8} | {memory.peak:9.2f} | {limit:>7} | "
+    f"| {topology:8} | {program:8} | {peak:9.2f} | {limit:>7} | "
     f"{arguments:>9} | {'yes' if memory.fits else 'NO':4} |"
   )
 

@@ -2,34 +2,20 @@
 
 import importlib.util
 import math
-import subprocess
-import sys
 
 import jax
 import pytest
 
 from r1router_jax import train_compile
+from tests.commands import run_command
 from tests.train_runs import CONFIGS, make_run_config
 
-
-def run_command(*arguments):
-  return subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "r1router_jax.train_compile",
-      f"--config={CONFIGS / 'step_grpo.py'}:smoke",
-      *arguments,
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+STEP_GRPO = f"--config={CONFIGS / 'step_grpo.py'}:smoke"
 
 
 @pytest.mark.slow
 def test_dry_run_compiles_both_programs():
-  done = run_command("--topology=cpu:2")
+  done = run_command("train_compile", STEP_GRPO, "--topology=cpu:2")
   assert done.returncode == 0, done.stderr
   # Columns: topology, program, GiB, limit, arguments, fits.
   rows = [
@@ -50,7 +36,7 @@ def test_dry_run_compiles_both_programs():
   reason="libtpu is not installed: pip install -e '.[tpu]'",
 )
 def test_compiles_for_a_tpu_that_is_not_there():
-  done = run_command("--topology=v5e:2x2")
+  done = run_command("train_compile", STEP_GRPO, "--topology=v5e:2x2")
   assert done.returncode == 0, done.stderr
   # One row for each program.
   assert done.stdout.count("| v5e:2x2 ") == 2
@@ -68,7 +54,7 @@ def test_compiles_for_a_tpu_that_is_not_there():
   ],
 )
 def test_wrong_option_is_one_clear_line(flags, message):
-  done = run_command(*flags)
+  done = run_command("train_compile", STEP_GRPO, *flags)
   assert done.returncode == 2 and message in done.stderr
   assert "Traceback" not in done.stderr
 
@@ -80,9 +66,19 @@ def test_only_auto_attention_depends_on_the_devices(attention, kernel):
   config = make_run_config(
     "step_grpo", "7b", **{"policy.overrides.compute.attention": attention}
   )
-  policy = train_compile.read_policy_config(config)
-  policy = train_compile.resolve_attention(policy, "cpu")
+  policy = train_compile.read_policy_config(config, "cpu")
   assert policy.compute.attention == kernel
+
+
+def test_batch_has_the_shapes_of_the_largest_microbatches():
+  changes = {"step_grpo.update_batch_size": 2, "micro_batch_size": 1}
+  config = make_run_config("step_grpo", "tiny", **changes)
+  policy = train_compile.read_policy_config(config)
+  batch = train_compile.abstract_microbatches(config, policy, 8)
+  group, tokens = config.step_grpo.group_size, policy.response_tokens[-1]
+  assert batch.response.shape == batch.old_logp.shape == (2, 8, group, tokens)
+  assert batch.prompt.tokens.shape == (2, 8, policy.prompt_tokens[-1])
+  assert batch.prompt.patches.shape[:2] == (2, 8)  # An image of each prompt.
 
 
 def test_missing_libtpu_is_named_with_its_cure(monkeypatch):

@@ -8,12 +8,9 @@ import re
 def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   """Return the folder of a checkpoint, after a download if that is needed.
 
-  Only JSON and safetensors files are taken from the hub, so nothing that could
-  run.
-
-  Args:
-    name: a folder, or the id of a model on the hub, "owner/model"; a
-      FileNotFoundError says that there is neither.
+  The name is a folder, or the id of a model on the hub, "owner/model"; a
+  FileNotFoundError says that there is neither.  Only JSON and safetensors files
+  are taken from the hub, so nothing that could run.
   """
   # A local folder comes before a model of the same name on the hub.
   if os.path.isdir(name):

@@ -71,10 +71,8 @@ def load_image(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Load the first frame of an image: upright, RGB, transparency on white.
 
-  A path is trusted, unless it is a name below the folder `root`.
-
-  Raises:
-    BadImage: the file cannot be used, for any reason.
+  A path is trusted, unless it is a name below the folder `root`.  A file that
+  cannot be used, for any reason, raises BadImage.
   """
   path = os.fspath(path)
   if root is not None:
@@ -185,11 +183,9 @@ def center_crop(
 
 def normalize_pixels(
   image: UInt8[np.ndarray, "H W 3"],
-  mean: tuple[float, float, float],
-  std: tuple[float, float, float],
 ) -> Float32[np.ndarray, "H W 3"]:
-  """Scale pixels to [0, 1], subtract `mean`, divide by `std`, per channel."""
+  """Scale pixels to [0, 1] and standardise each channel, as CLIP does."""
   # A byte has 256 values, so a lookup gives the same bits with less work.
   levels = (np.arange(256) * (1 / 255)).astype(np.float32)
-  table = (levels[:, None] - np.float32(mean)) / np.float32(std)
+  table = (levels[:, None] - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
   return table[image, np.arange(3)]

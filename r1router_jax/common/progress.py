@@ -14,35 +14,41 @@ with epy.lazy_imports():
 
 T = TypeVar("T")
 
+SECONDS_PER_LINE = 10.0
 
-def show_progress(
-  items: Iterable[T], desc: str, *, total: int | None = None, every: float = 10
-) -> Iterator[T]:
+
+def show_progress(items: Iterable[T], desc: str) -> Iterator[T]:
   """Yield from `items` and show the progress, with the time left.
 
-  A terminal gets a bar, any other stderr a plain line after `every` seconds;
-  only process 0 shows anything.  By default `total` is the length of `items`,
-  if it has one.
+  A terminal gets a bar, any other stderr a plain line now and then; only
+  process 0 shows anything.
   """
-  if total is None and hasattr(items, "__len__"):
-    total = len(items)
   # The other processes do the same work in silence.
   if jax.process_index() != 0:
     yield from items
+    return
   # A person watches: a bar that moves.
-  elif sys.stderr.isatty():
-    yield from tqdm.tqdm(items, desc=desc, total=total)
-  else:
-    start = last_shown = time.monotonic()
-    done = 0
-    for done, item in enumerate(items, 1):
-      yield item
-      now = time.monotonic()
-      # The last item has the line after the loop.
-      if now - last_shown >= every and done != total:
-        last_shown = now
-        _print_progress(desc, done, total, now - start)
-    _print_progress(desc, done, total, time.monotonic() - start)
+  if sys.stderr.isatty():
+    yield from tqdm.tqdm(items, desc=desc)
+    return
+
+  total = len(items) if hasattr(items, "__len__") else None
+  start = last_shown = time.monotonic()
+
+  def print_line(done, now):
+    options = dict(ncols=0, prefix=desc)
+    text = tqdm.tqdm.format_meter(done, total, now - start, **options)
+    print(text, file=sys.stderr, flush=True)
+
+  done = 0
+  for done, item in enumerate(items, 1):
+    yield item
+    now = time.monotonic()
+    # The last item has the line after the loop.
+    if now - last_shown >= SECONDS_PER_LINE and done != total:
+      last_shown = now
+      print_line(done, now)
+  print_line(done, time.monotonic())
 
 
 def show_chunks(
@@ -52,26 +58,3 @@ def show_chunks(
   if items:
     starts = range(0, len(items), size)
     yield from show_progress([items[i : i + size] for i in starts], desc)
-
-
-def _print_progress(
-  desc: str, done: int, total: int | None, seconds: float
-) -> None:
-  """Print one line, e.g. "sft: 2 of 4 (50%), 12 s, 0.167/s, 12 s left"."""
-  # A rate of items that took no time would be infinite.
-  rate = done / max(seconds, 1e-9)
-  text = f"{desc}: {done}"
-  if total:
-    text += f" of {total} ({done / total:.0%})"
-  text += f", {_format_duration(seconds)}, {rate:.3g}/s"
-  if total and 0 < done < total:
-    text += f", {_format_duration((total - done) / rate)} left"
-  print(text, file=sys.stderr, flush=True)
-
-
-def _format_duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f"{hours} h {minutes} min"
-  return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -41,19 +41,16 @@ EXCERPT = 120
 class RunLog:
   """Writes the scalars and samples of a run below its `workdir`.
 
-  Args:
-    workdir: the run's folder; in a bucket nothing is written for TensorBoard,
-      whose files have to grow.
-    after: the step that the run continues from.
-    wandb: the project of Weights & Biases that gets the scalars, too, or ""; a
-      UserError says that wandb is not installed.
+  The run continues from the step `after`.  A project of Weights & Biases,
+  `wandb`, gets the scalars, too; a UserError says if wandb is not installed.
+  In a bucket nothing is written for TensorBoard, whose files have to grow.
 
   Attributes:
     lines: all lines of scalars that process 0 has logged; empty elsewhere.
   """
 
   def __init__(
-    self, workdir: str | epath.PathLike, *, after: int = 0, wandb: str = ""
+    self, workdir: epath.PathLike, *, after: int = 0, wandb: str = ""
   ):
     self.lines: list[dict[str, Any]] = []
     # One process writes for all of them.
@@ -74,7 +71,7 @@ class RunLog:
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Append one line of scalars, with the seconds timed since the last one.
 
-    Scalars are numbers, or arrays of one element; else a UserError is raised.
+    Scalars are numbers, or arrays of one element; others raise UserError.
     """
     numbers = {name: _to_number(name, x) for name, x in scalars.items()}
     numbers |= {f"seconds/{name}": x for name, x in self._seconds.items()}
@@ -124,7 +121,7 @@ class RunLog:
       self._seconds[within] -= part
 
 
-def read_metrics(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """Return the logged lines of a run in order of step; empty if none."""
   path = epath.Path(workdir) / METRICS_FILE
   # Of several lines of one step the last one counts.
@@ -132,7 +129,7 @@ def read_metrics(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
   return [lines[step] for step in sorted(lines)]
 
 
-def read_samples(workdir: str | epath.PathLike) -> list[dict[str, Any]]:
+def read_samples(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """Return the groups of samples of a run, oldest first; empty if none."""
   return _read_lines(epath.Path(workdir) / SAMPLES_FILE)
 
@@ -154,21 +151,20 @@ def _to_number(name: str, value: Any) -> float | int | None:
 class _JsonLinesFile:
   """A file of JSON lines, from which those of steps after `after` are dropped.
 
-  Attributes:
-    kept: the lines that were not dropped.
+  `kept` are the lines that were not dropped.
   """
 
   def __init__(self, path: epath.Path, after: int):
     self.kept = [line for line in _read_lines(path) if line["step"] <= after]
     self._path, self._in_bucket = path, "://" in str(path)
-    self._text = "".join(map(_format_line, self.kept))
+    self._text = _format_lines(self.kept)
     # Drop later and torn lines on the disk, too.
     if path.exists():
       with atomic_write(path, "w") as file:
         file.write(self._text)
 
   def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(map(_format_line, lines))
+    text = _format_lines(lines)
     # Objects in a bucket cannot grow: write all of it again.
     if self._in_bucket:
       self._text += text
@@ -204,8 +200,8 @@ class _TensorBoardFile:
     self._file.flush()
 
 
-def _format_line(scalars: Mapping[str, Any]) -> str:
-  return json.dumps(scalars, allow_nan=False) + "\n"
+def _format_lines(lines: Iterable[Mapping[str, Any]]) -> str:
+  return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, Any]]:

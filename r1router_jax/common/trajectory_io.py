@@ -27,7 +27,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
     image=question.image,
     family=question.family,
     gold=list(question.answers),
-    rounds=[_round_to_row(round_) for round_ in trajectory.rounds],
+    rounds=[_round_to_row(each) for each in trajectory.rounds],
     final=vars(trajectory.final),
     faults=list(trajectory.faults),
     tokens=trajectory.tokens,
@@ -36,16 +36,16 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
   )
 
 
-def _round_to_row(round_: Round) -> dict[str, Any]:
+def _round_to_row(done: Round) -> dict[str, Any]:
   """Return the fields of a round, whose plan has at least one route."""
-  plan = round_.plan
+  plan = done.plan
   return dict(
     thought=plan.thought,
     sub_question=plan.sub_question,
     route=plan.routes[0],
     also=plan.routes[1:],
-    passages=[vars(p) for p in round_.passages],
-    answer=vars(round_.answer),
+    passages=[vars(p) for p in done.passages],
+    answer=vars(done.answer),
   )
 
 

@@ -50,15 +50,12 @@ CollateFn = Callable[[Int[np.ndarray, "D B"]], qwen2_5_vl.PromptBatch]
 class PrefillBatch(NamedTuple):
   """The next prompts, `B` on each shard, and where they go.
 
-  Attributes:
-    prompts: indices of the prompts; 0 for padding.
-    slots: prompt slot of each; out of range for padding.
-    row_indices: decode row of each member; out of range for padding.
+  For padding the prompt is 0, its slot and its rows are out of range.
   """
 
-  prompts: Int[np.ndarray, "D B"]
-  slots: Int[np.ndarray, "D B"]
-  row_indices: Int[np.ndarray, "D B G"]
+  prompts: Int[np.ndarray, "D B"]  # Indices of the prompts.
+  slots: Int[np.ndarray, "D B"]  # Prompt slot of each.
+  row_indices: Int[np.ndarray, "D B G"]  # Decode row of each member.
 
 
 class Scheduler:
@@ -248,11 +245,8 @@ def sample_responses(
 
   Parameters are in inference layout, whole on each data shard or split along
   other axes of the mesh.  `keys` is the data of a random key for each response,
-  [B, G, ...]; the fields of `sampling` broadcast to [B, G].  A data shard
-  decodes `max_rows` rows at one time.
-
-  Raises:
-    UserError: if there is no room for a token, or `sampling` is out of range.
+  [B, G, ...]; the fields of `sampling` broadcast to [B, G], and one out of
+  range raises UserError.  A data shard decodes `max_rows` rows at one time.
   """
   num_prompts, group_size = keys.shape[:2]
   shards = mesh.shape[mesh_lib.DATA]
@@ -263,33 +257,23 @@ def sample_responses(
   constraints = jax.tree.map(np.asarray, constraints)
   scheduler = Scheduler(num_prompts, group_size, max_rows, shards)
   programs = _compiled_programs(model, max_tokens, group_size, mesh)
-  shape = num_prompts, group_size, max_tokens
   # The host's copy of all responses, filled in any order.
-  responses = SampledResponses(
-    tokens=np.full(shape, constraints.eos_id, np.int32),
-    logp=np.zeros(shape, np.float32),
-    mask=np.zeros(shape, bool),
-    failed=np.zeros(shape[:2], bool),
-  )
-
+  responses = group_decode.empty_responses(num_prompts, group_size, max_tokens)
   state = None
   while scheduler.has_work:
     # 1. Admit: prefill queued prompts into free slots while there is room.
     while (batch := scheduler.admit_prompts()) is not None:
-      chosen = batch.prompts
+      chosen, *places = batch
       filters = SamplingParams(
         *(x[chosen].reshape(shards, -1) for x in sampling)
       )
-      prompts, rows = programs.prefill(
-        params, collate(chosen), keys[chosen], filters, constraints
-      )
+      inputs = collate(chosen), keys[chosen], filters, constraints
+      prompts, rows = programs.prefill(params, *inputs)
       # The shapes of caches are known from the first prefill.
       if state is None:
         sizes = scheduler.num_slots, scheduler.num_rows
         state = programs.empty_state(*sizes)(prompts, rows)
-      state = programs.insert_prompts(
-        state, prompts, rows, batch.slots, batch.row_indices
-      )
+      state = programs.insert_prompts(state, prompts, rows, *places)
     # 2. Shrink: at the end, go on with fewer rows.
     if (kept := scheduler.try_shrink()) is not None:
       state = programs.compact_rows(state, *kept)
@@ -321,8 +305,8 @@ def _collect_finished(
 class _Programs(NamedTuple):
   """The functions of `group_decode`, compiled for all data shards at once.
 
-  Their arguments are those of `group_decode`, with a leading axis of shards,
-  but for the model, the group size and the longest response, which are fixed.
+  Arguments have a leading axis of shards; the model, the group size and the
+  longest response are fixed.
   """
 
   prefill: Callable
@@ -353,9 +337,8 @@ def _compiled_programs(
   @functools.cache
   def empty_state(num_prompts, num_rows):
     sizes = dict(num_prompts=num_prompts, num_rows=num_rows)
-    return on_shards(
-      functools.partial(group_decode.empty_state, model, **sizes)
-    )
+    empty = functools.partial(group_decode.empty_state, model, **sizes)
+    return on_shards(empty)
 
   # Parameters and constraints are the same on all shards.  States are donated:
   # the caches are the largest arrays of sampling, and must not exist twice.

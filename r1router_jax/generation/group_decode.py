@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from r1router_jax.common.errors import UserError
@@ -48,6 +49,19 @@ class SampledResponses(NamedTuple):
   logp: Float[Array, "B G T"]  # Nats, at the temperature, before any filter.
   mask: Bool[Array, "B G T"]  # Up to and including the end token.
   failed: Bool[Array, "B G"]
+
+
+def empty_responses(
+  prompts: int, group_size: int, max_tokens: int
+) -> SampledResponses:
+  """Return arrays of the host that responses are written to."""
+  shape = prompts, group_size, max_tokens
+  return SampledResponses(
+    tokens=np.zeros(shape, np.int32),
+    logp=np.zeros(shape, np.float32),
+    mask=np.zeros(shape, bool),
+    failed=np.zeros(shape[:2], bool),
+  )
 
 
 class DecodeState(NamedTuple):
@@ -108,8 +122,7 @@ def prefill(
 ) -> tuple[qwen2_5_vl.PromptCache, DecodeState]:
   """Prefill prompts and sample the first token of each response.
 
-  Raises:
-    UserError: if there is no room for a token.
+  If there is no room for a token, it raises UserError.
   """
   if max_tokens < 1:
     raise UserError(
@@ -164,15 +177,13 @@ def empty_state(
   Its shapes are those of the examples, but for the numbers of prompts and rows.
   """
 
-  def resized_zeros(size, axis, x):
+  def resized_zeros(axis, x, size=num_prompts):
     shape = list(x.shape)
     shape[axis] = size
     return jnp.zeros(shape, x.dtype)
 
-  prompts = _map_prompts(
-    functools.partial(resized_zeros, num_prompts), prompts_like
-  )
-  rows = jax.tree.map(functools.partial(resized_zeros, num_rows, 0), rows_like)
+  prompts = _map_prompts(resized_zeros, prompts_like)
+  rows = jax.tree.map(lambda x: resized_zeros(0, x, num_rows), rows_like)
   # Done rows are skipped by decoding until an insert overwrites them.
   return EngineState(
     prompts,
@@ -229,19 +240,17 @@ def insert_prompts(
   whose row, is beyond the last are dropped.
   """
 
-  def scatter(indices, axis, old, new):
+  def scatter(axis, old, new, indices=prompt_slots):
     old, new = jnp.moveaxis(old, axis, 0), jnp.moveaxis(new, axis, 0)
     return jnp.moveaxis(old.at[indices].set(new, mode="drop"), 0, axis)
 
-  prompts = _map_prompts(
-    functools.partial(scatter, prompt_slots), state.prompts, new_prompts
-  )
+  prompts = _map_prompts(scatter, state.prompts, new_prompts)
   # Finished rows release their group slot, which a new row may now take.
   released = jnp.where(state.rows.done, _NO_SLOT, state.rows.group_slot)
   group_size = row_indices.shape[1]
   group_slot = prompt_slots[:, None] * group_size + jnp.arange(group_size)
   rows = jax.tree.map(
-    functools.partial(scatter, row_indices.reshape(-1), 0),
+    lambda old, new: scatter(0, old, new, row_indices.reshape(-1)),
     state.rows._replace(group_slot=released),
     new_rows._replace(group_slot=group_slot.reshape(-1)),
   )
@@ -262,12 +271,11 @@ def compact_rows(
     lambda axis, x: jnp.take(x, prompt_slots, axis), state.prompts
   )
   rows = jax.tree.map(lambda x: x[row_indices], state.rows)
-  return EngineState(
-    prompts,
-    rows._replace(group_slot=group_slots),
-    jax.tree.map(lambda x: jnp.take(x, row_indices, -4), state.decode_cache),
-    state.cache_index,
+  rows = rows._replace(group_slot=group_slots)
+  cache = jax.tree.map(
+    lambda x: jnp.take(x, row_indices, -4), state.decode_cache
   )
+  return EngineState(prompts, rows, cache, state.cache_index)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_tokens"))

@@ -26,22 +26,17 @@ CDF_BLOCK = 256  # Weights that are summed together before any is looked up.
 class SamplingParams(NamedTuple):
   """Temperature and filters: numbers, or arrays with one for each row.
 
-  Filters apply one after another, each to what the last one left.  Tokens that
-  may be sampled are the `top_k` likeliest (0: all), the likeliest that together
-  reach the probability `top_p`, and those at least `min_p` times as likely as
-  the likeliest.
+  Tokens that may be sampled are the `top_k` likeliest (0: all), and of these
+  the likeliest that together reach the probability `top_p`.
   """
 
   temperature: Float[Array, "*N"] | float = 1.0  # 0 takes the likeliest token.
   top_k: Int[Array, "*N"] | int = 0
   top_p: Float[Array, "*N"] | float = 1.0
-  min_p: Float[Array, "*N"] | float = 0.0
 
   def validate(self) -> "SamplingParams":
     """Return the values as arrays; raise UserError at one out of range."""
-    ranges = dict(
-      temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1), min_p=(0, 1)
-    )
+    ranges = dict(temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1))
     for name, (low, high) in ranges.items():
       value = np.asarray(getattr(self, name))
       valid, wanted = (low <= value) & (value <= high), f"{low} to {high}"
@@ -50,7 +45,7 @@ class SamplingParams(NamedTuple):
       if not valid.all():
         raise UserError(f"{name} is {getattr(self, name)}, wanted {wanted}.")
     # Fixed dtypes: a Python int or float would compile another program.
-    kinds = (np.float32, np.int32, np.float32, np.float32)
+    kinds = np.float32, np.int32, np.float32
     return SamplingParams(*map(np.asarray, self, kinds))
 
 
@@ -127,11 +122,9 @@ def filter_mask(
     return logits >= jnp.take_along_axis(descending, last, -1)
 
   # Sorting a vocabulary is slow: it is done only if some row needs ranks.
-  ranked = jax.lax.cond(
+  return jax.lax.cond(
     jnp.any((k > 0) | (p < 1)), by_rank, lambda: jnp.ones_like(logits, bool)
   )
-  min_p = jnp.log(as_column(sampling.min_p))
-  return ranked & (logits >= jnp.max(logits, -1, keepdims=True) + min_p)
 
 
 def sample_tokens(

@@ -18,13 +18,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.images import (
-  CLIP_MEAN,
-  CLIP_STD,
-  MAX_ASPECT,
-  BadImage,
-  normalize_pixels,
-)
+from r1router_jax.common.images import MAX_ASPECT, BadImage, normalize_pixels
 
 
 def smart_resize(
@@ -37,10 +31,8 @@ def smart_resize(
   """Return the size nearest to (height, width) that Qwen2-VL accepts.
 
   Both sides become multiples of `factor`, the area falls between the two
-  bounds, and the aspect ratio is kept as well as that allows.
-
-  Raises:
-    BadImage: if the image is too thin.
+  bounds, and the aspect ratio is kept as well as that allows.  An image that is
+  too thin raises BadImage.
   """
   if max(height, width) > MAX_ASPECT * min(height, width):
     raise BadImage(
@@ -87,16 +79,12 @@ def extract_patches(
   patch: int = 14,
   temporal: int = 2,
   merge: int = 2,
-  mean: tuple[float, float, float] = CLIP_MEAN,
-  std: tuple[float, float, float] = CLIP_STD,
 ) -> tuple[Float32[np.ndarray, "P D"], tuple[int, int, int]]:
   """Cut an image into normalised patches in merge-block order.
 
   The result is the patches, and the grid (1, h, w); `patch` is p, `temporal` T
-  and `merge` m of the module's docstring.
-
-  Raises:
-    UserError: if a side is no multiple of `patch * merge`, see `smart_resize`.
+  and `merge` m of the module's docstring.  If a side is no multiple of p m, it
+  raises UserError.
   """
   height, width = image.shape[:2]
   if height % (patch * merge) or width % (patch * merge):
@@ -107,9 +95,6 @@ def extract_patches(
     )
   # Pixel rows are (block h, patch of the block m, pixel p); so are columns.
   sizes = dict(m=merge, n=merge, p=patch, q=patch, t=temporal)
-  rows = einops.repeat(
-    normalize_pixels(image, mean, std),
-    "(h m p) (w n q) c -> (h w m n) (c t p q)",
-    **sizes,
-  )
+  order = "(h m p) (w n q) c -> (h w m n) (c t p q)"
+  rows = einops.repeat(normalize_pixels(image), order, **sizes)
   return rows, (1, height // patch, width // patch)

@@ -64,11 +64,9 @@ class Processor:
   def encode(self, conversation: Conversation) -> EncodedPrompt:
     """Read the images and encode the text.
 
-    A passage whose image cannot be read is shown without it.
-
-    Raises:
-      BadImage: if an image of the question cannot be read.
-      PromptTooLong: if the prompt is too long even without its passages.
+    A passage whose image cannot be read is shown without it, one of the
+    question raises BadImage.  A prompt that is too long even without its
+    passages raises PromptTooLong.
     """
     user, patches, unread = [], [], []
     for segment in conversation.user:
@@ -138,9 +136,7 @@ class Processor:
   def padded_length(self, ids: Sequence[int]) -> int:
     """Return the shortest of `lengths` that holds a prompt.
 
-    Raises:
-      PromptTooLong: if there is none; `encode` makes no such prompt.
-      UserError: if the prompt is empty.
+    If there is none, it raises PromptTooLong; for no tokens, UserError.
     """
     if not ids:
       raise UserError(
@@ -171,10 +167,8 @@ class Processor:
     `agree` maps the shape that this batch needs (tokens of a row, images of a
     row, windows of an image) to the one that it gets.  If hosts collate parts
     of one batch, whose shapes have to be equal, it is
-    `multihost.max_over_hosts`.
-
-    Raises:
-      UserError: if the placeholders of a row do not fit its images.
+    `multihost.max_over_hosts`.  Placeholders that do not fit the images of
+    their row raise UserError.
     """
     length = max(self.padded_length(prompt.ids) for prompt in batch)
     # A batch without packing is one with a single text in each row.
@@ -195,15 +189,11 @@ class Processor:
     Positions begin anew with each text; for the rest see `collate`.
     """
     # Room for images and windows: a few sizes, so that few shapes are compiled.
-    grids = [
-      [image.grid for text in row for image in text.images] for row in batch
-    ]
-    images_per_row = max(map(len, grids))
-    windows = [
-      qwen2_5_vl.count_windows(*grid, self.vision)
-      for grid in itertools.chain(*grids)
-    ]
-    windows = next_power_of_two(max(windows)) if windows else 0
+    grids = [[x.grid for text in row for x in text.images] for row in batch]
+    images_per_row, windows = max(map(len, grids)), 0
+    for grid in itertools.chain(*grids):
+      count = qwen2_5_vl.count_windows(*grid, self.vision)
+      windows = max(windows, next_power_of_two(count))
     length, images_per_row, windows = agree([length, images_per_row, windows])
 
     # Real prompts as padding: an empty row would have no last token to predict
@@ -246,13 +236,11 @@ class Processor:
         f"Row {row} of a batch has {len(at)} image placeholders, but its "
         f"images of {grids} patches take {sum(sizes)}."
       )
-    merged_grids = [
-      tuple(n // self.vision.merge for n in grid) for grid in grids
-    ]
+    merged = [tuple(n // self.vision.merge for n in grid) for grid in grids]
     # Image tokens have positions of their own (see the top); a packed text
     # starts again at 0.
     prompt.positions[row, :, room], prompt.next_position[row] = rope_positions(
-      len(text.ids), at, merged_grids
+      len(text.ids), at, merged
     )
 
     # Placeholders point at the tokens of the row's own images, each of which
@@ -266,9 +254,8 @@ class Processor:
       prompt.image_token[row, here] = tokens
       in_batch = row * images_per_row + in_row
       prompt.patches[in_batch, : len(image.patches)] = image.patches
-      plan = qwen2_5_vl.plan_windows(
-        *image.grid, self.vision, windows, tokens_per_image
-      )
+      layout = self.vision, windows, tokens_per_image
+      plan = qwen2_5_vl.plan_windows(*image.grid, *layout)
       for name, array in plan._asdict().items():
         getattr(prompt, name)[in_batch] = array
 

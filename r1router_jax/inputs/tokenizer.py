@@ -28,7 +28,7 @@ from r1router_jax.protocol import messages
 # Every policy needs the first three, and with images the others.
 CHAT_TOKENS = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE_PAD = "<|image_pad|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+VISION_BORDERS = VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE_TOKENS = (IMAGE_PAD, VISION_START, VISION_END)
 NEVER_SAMPLED = (PAD, START, *IMAGE_TOKENS)
 
@@ -111,17 +111,14 @@ class Tokenizer:
 
   Attributes:
     vocab_size: number of ids that the tokenizer knows.
-    pad_id: id of padding.
-    eos_id: id of the token that ends a response.
-    image_id: id of the image placeholder, or -1 if the policy reads texts
-      alone.
+    pad_id, eos_id: ids of padding and of the token that ends a response.
+    image_id: id of the image placeholder; -1 if the policy reads texts alone.
   """
 
   def __init__(self, path: str | pathlib.Path, style: str):
     """Read a `tokenizer.json`, for a style that is a key of `TEMPLATES`.
 
-    Raises:
-      UserError: if it lacks a token of the protocol.
+    If it lacks a token of the protocol, it raises UserError.
     """
     text = pathlib.Path(path).read_text("utf-8")
     added = json.loads(text)["added_tokens"]
@@ -131,11 +128,8 @@ class Tokenizer:
     self._trusted = tokenizers.Tokenizer.from_str(text)
     # Table markers such as [sep] are text; whatever opens with < is control.
     twin = json.loads(text)
-    twin["added_tokens"] = [
-      token
-      for token in added
-      if not token["special"] and "<" not in token["content"]
-    ]
+    plain = [token for token in added if not token["special"]]
+    twin["added_tokens"] = [x for x in plain if "<" not in x["content"]]
     self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(twin))
     self._template = TEMPLATES[style]
 
@@ -155,9 +149,8 @@ class Tokenizer:
     """Return the ids that a published config.json names."""
     names = dict(bos=PAD, pad=PAD, eos=END)
     if self.image_id >= 0:
-      names |= dict(
-        image=IMAGE_PAD, vision_start=VISION_START, vision_end=VISION_END
-      )
+      names |= dict(image=IMAGE_PAD)
+      names |= dict(vision_start=VISION_START, vision_end=VISION_END)
     find = self._trusted.token_to_id
     return {f"{name}_token_id": find(token) for name, token in names.items()}
 
@@ -180,22 +173,21 @@ class Tokenizer:
     """Encode a prompt in at most `limit` tokens.
 
     A longer prompt loses the ends of its passages, last one first, and their
-    images with them.  `image_sizes` are the numbers of tokens of its images.
-
-    Raises:
-      PromptTooLong: if it is longer even without its passages.
+    images with them; one that is longer even without raises PromptTooLong.
+    `image_sizes` are the numbers of tokens of its images.
     """
     # 1. Ids of every piece.
     opening = self._encode_piece(self._opening_text(conversation), False)
     closing = self._encode_piece(self._template.closing, False)
     segments = conversation.user + conversation.reply_prefix
-    sizes = iter(image_sizes)
-    whole = [
-      self._image_placeholder(next(sizes))
-      if segment.source == "image"
-      else self._encode_piece(segment.text, segment.source != "template")
-      for segment in segments
-    ]
+    sizes, whole = iter(image_sizes), []
+    first, last = (self._encode_piece(x, False) for x in VISION_BORDERS)
+    for segment in segments:
+      if segment.source == "image":
+        whole.append([*first, *[self.image_id] * next(sizes), *last])
+      else:
+        untrusted = segment.source != "template"
+        whole.append(self._encode_piece(segment.text, untrusted))
 
     # 2. Passages within their own limits, then the prompt within its limit.
     pieces = _limit_passages(segments, whole, passage_tokens)
@@ -210,24 +202,19 @@ class Tokenizer:
       )
 
     # 3. The prompt, and a report of what it has lost.
-    image_kept = [
-      bool(piece)
-      for segment, piece in zip(segments, pieces, strict=True)
-      if segment.source == "image"
-    ]
-    # Template text of a dropped passage is left out too, but does not count.
-    truncated = sum(
-      len(before) - len(piece)
-      for segment, before, piece in zip(segments, whole, pieces, strict=True)
-      if segment.source != "template"
-    )
+    image_kept, truncated = [], 0
+    for segment, before, piece in zip(segments, whole, pieces, strict=True):
+      if segment.source == "image":
+        image_kept.append(bool(piece))
+      # Template text of a dropped passage is left out too, but does not count.
+      if segment.source != "template":
+        truncated += len(before) - len(piece)
     pieces.insert(len(conversation.user), closing)
     ids = [*opening, *itertools.chain.from_iterable(pieces)]
     return TruncatedPrompt(ids, image_kept, truncated)
 
   def _opening_text(self, conversation: messages.Conversation) -> str:
-    """Return the system turn and the few-shot examples."""
-    # Examples are trusted: they may hold control tokens.
+    # Few-shot examples are trusted: they may hold control tokens.
     template = self._template
     text = template.opening.format(system=conversation.system)
     for user, reply in conversation.examples:
@@ -261,10 +248,7 @@ class Tokenizer:
     Entry [s, token] is the state after `token`, from state s; state 0 is the
     start and the last one "complete".  The automaton reads bytes, not tokens,
     since one text has many tokenisations: ".</", "ret", ">." complete "</ret>",
-    too.
-
-    Raises:
-      UserError: if there is no string, or an empty one.
+    too.  Without a string, or with an empty one, it raises UserError.
     """
     if not strings or not all(strings):
       raise UserError(
@@ -285,7 +269,6 @@ class Tokenizer:
     return table
 
   def _token_bytes(self, token: int) -> bytes:
-    """Return the bytes that a token adds to a response."""
     text = self._trusted.id_to_token(token)
     if text in self._added:
       return text.encode()
@@ -298,11 +281,6 @@ class Tokenizer:
 
   def _encode_piece(self, text: str, untrusted: bool) -> list[int]:
     return list(self._encode_cached(text, untrusted))
-
-  def _image_placeholder(self, count: int) -> list[int]:
-    start = self._encode_piece(VISION_START, False)
-    end = self._encode_piece(VISION_END, False)
-    return [*start, *[self.image_id] * count, *end]
 
 
 def _limit_passages(

@@ -84,11 +84,7 @@ def read_config(folder: str | os.PathLike) -> Config:
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
-  """Convert the contents of a config.json.
-
-  Raises:
-    BadConfig: the model is of another kind, or a field is missing.
-  """
+  """Convert the contents of a config.json, with the errors of `read_config`."""
   # Check that the model is one that `qwen2_5_vl` implements.  The nested form
   # keeps the fields of the language model in "text_config".
   kind = tree.get("model_type")

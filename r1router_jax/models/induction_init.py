@@ -54,11 +54,8 @@ def plant_induction_heads(
 ) -> dict:
   """Return fresh `params` with an induction circuit in two layers.
 
-  The seed is that of the random projection.
-
-  Raises:
-    UserError: if the model is not a tied one of at least two layers, with as
-      many key heads as query heads.
+  The seed is that of the random projection.  A model that is not tied, has one
+  layer, or other numbers of key and query heads, raises UserError.
   """
   if config.heads != config.kv_heads or not config.tied or config.layers < 2:
     raise UserError(

@@ -25,10 +25,7 @@ def add_adapters(
   """Add adapters beside each linear layer whose path, "layers/q", matches.
 
   Kernels are `.../w`, [D, F] or [layers, D, F].  The initial `a` is alpha / R
-  times a usual random projection.
-
-  Raises:
-    UserError: if no linear layer matches.
+  times a usual random projection.  If no layer matches, it raises UserError.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   # Sorted, so that each layer's key does not depend on the order of the tree.

@@ -47,7 +47,8 @@ from r1router_jax.common.errors import UserError
 WeightRule = tuple[str, str, str]
 WeightMap = tuple[WeightRule, ...]
 
-# (prefix, new prefix) pairs; the new prefix None skips a tensor.
+# (prefix, new prefix) pairs; the new prefix None skips a tensor, as one of
+# another model.
 Prefixes = Sequence[tuple[str, str | None]]
 
 WEIGHTS_FILE = "model.safetensors"
@@ -55,16 +56,11 @@ INDEX_FILE = "model.safetensors.index.json"
 
 SHARD_BYTES = 2 << 30  # Size at which a checkpoint gets another file.
 
-# The dtypes that weights may have; quantised weights are refused.
-FLOAT_DTYPES = ("F32", "BF16", "F16")
-
-# By the names of safetensors.
+# The dtypes that weights may have, by the names of safetensors.
 DTYPES = {
-  **{f"F{bits}": np.dtype(f"float{bits}") for bits in (64, 32, 16)},
+  "F32": np.dtype(np.float32),
   "BF16": np.dtype(jnp.bfloat16),
-  **{f"I{bits}": np.dtype(f"int{bits}") for bits in (64, 32, 16, 8)},
-  "U8": np.dtype(np.uint8),
-  "BOOL": np.dtype(np.bool_),
+  "F16": np.dtype(np.float16),
 }
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -78,8 +74,8 @@ class BadWeights(UserError):
 class StoredTensor:
   """A tensor in a file, not read yet.
 
-  `name` is its name in that file, and `dtype` a key of `DTYPES`, or another
-  name that safetensors knows.  `read_raw` does not check what it reads.
+  `name` is its name in that file, and `dtype` what safetensors calls its dtype.
+  `read_raw` does not check what it reads.
   """
 
   file: str
@@ -90,10 +86,10 @@ class StoredTensor:
 
   def read(self) -> np.ndarray:
     """Read the tensor; if it holds no finite floats, raise BadWeights."""
-    if self.dtype not in FLOAT_DTYPES:
+    if self.dtype not in DTYPES:
       raise BadWeights(
         f"{self.file}: tensor {self.name} holds {self.dtype}, wanted one of "
-        f"{', '.join(FLOAT_DTYPES)}.  Give weights that are not quantised."
+        f"{', '.join(DTYPES)}.  Give weights that are not quantised."
       )
     array = self.read_raw()
     if not np.isfinite(array).all():
@@ -126,9 +122,7 @@ class StoredTensor:
     return dataclasses.replace(self, dtype=name, read_raw=read_cast)
 
 
-def linear_rules(
-  name: str, path: str, kernel: str, bias: str
-) -> tuple[WeightRule, WeightRule]:
+def linear_rules(name: str, path: str, kernel: str, bias: str) -> WeightMap:
   """Return the rules of a linear layer with patterns `kernel` and `bias`."""
   return (
     (name + ".weight", path + "/kernel", kernel),
@@ -136,9 +130,7 @@ def linear_rules(
   )
 
 
-def norm_rules(
-  name: str, path: str, pattern: str
-) -> tuple[WeightRule, WeightRule]:
+def norm_rules(name: str, path: str, pattern: str) -> WeightMap:
   """Return the rules of a layer norm."""
   return (
     (name + ".weight", path + "/scale", pattern),
@@ -153,7 +145,7 @@ def load_params(
   *,
   dtype: Any = None,
   prefixes: Prefixes = (),
-  sharding_for: Callable[[str], jax.sharding.Sharding | None] | None = None,
+  shardings: Mapping[str, Any] | None = None,
 ) -> dict:
   """Load the parameters of a checkpoint, as nested dicts.
 
@@ -162,11 +154,9 @@ def load_params(
     weight_map: the model's rules.
     axes: size of each letter in the rules' patterns.
     dtype: precision to cast to; None keeps the file's.
-    prefixes: (prefix, new prefix) pairs, of which the first that fits a name is
-      applied; the new prefix None means that the tensor belongs to another
-      model and is skipped.
-    sharding_for: path of a parameter -> its sharding, or None for a parameter
-      that is wanted as a NumPy array.  By default all are NumPy arrays.
+    prefixes: the first that fits a name is applied.
+    shardings: nested dicts like the result; without it, parameters are NumPy
+      arrays.
 
   Raises:
     BadWeights: a tensor is missing, unknown, of another shape or not finite.
@@ -175,10 +165,10 @@ def load_params(
     # Check all names and shapes before anything is read.
     tensors = select_tensors(path, stored, weight_map, axes)
     # Read the tensors of one parameter at a time.
-    params = {}
+    params, layout = {}, traverse_util.flatten_dict(shardings or {}, sep="/")
     for rule in _bind_rules(weight_map, axes):
-      sharding = sharding_for(rule.leaf) if sharding_for else None
       layers = [tensors[name] for name in rule.names]
+      sharding = layout.get(rule.leaf)
       params[rule.leaf] = _load_leaf(rule, layers, dtype, sharding)
   return traverse_util.unflatten_dict(params, sep="/")
 
@@ -360,8 +350,7 @@ def rename_tensors(
 ) -> dict[str, StoredTensor]:
   """Return tensors by name, with prefixes replaced as in `load_params`.
 
-  Raises:
-    BadWeights: two tensors get the same name.
+  If two tensors get the same name, it raises BadWeights.
   """
   renamed = {}
   for tensor in tensors:
@@ -383,9 +372,8 @@ def rename_tensors(
 def checkpoint_files(path: str) -> list[str]:
   """List the safetensors files of a checkpoint.
 
-  Raises:
-    BadWeights: there are none, or the index is broken or names a file outside
-      its folder.
+  If there are none, or the index is broken or names a file outside its folder,
+  it raises BadWeights.
   """
   if os.path.isfile(path):
     if not path.endswith(".safetensors"):
@@ -396,24 +384,22 @@ def checkpoint_files(path: str) -> list[str]:
     return [path]
 
   # A folder holds one file, or an index that names several.
-  index = os.path.join(path, INDEX_FILE)
+  index, single = (os.path.join(path, x) for x in (INDEX_FILE, WEIGHTS_FILE))
   if not os.path.exists(index):
-    if not os.path.isfile(os.path.join(path, WEIGHTS_FILE)):
+    if not os.path.isfile(single):
       raise BadWeights(
         f"{path}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}.  Give a "
         "folder that does, or a .safetensors file."
       )
-    return [os.path.join(path, WEIGHTS_FILE)]
+    return [single]
   try:
     with open(index, encoding="utf-8") as file:
       # An index could name any file of this machine, so names with a folder are
       # refused.
       names = sorted(set(json.load(file)["weight_map"].values()))
-    plain = {name for name in names if os.path.basename(name) == name}
-    if not all(
-      name in plain and name.endswith(".safetensors") for name in names
-    ):
-      raise UserError("it names a file outside its folder")
+    for name in names:
+      if os.path.basename(name) != name or not name.endswith(".safetensors"):
+        raise UserError("it names a file outside its folder")
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise BadWeights(
       f"{index}: not a usable index ({error}).  Fetch it again."
@@ -465,11 +451,9 @@ def _export_tensors(
   for rule in _bind_rules(weight_map, axes):
     param = leaves[rule.leaf]
     if param.shape != rule.leaf_shape:
-      fault = f"has shape {param.shape}, wanted {rule.leaf_shape}"
-      raise BadWeights(
-        f"{folder}: parameter {rule.leaf} {fault}.  Pass the axes of this "
-        "model."
-      )
+      fault = f"parameter {rule.leaf} has shape {param.shape}, wanted"
+      cure = "Pass the axes of this model."
+      raise BadWeights(f"{folder}: {fault} {rule.leaf_shape}.  {cure}")
     dtype = _DTYPE_NAMES[np.dtype(param.dtype)]
     for layer, name in enumerate(rule.names):
       # Order axes only when the tensor is written.

@@ -36,12 +36,9 @@ class ResidualBlock(nn.Module):
 
 
 class SmallImageEncoder(nn.Module):
-  """An encoder of square images with 0.45M parameters.
+  """An encoder of square images with 0.45M parameters."""
 
-  Attributes:
-    stages: (stride, channels) of each downsampling stage.
-  """
-
+  # (stride, channels) of each downsampling stage.
   stages: tuple[tuple[int, int], ...] = ((4, 32), (2, 64), (2, 96))
 
   @nn.compact
@@ -77,8 +74,7 @@ def save_params(path: str, params: dict) -> None:
 def load_params(path: str) -> dict:
   """Load parameters that `save_params` wrote, in float32.
 
-  Raises:
-    BadWeights: the file is damaged, or its tensors are not this encoder's.
+  A file that is damaged, or of other tensors, raises BadWeights.
   """
   try:
     leaves = load_file(path)

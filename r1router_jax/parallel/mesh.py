@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -127,10 +126,8 @@ def gather_to_host(tree: Any) -> Any:
   """Return every leaf as a whole array on this host; all hosts take part."""
 
   def gather(x):
-    is_spread = isinstance(x, jax.Array) and not (
-      x.is_fully_addressable or x.is_fully_replicated
-    )
-    if is_spread:
+    is_global = isinstance(x, jax.Array) and not x.is_fully_addressable
+    if is_global and not x.is_fully_replicated:
       return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
 
@@ -171,21 +168,16 @@ def tree_shardings(
   return jax.tree_util.tree_map_with_path(leaf_sharding, shapes)
 
 
-def with_shardings(shapes: Any, shardings: Any) -> Any:
-  """Return the shapes of a tree of arrays, or of shapes, with shardings."""
+def with_shardings(shapes: Any, shardings: Any, dtype: Any = None) -> Any:
+  """Return the shapes of a tree of arrays, or of shapes, with shardings.
+
+  Arrays keep their dtype unless another one is given.
+  """
 
   def describe(x, sharding):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
 
   return jax.tree.map(describe, shapes, shardings)
-
-
-def shardings_by_path(
-  shapes: Any, mesh: Mesh, **options: Any
-) -> dict[str, NamedSharding]:
-  """Return `tree_shardings` of nested dicts by path, e.g. "layers/q/w"."""
-  shardings = tree_shardings(shapes, mesh, **options)
-  return traverse_util.flatten_dict(shardings, sep="/")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -236,13 +228,11 @@ def shard_map_over_data(
     return jax.tree.map(lambda x: x[None], function(*args))
 
   def run_all(*args):
-    split = PartitionSpec(DATA)
-    specs = [
-      PartitionSpec() if i in shared else split for i in range(len(args))
-    ]
+    split, whole = PartitionSpec(DATA), PartitionSpec()
+    specs = tuple(whole if i in shared else split for i in range(len(args)))
     # Only the data axis is manual; the compiler takes care of the others.
     manual = dict(mesh=mesh, axis_names={DATA}, check_vma=False)
-    specs = dict(in_specs=tuple(specs), out_specs=split)
+    specs = dict(in_specs=specs, out_specs=split)
     return jax.shard_map(run_shard, **specs, **manual)(*args)
 
   return jax.jit(run_all, **options)

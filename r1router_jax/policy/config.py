@@ -53,18 +53,12 @@ OLD_KEYS = {
 class PromptOptions:
   """Options of prompts, of a policy in this process or at an address.
 
-  Attributes:
-    style: wording of the prompts, a key of `templates.STYLES`.
-    max_routes: number of routes that one plan may name; R1-Router's name one.
-    passage_images: number of passages whose image an answer prompt shows.
-
-  Raises:
-    UserError: if a number is out of its range.
+  A number that is out of its range raises UserError.
   """
 
-  style: str = "full"
-  max_routes: int = 1
-  passage_images: int = 0
+  style: str = "full"  # Wording of the prompts, a key of `templates.STYLES`.
+  max_routes: int = 1  # That one plan may name; R1-Router's name one.
+  passage_images: int = 0  # Passages whose image an answer prompt shows.
 
   def __post_init__(self):
     if not 1 <= self.max_routes <= len(KBS):
@@ -96,27 +90,16 @@ class PromptOptions:
 class PolicyConfig(PromptOptions):
   """The contents of `config.json` and `policy.json`.
 
-  Attributes:
-    model: sizes of the network.
-    prompt_tokens: padded prompt lengths, ascending; longer prompts are cut.
-    response_tokens: padded lengths of gold responses, ascending; the last is
-      the longest response that is sampled.
-    min_pixels: images with fewer pixels are enlarged to this number.
-    max_pixels: images with more pixels are shrunk to this number.
-    decode_batch_size: number of responses decoded at one time on one device.
-    compute: precision and kernels with which the model is run.
-    passage_tokens: largest number of passage tokens in an answer prompt.
-
-  Raises:
-    UserError: if an option of `EXTENSIONS` is out of its range.
+  An option of `EXTENSIONS` that is out of its range raises UserError.
   """
 
   model: qwen2_5_vl.Config
-  prompt_tokens: tuple[int, ...]
+  prompt_tokens: tuple[int, ...]  # Padded lengths, ascending.
+  # Padded lengths of gold responses, ascending; no longer one is sampled.
   response_tokens: tuple[int, ...]
-  min_pixels: int
-  max_pixels: int
-  decode_batch_size: int
+  min_pixels: int  # Smaller images are enlarged to this area,
+  max_pixels: int  # and larger ones shrunk to this one.
+  decode_batch_size: int  # Responses decoded at one time on one device.
   compute: qwen2_5_vl.RuntimeConfig = qwen2_5_vl.RuntimeConfig()
   passage_tokens: messages.PassageTokens = messages.PassageTokens()
 
@@ -141,7 +124,7 @@ class PolicyConfig(PromptOptions):
 
   @classmethod
   def from_dict(cls, tree: Mapping[str, Any]) -> "PolicyConfig":
-    """Build a config from the result of `dataclasses.asdict`, or plain dicts.
+    """Build a config from plain dicts, as `dataclasses.asdict` makes them.
 
     The model may be the name of a published size, a key of `qwen2_5_vl.SIZES`.
     """
@@ -197,8 +180,7 @@ def resolve_folder(name: str | pathlib.Path) -> pathlib.Path:
 def read_config(folder: pathlib.Path) -> PolicyConfig:
   """Read the config of the policy in a folder.
 
-  Raises:
-    hf_checkpoint.BadConfig, UserError: if a file is broken; names the file.
+  A broken file raises UserError, or BadConfig, which name it.
   """
   # A broken config.json has an error of its own, see `hf_checkpoint`.
   model, path = hf_checkpoint.read_config(folder), folder / POLICY_FILE
@@ -217,8 +199,7 @@ def config_for_run(
 ) -> PolicyConfig:
   """Return the config of the policy `start_from`, changed by `overrides`.
 
-  If `overrides` has a model, nothing is read: a new policy, with all options
-  given, too.
+  If `overrides` has a model, they have all options, and nothing is read.
   """
   base = {}
   if "model" not in overrides:
@@ -238,7 +219,6 @@ def write_policy_files(
   `token_ids` are those of special tokens that a published config.json names.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  # New files have the new names alone.
   options = dataclasses.asdict(config)
   del options["model"]  # Stands in config.json.
   hf_config = hf_checkpoint.make_hf_config(config.model, token_ids)

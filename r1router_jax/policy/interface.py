@@ -17,14 +17,10 @@ class PolicyInterface(Protocol):
 
   `policy.Policy` runs in this process, `openai_policy.OpenAIPolicy` asks a
   model at an address.
-
-  Attributes:
-    config: how the policy is asked; makes its prompts.
-    processor: has a method `encode`, which raises if a prompt cannot be read.
   """
 
-  config: PromptOptions
-  processor: Any
+  config: PromptOptions  # How the policy is asked; makes its prompts.
+  processor: Any  # Its method `encode` raises if a prompt cannot be read.
 
   def generate(
     self,

@@ -1,9 +1,9 @@
 """A policy behind an address: any model that answers OpenAI chat completions.
 
 A user turn with images is a list of texts and images in their order, each image
-with the very bytes of its file.  "top_k" and "min_p", which vLLM and others add
-to the schema, are sent only if they are not 0, so that other servers are not
-sent fields that they do not know.
+with the very bytes of its file.  "top_k", which vLLM and others add to the
+schema, is sent only if it is not 0, so that other servers are not sent a field
+that they do not know.
 
 The start of a reply is shown at the end of the user turn, since the schema has
 no place for it.
@@ -178,11 +178,10 @@ def merge_reasoning(reply: openai_client.Reply) -> str:
 def sampling_fields(sampling: SamplingParams) -> dict[str, float]:
   """Return the fields of a request that say how tokens are drawn."""
   sampling.validate()
-  temperature, top_k, top_p, min_p = map(float, sampling)
-  # Fields outside of OpenAI's schema.
-  extra = dict(top_k=int(top_k), min_p=min_p)
-  fields = {name: value for name, value in extra.items() if value}
-  return dict(temperature=temperature, top_p=top_p) | fields
+  temperature, top_k, top_p = map(float, sampling)
+  # A field outside of OpenAI's schema.
+  extra = dict(top_k=int(top_k)) if top_k else {}
+  return dict(temperature=temperature, top_p=top_p) | extra
 
 
 @functools.lru_cache(maxsize=IMAGE_CACHE_SIZE)

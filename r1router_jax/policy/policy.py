@@ -31,19 +31,13 @@ from jaxtyping import Int
 from r1router_jax.common.records import Response
 from r1router_jax.generation import continuous_batching, group_decode
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
-from r1router_jax.inputs.processor import (
-  EncodedPrompt,
-  Processor,
-  next_power_of_two,
-)
+from r1router_jax.inputs import processor as processor_lib
+from r1router_jax.inputs.processor import EncodedPrompt, Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import (
-  hf_checkpoint,
-  inference_params,
-  lora,
-  qwen2_5_vl,
-)
+from r1router_jax.models import hf_checkpoint, lora, qwen2_5_vl
+from r1router_jax.models.inference_params import to_inference_params
 from r1router_jax.parallel import mesh as mesh_lib
+from r1router_jax.parallel.mesh import local_mesh
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy.config import PolicyConfig
 from r1router_jax.protocol.messages import Conversation
@@ -51,19 +45,13 @@ from r1router_jax.protocol.messages import Conversation
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A model with its parameters, tokenizer and config; generates responses.
-
-  Attributes:
-    config: sizes of the model, and how it is asked and run.
-    tokenizer_path: path of its tokenizer.json.
-    params: its parameters, on any devices.
-    mesh: devices that sample responses, see `mesh.mesh_from_devices`.
-  """
+  """A model with its parameters, tokenizer and config; generates responses."""
 
   config: PolicyConfig
-  tokenizer_path: pathlib.Path
-  params: dict
-  mesh: Mesh = dataclasses.field(default_factory=mesh_lib.local_mesh)
+  tokenizer_path: pathlib.Path  # Of its tokenizer.json.
+  params: dict  # On any devices.
+  # The devices that sample responses.
+  mesh: Mesh = dataclasses.field(default_factory=local_mesh)
 
   @functools.cached_property
   def model(self) -> qwen2_5_vl.QwenVL:
@@ -89,15 +77,12 @@ class Policy:
     """A mask of the vocabulary, False on ids that are never written."""
     return self.processor.tokenizer.allowed_mask(self.config.model.vocab)
 
-  @property
-  def _is_split(self) -> bool:
-    return self.mesh.shape.get(mesh_lib.TENSOR, 1) > 1
-
   @functools.cached_property
   def inference_model(self) -> qwen2_5_vl.QwenVL:
     """The model that samples responses."""
     # On CPUs a scan over layers would copy each layer's weights in each step.
-    unrolled = jax.default_backend() == "cpu" and not self._is_split
+    is_split = self.mesh.shape.get(mesh_lib.TENSOR, 1) > 1
+    unrolled = jax.default_backend() == "cpu" and not is_split
     return dataclasses.replace(self.model, unrolled=unrolled)
 
   @functools.cached_property
@@ -108,7 +93,7 @@ class Policy:
       self.params, self.config.compute, self.inference_model.unrolled
     )
     layout = NamedSharding(self.mesh, PartitionSpec())
-    if self._is_split:
+    if self.mesh.shape.get(mesh_lib.TENSOR, 1) > 1:
       without = (mesh_lib.FSDP,)
       layout = mesh_lib.tree_shardings(params, self.mesh, without=without)
     # Each host samples alone, on its own devices of the mesh.
@@ -138,31 +123,24 @@ class Policy:
     """Sample G responses to each prompt, leaves [B, G, T].
 
     A response depends on `key`, its prompt's tokens and its member index, and
-    on nothing else in the batch.
-
-    Args:
-      prompts: the prompts.
-      key: key of all samples.
-      group_size: G.
-      sampling: numbers, or arrays that broadcast to [B, G].
-      stop: texts that end a response, besides the end token.
-
-    Raises:
-      UserError: if a number of `sampling` is out of its range.
+    on nothing else in the batch.  The fields of `sampling` are numbers or
+    arrays that broadcast to [B, G]; one out of its range raises UserError.  The
+    texts `stop` end a response, too.
     """
     keys = _response_key_data(key, prompt_hashes(prompts), group_size)
     constraints = self.decode_constraints(stop)
     max_tokens, shape = self.config.response_tokens[-1], keys.shape[:2]
     # One number for each response, so that rows of a batch may differ.
-    sampling = SamplingParams(*(np.broadcast_to(x, shape) for x in sampling))
-    responses = _empty_responses(*shape, max_tokens)
+    sampling = jax.tree.map(lambda x: np.broadcast_to(x, shape), sampling)
+    responses = group_decode.empty_responses(*shape, max_tokens)
     # Prompts of one shape share compiled programs, so each shape is sampled on
     # its own.
     for indices in self._group_by_shape(prompts):
+      chosen = [prompts[i] for i in indices]
       some = continuous_batching.sample_responses(
         self.inference_model,
         self.inference_params,
-        functools.partial(self._collate, [prompts[i] for i in indices]),
+        functools.partial(self._collate, chosen),
         keys[indices],
         SamplingParams(*(x[indices] for x in sampling)),
         constraints,
@@ -205,9 +183,7 @@ class Policy:
   ) -> list[list[Response]]:
     """Generate a group of responses to each conversation; see `sample`.
 
-    Raises:
-      images.BadImage, tokenizer.PromptTooLong: if a prompt cannot be read;
-        names the image or the length.
+    A prompt that cannot be read raises BadImage or PromptTooLong.
     """
     prompts = [self.processor.encode(c) for c in conversations]
     return self.decode(self.sample(prompts, key, group_size, sampling, stop))
@@ -244,9 +220,7 @@ class Policy:
       hf_checkpoint.save_params(path, params, self.config.model)
 
 
-def prompt_hashes(
-  prompts: Sequence[EncodedPrompt],
-) -> Int[np.ndarray, " B"]:
+def prompt_hashes(prompts: Sequence[EncodedPrompt]) -> Int[np.ndarray, " B"]:
   """Return a CRC-32 of each prompt's tokens, 31 bits; it seeds its samples."""
   digests = [zlib.crc32(np.asarray(each.ids, np.int32)) for each in prompts]
   return np.array([digest & 0x7FFFFFFF for digest in digests], np.int32)
@@ -258,25 +232,12 @@ def _response_key_data(
   """Return the data of a key for each response, [B, G, ...]."""
   # Padded to a power of two of prompts, so that few programs are compiled.
   count = len(hashes)
-  hashes = np.pad(hashes, (0, next_power_of_two(count) - count))
+  hashes = np.pad(hashes, (0, processor_lib.next_power_of_two(count) - count))
   keys = _response_keys(key, hashes, group_size)
   return np.asarray(jax.random.key_data(keys))[:count]
 
 
 _response_keys = jax.jit(group_decode.response_keys, static_argnums=2)
-
-
-def _empty_responses(
-  prompts: int, group_size: int, tokens: int
-) -> group_decode.SampledResponses:
-  """Return writable arrays for the responses to all prompts."""
-  shape = prompts, group_size, tokens
-  return group_decode.SampledResponses(
-    np.zeros(shape, np.int32),
-    np.zeros(shape, np.float32),
-    np.zeros(shape, bool),
-    np.zeros(shape[:2], bool),
-  )
 
 
 @contextlib.contextmanager
@@ -297,16 +258,11 @@ def load(
 ) -> Policy:
   """Open a policy's folder, or a published checkpoint.
 
-  Args:
-    name: a folder, an id on the hub, or the package's own "warm_start".
-    dtype: precision of the parameters; by default that of matrix products,
-      which is enough to answer but not to train.
-    mesh: devices of the parameters, split by `mesh.SHARDING_RULES`; by default
-      each device of this host holds all of them.
-
-  Raises:
-    FileNotFoundError, hf_checkpoint.BadConfig, safetensors_io.BadWeights: if a
-      file is missing or broken; names the file.
+  The name is a folder, an id on the hub, or the package's own "warm_start".  By
+  default parameters have the precision of matrix products, which is enough to
+  answer but not to train, and each device of this host holds all of them; a
+  mesh splits them by `mesh.SHARDING_RULES`.  A file that is missing or broken
+  raises FileNotFoundError, BadConfig or BadWeights, which name it.
   """
   # The config says which parameters there are, and so which layout.
   folder = config_lib.resolve_folder(name)
@@ -314,13 +270,10 @@ def load(
   init = functools.partial(init_params, config)
   shapes = jax.eval_shape(init, jax.random.key(0))
   # Each parameter is read straight onto its devices, never whole on the host.
-  layout = mesh_lib.shardings_by_path(shapes, mesh or mesh_lib.local_mesh())
-  params = hf_checkpoint.load_params(
-    folder,
-    config.model,
-    dtype=dtype or jnp.dtype(config.compute.dtype),
-    sharding_for=layout.__getitem__,
-  )
+  layout = mesh_lib.tree_shardings(shapes, mesh or local_mesh())
+  dtype = dtype or jnp.dtype(config.compute.dtype)
+  options = dict(dtype=dtype, shardings=layout)
+  params = hf_checkpoint.load_params(folder, config.model, **options)
   return Policy(config, _find_tokenizer(folder), params)
 
 
@@ -352,10 +305,7 @@ def init_policy(
   mesh: Mesh | None = None,
 ) -> Policy:
   """Return a policy with random parameters; see `load` for `mesh`."""
-  init, mesh = (
-    functools.partial(init_params, config),
-    mesh or mesh_lib.local_mesh(),
-  )
+  init, mesh = functools.partial(init_params, config), mesh or local_mesh()
   params = mesh_lib.init_sharded(init, mesh, jax.random.key(seed))
   return Policy(config, pathlib.Path(tokenizer_path), params)
 
@@ -374,9 +324,7 @@ def init_params(config: PolicyConfig, key: jax.Array) -> dict:
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _make_inference_params(params, compute, unrolled):
   merged = lora.merge_adapters(params)
-  return inference_params.to_inference_params(
-    merged, compute, unrolled=unrolled
-  )
+  return to_inference_params(merged, compute, unrolled=unrolled)
 
 
 @functools.lru_cache(maxsize=4)

@@ -55,11 +55,11 @@ class RewardComponents:
 
 
 class StepReward:
-  """Scores responses to gold steps by a preset.
+  """Scores responses to gold steps by a preset, a key of `REWARD_PRESETS`.
 
   The embedder, of texts to unit vectors, is called at most once per batch, and
   once for each gold.  A plan may name `max_routes` routes; `search_cost` is c
-  of the module's docstring, and `preset` a key of `REWARD_PRESETS`.
+  of the module's docstring.
   """
 
   def __init__(
@@ -95,15 +95,16 @@ class StepReward:
     # 1. Read each response; sub-questions are embedded all at once below.
     to_embed: dict[int, PlanScoreInputs] = {}
     for n, (step, text) in enumerate(zip(steps, texts, strict=True)):
-      _check_gold(step)
-      if step.kind == "plan":
-        plan = self.preset.score_plan(step, text, self._max_routes)
-        well_formed[n] = plan is not None
-        similarity[n] = plan.similarity if plan else 0
-        route[n] = plan.route if plan else 0
-        searches[n] = plan.searches if plan else 0
-        if plan and plan.gold_sub_question:
-          to_embed[n] = plan
+      is_plan = step.kind == "plan"
+      if not (step.routes and step.sub_question if is_plan else step.answers):
+        raise UserError(f"{step.kind} step {step.id} has no gold to reward by")
+      if is_plan:
+        similarity[n] = route[n] = searches[n] = 0
+        if plan := self.preset.score_plan(step, text, self._max_routes):
+          well_formed[n], similarity[n] = True, plan.similarity
+          route[n], searches[n] = plan.route, plan.searches
+          if plan.gold_sub_question:
+            to_embed[n] = plan
       else:
         score = self.preset.score_answer(step, text)
         well_formed[n] = score is not None
@@ -118,9 +119,8 @@ class StepReward:
     weight = self.preset.format_weight
     cost = self._search_cost * np.nan_to_num(searches)
     total = well_formed * np.maximum(0, weight + (1 - weight) * core - cost)
-    return RewardComponents(
-      total, well_formed, route, similarity, answer, searches
-    )
+    parts = well_formed, route, similarity, answer, searches
+    return RewardComponents(total, *parts)
 
   def _sub_question_similarities(
     self, plans: dict[int, PlanScoreInputs]
@@ -133,11 +133,11 @@ class StepReward:
     vectors = dict(zip(new, self._embed_texts(new), strict=True))
     vectors |= self._gold_vectors
     self._gold_vectors |= {gold: vectors[gold] for gold in golds}
-    cosines = {
-      n: vectors[plan.sub_question] @ vectors[plan.gold_sub_question]
-      for n, plan in plans.items()
-    }
-    return {n: float(np.clip(cosine, 0, 1)) for n, cosine in cosines.items()}
+    cosines = {}
+    for n, plan in plans.items():
+      cosine = vectors[plan.sub_question] @ vectors[plan.gold_sub_question]
+      cosines[n] = float(np.clip(cosine, 0, 1))
+    return cosines
 
   def _embed_texts(self, texts: list[str]) -> Float[np.ndarray, "n E"]:
     """Embed texts and check the vectors' norms."""
@@ -155,19 +155,8 @@ class StepReward:
     return vectors
 
 
-def _check_gold(step: Step) -> None:
-  """Raise UserError if a step has no gold."""
-  is_plan = step.kind == "plan"
-  has_gold = step.routes and step.sub_question if is_plan else step.answers
-  if not has_gold:
-    raise UserError(f"{step.kind} step {step.id} has no gold to reward by")
-
-
 class UserReward:
-  """Scores responses by a function of the user's, "module:function".
-
-  If it cannot be imported, the error is a UserError.
-  """
+  """Scores responses by a function of the user's, "module:function"."""
 
   def __init__(self, name: str):
     module, _, function = name.partition(":")

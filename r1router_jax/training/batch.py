@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Step
 from r1router_jax.data import georouter
 from r1router_jax.inputs.processor import EncodedPrompt
@@ -53,14 +52,9 @@ def split_microbatches(batch: Batch, micro_batch_size: int) -> Batch:
 
   `micro_batch_size` is m, or 0 for all B; B has to be a multiple of it.
   """
-  # B, as every leaf has it.
   size = batch.loss_denominator.shape[1]
-  count, rest = divmod(size, micro_batch_size or size)
-  if rest:
-    raise UserError(
-      f"config.micro_batch_size is {micro_batch_size}, and an update has "
-      f"{size} rows per data shard: choose a divisor, or 0 for all at one time."
-    )
+  count = size // (micro_batch_size or size)
+  # The leading axis of images is a multiple of B.
   return jax.tree.map(
     lambda x: x.reshape(len(x), count, x.shape[1] // count, *x.shape[2:]), batch
   )

@@ -15,13 +15,11 @@ from r1router_jax.common.errors import UserError
 
 
 class BucketSampler:
-  """Chooses the rows of each batch.
+  """Chooses the rows of each batch, in an order that the seed gives.
 
-  Args:
-    shapes: the shape of each row, as any sortable tuple.  The rows of a batch
-      share it, except in batches at the border between two shapes.
-    size: rows per batch; the last batch of an epoch may be smaller.
-    seed: seed of the order.
+  Rows have a shape, any sortable tuple, which those of a batch share, except in
+  batches at the border between two shapes.  A batch has `size` rows, or fewer
+  at the end of an epoch.
   """
 
   def __init__(self, shapes: Sequence[tuple], size: int, seed: int):

@@ -29,6 +29,8 @@ from r1router_jax.common import files
 from r1router_jax.common.errors import UserError
 from r1router_jax.parallel import multihost
 
+MAX_TO_KEEP = 3
+
 
 @jax.jit
 def leaf_checksums(tree: Any) -> UInt32[Array, " leaves"]:
@@ -54,14 +56,14 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
 
 
 class Checkpoints:
-  """The newest states of one run.
+  """The newest states of one run, `MAX_TO_KEEP` of them.
 
   It is a context: at its end all writes are finished.  The workdir is in a
-  bucket or on a disk that all processes see; `max_to_keep` states remain.  If
-  another process works in this folder, it raises UserError.
+  bucket or on a disk that all processes see.  If another process works in this
+  folder, it raises UserError.
   """
 
-  def __init__(self, workdir: epath.PathLike, *, max_to_keep: int = 3):
+  def __init__(self, workdir: epath.PathLike):
     self._workdir = str(workdir)
     self._lock = contextlib.nullcontext()
     if "://" in self._workdir:  # A bucket, which has no locks.
@@ -72,11 +74,10 @@ class Checkpoints:
       folder = epath.Path(os.path.abspath(workdir))
     # Folders that a killed process did not finish are removed.
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=max_to_keep, cleanup_tmp_directories=True
+      max_to_keep=MAX_TO_KEEP, cleanup_tmp_directories=True
     )
-    self._manager = ocp.CheckpointManager(
-      folder / "checkpoints", options=options
-    )
+    folder /= "checkpoints"
+    self._manager = ocp.CheckpointManager(folder, options=options)
 
   def __enter__(self) -> "Checkpoints":
     return self

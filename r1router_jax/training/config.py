@@ -1,4 +1,4 @@
-"""The options of a training run, as frozen dataclasses.
+"""The options of a training run, as frozen records.
 
 A config file (configs/*.py) gives an `ml_collections.ConfigDict`;
 `read_run_config` makes one `RunConfig` of it and checks the options, each alone
@@ -8,9 +8,12 @@ config files say beside each option what it does.
 Nothing here imports JAX, so that a wrong option is answered at once.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.shared_flags import ROUTING_LOOPS
@@ -21,27 +24,31 @@ ALGORITHMS = ("sft", "step_grpo")
 ROLLOUT_MODES = ("offline", "online")
 ADVANTAGE_NORMS = ("sample_std", "population_std", "none")
 
-# Bounds of single options, by their place in the config.
+# The TFDS dataset of R1-Router's rows, before the name that the user gives.
+ROWS = "r1_router_rows/"
+_ROWS_NAME = re.compile(ROWS + r"[\w-]+")
+
+# Options that take one of a few values, by their place in the config.
 _CHOICES = {
   "algorithm": ALGORITHMS,
+  "optim.name": ("adamw", "muon"),
   "step_grpo.rollout_mode": ROLLOUT_MODES,
   "step_grpo.routing_loop": ROUTING_LOOPS,
   "step_grpo.advantage_norm": ADVANTAGE_NORMS,
 }
-_MINIMA = {
-  "log_every": 1,
-  "checkpoint_every": 1,
-  "max_skipped": 1,
-  "sft.recall_warmup_steps": 0,
-  "sft.packed_length": 0,
-  "step_grpo.update_batch_size": 1,
-  "step_grpo.minibatches": 1,
-  "step_grpo.max_resample_rounds": 0,
-}
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-@dataclasses.dataclass(frozen=True)
-class StartPolicyConfig:
+class _Options(
+  msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+  """A section of a config, whose values have the types of its fields."""
+
+
+class StartPolicyConfig(_Options):
   """The policy that a run starts from."""
 
   start_from: str
@@ -50,8 +57,7 @@ class StartPolicyConfig:
   overrides: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Options):
   """The questions and steps that a run learns from."""
 
   split: str
@@ -59,41 +65,55 @@ class DataConfig:
   images: str
   kb_dir: str
   passages: Mapping[str, int]
+  # Options that saved configs of older versions may lack.
+  name: str = "georouter"
+  tfds_dir: str = ""
   prompts_per_shard: int = 0  # Of step_grpo.
   batch_size_per_device: int = 0  # Of sft.
 
+  @property
+  def dataset(self) -> str:
+    """The dataset that is read: files without a name are called by theirs."""
+    if self.name != "georouter" or not self.train_files:
+      return self.name
+    stem = os.path.splitext(os.path.basename(self.train_files))[0]
+    return ROWS + (re.sub(r"\W+", "_", stem).strip("_") or "rows")
 
-@dataclasses.dataclass(frozen=True)
-class SftConfig:
+  @property
+  def has_rows(self) -> bool:
+    """Whether R1-Router's rows are read, which bring their own passages."""
+    return self.dataset.startswith(ROWS)
+
+
+class SftConfig(_Options):
   """The options of supervised training, see configs/sft.py."""
 
-  recall_warmup_steps: int
-  recall_prob: float
-  rename_prob: tuple[float, float]  # At the first and at the last update.
-  overask_prob: float
-  packed_length: int
+  recall_warmup_steps: Count
+  recall_prob: Probability
+  # At the first and at the last update.
+  rename_prob: tuple[Probability, Probability]
+  overask_prob: Probability
+  packed_length: Count
 
 
-@dataclasses.dataclass(frozen=True)
-class StepGrpoConfig:
+class StepGrpoConfig(_Options):
   """The options of Step-GRPO, see configs/step_grpo.py."""
 
   rollout_mode: str
   routing_loop: str
-  group_size: int
-  update_batch_size: int
-  minibatches: int
-  max_resample_rounds: int
+  group_size: Annotated[int, msgspec.Meta(ge=2)]  # Advantages compare these.
+  update_batch_size: PositiveInt
+  minibatches: PositiveInt
+  max_resample_rounds: Count
   temperature: float
   advantage_norm: str
   loss: Mapping[str, Any]  # The other fields of `grpo_loss.GrpoLossConfig`.
   reward: str
   search_cost: float
-  rename_prob: float
+  rename_prob: Probability
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(_Options):
   """The options of the optimizer and its learning-rate schedule."""
 
   name: str
@@ -105,15 +125,8 @@ class OptimizerConfig:
   weight_decay: float
   clip_norm: float
 
-  def __post_init__(self):
-    if self.name not in ("adamw", "muon"):
-      raise UserError(
-        f"config.optim.name is {self.name!r}: take 'adamw' or 'muon'."
-      )
 
-
-@dataclasses.dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(_Options):
   """The held-out steps on which a run is scored while it learns."""
 
   every: int
@@ -122,8 +135,7 @@ class ValidationConfig:
   steps: int
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(_Options):
   """All options of a training run; configs/base.py explains each.
 
   Only the section of the algorithm is there: the other one is None.
@@ -140,10 +152,10 @@ class RunConfig:
   data: DataConfig
   optim: OptimizerConfig
   micro_batch_size: int
-  max_skipped: int
+  max_skipped: PositiveInt
   validation: ValidationConfig
-  log_every: int
-  checkpoint_every: int
+  log_every: PositiveInt
+  checkpoint_every: PositiveInt
   samples_every: int
   wandb: str
   sft: SftConfig | None = None
@@ -168,72 +180,40 @@ class RunConfig:
     return self.data.batch_size_per_device
 
 
-_SECTIONS = {
-  "policy": StartPolicyConfig,
-  "data": DataConfig,
-  "optim": OptimizerConfig,
-  "validation": ValidationConfig,
-  "sft": SftConfig,
-  "step_grpo": StepGrpoConfig,
-}
-
-
 def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
   """Make the checked options of a run from the nested dicts of its config.
 
-  Raises:
-    UserError: if an option is unknown, missing, or does not fit the others.
+  An option that is unknown, missing, of another type, out of its range, or does
+  not fit the others raises UserError.
   """
-  # Sections are checked first, since errors name their place.
-  sections = {
-    name: _make_section(f"config.{name}", kind, tree[name])
-    for name, kind in _SECTIONS.items()
-    if name in tree
-  }
-  config = _make_section("config", RunConfig, {**tree, **sections})
-  for option, value in _leaves(tree):
-    _check_option(option, value)
+  try:
+    config = msgspec.convert(tree, RunConfig)
+  except msgspec.ValidationError as error:
+    # "Expected `int` >= 1 - at `$.log_every`"
+    fault, _, place = str(error).partition(" - at `$")
+    place = place.rstrip("`")
+    value = _find_option(tree, place)
+    came = "" if isinstance(value, Mapping) else f" is {value!r}"
+    raise UserError(
+      f"config{place}{came}: {fault[0].lower()}{fault[1:]}.  See "
+      "configs/base.py."
+    ) from error
+  for option, known in _CHOICES.items():
+    section = option.split(".")[0]
+    value = _find_option(tree, option) if section in tree else known[0]
+    if value not in known:
+      raise UserError(
+        f"config.{option} is {value!r}: take one of {', '.join(known)}."
+      )
   _check_together(config)
   return config
 
 
-def _make_section(where: str, kind: type, options: Mapping[str, Any]) -> Any:
-  """Return a `kind` with `options`, which must be the names of its fields."""
-  fields = {field.name: field for field in dataclasses.fields(kind)}
-  if unknown := sorted(options.keys() - fields.keys()):
-    raise UserError(
-      f"{where} has no option {', '.join(unknown)}: take some of "
-      f"{', '.join(fields)}."
-    )
-  # Options without a default have to be there.
-  required = [x for x in fields if fields[x].default is dataclasses.MISSING]
-  if missing := [name for name in required if name not in options]:
-    names = ", ".join(missing)
-    raise UserError(f"{where} lacks {names}: see configs/base.py.")
-  return kind(**options)
-
-
-def _check_option(option: str, value: Any) -> None:
-  """Raise UserError if an option has a value that it never may have."""
-  known, minimum = _CHOICES.get(option), _MINIMA.get(option)
-  if known and value not in known:
-    raise UserError(
-      f"config.{option} is {value!r}: take one of {', '.join(known)}."
-    )
-  if minimum is not None and value < minimum:
-    raise UserError(f"config.{option} is {value}: take {minimum} or more.")
-  if option.endswith("_prob"):
-    # One is a pair: at the first and at the last update.
-    for number in value if isinstance(value, (tuple, list)) else (value,):
-      if not 0 <= number <= 1:
-        raise UserError(
-          f"config.{option} is {number}: a probability is between 0 and 1."
-        )
-  if option == "step_grpo.group_size" and value < 2:
-    raise UserError(
-      f"config.{option} is {value}: an advantage compares at least two "
-      "responses."
-    )
+def _find_option(tree: Mapping[str, Any], place: str) -> Any:
+  """Return the value at a place such as "sft.rename_prob[0]"."""
+  for name in re.findall(r"\w+", place):
+    tree = tree[int(name) if name.isdigit() else name]
+  return tree
 
 
 def _check_together(config: RunConfig) -> None:
@@ -245,14 +225,16 @@ def _check_together(config: RunConfig) -> None:
       f"config.{config.algorithm}: take configs/{config.algorithm}.py."
     )
   _check_batch_sizes(config)
-  data, files = config.data, config.data.train_files
+  _check_dataset(config)
+  data = config.data
   if config.is_online:
     # Recorded trajectories are read for offline rollouts alone.
-    if files:
+    if data.has_rows:
       raise UserError(
-        f"config.data.train_files is {files!r}: these are recorded "
-        "trajectories, and online rollouts are the policy's own.  Set "
-        "config.step_grpo.rollout_mode to 'offline', or train_files to ''."
+        f"config.data names {data.dataset}: these are recorded trajectories, "
+        "and online rollouts are the policy's own.  Set "
+        "config.step_grpo.rollout_mode to 'offline', or config.data.name to "
+        "'georouter' and train_files to ''."
       )
     if not data.kb_dir:
       raise UserError(
@@ -263,11 +245,11 @@ def _check_together(config: RunConfig) -> None:
   # GeoRouter's names alone are known, so no other names can be changed.
   renames = (config.sft or config.step_grpo).rename_prob
   is_renaming = any(renames) if isinstance(renames, tuple) else bool(renames)
-  if files and is_renaming:
+  if data.has_rows and is_renaming:
     raise UserError(
       f"config.{config.algorithm}.rename_prob is {renames}, but only "
-      "GeoRouter's names are known: with config.data.train_files set it to 0 "
-      "(of sft to (0.0, 0.0))."
+      "GeoRouter's names are known: set it to 0 for other data (of sft to "
+      "(0.0, 0.0))."
     )
   # Packing fixes the rows of a run at its start.
   sft = config.sft
@@ -279,6 +261,21 @@ def _check_together(config: RunConfig) -> None:
         "lengths: set rename_prob, recall_warmup_steps, recall_prob and "
         "overask_prob to 0."
       )
+
+
+def _check_dataset(config: RunConfig) -> None:
+  """Check the name of the dataset, and that its files are named with it."""
+  data, held_out = config.data, config.validation.train_files
+  if data.name != "georouter" and not _ROWS_NAME.fullmatch(data.name):
+    raise UserError(
+      f"config.data.name is {data.name!r}: take georouter, or {ROWS}NAME for "
+      "R1-Router's rows, with letters, digits, - and _ in the name."
+    )
+  if held_out and not data.train_files:
+    raise UserError(
+      f"config.validation.train_files is {held_out!r} without files to train "
+      "on: both are splits of one dataset.  Set config.data.train_files, too."
+    )
 
 
 def _check_batch_sizes(config: RunConfig) -> None:
@@ -301,14 +298,3 @@ def _check_batch_sizes(config: RunConfig) -> None:
       f"config.micro_batch_size is {micro}, and an update has {rows} rows a "
       "shard: choose a divisor, or 0 for all at one time."
     )
-
-
-def _leaves(
-  tree: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-  """Yield (dotted path, value) of nested mappings; an empty one is a value."""
-  for name, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      yield from _leaves(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value

@@ -15,8 +15,10 @@ Axes:  B groups   G responses per group   T response tokens
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,6 +95,32 @@ def concat_groups(rollouts: Sequence[RolloutGroups]) -> RolloutGroups:
     step_reward.RewardComponents(*map(concat, *components)),
     sum(each.reward_seconds for each in rollouts),
   )
+
+
+def sample_groups(
+  groups: RolloutGroups, advantages: Float[np.ndarray, "B G"]
+) -> list[dict[str, Any]]:
+  """Return the first group of each kind of step, as JSON holds it."""
+  kinds = [step.kind for step in groups.steps]
+  group_size, samples = advantages.shape[1], []
+  for kind in dict.fromkeys(kinds):
+    row = kinds.index(kind)
+    step, start = groups.steps[row], row * group_size
+    # The gold answers, or the gold plan in words.
+    plan = f"{step.sub_question} ({' or '.join(step.routes)})"
+    sample = dict(
+      id=step.id,
+      kind=kind,
+      question=step.question.text,
+      history=[list(pair) for pair in step.history],
+      sub_question=step.sub_question if kind == "answer" else "",
+      gold=[plan] if kind == "plan" else list(step.answers),
+      responses=groups.texts[start : start + group_size],
+      rewards=groups.reward[row].tolist(),
+      advantages=advantages[row].tolist(),
+    )
+    samples.append(sample)
+  return samples
 
 
 def offline_rollouts(
@@ -196,27 +224,23 @@ def make_train_batches(
   groups: RolloutGroups,
   advantage: Float[np.ndarray, "B G"],
   loss_config: GrpoLossConfig,
-  *,
-  update_batch_size: int,
-  data_shards: int,
-  minibatches: int,
+  shape: tuple[int, int, int],
 ) -> tuple[list[Batch], np.ndarray]:
   """Make batches of the groups that have a gradient, as many as fit.
 
-  Returns the batches, and the indices of the groups in them.
+  `shape` is the number of batches, of this host's data shards, and of groups in
+  each of them.  Returns the batches, and the indices of the groups in them.
 
   The loss remains a mean over all groups: its denominator, spread evenly over
   the rows of the batches, also counts the groups of equal rewards, in
   proportion to the fraction of the other groups that fit.
 
-  There are `minibatches` batches of `update_batch_size` groups for each of this
-  host's data shards.  Groups of equal rewards are kept, too, where a penalty
-  gives them a gradient.
+  Groups of equal rewards are kept, too, where a penalty gives them a gradient.
   """
   sampled = groups.sampled
   sizes = loss_config.loss_denominator(sampled.mask)
-  shard_rows = data_shards, update_batch_size
-  total_rows = data_shards * update_batch_size * minibatches
+  minibatches, *shard_rows = shape
+  total_rows = math.prod(shape)
 
   # 1. The groups that have a gradient; the last of them may not fit.
   useful = np.flatnonzero(advantage.any(axis=1) | loss_config.has_penalty)

@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from ml_collections import config_dict
 
 from r1router_jax.data import georouter
-from r1router_jax.models import induction_init, lora
+from r1router_jax.models import lora
+from r1router_jax.models.induction_init import plant_induction_heads
 from r1router_jax.parallel import multihost
 from r1router_jax.parallel.strategy import ParallelStrategy, make_strategy
 from r1router_jax.policy import policy as policy_lib
@@ -75,9 +75,9 @@ def set_up(
   devices = make_strategy(config.parallel, config.mesh, config.rollout_mesh)
   policy, params = load_start_policy(config, devices)
 
-  # 2. The data.  Files bring passages of their own.
+  # 2. The data.  R1-Router's rows bring passages of their own.
   kbs = {}
-  if config.data.kb_dir and not config.data.train_files:
+  if config.data.kb_dir and not config.data.has_rows:
     kbs = open_kbs(config.data.kb_dir)
   if config.algorithm == "sft":
     algorithm = Sft(policy, devices, config)
@@ -91,7 +91,7 @@ def set_up(
   # 3. The update.
   allowed = jnp.asarray(policy.allowed_tokens)
   loss = functools.partial(algorithm.loss, allowed=allowed)
-  step = make_train_step(config, loss, devices.axis_name)
+  init_state, step = make_update(config, loss, devices.axis_name)
   run = Run(
     config=config,
     workdir=workdir,
@@ -102,7 +102,7 @@ def set_up(
     examples=examples,
     sampler=sampler,
     validator=_make_validator(config, policy, kbs),
-    init_state=make_init_state(config),
+    init_state=init_state,
     train_step=devices.jit_train_step(step),
     metadata=_run_metadata(options, examples, examples_of_all_hosts),
   )
@@ -125,8 +125,7 @@ def load_start_policy(
     policy = policy_lib.init_policy(known, tokenizer, config.seed, devices.mesh)
   params = policy.params
   if start.induction:
-    plant = induction_init.plant_induction_heads
-    params = plant(params, known.model, config.seed)
+    params = plant_induction_heads(params, known.model, config.seed)
   params = add_adapters(config, params)
   # Parameters are passed on their own: the state will hold them.
   policy = dataclasses.replace(
@@ -144,33 +143,16 @@ def add_adapters(config: RunConfig, params: dict) -> dict:
   return lora.add_adapters(params, key=key, **config.policy.lora)
 
 
-def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
-  """Return the optimizer of a run."""
-  updates = config.total_steps * config.updates_per_iteration
-  return optimizer.make_optimizer(config.optim, updates)
-
-
-def make_init_state(config: RunConfig) -> Callable:
-  """Return the function from parameters to the state before all updates."""
-  return functools.partial(
-    train_step.init_train_state,
-    optimizer=make_optimizer(config),
-    trainable=config.trainable_regex,
-  )
-
-
-def make_train_step(
+def make_update(
   config: RunConfig, loss: Callable, axis_name: str | None
-) -> Callable:
-  """Return the update of a run, see `train_step.make_train_step`."""
-  return train_step.make_train_step(
-    loss, make_optimizer(config), config.trainable_regex, axis_name
+) -> tuple[Callable, Callable]:
+  """Return the functions of `train_step`, to make a state and to update it."""
+  regex, updates = config.trainable_regex, config.updates_per_iteration
+  rule = optimizer.make_optimizer(config.optim, config.total_steps * updates)
+  init_state = functools.partial(
+    train_step.init_train_state, optimizer=rule, trainable=regex
   )
-
-
-def trainable_params(config: RunConfig, params: dict) -> dict:
-  """Return the parameters that are trained; a reference policy keeps these."""
-  return train_step.partition_params(params, config.trainable_regex)[0]
+  return init_state, train_step.make_train_step(loss, rule, regex, axis_name)
 
 
 def _make_validator(
@@ -180,10 +162,10 @@ def _make_validator(
   if not config.validation.every:
     return None
   steps = train_data.load_validation_steps(config, policy, kbs)
-  # The same steps at each validation, so that scores can be compared.
-  steps = validation.choose_validation_steps(
-    steps, config.validation.steps, config.seed
-  )
+  # The same random steps at each validation, so that scores can be compared.
+  order = np.random.default_rng(config.seed).permutation(len(steps))
+  # Sorted, so that the steps of a question stay together.
+  steps = [steps[i] for i in sorted(order[: config.validation.steps])]
   reward = make_reward("default", policy.config.max_routes)
   return validation.Validator(policy, steps, reward)
 

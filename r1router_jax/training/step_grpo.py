@@ -13,16 +13,12 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from r1router_jax.common.records import Question, Step
 from r1router_jax.generation.token_sampling import SamplingParams
-from r1router_jax.inputs.processor import next_power_of_two
-from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import mesh, multihost
 from r1router_jax.parallel.strategy import ParallelStrategy
 from r1router_jax.policy.config import PolicyConfig
@@ -89,22 +85,15 @@ class StepGrpo:
     start = time.perf_counter()
     sampled = self._sample_groups(policy, examples_for, iteration)
     groups = rollouts.concat_groups(sampled)
-    reward_seconds = sum(each.reward_seconds for each in sampled)
-    rollout_seconds = time.perf_counter() - start - reward_seconds
-    seconds = dict(rollout=rollout_seconds, reward=reward_seconds)
+    seconds = dict(reward=groups.reward_seconds)
+    seconds["rollout"] = time.perf_counter() - start - seconds["reward"]
 
     # 2. Batches of the groups that have a gradient.
-    advantage = grpo_loss.group_advantages(
-      groups.reward, options.advantage_norm
-    )
+    norm = options.advantage_norm
+    advantage = grpo_loss.group_advantages(groups.reward, norm)
+    shape = options.minibatches, self._data_shards, options.update_batch_size
     batches, kept = rollouts.make_train_batches(
-      policy,
-      groups,
-      advantage,
-      self._loss_config,
-      update_batch_size=options.update_batch_size,
-      data_shards=self._data_shards,
-      minibatches=options.minibatches,
+      policy, groups, advantage, self._loss_config, shape
     )
 
     # 3. The report.  A reference policy costs one more forward pass.
@@ -115,9 +104,7 @@ class StepGrpo:
     update = throughput.count_work(model, *learnt, passes)
     work = work._replace(flops=work.flops + update.flops)
     metrics = _rollout_metrics(groups) | {"refills": float(len(sampled) - 1)}
-    shown = throughput.sample_groups(
-      groups.steps, groups.texts, groups.reward, advantage
-    )
+    shown = rollouts.sample_groups(groups, advantage)
     return batches, throughput.IterationReport(metrics, work, seconds, shown)
 
   def _sample_groups(
@@ -173,43 +160,6 @@ def make_loss_config(
   """Return the options of the loss of a run."""
   longest = policy_config.response_tokens[-1]
   return grpo_loss.GrpoLossConfig(options.temperature, longest, **options.loss)
-
-
-def abstract_prompts(policy_config: PolicyConfig, prompts: int) -> Any:
-  """Return the shapes of the B largest prompts that a policy can read.
-
-  Each has the longest padded length and as many images of the largest size as
-  an answer prompt may show.
-  """
-  vision = policy_config.model.vision
-  # The image of the question, and those of passages.
-  images = windows = 0
-  if vision is not None:
-    images = prompts * (1 + policy_config.passage_images)
-    windows = -(-policy_config.max_pixels // vision.window**2)
-    windows = next_power_of_two(windows)
-  empty = qwen2_5_vl.empty_prompt_batch(
-    prompts, policy_config.prompt_tokens[-1], images, windows, vision
-  )
-  return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty))
-
-
-def abstract_batch(
-  config: RunConfig, policy_config: PolicyConfig, data_shards: int
-) -> Batch:
-  """Return the shapes, [D, B, ...], of the largest batch of an update."""
-  shaped, rows = jax.ShapeDtypeStruct, config.step_grpo.update_batch_size
-  group = rows, config.step_grpo.group_size
-  tokens = (*group, policy_config.response_tokens[-1])
-  shard = Batch(
-    prompt=abstract_prompts(policy_config, rows),
-    response=shaped(tokens, jnp.int32),
-    mask=shaped(tokens, bool),
-    advantage=shaped(group, jnp.float32),
-    old_logp=shaped(tokens, jnp.float32),
-    loss_denominator=shaped((rows,), jnp.float32),
-  )
-  return jax.tree.map(lambda x: shaped((data_shards, *x.shape), x.dtype), shard)
 
 
 def _rollout_metrics(groups: rollouts.RolloutGroups) -> dict[str, float]:

@@ -38,9 +38,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from r1router_jax.common.records import Step
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.models import qwen2_5_vl
 
@@ -92,7 +91,7 @@ class IterationReport:
   work: WorkCounts  # That of the updates included.
   # Seconds spent in phases of the rollout.
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  groups: Sequence[Mapping[str, Any]] = ()  # Some, see `sample_groups`.
+  groups: Sequence[Mapping[str, Any]] = ()  # Some, as JSON holds them.
 
 
 def count_work(
@@ -105,7 +104,8 @@ def count_work(
 
   `lengths` are the numbers of tokens of the responses.
   """
-  c, sizes = config, np.array([[len(prompt.ids)] for prompt in prompts])
+  c, sizes = config, np.array([len(prompt.ids) for prompt in prompts], int)
+  sizes = sizes[:, None]  # [B, 1]
   # The last token of a response is no input.  A token of the prompt or of the
   # response sees the prompt and its own response up to itself.
   inputs = np.maximum(lengths - 1, 0)
@@ -145,41 +145,6 @@ def image_flops(config: qwen2_5_vl.Config, grid: tuple[int, int]) -> int:
     + 2 * v.hidden * pairs
     + patches // v.merge**2 * merged * (merged + config.hidden)
   )
-
-
-def sample_groups(
-  steps: Sequence[Step],
-  texts: Sequence[str],
-  rewards: Float[np.ndarray, "B G"],
-  advantages: Float[np.ndarray, "B G"],
-) -> list[dict[str, Any]]:
-  """Return the first group of each kind of step, as JSON holds it.
-
-  The texts of a group come one after the other.
-  """
-  group_size = rewards.shape[1]
-  # The row of the first group of each kind.
-  first: dict[str, int] = {}
-  for row, step in enumerate(steps):
-    first.setdefault(step.kind, row)
-  groups = []
-  for kind, row in first.items():
-    step, start = steps[row], row * group_size
-    # The gold answers, or the gold plan in words.
-    plan = f"{step.sub_question} ({' or '.join(step.routes)})"
-    group = dict(
-      id=step.id,
-      kind=kind,
-      question=step.question.text,
-      history=[list(pair) for pair in step.history],
-      sub_question=step.sub_question if kind == "answer" else "",
-      gold=[plan] if kind == "plan" else list(step.answers),
-      responses=list(texts[start : start + group_size]),
-      rewards=rewards[row].tolist(),
-      advantages=advantages[row].tolist(),
-    )
-    groups.append(group)
-  return groups
 
 
 class ThroughputMeter:

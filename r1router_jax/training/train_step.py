@@ -56,6 +56,11 @@ def partition_params(params: dict, trainable: str) -> tuple[dict, dict]:
   return unflatten(trained), unflatten(frozen)
 
 
+def trainable_params(params: dict, trainable: str) -> dict:
+  """Return the parameters that are trained; a reference policy keeps these."""
+  return partition_params(params, trainable)[0]
+
+
 def merge_params(trained: dict, frozen: dict) -> dict:
   """Undo `partition_params`."""
   flat = traverse_util.flatten_dict(trained)
@@ -68,7 +73,7 @@ def init_train_state(
   """Return the state before the first update."""
   # Both counters may share an array: it is copied before it is donated.
   zero = jnp.zeros((), jnp.int32)
-  trained, _ = partition_params(params, trainable)
+  trained = trainable_params(params, trainable)
   return TrainState(zero, zero, params, optimizer.init(trained))
 
 

@@ -7,7 +7,6 @@ far; `train` keeps that state in <workdir>/best.
 import dataclasses
 
 import jax
-import numpy as np
 
 from r1router_jax.common.records import Step
 from r1router_jax.policy.policy import Policy
@@ -37,12 +36,3 @@ class Validator:
     texts = [response.text for (response,) in policy.decode(sampled)]
     means = self._reward.score(self._steps, texts).means()
     return {f"validation/{name}": mean for name, mean in means.items()}
-
-
-def choose_validation_steps(
-  steps: list[Step], count: int, seed: int
-) -> list[Step]:
-  """Return at most `count` of the steps at random, in their own order."""
-  # Sorted, so that the steps of a question stay together.
-  order = np.random.default_rng(seed).permutation(len(steps))
-  return [steps[i] for i in sorted(order[:count])]

@@ -14,15 +14,16 @@ def test_progress_in_plain_lines(capsys, monkeypatch):
   )
   assert list(progress.show_progress(range(4), "sft")) == [0, 1, 2, 3]
   assert capsys.readouterr().err.split("\n") == [
-    "sft: 2 of 4 (50%), 12 s, 0.167/s, 12 s left",
-    "sft: 4 of 4 (100%), 1 min 15 s, 0.0533/s",
+    "sft:  50% 2/4 [00:12<00:12,  6.00s/it]",
+    "sft: 100% 4/4 [01:15<00:00, 18.75s/it]",
     "",
   ]
 
 
 def test_progress_without_a_total(capsys):
   assert list(progress.show_progress(iter("ab"), "read")) == ["a", "b"]
-  assert re.fullmatch(r"read: 2, 0 s, \S+/s\n", capsys.readouterr().err)
+  error = capsys.readouterr().err
+  assert re.fullmatch(r"read: 2it \[00:00, \S+it/s\]\n", error)
 
 
 def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):

@@ -180,7 +180,6 @@ def test_programs_compile_once_per_level():
     SamplingParams(0.0),
     SamplingParams(2.0, top_k=3),
     SamplingParams(top_p=0.5),
-    SamplingParams(min_p=0.2),
     SamplingParams(np.full((COUNT, MEMBERS), 0.3)),
   ):
     sample_in_order(range(COUNT), rows=15, sampling=sampling)

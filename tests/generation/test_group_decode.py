@@ -197,7 +197,7 @@ def test_forbidden_ids_are_never_sampled():
   assert set(sampled.tokens[sampled.mask]) == set(np.flatnonzero(allowed))
 
 
-def filter_slowly(probability, top_k=0, top_p=1.0, min_p=0.0):
+def filter_slowly(probability, top_k=0, top_p=1.0):
   """Filter a distribution token by token, the likeliest first."""
   order = sorted(range(len(probability)), key=lambda v: -probability[v])
   if top_k:
@@ -208,7 +208,6 @@ def filter_slowly(probability, top_k=0, top_p=1.0, min_p=0.0):
     if reached < top_p:
       kept.append(v)
     reached += probability[v] / total
-  kept = [v for v in kept if probability[v] >= min_p * max(probability)]
   out = np.zeros(len(probability))
   out[kept] = probability[kept] / sum(probability[kept])
   return out
@@ -217,9 +216,8 @@ def filter_slowly(probability, top_k=0, top_p=1.0, min_p=0.0):
 FILTERS = [
   dict(top_k=5),
   dict(top_p=0.6),
-  dict(min_p=0.3),
   dict(top_k=1),
-  dict(top_k=9, top_p=0.7, min_p=0.1),
+  dict(top_k=9, top_p=0.7),
   dict(top_k=1000),
   {},
 ]
@@ -243,7 +241,7 @@ def test_filters_give_the_filtered_distribution(filters):
 
 def test_each_row_has_its_own_sampling_parameters():
   """Rows of one batch may differ, and no parameter compiles anything."""
-  default = dict(temperature=HOT, top_k=0, top_p=1.0, min_p=0.0)
+  default = dict(temperature=HOT, top_k=0, top_p=1.0)
   changes = [dict(temperature=0.0), dict(top_k=2), dict(temperature=9.0), {}]
   rows = [default | change for change in changes]
   columns = {name: np.array([row[name] for row in rows]) for name in default}

@@ -16,7 +16,6 @@ from r1router_jax.generation.token_sampling import (
   [
     (SamplingParams(-1.0), "temperature is -1.0, wanted 0 to inf"),
     (SamplingParams(top_k=-1), "top_k is -1"),
-    (SamplingParams(min_p=1.5), "min_p is 1.5"),
     (SamplingParams(top_p=0.0), "top_p is 0.0, wanted 0 to 1, and above 0"),
     (SamplingParams(top_p=float("nan")), "top_p is nan"),
   ],

@@ -220,10 +220,8 @@ def test_sharded_load_equals_whole_load(name, tmp_path):
   )
   mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"))
   # Eight devices, of which the data axis is 1.
-  layout = mesh_lib.shardings_by_path(tiny_policy.param_shapes(config), mesh)
-  params = hf_checkpoint.load_params(
-    tmp_path, config, sharding_for=layout.__getitem__
-  )
+  layout = mesh_lib.tree_shardings(tiny_policy.param_shapes(config), mesh)
+  params = hf_checkpoint.load_params(tmp_path, config, shardings=layout)
   jax.tree.map(
     np.testing.assert_array_equal, params, tiny_policy.params(config)
   )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
@@ -125,12 +126,13 @@ def test_sharded_load_equals_whole_load(path, embed, kernel, w):
     "layers/o/kernel": PartitionSpec(*kernel),
     "blocks/w": PartitionSpec(*w),
   }
+  shardings = {leaf: NamedSharding(mesh, spec[leaf]) for leaf in spec}
   whole = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
   params = safetensors_io.load_params(
     path,
     WEIGHT_MAP,
     AXES,
-    sharding_for=lambda leaf: NamedSharding(mesh, spec[leaf]),
+    shardings=traverse_util.unflatten_dict(shardings, sep="/"),
   )
   # Every parameter has the sharding and the values that were asked for.
   for (at, got), wanted in zip(

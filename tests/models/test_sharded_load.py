@@ -40,7 +40,7 @@ def resident_bytes():
 
 multihost.initialize_distributed()
 mesh = mesh_lib.make_mesh(data=1, fsdp=4, tensor=1)
-shardings = mesh_lib.shardings_by_path(tiny_policy.param_shapes(CONFIG), mesh)
+shardings = mesh_lib.tree_shardings(tiny_policy.param_shapes(CONFIG), mesh)
 jax.block_until_ready(jax.device_put(np.ones(8), jax.local_devices()[0]))
 before = resident_bytes()
 peak, done = [before], threading.Event()
@@ -51,9 +51,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-params = hf_checkpoint.load_params(
-  sys.argv[1], CONFIG, sharding_for=shardings.__getitem__
-)
+params = hf_checkpoint.load_params(sys.argv[1], CONFIG, shardings=shardings)
 jax.block_until_ready(params)
 done.set()
 watcher.join()

@@ -45,15 +45,14 @@ def make_groups(host=0):
   )
 
 
-def make_batches(config, host=0, advantage_scale=1, **changes):
+def make_batches(config, host=0, advantage_scale=1, shape=(1, 8, 1)):
   """Return the groups of a host and the batches that are made of them."""
   groups = make_groups(host)
-  options = dict(update_batch_size=1, data_shards=8, minibatches=1)
   batches, _ = rollouts.make_train_batches(
     policy.Policy(tiny_policy.POLICY_CONFIG, tiny_policy.TOKENIZER, {}),
     groups,
     advantage_scale * grpo_loss.group_advantages(groups.reward),
     config,
-    **options | changes,
+    shape,
   )
   return groups, batches

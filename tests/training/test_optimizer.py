@@ -121,8 +121,3 @@ def test_large_gradients_are_clipped_by_global_norm():
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), one, two
     )
-
-
-def test_unknown_optimizer_is_rejected():
-  with pytest.raises(ValueError, match="config.optim.name is 'sgd'"):
-    OptimizerConfig(**OPTIONS | dict(name="sgd"))

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from r1router_jax.common.records import Hop, Question, Step
+from r1router_jax.generation import group_decode
 from r1router_jax.models import qwen2_5_vl
+from r1router_jax.rewards import step_reward
 from r1router_jax.training import grpo_loss, rollouts
 from r1router_jax.training.batch import Batch
 from tests import tiny_policy, two_processes
@@ -50,7 +52,7 @@ def test_groups_of_equal_rewards_are_left_out_and_change_nothing(aggregate):
 
 
 def test_denominator_counts_only_the_fraction_of_groups_that_fit():
-  groups, (batch,) = make_batches(make_loss_config(), data_shards=2)
+  groups, (batch,) = make_batches(make_loss_config(), shape=(1, 2, 1))
   mask = groups.sampled.mask
   kept = USEFUL[:2]
   np.testing.assert_array_equal(batch.mask[..., 0, 0, :], mask[kept, 0, :8])
@@ -67,8 +69,7 @@ from r1router_jax.parallel import multihost
 multihost.initialize_distributed()
 from tests.training import loss_helpers, rollout_cases
 _, (batch,) = rollout_cases.make_batches(
-    loss_helpers.make_loss_config(), jax.process_index(),
-    update_batch_size=5, data_shards=2)
+    loss_helpers.make_loss_config(), jax.process_index(), shape=(1, 2, 5))
 print("shapes", batch.mask.shape, batch.prompt.tokens.shape,
       batch.prompt.patches.shape[:2])
 """
@@ -82,9 +83,7 @@ def test_hosts_make_batches_of_one_shape(tmp_path):
 
 
 def test_minibatches_share_the_groups():
-  groups, batches = make_batches(
-    make_loss_config(), data_shards=2, update_batch_size=2, minibatches=2
-  )
+  groups, batches = make_batches(make_loss_config(), shape=(2, 2, 2))
   sampled = groups.sampled
   rows = [batch.response.reshape(4, 3, -1) for batch in batches]
   # Three groups each, so that one row of four is padding.
@@ -102,7 +101,7 @@ def test_minibatches_share_the_groups():
 
 def test_penalties_keep_groups_of_equal_rewards():
   config = make_loss_config(kl_coef=0.1)
-  _, (batch,) = make_batches(config, data_shards=2, update_batch_size=5)
+  _, (batch,) = make_batches(config, shape=(1, 2, 5))
   assert batch.mask.any((2, 3)).all() and not batch.advantage[0, 0].any()
 
 
@@ -153,3 +152,59 @@ def test_golds_align_by_position(kind, history, sub_question, routes, answers):
       answers,
     )
     assert found.history == history
+
+
+def test_first_group_of_each_kind_is_sampled():
+  asked = Question("q", "Where?", ("here",))
+  steps = [
+    Step(
+      "q/0",
+      "plan",
+      asked,
+      sub_question="What is here?",
+      routes=("text", "table"),
+    ),
+    Step(
+      "q/1", "answer", asked, sub_question="What is here?", answers=("a", "b")
+    ),
+    Step("p/0", "plan", asked, sub_question="None", routes=("none",)),
+    Step(
+      "q/2",
+      "final",
+      asked,
+      history=(("What is here?", "a"),),
+      answers=("here",),
+    ),
+  ]
+  reward = np.arange(8.0).reshape(4, 2)
+  components = step_reward.RewardComponents(*[reward.reshape(-1)] * 6)
+  sampled, texts = group_decode.empty_responses(4, 2, 1), list("stuvwxyz")
+  groups = rollouts.RolloutGroups(steps, [], sampled, texts, components)
+  groups = rollouts.sample_groups(groups, -reward)
+  assert [group["id"] for group in groups] == ["q/0", "q/1", "q/2"]
+  # A plan: its gold is the sub-question with its routes.
+  assert groups[0] == dict(
+    id="q/0",
+    kind="plan",
+    question="Where?",
+    history=[],
+    sub_question="",
+    gold=["What is here? (text or table)"],
+    responses=["s", "t"],
+    rewards=[0.0, 1.0],
+    advantages=[0.0, -1.0],
+  )
+  assert groups[1]["sub_question"] == "What is here?"
+  assert groups[1]["gold"] == ["a", "b"]
+  # A final answer.
+  assert groups[2] == dict(
+    id="q/2",
+    kind="final",
+    question="Where?",
+    sub_question="",
+    history=[["What is here?", "a"]],
+    gold=["here"],
+    responses=["y", "z"],
+    rewards=[6.0, 7.0],
+    advantages=[-6.0, -7.0],
+  )

@@ -115,18 +115,3 @@ def test_too_few_groups_with_signal_are_resampled():
   )
   _, report = algorithm.make_batches(params, lambda index: steps[:24], 3)
   assert report.scalars["refills"] == 0
-
-
-def test_abstract_batch_has_the_shapes_of_the_largest_batch():
-  config = make_run_config("step_grpo", "tiny", **OPTIONS)
-  known = load_warm_start().config
-  batch = step_grpo.abstract_batch(config, known, data_shards=8)
-  tokens = known.response_tokens[-1]
-  assert batch.response.shape == batch.old_logp.shape == (8, 2, 3, tokens)
-  assert batch.prompt.tokens.shape == (8, 2, known.prompt_tokens[-1])
-  assert batch.prompt.patches.shape[:2] == (8, 2)  # An image of each prompt.
-  # Shapes can be split like arrays.
-  microbatches = jax.eval_shape(
-    lambda batch: split_microbatches(batch, 1), batch
-  )
-  assert microbatches.response.shape == (8, 2, 1, 3, tokens)

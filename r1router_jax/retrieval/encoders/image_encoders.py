@@ -92,7 +92,7 @@ class ClipFusionEmbedder:
 
     def load_pixels(path: str) -> np.ndarray:
       image = images.center_crop(images.load_image(path), size)
-      return images.normalize_pixels(image, images.CLIP_MEAN, images.CLIP_STD)
+      return images.normalize_pixels(image)
 
     vectors = _embed_images(self._encode_image, items, load_pixels, size)
 
