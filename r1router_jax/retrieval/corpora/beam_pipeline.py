@@ -31,10 +31,17 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from absl import flags, logging
+from etils import epy
 
 from r1router_jax.common import cli, row_files, shared_flags
 from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.retrieval.corpora import passage_writer, sources
+
+# An optional dependency, and slow to import.
+with epy.lazy_imports():
+  import apache_beam as beam
+  from apache_beam.io import filesystems
+  from apache_beam.options import pipeline_options
 
 # `main` imports this module a second time, which defines its flags anew.
 _WORKDIR = shared_flags.define_flag("workdir")
@@ -101,15 +108,15 @@ def write_shard(
   source: sources.Source,
   workdir: str,
   repeated: Collection[int] = (),
-) -> Iterator[tuple[str, Any, Any]]:
+) -> Iterator[Any]:
   """Write the passages and the rejected rows of a shard to `workdir`.
 
   If it is the second time, `repeated` has the positions in the shard of rows
   whose ids came before in the corpus.
 
-  Yields ("id", id, (name of the shard, position)) for each good row, and then
-  ("count", reason, number of rows) for each reason to leave rows out, and for
-  all rows under "rows".
+  Yields (id, (name of the shard, position)) for each good row, and then, as the
+  output "counts", (reason, number of rows) for each reason to leave rows out,
+  and for all rows under "rows".
   """
   # Beam may repeat a step that failed late, so each time has its own file.
   turn = "second" if repeated else "first"
@@ -128,10 +135,10 @@ def write_shard(
       else:
         for passage in parsed[1]:
           passages.write(passage_writer.passage_line(passage, whole=True))
-        yield "id", parsed[0], (shard.name, number)
+        yield parsed[0], (shard.name, number)
       counts["rows"] += 1
-  for reason, count in counts.items():
-    yield "count", reason, count
+  for count in counts.items():
+    yield beam.TaggedOutput("counts", count)
 
 
 # --- Pipeline -----------------------------------------------------------------
@@ -148,26 +155,23 @@ def run_pipeline(
   Returns the number of rows ("rows"), and the number of rows left out, by
   reason; both are also written to counts.json.
   """
-  import apache_beam as beam
-  from apache_beam.io.filesystems import FileSystems
-  from apache_beam.options.pipeline_options import PipelineOptions
-
   # Delete what an earlier run left, complete or not.
-  if not FileSystems.exists(workdir):
-    FileSystems.mkdirs(workdir)
-  old = _shard_files(workdir, "")
-  if old:
-    FileSystems.delete(old)
+  files = filesystems.FileSystems
+  if not files.exists(workdir):
+    files.mkdirs(workdir)
+  if old := _shard_files(workdir, ""):
+    files.delete(old)
 
   if not any(option.startswith("--runner") for option in options):
     options = [f"--runner={RUNNER}", *options]
-  with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+  options = pipeline_options.PipelineOptions(list(options))
+  with beam.Pipeline(options=options) as pipeline:
     _add_steps(pipeline, source, sizes, workdir)
 
   # Shards that were written twice are taken from the second time.
   for ending in (".first", ".second"):
     found = _shard_files(workdir, ending)
-    FileSystems.rename(found, [path.removesuffix(ending) for path in found])
+    files.rename(found, [path.removesuffix(ending) for path in found])
   with _open_file(f"{workdir}/counts.json") as file:
     return json.load(file)
 
@@ -176,8 +180,6 @@ def _add_steps(
   pipeline: Any, source: sources.Source, sizes: Sequence[int], workdir: str
 ) -> None:
   """Add the steps of `run_pipeline` to a Beam pipeline."""
-  import apache_beam as beam
-
   # Cut the corpus into shards and write each of them.
   shards = (
     pipeline
@@ -186,12 +188,12 @@ def _add_steps(
     | beam.FlatMap(split_shard, source)
     | "Spread shards" >> beam.Reshuffle()
   )
-  written = shards | beam.FlatMap(write_shard, source, workdir)
+  write = beam.FlatMap(write_shard, source, workdir)
+  ids, counts = shards | write.with_outputs("counts", main="ids")
 
   # Find all rows but the first of each id, and write their shards again.
   repeated = (
-    written
-    | "Ids" >> beam.FlatMap(_select_kind, "id")
+    ids
     | beam.GroupByKey()
     | "All but the first" >> beam.FlatMap(lambda ids: sorted(ids[1])[1:])
   )
@@ -203,7 +205,6 @@ def _add_steps(
   )
 
   # Count the rows that were left out: while reading, and because of their ids.
-  counts = written | "Counts" >> beam.FlatMap(_select_kind, "count")
   reason = sources.duplicate_id("", "").kind
   repeated_counts = repeated | "Count" >> beam.Map(lambda _: (reason, 1))
   _ = (
@@ -213,11 +214,6 @@ def _add_steps(
     | beam.combiners.ToDict()
     | "Report" >> beam.Map(_write_counts, workdir)
   )
-
-
-def _select_kind(found: tuple, kind: str) -> list[tuple[Any, Any]]:
-  """Return the value of an output of `write_shard` if it is of this kind."""
-  return [found[1:]] if found[0] == kind else []
 
 
 def _write_second_time(
@@ -240,22 +236,16 @@ def _write_counts(counts: dict[str, int], workdir: str) -> None:
 
 def _open_file(path: str) -> BinaryIO:
   """Open a file as it is stored; Beam would decompress it by its name."""
-  from apache_beam.io.filesystems import FileSystems
-
-  return FileSystems.open(path, compression_type="uncompressed")
+  return filesystems.FileSystems.open(path, compression_type="uncompressed")
 
 
 def _create_file(path: str) -> BinaryIO:
-  from apache_beam.io.filesystems import FileSystems
-
-  return FileSystems.create(path, compression_type="uncompressed")
+  return filesystems.FileSystems.create(path, compression_type="uncompressed")
 
 
 def _match_files(pattern: str) -> list[tuple[str, int]]:
   """Return the path and size of each file that matches, in order of paths."""
-  from apache_beam.io.filesystems import FileSystems
-
-  (match,) = FileSystems.match([pattern])
+  (match,) = filesystems.FileSystems.match([pattern])
   return sorted((file.path, file.size_in_bytes) for file in match.metadata_list)
 
 
@@ -308,13 +298,9 @@ def main(_) -> None:
   left_out = f"{sum(counts.values()):,} left out{why}"
   logging.info("%s: %s rows, %s.", workdir, f"{rows:,}", left_out)
   images = f" --images={source.image_folder}" if source.kb == "image" else ""
-  logging.info(
-    "Next: python -m r1router_jax.build_kb --kind=%s --source='%s/passages-*."
-    "jsonl'%s --kb_dir=...",
-    source.kb,
-    workdir,
-    images,
-  )
+  command = f"python -m r1router_jax.build_kb --kind={source.kb} --source="
+  passages = f"'{workdir}/passages-*.jsonl'{images} --kb_dir=..."
+  logging.info("Next: %s%s", command, passages)
 
 
 if __name__ == "__main__":
