@@ -30,9 +30,14 @@ def base_config() -> mlc.ConfigDict:
   c.trainable_regex = ""  # Parameters whose path fits are trained; "": all.
 
   c.data = dict(
-    split="train",  # GeoRouter's split.
-    # R1-Router's JSON Lines files, to be read instead of GeoRouter: paths or
-    # globs, with commas between them.
+    # The TFDS dataset: georouter, or r1_router_rows/NAME for R1-Router's rows.
+    name="georouter",
+    # A split as TFDS spells it, such as "train[:90%]"; config.seed chooses the
+    # rows of a slice.
+    split="train",
+    tfds_dir="",  # Folder of prepared datasets; "" is the default of TFDS.
+    # R1-Router's JSON Lines files, which are prepared as the split "train" of
+    # r1_router_rows: paths or globs, with commas between them.
     train_files="",
     images="",  # Folder of the images that train_files name.
     # The knowledge bases: the folder that build_kb wrote, or
@@ -45,8 +50,8 @@ def base_config() -> mlc.ConfigDict:
   c.max_skipped = 3  # Updates in a row with a loss that is not finite, at most.
   c.validation = dict(
     every=0,  # Iterations between two validations; 0: never.
-    split="val",  # GeoRouter's split.
-    train_files="",  # Files of held-out rows, like data.train_files.
+    split="val",  # A split of the same dataset.
+    train_files="",  # Like data.train_files, of the split "val".
     steps=256,  # Gold steps to answer, at most.
   )
   c.samples_every = 0  # Iterations between entries of samples.jsonl; 0: never.

@@ -73,6 +73,7 @@ _BENCHMARK = flags.DEFINE_list(
 _DATA = shared_flags.define_flag("data")
 _IMAGES = shared_flags.define_flag("images")
 _SPLIT = shared_flags.define_flag("split")
+_TFDS_DIR = shared_flags.define_flag("tfds_dir")
 _QUESTIONS = shared_flags.define_flag("questions")
 
 # How answers are scored.
@@ -114,9 +115,11 @@ _PREDICTIONS = flags.DEFINE_string(
 def main(_) -> None:
   """Evaluate every method, or score a file of predictions."""
   if _SCORE_ONLY.value:
-    # Nothing but two files is opened, and no policy.
+    # Nothing but predictions and questions is opened, and no policy.
     names, path = ",".join(_BENCHMARK.value), _PREDICTIONS.value
-    scores = score_file.score_predictions(names, path, _DATA.value)
+    scores = score_file.score_predictions(
+      names, path, _DATA.value, _TFDS_DIR.value
+    )
     print(json.dumps(scores))
     return
   seed = _SETTINGS["seed"].value
@@ -128,7 +131,7 @@ def main(_) -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   workdir.mkdir(parents=True, exist_ok=True)
   # Questions first: a broken row is found before anything large is loaded.
-  questions = _load_questions(workdir)
+  questions = _load_questions()
   curves = tables.load_curves(runs)
   http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
@@ -196,13 +199,12 @@ def _check_options(policy_places: Mapping[str, str]) -> None:
   kb_meta.check_kb_dir(_KB_DIR.value)
 
 
-def _load_questions(workdir: pathlib.Path) -> list[Question]:
+def _load_questions() -> list[Question]:
   """Return the questions of all benchmarks, the first --questions of each."""
   questions = []
   for name in dict.fromkeys(_BENCHMARK.value):
-    # The images of a .zip file are unpacked below the working folder.
-    places = _DATA.value, _IMAGES.value, _SPLIT.value, str(workdir / "pictures")
-    found = benchmarks.load_benchmark(name, *places)
+    source = _DATA, _IMAGES, _SPLIT, _TFDS_DIR, _SETTINGS["seed"]
+    found = benchmarks.load_benchmark(name, *(flag.value for flag in source))
     questions += found[: _QUESTIONS.value or None]
   return questions
 

@@ -69,6 +69,7 @@ _BENCHMARK = flags.DEFINE_enum(
 _DATA = shared_flags.define_flag("data")
 _IMAGES = shared_flags.define_flag("images")
 _SPLIT = shared_flags.define_flag("split", default="train")
+_TFDS_DIR = shared_flags.define_flag("tfds_dir")
 _QUESTIONS = shared_flags.define_flag("questions")
 
 # The selection of rows.
@@ -98,8 +99,8 @@ def main(_) -> None:
 
   # 1. Open everything that the run reads.
   workdir = pathlib.Path(_WORKDIR.value)
-  source = (flag.value for flag in (_BENCHMARK, _DATA, _IMAGES, _SPLIT))
-  questions = selection.load_questions(*source, str(workdir / "unpacked"))
+  source = _BENCHMARK, _DATA, _IMAGES, _SPLIT, _TFDS_DIR, _SETTINGS["seed"]
+  questions = selection.load_questions(*(flag.value for flag in source))
   questions = questions[: _QUESTIONS.value or None]
   teacher = policy_factory.open_policy(_POLICY.value)
   http_client.allow_key(_KEY_ADDRESS.value)

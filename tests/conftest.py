@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import pytest
+from absl import flags
 from jaxtyping import install_import_hook
 
 # JAX reads these variables when it is first imported, so no import above does.
@@ -60,3 +61,12 @@ def kbs(tmp_path_factory):
       build_kb.KbSpec(str(folder / kb), kb, str(source), embedder="minilm")
     )
   return folder
+
+
+@pytest.fixture
+def parsed_flags():
+  """Let a test read and set the flags of commands that it runs in-process."""
+  # absl refuses both before it has parsed a command line.
+  flags.FLAGS.mark_as_parsed()
+  yield
+  flags.FLAGS.unparse_flags()

@@ -14,6 +14,12 @@ from etils import epath
 
 from r1router_jax.common.errors import UserError
 
+# Folder of what can be made again: compiled programs, unpacked images.
+CACHE_FOLDER = os.path.join(
+  os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
+  "r1router_jax",
+)
+
 
 @contextlib.contextmanager
 def atomic_write(path: epath.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:

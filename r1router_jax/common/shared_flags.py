@@ -59,9 +59,22 @@ _FLAGS = dict(
   ),
   seed=(0, "Seed of every random draw."),
   # The questions of a benchmark.
-  data=("", "Folder of the benchmark's question files; of jsonl, your file."),
+  data=(
+    "",
+    "Folder of the benchmark's question files; of jsonl, your file.  What was "
+    "prepared before needs none.",
+  ),
   images=("", "Folder or .zip file of the questions' images."),
-  split=("test", "Split of GeoRouter."),
+  split=(
+    "test",
+    "Split of GeoRouter (train, val, test), or a slice as TFDS spells it, such "
+    "as test[:10%], whose rows --seed chooses.  A question file is one split.",
+  ),
+  tfds_dir=(
+    "",
+    "Folder of prepared datasets; the default of TensorFlow Datasets is "
+    "TFDS_DATA_DIR or ~/tensorflow_datasets.",
+  ),
   questions=(0, "Number of questions of each benchmark; 0 is all of them."),
 )
 
@@ -74,7 +87,6 @@ _VALUES = dict(
   top_k=dict(lower_bound=0),
   # 0 would leave no token to sample from.
   top_p=dict(lower_bound=1e-6, upper_bound=1.0),
-  split=dict(enum_values=("train", "val", "test")),
   questions=dict(lower_bound=0),
 )
 

@@ -1,7 +1,7 @@
-"""Question files of benchmarks as records.
+"""Questions of benchmarks as records.
 
-  questions = benchmarks.load_benchmark(
-      "infoseek", "datasets", images="oven_images")
+  questions = benchmarks.load_benchmark("infoseek", "datasets", "oven_images")
+  questions = benchmarks.load_benchmark("infoseek")  # Once it is prepared.
 
 Six benchmarks are read as R1-Router published their question files, a JSON
 object in each line; `BENCHMARK_SPECS` lists their keys.  "georouter" comes with
@@ -20,22 +20,43 @@ path leads nowhere, and its answer scores 0.
 Source: github.com/OpenBMB/R1-Router (datasets/, src/evaluate.py).
 """
 
-import dataclasses
+import functools
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from absl import logging
 
 from r1router_jax.common import images as images_lib
 from r1router_jax.common import row_files
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import Question
-from r1router_jax.common.row_files import RowError
-from r1router_jax.data import benchmark_images, benchmark_schema, georouter
+from r1router_jax.common.records import KBS, Hop, Question
+from r1router_jax.common.row_files import RejectedRow, RowError
+from r1router_jax.data import (
+  benchmark_images,
+  benchmark_schema,
+  georouter,
+  tfds_datasets,
+)
+from r1router_jax.data.benchmark_images import FoundImage
 from r1router_jax.data.benchmark_schema import BENCHMARK_SPECS
+from r1router_jax.data.tfds_datasets import Example, Source
 
 NAMES = ("georouter", *BENCHMARK_SPECS, "jsonl")
+
+# Hops and interval are JSON: TFDS needs TensorFlow to write lists within lists,
+# and a float32 feature would lose half of the digits.
+_FEATURES = {
+  **dict.fromkeys(("id", "text", "family", "benchmark"), str),
+  **dict.fromkeys(("hops", "interval", "image"), str),
+  **dict.fromkeys(("answers", "subjects"), list),
+  "picture": bytes,  # Of the file `image`; empty if it is not there.
+}
+_JSON_TYPES = dict(hops=tuple[Hop, ...] | None, interval=tuple[float, ...])
+_CURE = "Delete that folder, and prepare the benchmark again"
 
 
 def load_benchmark(
@@ -43,18 +64,22 @@ def load_benchmark(
   folder: str = "",
   images: str = "",
   split: str = "test",
-  unpack_to: str = "",
+  tfds_dir: str = "",
+  seed: int = 0,
 ) -> list[Question]:
   """Return the questions of a benchmark, in the order of its file.
 
   Args:
     name: one of `NAMES`.
     folder: folder that holds the question file under its published name or as
-      "<name>.jsonl"; for "jsonl", the file itself.
+      "<name>.jsonl"; for "jsonl", the file itself.  Without it the benchmark is
+      read as it was prepared before.
     images: folder or .zip of the images (`benchmark_images`); for "jsonl", the
       folder that paths are relative to, if it is not that of the file.
-    split: split of "georouter".
-    unpack_to: folder that a .zip of images is unpacked into.
+    split: a split of "georouter", or slices, as TFDS spells them.  A question
+      file is a single split, by any name.
+    tfds_dir: folder of prepared datasets, see `tfds_datasets`.
+    seed: seed of the permutation that slices are taken of.
 
   Raises:
     UserError: if a row cannot be used; the message names the first few.
@@ -63,35 +88,128 @@ def load_benchmark(
   if name not in NAMES:
     raise UserError(f"No benchmark {name!r}; known: {', '.join(NAMES)}.")
   if name == "georouter":
-    return georouter.load_questions(split)
-  path = find_question_file(name, folder)
+    dataset, source, folder = name, _georouter_source(), str(georouter.FOLDER)
+  else:
+    dataset, split = f"benchmarks/{name}", re.sub(r"^\w+", "test", split)
+    source = _file_source(name, folder, images) if folder else None
+    folder = os.path.join(tfds_datasets.IMAGE_FOLDER, "not found")
+  if images and not source:
+    raise UserError(
+      f"The images {images} are of no questions: name the files of benchmark "
+      f"{name}, too, --data.  A prepared benchmark has its images."
+    )
+  rows = tfds_datasets.read_split(
+    dataset, _FEATURES, split, seed, tfds_dir, source
+  )
+  return [_to_question(where, row, folder) for where, row in rows]
+
+
+def _georouter_source() -> Source:
+  """Return GeoRouter's questions; their images stay in the package."""
+  digest = hashlib.sha256()
+  for split in georouter.SPLITS:
+    digest.update((georouter.FOLDER / f"questions_{split}.jsonl").read_bytes())
+
+  def make_rows(split: str) -> Iterator[Example]:
+    for question in georouter.load_questions(split):
+      image = question.image and os.path.relpath(
+        question.image, georouter.FOLDER
+      )
+      yield _to_example(question, image, b"")
+
+  splits = {s: functools.partial(make_rows, s) for s in georouter.SPLITS}
+  return Source(digest.hexdigest(), splits)
+
+
+def _file_source(name: str, folder: str, images: str) -> Source:
+  """Return a question file, which is read and checked, and its images."""
+  path = _find_question_file(name, folder)
   # Paths in a user's file are relative to `images` or to the file.
   root = images or os.path.dirname(os.path.abspath(path))
-  found = benchmark_schema.parse_rows(
+  parsed = benchmark_schema.parse_rows(
     path,
     lambda row, number: (
       benchmark_schema.parse_question(name, row, number),
       _image_name(name, row, root),
     ),
   )
-  benchmark_schema.check_count(name, path, len(found))
-  benchmark_schema.check_ids(path, ((q.id, where) for where, (q, _) in found))
+  benchmark_schema.check_count(name, path, len(parsed))
+  benchmark_schema.check_ids(path, ((q.id, where) for where, (q, _) in parsed))
   # Look for all images at once; a question whose image is missing stays.
-  asked, paths = [named for _, (_, named) in found if named], {}
+  asked, found = [named for _, (_, named) in parsed if named], {}
   # A user's images have paths; those of benchmarks are looked up by stem.
   if name == "jsonl":
-    paths = {named: named for named in asked if os.path.isfile(named)}
+    there = filter(os.path.isfile, asked)
+    found = {named: benchmark_images.find_file(named) for named in there}
   elif images and asked:
-    paths = benchmark_images.find_images(images, set(asked), unpack_to)
-  _warn_of_missing_images(name, images, [n for n in asked if n not in paths])
-  # A missing image keeps a path that does not exist, so that the question is
-  # counted and fails on its own.
-  nowhere = images or "no folder of images"
-  paths = {n: os.path.join(nowhere, n) for n in asked} | paths | {"": ""}
-  return [dataclasses.replace(q, image=paths[n]) for _, (q, n) in found]
+    found = benchmark_images.find_images(images, set(asked))
+  _warn_of_missing_images(name, images, [n for n in asked if n not in found])
+
+  def make_rows() -> Iterator[Example]:
+    for where, (question, named) in parsed:
+      image = os.path.basename(named)
+      picture = b""
+      if named in found:
+        image, picture = found[named].name, _read_picture(where, found[named])
+      yield _to_example(question, image, picture)
+
+  states = [
+    (question, named, named in found and found[named].state)
+    for _, (question, named) in parsed
+  ]
+  digest = hashlib.sha256(repr(states).encode()).hexdigest()
+  return Source(digest, {"test": make_rows})
 
 
-def find_question_file(name: str, folder: str) -> str:
+def _read_picture(where: str, image: FoundImage) -> bytes:
+  """Return an image's bytes; a bad one is logged and counts as missing."""
+  try:
+    return image.read()
+  except images_lib.BadImage as error:
+    logging.warning("%s: %s  Its question scores 0.", where, error)
+    return b""
+
+
+def _to_example(question: Question, image: str, picture: bytes) -> Example:
+  """Return the row of a question, whose image is the file `image`."""
+  texts = {
+    name: msgspec.json.encode(getattr(question, name)).decode()
+    for name in ("hops", "interval")
+  }
+  return dict(vars(question), image=image, picture=picture, **texts)
+
+
+def _to_question(where: str, row: Example, image_folder: str) -> Question:
+  """Return the question of a row, and unpack its image.
+
+  An image without bytes is a file of `image_folder`, which may not exist.
+  """
+  fields, picture = dict(row), row["picture"]
+  del fields["picture"]
+  try:
+    for name, kind in _JSON_TYPES.items():
+      fields[name] = msgspec.json.decode(row[name], type=kind)
+    if picture:
+      fields["image"] = tfds_datasets.store_image(picture, row["image"])
+    elif row["image"]:
+      fields["image"] = images_lib.resolve_path(row["image"], image_folder)
+    question = msgspec.convert(fields, Question)
+    hops = question.hops or ()
+    if not question.text.strip() or not question.answers:
+      raise RowError("it lacks a text or an answer", _CURE)
+    if any(not hop.answers or not {*hop.routes} <= {*KBS} for hop in hops):
+      raise RowError("a hop has no answer or an unknown route", _CURE)
+    if len(question.interval) not in (0, 2):
+      raise RowError("its interval is no pair of numbers", _CURE)
+  except RowError as fault:
+    raise UserError(str(RejectedRow(where, *fault.args))) from fault
+  except (msgspec.MsgspecError, images_lib.BadImage) as error:
+    fault = str(error).rstrip(".")
+    raise UserError(str(RejectedRow(where, fault, _CURE))) from error
+  return question
+
+
+def _find_question_file(name: str, folder: str) -> str:
   """Return the path of a benchmark's question file; see `load_benchmark`."""
   if name == "jsonl":
     names, cure = [folder], "Name your file of questions."

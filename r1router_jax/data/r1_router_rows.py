@@ -12,9 +12,10 @@ with steps in this order:
 
   (plan answer)* stop? final
 
-`load_rows` reads such files and `to_published_row` writes a row.  Rows that
-this project writes may keep a teacher's whole response, with its thoughts, as
-"response" of a step.  A row that breaks the form, or whose image is missing, is
+`load_rows` reads such files, `load_dataset` reads them by the name under which
+they were prepared, and `to_published_row` writes a row.  Rows that this project
+writes may keep a teacher's whole response, with its thoughts, as "response" of
+a step.  A row that breaks the form, or whose image is missing, is
 left out: it is counted, and named by file and line with a cure, and its
 neighbours stay.  Published plan prompts come in two spellings that differ by a
 newline at the end of the system turn; the prompts made here have the more
@@ -26,18 +27,26 @@ Source: github.com/OpenBMB/R1-Router.
 import dataclasses
 import functools
 import glob
+import hashlib
 import json
 import os
+import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Malformed, Passage, Question, Step
 from r1router_jax.common.row_files import RejectedRow, RowError
+from r1router_jax.data import tfds_datasets
 from r1router_jax.data.benchmark_schema import AS_PUBLISHED
+from r1router_jax.data.tfds_datasets import Example, Source
 from r1router_jax.protocol import format, messages, prompts, templates
+
+# Of a dataset's row.  The picture has the bytes of the file `image`; a step is
+# JSON, since TFDS needs TensorFlow to write lists within lists.
+FEATURES = dict(id=str, image=str, picture=bytes, steps=list)
 
 _STYLE = "full"  # The prompt style of the published rows.
 _FULL = templates.STYLES[_STYLE]
@@ -223,14 +232,98 @@ def load_rows(
     FileNotFoundError: if a pattern matches no file.
   """
   for path in find_files(patterns):
-    skipped, kept = row_files.SkipLog(path), 0
-    for row in read_rows(path, image_folder):
-      if isinstance(row, RejectedRow):
-        skipped(row)
-      else:
-        kept += 1
-        yield row
-    skipped.finish(kept)
+    yield from _keep_good(path, read_rows(path, image_folder))
+
+
+def load_dataset(
+  dataset: str,
+  split: str,
+  seed: int = 0,
+  tfds_dir: str = "",
+  source: Source | None = None,
+) -> Iterator[PublishedTrajectory]:
+  """Yield the good rows of "r1_router_rows/NAME", in order.
+
+  The arguments are those of `tfds_datasets.read_split`; for the source see
+  `make_source`.
+
+  Raises:
+    UserError: if the dataset cannot be read, or has no good row.
+  """
+  rows = tfds_datasets.read_split(
+    dataset, FEATURES, split, seed, tfds_dir, source
+  )
+  # A prepared dataset may come from elsewhere, so its rows are checked again.
+  read = (_read_prepared(where, row) for where, row in rows)
+  yield from _keep_good(f"{dataset}, {split}", read)
+
+
+def make_source(patterns: Mapping[str, str], image_folder: str) -> Source:
+  """Return the good rows of files, by split, as the source of a dataset.
+
+  Images are stored with the rows.  See `load_rows` for the arguments.
+  """
+  digest = hashlib.sha256()
+  for split, of_split in patterns.items():
+    digest.update(split.encode())
+    for path in find_files(of_split):
+      content = pathlib.Path(path).read_bytes()
+      digest.update(
+        _file_stem(path).encode() + hashlib.sha256(content).digest()
+      )
+  # Rows name files of this folder, and none below it.
+  if os.path.isdir(image_folder):
+    for file in sorted(pathlib.Path(image_folder).iterdir()):
+      if file.is_file():
+        status = file.stat()
+        state = file.name, status.st_size, status.st_mtime_ns
+        digest.update(repr(state).encode())
+  make_rows = functools.partial(_make_examples, image_folder=image_folder)
+  return Source(
+    digest.hexdigest(),
+    {s: functools.partial(make_rows, of) for s, of in patterns.items()},
+  )
+
+
+def _make_examples(patterns: str, image_folder: str) -> Iterator[Example]:
+  """Yield the rows of files as a dataset holds them."""
+  for row in load_rows(patterns, image_folder):
+    image = os.path.basename(row.steps[0].question.image)
+    picture = b""
+    if image:
+      path = images.resolve_path(image, image_folder)
+      picture = images.read_image_bytes(path)
+    steps = [json.dumps(step) for step in row.published["steps"]]
+    yield dict(id=row.id, image=image, picture=picture, steps=steps)
+
+
+def _read_prepared(
+  where: str, row: Example
+) -> PublishedTrajectory | RejectedRow:
+  """Return the trajectory of a dataset's row, whose image is unpacked."""
+  name, image, picture = row["id"], row["image"], row["picture"]
+  try:
+    published = dict(
+      images=[tfds_datasets.store_image(picture, image)] if image else [],
+      steps=[row_files.parse_json(step.encode()) for step in row["steps"]],
+    )
+  except (RowError, images.BadImage) as fault:
+    published = fault
+  return _read_row(where, published, name, tfds_datasets.IMAGE_FOLDER)
+
+
+def _keep_good(
+  source: str, rows: Iterable[PublishedTrajectory | RejectedRow]
+) -> Iterator[PublishedTrajectory]:
+  """Yield the good rows; log the others, and raise UserError if all are bad."""
+  skipped, kept = row_files.SkipLog(source), 0
+  for row in rows:
+    if isinstance(row, RejectedRow):
+      skipped(row)
+    else:
+      kept += 1
+      yield row
+  skipped.finish(kept)
 
 
 def find_files(patterns: str) -> list[str]:
@@ -261,15 +354,22 @@ def read_rows(
 ) -> Iterator[PublishedTrajectory | RejectedRow]:
   """Yield every row of a file, a bad one with its fault; see `load_rows`."""
   for where, row in row_files.read_json_lines(path):
-    try:
-      if isinstance(row, RowError):
-        raise row
-      name = f"{_file_stem(path)}/{where.rpartition(':')[2]}"
-      yield PublishedTrajectory(name, row, parse_row(row, name, image_folder))
-    except images.BadImage as error:
-      yield RejectedRow(where, str(error).rstrip("."), "Or leave the row out")
-    except RowError as fault:
-      yield RejectedRow(where, *fault.args)
+    name = f"{_file_stem(path)}/{where.rpartition(':')[2]}"
+    yield _read_row(where, row, name, image_folder)
+
+
+def _read_row(
+  where: str, row: Any, name: str, image_folder: str
+) -> PublishedTrajectory | RejectedRow:
+  """Return the trajectory of a row, or its fault; `row` may be one itself."""
+  try:
+    if isinstance(row, UserError):
+      raise row
+    return PublishedTrajectory(name, row, parse_row(row, name, image_folder))
+  except images.BadImage as error:
+    return RejectedRow(where, str(error).rstrip("."), "Or leave the row out")
+  except RowError as fault:
+    return RejectedRow(where, *fault.args)
 
 
 def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:

@@ -5,23 +5,25 @@ r"""Scores of answers that another program has written.
 
 A line of predictions has R1-Router's form: the question's row and "llm_answer",
 a text or {"thought", "answer"}.  Accepted answers are read from the rows
-themselves.  With --data they must be those of the benchmark's question file,
-and each of its questions must have one prediction; without --data only ids are
-checked.
+themselves.  With --data, or --tfds_dir for a prepared benchmark, they must be
+those of the benchmark, and each of its questions must have one prediction;
+without these only ids are checked.
 
 One JSON line is printed.  F1-Recall follows the reference's rules; F1, exact
 match and best recall follow the default rules (`metrics.answers`).
 """
 
 import collections
-from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RowError
 from r1router_jax.data import benchmark_schema, benchmarks
 from r1router_jax.metrics import answers
+
+T = TypeVar("T")
 
 _CURE = 'Write {"thought": "...", "answer": "..."} or a text there'
 
@@ -30,12 +32,12 @@ class PredictionRow(NamedTuple):
   """A question with its answer."""
 
   question: Question
-  key: Hashable  # Equal in a prediction and in its row of the question file.
-  answer: str = ""  # Of predictions; "" in a row of the question file.
+  has_id: bool  # Whether the row itself says the question's id.
+  answer: str
 
 
 def score_predictions(
-  benchmark: str, predictions: str, data: str = ""
+  benchmark: str, predictions: str, data: str = "", tfds_dir: str = ""
 ) -> dict[str, Any]:
   """Return the scores x 100 of a file of predictions, with their number.
 
@@ -43,6 +45,7 @@ def score_predictions(
     benchmark: one of `benchmarks.NAMES` except GeoRouter.
     predictions: the file of predictions.
     data: place of the question file, see `benchmarks.load_benchmark`, or "".
+    tfds_dir: folder of prepared datasets, or "".
 
   Raises:
     UserError: if a row is broken, or predictions and questions do not match
@@ -58,25 +61,21 @@ def score_predictions(
   if not predictions:
     raise UserError("--score_only wants --predictions=FILE.jsonl.")
 
-  def parse_question(row: Mapping[str, Any], number: int) -> PredictionRow:
-    question = benchmark_schema.parse_question(benchmark, row, number)
-    has_id = benchmark_schema.has_id(benchmark, row)
-    return PredictionRow(
-      question, question.id if has_id else _content(question)
-    )
-
   def parse_prediction(row: Mapping[str, Any], number: int) -> PredictionRow:
-    return parse_question(row, number)._replace(answer=_parse_answer(row))
+    return PredictionRow(
+      benchmark_schema.parse_question(benchmark, row, number),
+      benchmark_schema.has_id(benchmark, row),
+      _parse_answer(row),
+    )
 
   predicted = benchmark_schema.parse_rows(predictions, parse_prediction)
   ids = [(row.question.id, where) for where, row in predicted]
   benchmark_schema.check_ids(predictions, ids)
-  # With the question file at hand, both must match one to one.
-  if data:
-    path = benchmarks.find_question_file(benchmark, data)
-    references = benchmark_schema.parse_rows(path, parse_question)
-    benchmark_schema.check_count(benchmark, path, len(references))
-    _check_match(predictions, predicted, path, references)
+  # With the questions at hand, both must match one to one.
+  if data or tfds_dir:
+    place = dict(folder=data, tfds_dir=tfds_dir)
+    questions = benchmarks.load_benchmark(benchmark, **place)
+    _check_match(predictions, predicted, questions)
   else:
     benchmark_schema.check_count(benchmark, predictions, len(predicted))
   means = _mean_scores([row for _, row in predicted])
@@ -103,51 +102,56 @@ def _parse_answer(row: Mapping[str, Any]) -> str:
   return value
 
 
-LocatedRows = list[tuple[str, PredictionRow]]  # ("file:line", row) pairs.
-
-
 def _check_match(
-  predictions: str, predicted: LocatedRows, path: str, references: LocatedRows
+  path: str,
+  predicted: Sequence[tuple[str, PredictionRow]],
+  questions: Sequence[Question],
 ) -> None:
   """Check that each question has one prediction, with its accepted answers.
 
   Rows without ids are matched by question and accepted answers, and in order if
   several are alike.  A UserError names the first few rows that do not match.
   """
-  known, given = _index_rows(references), _index_rows(predicted)
-  texts = {row.question.text for _, row in references}
+  # The ids of questions whose rows have none are only their numbers.
+  ids = {row.question.id for _, row in predicted if row.has_id}
+  known = _index_by_key(
+    (q.id if q.id in ids else _content(q), q) for q in questions
+  )
+  given = _index_by_key(
+    (row.question.id if row.has_id else _content(row.question), (where, row))
+    for where, row in predicted
+  )
+  texts = {question.text for question in questions}
   # Rows with another content than asked, and rows that nothing asks for.
   changed, unknown = [], []
   for key, (where, row) in given.items():
     if key not in known:
-      fault = f"{where}: answers no question of the question file"
+      fault = f"{where}: answers no question of the benchmark"
       if row.question.text in texts:
         fault += ", where that text has other golds or comes less often"
       unknown.append(f"{fault}.")
-    elif _content(row.question) != _content(known[key][1].question):
-      fault = "has other golds than the question file, or another question"
+    elif _content(row.question) != _content(known[key]):
+      fault = "has other golds than the benchmark, or another question"
       changed.append(f"{where}: {fault}.")
   faults = [*changed, *unknown]
-  left = [where for key, (where, _) in known.items() if key not in given]
-  missing = [f"{where}: has no prediction." for where in left]
+  left = [question for key, question in known.items() if key not in given]
+  missing = [f"{question.id} has no prediction." for question in left]
   if faults or missing:
     named = benchmark_schema.first_few([*faults, *missing])
     raise UserError(
-      f"{predictions}: of {len(predicted):,} predictions {len(faults):,} are "
-      f"of no question of {path}, and {len(missing):,} of its "
-      f"{len(references):,} questions have none.  {named}  "
+      f"{path}: of {len(predicted):,} predictions {len(faults):,} are of no "
+      f"question of the benchmark, and {len(missing):,} of its "
+      f"{len(questions):,} questions have none.  {named}  "
       "Answer just these questions, with the rows as they were published."
     )
 
 
-def _index_rows(
-  found: LocatedRows,
-) -> dict[Hashable, tuple[str, PredictionRow]]:
-  """Index rows by their key and by the number of earlier rows with that key."""
+def _index_by_key(pairs: Iterable[tuple[Hashable, T]]) -> dict[Hashable, T]:
+  """Index things by their key and by the number of earlier ones with it."""
   before, numbered = collections.Counter(), {}
-  for where, row in found:
-    numbered[row.key, before[row.key]] = where, row
-    before[row.key] += 1
+  for key, thing in pairs:
+    numbered[key, before[key]] = thing
+    before[key] += 1
   return numbered
 
 

@@ -3,7 +3,7 @@
   <workdir>/grpo_dataset_train.jsonl, grpo_dataset_valid.jsonl
   <workdir>/pictures        images of their questions
   <workdir>/tfds            the same rows as a TensorFlow Dataset,
-                            grpo_rows/synthesis
+                            r1_router_rows/synthesis
   <workdir>/summary.json
 
 Each file is complete or as it was before, and depends on the tries alone.
@@ -15,10 +15,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tensorflow_datasets as tfds
-
 from r1router_jax.common import files
-from r1router_jax.data.r1_router_rows_tfds import GrpoRows, RowFiles
+from r1router_jax.data import r1_router_rows, tfds_datasets
 from r1router_jax.synthesis import selection
 from r1router_jax.synthesis.selection import QuestionOutcome
 
@@ -81,13 +79,12 @@ def count_outcomes(results: Sequence[QuestionOutcome]) -> dict[str, dict]:
 
 def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
   """Write the rows as a TensorFlow Dataset, in place of an earlier one."""
-  # TFDS would keep an earlier dataset of the same name as it is.  A build that
-  # is interrupted leaves nothing that TFDS would take for complete.
   shutil.rmtree(workdir / "tfds", ignore_errors=True)
   if row_files:
-    tfds.disable_progress_bar()
-    config = RowFiles(
-      name="synthesis", files=row_files, image_folder=str(workdir / "pictures")
+    source = r1_router_rows.make_source(row_files, str(workdir / "pictures"))
+    tfds_datasets.prepare(
+      "r1_router_rows/synthesis",
+      r1_router_rows.FEATURES,
+      str(workdir / "tfds"),
+      source,
     )
-    rows = GrpoRows(config=config, data_dir=workdir / "tfds")
-    rows.download_and_prepare()

@@ -14,13 +14,19 @@ from absl import logging
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import KBS, Question, Step
-from r1router_jax.data import georouter, gold_steps, r1_router_rows
+from r1router_jax.data import (
+  benchmarks,
+  georouter,
+  gold_steps,
+  r1_router_rows,
+)
+from r1router_jax.data.tfds_datasets import Source
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.metrics import answers
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval import retriever
 from r1router_jax.training import sequence_packing, sft_targets
-from r1router_jax.training.config import DataConfig, RunConfig, ValidationConfig
+from r1router_jax.training.config import RunConfig
 
 TrainExample = Step | sequence_packing.PackedExample | Question
 
@@ -38,9 +44,9 @@ def load_train_data(
   """
   if config.is_online:
     # Prompts are not known before the policy has answered.
-    questions = georouter.load_questions(config.data.split)
+    questions = _load_questions(config, config.data.split)
     return questions, [()] * len(questions)
-  steps, shapes = _load_gold_steps(config, policy, kbs, config.data)
+  steps, shapes = _load_gold_steps(config, policy, kbs, config.data.split)
   if config.sft and config.sft.packed_length:
     # Packed rows are of one shape.
     packed = sequence_packing.pack_examples(
@@ -54,28 +60,48 @@ def load_validation_steps(
   config: RunConfig, policy: Policy, kbs: Mapping[str, retriever.KnowledgeBase]
 ) -> list[Step]:
   """Load the gold steps that `config.validation` names."""
-  return _load_gold_steps(config, policy, kbs, config.validation)[0]
+  return _load_gold_steps(config, policy, kbs, config.validation.split)[0]
 
 
 def _load_gold_steps(
   config: RunConfig,
   policy: Policy,
   kbs: Mapping[str, retriever.KnowledgeBase],
-  source: DataConfig | ValidationConfig,
+  split: str,
 ) -> tuple[list[Step], list[PaddedShape]]:
-  """Load the steps of `source`: its files, or its split of GeoRouter."""
-  if source.train_files:
-    rows = r1_router_rows.load_rows(source.train_files, config.data.images)
-    steps = itertools.chain(*(row.steps for row in rows))
-    return filter_trainable(policy, steps, source.train_files)
+  """Load the steps of a split of the dataset that `config.data` names."""
+  data, name = config.data, f"{config.data.dataset}, {split}"
+  if data.has_rows:
+    rows = r1_router_rows.load_dataset(
+      data.dataset, split, config.seed, data.tfds_dir, _rows_source(config)
+    )
+    steps = itertools.chain.from_iterable(row.steps for row in rows)
+    return filter_trainable(policy, steps, name)
   # Passages are searched for once, for all gold sub-questions.
-  questions = georouter.load_questions(source.split)
+  questions = _load_questions(config, split)
   if kbs:
     retrieve = retriever.make_retriever(kbs, config.data.passages)
   else:
     retrieve = _make_gold_retriever(questions)
   steps = itertools.chain(*gold_steps.make_gold_steps(questions, retrieve))
-  return filter_trainable(policy, steps, f"GeoRouter's split {source.split}")
+  return filter_trainable(policy, steps, name)
+
+
+def _load_questions(config: RunConfig, split: str) -> list[Question]:
+  return benchmarks.load_benchmark(
+    "georouter", split=split, tfds_dir=config.data.tfds_dir, seed=config.seed
+  )
+
+
+def _rows_source(config: RunConfig) -> Source | None:
+  """Return the files that are prepared as a dataset, None if it is there."""
+  data, held_out = config.data, config.validation.train_files
+  if not data.train_files:
+    return None
+  files = dict(train=data.train_files) | (
+    dict(val=held_out) if held_out else {}
+  )
+  return r1_router_rows.make_source(files, data.images)
 
 
 def _make_gold_retriever(questions: Sequence[Question]) -> gold_steps.Retrieve:

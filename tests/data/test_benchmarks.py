@@ -1,6 +1,5 @@
 """Question files: published ones as they are, broken ones refused by line."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from r1router_jax.common import images
+from r1router_jax.common.errors import UserError
 from r1router_jax.data import benchmark_schema, benchmarks, georouter
 
 REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
@@ -226,14 +226,13 @@ def test_duplicate_id_is_rejected(tmp_path):
 
 
 def test_images_in_folders(tmp_path, caplog):
-  folder = published(tmp_path, "infoseek")
-  paint(tmp_path / "oven" / "06" / "oven_2.JPEG")
-  paint(tmp_path / "oven" / "oven_22.png")
-  (tmp_path / "oven" / "oven_1.txt").write_text("no picture")
-  first, second = benchmarks.load_benchmark(
-    "infoseek", folder, str(tmp_path / "oven")
-  )
-  assert second.image == str(tmp_path / "oven" / "06" / "oven_2.JPEG")
+  folder, place = published(tmp_path, "infoseek"), tmp_path / "oven"
+  paint(place / "06" / "oven_2.JPEG")
+  paint(place / "oven_22.png", 1)
+  (place / "oven_1.txt").write_text("no picture")
+  first, second = benchmarks.load_benchmark("infoseek", folder, str(place))
+  wanted = (place / "06" / "oven_2.JPEG").read_bytes()
+  assert images.read_image_bytes(second.image) == wanted
   assert not os.path.exists(first.image)
   assert "1 questions miss their image ('oven_1')" in caplog.text
   assert "Add them to" in caplog.text
@@ -242,144 +241,66 @@ def test_images_in_folders(tmp_path, caplog):
 
 
 def test_images_in_a_zip(tmp_path):
-  folder = published(tmp_path, "infoseek")
+  folder, place = published(tmp_path, "infoseek"), str(tmp_path / "oven.zip")
   paint(tmp_path / "some" / "a.jpg")
   data = (tmp_path / "some" / "a.jpg").read_bytes()
-  place = str(tmp_path / "oven.zip")
   with zipfile.ZipFile(place, "w") as archive:
     archive.writestr("../../oven_1.JPG", data)
     archive.writestr("deep/er/oven_2.jpg", data[:-1])
     archive.writestr("unwanted.jpg", data)
-  to = tmp_path / "to"
-  for _ in range(2):  # The second time they are there.
-    found = benchmarks.load_benchmark(
-      "infoseek", folder, place, unpack_to=str(to)
-    )
-    assert [q.image for q in found] == [
-      str(to / "oven_1.jpg"),
-      str(to / "oven_2.jpg"),
-    ]
-  assert sorted(os.listdir(to)) == ["oven_1.jpg", "oven_2.jpg"]
-  assert (to / "oven_1.jpg").read_bytes() == data
-  with pytest.raises(ValueError, match="has to be unpacked"):
-    benchmarks.load_benchmark("infoseek", folder, place)
+  found = benchmarks.load_benchmark("infoseek", folder, place)
+  stored = [images.read_image_bytes(question.image) for question in found]
+  assert stored == [data, data[:-1]]
 
 
 def test_hostile_zip_is_rejected(tmp_path, monkeypatch):
-  folder, place = published(tmp_path, "webqa"), str(tmp_path / "some.zip")
+  folder, place = published(tmp_path, "webqa"), tmp_path / "some.zip"
 
   def load():
-    return benchmarks.load_benchmark(
-      "webqa", folder, place, unpack_to=str(tmp_path / "to")
-    )
+    return benchmarks.load_benchmark("webqa", folder, str(place))
 
-  (tmp_path / "some.zip").write_bytes(b"PK nothing")
-  with pytest.raises(ValueError, match="cannot be unpacked"):
+  place.write_bytes(b"PK nothing")
+  with pytest.raises(UserError, match="cannot be unpacked"):
     load()
   with zipfile.ZipFile(place, "w") as archive:
     archive.writestr("30.png", b"12345678" * 20)
-  monkeypatch.setattr(images, "MAX_BYTES", 100)
-  with pytest.raises(ValueError, match="'30.png' has 160 bytes, wanted at mo"):
+  with monkeypatch.context() as patch:
+    patch.setattr(images, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match="'30.png' has 160 bytes, wanted at mo"):
+      load()
+  place.write_bytes(place.read_bytes().replace(b"2345", b"2340", 1))
+  with pytest.raises(UserError, match="cannot be unpacked.*CRC"):
     load()
-  monkeypatch.undo()
-  damaged = (tmp_path / "some.zip").read_bytes().replace(b"2345", b"2340", 1)
-  (tmp_path / "some.zip").write_bytes(damaged)
-  with pytest.raises(ValueError, match="cannot be unpacked.*CRC"):
-    load()
-  assert not list((tmp_path / "to").glob("*.png"))
+
+
+def test_image_of_no_bytes_counts_as_missing(tmp_path, caplog):
+  (tmp_path / "30.png").touch()
+  folder = published(tmp_path, "webqa")
+  (question,) = benchmarks.load_benchmark("webqa", folder, str(tmp_path))
+  assert question.image and not os.path.exists(question.image)
+  assert "30.png': has 0 bytes" in caplog.text and "webqa_val" in caplog.text
 
 
 def test_user_file(tmp_path):
-  paint(tmp_path / "pictures" / "a.png")
-  path = write(
-    tmp_path / "mine.jsonl",
-    [
-      jsonl(id="x", image="pictures/a.png"),
-      jsonl(answer=[1, "uno"], image="pictures/b.png"),
-      jsonl(answer=3, interval=[-2, 4]),
-    ],
-  )
+  paint(tmp_path / "pictures" / "a.png", 3)
+  data = (tmp_path / "pictures" / "a.png").read_bytes()
+  rows = [
+    jsonl(id="x", image="pictures/a.png"),
+    jsonl(answer=[1, "uno"], image="pictures/b.png"),
+    jsonl(answer=3, interval=[-2, 4]),
+  ]
+  path = write(tmp_path / "mine.jsonl", rows)
   found = benchmarks.load_benchmark("jsonl", path)
   assert [q.id for q in found] == ["jsonl/x", "jsonl/1", "jsonl/2"]
   assert [q.answers for q in found] == [("a",), ("1", "uno"), ("3",)]
   assert [q.interval for q in found] == [(), (), (-2.0, 4.0)]
-  assert found[0].image == str(tmp_path / "pictures" / "a.png")
-  assert found[1].image == str(tmp_path / "pictures" / "b.png")
-  assert found[2].image == ""
+  assert images.read_image_bytes(found[0].image) == data
+  assert found[1].image.endswith("/b.png") and found[2].image == ""
+  # Images may lie elsewhere.
   os.rename(tmp_path / "pictures", tmp_path / "other")
   write(tmp_path / "mine.jsonl", [jsonl(image="a.png")])
   (only,) = benchmarks.load_benchmark("jsonl", path, str(tmp_path / "other"))
-  assert only.image == str(tmp_path / "other" / "a.png")
-
-
-# ---- As a TensorFlow Dataset.
-
-
-def read_back(tfds_module, tmp_path, name, split="test", **where):
-  tfds = pytest.importorskip("tensorflow_datasets")
-  builder = tfds_module.Benchmarks(
-    config=tfds_module.BenchmarkFiles(name=name, **where),
-    data_dir=tmp_path / "tfds",
-  )
-  builder.download_and_prepare()
-  rows = tfds.data_source(
-    f"benchmarks/{name}", split=split, data_dir=tmp_path / "tfds"
-  )
-  return {
-    q.id: q
-    for q in (
-      tfds_module.to_question(rows[i], str(tmp_path / "written"))
-      for i in range(len(rows))
-    )
-  }
-
-
-def test_tfds_gives_the_same_questions(tmp_path):
-  pytest.importorskip("tensorflow_datasets")
-  from r1router_jax.data import benchmarks_tfds
-
-  for shade, name in enumerate(("oven_1.png", "b/oven_2.jpg", "1.webp")):
-    paint(tmp_path / "pictures" / name, shade)
-  where = dict(images=str(tmp_path / "pictures"))
-  cases = [(name, published(tmp_path, name)) for name in ROWS]
-  cases.append(
-    (
-      "jsonl",
-      write(
-        tmp_path / "mine.jsonl",
-        [jsonl(image="b/oven_2.jpg", interval=[0.1, 2]), jsonl(id=9)],
-      ),
-    )
-  )
-  for name, folder in cases:
-    wanted = benchmarks.load_benchmark(name, folder, **where)
-    read = read_back(benchmarks_tfds, tmp_path, name, folder=folder, **where)
-    for question in wanted:
-      same = read.pop(question.id)
-      assert dataclasses.replace(same, image=question.image) == question
-      assert bool(same.image) == bool(question.image)
-      assert os.path.isfile(same.image) == os.path.isfile(question.image)
-      if os.path.isfile(same.image):
-        assert images.read_image_bytes(same.image) == images.read_image_bytes(
-          question.image
-        )
-    assert not read
-
-
-def test_tfds_holds_georouter(tmp_path):
-  pytest.importorskip("tensorflow_datasets")
-  from r1router_jax.data import benchmarks_tfds
-
-  read = read_back(benchmarks_tfds, tmp_path, "georouter", split="val")
-  wanted = georouter.load_questions("val")
-  assert len(read) == len(wanted)
-  for question in wanted:
-    same = read[question.id]
-    assert dataclasses.replace(same, image=question.image) == question
-    if question.image:
-      assert images.read_image_bytes(same.image) == images.read_image_bytes(
-        question.image
-      )
+  assert images.read_image_bytes(only.image) == data
 
 
 # ---- What R1-Router published.

@@ -326,29 +326,6 @@ def test_unknown_names_list_the_known():
     georouter.load_passages("tables")
 
 
-def test_tfds_gives_the_same_records(tmp_path):
-  tfds = pytest.importorskip("tensorflow_datasets")
-  from r1router_jax.data import georouter_tfds
-
-  builder = georouter_tfds.Georouter(config="questions", data_dir=tmp_path)
-  builder.download_and_prepare()
-  for split, questions in QUESTIONS.items():
-    rows = tfds.data_source(
-      "georouter/questions", split=split, data_dir=tmp_path
-    )
-    read = {
-      q.id: q
-      for q in (georouter_tfds.to_question(rows[i]) for i in range(len(rows)))
-    }
-    assert read == {q.id: q for q in questions}
-  builder = georouter_tfds.Georouter(config="image", data_dir=tmp_path)
-  builder.download_and_prepare()
-  for row in builder.as_data_source("passages"):
-    passage = georouter_tfds.to_passage(row, "image")
-    assert repr(passage) == repr(PASSAGES[passage.id])
-    assert row["png"] == pathlib.Path(passage.image).read_bytes()
-
-
 @pytest.mark.parametrize(
   "clean, raw, wanted",
   [

@@ -5,11 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from r1router_jax.common.records import Question
-from r1router_jax.data import georouter, r1_router_rows, r1_router_rows_tfds
+from r1router_jax.data import georouter, r1_router_rows
 from r1router_jax.rewards import step_reward
 from r1router_jax.synthesis import output, selection
 from tests.synthesis.scripted_teacher import (
@@ -91,15 +90,11 @@ def test_files_hold_their_side_of_the_split(tmp_path, side):
   ]
   assert [row["question_id"] for row in rows] == wanted and wanted
   # The TensorFlow Dataset holds the same steps.
-  data = tfds.data_source(
-    "grpo_rows/synthesis", split=side, data_dir=tmp_path / "tfds"
+  data = r1_router_rows.load_dataset(
+    "r1_router_rows/synthesis", side, tfds_dir=str(tmp_path / "tfds")
   )
-  steps = {
-    row["id"].decode(): r1_router_rows_tfds.to_steps(row, "") for row in data
-  }
-  assert steps == {
-    row.id: row.steps for row in read_trajectories(tmp_path, side)
-  }
+  read = [(row.id, row.steps) for row in read_trajectories(tmp_path, side)]
+  assert [(row.id, row.steps) for row in data] == read
 
 
 def test_questions_are_one_line():

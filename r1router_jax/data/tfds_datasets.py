@@ -1,0 +1,270 @@
+"""Datasets that TensorFlow Datasets keeps, read without TensorFlow.
+
+A dataset is prepared when it is first read with its `Source`, and again when
+that has changed.  From then on it lies in <tfds_dir>/<name>/<config>/<version>,
+images included, and is read without its source, by `tfds.data_source`, too:
+
+  rows = tfds.data_source("benchmarks/infoseek", split="test", data_dir=FOLDER)
+
+Rows keep the order of their source.  Slices of a split, such as "train[:90%]"
+and "train[90%:]", are taken of a permutation that the seed gives, so that they
+are random, disjoint, and the same in every run; their rows are in order, too.
+
+A prepared folder may come from elsewhere: its features are not looked up there,
+since TFDS imports whatever classes are named, and every row is checked.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epy
+
+from r1router_jax.common import files, images
+from r1router_jax.common.errors import UserError
+
+# Imported when used: most of a command's checks come before.
+with epy.lazy_imports():
+  import tensorflow_datasets as tfds
+
+_VERSION = "1.0.0"  # Of the form of rows.
+
+# Images of all datasets, unpacked, under names made of their content.
+IMAGE_FOLDER = os.path.join(files.CACHE_FOLDER, "images")
+
+# A row: a text, texts, or the bytes of an image by feature.
+Example = Mapping[str, Any]
+Features = Mapping[str, type]  # str, list or bytes by name.
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a dataset is prepared from.
+
+  Attributes:
+    digest: a text that changes whenever the rows do.
+    splits: for each split, a function that yields its rows in order.
+  """
+
+  digest: str
+  splits: Mapping[str, Callable[[], Iterable[Example]]]
+
+
+def read_split(
+  dataset: str,
+  features: Features,
+  split: str,
+  seed: int = 0,
+  tfds_dir: str = "",
+  source: Source | None = None,
+) -> Iterator[tuple[str, Example]]:
+  """Yield (place, row) of a split; the place says where the row was found.
+
+  Args:
+    dataset: "name" or "name/config".
+    features: the types of a row's values.
+    split: a split, slices of it, or a sum of these, as TFDS spells them.
+    seed: seed of the permutation that slices are taken of.
+    tfds_dir: folder of all datasets; "" is the default of TFDS.
+    source: what the dataset is prepared from; None reads it as it is.
+
+  Raises:
+    UserError: if the dataset is not prepared and cannot be, or is damaged, or
+      has no such split.
+  """
+  tfds_dir = os.path.expanduser(tfds_dir or tfds.core.constants.DATA_DIR)
+  if source:
+    prepare(dataset, features, tfds_dir, source)
+  builder = _open_builder(dataset, features, tfds_dir)
+  if not _is_prepared(builder):
+    raise UserError(
+      f"{dataset} is not prepared in {tfds_dir}.  Name its files once, by "
+      "--data or config.data.train_files, or the folder in which it is "
+      "prepared, by --tfds_dir or config.data.tfds_dir."
+    )
+  digest = _read_digest(builder)
+  for name, numbers in _choose_rows(builder, dataset, split, seed):
+    with _damage_named(builder.data_dir):
+      rows = builder.as_data_source(name)
+    for number in map(int, numbers):
+      with _damage_named(builder.data_dir):
+        row = _decode_row(rows[number], features)
+      yield f"{builder.data_dir}:{name}[{number}]", row
+  # A process with another source may have replaced what was being read.
+  if _read_digest(_open_builder(dataset, features, tfds_dir)) != digest:
+    raise UserError(f"{dataset} was prepared anew meanwhile.  Start again.")
+
+
+def prepare(
+  dataset: str, features: Features, tfds_dir: str, source: Source
+) -> None:
+  """Prepare a dataset from its source, unless that is done already.
+
+  Processes that prepare the same dataset wait for each other.  One that is
+  killed leaves nothing that would be taken for a dataset.
+  """
+  if _read_digest(_open_builder(dataset, features, tfds_dir)) == source.digest:
+    return
+  with _lock(dataset, tfds_dir):
+    # Another process may have prepared it by now.
+    builder = _open_builder(dataset, features, tfds_dir, source.splits)
+    if _read_digest(builder) == source.digest:
+      return
+    # Remove what was made of another state of the source, or half made.
+    for left in builder.data_path.parent.glob("incomplete.*"):
+      shutil.rmtree(left)
+    if _is_prepared(builder):
+      shutil.rmtree(builder.data_dir)
+      builder = _open_builder(dataset, features, tfds_dir, source.splits)
+    builder.info.metadata["digest"] = source.digest
+    tfds.disable_progress_bar()
+    logging.info("Preparing %s in %s.", dataset, builder.data_dir)
+    # TFDS prints what it does, but standard output is for results.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+
+
+def store_image(data: bytes, name: str) -> str:
+  """Write an image to `IMAGE_FOLDER`, unless it is there; return its path.
+
+  Only the ending of `name` is used, and none that is suspicious: that is a
+  `BadImage`.
+  """
+  stored = hashlib.sha256(data).hexdigest() + os.path.splitext(name)[1].lower()
+  path = images.resolve_path(stored, IMAGE_FOLDER)
+  if not os.path.isfile(path):
+    os.makedirs(IMAGE_FOLDER, exist_ok=True)
+    # Processes may write the same image at the same time.
+    own = f"{path}.{os.getpid()}"
+    with open(own, "wb") as file:
+      file.write(data)
+    os.replace(own, path)
+  return path
+
+
+def _open_builder(
+  dataset: str,
+  features: Features,
+  tfds_dir: str,
+  splits: Mapping[str, Callable[[], Iterable[Example]]] | None = None,
+) -> "tfds.core.DatasetBuilder":
+  """Return the builder of a dataset, which need not be prepared."""
+  dataset_name, _, config = dataset.partition("/")
+  text = tfds.features.Text()  # Of bytes, too.
+  kinds = {str: text, bytes: text, list: tfds.features.Sequence(text)}
+
+  # The class is made here since TFDS warns of configs that it does not name.
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    name = dataset_name
+    VERSION = tfds.core.Version(_VERSION)
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
+
+    def _info(self):
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(
+          {name: kinds[kind] for name, kind in features.items()}
+        ),
+        homepage="https://arxiv.org/abs/2505.22095",
+        disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(),
+      )
+
+    def _split_generators(self, dl_manager):
+      del dl_manager  # The files are here.
+      return {name: self._generate_examples(splits[name]()) for name in splits}
+
+    def _generate_examples(self, rows):
+      yield from enumerate(rows)
+
+  with _damage_named(os.path.join(tfds_dir, dataset, _VERSION)):
+    builder = Builder(data_dir=tfds_dir, file_format="array_record")
+    if _is_prepared(builder) and not builder.info.splits:
+      raise UserError("it has no splits")
+  return builder
+
+
+def _is_prepared(builder: "tfds.core.DatasetBuilder") -> bool:
+  # TFDS renames a folder to this once it is complete.
+  return builder.data_path.exists()
+
+
+def _read_digest(builder: "tfds.core.DatasetBuilder") -> str:
+  """Return the digest of the source that was prepared, "" if none was."""
+  if not _is_prepared(builder):
+    return ""
+  with _damage_named(builder.data_dir):
+    digest = builder.info.metadata.get("digest")
+  if digest:
+    return digest
+  raise UserError(
+    f"{builder.data_dir} is not a dataset of r1router_jax.  Delete it, or name "
+    "another folder by --tfds_dir or config.data.tfds_dir."
+  )
+
+
+def _lock(dataset: str, tfds_dir: str) -> contextlib.AbstractContextManager:
+  """Keep other processes from preparing datasets of the same name."""
+  try:
+    name = f".{dataset.partition('/')[0]}.lock"
+    return files.lock_folder(tfds_dir, name, wait=True)
+  except OSError as error:
+    raise UserError(
+      f"{dataset} cannot be prepared in {tfds_dir} ({error}).  Name a folder "
+      "that can be written, by --tfds_dir, config.data.tfds_dir or "
+      "TFDS_DATA_DIR."
+    ) from error
+
+
+def _choose_rows(
+  builder: "tfds.core.DatasetBuilder", dataset: str, split: str, seed: int
+) -> list[tuple[str, np.ndarray]]:
+  """Return (split, numbers of its rows) of each part of `split`."""
+  splits = builder.info.splits
+  try:
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+  except (ValueError, NotImplementedError) as error:
+    raise UserError(
+      f"{dataset} has no split {split!r}: {str(error).splitlines()[-1]}  Take "
+      f"{', '.join(splits)}, or slices such as {min(splits)}[:90%]."
+    ) from error
+  chosen = []
+  for part in parts:
+    numbers = np.arange(splits[part.splitname].num_examples)
+    if (part.from_, part.to) != (None, None):
+      shuffled = np.random.default_rng(seed).permutation(numbers)
+      numbers = np.sort(shuffled[part.from_ : part.to])
+    chosen.append((part.splitname, numbers))
+  if not sum(len(numbers) for _, numbers in chosen):
+    raise UserError(f"{dataset}: its split {split!r} has no rows.  Take more.")
+  return chosen
+
+
+def _decode_row(row: Mapping[str, Any], features: Features) -> Example:
+  """Return the row with strings in place of the bytes that TFDS yields."""
+  decode = {
+    str: bytes.decode,
+    bytes: bytes,
+    list: lambda texts: [text.decode() for text in texts],
+  }
+  return {name: decode[kind](row[name]) for name, kind in features.items()}
+
+
+@contextlib.contextmanager
+def _damage_named(folder: str) -> Iterator[None]:
+  """Turn the errors of a damaged dataset into one that names its folder."""
+  try:
+    yield
+  # TFDS, ArrayRecord and protobuf raise many kinds; all mean one thing.
+  except Exception as error:
+    raise UserError(
+      f"{folder}: is damaged ({type(error).__name__}: {str(error)[:200]}).  "
+      "Delete this folder, and it will be prepared again from its files."
+    ) from error

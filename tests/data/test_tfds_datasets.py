@@ -1,0 +1,407 @@
+"""Prepared datasets: equal to their files, read without them, never stale."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from r1router_jax.common import images
+from r1router_jax.common.errors import UserError
+from r1router_jax.data import (
+  benchmarks,
+  georouter,
+  gold_steps,
+  r1_router_rows,
+  tfds_datasets,
+)
+
+FEATURES = dict(id=str, data=bytes, names=list)
+ROWS = [
+  dict(id=f"row {n}", data=bytes([n, 0, 255]), names=["é"] * (n % 3))
+  for n in range(40)
+]
+NAME = "things/some"
+
+
+def source(rows=ROWS, digest="a"):
+  splits = dict(train=lambda: iter(rows), val=lambda: iter(ROWS[:2]))
+  return tfds_datasets.Source(digest, splits)
+
+
+def read(folder, split="train", seed=0, **options):
+  """Returns the numbers of the rows of a split."""
+  rows = tfds_datasets.read_split(
+    NAME, FEATURES, split, seed, str(folder), **options
+  )
+  return [ROWS.index(row) for _, row in rows]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """The folder of the dataset `NAME`."""
+  folder = tmp_path_factory.mktemp("tfds")
+  assert read(folder, source=source()) == [*range(40)]
+  return folder
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+  """The folder of a dataset's version, which may be damaged."""
+  shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+  return tmp_path / NAME / "1.0.0"
+
+
+# ---- Splits.
+
+
+def test_whole_splits_keep_the_order_of_their_source(prepared):
+  assert read(prepared) == read(prepared, seed=1) == [*range(40)]
+  assert read(prepared, "train+val") == [*range(40), 0, 1]
+  # The library's own reader finds the same rows.
+  rows = tfds.data_source(NAME, split="train", data_dir=prepared)
+  assert [row["id"].decode() for row in rows] == [row["id"] for row in ROWS]
+
+
+@pytest.mark.parametrize("cut", ["90%", "7", "-5%"])
+def test_slices_divide_a_permutation(prepared, cut):
+  slices = f"train[:{cut}]", f"train[{cut}:]"
+  first, rest = (read(prepared, each) for each in slices)
+  assert sorted(first + rest) == [*range(40)]
+  assert len(first) == {"90%": 36, "7": 7, "-5%": 38}[cut]
+  # Rows are in order, and are not those at one end.
+  assert first == sorted(first) and rest == sorted(rest)
+  assert rest != [*range(40)][len(first) :]
+  # The seed alone chooses them.
+  assert read(prepared, slices[0]) == first
+  assert read(prepared, slices[0], seed=1) != first
+
+
+@pytest.mark.parametrize(
+  "split", ["test", "train[", "train[:50]", "train[:101%]", "all[:5%]", ""]
+)
+def test_unknown_split_is_named_with_those_there_are(prepared, split):
+  with pytest.raises(UserError, match=r"no split .*Take train, val, or"):
+    read(prepared, split)
+
+
+def test_empty_slice_is_an_error(prepared):
+  with pytest.raises(UserError, match="has no rows"):
+    read(prepared, "train[20:10]")
+
+
+# ---- Preparation.
+
+
+def test_changed_source_is_prepared_again(tmp_path):
+  assert read(tmp_path, source=source()) == [*range(40)]
+  # Equal digests stand for equal rows, so that these are not looked at.
+  assert read(tmp_path, source=source(ROWS[:3])) == [*range(40)]
+  assert read(tmp_path, source=source(ROWS[:3], "b")) == [0, 1, 2]
+  assert read(tmp_path) == [0, 1, 2]
+
+
+def test_source_that_fails_leaves_nothing(tmp_path):
+  def fail():
+    yield ROWS[0]
+    raise UserError("the second row is bad")
+
+  failing = tfds_datasets.Source("a", dict(train=fail))
+  with pytest.raises(UserError, match="the second row is bad"):
+    read(tmp_path, source=failing)
+  with pytest.raises(UserError, match="not prepared in .*--data"):
+    read(tmp_path)
+
+
+# Prepares a dataset, whose source counts its readers in a file and may wait.
+PREPARE = """
+import os, sys, time
+from r1router_jax.data import tfds_datasets
+folder, waits = sys.argv[1:]
+def make_rows():
+  for n in range(3):
+    yield dict(id=f"row {n}", data=bytes([n, 0, 255]), names=["\\u00e9"] * n)
+  with open(folder + "/readers", "a") as file:
+    file.write("x")
+  os.write(1, b"half\\n")
+  time.sleep(float(waits))
+source = tfds_datasets.Source("a", dict(train=make_rows))
+features = dict(id=str, data=bytes, names=list)
+rows = tfds_datasets.read_split(
+    "things/some", features, "train", 0, folder, source)
+print(*(row["id"] for _, row in rows), sep=",")
+"""
+
+
+def start(folder, waits):
+  command = [sys.executable, "-c", PREPARE, str(folder), str(waits)]
+  return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_prepare_a_dataset_once(tmp_path):
+  processes = [start(tmp_path, 0.5) for _ in range(2)]
+  printed = [process.communicate(timeout=120)[0] for process in processes]
+  assert [text.split("\n")[-2] for text in printed] == ["row 0,row 1,row 2"] * 2
+  assert (tmp_path / "readers").read_text() == "x"
+
+
+def test_killed_preparation_leaves_nothing_half(tmp_path):
+  process = start(tmp_path, 600)
+  assert process.stdout.readline() == "half\n"
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert [path.name[:10] for path in (tmp_path / NAME).iterdir()] == [
+    "incomplete"
+  ]
+  with pytest.raises(UserError, match="not prepared"):
+    read(tmp_path)
+  assert read(tmp_path, source=source()) == [*range(40)]
+  assert [path.name for path in (tmp_path / NAME).iterdir()] == ["1.0.0"]
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / "file").touch()
+  place = tmp_path / "file" / "tfds"
+  with pytest.raises(UserError, match=f"{place}.*that can be written, by --tf"):
+    read(place, source=source())
+
+
+# ---- Damage.
+
+
+def damage_rows(folder):
+  (file,) = folder.glob("*train*")
+  os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    damage_rows,
+    lambda folder: next(folder.glob("*train*")).unlink(),
+    lambda folder: next(folder.glob("*train*")).write_bytes(b"x" * 99_999),
+    lambda folder: (folder / "dataset_info.json").unlink(),
+    lambda folder: (folder / "dataset_info.json").write_text("{"),
+    lambda folder: (folder / "dataset_info.json").write_text("{}"),
+    lambda folder: (folder / "metadata.json").write_text("{"),
+  ],
+)
+def test_damaged_dataset_is_one_line_with_the_cure(copied, damage):
+  damage(copied)
+  with pytest.raises(UserError, match=f"{copied}: is damaged.*Delete this fol"):
+    read(copied.parents[2], source=source())
+
+
+def test_dataset_of_somebody_else_is_not_replaced(copied):
+  (copied / "metadata.json").write_text("{}")
+  with pytest.raises(UserError, match="is not a dataset of r1router_jax"):
+    read(copied.parents[2], source=source(digest="b"))
+  assert (copied / "dataset_info.json").exists()
+
+
+def test_features_of_a_dataset_name_no_classes(copied):
+  # TFDS would import whatever module the file names.
+  about = json.loads((copied / "features.json").read_text())
+  about["pythonClassName"] = "antigravity.Feature"
+  (copied / "features.json").write_text(json.dumps(about))
+  assert read(copied.parents[2]) == [*range(40)]
+  assert "antigravity" not in sys.modules
+
+
+# ---- The three kinds of source.
+
+
+def bare(question):
+  """Returns the fields of a question, with the bytes of its image."""
+  there = os.path.isfile(question.image)
+  data = images.read_image_bytes(question.image) if there else None
+  return vars(question) | dict(image=data)
+
+
+def test_georouter_equals_its_files():
+  for split in georouter.SPLITS:
+    found = benchmarks.load_benchmark("georouter", split=split)
+    assert found == georouter.load_questions(split)
+  slices = [
+    benchmarks.load_benchmark("georouter", split=f"val[{part}]", seed=3)
+    for part in (":90%", "90%:")
+  ]
+  assert list(map(len, slices)) == [162, 18]
+
+
+@pytest.fixture
+def question_files(tmp_path):
+  """A folder of two files and one of images, one of which is not there."""
+  folder, place = tmp_path / "questions", tmp_path / "images"
+  folder.mkdir()
+  place.mkdir()
+  Image.new("L", (30, 30), 7).save(place / "30.png")
+  asked = dict(question="Which?", answer=['"That."'])
+  rows = dict(
+    webqa=[asked | dict(image_id="30"), asked | dict(image_id="31")],
+    jsonl=[asked | dict(interval=[0.1, 2]), asked | dict(image="30.png")],
+  )
+  for name, of_file in rows.items():
+    text = "".join(json.dumps(row) + "\n" for row in of_file)
+    (folder / f"{name}.jsonl").write_text(text)
+  return folder, place
+
+
+@pytest.mark.parametrize("name", ["webqa", "jsonl"])
+def test_benchmark_is_read_without_its_files(question_files, tmp_path, name):
+  folder, place = question_files
+  data = folder / "jsonl.jsonl" if name == "jsonl" else folder
+  tfds_dir = str(tmp_path / "tfds")
+  found = benchmarks.load_benchmark(
+    name, str(data), str(place), tfds_dir=tfds_dir
+  )
+  shutil.rmtree(folder)
+  shutil.rmtree(place)
+  again = benchmarks.load_benchmark(name, split="test", tfds_dir=tfds_dir)
+  assert again == found and len(again) == 2
+  seen = [images.load_image(q.image) for q in again if os.path.exists(q.image)]
+  assert [image.tolist() for image in seen] == [[[[7] * 3] * 30] * 30]
+  # A question file is a single split, whatever its name.
+  (one,) = benchmarks.load_benchmark(name, split="val[:50%]", tfds_dir=tfds_dir)
+  assert one in found
+  with pytest.raises(UserError, match="images .* of no questions"):
+    benchmarks.load_benchmark(name, images="x", tfds_dir=tfds_dir)
+  with pytest.raises(UserError, match="benchmarks/tabfact is not prepared"):
+    benchmarks.load_benchmark("tabfact", tfds_dir=tfds_dir)
+
+
+def test_changed_questions_or_images_are_seen(question_files, tmp_path):
+  folder, place = question_files
+
+  def load():
+    tfds_dir = str(tmp_path / "tfds")
+    return benchmarks.load_benchmark(
+      "webqa", str(folder), str(place), tfds_dir=tfds_dir
+    )
+
+  before = load()
+  Image.new("L", (30, 30), 8).save(place / "30.png")
+  changed = load()
+  assert bare(changed[0])["image"] != bare(before[0])["image"]
+  # An image that was missing, below the folder.
+  (place / "more").mkdir()
+  shutil.copy(place / "30.png", place / "more" / "31.png")
+  assert bare(load()[1])["image"] == bare(changed[0])["image"]
+  path = folder / "webqa.jsonl"
+  path.write_text(path.read_text().replace("Which?", "Who?"))
+  assert load()[0].text == "Who?"
+
+
+@pytest.mark.parametrize(
+  "changes, fault",
+  [
+    (dict(text=" "), "lacks a text"),
+    (dict(answers=[]), "lacks a text or an answer"),
+    (dict(hops="["), "truncated"),
+    (dict(hops='[{"sub_question": 1}]'), "Expected `str`, got `int`"),
+    (
+      dict(hops='[{"sub_question": "?", "routes": ["web"], "answers": ["a"]}]'),
+      "unknown route",
+    ),
+    (dict(interval="[1]"), "no pair"),
+    (dict(interval="[NaN, 1]"), "malformed"),
+    (dict(image="../../etc/passwd"), "leads out of"),
+    (dict(image="a.x\u202ey", picture=b"1"), "not a plain file name"),
+  ],
+)
+def test_wrong_row_names_dataset_and_row(tmp_path, changes, fault):
+  features, good = benchmarks._FEATURES, georouter.load_questions("val")[0]
+  rows = [benchmarks._to_example(good, "", b"")] * 2
+  rows[1] = rows[1] | changes
+  splits = dict(test=lambda: iter(rows))
+  dataset = tfds_datasets.Source("a", splits)
+  tfds_datasets.prepare("benchmarks/webqa", features, str(tmp_path), dataset)
+  said = rf"{tmp_path}/benchmarks/webqa/1.0.0:test\[1\]: .*{fault}.*  Delete"
+  with pytest.raises(UserError, match=f"(?i){said}"):
+    benchmarks.load_benchmark("webqa", tfds_dir=str(tmp_path))
+
+
+def make_rows(folder):
+  """Writes three rows, the second with an image, and returns their file."""
+  questions = [q for q in georouter.load_questions("val") if len(q.hops) == 2]
+  told = [q for q in questions if not q.image]
+  seen = next(q for q in questions if q.image)
+  found = gold_steps.make_gold_steps(
+    [told[0], seen, told[1]], lambda queries: [()] * len(queries)
+  )
+  (folder / "images").mkdir()
+  shutil.copy(seen.image, folder / "images")
+  path = folder / "some.jsonl"
+  rows = map(r1_router_rows.to_published_row, found)
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def steps_of(rows):
+  """Returns the steps of rows, without the place of their image."""
+  return [
+    repr(row.steps).replace(row.steps[0].question.image or "''", "''")
+    for row in rows
+  ]
+
+
+def test_rows_are_read_without_their_files(tmp_path):
+  path, place = make_rows(tmp_path), str(tmp_path / "images")
+  wanted = list(r1_router_rows.load_rows(str(path), place))
+  files = r1_router_rows.make_source(dict(train=str(path)), place)
+  where = "r1_router_rows/mine", "train", 0, str(tmp_path / "tfds")
+  found = list(r1_router_rows.load_dataset(*where, files))
+  picture = pathlib.Path(wanted[1].steps[0].question.image).read_bytes()
+  shutil.rmtree(place)
+  path.unlink()
+  again = list(r1_router_rows.load_dataset(*where))
+  for rows in (found, again):
+    assert [row.id for row in rows] == ["some/1", "some/2", "some/3"]
+    assert steps_of(rows) == steps_of(wanted)
+    assert images.read_image_bytes(rows[1].steps[0].question.image) == picture
+
+
+def test_source_of_rows_changes_with_its_files(tmp_path):
+  path, place = make_rows(tmp_path), str(tmp_path / "images")
+
+  def digest(**files):
+    files = files or dict(train=str(path))
+    return r1_router_rows.make_source(files, place).digest
+
+  digests = [digest(), digest(val=str(path))]
+  (tmp_path / "images" / "more.png").touch()
+  digests.append(digest())
+  path.write_text(path.read_text() + "\n")
+  digests.append(digest())
+  assert len({*digests}) == 4 and digest() == digests[-1]
+
+
+def test_bad_rows_of_a_dataset_are_skipped_and_named(tmp_path, caplog):
+  path, place = make_rows(tmp_path), str(tmp_path / "images")
+  (make_examples,) = r1_router_rows.make_source(
+    dict(train=str(path)), place
+  ).splits.values()
+  first, seen, told = make_examples()
+  rows = [
+    first,
+    first | dict(steps=["{"]),
+    seen | dict(picture=b"no image"),
+    first | dict(steps=first["steps"][1:]),
+    seen,
+    told,
+  ]
+  bad = tfds_datasets.Source("a", dict(train=lambda: iter(rows)))
+  place = "r1_router_rows/mine", "train", 0, str(tmp_path / "tfds")
+  with caplog.at_level("WARNING"):
+    found = list(r1_router_rows.load_dataset(*place, bad))
+  assert [row.id for row in found] == ["some/1", "some/2", "some/3"]
+  assert "skipped 3 of 6" in caplog.text
+  for number, fault in ((1, "not JSON"), (2, "intact PNG"), (3, "before it")):
+    (line,) = [x for x in caplog.messages if f"mine/1.0.0:train[{number}]" in x]
+    assert fault in line
