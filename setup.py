@@ -38,7 +38,7 @@ setuptools.setup(
     "jax>=0.10",
     "jaxtyping>=0.3",  # Shapes in annotations; the tests check them.
     "numpy>=2.0",
-    "optax>=0.2.7",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "tensorboardX>=2.6.2",  # Writes for TensorBoard; without TensorFlow.
     # Published checkpoints.
@@ -47,9 +47,9 @@ setuptools.setup(
     "tokenizers>=0.22",
     # Texts and images.
     "ftfy>=6.1",  # CLIP reads texts mended by it.
-    # The word tokenizer of the reference's scores and a sentence splitter; none
-    # of its data is needed.
-    "nltk>=3.9",
+    # The word tokenizer of the reference's scores, which older versions give
+    # other values, and a sentence splitter; none of its data is needed.
+    "nltk>=3.9.3",
     "pillow>=11",
     # Knowledge bases.
     "cachetools>=5.5",  # Answers remembered, bounded in bytes.
@@ -60,7 +60,7 @@ setuptools.setup(
     # HTTP: what serve_kb answers, and what asks servers.
     "anyio>=4.5",  # Runs the HTTP client's loop; httpx needs it, too.
     "httpx>=0.27",
-    "msgspec>=0.19",  # Schemas of requests from outside, and of configs.
+    "msgspec>=0.23",  # Schemas of requests from outside, and of configs.
     "starlette>=0.46",  # Routes and errors of serve_kb.
     "tenacity>=9.0",  # Retries of HTTP requests.
     "uvicorn>=0.34",  # HTTP of serve_kb.
@@ -79,7 +79,7 @@ setuptools.setup(
       "apache-beam>=2.72",
       "beartype>=0.21",  # Checks annotated shapes.
       "bm25s>=0.3.16",
-      "hypothesis>=6.100",
+      "hypothesis>=6.112",
       "milvus-lite>=3.2.2",  # A Milvus in a file; older ones miss neighbours.
       "pymilvus>=2.6",
       "pytest>=8",
