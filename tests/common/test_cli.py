@@ -2,11 +2,12 @@
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from tests import two_processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -184,11 +185,8 @@ def test_help_is_a_success(folder):
   assert code == 0 and "Do little" in out and "--workdir" in out
 
 
-def test_failing_process_ends_the_other_processes(folder):
-  """Without `os._exit` the second would wait for minutes in its collective."""
-  # Process 0 fails while process 1 waits for it in a collective.
-  script = folder / "pair.py"
-  script.write_text("""
+# Process 0 fails while process 1 waits for it in a collective.
+PAIR = """
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -203,38 +201,15 @@ def main(argv):
   multihost_utils.process_allgather(np.ones(1))
 
 cli.run(main)
-""")
-  # A free port for the coordinator.
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  # A proxy would not find the coordinator on this host.
-  env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-  env.update(
-    PYTHONPATH=str(ROOT),
-    JAX_PLATFORMS="cpu",
-    XLA_FLAGS="",
-    JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-    JAX_NUM_PROCESSES="2",
+"""
+
+
+def test_failing_process_ends_the_other_processes(tmp_path):
+  """Without `os._exit` the second would wait for minutes in its collective."""
+  first, _ = two_processes.run_two_processes(
+    PAIR, tmp_path, timeout=60, fail=True
   )
-  logs = [folder / f"pair{n}.log" for n in range(2)]
-  children = [
-    subprocess.Popen(
-      [sys.executable, script],
-      env=env | {"JAX_PROCESS_ID": str(n)},
-      stdout=log.open("w"),
-      stderr=subprocess.STDOUT,
-    )
-    for n, log in enumerate(logs)
-  ]
-  try:
-    codes = [child.wait(timeout=30) for child in children]
-  finally:
-    # The test fails rather than hangs.
-    for child in children:
-      child.kill()
-  assert codes[0] == 1 and codes[1] != 0
-  assert "the first to fail" in logs[0].read_text()
+  assert "the first to fail" in first
 
 
 COMMANDS = (
