@@ -22,6 +22,7 @@ without --worker.  With --hybrid, passages are found by their words, too; with
 out later.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -56,18 +57,8 @@ Chunks: TypeAlias = "embedding_chunks.EmbeddingChunks"
 Embedder: TypeAlias = "batched_encoder.Embedder"
 
 # Keys of registry.EMBEDDERS, whose import needs JAX.
-EMBEDDER_NAMES = (
-  "minilm",
-  "image",
-  "image_caption",
-  "bge_m3",
-  "clip_sf",
-  "open_wikitable",
-  "openai",
-  "openai_raw",
-  "tei",
-  "tei_raw",
-)
+EMBEDDER_NAMES = ("minilm", "image", "image_caption", "bge_m3", "clip_sf")
+EMBEDDER_NAMES += ("open_wikitable", "openai", "openai_raw", "tei", "tei_raw")
 
 _DEFAULTS = ", ".join(
   f"{name} for {kind}" for kind, name in kb_meta.DEFAULT_EMBEDDERS.items()
@@ -183,32 +174,37 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
   http_client.allow_key(spec.weights)
   embedder = registry.get_embedder(spec.embedder_name, spec.weights)
   options = _search_options(spec)
-  with files.lock_folder(spec.folder, wait=True):
+  with contextlib.ExitStack() as held:
+    held.enter_context(files.lock_folder(spec.folder, wait=True))
     is_finished = kb_meta.read_meta(spec.folder) is not None
     note = passage_writer.ensure_passages(spec.folder, corpus, is_finished)
     job = _BuildJob(spec, embedder, _make_meta(spec, embedder, note), options)
     # 2. Stop here if all else is there.
     if _is_up_to_date(job):
       return
-  passages = local_kb.PassageFile(spec.folder, spec.kind, corpus.image_folder)
-  # Chunks of another corpus or embedder have another digest.  An unfinished
-  # build is found by this name, so it must not change.
-  folder = os.path.join(spec.folder, f"parts-{job.meta_digest}")
-  chunks = embedding_chunks.EmbeddingChunks(folder, len(passages), spec.worker)
-  # 3. Vectors and index.
-  _log_cost(job, passages, chunks)
-  if dry_run:
-    return
-  # Workers embed side by side; a worker that was started twice waits.
-  number, count = spec.worker
-  name = f".lock-{number}-of-{count}" if count > 1 else ".lock"
-  with files.lock_folder(spec.folder, name, wait=True):
-    all_embedded = _embed_chunks(job, passages, chunks)
-  if all_embedded:
-    with files.lock_folder(spec.folder, wait=True):
-      # Another worker may have been the last one, too.
-      if not _is_up_to_date(job):
-        _index_vectors(job, chunks)
+    passages = local_kb.PassageFile(spec.folder, spec.kind, corpus.image_folder)
+    # Chunks of another corpus or embedder have another digest.  An unfinished
+    # build is found by this name, so it must not change.
+    path = os.path.join(spec.folder, f"parts-{job.meta_digest}")
+    chunks = embedding_chunks.EmbeddingChunks(path, len(passages), spec.worker)
+    _log_cost(job, passages, chunks)
+    if dry_run:
+      return
+    # 3. Vectors.  Workers embed side by side; one that was started twice waits.
+    number, count = spec.worker
+    if count > 1:
+      held.close()
+      name = f".lock-{number}-of-{count}"
+      held.enter_context(files.lock_folder(spec.folder, name, wait=True))
+    if not _embed_chunks(job, passages, chunks):
+      return
+    # 4. Index, unless another worker was the last one, too.
+    if count > 1:
+      held.close()
+      held.enter_context(files.lock_folder(spec.folder, wait=True))
+      if _is_up_to_date(job):
+        return
+    _index_vectors(job, chunks)
 
 
 def _search_options(spec: KbSpec) -> dict:
@@ -284,14 +280,10 @@ def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
 
   # Passages come on top of vectors and index.
   size = (rows, width, job.spec.index_kind)
-  final_disk, peak_disk = build_cost.estimate_disk_bytes(*size)
-  amounts = (
-    final_disk + passages.num_bytes,
-    peak_disk + passages.num_bytes,
-    trial.peak_bytes,
-    trial.resident_bytes + build_cost.estimate_index_memory(*size),
-    rows * width * 4 + passages.num_bytes,
-  )
+  disk = [x + passages.num_bytes for x in build_cost.estimate_disk_bytes(*size)]
+  index_memory = build_cost.estimate_index_memory(*size)
+  memory = (trial.peak_bytes, trial.resident_bytes + index_memory)
+  amounts = (*disk, *memory, rows * width * 4 + passages.num_bytes)
   logging.info(
     "%s: %s rows of width %d.  Disk: %s, and %s on the way.  Memory: %s to "
     "embed, %s to index, and up to %s more for files where there is room.  "
