@@ -25,7 +25,7 @@ def run_resumable(
   from_row: Callable[[Row, Question], T],
   title: str,
   label: Row,
-  path: pathlib.Path | None,
+  path: pathlib.Path,
   chunk_size: int,
   match_images: bool = False,
 ) -> dict[str, tuple[T, float]]:
@@ -39,7 +39,7 @@ def run_resumable(
     title: the name of the run in the log.
     label: fields that rows of this very run have, and rows of no other.
     path: the JSON Lines file that rows are appended to, and that answers of an
-      interrupted run are taken from; None saves nothing.
+      interrupted run are taken from.
     chunk_size: the number of questions that are answered together.
     match_images: whether a row must name the path of the question's image, too.
   """
@@ -50,7 +50,7 @@ def run_resumable(
   # Rows of other runs may be in the file; of several of a question, the last
   # one counts.
   answers = {}
-  for row in jsonl.read_rows(path) if path else ():
+  for row in jsonl.read_rows(path):
     question = by_id.get(row.get("id"))
     if question is None or row["question"] != question.text:
       continue
@@ -71,10 +71,9 @@ def run_resumable(
     seconds = (time.perf_counter() - start) / len(chunk)
     for question, answer in zip(chunk, new, strict=True):
       answers[question.id] = answer, seconds
-    if path:
-      # One write per chunk: a kill tears one row at most, skipped later.
-      rows = [dict(label, **to_row(each), seconds=seconds) for each in new]
-      jsonl.append_rows(path, rows)
+    # One write per chunk: a kill tears one row at most, skipped later.
+    rows = [dict(label, **to_row(each), seconds=seconds) for each in new]
+    jsonl.append_rows(path, rows)
   return answers
 
 

@@ -30,8 +30,8 @@ def evaluate_method(
   questions: Sequence[Question],
   settings: RunSettings,
   *,
-  path: pathlib.Path | None = None,
-  label: Mapping[str, str] | None = None,
+  path: pathlib.Path,
+  label: Mapping[str, str],
   routing_loop: str = "host",
   chunk_size: int = 1024,
   judge: str = "",
@@ -39,18 +39,16 @@ def evaluate_method(
 ) -> tables.MethodResult:
   """Answer `questions` by one method, and score the answers.
 
-  Routes are only scored for questions with gold hops.  The file at `path`, if
-  any, keeps the trajectories for a resumed run, in rows that have the fields of
-  `label` and of the settings.  `routing_loop` is a key of
+  Routes are only scored for questions with gold hops.  The file at `path` keeps
+  the trajectories for a resumed run, in rows that have the fields of `label`
+  (see `run_label`) and of the settings.  `routing_loop` is a key of
   `device_loop.ROUTING_LOOPS`, `judge` the address of a model that judges
   answers, whose verdicts are kept beside `path`, or "".  With `raw_answers` a
   malformed final answer is scored as it stands.
   """
-  # Made once for all chunks, so that a random method draws one sequence.
   options = settings.rollout_options()
   drive_loop = device_loop.ROUTING_LOOPS[routing_loop]
-  label = dict(label or {}, **dataclasses.asdict(settings))
-  name = label.get("policy", "policy")
+  name = label["policy"]
   rules = dict(max_steps=settings.max_steps, score_malformed=raw_answers)
 
   def to_row(trajectory: Trajectory) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def evaluate_method(
     to_row=to_row,
     from_row=trajectory_io.from_row,
     title=f"{name}, {settings.method}",
-    label=label,
+    label=dict(label, **dataclasses.asdict(settings)),
     path=path,
     chunk_size=chunk_size,
   )

@@ -1,5 +1,8 @@
 """Questions about populations, and a scripted policy that answers them."""
 
+import pathlib
+import tempfile
+
 from r1router_jax.common.records import Answer, Hop, Plan, Question
 from r1router_jax.evaluation import runner
 from r1router_jax.protocol import format
@@ -34,7 +37,7 @@ def write_response(kind, prompt, temperature):
 
 
 def evaluate(
-  path=None, policy="p", method="r1_router", questions=QUESTIONS, **options
+  path="", policy="p", method="r1_router", questions=QUESTIONS, **options
 ):
   """Returns the result of a method, and the number of prompts it took."""
   # A fresh policy, so that the prompts of this call alone are counted.
@@ -44,7 +47,8 @@ def evaluate(
     fakes.make_kbs(),
     questions,
     RunSettings(method),
-    path=path,
+    # Most tests need no file afterwards.
+    path=path or pathlib.Path(tempfile.mkdtemp()) / "predictions.jsonl",
     label=dict(policy=policy, weights="w"),
     chunk_size=2,
     **options,

@@ -90,7 +90,7 @@ def test_judge_scores_answers_too(tmp_path):
   assert table.rows[0][column].mean == pytest.approx(0.4)
 
 
-def test_several_samples_are_scored_alone_and_together():
+def test_several_samples_are_scored_alone_and_together(tmp_path):
   """Each of three samples gives another number; one is right, once twice."""
   # Rows are questions, columns are samples; the gold answers are 0, 1, 2.
   texts = ["0", "0", "1"], ["1", "3", "3"], ["7", "8", "9"]
@@ -108,6 +108,8 @@ def test_several_samples_are_scored_alone_and_together():
       fakes.make_kbs(),
       QUESTIONS[:3],
       RunSettings("r1_router", temperature=1.0, sample=number),
+      path=tmp_path / "predictions.jsonl",
+      label=dict(policy="p"),
     )
 
   found = tables.aggregate_samples([evaluate_sample(n) for n in range(3)])
