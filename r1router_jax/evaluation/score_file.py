@@ -14,16 +14,14 @@ match and best recall follow the default rules (`metrics.answers`).
 """
 
 import collections
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RowError
 from r1router_jax.data import benchmark_schema, benchmarks
 from r1router_jax.metrics import answers
-
-T = TypeVar("T")
 
 _CURE = 'Write {"thought": "...", "answer": "..."} or a text there'
 
@@ -82,9 +80,10 @@ def score_predictions(
   return dict(benchmark=benchmark, n=len(predicted), **means)
 
 
-def _content(question: Question) -> Hashable:
-  """Return the text of a question, and the answers that are accepted."""
-  return question.text, question.answers, question.interval
+def _content(question: Question, has_id: bool) -> Hashable:
+  """Return what a prediction shares with its question."""
+  name = question.id if has_id else ""
+  return name, question.text, question.answers, question.interval
 
 
 def _parse_answer(row: Mapping[str, Any]) -> str:
@@ -109,33 +108,27 @@ def _check_match(
 ) -> None:
   """Check that each question has one prediction, with its accepted answers.
 
-  Rows without ids are matched by question and accepted answers, and in order if
-  several are alike.  A UserError names the first few rows that do not match.
+  A UserError names the first few rows that do not match.
   """
   # The ids of questions whose rows have none are only their numbers.
   ids = {row.question.id for _, row in predicted if row.has_id}
-  known = _index_by_key(
-    (q.id if q.id in ids else _content(q), q) for q in questions
-  )
-  given = _index_by_key(
-    (row.question.id if row.has_id else _content(row.question), (where, row))
-    for where, row in predicted
-  )
-  texts = {question.text for question in questions}
-  # Rows with another content than asked, and rows that nothing asks for.
-  changed, unknown = [], []
-  for key, (where, row) in given.items():
-    if key not in known:
-      fault = f"{where}: answers no question of the benchmark"
-      if row.question.text in texts:
-        fault += ", where that text has other golds or comes less often"
-      unknown.append(f"{fault}.")
-    elif _content(row.question) != _content(known[key]):
-      fault = "has other golds than the benchmark, or another question"
-      changed.append(f"{where}: {fault}.")
-  faults = [*changed, *unknown]
-  left = [question for key, question in known.items() if key not in given]
-  missing = [f"{question.id} has no prediction." for question in left]
+  unanswered = collections.defaultdict(list)
+  for question in questions:
+    unanswered[_content(question, question.id in ids)].append(question.id)
+  faults = []
+  for where, row in predicted:
+    if same := unanswered[_content(row.question, row.has_id)]:
+      same.pop(0)
+    else:
+      faults.append(
+        f"{where}: answers no question of the benchmark, or comes twice, or "
+        "has other golds."
+      )
+  missing = [
+    f"{name} has no prediction."
+    for same in unanswered.values()
+    for name in same
+  ]
   if faults or missing:
     named = benchmark_schema.first_few([*faults, *missing])
     raise UserError(
@@ -144,15 +137,6 @@ def _check_match(
       f"{len(questions):,} questions have none.  {named}  "
       "Answer just these questions, with the rows as they were published."
     )
-
-
-def _index_by_key(pairs: Iterable[tuple[Hashable, T]]) -> dict[Hashable, T]:
-  """Index things by their key and by the number of earlier ones with it."""
-  before, numbered = collections.Counter(), {}
-  for key, thing in pairs:
-    numbered[key, before[key]] = thing
-    before[key] += 1
-  return numbered
 
 
 def _mean_scores(found: list[PredictionRow]) -> dict[str, float]:
