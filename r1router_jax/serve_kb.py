@@ -84,8 +84,8 @@ class BoundedConnection(h11_impl.H11Protocol):
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     """Begin to wait for a request, and make room if there are too many."""
-    super().connection_made(transport)
     idle = [other for other in self.connections if other.is_idle]
+    super().connection_made(transport)
     self._wait_for_request()
     if len(self.connections) > MAX_CONNECTIONS and idle:
       min(idle, key=lambda other: other.idle_since).transport.abort()
@@ -120,11 +120,6 @@ class BoundedConnection(h11_impl.H11Protocol):
     """Go on sending."""
     super().resume_writing()
     self._write_timer.cancel()
-
-  def connection_lost(self, exc: Exception | None) -> None:
-    """Forget the connection."""
-    super().connection_lost(exc)
-    self._idle_timer.cancel()
 
   def send_400_response(self, msg: str) -> None:
     """Answer what is no HTTP, unless an answer was sent before."""
@@ -168,6 +163,7 @@ class SearchServer:
         http=BoundedConnection,
         ws="none",
         lifespan="off",
+        timeout_keep_alive=round(IDLE_SECONDS),
         # Peers may cause warnings at will.
         log_config=None,
         log_level="error",

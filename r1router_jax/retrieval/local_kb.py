@@ -31,7 +31,12 @@ from r1router_jax.retrieval.index import bm25, exact, factory
 _CURE = "Build it again: delete the folder and run build_kb."
 # What readers of damaged files raise: JSON, NumPy, ScaNN and bm25s.
 _DAMAGE = (
-  *(AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+  AttributeError,
+  EOFError,
+  LookupError,
+  RuntimeError,
+  TypeError,
+  ValueError,
   zipfile.BadZipFile,
 )
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import pathlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -167,17 +168,15 @@ class SearchQueue:
     paths, queries = set(), []
     try:
       for job, count in batch:
-        start = len(job.found)
-        for i in range(start, start + count):
-          path, image = "", job.request.images[i]
+        for i in range(len(job.found), len(job.found) + count):
+          text, image, path = job.request.queries[i], job.request.images[i], ""
           if image:
             # Named by the content, so that an image makes the same query again.
-            name = hashlib.sha256(image).hexdigest()
-            path = os.path.join(self._image_folder.name, name)
+            digest = hashlib.sha256(image).hexdigest()
+            path = os.path.join(self._image_folder.name, digest)
             paths.add(path)
-            with open(path, "wb") as file:
-              file.write(image)
-          queries.append(Query(job.request.queries[i], path))
+            pathlib.Path(path).write_bytes(image)
+          queries.append(Query(text, path))
       yield queries
     finally:
       for path in paths:
@@ -208,7 +207,17 @@ def _encode_results(job: _Job, results: Iterator[list[Passage]]) -> list[bytes]:
   """Return the passages of each query as JSON; raise if they are too long."""
   encoded, num_bytes = [], job.num_bytes
   for passages in results:
-    rows = [_to_row(job.kb, passage, job.request) for passage in passages]
+    rows = []
+    for passage in passages:
+      # The text of a passage holds its title.
+      row = {"id": passage.id, "contents": f'""\n{passage.text}'}
+      if passage.image:
+        # Absolute paths would reveal the disk of this machine.
+        folder = job.kb.stack.passages.image_folder
+        row["image"] = os.path.relpath(passage.image, folder)
+      if job.request.return_scores:
+        row = {"document": row, "score": passage.score}
+      rows.append(row)
     encoded.append(msgspec.json.encode(rows))
     num_bytes += len(encoded[-1])
     if num_bytes > http_client.MAX_ANSWER_BYTES:
@@ -218,18 +227,3 @@ def _encode_results(job: _Job, results: Iterator[list[Passage]]) -> list[bytes]:
         'bytes: send fewer "queries", or a smaller "topk"',
       )
   return encoded
-
-
-def _to_row(
-  kb: local_kb.LocalKB, passage: Passage, request: SearchRequest
-) -> dict:
-  """Return a passage as a row of the response."""
-  # The text of a passage holds its title.
-  document = {"id": passage.id, "contents": f'""\n{passage.text}'}
-  if passage.image:
-    # Absolute paths would reveal the disk of this machine.
-    folder = kb.stack.passages.image_folder
-    document["image"] = os.path.relpath(passage.image, folder)
-  if not request.return_scores:
-    return document
-  return {"document": document, "score": passage.score}
