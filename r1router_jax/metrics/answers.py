@@ -99,22 +99,15 @@ _CJK = re.compile(
 )
 
 
-class _WordCharacters(dict):
-  """A table for str.translate, filled on demand: most marks become a space."""
-
-  def __missing__(self, code: int) -> int | str | None:
-    char, self[code] = chr(code), " "
-    accent = unicodedata.category(char).startswith("M")
-    if _CJK.match(char):
-      self[code] = f" {char} "
-    elif char in ".-" or char.isalnum() or accent:
-      self[code] = code
-    elif char in "'\u2018\u2019":
-      self[code] = None
-    return self[code]
-
-
-_WORD_CHARACTERS = _WordCharacters()
+@functools.cache
+def _word_character(char: str) -> str:
+  """Return a character as a part of words; most marks become a space."""
+  if _CJK.match(char):
+    return f" {char} "
+  is_accent = unicodedata.category(char).startswith("M")
+  if char in ".-" or char.isalnum() or is_accent:
+    return char
+  return "" if char in "'\u2018\u2019" else " "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +173,8 @@ def default_tokens(text: str) -> tuple[str, ...]:
   Articles stay in a text of nothing else, and so do marks.
   """
   text = numeric_range.plain_text(text)
-  bare = _HYPHEN.sub(" ", _COMMA.sub("", text).translate(_WORD_CHARACTERS))
+  bare = "".join(map(_word_character, _COMMA.sub("", text)))
+  bare = _HYPHEN.sub(" ", bare)
   numbers = numeric_range.NUMBER_WORDS
   words = [numbers.get(word, word) for word in _STOP.sub("", bare).split()]
   kept = [word for word in words if word not in ("a", "an", "the")]

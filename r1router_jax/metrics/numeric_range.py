@@ -16,6 +16,7 @@ is below lo; decimals finer than the grid are not on it.
 Source: github.com/OpenBMB/R1-Router (src/evaluate.py), numpy.arange.
 """
 
+import functools
 import math
 import re
 import unicodedata
@@ -91,7 +92,18 @@ def plain_text(text: str) -> str:
   Unicode's compatibility forms (NFKC) are resolved; lone surrogates stay.
   """
   text = unicodedata.normalize("NFKC", text).casefold()
-  return " ".join(text.translate(_PLAIN_CHARACTERS).split())
+  return " ".join("".join(map(_plain_character, text)).split())
+
+
+@functools.cache
+def _plain_character(char: str) -> str:
+  """Return an ordinary digit or dash for any; drop soft hyphens."""
+  kind = unicodedata.category(char)
+  if kind == "Pd" or char == "\N{MINUS SIGN}":
+    return "-"
+  if kind == "Nd":
+    return str(unicodedata.decimal(char))
+  return "" if char == "\N{SOFT HYPHEN}" else char
 
 
 def is_in_range(low: float, high: float, text: str) -> bool:
@@ -117,21 +129,3 @@ def is_in_range(low: float, high: float, text: str) -> bool:
     if found[end]
   ]
   return all(low <= end <= high for end in ends)
-
-
-class _PlainCharacters(dict):
-  """A table for str.translate, filled on demand: plain digits and dashes."""
-
-  def __missing__(self, code: int) -> int | str | None:
-    char, self[code] = chr(code), code
-    kind = unicodedata.category(char)
-    if kind == "Pd" or char == "\N{MINUS SIGN}":
-      self[code] = "-"
-    elif kind == "Nd":
-      self[code] = str(unicodedata.decimal(char))
-    elif char == "\N{SOFT HYPHEN}":
-      self[code] = None
-    return self[code]
-
-
-_PLAIN_CHARACTERS = _PlainCharacters()
