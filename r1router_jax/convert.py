@@ -72,7 +72,7 @@ def main(_) -> None:
       f"--workdir={target} holds {name}.  Name a new folder."
     )
   if _ENCODER.value:
-    _convert_encoder(source, target)
+    _convert_encoder(source, str(target))
   else:
     # An id on the hub is downloaded by this check.
     shared_flags.check_policy(source)
@@ -81,9 +81,8 @@ def main(_) -> None:
     print(f"The model is in {target}.")
 
 
-def _convert_encoder(source: str, target: pathlib.Path) -> None:
+def _convert_encoder(source: str, target: str) -> None:
   """Convert the PyTorch file of the encoder --encoder."""
-  # Checked here, too, because torch_import needs JAX.
   if not os.path.isfile(source):
     raise FileNotFoundError(
       f"--source={source}: there is no such file.  Give the path of a .bin or "
@@ -91,7 +90,7 @@ def _convert_encoder(source: str, target: pathlib.Path) -> None:
     )
   spec = torch_import.ENCODERS[_ENCODER.value]
   dtype = jnp.dtype(_DTYPE.value or "float32")
-  torch_import.convert_encoder(source, str(target), spec, dtype)
+  torch_import.convert_encoder(source, target, spec, dtype)
   print(
     f"The encoder is in {target}.  Put the tokenizer.json of "
     f"{spec.tokenizer} beside it."

@@ -18,8 +18,7 @@ import psutil
 
 from r1router_jax.common.records import Passage
 from r1router_jax.retrieval.encoders import batched_encoder
-from r1router_jax.retrieval.index import scann_index
-from r1router_jax.retrieval.index.scann_index import is_scann_installed
+from r1router_jax.retrieval.index import factory, scann_index
 
 # Rows that ScaNN trains its codebooks on.
 _SCANN_SAMPLE_ROWS = 100_000
@@ -94,7 +93,7 @@ def estimate_disk_bytes(
 ) -> tuple[int, int]:
   """Estimate the bytes of vectors and index, at the end and at most."""
   vectors = rows * width * 4
-  if _resolve_kind(rows, index_kind) == "exact":
+  if factory.resolve_kind(rows, index_kind) == "exact":
     return vectors, 2 * vectors  # Chunks and the joined file.
   total = 2 * vectors + _scann_code_bytes(rows, width)  # ScaNN writes a copy.
   return total, total
@@ -104,7 +103,7 @@ def estimate_index_memory(rows: int, width: int, index_kind: str) -> int:
   """Estimate the bytes of memory to build an index and measure its recall."""
   # Exact search holds scores, their negatives, and the order of both.
   scores = 16 * min(256 * rows, max(1 << 24, rows))
-  if _resolve_kind(rows, index_kind) == "exact":
+  if factory.resolve_kind(rows, index_kind) == "exact":
     # The check for NaN takes one byte per number.
     return max(scores, rows * width)
   vectors = rows * width * 4
@@ -120,12 +119,3 @@ def _scann_code_bytes(rows: int, width: int) -> int:
   codes = rows * width // (4 if width >= scann_index.WIDE_WIDTH else 2)
   # A tree keeps the codes of a row in two of its leaves.
   return codes * (2 if rows >= scann_index.MIN_TREE_ROWS else 1)
-
-
-def _resolve_kind(rows: int, index_kind: str) -> str:
-  """Return "exact" or "scann", which "auto" chooses from."""
-  if index_kind in ("exact", "scann"):
-    return index_kind
-  # Milvus is taken for what "auto" would choose here.
-  has_many_rows = rows >= scann_index.MIN_SCANN_ROWS
-  return "scann" if has_many_rows and is_scann_installed() else "exact"

@@ -33,7 +33,7 @@ from r1router_jax.common import progress
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import atomic_write, write_json
 from r1router_jax.common.records import Passage
-from r1router_jax.common.row_files import MAX_WARNINGS, RejectedRow
+from r1router_jax.common.row_files import RejectedRow, SkipLog
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.corpora import sources
@@ -54,6 +54,7 @@ _CREATE = """CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY,
   id TEXT UNIQUE, lines BLOB, reason TEXT, is_image INTEGER)"""
 # A row whose id came before is ignored.
 _INSERT = "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?)"
+_NEXT = "SELECT ifnull(max(number) + 1, 0) FROM rows"
 _COUNT = "SELECT count(*), count(id), ifnull(sum(is_image), 0) FROM rows"
 _REASONS = """SELECT reason, count(*) FROM rows WHERE id IS NULL
   GROUP BY reason ORDER BY count(*) DESC, min(number) LIMIT 10"""
@@ -136,24 +137,17 @@ def _files_below(path: str) -> Iterator[str]:
 def _read_source(rows: sqlite3.Connection, source: Source) -> None:
   """Add the rows of a source that a draft lacks."""
   rows.execute(_CREATE)
-  (start,) = rows.execute(
-    "SELECT ifnull(max(number) + 1, 0) FROM rows"
-  ).fetchone()
+  (start,) = rows.execute(_NEXT).fetchone()
   if start:
     text = "%s: going on after %s rows of the corpus."
     logging.info(text, source.kb, f"{start:,}")
-  num_warnings = 0
+  skip = SkipLog(source.kb)
   unread = enumerate(sources.read_raw_rows(source, start), start)
-  for number, (where, row) in progress.show_progress(
-    unread, f"read {source.kb}"
-  ):
-    rejected = _add_row(
-      rows, number, where, sources.parse_row(source, where, row)
-    )
-    if rejected and num_warnings < MAX_WARNINGS:
-      num_warnings += 1
-      text = sanitize_text(str(rejected), 300)
-      logging.warning("%s: skipped %s", source.kb, text)
+  unread = progress.show_progress(unread, f"read {source.kb}")
+  for number, (where, row) in unread:
+    parsed = sources.parse_row(source, where, row)
+    if rejected := _add_row(rows, number, where, parsed):
+      skip(rejected)
     if number % COMMIT_ROWS == 0:
       rows.commit()
   rows.commit()

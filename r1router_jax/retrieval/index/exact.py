@@ -47,11 +47,6 @@ class Index(Protocol):
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
     """Return scores and rows of the k nearest, see the top of this module."""
 
-
-@runtime_checkable
-class PersistentIndex(Index, Protocol):
-  """An index that can be saved in a folder."""
-
   def measure_recall(self) -> float:
     """Return the share of the ten nearest rows that a search finds."""
 

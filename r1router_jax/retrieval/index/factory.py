@@ -19,7 +19,7 @@ from etils import epy
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.retrieval.index import exact, milvus_index
-from r1router_jax.retrieval.index.exact import PersistentIndex, Vectors
+from r1router_jax.retrieval.index.exact import Index, Vectors
 from r1router_jax.retrieval.index.scann_index import (
   MIN_SCANN_ROWS,
   ScannIndex,
@@ -41,7 +41,7 @@ def build_index(
   kind: str = "auto",
   num_shards: int = 1,
   collection: str = "",
-) -> PersistentIndex:
+) -> Index:
   """Build an index of `vectors`, of a `kind` as at the top of this module.
 
   `collection` is its name on a Milvus server.  Raises a UserError if there are
@@ -56,7 +56,10 @@ def build_index(
       shards.append((rows.start, build_index(part, kind, 1, name)))
     return sharded_index.ShardedIndex(shards, len(vectors), False)
   if kind == "auto":
-    kind = _choose_kind(len(vectors))
+    kind = resolve_kind(len(vectors), kind)
+    no_scann = "" if is_scann_installed() else "; ScaNN is not installed"
+    rows = f"{len(vectors):,} rows{no_scann}"
+    logging.info("Index: %s search of %s.", kind, rows)
   if kind == "exact":
     return exact.ExactIndex(vectors)
   if kind == "scann":
@@ -86,14 +89,14 @@ def parse_index_kind(kind: str) -> str:
   return kind if kind in INDEX_KINDS else milvus_index.parse_uri(kind)
 
 
-def save_index(index: PersistentIndex, folder: str) -> None:
+def save_index(index: Index, folder: str) -> None:
   """Write an index to a folder."""
   metadata = index.save(folder)
   with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
     json.dump(metadata, file)
 
 
-def load_index(folder: str, vectors: Vectors) -> PersistentIndex:
+def load_index(folder: str, vectors: Vectors) -> Index:
   """Load the index of `vectors` that `save_index` wrote to `folder`.
 
   Raises:
@@ -105,9 +108,7 @@ def load_index(folder: str, vectors: Vectors) -> PersistentIndex:
   return _open_index(folder, metadata, vectors)
 
 
-def _open_index(
-  folder: str, metadata: dict, vectors: Vectors
-) -> PersistentIndex:
+def _open_index(folder: str, metadata: dict, vectors: Vectors) -> Index:
   """Open an index or one of its shards, of the kind that `metadata` names."""
   kind = metadata["kind"]
   if kind == "scann" and is_scann_installed():
@@ -120,19 +121,16 @@ def _open_index(
     return milvus_index.MilvusIndex.load(folder, metadata)
 
   # What is left is an index in shards.  Each shard is opened in the same way.
-  def open_shard(part: str, card: dict, rows: range) -> PersistentIndex:
+  def open_shard(part: str, card: dict, rows: range) -> Index:
     return _open_index(part, card, vectors[rows.start : rows.stop])
 
   return sharded_index.ShardedIndex.load(folder, metadata, open_shard)
 
 
-def _choose_kind(rows: int) -> str:
-  """Return the kind that "auto" stands for, and log why."""
-  if rows < MIN_SCANN_ROWS:
-    kind, reason = "exact", f"fewer than {MIN_SCANN_ROWS:,}"
-  elif not is_scann_installed():
-    kind, reason = "exact", "ScaNN is not installed"
-  else:
-    kind, reason = "scann", f"at least {MIN_SCANN_ROWS:,}"
-  logging.info("Index: %s search of %s rows (%s).", kind, f"{rows:,}", reason)
-  return kind
+def resolve_kind(rows: int, kind: str) -> str:
+  """Return "exact" or "scann", which "auto" and Milvus stand for."""
+  if kind in ("exact", "scann"):
+    return kind
+  # Fewer rows are searched exactly in no time.
+  use_scann = rows >= MIN_SCANN_ROWS and is_scann_installed()
+  return "scann" if use_scann else "exact"

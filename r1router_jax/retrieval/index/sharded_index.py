@@ -24,13 +24,13 @@ from jaxtyping import Float
 from r1router_jax.common.errors import UserError
 from r1router_jax.parallel import multihost
 from r1router_jax.retrieval.index.exact import (
-  PersistentIndex,
+  Index,
   SearchResult,
   merge_top_k,
 )
 
 KIND = "shards"
-Shards = Sequence[tuple[int, PersistentIndex]]
+Shards = Sequence[tuple[int, Index]]
 
 
 class ShardedIndex:
@@ -90,7 +90,7 @@ class ShardedIndex:
     cls,
     folder: str,
     metadata: dict,
-    open_shard: Callable[[str, dict, range], PersistentIndex],
+    open_shard: Callable[[str, dict, range], Index],
   ) -> "ShardedIndex":
     """Load this host's shards of an index, given what `save` returned.
 
