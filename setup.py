@@ -35,7 +35,7 @@ setuptools.setup(
     # The model and its training.
     "einops>=0.8",
     "flax>=0.12.2",  # Versions before do not work with JAX 0.10.
-    "jax>=0.10",
+    "jax>=0.10.2",
     "jaxtyping>=0.3",  # Shapes in annotations; the tests check them.
     "numpy>=2.0",
     "optax>=0.2.8",
@@ -101,7 +101,7 @@ setuptools.setup(
     "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
     "wandb": ["wandb>=0.19"],  # For config.wandb.
     # JAX's own builds for accelerators.
-    "tpu": ["jax[tpu]>=0.10"],
-    "cuda": ["jax[cuda12]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda12]>=0.10.2"],
   },
 )
