@@ -177,6 +177,7 @@ class Hooks:
   ):
     self._run, self._log, self._saved_states = run, log, saved_states
     self._meter = throughput.ThroughputMeter()
+    self._report = None  # Of the iteration that runs.
     # Scalars of each update since the last line of the log.
     self._pending = saved.get("window", [])
     self._best = saved.get("best", -1.0)  # Validation rewards are at least 0.

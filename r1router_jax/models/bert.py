@@ -235,10 +235,13 @@ def axis_sizes(config: BertConfig) -> dict[str, int]:
 
 # Field of BertConfig: field of config.json.
 _SIZE_FIELDS = dict(
-  **dict(vocab="vocab_size", layers="num_hidden_layers", hidden="hidden_size"),
-  **dict(heads="num_attention_heads", mlp="intermediate_size"),
-  **dict(num_segments="type_vocab_size"),
-  **dict(max_positions="max_position_embeddings"),
+  vocab="vocab_size",
+  layers="num_hidden_layers",
+  hidden="hidden_size",
+  heads="num_attention_heads",
+  mlp="intermediate_size",
+  num_segments="type_vocab_size",
+  max_positions="max_position_embeddings",
 )
 
 

@@ -32,23 +32,34 @@ _ARCHITECTURES = {
 
 # Field of `Config`: field of config.json.
 _TEXT_FIELDS = dict(
-  **dict(vocab="vocab_size", hidden="hidden_size", mlp="intermediate_size"),
-  **dict(layers="num_hidden_layers", heads="num_attention_heads"),
-  **dict(kv_heads="num_key_value_heads", eps="rms_norm_eps"),
+  vocab="vocab_size",
+  hidden="hidden_size",
+  mlp="intermediate_size",
+  layers="num_hidden_layers",
+  heads="num_attention_heads",
+  kv_heads="num_key_value_heads",
+  eps="rms_norm_eps",
 )
 
 # Field of `VisionConfig`: field of "vision_config".
 _VISION_FIELDS = dict(
-  **dict(hidden="hidden_size", mlp="intermediate_size", layers="depth"),
-  **dict(heads="num_heads", patch="patch_size", temporal="temporal_patch_size"),
-  **dict(merge="spatial_merge_size", window="window_size"),
+  hidden="hidden_size",
+  mlp="intermediate_size",
+  layers="depth",
+  heads="num_heads",
+  patch="patch_size",
+  temporal="temporal_patch_size",
+  merge="spatial_merge_size",
+  window="window_size",
   full_blocks="fullatt_block_indexes",
 )
 
-# Field of `Llama3RopeScaling`: field of "rope_scaling".
-_ROPE_FIELDS = dict(
-  **dict(factor="factor", low="low_freq_factor", high="high_freq_factor"),
-  original="original_max_position_embeddings",
+# Published fields of `Llama3RopeScaling`, in its order.
+_ROPE_FIELDS = (
+  "factor",
+  "low_freq_factor",
+  "high_freq_factor",
+  "original_max_position_embeddings",
 )
 
 
@@ -140,7 +151,7 @@ def _parse_rope_scaling(rope: Mapping[str, Any]) -> Llama3RopeScaling | None:
     return None
   if kind != "llama3":
     raise BadConfig(f"rope_type is {kind!r}, known: default, mrope, llama3")
-  return Llama3RopeScaling(*(rope[field] for field in _ROPE_FIELDS.values()))
+  return Llama3RopeScaling(*(rope[field] for field in _ROPE_FIELDS))
 
 
 def _parse_vision(tree: Mapping[str, Any], hidden: int) -> VisionConfig:
@@ -180,8 +191,8 @@ def make_hf_config(
   )
   # Llama 3.1's scaling and m-rope exclude each other.
   if scaling := config.rope_scaling:
-    fields = _to_published(scaling, _ROPE_FIELDS)
-    tree["rope_scaling"] = dict(rope_type="llama3", **fields)
+    fields = zip(_ROPE_FIELDS, scaling, strict=True)
+    tree["rope_scaling"] = dict(rope_type="llama3") | dict(fields)
   if vision := config.vision:
     section = list(config.mrope_section)
     tree["rope_scaling"] = dict(type="mrope", mrope_section=section)

@@ -123,21 +123,6 @@ def sample_groups(
   return samples
 
 
-def offline_rollouts(
-  policy: Policy,
-  steps: Sequence[Step],
-  prompts: Sequence[EncodedPrompt],
-  key: jax.Array,
-  options: RolloutOptions,
-  reward: step_reward.Reward,
-) -> RolloutGroups:
-  """Sample and score a group of responses to each gold step."""
-  sampled = policy.sample(prompts, key, options.group_size, options.sampling)
-  groups = policy.decode(sampled)
-  texts = [response.text for group in groups for response in group]
-  return score_groups(steps, prompts, sampled, texts, reward)
-
-
 def online_rollouts(
   policy: Policy,
   kbs: Mapping[str, KnowledgeBase],

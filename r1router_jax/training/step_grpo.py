@@ -138,12 +138,10 @@ class StepGrpo:
     """Sample and score a group at each of the examples."""
     seed = self._config.seed
     key = jax.random.fold_in(jax.random.key(seed), index)
-    # Both kinds of rollouts take these.
-    how = key, self._rollout_options, self._reward
+    how = self._rollout_options
     if self._config.is_online:
-      return rollouts.online_rollouts(
-        policy, self._kbs, examples, *how, self._options.routing_loop
-      )
+      rest = key, how, self._reward, self._options.routing_loop
+      return rollouts.online_rollouts(policy, self._kbs, examples, *rest)
     # Names are drawn by step and iteration, not by place in the batch.
     rngs = [example_rng(seed, index, step.id) for step in examples]
     pairs = [
@@ -151,7 +149,11 @@ class StepGrpo:
       for step, rng in zip(examples, rngs, strict=True)
     ]
     steps, prompts = zip(*pairs, strict=True)
-    return rollouts.offline_rollouts(policy, steps, prompts, *how)
+    # Each step is a prompt of its own.
+    sampled = policy.sample(prompts, key, how.group_size, how.sampling)
+    groups = policy.decode(sampled)
+    texts = [response.text for group in groups for response in group]
+    return rollouts.score_groups(steps, prompts, sampled, texts, self._reward)
 
 
 def make_loss_config(
