@@ -1,6 +1,5 @@
 import jax
 import pytest
-from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from r1router_jax import ask
@@ -66,13 +65,6 @@ def test_unreadable_image_is_printed():
   assert "Image      missing.png" in lines
   assert "Fault      input: missing.png does not exist." in lines
   assert lines[-1].startswith("Answer     (malformed: missing.png")
-
-
-@pytest.fixture
-def parsed_flags():
-  absl_flags.FLAGS.mark_as_parsed()
-  yield
-  absl_flags.FLAGS.unparse_flags()
 
 
 def test_policy_that_the_hub_does_not_have_is_rejected(parsed_flags):

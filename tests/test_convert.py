@@ -1,14 +1,11 @@
 """Tests of the command `convert`."""
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
@@ -16,15 +13,9 @@ from r1router_jax import convert
 from r1router_jax.models import safetensors_io
 from r1router_jax.policy import policy
 from r1router_jax.retrieval.encoders import torch_import
-from tests import tiny_policy
+from tests import commands, tiny_policy
 
-
-@pytest.fixture(autouse=True)
-def parsed_flags():
-  # Flags cannot be read before absl has parsed a command line.
-  flags.FLAGS.mark_as_parsed()
-  yield
-  flags.FLAGS.unparse_flags()
+pytestmark = pytest.mark.usefixtures("parsed_flags")
 
 
 def run_convert(source, workdir, **options):
@@ -88,12 +79,8 @@ def test_damaged_source_is_one_line_and_exit_code_2(tmp_path):
   # Cut off the end of the weights.
   weights = tmp_path / "a" / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-4])
-  module, source = "r1router_jax.convert", f"--source={tmp_path / 'a'}"
-  done = subprocess.run(
-    [sys.executable, "-m", module, source, f"--workdir={tmp_path / 'b'}"],
-    capture_output=True,
-    text=True,
-    check=False,
+  done = commands.run_command(
+    "convert", f"--source={tmp_path / 'a'}", f"--workdir={tmp_path / 'b'}"
   )
   assert done.returncode == 2 and "model.safetensors: not an" in done.stderr
   assert "Traceback" not in done.stderr

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from r1router_jax.common import jsonl
+from tests import commands
 
 KILLS = int(os.environ.get("KILLS", "1"))
 
@@ -18,10 +18,8 @@ CHUNK = 2
 
 
 def command(kbs, workdir):
-  return [
-    sys.executable,
-    "-m",
-    "r1router_jax.eval",
+  return commands.command_line(
+    "eval",
     f"--kb_dir={kbs}",
     f"--workdir={workdir}",
     f"--questions={QUESTIONS}",
@@ -30,7 +28,7 @@ def command(kbs, workdir):
     "--method=r1_router,ircot",
     "--temperature=1",
     "--samples=2",
-  ]
+  )
 
 
 def read_predictions(workdir):

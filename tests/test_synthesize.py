@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 import pytest
-from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from r1router_jax import synthesize
@@ -115,13 +114,6 @@ def test_loss_of_the_rows_falls_in_training(gold_rows, tmp_path):
   train(config, tmp_path)
   losses = [line["nll"] for line in train_runs.read_scalars(tmp_path)]
   assert np.isfinite(losses).all() and losses[-1] < losses[0]
-
-
-@pytest.fixture
-def parsed_flags():
-  absl_flags.FLAGS.mark_as_parsed()
-  yield
-  absl_flags.FLAGS.unparse_flags()
 
 
 def test_command_prints_counts_and_the_next_command(

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -17,7 +16,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.policy import policy
 from r1router_jax.train import train
 from r1router_jax.training import optimizer
-from tests import two_processes
+from tests import commands, two_processes
 from tests.train_runs import (
   CONFIGS,
   load_config,
@@ -33,23 +32,9 @@ EIGHT_UPDATES = {"total_steps": 8, "sft.recall_warmup_steps": 4}
 MESH = {"parallel": "fsdp", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
 
-def make_command(config, workdir, *flags):
-  """Return the arguments of `python -m r1router_jax.train`."""
-  return [
-    sys.executable,
-    "-m",
-    "r1router_jax.train",
-    f"--config={CONFIGS / config}",
-    f"--workdir={workdir}",
-    *flags,
-  ]
-
-
-def run_command(command, **options):
-  """Run a command to its end and return its exit code and output."""
-  return subprocess.run(
-    command, capture_output=True, text=True, check=False, **options
-  )
+def train_flags(config, workdir, *flags):
+  """Return the command `train` and flags for it."""
+  return "train", f"--config={CONFIGS / config}", f"--workdir={workdir}", *flags
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +122,8 @@ def test_reference_variant_has_the_values_of_the_paper():
 
 
 def test_config_finds_its_base_from_any_folder(tmp_path):
-  done = run_command(
-    make_command("georouter.py:huge", "x"),
+  done = commands.run_command(
+    *train_flags("georouter.py:huge", "x"),
     cwd=tmp_path,
     env=os.environ | {"PYTHONPATH": str(CONFIGS.parent)},
   )
@@ -167,8 +152,8 @@ def test_too_many_skipped_updates_end_the_run_and_keep_the_batch(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_another_seed_is_rejected(tmp_path):
-  command = make_command(
-    "sft.py:smoke", tmp_path, "--config.total_steps=100000"
+  command = commands.command_line(
+    *train_flags("sft.py:smoke", tmp_path, "--config.total_steps=100000")
   )
   run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
   # The first line of the log says that training has begun.
@@ -197,21 +182,23 @@ def test_killed_run_ends_like_an_unbroken_one(warm_start, tmp_path):
     f"--config.total_steps={steps}",
     "--config.checkpoint_every=1",
   ]
-  command = make_command("step_grpo.py:smoke", killed, *flags)
-  xla_flags = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
-  one_device = os.environ | {"XLA_FLAGS": xla_flags}
-  quiet = dict(check=True, capture_output=True, env=one_device)
-  done = subprocess.run(
-    make_command("step_grpo.py:smoke", whole, *flags), **quiet
+  command = train_flags("step_grpo.py:smoke", killed, *flags)
+  options = dict(env=os.environ | commands.ONE_DEVICE, check=True)
+  done = commands.run_command(
+    *train_flags("step_grpo.py:smoke", whole, *flags), **options
   )
   # What a command leaves behind, beside the weights.
-  assert os.fsencode(whole / "policy") in done.stdout
+  assert str(whole / "policy") in done.stdout
   assert json.loads((whole / "config.json").read_text())["total_steps"] == steps
 
   # Each start logs at least one more line before it is killed.
   for _ in range(KILLS):
     before = len(run_log.read_metrics(killed))
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, env=one_device)
+    run = subprocess.Popen(
+      commands.command_line(*command),
+      stderr=subprocess.PIPE,
+      env=options["env"],
+    )
     while len(run_log.read_metrics(killed)) <= before:
       assert run.poll() is None, run.stderr.read()
       time.sleep(0.01)
@@ -219,7 +206,7 @@ def test_killed_run_ends_like_an_unbroken_one(warm_start, tmp_path):
     run.kill()
     run.communicate()
     assert run.returncode == -signal.SIGKILL
-  subprocess.run(command, **quiet)
+  commands.run_command(*command, **options)
 
   # Every file is that of the unbroken run, and no step was logged twice.
   assert read_scalars(killed) == read_scalars(whole)
@@ -365,27 +352,6 @@ def test_adapters_learn_and_are_merged_into_the_saved_weights(
   np.testing.assert_array_equal(
     after["mlp"]["up"]["w"], before["mlp"]["up"]["w"]
   )
-
-
-@pytest.mark.parametrize(
-  "flag, message",
-  [
-    ("--config.total_stepz=1", "total_steps"),
-    ("--config.policy.start_from=nowhere", "no folder nowhere"),
-    ("--config.sft.packed_length=96", "config.sft.packed_length wants gold"),
-  ],
-)
-def test_wrong_option_is_one_line_before_jax_is_imported(
-  flag, message, tmp_path
-):
-  command = make_command("sft.py:smoke", tmp_path / "run", flag)
-  # -X belongs to the interpreter.
-  command[1:1] = ["-X", "importtime"]  # Lists every import on stderr.
-  done = run_command(command)
-  assert done.returncode == 2
-  assert message in done.stderr and "Traceback" not in done.stderr
-  for module in ("jax", "flax", "transformers", "orbax.checkpoint"):
-    assert not re.search(rf"\| +{module}$", done.stderr, re.MULTILINE)
 
 
 def test_missing_knowledge_base_is_named(tmp_path):
