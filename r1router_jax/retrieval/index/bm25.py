@@ -33,7 +33,11 @@ from jaxtyping import Int
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Query
-from r1router_jax.retrieval.index.exact import SearchResult, pad_results
+from r1router_jax.retrieval.index.exact import (
+  SearchResult,
+  find_top_k,
+  pad_results,
+)
 
 BM25_FOLDER = "bm25"  # In the folder of the knowledge base.
 FUSION_DEPTH = 100  # Passages of each list that are fused.
@@ -100,12 +104,8 @@ class Bm25Index:
       return np.zeros((1, 0), np.float32), np.zeros((1, 0), np.int64)
     # 2. The k best of all passages with a score.
     scores = self._bm25.get_scores_from_ids(word_ids)
-    best = np.flatnonzero(scores > 0)
-    if len(best) > k:
-      best = best[np.argpartition(-scores[best], k - 1)[:k]]
-      # With rows in order, a stable sort keeps the order of equal scores.
-      best.sort()
-    best = best[np.argsort(-scores[best], kind="stable")]
+    matches = np.flatnonzero(scores > 0)
+    best = matches[find_top_k(scores[matches], k)]
     return scores[None, best], best[None]
 
 

@@ -159,9 +159,8 @@ class ExactIndex:
 
   def _search_batch(self, vectors: np.ndarray, k: int) -> SearchResult:
     scores = vectors @ self.vectors.T
-    # Only the k best are sorted, which is faster than sorting all rows.
-    rows = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    return merge_top_k([(np.take_along_axis(scores, rows, 1), rows)], k)
+    rows = np.array([find_top_k(line, k) for line in scores])
+    return np.take_along_axis(scores, rows, 1), rows
 
   def measure_recall(self) -> float:
     """Return 1: exact search defines what the nearest rows are."""
@@ -171,6 +170,17 @@ class ExactIndex:
     """Return what index.json keeps; the vectors themselves are the index."""
     del folder
     return {"kind": "exact", "rows": self.rows, "width": self.width}
+
+
+def find_top_k(scores: Float[np.ndarray, " N"], k: int) -> np.ndarray:
+  """Return the rows of the k best scores, equal ones in the order of rows."""
+  k = min(k, len(scores))
+  if not k:
+    return np.zeros(0, np.int64)
+  # Only the best are sorted, and all that equal the last of them.
+  kth = np.partition(scores, -k)[-k]
+  best = np.flatnonzero(scores >= kth)
+  return best[np.argsort(-scores[best], kind="stable")[:k]]
 
 
 def merge_top_k(results: Sequence[SearchResult], k: int) -> MergedResult:

@@ -53,8 +53,13 @@ def test_exact_search_is_exact(monkeypatch):
 
 def test_equal_scores_come_in_the_order_of_rows():
   vectors = np.repeat(make_vectors(1), 50, axis=0)
-  _, rows = exact.ExactIndex(vectors).search(vectors[:2], 3)
-  assert (np.diff(rows, axis=1) > 0).all()
+  scores = np.round(np.random.default_rng(0).normal(size=300), 1)
+  for k in (1, 3, 49, 60):
+    _, rows = exact.ExactIndex(vectors).search(vectors[:2], k)
+    assert (rows[:, :50] == np.arange(min(k, 50))).all()
+    # Python's sort is stable.
+    expected = sorted(range(300), key=lambda row: -scores[row])[:k]
+    assert exact.find_top_k(scores, k).tolist() == expected
 
 
 def test_scann_agrees_with_exact_search(scann):
