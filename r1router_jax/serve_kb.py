@@ -142,6 +142,8 @@ class SearchServer:
   def __init__(self, kb: "local_kb.LocalKB", host: str, port: int):
     # Who connects from here on is answered by `run`.
     self._socket = socket.create_server((host, port), backlog=1024)
+    # Else the body of an answer may wait 40 ms for its head to be confirmed.
+    self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     self._host = host
     self.address = "http://{}:{}".format(*self._socket.getsockname()[:2])
     self._queue = search_queue.SearchQueue()
@@ -216,7 +218,15 @@ class SearchServer:
       search = search_api.parse_request(body, health["kb"])
     except UserError as error:
       raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
-    result = await self._queue.search(kb, search, len(body))
+    # Who does not wait any more is not searched for.
+    found = asyncio.create_task(self._queue.search(kb, search, len(body)))
+    gone = asyncio.create_task(request.receive())
+    await asyncio.wait((found, gone), return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if not found.done():
+      found.cancel()
+      raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the client has gone")
+    result = found.result()
     answer = b'{"result":%b,"version":"%b"}'
     return Response(
       answer % (result, health["version"].encode()),

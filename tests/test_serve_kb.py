@@ -399,6 +399,18 @@ def test_large_request_does_not_hold_up_a_small_one(monkeypatch):
   assert embedder.embedded[1:5] == ["word0", "word1", "rome", "word2"]
 
 
+def test_client_that_has_gone_is_not_searched_for():
+  embedder = BlockedEmbedder()
+  with serve_with(embedder) as server:
+    with hold_search(server, embedder):
+      with connect(server) as client:
+        client.sendall(make_message(POST, HOST, LENGTH, body=GOOD_BODY))
+        wait_until(lambda: server._queue._waiting)
+      wait_until(lambda: not server._queue._waiting)
+    assert kb_servers.post_request(server, b'{"queries": ["red"]}')[0] == 200
+  assert embedder.embedded == ["held", "red"]
+
+
 @pytest.mark.parametrize(
   ("module", "name"),
   [

@@ -99,10 +99,16 @@ class SearchQueue:
     if len(self._waiting) >= MAX_WAITING or (self._waiting and is_long):
       raise busy_error(f"{len(self._waiting)} requests wait")
     answer = asyncio.get_running_loop().create_future()
-    self._waiting.append(_Job(kb, request, num_bytes, answer))
+    job = _Job(kb, request, num_bytes, answer)
+    self._waiting.append(job)
     if self._task is None or self._task.done():
       self._task = asyncio.create_task(self._search_waiting())
-    return await answer
+    try:
+      return await answer
+    finally:
+      # It is still in line if whoever waited for it does so no more.
+      if job in self._waiting:
+        self._waiting.remove(job)
 
   async def _search_waiting(self) -> None:
     """Search until no request waits."""
@@ -115,6 +121,8 @@ class SearchQueue:
       self._search_seconds += 0.5 * (seconds - self._search_seconds)
       # 2. Answer requests that are done with; the others wait again.
       for job, _ in batch:
+        if job.answer.cancelled():
+          continue
         if job.error:
           job.answer.set_exception(job.error)
         elif job.num_missing:
