@@ -20,6 +20,7 @@ path leads nowhere, and its answer scores 0.
 Source: github.com/OpenBMB/R1-Router (datasets/, src/evaluate.py).
 """
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -33,7 +34,7 @@ from absl import logging
 from r1router_jax.common import images as images_lib
 from r1router_jax.common import row_files
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import KBS, Hop, Question
+from r1router_jax.common.records import KBS, Question
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.data import (
   benchmark_images,
@@ -47,15 +48,6 @@ from r1router_jax.data.tfds_datasets import Example, Source
 
 NAMES = ("georouter", *BENCHMARK_SPECS, "jsonl")
 
-# Hops and interval are JSON: TFDS needs TensorFlow to write lists within lists,
-# and a float32 feature would lose half of the digits.
-_FEATURES = {
-  **dict.fromkeys(("id", "text", "family", "benchmark"), str),
-  **dict.fromkeys(("hops", "interval", "image"), str),
-  **dict.fromkeys(("answers", "subjects"), list),
-  "picture": bytes,  # Of the file `image`; empty if it is not there.
-}
-_JSON_TYPES = dict(hops=tuple[Hop, ...] | None, interval=tuple[float, ...])
 _CURE = "Delete that folder, and prepare the benchmark again"
 
 
@@ -98,9 +90,7 @@ def load_benchmark(
       f"The images {images} are of no questions: name the files of benchmark "
       f"{name}, too, --data.  A prepared benchmark has its images."
     )
-  rows = tfds_datasets.read_split(
-    dataset, _FEATURES, split, seed, tfds_dir, source
-  )
+  rows = tfds_datasets.read_split(dataset, split, seed, tfds_dir, source)
   return [_to_question(where, row, folder) for where, row in rows]
 
 
@@ -172,11 +162,8 @@ def _read_picture(where: str, image: FoundImage) -> bytes:
 
 def _to_example(question: Question, image: str, picture: bytes) -> Example:
   """Return the row of a question, whose image is the file `image`."""
-  texts = {
-    name: msgspec.json.encode(getattr(question, name)).decode()
-    for name in ("hops", "interval")
-  }
-  return dict(vars(question), image=image, picture=picture, **texts)
+  record = msgspec.json.encode(dataclasses.replace(question, image=""))
+  return Example(question.id, record.decode(), image, picture)
 
 
 def _to_question(where: str, row: Example, image_folder: str) -> Question:
@@ -184,29 +171,24 @@ def _to_question(where: str, row: Example, image_folder: str) -> Question:
 
   An image without bytes is a file of `image_folder`, which may not exist.
   """
-  fields, picture = dict(row), row["picture"]
-  del fields["picture"]
+  image = row.image
   try:
-    for name, kind in _JSON_TYPES.items():
-      fields[name] = msgspec.json.decode(row[name], type=kind)
-    if picture:
-      fields["image"] = tfds_datasets.store_image(picture, row["image"])
-    elif row["image"]:
-      fields["image"] = images_lib.resolve_path(row["image"], image_folder)
-    question = msgspec.convert(fields, Question)
+    question = msgspec.json.decode(row.record, type=Question)
+    if row.picture:
+      image = tfds_datasets.store_image(row.picture, image)
+    elif image:
+      image = images_lib.resolve_path(image, image_folder)
     hops = question.hops or ()
     if not question.text.strip() or not question.answers:
-      raise RowError("it lacks a text or an answer", _CURE)
+      raise UserError("it lacks a text or an answer")
     if any(not hop.answers or not {*hop.routes} <= {*KBS} for hop in hops):
-      raise RowError("a hop has no answer or an unknown route", _CURE)
+      raise UserError("a hop has no answer or an unknown route")
     if len(question.interval) not in (0, 2):
-      raise RowError("its interval is no pair of numbers", _CURE)
-  except RowError as fault:
-    raise UserError(str(RejectedRow(where, *fault.args))) from fault
-  except (msgspec.MsgspecError, images_lib.BadImage) as error:
+      raise UserError("its interval is no pair of numbers")
+  except (msgspec.MsgspecError, UserError) as error:
     fault = str(error).rstrip(".")
     raise UserError(str(RejectedRow(where, fault, _CURE))) from error
-  return question
+  return dataclasses.replace(question, image=image)
 
 
 def _find_question_file(name: str, folder: str) -> str:

@@ -33,7 +33,9 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.errors import UserError
@@ -43,10 +45,6 @@ from r1router_jax.data import tfds_datasets
 from r1router_jax.data.benchmark_schema import AS_PUBLISHED
 from r1router_jax.data.tfds_datasets import Example, Source
 from r1router_jax.protocol import format, messages, prompts, templates
-
-# Of a dataset's row.  The picture has the bytes of the file `image`; a step is
-# JSON, since TFDS needs TensorFlow to write lists within lists.
-FEATURES = dict(id=str, image=str, picture=bytes, steps=list)
 
 _STYLE = "full"  # The prompt style of the published rows.
 _FULL = templates.STYLES[_STYLE]
@@ -60,6 +58,30 @@ _KBS = {tag: kb for kb, tag in _FULL.tags.items()}
 _PASSAGE = re.compile(
   r"(?s)(ter|tir|tar)-\d+: (.*?)\n(?=(?:ter|tir|tar)-\d+: |\Z)"
 )
+
+
+class _Query(msgspec.Struct):
+  query: str
+  retriever: Annotated[list[str], msgspec.Meta(min_length=1)]
+
+
+class _PlanStep(msgspec.Struct, tag_field="step_type", tag="ret"):
+  problem: str
+  answer: _Query
+  response: str = ""
+
+
+class _AnswerStep(msgspec.Struct, tag_field="step_type", tag="ans"):
+  problem: str
+  answer: str | list[str]
+  response: str = ""
+
+
+class _Row(msgspec.Struct):
+  """The form of a row, whose steps are of the types above."""
+
+  images: Annotated[list[str], msgspec.Meta(max_length=1)]
+  steps: Annotated[list[Any], msgspec.Meta(min_length=1)]
 
 
 _STEP_ORDER = re.compile(r"(plan answer )*(stop )?final ")
@@ -250,9 +272,7 @@ def load_dataset(
   Raises:
     UserError: if the dataset cannot be read, or has no good row.
   """
-  rows = tfds_datasets.read_split(
-    dataset, FEATURES, split, seed, tfds_dir, source
-  )
+  rows = tfds_datasets.read_split(dataset, split, seed, tfds_dir, source)
   # A prepared dataset may come from elsewhere, so its rows are checked again.
   read = (_read_prepared(where, row) for where, row in rows)
   yield from _keep_good(f"{dataset}, {split}", read)
@@ -293,23 +313,21 @@ def _make_examples(patterns: str, image_folder: str) -> Iterator[Example]:
     if image:
       path = images.resolve_path(image, image_folder)
       picture = images.read_image_bytes(path)
-    steps = [json.dumps(step) for step in row.published["steps"]]
-    yield dict(id=row.id, image=image, picture=picture, steps=steps)
+    yield Example(row.id, json.dumps(row.published), image, picture)
 
 
 def _read_prepared(
   where: str, row: Example
 ) -> PublishedTrajectory | RejectedRow:
   """Return the trajectory of a dataset's row, whose image is unpacked."""
-  name, image, picture = row["id"], row["image"], row["picture"]
   try:
-    published = dict(
-      images=[tfds_datasets.store_image(picture, image)] if image else [],
-      steps=[row_files.parse_json(step.encode()) for step in row["steps"]],
-    )
+    published = row_files.parse_json(row.record.encode())
+    if row.image and isinstance(published, dict):
+      path = tfds_datasets.store_image(row.picture, row.image)
+      published["images"] = [path]
   except (RowError, images.BadImage) as fault:
     published = fault
-  return _read_row(where, published, name, tfds_datasets.IMAGE_FOLDER)
+  return _read_row(where, published, row.id, tfds_datasets.IMAGE_FOLDER)
 
 
 def _keep_good(
@@ -400,50 +418,21 @@ def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:
 
 def _check_form(row: Any) -> None:
   """Check that every part of a row is present and of its type."""
-  if not isinstance(row, dict) or not {"images", "steps"} <= row.keys():
-    raise RowError('it is no object with "images" and "steps"', AS_PUBLISHED)
   # JSON may hold lone surrogates, which no tokenizer can read.
   row_files.check_surrogates(json.dumps(row, ensure_ascii=False), "it")
-  if not _is_text_list(row["images"]) or len(row["images"]) > 1:
-    raise RowError('"images" is no list of one path or none', AS_PUBLISHED)
-  if not isinstance(row["steps"], list) or not row["steps"]:
-    raise RowError('"steps" is no list, or empty', AS_PUBLISHED)
-  for number, step in enumerate(row["steps"]):
-    if reason := _step_fault(step):
-      raise RowError(f"step {number} {reason}", AS_PUBLISHED)
-  golds = row["steps"][-1]["answer"]
+  part = "it"
+  try:
+    for number, fields in enumerate(msgspec.convert(row, _Row).steps):
+      part = f"step {number}"
+      step = msgspec.convert(fields, _PlanStep | _AnswerStep)
+      if isinstance(step, _PlanStep) and not step.answer.query.strip():
+        raise RowError(f"{part} asks with no query", AS_PUBLISHED)
+  except msgspec.ValidationError as error:
+    raise RowError(f"{part} has a wrong form: {error}", AS_PUBLISHED) from error
+  golds = step.answer
   if not isinstance(golds, list) or not any(map(str.strip, golds)):
     cure = "Write the accepted answers as a list there"
     raise RowError("its last step has no gold answers", cure)
-
-
-def _step_fault(step: Any) -> str:
-  """Return the fault in the form of a step, or ""."""
-  wanted = {"step_type", "problem", "answer"}
-  if not isinstance(step, dict):
-    return f"is a {type(step).__name__}"
-  if missing := sorted(wanted - step.keys()):
-    return f"lacks {', '.join(missing)}"
-  kind, answer = step["step_type"], step["answer"]
-  if kind not in ("ret", "ans"):
-    return f"is of the type {kind!a:.40}, known: ret, ans"
-  if not isinstance(step["problem"], str):
-    return "has a problem that is no text"
-  if not isinstance(step.get("response", ""), str):
-    return "has a response that is no text"
-  if kind == "ans":
-    good = isinstance(answer, str) or _is_text_list(answer)
-    return "" if good else "has an answer that is neither text nor texts"
-  # A "ret" step has a query and the names of one or more retrievers.
-  asked = answer if isinstance(answer, dict) else {}
-  query, names = asked.get("query"), asked.get("retriever")
-  good = isinstance(query, str) and query.strip()
-  good = good and _is_text_list(names) and names
-  return "" if good else 'asks with no "query" or no "retriever"'
-
-
-def _is_text_list(value: Any) -> bool:
-  return isinstance(value, list) and all(isinstance(x, str) for x in value)
 
 
 def _check_order(steps: Sequence[Step]) -> None:

@@ -11,7 +11,7 @@ and "train[90%:]", are taken of a permutation that the seed gives, so that they
 are random, disjoint, and the same in every run; their rows are in order, too.
 
 A prepared folder may come from elsewhere: its features are not looked up there,
-since TFDS imports whatever classes are named, and every row is checked.
+since TFDS imports whatever classes are named, and readers check every row.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -39,9 +39,21 @@ _VERSION = "1.0.0"  # Of the form of rows.
 # Images of all datasets, unpacked, under names made of their content.
 IMAGE_FOLDER = os.path.join(files.CACHE_FOLDER, "images")
 
-# A row: a text, texts, or the bytes of an image by feature.
-Example = Mapping[str, Any]
-Features = Mapping[str, type]  # str, list or bytes by name.
+
+class Example(NamedTuple):
+  """A row of a dataset.
+
+  Attributes:
+    id: unique within its split.
+    record: a JSON object; TFDS needs TensorFlow to write lists within lists.
+    image: name of the image's file, "" without an image.
+    picture: the bytes of that file, empty if it is not stored.
+  """
+
+  id: str
+  record: str
+  image: str = ""
+  picture: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +71,6 @@ class Source:
 
 def read_split(
   dataset: str,
-  features: Features,
   split: str,
   seed: int = 0,
   tfds_dir: str = "",
@@ -69,7 +80,6 @@ def read_split(
 
   Args:
     dataset: "name" or "name/config".
-    features: the types of a row's values.
     split: a split, slices of it, or a sum of these, as TFDS spells them.
     seed: seed of the permutation that slices are taken of.
     tfds_dir: folder of all datasets; "" is the default of TFDS.
@@ -81,8 +91,8 @@ def read_split(
   """
   tfds_dir = os.path.expanduser(tfds_dir or tfds.core.constants.DATA_DIR)
   if source:
-    prepare(dataset, features, tfds_dir, source)
-  builder = _open_builder(dataset, features, tfds_dir)
+    prepare(dataset, tfds_dir, source)
+  builder = _open_builder(dataset, tfds_dir)
   if not _is_prepared(builder):
     raise UserError(
       f"{dataset} is not prepared in {tfds_dir}.  Name its files once, by "
@@ -95,26 +105,26 @@ def read_split(
       rows = builder.as_data_source(name)
     for number in map(int, numbers):
       with _damage_named(builder.data_dir):
-        row = _decode_row(rows[number], features)
-      yield f"{builder.data_dir}:{name}[{number}]", row
+        row = rows[number]
+        texts = (row[key].decode() for key in ("id", "record", "image"))
+        example = Example(*texts, row["picture"])
+      yield f"{builder.data_dir}:{name}[{number}]", example
   # A process with another source may have replaced what was being read.
-  if _read_digest(_open_builder(dataset, features, tfds_dir)) != digest:
+  if _read_digest(_open_builder(dataset, tfds_dir)) != digest:
     raise UserError(f"{dataset} was prepared anew meanwhile.  Start again.")
 
 
-def prepare(
-  dataset: str, features: Features, tfds_dir: str, source: Source
-) -> None:
+def prepare(dataset: str, tfds_dir: str, source: Source) -> None:
   """Prepare a dataset from its source, unless that is done already.
 
   Processes that prepare the same dataset wait for each other.  One that is
   killed leaves nothing that would be taken for a dataset.
   """
-  if _read_digest(_open_builder(dataset, features, tfds_dir)) == source.digest:
+  if _read_digest(_open_builder(dataset, tfds_dir)) == source.digest:
     return
   with _lock(dataset, tfds_dir):
     # Another process may have prepared it by now.
-    builder = _open_builder(dataset, features, tfds_dir, source.splits)
+    builder = _open_builder(dataset, tfds_dir, source.splits)
     if _read_digest(builder) == source.digest:
       return
     # Remove what was made of another state of the source, or half made.
@@ -122,7 +132,7 @@ def prepare(
       shutil.rmtree(left)
     if _is_prepared(builder):
       shutil.rmtree(builder.data_dir)
-      builder = _open_builder(dataset, features, tfds_dir, source.splits)
+      builder = _open_builder(dataset, tfds_dir, source.splits)
     builder.info.metadata["digest"] = source.digest
     tfds.disable_progress_bar()
     logging.info("Preparing %s in %s.", dataset, builder.data_dir)
@@ -151,14 +161,11 @@ def store_image(data: bytes, name: str) -> str:
 
 def _open_builder(
   dataset: str,
-  features: Features,
   tfds_dir: str,
   splits: Mapping[str, Callable[[], Iterable[Example]]] | None = None,
 ) -> "tfds.core.DatasetBuilder":
   """Return the builder of a dataset, which need not be prepared."""
   dataset_name, _, config = dataset.partition("/")
-  text = tfds.features.Text()  # Of bytes, too.
-  kinds = {str: text, bytes: text, list: tfds.features.Sequence(text)}
 
   # The class is made here since TFDS warns of configs that it does not name.
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -169,8 +176,9 @@ def _open_builder(
     def _info(self):
       return tfds.core.DatasetInfo(
         builder=self,
+        # Of bytes, too.
         features=tfds.features.FeaturesDict(
-          {name: kinds[kind] for name, kind in features.items()}
+          dict.fromkeys(Example._fields, tfds.features.Text())
         ),
         homepage="https://arxiv.org/abs/2505.22095",
         disable_shuffling=True,
@@ -182,7 +190,8 @@ def _open_builder(
       return {name: self._generate_examples(splits[name]()) for name in splits}
 
     def _generate_examples(self, rows):
-      yield from enumerate(rows)
+      for number, row in enumerate(rows):
+        yield number, row._asdict()
 
   with _damage_named(os.path.join(tfds_dir, dataset, _VERSION)):
     builder = Builder(data_dir=tfds_dir, file_format="array_record")
@@ -245,16 +254,6 @@ def _choose_rows(
   if not sum(len(numbers) for _, numbers in chosen):
     raise UserError(f"{dataset}: its split {split!r} has no rows.  Take more.")
   return chosen
-
-
-def _decode_row(row: Mapping[str, Any], features: Features) -> Example:
-  """Return the row with strings in place of the bytes that TFDS yields."""
-  decode = {
-    str: bytes.decode,
-    bytes: bytes,
-    list: lambda texts: [text.decode() for text in texts],
-  }
-  return {name: decode[kind](row[name]) for name, kind in features.items()}
 
 
 @contextlib.contextmanager

@@ -82,9 +82,5 @@ def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
   shutil.rmtree(workdir / "tfds", ignore_errors=True)
   if row_files:
     source = r1_router_rows.make_source(row_files, str(workdir / "pictures"))
-    tfds_datasets.prepare(
-      "r1_router_rows/synthesis",
-      r1_router_rows.FEATURES,
-      str(workdir / "tfds"),
-      source,
-    )
+    place = str(workdir / "tfds")
+    tfds_datasets.prepare("r1_router_rows/synthesis", place, source)

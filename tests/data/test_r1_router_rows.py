@@ -104,22 +104,36 @@ PLAN = dict(query="who?", retriever=["text retriever"])
 BROKEN = {
   "not JSON": '{"images": [',
   "not JSON ": "[1, NaN,",
-  'no object with "images" and "steps"': "[]",
-  "no object with": changed(lambda row: row.pop("images")),
+  "Expected `object`, got `array`": "[]",
+  "missing required field `images`": changed(lambda row: row.pop("images")),
   "surrogate": changed(lambda row: put(row, 0, problem="\ud800")),
-  '"images" is no list': changed(lambda row: row.update(images=["a", "b"])),
-  '"steps" is no list': changed(lambda row: row.update(steps=[])),
-  "step 1 is a str": changed(lambda row: row["steps"].insert(1, "x")),
-  "step 1 lacks answer": changed(lambda row: row["steps"][1].pop("answer")),
-  "type 'end', known": changed(lambda row: put(row, 1, step_type="end")),
-  "problem that is no text": changed(lambda row: put(row, 1, problem=1)),
-  "response that is no text": changed(lambda row: put(row, 0, response=1)),
+  r"length <= 1 - at `\$.images`": changed(
+    lambda row: row.update(images=["a", "b"])
+  ),
+  r"length >= 1 - at `\$.steps`": changed(lambda row: row.update(steps=[])),
+  "step 1 has a wrong form: Expected `object`, got `str`": changed(
+    lambda row: row["steps"].insert(1, "x")
+  ),
+  "missing required field `answer`": changed(
+    lambda row: row["steps"][1].pop("answer")
+  ),
+  "Invalid value 'end'": changed(lambda row: put(row, 1, step_type="end")),
+  r"step 1 .* Expected `str`, got `int` - at `\$.problem`": changed(
+    lambda row: put(row, 1, problem=1)
+  ),
+  r"step 0 .* Expected `str`, got `int` - at `\$.response`": changed(
+    lambda row: put(row, 0, response=1)
+  ),
   "step some/2/1 is not of the protocol": changed(
     lambda row: put(row, 1, response="<answer>chad</answer>")
   ),
-  "neither text nor texts": changed(lambda row: put(row, 1, answer=1)),
-  'no "query"': changed(lambda row: put(row, 0, answer=PLAN | dict(query=" "))),
-  'no "retriever"': changed(
+  r"Expected `str \| array`, got `int`": changed(
+    lambda row: put(row, 1, answer=1)
+  ),
+  "step 0 asks with no query": changed(
+    lambda row: put(row, 0, answer=PLAN | dict(query=" "))
+  ),
+  "length >= 1 - at .*retriever": changed(
     lambda row: put(row, 0, answer=PLAN | dict(retriever=[]))
   ),
   "web retriever": changed(

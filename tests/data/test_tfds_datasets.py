@@ -22,9 +22,8 @@ from r1router_jax.data import (
   tfds_datasets,
 )
 
-FEATURES = dict(id=str, data=bytes, names=list)
 ROWS = [
-  dict(id=f"row {n}", data=bytes([n, 0, 255]), names=["é"] * (n % 3))
+  tfds_datasets.Example(f"row {n}", "é", "a.png" * (n % 2), bytes([n, 0, 255]))
   for n in range(40)
 ]
 NAME = "things/some"
@@ -37,9 +36,7 @@ def source(rows=ROWS, digest="a"):
 
 def read(folder, split="train", seed=0, **options):
   """Returns the numbers of the rows of a split."""
-  rows = tfds_datasets.read_split(
-    NAME, FEATURES, split, seed, str(folder), **options
-  )
+  rows = tfds_datasets.read_split(NAME, split, seed, str(folder), **options)
   return [ROWS.index(row) for _, row in rows]
 
 
@@ -66,7 +63,7 @@ def test_whole_splits_keep_the_order_of_their_source(prepared):
   assert read(prepared, "train+val") == [*range(40), 0, 1]
   # The library's own reader finds the same rows.
   rows = tfds.data_source(NAME, split="train", data_dir=prepared)
-  assert [row["id"].decode() for row in rows] == [row["id"] for row in ROWS]
+  assert [row["id"].decode() for row in rows] == [row.id for row in ROWS]
 
 
 @pytest.mark.parametrize("cut", ["90%", "7", "-5%"])
@@ -126,16 +123,14 @@ from r1router_jax.data import tfds_datasets
 folder, waits = sys.argv[1:]
 def make_rows():
   for n in range(3):
-    yield dict(id=f"row {n}", data=bytes([n, 0, 255]), names=["\\u00e9"] * n)
+    yield tfds_datasets.Example(f"row {n}", "{}")
   with open(folder + "/readers", "a") as file:
     file.write("x")
   os.write(1, b"half\\n")
   time.sleep(float(waits))
 source = tfds_datasets.Source("a", dict(train=make_rows))
-features = dict(id=str, data=bytes, names=list)
-rows = tfds_datasets.read_split(
-    "things/some", features, "train", 0, folder, source)
-print(*(row["id"] for _, row in rows), sep=",")
+rows = tfds_datasets.read_split("things/some", "train", 0, folder, source)
+print(*(row.id for _, row in rows), sep=",")
 """
 
 
@@ -298,30 +293,34 @@ def test_changed_questions_or_images_are_seen(question_files, tmp_path):
   assert load()[0].text == "Who?"
 
 
+def record(**changes):
+  return json.dumps(dict(id="x", text="?", answers=["a"]) | changes)
+
+
+HOP = dict(sub_question="?", routes=["web"], answers=["a"])
+
+
 @pytest.mark.parametrize(
   "changes, fault",
   [
-    (dict(text=" "), "lacks a text"),
-    (dict(answers=[]), "lacks a text or an answer"),
-    (dict(hops="["), "truncated"),
-    (dict(hops='[{"sub_question": 1}]'), "Expected `str`, got `int`"),
-    (
-      dict(hops='[{"sub_question": "?", "routes": ["web"], "answers": ["a"]}]'),
-      "unknown route",
-    ),
-    (dict(interval="[1]"), "no pair"),
-    (dict(interval="[NaN, 1]"), "malformed"),
+    (dict(record='{"id": "x'), "truncated"),
+    (dict(record='{"id": "x"}'), "missing required field `text`"),
+    (dict(record=record(text=1)), "Expected `str`, got `int`"),
+    (dict(record=record(text=" ")), "lacks a text"),
+    (dict(record=record(answers=[])), "lacks a text or an answer"),
+    (dict(record=record(hops=[dict(sub_question="?")])), "field `routes`"),
+    (dict(record=record(hops=[HOP])), "unknown route"),
+    (dict(record=record(interval=[1])), "no pair"),
+    (dict(record=record(interval=[float("nan"), 1])), "malformed"),
     (dict(image="../../etc/passwd"), "leads out of"),
     (dict(image="a.x\u202ey", picture=b"1"), "not a plain file name"),
   ],
 )
 def test_wrong_row_names_dataset_and_row(tmp_path, changes, fault):
-  features, good = benchmarks._FEATURES, georouter.load_questions("val")[0]
-  rows = [benchmarks._to_example(good, "", b"")] * 2
-  rows[1] = rows[1] | changes
-  splits = dict(test=lambda: iter(rows))
-  dataset = tfds_datasets.Source("a", splits)
-  tfds_datasets.prepare("benchmarks/webqa", features, str(tmp_path), dataset)
+  good = tfds_datasets.Example("x", record())
+  rows = [good, good._replace(**changes)]
+  dataset = tfds_datasets.Source("a", dict(test=lambda: iter(rows)))
+  tfds_datasets.prepare("benchmarks/webqa", str(tmp_path), dataset)
   said = rf"{tmp_path}/benchmarks/webqa/1.0.0:test\[1\]: .*{fault}.*  Delete"
   with pytest.raises(UserError, match=f"(?i){said}"):
     benchmarks.load_benchmark("webqa", tfds_dir=str(tmp_path))
@@ -388,11 +387,13 @@ def test_bad_rows_of_a_dataset_are_skipped_and_named(tmp_path, caplog):
     dict(train=str(path)), place
   ).splits.values()
   first, seen, told = make_examples()
+  headless = json.loads(first.record)
+  del headless["steps"][0]
   rows = [
     first,
-    first | dict(steps=["{"]),
-    seen | dict(picture=b"no image"),
-    first | dict(steps=first["steps"][1:]),
+    first._replace(record="{"),
+    seen._replace(picture=b"no image"),
+    first._replace(record=json.dumps(headless)),
     seen,
     told,
   ]
