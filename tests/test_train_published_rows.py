@@ -239,3 +239,17 @@ def test_tiny_policy_learns_from_rows(data, tmp_path):
   c = load_config("step_grpo", **data | {"step_grpo.rename_prob": 0.0})
   train(c, tmp_path)
   assert all(line["reward/total"] > 0.3 for line in read_scalars(tmp_path))
+
+
+@pytest.mark.slow
+def test_run_by_the_name_of_its_rows_equals_that_by_files(data, tmp_path):
+  named = {
+    "data.name": "r1_router_rows/mine",
+    "data.tfds_dir": str(tmp_path / "tfds"),
+    "step_grpo.rename_prob": 0.0,
+    "total_steps": 1,
+  }
+  for workdir, changes in (("files", named | data), ("name", named)):
+    train(load_config("step_grpo", **changes), tmp_path / workdir)
+  scalars = read_scalars(tmp_path / "files")
+  assert scalars and read_scalars(tmp_path / "name") == scalars

@@ -32,7 +32,6 @@ import msgspec
 from absl import logging
 
 from r1router_jax.common import images as images_lib
-from r1router_jax.common import row_files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question
 from r1router_jax.common.row_files import RejectedRow, RowError
@@ -125,9 +124,9 @@ def _file_source(name: str, folder: str, images: str) -> Source:
   )
   benchmark_schema.check_count(name, path, len(parsed))
   benchmark_schema.check_ids(path, ((q.id, where) for where, (q, _) in parsed))
-  # Look for all images at once; a question whose image is missing stays.
+  # A user's images have paths; those of benchmarks are looked up by stem, all
+  # at once.  A question whose image is missing stays.
   asked, found = [named for _, (_, named) in parsed if named], {}
-  # A user's images have paths; those of benchmarks are looked up by stem.
   if name == "jsonl":
     there = filter(os.path.isfile, asked)
     found = {named: benchmark_images.find_file(named) for named in there}
@@ -137,16 +136,12 @@ def _file_source(name: str, folder: str, images: str) -> Source:
 
   def make_rows() -> Iterator[Example]:
     for where, (question, named) in parsed:
-      image = os.path.basename(named)
-      picture = b""
+      image, picture = os.path.basename(named), b""
       if named in found:
         image, picture = found[named].name, _read_picture(where, found[named])
       yield _to_example(question, image, picture)
 
-  states = [
-    (question, named, named in found and found[named].state)
-    for _, (question, named) in parsed
-  ]
+  states = [(*of, of[1] in found and found[of[1]].state) for _, of in parsed]
   digest = hashlib.sha256(repr(states).encode()).hexdigest()
   return Source(digest, {"test": make_rows})
 
@@ -240,19 +235,10 @@ def _image_name(name: str, row: Mapping[str, Any], root: str) -> str:
 def _warn_of_missing_images(
   name: str, images: str, missing: Sequence[str]
 ) -> None:
-  if not missing:
-    return
-  shown = ", ".join(map(ascii, missing[: row_files.MAX_WARNINGS]))
-  if len(missing) > row_files.MAX_WARNINGS:
-    shown += ", ..."
-  cure = "--images names their folder or .zip."
-  if images:
-    cure = f"Add them to {images}."
-  logging.warning(
-    "%s: %d questions miss their image (%s): these cannot be answered and "
-    "score 0.  %s",
-    name,
-    len(missing),
-    shown,
-    cure,
-  )
+  if missing:
+    cure = f"Add them to {images}." if images else "--images names their place."
+    shown = benchmark_schema.first_few([*map(ascii, missing)])
+    logging.warning(
+      f"{name}: {len(missing)} questions miss their image ({shown}): these "
+      f"cannot be answered and score 0.  {cure}"
+    )

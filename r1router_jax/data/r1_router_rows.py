@@ -109,13 +109,10 @@ def to_published_row(steps: Sequence[Step]) -> dict[str, Any]:
 def parse_trajectory(
   row: dict[str, Any], name: str, image_folder: str | None = None
 ) -> list[Step]:
-  """Return the steps of one published trajectory.
+  """Return the steps of one published trajectory, whose question is `name`.
 
-  Args:
-    row: the row as published.
-    name: the question's id, since rows have none.
-    image_folder: folder where the image now lies, since rows hold absolute
-      paths of their authors' machine; None keeps the path.
+  The image is looked for in `image_folder`, since rows hold paths of their
+  authors' machine; None keeps the path.
 
   Raises:
     UserError: if a step does not follow from the steps before it.
@@ -285,12 +282,9 @@ def make_source(patterns: Mapping[str, str], image_folder: str) -> Source:
   """
   digest = hashlib.sha256()
   for split, of_split in patterns.items():
-    digest.update(split.encode())
-    for path in find_files(of_split):
-      content = pathlib.Path(path).read_bytes()
-      digest.update(
-        _file_stem(path).encode() + hashlib.sha256(content).digest()
-      )
+    for path in map(pathlib.Path, find_files(of_split)):
+      content = hashlib.sha256(path.read_bytes()).hexdigest()
+      digest.update(repr((split, path.stem, content)).encode())
   # Rows name files of this folder, and none below it.
   if os.path.isdir(image_folder):
     for file in sorted(pathlib.Path(image_folder).iterdir()):
@@ -298,11 +292,11 @@ def make_source(patterns: Mapping[str, str], image_folder: str) -> Source:
         status = file.stat()
         state = file.name, status.st_size, status.st_mtime_ns
         digest.update(repr(state).encode())
-  make_rows = functools.partial(_make_examples, image_folder=image_folder)
-  return Source(
-    digest.hexdigest(),
-    {s: functools.partial(make_rows, of) for s, of in patterns.items()},
-  )
+  splits = {
+    split: functools.partial(_make_examples, of_split, image_folder)
+    for split, of_split in patterns.items()
+  }
+  return Source(digest.hexdigest(), splits)
 
 
 def _make_examples(patterns: str, image_folder: str) -> Iterator[Example]:
