@@ -13,9 +13,8 @@ with an empty path names a tensor that a file may hold and that is skipped.  A
 tensor that is missing, unknown, of another shape or not finite is an error that
 names the tensor.
 
-Tensors are read one at a time, and each device gets only its part: a host holds
-no more than the largest tensor and the parts of its own devices.  Files are
-written one at a time.
+Tensors are read and written one at a time, and each device gets only its part:
+a host holds no more than the largest tensor and the parts of its own devices.
 
 Only safetensors are loaded, because the usual readers of other formats run code
 that files hold.  `torch_checkpoint` has PyTorch read its files, apart from JAX.
@@ -29,6 +28,7 @@ import json
 import math
 import os
 import re
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,9 +39,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from r1router_jax.common.errors import UserError
+from r1router_jax.common.files import atomic_write
 
 # Tensor name, path of the parameter, pattern.
 WeightRule = tuple[str, str, str]
@@ -482,13 +482,8 @@ def write_checkpoint(
     name: os.path.join(folder, name) for name in split.filename_to_tensors
   }
   for file, names in split.filename_to_tensors.items():
-    # Memory is written as it lies; Hugging Face insists on "format".
-    read = {name: tensors[name].read_raw() for name in names}
-    arrays = {name: np.ascontiguousarray(x) for name, x in read.items()}
-    # Not `save_file`, whose files nobody but their owner may read.
-    data = save(arrays, {"format": "pt"})
-    with open(path_of[file] + ".part", "wb") as output:
-      output.write(data)
+    part = {name: tensors[name] for name in names}
+    _write_file(path_of[file] + ".part", part)
   # Files get their final names only when all of them are complete.
   for path in path_of.values():
     os.replace(path + ".part", path)
@@ -496,6 +491,30 @@ def write_checkpoint(
     with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
       index = dict(metadata={}, weight_map=split.tensor_to_filename)
       json.dump(index, file)
+
+
+def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
+  """Write a safetensors file that is either complete or absent.
+
+  The library's own writers want all tensors in memory at once.
+  Source: github.com/huggingface/safetensors (the format).
+  """
+  # Wide numbers first, so that all lie at multiples of their width.
+  order = sorted(tensors, key=lambda n: -DTYPES[tensors[n].dtype].itemsize)
+  # Hugging Face insists on "format".
+  header, end = {"__metadata__": {"format": "pt"}}, 0
+  for name in order:
+    start, end = end, end + tensors[name].num_bytes
+    form = dict(dtype=tensors[name].dtype, shape=tensors[name].shape)
+    header[name] = dict(form, data_offsets=[start, end])
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)  # Data start at a multiple of eight bytes.
+  with atomic_write(path) as file:
+    # The length of the header, the header, then the numbers.
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in order:
+      array = np.ascontiguousarray(tensors[name].read_raw())
+      file.write(array.reshape(-1).view(np.uint8))
 
 
 def fingerprint(path: str) -> str:

@@ -122,12 +122,16 @@ def main(path: str, key: str, output: str) -> None:
   except BadCheckpoint as error:
     print(json.dumps(error.args))
     return
-  # Quantised and complex tensors are no weights; others share no memory.
-  weights = {
-    name: x.contiguous().clone()
-    for name, x in tensors.items()
-    if not (x.is_quantized or x.is_complex())
-  }
+  weights, storages = {}, set()
+  for name, x in tensors.items():
+    # Quantised and complex tensors are no weights.
+    if x.is_quantized or x.is_complex():
+      continue
+    # Others stay in the mapped file, unless two share their numbers.
+    x = x.contiguous()
+    storage = x.untyped_storage().data_ptr()
+    weights[name] = x.clone() if storage in storages else x
+    storages.add(storage)
   safetensors.torch.save_file(weights, output)
 
 
