@@ -59,6 +59,7 @@ setuptools.setup(
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
     # HTTP: what serve_kb answers, and what asks servers.
     "anyio>=4.5",  # Runs the HTTP client's loop; httpx needs it, too.
+    "h11>=0.16",  # HTTP under uvicorn, whose states serve_kb reads.
     "httpx>=0.27",
     "msgspec>=0.23",  # Schemas of requests from outside, and of configs.
     "starlette>=0.46",  # Routes and errors of serve_kb.

@@ -186,7 +186,7 @@ def test_links_and_named_files_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
       assert (page.parent / target).exists(), f"{page.name}: {target}"
     # Modules may be named from the package on.
-    for name in re.findall(r"`([\w/.]+/\w*\.?(?:py|sh|md)?)`", text):
+    for name in re.findall(r"`([\w/]+\.(?:py|sh|md))`", text):
       if not name.startswith(("runs/", "gs:")):
         places = ROOT / name, ROOT / "r1router_jax" / name
         assert any(place.exists() for place in places), f"{page.name}: {name}"
