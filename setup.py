@@ -60,7 +60,6 @@ setuptools.setup(
     # HTTP: what serve_kb answers, and what asks servers.
     "anyio>=4.5",  # Runs the HTTP client's loop; httpx needs it, too.
     "h11>=0.16",  # HTTP under uvicorn, whose states serve_kb reads.
-    "h11>=0.14",  # uvicorn reads HTTP by it; serve_kb asks for its states.
     "httpx>=0.27",
     "msgspec>=0.23",  # Schemas of requests from outside, and of configs.
     "starlette>=0.46",  # Routes and errors of serve_kb.
