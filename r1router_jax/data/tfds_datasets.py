@@ -34,7 +34,7 @@ from r1router_jax.common.errors import UserError
 with epy.lazy_imports():
   import tensorflow_datasets as tfds
 
-_VERSION = "1.0.0"  # Of the form of rows.
+_VERSION = "2.0.0"  # Of the form of rows; 1.0.0 held one feature a field.
 
 # Images of all datasets, unpacked, under names made of their content.
 IMAGE_FOLDER = os.path.join(files.CACHE_FOLDER, "images")

@@ -52,7 +52,7 @@ def prepared(tmp_path_factory):
 def copied(prepared, tmp_path):
   """The folder of a dataset's version, which may be damaged."""
   shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-  return tmp_path / NAME / "1.0.0"
+  return tmp_path / NAME / "2.0.0"
 
 
 # ---- Splits.
@@ -157,7 +157,7 @@ def test_killed_preparation_leaves_nothing_half(tmp_path):
   with pytest.raises(UserError, match="not prepared"):
     read(tmp_path)
   assert read(tmp_path, source=source()) == [*range(40)]
-  assert [path.name for path in (tmp_path / NAME).iterdir()] == ["1.0.0"]
+  assert [path.name for path in (tmp_path / NAME).iterdir()] == ["2.0.0"]
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):
@@ -321,7 +321,7 @@ def test_wrong_row_names_dataset_and_row(tmp_path, changes, fault):
   rows = [good, good._replace(**changes)]
   dataset = tfds_datasets.Source("a", dict(test=lambda: iter(rows)))
   tfds_datasets.prepare("benchmarks/webqa", str(tmp_path), dataset)
-  said = rf"{tmp_path}/benchmarks/webqa/1.0.0:test\[1\]: .*{fault}.*  Delete"
+  said = rf"{tmp_path}/benchmarks/webqa/2.0.0:test\[1\]: .*{fault}.*  Delete"
   with pytest.raises(UserError, match=f"(?i){said}"):
     benchmarks.load_benchmark("webqa", tfds_dir=str(tmp_path))
 
@@ -404,5 +404,5 @@ def test_bad_rows_of_a_dataset_are_skipped_and_named(tmp_path, caplog):
   assert [row.id for row in found] == ["some/1", "some/2", "some/3"]
   assert "skipped 3 of 6" in caplog.text
   for number, fault in ((1, "not JSON"), (2, "intact PNG"), (3, "before it")):
-    (line,) = [x for x in caplog.messages if f"mine/1.0.0:train[{number}]" in x]
+    (line,) = [x for x in caplog.messages if f"mine/2.0.0:train[{number}]" in x]
     assert fault in line
