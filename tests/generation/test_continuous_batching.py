@@ -165,10 +165,7 @@ def test_programs_compile_once_per_level():
   )
 
   def count_compiled():
-    return (
-      programs.prefill._cache_size(),
-      programs.decode_until._cache_size(),
-    )
+    return (programs.prefill._cache_size(), programs.decode_until._cache_size())
 
   before = count_compiled()[1]
   sample_in_order(range(COUNT), rows=15)

@@ -18,11 +18,7 @@ MATCH = "layers/[qkvo]$|blocks/qkv"
 @pytest.fixture(scope="module")
 def params_with_adapters():
   return lora.add_adapters(
-    tiny_policy.params(CONFIG),
-    MATCH,
-    rank=3,
-    alpha=6.0,
-    key=jax.random.key(0),
+    tiny_policy.params(CONFIG), MATCH, rank=3, alpha=6.0, key=jax.random.key(0)
   )
 
 
@@ -67,11 +63,7 @@ def test_merged_adapters_compute_the_same(params_with_adapters):
 def test_a_match_of_no_layer_is_named():
   with pytest.raises(ValueError, match="lora.match 'x.' fits none.*layers/q"):
     lora.add_adapters(
-      tiny_policy.params(CONFIG),
-      "x$",
-      rank=1,
-      alpha=1.0,
-      key=jax.random.key(0),
+      tiny_policy.params(CONFIG), "x$", rank=1, alpha=1.0, key=jax.random.key(0)
     )
 
 

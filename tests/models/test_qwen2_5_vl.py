@@ -278,9 +278,7 @@ def test_greedy_responses_are_those_of_transformers(exported_model, unrolled):
     model.model.rope_deltas = None
     with torch.no_grad():
       wanted = model.generate(
-        **torch_inputs(encoded),
-        max_new_tokens=10,
-        do_sample=False,
+        **torch_inputs(encoded), max_new_tokens=10, do_sample=False
       )[0, len(encoded.ids) :].numpy()
     got = np.asarray(drawn.tokens[row, 0])[np.asarray(drawn.mask[row, 0])]
     np.testing.assert_array_equal(got, wanted)

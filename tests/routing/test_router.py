@@ -326,10 +326,7 @@ def test_same_sub_question_by_other_routes_is_not_repeated():
 
 def test_several_routes_are_malformed_by_default():
   (found,), *_ = run_script(ask_two_kbs, COLOUR)
-  assert found.rounds == () and fault_kinds(found) == [
-    "plan",
-    "stuck",
-  ]
+  assert found.rounds == () and fault_kinds(found) == ["plan", "stuck"]
 
 
 @pytest.mark.parametrize("method", ["random_route", "oracle_route"])
