@@ -46,44 +46,40 @@ def drip(start, part):
   return act
 
 
-# What a server does that never answers well, and what the error says of it.
-DEAD = {
-  "hangs": (lambda *_: time.sleep(3), "no whole answer in"),
-  "drips a head": (drip(b"HTTP/1.1 200 OK\r\nX: ", b"a"), "no whole answer in"),
-  "drips a body": (
-    drip(make_response(b" " * 999)[:-999], b" "),
-    "no whole answer in",
-  ),
-  "says continue": (
-    drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "no whole answer in",
-  ),
-  "hangs up": (lambda *_: b"", "RemoteProtocolError"),
-  "sends half": (
-    lambda *_: make_response(b'{"text": "a"}')[:-3],
-    "RemoteProtocolError",
-  ),
-  "is no HTTP": (lambda *_: b"\x00\xff" * 99, "RemoteProtocolError"),
-  "fails": (lambda *_: make_response(b"sorry", 500), r"status 500 \(sorry\)"),
-  "is busy": (lambda *_: make_response(b"", 429), "status 429"),
-  "is busy for years": (
-    lambda *_: make_response(b"", 503, "Retry-After: " + "9" * 5000),
-    r"status 503 \(\), at try 1",
-  ),
+# What a server does that never ends an answer.
+STUCK = {
+  "hangs": lambda *_: time.sleep(3),
+  "drips a head": drip(b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+  "drips a body": drip(make_response(b" " * 999)[:-999], b" "),
+  "says continue": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+YEARS = "Retry-After: " + "9" * 5000
+# What it answers at once, and what the error says of it.
+FAULTS = {
+  "is no HTTP": (b"\x00\xff" * 99, "RemoteProtocolError"),
+  "sends half": (make_response(b"a")[:-1], "RemoteProtocolError"),
+  "hangs up": (b"", "RemoteProtocolError"),
+  "fails": (make_response(b"sorry", 500), r"status 500 \(sorry\)"),
+  "is busy": (make_response(b"", 429), "status 429"),
+  "is busy for years": (make_response(b"", 503, YEARS), r"status 503 \(\), at"),
 }
 
 
-@pytest.mark.parametrize("name", DEAD)
-def test_dead_server_is_an_error_within_the_deadline(name):
-  act, reason = DEAD[name]
+@pytest.mark.parametrize("name", [*STUCK, *FAULTS])
+def test_dead_server_is_an_error_within_the_deadline(name, monkeypatch):
+  act, reason, deadline = STUCK.get(name), "no whole answer in", 0.6
+  if not act:
+    answer, reason = FAULTS[name]
+    act, deadline = lambda *_: answer, 20.0
+    # No other try follows, which a loaded machine might find too short.
+    if name != "is busy for years":
+      monkeypatch.setattr(http_client, "RETRY_PAUSES", (19.0, 19.0))
   with serve_raw(act) as (address, _):
     with pytest.raises(RemoteServiceError, match=reason) as raised:
-      ask(address, deadline=0.6)
-  assert raised.value.status == 0
-  assert str(raised.value).startswith(address)
-  assert str(raised.value).endswith(
-    "See that it runs and is reached from here."
-  )
+      ask(address, deadline=deadline)
+  message = str(raised.value)
+  assert raised.value.status == 0 and message.startswith(address)
+  assert message.endswith("See that it runs and is reached from here.")
 
 
 DIGITS = b"9" * 400
@@ -124,22 +120,21 @@ def test_compressed_answer_is_neither_asked_for_nor_unfolded():
 def test_refusal_is_final(status):
   refusal = make_response(b"\x1b[31mno", status, "Location: /x")
   with serve_raw(lambda *_: refusal) as (address, heads):
-    with pytest.raises(
-      RemoteServiceError, match=f"/x answered with status {status}: no"
-    ) as raised:
+    reason = f"/x answered with status {status}: no"
+    with pytest.raises(RemoteServiceError, match=reason) as raised:
       ask(address)
   assert len(heads) == 1 and raised.value.status == status
 
 
 def test_answers_return_in_order_although_each_request_fails_first():
-  names = "hangs up", "sends half", "is busy", "fails"
-  faults, failed = [DEAD[name][0] for name in names], set()
+  answers = [answer for answer, _ in list(FAULTS.values())[:-1]]
+  failed = set()
 
   def act(number, body, connection):
     if body in failed:
       return make_response(b'{"text": "%s"}' % body)
     failed.add(body)
-    return faults[number % len(faults)](number, body, connection)
+    return answers[int(body) % len(answers)]
 
   with serve_raw(act) as (address, heads):
     found = ask(address, range(8))
@@ -208,29 +203,19 @@ def test_ctrl_c_ends_a_request_that_hangs():
     time.sleep(30)
 
   with serve_raw(act) as (address, _):
-    child = subprocess.Popen(
-      [sys.executable, "-c", code, address], stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", code, address]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert arrived.wait(60)
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=60)
   assert child.returncode and "KeyboardInterrupt" in stderr
 
 
-@pytest.mark.parametrize(
-  "address",
-  [
-    *("ftp://a", "//a", "http://", "http://u:secret@h", "http://h?q=1"),
-    *(
-      "http://h#f",
-      "http://h:99999",
-      "http://h:0",
-      "http://[::1",
-      "http://a b",
-    ),
-    "http://\u202e.test",
-  ],
-)
+ADDRESSES = """ftp://a //a http:// http://u:secret@h http://h?q=1 http://h#f
+  http://h:99999 http://h:0 http://[::1 http://\u202e.test""".split()
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, "http://a b"])
 def test_invalid_address_is_rejected(address):
   with pytest.raises(ValueError, match="no address") as raised:
     JsonHttpClient(address, "a parrot")

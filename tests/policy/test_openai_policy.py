@@ -53,32 +53,30 @@ def say(system, user, body):
 
 
 def make_prompts(*texts):
-  return [
-    messages.Conversation("plan", "sys", (messages.Segment(text, "question"),))
-    for text in texts
-  ]
+  segments = [messages.Segment(text, "question") for text in texts]
+  return [messages.Conversation("plan", "sys", (s,)) for s in segments]
+
+
+def generate_one(answer):
+  """Return the response that a server's answer becomes."""
+  with serve_chat(lambda *_: answer) as (address, _):
+    asked = policy_factory.open_policy(address)
+    ((found,),) = asked.generate(make_prompts("a"), KEY)
+  return found
 
 
 def test_trajectories_equal_those_of_a_local_policy(flag):
-  # The same script in this process and behind HTTP.
-  here = router.run_routing(
-    ScriptedPolicy(good_script),
-    fakes.make_kbs(),
-    [PEOPLE, COLOUR],
-    KEY,
-    RolloutOptions(k=2),
-  )
+  """The same script runs in this process and behind HTTP."""
+
+  def run(policy):
+    questions, options = [PEOPLE, COLOUR], RolloutOptions(k=2)
+    return router.run_routing(policy, fakes.make_kbs(), questions, KEY, options)
+
+  here = run(ScriptedPolicy(good_script))
   with serve_chat(say) as (address, bodies):
-    there = router.run_routing(
-      policy_factory.open_policy(address),
-      fakes.make_kbs(),
-      [PEOPLE, COLOUR],
-      KEY,
-      RolloutOptions(k=2),
-    )
-  assert [dataclasses.replace(t, tokens=0) for t in there] == [
-    dataclasses.replace(t, tokens=0) for t in here
-  ]
+    there = run(policy_factory.open_policy(address))
+  for ours, theirs in zip(here, there, strict=True):
+    assert dataclasses.replace(ours, tokens=theirs.tokens) == theirs
   assert [t.tokens for t in there] == [6 * 7, 2 * 7]  # As the server counts.
   # One request for each response, all greedy.
   assert len(bodies) == 8 and all(body["temperature"] == 0 for body in bodies)
@@ -87,13 +85,11 @@ def test_trajectories_equal_those_of_a_local_policy(flag):
 def test_prompts_and_images_arrive_unchanged(flag):
   shown = Passage("image/0", "image", "a flag", "chad.png")
   broken = Passage("image/1", "image", "a map", "missing.png")
-  step = Step(
-    "s", "answer", PEOPLE, sub_question="Which?", passages=(broken, shown)
-  )
+  more = dict(sub_question="Which?", passages=(broken, shown))
+  step = Step("s", "answer", PEOPLE, **more)
+  options = PromptOptions(passage_images=2)
   with serve_chat(lambda *_: "x") as (address, bodies):
-    seeing = openai_policy.OpenAIPolicy(
-      address, PromptOptions(passage_images=2)
-    )
+    seeing = openai_policy.OpenAIPolicy(address, options)
     conversation = seeing.config.build_prompt(step)
     assert len(conversation.images) == 3
     (reason,) = seeing.processor.encode(conversation).unread_images
@@ -103,12 +99,7 @@ def test_prompts_and_images_arrive_unchanged(flag):
   ((system, user),) = [body["messages"] for body in bodies]
   assert system["content"] == STYLES["full"].system["answer"]
   parts = user["content"]
-  assert [part["type"] for part in parts] == [
-    "text",
-    "image_url",
-    "text",
-    "image_url",
-  ]
+  assert [part["type"] for part in parts] == ["text", "image_url"] * 2
   # The order of the prompt, less the picture that is not there.
   assert parts[0]["text"].endswith("tir-0: a map\ntir-1: a flag")
   assert parts[2]["text"].endswith("Question: which?")
@@ -119,19 +110,14 @@ def test_prompts_and_images_arrive_unchanged(flag):
 
 def test_examples_are_sent_as_turns():
   with serve_chat(lambda *_: "x") as (address, bodies):
-    conversation = dataclasses.replace(
-      *make_prompts("who?"), examples=(("a", "b"), ("c", "d"))
-    )
+    (bare,), pairs = make_prompts("who?"), (("a", "b"), ("c", "d"))
+    conversation = dataclasses.replace(bare, examples=pairs)
     policy_factory.open_policy(address).generate([conversation], KEY)
   (asked,) = [body["messages"] for body in bodies]
-  assert [(turn["role"], turn["content"]) for turn in asked] == [
-    ("system", "sys"),
-    ("user", "a"),
-    ("assistant", "b"),
-    ("user", "c"),
-    ("assistant", "d"),
-    ("user", "who?"),
-  ]
+  roles = ["system", *["user", "assistant"] * 2, "user"]
+  assert [turn["role"] for turn in asked] == roles
+  said = ["sys", "a", "b", "c", "d", "who?"]
+  assert [turn["content"] for turn in asked] == said
 
 
 def test_bad_image_of_a_question_is_rejected(tmp_path, flag):
@@ -139,10 +125,9 @@ def test_bad_image_of_a_question_is_rejected(tmp_path, flag):
     asked = policy_factory.open_policy(address)
     # A file that ends too early, which only decoding notices.
     (tmp_path / "chad.png").write_bytes(flag[:60])
+    prompt = asked.config.build_prompt(Step("", "plan", PEOPLE))
     with pytest.raises(images.BadImage, match="chad.png"):
-      asked.processor.encode(
-        asked.config.build_prompt(Step("", "plan", PEOPLE))
-      )
+      asked.processor.encode(prompt)
     found = router.run_routing(asked, fakes.make_kbs(), [PEOPLE, COLOUR], KEY)
   assert found[0].faults[0].startswith("input: 'chad.png'")
   assert found[1].final == Answer("because", "green") and len(bodies) == 2
@@ -151,83 +136,63 @@ def test_bad_image_of_a_question_is_rejected(tmp_path, flag):
 def test_sampling_parameters_are_sent():
   with serve_chat(lambda *_: "x") as (address, bodies):
     asked = policy_factory.open_policy(address)
-    asked.generate(
-      make_prompts("a"), KEY, 1, SamplingParams(1.0, top_k=20), stop=("END",)
-    )
-    asked.generate(make_prompts("a"), KEY, 1, GREEDY)
+    request = make_prompts("a"), KEY, 1
+    asked.generate(*request, SamplingParams(1.0, top_k=20), stop=("END",))
+    asked.generate(*request, GREEDY)
     with pytest.raises(ValueError, match="top_p is 2"):
-      asked.generate(make_prompts("a"), KEY, 1, SamplingParams(top_p=2.0))
-  assert (
-    bodies[0].items()
-    >= dict(
-      temperature=1, top_p=1, top_k=20, stop=["END"], max_tokens=2048
-    ).items()
-  )
+      asked.generate(*request, SamplingParams(top_p=2.0))
+  sent = dict(temperature=1, top_p=1, top_k=20, stop=["END"], max_tokens=2048)
+  assert bodies[0] == bodies[0] | sent
   assert bodies[1]["temperature"] == 0
   # Fields that other servers may not know are left out.
   assert not {"top_k", "stop", "n"} & bodies[1].keys()
 
 
-def say_seed(system, user, body):
-  return f"{user} {body['seed']}"
-
-
 def test_response_depends_on_key_prompt_and_member_only():
+  def say_seed(system, user, body):
+    return f"{user} {body['seed']}"
+
   with serve_chat(say_seed) as (address, _):
     asked = policy_factory.open_policy(address)
 
-    def generate(texts, key=KEY, group_size=3):
-      groups = asked.generate(
-        make_prompts(*texts), key, group_size, SamplingParams()
-      )
-      return {
-        text: [response.text for response in group]
-        for text, group in zip(texts, groups, strict=True)
-      }
+    def generate(texts, key=KEY, size=3):
+      prompts, params = make_prompts(*texts), SamplingParams()
+      groups = asked.generate(prompts, key, size, params)
+      said = [[response.text for response in group] for group in groups]
+      return dict(zip(texts, said, strict=True))
 
     many = [f"q{i}" for i in range(40)]
     # Order, size of the group and other prompts make no difference.
     found = generate(many)
     assert generate(many[::-1]) == found
-    assert generate(["q7"], group_size=2)["q7"] == found["q7"][:2]
+    assert generate(["q7"], size=2)["q7"] == found["q7"][:2]
     assert len({text for group in found.values() for text in group}) == 120
     assert not {*generate(many, jax.random.key(1))["q7"]} & {*found["q7"]}
     seeds = [int(text.split()[1]) for group in found.values() for text in group]
   assert all(0 <= seed < 1 << 31 for seed in seeds)
 
 
+# A count that cannot be used costs nothing but itself.
+USELESS = None, -1, 1 << 30, 10**400, "x", [3]
+
+
 @pytest.mark.parametrize(
   "usage, tokens",
   [
-    (dict(completion_tokens=5), 5),
-    (dict(completion_tokens=3.0), 3),
-    (dict(completion_tokens="3"), 3),
-    # A count that cannot be used costs nothing but itself.
-    *((usage, 0) for usage in (None, {}, [1], dict(completion_tokens=None))),
-    *(
-      (dict(completion_tokens=count), 0)
-      for count in (-1, 1 << 30, 10**400, "x", [3])
-    ),
+    *((dict(completion_tokens=count), int(count)) for count in (5, 3.0, "3")),
+    *((dict(completion_tokens=count), 0) for count in USELESS),
+    *((usage, 0) for usage in (None, {}, [1])),
   ],
 )
 def test_tokens_are_counted(usage, tokens):
-  answer = dict(make_completion("a"), usage=usage)
-  with serve_chat(lambda *_: answer) as (address, _):
-    asked = policy_factory.open_policy(address)
-    ((found,),) = asked.generate(make_prompts("a"), KEY)
+  found = generate_one(dict(make_completion("a"), usage=usage))
   assert (found.text, len(found.tokens)) == ("a", tokens)
   assert np.isnan(found.logp).all()
 
 
 def test_content_in_parts_is_joined():
-  parts = [
-    dict(type="text", text="a"),
-    dict(type="refusal"),
-    dict(text="\ud83d"),
-  ]
-  with serve_chat(lambda *_: make_completion(parts)) as (address, _):
-    asked = policy_factory.open_policy(address)
-    ((found,),) = asked.generate(make_prompts("a"), KEY)
+  parts = [dict(type="text", text="a"), dict(type="refusal")]
+  found = generate_one(make_completion([*parts, dict(text="\ud83d")]))
   assert found.text == "a\ufffd"
 
 
@@ -246,16 +211,10 @@ PLAN = "<sub-question>Who?</sub-question><ret>Text Retriever</ret>"
   ],
 )
 def test_reasoning_becomes_the_thought(said, apart):
-  with serve_chat(lambda *_: make_completion(said, **apart)) as (address, _):
-    ((found,),) = policy_factory.open_policy(address).generate(
-      make_prompts("a"), KEY
-    )
+  found = generate_one(make_completion(said, **apart))
   plan = format.parse_plan(found.text)
-  assert (plan.thought, plan.sub_question, plan.routes) == (
-    "a <b> ‹ret>",
-    "Who?",
-    ("text",),
-  )
+  assert plan.thought == "a <b> ‹ret>"
+  assert (plan.sub_question, plan.routes) == ("Who?", ("text",))
 
 
 WRONG = {
@@ -306,13 +265,10 @@ def test_wrong_address_model_or_key_is_named(monkeypatch):
     policy_factory.open_policy("openai:http://127.0.0.1:9/v1")
   with pytest.raises(http_client.RemoteServiceError, match="127.0.0.1:9"):
     policy_factory.open_policy("openai:http://127.0.0.1:9/v1#m")
-  with (
-    kb_servers.serve_answers(
-      lambda path, body: (401, dict(error="no key"))
-    ) as address,
-    pytest.raises(http_client.RemoteServiceError, match="401.*no key"),
-  ):
-    policy_factory.open_policy(f"openai:{address}#m")
+  refusal = 401, dict(error="no key")
+  with kb_servers.serve_answers(lambda *_: refusal) as address:
+    with pytest.raises(http_client.RemoteServiceError, match="401.*no key"):
+      policy_factory.open_policy(f"openai:{address}#m")
 
 
 def test_hanging_server_is_an_error_at_start(monkeypatch):
@@ -329,17 +285,16 @@ def test_other_names_are_local_policies():
 
 def test_fingerprint_is_name_and_options():
   with serve_chat(say) as (address, _):
-    plain = policy_factory.fingerprint(policy_factory.open_policy(address))
-    wide = policy_factory.fingerprint(
-      openai_policy.OpenAIPolicy(address, PromptOptions(max_routes=2))
-    )
-  assert (plain, wide) == ("openai:some-model", "openai:some-model routes=2")
+    plain = policy_factory.open_policy(address)
+    wide = openai_policy.OpenAIPolicy(address, PromptOptions(max_routes=2))
+  assert policy_factory.fingerprint(plain) == "openai:some-model"
+  assert policy_factory.fingerprint(wide) == "openai:some-model routes=2"
 
 
 def test_routing_loop_answers_with_it():
   options = RunSettings("r1_router").rollout_options()
   with serve_chat(say) as (address, _):
     asked = policy_factory.open_policy(address)
-    task = fakes.make_kbs(), [COLOUR], jax.random.key(0)
-    (found,) = router.run_routing(asked, *task, options)
+    task = asked, fakes.make_kbs(), [COLOUR], KEY, options
+    (found,) = router.run_routing(*task)
   assert found.final.text == "green" and found.question == COLOUR
