@@ -19,11 +19,11 @@ are under way.
 """
 
 import asyncio
+import concurrent.futures
 import json
 import os
 import signal
 import socket
-import threading
 from http import HTTPStatus
 from typing import Any
 
@@ -54,9 +54,8 @@ _KB_DIR = shared_flags.define_flag(
   "the folder of a single one.",
 )
 _KEY_ADDRESS = shared_flags.define_flag("key_address")
-_KIND = flags.DEFINE_enum(
-  "kind", None, KBS, "Kind of the knowledge base.", allow_override=True
-)
+_KIND_HELP = "Kind of the knowledge base."
+_KIND = flags.DEFINE_enum("kind", None, KBS, _KIND_HELP, allow_override=True)
 _PORT = flags.DEFINE_integer(
   "port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535
 )
@@ -76,10 +75,9 @@ MAX_HELD_BYTES = 256 << 20  # Of requests and answers, all together.
 
 
 class BoundedConnection(h11_impl.H11Protocol):
-  """A connection of uvicorn's that waits for nobody longer than some seconds.
+  """A connection that waits only some seconds for a head, or for a reader.
 
-  uvicorn has no limit of its own for the head of a request, nor for a peer that
-  does not read its answer.
+  uvicorn has no limit of its own for these.
   """
 
   def connection_made(self, transport: asyncio.Transport) -> None:
@@ -149,35 +147,27 @@ class SearchServer:
     self._queue = search_queue.SearchQueue()
     self._num_read_bytes = 0  # Of bodies that are not complete.
     self.set_kb(kb)
-    app = Starlette(
-      routes=[
-        Route("/health", self._answer_health),
-        Route("/retrieve", self._answer_search, methods=["POST"]),
-      ],
-      exception_handlers={HTTPException: _send_error, Exception: _send_error},
-    )
+    health = Route("/health", self._answer_health)
+    search = Route("/retrieve", self._answer_search, methods=["POST"])
+    handlers = {HTTPException: _send_error, Exception: _send_error}
+    app = Starlette(routes=[health, search], exception_handlers=handlers)
     app.router.redirect_slashes = False
-    self._server = uvicorn.Server(
-      uvicorn.Config(
-        app,
-        # Of the event loops and parsers that may be installed, these.
-        loop="asyncio",
-        http=BoundedConnection,
-        ws="none",
-        lifespan="off",
-        timeout_keep_alive=round(IDLE_SECONDS),
-        # Peers may cause warnings at will.
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        headers=[
-          ("Server", "r1router_jax"),
-          ("X-Content-Type-Options", "nosniff"),
-        ],
-      )
+    # Of the event loops and parsers that may be installed, these.
+    parts = dict(loop="asyncio", http=BoundedConnection, ws="none")
+    # Peers may cause warnings at will.
+    logs = dict(log_config=None, log_level="error", access_log=False)
+    names = {"Server": "r1router_jax", "X-Content-Type-Options": "nosniff"}
+    config = uvicorn.Config(
+      app,
+      **parts,
+      **logs,
+      lifespan="off",
+      timeout_keep_alive=round(IDLE_SECONDS),
+      proxy_headers=False,
+      server_header=False,
+      headers=list(names.items()),
     )
+    self._server = uvicorn.Server(config)
 
   def set_kb(self, kb: "local_kb.LocalKB") -> None:
     """Search `kb` from the next request on."""
@@ -189,11 +179,6 @@ class SearchServer:
   def health(self) -> dict[str, Any]:
     """Return the response to GET /health."""
     return self._served[1]
-
-  @property
-  def kind(self) -> str:
-    """Return the kind of the knowledge base."""
-    return self.health["kb"]
 
   def run(self) -> None:
     """Answer requests, and after `stop` those that are under way."""
@@ -226,12 +211,9 @@ class SearchServer:
     if not found.done():
       found.cancel()
       raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the client has gone")
-    result = found.result()
-    answer = b'{"result":%b,"version":"%b"}'
-    return Response(
-      answer % (result, health["version"].encode()),
-      media_type="application/json",
-    )
+    version = health["version"].encode()
+    answer = b'{"result":%b,"version":"%b"}' % (found.result(), version)
+    return Response(answer, media_type="application/json")
 
   async def _read_body(self, request: Request) -> bytes:
     """Return the body of a request, which has the length that it declares.
@@ -241,14 +223,14 @@ class SearchServer:
     """
     # 1. h11 has checked the length; no other server may have read it otherwise.
     length = request.headers.get("content-length")
+    close = {"Connection": "close"}
     max_bytes = search_api.MAX_BODY_BYTES
-    if self.kind == "image":
+    if self.health["kb"] == "image":
       max_bytes = search_api.MAX_IMAGE_BODY_BYTES
     if length is None:
       raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
     if "transfer-encoding" in request.headers:
       message = "send a Content-Length or a Transfer-Encoding, not both"
-      close = {"Connection": "close"}
       raise HTTPException(HTTPStatus.BAD_REQUEST, message, close)
     if int(length) > max_bytes:
       message = f"the body has {length} bytes; send at most {max_bytes:,}"
@@ -263,7 +245,7 @@ class SearchServer:
           parts.append(part)
           self._num_read_bytes += len(part)
     except (TimeoutError, ClientDisconnect):
-      close, status = {"Connection": "close"}, HTTPStatus.REQUEST_TIMEOUT
+      status = HTTPStatus.REQUEST_TIMEOUT
       raise HTTPException(status, "the body is incomplete", close) from None
     finally:
       self._num_read_bytes -= sum(map(len, parts))
@@ -271,11 +253,10 @@ class SearchServer:
 
   def _check_memory(self) -> None:
     """Raise an HTTPException if requests and answers take too much memory."""
-    unsent = sum(
-      connection.transport.get_write_buffer_size()
-      for connection in self._server.server_state.connections
-    )
-    if self._num_read_bytes + self._queue.num_bytes + unsent > MAX_HELD_BYTES:
+    peers = (each.transport for each in self._server.server_state.connections)
+    num_unsent = sum(peer.get_write_buffer_size() for peer in peers)
+    num_bytes = self._num_read_bytes + self._queue.num_bytes + num_unsent
+    if num_bytes > MAX_HELD_BYTES:
       raise search_queue.busy_error("too many requests are under way")
 
   def _check_headers(self, request: Request) -> None:
@@ -298,19 +279,17 @@ class SearchServer:
 
 def _send_error(_: Request, error: Exception) -> JSONResponse:
   """Return the response for an error; uvicorn logs all but an HTTPException."""
-  status, headers = HTTPStatus.INTERNAL_SERVER_ERROR, None
-  message = "the request failed; the server's log says why"
-  if isinstance(error, HTTPException):
-    status, headers = error.status_code, error.headers
-    message = sanitize_text(error.detail, 500)
-  return JSONResponse({"error": message}, status, headers)
+  if not isinstance(error, HTTPException):
+    message = "the request failed; the server's log says why"
+    error = HTTPException(HTTPStatus.INTERNAL_SERVER_ERROR, message)
+  content = {"error": sanitize_text(error.detail, 500)}
+  return JSONResponse(content, error.status_code, error.headers)
 
 
 def find_kb_folder(kb_dir: str, kind: str | None) -> str:
   """Return the folder of the knowledge base to serve.
 
-  Without `kind` it is that of the single one.  Raises a UserError if there is
-  no finished knowledge base, or `kind` is missing.
+  Raises a UserError if it is not finished, or there are several and no `kind`.
   """
   # Checked from meta.json alone, before anything is imported.
   folder = os.path.join(kb_dir, kind) if kind else kb_dir
@@ -334,37 +313,29 @@ def reload_kb(server: SearchServer, folder: str) -> None:
   """Serve the folder's present knowledge base, or the former if it is bad."""
   try:
     kb = _open_kb(folder)
-    if kb.meta["kb"] != server.kind:
-      raise UserError(
-        f"{folder} holds the {kb.meta['kb']} knowledge base now.  Serve it by "
-        "a server of its own."
-      )
+    kind = kb.meta["kb"]
+    if kind != server.health["kb"]:
+      message = f"{folder} holds the {kind} knowledge base now."
+      raise UserError(f"{message}  Serve it by a server of its own.")
+    server.set_kb(kb)
+    logging.info("%s: opened anew (%s passages).", folder, f"{len(kb):,}")
   except Exception as error:
     # Damaged files raise whatever their readers do; the server must live.
     text = "%s: %s: %s  The former passages are served on."
     logging.error(text, folder, type(error).__name__, error)
     logging.debug("Its traceback:", exc_info=True)
-    return
-  server.set_kb(kb)
-  logging.info("%s: opened anew (%s passages).", folder, f"{len(kb):,}")
 
 
 def _handle_signals(server: SearchServer, folder: str) -> None:
   """Make SIGTERM end the server, and SIGHUP open the folder again."""
-  reloading = threading.Lock()  # One at a time, so that the last one counts.
-
-  def reload_in_turn():
-    with reloading:
-      reload_kb(server, folder)
-
-  def start_reload(*_):
-    # A handler interrupts the event loop, so another thread does the work.
-    threading.Thread(target=reload_in_turn).start()
-
+  # A handler interrupts the event loop, so another thread does the work; there
+  # is one alone, so that the last reload counts.
+  thread = concurrent.futures.ThreadPoolExecutor(1)
+  reload = reload_kb, server, folder
+  signal.signal(signal.SIGHUP, lambda *_: thread.submit(*reload))
   # uvicorn handles SIGTERM alike while it runs, and raises it when it has
   # ended; this handler is for the time before and after.
   signal.signal(signal.SIGTERM, lambda *_: server.stop())
-  signal.signal(signal.SIGHUP, start_reload)
 
 
 def main(_) -> None:
@@ -381,14 +352,11 @@ def main(_) -> None:
       "another --port, or a --host of this machine."
     ) from error
   if not http_client.is_loopback(server.address):
-    logging.warning(
-      "%s may be reached from other machines, and there is no "
-      "authentication: whoever reaches it may search.",
-      server.address,
-    )
+    text = "Other machines may reach %s and search: there is no authentication."
+    logging.warning(text, server.address)
   _handle_signals(server, folder)
   # A program that starts the server reads the address from this line.
-  what = f"{server.kind} ({len(kb):,} passages)"
+  what = f"{server.health['kb']} ({len(kb):,} passages)"
   print(f"Serving {what} at {server.address}", flush=True)
   server.run()
 

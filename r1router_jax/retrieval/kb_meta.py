@@ -45,10 +45,9 @@ def read_finished_meta(folder: str) -> dict:
   """Return the content of meta.json; raise a UserError if there is none."""
   meta = read_meta(folder)
   if meta is None:
-    raise UserError(
-      f"{folder} holds no finished knowledge base.  Build it with: python -m "
-      f"r1router_jax.build_kb --kb_dir={os.path.dirname(folder) or '.'}"
-    )
+    message = f"{folder} holds no finished knowledge base.  Build it with:"
+    command = "python -m r1router_jax.build_kb --kb_dir"
+    raise UserError(f"{message} {command}={os.path.dirname(folder) or '.'}")
   return meta
 
 
@@ -59,21 +58,16 @@ def to_stored_embedder(name: str) -> str:
 
 def from_stored_embedder(stored: str) -> str:
   """Return the name of the embedder that meta.json names."""
-  return {old: new for new, old in _STORED_EMBEDDERS.items()}.get(
-    stored, stored
-  )
+  names = {old: new for new, old in _STORED_EMBEDDERS.items()}
+  return names.get(stored, stored)
 
 
 def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
-  """Return the folder or address of each knowledge base.
+  """Return the folder or address of each knowledge base of these kinds.
 
-  Args:
-    kb_dir: the folder that holds them all, or the place of each, as in
-      "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table".
-    kinds: the kinds of knowledge base that are needed.
-
-  Raises:
-    UserError: if places are named, but not each kind once.
+  `kb_dir` is the folder that holds them all, or names the place of each, as in
+  "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table"; if it does not
+  name each kind once, it raises a UserError.
   """
   # A folder may have "=" in its name, so only a known kind makes a list.
   if not re.match(rf"({'|'.join(KBS)})=", kb_dir):
@@ -85,17 +79,14 @@ def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
   if is_complete and all(len(pair) == 2 and pair[1] for pair in pairs):
     return places
   example = ",".join(f"{kind}=PLACE" for kind in kinds)
-  raise UserError(
-    f"{kb_dir}: name the place of each of {', '.join(kinds)} once, as in "
-    f"{example}."
-  )
+  cure = f"name the place of each of {', '.join(kinds)} once, as in {example}."
+  raise UserError(f"{kb_dir}: {cure}")
 
 
 def check_kb_dir(kb_dir: str) -> None:
-  """Check that there is a finished knowledge base of each kind.
+  """Raise a UserError unless a finished knowledge base of each kind is there.
 
-  A command calls this before it imports what searches; addresses of servers are
-  not asked.  Raises a UserError if one is absent, unfinished or damaged.
+  A command calls this before it imports what searches; servers are not asked.
   """
   for place in kb_places(kb_dir).values():
     # Only the server knows whether its knowledge base is finished.
@@ -112,6 +103,5 @@ def read_json(path: str) -> dict | None:
   except FileNotFoundError:
     return None
   except ValueError as error:
-    raise UserError(
-      f"{path} is damaged ({error}).  Delete the folder and build it again."
-    ) from None
+    cure = "Delete the folder and build it again."
+    raise UserError(f"{path} is damaged ({error}).  {cure}") from None

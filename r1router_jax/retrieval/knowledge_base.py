@@ -28,19 +28,12 @@ LATENCY_WINDOW = 10_000
 
 
 class KnowledgeBase(abc.ABC):
-  """A set of passages that queries can be searched in.
+  """A set of passages that queries can be searched in; threads may share it.
 
-  Threads may share a knowledge base.
-
-  Args:
-    meta: what identifies its passages and its way of searching.
-
-  Attributes:
-    meta: the same.
-    collective: whether all hosts must search it at the same time.
+  `meta` identifies its passages and its way of searching.
   """
 
-  collective = False
+  collective = False  # Whether all hosts must search at the same time.
 
   def __init__(self, meta: Mapping[str, Any]):
     self.meta = dict(meta)
@@ -72,10 +65,8 @@ class KnowledgeBase(abc.ABC):
     """Return the k best passages of each query, best first, with scores."""
     # 1. Take what is cached.  A query that comes twice is searched once.
     with self._lock:
-      results = {
-        query: self._cache.get((query, k), (query, None))[1]
-        for query in queries
-      }
+      cached = [self._cache.get((each, k), (each, None)) for each in queries]
+    results = dict(cached)
 
     # 2. Search the rest, without the lock, so that threads search side by side.
     # A collective search needs this host even if it has nothing to ask.
@@ -103,10 +94,9 @@ class KnowledgeBase(abc.ABC):
     texts = (passage.text for passage in result)
     return sum(_OBJECT_BYTES + sys.getsizeof(text) for text in texts)
 
-  def _count_bytes(self, remembered: tuple[Query, Any]) -> int:
-    query, result = remembered
-    num_bytes = _OBJECT_BYTES + sys.getsizeof(query.text)
-    return num_bytes + self._result_bytes(result)
+  def _count_bytes(self, entry: tuple[Query, Any]) -> int:
+    num_bytes = _OBJECT_BYTES + sys.getsizeof(entry[0].text)
+    return num_bytes + self._result_bytes(entry[1])
 
   def pop_search_metrics(self) -> dict[str, float]:
     """Return the metrics of the searches since the last call.
@@ -115,17 +105,14 @@ class KnowledgeBase(abc.ABC):
     unless that is all, percentiles of the duration of a search: "p50_ms" etc.
     """
     with self._lock:
-      # Copied under the lock; percentiles are computed without it.
-      num_queries, num_remembered = self._num_queries, self._num_remembered
+      # Taken under the lock; percentiles are computed without it.
+      count, remembered = self._num_queries, self._num_remembered
       latencies = list(self._latencies)
       self._num_queries = self._num_remembered = 0
       self._latencies.clear()
-    metrics = {
-      "queries": float(num_queries),
-      "remembered": num_remembered / max(1, num_queries),
-    }
+    metrics = dict(queries=float(count), remembered=remembered / max(1, count))
     if latencies:
+      percentiles = np.percentile(latencies, (50, 95, 99))
       names = ("p50_ms", "p95_ms", "p99_ms")
-      milliseconds = 1000 * np.percentile(latencies, (50, 95, 99))
-      metrics |= zip(names, milliseconds.tolist(), strict=True)
+      metrics |= zip(names, (1000 * percentiles).tolist(), strict=True)
     return metrics

@@ -56,10 +56,9 @@ class PassageFile:
     # A copy that broke off would fail only when a search finds what is missing.
     first, last = self._offsets[[0, -1]].tolist()
     if (first, last) != (0, self.num_bytes):
-      raise UserError(
-        f"{folder}: passages.jsonl has {self.num_bytes:,} bytes, and "
-        f"offsets.npy speaks of {first:,} to {last:,}.  {_CURE}"
-      )
+      fault = f"passages.jsonl has {self.num_bytes:,} bytes, and offsets.npy "
+      fault += f"speaks of {first:,} to {last:,}"
+      raise UserError(f"{folder}: {fault}.  {_CURE}")
 
   def __len__(self) -> int:
     return len(self._offsets) - 1
@@ -77,16 +76,13 @@ class PassageFile:
 
 
 class SearchStack(NamedTuple):
-  """All that a search uses.
-
-  With an index of words, the search is hybrid; a reranker scores the best
-  passages again, each together with the query.
-  """
+  """All that a search uses."""
 
   passages: Sequence[Passage] | PassageFile
   embedder: Embedder
   index: exact.Index
-  bm25_index: bm25.Bm25Index | None = None
+  bm25_index: bm25.Bm25Index | None = None  # For hybrid search.
+  # It scores the best passages again, each together with the query.
   reranker: cross_encoder.Reranker | None = None
 
   def search(self, queries: Sequence[Query], k: int) -> exact.SearchResult:
@@ -95,9 +91,8 @@ class SearchStack(NamedTuple):
       return self._search_candidates(queries, k)
     # The reranker can only sort what was found, so it gets more than k.
     depth = max(k, cross_encoder.RERANK_DEPTH)
-    candidates = self._search_candidates(queries, depth)
-    get_passage = self.passages.__getitem__
-    return self.reranker.rerank(queries, candidates, get_passage, k)
+    found = self._search_candidates(queries, depth)
+    return self.reranker.rerank(queries, found, self.passages.__getitem__, k)
 
   def _search_candidates(
     self, queries: Sequence[Query], k: int
@@ -156,9 +151,8 @@ class LocalKB(knowledge_base.KnowledgeBase):
 def open_kb(folder: str) -> LocalKB:
   """Open the knowledge base in `folder`.
 
-  Raises:
-    UserError: if it is absent, unfinished or damaged, or its files, its
-      embedder or its reranker are not those that meta.json names.
+  Raises a UserError if it is absent, unfinished or damaged, or its files, its
+  embedder or its reranker are not those that meta.json names.
   """
   meta = kb_meta.read_finished_meta(folder)
   try:
@@ -172,48 +166,45 @@ def open_kb(folder: str) -> LocalKB:
 
 def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
   """Open what a search uses, and compare it with meta.json."""
-  _require_equal(folder, "format", kb_meta.FORMAT_VERSION, meta["format"])
+  _require_equal(folder, ("format", kb_meta.FORMAT_VERSION, meta["format"]))
   # Files are mapped; only the index and the weights are read here.
   images = sources.resolve_image_folder(
     meta["source"], meta.get("pictures", "")
   )
   passages = PassageFile(folder, meta["kb"], images)
   vectors = np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
-  num_rows, width = meta["rows"], meta["width"]
-  for name, found, expected in (
-    ("passages", len(passages), num_rows),
-    ("shape of vectors.npy", vectors.shape, (num_rows, width)),
+  rows, width = meta["rows"], meta["width"]
+  _require_equal(
+    folder,
+    ("passages", len(passages), rows),
+    ("shape of vectors.npy", vectors.shape, (rows, width)),
     ("type of vectors.npy", vectors.dtype, np.float32),
-  ):
-    _require_equal(folder, name, found, expected)
+  )
   index = factory.load_index(folder, vectors)
   embedder_name = kb_meta.from_stored_embedder(meta["embedder"])
   embedder = registry.get_embedder(embedder_name, meta["weights"])
-  bm25_index = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
-  # Reranker and words are options, which meta.json may leave out.
-  reranker = None
-  if "rerank" in meta:
-    reranker = cross_encoder.load_reranker(meta["rerank"])
+  # Words and reranker are options, which meta.json may leave out.
+  words = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
+  weights = meta.get("rerank")
+  reranker = weights and cross_encoder.load_reranker(weights)
 
   # A folder may be mixed from two builds, and weights may have been replaced.
-  bm25_rows = bm25_index.rows if bm25_index else num_rows
   fingerprint = reranker and reranker.fingerprint
-  for name, found, expected in (
+  _require_equal(
+    folder,
     ("width", embedder.width, width),
     ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
-    ("rows of the index", index.rows, num_rows),
+    ("rows of the index", index.rows, rows),
     ("width of the index", index.width, width),
-    ("rows of bm25", bm25_rows, num_rows),
+    ("rows of bm25", words.rows if words else rows, rows),
     ("reranker weights", fingerprint, meta.get("rerank_fingerprint")),
-  ):
-    _require_equal(folder, name, found, expected)
-  return SearchStack(passages, embedder, index, bm25_index, reranker)
+  )
+  return SearchStack(passages, embedder, index, words, reranker)
 
 
-def _require_equal(folder: str, name: str, found: Any, expected: Any) -> None:
-  """Raise a UserError unless both values are equal."""
-  if found != expected:
-    raise UserError(
-      f"{folder}: {name} should be {expected}, as meta.json says, and is "
-      f"{found}.  {_CURE}"
-    )
+def _require_equal(folder: str, *checks: tuple[str, Any, Any]) -> None:
+  """Raise a UserError unless what was found, by name, is what was expected."""
+  for name, found, expected in checks:
+    if found != expected:
+      fault = f"{name} should be {expected}, as meta.json says, and is {found}"
+      raise UserError(f"{folder}: {fault}.  {_CURE}")

@@ -40,22 +40,16 @@ class _Row(msgspec.Struct):
 
 
 class _Response(msgspec.Struct):
-  """The response to a search, in search_api.py's schema."""
-
   result: list[list[_Row]]
   version: Any = None  # Only serve_kb has it.
 
 
 class RemoteKB(KnowledgeBase):
-  """The knowledge base that is served at an address.
+  """The knowledge base that is served at an address, http://host:port.
 
   A search returns what the server found or raises: an error never becomes a
-  passage, or the absence of one.  The address is http://host:port.
-
-  Raises:
-    UserError: if the address is invalid, or the knowledge base is one of
-      images and its server cannot be sent any.
-    RemoteServiceError: if no server answers.
+  passage, or the absence of one.  An invalid address, or a server that cannot
+  be sent images but is for them, raises UserError; none, RemoteServiceError.
   """
 
   devices = ()
@@ -73,33 +67,36 @@ class RemoteKB(KnowledgeBase):
       return
     # Search-R1's schema has no images.
     if kind == "image":
-      raise UserError(
-        f"{address} is no serve_kb, which alone can be sent images.  Serve "
-        "the image knowledge base by python -m r1router_jax.serve_kb."
-      )
+      message = f"{address} is no serve_kb, which alone can be sent images."
+      cure = "Serve the knowledge base by python -m r1router_jax.serve_kb."
+      raise UserError(f"{message}  {cure}")
     message = "%s does not say what it serves: taken for a %s knowledge base."
     logging.info(message, address, kind)
 
   def __len__(self) -> int:
     """Return the number of passages; 0 if the server does not say."""
     rows = self.meta.get("rows")
-    # The number comes from outside: no bool, and no more than a disk can hold.
+    # No bool, and no more than a disk can hold.
     return rows if type(rows) is int and 0 < rows < 1 << 48 else 0
 
   def _search_uncached(
     self, queries: Sequence[Query], k: int
   ) -> list[list[Passage]]:
-    options = {"topk": k, "return_scores": True}
-    bodies = [fields | options for fields in _split_into_requests(queries)]
+    bodies = []
+    for part in _split_into_requests(queries):
+      texts, encoded = zip(*part, strict=True)
+      bodies.append({"queries": texts, "topk": k, "return_scores": True})
+      # The schema of Search-R1 has no field for images.
+      if any(encoded):
+        bodies[-1]["images"] = encoded
+    counts = [len(body["queries"]) for body in bodies]
 
     def parse_response(number: int, response: _Response) -> list[list[Passage]]:
-      return self._parse_response(response, len(bodies[number]["queries"]), k)
+      return self._parse_response(response, counts[number], k)
 
-    num_queries = max((len(body["queries"]) for body in bodies), default=0)
-    max_bytes = MAX_HEALTH_BYTES + num_queries * k * MAX_PASSAGE_BYTES
-    responses = self._client.post(
-      "/retrieve", bodies, _Response, parse_response, max_bytes=max_bytes
-    )
+    most = MAX_HEALTH_BYTES + max(counts, default=0) * k * MAX_PASSAGE_BYTES
+    request = "/retrieve", bodies, _Response, parse_response
+    responses = self._client.post(*request, max_bytes=most)
     return [passages for response in responses for passages in response]
 
   def _to_passages(self, result: list[Passage]) -> list[Passage]:
@@ -110,22 +107,22 @@ class RemoteKB(KnowledgeBase):
   ) -> list[list[Passage]]:
     """Return the passages of a response, a list for each query.
 
-    Raises:
-      UnusableAnswer: if the response does not follow the schema.
-      RemoteServiceError: if the server has other passages than at the start.
+    An answer beside the schema raises UnusableAnswer, and other passages than
+    at the start RemoteServiceError.
     """
     found = response.result
     if len(found) != num_queries or any(len(rows) > k for rows in found):
-      raise http_client.UnusableAnswer(
+      message = (
         f'"result" holds no {num_queries} lists of at most {k} documents'
       )
+      raise http_client.UnusableAnswer(message)
     # Both are None if the server is not serve_kb.
     old_version, version = self.meta.get("version"), response.version
     if old_version != version:
+      change = f"version {version!a:.40}, was {old_version!a:.40}"
       raise http_client.RemoteServiceError(
-        f"{self._client.address}: its passages or embedder are others than "
-        f"at the start (version {version!a:.40}, was "
-        f"{old_version!a:.40}).  Serve the former, or start a run of its own."
+        f"{self._client.address}: its passages or embedder are others than at "
+        f"the start ({change}).  Serve the former, or start a run of its own."
       )
     parsed = (map(self._parse_row, rows) for rows in found)
     return [[passage for passage in rows if passage] for rows in parsed]
@@ -167,26 +164,20 @@ class RemoteKB(KnowledgeBase):
       raise RowError(reason, "Serve the world as it is") from None
 
 
-def _split_into_requests(queries: Sequence[Query]) -> Iterator[dict[str, list]]:
-  """Yield the "queries" of each request, and their "images" if it has any."""
-  texts, encoded_images, num_chars = [], [], 0
+def _split_into_requests(
+  queries: Sequence[Query],
+) -> Iterator[list[tuple[str, str]]]:
+  """Yield the queries of each request: texts, with images in base64 or ""."""
+  part, num_chars = [], 0
   for query in queries:
-    encoded = ""
-    if query.image:
-      image_bytes = images.read_image_bytes(query.image)
-      encoded = base64.b64encode(image_bytes).decode()
+    data = images.read_image_bytes(query.image) if query.image else b""
+    encoded = base64.b64encode(data).decode()
     num_chars += len(encoded)
-    is_full = len(texts) == MAX_QUERIES_PER_REQUEST
+    is_full = len(part) == MAX_QUERIES_PER_REQUEST
     # Checked before the query is added, so that no request is empty.
-    if texts and (is_full or num_chars > MAX_IMAGE_CHARS):
-      yield _request_fields(texts, encoded_images)
-      texts, encoded_images, num_chars = [], [], len(encoded)
-    texts.append(query.text)
-    encoded_images.append(encoded)
-  if texts:
-    yield _request_fields(texts, encoded_images)
-
-
-def _request_fields(texts: list[str], encoded: list[str]) -> dict[str, list]:
-  # The schema of Search-R1 has no field for images.
-  return {"queries": texts} | ({"images": encoded} if any(encoded) else {})
+    if part and (is_full or num_chars > MAX_IMAGE_CHARS):
+      yield part
+      part, num_chars = [], len(encoded)
+    part.append((query.text, encoded))
+  if part:
+    yield part

@@ -12,10 +12,8 @@ from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.retrieval.local_kb import open_kb
 from r1router_jax.retrieval.remote_kb import RemoteKB
 
-COLLECTIVE_ERROR = (
-  "Hosts that search shards together must do so in step: take the "
-  "host's loop, and no parts in flight."
-)
+COLLECTIVE_ERROR = "Hosts that search shards together must do so in step: take "
+COLLECTIVE_ERROR += "the host's loop, and no parts in flight."
 
 # A request is (kind of knowledge base, sub-question, path of the image or "").
 SubQuestion = tuple[str, str, str]
@@ -29,9 +27,8 @@ def open_kbs(
 ) -> dict[str, KnowledgeBase]:
   """Open knowledge bases and return them by kind; for `kb_dir` see `kb_places`.
 
-  Raises:
-    UserError: if one is absent, or of another kind than its place says.
-    RemoteServiceError: if a server does not answer.
+  Raises a UserError if one is absent, or of another kind than its place says,
+  and a RemoteServiceError if a server does not answer.
   """
   # A place with a scheme is the address of a server.
   opened = {
@@ -42,10 +39,8 @@ def open_kbs(
   for wanted, kb in opened.items():
     kind = kb.meta.get("kb", wanted)
     if kind != wanted:
-      raise UserError(
-        f"{kb_dir}: what should be the {wanted} knowledge base is one of kind "
-        f"{kind}.  Name it by that."
-      )
+      fault = f"the {wanted} knowledge base there is one of kind {kind}"
+      raise UserError(f"{kb_dir}: {fault}.  Name it by that.")
   sizes = ", ".join(f"{kind} {len(kb):,}" for kind, kb in opened.items())
   logging.info("Knowledge bases: %s.", sizes)
   return opened
@@ -80,16 +75,12 @@ def make_retriever(
     collective = [kind for kind, kb in kbs.items() if kb.collective]
     found = {kind: search_kind(kind, requests) for kind in collective}
 
-    # The others run in threads.
+    # The others run in threads, which start when they are needed.
     asked_kinds = dict.fromkeys(kind for kind, _, _ in requests)
     rest = [kind for kind in asked_kinds if kind not in found]
-    # One search needs no thread.
-    if len(rest) < 2:
-      found |= {kind: search_kind(kind, requests) for kind in rest}
-    else:
-      with concurrent.futures.ThreadPoolExecutor(len(rest)) as pool:
-        answers = pool.map(lambda kind: search_kind(kind, requests), rest)
-        found |= zip(rest, answers, strict=True)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      answers = pool.map(lambda kind: search_kind(kind, requests), rest)
+      found |= zip(rest, answers, strict=True)
 
     # Each kind's answers are in the order of its requests.
     next_answer = {kind: iter(answers) for kind, answers in found.items()}

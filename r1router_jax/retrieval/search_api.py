@@ -46,7 +46,7 @@ _HEALTH_KEYS = ("kb", "rows", "embedder", "fingerprint", "format", "passages")
 # Keys of meta.json that change answers, but are there only if set.
 _OPTION_KEYS = ("hybrid", "rerank_fingerprint", "shards")
 
-_TITLE = re.compile(r'"(.*)"\n')
+_TITLE = re.compile(r'\A"(.*)"\n')
 
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_QUERY_CHARS)]
 
@@ -74,11 +74,10 @@ class SearchRequest(msgspec.Struct):
       self.images = [b""] * len(self.queries)
     if self.topk * len(self.queries) > MAX_PASSAGES:
       raise ValueError(f'"topk" times "queries" is more than {MAX_PASSAGES}')
-    if len(self.images) != len(self.queries):
-      raise ValueError(
-        f'"images" has {len(self.images)} items for {len(self.queries)} '
-        '"queries"; send "" for a query without one'
-      )
+    counts = len(self.images), len(self.queries)
+    if counts[0] != counts[1]:
+      message = '"images" has %d items for %d "queries"; send "" for a query '
+      raise ValueError(f"{message % counts}without one")
     # The same image is embedded once, so distinct ones count.
     if len(set(self.images)) > MAX_IMAGES:
       raise ValueError(f'"images" holds more than {MAX_IMAGES} images')
@@ -102,19 +101,13 @@ def parse_request(body: bytes, kind: str) -> SearchRequest:
     example = '{"queries": ["a"], "topk": 3}'
     raise UserError(f"{error}; send an object such as {example}") from None
   if kind != "image" and any(request.images):
-    raise UserError(
-      f'the {kind} knowledge base has no use for images; leave out "images"'
-    )
+    message = f"the {kind} knowledge base has no use for images"
+    raise UserError(f'{message}; leave out "images"')
   return request
 
 
 def describe_kb(meta: Mapping[str, Any], index_name: str) -> dict[str, Any]:
-  """Return what GET /health says of a knowledge base.
-
-  Args:
-    meta: its meta.json.
-    index_name: name of what searches its vectors.
-  """
+  """Return what GET /health says of a knowledge base with this meta.json."""
   # The order of keys is part of the digest.
   health = {name: meta[name] for name in _HEALTH_KEYS}
   # A path of the server's disk is nobody else's business.
@@ -131,8 +124,4 @@ def describe_kb(meta: Mapping[str, Any], index_name: str) -> dict[str, Any]:
 def passage_text(contents: str) -> str:
   """Return a document's contents as a passage's text, with the title in it."""
   # Search-R1 quotes the title on a line of its own.
-  match = _TITLE.match(contents)
-  if match is None:
-    return contents
-  title, text = match[1], contents[match.end() :]
-  return f"{title} {text}" if title else text
+  return _TITLE.sub(lambda title: title[1] and f"{title[1]} ", contents, 1)

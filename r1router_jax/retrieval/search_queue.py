@@ -81,15 +81,9 @@ class SearchQueue:
   ) -> bytes:
     """Wait for a request's turn, and return the "result" of its response.
 
-    Args:
-      kb: the knowledge base to search.
-      request: what to search for, from a body of `num_bytes`.
-      num_bytes: see `request`.
-
-    Raises:
-      HTTPException: 503 at once if it would have to wait too long, 413 if its
-        answer would be too long, 400 if an image cannot be read, and 500 if
-        the search fails otherwise.
+    The body of the request had `num_bytes`.  Raises an HTTPException: 503 at
+    once if it would have to wait too long, 413 if its answer would be too long,
+    400 if an image cannot be read, and 500 if the search fails otherwise.
     """
     if not request.queries:
       return b"[]"
@@ -153,10 +147,8 @@ class SearchQueue:
     try:
       with self._store_images(batch) as queries:
         found = iter(job.kb.search(queries, job.request.topk))
-      answers = [
-        _encode_results(job, itertools.islice(found, count))
-        for job, count in batch
-      ]
+      parts = ((job, itertools.islice(found, count)) for job, count in batch)
+      answers = [(job, _encode_results(job, part)) for job, part in parts]
     except Exception as error:
       # A fault concerns the request that has it, which halving finds.
       if others:
@@ -166,29 +158,27 @@ class SearchQueue:
       else:
         job.error = self._to_http_error(error)
       return
-    for (job, _), results in zip(batch, answers, strict=True):
+    for job, results in answers:
       job.found += results
       job.num_bytes += sum(map(len, results))
 
   @contextlib.contextmanager
   def _store_images(self, batch: _Batch) -> Iterator[list[Query]]:
     """Hold the images of a batch in files; yields its queries."""
-    paths, queries = set(), []
+    folder, queries = pathlib.Path(self._image_folder.name), []
     try:
       for job, count in batch:
         for i in range(len(job.found), len(job.found) + count):
           text, image, path = job.request.queries[i], job.request.images[i], ""
           if image:
             # Named by the content, so that an image makes the same query again.
-            digest = hashlib.sha256(image).hexdigest()
-            path = os.path.join(self._image_folder.name, digest)
-            paths.add(path)
-            pathlib.Path(path).write_bytes(image)
-          queries.append(Query(text, path))
+            path = folder / hashlib.sha256(image).hexdigest()
+            path.write_bytes(image)
+          queries.append(Query(text, str(path)))
       yield queries
     finally:
-      for path in paths:
-        os.remove(path)
+      for path in folder.iterdir():
+        path.unlink()
 
   def _to_http_error(self, error: Exception) -> HTTPException:
     """Return what to answer after an error; log it if it is the server's."""
@@ -205,15 +195,14 @@ class SearchQueue:
 
 def busy_error(reason: str) -> HTTPException:
   """Return the answer to a request for which there is no room now."""
-  # Clients of this package wait that many seconds.
-  return HTTPException(
-    HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}; ask again", {"Retry-After": "1"}
-  )
+  pause = {"Retry-After": "1"}  # Clients of this package wait so many seconds.
+  status = HTTPStatus.SERVICE_UNAVAILABLE
+  return HTTPException(status, f"{reason}; ask again", pause)
 
 
 def _encode_results(job: _Job, results: Iterator[list[Passage]]) -> list[bytes]:
   """Return the passages of each query as JSON; raise if they are too long."""
-  encoded, num_bytes = [], job.num_bytes
+  encoded, num_bytes, limit = [], job.num_bytes, http_client.MAX_ANSWER_BYTES
   for passages in results:
     rows = []
     for passage in passages:
@@ -228,10 +217,8 @@ def _encode_results(job: _Job, results: Iterator[list[Passage]]) -> list[bytes]:
       rows.append(row)
     encoded.append(msgspec.json.encode(rows))
     num_bytes += len(encoded[-1])
-    if num_bytes > http_client.MAX_ANSWER_BYTES:
-      raise HTTPException(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the answer would have more than {http_client.MAX_ANSWER_BYTES:,} "
-        'bytes: send fewer "queries", or a smaller "topk"',
-      )
+    if num_bytes > limit:
+      message = f"the answer would have more than {limit:,} bytes: send "
+      message += 'fewer "queries", or a smaller "topk"'
+      raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
   return encoded
