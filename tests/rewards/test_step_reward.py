@@ -1,12 +1,14 @@
 """Step rewards, against a slow restatement of the reference's rules."""
 
+import functools
 import re
 import zlib
 
-import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
+from numpy.testing import assert_allclose
 
 from r1router_jax.common.records import Question, Step
 from r1router_jax.metrics import answers as answers_lib
@@ -16,13 +18,8 @@ from r1router_jax.rewards.step_reward import StepReward, make_reward
 
 QUESTION = Question("q", "Q?")
 
-CHAD = Step(
-  "q/0",
-  "plan",
-  QUESTION,
-  sub_question="Who rules Chad?",
-  routes=("text", "table"),
-)
+RULES = dict(sub_question="Who rules Chad?", routes=("text", "table"))
+CHAD = Step("q/0", "plan", QUESTION, **RULES)
 
 STOP = Step("q/1", "plan", QUESTION, sub_question="None", routes=("none",))
 
@@ -73,9 +70,7 @@ def reference_oracle(step, text):
     if first("think") is None or first("answer") is None:
       return 0
     recall = answers_lib.score_answer(first("answer"), step.answers).recall
-    if len(step.answers) == 1:
-      if len(step.answers[0].split(" ")) <= 5:
-        return 1 if recall == 1 else 0
+    if len(step.answers) == 1 and len(step.answers[0].split(" ")) > 5:
       return recall
     return 1 if recall == 1 else 0
   if None in (first("think"), first("sub-question"), first("ret")):
@@ -84,12 +79,7 @@ def reference_oracle(step, text):
   for name in names:
     if name == "none" and len(names) > 1:
       return 0
-    if name not in (
-      "text retriever",
-      "text image retriever",
-      "table retriever",
-      "none",
-    ):
+    if name not in map(str.lower, ROUTE_NAMES.values()):
       return 0
   # Only the first accepted route counts, and one name alone.
   a, b = embed([first("sub-question"), step.sub_question.lower()])
@@ -98,33 +88,24 @@ def reference_oracle(step, text):
 
 
 # Texts of the protocol's tags in any order, closed or not.
-pieces = st.lists(
-  st.sampled_from(
-    [
-      *"<think> </think> <sub-question> </sub-question> <Think> None".split(),
-      *"<ret> </ret> <answer> </answer> ,".split(),
-      *("Text Retriever", "table retriever", "text image retriever"),
-      *" \n",
-      "who rules chad",
-      "idriss deby",
-      "it is the Idriss Deby of Chad since 1990",
-    ]
-  ),
-  max_size=12,
-).map("".join)
+PIECES = (
+  *"<think> </think> <sub-question> </sub-question> <Think> None".split(),
+  *"<ret> </ret> <answer> </answer> ,".split(),
+  *("Text Retriever", "table retriever", "text image retriever", " ", "\n"),
+  *("who rules chad", "idriss deby"),
+  "it is the Idriss Deby of Chad since 1990",
+)
+
+pieces = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+
+ODD_ROUTES = (
+  "none, none|x|table retriever,text retriever|Text Retriever.".split("|")
+)
 
 formed = st.builds(
   plan,
   st.sampled_from(["Who rules Chad?", "none", "", "Where is chad?"]),
-  st.sampled_from(
-    [
-      *ROUTE_NAMES.values(),
-      "none, none",
-      "x",
-      "table retriever,text retriever",
-      "Text Retriever.",
-    ]
-  ),
+  st.sampled_from([*ROUTE_NAMES.values(), *ODD_ROUTES]),
 )
 
 answered = st.builds(
@@ -146,15 +127,19 @@ steps = st.sampled_from(
 )
 
 
-@hypothesis.given(
-  st.lists(st.tuples(steps, pieces | formed | answered), max_size=6)
-)
+@given(st.lists(st.tuples(steps, pieces | formed | answered), max_size=6))
 def test_reference_preset_follows_the_references_rules(rows):
   reward = StepReward(embed, "reference")
   got = reward([step for step, _ in rows], [text for _, text in rows])
-  np.testing.assert_allclose(
-    got, [reference_oracle(*row) for row in rows], atol=1e-6
-  )
+  wanted = [reference_oracle(*row) for row in rows]
+  assert_allclose(got, wanted, atol=1e-6)
+
+
+TWO_ROUTES = (
+  "x<ret>Text Retriever</ret><sub-question>q</sub-question><think></think>"
+  "<ret>None</ret>"
+)
+FILM = "frank wisbar directed the film in that year"
 
 
 # Measured by running the reference's code, with every similarity 1.
@@ -170,17 +155,8 @@ def test_reference_preset_follows_the_references_rules(rows):
     (CHAD, plan("q", "text retriever."), 0.0),
     (CHAD, plan("q", "none, text retriever"), 0.0),
     (CHAD, "<ret>none</ret><sub-question>q</sub-question>", 0.0),
-    (
-      CHAD,
-      "x<ret>Text Retriever</ret><sub-question>q</sub-question>"
-      "<think></think><ret>None</ret>",
-      1.0,
-    ),
-    (
-      answer_step("frank wisbar directed the film in that year"),
-      answer("frank wisbar"),
-      2 / 7,
-    ),
+    (CHAD, TWO_ROUTES, 1.0),
+    (answer_step(FILM), answer("frank wisbar"), 2 / 7),
     (answer_step("frank wisbar"), answer("frank wisbar directed"), 1.0),
     (answer_step("frank wisbar", "wisbar, frank"), answer("frank"), 0.0),
     (answer_step("yes"), answer("yes and no"), 1.0),
@@ -189,9 +165,8 @@ def test_reference_preset_follows_the_references_rules(rows):
   ],
 )
 def test_reference_preset_values(step, text, expected):
-  alike = StepReward(
-    lambda texts: np.ones((len(texts), 1), np.float32), "reference"
-  )
+  ones = functools.partial(np.ones, dtype=np.float32)
+  alike = StepReward(lambda texts: ones((len(texts), 1)), "reference")
   assert alike([step], [text])[0] == pytest.approx(expected)
 
 
@@ -199,33 +174,24 @@ def test_reference_preset_values(step, text, expected):
 
 
 @pytest.mark.parametrize(
-  "text, expected",
+  "step, text, expected",
   [
-    (plan("Who rules Chad?", "Text Retriever"), 1.0),
-    (plan("Who rules Chad?", "Table Retriever"), 1.0),
-    (plan("Who rules Chad?", "Text Image Retriever"), 0.1 + 0.9 / 2),
-    (plan("None", "None"), 0.1),
-    (plan("None", "Text Retriever"), 0.0),
-    (plan("Who rules Chad?", "None"), 0.0),
-    (plan("Who rules Chad?", "Text Retriever") + "!", 0.0),
-    (plan("Who rules Chad?", "Text Retriever, Table Retriever"), 0.0),
-    ("", 0.0),
+    (CHAD, plan("Who rules Chad?", "Text Retriever"), 1.0),
+    (CHAD, plan("Who rules Chad?", "Table Retriever"), 1.0),
+    (CHAD, plan("Who rules Chad?", "Text Image Retriever"), 0.1 + 0.9 / 2),
+    (CHAD, plan("None", "None"), 0.1),
+    (CHAD, plan("None", "Text Retriever"), 0.0),
+    (CHAD, plan("Who rules Chad?", "None"), 0.0),
+    (CHAD, plan("Who rules Chad?", "Text Retriever") + "!", 0.0),
+    (CHAD, "", 0.0),
+    (STOP, plan("none", "none"), 1.0),
+    (STOP, plan("None", "None"), 1.0),
+    (STOP, plan("None?", "Text Retriever"), 0.1),
+    (answer_step("yes"), "yes", 0.0),
   ],
 )
-def test_default_preset_of_plans(text, expected):
-  assert reward_of(CHAD, text, "default") == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-  "text, expected",
-  [
-    (plan("none", "none"), 1.0),
-    (plan("None", "None"), 1.0),
-    (plan("None?", "Text Retriever"), 0.1),
-  ],
-)
-def test_default_preset_of_stops(text, expected):
-  assert reward_of(STOP, text, "default") == pytest.approx(expected)
+def test_default_preset_of_plans_and_malformed_text(step, text, expected):
+  assert reward_of(step, text, "default") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -244,29 +210,23 @@ def test_default_preset_of_answers(golds, text, expected):
   assert got == pytest.approx(0.1 + 0.9 * expected)
 
 
-def test_malformed_answer_has_reward_zero():
-  assert reward_of(answer_step("yes"), "yes", "default") == 0
-
-
-@hypothesis.given(
+@given(
   st.sampled_from(sorted(presets.REWARD_PRESETS)),
   st.lists(st.tuples(steps, pieces | formed | answered), max_size=6),
 )
 def test_rewards_lie_between_0_and_1(preset, rows):
   reward = StepReward(embed, preset)
-  components = reward.score(
-    [step for step, _ in rows], [text for _, text in rows]
-  )
+  texts = [text for _, text in rows]
+  components = reward.score([step for step, _ in rows], texts)
   assert np.all((components.total >= 0) & (components.total <= 1))
   assert np.all(components.total[components.well_formed == 0] == 0)
 
 
-@hypothesis.given(st.lists(st.tuples(steps, formed | answered), min_size=1))
+@given(st.lists(st.tuples(steps, formed | answered), min_size=1))
 def test_reward_does_not_depend_on_other_responses(rows):
   together = StepReward(embed)(*map(list, zip(*rows, strict=True)))
-  np.testing.assert_allclose(
-    together, [reward_of(*row, "default") for row in rows], atol=1e-6
-  )
+  wanted = [reward_of(*row, "default") for row in rows]
+  assert_allclose(together, wanted, atol=1e-6)
 
 
 # ---- The embedder.
@@ -314,11 +274,8 @@ def test_several_routes_are_right_if_each_is_accepted(names, earned):
   assert score("default", 2) == pytest.approx(earned)
   # A plan that names more routes than it may is malformed.
   assert score("default", 1) == pytest.approx(earned * ("," not in names))
-  assert (
-    score("reference", 2)
-    == score("reference", 1)
-    == pytest.approx(0.5 if "," in names else 1)
-  )
+  wanted = pytest.approx(0.5 if "," in names else 1)
+  assert score("reference", 2) == score("reference", 1) == wanted
 
 
 def test_components_of_a_reward():
@@ -327,12 +284,15 @@ def test_components_of_a_reward():
     [plan("Who rules Chad?", "Text Image Retriever"), "", answer("x")],
   )
   np.testing.assert_array_equal(components.route, [0, 0, np.nan])
-  np.testing.assert_allclose(components.similarity, [1, 0, np.nan], rtol=1e-6)
+  assert_allclose(components.similarity, [1, 0, np.nan], rtol=1e-6)
   np.testing.assert_array_equal(components.answer, [np.nan, np.nan, 1])
   means = components.means()
   assert means["well_formed"] == pytest.approx(2 / 3)
   assert means["similarity"] == pytest.approx(0.5)
   assert "answer" not in StepReward(embed).score([STOP], [""]).means()
+
+
+HERE = "tests.rewards.test_step_reward:"
 
 
 @pytest.mark.parametrize(
@@ -350,15 +310,13 @@ def test_searches_cost_reward(step, names, searches, earned):
   rows = ([step, answer_step("x")], [plan(asked, names), answer("x")])
   cheap = StepReward(embed, max_routes=2, search_cost=0.05)
   components = cheap.score(*rows)
-  np.testing.assert_allclose(components.total, [earned, 1], rtol=1e-6)
+  assert_allclose(components.total, [earned, 1], rtol=1e-6)
   np.testing.assert_array_equal(components.searches, [searches, np.nan])
   expensive = StepReward(embed, max_routes=2, search_cost=9.0)
   assert expensive.score(*rows).total.tolist() == [float(not searches), 1]
   # A user's reward has costs of its own.
   with pytest.raises(ValueError, match="search_cost=0"):
-    make_reward(
-      "tests.rewards.test_step_reward:reward_lengths", search_cost=0.1
-    )
+    make_reward(HERE + "reward_lengths", search_cost=0.1)
 
 
 def reward_lengths(steps, texts):
@@ -370,15 +328,13 @@ def reward_nan(steps, texts):
 
 
 def test_users_reward_is_found_by_its_name():
-  here = "tests.rewards.test_step_reward:"
-  components = make_reward(here + "reward_lengths").score(
-    [CHAD, STOP], ["abc", ""]
-  )
-  np.testing.assert_allclose(components.total, [0.3, 0])
+  reward = make_reward(HERE + "reward_lengths")
+  components = reward.score([CHAD, STOP], ["abc", ""])
+  assert_allclose(components.total, [0.3, 0])
   assert components.means() == {"total": pytest.approx(0.15)}
   with pytest.raises(ValueError, match="wanted 1 finite"):
-    make_reward(here + "reward_nan").score([CHAD], ["a"])
-  for name in (here + "absent", "no.such.module:f"):
+    make_reward(HERE + "reward_nan").score([CHAD], ["a"])
+  for name in (HERE + "absent", "no.such.module:f"):
     with pytest.raises(ValueError, match="cannot be imported"):
       make_reward(name)
 
@@ -387,9 +343,7 @@ def test_unknown_presets_bad_embedders_and_missing_golds_are_rejected():
   with pytest.raises(ValueError, match="reference, default"):
     StepReward(embed, "paper")
   # An embedder that failed without a word.
-  broken = StepReward(
-    lambda texts: np.full((len(texts), 2), np.nan, np.float32)
-  )
+  broken = StepReward(lambda texts: embed(texts) * np.nan)
   with pytest.raises(ValueError, match="unit vectors"):
     broken([CHAD], [plan("A?", "Text Retriever")])
   with pytest.raises(ValueError, match="no gold"):
