@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from r1router_jax.metrics import answers, numeric_range
+from r1router_jax.metrics.answers import reference_tokens, score_answer
+from r1router_jax.metrics.numeric_range import plain_text
 from tests import slow_bag_f1
 
 REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
@@ -42,27 +44,16 @@ def predictions(low, high, rng):
   step = step_of(high - low)
   ends = [low, high, int(low), int(high), int(high) + 1, int(low) - 1]
   points = [end + k * step for end in ends for k in (-2, -1, -0.5, 0, 0.5, 1)]
-  points += [
-    low + step * rng.randrange(int((high - low) / step) + 2) for _ in range(12)
-  ]
+  count = int((high - low) / step) + 2
+  points += [low + step * rng.randrange(count) for _ in range(12)]
   for x in points:
-    yield from {
-      str(x),
-      *(f"{x:.{d}f}" for d in range(5)),
-      f"{x:,.1f}",
-      f"-{x:g}",
-    }
+    yield from {*(f"{x:.{d}f}" for d in range(5))}
+    yield from (str(x), f"{x:,.1f}", f"-{x:g}")
   for x in (rng.choice(points) for _ in range(6)):
     yield from (
-      f"about {x:.2f} kg",
-      f"{x:.1f}-{x + step:.1f}",
-      f"{x:g}%",
-      f"The answer is {x:.0f}.",
-      f"${x:,.0f} or {x:.3f}, {x:.1f}",
-      f"{int(x)} {x:.1f} {x:.1f}",
-      f"0{x:.1f}",
-      f"{x:.1f}0",
-      f"{x:e}",
+      *(f"about {x:.2f} kg", f"{x:g}%", f"0{x:.1f}", f"{x:.1f}0", f"{x:e}"),
+      *(f"{x:.1f}-{x + step:.1f}", f"The answer is {x:.0f}."),
+      *(f"${x:,.0f} or {x:.3f}, {x:.1f}", f"{int(x)} {x:.1f} {x:.1f}"),
     )
   yield from "none one ten zero 1e3 nan inf -0 ? 1,234 0.0 -0.0 .5".split()
   yield from ("", "6.5.7", "9" * 400, "６.５", "²")
@@ -71,20 +62,18 @@ def predictions(low, high, rng):
 def check(low, high, seed):
   """Our scores are those of the grid, for every prediction."""
   golds = {}  # By a word of each: others share nothing with a prediction.
-  for gold in dict.fromkeys(map(answers.reference_tokens, grid(low, high))):
+  for gold in dict.fromkeys(map(reference_tokens, grid(low, high))):
     golds.setdefault(gold[0], []).append(gold)
     assert len(gold) == 1
   hits = 0
   for text in predictions(low, high, random.Random(seed)):
     some = [
-      gold
-      for word in answers.reference_tokens(text)
-      for gold in golds.get(word, ())
+      gold for word in reference_tokens(text) for gold in golds.get(word, ())
     ]
-    found = answers.score_answer(text, ("not looked at",), (low, high))
-    wanted = slow_bag_f1.best(answers.reference_tokens(text), some)
+    found = score_answer(text, ("not looked at",), (low, high))
+    wanted = slow_bag_f1.best(reference_tokens(text), some)
     assert (found.precision, found.recall, found.f1) == wanted, text
-    assert found.exact == (answers.reference_tokens(text) in some)
+    assert found.exact == (reference_tokens(text) in some)
     hits += wanted[1]
   assert hits > 20
 
@@ -146,9 +135,8 @@ def test_huge_grid_is_tested_in_bounded_time():
   start = time.process_time()
   assert numeric_range.is_on_grid("123456789012345", 0.0, 1e15)
   for number in (1234567890123.0, 123456789012345.0):
-    assert numeric_range.is_on_grid(str(number), 0.0, 1e15) == (
-      round(np.float64(number), 3) == number
-    )
+    wanted = round(np.float64(number), 3) == number
+    assert numeric_range.is_on_grid(str(number), 0.0, 1e15) == wanted
   assert not numeric_range.is_on_grid("1234567890123456", 0.0, 1e15)
   assert time.process_time() - start < 1  # CPU seconds.
 
@@ -209,9 +197,7 @@ def test_spelled_and_formatted_numbers_are_read(text, low, high):
   assert not numeric_range.is_in_range(high + 1e-3, high + 1e12, text)
 
 
-@hypothesis.given(
-  st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)
-)
+@hypothesis.given(*[st.floats(-1e6, 1e6)] * 3)
 def test_is_in_range_matches_a_comparison(x, one, other):
   low, high = sorted((one, other))
   for text in (repr(x), f"It weighs {x!r} kg, not 3."):
@@ -230,16 +216,11 @@ def test_wikidata_values_are_in_range():
         text = spelling % value
         within = gold["range"][0] <= float(text) <= gold["range"][1]
         assert numeric_range.is_in_range(*gold["range"], text) == within
-        missed[spelling] += not answers.score_answer(
-          text, (), gold["range"]
-        ).recall
+        missed[spelling] += not score_answer(text, (), gold["range"]).recall
     assert numeric_range.is_in_range(*gold["range"], row["answer"][0])
   assert missed["%g"] >= 10 and missed["%r"] > missed["%g"]
 
 
 def test_plain_text():
-  assert (
-    numeric_range.plain_text(" Ａ\u2003ﬁ\u2014–−‐\u00ad \ud800٣")
-    == "a fi---- \ud8003"
-  )
-  assert re.fullmatch("[a ]+", numeric_range.plain_text("A\n\tA"))
+  assert plain_text(" Ａ\u2003ﬁ\u2014–−‐\u00ad \ud800٣") == "a fi---- \ud8003"
+  assert re.fullmatch("[a ]+", plain_text("A\n\tA"))
