@@ -1,5 +1,6 @@
-import dataclasses
+import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,9 +22,7 @@ ROUTES = ("text", "image", "table")
 
 def trajectory(gold, chosen, *faults, final="Chad"):
   """`gold` holds accepted routes per hop, "text|table"; `chosen` rounds."""
-  hops = tuple(
-    Hop("Which?", tuple(routes.split("|")), ("a",)) for routes in gold
-  )
+  hops = tuple(Hop("Which?", tuple(some.split("|")), ("a",)) for some in gold)
   rounds = tuple(
     Round(
       Plan("t", f"What {n}?", (route,)),
@@ -33,10 +32,12 @@ def trajectory(gold, chosen, *faults, final="Chad"):
     for n, route in enumerate(chosen)
   )
   answer = Answer("", final) if final else Malformed("?", "no tags")
-  question = Question(
-    "q", "Where?", ("Chad", "Republic of Chad"), hops=hops, family="f"
-  )
+  golds = ("Chad", "Republic of Chad")
+  question = Question("q", "Where?", golds, hops=hops, family="f")
   return Trajectory(question, rounds, answer, faults, 7)
+
+
+score = functools.partial(trajectories.score_trajectories, max_steps=3)
 
 
 def oracle(gold, chosen, stopped):
@@ -64,22 +65,15 @@ def test_route_correctness_at_every_position(gold):
   for length in range(4):
     for chosen in itertools.product(ROUTES, repeat=length):
       for fault in ((), ("stuck: x",)) if length < 3 else ((),):
-        found = trajectories.route_correctness(
-          trajectory(gold, chosen, *fault), 3
-        )
+        one = trajectory(gold, chosen, *fault)
+        found = trajectories.route_correctness(one, 3)
         assert found == oracle(gold, chosen, length < 3 and not fault)
 
 
 def test_malformed_answer_scores_zero_unless_scored_raw():
-  malformed = dataclasses.replace(
-    trajectory((), ()), final=Malformed("It is Chad, not tagged", "no tags")
-  )
-  strict, raw = (
-    trajectories.score_trajectories(
-      [malformed], max_steps=3, score_malformed=raw
-    )
-    for raw in (False, True)
-  )
+  untagged = Malformed("It is Chad, not tagged", "no tags")
+  one = replace(trajectory((), ()), final=untagged)
+  strict, raw = (score([one], score_malformed=raw) for raw in (False, True))
   assert strict["recall"] == [0] and raw["recall"] == [1]
   assert strict["exact"] == raw["exact"] == [0]
 
@@ -110,10 +104,10 @@ def test_route_correctness_of_known_trajectories():
 def test_plan_with_several_routes(gold, chosen, right):
   """Right where each is accepted; each costs a retrieval."""
   one = trajectory(gold, chosen[:1])
-  done = dataclasses.replace(one.rounds[0], plan=Plan("t", "What?", chosen))
-  found = dataclasses.replace(one, rounds=(done,), truncated_tokens=9)
+  done = replace(one.rounds[0], plan=Plan("t", "What?", chosen))
+  found = replace(one, rounds=(done,), truncated_tokens=9)
   assert trajectories.route_correctness(found, 3)[0] == right
-  columns = trajectories.score_trajectories([found, one], max_steps=3)
+  columns = score([found, one])
   assert columns["retrievals"].tolist() == [2, 1]
   assert columns["cut"].tolist() == [9, 0]
   assert columns["format"].tolist() == [1, 1]
@@ -122,22 +116,17 @@ def test_plan_with_several_routes(gold, chosen, right):
 def test_missing_passage_image_is_no_format_fault():
   found = trajectory(("text",), ("text",), "picture: a.png: gone")
   assert trajectories.route_correctness(found, 3) == [True, True]
-  assert trajectories.score_trajectories([found], max_steps=3)["format"] == 1
+  assert score([found])["format"] == 1
 
 
 def test_score_columns_of_known_trajectories():
+  long, text = "the Republic of Chad, I think", ("text",)
   some = [
-    trajectory(("text",), ("text",)),
-    trajectory(
-      ("text",),
-      ("text", "image"),
-      "plan: no tags",
-      final="the Republic of Chad, I think",
-    ),
-    trajectory(("text",), (), "final: no tags", "repeated: x", final=""),
+    trajectory(text, text),
+    trajectory(text, ("text", "image"), "plan: no tags", final=long),
+    trajectory(text, (), "final: no tags", "repeated: x", final=""),
   ]
-  found = trajectories.score_trajectories(some, max_steps=3)
-  scores = answers.score_answer("the Republic of Chad, I think", ("Chad",))
+  found = score(some)
   assert {name: column.tolist() for name, column in found.items()} == dict(
     recall=[1, 1, 0],
     f1=[1, pytest.approx(0.75), 0],
@@ -152,18 +141,16 @@ def test_score_columns_of_known_trajectories():
     tokens=[7, 7, 7],
     cut=[0, 0, 0],
   )
-  assert scores.recall == 1
+  assert answers.score_answer(long, ("Chad",)).recall == 1
 
 
 def test_interval_is_used_by_both_rule_sets():
   one = trajectory((), (), final="6.6 kg")
-  question = dataclasses.replace(
-    one.question, answers=("6.6 kg",), interval=(7.0, 8.0)
-  )
-  wrong = dataclasses.replace(one, question=question)
-  right = dataclasses.replace(wrong, final=Answer("", "About 7.25 kg."))
-  off = dataclasses.replace(wrong, final=Answer("", "7.255"))  # Off the grid.
-  columns = trajectories.score_trajectories([wrong, right, off], max_steps=3)
+  question = replace(one.question, answers=("6.6 kg",), interval=(7.0, 8.0))
+  wrong = replace(one, question=question)
+  right = replace(wrong, final=Answer("", "About 7.25 kg."))
+  off = replace(wrong, final=Answer("", "7.255"))  # Off the grid.
+  columns = score([wrong, right, off])
   assert columns["recall"].tolist() == [0, 1, 0]
   assert columns["f1"].tolist() == [0, 0.5, 0]
   assert columns["default_recall"].tolist() == [0, 1, 1]
@@ -175,13 +162,9 @@ def test_evidence_recall():
 
   def with_evidence(evidence, chosen):
     found = trajectory(("text",) * len(evidence), chosen)
-    hops = tuple(
-      dataclasses.replace(hop, evidence=ids)
-      for hop, ids in zip(found.question.hops, evidence, strict=True)
-    )
-    return dataclasses.replace(
-      found, question=dataclasses.replace(found.question, hops=hops)
-    )
+    pairs = zip(found.question.hops, evidence, strict=True)
+    hops = tuple(replace(hop, evidence=ids) for hop, ids in pairs)
+    return replace(found, question=replace(found.question, hops=hops))
 
   some = [
     with_evidence([("text/0",), ("image/1", "image/7")], ("text", "image")),
@@ -191,6 +174,6 @@ def test_evidence_recall():
     with_evidence([], ()),
     with_evidence([("text/0",)], ()),
   ]
-  column = trajectories.score_trajectories(some, max_steps=3)["retrieval"]
+  column = score(some)["retrieval"]
   np.testing.assert_array_equal(column, [1, 0.5, 0, np.nan, np.nan, 0])
   assert trajectories.drop_nan(column).tolist() == [1, 0.5, 0, 0]
