@@ -18,10 +18,8 @@ def make_inputs():
   tokens = np.zeros((3, CLIP.max_tokens), np.int32)
   for row, length in enumerate((7, 4, 2)):
     tokens[row, :length] = [38, *rng.integers(1, 38, length - 2), 39]
-  pixels = rng.normal(size=(3, CLIP.image_size, CLIP.image_size, 3)).astype(
-    np.float32
-  )
-  return pixels, tokens
+  pixels = rng.normal(size=(3, CLIP.image_size, CLIP.image_size, 3))
+  return pixels.astype(np.float32), tokens
 
 
 def init_params():
@@ -77,9 +75,7 @@ def openai_tensors(model):
   for old, new in moved:
     for kind in ("weight", "bias"):
       out[f"{new}.{kind}"] = state[f"{old}.{kind}"]
-  return {
-    f"clip_model.{name}": np.ascontiguousarray(x) for name, x in out.items()
-  }
+  return {f"clip_model.{k}": np.ascontiguousarray(x) for k, x in out.items()}
 
 
 @pytest.mark.oracle
@@ -129,10 +125,8 @@ def test_vectors_agree_with_transformers(tmp_path):
       model.visual_projection(seen.pooler_output).numpy(),
       model.text_projection(read.pooler_output).numpy(),
     )
-  got = (
-    encode(params, pixels, "encode_image"),
-    encode(params, tokens, "encode_text"),
-  )
+  got = [encode(params, pixels, "encode_image")]
+  got.append(encode(params, tokens, "encode_text"))
   # Vectors near 0 would agree with anything.
   assert np.abs(wanted[0]).max() > 0.5 and np.abs(wanted[1]).max() > 0.5
   for ours, theirs in zip(got, wanted, strict=True):
@@ -142,12 +136,10 @@ def test_vectors_agree_with_transformers(tmp_path):
 def test_score_fusion_is_the_sum_of_both_vectors():
   params = init_params()
   pixels, tokens = map(jnp.asarray, make_inputs())
-  np.testing.assert_allclose(
-    jax.jit(clip.Clip(CLIP).apply)({"params": params}, pixels, tokens),
-    encode(params, pixels, "encode_image")
-    + encode(params, tokens, "encode_text"),
-    atol=1e-6,
-  )
+  image = encode(params, pixels, "encode_image")
+  both = jax.jit(clip.Clip(CLIP).apply)({"params": params}, pixels, tokens)
+  wanted = image + encode(params, tokens, "encode_text")
+  np.testing.assert_allclose(both, wanted, atol=1e-6)
 
 
 def test_tokens_after_the_end_do_not_count():
