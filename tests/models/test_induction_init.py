@@ -1,6 +1,6 @@
 """Planted induction heads continue repeated text; a random start does not."""
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,14 @@ import pytest
 
 from r1router_jax.models import induction_init, qwen2_5_vl
 from tests import tiny_policy
+from tests.tiny_policy import EncodedPrompt
 
 # The head size matters: fast frequencies find the neighbour, slow ones carry
 # the content.  Sizes are those of configs/sft.py, but for fewer layers.
-CONFIG = dataclasses.replace(
+SIZES = dict(vocab=512, hidden=128, mlp=32, layers=2, heads=4, kv_heads=4)
+CONFIG = replace(
   tiny_policy.MODEL_CONFIG,
-  vocab=512,
-  hidden=128,
-  mlp=32,
-  layers=2,
-  heads=4,
-  kv_heads=4,
+  **SIZES,
   mrope_section=(4, 6, 6),
   theta=1e6,
   tied=True,
@@ -30,9 +27,7 @@ LENGTH = 24
 
 def init_params(config):
   """Return random parameters; only those of the decoder matter here."""
-  prompt = tiny_policy.collate(
-    config, [tiny_policy.EncodedPrompt([7])], length=2
-  )
+  prompt = tiny_policy.collate(config, [EncodedPrompt([7])], length=2)
   return jax.jit(qwen2_5_vl.QwenVL(config).init)(
     jax.random.key(0), prompt, np.zeros((1, 1, 2), np.int32)
   )["params"]
@@ -41,16 +36,11 @@ def init_params(config):
 def continued_fraction(params, seed=0):
   """Return how often the second half of a repeated sequence is predicted."""
   rng = np.random.default_rng(seed)
-  half = np.stack(
-    [rng.permutation(np.arange(6, 512))[:LENGTH] for _ in range(16)]
-  ).astype(np.int32)
-  twice = np.concatenate([half, half], 1)[:, None]
-  batch = [tiny_policy.EncodedPrompt([4])] * len(
-    twice
-  )  # The prompt says nothing.
-  prompt = jax.tree.map(
-    jnp.asarray, tiny_policy.collate(CONFIG, batch, length=2)
-  )
+  half = [rng.permutation(np.arange(6, 512))[:LENGTH] for _ in range(16)]
+  twice = np.concatenate([half, half], 1)[:, None].astype(np.int32)
+  batch = [EncodedPrompt([4])] * len(twice)  # The prompt says nothing.
+  prompt = tiny_policy.collate(CONFIG, batch, length=2)
+  prompt = jax.tree.map(jnp.asarray, prompt)
   model = qwen2_5_vl.QwenVL(CONFIG)
   states = jax.jit(
     lambda params: model.apply({"params": params}, prompt, jnp.asarray(twice))
@@ -74,6 +64,4 @@ def test_planted_heads_continue_repeated_sequences():
 )
 def test_unsupported_shapes_are_refused(change):
   with pytest.raises(ValueError, match="config.policy.induction wants"):
-    induction_init.plant_induction_heads(
-      {}, dataclasses.replace(CONFIG, **change), 0
-    )
+    induction_init.plant_induction_heads({}, replace(CONFIG, **change), 0)
