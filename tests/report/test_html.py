@@ -48,12 +48,11 @@ VOID = {"meta", "img", "line", "polyline", "br"}
 
 
 class Outline(html.parser.HTMLParser):
-  """Tags with the names of their attributes; text; values of attributes."""
+  """Tags with the names of their attributes; values of attributes."""
 
   def __init__(self, page):
     super().__init__()
     self.tags, self.open, self.values = [], [], []
-    self.texts = []
     self.feed(page)
     self.close()
 
@@ -71,9 +70,6 @@ class Outline(html.parser.HTMLParser):
   def handle_endtag(self, tag):
     assert self.open.pop() == tag
 
-  def handle_data(self, data):
-    self.texts.append(data)
-
 
 def trajectory(word="x", image=""):
   """A trajectory with `word` in every field that holds text."""
@@ -82,15 +78,10 @@ def trajectory(word="x", image=""):
     Passage(word, "image", word, image=image, score=0.5),
     Passage("hit", "text", word),
   )
+  about = dict(family=word, benchmark=word, subjects=(word,))
+  hops = (Hop(word, ("image",), (word,), evidence=("hit",)),)
   question = Question(
-    word,
-    word,
-    answers=(word, word),
-    image=image,
-    family=word,
-    benchmark=word,
-    subjects=(word,),
-    hops=(Hop(word, ("image",), (word,), evidence=("hit",)),),
+    word, word, answers=(word, word), image=image, hops=hops, **about
   )
   rounds = (
     Round(plan, passages, Answer(word, word)),
@@ -101,41 +92,32 @@ def trajectory(word="x", image=""):
 
 def group(step, word="x"):
   """A group of samples as a run writes it."""
-  return dict(
-    step=step,
-    id=word,
-    kind=word,
-    question=word,
-    history=[[word, ""]],
-    sub_question=word,
-    gold=[word, word],
-    responses=[word, word],
-    rewards=[0.25, 1.0],
-    advantages=[-0.7, 0.7],
-  )
+  texts = dict.fromkeys(("id", "kind", "question", "sub_question"), word)
+  pairs = dict.fromkeys(("gold", "responses"), [word, word])
+  numbers = dict(step=step, rewards=[0.25, 1.0], advantages=[-0.7, 0.7])
+  return texts | pairs | numbers | dict(history=[[word, ""]])
+
+
+def write_page(tmp_path, title="t", **parts):
+  """Return the page of some parts."""
+  path = tmp_path / "sub" / "report.html"
+  html_lib.write_page(path, title=title, **parts)
+  return path.read_text(encoding="utf-8")
 
 
 def write(tmp_path, word="x", image=""):
-  path = tmp_path / "sub" / "report.html"
-  html_lib.write_page(
-    path,
+  """Return a page with every part, and `word` in every field."""
+  wrong = Trajectory(Question("q", word, (word,)), (), Malformed(word, word))
+  two = {word: [(0, 2.0), (5, 1.0)], f"{word}!": [(0, 0.0), (1, math.nan)]}
+  return write_page(
+    tmp_path,
     title=word,
     summary=[word, word],
     tables={word: table.Table((word, word), ((word, word), (word, None)))},
-    curves={
-      word: {"": [(0, 0.0), (1, 1.0)]},
-      f"{word} two": {
-        word: [(0, 2.0), (5, 1.0)],
-        f"{word}!": [(0, 0.0), (1, math.nan)],
-      },
-    },
+    curves={word: {"": [(0, 0.0), (1, 1.0)]}, f"{word} two": two},
     sample_groups={word: [group(5, word), group(10, word)]},
-    trajectories=[
-      trajectory(word, image),
-      Trajectory(Question("q", word, (word,)), (), Malformed(word, word)),
-    ],
+    trajectories=[trajectory(word, image), wrong],
   )
-  return path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("word", HOSTILE)
@@ -152,18 +134,15 @@ def test_hostile_text_is_escaped(tmp_path, word):
 
 
 @hypothesis.given(
-  word=st.text(min_size=1, max_size=80).filter(
-    lambda text: sanitize_text(text).strip()
-  )
+  st.text(max_size=80).filter(lambda text: sanitize_text(text).strip())
 )
 @hypothesis.settings(
   deadline=None,
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 def test_no_text_changes_the_page_structure(tmp_path, word):
-  assert Outline(write(tmp_path, word)).tags == (
-    Outline(write(tmp_path, "x")).tags
-  )
+  wanted = Outline(write(tmp_path, "x")).tags
+  assert Outline(write(tmp_path, word)).tags == wanted
 
 
 def test_page_loads_nothing_from_outside(tmp_path):
@@ -181,17 +160,13 @@ def test_page_loads_nothing_from_outside(tmp_path):
       assert re.fullmatch("#t[0-9]+", value)
     assert "//" not in value or name == "src", (tag, name, value)
   assert outline.open == []
-  assert (
-    "meta",
-    "content",
-    (
-      "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-      "base-uri 'none'; form-action 'none'"
-    ),
-  ) in outline.values
+  policy = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+  )
+  assert ("meta", "content", policy) in outline.values
   # The style sheet is part of the page.
-  assert "url(" not in page
-  assert "@import" not in page
+  assert "url(" not in page and "@import" not in page
 
 
 def test_images_are_encoded_anew(tmp_path):
@@ -227,15 +202,11 @@ def test_verdicts_routes_and_evidence_are_shown(tmp_path):
 
 def test_every_route_has_a_badge(tmp_path):
   done = Round(Plan("t", "x", ("text", "table", "x")), (), Answer("", "x"))
-  html_lib.write_page(
-    tmp_path / "r.html",
-    title="t",
-    trajectories=[Trajectory(Question("q", "x"), (done,), Answer("", "x"))],
-  )
+  one = Trajectory(Question("q", "x"), (done,), Answer("", "x"))
   assert (
     'Round 1 <span class="badge text">Text Retriever</span> <span class="'
     'badge table">Table Retriever</span> <span class="badge none">None</span>'
-  ) in (tmp_path / "r.html").read_text(encoding="utf-8")
+  ) in write_page(tmp_path, trajectories=[one])
 
 
 @pytest.mark.parametrize(
@@ -253,18 +224,11 @@ def test_is_exactly_right(final, mark):
 
 
 def test_table_cells_are_formatted(tmp_path):
-  path = tmp_path / "r.html"
-  html_lib.write_page(
-    path,
-    title="t",
-    tables={
-      "Scores": table.Table(
-        ("method", "2Wiki", "steps"),
-        (("r1", Interval(0.634, 0.58, 0.689), 2), ("base", 0.25, None)),
-      )
-    },
+  scores = table.Table(
+    ("method", "2Wiki", "steps"),
+    (("r1", Interval(0.634, 0.58, 0.689), 2), ("base", 0.25, None)),
   )
-  page = path.read_text(encoding="utf-8")
+  page = write_page(tmp_path, tables={"Scores": scores})
   assert "<td>63.4<small>58–69</small></td><td>2</td>" in page
   assert "<td>0.25</td><td>–</td>" in page
   assert "Learning curves" not in page
@@ -272,21 +236,9 @@ def test_table_cells_are_formatted(tmp_path):
 
 
 def test_first_and_last_sample_groups_are_shown(tmp_path):
-  path = tmp_path / "r.html"
-  html_lib.write_page(
-    path,
-    title="t",
-    sample_groups={
-      "a": [
-        group(5, "early"),
-        group(5, "dawn"),
-        group(6, "noon"),
-        group(7, "late"),
-      ],
-      "b": [],
-    },
-  )
-  page = path.read_text(encoding="utf-8")
+  steps = dict(early=5, dawn=5, noon=6, late=7)
+  some = [group(step, word) for word, step in steps.items()]
+  page = write_page(tmp_path, sample_groups={"a": some, "b": []})
   assert "Samples drawn during training" in page
   for word, times in (("early", 9), ("dawn", 9), ("noon", 0), ("late", 9)):
     assert page.count(f">{word}") + page.count(f" {word}") == times, word
@@ -294,8 +246,8 @@ def test_first_and_last_sample_groups_are_shown(tmp_path):
     '<th scope="row">0.25</th><td>-0.70</td><td>late</td></tr>'
     '<tr><th scope="row">1.00</th><td>+0.70</td><td>late</td>'
   ) in page
-  html_lib.write_page(path, title="t", sample_groups={"b": []})
-  assert "Samples drawn during training" not in path.read_text(encoding="utf-8")
+  page = write_page(tmp_path, sample_groups={"b": []})
+  assert "Samples drawn during training" not in page
 
 
 def test_long_text_is_folded_and_truncated(tmp_path):
