@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,29 +16,42 @@ from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf_checkpoint, safetensors_io
 from r1router_jax.policy import config, policy
 from r1router_jax.protocol import messages
-from tests import prompt_cases, tiny_policy
+from tests import tiny_policy
+from tests.prompt_cases import plan_conversation
+from tests.tiny_policy import FULL_VOCAB_CONFIG, POLICY_CONFIG, TOKENIZER
 
 
 @pytest.fixture(scope="module")
 def random_policy():
   return policy.Policy(
-    tiny_policy.POLICY_CONFIG,
-    tiny_policy.TOKENIZER,
-    tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG),
+    POLICY_CONFIG, TOKENIZER, tiny_policy.params(FULL_VOCAB_CONFIG)
   )
 
 
 def make_prompt(text, image=""):
-  return prompt_cases.plan_conversation(text, image, (), style="compact")
+  return plan_conversation(text, image, (), style="compact")
 
 
 TEMPERATURE_1 = token_sampling.SamplingParams()
 
-PROMPTS = [
-  make_prompt("Who rules Chad?"),
-  make_prompt("And Niger?"),
-  make_prompt("How long is it?"),
-]
+QUESTIONS = ("Who rules Chad?", "And Niger?", "How long is it?")
+
+PROMPTS = [make_prompt(text) for text in QUESTIONS]
+
+
+def sample_pairs(some_policy, prompts, seed=0):
+  """Return two responses to each prompt, at temperature 1."""
+  return some_policy.generate(prompts, jax.random.key(seed), 2, TEMPERATURE_1)
+
+
+def write_image(path, seed=0):
+  rng = np.random.default_rng(seed)
+  Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+  return str(path)
+
+
+def with_options(some_policy, **options):
+  return replace(some_policy, config=replace(some_policy.config, **options))
 
 
 # Groups of two calls, response by response.
@@ -51,29 +65,18 @@ def assert_equal_responses(got, wanted):
 
 
 def test_saved_policy_gives_the_same_responses(random_policy, tmp_path):
-  wanted = random_policy.generate(
-    PROMPTS, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
-  )
+  wanted = sample_pairs(random_policy, PROMPTS)
   assert [len(group) for group in wanted] == [2, 2, 2]
   random_policy.save(tmp_path / "policy")
-  assert {p.name for p in (tmp_path / "policy").iterdir()} == {
-    "config.json",
-    "model.safetensors",
-    "policy.json",
-    "tokenizer.json",
-  }
+  names = ["config.json", "model.safetensors", "policy.json", "tokenizer.json"]
+  assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == names
   # The folder holds all that makes the responses.
   again = policy.load(tmp_path / "policy")
   assert again.config == random_policy.config
   jax.tree.map(
     np.testing.assert_array_equal, again.params, random_policy.params
   )
-  assert_equal_responses(
-    again.generate(
-      PROMPTS, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
-    ),
-    wanted,
-  )
+  assert_equal_responses(sample_pairs(again, PROMPTS), wanted)
   # Saving a policy where it lies keeps its tokenizer.
   again.save(tmp_path / "policy")
   assert policy.load(tmp_path / "policy").processor.tokenizer.vocab_size == 4096
@@ -91,29 +94,18 @@ def test_greedy_group_members_are_equal(random_policy, asked):
 
 
 def test_response_is_independent_of_its_batch(random_policy):
-  together = random_policy.generate(
-    PROMPTS, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
-  )
+  together = sample_pairs(random_policy, PROMPTS)
   # Alone, then in a batch that decodes in several rounds.
   for i in (2, 0):
-    alone = random_policy.generate(
-      PROMPTS[i : i + 1],
-      jax.random.key(0),
-      group_size=2,
-      sampling=TEMPERATURE_1,
-    )
+    alone = sample_pairs(random_policy, PROMPTS[i : i + 1])
     assert_equal_responses(alone, together[i : i + 1])
-  many = random_policy.generate(
-    PROMPTS * 7, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
-  )
+  many = sample_pairs(random_policy, PROMPTS * 7)
   assert_equal_responses(many, together * 7)
 
 
 def test_text_and_logp_belong_to_the_tokens(random_policy):
   tokenizer = random_policy.processor.tokenizer
-  for group in random_policy.generate(
-    PROMPTS, jax.random.key(1), group_size=2, sampling=TEMPERATURE_1
-  ):
+  for group in sample_pairs(random_policy, PROMPTS, seed=1):
     for response in group:
       assert len(response.tokens) == len(response.logp) <= 12
       assert response.text == tokenizer.decode(response.tokens)
@@ -123,55 +115,34 @@ def test_text_and_logp_belong_to_the_tokens(random_policy):
 
 
 def test_prompts_with_and_without_images_in_one_batch(random_policy, tmp_path):
-  path = str(tmp_path / "p.png")
-  pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-  Image.fromarray(pixels).save(path)
-  asked = [PROMPTS[0], make_prompt("What is it?", path)]
+  image = write_image(tmp_path / "p.png")
+  asked = [PROMPTS[0], make_prompt("What is it?", image)]
   # Prompts of two shapes, sampled one after the other.
-  text, picture = random_policy.generate(
-    asked, jax.random.key(0), group_size=2, sampling=TEMPERATURE_1
-  )
-  assert_equal_responses(
-    [text],
-    random_policy.generate(PROMPTS[:1], jax.random.key(0), 2, TEMPERATURE_1),
-  )
+  text, picture = sample_pairs(random_policy, asked)
+  assert_equal_responses([text], sample_pairs(random_policy, PROMPTS[:1]))
   assert len(picture) == 2
 
 
 def test_two_images_in_a_prompt(random_policy, tmp_path):
   """The model sees each image in its place, in any batch."""
-  paths = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
-  rng = np.random.default_rng(0)
-  for path in paths:
-    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
-  seeing = dataclasses.replace(
-    random_policy,
-    config=dataclasses.replace(random_policy.config, passage_images=2),
-  )
+  a, b, c = (write_image(tmp_path / f"{n}.png", seed=n) for n in range(3))
+  seeing = with_options(random_policy, passage_images=2)
 
   def show(*images):
     passages = [
       Passage(f"{n}", "image", "a flag", path) for n, path in enumerate(images)
     ]
-    step = Step(
-      "q",
-      "answer",
-      Question("q", "?"),
-      sub_question="Who?",
-      passages=tuple(passages),
-    )
+    shown = dict(sub_question="Who?", passages=tuple(passages))
+    step = Step("q", "answer", Question("q", "?"), **shown)
     return seeing.config.build_prompt(step)
 
   # Order and choice of the images differ.
-  a, b, c = paths
   shown = [show(a, b), show(b, a), show(a, c), show(a)]
   assert [len(each.images) for each in shown] == [2, 2, 2, 1]
-  together = seeing.generate(shown, jax.random.key(0), 2, TEMPERATURE_1)
+  together = sample_pairs(seeing, shown)
   for i in (0, 3):
-    assert_equal_responses(
-      seeing.generate(shown[i : i + 1], jax.random.key(0), 2, TEMPERATURE_1),
-      together[i : i + 1],
-    )
+    alone = sample_pairs(seeing, shown[i : i + 1])
+    assert_equal_responses(alone, together[i : i + 1])
   # Equal tokens have equal random numbers: differences come from the images.
   first = [group[0].logp[0] for group in together[:3]]
   assert len({round(float(logp), 4) for logp in first}) == 3
@@ -217,22 +188,10 @@ def test_published_checkpoint_opens_as_policy(random_policy, tmp_path):
   assert opened.config.style == "full"
   assert opened.params["embed"].dtype == jnp.bfloat16
   # Few tokens, since bfloat16 is slow on CPUs.
-  short = dataclasses.replace(
-    opened,
-    config=dataclasses.replace(
-      opened.config, response_tokens=(6,), decode_batch_size=1
-    ),
-  )
-  path = str(tmp_path / "p.png")
-  Image.new("RGB", (40, 30), "red").save(path)
-  (group,) = short.generate(
-    [
-      prompt_cases.plan_conversation(
-        "Whose flag is this?", path, (), style="full"
-      )
-    ],
-    jax.random.key(0),
-  )
+  short = with_options(opened, response_tokens=(6,), decode_batch_size=1)
+  path = write_image(tmp_path / "p.png")
+  asked = plan_conversation("Whose flag is this?", path, (), style="full")
+  (group,) = short.generate([asked], jax.random.key(0))
   assert 1 <= len(group[0].tokens) <= 6
   assert np.isfinite(group[0].logp).all()
 
@@ -253,7 +212,7 @@ OPTIONS = dict(
 
 @pytest.mark.parametrize("options", [{}, OPTIONS])
 def test_config_survives_json(options):
-  known = dataclasses.replace(tiny_policy.POLICY_CONFIG, **options)
+  known = replace(POLICY_CONFIG, **options)
   tree = json.loads(json.dumps(dataclasses.asdict(known)))
   assert config.PolicyConfig.from_dict(tree) == known
   assert known.enabled_extensions() == options
@@ -265,18 +224,13 @@ def test_extensions_are_saved_and_overridden(random_policy, tmp_path):
   warm = config.read_config(config.WARM_START)
   assert "routes" not in (config.WARM_START / config.POLICY_FILE).read_text()
   assert warm.enabled_extensions() == {}
-  some = dataclasses.replace(
-    random_policy, config=dataclasses.replace(random_policy.config, **OPTIONS)
-  )
-  some.save(tmp_path)
+  with_options(random_policy, **OPTIONS).save(tmp_path)
   assert config.read_config(tmp_path).enabled_extensions() == OPTIONS
   # Options of a run replace those of the file, one by one.
   given = dict(passage_tokens=dict(table=9), max_routes=1)
-  assert config.config_for_run(
-    str(tmp_path), given
-  ).enabled_extensions() == dict(
-    passage_images=1, passage_tokens=messages.PassageTokens(table=9)
-  )
+  found = config.config_for_run(str(tmp_path), given).enabled_extensions()
+  limits = messages.PassageTokens(table=9)
+  assert found == dict(passage_images=1, passage_tokens=limits)
 
 
 def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
@@ -287,16 +241,14 @@ def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
     tree[old] = tree.pop(new)
   tree["routes"] = 3
   path.write_text(json.dumps(tree))
-  wanted = dataclasses.replace(random_policy.config, max_routes=3)
+  wanted = replace(random_policy.config, max_routes=3)
   assert config.read_config(tmp_path) == wanted
   # Overrides by old names win over the policy's own options, too.
   assert config.config_for_run(str(tmp_path), dict(routes=2)).max_routes == 2
   # The shipped policy is of such a version.
-  warm_start = json.loads((config.WARM_START / config.POLICY_FILE).read_text())
-  assert (
-    config.read_config(config.WARM_START).decode_batch_size
-    == warm_start["batch_rows"]
-  )
+  saved = json.loads((config.WARM_START / config.POLICY_FILE).read_text())
+  warm = config.read_config(config.WARM_START)
+  assert warm.decode_batch_size == saved["batch_rows"]
 
 
 @pytest.mark.parametrize(
@@ -307,22 +259,17 @@ def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
     (dict(passage_images=-1), "passage_images is -1"),
     (dict(passage_tokens=messages.PassageTokens(table=-1)), "table=-1.*0 for"),
     (
-      dict(
-        passage_images=1,
-        model=dataclasses.replace(tiny_policy.FULL_VOCAB_CONFIG, vision=None),
-      ),
+      dict(passage_images=1, model=replace(FULL_VOCAB_CONFIG, vision=None)),
       "reads texts alone: set it to 0",
     ),
   ],
 )
 def test_extension_out_of_range_is_rejected(options, says):
   with pytest.raises(ValueError, match=says):
-    dataclasses.replace(tiny_policy.POLICY_CONFIG, **options)
+    replace(POLICY_CONFIG, **options)
 
 
 def test_init_policy_has_the_parameters_of_its_config():
-  made = policy.init_policy(tiny_policy.POLICY_CONFIG, tiny_policy.TOKENIZER, 0)
+  made = policy.init_policy(POLICY_CONFIG, TOKENIZER, 0)
   shapes = jax.tree.map(np.shape, made.params)
-  assert shapes == jax.tree.map(
-    np.shape, tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
-  )
+  assert shapes == jax.tree.map(np.shape, tiny_policy.params(FULL_VOCAB_CONFIG))
