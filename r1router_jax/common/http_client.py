@@ -59,9 +59,9 @@ ParseAnswer = Callable[[int, Any], Any]
 
 
 class RemoteServiceError(UserError):
-  """A remote service failed (status 0), or refused a request with a status.
+  """A remote service failed.
 
-  The status is `UNUSABLE` if answers came that cannot be used.
+  The status is that of a refusal, `UNUSABLE` after answers, or 0.
   """
 
   def __init__(self, message: str, status: int = 0):
@@ -84,12 +84,9 @@ class UnusableAnswer(_FailedTry):
 class JsonHttpClient:
   """A client of the JSON service at one address, see `validate_address`.
 
-  Args:
-    address: where the service is.
-    service: what it should be, as in "a chat model", for messages.
-    headers: headers of all requests.
-    in_flight: requests that one call keeps in flight.
-    deadline: seconds of all tries of a POST; None for `DEADLINE_SECONDS`.
+  Messages call it `service`, as in "a chat model".  A call keeps `in_flight`
+  requests in flight; `deadline` is the seconds of all tries of a POST, None for
+  `DEADLINE_SECONDS`.
   """
 
   def __init__(
@@ -119,13 +116,9 @@ class JsonHttpClient:
     """Return the JSON at `path`, or None if the service has no such path."""
     # What a server says of itself needs no time, so the deadline is never long.
     deadline = min(self.deadline, DEADLINE_SECONDS)
-    call = _Call(self, "GET", path, deadline, max_bytes)
-    try:
-      return call.run([b""])[0]
-    except RemoteServiceError as error:
-      if error.status in (404, 405):
-        return None
-      raise
+    call = _Call(self, "GET", path, deadline, max_bytes, keep_errors=(404, 405))
+    (found,) = call.run([b""])
+    return None if isinstance(found, RemoteServiceError) else found
 
   def post(
     self,
@@ -145,13 +138,11 @@ class JsonHttpClient:
       schema: type of an answer, for msgspec.
       parse: makes the result of an answer, or raises `UnusableAnswer`.
       max_bytes: size of the longest answer that is believed.
-      keep_errors: statuses of errors that are results of their requests.
-
-    Raises:
-      RemoteServiceError: a request fails otherwise.
+      keep_errors: statuses of errors that are results of their requests; a
+        request that fails otherwise raises a RemoteServiceError.
     """
-    max_bytes = min(max_bytes, MAX_ANSWER_BYTES)
-    request = self, "POST", path, self.deadline, max_bytes
+    most = min(max_bytes, MAX_ANSWER_BYTES)
+    request = self, "POST", path, self.deadline, most
     call = _Call(*request, schema, parse, keep_errors)
     return call.run([json.dumps(body).encode() for body in bodies])
 
@@ -180,7 +171,7 @@ class _Call:
 
     async def send_all() -> list[Any]:
       async with httpx.AsyncClient(**self.client.options) as http:
-        sent = [self._send(http, *numbered) for numbered in enumerate(bodies)]
+        sent = [self._send(http, i, body) for i, body in enumerate(bodies)]
         return await asyncio.gather(*sent)
 
     # A thread of its own: a notebook's thread runs an event loop already.
@@ -204,8 +195,7 @@ class _Call:
         logging.warning("%s: %s, at try 1.", self.client.address, fault)
       # Give up if no time is left for the pause and one more try.
       left = self._seconds_left(start) - state.upcoming_sleep
-      is_late = left < 0.1 * self.deadline
-      return is_late or num_unusable == MAX_UNUSABLE_ANSWERS
+      return num_unusable == MAX_UNUSABLE_ANSWERS or left < 0.1 * self.deadline
 
     retry = tenacity.AsyncRetrying(
       retry=tenacity.retry_if_exception_type(_FailedTry),
@@ -225,9 +215,8 @@ class _Call:
   ) -> Any:
     """Send a request once and return its parsed answer.
 
-    Raises:
-      _FailedTry: no answer, or an unusable one, or one that asks to wait.
-      RemoteServiceError: the service refuses the request.
+    Raises a _FailedTry for no answer, an unusable one, or one that asks to
+    wait, and a RemoteServiceError for a refusal.
     """
     async with self._slots:
       in_flight = self._slots.total_tokens
@@ -275,13 +264,10 @@ class _Call:
       raise _FailedTry(f"status {status} ({reason})", seconds)
     cure = "See that this is the address of what you want to ask."
     if status in (401, 403):
-      cure = (
-        f"Set {API_KEY_VARIABLE} to its key, and if only a knowledge base's "
-        f"folder names it, give --key_address={client.address}"
-      )
-    raise RemoteServiceError(
-      f"{url} answered with status {status}: {reason or '-'}  {cure}", status
-    )
+      cure = f"Set {API_KEY_VARIABLE} to its key, and if only a knowledge "
+      cure += f"base's folder names it, give --key_address={client.address}"
+    fault = f"{url} answered with status {status}: {reason or '-'}"
+    raise RemoteServiceError(f"{fault}  {cure}", status)
 
   def _decode(self, body: bytes) -> Any:
     """Return the value of a JSON body, with whole characters alone."""
@@ -305,8 +291,7 @@ class _Call:
 
   def _seconds_left(self, start: float) -> float:
     """Return the seconds that are left to a request of this start."""
-    quiet = time.monotonic() - max(start, self._last_answer)
-    return self.deadline - quiet
+    return max(start, self._last_answer) + self.deadline - time.monotonic()
 
   def _give_up(self, state: tenacity.RetryCallState) -> None:
     """Raise the error of a request that is not tried again."""
@@ -314,11 +299,10 @@ class _Call:
     wanted, status = "it runs and is reached from here", 0
     if isinstance(reason, UnusableAnswer):
       wanted, status = f"{self.client.service} answers there", UNUSABLE
-    raise RemoteServiceError(
-      f"{self.client.address}: {reason}, at try {state.attempt_number} after "
-      f"{state.seconds_since_start:.1f} s.  See that {wanted}.",
-      status,
-    )
+    count, seconds = state.attempt_number, state.seconds_since_start
+    fault = f"{self.client.address}: {reason}, at try {count}"
+    fault += f" after {seconds:.1f} s"
+    raise RemoteServiceError(f"{fault}.  See that {wanted}.", status)
 
 
 def allow_key(address: str) -> None:
@@ -337,16 +321,15 @@ def authorization_header(address: str) -> Mapping[str, str]:
     return {}
   # Plain HTTP is no risk inside this machine.
   if address.startswith("http://") and not is_loopback(address):
-    advice = f"{API_KEY_VARIABLE} unencrypted; write https, or unset it."
-    logging.warning("%s is sent the key in %s", address, advice)
+    text = "%s is sent the key in %s unencrypted; write https, or unset it."
+    logging.warning(text, address, API_KEY_VARIABLE)
   return {"Authorization": f"Bearer {key}"}
 
 
 def validate_address(address: str) -> str:
   """Return the address without a slash at its end.
 
-  Raises:
-    UserError: the address is not http or https, or has more than a path.
+  Raises a UserError if it is not http or https, or has more than a path.
   """
   try:
     parts = urllib.parse.urlsplit(address)
@@ -358,10 +341,8 @@ def validate_address(address: str) -> str:
   if is_bad or "@" in address or " " in address or not address.isprintable():
     # A password, if there is one, is not shown.
     shown = _USER_INFO.sub("//...@", sanitize_text(address, 200))
-    raise UserError(
-      f"{shown!r} is no address.  Write http://host:port, or "
-      "https://host/path, and no name or password."
-    )
+    cure = "Write http://host:port, or https://host/path, without a password."
+    raise UserError(f"{shown!r} is no address.  {cure}")
   return address.rstrip("/")
 
 

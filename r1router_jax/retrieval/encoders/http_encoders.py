@@ -22,7 +22,7 @@ Axes:  n items   E width
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -60,65 +60,36 @@ class _OpenAIVector(msgspec.Struct):
 
 
 class _OpenAIVectors(msgspec.Struct):
-  """The answer of OpenAI's API."""
-
   data: list[_OpenAIVector]
 
 
 class _Api(NamedTuple):
   path: str  # Of requests.
   schema: Any  # Type of an answer, for msgspec.
-  make_body: Callable[[str, list[str]], dict]  # Of model and texts.
-  list_vectors: Callable[[Any], list]  # In the order of the texts.
-
-
-def _sort_openai_vectors(answer: _OpenAIVectors) -> list[list[float]]:
-  # The API allows any order, and each row names its text.
-  rows = sorted(answer.data, key=lambda row: row.index)
-  if [row.index for row in rows] != list(range(len(rows))):
-    raise http_client.UnusableAnswer("the vectors are not numbered from 0 on")
-  return [row.embedding for row in rows]
-
-
-_OPENAI = _Api(
-  "/embeddings",
-  _OpenAIVectors,
-  lambda model, texts: dict(model=model, input=texts),
-  _sort_openai_vectors,
-)
-_TEI = _Api(
-  "/embed",
-  list[list[float]],
-  lambda _, texts: dict(inputs=texts, truncate=True),
-  lambda answer: answer,
-)
+  texts_key: str  # Of the texts in a request.
+  fields: dict[str, Any]  # The others of a request.
 
 
 class HttpEncoder:
   """An `Embedder` of texts at an address.
 
-  The model's name and the answers to `PROBE_TEXTS` make the fingerprint.
-
-  Raises:
-    RemoteServiceError: nobody answers, or the answers hold no vectors.
+  Raises a RemoteServiceError if nobody answers, or the answers hold no vectors.
   """
 
   devices = ()  # None of this process.
 
-  def __init__(
-    self, client: JsonHttpClient, api: _Api, model: str, normalize: bool
-  ):
-    self._client, self._api, self._model = client, api, model
-    self._normalize = normalize
+  def __init__(self, client: JsonHttpClient, api: _Api, normalize: bool):
+    self._client, self._api, self._normalize = client, api, normalize
     self.width = 0  # Unknown; the answer to the probes tells.
     (probes,) = self._request_vectors([PROBE_TEXTS])
     self.width = probes.shape[1]
     # Rounding moves values a little, but neither the largest nor its sign.
     top = np.abs(probes).argmax(axis=1)
     signs = np.sign(probes[np.arange(len(top)), top]).astype(int)
-    self.fingerprint = hashlib.sha256(
-      repr((model, self.width, top.tolist(), signs.tolist())).encode()
-    ).hexdigest()[:16]
+    model = api.fields.get("model", "")
+    identity = model, self.width, top.tolist(), signs.tolist()
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()
+    self.fingerprint = digest[:16]
 
   def __call__(
     self, items: batched_encoder.Items
@@ -130,11 +101,9 @@ class HttpEncoder:
     """
     images = [item.image for item in items if item.image]
     if images:
-      raise UserError(
-        f"{self._client.address} embeds texts alone, and was given the "
-        f"image {images[0]!a}.  Build the image knowledge base with "
-        "--embedder=image_caption or clip_sf."
-      )
+      fault = f"{self._client.address} embeds texts alone, not {images[0]!a}"
+      cure = "Build the image knowledge base with --embedder=image_caption"
+      raise UserError(f"{fault}.  {cure} or clip_sf.")
     texts = [batched_encoder.embedding_text(item) for item in items]
     vectors, short = np.zeros((len(texts), self.width), np.float32), list(texts)
     rows, size = range(len(texts)), TEXTS_PER_REQUEST
@@ -164,10 +133,11 @@ class HttpEncoder:
 
   def _request_vectors(self, parts: Sequence[Sequence[str]]) -> list:
     """Return the vectors of each part's texts, or the error of a refusal."""
+    key = self._api.texts_key
     numbers = (self.width or MAX_WIDTH) * max(map(len, parts), default=0)
     return self._client.post(
       self._api.path,
-      [self._api.make_body(self._model, list(part)) for part in parts],
+      [{key: list(part)} | self._api.fields for part in parts],
       self._api.schema,
       lambda number, answer: self._check_vectors(answer, len(parts[number])),
       max_bytes=(1 << 16) + numbers * MAX_NUMBER_BYTES,
@@ -179,15 +149,21 @@ class HttpEncoder:
     self, answer: Any, count: int
   ) -> Float32[np.ndarray, "n E"]:
     """Return the `count` vectors of an answer, or raise UnusableAnswer."""
-    rows = self._api.list_vectors(answer)
+    rows = answer
+    if isinstance(answer, _OpenAIVectors):
+      # The API allows any order, and each row names its text.
+      found = sorted(answer.data, key=lambda row: row.index)
+      if [row.index for row in found] != list(range(len(found))):
+        message = "the vectors are not numbered from 0 on"
+        raise http_client.UnusableAnswer(message)
+      rows = [row.embedding for row in found]
     widths = sorted({len(row) for row in rows})
     # The first answer decides the width; all others must agree.
     wanted = [self.width] if self.width else widths[:1]
     if len(rows) != count or widths != wanted or widths == [0]:
-      raise http_client.UnusableAnswer(
-        f"{len(rows)} vectors of widths {widths[:5]} came, wanted {count} of "
-        f"one width, {self.width or 'above 0'}"
-      )
+      came = f"{len(rows)} vectors of widths {widths[:5]} came"
+      wanted = f"{count} of one width, {self.width or 'above 0'}"
+      raise http_client.UnusableAnswer(f"{came}, wanted {wanted}")
     vectors = np.array(rows, np.float64)
     if np.abs(vectors).max() > np.finfo(np.float32).max:
       raise http_client.UnusableAnswer("a number is too large for float32")
@@ -201,15 +177,16 @@ def openai_encoder(weights: str = "", normalize: bool = True) -> HttpEncoder:
   """Return an encoder behind OpenAI's API; `weights` is its address#model."""
   address, _, model = weights.partition("#")
   if not model:
-    raise UserError(
-      f"--weights={weights!a} names no model.  Write the address and the "
-      "name, as in http://127.0.0.1:8000/v1#model."
-    )
+    cure = "Write address and name, as in http://127.0.0.1:8000/v1#model."
+    raise UserError(f"--weights={weights!a} names no model.  {cure}")
   headers = http_client.authorization_header(address)
   client = JsonHttpClient(address, _SERVICE, headers)
-  return HttpEncoder(client, _OPENAI, model, normalize)
+  api = _Api("/embeddings", _OpenAIVectors, "input", {"model": model})
+  return HttpEncoder(client, api, normalize)
 
 
 def tei_encoder(weights: str = "", normalize: bool = True) -> HttpEncoder:
   """Return an encoder behind text-embeddings-inference at address `weights`."""
-  return HttpEncoder(JsonHttpClient(weights, _SERVICE), _TEI, "", normalize)
+  client = JsonHttpClient(weights, _SERVICE)
+  api = _Api("/embed", list[list[float]], "inputs", {"truncate": True})
+  return HttpEncoder(client, api, normalize)
