@@ -101,11 +101,12 @@ def serve_answers(answer):
     server.server_close()
 
 
-def post_request(server, body, headers=None, path="/retrieve"):
-  """Send bytes to a server; return the status and the JSON of the response."""
+def post_request(server, body):
+  """Send bytes or JSON; return the status and the JSON of the response."""
   place = urllib.parse.urlsplit(server.address)
   client = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
-  client.request("POST", path, body, headers or {})
+  body = body if isinstance(body, bytes) else json.dumps(body)
+  client.request("POST", "/retrieve", body)
   response = client.getresponse()
   return response.status, json.loads(response.read())
 
@@ -130,13 +131,10 @@ def serve_until_sigterm(names, ports):
     names: a kind for passages of GeoRouter, anything else for `make_kb()`.
     ports: ports to listen at; 0 takes a free one.
   """
-  kbs = [
-    make_georouter_kb(name) if name in KBS else make_kb() for name in names
-  ]
-  servers = [
-    serve_kb.SearchServer(kb, "127.0.0.1", port)
-    for kb, port in zip(kbs, ports, strict=True)
-  ]
+  servers = []
+  for name, port in zip(names, ports, strict=True):
+    kb = make_georouter_kb(name) if name in KBS else make_kb()
+    servers.append(serve_kb.SearchServer(kb, "127.0.0.1", port))
   threads = [threading.Thread(target=server.run) for server in servers]
 
   def stop_all(*_):
@@ -155,15 +153,13 @@ def serve_until_sigterm(names, ports):
 def start_process(names=("home",), ports=None):
   """Run `serve_until_sigterm` in a process; return it and the addresses."""
   ports = ports or [0] * len(names)
-  child = subprocess.Popen(
-    [
-      sys.executable,
-      "-c",
-      "from tests.retrieval import kb_servers;"
-      f"kb_servers.serve_until_sigterm({list(names)}, {list(ports)})",
-    ],
-    stdout=subprocess.PIPE,
-    text=True,
-    cwd=str(pathlib.Path(__file__).parents[2]),
+  code = (
+    "from tests.retrieval import kb_servers;"
+    f"kb_servers.serve_until_sigterm({list(names)}, {list(ports)})"
   )
+  command, root = (
+    [sys.executable, "-c", code],
+    pathlib.Path(__file__).parents[2],
+  )
+  child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
   return child, child.stdout.readline().split()
