@@ -5,17 +5,11 @@ import pytest
 from r1router_jax.retrieval import kb_meta
 
 
-@pytest.mark.parametrize(
-  ("name", "stored"),
-  [
-    ("minilm", "minilm"),
-    ("image", "picture"),
-    ("image_caption", "picture_caption"),
-  ],
-)
-def test_meta_keeps_the_old_names_of_embedders(name, stored):
-  assert kb_meta.to_stored_embedder(name) == stored
-  assert kb_meta.from_stored_embedder(stored) == name
+def test_meta_keeps_the_old_names_of_embedders():
+  for name in ("minilm", "image", "image_caption"):
+    stored = name.replace("image", "picture")
+    assert kb_meta.to_stored_embedder(name) == stored
+    assert kb_meta.from_stored_embedder(stored) == name
 
 
 def test_places_are_named_once_for_each_kind():

@@ -18,13 +18,6 @@ def fast_retries(monkeypatch):
   monkeypatch.setattr(http_client, "RETRY_PAUSES", (0.01, 0.05))
 
 
-def serve_result(result):
-  """Serve one result to every search, without GET /health."""
-  return kb_servers.serve_answers(
-    lambda path, body: (200, result) if body else (404, {})
-  )
-
-
 def test_remote_kb_finds_what_the_local_one_does(monkeypatch):
   # Makes several requests of the queries.
   monkeypatch.setattr(remote_kb, "MAX_QUERIES_PER_REQUEST", 3)
@@ -70,7 +63,10 @@ def test_server_of_search_r1_can_be_used(caplog):
 
 
 ROW = {"document": {"id": "a", "contents": "b"}, "score": 1.0}
-BLANK_ROW = {"document": {"id": "a", "contents": " "}, "score": 1}
+
+
+def make_row(**changes):
+  return {"result": [[ROW | changes]]}
 
 
 @pytest.mark.parametrize(
@@ -79,18 +75,19 @@ BLANK_ROW = {"document": {"id": "a", "contents": " "}, "score": 1}
     ([], "got `array`"),
     ({"result": []}, "no 1 lists of at most 3"),
     ({"result": [[ROW] * 4]}, "no 1 lists of at most 3"),
-    ({"result": [[ROW | {"score": "1"}]]}, "score"),
-    ({"result": [[ROW | {"score": True}]]}, "score"),
-    ({"result": [[ROW | {"score": 10**400}]]}, "score"),
-    ({"result": [[ROW | {"score": float("inf")}]]}, "malformed"),
-    ({"result": [[ROW | {"document": "b"}]]}, "document"),
-    ({"result": [[BLANK_ROW]]}, "contents"),
+    *((make_row(score=score), "score") for score in ("1", True, 10**400)),
+    (make_row(score=float("inf")), "malformed"),
+    (make_row(document="b"), "document"),
+    (make_row(document={"id": "a", "contents": " "}), "contents"),
     # Three passages of a megabyte each, escaped, and no more.
     ({"result": [[]], "more": "a" * 7_000_000}, "more than 6,356,992 bytes"),
   ],
 )
 def test_invalid_response_raises(response, word, fast_retries):
-  with serve_result(response) as address:
+  def answer(path, body):  # Without GET /health.
+    return (200, response) if body else (404, {})
+
+  with kb_servers.serve_answers(answer) as address:
     remote = remote_kb.RemoteKB("text", address)
     with pytest.raises(RemoteServiceError, match=word) as raised:
       remote.search([Query("chad")], 3)
@@ -146,10 +143,9 @@ def test_server_may_be_killed_and_restarted(monkeypatch):
     (found,) = remote.search([Query("a red flag")], 1)
     assert found[0].id == "text/3"
     timer.join()
-    new_child = children[1]
-    new_child.terminate()
-    assert new_child.communicate(timeout=20)[0].strip() == "ended"
-    assert new_child.returncode == 0
+    children[1].terminate()
+    assert children[1].communicate(timeout=20)[0].strip() == "ended"
+    assert children[1].returncode == 0
   finally:
     for each in children:
       each.kill()

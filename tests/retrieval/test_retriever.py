@@ -63,16 +63,17 @@ def test_few_passages_and_no_queries(kb):
   assert kb.search([], 3) == []
 
 
-def bytes_of_one_result(text):
-  """Return how much of the cache a result takes."""
+def limit_cache(monkeypatch, results, text):
+  """Let new caches hold so many results of a text; return the bytes."""
   kb = make_kb()
   kb.search([Query(text)], 1)
-  return kb._cache.currsize
+  limit = int(results * kb._cache.currsize)
+  monkeypatch.setattr(knowledge_base, "CACHE_BYTES", limit)
+  return limit
 
 
 def test_cache_is_bounded_in_bytes(monkeypatch):
-  limit = 10 * bytes_of_one_result("red 10")
-  monkeypatch.setattr(knowledge_base, "CACHE_BYTES", limit)
+  limit = limit_cache(monkeypatch, 10, "red 10")
   kb = make_kb()
   for i in range(50):
     assert kb.search([Query(f"red {i}"), Query("rome")], 1)
@@ -85,8 +86,7 @@ def test_cache_is_bounded_in_bytes(monkeypatch):
 
 
 def test_least_recently_used_result_is_dropped(monkeypatch):
-  limit = int(2.5 * bytes_of_one_result("chad"))
-  monkeypatch.setattr(knowledge_base, "CACHE_BYTES", limit)
+  limit_cache(monkeypatch, 2.5, "chad")
   kb = make_kb()
   for text in ("red", "rome", "red", "chad", "red", "rome"):
     kb.search([Query(text)], 1)
@@ -94,7 +94,8 @@ def test_least_recently_used_result_is_dropped(monkeypatch):
 
 
 def test_metrics_are_of_the_searches_since_the_last_call(kb, monkeypatch):
-  assert kb.pop_search_metrics() == {"queries": 0, "remembered": 0}
+  none = {"queries": 0, "remembered": 0}
+  assert kb.pop_search_metrics() == none
   # Two searches reach the index: one takes 100 ms, the other 300 ms.
   clock = iter([0, 0.1, 1, 1.3])
   monkeypatch.setattr(knowledge_base.time, "perf_counter", lambda: next(clock))
@@ -105,11 +106,9 @@ def test_metrics_are_of_the_searches_since_the_last_call(kb, monkeypatch):
   assert (metrics["queries"], metrics["remembered"]) == (5, 2 / 5)
   assert metrics["p50_ms"] == pytest.approx(200)
   assert metrics["p99_ms"] == pytest.approx(300 - 0.01 * 200)
-  assert kb.pop_search_metrics() == {"queries": 0, "remembered": 0}
-  assert retriever.pop_search_metrics({"text": kb}) == {
-    "retrieval/text/queries": 0,
-    "retrieval/text/remembered": 0,
-  }
+  assert kb.pop_search_metrics() == none
+  named = {f"retrieval/text/{name}": 0 for name in none}
+  assert retriever.pop_search_metrics({"text": kb}) == named
 
 
 def test_knowledge_bases_are_searched_side_by_side():
@@ -127,12 +126,9 @@ def test_knowledge_bases_are_searched_side_by_side():
 
 
 def test_threads_share_a_knowledge_base(monkeypatch):
-  limit = 5 * bytes_of_one_result("rome 1")
-  monkeypatch.setattr(knowledge_base, "CACHE_BYTES", limit)
+  limit_cache(monkeypatch, 5, "rome 1")
   kb = make_kb()
-  batches = [
-    [Query(f"{word} {i % 7}") for word in ("red", "rome")] for i in range(60)
-  ]
+  batches = [[Query(f"red {i % 7}"), Query(f"rome {i % 7}")] for i in range(60)]
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     results = list(pool.map(lambda batch: kb.search(batch, 2), batches))
   # Each thread has the results of a single one.
@@ -154,11 +150,9 @@ def test_passages_are_read_from_the_file(tmp_path):
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     found = list(pool.map(lambda i: passages[i % 3], range(300)))
   for i, passage in enumerate(found):
-    row = rows[i % 3]
+    row, passage = rows[i % 3], dataclasses.replace(passage, score=0.0)
     image = "/images/p/1.png" if row["image"] else ""
-    assert dataclasses.replace(passage, score=0.0) == Passage(
-      row["id"], "image", row["text"], image, 0.0
-    )
+    assert passage == Passage(row["id"], "image", row["text"], image, 0.0)
 
 
 def test_each_knowledge_base_is_searched_once():
@@ -174,14 +168,10 @@ def test_each_knowledge_base_is_searched_once():
 
   kbs = {kind: RecordingKB(kind) for kind in ("text", "image")}
   retrieve = retriever.make_retriever(kbs, {"text": 2, "image": 1})
-  found = retrieve(
-    [("text", "a", "flag.png"), ("image", "b", "flag.png"), ("text", "c", "")]
-  )
-  assert [[p.id for p in passages] for passages in found] == [
-    ["text/a/0", "text/a/1"],
-    ["image/b/0"],
-    ["text/c/0", "text/c/1"],
-  ]
+  asked = ("text", "a", "flag.png"), ("image", "b", "flag.png")
+  found = retrieve([*asked, ("text", "c", "")])
+  ids = [" ".join(p.id for p in passages) for passages in found]
+  assert ids == ["text/a/0 text/a/1", "image/b/0", "text/c/0 text/c/1"]
   # Only the image knowledge base is given the image.
   assert sorted(searches) == [
     ("image", (Query("b", "flag.png"),), 1),

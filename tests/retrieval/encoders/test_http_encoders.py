@@ -1,5 +1,6 @@
 """Tests of embedders behind HTTP, with servers in this process."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -31,14 +32,19 @@ def openai_server(change=lambda rows: rows):
   def answer(path, body):
     assert path == "/v1/embeddings" and body["model"] == "some-model"
     assert len(body["input"]) <= http_encoders.TEXTS_PER_REQUEST
-    rows = [
-      dict(index=i, embedding=vector)
-      for i, vector in enumerate(embed_words(body["input"]))
-    ]
+    vectors = enumerate(embed_words(body["input"]))
+    rows = [dict(index=i, embedding=vector) for i, vector in vectors]
     # In reverse: the order of an answer means nothing.
     return 200, dict(data=change(rows[::-1]))
 
   return answer
+
+
+@contextlib.contextmanager
+def serve_openai(change=lambda rows: rows):
+  """Serve such answers; yields the server's address with a model's name."""
+  with kb_servers.serve_answers(openai_server(change)) as address:
+    yield f"{address}/v1#some-model"
 
 
 def tei_server(path, body):
@@ -53,25 +59,22 @@ ITEMS = [Query(f"Flag {i} ") for i in range(70)] + [
 ]
 
 
-def wanted_vectors():
-  read = [f"flag {i}" for i in range(70)] + [
-    ". Country. . Chad, red",
-    "Chad is large",
-  ]
-  return np.array(embed_words(read), np.float32)
+READ = [f"flag {i}" for i in range(70)]
+READ += [". Country. . Chad, red", "Chad is large"]
 
 
 def test_both_apis_give_vectors_in_order():
-  with kb_servers.serve_answers(openai_server()) as address:
-    embed = registry.EMBEDDERS["openai"](f"{address}/v1#some-model")
-    np.testing.assert_allclose(embed(ITEMS), wanted_vectors(), atol=1e-6)
+  wanted = embed_words(READ)
+  with serve_openai() as weights:
+    embed = registry.EMBEDDERS["openai"](weights)
+    np.testing.assert_allclose(embed(ITEMS), wanted, atol=1e-6)
     assert embed.width == 32 and embed([]).shape == (0, 32)
     # The same weights at another time.
-    again = registry.EMBEDDERS["openai"](f"{address}/v1#some-model")
+    again = registry.EMBEDDERS["openai"](weights)
     assert again.fingerprint == embed.fingerprint
   with kb_servers.serve_answers(tei_server) as address:
     other = registry.EMBEDDERS["tei"](address)
-    np.testing.assert_allclose(other(ITEMS), wanted_vectors(), atol=1e-6)
+    np.testing.assert_allclose(other(ITEMS), wanted, atol=1e-6)
 
 
 def test_other_weights_have_another_fingerprint():
@@ -79,35 +82,33 @@ def test_other_weights_have_another_fingerprint():
     return [dict(row, embedding=row["embedding"][::-1]) for row in rows]
 
   # Two servers whose vectors differ in the order of their numbers.
-  found = []
-  for change in (lambda rows: rows, reverse_vectors):
-    with kb_servers.serve_answers(openai_server(change=change)) as address:
-      found.append(
-        http_encoders.openai_encoder(f"{address}/v1#some-model").fingerprint
-      )
-  assert found[0] != found[1]
+  with serve_openai() as weights, serve_openai(reverse_vectors) as others:
+    one, other = map(http_encoders.openai_encoder, (weights, others))
+  assert one.fingerprint != other.fingerprint
+
+
+def embedding(vector):
+  return lambda rows: [dict(row, embedding=vector) for row in rows]
 
 
 # Changes of an answer that must not pass, by name.
 WRONG = {
   "a row is missing": lambda rows: rows[1:],
   "a number twice": lambda rows: [*rows[1:], rows[1]],
-  "no width": lambda rows: [dict(row, embedding=[]) for row in rows],
-  "not finite": lambda rows: [dict(row, embedding=[1e39] * 32) for row in rows],
+  "no width": embedding([]),
+  "not finite": embedding([1e39] * 32),
   "two widths": lambda rows: [dict(rows[0], embedding=[1.0]), *rows[1:]],
-  "many digits": lambda rows: [
-    dict(row, embedding=[10**400] * 32) for row in rows
-  ],
-  "truth": lambda rows: [dict(row, embedding=[True] * 32) for row in rows],
-  "words": lambda rows: [dict(row, embedding=["a"] * 32) for row in rows],
+  "many digits": embedding([10**400] * 32),
+  "truth": embedding([True] * 32),
+  "words": embedding(["a"] * 32),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_vectors_are_refused(name):
-  with kb_servers.serve_answers(openai_server(change=WRONG[name])) as address:
+  with serve_openai(WRONG[name]) as weights:
     with pytest.raises(http_client.RemoteServiceError, match="at try 3"):
-      http_encoders.openai_encoder(f"{address}/v1#some-model")
+      http_encoders.openai_encoder(weights)
 
 
 def test_images_and_missing_model_names_are_refused():
@@ -125,7 +126,7 @@ def test_api_key_is_sent_only_where_the_user_says(monkeypatch, caplog):
   monkeypatch.setattr(http_client, "_key_addresses", set())
 
   def act(number, body, connection):
-    rows = openai_server()("/v1/embeddings", json.loads(body))[1]
+    _, rows = openai_server()("/v1/embeddings", json.loads(body))
     return make_response(json.dumps(rows).encode())
 
   with serve_raw(act) as (address, heads):
@@ -143,25 +144,23 @@ def test_api_key_is_sent_only_where_the_user_says(monkeypatch, caplog):
 
 def test_server_that_wants_a_key_names_the_flag():
   with kb_servers.serve_answers(lambda *_: (401, {})) as address:
-    with pytest.raises(
-      http_client.RemoteServiceError, match=f"--key_address={address}/v1"
-    ):
+    advice = f"--key_address={address}/v1"
+    with pytest.raises(http_client.RemoteServiceError, match=advice):
       http_encoders.openai_encoder(f"{address}/v1#some-model")
 
 
 def stretch(rows):
-  return [
-    dict(row, embedding=[3 * x for x in row["embedding"]]) for row in rows
-  ]
+  for row in rows:
+    row["embedding"] = [3 * x for x in row["embedding"]]
+  return rows
 
 
 @pytest.mark.parametrize("name, length", [("openai", 1), ("openai_raw", 3)])
 def test_vectors_have_length_one_unless_told_otherwise(name, length):
-  with kb_servers.serve_answers(openai_server(change=stretch)) as address:
-    embed = registry.EMBEDDERS[name](f"{address}/v1#some-model")
-    np.testing.assert_allclose(
-      embed(ITEMS), length * wanted_vectors(), rtol=1e-5, atol=1e-6
-    )
+  with serve_openai(stretch) as weights:
+    found = registry.EMBEDDERS[name](weights)(ITEMS)
+  wanted = length * np.array(embed_words(READ))
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
   # A folder that was built before vectors were scaled has them as they came.
   stored = kb_meta.to_stored_embedder(name)
   assert (stored == "openai") == (name == "openai_raw")
