@@ -1,7 +1,9 @@
 """Tests of reading and writing safetensors by weight rules."""
 
+import functools
 import json
 import os
+import pathlib
 import pickle
 
 import jax
@@ -11,9 +13,18 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
 
 from r1router_jax.models import safetensors_io
+from r1router_jax.models.safetensors_io import (
+  INDEX_FILE,
+  WEIGHTS_FILE,
+  BadWeights,
+  StoredTensor,
+  save_params,
+  write_checkpoint,
+)
 
 # Two layers and two blocks, stacked, and a table.
 AXES = dict(V=5, D=4, L=2, N=2, H=2, B=2)
@@ -40,6 +51,11 @@ def make_tensors():
   )
 
 
+def load(path, **options):
+  options |= dict(weight_map=WEIGHT_MAP, axes=AXES)
+  return safetensors_io.load_params(str(path), **options)
+
+
 @pytest.fixture
 def path(tmp_path):
   path = str(tmp_path / "w.safetensors")
@@ -48,66 +64,51 @@ def path(tmp_path):
 
 
 def test_load_follows_the_patterns(path):
-  params, stored = (
-    safetensors_io.load_params(path, WEIGHT_MAP, AXES),
-    make_tensors(),
-  )
-  np.testing.assert_array_equal(
-    params["embed"]["table"], stored["embed.weight"]
-  )
+  params, stored = (load(path), make_tensors())
+  assert_array_equal(params["embed"]["table"], stored["embed.weight"])
+  kernel, blocks = params["layers"]["o"]["kernel"], params["blocks"]["w"]
   for layer in range(2):
     # Heads are the outer axis of the flat one.
-    for n in range(2):
-      for h in range(2):
-        np.testing.assert_array_equal(
-          params["layers"]["o"]["kernel"][layer, n, h],
-          stored[f"layers.{layer}.o.weight"][:, n * 2 + h],
-        )
-    np.testing.assert_array_equal(
-      params["blocks"]["w"][layer], stored[f"blocks.{layer}.w"][:, 0]
-    )
+    flat = stored[f"layers.{layer}.o.weight"]
+    for n, h in np.ndindex(2, 2):
+      assert_array_equal(kernel[layer, n, h], flat[:, n * 2 + h])
+    assert_array_equal(blocks[layer], stored[f"blocks.{layer}.w"][:, 0])
 
 
 def test_save_is_the_inverse_of_load(path, tmp_path):
-  params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
+  params = load(path)
   for umask in (0o022, 0o077):
     folder = tmp_path / f"{umask}"
     # The umask belongs to the process, so it is put back.
     before = os.umask(umask)
     try:
-      safetensors_io.save_params(str(folder), params, WEIGHT_MAP, AXES)
+      save_params(str(folder), params, WEIGHT_MAP, AXES)
     finally:
       os.umask(before)
-    file = folder / safetensors_io.WEIGHTS_FILE
+    file = folder / WEIGHTS_FILE
     assert os.stat(file).st_mode & 0o777 == 0o666 & ~umask
     written = load_file(file)
     assert written.keys() == make_tensors().keys()
     for name, tensor in make_tensors().items():
-      np.testing.assert_array_equal(written[name], tensor)
+      assert_array_equal(written[name], tensor)
 
 
 def test_large_checkpoint_is_split_and_indexed(path, tmp_path):
-  params = safetensors_io.load_params(
-    path, WEIGHT_MAP, AXES, dtype=jnp.bfloat16
-  )
-  safetensors_io.save_params(
-    str(tmp_path / "many"), params, WEIGHT_MAP, AXES, shard_bytes=40
-  )
-  index = json.loads(
-    (tmp_path / "many" / safetensors_io.INDEX_FILE).read_text()
-  )
+  params = load(path, dtype=jnp.bfloat16)
+  save_params(str(tmp_path / "many"), params, WEIGHT_MAP, AXES, shard_bytes=40)
+  index = json.loads((tmp_path / "many" / INDEX_FILE).read_text())
   # The folder holds exactly the files of the index.
   assert len(set(index["weight_map"].values())) > 1
   assert set(os.listdir(tmp_path / "many")) == {
-    safetensors_io.INDEX_FILE,
+    INDEX_FILE,
     *index["weight_map"].values(),
   }
-  again = safetensors_io.load_params(str(tmp_path / "many"), WEIGHT_MAP, AXES)
+  again = load(tmp_path / "many")
   assert again["embed"]["table"].dtype == jnp.bfloat16
-  np.testing.assert_array_equal(again["blocks"]["w"], params["blocks"]["w"])
+  assert_array_equal(again["blocks"]["w"], params["blocks"]["w"])
   # A small checkpoint is one file, without an index.
-  safetensors_io.save_params(str(tmp_path / "few"), params, WEIGHT_MAP, AXES)
-  assert os.listdir(tmp_path / "few") == [safetensors_io.WEIGHTS_FILE]
+  save_params(str(tmp_path / "few"), params, WEIGHT_MAP, AXES)
+  assert os.listdir(tmp_path / "few") == [WEIGHTS_FILE]
 
 
 @pytest.mark.parametrize(
@@ -127,35 +128,30 @@ def test_sharded_load_equals_whole_load(path, embed, kernel, w):
     "blocks/w": PartitionSpec(*w),
   }
   shardings = {leaf: NamedSharding(mesh, spec[leaf]) for leaf in spec}
-  whole = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
-  params = safetensors_io.load_params(
-    path,
-    WEIGHT_MAP,
-    AXES,
-    shardings=traverse_util.unflatten_dict(shardings, sep="/"),
+  tree = traverse_util.unflatten_dict(shardings, sep="/")
+  params, whole = (
+    traverse_util.flatten_dict(found, sep="/")
+    for found in (load(path, shardings=tree), load(path))
   )
   # Every parameter has the sharding and the values that were asked for.
-  for (at, got), wanted in zip(
-    jax.tree_util.tree_leaves_with_path(params),
-    jax.tree.leaves(whole),
-    strict=True,
-  ):
-    name = "/".join(key.key for key in at)
-    assert got.sharding == NamedSharding(mesh, spec[name])
-    np.testing.assert_array_equal(np.asarray(got), wanted)
+  assert params.keys() == whole.keys()
+  for name, got in params.items():
+    assert got.sharding == shardings[name]
+    assert_array_equal(np.asarray(got), whole[name])
 
 
 def test_prefixes_are_replaced(tmp_path):
   path = str(tmp_path / "w.safetensors")
   save_file({"model." + name: x for name, x in make_tensors().items()}, path)
-  params = safetensors_io.load_params(
-    path, WEIGHT_MAP, AXES, prefixes=[("x.", ""), ("model.", "")]
-  )
+  params = load(path, prefixes=[("x.", ""), ("model.", "")])
   assert params["embed"]["table"].shape == (5, 4)
 
 
 def ones(*shape, dtype=np.float32):
   return np.ones(shape, dtype)
+
+
+EMBED, F8, BF16 = "embed.weight", ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -166,34 +162,22 @@ def ones(*shape, dtype=np.float32):
     ({"head": ones(2)}, "1 unknown.*head"),
     ({"blocks.2.w": ones(4, 1)}, "unknown.*blocks.2.w"),
     # Shapes; the last two are exchanged.
-    (
-      {"embed.weight": ones(4, 5)},
-      r"embed.weight has shape \(4, 5\), wanted \(5, 4\)",
-    ),
-    (
-      {"blocks.0.w": ones(5, 4), "embed.weight": ones(4, 1)},
-      "embed.weight has shape",
-    ),
+    ({EMBED: ones(4, 5)}, rf"{EMBED} has shape \(4, 5\), wanted \(5, 4\)"),
+    ({"blocks.0.w": ones(5, 4), EMBED: ones(4, 1)}, f"{EMBED} has shape"),
     # Dtypes.
-    ({"embed.weight": ones(5, 4, dtype=np.int8)}, "embed.weight holds I8"),
-    (
-      {"embed.weight": ones(5, 4, dtype=ml_dtypes.float8_e4m3fn)},
-      "embed.weight holds F8_E4M3",
-    ),
+    ({EMBED: ones(5, 4, dtype=np.int8)}, f"{EMBED} holds I8"),
+    ({EMBED: ones(5, 4, dtype=F8)}, f"{EMBED} holds F8_E4M3"),
     # Values.
-    ({"embed.weight": np.nan * ones(5, 4)}, "embed.weight holds NaN"),
-    (
-      {"blocks.1.w": np.full((4, 1), np.inf, ml_dtypes.bfloat16)},
-      "blocks.1.w holds NaN or infinity",
-    ),
+    ({EMBED: np.nan * ones(5, 4)}, f"{EMBED} holds NaN"),
+    ({"blocks.1.w": np.inf * ones(4, 1, dtype=BF16)}, "1.w holds NaN or inf"),
   ],
 )
 def test_unfit_tensor_is_refused(tmp_path, change, words):
   path = str(tmp_path / "w.safetensors")
   tensors = make_tensors() | change
   save_file({n: x for n, x in tensors.items() if x is not None}, path)
-  with pytest.raises(safetensors_io.BadWeights, match=words):
-    safetensors_io.load_params(path, WEIGHT_MAP, AXES)
+  with pytest.raises(BadWeights, match=words):
+    load(path)
 
 
 def make_damages():
@@ -212,23 +196,19 @@ def make_damages():
 
 @pytest.mark.parametrize("kind", make_damages())
 def test_damaged_file_is_refused(path, kind):
-  with open(path, "rb") as file:
-    data = file.read()
-  with open(path, "wb") as file:
-    file.write(make_damages()[kind](data))
-  with pytest.raises(safetensors_io.BadWeights, match="w.safetensors"):
-    safetensors_io.load_params(path, WEIGHT_MAP, AXES)
+  path = pathlib.Path(path)
+  path.write_bytes(make_damages()[kind](path.read_bytes()))
+  with pytest.raises(BadWeights, match="w.safetensors"):
+    load(path)
 
 
 def test_other_formats_are_refused(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-  with pytest.raises(safetensors_io.BadWeights, match="only .safetensors"):
-    safetensors_io.load_params(
-      str(tmp_path / "pytorch_model.bin"), WEIGHT_MAP, AXES
-    )
+  with pytest.raises(BadWeights, match="only .safetensors"):
+    load(tmp_path / "pytorch_model.bin")
   # A folder without any weights.
-  with pytest.raises(safetensors_io.BadWeights, match="neither"):
-    safetensors_io.load_params(str(tmp_path), WEIGHT_MAP, AXES)
+  with pytest.raises(BadWeights, match="neither"):
+    load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -244,36 +224,27 @@ def test_other_formats_are_refused(tmp_path):
 def test_index_with_foreign_files_is_refused(path, tmp_path, index):
   folder = tmp_path / "model"
   folder.mkdir()
-  (folder / safetensors_io.INDEX_FILE).write_text(index)
-  with pytest.raises(safetensors_io.BadWeights, match="index"):
-    safetensors_io.load_params(str(folder), WEIGHT_MAP, AXES)
+  (folder / INDEX_FILE).write_text(index)
+  with pytest.raises(BadWeights, match="index"):
+    load(folder)
 
 
 def test_save_refuses_parameters_of_another_model(tmp_path):
-  with pytest.raises(safetensors_io.BadWeights, match="layers/o/kernel"):
-    safetensors_io.save_params(str(tmp_path), {"embed": 0}, WEIGHT_MAP, AXES)
+  with pytest.raises(BadWeights, match="layers/o/kernel"):
+    save_params(str(tmp_path), {"embed": 0}, WEIGHT_MAP, AXES)
 
 
 def test_save_refuses_parameters_of_other_sizes(path, tmp_path):
-  params = safetensors_io.load_params(path, WEIGHT_MAP, AXES)
-  with pytest.raises(
-    safetensors_io.BadWeights, match=r"blocks/w has shape \(2, 4\)"
-  ):
-    safetensors_io.save_params(
-      str(tmp_path), params, WEIGHT_MAP, AXES | dict(B=1)
-    )
+  params = load(path)
+  with pytest.raises(BadWeights, match=r"blocks/w has shape \(2, 4\)"):
+    save_params(str(tmp_path), params, WEIGHT_MAP, AXES | dict(B=1))
 
 
 def test_failed_write_leaves_no_file(tmp_path):
-  tensor = safetensors_io.StoredTensor(
-    "f", "big", (1,), "F32", lambda: np.full(1, 1e9, np.float32)
-  )
-  with pytest.raises(
-    safetensors_io.BadWeights, match="big has numbers beyond float16"
-  ):
-    safetensors_io.write_checkpoint(
-      str(tmp_path / "x"), {"big": tensor.cast_to(np.float16)}
-    )
+  read = functools.partial(np.full, 1, 1e9, np.float32)
+  tensor = StoredTensor("f", "big", (1,), "F32", read).cast_to(np.float16)
+  with pytest.raises(BadWeights, match="big has numbers beyond float16"):
+    write_checkpoint(str(tmp_path / "x"), {"big": tensor.cast_to(np.float16)})
   assert not os.listdir(tmp_path / "x")
 
 
@@ -283,15 +254,15 @@ def test_every_dtype_is_written(tmp_path):
     name: rng.integers(0, 2, (3, n)).astype(dtype)
     for n, (name, dtype) in enumerate(sorted(safetensors_io.DTYPES.items()))
   }
-  safetensors_io.write_checkpoint(
+  write_checkpoint(
     str(tmp_path),
     {
-      name: safetensors_io.StoredTensor("f", name, x.shape, name, lambda x=x: x)
+      name: StoredTensor("f", name, x.shape, name, lambda x=x: x)
       for name, x in arrays.items()
     },
   )
-  written = load_file(tmp_path / safetensors_io.WEIGHTS_FILE)
+  written = load_file(tmp_path / WEIGHTS_FILE)
   assert written.keys() == arrays.keys()
   for name, array in arrays.items():
     assert written[name].dtype == array.dtype
-    np.testing.assert_array_equal(written[name], array)
+    assert_array_equal(written[name], array)
