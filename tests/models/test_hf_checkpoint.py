@@ -1,11 +1,13 @@
 """Tests of Hugging Face configs and weights, against transformers."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.sharding import NamedSharding
 from safetensors.numpy import load_file
 
@@ -13,21 +15,18 @@ from r1router_jax.models import hf_checkpoint, qwen2_5_vl, safetensors_io
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.parallel import mesh as mesh_lib
 from tests import tiny_policy
+from tests.tiny_policy import MODEL_CONFIG
 
 TEXT = dict(vision=None, mrope_section=(4, 0, 0))
 
 # A tiny config of each architecture and variant.
 CONFIGS = {
-  "qwen2_5_vl": tiny_policy.MODEL_CONFIG,
-  "qwen2_5_vl tied": dataclasses.replace(
-    tiny_policy.MODEL_CONFIG, tied=True, kv_heads=4
-  ),
-  "qwen2": dataclasses.replace(tiny_policy.MODEL_CONFIG, tied=True, **TEXT),
-  "llama": dataclasses.replace(
-    tiny_policy.MODEL_CONFIG, qkv_bias=False, **TEXT
-  ),
+  "qwen2_5_vl": MODEL_CONFIG,
+  "qwen2_5_vl tied": dataclasses.replace(MODEL_CONFIG, tied=True, kv_heads=4),
+  "qwen2": dataclasses.replace(MODEL_CONFIG, tied=True, **TEXT),
+  "llama": dataclasses.replace(MODEL_CONFIG, qkv_bias=False, **TEXT),
   "llama 3": dataclasses.replace(
-    tiny_policy.MODEL_CONFIG,
+    MODEL_CONFIG,
     qkv_bias=False,
     **TEXT,
     rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 16),
@@ -35,72 +34,45 @@ CONFIGS = {
 }
 
 TOKEN_IDS = dict(
-  bos_token_id=0,
-  eos_token_id=2,
-  pad_token_id=0,
-  image_token_id=5,
-  video_token_id=1,
-  vision_start_token_id=3,
-  vision_end_token_id=4,
+  **dict(bos_token_id=0, eos_token_id=2, pad_token_id=0, image_token_id=5),
+  **dict(video_token_id=1, vision_start_token_id=3, vision_end_token_id=4),
 )
 
 # The config.json of Qwen/Qwen2.5-VL-7B-Instruct, in the flat form.
-QWEN_7B = dict(
-  model_type="qwen2_5_vl",
-  hidden_act="silu",
-  hidden_size=3584,
-  intermediate_size=18944,
-  num_attention_heads=28,
-  num_hidden_layers=28,
-  num_key_value_heads=4,
-  rms_norm_eps=1e-6,
-  rope_theta=1e6,
-  sliding_window=32768,
-  tie_word_embeddings=False,
-  use_sliding_window=False,
-  vocab_size=152064,
-  image_token_id=151655,
-  rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24]),
-  vision_config=dict(
-    depth=32,
-    hidden_act="silu",
-    hidden_size=1280,
-    intermediate_size=3420,
-    num_heads=16,
-    in_chans=3,
-    out_hidden_size=3584,
-    patch_size=14,
-    spatial_merge_size=2,
-    spatial_patch_size=14,
-    window_size=112,
-    fullatt_block_indexes=[7, 15, 23, 31],
-    tokens_per_second=2,
-    temporal_patch_size=2,
-  ),
-)
+QWEN_7B = json.loads("""{
+  "model_type": "qwen2_5_vl", "hidden_act": "silu", "hidden_size": 3584,
+  "intermediate_size": 18944, "num_attention_heads": 28,
+  "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+  "rope_theta": 1000000.0, "sliding_window": 32768,
+  "tie_word_embeddings": false, "use_sliding_window": false,
+  "vocab_size": 152064, "image_token_id": 151655,
+  "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+  "vision_config": {
+    "depth": 32, "hidden_act": "silu", "hidden_size": 1280,
+    "intermediate_size": 3420, "num_heads": 16, "in_chans": 3,
+    "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2,
+    "spatial_patch_size": 14, "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2,
+    "temporal_patch_size": 2
+  }
+}""")
 
 
 def test_published_configs_are_read():
   assert hf_checkpoint.parse_config(QWEN_7B) == qwen2_5_vl.SIZES["7b"]
   # The 3B model differs in these fields.
-  small = QWEN_7B | dict(
-    hidden_size=2048,
-    intermediate_size=11008,
-    num_attention_heads=16,
-    num_hidden_layers=36,
-    num_key_value_heads=2,
-    vocab_size=151936,
-    tie_word_embeddings=True,
-    vision_config=QWEN_7B["vision_config"] | dict(out_hidden_size=2048),
-  )
+  vision = QWEN_7B["vision_config"] | dict(out_hidden_size=2048)
+  small = QWEN_7B | dict(hidden_size=2048, vision_config=vision)
+  small |= dict(intermediate_size=11008, num_attention_heads=16)
+  small |= dict(num_hidden_layers=36, num_key_value_heads=2)
+  small |= dict(vocab_size=151936, tie_word_embeddings=True)
   assert hf_checkpoint.parse_config(small) == qwen2_5_vl.SIZES["3b"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_round_trip(name):
-  tree = json.loads(
-    json.dumps(hf_checkpoint.make_hf_config(CONFIGS[name], TOKEN_IDS))
-  )
+  tree = hf_checkpoint.make_hf_config(CONFIGS[name], TOKEN_IDS)
+  tree = json.loads(json.dumps(tree))
   assert hf_checkpoint.parse_config(tree) == CONFIGS[name]
 
 
@@ -116,6 +88,9 @@ def test_config_round_trip_through_transformers(name, tmp_path):
   assert hf_checkpoint.read_config(tmp_path) == CONFIGS[name]
 
 
+LLAMA_YARN = dict(model_type="llama", rope_scaling=dict(rope_type="yarn"))
+
+
 @pytest.mark.parametrize(
   "change, words",
   [
@@ -129,10 +104,7 @@ def test_config_round_trip_through_transformers(name, tmp_path):
     ),
     (dict(vision_config=dict(out_hidden_size=7)), "out_hidden_size is 7"),
     (dict(model_type="llama", attention_bias=True), "attention_bias is True"),
-    (
-      dict(model_type="llama", rope_scaling=dict(rope_type="yarn")),
-      "rope_type is 'yarn', known: default, mrope, llama3",
-    ),
+    (LLAMA_YARN, "rope_type is 'yarn', known: default, mrope, llama3"),
   ],
 )
 def test_unsupported_config_is_refused(change, words, tmp_path):
@@ -168,9 +140,8 @@ def test_weights_round_trip(name, dtype, tmp_path):
   assert jax.tree.structure(again) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, again, params)
   hf_checkpoint.save_params(tmp_path / "b", again, config, shard_bytes=4000)
-  hf_checkpoint.copy_checkpoint(
-    tmp_path / "b", tmp_path / "c", config, dtype=dtype
-  )
+  copy = functools.partial(hf_checkpoint.copy_checkpoint, dtype=dtype)
+  copy(tmp_path / "b", tmp_path / "c", config)
   assert len(safetensors_io.checkpoint_files(str(tmp_path / "b"))) > 3
   # The first and the last file are equal byte by byte.
   first, last = (
@@ -186,28 +157,23 @@ def test_weights_round_trip(name, dtype, tmp_path):
 def test_weight_map_and_shardings_cover_the_parameters(name):
   config = (CONFIGS | qwen2_5_vl.SIZES)[name]
   shapes = tiny_policy.param_shapes(config)
-  flat = {
-    "/".join(k.key for k in path): x.shape
-    for path, x in jax.tree_util.tree_leaves_with_path(shapes)
-  }
+  flat = traverse_util.flatten_dict(shapes, sep="/")
+  sizes = hf_checkpoint.axis_sizes(config)
   mapped = {
-    leaf: safetensors_io.tensor_shape(
-      pattern.split("->")[1], hf_checkpoint.axis_sizes(config)
-    )
+    leaf: safetensors_io.tensor_shape(pattern.split("->")[1], sizes)
     for _, leaf, pattern in hf_checkpoint.weight_map(config)
     if leaf
   }
-  assert flat == mapped
+  assert {name: x.shape for name, x in flat.items()} == mapped
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
   layout = mesh_lib.tree_shardings(shapes, mesh)
   # Large parameters are split over four devices.
   if name in qwen2_5_vl.SIZES:
-    for x, where in zip(
-      jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True
-    ):
+    leaves = jax.tree.leaves(shapes)
+    for x, where in zip(leaves, jax.tree.leaves(layout), strict=True):
       share = np.prod(where.shard_shape(x.shape)) / x.size
       assert share <= 0.5 or x.size < 1e6
-    total = sum(np.prod(shape) for shape in flat.values())
+    total = sum(x.size for x in flat.values())
     # arxiv.org/abs/2502.13923's "7B" and "3B", with the vision tower.
     assert total == {"3b": 3_754_622_976, "7b": 8_292_166_656}[name]
 
@@ -215,20 +181,16 @@ def test_weight_map_and_shardings_cover_the_parameters(name):
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2"])
 def test_sharded_load_equals_whole_load(name, tmp_path):
   config = CONFIGS[name]
-  hf_checkpoint.save_params(
-    tmp_path, tiny_policy.params(config), config, shard_bytes=9000
-  )
+  whole = tiny_policy.params(config)
+  hf_checkpoint.save_params(tmp_path, whole, config, shard_bytes=9000)
   mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"))
   # Eight devices, of which the data axis is 1.
   layout = mesh_lib.tree_shardings(tiny_policy.param_shapes(config), mesh)
   params = hf_checkpoint.load_params(tmp_path, config, shardings=layout)
-  jax.tree.map(
-    np.testing.assert_array_equal, params, tiny_policy.params(config)
-  )
+  jax.tree.map(np.testing.assert_array_equal, params, whole)
   assert isinstance(params["embed"].sharding, NamedSharding)
-  assert params["layers"]["o"]["w"].addressable_shards[0].data.size * 8 == (
-    params["layers"]["o"]["w"].size
-  )
+  weights = params["layers"]["o"]["w"]
+  assert weights.addressable_shards[0].data.size * 8 == weights.size
 
 
 @pytest.mark.oracle
@@ -238,10 +200,10 @@ def test_text_logits_agree_with_transformers(name, tmp_path):
   import transformers
 
   config = CONFIGS[name]
-  hf_checkpoint.save_params(tmp_path, tiny_policy.params(config), config)
-  (tmp_path / "config.json").write_text(
-    json.dumps(hf_checkpoint.make_hf_config(config, TOKEN_IDS))
-  )
+  params = tiny_policy.params(config)
+  hf_checkpoint.save_params(tmp_path, params, config)
+  tree = hf_checkpoint.make_hf_config(config, TOKEN_IDS)
+  (tmp_path / "config.json").write_text(json.dumps(tree))
   # No tensor may be missing, unknown or of another shape.
   theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, output_loading_info=True, attn_implementation="eager"
@@ -252,14 +214,9 @@ def test_text_logits_agree_with_transformers(name, tmp_path):
   batch = [tiny_policy.random_prompt(rng, config, n) for n in (30, 4, 17)]
   response = tiny_policy.random_responses(rng, config, 3, 2, 6)
   model = qwen2_5_vl.QwenVL(config)
-  states = jax.jit(model.apply)(
-    {"params": tiny_policy.params(config)},
-    tiny_policy.collate(config, batch),
-    response,
-  )
-  rows = model.apply(
-    {"params": tiny_policy.params(config)}, method="output_embedding"
-  )
+  prompts = tiny_policy.collate(config, batch)
+  states = jax.jit(model.apply)({"params": params}, prompts, response)
+  rows = model.apply({"params": params}, method="output_embedding")
   logits = np.asarray(states @ rows.T)
   for row, encoded in enumerate(batch):
     for member in range(2):
