@@ -7,9 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from r1router_jax.models import bert, safetensors_io
 from tests.tiny_encoders import BERT
+
+# The config.json of `BERT`.
+HF_CONFIG = dict(model_type="bert", vocab_size=50, num_hidden_layers=2)
+HF_CONFIG |= dict(hidden_size=12, num_attention_heads=3, intermediate_size=20)
+HF_CONFIG |= dict(type_vocab_size=2, max_position_embeddings=24)
+HF_CONFIG |= dict(layer_norm_eps=1e-12, pad_token_id=0)
 
 
 def make_inputs():
@@ -40,41 +47,29 @@ def test_vectors_agree_with_transformers(tmp_path, family, pooling):
 
   # Both models have the same random weights, through a checkpoint.
   roberta = family == "xlm_roberta"
-  config = dataclasses.replace(
-    BERT,
-    pooling=pooling,
-    normalize=False,
-    num_segments=1 if roberta else 2,
-    first_position=2 if roberta else 0,
-    eps=1e-5 if roberta else 1e-12,
-  )
+  config = dataclasses.replace(BERT, pooling=pooling, normalize=False)
+  if roberta:
+    changes = dict(num_segments=1, first_position=2, eps=1e-5)
+    config = dataclasses.replace(config, **changes)
   kind = transformers.XLMRobertaModel if roberta else transformers.BertModel
   torch.manual_seed(0)
-  model = kind(
-    kind.config_class(
-      vocab_size=50,
-      hidden_size=12,
-      num_hidden_layers=2,
-      num_attention_heads=3,
-      intermediate_size=20,
-      max_position_embeddings=24,
-      hidden_dropout_prob=0,
-      type_vocab_size=config.num_segments,
-      layer_norm_eps=config.eps,
-      pad_token_id=1 if roberta else 0,
-      initializer_range=0.5,
-    )
-  ).eval()
+  options = HF_CONFIG | dict(
+    hidden_dropout_prob=0,
+    type_vocab_size=config.num_segments,
+    layer_norm_eps=config.eps,
+    pad_token_id=1 if roberta else 0,
+    initializer_range=0.5,
+  )
+  del options["model_type"]
+  model = kind(kind.config_class(**options)).eval()
   model.save_pretrained(tmp_path)
   params = bert.load_params(str(tmp_path), config)
 
   tokens, mask = make_inputs()
   with torch.no_grad():
     # Padding tokens must have the id that the model takes for padding.
-    out = model(
-      torch.tensor(np.where(mask, tokens, 1 if roberta else 0)).long(),
-      torch.tensor(mask).long(),
-    )
+    padded = np.where(mask, tokens, options["pad_token_id"])
+    out = model(torch.tensor(padded).long(), torch.tensor(mask).long())
   states = out.last_hidden_state.numpy()
   # Pool the states of transformers by hand.
   wanted = {
@@ -82,9 +77,7 @@ def test_vectors_agree_with_transformers(tmp_path, family, pooling):
     "mean": np.stack([s[m].mean(0) for s, m in zip(states, mask, strict=True)]),
     "pooler": out.pooler_output.numpy(),
   }[pooling]
-  np.testing.assert_allclose(
-    encode(params, config, tokens, mask), wanted, atol=3e-6
-  )
+  assert_allclose(encode(params, config, tokens, mask), wanted, atol=3e-6)
 
 
 @pytest.mark.parametrize(
@@ -115,16 +108,14 @@ def test_padding_does_not_change_vectors():
   wide = np.pad(tokens, ((0, 2), (0, 23)), constant_values=33)
   wide_mask = np.pad(mask, ((0, 2), (0, 23)))
   got = encode(params, BERT, wide, wide_mask)
-  np.testing.assert_allclose(
-    got[:3], encode(params, BERT, tokens, mask), atol=1e-6
-  )
+  assert_allclose(got[:3], encode(params, BERT, tokens, mask), atol=1e-6)
   # Rows without tokens are 0 and not NaN.
   np.testing.assert_array_equal(got[3:], 0)
 
 
 def test_vectors_have_length_one():
   vectors = encode(init_params(BERT), BERT, *make_inputs())
-  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+  assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
 
 
 def test_segments_change_the_score():
@@ -140,21 +131,6 @@ def test_segments_change_the_score():
   np.testing.assert_array_equal(score(), score(zeros))
   assert score().shape == (3, 1)
   assert (np.abs(score() - score(zeros.at[:, 0].set(1))) > 1e-4).all()
-
-
-# The config.json of `BERT`.
-HF_CONFIG = dict(
-  model_type="bert",
-  vocab_size=50,
-  num_hidden_layers=2,
-  hidden_size=12,
-  num_attention_heads=3,
-  intermediate_size=20,
-  type_vocab_size=2,
-  max_position_embeddings=24,
-  layer_norm_eps=1e-12,
-  pad_token_id=0,
-)
 
 
 def test_config_is_read(tmp_path):
