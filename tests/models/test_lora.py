@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
@@ -37,11 +38,10 @@ def test_new_adapters_change_nothing(params_with_adapters):
   assert flat["layers/q/lora_a"].shape == (2, 32, 3)
   assert flat["layers/k/lora_b"].shape == (2, 3, 16)
   assert flat["vision/blocks/qkv/lora_a"].shape == (3, 16, 3)
-  assert len(flat) == len(jax.tree.leaves(tiny_policy.params(CONFIG))) + 10
-  np.testing.assert_array_equal(
-    compute_states(params_with_adapters),
-    compute_states(tiny_policy.params(CONFIG)),
-  )
+  plain = tiny_policy.params(CONFIG)
+  assert len(flat) == len(jax.tree.leaves(plain)) + 10
+  states = compute_states(params_with_adapters)
+  np.testing.assert_array_equal(states, compute_states(plain))
 
 
 def test_merged_adapters_compute_the_same(params_with_adapters):
@@ -50,21 +50,18 @@ def test_merged_adapters_compute_the_same(params_with_adapters):
     lambda path, x: x + 0.1 if path[-1].key == "lora_b" else x,
     params_with_adapters,
   )
-  merged = lora.merge_adapters(moved)
-  assert jax.tree.structure(merged) == jax.tree.structure(
-    tiny_policy.params(CONFIG)
-  )
-  before = compute_states(tiny_policy.params(CONFIG))
+  merged, plain = lora.merge_adapters(moved), tiny_policy.params(CONFIG)
+  assert jax.tree.structure(merged) == jax.tree.structure(plain)
+  before = compute_states(plain)
   after = compute_states(moved)
   assert np.abs(after - before).max() > 0.05
   np.testing.assert_allclose(compute_states(merged), after, atol=1e-4)
 
 
 def test_a_match_of_no_layer_is_named():
+  params, options = tiny_policy.params(CONFIG), dict(rank=1, alpha=1.0)
   with pytest.raises(ValueError, match="lora.match 'x.' fits none.*layers/q"):
-    lora.add_adapters(
-      tiny_policy.params(CONFIG), "x$", rank=1, alpha=1.0, key=jax.random.key(0)
-    )
+    lora.add_adapters(params, "x$", key=jax.random.key(0), **options)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +73,7 @@ def test_a_match_of_no_layer_is_named():
     ("norm/scale$", lambda path: path == "norm/scale"),
   ],
 )
-def test_only_trainable_parameters_change(
-  params_with_adapters, trainable, moves
-):
-  import optax
-
+def test_only_trainable_leaves_change(params_with_adapters, trainable, moves):
   params = jax.tree.map(lambda x: x + 0.01, params_with_adapters)
 
   def sum_of_squares(params, reference, batch):
@@ -90,9 +83,8 @@ def test_only_trainable_parameters_change(
   # Adam changes every parameter that has a gradient.
   optimizer = optax.adam(0.1)
   state = train_step.init_train_state(params, optimizer, trainable)
-  new, _ = jax.jit(
-    train_step.make_train_step(sum_of_squares, optimizer, trainable)
-  )(state, None, jnp.zeros((1, 1)))
+  step = train_step.make_train_step(sum_of_squares, optimizer, trainable)
+  new, _ = jax.jit(step)(state, None, jnp.zeros((1, 1)))
   flat = traverse_util.flatten_dict(params, sep="/")
   for path, leaf in traverse_util.flatten_dict(new.params, sep="/").items():
     assert bool((leaf != flat[path]).any()) == bool(moves(path)), path
