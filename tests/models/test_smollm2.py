@@ -44,13 +44,11 @@ def checkpoint(tmp_path_factory):
 
   (file,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
   folder = tmp_path_factory.mktemp("smollm2")
+  kinds = transformers.AutoTokenizer, transformers.AutoModelForCausalLM
   options = dict(gguf_file=file.name)
-  transformers.AutoTokenizer.from_pretrained(
-    file.parent, **options
-  ).save_pretrained(folder)
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    file.parent, dtype="float32", **options
-  )
+  coder = kinds[0].from_pretrained(file.parent, **options)
+  coder.save_pretrained(folder)
+  model = kinds[1].from_pretrained(file.parent, dtype="float32", **options)
   # What was GGUF once transformers does not save, though it is float32 now.
   del model.config.quantization_config
   model.config.save_pretrained(folder)
@@ -69,45 +67,34 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
   assert settings.model.vision is None and not settings.model.qkv_bias
   coder = Tokenizer(folder / "tokenizer.json", settings.style)
   processor = Processor(coder, None, (64,), 1, 1)
+  system = "You are a helpful assistant."
   prompts = [
     processor.encode(
-      Conversation(
-        "answer", "You are a helpful assistant.", (Segment(text, "question"),)
-      )
+      Conversation("answer", system, (Segment(text, "question"),))
     )
     for text, _ in QUESTIONS
   ]
-  packed = jax.tree.map(
-    lambda x: jnp.asarray(x[0]), processor.collate(prompts, 1, len(prompts))
-  )
+  packed = processor.collate(prompts, 1, len(prompts))
   # The checkpoint's default is bfloat16, where ties would differ.
   compute = dataclasses.replace(settings.compute, dtype="float32")
+  params = hf_checkpoint.load_params(folder, settings.model, dtype=np.float32)
+  allowed = coder.allowed_mask(settings.model.vocab)
   drawn = group_decode.sample(
     qwen2_5_vl.QwenVL(settings.model, compute, unrolled=True),
-    inference_params.to_inference_params(
-      hf_checkpoint.load_params(folder, settings.model, dtype=np.float32),
-      compute,
-      unrolled=True,
-    ),
-    packed,
+    inference_params.to_inference_params(params, compute, unrolled=True),
+    jax.tree.map(lambda x: jnp.asarray(x[0]), packed),
     group_decode.response_keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
     token_sampling.GREEDY.validate(),
-    group_decode.DecodeConstraints(
-      coder.allowed_mask(settings.model.vocab), coder.eos_id
-    ),
+    group_decode.DecodeConstraints(allowed, coder.eos_id),
     max_tokens=MAX_TOKENS,
   )
+  options = dict(max_new_tokens=MAX_TOKENS, do_sample=False)
+  options |= dict(eos_token_id=coder.eos_id, pad_token_id=coder.pad_id)
   for row, (text, word) in enumerate(QUESTIONS):
     ids = torch.tensor([prompts[row].ids])
     with torch.no_grad():
-      wanted = theirs.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=MAX_TOKENS,
-        do_sample=False,
-        eos_token_id=coder.eos_id,
-        pad_token_id=coder.pad_id,
-      )
+      mask = torch.ones_like(ids)
+      wanted = theirs.generate(ids, attention_mask=mask, **options)
     got = np.asarray(drawn.tokens[row, 0])[np.asarray(drawn.mask[row, 0])]
     np.testing.assert_array_equal(got, wanted[0, len(prompts[row].ids) :])
     answer = coder.decode(got)
