@@ -1,7 +1,7 @@
 """The whole model against transformers', and facts that hold for any input."""
 
-import dataclasses
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +9,14 @@ import numpy as np
 import pytest
 
 from r1router_jax.generation import group_decode, logprobs, token_sampling
-from r1router_jax.models import (
-  attention,
-  hf_checkpoint,
-  inference_params,
-  layers,
-  qwen2_5_vl,
-)
+from r1router_jax.models import attention, hf_checkpoint, qwen2_5_vl
+from r1router_jax.models.inference_params import to_inference_params
+from r1router_jax.models.layers import project_features
 from tests import tiny_policy
 
 CONFIG = tiny_policy.MODEL_CONFIG
 
-CONFIGS = {
-  "grouped": CONFIG,
-  "tied": dataclasses.replace(CONFIG, tied=True, kv_heads=4),
-}
+CONFIGS = {"grouped": CONFIG, "tied": replace(CONFIG, tied=True, kv_heads=4)}
 
 # Windows are 4 x 4 patches: sizes that fit, that do not, and a lone strip.
 GRIDS = [(4, 4), (6, 10), (2, 14), (8, 4)]
@@ -50,6 +43,10 @@ def compute_logits(config, states):
   return np.asarray(states) @ embedding.T
 
 
+def random_prompts(rng, config, rows):
+  return [tiny_policy.random_prompt(rng, config, *row) for row in rows]
+
+
 def compute_states(config, batch, response, length=32):
   prompts = tiny_policy.collate(config, batch, length)
   return np.asarray(run_model(config, "__call__", prompts, response))
@@ -64,44 +61,27 @@ def torch_model(config, folder=None):
   import transformers
 
   v = config.vision
+  rope = dict(rope_type="default", rope_theta=config.theta)
+  rope |= dict(mrope_section=list(config.mrope_section))
+  text = dict(vocab_size=config.vocab, hidden_size=config.hidden)
+  text |= dict(intermediate_size=config.mlp, num_hidden_layers=config.layers)
+  text |= dict(num_attention_heads=config.heads, rms_norm_eps=config.eps)
+  text |= dict(num_key_value_heads=config.kv_heads, rope_parameters=rope)
+  text |= dict(tie_word_embeddings=config.tied, use_sliding_window=False)
+  text |= dict(bos_token_id=0, eos_token_id=2, pad_token_id=0)
+  vision = dict(depth=v.layers, hidden_size=v.hidden, num_heads=v.heads)
+  vision |= dict(intermediate_size=v.mlp, out_hidden_size=config.hidden)
+  vision |= dict(patch_size=v.patch, spatial_merge_size=v.merge)
+  vision |= dict(temporal_patch_size=v.temporal, window_size=v.window)
+  vision |= dict(fullatt_block_indexes=list(v.full_blocks))
+  ids = dict(image_token_id=tiny_policy.tokenizer().image_id)
+  ids |= dict(video_token_id=1, vision_start_token_id=3, vision_end_token_id=4)
   theirs = transformers.Qwen2_5_VLConfig(
-    text_config=dict(
-      vocab_size=config.vocab,
-      hidden_size=config.hidden,
-      intermediate_size=config.mlp,
-      num_hidden_layers=config.layers,
-      num_attention_heads=config.heads,
-      num_key_value_heads=config.kv_heads,
-      rms_norm_eps=config.eps,
-      rope_parameters=dict(
-        rope_type="default",
-        rope_theta=config.theta,
-        mrope_section=list(config.mrope_section),
-      ),
-      tie_word_embeddings=config.tied,
-      use_sliding_window=False,
-      bos_token_id=0,
-      eos_token_id=2,
-      pad_token_id=0,
-    ),
-    vision_config=dict(
-      depth=v.layers,
-      hidden_size=v.hidden,
-      intermediate_size=v.mlp,
-      num_heads=v.heads,
-      out_hidden_size=config.hidden,
-      patch_size=v.patch,
-      spatial_merge_size=v.merge,
-      temporal_patch_size=v.temporal,
-      window_size=v.window,
-      fullatt_block_indexes=list(v.full_blocks),
-    ),
-    image_token_id=tiny_policy.tokenizer().image_id,
-    video_token_id=1,
-    vision_start_token_id=3,
-    vision_end_token_id=4,
+    text_config=text,
+    vision_config=vision,
     tie_word_embeddings=config.tied,
     attn_implementation="eager",
+    **ids,
   )
   kind = transformers.Qwen2_5_VLForConditionalGeneration
   if folder is None:
@@ -134,14 +114,9 @@ def torch_inputs(encoded):
     mm_token_type_ids=(ids == tiny_policy.tokenizer().image_id).int(),
   )
   if encoded.images:
-    inputs |= dict(
-      pixel_values=torch.tensor(
-        np.concatenate([image.patches for image in encoded.images])
-      ),
-      image_grid_thw=torch.tensor(
-        [[1, *image.grid] for image in encoded.images]
-      ),
-    )
+    patches = np.concatenate([image.patches for image in encoded.images])
+    grids = torch.tensor([[1, *image.grid] for image in encoded.images])
+    inputs |= dict(pixel_values=torch.tensor(patches), image_grid_thw=grids)
   return inputs
 
 
@@ -149,7 +124,7 @@ def torch_logits(model, encoded, response):
   """Return the logits that predict each token of `response`."""
   import torch
 
-  whole = dataclasses.replace(encoded, ids=[*encoded.ids, *response.tolist()])
+  whole = replace(encoded, ids=[*encoded.ids, *response.tolist()])
   model.model.rope_deltas = None
   with torch.no_grad():
     out = model(**torch_inputs(whole)).logits[0].numpy()
@@ -167,15 +142,12 @@ ROWS = {
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(
-  "rows",
-  [ROWS["text"], ROWS["strips"] + ROWS["mixed"] + ROWS["several"]],
-  ids=["text", "images"],
-)
-def test_logits_are_those_of_transformers(exported_model, rows):
+@pytest.mark.parametrize("kinds", ["text", "strips mixed several"])
+def test_logits_are_those_of_transformers(exported_model, kinds):
   config, model = exported_model
   rng = np.random.default_rng(0)
-  batch = [tiny_policy.random_prompt(rng, config, *row) for row in rows]
+  rows = [row for kind in kinds.split() for row in ROWS[kind]]
+  batch = random_prompts(rng, config, rows)
   response = tiny_policy.random_responses(rng, config, len(batch), 2, 5)
   got = compute_logits(config, compute_states(config, batch, response))
   for row, encoded in enumerate(batch):
@@ -193,45 +165,34 @@ def test_gradients_are_those_of_torch(exported_model, tmp_path):
   config, model = exported_model
   rng = np.random.default_rng(5)
   rows = ROWS["mixed" if config.tied else "several"]
-  batch = [tiny_policy.random_prompt(rng, config, *row) for row in rows]
+  batch = random_prompts(rng, config, rows)
   response = tiny_policy.random_responses(rng, config, len(batch), 2, 5)
 
   def total(params, packed, response):
-    model = qwen2_5_vl.QwenVL(config)
-    states = model.apply({"params": params}, packed, response)
-    vocabulary = model.apply({"params": params}, method="output_embedding")
-    logp, _ = logprobs.token_logp(
-      states, response, vocabulary, jnp.ones(config.vocab, bool)
-    )
-    return logp.sum()
+    model = qwen2_5_vl.QwenVL(config).bind({"params": params})
+    states, words = model(packed, response), model.output_embedding()
+    allowed = jnp.ones(config.vocab, bool)
+    return logprobs.token_logp(states, response, words, allowed)[0].sum()
 
-  got = jax.jit(jax.grad(total))(
-    tiny_policy.params(config), tiny_policy.collate(config, batch), response
-  )
+  packed = tiny_policy.collate(config, batch)
+  got = jax.jit(jax.grad(total))(tiny_policy.params(config), packed, response)
   model.zero_grad()
   for row, encoded in enumerate(batch):
     for member in response[row]:
       model.model.rope_deltas = None
-      whole = dataclasses.replace(encoded, ids=[*encoded.ids, *member.tolist()])
+      whole = replace(encoded, ids=[*encoded.ids, *member.tolist()])
       logits = model(**torch_inputs(whole)).logits[0, len(encoded.ids) - 1 : -1]
       logp = torch.log_softmax(logits, -1)
       logp.gather(1, torch.tensor(member)[:, None].long()).sum().backward()
-  save_file(
-    {name: x.grad.clone() for name, x in model.named_parameters()},
-    tmp_path / "g.safetensors",
-  )
+  grads = {name: x.grad.clone() for name, x in model.named_parameters()}
+  save_file(grads, tmp_path / "g.safetensors")
   # Gradients have the names of weights: the importer reads them too.
   wanted = hf_checkpoint.load_params(tmp_path / "g.safetensors", config)
-  for (path, ours), theirs in zip(
-    jax.tree_util.tree_leaves_with_path(got),
-    jax.tree.leaves(wanted),
-    strict=True,
-  ):
-    largest = np.abs(theirs).max()
-    assert largest > 0, path
-    np.testing.assert_allclose(
-      ours, theirs, atol=1e-3 * largest, err_msg=str(path)
-    )
+  got, wanted = map(jax.tree_util.tree_leaves_with_path, (got, wanted))
+  for (path, ours), (_, theirs) in zip(got, wanted, strict=True):
+    atol = 1e-3 * np.abs(theirs).max()
+    assert atol > 0, path
+    np.testing.assert_allclose(ours, theirs, atol=atol, err_msg=str(path))
 
 
 @pytest.mark.oracle
@@ -243,11 +204,10 @@ def test_image_tokens_are_those_of_transformers(exported_model, grid):
   encoded = tiny_policy.random_prompt(np.random.default_rng(1), config, 4, grid)
   prompt = tiny_policy.collate(config, [encoded])
   got = run_model(config, image_tokens, prompt)[0]
+  patches = torch.tensor(encoded.images[0].patches)
   with torch.no_grad():
-    wanted = model.model.visual(
-      torch.tensor(encoded.images[0].patches),
-      grid_thw=torch.tensor([[1, *grid]]),
-    ).pooler_output.numpy()
+    seen = model.model.visual(patches, grid_thw=torch.tensor([[1, *grid]]))
+  wanted = seen.pooler_output.numpy()
   np.testing.assert_allclose(got[: len(wanted)], wanted, atol=1e-4)
 
 
@@ -258,10 +218,8 @@ def test_greedy_responses_are_those_of_transformers(exported_model, unrolled):
 
   config, model = exported_model
   rng = np.random.default_rng(2)
-  batch = [
-    tiny_policy.random_prompt(rng, config, *row) for row in ROWS["mixed"]
-  ]
-  params = inference_params.to_inference_params(
+  batch = random_prompts(rng, config, ROWS["mixed"])
+  params = to_inference_params(
     tiny_policy.params(config), qwen2_5_vl.RuntimeConfig(), unrolled=unrolled
   )
   drawn = group_decode.sample(
@@ -308,9 +266,7 @@ def test_imports_either_generation_of_names(tmp_path, name):
 @pytest.fixture
 def mixed_rows():
   rng = np.random.default_rng(3)
-  batch = [
-    tiny_policy.random_prompt(rng, CONFIG, *row) for row in ROWS["mixed"]
-  ]
+  batch = random_prompts(rng, CONFIG, ROWS["mixed"])
   return batch, tiny_policy.random_responses(rng, CONFIG, len(batch), 3, 6)
 
 
@@ -327,11 +283,8 @@ def test_later_tokens_do_not_change_a_state(mixed_rows):
   changed = response.copy()
   # States 0 to 4 predict tokens 0 to 4, from tokens before those.
   changed[..., 4:] = 0
-  np.testing.assert_allclose(
-    compute_states(CONFIG, batch, changed)[..., :5, :],
-    states[..., :5, :],
-    atol=1e-5,
-  )
+  got = compute_states(CONFIG, batch, changed)
+  np.testing.assert_allclose(got[..., :5, :], states[..., :5, :], atol=1e-5)
 
 
 def test_rows_do_not_see_each_other(mixed_rows):
@@ -358,9 +311,7 @@ def test_extend_equals_prefill_of_prompt_and_response(mixed_rows):
   text = batch[1]
   states = compute_states(CONFIG, batch, response)[1, 0]
   for t in range(response.shape[2]):
-    whole = dataclasses.replace(
-      text, ids=[*text.ids, *response[1, 0, :t].tolist()]
-    )
+    whole = replace(text, ids=[*text.ids, *response[1, 0, :t].tolist()])
     prompt = tiny_policy.collate(CONFIG, [whole])
     last = run_model(CONFIG, "prefill", prompt).last_state
     np.testing.assert_allclose(last[0], states[t], atol=1e-5)
@@ -376,9 +327,7 @@ def test_decode_steps_equal_extend(mixed_rows):
   room = t + 2
   own = qwen2_5_vl.empty_cache(CONFIG, b * g, room, jnp.float32)
   slots = np.random.default_rng(4).permutation(b * g)
-  layout = attention.GroupLayout(
-    jnp.asarray(np.argsort(slots)), jnp.asarray(slots)
-  )
+  layout = attention.GroupLayout(*map(jnp.asarray, (np.argsort(slots), slots)))
   for i in range(t - 1):
     token = jnp.asarray(response[:, :, i].reshape(-1)[slots])
     offset, column = jnp.full(b * g, i), jnp.int32((i + 4) % room)
@@ -424,17 +373,13 @@ def test_rematerialisation_changes_no_gradient(mixed_rows):
     def sum_of_squares(params, *args):
       return jnp.sum(model.apply({"params": params}, *args) ** 2)
 
-    return jax.jit(jax.grad(sum_of_squares))(
-      tiny_policy.params(CONFIG), prompt, response
-    )
+    params = tiny_policy.params(CONFIG)
+    return jax.jit(jax.grad(sum_of_squares))(params, prompt, response)
 
   wanted = compute_gradients("none")
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3)
   for remat in ("dots", "full"):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
-      wanted,
-      compute_gradients(remat),
-    )
+    jax.tree.map(close, wanted, compute_gradients(remat))
 
 
 def test_an_image_changes_its_own_row_alone(mixed_rows):
@@ -442,7 +387,7 @@ def test_an_image_changes_its_own_row_alone(mixed_rows):
   states = compute_states(CONFIG, batch, response)
   (image,) = batch[0].images
   brighter = image._replace(patches=image.patches + 1)
-  changed = [dataclasses.replace(batch[0], images=(brighter,)), *batch[1:]]
+  changed = [replace(batch[0], images=(brighter,)), *batch[1:]]
   moved = np.abs(compute_states(CONFIG, changed, response) - states)
   assert moved[0].max() > 1e-2
   np.testing.assert_allclose(moved[1:], 0, atol=1e-6)
@@ -477,7 +422,7 @@ def test_project_features_has_the_gradient_of_a_product():
       rng.normal(size=size).astype(np.float32)
       for size in ((2, 4, d), (d, f), (2, 4, f))
     )
-    value, back = jax.vjp(layers.project_features, x, w)
+    value, back = jax.vjp(project_features, x, w)
     wanted, wanted_back = jax.vjp(jnp.matmul, x, w)
     np.testing.assert_allclose(value, wanted, atol=1e-6)
     for got, want in zip(back(g), wanted_back(g), strict=True):
@@ -489,19 +434,11 @@ def test_packed_texts_have_the_states_of_each_alone():
   """With images, and a row that is not full."""
   rng = np.random.default_rng(0)
   random_prompt = functools.partial(tiny_policy.random_prompt, rng, CONFIG)
-  rows = [
-    [
-      random_prompt(5, (4, 4)),
-      random_prompt(7),
-      random_prompt(4, (2, 4), (4, 2)),
-    ],
-    [random_prompt(9)],
-  ]
+  first = [(5, (4, 4)), (7,), (4, (2, 4), (4, 2))]
+  rows = [[random_prompt(*sizes) for sizes in first], [random_prompt(9)]]
   length = 40
-  packed = jax.tree.map(
-    lambda x: jnp.asarray(x[0]),
-    tiny_policy.processor().collate_packed(rows, 1, 2, length),
-  )
+  packed = tiny_policy.processor().collate_packed(rows, 1, 2, length)
+  packed = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
   # Segments count the texts of a row from 1 on; 0 is padding.
   segments = np.zeros((2, length), np.int32)
   for row, texts in enumerate(rows):
@@ -514,6 +451,5 @@ def test_packed_texts_have_the_states_of_each_alone():
       prompt = tiny_policy.collate(CONFIG, [text], len(text.ids))
       ones = jnp.ones(prompt.tokens.shape, jnp.int32)
       alone = run_model(CONFIG, "packed_states", prompt, ones)
-      np.testing.assert_allclose(
-        states[row][segments[row] == n], alone[0], rtol=1e-4, atol=1e-4
-      )
+      got = states[row][segments[row] == n]
+      np.testing.assert_allclose(got, alone[0], rtol=1e-4, atol=1e-4)
