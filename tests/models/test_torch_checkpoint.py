@@ -81,16 +81,11 @@ def test_dtypes_and_layouts_agree_with_torch(torch, tmp_path, zipped):
     for name in names.split()
   }
   whole = torch.randn(6, 8)
-  wanted |= {
-    "scalar": torch.tensor(7),
-    "empty": torch.zeros(0, 3),
-    "turned": whole.t(),
-    "part": whole[1:4, 2::3],
-    "again": whole,
-    "ids": torch.arange(9).expand((1, -1)),
-    "learned": torch.nn.Parameter(torch.randn(3, dtype=torch.bfloat16)),
-    "é\u2028": torch.ones(1),
-  }
+  wanted |= dict(scalar=torch.tensor(7), empty=torch.zeros(0, 3), again=whole)
+  wanted |= dict(turned=whole.t(), part=whole[1:4, 2::3])
+  wanted |= {"ids": torch.arange(9).expand((1, -1)), "é\u2028": torch.ones(1)}
+  learned = torch.randn(3, dtype=torch.bfloat16)
+  wanted["learned"] = torch.nn.Parameter(learned)
   path = tmp_path / "w.bin"
   # PyTorch before 1.6 wrote the other form.
   torch.save(wanted, path, _use_new_zipfile_serialization=zipped)
@@ -116,14 +111,10 @@ def test_training_checkpoint_agrees_with_torch(torch, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, module.__name__, module)
   config = config_class()
   config.content = {"kind": dict, "counts": collections.defaultdict(int, a=1)}
-  saved = {
-    "model": model.state_dict(),
-    "optimizer": optimiser.state_dict(),
-    "config": config,
-    "arguments": argparse.Namespace(lr=np.float64(1), sizes=np.arange(3)),
-    3: [torch.ones(2)],
-    "small": torch.zeros(2, dtype=torch.complex64),
-  }
+  options = argparse.Namespace(lr=np.float64(1), sizes=np.arange(3))
+  saved = {"model": model.state_dict(), "optimizer": optimiser.state_dict()}
+  saved |= {"config": config, "arguments": options, 3: [torch.ones(2)]}
+  saved["small"] = torch.zeros(2, dtype=torch.complex64)
   path = tmp_path / "w.pth"
   torch.save(saved, path)
   monkeypatch.delitem(sys.modules, module.__name__)
@@ -200,15 +191,13 @@ def test_other_ways_to_code_are_closed(tmp_path, monkeypatch, attack):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize(
-  ("offset", "shape", "strides"),
+  "view",  # Offset, shape and strides.
   [(1, [4], [1]), (0, [5], [1]), (0, [4], [2]), (-1, [4], [1]), (0, [-1], [1])],
 )
-def test_tensor_beyond_the_file_is_refused(
-  torch, tmp_path, offset, shape, strides
-):
+def test_tensor_beyond_the_file_is_refused(torch, tmp_path, view):
   storage = torch.ones(4).storage()
   rebuild = torch._utils._rebuild_tensor_v2
-  tensor = Call(rebuild, storage, offset, shape, strides, False, {})
+  tensor = Call(rebuild, storage, *view, False, {})
   torch.save({"w": tensor}, tmp_path / "w.bin")
   with pytest.raises(torch_reader.BadCheckpoint, match="it is damaged"):
     torch_reader.load_tensors(str(tmp_path / "w.bin"), "")
@@ -235,27 +224,21 @@ def test_damaged_pickle_is_read_or_refused(torch, tmp_path):
 
 
 @pytest.mark.parametrize("version", [None, "2.5.1"])
-def test_missing_or_old_torch_is_an_error_with_a_cure(
-  tmp_path, monkeypatch, version
-):
+def test_missing_or_old_torch_has_a_cure(tmp_path, monkeypatch, version):
   def find_version(name):
     if version:
       return version
     raise importlib.metadata.PackageNotFoundError(name)
 
   monkeypatch.setattr(importlib.metadata, "version", find_version)
-  words = re.escape(
-    "2.6 or newer reads this file.  pip install 'r1router_jax[c"
-  )
-  with pytest.raises(UserError, match=words):
+  words = "2.6 or newer reads this file.  pip install 'r1router_jax[c"
+  with pytest.raises(UserError, match=re.escape(words)):
     open_names(write_zip(tmp_path / "w.bin"))
 
 
 def test_reader_loads_neither_jax_nor_torch_on_import():
-  code = (
-    "import sys, r1router_jax.models.torch_reader; "
-    "sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
-  )
+  code = "import sys, r1router_jax.models.torch_reader; "
+  code += "sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -293,8 +276,7 @@ def test_zip_bombs_are_refused(tmp_path):
 def test_changed_number_is_refused(tmp_path):
   path = write_zip(tmp_path / "w.bin")
   # The checksum covers every bit of the numbers.
-  data = path.read_bytes().replace(bytes(range(64)), bytes(64))
-  path.write_bytes(data)
+  path.write_bytes(path.read_bytes().replace(bytes(range(64)), bytes(64)))
   assert_refused(path, "no intact zip file.*Bad CRC-32.*data/0")
 
 
