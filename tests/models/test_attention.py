@@ -3,7 +3,7 @@
 Dense attention itself is compared with transformers in test_qwen2_5_vl.py.
 """
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,15 @@ import numpy as np
 import pytest
 
 from r1router_jax.models import attention
-from r1router_jax.models.attention import Cache
+from r1router_jax.models.attention import Cache, causal_mask
 
 
 @pytest.fixture(autouse=True)
 def interpret_kernel(monkeypatch):
   """Run the Pallas kernel by XLA on a CPU."""
   kernels = attention.splash_attention_kernel
-  monkeypatch.setattr(
-    kernels,
-    "make_splash_mqa",
-    functools.partial(kernels.make_splash_mqa, interpret=True),
-  )
+  by_xla = partial(kernels.make_splash_mqa, interpret=True)
+  monkeypatch.setattr(kernels, "make_splash_mqa", by_xla)
 
 
 @pytest.fixture
@@ -75,7 +72,7 @@ def test_splash_group_attention_has_dense_values_and_gradients(two_groups):
   weights = random_normal(np.random.default_rng(1), *inputs[0].shape)
   # The splash kernel has a backward pass of its own, so gradients are compared
   # as well as values.
-  splash = functools.partial(attention.fused_group_attention, kernel="splash")
+  splash = partial(attention.fused_group_attention, kernel="splash")
 
   def value_and_grad(function):
     def weighted_sum(q, own, prompt):
@@ -99,12 +96,7 @@ def test_packed_texts_do_not_attend_to_each_other(kernel, fake_cudnn):
   segments = jnp.stack([segments, jnp.where(segments < 3, segments, 0)])
   mask = jnp.tril(segments[:, :, None] == segments[:, None])
   got = attention.fused_attention(
-    q,
-    keys,
-    segments,
-    attention.causal_mask,
-    kernel=kernel,
-    query_segments=segments,
+    q, keys, segments, causal_mask, kernel=kernel, query_segments=segments
   )
   wanted = attention.attention(q, keys, mask)
   np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
@@ -117,7 +109,7 @@ def test_cudnn_group_attention_is_dense_attention(two_groups, fake_cudnn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mask_fn", [attention.causal_mask, None])
+@pytest.mark.parametrize("mask_fn", [causal_mask, None])
 def test_splash_attention_with_padding(mask_fn):
   rng = np.random.default_rng(2)
   q = random_normal(rng, 2, 200, 4, 128)
@@ -137,8 +129,8 @@ def test_group_mask_by_hand():
   wanted[:, :4] = True
   for member in range(2):
     for t in range(3):
-      for s in range(t + 1):
-        wanted[3 * member + t, 4 + 3 * member + s] = True
+      start = 4 + 3 * member
+      wanted[3 * member + t, start : start + t + 1] = True
   np.testing.assert_array_equal(attends, wanted)
 
 
