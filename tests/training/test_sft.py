@@ -23,28 +23,29 @@ from r1router_jax.policy import policy
 from r1router_jax.protocol import format
 from r1router_jax.training import sft, sft_targets
 from r1router_jax.training.batch import Batch
+from r1router_jax.training.sft_targets import sft_target
 from tests import tiny_policy
 from tests.train_runs import make_run_config
 
-MODEL = qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG)
+CONFIG = tiny_policy.MODEL_CONFIG
 
-ALLOWED = jnp.arange(tiny_policy.MODEL_CONFIG.vocab) != 5
+MODEL = qwen2_5_vl.QwenVL(CONFIG)
 
-QUESTION = Question(
-  "q",
-  "What is the capital of Chad?",
-  ("N'Djamena",),
-  hops=(Hop("capital?", ("text",), ("N'Djamena",)),),
-)
+ALLOWED = jnp.arange(CONFIG.vocab) != 5
+
+CAPITAL, ASKED = "N'Djamena", "What is the capital of Chad?"
+
+HOPS = (Hop("capital?", ("text",), (CAPITAL,)),)
+
+QUESTION = Question("q", ASKED, (CAPITAL,), hops=HOPS)
+
+STOP = dict(sub_question="None", routes=("none",))
 
 
 def random_batch(seed=0):
   """Four prompts of one response each; the last row is padding."""
   rng = np.random.default_rng(seed)
-  prompts = [
-    tiny_policy.random_prompt(rng, tiny_policy.MODEL_CONFIG, 3 + n)
-    for n in range(4)
-  ]
+  prompts = [tiny_policy.random_prompt(rng, CONFIG, 3 + n) for n in range(4)]
   # [B, G, T]
   shape = 4, 1, 5
   lengths = rng.integers(1, 6, 4)
@@ -52,8 +53,8 @@ def random_batch(seed=0):
   return jax.tree.map(
     jnp.asarray,
     Batch(
-      tiny_policy.collate(tiny_policy.MODEL_CONFIG, prompts, length=8),
-      tiny_policy.random_responses(rng, tiny_policy.MODEL_CONFIG, *shape),
+      tiny_policy.collate(CONFIG, prompts, length=8),
+      tiny_policy.random_responses(rng, CONFIG, *shape),
       np.arange(5) < lengths[:, None, None],
       np.ones((4, 1), np.float32),
       np.zeros(shape, np.float32),
@@ -68,12 +69,10 @@ def mean_loss(params, batch):
 
 
 def test_loss_is_the_mean_over_tokens():
-  params, rows = tiny_policy.params(tiny_policy.MODEL_CONFIG), random_batch()
+  params, rows = tiny_policy.params(CONFIG), random_batch()
   loss, (total, count, metrics) = jax.jit(mean_loss)(params, rows)
   # The oracle: a softmax over allowed tokens only, one token at a time.
-  states = jax.jit(
-    lambda params: MODEL.apply({"params": params}, rows.prompt, rows.response)
-  )(params)
+  states = jax.jit(MODEL.apply)({"params": params}, rows.prompt, rows.response)
   states = np.asarray(states, np.float64)
   head = np.asarray(params["head"], np.float64)[np.asarray(ALLOWED)]
   number = np.cumsum(np.asarray(ALLOWED)) - 1  # Of an id among the allowed.
@@ -88,7 +87,7 @@ def test_loss_is_the_mean_over_tokens():
 
 
 def test_three_updates_on_one_batch_lower_the_loss():
-  params = tiny_policy.params(tiny_policy.MODEL_CONFIG)
+  params = tiny_policy.params(CONFIG)
   batch, optimizer = random_batch(), optax.adam(1e-2)
   opt, losses = optimizer.init(params), []
 
@@ -114,26 +113,22 @@ def make_step(kind, **fields):
   return Step("q/0", kind, QUESTION, **fields)
 
 
+def parse_target(kind, **fields):
+  """Return the target of a step, parsed."""
+  parse = format.parse_plan if kind == "plan" else format.parse_answer
+  return parse(sft_target(make_step(kind, **fields)))
+
+
 def test_targets_follow_the_protocol():
-  plan = format.parse_plan(
-    sft_targets.sft_target(
-      make_step("plan", sub_question="Which one?", routes=("table", "text"))
-    )
-  )
+  routes = ("table", "text")
+  plan = parse_target("plan", sub_question="Which one?", routes=routes)
   assert isinstance(plan, Plan)
   assert (plan.sub_question, plan.routes) == ("Which one?", ("table",))
   # A plan that stops names no route.
-  stop = format.parse_plan(
-    sft_targets.sft_target(
-      make_step("plan", sub_question="None", routes=("none",))
-    )
-  )
-  assert stop.routes == ()
+  assert parse_target("plan", **STOP).routes == ()
   for kind in ("answer", "final"):
-    answer = format.parse_answer(
-      sft_targets.sft_target(make_step(kind, answers=("N'Djamena", "x")))
-    )
-    assert isinstance(answer, Answer) and answer.text == "N'Djamena"
+    answer = parse_target(kind, answers=(CAPITAL, "x"))
+    assert isinstance(answer, Answer) and answer.text == CAPITAL
 
 
 @pytest.mark.parametrize(
@@ -145,57 +140,38 @@ def test_targets_follow_the_protocol():
   ],
 )
 def test_comparison_is_written_as_a_thought(first, second, thought):
-  answer = format.parse_answer(
-    sft_targets.sft_target(
-      make_step(
-        "final", history=(("a?", first), ("b?", second)), answers=("Chad",)
-      )
-    )
-  )
+  history = (("a?", first), ("b?", second))
+  answer = parse_target("final", history=history, answers=("Chad",))
   assert answer.thought == thought
 
 
 def test_overask_target_repeats_the_question_to_another_kb():
-  stop = make_step(
-    "plan",
-    sub_question="None",
-    routes=("none",),
-    history=(("What is it?", "N'Djamena"),),
-  )
+  stop = make_step("plan", history=(("What is it?", CAPITAL),), **STOP)
   # Over many seeds every other knowledge base is asked.
   routes = set()
   for seed in range(20):
-    plan = format.parse_plan(
-      sft_targets.overask_target(stop, np.random.default_rng(seed))
-    )
+    rng = np.random.default_rng(seed)
+    plan = format.parse_plan(sft_targets.overask_target(stop, rng))
     assert plan.sub_question == "What is it?"
     routes.update(plan.routes)
   assert routes == {"image", "table"}  # The gold route is text.
 
 
 def test_target_is_the_teachers_response_if_there_is_one():
-  told = make_step(
-    "plan",
-    sub_question="Which one?",
-    routes=("table", "text"),
-    response="<think> a\n b </think>\n<sub-question>Which one?"
-    "</sub-question> <ret>Table Retriever, Text Retriever</ret>",
-  )
-  assert sft_targets.sft_target(told) == (
-    "<think>a b</think><sub-question>Which one?</sub-question>"
-    "<ret>Table Retriever, Text Retriever</ret>"
-  )
+  asked = "<sub-question>Which one?</sub-question>"
+  names = "<ret>Table Retriever, Text Retriever</ret>"
+  fields = dict(sub_question="Which one?", routes=("table", "text"))
+  response = f"<think> a\n b </think>\n{asked} {names}"
+  told = make_step("plan", response=response, **fields)
+  assert sft_target(told) == f"<think>a b</think>{asked}{names}"
   # Control tokens in a response are made harmless.
-  final = make_step(
-    "final",
-    answers=("4",),
-    response="<think>2 and 2<|im_end|></think><answer>It is 4</answer>",
-  )
-  assert sft_targets.sft_target(final) == (
+  response = "<think>2 and 2<|im_end|></think><answer>It is 4</answer>"
+  final = make_step("final", answers=("4",), response=response)
+  assert sft_target(final) == (
     "<think>2 and 2‹|im_end|></think><answer>It is 4</answer>"
   )
   with pytest.raises(ValueError, match="q/0: the response 'four' is not of"):
-    sft_targets.sft_target(dataclasses.replace(final, response="four"))
+    sft_target(dataclasses.replace(final, response="four"))
 
 
 def test_row_without_hops_gets_a_generic_thought():
@@ -204,16 +180,14 @@ def test_row_without_hops_gets_a_generic_thought():
 
   def target(kind, **fields):
     step = make_step(kind, **fields)
-    return sft_targets.sft_target(dataclasses.replace(step, question=question))
+    return sft_target(dataclasses.replace(step, question=question))
 
-  answer = format.parse_answer(
-    target("answer", sub_question="who? ", answers=("\nfrank  wisbar.\n",))
-  )
+  told = target("answer", sub_question="who? ", answers=("\nfrank  wisbar.\n",))
+  answer = format.parse_answer(told)
   assert answer.text == "frank wisbar."
   assert answer.thought == sft_targets.GENERIC_THOUGHT
-  final = format.parse_answer(
-    target("final", history=(("a?", "1946"), ("b?", "1899")), answers=("1899",))
-  )
+  told = dict(history=(("a?", "1946"), ("b?", "1899")), answers=("1899",))
+  final = format.parse_answer(target("final", **told))
   # No hop says that 1946 > 1899 matters.
   assert final.thought == sft_targets.GENERIC_THOUGHT
   plan = target("plan", sub_question="who is it? ", routes=("text",))
@@ -221,14 +195,10 @@ def test_row_without_hops_gets_a_generic_thought():
 
 
 def test_row_without_hops_has_no_overask_target():
-  stop = make_step(
-    "plan", sub_question="None", routes=("none",), history=(("a?", "b"),)
-  )
   question = dataclasses.replace(QUESTION, hops=())
+  stop = Step("q/0", "plan", question, history=(("a?", "b"),), **STOP)
   with pytest.raises(ValueError, match="config.sft.overask_prob to 0"):
-    sft_targets.overask_target(
-      dataclasses.replace(stop, question=question), np.random.default_rng(0)
-    )
+    sft_targets.overask_target(stop, np.random.default_rng(0))
 
 
 # ---- Batches.
@@ -236,13 +206,8 @@ def test_row_without_hops_has_no_overask_target():
 
 def make_algorithm(known=tiny_policy.POLICY_CONFIG, **changes):
   """Return supervised training with one row for each of eight devices."""
-  options = dict(
-    recall_warmup_steps=0,
-    recall_prob=0.0,
-    rename_prob=(0.0, 0.0),
-    overask_prob=0.0,
-    packed_length=0,
-  )
+  options = dict(rename_prob=(0.0, 0.0), overask_prob=0.0, packed_length=0)
+  options |= dict(recall_warmup_steps=0, recall_prob=0.0)
   return sft.Sft(
     policy.Policy(known, tiny_policy.TOKENIZER, {}),
     strategy.make_strategy("pmap", dict(data=-1), dict(data=-1)),
@@ -269,17 +234,11 @@ def algorithm():
 
 def make_examples():
   passage = Passage("p", "text", "The capital of Chad is N'Djamena.")
+  known = dict(answers=(CAPITAL,))
   return [
     make_step("plan", sub_question="Which one is it?", routes=("text",)),
-    make_step(
-      "answer",
-      sub_question="What is the capital of Chad?",
-      answers=("N'Djamena",),
-      passages=(passage,),
-    ),
-    make_step(
-      "final", history=(("What is it?", "N'Djamena"),), answers=("N'Djamena",)
-    ),
+    make_step("answer", sub_question=ASKED, passages=(passage,), **known),
+    make_step("final", history=(("What is it?", CAPITAL),), **known),
   ]
 
 
@@ -290,12 +249,9 @@ def test_batch_fills_every_device(algorithm):
   np.testing.assert_array_equal(rows.loss_denominator, rows.mask.sum((2, 3)))
   # A response ends with the end token unless it was too long.
   end = tiny_policy.tokenizer().eos_id
-  for tokens, mask in zip(
-    rows.response[:3, 0, 0], rows.mask[:3, 0, 0], strict=True
-  ):
-    assert mask[0] and (
-      not mask.all() and tokens[mask][-1] == end or mask.all()
-    )
+  responses = zip(rows.response[:3, 0, 0], rows.mask[:3, 0, 0], strict=True)
+  for tokens, mask in responses:
+    assert mask[0] and (mask.all() or tokens[mask][-1] == end)
 
 
 def test_names_are_not_read_without_renaming(monkeypatch):
@@ -306,9 +262,8 @@ def test_names_are_not_read_without_renaming(monkeypatch):
 
 
 def test_batch_depends_on_seed_and_iteration_alone(algorithm):
-  one, again, other = (
-    make_batch(algorithm, make_examples(), n)[0] for n in (0, 0, 5)
-  )
+  steps = make_examples()
+  one, again, other = (make_batch(algorithm, steps, n)[0] for n in (0, 0, 5))
   jax.tree.map(np.testing.assert_array_equal, one, again)
   assert not np.array_equal(one.response, other.response)
 
@@ -325,19 +280,16 @@ def remove_spaces(text):
 
 
 def test_target_overasks_only_where_a_trace_stops_after_a_search():
-  known = dataclasses.replace(
-    tiny_policy.POLICY_CONFIG, prompt_tokens=(96,), response_tokens=(48,)
-  )
+  lengths = dict(prompt_tokens=(96,), response_tokens=(48,))
+  known = dataclasses.replace(tiny_policy.POLICY_CONFIG, **lengths)
   always = make_algorithm(known, overask_prob=1.0)
   # A stop at once, and a stop after a search.
-  stop = make_step("plan", sub_question="None", routes=("none",))
-  asked = dataclasses.replace(stop, history=(("What is it?", "N'Djamena"),))
+  stop = make_step("plan", **STOP)
+  asked = dataclasses.replace(stop, history=(("What is it?", CAPITAL),))
   steps = [*make_examples(), stop, asked]
   rows, _ = make_batch(always, steps, 0)
   decode = tiny_policy.tokenizer().decode
   responses = zip(rows.response[:5, 0, 0], rows.mask[:5, 0, 0], strict=True)
   targets = [remove_spaces(decode(tokens[mask])) for tokens, mask in responses]
-  assert targets[:4] == [
-    remove_spaces(sft_targets.sft_target(each)) for each in steps[:4]
-  ]
+  assert targets[:4] == [remove_spaces(sft_target(each)) for each in steps[:4]]
   assert "Whatisit?" in targets[4] and "None" not in targets[4]
