@@ -5,15 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from numpy.testing import assert_allclose
 
 from r1router_jax.generation import logprobs
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.training import grpo_loss
 from r1router_jax.training.batch import Batch
+from r1router_jax.training.grpo_loss import group_advantages
 from tests import tiny_policy
 from tests.training.loss_helpers import ALLOWED, make_loss_config
 
-MODEL = qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG)
+CONFIG = tiny_policy.MODEL_CONFIG
+
+MODEL = qwen2_5_vl.QwenVL(CONFIG)
 
 # ---- Advantages.
 
@@ -21,37 +25,31 @@ MODEL = qwen2_5_vl.QwenVL(tiny_policy.MODEL_CONFIG)
 def test_advantages_by_hand():
   # The standard deviation is that of a sample, as in verl.
   rewards = np.array([[0.1, 0.4, 1.0], [2.0, -1.0, 0.5]])
-  got = grpo_loss.group_advantages(rewards)
+  got = group_advantages(rewards)
   for row in range(2):
     mean = sum(rewards[row]) / 3
     std = (sum((r - mean) ** 2 for r in rewards[row]) / 2) ** 0.5  # Sample.
-    np.testing.assert_allclose(
-      got[row], (rewards[row] - mean) / (std + 1e-6), rtol=1e-6
-    )
+    assert_allclose(got[row], (rewards[row] - mean) / (std + 1e-6), rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 1.1, 1 / 3])
 def test_equal_rewards_have_advantages_of_exactly_zero(size, value):
-  assert not grpo_loss.group_advantages(np.full((2, size), value)).any()
+  assert not group_advantages(np.full((2, size), value)).any()
   # Also in float32, whose mean of equal numbers may differ from them.
   single = np.full((2, size), value, np.float32)
-  assert not grpo_loss.group_advantages(single).any()
+  assert not group_advantages(single).any()
 
 
 def test_advantages_follow_their_responses_and_ignore_scale():
   rng = np.random.default_rng(0)
   rewards = rng.normal(size=(4, 6))
   order = rng.permutation(6)
-  got = grpo_loss.group_advantages(rewards)
-  np.testing.assert_allclose(
-    grpo_loss.group_advantages(rewards[:, order]), got[:, order], atol=1e-6
-  )
-  np.testing.assert_allclose(got.mean(1), 0, atol=1e-6)
-  np.testing.assert_allclose(got.std(1, ddof=1), 1, atol=1e-4)
-  np.testing.assert_allclose(
-    grpo_loss.group_advantages(3 * rewards + 7), got, atol=1e-4
-  )
+  got = group_advantages(rewards)
+  assert_allclose(group_advantages(rewards[:, order]), got[:, order], atol=1e-6)
+  assert_allclose(got.mean(1), 0, atol=1e-6)
+  assert_allclose(got.std(1, ddof=1), 1, atol=1e-4)
+  assert_allclose(group_advantages(3 * rewards + 7), got, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -59,14 +57,12 @@ def test_advantages_follow_their_responses_and_ignore_scale():
 )
 def test_advantages_are_divided_by_the_standard_deviation(advantage_norm, ddof):
   rewards = np.random.default_rng(0).normal(size=(3, 5))
-  got = grpo_loss.group_advantages(rewards, advantage_norm)
-  plain = grpo_loss.group_advantages(rewards, "none")
-  np.testing.assert_allclose(
-    plain, rewards - rewards.mean(1, keepdims=True), atol=1e-6
-  )
+  got = group_advantages(rewards, advantage_norm)
+  plain = group_advantages(rewards, "none")
+  assert_allclose(plain, rewards - rewards.mean(1, keepdims=True), atol=1e-6)
   for row in range(3):
     spread = (np.sum(plain[row] ** 2) / (5 - ddof)) ** 0.5
-    np.testing.assert_allclose(got[row], plain[row] / spread, rtol=1e-4)
+    assert_allclose(got[row], plain[row] / spread, rtol=1e-4)
 
 
 # ---- The loss of tokens.
@@ -119,20 +115,12 @@ def loss_oracle(config, logp, entropy, reference, batch):
       clipped += bound * a < ratio * a
       x = reference[at] - logp[at]
       kl = dict(k1=-x, k2=x * x / 2, k3=np.exp(x) - x - 1)[config.kl]
-      each = (
-        -min(ratio * a, bound * a)
-        + config.kl_coef * kl
-        - config.entropy_coef * entropy[at]
-      )
+      each = -min(ratio * a, bound * a)
+      each += config.kl_coef * kl - config.entropy_coef * entropy[at]
       # A penalty counts for each token, and the token by its weight.
-      total += (
-        each
-        / dict(
-          token_mean=1,
-          sequence_mean=tokens,
-          fixed_length=config.max_response_tokens,
-        )[config.aggregate]
-      )
+      most = config.max_response_tokens
+      weights = dict(token_mean=1, sequence_mean=tokens, fixed_length=most)
+      total += each / weights[config.aggregate]
   size = mask.sum() if config.aggregate == "token_mean" else responses
   return total, clipped, size
 
@@ -152,7 +140,7 @@ def test_token_loss_is_its_formula(config):
   tokens = make_example(3)
   wanted, clipped, size = loss_oracle(config, *tokens)
   total, metrics = grpo_loss.token_loss(config, *tokens)
-  np.testing.assert_allclose(total, wanted, rtol=1e-5)
+  assert_allclose(total, wanted, rtol=1e-5)
   batch = tokens[-1]
   assert int(metrics["clipped"][batch.mask].sum()) == clipped
   assert config.loss_denominator(np.asarray(batch.mask)).sum() == size
@@ -171,25 +159,17 @@ def test_token_loss_gradient_is_that_of_torch(config):
     )[0],
     argnums=(0, 1),
   )(logp, entropy)
+  batch_parts = batch.old_logp, batch.advantage, batch.mask
   # The same formulas in PyTorch, whose maximum picks the pessimistic term.
   x, h, ref, old, a, mask = (
     torch.tensor(np.asarray(v))
-    for v in (
-      logp,
-      entropy,
-      reference,
-      batch.old_logp,
-      batch.advantage,
-      batch.mask,
-    )
+    for v in (logp, entropy, reference, *batch_parts)
   )
   x.requires_grad_(), h.requires_grad_()
   ratio = torch.exp(x - old)
   a = a[..., None]
-  each = torch.maximum(
-    -a * ratio,
-    -a * torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high),
-  )
+  bound = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
+  each = torch.maximum(-a * ratio, -a * bound)
   kl = dict(
     k1=x - ref, k2=(x - ref).square() / 2, k3=torch.exp(ref - x) - (ref - x) - 1
   )[config.kl]
@@ -201,7 +181,7 @@ def test_token_loss_gradient_is_that_of_torch(config):
   )[config.aggregate]
   ((each * mask).sum(-1) / tokens).sum().backward()
   for got, wanted in zip(ours, (x.grad, h.grad), strict=True):
-    np.testing.assert_allclose(
+    assert_allclose(
       got, 0 if wanted is None else wanted.numpy(), rtol=1e-5, atol=1e-6
     )
 
@@ -226,7 +206,7 @@ def test_padding_changes_neither_loss_nor_gradient():
     return total
 
   value, grad = jax.value_and_grad(loss)(fill_padding(logp, 500))
-  np.testing.assert_allclose(value, wanted, rtol=1e-6)
+  assert_allclose(value, wanted, rtol=1e-6)
   assert not np.asarray(grad)[~np.asarray(batch.mask)].any()
 
 
@@ -240,23 +220,12 @@ def test_clipped_tokens_have_no_gradient():
       logp,
       zeros,
       None,
-      Batch(
-        None,
-        None,
-        jnp.ones((1, 1, 6), bool),
-        jnp.full((1, 1), a),
-        zeros,
-        jnp.ones(1),
-      ),
+      Batch(None, None, zeros == 0, jnp.full((1, 1), a), zeros, jnp.ones(1)),
     )[0]
   )
   logp = jnp.log(ratio)[None, None]
-  np.testing.assert_allclose(
-    grad(logp, 1.0)[0, 0], -ratio * (ratio < 1.28), rtol=1e-5
-  )
-  np.testing.assert_allclose(
-    grad(logp, -1.0)[0, 0], ratio * (ratio > 0.8), rtol=1e-5
-  )
+  assert_allclose(grad(logp, 1.0)[0, 0], -ratio * (ratio < 1.28), rtol=1e-5)
+  assert_allclose(grad(logp, -1.0)[0, 0], ratio * (ratio > 0.8), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["aggregate", "kl"])
@@ -271,18 +240,15 @@ def test_unknown_loss_option_is_rejected(name):
 def make_batch(rows=8, members=2, tokens=4, seed=0):
   """Return prompts and responses of several lengths, and a row of padding."""
   rng = np.random.default_rng(seed)
-  prompts = [
-    tiny_policy.random_prompt(rng, tiny_policy.MODEL_CONFIG, 3 + n)
-    for n in range(rows)
-  ]
+  prompts = [tiny_policy.random_prompt(rng, CONFIG, 3 + n) for n in range(rows)]
   lengths = rng.integers(1, tokens + 1, (rows, members))
   lengths[-1] = 0
   shape = rows, members, tokens
   return jax.tree.map(
     jnp.asarray,
     Batch(
-      tiny_policy.collate(tiny_policy.MODEL_CONFIG, prompts, length=12),
-      tiny_policy.random_responses(rng, tiny_policy.MODEL_CONFIG, *shape),
+      tiny_policy.collate(CONFIG, prompts, length=12),
+      tiny_policy.random_responses(rng, CONFIG, *shape),
       np.arange(tokens) < lengths[..., None],
       rng.normal(size=shape[:2]).astype(np.float32),
       rng.normal(-4, 1, shape).astype(np.float32),
@@ -299,31 +265,26 @@ def loss_numerator(params, batch):
 
 
 def test_loss_of_a_policy_is_that_of_its_log_probabilities():
-  params, whole = tiny_policy.params(tiny_policy.MODEL_CONFIG), make_batch()
-  states = jax.jit(
-    lambda params: MODEL.apply({"params": params}, whole.prompt, whole.response)
-  )(params)
+  params, whole = tiny_policy.params(CONFIG), make_batch()
+  apply = jax.jit(MODEL.apply)
+  states = apply({"params": params}, whole.prompt, whole.response)
   # All logits, and from these log-probabilities and entropies in float64.
   logits = np.asarray(states @ params["head"].T) / 0.8
   logits = np.where(ALLOWED, logits, -np.inf).astype(np.float64)
   logits -= logits.max(-1, keepdims=True)
   probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  logp = np.log(np.take_along_axis(probs, whole.response[..., None], -1))[
-    ..., 0
-  ]
+  chosen = np.take_along_axis(probs, whole.response[..., None], -1)
+  logp = np.log(chosen[..., 0])
   # The same from the loss, which never makes all logits at once.
   total, (count, metrics) = jax.jit(loss_numerator)(params, whole)
-  wanted, clipped, size = loss_oracle(
-    make_loss_config(), logp, logp, logp, whole
-  )
-  np.testing.assert_allclose(total, wanted, rtol=1e-3)
+  exact = logp, logp, logp, whole
+  wanted, clipped, size = loss_oracle(make_loss_config(), *exact)
+  assert_allclose(total, wanted, rtol=1e-3)
   assert count == size
   assert metrics["clipped"][0] == clipped
   entropy = -np.sum(probs * np.log(np.where(probs > 0, probs, 1)), -1)
-  np.testing.assert_allclose(
-    metrics["entropy"][0], entropy[whole.mask].sum(), rtol=1e-4
-  )
-  np.testing.assert_allclose(
+  assert_allclose(metrics["entropy"][0], entropy[whole.mask].sum(), rtol=1e-4)
+  assert_allclose(
     metrics["logp_drift"][0],
     np.abs(logp - whole.old_logp)[whole.mask].sum(),
     rtol=1e-4,
@@ -332,7 +293,7 @@ def test_loss_of_a_policy_is_that_of_its_log_probabilities():
 
 def test_updates_favour_the_better_response():
   """Three updates on the same responses raise the better one of each group."""
-  params, tx = tiny_policy.params(tiny_policy.MODEL_CONFIG), optax.adam(5e-4)
+  params, tx = tiny_policy.params(CONFIG), optax.adam(5e-4)
   whole = make_batch(rows=2, members=2)
   whole = whole._replace(mask=jnp.ones_like(whole.mask))
   logp = jax.jit(
@@ -345,16 +306,14 @@ def test_updates_favour_the_better_response():
   )
   first = logp(params)
   reward = np.array([[1.0, 0.0], [0.2, 0.9]])
-  whole = whole._replace(
-    advantage=jnp.asarray(grpo_loss.group_advantages(reward)), old_logp=first
-  )
+  advantage = jnp.asarray(group_advantages(reward))
+  whole = whole._replace(advantage=advantage, old_logp=first)
   opt, losses = tx.init(params), []
 
   @jax.jit
   def update(params, opt):
-    (loss, _), grads = jax.value_and_grad(loss_numerator, has_aux=True)(
-      params, whole
-    )
+    loss_and_grad = jax.value_and_grad(loss_numerator, has_aux=True)
+    (loss, _), grads = loss_and_grad(params, whole)
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt, loss
 
@@ -366,6 +325,5 @@ def test_updates_favour_the_better_response():
   assert losses[2] < losses[1] < -1e-3
   # Responses better than their group became likelier, others less likely.
   gain = np.asarray(logp(params) - first).sum(-1)
-  assert (
-    np.sign(gain) == np.sign(reward - reward.mean(1, keepdims=True))
-  ).all()
+  better = reward - reward.mean(1, keepdims=True)
+  assert (np.sign(gain) == np.sign(better)).all()
