@@ -1,7 +1,6 @@
 """Beam writes the passages that build_kb reads from the source itself."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -16,6 +15,10 @@ pytest.importorskip("apache_beam", reason="pip install 'r1router_jax[beam]'")
 
 
 ARTICLE = '<doc id="{}" url="u" title="{}">\n{}\n\n{}\n\n</doc>\n'
+
+
+def write_lines(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -37,46 +40,38 @@ def sources(tmp_path):
   # Candidates of all modalities; some images are missing.
   (folder / "pictures").mkdir()
   Image.new("RGB", (8, 8)).save(folder / "pictures/a.png")
-  with open(folder / "pool.jsonl", "w") as file:
-    for i in range(50):
-      file.write(
-        json.dumps(
-          dict(
-            did=f"2:{i % 45}",
-            modality=("text", "image", "image,text")[i % 3],
-            txt=f"text {i}",
-            img_path="b.png" if i % 7 == 5 else "a.png",
-          )
-        )
-        + "\n"
-      )
+  kinds = "text", "image", "image,text"
+  pool = [
+    dict(did=f"2:{i % 45}", modality=kinds[i % 3], txt=f"text {i}")
+    | dict(img_path="b.png" if i % 7 == 5 else "a.png")
+    for i in range(50)
+  ]
+  write_lines(folder / "pool.jsonl", pool)
   # Tables, whose ids cannot repeat: they are row numbers.
   tables = [
     table | dict(flattened=text + "\n")
     for table, text in zip(wikitables.TABLES, wikitables.FLATTENED, strict=True)
   ]
-  (folder / "splitted_tables.json").write_text(
-    json.dumps(wikitables.by_columns(tables * 9))
-  )
+  columns = wikitables.by_columns(tables * 9)
+  write_lines(folder / "splitted_tables.json", [columns])
   # Rows of a user, some long enough for several windows.
-  with open(folder / "own.jsonl", "w") as file:
-    for i in range(60):
-      file.write(
-        json.dumps(
-          dict(id=f"r{i % 53}", title="T", text=f"w{i} " * (1 + 29 * (i % 6)))
-        )
-        + "\n"
-      )
+  own = [
+    dict(id=f"r{i % 53}", title="T", text=f"w{i} " * (1 + 29 * (i % 6)))
+    for i in range(60)
+  ]
+  write_lines(folder / "own.jsonl", own)
+  tables = f"open_wikitable:{folder}/splitted_tables.json"
   return {
     "wikipedia": ("text", f"wikipedia:{folder}/wiki", ""),
     "mbeir": ("image", f"mbeir:{folder}/pool.jsonl", str(folder / "pictures")),
-    "open_wikitable": (
-      "table",
-      f"open_wikitable:{folder}/splitted_tables.json",
-      "",
-    ),
+    "open_wikitable": ("table", tables, ""),
     "own": ("text", f"{folder}/own.jsonl", ""),
   }
+
+
+def run_pipeline(source, out, *options):
+  opened = beam_pipeline.open_source(*source)
+  return beam_pipeline.run_pipeline(*opened, str(out), *options)
 
 
 @pytest.fixture(autouse=True)
@@ -93,12 +88,9 @@ def read_files(out):
 def test_passages_equal_those_of_the_plain_reader(sources, tmp_path, corpus):
   kb, source, pictures = sources[corpus]
   plain = list(plain_reader.read_passages(kb, source, pictures))
-  counts = beam_pipeline.run_pipeline(
-    *beam_pipeline.open_source(kb, source, pictures), str(tmp_path / "out")
-  )
-  again = list(
-    plain_reader.read_passages(kb, f"{tmp_path}/out/passages-*.jsonl", pictures)
-  )
+  counts = run_pipeline(sources[corpus], tmp_path / "out")
+  written = f"{tmp_path}/out/passages-*.jsonl"
+  again = list(plain_reader.read_passages(kb, written, pictures))
   good = [row for row in plain if not isinstance(row, sources_lib.RejectedRow)]
   assert [(p.id, p.kb, p.text, p.image) for p in again] == [
     (p.id, p.kb, p.text, p.image) for p in good
@@ -112,21 +104,10 @@ def test_passages_equal_those_of_the_plain_reader(sources, tmp_path, corpus):
 
 
 def test_bits_do_not_depend_on_the_runner(sources, tmp_path):
-  for number, options in enumerate(
-    (
-      [],
-      ["--direct_num_workers=3", "--direct_running_mode=multi_threading"],
-      [
-        "--runner=apache_beam.runners.direct.direct_runner."
-        "BundleBasedDirectRunner"
-      ],
-    )
-  ):
-    beam_pipeline.run_pipeline(
-      *beam_pipeline.open_source(*sources["wikipedia"]),
-      str(tmp_path / str(number)),
-      options,
-    )
+  threads = ["--direct_num_workers=3", "--direct_running_mode=multi_threading"]
+  runner = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
+  for number, options in enumerate(([], threads, [f"--runner={runner}"])):
+    run_pipeline(sources["wikipedia"], tmp_path / str(number), options)
   first, *others = (read_files(tmp_path / str(i)) for i in range(3))
   assert len(first) > 5 and all(other == first for other in others)
 
@@ -134,16 +115,10 @@ def test_bits_do_not_depend_on_the_runner(sources, tmp_path):
 def test_files_of_an_earlier_run_are_deleted(sources, tmp_path):
   out = tmp_path / "out"
   out.mkdir()
-  for name in (
-    "passages-99.jsonl",
-    "passages-00000.jsonl.second",
-    "skipped-1.txt.first",
-    "notes.txt",
-  ):
+  names = "passages-99.jsonl passages-00000.jsonl.second skipped-1.txt.first"
+  for name in (*names.split(), "notes.txt"):
     (out / name).write_text("old")
-  beam_pipeline.run_pipeline(
-    *beam_pipeline.open_source(*sources["own"]), str(out)
-  )
+  run_pipeline(sources["own"], out)
   found = read_files(out)
   assert found.pop("notes.txt") == b"old" and b"old" not in found.values()
   assert not [name for name in found if name.endswith(("first", "second"))]
@@ -151,53 +126,29 @@ def test_files_of_an_earlier_run_are_deleted(sources, tmp_path):
 
 def test_small_neighboring_files_share_a_shard():
   shards = beam_pipeline.group_files("abcde", [1000, 2000, 1, 5000, 10])
-  assert [(s.name, "".join(s.paths)) for s in shards] == [
-    ("00000", "ab"),
-    ("00001", "c"),
-    ("00002", "d"),
-    ("00003", "e"),
-  ]
+  assert [s.name for s in shards] == ["00000", "00001", "00002", "00003"]
+  assert ["".join(s.paths) for s in shards] == ["ab", "c", "d", "e"]
+
+
+def run_command(*flags):
+  module = "r1router_jax.retrieval.corpora.beam_pipeline"
+  command = [sys.executable, "-m", module, *flags]
+  return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_command_with_beam_options(sources, tmp_path):
-  command = [
-    sys.executable,
-    "-m",
-    "r1router_jax.retrieval.corpora.beam_pipeline",
-    f"--source={sources['wikipedia'][1]}",
-    f"--workdir={tmp_path}/out",
-  ]
-  done = subprocess.run(
-    [
-      *command,
-      "--beam_options=--direct_running_mode=multi_processing,"
-      "--direct_num_workers=2",
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  _, source, _ = sources["wikipedia"]
+  options = "--direct_running_mode=multi_processing,--direct_num_workers=2"
+  flags = f"--workdir={tmp_path}/out", f"--beam_options={options}"
+  done = run_command(f"--source={source}", *flags)
   assert not done.returncode, done.stderr[-2000:]
   assert "build_kb --kind=text --source=" in done.stderr
-  plain = plain_reader.read_passages("text", sources["wikipedia"][1])
-  lines = "".join(
-    path.read_text()
-    for path in sorted(pathlib.Path(tmp_path / "out").glob("passages-*.jsonl"))
-  ).splitlines()
+  plain = plain_reader.read_passages("text", source)
+  paths = sorted((tmp_path / "out").glob("passages-*.jsonl"))
+  lines = "".join(path.read_text() for path in paths).splitlines()
   assert [json.loads(line)["id"] for line in lines] == [
     p.id for p in plain if not isinstance(p, sources_lib.RejectedRow)
   ]
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "r1router_jax.retrieval.corpora.beam_pipeline",
-      "--workdir=x",
-      "--source=georouter",
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run_command("--workdir=x", "--source=georouter")
   assert done.returncode == 2 and "Say which" in done.stderr

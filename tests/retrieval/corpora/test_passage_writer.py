@@ -1,6 +1,5 @@
 """A build that is killed anywhere ends with the files of an unbroken one."""
 
-import functools
 import json
 import multiprocessing
 import os
@@ -47,11 +46,8 @@ def write_rows(folder, count=23):
   for part in range(2):
     with open(folder / f"{part}.jsonl", "w") as file:
       for i in range(part, count, 2):
-        row = dict(
-          id=f"r{i % 19}",
-          title=f"T{i}",
-          text=f"w{i} " * (180 if i % 5 == 0 else 3),
-        )
+        text = f"w{i} " * (180 if i % 5 == 0 else 3)
+        row = dict(id=f"r{i % 19}", title=f"T{i}", text=text)
         file.write("{}\n" if i % 7 == 6 else json.dumps(row) + "\n")
   return str(folder / "*.jsonl")
 
@@ -65,20 +61,14 @@ def fingerprint(kb, source):
 
 
 def contents(folder):
-  return {
-    path.relative_to(folder): path.read_bytes()
-    for path in sorted(folder.rglob("*"))
-    if path.is_file()
-  }
+  paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+  return {path.relative_to(folder): path.read_bytes() for path in paths}
 
 
-def killed_at(monkeypatch, event, work):
-  """Do `work`, but raise Killed at a file operation; return whether it did.
+def killed_at(monkeypatch, event, work, *args):
+  """Call `work`, but raise Killed at a file operation; return whether it did.
 
-  Args:
-    monkeypatch: of the test.
-    event: number of file operations to let pass.
-    work: the function to call.
+  `event` file operations pass before.
   """
   happened = 0
 
@@ -102,7 +92,7 @@ def killed_at(monkeypatch, event, work):
     ):
       patch.setattr(module, name, counted(getattr(module, name)))
     try:
-      work()
+      work(*args)
     except Killed:
       return True
   return False
@@ -115,18 +105,12 @@ def test_build_killed_twice_gives_the_same_files(tmp_path, monkeypatch):
   assert len(local_kb.open_kb(str(tmp_path / "whole"))) > 20
   # Kill a build before each of its file operations, kill it again while it
   # recovers, and let the third run finish.
-  event = 0
-  while killed_at(
-    monkeypatch, event, functools.partial(build, tmp_path / "killed", source)
-  ):
-    killed_at(
-      monkeypatch,
-      2 + event % 7,
-      functools.partial(build, tmp_path / "killed", source),
-    )
-    build(tmp_path / "killed", source)
-    assert contents(tmp_path / "killed") == wanted, event
-    shutil.rmtree(tmp_path / "killed")
+  event, killed = 0, tmp_path / "killed"
+  while killed_at(monkeypatch, event, build, killed, source):
+    killed_at(monkeypatch, 2 + event % 7, build, killed, source)
+    build(killed, source)
+    assert contents(killed) == wanted, event
+    shutil.rmtree(killed)
     event += 1
   assert event > 40  # The loop did not end at once.
 
@@ -137,19 +121,16 @@ def test_rebuild_killed_anywhere_gives_the_same_files(tmp_path, monkeypatch):
   write_rows(tmp_path / "rows", 30)
   build(tmp_path / "whole", source)
   wanted = contents(tmp_path / "whole")
-  event = 0
-  while True:
-    shutil.copytree(tmp_path / "old", tmp_path / "killed")
-    if not killed_at(
-      monkeypatch, event, functools.partial(build, tmp_path / "killed", source)
-    ):
-      break
+  event, killed = 0, tmp_path / "killed"
+  shutil.copytree(tmp_path / "old", killed)
+  while killed_at(monkeypatch, event, build, killed, source):
     # A knowledge base that can be opened is complete.
-    if kb_meta.read_meta(str(tmp_path / "killed")):
-      assert len(local_kb.open_kb(str(tmp_path / "killed"))) > 20
-    build(tmp_path / "killed", source)
-    assert contents(tmp_path / "killed") == wanted, event
-    shutil.rmtree(tmp_path / "killed")
+    if kb_meta.read_meta(str(killed)):
+      assert len(local_kb.open_kb(str(killed))) > 20
+    build(killed, source)
+    assert contents(killed) == wanted, event
+    shutil.rmtree(killed)
+    shutil.copytree(tmp_path / "old", killed)
     event += 1
 
 
@@ -167,11 +148,9 @@ def test_written_passages_are_those_of_the_reader(tmp_path):
 
 def test_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
   source = sources.open_source("text", write_rows(tmp_path / "rows"))
-  (tmp_path / "kb").mkdir()
-  prepare = functools.partial(
-    passage_writer.ensure_passages, str(tmp_path / "kb"), source, False
-  )
-  assert killed_at(monkeypatch, 10, prepare)
+  prepare, folder = passage_writer.ensure_passages, str(tmp_path / "kb")
+  os.mkdir(folder)
+  assert killed_at(monkeypatch, 10, prepare, folder, source, False)
   parse_row, seen = sources.parse_row, []
 
   def counted_parse_row(source, where, row):
@@ -179,10 +158,10 @@ def test_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
     return parse_row(source, where, row)
 
   monkeypatch.setattr(sources, "parse_row", counted_parse_row)
-  note = prepare()
+  note = prepare(folder, source, False)
   # Ten rows were read, and the first nine of them saved.
   assert len(seen) == 23 - 9
-  assert note["rows"] == len(local_kb.PassageFile(str(tmp_path / "kb"), "text"))
+  assert note["rows"] == len(local_kb.PassageFile(folder, "text"))
 
 
 @pytest.mark.parametrize("change", ["append", "touch", "swap", "rename", "add"])
@@ -218,9 +197,7 @@ def test_fingerprint_covers_a_folder_of_images(tmp_path):
 
 def test_damaged_draft_is_refused(tmp_path, monkeypatch):
   source = write_rows(tmp_path / "rows")
-  assert killed_at(
-    monkeypatch, 10, functools.partial(build, tmp_path / "kb", source)
-  )
+  assert killed_at(monkeypatch, 10, build, tmp_path / "kb", source)
   (path,) = tmp_path.glob("kb/draft-*/rows.sqlite")
   path.write_bytes(b"?" * 100 + path.read_bytes()[100:])
   with pytest.raises(ValueError, match="rows.sqlite cannot be used.*delete it"):
@@ -246,13 +223,10 @@ def test_one_of_many_builds_works_and_others_wait(tmp_path):
   source = write_rows(tmp_path / "rows", 200)
   context = multiprocessing.get_context("fork")
   # The barrier makes all three start at the same moment.
-  gate = context.Barrier(3)
-  workers = [
-    context.Process(target=_build, args=(tmp_path / "kb", source, gate, kill))
-    for kill in (50, 0, 0)
-  ]
-  for worker in workers:
-    worker.start()
+  args, workers = (tmp_path / "kb", source, context.Barrier(3)), []
+  for kill_after in (50, 0, 0):
+    workers.append(context.Process(target=_build, args=(*args, kill_after)))
+    workers[-1].start()
   for worker in workers:
     worker.join()
   # The first is killed if it gets to read rows; the others go on after it.
@@ -266,9 +240,8 @@ def test_one_of_many_builds_works_and_others_wait(tmp_path):
 
 
 def test_rejected_rows_are_counted_by_reason(tmp_path, caplog):
-  (tmp_path / "a.jsonl").write_text(
-    '{"id": "a", "text": "b"}\n' * 9 + "{}\n[]\n" + '{"id": 1}\n'
-  )
+  rows = '{"id": "a", "text": "b"}\n' * 9 + '{}\n[]\n{"id": 1}\n'
+  (tmp_path / "a.jsonl").write_text(rows)
   source = sources.open_source("text", str(tmp_path / "a.jsonl"))
   with caplog.at_level("WARNING", "absl"):
     note = passage_writer.ensure_passages(str(tmp_path), source, False)

@@ -54,18 +54,11 @@ def test_bad_row_is_rejected_and_the_next_is_read(tmp_path, words):
   assert good == Passage(id="a", kb="text", text="b", score=good.score)
 
 
-@pytest.mark.parametrize(
-  "data",
-  [
-    b"\xef\xbb\xbf" + GOOD,
-    GOOD[:-1],
-    GOOD.replace(b"\n", b"\r\n"),
-    b"\n  \n" + GOOD + b"\n",
-  ],
-)
-def test_byte_order_mark_and_line_ends_are_accepted(tmp_path, data):
-  (passage,) = read(tmp_path, data)
-  assert (passage.id, passage.text) == ("a", "b")
+def test_byte_order_mark_and_line_ends_are_accepted(tmp_path):
+  windows = b"\xef\xbb\xbf" + GOOD.replace(b"\n", b"\r\n")
+  for data in (windows, GOOD[:-1], b"\n  \n" + GOOD + b"\n"):
+    (passage,) = read(tmp_path, data)
+    assert (passage.id, passage.text) == ("a", "b"), data
 
 
 def test_utf_16_is_rejected(tmp_path):
@@ -80,9 +73,8 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
 
 
 def test_repeated_id_is_rejected(tmp_path):
-  first, second, third = read(
-    tmp_path, GOOD + GOOD + GOOD.replace(b'"a"', b'"c"')
-  )
+  other = GOOD.replace(b'"a"', b'"c"')
+  first, second, third = read(tmp_path, GOOD + GOOD + other)
   assert second.where.endswith(":2") and "'a' came before" in second.reason
   assert (first.id, third.id) == ("a", "c")
 
@@ -105,32 +97,31 @@ def test_whole_rows_are_kept_unchanged(tmp_path):
     (bad,) = read(tmp_path, json.dumps(whole | wrong).encode())
     assert isinstance(bad, RejectedRow), wrong
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-  (passage,) = read(
-    tmp_path, json.dumps(whole | dict(text="", image="a.png")).encode(), "image"
-  )
+  whole |= dict(text="", image="a.png")
+  (passage,) = read(tmp_path, json.dumps(whole).encode(), "image")
   assert (passage.text, passage.image) == ("", "a.png")
 
 
-@pytest.mark.parametrize("pack", [lambda x: x, gzip.compress, bz2.compress])
-def test_pattern_of_compressed_files(tmp_path, pack):
-  end = {gzip.compress: ".gz", bz2.compress: ".bz2"}.get(pack, "")
-  for number in (2, 0, 1):
-    (tmp_path / f"passages-{number}.jsonl{end}").write_bytes(
-      pack(GOOD.replace(b'"a"', b'"%d"' % number))
-    )
-    (tmp_path / f"rows-{number}.csv{end}").write_bytes(
-      pack(b"id,text\n%d,b\n" % number)
-    )
-  for pattern in (f"passages-*.jsonl{end}", f"rows-*.csv{end}"):
-    found = plain_reader.read_passages("text", str(tmp_path / pattern))
+PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress}
+
+
+@pytest.mark.parametrize("end", PACK)
+def test_pattern_of_compressed_files(tmp_path, end):
+  for name, data in (
+    ("passages-{}.jsonl", b'{"id": "%d", "text": "b"}\n'),
+    ("rows-{}.csv", b"id,text\n%d,b\n"),
+  ):
+    for number in (2, 0, 1):
+      path = tmp_path / (name.format(number) + end)
+      path.write_bytes(PACK[end](data % number))
+    pattern = tmp_path / (name.format("*") + end)
+    found = plain_reader.read_passages("text", str(pattern))
     assert [p.id for p in found] == ["0", "1", "2"]
 
 
 def test_damaged_file_is_an_error(tmp_path):
-  for name, good in (
-    ("a.jsonl.gz", GOOD * 99),
-    ("a.csv.gz", b"id,text\n" + b"a,b\n" * 99),
-  ):
+  rows = b"id,text\n" + b"a,b\n" * 99
+  for name, good in (("a.jsonl.gz", GOOD * 99), ("a.csv.gz", rows)):
     for damaged in (gzip.compress(good)[:-9], good):
       with pytest.raises(ValueError, match=f"{name}: damaged"):
         read(tmp_path, damaged, name=name)
@@ -138,11 +129,9 @@ def test_damaged_file_is_an_error(tmp_path):
 
 def test_reading_starts_at_any_row(tmp_path):
   for number in range(3):
-    (tmp_path / f"{number}.jsonl").write_bytes(
-      b"".join(
-        b'{"id": "%d", "text": "x"}\n' % (10 * number + i) for i in range(4)
-      )
-    )
+    rows = [{"id": 10 * number + i, "text": "x"} for i in range(4)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"{number}.jsonl").write_text(lines)
   source = sources.open_source("text", str(tmp_path / "*.jsonl"))
   every = list(sources.read_raw_rows(source))
   assert len(every) == 12
@@ -152,27 +141,15 @@ def test_reading_starts_at_any_row(tmp_path):
 
 
 def test_tables_are_flattened(tmp_path):
-  table = dict(
-    id="a",
-    title="T",
-    section_title="S",
-    caption="C",
-    name="n",
-    header=["h", "i"],
-    rows=[["1", 2], ["3", "4"]],
-  )
+  table = dict(id="a", title="T", section_title="S", caption="C", name="n")
+  table |= dict(header=["h", "i"], rows=[["1", 2], ["3", "4"]])
   (passage,) = read(tmp_path, json.dumps(table).encode(), "table")
   assert passage.text == (
     "[Title]T[Section title]S[Caption]C[Table name]n[Header]h[sep]i"
     "[Rows][Row]1[sep]2[Row]3[sep]4"
   )
-  for wrong in (
-    dict(rows=[["1"]]),
-    dict(rows=[]),
-    dict(rows="x"),
-    dict(header=None),
-    dict(rows=[[["1"], None]]),
-  ):
+  wrong_rows = [["1"]], [], "x", [[["1"], None]]
+  for wrong in (dict(header=None), *(dict(rows=rows) for rows in wrong_rows)):
     (bad,) = read(tmp_path, json.dumps(table | wrong).encode(), "table")
     assert isinstance(bad, RejectedRow), wrong
 
@@ -228,9 +205,9 @@ def test_csv_that_must_be_guessed_is_an_error(tmp_path, data, message):
 def test_folder_of_images(tmp_path):
   folder = tmp_path / "images"
   (folder / "b").mkdir(parents=True)
-  Image.new("RGB", (8, 8)).save(folder / "red_flag.png")
-  Image.new("RGB", (8, 8)).save(folder / "b" / "x.webp")
-  (folder / "b" / "x.txt").write_text("A\n caption")
+  for name in ("red_flag.png", "b/x.webp"):
+    Image.new("RGB", (8, 8)).save(folder / name)
+  (folder / "b/x.txt").write_text("A\n caption")
   (folder / "broken.jpg").write_bytes(b"no image")
   (folder / "notes.md").write_text("ignored")
   (folder / "moves.GIF").write_bytes(b"GIF89a")
@@ -241,13 +218,11 @@ def test_folder_of_images(tmp_path):
   assert "moves.GIF: not a PNG, JPEG or WEBP" in str(gif)
 
 
-@pytest.mark.parametrize(
-  "image", ["../x.png", "/etc/passwd", "absent.png", "http://127.0.0.1/x.png"]
-)
-def test_images_outside_of_the_folder_are_rejected(tmp_path, image):
-  row = json.dumps(dict(id="a", text="b", image=image)).encode()
-  (bad,) = read(tmp_path, row, "image")
-  assert isinstance(bad, RejectedRow)
+def test_images_outside_of_the_folder_are_rejected(tmp_path):
+  for image in "../x.png /etc/passwd absent.png http://127.0.0.1/x.png".split():
+    row = json.dumps(dict(id="a", text="b", image=image)).encode()
+    (bad,) = read(tmp_path, row, "image")
+    assert isinstance(bad, RejectedRow), image
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,15 @@ def read(tmp_path, data, name="AA/wiki_00"):
   path = tmp_path / "extracted" / name
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data)
-  return list(
-    plain_reader.read_passages("text", f"wikipedia:{tmp_path / 'extracted'}")
-  )
+  source = f"wikipedia:{tmp_path}/extracted"
+  return list(plain_reader.read_passages("text", source))
+
+
+def read_article(tmp_path, **changes):
+  """Return what becomes of an article of a single passage."""
+  row = dict(id="1", title="T", text="word " * 9) | changes
+  (found,) = read(tmp_path, json.dumps(row).encode(), "pages.jsonl")
+  return found
 
 
 @pytest.mark.parametrize(
@@ -84,38 +90,25 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path):
   assert [passage.id for passage in found] == ["2", "1", "0"]
 
 
-@pytest.mark.parametrize(
-  ("title", "reason"),
-  [
-    ("Mercury (disambiguation)", "a disambiguation"),
-    ("Mercury (disambiguation page)", "a disambiguation"),
-    ("List of towns", "a list, index or outline"),
-    ("Index of x", "a list, index or outline"),
-    ("Outline of x", "a list, index or outline"),
-    ("Listing of towns", ""),
-    ("A List of towns", ""),
-    ("Disambiguation", ""),
-  ],
-)
-def test_articles_are_left_out_by_title(tmp_path, title, reason):
-  row = json.dumps(dict(id="1", title=title, text="word " * 9)).encode()
-  (found,) = read(tmp_path, row, "pages.jsonl")
-  assert getattr(found, "reason", "") == reason
+LEFT_OUT = {
+  "a disambiguation": ["M (disambiguation)", "M (disambiguation page)"],
+  "a list, index or outline": ["List of towns", "Index of x", "Outline of x"],
+  "": ["Listing of towns", "A List of towns", "Disambiguation"],
+}
 
 
-@pytest.mark.parametrize(
-  ("words", "reason"),
-  [
-    (0, "no text"),
-    (1, "fewer than 8 words"),
-    (7, "fewer than 8 words"),
-    (8, ""),
-  ],
-)
-def test_short_articles_are_left_out(tmp_path, words, reason):
-  row = json.dumps(dict(id="1", title="T", text="\n".join("w" * words)))
-  (found,) = read(tmp_path, row.encode(), "pages.jsonl")
-  assert getattr(found, "reason", "") == reason
+@pytest.mark.parametrize("reason", LEFT_OUT)
+def test_articles_are_left_out_by_title(tmp_path, reason):
+  for title in LEFT_OUT[reason]:
+    found = read_article(tmp_path, title=title)
+    assert getattr(found, "reason", "") == reason, title
+
+
+def test_short_articles_are_left_out(tmp_path):
+  few = "fewer than 8 words"
+  for words, reason in ((0, "no text"), (1, few), (7, few), (8, "")):
+    found = read_article(tmp_path, text="\n".join("w" * words))
+    assert getattr(found, "reason", "") == reason, words
 
 
 def windows_oracle(words):
@@ -145,18 +138,8 @@ def test_windows_are_headed_by_the_title(tmp_path, count):
 def test_articles_with_markup_round_trip(tmp_path):
   rng = random.Random(0)
   pieces = [
-    "&",
-    "<",
-    ">",
-    "&amp;",
-    "</doc>",
     "<doc id=",
-    '"',
-    "a",
-    "é\u2028",
-    "&lt;",
-    "{",
-    "'",
+    *"""& < > &amp; </doc> " a é\u2028 &lt; { '""".split(" "),
   ]
   texts = [" ".join(rng.choices(pieces, k=40)) for _ in range(200)]
   docs = "".join(
@@ -165,15 +148,13 @@ def test_articles_with_markup_round_trip(tmp_path):
     for i, text in enumerate(texts)
   )
   found = read(tmp_path, docs.encode())
-  assert [p.text.split() for p in found] == [
-    [*text[:9].split(), *text.split()] for text in texts
-  ]
+  wanted = [f"{text[:9]} {text}".split() for text in texts]
+  assert [p.text.split() for p in found] == wanted
 
 
 def test_rows_of_other_extractors_are_not_unescaped(tmp_path):
-  row = dict(id=3, title="A", text="a &amp;lt; b " * 4, url="u")
-  (found,) = read(tmp_path, json.dumps(row).encode(), "pages.jsonl")
-  assert found.text.startswith("A a &amp;lt; b") and found.id == "3"
+  found = read_article(tmp_path, id=3, text="a &amp;lt; b " * 4, url="u")
+  assert found.text.startswith("T a &amp;lt; b") and found.id == "3"
 
 
 DOC = b'<doc id="1" url="u" title="T">\nT\n\n' + b"word " * 9 + b"\n\n</doc>\n"
@@ -203,12 +184,10 @@ def test_too_large_articles_are_rejected(tmp_path, monkeypatch):
   monkeypatch.setattr(wikipedia, "MAX_ARTICLE_BYTES", 100)
   many = DOC.replace(b"word " * 9, b"word word\n" * 30)
   one = DOC.replace(b"word ", b"w" * 60)
-  found = read(tmp_path, many + one + DOC.replace(b'"1"', b'"2"'))
-  assert [
-    "over 100 bytes" in found[0].reason,
-    "longer" in found[1].reason,
-    found[2].id,
-  ] == [True, True, "2"]
+  docs = many + one + DOC.replace(b'"1"', b'"2"')
+  first, second, good = read(tmp_path, docs)
+  assert "over 100 bytes" in first.reason and "longer" in second.reason
+  assert good.id == "2"
 
 
 @pytest.mark.parametrize("name", ["dump.xml", "dump.xml.bz2"])
@@ -221,9 +200,6 @@ def test_dump_is_refused(tmp_path, name):
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
 def test_damaged_file_is_an_error(tmp_path, kept):
   packed = bz2.compress(DOCS * 50)
+  data = packed[: int(len(packed) * kept)] + b"x" * (not kept)
   with pytest.raises(ValueError, match="wiki_00.bz2: damaged"):
-    read(
-      tmp_path,
-      packed[: int(len(packed) * kept)] + b"x" * (not kept),
-      "AA/wiki_00.bz2",
-    )
+    read(tmp_path, data, "AA/wiki_00.bz2")

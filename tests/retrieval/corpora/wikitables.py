@@ -1,5 +1,19 @@
 """Tables of Open-WikiTable, for tests of several modules."""
 
+
+def split_lines(text):
+  return [line.split("|") for line in text.splitlines()]
+
+
+FIGHTS = split_lines("""\
+Res_|Record|Opponent|Method_|Event|Location_
+Win|2–0|Sergio Vieira|KO (punch)|Storm Samurai 6|Curitiba , Brazil
+Win|1–0|Leandro Sousa|Decision|Storm Samurai 4|Curitiba , Brazil""")
+STATIONS = split_lines("""\
+Station|Extension|City_Neighborhood|Projected_opening|Park_and_ride|Funded_by_ST2_
+Overlake Transit Center|East Link|Overlake|2021|Yes|Yes
+SE Redmond|East Link|Redmond|Unknown|No|No""")
+
 # Two of the tables as the published Step-GRPO rows show them.
 TABLES = [
   dict(
@@ -8,25 +22,8 @@ TABLES = [
     section_title="Mixed martial arts record",
     caption="Mixed martial arts record",
     name="table_2_16335823_2",
-    header=["Res_", "Record", "Opponent", "Method_", "Event", "Location_"],
-    rows=[
-      [
-        "Win",
-        "2–0",
-        "Sergio Vieira",
-        "KO (punch)",
-        "Storm Samurai 6",
-        "Curitiba , Brazil",
-      ],
-      [
-        "Win",
-        "1–0",
-        "Leandro Sousa",
-        "Decision",
-        "Storm Samurai 4",
-        "Curitiba , Brazil",
-      ],
-    ],
+    header=FIGHTS[0],
+    rows=FIGHTS[1:],
   ),
   dict(
     original_table_id="1-22771048-4",
@@ -34,25 +31,8 @@ TABLES = [
     section_title="Planned or proposed stations",
     caption="Planned or proposed stations",
     name="table_1_22771048_4",
-    header=[
-      "Station",
-      "Extension",
-      "City_Neighborhood",
-      "Projected_opening",
-      "Park_and_ride",
-      "Funded_by_ST2_",
-    ],
-    rows=[
-      [
-        "Overlake Transit Center",
-        "East Link",
-        "Overlake",
-        "2021",
-        "Yes",
-        "Yes",
-      ],
-      ["SE Redmond", "East Link", "Redmond", "Unknown", "No", "No"],
-    ],
+    header=STATIONS[0],
+    rows=STATIONS[1:],
   ),
 ]
 
