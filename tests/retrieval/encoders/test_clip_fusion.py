@@ -53,11 +53,14 @@ def image_path(tmp_path):
   return str(tmp_path / "a.png")
 
 
+def make_embedder(params):
+  tokenizer = make_tokenizer()
+  return image_encoders.ClipFusionEmbedder(CONFIG, params, tokenizer, "x")
+
+
 def test_vectors_are_sums_of_image_and_text(params, image_path):
   """The reference encodes one item at a time, from texts written out."""
-  embed = image_encoders.ClipFusionEmbedder(
-    CONFIG, params, make_tokenizer(), "x"
-  )
+  embed = make_embedder(params)
   items = [
     Passage("a", "image", '  "a bridge\r"', image_path),
     Passage("b", "image", "A bridge &amp; a town!"),
@@ -82,12 +85,8 @@ def test_vectors_are_sums_of_image_and_text(params, image_path):
     x = jnp.asarray(x)[None]
     return np.asarray(apply({"params": params}, x, method=method))[0]
 
-  pixels = (
-    np.asarray(
-      Image.open(image_path).resize((12, 18), Image.Resampling.BICUBIC)
-    )[3:15]
-    / 255
-  )
+  image = Image.open(image_path).resize((12, 18), Image.Resampling.BICUBIC)
+  pixels = np.asarray(image)[3:15] / 255
   pixels = ((pixels - images.CLIP_MEAN) / images.CLIP_STD).astype(np.float32)
   # Sum the vectors of what an item has, and normalize.
   wanted = []
@@ -97,39 +96,28 @@ def test_vectors_are_sums_of_image_and_text(params, image_path):
       vector += encode(pixels, "encode_image")
     if text:
       ids = [88, *(ord(letter) - 32 for letter in text)][:59] + [89]
-      vector += encode(
-        np.pad(np.array(ids, np.int32), (0, 60 - len(ids))), "encode_text"
-      )
+      ids = np.pad(np.array(ids, np.int32), (0, 60 - len(ids)))
+      vector += encode(ids, "encode_text")
     wanted.append(vector / np.linalg.norm(vector))
   np.testing.assert_allclose(embed(items), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_empty_item_has_a_zero_vector(params):
-  embed = image_encoders.ClipFusionEmbedder(
-    CONFIG, params, make_tokenizer(), "x"
-  )
+  embed = make_embedder(params)
   np.testing.assert_array_equal(embed([Passage("a", "image", " ")]), 0)
   assert embed([]).shape == (0, 10)
 
 
-@pytest.mark.parametrize(
-  "height, width, top, left",
-  [
-    (18, 12, 3, 0),
-    (12, 17, 0, 2),
-    (12, 12, 0, 0),
-    (13, 12, 0, 0),
-    (15, 12, 2, 0),
-  ],
-)
-def test_center_crop_takes_the_middle(height, width, top, left):
+def test_center_crop_takes_the_middle():
   """Offsets are rounded half to even, as torchvision does."""
-  image = np.random.default_rng(0).integers(
-    0, 256, (height, width, 3), np.uint8
-  )
-  np.testing.assert_array_equal(
-    images.center_crop(image, 12), image[top : top + 12, left : left + 12]
-  )
+  noise = np.random.default_rng(0).integers(0, 256, (18, 17, 3), np.uint8)
+  for height, width, top, left in (
+    *((18, 12, 3, 0), (12, 17, 0, 2), (12, 12, 0, 0)),
+    *((13, 12, 0, 0), (15, 12, 2, 0)),
+  ):
+    image = noise[:height, :width]
+    wanted = image[top : top + 12, left : left + 12]
+    np.testing.assert_array_equal(images.center_crop(image, 12), wanted)
 
 
 @pytest.mark.oracle
@@ -149,16 +137,12 @@ def test_tokens_agree_with_openai(tmp_path):
     merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
   (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
   # Hugging Face writes the special tokens differently.
-  published = {
-    "<start_of_text>": "<|startoftext|>",
-    "<end_of_text>": "<|endoftext|>",
-  }
-  (tmp_path / "vocab.json").write_text(
-    json.dumps({published.get(k, k): v for k, v in theirs.encoder.items()})
-  )
-  ours = transformers.CLIPTokenizer.from_pretrained(
-    str(tmp_path)
-  ).backend_tokenizer
+  encoder = json.dumps(theirs.encoder)
+  for name in ("start", "end"):
+    encoder = encoder.replace(f'"<{name}_of_text>"', f'"<|{name}oftext|>"')
+  (tmp_path / "vocab.json").write_text(encoder)
+  loaded = transformers.CLIPTokenizer.from_pretrained(str(tmp_path))
+  ours = loaded.backend_tokenizer
   ours.enable_truncation(77)
   for text in (
     "A Bridge.",
@@ -170,8 +154,5 @@ def test_tokens_agree_with_openai(tmp_path):
     "word " * 100,
   ):
     wanted = theirs([text])[0].numpy()
-    end = int(wanted.argmax())
-    assert (
-      ours.encode(image_encoders._clean_text(text)).ids
-      == wanted[: end + 1].tolist()
-    )
+    ids = ours.encode(image_encoders._clean_text(text)).ids
+    assert ids == wanted[: wanted.argmax() + 1].tolist()

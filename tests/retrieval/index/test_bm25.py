@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import re
 import sys
@@ -21,10 +20,8 @@ bm25s = pytest.importorskip("bm25s")
 def make_texts(seed, count=30):
   rng = random.Random(seed)
   vocabulary = [f"w{i}" for i in range(25)] + ["the", "is"]
-  texts = [
-    " ".join(rng.choices(vocabulary, k=rng.randrange(1, 30)))
-    for _ in range(count)
-  ]
+  counts = [rng.randrange(1, 30) for _ in range(count)]
+  texts = [" ".join(rng.choices(vocabulary, k=k)) for k in counts]
   # No words, only stop words, and letters beyond ASCII.
   return [*texts, "", "the is", "Été, été? W1"]
 
@@ -53,46 +50,30 @@ def slow_bm25(texts, query):
 def test_bm25_is_the_formula(seed):
   texts = make_texts(seed)
   index = bm25.Bm25Index.from_texts(texts)
+  words = "w1 w2", "W3, w3 w4!", "the w5 is", "ÉTÉ", "w1 unknown"
   nine_words = " ".join(f"w{i}" for i in range(9))
-  queries = [
-    "w1 w2",
-    "W3, w3 w4!",
-    "the w5 is",
-    "ÉTÉ",
-    "w1 unknown",
-    nine_words,
-  ]
-  scores, rows = index.search([Query(q) for q in queries], len(texts))
+  queries = [Query(text) for text in (*words, nine_words)]
+  scores, rows = index.search(queries, len(texts))
   for i, query in enumerate(queries):
-    expected = slow_bm25(texts, query)
+    expected = np.array(slow_bm25(texts, query.text))
     found = rows[i][rows[i] >= 0]
-    assert sorted(found) == [d for d, s in enumerate(expected) if s > 0]
-    np.testing.assert_allclose(
-      scores[i, : len(found)], [expected[d] for d in found], rtol=1e-5
-    )
-    assert (np.diff(scores[i, : len(found)]) <= 0).all()
-    assert (scores[i, len(found) :] == -np.inf).all()
+    assert sorted(found) == np.flatnonzero(expected > 0).tolist()
+    own, padding = np.split(scores[i], [len(found)])
+    np.testing.assert_allclose(own, expected[found], rtol=1e-5)
+    assert (np.diff(own) <= 0).all() and (padding == -np.inf).all()
   # A smaller k gives the same best scores.
   for k in range(1, 9):
-    top_scores, top_rows = index.search([Query(q) for q in queries], k)
+    top_scores, top_rows = index.search(queries, k)
     np.testing.assert_array_equal(top_scores, scores[:, :k])
     np.testing.assert_array_equal(top_rows, rows[:, :k])
 
 
-@pytest.mark.parametrize(
-  "query",
-  [
-    Query(""),
-    Query("the"),
-    Query("green"),
-    Query("?!"),
-    Query("red", "flag.png"),
-  ],
-)
-def test_query_without_known_words_finds_nothing(query):
+def test_query_without_known_words_finds_nothing():
   index = bm25.Bm25Index.from_texts(["red flag", "blue flag"])
-  scores, rows = index.search([query], 3)
-  assert (rows == -1).all() and (scores == -np.inf).all()
+  queries = [Query(text) for text in ("", "the", "green", "?!")]
+  for query in (*queries, Query("red", "flag.png")):
+    scores, rows = index.search([query], 3)
+    assert (rows == -1).all() and (scores == -np.inf).all(), query
 
 
 def test_empty_batch_and_empty_corpus():
@@ -116,12 +97,11 @@ def test_saved_index_holds_no_pickles(tmp_path):
   again = loaded.search([Query("w1 w2 w3")], 9)
   np.testing.assert_array_equal(expected[0], again[0])
   assert bm25.Bm25Index.load(str(tmp_path)).rows == 99
-  for file in os.scandir(tmp_path / "bm25"):
-    if file.name.endswith(".json"):
-      with open(file) as opened:
-        json.load(opened)
+  for path in (tmp_path / "bm25").iterdir():
+    if path.suffix == ".json":
+      json.loads(path.read_text())
     else:
-      assert np.load(file.path, allow_pickle=False).dtype != object
+      assert np.load(path, allow_pickle=False).dtype != object
   # An array that is a pickle is refused.
   path = tmp_path / "bm25" / "data.csc.index.npy"
   np.save(path, np.array([{}], object), allow_pickle=True)
@@ -134,21 +114,15 @@ def slow_fusion(ranked_lists, k):
   ranked_lists = [list(ranked) for ranked in ranked_lists]
   rows = {row for ranked in ranked_lists for row in ranked if row >= 0}
 
+  def places(row):
+    """Return the number of each list with the row, and its place there."""
+    lists = enumerate(ranked_lists)
+    return [(i, ranked.index(row)) for i, ranked in lists if row in ranked]
+
   def total(row):
-    return sum(
-      1 / (60 + ranked.index(row) + 1)
-      for ranked in ranked_lists
-      if row in ranked
-    )
+    return sum(1 / (60 + place + 1) for _, place in places(row))
 
-  def place(row):
-    return next(
-      (i, ranked.index(row))
-      for i, ranked in enumerate(ranked_lists)
-      if row in ranked
-    )
-
-  best = sorted(rows, key=lambda row: (-total(row), place(row)))[:k]
+  best = sorted(rows, key=lambda row: (-total(row), places(row)[0]))[:k]
   return best, [total(row) for row in best]
 
 
@@ -183,7 +157,7 @@ def test_hybrid_kb_fuses_words_and_vectors():
   assert [int(p.id) for p in found] == best
   np.testing.assert_allclose([p.score for p in found], totals, rtol=1e-6)
   # A query with an image is answered by vectors alone.
-  (found,) = kb.search([Query("red flag x97", "flag.png")], 4)
+  (found,) = kb.search([Query(query.text, "flag.png")], 4)
   assert [int(p.id) for p in found] == by_vector[0].tolist()
 
 

@@ -49,36 +49,26 @@ def test_milvus_agrees_with_exact_search(tmp_path, monkeypatch):
 
 
 def test_kb_is_built_in_milvus_and_opened(tmp_path, monkeypatch):
-  monkeypatch.setitem(
-    registry.EMBEDDERS, "minilm", lambda weights: WordEmbedder()
-  )
-  registry.LOADED.clear()
+  monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda _: WordEmbedder())
+  monkeypatch.setattr(registry, "LOADED", {})
   source, folder = tmp_path / "rows.jsonl", str(tmp_path / "text")
   rows = [{"id": f"r{i}", "text": f"number{i}"} for i in range(30)]
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  spec = build_kb.KbSpec(
-    folder,
-    "text",
-    str(source),
-    index_kind=f"milvus={tmp_path}/kb.db",
-    shards=2,
-  )
-  build_kb.build(spec)
+  index = dict(index_kind=f"milvus={tmp_path}/kb.db", shards=2)
+  build_kb.build(build_kb.KbSpec(folder, "text", str(source), **index))
   kb = local_kb.open_kb(folder)
   # The first and the last row of each shard.
   for i in (0, 14, 15, 29):
     assert kb.search([Query(f"number{i}")], 2)[0][0].id == f"r{i}"
-  registry.LOADED.clear()
 
 
 def test_wrong_addresses_are_rejected(monkeypatch):
   monkeypatch.setattr(milvus_index, "TIMEOUT_SECONDS", 1)
+  kind = "milvus=http://127.0.0.1:9"
   with pytest.raises(
     RemoteServiceError, match=r"http://127.0.0.1:9, .*it runs"
   ):
-    factory.build_index(
-      make_vectors(), "milvus=http://127.0.0.1:9", collection="text_1"
-    )
+    factory.build_index(make_vectors(), kind, collection="text_1")
   with pytest.raises(ValueError, match="'milvus='; choose"):
     factory.build_index(make_vectors(), "milvus=")
 
