@@ -7,6 +7,7 @@ are untrusted: only members that a question names are read, each of a bounded
 size.
 """
 
+import functools
 import os
 import zipfile
 import zlib
@@ -20,27 +21,18 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class FoundImage(NamedTuple):
-  """An image that exists.
+  """An image that exists."""
 
-  Attributes:
-    name: its file name.
-    state: changes when the image does.
-    read: returns its bytes; raises BadImage, or UserError for an archive.
-  """
-
-  name: str
-  state: tuple[int, int]
-  read: Callable[[], bytes]
+  name: str  # Of its file.
+  state: tuple[int, int]  # Changes when the image does.
+  read: Callable[[], bytes]  # Raises BadImage, or UserError for an archive.
 
 
 def find_file(path: str) -> FoundImage:
   """Return the image at a path, which exists."""
-  status = os.stat(path)
-  return FoundImage(
-    os.path.basename(path),
-    (status.st_size, status.st_mtime_ns),
-    lambda: images.read_image_bytes(path),
-  )
+  state = os.stat(path).st_size, os.stat(path).st_mtime_ns
+  read = functools.partial(images.read_image_bytes, path)
+  return FoundImage(os.path.basename(path), state, read)
 
 
 def find_images(place: str, stems: Collection[str]) -> dict[str, FoundImage]:
@@ -52,10 +44,9 @@ def find_images(place: str, stems: Collection[str]) -> dict[str, FoundImage]:
   """
   # A folder is searched to any depth.
   if os.path.isdir(place):
-    folders = (
-      (base, file) for base, _, files in os.walk(place) for file in files
-    )
-    found = _first_by_stem((os.path.join(*pair) for pair in folders), stems)
+    walk = os.walk(place)
+    paths = (os.path.join(base, file) for base, _, of in walk for file in of)
+    found = _first_by_stem(paths, stems)
     return {stem: find_file(path) for stem, path in found.items()}
   if not os.path.isfile(place):
     raise FileNotFoundError(
@@ -66,10 +57,7 @@ def find_images(place: str, stems: Collection[str]) -> dict[str, FoundImage]:
   except zipfile.BadZipFile as error:
     raise _damaged(place, error) from error
   members = _first_by_stem(archive.namelist(), stems)
-  return {
-    stem: _find_member(archive, archive.getinfo(member))
-    for stem, member in members.items()
-  }
+  return {stem: _find_member(archive, at) for stem, at in members.items()}
 
 
 def _first_by_stem(
@@ -84,9 +72,8 @@ def _first_by_stem(
   return found
 
 
-def _find_member(
-  archive: zipfile.ZipFile, member: zipfile.ZipInfo
-) -> FoundImage:
+def _find_member(archive: zipfile.ZipFile, name: str) -> FoundImage:
+  member = archive.getinfo(name)
   size = member.file_size
 
   def read() -> bytes:
@@ -94,8 +81,8 @@ def _find_member(
     # and no more bytes than that are read.
     if size > images.MAX_BYTES:
       raise UserError(
-        f"{archive.filename}: {member.filename!a} has {size:,} bytes, wanted "
-        f"at most {images.MAX_BYTES:,}.  Save it again, smaller."
+        f"{archive.filename}: {name!a} has {size:,} bytes, wanted at most "
+        f"{images.MAX_BYTES:,}.  Save it again, smaller."
       )
     try:
       with archive.open(member) as file:
@@ -105,7 +92,7 @@ def _find_member(
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
       raise _damaged(archive.filename, error) from error
 
-  return FoundImage(os.path.basename(member.filename), (size, member.CRC), read)
+  return FoundImage(os.path.basename(name), (size, member.CRC), read)
 
 
 def _damaged(place: str, error: Exception) -> UserError:

@@ -8,19 +8,30 @@ Source: github.com/OpenBMB/R1-Router (datasets/, src/evaluate.py).
 """
 
 import dataclasses
-import math
+import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 from absl import logging
+from msgspec import Meta
 
 from r1router_jax.common import row_files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RejectedRow, RowError
-from r1router_jax.metrics import numeric_range
+from r1router_jax.metrics.numeric_range import LARGEST
 
 T = TypeVar("T")
+Row = Mapping[str, Any]
+
+# JSON types of fields: no text is blank, no number infinite or NaN.
+_Text = Annotated[str, Meta(pattern=r"\S")]
+_Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+_Answer = _Text | int | _Finite
+_Answers = _Answer | Annotated[list[_Answer], Meta(min_length=1)]
+_Bound = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,25 +102,23 @@ def parse_rows(
   return found
 
 
-def parse_question(name: str, row: Mapping[str, Any], number: int) -> Question:
+def parse_question(name: str, row: Row, number: int) -> Question:
   """Return the question of a row of benchmark `name`, without its image.
 
   Raises:
     RowError: if the row does not have the benchmark's form.
   """
-  text = row.get("question")
-  if not isinstance(text, str) or not text.strip():
-    raise RowError(f'"question" is {text!a:.60}, wanted a text', AS_PUBLISHED)
+  text = read_field(row, "question", _Text, "a text")
   answers, interval = parse_answers(name, row)
-  for each in (text, *answers):
-    row_files.check_surrogates(each, f"{each!a:.60}")
-  full_id = f"{name}/{_parse_id(name, row, number)}"
+  if has_id(name, row):
+    key, cure = find_spec(name).id_key, "Name each question once"
+    number = read_field(row, key, _Text | int, "a name", cure)
   kind = dict(family=name, benchmark=name, hops=None)
-  return Question(full_id, text, answers, interval=interval, **kind)
+  return Question(f"{name}/{number}", text, answers, interval=interval, **kind)
 
 
 def parse_answers(
-  name: str, row: Mapping[str, Any]
+  name: str, row: Row
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
   """Return the accepted answers of a row, and the interval of numbers or ().
 
@@ -117,27 +126,26 @@ def parse_answers(
     RowError: if they are missing or do not have the benchmark's form.
   """
   key = find_spec(name).answer_key
-  value = row.get(key)
-  values = value if isinstance(value, list) else []
+  values = row.get(key) if isinstance(row.get(key), list) else []
   # InfoSeek marks numeric questions by {"wikidata": .., "range": [low, high]}.
   if name == "infoseek" and any(isinstance(each, dict) for each in values):
     if len(values) > 1:
       raise RowError(f'"{key}" holds an interval and more', AS_PUBLISHED)
-    texts = _parse_texts("answer", row.get("answer"))
-    return texts, _parse_interval("range", values[0].get("range"))
+    return _read_texts(row, "answer"), _read_interval(values[0], "range")
   # Only a user's own file may say an interval under its own key.
-  own = row.get("interval") if name == "jsonl" else None
-  texts = _parse_texts(key, value)
-  return texts, () if own is None else _parse_interval("interval", own)
+  is_range = name == "jsonl" and row.get("interval") is not None
+  interval = _read_interval(row, "interval") if is_range else ()
+  return _read_texts(row, key), interval
 
 
 def check_count(name: str, path: str, count: int) -> None:
   """Warn if there are not as many rows as were published."""
   wanted = find_spec(name).count
   if wanted and count != wanted:
-    published = f"{name} was published with {wanted}"
-    text = "%s has %d rows, %s: means are of other questions."
-    logging.warning(text, path, count, published)
+    logging.warning(
+      f"{path} has {count} rows, {name} was published with {wanted}: means are "
+      "of other questions."
+    )
 
 
 def check_ids(path: str, ids: Iterable[tuple[str, str]]) -> None:
@@ -158,66 +166,42 @@ def first_few(things: Sequence[Any]) -> str:
   return shown + (f"  And {more:,} more." if more > 0 else "")
 
 
-def has_id(name: str, row: Mapping[str, Any]) -> bool:
+def has_id(name: str, row: Row) -> bool:
   """Return whether a row has, or must have, an id besides its line number."""
   key = find_spec(name).id_key
   return bool(key) and (name != "jsonl" or key in row)
 
 
-def _is_name(value: Any) -> bool:
-  """Return whether a value is a text or an integer, and not blank."""
-  # `True` is an int in Python, and would become the name "True".
-  if isinstance(value, bool) or not isinstance(value, str | int):
-    return False
-  return bool(str(value).strip())
+def read_field(
+  row: Row, key: str, kind: Any, wanted: str, cure: str = AS_PUBLISHED
+) -> Any:
+  """Return a field of a row, which is of a type that msgspec knows.
 
-
-def _parse_id(name: str, row: Mapping[str, Any], number: int) -> str:
-  if not has_id(name, row):
-    return str(number)
-  key = find_spec(name).id_key
+  Raises:
+    RowError: if the field is missing or not what is `wanted`.
+  """
   value = row.get(key)
-  if not _is_name(value):
-    fault = f'"{key}" is {value!a:.60}, wanted a name'
-    raise RowError(fault, "Name each question once")
-  row_files.check_surrogates(str(value), f"{str(value)!a:.60}")
-  return str(value)
+  try:
+    value = msgspec.convert(value, kind)
+  except msgspec.ValidationError as error:
+    fault = f'"{key}" is {value!a:.60}, wanted {wanted}'
+    raise RowError(fault, cure) from error
+  row_files.check_surrogates(json.dumps(value, ensure_ascii=False), f'"{key}"')
+  return value
 
 
-def _parse_texts(key: str, value: Any) -> tuple[str, ...]:
+def _read_texts(row: Row, key: str) -> tuple[str, ...]:
   """Return answers given as a text, a number, or a list of them."""
-  values = value if isinstance(value, list) else [value]
-  if not values or not all(_is_answer(each) for each in values):
-    raise RowError(
-      f'"{key}" is {value!a:.60}, wanted a text, a number or a list '
-      "of them, none empty",
-      "Write the accepted answers there",
-    )
-  return tuple(map(str, values))
+  wanted = "a text, a number or a list of them, none empty"
+  cure = "Write the accepted answers there"
+  found = read_field(row, key, _Answers, wanted, cure)
+  return tuple(map(str, found if isinstance(found, list) else [found]))
 
 
-def _is_answer(value: Any) -> bool:
-  is_text = isinstance(value, str) and bool(value.strip())
-  return is_text or _is_finite_number(value)
-
-
-def _is_finite_number(value: Any) -> bool:
-  return not isinstance(value, bool) and (
-    isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
-  )
-
-
-def _parse_interval(key: str, value: Any) -> tuple[float, float]:
-  if not (
-    isinstance(value, list)
-    and len(value) == 2
-    and all(map(_is_finite_number, value))
-    and value[0] <= value[1]
-    and max(map(abs, value)) <= numeric_range.LARGEST
-  ):
-    raise RowError(
-      f'"{key}" is {value!a:.60}, wanted [low, high] with low <= high and '
-      f"neither beyond {numeric_range.LARGEST:.0e}",
-      "Write two numbers, in a larger unit if they are larger",
-    )
-  return float(value[0]), float(value[1])
+def _read_interval(row: Row, key: str) -> tuple[float, float]:
+  wanted = f"[low, high] with low <= high and neither beyond {LARGEST:.0e}"
+  cure = "Write two numbers, in a larger unit if they are larger"
+  low, high = read_field(row, key, tuple[_Bound, _Bound], wanted, cure)
+  if low > high:
+    raise RowError(f'"{key}" is {row[key]!a:.60}, wanted {wanted}', cure)
+  return low, high

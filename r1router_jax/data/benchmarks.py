@@ -25,8 +25,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from absl import logging
@@ -35,19 +34,13 @@ from r1router_jax.common import images as images_lib
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question
 from r1router_jax.common.row_files import RejectedRow, RowError
-from r1router_jax.data import (
-  benchmark_images,
-  benchmark_schema,
-  georouter,
-  tfds_datasets,
-)
+from r1router_jax.data import benchmark_images, georouter, tfds_datasets
+from r1router_jax.data import benchmark_schema as schema
 from r1router_jax.data.benchmark_images import FoundImage
 from r1router_jax.data.benchmark_schema import BENCHMARK_SPECS
 from r1router_jax.data.tfds_datasets import Example, Source
 
 NAMES = ("georouter", *BENCHMARK_SPECS, "jsonl")
-
-_CURE = "Delete that folder, and prepare the benchmark again"
 
 
 def load_benchmark(
@@ -101,9 +94,8 @@ def _georouter_source() -> Source:
 
   def make_rows(split: str) -> Iterator[Example]:
     for question in georouter.load_questions(split):
-      image = question.image and os.path.relpath(
-        question.image, georouter.FOLDER
-      )
+      path = question.image
+      image = path and os.path.relpath(path, georouter.FOLDER)
       yield _to_example(question, image, b"")
 
   splits = {s: functools.partial(make_rows, s) for s in georouter.SPLITS}
@@ -115,15 +107,14 @@ def _file_source(name: str, folder: str, images: str) -> Source:
   path = _find_question_file(name, folder)
   # Paths in a user's file are relative to `images` or to the file.
   root = images or os.path.dirname(os.path.abspath(path))
-  parsed = benchmark_schema.parse_rows(
-    path,
-    lambda row, number: (
-      benchmark_schema.parse_question(name, row, number),
-      _image_name(name, row, root),
-    ),
-  )
-  benchmark_schema.check_count(name, path, len(parsed))
-  benchmark_schema.check_ids(path, ((q.id, where) for where, (q, _) in parsed))
+
+  def parse(row: schema.Row, number: int) -> tuple[Question, str]:
+    question = schema.parse_question(name, row, number)
+    return question, _image_name(name, row, root)
+
+  parsed = schema.parse_rows(path, parse)
+  schema.check_count(name, path, len(parsed))
+  schema.check_ids(path, ((q.id, where) for where, (q, _) in parsed))
   # A user's images have paths; those of benchmarks are looked up by stem, all
   # at once.  A question whose image is missing stays.
   asked, found = [named for _, (_, named) in parsed if named], {}
@@ -181,63 +172,53 @@ def _to_question(where: str, row: Example, image_folder: str) -> Question:
     if len(question.interval) not in (0, 2):
       raise UserError("its interval is no pair of numbers")
   except (msgspec.MsgspecError, UserError) as error:
-    fault = str(error).rstrip(".")
-    raise UserError(str(RejectedRow(where, fault, _CURE))) from error
+    cure = "Delete that folder, and prepare the benchmark again"
+    row = RejectedRow(where, str(error).rstrip("."), cure)
+    raise UserError(str(row)) from error
   return dataclasses.replace(question, image=image)
 
 
 def _find_question_file(name: str, folder: str) -> str:
   """Return the path of a benchmark's question file; see `load_benchmark`."""
-  if name == "jsonl":
-    names, cure = [folder], "Name your file of questions."
-  else:
-    files = (BENCHMARK_SPECS[name].file, f"{name}.jsonl")
+  names, cure = [folder], "Name your file of questions."
+  if name != "jsonl":
+    files = BENCHMARK_SPECS[name].file, f"{name}.jsonl"
     names = [os.path.join(folder, file) for file in files]
     cure = "Name the folder that holds it; R1-Router publishes it in datasets/."
-  for path in names:
-    if os.path.isfile(path):
-      return path
+  if found := list(filter(os.path.isfile, names)):
+    return found[0]
   wanted = " or ".join(map(repr, names))
-  raise FileNotFoundError(
-    f"benchmark {name}: there is no file {wanted}.  {cure}"
-  )
+  raise FileNotFoundError(f"benchmark {name} has no file {wanted}.  {cure}")
 
 
-def _image_name(name: str, row: Mapping[str, Any], root: str) -> str:
+def _image_name(name: str, row: schema.Row, root: str) -> str:
   """Return the stem or the path by which a row names its image, or ""."""
-  own = name == "jsonl"
-  if not own and not BENCHMARK_SPECS[name].has_images:
-    return ""
+  own, has_image = name == "jsonl", schema.find_spec(name).has_images
+  key, kind, cure = "image_id", str | int, schema.AS_PUBLISHED
   # In a user's file an image is optional, in a benchmark with images it is not.
-  key, kinds = ("image", str) if own else ("image_id", str | int)
-  named, cure = row.get(key, "" if own else None), benchmark_schema.AS_PUBLISHED
-  if own and named == "":
+  if own:
+    has_image = row.get("image", "") != ""
+    key, kind, cure = "image", str, "Name it as text, or leave it out"
+  if not has_image:
     return ""
-  if isinstance(named, bool) or not isinstance(named, kinds) or named == "":
-    raise RowError(
-      f'"{key}" is {named!a:.60}, wanted the name of an image',
-      "Name it as text, or leave it out" if own else cure,
-    )
+  wanted = "the name of an image"
+  named = str(schema.read_field(row, key, kind, wanted, cure))
   try:
-    path = images_lib.resolve_path(str(named), root)
+    path = images_lib.resolve_path(named, root)
   except images_lib.BadImage as error:
     fault = f'"{key}" is {str(error).rstrip(".")}'
     raise RowError(fault, "Or leave the image out") from error
   # A benchmark's image is found by its stem, which must not name a folder.
-  if own:
-    return path
-  if "/" in str(named):
-    fault = f'"image_id" is {named!a:.60}, wanted a name without folders'
+  if "/" in named and not own:
+    fault = f'"{key}" is {named!a:.60}, wanted a name without folders'
     raise RowError(fault, cure)
-  return str(named)
+  return path if own else named
 
 
-def _warn_of_missing_images(
-  name: str, images: str, missing: Sequence[str]
-) -> None:
+def _warn_of_missing_images(name: str, images: str, missing: Sequence[str]):
   if missing:
     cure = f"Add them to {images}." if images else "--images names their place."
-    shown = benchmark_schema.first_few([*map(ascii, missing)])
+    shown = schema.first_few([*map(ascii, missing)])
     logging.warning(
       f"{name}: {len(missing)} questions miss their image ({shown}): these "
       f"cannot be answered and score 0.  {cure}"

@@ -14,13 +14,15 @@ match and best recall follow the default rules (`metrics.answers`).
 """
 
 import collections
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RowError
-from r1router_jax.data import benchmark_schema, benchmarks
+from r1router_jax.data import benchmark_schema as schema
+from r1router_jax.data import benchmarks
 from r1router_jax.metrics import answers
 
 _CURE = 'Write {"thought": "...", "answer": "..."} or a text there'
@@ -39,11 +41,8 @@ def score_predictions(
 ) -> dict[str, Any]:
   """Return the scores x 100 of a file of predictions, with their number.
 
-  Args:
-    benchmark: one of `benchmarks.NAMES` except GeoRouter.
-    predictions: the file of predictions.
-    data: place of the question file, see `benchmarks.load_benchmark`, or "".
-    tfds_dir: folder of prepared datasets, or "".
+  The benchmark is one of `benchmarks.NAMES` except GeoRouter; `data` and
+  `tfds_dir` are those of `benchmarks.load_benchmark`, or "".
 
   Raises:
     UserError: if a row is broken, or predictions and questions do not match
@@ -59,23 +58,20 @@ def score_predictions(
   if not predictions:
     raise UserError("--score_only wants --predictions=FILE.jsonl.")
 
-  def parse_prediction(row: Mapping[str, Any], number: int) -> PredictionRow:
-    return PredictionRow(
-      benchmark_schema.parse_question(benchmark, row, number),
-      benchmark_schema.has_id(benchmark, row),
-      _parse_answer(row),
-    )
+  def parse_prediction(row: schema.Row, number: int) -> PredictionRow:
+    question = schema.parse_question(benchmark, row, number)
+    has_id = schema.has_id(benchmark, row)
+    return PredictionRow(question, has_id, _parse_answer(row))
 
-  predicted = benchmark_schema.parse_rows(predictions, parse_prediction)
+  predicted = schema.parse_rows(predictions, parse_prediction)
   ids = [(row.question.id, where) for where, row in predicted]
-  benchmark_schema.check_ids(predictions, ids)
+  schema.check_ids(predictions, ids)
   # With the questions at hand, both must match one to one.
   if data or tfds_dir:
-    place = dict(folder=data, tfds_dir=tfds_dir)
-    questions = benchmarks.load_benchmark(benchmark, **place)
+    questions = benchmarks.load_benchmark(benchmark, data, tfds_dir=tfds_dir)
     _check_match(predictions, predicted, questions)
   else:
-    benchmark_schema.check_count(benchmark, predictions, len(predicted))
+    schema.check_count(benchmark, predictions, len(predicted))
   means = _mean_scores([row for _, row in predicted])
   return dict(benchmark=benchmark, n=len(predicted), **means)
 
@@ -86,7 +82,7 @@ def _content(question: Question, has_id: bool) -> Hashable:
   return name, question.text, question.answers, question.interval
 
 
-def _parse_answer(row: Mapping[str, Any]) -> str:
+def _parse_answer(row: schema.Row) -> str:
   """Return the answer in a row of predictions."""
   if "llm_answer" not in row:
     raise RowError('has no "llm_answer"', _CURE)
@@ -124,13 +120,10 @@ def _check_match(
         f"{where}: answers no question of the benchmark, or comes twice, or "
         "has other golds."
       )
-  missing = [
-    f"{name} has no prediction."
-    for same in unanswered.values()
-    for name in same
-  ]
+  left = itertools.chain.from_iterable(unanswered.values())
+  missing = [f"{name} has no prediction." for name in left]
   if faults or missing:
-    named = benchmark_schema.first_few([*faults, *missing])
+    named = schema.first_few([*faults, *missing])
     raise UserError(
       f"{path}: of {len(predicted):,} predictions {len(faults):,} are of no "
       f"question of the benchmark, and {len(missing):,} of its "
@@ -140,20 +133,14 @@ def _check_match(
 
 
 def _mean_scores(found: list[PredictionRow]) -> dict[str, float]:
-  given = [
-    (row.answer, row.question.answers, row.question.interval) for row in found
-  ]
-  # F1-Recall follows the reference's rules, all other scores the default ones.
-  reference = [answers.score_answer(*each) for each in given]
-  default = [answers.score_default(*each) for each in given]
-  columns = dict(
-    f1_recall=[scores.recall for scores in reference],
-    f1=[scores.f1 for scores in default],
-    em=[scores.exact for scores in default],
-    recall=[scores.max_recall for scores in default],
-  )
-  means = {
-    name: round(100 * sum(column) / len(column), 2)
-    for name, column in columns.items()
-  }
+  sums = collections.defaultdict(float)
+  for row in found:
+    given = row.answer, row.question.answers, row.question.interval
+    # F1-Recall follows the reference's rules, all others the default ones.
+    scores = answers.score_default(*given)
+    sums["f1_recall"] += answers.score_answer(*given).recall
+    sums["f1"] += scores.f1
+    sums["em"] += scores.exact
+    sums["recall"] += scores.max_recall
+  means = {name: round(100 * x / len(found), 2) for name, x in sums.items()}
   return dict(means, empty=sum(not row.answer.strip() for row in found))
