@@ -9,8 +9,10 @@ It comes with the package; `files/georouter/README.md` is its data card, and
 import json
 import pathlib
 
+import msgspec
+
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import KBS, Hop, Passage, Question
+from r1router_jax.common.records import KBS, Passage, Question
 
 # The files are package data, so that a wheel holds them.
 FOLDER = pathlib.Path(__file__).parent / "files" / "georouter"
@@ -52,20 +54,7 @@ def read_rows(name: str) -> list[dict]:
 
 def to_question(row: dict) -> Question:
   """Convert a row of a question file."""
-  plain = {key: row[key] for key in ("id", "text", "family", "benchmark")}
-  return Question(
-    **plain,
-    answers=tuple(row["answers"]),
-    image=_image_path(row["image"]),
-    subjects=tuple(row["subjects"]),
-    hops=tuple(map(to_hop, row["hops"])),
-  )
-
-
-def to_hop(fields: dict) -> Hop:
-  """Convert the JSON object of a hop, whose sequences are lists."""
-  lists = {key: tuple(fields[key]) for key in ("routes", "answers", "evidence")}
-  return Hop(fields["sub_question"], **lists)
+  return msgspec.convert(row | dict(image=_image_path(row["image"])), Question)
 
 
 def to_passage(row: dict, kb: str) -> Passage:
