@@ -51,7 +51,6 @@ _FULL = templates.STYLES[_STYLE]
 _IMAGE = "<image>"  # Stands at the end of a prompt with an image.
 
 _ROUTES = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
-
 _KBS = {tag: kb for kb, tag in _FULL.tags.items()}
 
 # A passage ends where a line begins with the tag of the next one.
@@ -78,13 +77,8 @@ class _AnswerStep(msgspec.Struct, tag_field="step_type", tag="ans"):
 
 
 class _Row(msgspec.Struct):
-  """The form of a row, whose steps are of the types above."""
-
   images: Annotated[list[str], msgspec.Meta(max_length=1)]
-  steps: Annotated[list[Any], msgspec.Meta(min_length=1)]
-
-
-_STEP_ORDER = re.compile(r"(plan answer )*(stop )?final ")
+  steps: Annotated[list[_PlanStep | _AnswerStep], msgspec.Meta(min_length=1)]
 
 
 def to_published_row(steps: Sequence[Step]) -> dict[str, Any]:
@@ -96,12 +90,9 @@ def to_published_row(steps: Sequence[Step]) -> dict[str, Any]:
   image, rows = steps[0].question.image, []
   for step in steps:
     prompt = prompts.step_conversation(step, style=_STYLE)
-    row = dict(
-      step_type="ret" if step.kind == "plan" else "ans",
-      problem=_problem_text(prompt),
-      system=prompt.system,
-      answer=_published_answer(step),
-    )
+    kind = "ret" if step.kind == "plan" else "ans"
+    row = dict(step_type=kind, problem=_problem_text(prompt))
+    row |= dict(system=prompt.system, answer=_published_answer(step))
     rows.append(row | (dict(response=step.response) if step.response else {}))
   return dict(images=[image] if image else [], steps=rows)
 
@@ -115,8 +106,8 @@ def parse_trajectory(
   authors' machine; None keeps the path.
 
   Raises:
-    UserError: if a step does not follow from the steps before it.
-    RowError: if a teacher's response does not fit the step.
+    RowError: if a step does not follow from the steps before it, or does not
+      fit its teacher's response.
   """
   image = (row["images"] or [""])[0]
   if image and image_folder is not None:
@@ -152,27 +143,23 @@ def _published_answer(step: Step) -> Any:
 
 def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
   answer = of["answer"]
-  make_step = functools.partial(
-    Step, step_id, question=question, history=history
-  )
+  about = dict(id=step_id, question=question, history=history)
   if of["step_type"] == "ret":
     # A name that nobody knows is a fault of the row, not a route to guess.
     if unknown := set(answer["retriever"]) - set(_ROUTES):
-      raise UserError(
-        f"Step {step_id} names the retrievers {unknown}; known: "
-        f"{', '.join(_ROUTES)}."
-      )
+      fault = f"step {step_id} names the retrievers {unknown}"
+      raise RowError(fault, f"Known are {', '.join(_ROUTES)}")
     routes = tuple(_ROUTES[name] for name in answer["retriever"])
     asked = _restore_none(answer["query"])
-    return make_step(kind="plan", sub_question=asked, routes=routes)
+    if not asked.strip():
+      raise RowError(f"step {step_id} asks with no query", AS_PUBLISHED)
+    return Step(kind="plan", sub_question=asked, routes=routes, **about)
   # Only the final step has a list of accepted answers.
   if isinstance(answer, list):
-    return make_step(kind="final", answers=tuple(answer))
+    return Step(kind="final", answers=tuple(answer), **about)
   if last is None or last.kind != "plan":
-    raise UserError(
-      f'Step {step_id} answers a sub-question, but no "ret" step stands '
-      "before it.  Give the whole trajectory, in order."
-    )
+    fault = f'step {step_id} answers, but no "ret" step stands before it'
+    raise RowError(fault, "Give the whole trajectory, in order")
   # Passages stand between the template's opening and the sub-question, each
   # behind a tag that names its knowledge base.
   found = of["problem"].removeprefix(_FULL.passages)
@@ -181,8 +168,8 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
     Passage(f"{step_id}/{n}", _KBS[tag], text)
     for n, (tag, text) in enumerate(_PASSAGE.findall(found))
   )
-  asked = dict(sub_question=last.sub_question, answers=(answer,))
-  return make_step(kind="answer", passages=passages, **asked)
+  about |= dict(sub_question=last.sub_question, answers=(answer,))
+  return Step(kind="answer", passages=passages, **about)
 
 
 def _with_response(step: Step, response: str) -> Step:
@@ -217,10 +204,11 @@ def _check_prompt(step: Step, problem: str):
   ours = _problem_text(prompts.step_conversation(step, style=_STYLE))
   if ours != problem:
     at = len(os.path.commonprefix([ours, problem]))
-    raise UserError(
-      f"Step {step.id} does not follow from the steps before it: its prompt "
-      f"has {problem[at : at + 40]!r} at character {at}, where "
-      f"{ours[at : at + 40]!r} was due.  Take the row as it was published."
+    found, due = problem[at : at + 40], ours[at : at + 40]
+    raise RowError(
+      f"step {step.id} does not follow from the steps before it: its prompt "
+      f"has {found!r} at character {at}, where {due!r} was due",
+      AS_PUBLISHED,
     )
 
 
@@ -286,12 +274,10 @@ def make_source(patterns: Mapping[str, str], image_folder: str) -> Source:
       content = hashlib.sha256(path.read_bytes()).hexdigest()
       digest.update(repr((split, path.stem, content)).encode())
   # Rows name files of this folder, and none below it.
-  if os.path.isdir(image_folder):
-    for file in sorted(pathlib.Path(image_folder).iterdir()):
-      if file.is_file():
-        status = file.stat()
-        state = file.name, status.st_size, status.st_mtime_ns
-        digest.update(repr(state).encode())
+  there = sorted(pathlib.Path(image_folder).glob("*")) if image_folder else []
+  for file in filter(pathlib.Path.is_file, there):
+    state = file.name, file.stat().st_size, file.stat().st_mtime_ns
+    digest.update(repr(state).encode())
   splits = {
     split: functools.partial(_make_examples, of_split, image_folder)
     for split, of_split in patterns.items()
@@ -303,10 +289,8 @@ def _make_examples(patterns: str, image_folder: str) -> Iterator[Example]:
   """Yield the rows of files as a dataset holds them."""
   for row in load_rows(patterns, image_folder):
     image = os.path.basename(row.steps[0].question.image)
-    picture = b""
-    if image:
-      path = images.resolve_path(image, image_folder)
-      picture = images.read_image_bytes(path)
+    path = image and images.resolve_path(image, image_folder)
+    picture = images.read_image_bytes(path) if image else b""
     yield Example(row.id, json.dumps(row.published), image, picture)
 
 
@@ -317,8 +301,8 @@ def _read_prepared(
   try:
     published = row_files.parse_json(row.record.encode())
     if row.image and isinstance(published, dict):
-      path = tfds_datasets.store_image(row.picture, row.image)
-      published["images"] = [path]
+      image = tfds_datasets.store_image(row.picture, row.image)
+      published["images"] = [image]
   except (RowError, images.BadImage) as fault:
     published = fault
   return _read_row(where, published, row.id, tfds_datasets.IMAGE_FOLDER)
@@ -352,8 +336,9 @@ def find_files(patterns: str) -> list[str]:
     found += paths
   # Ids are made from file names, which therefore have to differ.
   found = list(dict.fromkeys(found))
-  stems = [_file_stem(path) for path in found]
-  if twice := [path for path in found if stems.count(_file_stem(path)) > 1]:
+  stems = [pathlib.Path(path).stem for path in found]
+  named = zip(found, stems, strict=True)
+  if twice := [path for path, stem in named if stems.count(stem) > 1]:
     raise UserError(
       f"config.data.train_files: {', '.join(twice)} have one name, so that "
       "their steps would have the same ids.  Rename them."
@@ -366,7 +351,7 @@ def read_rows(
 ) -> Iterator[PublishedTrajectory | RejectedRow]:
   """Yield every row of a file, a bad one with its fault; see `load_rows`."""
   for where, row in row_files.read_json_lines(path):
-    name = f"{_file_stem(path)}/{where.rpartition(':')[2]}"
+    name = f"{pathlib.Path(path).stem}/{where.rpartition(':')[2]}"
     yield _read_row(where, row, name, image_folder)
 
 
@@ -400,12 +385,7 @@ def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:
         "Name that of the images, config.data.images, or leave the row out",
       )
     images.load_image(os.path.basename(path), image_folder)
-  try:
-    steps = parse_trajectory(row, name, image_folder)
-  except RowError:
-    raise
-  except ValueError as error:
-    raise RowError(str(error).rstrip("."), "Or leave the row out") from error
+  steps = parse_trajectory(row, name, image_folder)
   _check_order(steps)
   return steps
 
@@ -414,16 +394,10 @@ def _check_form(row: Any) -> None:
   """Check that every part of a row is present and of its type."""
   # JSON may hold lone surrogates, which no tokenizer can read.
   row_files.check_surrogates(json.dumps(row, ensure_ascii=False), "it")
-  part = "it"
   try:
-    for number, fields in enumerate(msgspec.convert(row, _Row).steps):
-      part = f"step {number}"
-      step = msgspec.convert(fields, _PlanStep | _AnswerStep)
-      if isinstance(step, _PlanStep) and not step.answer.query.strip():
-        raise RowError(f"{part} asks with no query", AS_PUBLISHED)
+    golds = msgspec.convert(row, _Row).steps[-1].answer
   except msgspec.ValidationError as error:
-    raise RowError(f"{part} has a wrong form: {error}", AS_PUBLISHED) from error
-  golds = step.answer
+    raise RowError(f"it has a wrong form: {error}", AS_PUBLISHED) from error
   if not isinstance(golds, list) or not any(map(str.strip, golds)):
     cure = "Write the accepted answers as a list there"
     raise RowError("its last step has no gold answers", cure)
@@ -441,10 +415,6 @@ def _check_order(steps: Sequence[Step]) -> None:
       fault = f"step {step.id} asks {asked!r:.60} of {step.routes}"
       raise RowError(fault, "Both are none, or neither")
     order += "stop " if stops else step.kind + " "
-  if not _STEP_ORDER.fullmatch(order):
-    found = f"its steps are {order.strip()}"
-    raise RowError(f"{found}, and not (plan answer)* stop? final", AS_PUBLISHED)
-
-
-def _file_stem(path: str) -> str:
-  return os.path.splitext(os.path.basename(path))[0]
+  if not re.fullmatch(r"(plan answer )*(stop )?final ", order):
+    fault = f"its steps are {order.strip()}, and not (plan answer)* stop? final"
+    raise RowError(fault, AS_PUBLISHED)

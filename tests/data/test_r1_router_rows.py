@@ -3,164 +3,112 @@
 import copy
 import json
 import os
-import pathlib
 import re
 import shutil
 
 import pytest
 from absl import logging
 
-from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import RejectedRow
-from r1router_jax.data import georouter, gold_steps, r1_router_rows
-
-# Not part of the repository: R1-Router's Step-GRPO validation rows, in the
-# folder that R1ROUTER_REFERENCE names.
-REFERENCE = pathlib.Path(
-  os.environ.get("R1ROUTER_REFERENCE", "reference"),
-  "grpo_dataset_valid_new.jsonl",
-)
-
-needs_reference = pytest.mark.skipif(
-  not REFERENCE.exists(), reason="the reference's rows are absent"
-)
-
-
-def retrieve(queries):
-  return [(Passage(f"{kb}/0", kb, f"On {asked}"),) for kb, asked, _ in queries]
-
-
-def world(count=4):
-  """Rows of two rounds, the second with a picture."""
-  questions = [q for q in georouter.load_questions("val") if len(q.hops) == 2]
-  seen = [q for q in questions if q.image][:1]
-  told = [q for q in questions if not q.image][: count - 1]
-  found = gold_steps.make_gold_steps([told[0], *seen, *told[1:]], retrieve)
-  return [r1_router_rows.to_published_row(steps) for steps in found]
+from r1router_jax.data import georouter, r1_router_rows
+from tests.data import shared_rows
+from tests.data.shared_rows import VALID_ROWS, needs_reference, write_rows
 
 
 @pytest.fixture
 def pictures(tmp_path):
-  """The folder of the pictures of `world`."""
+  """The folder of the pictures of `shared_rows.world_rows`."""
   folder = tmp_path / "pictures"
   folder.mkdir()
-  for row in world():
+  for row in shared_rows.world_rows():
     for path in row["images"]:
       shutil.copy(path, folder)
   return str(folder)
 
 
-def write(path, *lines):
-  path.write_text(
-    "".join(
-      (line if isinstance(line, str) else json.dumps(line)) + "\n"
-      for line in lines
-    ),
-    encoding="utf-8",
-  )
-  return str(path)
-
-
 def moved(row):
   """A trajectory as its authors would have published it."""
-  return row | dict(
-    images=[f"/home/them/{os.path.basename(path)}" for path in row["images"]]
-  )
+  images = [f"/home/them/{os.path.basename(path)}" for path in row["images"]]
+  return row | dict(images=images)
+
+
+GOOD, PICTURED, *OTHERS = map(moved, shared_rows.world_rows())
+
+
+def load(path, folder):
+  return list(r1_router_rows.load_rows(path, folder))
+
+
+def rejected(path, folder):
+  rows = r1_router_rows.read_rows(path, folder)
+  return [row for row in rows if isinstance(row, RejectedRow)]
 
 
 def test_rows_become_steps(tmp_path, pictures):
-  path = write(tmp_path / "some.jsonl", *map(moved, world()))
-  found = list(r1_router_rows.load_rows(path, pictures))
+  rows = [GOOD, PICTURED, *OTHERS]
+  found = load(write_rows(tmp_path / "some.jsonl", rows), pictures)
   assert [row.id for row in found] == [f"some/{n}" for n in range(1, 5)]
-  for row, wanted in zip(found, world(), strict=True):
-    assert row.published == moved(wanted)
+  for row, wanted in zip(found, rows, strict=True):
+    assert row.published == wanted
     written = r1_router_rows.to_published_row(row.steps)
-    assert written["steps"] == wanted["steps"]
-    assert [os.path.basename(image) for image in written["images"]] == [
-      os.path.basename(image) for image in wanted["images"]
-    ]
-    assert all(os.path.isfile(image) for image in written["images"])
+    assert moved(written) == wanted
+    assert all(map(os.path.isfile, written["images"]))
     assert row.steps[2].id == f"{row.id}/2"
 
 
-def changed(change):
-  row = copy.deepcopy(moved(world()[0]))
-  change(row)
+def put(number, **parts):
+  """The first row with other parts of a step."""
+  row = copy.deepcopy(GOOD)
+  row["steps"][number] |= parts
   return row
 
 
-def put(row, number, **parts):
-  row["steps"][number] |= parts
+def asks(number, query="who?", retriever=("text retriever",)):
+  return put(number, answer=dict(query=query, retriever=[*retriever]))
 
 
-def unread(row):
-  """The last prompt, as if nothing had been asked before it."""
-  first, *_, last = row["steps"][-1]["problem"].split("\n")
-  return f"{first}\n{last}"
+def lacks(key, number=None):
+  row = copy.deepcopy(GOOD)
+  del (row if number is None else row["steps"][number])[key]
+  return row
 
 
-PLAN = dict(query="who?", retriever=["text retriever"])
+def of_steps(*steps):
+  return GOOD | dict(steps=[*steps])
+
+
+PLAN, *REST = GOOD["steps"]
+
+# The last prompt, as if nothing had been asked before it.
+HEAD, *_, TAIL = REST[-1]["problem"].split("\n")
+LAST = REST[-1] | dict(problem=f"{HEAD}\n{TAIL}")
 
 BROKEN = {
-  "not JSON": '{"images": [',
-  "not JSON ": "[1, NaN,",
-  "Expected `object`, got `array`": "[]",
-  "missing required field `images`": changed(lambda row: row.pop("images")),
-  "surrogate": changed(lambda row: put(row, 0, problem="\ud800")),
-  r"length <= 1 - at `\$.images`": changed(
-    lambda row: row.update(images=["a", "b"])
-  ),
-  r"length >= 1 - at `\$.steps`": changed(lambda row: row.update(steps=[])),
-  "step 1 has a wrong form: Expected `object`, got `str`": changed(
-    lambda row: row["steps"].insert(1, "x")
-  ),
-  "missing required field `answer`": changed(
-    lambda row: row["steps"][1].pop("answer")
-  ),
-  "Invalid value 'end'": changed(lambda row: put(row, 1, step_type="end")),
-  r"step 1 .* Expected `str`, got `int` - at `\$.problem`": changed(
-    lambda row: put(row, 1, problem=1)
-  ),
-  r"step 0 .* Expected `str`, got `int` - at `\$.response`": changed(
-    lambda row: put(row, 0, response=1)
-  ),
-  "step some/2/1 is not of the protocol": changed(
-    lambda row: put(row, 1, response="<answer>chad</answer>")
-  ),
-  r"Expected `str \| array`, got `int`": changed(
-    lambda row: put(row, 1, answer=1)
-  ),
-  "step 0 asks with no query": changed(
-    lambda row: put(row, 0, answer=PLAN | dict(query=" "))
-  ),
-  "length >= 1 - at .*retriever": changed(
-    lambda row: put(row, 0, answer=PLAN | dict(retriever=[]))
-  ),
-  "web retriever": changed(
-    lambda row: put(row, 0, answer=PLAN | dict(retriever=["web retriever"]))
-  ),
-  "no gold answers": changed(lambda row: put(row, -1, answer=[" "])),
-  "no gold answers ": changed(lambda row: put(row, -1, answer="chad")),
-  "does not follow from": changed(
-    lambda row: put(row, 2, problem="Origin question: another?\n")
-  ),
-  "before it": changed(lambda row: row["steps"].pop(0)),
-  "steps are plan final": changed(
-    lambda row: row.update(
-      steps=[row["steps"][0], row["steps"][-1] | dict(problem=unread(row))]
-    )
-  ),
-  "asks 'None' of": changed(
-    lambda row: put(
-      row, 4, answer=dict(query="none", retriever=["text retriever"])
-    )
-  ),
-  "asks 'who\\?' of": changed(
-    lambda row: put(row, 4, answer=dict(query="who?", retriever=["none"]))
-  ),
-  "there.png": changed(
-    lambda row: row.update(images=["/home/them/not there.png"])
-  ),
+  "not JSON": b'{"images": [',
+  "not JSON ": b"[1, NaN,",
+  "Expected `object`, got `array`": [],
+  "missing required field `images`": lacks("images"),
+  "surrogate": put(0, problem="\ud800"),
+  r"length <= 1 - at `\$.images`": GOOD | dict(images=["a", "b"]),
+  r"length >= 1 - at `\$.steps`": of_steps(),
+  r"`object`, got `str` - at `\$.steps\[1\]`": of_steps(PLAN, "x", *REST),
+  r"field `answer` - at `\$.steps\[1\]`": lacks("answer", 1),
+  "Invalid value 'end'": put(1, step_type="end"),
+  r"`str`, got `int` - at `\$.steps\[1\].problem`": put(1, problem=1),
+  r"`str`, got `int` - at `\$.steps\[0\].response`": put(0, response=1),
+  "2/1 is not of the protocol": put(1, response="<answer>chad</answer>"),
+  r"Expected `str \| array`, got `int`": put(1, answer=1),
+  "step some/2/0 asks with no query": asks(0, " "),
+  "length >= 1 - at .*retriever": asks(0, retriever=()),
+  "web retriever": asks(0, retriever=("web retriever",)),
+  "no gold answers": put(-1, answer=[" "]),
+  "no gold answers ": put(-1, answer="chad"),
+  "does not follow from": put(2, problem="Origin question: another?\n"),
+  "before it": of_steps(*REST),
+  "steps are plan final": of_steps(PLAN, LAST),
+  "asks 'None' of": asks(4, "none"),
+  r"asks 'who\?' of": asks(4, retriever=("none",)),
+  "there.png": GOOD | dict(images=["/home/them/not there.png"]),
 }
 
 
@@ -168,79 +116,62 @@ BROKEN = {
 def test_broken_row_is_named_and_neighbours_stay(
   tmp_path, pictures, reason, caplog
 ):
-  good = moved(world()[1])
-  path = write(tmp_path / "some.jsonl", good, BROKEN[reason], "", good)
+  rows = [OTHERS[0], BROKEN[reason], b"", PICTURED]
+  path = write_rows(tmp_path / "some.jsonl", rows)
   with caplog.at_level("WARNING"):
-    found = list(r1_router_rows.load_rows(path, pictures))
+    found = load(path, pictures)
   assert [row.id for row in found] == ["some/1", "some/4"]
-  (bad,) = [
-    row
-    for row in r1_router_rows.read_rows(path, pictures)
-    if isinstance(row, RejectedRow)
-  ]
+  (bad,) = rejected(path, pictures)
   assert bad.where == f"{path}:2" and bad.cure
   assert re.search(reason.strip(), str(bad))
-  said = caplog.text
-  assert "skipped 1 of 3" in said and ":2: " in said
+  assert "skipped 1 of 3" in caplog.text and ":2: " in caplog.text
 
 
 def test_images_without_a_folder_are_named(tmp_path):
-  path = write(tmp_path / "some.jsonl", *world())
-  assert len(list(r1_router_rows.load_rows(path, ""))) == 3
-  (bad,) = [
-    row
-    for row in r1_router_rows.read_rows(path, "")
-    if isinstance(row, RejectedRow)
-  ]
+  path = write_rows(tmp_path / "some.jsonl", [GOOD, PICTURED, *OTHERS])
+  assert len(load(path, "")) == 3
+  (bad,) = rejected(path, "")
   assert "config.data.images" in bad.cure
 
 
 def test_images_outside_the_folder_are_not_opened(tmp_path, pictures):
-  row = world()[1]
-  os.symlink(row["images"][0], os.path.join(pictures, "link.png"))
-  row["images"] = ["/home/them/link.png"]
-  (bad,) = r1_router_rows.read_rows(
-    write(tmp_path / "some.jsonl", row), pictures
-  )
+  target = shared_rows.world_rows()[1]["images"][0]
+  os.symlink(target, os.path.join(pictures, "link.png"))
+  row = PICTURED | dict(images=["/home/them/link.png"])
+  (bad,) = rejected(write_rows(tmp_path / "some.jsonl", [row]), pictures)
   assert "leads out of" in bad.reason
 
 
 def test_file_without_good_rows_is_rejected(tmp_path):
-  path = write(tmp_path / "some.jsonl", "{", "[]")
+  path = write_rows(tmp_path / "some.jsonl", [b"{", b"[]"])
   with pytest.raises(ValueError, match="nothing of it.*2 faults.*some.jsonl:1"):
-    list(r1_router_rows.load_rows(path, ""))
-  path = write(tmp_path / "some.jsonl")
+    load(path, "")
   with pytest.raises(ValueError, match="It is empty"):
-    list(r1_router_rows.load_rows(path, ""))
+    load(write_rows(tmp_path / "some.jsonl", []), "")
 
 
 def test_patterns_find_files(tmp_path):
-  for name in ("b1.jsonl", "b2.jsonl", "a.jsonl"):
-    write(tmp_path / name)
-
-  def of(patterns):
-    return [
-      os.path.basename(path) for path in r1_router_rows.find_files(patterns)
-    ]
-
-  assert of(f"{tmp_path}/b*.jsonl, {tmp_path}/a.jsonl,{tmp_path}/b1.jsonl") == [
-    "b1.jsonl",
-    "b2.jsonl",
-    "a.jsonl",
-  ]
-  with pytest.raises(FileNotFoundError, match="no file is named .*c.*globs"):
-    of(f"{tmp_path}/a.jsonl,{tmp_path}/c*.jsonl")
   (tmp_path / "more").mkdir()
-  write(tmp_path / "more" / "a.jsonl")
+  for name in ("b1.jsonl", "b2.jsonl", "a.jsonl", "more/a.jsonl"):
+    (tmp_path / name).touch()
+
+  def find(*names):
+    patterns = ", ".join(f"{tmp_path}/{name}" for name in names)
+    return [*map(os.path.basename, r1_router_rows.find_files(patterns))]
+
+  found = find("b*.jsonl", "a.jsonl", "b1.jsonl")
+  assert found == ["b1.jsonl", "b2.jsonl", "a.jsonl"]
+  with pytest.raises(FileNotFoundError, match="no file is named .*c.*globs"):
+    find("a.jsonl", "c*.jsonl")
   with pytest.raises(ValueError, match="have one name"):
-    of(f"{tmp_path}/a.jsonl,{tmp_path}/more/a.jsonl")
+    find("a.jsonl", "more/a.jsonl")
 
 
 def test_only_the_first_faults_are_warnings(tmp_path, caplog):
-  path = write(tmp_path / "some.jsonl", world()[0], *["{"] * 9)
+  path = write_rows(tmp_path / "some.jsonl", [GOOD, *[b"{"] * 9])
   logging.set_verbosity(logging.WARNING)
   with caplog.at_level("WARNING"):
-    list(r1_router_rows.load_rows(path, ""))
+    load(path, "")
   assert caplog.text.count("not JSON") == 5
   assert "skipped 9 of 10" in caplog.text
 
@@ -248,42 +179,23 @@ def test_only_the_first_faults_are_warnings(tmp_path, caplog):
 # ---- What R1-Router published.
 
 
-@pytest.fixture
-def oven(tmp_path):
-  """Something for each picture that the rows name."""
-  folder = tmp_path / "oven"
-  folder.mkdir()
-  some = next(q.image for q in georouter.load_questions("val") if q.image)
-  for line in REFERENCE.read_text(encoding="utf-8").splitlines():
-    for path in json.loads(line)["images"]:
-      shutil.copy(some, folder / os.path.basename(path))
-  return str(folder)
-
-
 @needs_reference
-def test_published_rows_are_read(oven):
-  found = list(r1_router_rows.load_rows(str(REFERENCE), oven))
+def test_published_rows_are_read(tmp_path):
+  # Something stands for each picture that the rows name.
+  some = next(q.image for q in georouter.load_questions("val") if q.image)
+  for line in VALID_ROWS.read_text(encoding="utf-8").splitlines():
+    for path in json.loads(line)["images"]:
+      shutil.copy(some, tmp_path / os.path.basename(path))
+  found = load(str(VALID_ROWS), str(tmp_path))
   assert len(found) == 119
   steps = [step for row in found for step in row.steps]
-  assert len(steps) == 758
-
-  def count(kind):
-    return sum(step.kind == kind for step in steps)
-
-  assert [count(k) for k in ("plan", "answer", "final")] == [346, 293, 119]
+  kinds = [step.kind for step in steps]
+  assert list(map(kinds.count, ("plan", "answer", "final"))) == [346, 293, 119]
   # Every oddity is still there: two spellings of the plan prompt, white space
   # around golds, and one gold that is empty.
-  assert (
-    len(
-      {
-        step["system"]
-        for row in found
-        for step in row.published["steps"]
-        if step["step_type"] == "ret"
-      }
-    )
-    == 2
-  )
+  told = [step for row in found for step in row.published["steps"]]
+  plans = {step["system"] for step in told if step["step_type"] == "ret"}
+  assert len(steps) == len(told) == 758 and len(plans) == 2
   golds = [gold for step in steps for gold in step.answers]
   assert sum(gold != gold.strip() for gold in golds) == 115
   asked = [step.sub_question for step in steps if step.kind == "plan"]
@@ -294,4 +206,4 @@ def test_published_rows_are_read(oven):
 
 @needs_reference
 def test_rows_without_images_are_kept():
-  assert len(list(r1_router_rows.load_rows(str(REFERENCE), ""))) == 85
+  assert len(load(str(VALID_ROWS), "")) == 85
