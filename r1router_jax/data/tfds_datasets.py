@@ -41,32 +41,24 @@ IMAGE_FOLDER = os.path.join(files.CACHE_FOLDER, "images")
 
 
 class Example(NamedTuple):
-  """A row of a dataset.
+  """A row of a dataset."""
 
-  Attributes:
-    id: unique within its split.
-    record: a JSON object; TFDS needs TensorFlow to write lists within lists.
-    image: name of the image's file, "" without an image.
-    picture: the bytes of that file, empty if it is not stored.
-  """
+  id: str  # Unique within its split.
+  record: str  # JSON; TFDS needs TensorFlow to write lists within lists.
+  image: str = ""  # Name of the image's file, "" without an image.
+  picture: bytes = b""  # The bytes of that file, empty if it is not stored.
 
-  id: str
-  record: str
-  image: str = ""
-  picture: bytes = b""
+
+# For each split, a function that yields its rows in order.
+Splits = Mapping[str, Callable[[], Iterable[Example]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What a dataset is prepared from.
+  """What a dataset is prepared from."""
 
-  Attributes:
-    digest: a text that changes whenever the rows do.
-    splits: for each split, a function that yields its rows in order.
-  """
-
-  digest: str
-  splits: Mapping[str, Callable[[], Iterable[Example]]]
+  digest: str  # Changes whenever the rows do.
+  splits: Splits
 
 
 def read_split(
@@ -160,9 +152,7 @@ def store_image(data: bytes, name: str) -> str:
 
 
 def _open_builder(
-  dataset: str,
-  tfds_dir: str,
-  splits: Mapping[str, Callable[[], Iterable[Example]]] | None = None,
+  dataset: str, tfds_dir: str, splits: Splits | None = None
 ) -> "tfds.core.DatasetBuilder":
   """Return the builder of a dataset, which need not be prepared."""
   dataset_name, _, config = dataset.partition("/")
@@ -174,12 +164,11 @@ def _open_builder(
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
     def _info(self):
+      # Bytes are such a text, too.
+      texts = dict.fromkeys(Example._fields, tfds.features.Text())
       return tfds.core.DatasetInfo(
         builder=self,
-        # Of bytes, too.
-        features=tfds.features.FeaturesDict(
-          dict.fromkeys(Example._fields, tfds.features.Text())
-        ),
+        features=tfds.features.FeaturesDict(texts),
         homepage="https://arxiv.org/abs/2505.22095",
         disable_shuffling=True,
         metadata=tfds.core.MetadataDict(),
