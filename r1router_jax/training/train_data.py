@@ -14,12 +14,8 @@ from absl import logging
 
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import KBS, Question, Step
-from r1router_jax.data import (
-  benchmarks,
-  georouter,
-  gold_steps,
-  r1_router_rows,
-)
+from r1router_jax.data import benchmarks, georouter, gold_steps
+from r1router_jax.data import r1_router_rows as rows_lib
 from r1router_jax.data.tfds_datasets import Source
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.metrics import answers
@@ -29,13 +25,13 @@ from r1router_jax.training import sequence_packing, sft_targets
 from r1router_jax.training.config import RunConfig
 
 TrainExample = Step | sequence_packing.PackedExample | Question
-
+KnowledgeBases = Mapping[str, retriever.KnowledgeBase]
 # Padded prompt tokens, number of images, padded response tokens of an example.
 PaddedShape = tuple[int, ...]
 
 
 def load_train_data(
-  config: RunConfig, policy: Policy, kbs: Mapping[str, retriever.KnowledgeBase]
+  config: RunConfig, policy: Policy, kbs: KnowledgeBases
 ) -> tuple[Sequence[TrainExample], list[PaddedShape]]:
   """Load the examples of a run, with the shape that each is padded to.
 
@@ -49,42 +45,37 @@ def load_train_data(
   steps, shapes = _load_gold_steps(config, policy, kbs, config.data.split)
   if config.sft and config.sft.packed_length:
     # Packed rows are of one shape.
-    packed = sequence_packing.pack_examples(
-      policy, steps, config.sft.packed_length, config.seed
-    )
+    length = config.sft.packed_length
+    packed = sequence_packing.pack_examples(policy, steps, length, config.seed)
     return packed, [()] * len(packed)
   return steps, shapes
 
 
 def load_validation_steps(
-  config: RunConfig, policy: Policy, kbs: Mapping[str, retriever.KnowledgeBase]
+  config: RunConfig, policy: Policy, kbs: KnowledgeBases
 ) -> list[Step]:
   """Load the gold steps that `config.validation` names."""
   return _load_gold_steps(config, policy, kbs, config.validation.split)[0]
 
 
 def _load_gold_steps(
-  config: RunConfig,
-  policy: Policy,
-  kbs: Mapping[str, retriever.KnowledgeBase],
-  split: str,
+  config: RunConfig, policy: Policy, kbs: KnowledgeBases, split: str
 ) -> tuple[list[Step], list[PaddedShape]]:
   """Load the steps of a split of the dataset that `config.data` names."""
   data, name = config.data, f"{config.data.dataset}, {split}"
   if data.has_rows:
-    rows = r1_router_rows.load_dataset(
-      data.dataset, split, config.seed, data.tfds_dir, _rows_source(config)
-    )
-    steps = itertools.chain.from_iterable(row.steps for row in rows)
-    return filter_trainable(policy, steps, name)
-  # Passages are searched for once, for all gold sub-questions.
-  questions = _load_questions(config, split)
-  if kbs:
-    retrieve = retriever.make_retriever(kbs, config.data.passages)
+    where = data.dataset, split, config.seed, data.tfds_dir
+    rows = rows_lib.load_dataset(*where, _rows_source(config))
+    steps = (row.steps for row in rows)
   else:
+    # Passages are searched for once, for all gold sub-questions.
+    questions = _load_questions(config, split)
     retrieve = _make_gold_retriever(questions)
-  steps = itertools.chain(*gold_steps.make_gold_steps(questions, retrieve))
-  return filter_trainable(policy, steps, name)
+    if kbs:
+      retrieve = retriever.make_retriever(kbs, data.passages)
+    steps = gold_steps.make_gold_steps(questions, retrieve)
+  chained = itertools.chain.from_iterable(steps)
+  return filter_trainable(policy, chained, name)
 
 
 def _load_questions(config: RunConfig, split: str) -> list[Question]:
@@ -95,13 +86,12 @@ def _load_questions(config: RunConfig, split: str) -> list[Question]:
 
 def _rows_source(config: RunConfig) -> Source | None:
   """Return the files that are prepared as a dataset, None if it is there."""
-  data, held_out = config.data, config.validation.train_files
-  if not data.train_files:
+  if not config.data.train_files:
     return None
-  files = dict(train=data.train_files) | (
-    dict(val=held_out) if held_out else {}
-  )
-  return r1_router_rows.make_source(files, data.images)
+  files = dict(train=config.data.train_files)
+  if config.validation.train_files:
+    files["val"] = config.validation.train_files
+  return rows_lib.make_source(files, config.data.images)
 
 
 def _make_gold_retriever(questions: Sequence[Question]) -> gold_steps.Retrieve:
@@ -128,8 +118,7 @@ def filter_trainable(
     # 1. Steps that teach nothing, or cannot be read, are left out.
     if step.answers and not any(map(answers.reference_tokens, step.answers)):
       fault = f"the gold answer {step.answers[0]!r:.60} has no word"
-      advice = "Give one, or leave the step out"
-      skipped(row_files.RejectedRow(step.id, fault, advice))
+      skipped(f"{step.id}: {fault}.  Give one, or leave the step out.")
       continue
     try:
       prompt = processor.encode(config.build_prompt(step))
