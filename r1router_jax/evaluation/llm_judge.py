@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 from absl import logging
+from etils import epath
 from jaxtyping import Float
 
 from r1router_jax.common import progress
@@ -60,15 +61,13 @@ def judge_answers(
   questions: Sequence[Question],
   predictions: Sequence[str],
   address: str,
-  cache_path: str | os.PathLike,
+  cache_path: epath.PathLike,
 ) -> Float[np.ndarray, " N"]:
   """Return the verdict on each prediction: 1, 0 or NaN.
 
-  Args:
-    questions: questions with accepted answers.
-    predictions: the answers to judge; an empty one is wrong without asking.
-    address: address of the judge, see `openai_client.ChatClient`.
-    cache_path: file of verdicts, to which new ones are appended.
+  An empty prediction is wrong without asking.  The judge is a server at
+  `address`, see `openai_client.ChatClient`; new verdicts are appended to the
+  file at `cache_path`.
 
   Raises:
     UserError, RemoteServiceError: if a question has no accepted answer, or the
@@ -80,7 +79,10 @@ def judge_answers(
   ]
   # Equal prompts are asked once, and those in the cache not at all.
   model = address.partition("#")[2]
-  keys = {text: _verdict_key(model, text) for text in prompts if text}
+  keys = {}
+  for text in filter(None, prompts):
+    asked = json.dumps([model, SYSTEM_PROMPT, text])
+    keys[text] = hashlib.sha256(asked.encode()).hexdigest()
   known = _read_verdicts(cache_path)
   left = {text: key for text, key in keys.items() if key not in known}
   if left:
@@ -90,24 +92,16 @@ def judge_answers(
   found = np.array(verdicts, np.float64)
   if unread := np.isnan(found).sum():
     logging.warning(
-      "The judge %s gave no readable verdict on %d of %d answers: they are not "
-      "a number.",
-      model,
-      unread,
-      len(found),
+      f"The judge {model} gave no readable verdict on {unread} of {len(found)} "
+      "answers: they are not a number."
     )
   return found
 
 
 def _request_verdicts(
-  judge: openai_client.ChatClient,
-  keys: Mapping[str, str],
-  path: str | os.PathLike,
+  judge: openai_client.ChatClient, keys: Mapping[str, str], path: epath.PathLike
 ) -> dict[str, float]:
-  """Ask for verdicts on prompts; return them, and save the readable ones.
-
-  Both are by the prompts' keys.
-  """
+  """Ask for verdicts on prompts; return them, and save the readable ones."""
   found = {}
   options = dict(temperature=0.0, seed=0, max_tokens=MAX_TOKENS)
   desc = f"verdicts, {CHUNK_SIZE} answers each"
@@ -146,10 +140,8 @@ def _judge_prompt(question: Question, prediction: str) -> str:
       "Give one, or leave the question out."
     )
   accepted = "\n".join(f"- {_quote(answer)}" for answer in question.answers)
-  return (
-    f"Question: {_quote(question.text)}\nAccepted answers:\n{accepted}\n"
-    f"Given answer: {_quote(prediction)}"
-  )
+  asked = f"Question: {_quote(question.text)}\nAccepted answers:\n{accepted}\n"
+  return f"{asked}Given answer: {_quote(prediction)}"
 
 
 def _quote(text: str) -> str:
@@ -158,12 +150,7 @@ def _quote(text: str) -> str:
   return json.dumps(escape_control_tags(line), ensure_ascii=False)
 
 
-def _verdict_key(model: str, text: str) -> str:
-  content = json.dumps([model, SYSTEM_PROMPT, text])
-  return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _read_verdicts(path: str | os.PathLike) -> dict[str, float]:
+def _read_verdicts(path: epath.PathLike) -> dict[str, float]:
   """Return the readable verdicts in the cache file, by their prompts' keys."""
   found, damaged = {}, []
   if not os.path.exists(path):

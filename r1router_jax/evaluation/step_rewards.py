@@ -6,6 +6,7 @@ continues.
 Axes:  n steps
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -25,12 +26,8 @@ from r1router_jax.rewards import step_reward
 from r1router_jax.routing import policy_requests
 from r1router_jax.routing.episode import Episode
 
-# The gold steps of every 8th question are scored.
-QUESTION_STRIDE = 8
-
-# Steps between two lines of progress.
-STEPS_PER_CHUNK = 390
-
+QUESTION_STRIDE = 8  # The gold steps of every 8th question are scored.
+STEPS_PER_CHUNK = 390  # Steps between two lines of progress.
 # Temperature of the response to each step, by the name of the mode.
 MODES = dict(greedy=0.0, sampled=1.0)
 
@@ -44,28 +41,19 @@ def score_gold_steps(
 ) -> Float[np.ndarray, " n"]:
   """Return the reward of the policy's response to each gold step.
 
-  A step whose prompt cannot be read, e.g. for its image, has reward 0.
-
-  Args:
-    policy: the policy that responds.
-    steps: gold steps, with the passages that answer steps read.
-    reward: the reward of the responses.
-    key: key of the samples.
-    temperature: temperature of the responses; 0 is greedy.
+  A step whose prompt cannot be read, e.g. for its image, has reward 0.  The key
+  is that of the samples; at temperature 0 the responses are greedy.
   """
   # 1. Leave out the prompts that cannot be read.
   prompts = [policy.config.build_prompt(step) for step in steps]
-  checked = [
-    policy_requests.check_prompt(policy, Episode(step.question), prompt)
-    for step, prompt in zip(steps, prompts, strict=True)
-  ]
+  check = functools.partial(policy_requests.check_prompt, policy)
+  episodes = [Episode(step.question) for step in steps]
+  checked = list(map(check, episodes, prompts))
   good = [i for i, fault in enumerate(checked) if fault is None]
   if faults := list(filter(None, checked)):
     logging.warning(
-      "%d of %d gold steps cannot be read and earn 0, the first because: %s",
-      len(faults),
-      len(steps),
-      faults[0].reason,
+      f"{len(faults)} of {len(steps)} gold steps cannot be read and earn 0, "
+      f"the first because: {faults[0].reason}"
     )
 
   # 2. Respond and score, chunk by chunk.
@@ -90,14 +78,9 @@ def score_policies(
 ) -> dict[str, dict[str, Float[np.ndarray, " n"]]]:
   """Return the step rewards of each policy, greedy and sampled.
 
-  Args:
-    policies: policies, by name.
-    labels: fields that tell each policy in the file from others.
-    kbs: the knowledge bases, by kind.
-    questions: questions with gold hops.
-    seed: seed of the sampled responses.
-    path: a JSONL file of one row per policy; rows of the same label, seed and
-      number of steps are read instead of computed again.
+  The questions have gold hops.  The JSONL file at `path` has a row per policy;
+  rows of the same label (see `runner.run_label`), seed and number of steps are
+  read instead of computed again.
   """
   # Answer steps read passages that a search for the gold sub-question finds.
   retrieve = retriever.make_retriever(kbs)

@@ -14,6 +14,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Answer, Trajectory
 from r1router_jax.metrics import answers, trajectories
 from r1router_jax.metrics.answers import Interval
+from r1router_jax.metrics.trajectories import Columns
 from r1router_jax.report.table import Table
 from r1router_jax.routing.baselines.registry import ROUTER
 
@@ -36,24 +37,15 @@ _HEADINGS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class MethodResult:
-  """Trajectories and scores of one method with one policy.
+  """Trajectories and scores of one method with one policy."""
 
-  Attributes:
-    policy: name of the policy that plans and reads.
-    method: a key of `routing.baselines.registry.METHODS`.
-    trajectories: one trajectory per question.
-    scores: a number per question, by column; see `metrics.trajectories`.
-    seconds: time per question.
-    sample_scores: pass@k and majority scores, if several trajectories of each
-      question were sampled.
-  """
-
-  policy: str
-  method: str
-  trajectories: tuple[Trajectory, ...]
-  scores: trajectories.Columns
-  seconds: float
-  sample_scores: trajectories.Columns = dataclasses.field(default_factory=dict)
+  policy: str  # Name of the policy that plans and reads.
+  method: str  # A key of `routing.baselines.registry.METHODS`.
+  trajectories: tuple[Trajectory, ...]  # One of each question.
+  scores: Columns  # A number per question, by column.
+  seconds: float  # Time per question.
+  # pass@k and majority scores, if each question was answered several times.
+  sample_scores: Columns = dataclasses.field(default_factory=dict)
 
   @property
   def display_name(self) -> str:
@@ -79,14 +71,8 @@ def aggregate_samples(samples: Sequence[MethodResult]) -> MethodResult:
     name: np.stack([r.scores[name] for r in samples], axis=1)
     for name in first.scores
   }
-  # Answers vote by their normalised words; a malformed one has no vote.
-  votes = [
-    [
-      answers.reference_tokens(t.final.text * isinstance(t.final, Answer))
-      for t in of_question
-    ]
-    for of_question in zip(*(r.trajectories for r in samples), strict=True)
-  ]
+  by_question = zip(*(r.trajectories for r in samples), strict=True)
+  votes = [list(map(_vote, of_question)) for of_question in by_question]
   voted = np.arange(len(votes)), answers.majority_vote(votes)
   sample_scores = {
     f"pass@{k}": answers.pass_at_k(stacked["default_exact"], k)
@@ -102,14 +88,19 @@ def aggregate_samples(samples: Sequence[MethodResult]) -> MethodResult:
   )
 
 
+def _vote(trajectory: Trajectory) -> tuple[str, ...]:
+  """Return the normalised words of an answer; a malformed one has none."""
+  final = trajectory.final
+  return answers.reference_tokens(final.text * isinstance(final, Answer))
+
+
 def paired_differences(
   results: MethodResults, step_rewards: StepRewards
 ) -> dict[str, dict[str, Interval]]:
   """Return the last policy minus every other one, and minus each baseline.
 
-  Returns:
-    Mean differences over the same questions or gold steps with their intervals,
-    by pair ("a minus b") and by score.
+  Mean differences over the same questions or gold steps come with their
+  intervals, by pair ("a minus b") and by score.
   """
   # Differences of scores: each pair is compared question by question.
   routers = [r for r in results if r.method == ROUTER]
@@ -142,15 +133,12 @@ def summarize_results(
     families = _columns_by_family(r)
     row["families"] = {name: _mean_dicts(by) for name, by in families.items()}
     rows.append(row)
-  differences = paired_differences(results, step_rewards)
-  return dict(
-    results=rows,
-    step_rewards={name: _mean_dicts(by) for name, by in step_rewards.items()},
-    differences={
-      pair: {name: value._asdict() for name, value in row.items()}
-      for pair, row in differences.items()
-    },
-  )
+  rewards = {name: _mean_dicts(by) for name, by in step_rewards.items()}
+  apart = {
+    pair: {name: value._asdict() for name, value in row.items()}
+    for pair, row in paired_differences(results, step_rewards).items()
+  }
+  return dict(results=rows, step_rewards=rewards, differences=apart)
 
 
 def make_tables(
@@ -159,7 +147,7 @@ def make_tables(
   """Return the tables of a report by heading, without the empty ones."""
   samples = [(r.display_name, r.sample_scores) for r in results]
   rewards = [
-    (name, {way.capitalize(): column for way, column in ways.items()})
+    (name, {way.capitalize(): x for way, x in ways.items()})
     for name, ways in step_rewards.items()
   ]
   differences = paired_differences(results, step_rewards)
@@ -186,16 +174,13 @@ def _method_table(results: MethodResults) -> Table:
 
 
 def _interval_table(
-  corner: str, named_columns: Sequence[tuple[str, trajectories.Columns]]
+  corner: str, named_columns: Sequence[tuple[str, Columns]]
 ) -> Table:
   """Return a row of means for each name that has columns of numbers."""
   named_columns = [each for each in named_columns if each[1]]
   headings = named_columns[0][1] if named_columns else ()
-  rows = tuple(
-    (name, *map(_mean_interval, columns.values()))
-    for name, columns in named_columns
-  )
-  return Table((corner, *headings), rows)
+  rows = ((name, *map(_mean_interval, x.values())) for name, x in named_columns)
+  return Table((corner, *headings), tuple(rows))
 
 
 def _family_table(results: MethodResults, name: str) -> Table:
@@ -213,11 +198,8 @@ def _family_table(results: MethodResults, name: str) -> Table:
 def _difference_table(differences: dict[str, dict[str, Interval]]) -> Table:
   names = list(dict.fromkeys(n for row in differences.values() for n in row))
   headings = (_HEADINGS.get(name, name).removesuffix(" %") for name in names)
-  rows = tuple(
-    (pair, *(row.get(name) for name in names))
-    for pair, row in differences.items()
-  )
-  return Table(("Difference", *headings), rows)
+  rows = ((pair, *map(row.get, names)) for pair, row in differences.items())
+  return Table(("Difference", *headings), tuple(rows))
 
 
 def summary_lines(
@@ -225,10 +207,7 @@ def summary_lines(
 ) -> list[str]:
   """Say in sentences what the numbers show, a line each.
 
-  Args:
-    results: one result per policy and method.
-    step_rewards: rewards of gold steps, by policy and way of sampling.
-    where: the name of the questions, such as "unseen countries".
+  `where` names the questions, such as "unseen countries".
   """
   lines = []
   for r in results:
@@ -236,18 +215,15 @@ def summary_lines(
       continue
     name = r.display_name
     # Questions without a gold trace say nothing about routes.
-    if route := _mean_interval(r.scores["route"]):
-      shown = _format_interval(route, 1, 2)
+    if trajectories.drop_nan(r.scores["route"]).size:
+      shown = _format_mean(r.scores["route"], 1, 2)
       lines.append(f"Route accuracy of {name} on {where}: {shown}.")
-    recall = _format_interval(_mean_interval(r.scores["recall"]), 100, 1)
-    exact = _format_interval(_mean_interval(r.scores["exact"]), 100, 1)
+    recall = _format_mean(r.scores["recall"], 100, 1)
+    exact = _format_mean(r.scores["exact"], 100, 1)
     lines.append(f"F1-Recall of {name}: {recall}, exact match {exact}.")
   for name, ways in step_rewards.items():
-    shown = ", ".join(
-      f"{way} {_format_interval(_mean_interval(column), 1, 3)}"
-      for way, column in ways.items()
-    )
-    lines.append(f"Mean step reward of {name}: {shown}.")
+    means = [f"{way} {_format_mean(x, 1, 3)}" for way, x in ways.items()]
+    lines.append(f"Mean step reward of {name}: {', '.join(means)}.")
   for pair, row in paired_differences(results, step_rewards).items():
     if "recall" in row:
       shown = _format_difference(row["recall"], 100, 1, " points")
@@ -256,32 +232,24 @@ def summary_lines(
       if name.endswith("reward"):
         shown = _format_difference(value, 1, 3)
         lines.append(f"{name.capitalize()}, {pair}: {shown}.")
-  counts = ", ".join(
-    f"{r.display_name} {r.scores['retrievals'].mean():.2f}" for r in results
-  )
-  return [*lines, f"Retrievals per question: {counts}."]
+  counts = [(r.display_name, r.scores["retrievals"].mean()) for r in results]
+  shown = ", ".join(f"{name} {count:.2f}" for name, count in counts)
+  return [*lines, f"Retrievals per question: {shown}."]
 
 
 def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
   """Read the scalars that training runs logged, all but their timings.
 
-  Args:
-    runs: working directories of training runs, by name.
-
-  Returns:
-    (step, value) points by scalar and run.
-
-  Raises:
-    UserError: if a run has logged nothing.
+  The runs are working directories by name; returned are (step, value) points by
+  scalar and run.  A run that has logged nothing is a UserError.
   """
   found = {}
   for run, workdir in runs.items():
     lines = run_log.read_metrics(workdir)
     if not lines:
-      raise UserError(
-        f"{workdir} has no {run_log.METRICS_FILE}: --curves wants the "
-        "--workdir of a training run."
-      )
+      fault = f"{workdir} has no {run_log.METRICS_FILE}"
+      cure = "--curves wants the --workdir of a training run."
+      raise UserError(f"{fault}: {cure}")
     for line in lines:
       for scalar, value in line.items():
         # Timings are noise of the machine, and no learning curve.
@@ -293,11 +261,8 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
 
 def _shared_rates(results: MethodResults) -> list[str]:
   """Return the columns of rates that all results have."""
-  return [
-    name
-    for name in (*trajectories.RATES, "judge")
-    if all(name in r.scores for r in results)
-  ]
+  names = *trajectories.RATES, "judge"
+  return [n for n in names if all(n in r.scores for r in results)]
 
 
 def _mean_percent(column: np.ndarray) -> float | None:
@@ -318,18 +283,18 @@ def _mean_dicts(columns: Mapping[str, np.ndarray]) -> dict[str, dict]:
   return {name: mean._asdict() for name, mean in means.items() if mean}
 
 
-def _columns_by_family(result: MethodResult) -> dict[str, trajectories.Columns]:
+def _columns_by_family(result: MethodResult) -> dict[str, Columns]:
   names = np.array([t.question.family for t in result.trajectories])
-  return {
-    str(family): {
-      name: column[names == family] for name, column in result.scores.items()
-    }
-    for family in np.unique(names)
-  }
+  found = {}
+  for family in np.unique(names):
+    chosen = {k: x[names == family] for k, x in result.scores.items()}
+    found[str(family)] = chosen
+  return found
 
 
-def _format_interval(value: Interval, scale: int, digits: int) -> str:
-  mean, low, high = (f"{scale * x:.{digits}f}" for x in value)
+def _format_mean(column: np.ndarray, scale: int, digits: int) -> str:
+  found = _mean_interval(column)
+  mean, low, high = (f"{scale * x:.{digits}f}" for x in found)
   return f"{mean} ({low} to {high})"
 
 
