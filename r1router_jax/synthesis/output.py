@@ -9,6 +9,7 @@
 Each file is complete or as it was before, and depends on the tries alone.
 """
 
+import collections
 import json
 import pathlib
 import shutil
@@ -47,7 +48,12 @@ def write_outputs(
     # TFDS knows no empty splits.
     if kept:
       row_files[side] = str(path)
-  _write_tfds(workdir, row_files)
+  # The dataset is written in place of an earlier one.
+  place = str(workdir / "tfds")
+  shutil.rmtree(place, ignore_errors=True)
+  if row_files:
+    source = r1_router_rows.make_source(row_files, str(workdir / "pictures"))
+    tfds_datasets.prepare("r1_router_rows/synthesis", place, source)
 
   # 3. Count.
   summary = dict(
@@ -66,21 +72,9 @@ def write_outputs(
 
 def count_outcomes(results: Sequence[QuestionOutcome]) -> dict[str, dict]:
   """Return the numbers of questions and of tries that ended in each outcome."""
+  ended = collections.Counter(result.outcomes[-1] for result in results)
+  tries = collections.Counter(o for result in results for o in result.outcomes)
   # A question counts by its last try.  A duplicate is a question without tries.
-  counts = {}
-  for outcome in selection.OUTCOMES:
-    ended = sum(result.outcomes[-1] == outcome for result in results)
-    tries = sum(result.outcomes.count(outcome) for result in results)
-    if outcome == selection.DUPLICATE:
-      tries = 0
-    counts[outcome] = dict(questions=ended, tries=tries)
-  return counts
-
-
-def _write_tfds(workdir: pathlib.Path, row_files: Mapping[str, str]) -> None:
-  """Write the rows as a TensorFlow Dataset, in place of an earlier one."""
-  shutil.rmtree(workdir / "tfds", ignore_errors=True)
-  if row_files:
-    source = r1_router_rows.make_source(row_files, str(workdir / "pictures"))
-    place = str(workdir / "tfds")
-    tfds_datasets.prepare("r1_router_rows/synthesis", place, source)
+  del tries[selection.DUPLICATE]
+  names = selection.OUTCOMES
+  return {o: dict(questions=ended[o], tries=tries[o]) for o in names}

@@ -46,11 +46,9 @@ WRONG = "wrong answer"
 REPEATED = "repeated"
 NO_ROW = "not a row"
 DUPLICATE = "duplicate question"  # Such a question is not asked again.
-
 OUTCOMES = (KEPT, INPUT, MALFORMED, WRONG, REPEATED, NO_ROW, DUPLICATE)
 
 METRICS = ("exact", "recall")  # R1-Router selects by recall, at the best F1.
-
 SIDES = ("train", "valid")
 
 
@@ -73,7 +71,7 @@ class TeacherRun:
 
   def to_row(self) -> dict[str, Any]:
     """Return this run as a row of JSON, which `from_row` reads."""
-    calls = [vars(call) for call in self.calls]
+    calls = list(map(vars, self.calls))
     return dict(trajectory_io.to_row(self.trajectory), calls=calls)
 
   @classmethod
@@ -111,8 +109,7 @@ class SelectionRules:
     answers = [done.answer for done in trajectory.rounds] + [trajectory.final]
     if "stuck" in faults or not all(isinstance(a, Answer) for a in answers):
       return MALFORMED
-    scores = score_trajectory(trajectory, max_steps=self.max_steps)
-    if scores[self.metric] != 1:
+    if score_trajectory(trajectory, max_steps=self.max_steps)[self.metric] != 1:
       return WRONG
     # Other case or white space does not make another sub-question.
     asked = [fold_text(done.plan.sub_question) for done in trajectory.rounds]
@@ -125,36 +122,32 @@ class SelectionRules:
     A last plan that stops the search is only there if the teacher wrote one: it
     did not if all rounds were used up, or if the routing loop ended them.
     """
-    trajectory = run.trajectory
-    question = trajectory.question
+    trajectory, question = run.trajectory, run.trajectory.question
     history, steps = (), []
     # Of several responses to one prompt the last one was taken.
     written = {(call.step, call.kind): call.text for call in run.calls}
 
-    def add_step(kind, number, **fields):
+    def add_step(kind, number, *fields):
       response = written[f"{question.id}/{number}", kind]
       step_id = f"{question.id}/{len(steps)}"
-      step = Step(step_id, kind, question, history, response=response, **fields)
-      steps.append(step)
+      step = Step(step_id, kind, question, history, *fields)
+      steps.append(dataclasses.replace(step, response=response))
 
     # Each round is a plan and an answer; later steps see both in the history.
     for number, done in enumerate(trajectory.rounds):
-      asked = done.plan.sub_question
-      add_step("plan", number, sub_question=asked, routes=done.plan.routes)
-      read = dict(answers=(done.answer.text,), passages=done.passages)
-      add_step("answer", number, sub_question=asked, **read)
-      history += ((asked, done.answer.text),)
-
+      asked, said = done.plan.sub_question, done.answer.text
+      add_step("plan", number, asked, done.plan.routes)
+      add_step("answer", number, asked, (), (said,), done.passages)
+      history += ((asked, said),)
     count = len(trajectory.rounds)
     if count < self.max_steps and "repeated" not in trajectory.fault_kinds:
-      add_step("plan", count, sub_question="None", routes=("none",))
+      add_step("plan", count, "None", ("none",))
 
     # Rewards know no intervals, so a number within the question's interval
     # becomes a gold answer of its row.
-    accepted = question.answers
-    if question.interval:
-      accepted += (trajectory.final.text,)
-    add_step("final", count, answers=tuple(dict.fromkeys(accepted)))
+    said = (trajectory.final.text,) if question.interval else ()
+    accepted = tuple(dict.fromkeys(question.answers + said))
+    add_step("final", count, "", (), accepted)
     return steps
 
 
@@ -179,15 +172,14 @@ def make_row(
   row["images"] = [_copy_image(path, image_folder) for path in row["images"]]
   for step, fields in zip(steps, row["steps"], strict=True):
     if step.kind == "answer":
-      fields["passages"] = [_passage_to_row(p) for p in step.passages]
+      fields["passages"] = list(map(_passage_to_row, step.passages))
 
   # Read the row back as a trainer will.
-  line = json.dumps(row).encode()
+  line, name = json.dumps(row).encode(), steps[0].question.id
   if len(line) >= MAX_ROW_BYTES:
     fault = f"its row would have {len(line):,} bytes"
     raise RowError(fault, "Read fewer passages")
-  question_id = steps[0].question.id
-  reread = r1_router_rows.parse_row(parse_json(line), question_id, image_folder)
+  reread = r1_router_rows.parse_row(parse_json(line), name, image_folder)
   if list(map(_written_fields, reread)) != list(map(_written_fields, steps)):
     raise RowError("its steps would be read as others", "Leave it out")
   return row
@@ -222,8 +214,7 @@ def _copy_image(path: str, folder: str) -> str:
 def load_questions(*source: str | int) -> list[Question]:
   """Return the questions of a benchmark, each text on one line, as in rows.
 
-  Args:
-    *source: the arguments of `benchmarks.load_benchmark`.
+  The arguments are those of `benchmarks.load_benchmark`.
   """
   found = benchmarks.load_benchmark(*source)
   return [dataclasses.replace(q, text=" ".join(q.text.split())) for q in found]
