@@ -16,6 +16,7 @@ means, pass@k and the majority vote.
 Intervals are 95 % bootstrap intervals over questions, or over steps.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -116,11 +117,9 @@ def main(_) -> None:
   """Evaluate every method, or score a file of predictions."""
   if _SCORE_ONLY.value:
     # Nothing but predictions and questions is opened, and no policy.
-    names, path = ",".join(_BENCHMARK.value), _PREDICTIONS.value
-    scores = score_file.score_predictions(
-      names, path, _DATA.value, _TFDS_DIR.value
-    )
-    print(json.dumps(scores))
+    places = _PREDICTIONS.value, _DATA.value, _TFDS_DIR.value
+    name = ",".join(_BENCHMARK.value)
+    print(json.dumps(score_file.score_predictions(name, *places)))
     return
   seed = _SETTINGS["seed"].value
   policy_places = _split_names(_POLICY.value, "policy")
@@ -141,18 +140,16 @@ def main(_) -> None:
     labels[name] = runner.run_label(name, policies[name], kbs)
 
   # 2. Answer all questions by every method.
-  results = _evaluate_methods(policies, labels, kbs, questions, workdir)
+  opened = policies, labels, kbs
+  results = _evaluate_methods(*opened, questions, workdir)
   for name, value in retriever.pop_search_metrics(kbs).items():
     logging.info("%s: %.3g", name, value)
 
   # 3. Reward each policy's responses to gold steps.
   traced = [q for q in questions if q.hops is not None]
-  rewards = {}
+  rewards, path = {}, workdir / "step_rewards.jsonl"
   if traced and _STEP_REWARDS.value:
-    path = workdir / "step_rewards.jsonl"
-    rewards = step_rewards.score_policies(
-      policies, labels, kbs, traced, seed, path
-    )
+    rewards = step_rewards.score_policies(*opened, traced, seed, path)
 
   # 4. Write scores, print tables, write the report.
   scores = dict(benchmarks=_BENCHMARK.value, split=_SPLIT.value)
@@ -171,27 +168,22 @@ def _split_names(pairs: Sequence[str], flag: str) -> dict[str, str]:
     parts = [part for part in pathlib.Path(folder).parts if part != "policy"]
     name = name or (parts[-1] if parts else folder)
     if not folder or name in named:
-      cure = "write NAME=FOLDER, each name once."
-      raise UserError(f"--{flag}={','.join(pairs)}: {cure}")
+      fault = f"--{flag}={','.join(pairs)}"
+      raise UserError(f"{fault}: write NAME=FOLDER, each name once.")
     named[name] = folder
   return named
 
 
 def _check_options(policy_places: Mapping[str, str]) -> None:
   """Check what flags say together, and that the folders they name exist."""
-  methods = _METHOD.value or [""]
-  unknown = [m for m in methods if m not in shared_flags.METHODS]
+  methods, known = _METHOD.value or [""], shared_flags.METHODS
   # A list flag does not check its items.
-  if unknown:
-    raise UserError(
-      f"--method: {', '.join(map(repr, unknown))} is no method; "
-      f"choose from {', '.join(shared_flags.METHODS)}."
-    )
+  if unknown := ", ".join(repr(m) for m in methods if m not in known):
+    cure = f"choose from {', '.join(known)}."
+    raise UserError(f"--method: {unknown} is no method; {cure}")
   if _SAMPLES.value > 1 and not _SETTINGS["temperature"].value:
-    raise UserError(
-      f"--samples={_SAMPLES.value} at temperature 0 would all be the same: "
-      "set --temperature, too."
-    )
+    fault = f"--samples={_SAMPLES.value} at temperature 0 would all be the same"
+    raise UserError(f"{fault}: set --temperature, too.")
   if not policy_places:
     raise UserError("--policy names no policy.")
   for place in policy_places.values():
@@ -217,28 +209,21 @@ def _evaluate_methods(
   workdir: pathlib.Path,
 ) -> list[Any]:
   """Return a `tables.MethodResult` of each method, and of each router."""
-  options = dict(
-    path=workdir / "predictions.jsonl",
-    routing_loop=_ROUTING_LOOP.value,
-    chunk_size=_CHUNK.value,
-    judge=_JUDGE.value,
-    raw_answers=_RAW_ANSWERS.value,
-  )
+  options = dict(path=workdir / "predictions.jsonl", judge=_JUDGE.value)
+  options |= dict(routing_loop=_ROUTING_LOOP.value, chunk_size=_CHUNK.value)
+  options |= dict(raw_answers=_RAW_ANSWERS.value)
   common = shared_flags.settings_values(_SETTINGS)
   results = []
   for method in dict.fromkeys(_METHOD.value):
-    settings = [
-      run_settings.RunSettings(method, sample=number, **common)
-      for number in range(_SAMPLES.value)
-    ]
+    make = functools.partial(run_settings.RunSettings, method, **common)
+    settings = [make(sample=number) for number in range(_SAMPLES.value)]
     # Only by the router's method do policies differ in what they search.
     is_router = method == shared_flags.ROUTER
     for name in policies if is_router else list(policies)[-1:]:
       task = policies[name], kbs, questions
       options["label"] = labels[name]
-      samples = [
-        runner.evaluate_method(*task, each, **options) for each in settings
-      ]
+      evaluate = functools.partial(runner.evaluate_method, *task, **options)
+      samples = list(map(evaluate, settings))
       results.append(tables.aggregate_samples(samples))
   return results
 
@@ -266,7 +251,7 @@ def _report_results(
   # The page shows trajectories of the last policy that routes for itself.
   routed = [r for r in results if r.method == shared_flags.ROUTER]
   shown = (routed or results)[-1].trajectories
-  is_right = [html.is_exactly_right(trajectory) for trajectory in shown]
+  is_right = list(map(html.is_exactly_right, shown))
   html.write_page(
     _REPORT.value,
     title=f"R1-Router on {subject}",

@@ -114,9 +114,8 @@ def main(_) -> None:
   )
   label = teacher_runs.teacher_label(teacher, kbs)
   options = dict(max_tries=_TRIES.value, label=label, name=_POLICY.value)
-  results = teacher_runs.run_teacher(
-    teacher, kbs, questions, settings, rules, workdir, **options
-  )
+  task = teacher, kbs, questions, settings, rules, workdir
+  results = teacher_runs.run_teacher(*task, **options)
 
   # 3. Write the rows, and print the counts.
   # The summary names what the rows depend on, and the filter.
