@@ -6,6 +6,7 @@ from PIL import Image
 
 from r1router_jax.common import images
 from r1router_jax.inputs import image_processor
+from r1router_jax.inputs.image_processor import extract_patches, smart_resize
 
 
 @pytest.mark.parametrize(
@@ -18,9 +19,7 @@ def test_longest_side_is_a_tight_bound(factor, least, most):
   rng, longest = np.random.default_rng(0), {}
   for ratio in [*np.exp(rng.uniform(0, np.log(200), 3000)), *[200] * 3000]:
     short = int(np.exp(rng.uniform(0, 8)))
-    size = image_processor.smart_resize(
-      short, int(short * ratio), factor, least, most
-    )
+    size = smart_resize(short, int(short * ratio), factor, least, most)
     blocks, beside = sorted(side // factor for side in size)
     longest[blocks] = max(longest.get(blocks, 0), beside)
   bounds = {
@@ -31,18 +30,8 @@ def test_longest_side_is_a_tight_bound(factor, least, most):
   assert sum(longest[n] == bounds[n] for n in longest) > len(longest) / 2
 
 
-SIZES = [
-  (480, 640),
-  (37, 41),
-  (10, 300),
-  (300, 10),
-  (1000, 333),
-  (224, 224),
-  (1500, 2100),
-  (28, 28),
-  (1, 1),
-  (64, 64),
-]
+SIZES = [(480, 640), (37, 41), (10, 300), (300, 10), (1000, 333), (224, 224)]
+SIZES += [(1500, 2100), (28, 28), (1, 1), (64, 64)]
 
 
 @pytest.mark.oracle
@@ -59,19 +48,15 @@ def test_patches_equal_transformers_bit_for_bit(size):
   wanted = oracle.Qwen2VLImageProcessorPil(**limits)(
     [Image.fromarray(image)], return_tensors="np"
   )
-  resized = images.resize_image(
-    image, *image_processor.smart_resize(*size, 28, **limits)
-  )
-  rows, grid = image_processor.extract_patches(resized)
+  resized = images.resize_image(image, *smart_resize(*size, 28, **limits))
+  rows, grid = extract_patches(resized)
   assert [list(grid)] == wanted["image_grid_thw"].tolist()
   np.testing.assert_array_equal(rows, wanted["pixel_values"])
 
 
 def test_patches_against_slow_loops():
   image = np.random.default_rng(1).integers(0, 256, (8, 16, 3), dtype=np.uint8)
-  rows, grid = image_processor.extract_patches(
-    image, patch=2, temporal=2, merge=2
-  )
+  rows, grid = extract_patches(image, patch=2, temporal=2, merge=2)
   wanted = []
   # Blocks of 4 x 4 pixels, and in each its four patches of 2 x 2.
   for top in range(0, 8, 4):
@@ -91,6 +76,6 @@ def test_patches_against_slow_loops():
 
 def test_sizes_that_do_not_fit_are_named():
   with pytest.raises(ValueError, match="30 x 28.*factor=28"):
-    image_processor.extract_patches(np.zeros((30, 28, 3), np.uint8))
+    extract_patches(np.zeros((30, 28, 3), np.uint8))
   with pytest.raises(images.BadImage, match="aspect"):
-    image_processor.smart_resize(10, 4000)
+    smart_resize(10, 4000)
