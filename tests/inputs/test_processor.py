@@ -1,7 +1,7 @@
 """The processor's arrays, against slow loops and transformers' positions."""
 
-import dataclasses
-import functools
+from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,20 +14,15 @@ from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.protocol.messages import Conversation, PassageTokens, Segment
 from tests import tiny_policy
+from tests.tiny_policy import MODEL_CONFIG
 
-GRIDS = [
-  (),
-  ((2, 2),),
-  ((4, 6),),
-  ((10, 2),),
-  ((6, 6),),
-  ((2, 2), (4, 6), (2, 4)),
-]
+GRIDS = [(), *(((h, w),) for h, w in [(2, 2), (4, 6), (10, 2), (6, 6)])]
+GRIDS += [((2, 2), (4, 6), (2, 4))]
 
 
 def random_prompt(*grids, text=6, seed=0):
   return tiny_policy.random_prompt(
-    np.random.default_rng(seed), tiny_policy.MODEL_CONFIG, text, *grids
+    np.random.default_rng(seed), MODEL_CONFIG, text, *grids
   )
 
 
@@ -55,7 +50,7 @@ def slow_positions(encoded):
 @pytest.mark.parametrize("text", [3, 8])
 def test_positions_by_hand(grids, text):
   encoded = random_prompt(*grids, text=text)
-  packed = tiny_policy.collate(tiny_policy.MODEL_CONFIG, [encoded])
+  packed = tiny_policy.collate(MODEL_CONFIG, [encoded])
   wanted, cursor = slow_positions(encoded)
   n = len(encoded.ids)
   np.testing.assert_array_equal(packed.positions[0, :, :n], wanted)
@@ -75,18 +70,12 @@ def test_positions_are_those_of_transformers(grids):
 
   encoded = random_prompt(*grids)
   ids = torch.tensor([encoded.ids])
-  model = types.SimpleNamespace(
-    config=types.SimpleNamespace(
-      vision_config=types.SimpleNamespace(
-        spatial_merge_size=2, tokens_per_second=2
-      )
-    )
-  )
+  vision = types.SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
+  config = types.SimpleNamespace(vision_config=vision)
+  model = types.SimpleNamespace(config=config)
   # `get_rope_index` reads little of its model: a stand-in suffices.
   kind = theirs.Qwen2_5_VLModel
-  model.get_vision_position_ids = functools.partial(
-    kind.get_vision_position_ids, model
-  )
+  model.get_vision_position_ids = partial(kind.get_vision_position_ids, model)
   positions, delta = kind.get_rope_index(
     model,
     ids,
@@ -94,7 +83,7 @@ def test_positions_are_those_of_transformers(grids):
     image_grid_thw=torch.tensor([[1, *grid] for grid in grids]),
     attention_mask=torch.ones_like(ids),
   )
-  packed = tiny_policy.collate(tiny_policy.MODEL_CONFIG, [encoded])
+  packed = tiny_policy.collate(MODEL_CONFIG, [encoded])
   np.testing.assert_array_equal(
     packed.positions[0, :, : len(encoded.ids)], positions[:, 0].numpy()
   )
@@ -103,7 +92,7 @@ def test_positions_are_those_of_transformers(grids):
 
 def test_placeholders_point_at_their_own_image():
   batch = [random_prompt(*grids, seed=n) for n, grids in enumerate(GRIDS)]
-  packed = tiny_policy.collate(tiny_policy.MODEL_CONFIG, batch)
+  packed = tiny_policy.collate(MODEL_CONFIG, batch)
   # Each row has room for as many images as the last, which has three.
   room, most = packed.inverse.shape[1], 3
   assert len(packed.patches) == most * len(batch)
@@ -134,12 +123,12 @@ def test_placeholders_point_at_their_own_image():
 )
 def test_placeholders_and_patches_must_agree(found, grids):
   good = random_prompt((4, 4))
-  bad = dataclasses.replace(
+  bad = replace(
     random_prompt(*grids),
     ids=[7] + [tiny_policy.tokenizer().image_id] * found + [8],
   )
   with pytest.raises(ValueError, match=f"Row 1 .*{found} image place"):
-    tiny_policy.collate(tiny_policy.MODEL_CONFIG, [good, bad])
+    tiny_policy.collate(MODEL_CONFIG, [good, bad])
 
 
 def test_rows_are_split_over_shards_in_order():
@@ -165,12 +154,9 @@ def test_batches_take_the_shortest_length_that_holds_them(text, length):
 
 
 def test_windows_come_in_powers_of_two():
-  shapes = {
-    tiny_policy.collate(
-      tiny_policy.MODEL_CONFIG, [random_prompt(grid)]
-    ).gather.shape
-    for grid in ((4, 4), (4, 12), (6, 6), (8, 8))
-  }
+  prompts = map(random_prompt, [(4, 4), (4, 12), (6, 6), (8, 8)])
+  packed = [tiny_policy.collate(MODEL_CONFIG, [each]) for each in prompts]
+  shapes = {each.gather.shape for each in packed}
   # 1, 3 -> 4, 4 and 4 windows of 4 x 4 patches.
   assert shapes == {(1, 1, 16), (1, 4, 16)}
 
@@ -179,24 +165,17 @@ def test_an_image_file_becomes_placeholders_and_patches(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (21, 50, 3), np.uint8)
   path = str(tmp_path / "p.png")
   Image.fromarray(pixels).save(path)
-  conversation = Conversation(
-    "plan",
-    "<|plan|>",
-    (
-      Segment("who is", "question"),
-      Segment(path, "image"),
-      Segment("?", "question"),
-    ),
-  )
+  who, what = Segment("who is", "question"), Segment("?", "question")
+  user = (who, Segment(path, "image"), what)
+  conversation = Conversation("plan", "<|plan|>", user)
   reader = tiny_policy.processor(lengths=(40,))
   encoded = reader.encode(conversation)
   # The limits of the tiny policy: blocks of 8 pixels, 64 to 4096 in all.
   height, width = image_processor.smart_resize(21, 50, 8, 64, 4096)
   (image,) = encoded.images
   assert image.grid == (height // 4, width // 4)
-  wanted, _ = image_processor.extract_patches(
-    images.resize_image(pixels, height, width), 4, 2, 2
-  )
+  resized = images.resize_image(pixels, height, width)
+  wanted, _ = image_processor.extract_patches(resized, 4, 2, 2)
   np.testing.assert_array_equal(image.patches, wanted)
   at = np.flatnonzero(np.array(encoded.ids) == tiny_policy.tokenizer().image_id)
   np.testing.assert_array_equal(at, at[0] + np.arange(len(wanted) // 4))
@@ -205,13 +184,10 @@ def test_an_image_file_becomes_placeholders_and_patches(tmp_path):
   Image.fromarray(np.flip(pixels, (0, 1))[:10]).save(path)
   assert reader.encode(conversation).images[0].grid != image.grid
   with pytest.raises(images.BadImage, match="absent.png"):
-    reader.encode(
-      dataclasses.replace(
-        conversation, user=(Segment(str(tmp_path / "absent.png"), "image"),)
-      )
-    )
+    absent = (Segment(str(tmp_path / "absent.png"), "image"),)
+    reader.encode(replace(conversation, user=absent))
   with pytest.raises(images.BadImage, match="p.png.*reads texts alone"):
-    dataclasses.replace(reader, vision=None).encode(conversation)
+    replace(reader, vision=None).encode(conversation)
   with pytest.raises(PromptTooLong):
     tiny_policy.processor(lengths=(10,)).encode(conversation)
 
@@ -236,14 +212,11 @@ def test_a_passage_whose_image_cannot_be_read_goes_without(tmp_path):
   assert [bad in reason for reason in found.unread_images] == [True, True]
   assert (wanted.unread_images, found.truncated_tokens) == ((), 0)
   # Images go with their passages, in the prompt as in the batch.
-  cut = dataclasses.replace(reader, passage_tokens=PassageTokens(image=2))
+  cut = replace(reader, passage_tokens=PassageTokens(image=2))
   one = cut.encode(show_passages(good, good))
   assert one.truncated_tokens == 2 + 6 and len(one.images) == 1
-  tiny_policy.collate(
-    tiny_policy.MODEL_CONFIG,
-    [reader.encode(show_passages(good, good)), one],
-    60,
-  )
+  both = reader.encode(show_passages(good, good))
+  tiny_policy.collate(MODEL_CONFIG, [both, one], 60)
 
 
 @pytest.mark.parametrize(
@@ -251,26 +224,22 @@ def test_a_passage_whose_image_cannot_be_read_goes_without(tmp_path):
   [(64, 4096, ((16, 16), (2, 200), (4, 96))), (64, 64, ((2, 30), (2, 2)))],
 )
 def test_there_is_room_for_windows_of_any_image(least, most, grids):
-  reader = dataclasses.replace(
-    tiny_policy.processor(), min_pixels=least, max_pixels=most
-  )
+  reader = replace(tiny_policy.processor(), min_pixels=least, max_pixels=most)
   room = reader.max_windows()
-  count = functools.partial(qwen2_5_vl.count_windows, config=tiny_policy.VISION)
+  count = partial(qwen2_5_vl.count_windows, config=tiny_policy.VISION)
   needs = []
   for ratio in (1, 3, 20, 200):
     for side in (1, 2, 5, 9, 12, 30, 80, 300):
-      h, w = image_processor.smart_resize(
-        side, int(side * ratio), 8, least, most
-      )
+      size = side, int(side * ratio), 8, least, most
+      h, w = image_processor.smart_resize(*size)
       needs.append(count(h // 4, w // 4))
   assert room / 2 < max(needs) <= room
   assert all(count(*grid) <= room for grid in grids)
 
 
 def test_every_leaf_has_a_leading_axis_of_shards():
-  packed = tiny_policy.processor().collate(
-    [random_prompt((4, 6)), random_prompt()], 2, 3
-  )
+  prompts = [random_prompt((4, 6)), random_prompt()]
+  packed = tiny_policy.processor().collate(prompts, 2, 3)
   assert {x.shape[0] for x in jax.tree.leaves(packed)} == {2}
 
 
