@@ -11,7 +11,7 @@ import pathlib
 
 import pytest
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, pre_tokenizers
 
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.protocol.messages import Conversation, PassageTokens, Segment
@@ -75,20 +75,13 @@ def tokenizer_path(tmp_path_factory):
     )
   )
   coder.normalizer = tokenizers.normalizers.NFC()
-  coder.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Split(
-        tokenizers.Regex(PRETOKENIZE_REGEX), behavior="isolated"
-      ),
-      tokenizers.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=False
-      ),
-    ]
-  )
+  words = tokenizers.Regex(PRETOKENIZE_REGEX)
+  split = pre_tokenizers.Split(words, behavior="isolated")
+  spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  coder.pre_tokenizer = pre_tokenizers.Sequence([split, spelled])
   coder.decoder = tokenizers.decoders.ByteLevel()
-  coder.add_special_tokens(
-    [AddedToken(f"<|{s}|>", special=True) for s in SPECIAL]
-  )
+  special = [AddedToken(f"<|{s}|>", special=True) for s in SPECIAL]
+  coder.add_special_tokens(special)
   coder.add_tokens([AddedToken(text, special=False) for text in ADDED])
   target = tmp_path_factory.mktemp("qwen") / "tokenizer.json"
   coder.save(str(target))
@@ -99,12 +92,8 @@ def test_ids_are_those_of_tiktoken(tokenizer_path):
   tiktoken = pytest.importorskip("tiktoken")
   from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-  theirs = tiktoken.Encoding(
-    "qwen",
-    pat_str=PRETOKENIZE_REGEX,
-    mergeable_ranks=read_ranks(),
-    special_tokens={},
-  )
+  ranks = dict(mergeable_ranks=read_ranks(), special_tokens={})
+  theirs = tiktoken.Encoding("qwen", pat_str=PRETOKENIZE_REGEX, **ranks)
   ours = tokenizers.Tokenizer.from_file(str(tokenizer_path))
   # Source code is text with odd spaces; that of this file has control tokens.
   code = pathlib.Path(__file__).with_name("test_image_processor.py")
@@ -115,22 +104,11 @@ def test_ids_are_those_of_tiktoken(tokenizer_path):
 
 def test_a_prompt_of_published_ids(tokenizer_path):
   coder = Tokenizer(tokenizer_path, "full")
-  assert (coder.pad_id, coder.eos_id, coder.image_id, coder.vocab_size) == (
-    151643,
-    151645,
-    151655,
-    151665,
-  )
-  ids = coder.encode(
-    Conversation(
-      "plan",
-      "You are a helpful assistant.",
-      (Segment("hi", "question"), Segment("p.png", "image")),
-    ),
-    [2],
-    100,
-    PassageTokens(),
-  ).ids
+  known = coder.pad_id, coder.eos_id, coder.image_id, coder.vocab_size
+  assert known == (151643, 151645, 151655, 151665)
+  user = Segment("hi", "question"), Segment("p.png", "image")
+  prompt = Conversation("plan", "You are a helpful assistant.", user)
+  ids = coder.encode(prompt, [2], 100, PassageTokens()).ids
   # <|im_start|>system\n...<|im_end|>\n, and so on, from the published
   # tokenizer.
   system = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198]
