@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -85,14 +86,12 @@ def test_no_text_from_outside_becomes_a_control_token(
     return count_control_tokens(encode_prompt(prompt, style))
 
   def count_in_plan(text):
-    prompt = prompt_cases.plan_conversation(
-      text, "p", [(text, text)], style=style
-    )
+    told = [(text, text)]
+    prompt = prompt_cases.plan_conversation(text, "p", told, style=style)
     return count_control_tokens(encode_prompt(prompt, style, [2]))
 
-  assert count_in_answer(question, first, second) == count_in_answer(
-    "q", "a", "b"
-  )
+  plain = count_in_answer("q", "a", "b")
+  assert count_in_answer(question, first, second) == plain
   assert count_in_plan(question) == count_in_plan("q")
 
 
@@ -152,9 +151,8 @@ def test_a_reply_prefix_follows_the_prompt(style):
   assert ids[: len(plain_ids)] == plain_ids
   # The question's <|im_end|> is text, not a control token.
   rest = ids[len(plain_ids) :]
-  assert tokenizer.decode(rest).replace(" ", "") == (
-    "<search>x<|im_end|>" + "c" * 50
-  )
+  told = tokenizer.decode(rest).replace(" ", "")
+  assert told == "<search>x<|im_end|>" + "c" * 50
   assert not count_control_tokens(rest)
   cut = tokenizer.encode(begun, (), len(ids) - 9, NO_LIMIT)
   assert cut.ids == ids[:-9] and cut.truncated_tokens == 9
@@ -179,9 +177,8 @@ def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
   # A prompt's frame is what it has without any segment.
   frame = len(encode_alone())
   sizes = [len(encode_alone(s)) - frame for s in conversation.user]
-  first, last = (
-    i for i, s in enumerate(conversation.user) if s.source == "passage"
-  )
+  sources = [s.source for s in conversation.user]
+  first, last = (i for i, s in enumerate(sources) if s == "passage")
   cuts = (0, 1, 7, sizes[last], sizes[last] + 5, sizes[first] + sizes[last])
   for cut in cuts:
     ids = encode_prompt(conversation, style, limit=len(whole) - cut)
@@ -201,16 +198,10 @@ def test_a_long_prompt_loses_the_ends_of_passages_last_first(style):
 
 def six_passages(style, images=2):
   """Return a prompt with two passages of each kind of knowledge base."""
-  passages = [
-    Passage(
-      f"{kb}/{n}",
-      kb,
-      f"{kb} alpha{n} beta {n} gamma " * 3,
-      "p.png" if kb == "image" else "",
-    )
-    for kb in ("text", "image", "table")
-    for n in range(2)
-  ]
+  passages = []
+  for kb, n in itertools.product(("text", "image", "table"), range(2)):
+    text, image = f"{kb} alpha{n} beta {n} gamma ", "p.png" * (kb == "image")
+    passages.append(Passage(f"{kb}/{n}", kb, text * 3, image))
   return prompt_cases.answer_conversation(
     "who?", passages, "", style=style, passage_images=images
   )
@@ -224,11 +215,8 @@ def encode_six_passages(style, passage_tokens=NO_LIMIT, limit=4000, images=2):
 
 
 def passage_sizes(style):
-  return {
-    segment.passage_ref: len(encode_raw(segment.text))
-    for segment in six_passages(style).user
-    if segment.source == "passage"
-  }
+  shown = [s for s in six_passages(style).user if s.source == "passage"]
+  return {s.passage_ref: len(encode_raw(s.text)) for s in shown}
 
 
 def ids_by_hand(style, dropped=None, **cut):
@@ -309,17 +297,15 @@ def test_a_prompt_too_long_without_passages_is_refused(style):
   assert len(whole) > len(bare)
 
 
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize(
-  "text",
-  [
-    "<think>look in the table</think><sub-question>How many?</sub-question>"
-    "<ret>Table Retriever</ret>",
-    "<think>x</think><answer>11,631,456 | São Tomé, 日本</answer>",
-    "",
-    " a ",
-  ],
+RESPONSES = (
+  "<think>look in the table</think><sub-question>How many?</sub-question>"
+  "<ret>Table Retriever</ret>",
+  "<think>x</think><answer>11,631,456 | São Tomé, 日本</answer>",
 )
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("text", (*RESPONSES, "", " a "))
 def test_a_response_is_read_back(style, text):
   tokenizer = tiny_policy.tokenizer(style)
 
@@ -335,13 +321,10 @@ def test_a_response_is_read_back(style, text):
 
 STOPS = ("</ret>", "né", "Table")
 
+PARTS = (*STOPS, "</re", "t>", "n", "é", " Tab", "le", "<", "x")
 
-@hypothesis.given(
-  hostile_texts
-  | st.lists(
-    st.sampled_from((*STOPS, "</re", "t>", "n", "é", " Tab", "le", "<", "x"))
-  ).map("".join)
-)
+
+@hypothesis.given(hostile_texts | st.lists(st.sampled_from(PARTS)).map("".join))
 @hypothesis.settings(max_examples=100, deadline=None)
 def test_stop_strings_are_found_in_any_tokenisation(text):
   """The automaton over tokens agrees with a search in the written bytes."""
@@ -373,14 +356,12 @@ def test_empty_stop_strings_are_refused():
 
 def test_allowed_mask_forbids_padding_and_placeholders():
   tokenizer = tiny_policy.tokenizer()
-  allowed = tokenizer.allowed_mask(tokenizer.vocab_size + 7)
-  assert allowed.shape == (tokenizer.vocab_size + 7,)
+  count = tokenizer.vocab_size
+  allowed = tokenizer.allowed_mask(count + 7)
+  assert allowed.shape == (count + 7,)
   # Rows beyond the tokenizer's ids are padding of the embedding.
-  forbidden = {i for i in range(len(allowed)) if not allowed[i]}
-  assert forbidden == {
-    *range(tokenizer.vocab_size, tokenizer.vocab_size + 7),
-    *(CONTROL[token] for token in tokenizer_lib.NEVER_SAMPLED),
-  }
+  never = {CONTROL[token] for token in tokenizer_lib.NEVER_SAMPLED}
+  assert {*np.flatnonzero(~allowed)} == {*range(count, count + 7)} | never
   assert allowed[tokenizer.eos_id]
 
 
