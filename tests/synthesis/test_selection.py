@@ -11,20 +11,15 @@ from r1router_jax.common.records import Question
 from r1router_jax.data import georouter, r1_router_rows
 from r1router_jax.rewards import step_reward
 from r1router_jax.synthesis import output, selection
-from tests.synthesis.scripted_teacher import (
-  PLACES,
-  question,
-  read_lines,
-  read_trajectories,
-  run_teacher,
-)
+from r1router_jax.synthesis.selection import question_group
+from tests.synthesis import scripted_teacher
+from tests.synthesis.scripted_teacher import PLACES, question, run_teacher
 
 
 def test_number_within_the_interval_becomes_a_gold_answer(tmp_path):
   # The teacher's answer is 18 million; 17.5 is for display.
-  asked = dataclasses.replace(
-    question("good"), answers=("17.5",), interval=(17.0, 19.0)
-  )
+  golds = dict(answers=("17.5",), interval=(17.0, 19.0))
+  asked = dataclasses.replace(question("good"), **golds)
   rules = selection.SelectionRules("recall")
   (result,), _ = run_teacher(tmp_path, asked, rules=rules)
   assert result.outcomes == (selection.KEPT,)
@@ -47,7 +42,7 @@ def test_equal_questions_have_one_group(tmp_path):
 
   def group(text, image=""):
     path = str(tmp_path / image) if image else ""
-    return selection.question_group(Question("", text, image=path))
+    return question_group(Question("", text, image=path))
 
   assert group("Whose flag?", "a.png") == group("WHOSE  flag?", "b.png")
   images = ("", "a.png", "c.png", "missing.png")
@@ -56,10 +51,7 @@ def test_equal_questions_have_one_group(tmp_path):
 
 
 def test_split_is_random_and_depends_on_the_question_alone():
-  groups = [
-    selection.question_group(Question("", f"question {n}?"))
-    for n in range(2000)
-  ]
+  groups = [question_group(Question("", f"question {n}?")) for n in range(2000)]
 
   def held_out(seed, valid):
     sides = [selection.split_side(group, seed, valid) for group in groups]
@@ -79,10 +71,8 @@ def test_split_is_random_and_depends_on_the_question_alone():
 def test_files_hold_their_side_of_the_split(tmp_path, side):
   results, _ = run_teacher(tmp_path, *map(question, PLACES))
   output.write_outputs(tmp_path, results, 3, 0.4, {})
-  rows = read_lines(tmp_path / f"grpo_dataset_{side}.jsonl")
-  groups = {
-    place: selection.question_group(question(place)) for place in PLACES
-  }
+  rows = scripted_teacher.read_lines(tmp_path / f"grpo_dataset_{side}.jsonl")
+  groups = {place: question_group(question(place)) for place in PLACES}
   wanted = [
     place
     for place, group in groups.items()
@@ -90,10 +80,10 @@ def test_files_hold_their_side_of_the_split(tmp_path, side):
   ]
   assert [row["question_id"] for row in rows] == wanted and wanted
   # The TensorFlow Dataset holds the same steps.
-  data = r1_router_rows.load_dataset(
-    "r1_router_rows/synthesis", side, tfds_dir=str(tmp_path / "tfds")
-  )
-  read = [(row.id, row.steps) for row in read_trajectories(tmp_path, side)]
+  name, folder = "r1_router_rows/synthesis", str(tmp_path / "tfds")
+  data = r1_router_rows.load_dataset(name, side, tfds_dir=folder)
+  rows = scripted_teacher.read_trajectories(tmp_path, side)
+  read = [(row.id, row.steps) for row in rows]
   assert [(row.id, row.steps) for row in data] == read
 
 
