@@ -1,8 +1,8 @@
 """Tries of a scripted teacher: outcomes, saved rows, resumed runs."""
 
 import collections
-import dataclasses
 import json
+from dataclasses import replace
 
 import jax
 import pytest
@@ -42,19 +42,14 @@ OUTCOMES = dict(
 def test_outcomes_are_counted(tmp_path):
   # An image that is not there, and a question that differs in case.
   broken = question("seen", image="missing.png")
-  again = dataclasses.replace(
-    question("good"), id="again", text="GOOD,  how many people?"
-  )
+  again = replace(question("good"), id="again", text="GOOD,  how many people?")
   questions = [*map(question, OUTCOMES), broken, again]
   results, _ = run_teacher(tmp_path, *questions, max_tries=2)
-  assert [result.outcomes for result in results] == [
-    *(
-      (outcome,) * (1 if outcome == selection.KEPT else 2)
-      for outcome in OUTCOMES.values()
-    ),
-    (selection.INPUT,) * 2,
-    (selection.DUPLICATE,),
-  ]
+  counts = [1 if kind == selection.KEPT else 2 for kind in OUTCOMES.values()]
+  pairs = zip(OUTCOMES.values(), counts, strict=True)
+  wanted = [(kind,) * count for kind, count in pairs]
+  wanted += [(selection.INPUT,) * 2, (selection.DUPLICATE,)]
+  assert [result.outcomes for result in results] == wanted
   # All rows go to the training side.
   summary = output.write_outputs(tmp_path, results, 0, 0.0, dict(teacher="t"))
   counts = {name: tuple(n.values()) for name, n in summary["outcomes"].items()}
@@ -83,20 +78,13 @@ def test_saved_tries_are_judged_by_other_rules(tmp_path):
   assert [result.outcomes for result in lenient] == [(selection.KEPT,)] * 3
   strict, prompts = run_teacher(tmp_path, *questions)
   assert prompts == 0
-  assert [result.outcomes for result in strict] == [
-    (selection.WRONG,),
-    (selection.REPEATED,),
-    (selection.REPEATED,),
-  ]
-  kinds = [
-    [step["step_type"] for step in result.row["steps"]] for result in lenient
-  ]
+  wanted = [selection.WRONG, selection.REPEATED, selection.REPEATED]
+  assert [result.outcomes for result in strict] == [(each,) for each in wanted]
+  rows = [result.row["steps"] for result in lenient]
+  kinds = [" ".join(step["step_type"] for step in steps) for steps in rows]
   # The loop ended "same": no plan of the teacher stops it.
-  assert kinds == [
-    ["ret", "ans", "ret", "ans"],
-    ["ret", "ans"] * 2 + ["ret", "ans"],
-    ["ret", "ans", "ans"],
-  ]
+  wanted = ["ret ans ret ans", "ret ans ret ans ret ans", "ret ans ans"]
+  assert kinds == wanted
 
 
 def test_prompts_of_rows_are_those_that_the_teacher_read(tmp_path):
@@ -123,9 +111,8 @@ def test_discarded_responses_are_saved(tmp_path):
     ("plan", plan("None")),
     ("final", answer("18 million")),
   ]
-  assert [call["tokens"] for call in row["calls"]] == [
-    len(call["text"].split()) for call in row["calls"]
-  ]
+  for call in row["calls"]:
+    assert call["tokens"] == len(call["text"].split())
   assert row["teacher"] == "teacher" and row["seconds"] > 0
   assert result.row["steps"][0]["response"] == plan("None")
 
@@ -144,13 +131,11 @@ def right_at_final(number):
 
 
 def test_question_is_tried_until_it_passes(tmp_path):
-  questions = list(map(question, PLACES))
-  results, _ = run_teacher(
-    tmp_path, *questions, script=right_at_final(3), max_tries=5
-  )
-  assert {result.outcomes for result in results} == {
-    (selection.WRONG, selection.WRONG, selection.KEPT)
-  }
+  questions, options = map(question, PLACES), dict(max_tries=5)
+  options["script"] = right_at_final(3)
+  results, _ = run_teacher(tmp_path, *questions, **options)
+  wanted = selection.WRONG, selection.WRONG, selection.KEPT
+  assert {result.outcomes for result in results} == {wanted}
   ids = {result.row["id"] for result in results}
   assert ids == {f"{place}/2" for place in PLACES}
   rows = read_lines(tmp_path / "trajectories.jsonl")
@@ -158,9 +143,8 @@ def test_question_is_tried_until_it_passes(tmp_path):
     (number, place) for number in range(3) for place in PLACES
   ]
   # One try fewer is not enough.
-  two_tries, _ = run_teacher(
-    tmp_path / "two", question("Chad"), script=right_at_final(3), max_tries=2
-  )
+  options = dict(script=right_at_final(3), max_tries=2)
+  two_tries, _ = run_teacher(tmp_path / "two", question("Chad"), **options)
   assert two_tries[0].row is None
 
 
@@ -168,13 +152,11 @@ def test_each_try_has_its_own_random_draws(tmp_path):
   keys = []
 
   class KeyRecorder(fakes.ScriptedPolicy):
-    def generate(
-      self, conversations, key, group_size=1, sampling=None, stop=()
-    ):
+    def generate(self, prompts, key, group_size=1, sampling=None, stop=()):
       # Plans that fail are sampled again from all tokens.
       assert (sampling.temperature, sampling.top_k) in ((1, 20), (1, 0))
       keys.append(jax.random.key_data(key).tobytes())
-      return super().generate(conversations, key, group_size, sampling, stop)
+      return super().generate(prompts, key, group_size, sampling, stop)
 
   for seed in (0, 1):
     run_teacher(
@@ -182,7 +164,7 @@ def test_each_try_has_its_own_random_draws(tmp_path):
       question("wrong"),
       teacher=KeyRecorder(write_response),
       max_tries=3 if seed == 0 else 1,
-      settings=dataclasses.replace(SETTINGS, seed=seed),
+      settings=replace(SETTINGS, seed=seed),
     )
   assert len(keys) == len({*keys}) == 4 * 4
 
@@ -260,9 +242,9 @@ def test_other_teacher_settings_or_question_start_anew(tmp_path):
   label = dict(fingerprint="g", prompts="full 1", kbs="k")
   assert run_teacher(tmp_path, good, label=label)[1] == whole
   for changes in (dict(k=1), dict(method="few_shot")):
-    settings = dataclasses.replace(SETTINGS, **changes)
+    settings = replace(SETTINGS, **changes)
     assert run_teacher(tmp_path, good, settings=settings)[1] == whole
-  changed = dataclasses.replace(good, text="good, how few people?")
+  changed = replace(good, text="good, how few people?")
   assert run_teacher(tmp_path, changed)[1] == whole
   with pytest.raises(ValueError, match="Two questions have the id 'good'"):
     run_teacher(tmp_path, good, changed)
@@ -303,7 +285,7 @@ def test_label_tells_teachers_prompts_and_knowledge_bases(monkeypatch):
   assert other["kbs"] != label["kbs"] and other["prompts"] == label["prompts"]
   full = templates.STYLES["full"]
   # A template that differs by one space is another prompt.
-  changed = dataclasses.replace(full, final=full.final + " ")
+  changed = replace(full, final=full.final + " ")
   monkeypatch.setitem(templates.STYLES, "full", changed)
   changed_label = teacher_runs.teacher_label(teacher, fakes.make_kbs())
   assert changed_label["prompts"] != label["prompts"]
@@ -333,10 +315,9 @@ def test_teacher_behind_an_address(tmp_path, monkeypatch):
     run_teacher(remote, *questions, teacher=teacher)
     assert len(bodies) == count
     # Examples are shown to the teacher, and are no part of rows.
-    settings = dataclasses.replace(SETTINGS, method="few_shot")
-    shown, _ = run_teacher(
-      remote, *questions, teacher=teacher, settings=settings
-    )
+    settings = replace(SETTINGS, method="few_shot")
+    options = dict(teacher=teacher, settings=settings)
+    shown, _ = run_teacher(remote, *questions, **options)
     assert outcomes_and_steps(shown) == outcomes_and_steps(local)
     assert len(bodies) > count  # Tries without examples are not taken over.
     has_examples = [len(body["messages"]) > 2 for body in bodies]
@@ -358,10 +339,9 @@ def test_rows_hold_what_the_teacher_did(tmp_path):
   assert final.answers == ("18 million",)
   assert final.history == (("How MANY people?", "18 Million"),)
   row = read_lines(tmp_path / "grpo_dataset_train.jsonl")[0]
-  assert row["steps"][1]["passages"] == [
-    dict(id="table/0", kb="table", score=1.0),
-    dict(id="table/1", kb="table", score=0.9),
-  ]
+  scores = {"table/0": 1.0, "table/1": 0.9}
+  wanted = [dict(id=id, kb="table", score=x) for id, x in scores.items()]
+  assert row["steps"][1]["passages"] == wanted
   assert (row["id"], row["question_id"]) == ("good/0", "good")
   about = dict(name="teacher", fingerprint="f", prompts="full 1", seed=0)
   about |= dict(temperature=1.0, top_k=20, number=0)
