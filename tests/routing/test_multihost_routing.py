@@ -43,21 +43,14 @@ def test_loops_that_are_not_in_step_are_refused(loop):
     )
 
 
-def test_sharded_index_is_built_and_needs_a_shard_per_host(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setitem(
-    registry.EMBEDDERS, "minilm", lambda weights: WordEmbedder()
-  )
+def test_sharded_index_needs_a_shard_per_host(tmp_path, monkeypatch):
+  fake = dict(minilm=lambda weights: WordEmbedder())
+  monkeypatch.setattr(registry, "EMBEDDERS", fake)
   registry.LOADED.clear()
   # Rows of few words, so that many scores are near each other.
   source = tmp_path / "rows.jsonl"
-  source.write_text(
-    "".join(
-      json.dumps(dict(id=f"r{i}", text=f"number{i} of {i % 3}")) + "\n"
-      for i in range(30)
-    )
-  )
+  rows = [dict(id=f"r{i}", text=f"number{i} of {i % 3}") for i in range(30)]
+  source.write_text("".join(json.dumps(row) + "\n" for row in rows))
   found = []
   for name, count in (("whole", 1), ("parts", 4)):
     folder = str(tmp_path / name)
@@ -67,12 +60,10 @@ def test_sharded_index_is_built_and_needs_a_shard_per_host(
   # Queries with one best passage, and one with many equal ones.
   queries = [Query(f"number{i}") for i in (0, 7, 8, 29)] + [Query("of 2")]
   for k in (1, 5, 40):
-    for one, other in zip(
-      *(base.search(queries, k) for base in found), strict=True
-    ):
-      np.testing.assert_allclose(
-        [p.score for p in one], [p.score for p in other], atol=1e-6
-      )
+    searched = [base.search(queries, k) for base in found]
+    for one, other in zip(*searched, strict=True):
+      scores = [[p.score for p in passages] for passages in (one, other)]
+      np.testing.assert_allclose(*scores, atol=1e-6)
       assert one[0].id == other[0].id and len(one) == len(other)
   assert len([*(tmp_path / "parts" / "shards").iterdir()]) == 4
   # A host without a shard could not take part in searches.
