@@ -1,6 +1,7 @@
 """The device loop gives the trajectories of the loop that the host drives."""
 
 import dataclasses
+import functools
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ from r1router_jax.protocol.messages import PassageTokens
 from r1router_jax.routing import device_loop
 from r1router_jax.routing.answering_methods import STOP, AlwaysRoute, R1Router
 from r1router_jax.routing.baselines import registry
+from r1router_jax.routing.device_loop import run_routing_on_devices
 from tests import two_processes
 from tests.routing.device_loop_cases import (
   KEY,
@@ -41,21 +43,14 @@ def test_device_loop_runs_baselines():
   """Prompts, and the texts that end responses, are data of the program."""
   # A method with texts that end a response.
   search_r1 = registry.METHODS["search_r1"]
-  wanted, found = run_both_loops(
-    load_warm_start(1),
-    load_kbs(),
-    load_questions(8),
-    sampling=SamplingParams(0.8),
-    method=search_r1,
-  )
+  task = load_warm_start(1), load_kbs(), load_questions(8)
+  options = dict(sampling=SamplingParams(0.8), method=search_r1)
+  wanted, found = run_both_loops(*task, **options)
   assert found == wanted and sum(len(each.rounds) for each in wanted) > 4
   # The stop texts end responses before the route is written.
-  wanted, found = run_both_loops(
-    load_warm_start(1),
-    load_kbs(),
-    load_questions(8),
-    method=dataclasses.replace(search_r1, stop=("</sub-question>",)),
-  )
+  task = load_warm_start(1), load_kbs(), load_questions(8)
+  cut = dataclasses.replace(search_r1, stop=("</sub-question>",))
+  wanted, found = run_both_loops(*task, method=cut)
   assert found == wanted
   first_faults = [each.faults[0] for each in wanted[1:] if each.faults]
   cut_off = "plan: tags are <think> </think> <sub-question> </sub-question>;"
@@ -81,15 +76,15 @@ def test_each_host_answers_its_own_questions(tmp_path):
   assert all("alike 7 2" in output for output in outputs)
 
 
+SHORT = dict(prompt_tokens=(112,), response_tokens=(4,))
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_devices_may_have_no_question(count):
   """The first question cannot even be read."""
-  wanted, found = run_both_loops(
-    make_random_policy(4, prompt_tokens=(112,), response_tokens=(4,)),
-    load_kbs(10),
-    load_questions(count),
-    method=AlwaysRoute(kbs=("text",)),
-  )
+  policy = make_random_policy(4, **SHORT)
+  task = policy, load_kbs(10), load_questions(count)
+  wanted, found = run_both_loops(*task, method=AlwaysRoute(kbs=("text",)))
   assert found == wanted and len(found) == count
   assert wanted[0].faults[0].startswith("input")
 
@@ -100,11 +95,8 @@ class FixedPlans(R1Router):
 
   def fixed_plan(self, question, n):
     """Return the plan of round `n`."""
-    return (
-      Plan("", "Which flag?", ("image", "text")),
-      Plan("", "How many people?", ("table", "image")),
-      STOP,
-    )[n]
+    first = Plan("", "Which flag?", ("image", "text"))
+    return (first, Plan("", "How many people?", ("table", "image")), STOP)[n]
 
 
 def count_shown_images(policy, question, passages):
@@ -114,36 +106,22 @@ def count_shown_images(policy, question, passages):
 
 def test_device_loop_supports_all_extensions():
   """Two routes a plan, images of passages, a missing one, and token limits."""
-  policy = make_random_policy(
-    1,
-    max_routes=2,
-    passage_images=2,
-    passage_tokens=PassageTokens(text=9, image=20),
-    prompt_tokens=(112,),
-    response_tokens=(4,),
-    decode_batch_size=4,
-  )
+  options = dict(max_routes=2, passage_images=2, decode_batch_size=4)
+  options["passage_tokens"] = PassageTokens(text=9, image=20)
+  policy = make_random_policy(1, **SHORT, **options)
   kbs = load_kbs(10)
   # One passage names an image that does not exist.
   passages = kbs["image"].stack.passages
   for n, passage in enumerate(passages):
     if passage.id == "image/flag/argentina":
       passages[n] = dataclasses.replace(passage, image="gone.png")
-  wanted, found = run_both_loops(
-    policy,
-    kbs,
-    load_questions(3)[1:],
-    method=FixedPlans(),
-    k=3,
-    sampling=SamplingParams(0.8),
-  )
+  options = dict(method=FixedPlans(), k=3, sampling=SamplingParams(0.8))
+  wanted, found = run_both_loops(policy, kbs, load_questions(3)[1:], **options)
   assert found == wanted and len(found) == 2
   for each in wanted:
     # In the second round one of the two images is the missing one.
-    assert [
-      count_shown_images(policy, each.question, done.passages)
-      for done in each.rounds
-    ] == [2, 1]
+    count = functools.partial(count_shown_images, policy, each.question)
+    assert [count(done.passages) for done in each.rounds] == [2, 1]
     assert each.truncated_tokens > 0
     assert [len(done.passages) for done in each.rounds] == [6, 6]
     assert sum(f.startswith("picture: 'gone.png'") for f in each.faults) == 1
@@ -154,9 +132,7 @@ def test_knowledge_base_on_the_same_devices_is_refused():
   # As an embedder on the accelerator says.
   kbs["table"].stack.embedder.devices = tuple(jax.local_devices())
   with pytest.raises(ValueError, match="table knowledge base .*serve_kb"):
-    device_loop.run_routing_on_devices(
-      load_warm_start(1), kbs, load_questions(2), KEY
-    )
+    run_routing_on_devices(load_warm_start(1), kbs, load_questions(2), KEY)
 
 
 def test_exception_of_a_search_keeps_its_type():
@@ -168,8 +144,6 @@ def test_exception_of_a_search_keeps_its_type():
   for kb in kbs.values():
     kb.search = search
   with pytest.raises(TimeoutError, match="the server is gone"):
-    device_loop.run_routing_on_devices(
-      load_warm_start(1), kbs, load_questions(4), KEY
-    )
+    run_routing_on_devices(load_warm_start(1), kbs, load_questions(4), KEY)
   # States of a failed program are released.
   assert not device_loop._CALLBACK_STATES
