@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import replace
 
 import jax
 import pytest
@@ -12,7 +12,7 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.protocol.templates import STYLES
 from r1router_jax.routing import router
-from r1router_jax.routing.baselines import registry
+from r1router_jax.routing.baselines.registry import METHODS
 from r1router_jax.routing.router import RolloutOptions
 from tests import fakes
 from tests.fakes import (
@@ -35,45 +35,37 @@ def run_script(script, *questions, policy=None, in_flight=1, **options):
   return router.run_routing(*task, in_flight=in_flight), policy, kbs
 
 
+def call_kinds(policy):
+  """Return the kinds of the prompts of each call."""
+  return [[kind for kind, _ in call] for call in policy.prompts if call]
+
+
 def fault_kinds(trajectory):
   return [fault.split(":")[0] for fault in trajectory.faults]
 
 
 def test_questions_stop_independently():
   (people, colour), policy, kbs = run_script(good_script, PEOPLE, COLOUR, k=2)
+  which, count = "Which country is this?", "How many people live in Chad?"
   assert [
     (r.plan.routes, r.plan.sub_question, r.answer.text) for r in people.rounds
-  ] == [
-    (("image",), "Which country is this?", "Chad"),
-    (("table",), "How many people live in Chad?", "18 million"),
-  ]
-  assert [p.text for p in people.rounds[0].passages] == [
-    "image on Which country is this?"
-  ] * 2
+  ] == [(("image",), which, "Chad"), (("table",), count, "18 million")]
+  shown = [p.text for p in people.rounds[0].passages]
+  assert shown == [f"image on {which}"] * 2
   assert people.final.text == "18 million" and not people.faults
   assert colour.rounds == () and colour.final.text == "green"
   # Only the image knowledge base is searched with the image.
-  assert kbs["image"].queries == [Query("Which country is this?", "chad.png")]
+  assert kbs["image"].queries == [Query(which, "chad.png")]
   # Other knowledge bases get the sub-question alone.
-  assert kbs["table"].queries == [Query("How many people live in Chad?")]
+  assert kbs["table"].queries == [Query(count)]
   # The last plan of `people` is the stop; the final step is asked for both.
-  kinds = [[kind for kind, _ in call] for call in policy.prompts if call]
-  assert kinds == [
-    ["plan"] * 2,
-    ["answer"],
-    ["plan"],
-    ["answer"],
-    ["plan"],
-    ["final"] * 2,
-  ]
+  rounds = [["plan"] * 2, ["answer"], ["plan"], ["answer"], ["plan"]]
+  assert call_kinds(policy) == [*rounds, ["final"] * 2]
   # Tokens of the fake are words; all responses count, plans that stop, too.
   written = [
-    write_plan("Which country is this?", "image"),
-    write_answer("Chad"),
-    write_plan("How many people live in Chad?", "table"),
-    write_answer("18 million"),
-    write_plan("None"),
-    write_answer("18 million"),
+    *(write_plan(which, "image"), write_answer("Chad")),
+    *(write_plan(count, "table"), write_answer("18 million")),
+    *(write_plan("None"), write_answer("18 million")),
   ]
   assert people.tokens == sum(len(text.split()) for text in written)
 
@@ -81,28 +73,25 @@ def test_questions_stop_independently():
 def test_trajectory_is_independent_of_other_questions():
   # Both at once, and each alone.
   together, *_ = run_script(good_script, PEOPLE, COLOUR)
-  assert together == [
-    run_script(good_script, q)[0][0] for q in (PEOPLE, COLOUR)
-  ]
+  alone = [run_script(good_script, q)[0][0] for q in (PEOPLE, COLOUR)]
+  assert together == alone
 
 
 @pytest.mark.parametrize("in_flight", [2, 3, 5])
 def test_parts_in_flight_give_the_same_trajectories(in_flight):
   # Four questions: parts of equal, of unequal and of no size.
   many = [
-    dataclasses.replace(q, id=f"{q.id}/{n}")
-    for n in range(2)
-    for q in (PEOPLE, COLOUR)
+    replace(q, id=f"{q.id}/{n}") for n in range(2) for q in (PEOPLE, COLOUR)
   ]
   trajectories, steps = {}, {}
   for count in (1, in_flight):
     seen = steps[count] = []
-    trajectories[count], *_ = run_script(
-      good_script,
-      *many,
-      in_flight=count,
-      on_step=lambda step, group, seen=seen: seen.append((step, group[0].text)),
-    )
+
+    def on_step(step, group, seen=seen):
+      seen.append((step, group[0].text))
+
+    options = dict(in_flight=count, on_step=on_step)
+    trajectories[count], *_ = run_script(good_script, *many, **options)
   assert trajectories[in_flight] == trajectories[1]
   # Steps are reported part by part.
   assert sorted(steps[in_flight], key=repr) == sorted(steps[1], key=repr)
@@ -154,9 +143,8 @@ def test_plan_that_fails_twice_is_repaired():
   )
   assert temperatures == [0.0, 1.0, 0.0] and found.final.text == "green"
   assert fault_kinds(found) == ["plan"]
-  first, _, repair = (
-    call[0][1] for call in policy.prompts if call and call[0][0] == "plan"
-  )
+  calls = [call[0] for call in policy.prompts if call]
+  first, _, repair = (prompt for kind, prompt in calls if kind == "plan")
   # The failed response is escaped before it is shown.
   assert repair.startswith(first) and "no</ret>" not in repair
   assert "It cannot be used: tags are ‹ret> ‹/ret>; wanted" in repair
@@ -194,16 +182,16 @@ def test_malformed_answers_are_kept_without_tags():
   assert isinstance(found.rounds[0].answer, Malformed)
   assert isinstance(found.final, Malformed) and found.final.text == "green"
   assert fault_kinds(found) == ["answer", "final"]
-  kinds = [call[0][0] for call in policy.prompts if call]
-  assert kinds == ["plan", "answer", "answer", "plan", "final", "final"]
+  kinds = [call[0] for call in call_kinds(policy)]
+  assert kinds == "plan answer answer plan final final".split()
   # In the history the malformed answer stands without its tags.
   assert "Answer1: it is chad\n" in policy.prompts[-1][0][1]
 
 
-@pytest.mark.parametrize("name", registry.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 def test_missing_image_affects_only_its_question(name):
-  broken = dataclasses.replace(PEOPLE, id="broken", image="missing.png")
-  method = registry.METHODS[name]
+  broken = replace(PEOPLE, id="broken", image="missing.png")
+  method = METHODS[name]
   # Neighbours are as without the broken question.
   found, *_ = run_script(good_script, broken, PEOPLE, COLOUR, method=method)
   assert found[1:] == run_script(good_script, PEOPLE, COLOUR, method=method)[0]
@@ -221,10 +209,8 @@ def test_empty_question_is_rejected():
 
 def run_method(name, *questions, script=good_script):
   """Return the route of each round, and how many plans the policy wrote."""
-  found, policy, _ = run_script(
-    script, *questions, method=registry.METHODS[name]
-  )
-  plans = sum(kind == "plan" for call in policy.prompts for kind, _ in call)
+  found, policy, _ = run_script(script, *questions, method=METHODS[name])
+  plans = sum(kinds.count("plan") for kinds in call_kinds(policy))
   routes = [[kb for r in each.rounds for kb in r.plan.routes] for each in found]
   return routes, plans
 
@@ -235,11 +221,10 @@ def test_fixed_routes_need_no_plan():
   # No route: straight to the final answer.
   assert run_method("never", COLOUR) == ([[]], 0)
   (found,), policy, _ = run_script(
-    good_script, COLOUR, method=registry.METHODS["always_table"]
+    good_script, COLOUR, method=METHODS["always_table"]
   )
   assert found.rounds[0].plan.sub_question == COLOUR.text
-  kinds = [[kind for kind, _ in call] for call in policy.prompts if call]
-  assert kinds == [["answer"], ["final"]]
+  assert call_kinds(policy) == [["answer"], ["final"]]
 
 
 def test_oracle_route_follows_the_gold_hops():
@@ -248,14 +233,12 @@ def test_oracle_route_follows_the_gold_hops():
       return write_plan(f"What after {len(prompt)}?", "text")
     return write_answer("Chad")
 
-  assert run_method("oracle_route", PEOPLE, COLOUR, script=wrong) == (
-    [["image", "table"], []],
-    2,
-  )
+  found = run_method("oracle_route", PEOPLE, COLOUR, script=wrong)
+  assert found == ([["image", "table"], []], 2)
 
 
 def test_random_routes_are_uniform_and_policy_decides_to_stop():
-  many = [dataclasses.replace(PEOPLE, id=f"q/{n}") for n in range(300)]
+  many = [replace(PEOPLE, id=f"q/{n}") for n in range(300)]
   found, _ = run_method("random_route", *many)
   assert {len(each) for each in found} == {2}
   # Each question has two searches, by the policy's own decision.
@@ -277,13 +260,9 @@ def ask_two_kbs(kind, prompt, temperature):
 
 
 def test_all_named_knowledge_bases_are_searched():
-  (one, two), policy, kbs = run_script(
-    ask_two_kbs,
-    PEOPLE,
-    COLOUR,
-    k=2,
-    policy=ScriptedPolicy(ask_two_kbs, max_routes=2),
-  )
+  script, policy = ask_two_kbs, ScriptedPolicy(ask_two_kbs, max_routes=2)
+  options = dict(k=2, policy=policy)
+  (one, two), _, kbs = run_script(script, PEOPLE, COLOUR, **options)
   assert kbs["table"].queries == [Query("Which?")]  # The same for both.
   assert kbs["image"].queries == [Query("Which?", "chad.png"), Query("Which?")]
   # Only the named ones are searched.
@@ -291,22 +270,15 @@ def test_all_named_knowledge_bases_are_searched():
   for found in (one, two):
     (done,) = found.rounds
     assert done.plan == Plan("because", "Which?", ("table", "image"))
-    assert [p.id for p in done.passages] == [
-      "table/0",
-      "table/1",
-      "image/0",
-      "image/1",
-    ]
+    ids = " ".join(p.id for p in done.passages)
+    assert ids == "table/0 table/1 image/0 image/1"
     # The order of routes, and case, make no other search.
     assert found.faults == ("repeated: WHICH?",)
   # Passages stand by knowledge base in the prompt, not by route.
   (_, prompt), _ = policy.prompts[1]
   assert "tir-0: image on Which?\ntir-1" in prompt and "tar-1: table" in prompt
   # The trajectory is the same without the other question.
-  alone, *_ = run_script(
-    ask_two_kbs, COLOUR, k=2, policy=ScriptedPolicy(ask_two_kbs, max_routes=2)
-  )
-  assert alone == [two]
+  assert run_script(script, COLOUR, **options)[0] == [two]
 
 
 def test_same_sub_question_by_other_routes_is_not_repeated():
@@ -317,9 +289,8 @@ def test_same_sub_question_by_other_routes_is_not_repeated():
     n = prompt.count("Answer")
     return write_plan("Which?", *(("text",), ("text", "table"), ("text",))[n])
 
-  (found,), *_ = run_script(
-    script, COLOUR, policy=ScriptedPolicy(script, max_routes=2)
-  )
+  policy = ScriptedPolicy(script, max_routes=2)
+  (found,), *_ = run_script(script, COLOUR, policy=policy)
   assert [r.plan.routes for r in found.rounds] == [("text",), ("text", "table")]
   assert found.faults == ("repeated: Which?",)
 
@@ -331,13 +302,9 @@ def test_several_routes_are_malformed_by_default():
 
 @pytest.mark.parametrize("method", ["random_route", "oracle_route"])
 def test_baseline_replaces_all_routes(method):
-  (found,), *_ = run_script(
-    ask_two_kbs,
-    PEOPLE,
-    policy=ScriptedPolicy(ask_two_kbs, max_routes=3),
-    method=registry.METHODS[method],
-    max_steps=1,
-  )
+  policy = ScriptedPolicy(ask_two_kbs, max_routes=3)
+  options = dict(policy=policy, method=METHODS[method], max_steps=1)
+  (found,), *_ = run_script(ask_two_kbs, PEOPLE, **options)
   assert [len(r.plan.routes) for r in found.rounds] == [1]
 
 
@@ -345,13 +312,9 @@ class ImageKB(fakes.EchoKB):
   """A knowledge base of images, every other of which cannot be read."""
 
   def _search_uncached(self, queries, k):
-    return [
-      [
-        Passage(f"{n}", "image", "a b c", f"{('missing', 'good')[n % 2]}{n}")
-        for n in range(k)
-      ]
-      for _ in queries
-    ]
+    names = [f"{('missing', 'good')[n % 2]}{n}" for n in range(k)]
+    found = [Passage(n[-1], "image", "a b c", n) for n in names]
+    return [found for _ in queries]
 
 
 def test_missing_passage_image_does_not_change_the_trajectory():
@@ -364,33 +327,23 @@ def test_missing_passage_image_does_not_change_the_trajectory():
       return super().generate(conversations, *args, **options)
 
   kbs = fakes.make_kbs() | dict(image=ImageKB("image"))
+  seeing = ImageRecorder(good_script, passage_images=2)
   found, plain = (
     router.run_routing(policy, kbs, [PEOPLE], KEY, RolloutOptions(k=3))[0]
-    for policy in (
-      ImageRecorder(good_script, passage_images=2),
-      ScriptedPolicy(good_script),
-    )
+    for policy in (seeing, ScriptedPolicy(good_script))
   )
-  assert found == dataclasses.replace(
-    plain, faults=("picture: missing0 does not exist.",)
-  )
+  assert found == replace(plain, faults=("picture: missing0 does not exist.",))
   assert found.final.text == "18 million" and STYLES["full"].answer_image
   assert images == [("missing0", "good1", "chad.png"), ("chad.png",)]
 
 
 def test_truncated_passage_tokens_are_counted():
   """Rounds read 2 x 5 and 2 x 8 words of passages, of which 6 are shown."""
-  (people, colour), *_ = run_script(
-    good_script,
-    PEOPLE,
-    COLOUR,
-    k=2,
-    policy=ScriptedPolicy(good_script, max_passage_tokens=6),
-  )
+  policy = ScriptedPolicy(good_script, max_passage_tokens=6)
+  found, *_ = run_script(good_script, PEOPLE, COLOUR, k=2, policy=policy)
+  people, colour = found
   # Two passages for each of two rounds.
   words = [len(p.text.split()) for r in people.rounds for p in r.passages]
   assert words == [6, 6, 8, 8]
-  assert (
-    people.truncated_tokens == (12 - 6) + (16 - 6)
-    and colour.truncated_tokens == 0
-  )
+  assert people.truncated_tokens == (12 - 6) + (16 - 6)
+  assert colour.truncated_tokens == 0
