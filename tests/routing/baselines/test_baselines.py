@@ -19,14 +19,9 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.protocol import format
 from r1router_jax.protocol.templates import STYLES
-from r1router_jax.routing import router
-from r1router_jax.routing.baselines import (
-  few_shot,
-  prompting,
-  registry,
-  search_agents,
-)
-from r1router_jax.routing.router import RolloutOptions
+from r1router_jax.routing.baselines import prompting, registry, search_agents
+from r1router_jax.routing.baselines.few_shot import render_examples
+from r1router_jax.routing.router import RolloutOptions, run_routing
 from tests import fakes
 
 KEY = jax.random.key(0)
@@ -67,10 +62,9 @@ class LineWriter(fakes.ScriptedPolicy):
 
 def run_method(name, *lines, k=1, question=ASKED, max_steps=3):
   policy, kbs = LineWriter(*lines), fakes.make_kbs()
-  options = RolloutOptions(
-    method=registry.METHODS[name], k=k, max_steps=max_steps
-  )
-  (found,) = router.run_routing(policy, kbs, [question], KEY, options)
+  method = registry.METHODS[name]
+  options = RolloutOptions(method=method, k=k, max_steps=max_steps)
+  (found,) = run_routing(policy, kbs, [question], KEY, options)
   # A line too many would be a request too few.
   assert not policy.lines  # All were asked for.
   return found, policy, kbs
@@ -83,24 +77,16 @@ def test_direct_and_cot_answer_without_a_search():
   assert policy.conversations[0].images == ("chad.png",)
   # With thoughts before the answer.
   found, policy, _ = run_method("cot", "<think>hm</think><answer>18</answer>")
-  assert (
-    found.final.text == "18"
-    and "step by step" in policy.conversations[0].system
-  )
+  assert found.final.text == "18"
+  assert "step by step" in policy.conversations[0].system
 
 
-@pytest.mark.parametrize(
-  "method, kbs",
-  [
-    ("rag_text", ["text"]),
-    ("rag_image", ["image"]),
-    ("rag_table", ["table"]),
-    ("rag_all", ["text", "image", "table"]),
-  ],
-)
-def test_rag_searches_once_with_the_question(method, kbs):
-  found, policy, bases = run_method(method, "<answer>18 million</answer>", k=2)
+@pytest.mark.parametrize("name", ["text", "image", "table", "all"])
+def test_rag_searches_once_with_the_question(name):
+  lines = "<answer>18 million</answer>"
+  found, policy, bases = run_method(f"rag_{name}", lines, k=2)
   (done,) = found.rounds
+  kbs = ["text", "image", "table"] if name == "all" else [name]
   assert list(done.plan.routes) == kbs and found.final.text == "18 million"
   assert [p.id for p in done.passages] == [
     f"{kb}/{n}" for kb in kbs for n in range(2)
@@ -113,12 +99,9 @@ def test_rag_searches_once_with_the_question(method, kbs):
 
 
 def test_iter_retgen_searches_with_its_last_answer():
-  found, policy, bases = run_method(
-    "iter_retgen",
-    "<answer>Chadians</answer>",
-    "<answer>18 m</answer>",
-    "<answer>18 million</answer>",
-  )
+  said = "Chadians", "18 m", "18 million"
+  lines = [f"<answer>{text}</answer>" for text in said]
+  found, policy, bases = run_method("iter_retgen", *lines)
   # Each search is the question with the answer before it.
   asked = [ASKED.text, f"{ASKED.text} Chadians", f"{ASKED.text} 18 m"]
   assert [query.text for query in bases["table"].queries] == asked
@@ -136,10 +119,8 @@ def test_ircot_searches_with_each_sentence_and_keeps_what_it_found():
   found, policy, bases = run_method(
     "ircot", "Chad is in Africa. It is hot.", "So the answer is: 18 million."
   )
-  assert [q.text for q in bases["text"].queries] == [
-    ASKED.text,
-    "Chad is in Africa.",
-  ]
+  asked = [q.text for q in bases["text"].queries]
+  assert asked == [ASKED.text, "Chad is in Africa."]
   assert found.final.text == "18 million" and len(found.rounds) == 2
   # The next prompt shows passages and the reasoning so far.
   told = policy.texts(1)[0]
@@ -148,10 +129,8 @@ def test_ircot_searches_with_each_sentence_and_keeps_what_it_found():
   # Where no sentence is the answer, all that was found is read.
   found, policy, _ = run_method("ircot", "One.", "Two.", "<answer>18</answer>")
   assert found.final.text == "18" and len(found.rounds) == 3
-  assert all(
-    f"text on {asked}" in policy.texts(2)[0]
-    for asked in (ASKED.text, "One.", "Two.")
-  )
+  for asked in (ASKED.text, "One.", "Two."):
+    assert f"text on {asked}" in policy.texts(2)[0]
 
 
 @pytest.mark.parametrize(
@@ -192,13 +171,8 @@ def test_search_r1_continues_its_own_reply():
 
 
 def test_search_r1_answers_after_the_last_search():
-  found, policy, _ = run_method(
-    "search_r1",
-    "<search>a</search>",
-    "<search>b",
-    "18 million</answer>",
-    max_steps=2,
-  )
+  lines = "<search>a</search>", "<search>b", "18 million</answer>"
+  found, policy, _ = run_method("search_r1", *lines, max_steps=2)
   assert [r.plan.sub_question for r in found.rounds] == ["a", "b"]
   assert found.final.text == "18 million" and not found.faults
   assert policy.texts(2)[1].endswith("<answer>")
@@ -226,11 +200,8 @@ def test_search_o1_reads_passages_in_a_step_of_their_own():
   )
   assert bases["text"].queries == [Query("people of Chad")]
   # The passages are read between two turns of the reply.
-  assert [each.kind for each in policy.conversations] == [
-    "plan",
-    "answer",
-    "plan",
-  ]
+  kinds = [each.kind for each in policy.conversations]
+  assert kinds == ["plan", "answer", "plan"]
   told = policy.texts(2)[1]
   assert "<|begin_search_result|>some 18 million<|end_search_result|>" in told
   assert "text on" not in told and found.final.text == "18 million"
@@ -253,9 +224,8 @@ def test_omnisearch_uses_one_tool_per_turn(tool, kb, query):
   )
   # A tool for images searches with the question's image.
   asked = Query(query, "chad.png" if kb == "image" else "")
-  assert {name: base.queries for name, base in bases.items()} == {
-    name: [asked] if name == kb else [] for name in bases
-  }
+  for name, base in bases.items():
+    assert base.queries == ([asked] if name == kb else [])
   assert found.final.text == "18 million" and not found.faults
   assert policy.texts(2)[0] == (
     f"Question: Who lives in Chad?\nSub-Question: {query}\nAnswer: Chad\n"
@@ -279,28 +249,16 @@ def test_few_shot_adds_examples_to_each_prompt():
   # The prompts differ in their examples alone.
   for one, other in zip(plain.conversations, shown.conversations, strict=True):
     assert one == dataclasses.replace(other, examples=())
-    assert (
-      other.examples == few_shot.render_examples(one.kind) and not one.examples
-    )
+    assert other.examples == render_examples(one.kind) and not one.examples
   # The replies of the examples are of the protocol themselves.
-  plans = few_shot.render_examples("plan")
+  plans = render_examples("plan")
   routes = [format.parse_plan(reply).routes for _, reply in plans]
-  assert [" ".join(kbs) for kbs in routes] == [
-    "",
-    "",
-    "table",
-    "",
-    "text",
-    "image",
-    "",
-    "text",
-    "text",
-  ]
+  names = [" ".join(kbs) or "none" for kbs in routes]
+  assert names == "none none table none text image none text text".split()
   for kind, count in (("answer", 5), ("final", 4)):
-    read = [format.parse_answer(x) for _, x in few_shot.render_examples(kind)]
+    read = [format.parse_answer(x) for _, x in render_examples(kind)]
     assert [type(one) for one in read] == [Answer] * count
-  user_turn, _ = plans[4]
-  assert user_turn == (
+  assert plans[4][0] == (
     "Origin question: Which river runs through the capital of the country on "
     "this stamp?\nSub-question1: which country issued this stamp?\n"
     "Answer1: hungary\n"
@@ -309,10 +267,9 @@ def test_few_shot_adds_examples_to_each_prompt():
 
 def test_few_shot_refuses_compact_policies():
   options = RolloutOptions(method=registry.METHODS["few_shot"])
+  policy, kbs = LineWriter(style="compact"), fakes.make_kbs()
   with pytest.raises(ValueError, match="no examples in the style 'compact'"):
-    router.run_routing(
-      LineWriter(style="compact"), fakes.make_kbs(), [HOW_MANY], KEY, options
-    )
+    run_routing(policy, kbs, [HOW_MANY], KEY, options)
 
 
 @pytest.mark.parametrize(
@@ -348,9 +305,7 @@ def test_methods_are_independent_of_other_questions(style):
   policy, kbs = fakes.ScriptedPolicy(script, style=style), fakes.make_kbs()
   for name in ("search_r1", "ircot", "iter_retgen", "rag_all"):
     options = RolloutOptions(method=registry.METHODS[name])
-    run = functools.partial(
-      router.run_routing, policy, kbs, key=KEY, options=options
-    )
+    run = functools.partial(run_routing, policy, kbs, key=KEY, options=options)
     questions = (broken, ASKED, HOW_MANY)
     alone = [trajectory for q in questions for trajectory in run([q])]
     # Prompts of all questions go in one batch.
@@ -368,5 +323,5 @@ def test_compact_policies_are_asked_by_the_steps_they_know():
       continue
     policy = LineWriter(*["<answer>x</answer>"] * 99, style="compact")
     options = RolloutOptions(method=method)
-    router.run_routing(policy, fakes.make_kbs(), [HOW_MANY], KEY, options)
+    run_routing(policy, fakes.make_kbs(), [HOW_MANY], KEY, options)
     assert {prompt.system for prompt in policy.conversations} <= systems, name
