@@ -41,9 +41,8 @@ def load_questions(count=14):
   questions = georouter.load_questions("test")
   with_image = [q for q in questions if q.image]
   without_image = [q for q in questions if not q.image]
-  chosen = [
-    with_image[n] if n % 3 == 0 else without_image[n] for n in range(count)
-  ]
+  kinds = with_image, without_image, without_image
+  chosen = [kinds[n % 3][n] for n in range(count)]
   # Its episode ends before the first request.
   chosen[0] = dataclasses.replace(chosen[0], id="broken", image="missing.png")
   return chosen
@@ -51,9 +50,8 @@ def load_questions(count=14):
 
 def data_mesh(devices):
   """Return a mesh of so many devices along the batch."""
-  return jax.sharding.Mesh(
-    np.array(jax.local_devices()[:devices]), (mesh.DATA,)
-  )
+  some = np.array(jax.local_devices()[:devices])
+  return jax.sharding.Mesh(some, (mesh.DATA,))
 
 
 def load_warm_start(devices):
@@ -91,14 +89,12 @@ def run_groups_both_ways(devices, questions):
   for run in LOOPS:
     # Loops report steps in an order of their own, so they are sorted.
     steps = []
-    options = RolloutOptions(
-      sampling=SamplingParams(0.8),
-      group_size=2,
-      k=2,
-      on_step=lambda step, group, steps=steps: steps.append(
-        (step, [response.text for response in group])
-      ),
-    )
+
+    def on_step(step, group, steps=steps):
+      steps.append((step, [response.text for response in group]))
+
+    options = dict(sampling=SamplingParams(0.8), group_size=2, k=2)
+    options = RolloutOptions(on_step=on_step, **options)
     trajectories = run(asked, kbs, questions, KEY, options)
     results.append((trajectories, sorted(steps, key=repr)))
   return results
