@@ -51,21 +51,12 @@ def make_questions(host):
 
 def _run_questions(kbs, host):
   """Return trajectories, and the scores of their passages apart."""
-  found = router.run_routing(
-    ScriptedPolicy(good_script),
-    kbs,
-    make_questions(host),
-    KEY,
-    RolloutOptions(k=2),
-  )
-  trajectories = [
-    (
-      each.question.id,
-      [(done.plan, [p.id for p in done.passages]) for done in each.rounds],
-      each.final,
-    )
-    for each in found
-  ]
+  task = ScriptedPolicy(good_script), kbs, make_questions(host), KEY
+  found = router.run_routing(*task, RolloutOptions(k=2))
+  trajectories = []
+  for t in found:
+    rounds = [(done.plan, [p.id for p in done.passages]) for done in t.rounds]
+    trajectories.append((t.question.id, rounds, t.final))
   scores = [p.score for t in found for done in t.rounds for p in done.passages]
   return trajectories, scores
 
