@@ -18,12 +18,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted(ROOT.glob("launch/*.sh")) + [ROOT / ".ci/run"]
 
 # Arguments that a shell would change if they were not quoted.
-HARD_ARGUMENTS = [
-  "--config.name=it's  $HOME",
-  '--x="q" *',
-  "--y=a\\b;`id`\nnext",
-  "ünï",
-]
+HARD_ARGUMENTS = ["--config.name=it's  $HOME", '--x="q" *']
+HARD_ARGUMENTS += ["--y=a\\b;`id`\nnext", "ünï"]
 
 # Logs its arguments, then behaves enough like the program it stands for:
 # Python really runs the short scripts of _env.sh, srun runs its command, and
@@ -60,18 +56,11 @@ def run_bash(checkout, *command, cwd=None, **env):
   """Run `bash *command`; return exit code, output, and calls of stand-ins."""
   log = checkout / "calls.jsonl"
   log.unlink(missing_ok=True)
+  env |= dict(PATH=f"{checkout / 'bin'}:{os.environ['PATH']}")
+  env |= dict(HOME=str(checkout), CALLS=str(log))
+  command, options = ["bash", *map(str, command)], dict(timeout=60, text=True)
   done = subprocess.run(
-    ["bash", *map(str, command)],
-    cwd=cwd or checkout,
-    capture_output=True,
-    text=True,
-    timeout=60,
-    env=dict(
-      PATH=f"{checkout / 'bin'}:{os.environ['PATH']}",
-      HOME=str(checkout),
-      CALLS=str(log),
-      **env,
-    ),
+    command, cwd=cwd or checkout, capture_output=True, env=env, **options
   )
   lines = log.read_text().splitlines() if log.exists() else []
   calls = [json.loads(line) for line in lines]
@@ -102,69 +91,59 @@ def test_script_has_no_shell_errors(script):
     subprocess.run([shellcheck, script], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize(
-  "name", ["quickstart.sh", "test.sh", "tpu_pod.sh", "plan.sh"]
-)
+@pytest.mark.parametrize("name", ["quickstart", "test", "tpu_pod", "plan"])
 def test_help_is_the_head_of_the_script(checkout, name):
-  code, out, calls = run_bash(checkout, f"launch/{name}", "--help")
-  assert (code, calls) == (0, []) and f"launch/{name} " in out
+  code, out, calls = run_bash(checkout, f"launch/{name}.sh", "--help")
+  assert (code, calls) == (0, []) and f"launch/{name}.sh " in out
   assert "#" not in out and "set -" not in out
 
 
 def test_quickstart_runs_once_from_any_directory(checkout, tmp_path):
-  script = checkout / "launch/quickstart.sh"
-  code, out, calls = run_bash(
-    checkout, script, "--workdir=my run", "--seed=3", cwd=tmp_path
-  )
-  assert code == 0, out
-  assert called_modules(calls)[0] == "build_kb" and "train" in called_modules(
-    calls
-  )
+  def quickstart(seed):
+    flags = "--workdir=my run", f"--seed={seed}"
+    script = checkout / "launch/quickstart.sh"
+    return run_bash(checkout, script, *flags, cwd=tmp_path)
+
+  code, out, calls = quickstart(3)
+  modules = called_modules(calls)
+  assert code == 0 and modules[0] == "build_kb" and "train" in modules, out
   kb_flag = f"--kb_dir={tmp_path}/my run/kb"
   assert ["python", "-m", "r1router_jax.build_kb", kb_flag] in calls
   # Installed once; a finished run says so and starts nothing.
   assert count_pip_calls(calls) == 2
-  code, out, calls = run_bash(
-    checkout, script, "--workdir=my run", "--seed=3", cwd=tmp_path
-  )
+  code, out, calls = quickstart(3)
   assert (code, calls) == (0, []) and "complete" in out
   # A run of another seed does not mix with it.
-  code, out, calls = run_bash(
-    checkout, script, "--workdir=my run", "--seed=4", cwd=tmp_path
-  )
+  code, out, calls = quickstart(4)
   assert (code, calls) == (2, []) and "--workdir=DIR" in out
 
 
 def test_quickstart_stops_at_a_failure_and_resumes(checkout):
-  code, _, calls = run_bash(
-    checkout, "launch/quickstart.sh", FAIL_ON="r1router_jax.train"
-  )
+  failure = dict(FAIL_ON="r1router_jax.train")
+  code, _, calls = run_bash(checkout, "launch/quickstart.sh", **failure)
   assert code == 1 and called_modules(calls)[-1] == "train"
   code, _, calls = run_bash(checkout, "launch/quickstart.sh")
   assert code == 0 and called_modules(calls)[-1] != "train"
 
 
-@pytest.mark.parametrize(
-  "options, marks",
-  [
-    ([], "not oracle and not long"),
-    (["--fast"], "not oracle and not slow and not long"),
-    (["--oracle"], "not long"),
-    (["--oracle", "--long"], ""),
-    (["--oracle", "--fast"], "not slow and not long"),
-  ],
-)
-def test_test_script_passes_unknown_arguments_to_pytest(
-  checkout, options, marks
-):
+TEST_OPTIONS = {
+  "": "not oracle and not long",
+  "--fast": "not oracle and not slow and not long",
+  "--oracle": "not long",
+  "--oracle --long": "",
+  "--oracle --fast": "not slow and not long",
+}
+
+
+@pytest.mark.parametrize("options", TEST_OPTIONS)
+def test_test_script_passes_unknown_arguments_to_pytest(checkout, options):
   for name in ("ruff", "shellcheck", "pytest"):
     shutil.copy(checkout / "bin/srun", checkout / ".venv/bin" / name)
-  code, out, calls = run_bash(
-    checkout, "launch/test.sh", *options, "-k", "a or b"
-  )
+  args = *options.split(), "-k", "a or b"
+  code, out, calls = run_bash(checkout, "launch/test.sh", *args)
   assert code == 0, out
-  pytest_call = ["pytest", "-q", "-n", "2", "--dist", "worksteal"]
-  assert calls[-1] == [*pytest_call, "-k", "a or b", "-m", marks]
+  pytest_call = "pytest -q -n 2 --dist worksteal -k".split()
+  assert calls[-1] == [*pytest_call, "a or b", "-m", TEST_OPTIONS[options]]
   # Only comparisons with PyTorch install it.
   assert any("torch==" in c[-1] for c in calls) == ("--oracle" in options)
   code, _, calls = run_bash(checkout, "launch/test.sh", FAIL_ON="check .")
@@ -172,12 +151,10 @@ def test_test_script_passes_unknown_arguments_to_pytest(
 
 
 def test_failed_installation_is_tried_again(checkout):
-  code, out, calls = run_bash(
-    checkout, "launch/quickstart.sh", FAIL_ON="--no-deps"
-  )
-  assert (
-    code == 2 and "installation failed" in out and not called_modules(calls)
-  )
+  failure = dict(FAIL_ON="--no-deps")
+  code, out, calls = run_bash(checkout, "launch/quickstart.sh", **failure)
+  assert code == 2 and "installation failed" in out
+  assert not called_modules(calls)
   code, _, calls = run_bash(checkout, "launch/quickstart.sh")
   assert code == 0 and count_pip_calls(calls) == 2
 
@@ -194,9 +171,8 @@ def test_tpu_pod_passes_arguments_to_each_worker(checkout, tmp_path):
   subprocess.run([*git, "init", "-q"], check=True)
   subprocess.run([*git, "add", "launch", "setup.py"], check=True)
   subprocess.run([*git, "commit", "-qm", "x"], check=True)
-  code, out, calls = run_bash(
-    checkout, "launch/tpu_pod.sh", "pod", "us-east5-a", *HARD_ARGUMENTS
-  )
+  args = "pod", "us-east5-a", *HARD_ARGUMENTS
+  code, out, calls = run_bash(checkout, "launch/tpu_pod.sh", *args)
   assert code == 0, out
   # One copy and one command, each for all workers.
   scp, ssh = calls
@@ -217,12 +193,9 @@ def test_tpu_pod_passes_arguments_to_each_worker(checkout, tmp_path):
 
 
 def test_slurm_passes_arguments_to_each_task(checkout):
+  env = dict(SLURM_NTASKS="2", SLURM_SUBMIT_DIR=str(checkout))
   code, out, calls = run_bash(
-    checkout,
-    "launch/slurm.sh",
-    *HARD_ARGUMENTS,
-    SLURM_NTASKS="2",
-    SLURM_SUBMIT_DIR=str(checkout),
+    checkout, "launch/slurm.sh", *HARD_ARGUMENTS, **env
   )
   assert code == 0, out
   assert calls[-1] == ["python", "-m", "r1router_jax.train", *HARD_ARGUMENTS]

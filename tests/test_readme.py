@@ -26,22 +26,21 @@ ONE_STEP = (
   "--config.step_grpo.group_size=2 --config.step_grpo.update_batch_size=2"
 )
 FEW_QUESTIONS = "--questions=4 --method=r1_router --nostep_rewards"
+NO_STEP = "--config.total_steps=0 --workdir=runs/from_sft"
+SYNTHESIS = "r1router_jax.synthesize --kb_dir=runs/kb --workdir=runs/synthesis"
+STEP_GRPO = "r1router_jax.train --config=configs/step_grpo.py"
 RUN = {
   "r1router_jax.build_kb --kb_dir=runs/kb": "",
   "tools.trajectory_picture": "",
   "r1router_jax.ask --kb_dir=runs/kb": "",
-  "r1router_jax.train --config=configs/step_grpo.py:tiny --workdir": ONE_STEP,
+  f"{STEP_GRPO}:tiny --workdir": ONE_STEP,
   "r1router_jax.ask --policy=runs/step_grpo/policy": "",
   "r1router_jax.eval --policy=step_grpo=": FEW_QUESTIONS,
   "r1router_jax.eval --policy=mine=": FEW_QUESTIONS,
-  "r1router_jax.synthesize --kb_dir=runs/kb --workdir=runs/synthesis": (
-    "--questions=30"
-  ),
+  SYNTHESIS: "--questions=30",
   "r1router_jax.convert --source=runs/step_grpo/policy": "",
   "r1router_jax.train --config=configs/sft.py:tiny": "--config.total_steps=0",
-  "r1router_jax.train --config=configs/step_grpo.py:tiny --config.data": (
-    "--config.total_steps=0 --workdir=runs/from_sft"
-  ),
+  f"{STEP_GRPO}:tiny --config.data": NO_STEP,
 }
 # The start of each command that is not run, and why.
 NOT_RUN = {
@@ -58,12 +57,8 @@ NOT_RUN = {
   "r1router_jax.build_kb --kb_dir=runs/kb --images": "It needs that corpus.",
   "r1router_jax.ask --policy=Qwen": "It downloads 7 GB.",
   "r1router_jax.convert --encoder": "It needs that file, and PyTorch.",
-  "r1router_jax.synthesize --kb_dir=runs/kb --workdir=runs/synthesis --k=5": (
-    "It needs a served model."
-  ),
-  "r1router_jax.train --config=configs/step_grpo.py:qwen2_5_0_5b": (
-    "It needs a GPU, the hub and files of the authors."
-  ),
+  f"{SYNTHESIS} --k=5": "It needs a served model.",
+  f"{STEP_GRPO}:qwen2_5_0_5b": "It needs a GPU, the hub and authors' files.",
 }
 
 # Parses the flags of commands, as these would do, and does nothing else.

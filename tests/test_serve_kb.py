@@ -142,11 +142,10 @@ def answer_together(server, embedder, bodies):
 
 
 def wait_until(condition):
-  for _ in range(1000):
-    if condition():
-      return
+  deadline = time.monotonic() + 60
+  while not condition():
+    assert time.monotonic() < deadline
     time.sleep(0.01)
-  raise AssertionError("it never came true")
 
 
 def wait_for_waiting(server, count):
@@ -451,16 +450,16 @@ def test_version_covers_all_that_answers_depend_on():
 
 def test_folder_is_found_with_and_without_kind(tmp_path):
   kb_dir, folder = str(tmp_path), str(tmp_path / "text")
+  find = serve_kb.find_kb_folder
   with pytest.raises(ValueError, match="no finished knowledge base"):
-    serve_kb.find_kb_folder(kb_dir, None)
+    find(kb_dir, None)
   (tmp_path / "text").mkdir()
   (tmp_path / "text/meta.json").write_text('{"kb": "text"}')
-  assert serve_kb.find_kb_folder(kb_dir, "text") == folder
-  assert serve_kb.find_kb_folder(folder, None) == folder
+  assert find(kb_dir, "text") == find(folder, None) == folder
   with pytest.raises(ValueError, match="Say which, as in --kind=text"):
-    serve_kb.find_kb_folder(kb_dir, None)
+    find(kb_dir, None)
   with pytest.raises(ValueError, match="image holds no finished"):
-    serve_kb.find_kb_folder(kb_dir, "image")
+    find(kb_dir, "image")
 
 
 def build(folder, texts, **options):
@@ -494,11 +493,9 @@ def cut_half(content):
 
 
 # Other bytes of a file, a function that makes them, or changes of meta.json.
+OTHER_META = dict(rows="2"), dict(kb="table"), dict(fingerprint="other")
 DAMAGES = {
-  "meta.json": [
-    *(cut_half, b"[1]", b"{}", {"rows": "2"}, {"kb": "table"}),
-    *({"fingerprint": "other"}, {"weights": "/nowhere"}),
-  ],
+  "meta.json": [cut_half, b"[1]", b"{}", *OTHER_META, dict(weights="/nowhere")],
   "passages.jsonl": [cut_half, b"", lambda x: bytes(len(x))],
   "offsets.npy": [cut_half, lambda x: bytes(len(x))],
   "vectors.npy": [cut_half, b"", lambda x: x.replace(b"<f4", b"<i4")],
@@ -512,13 +509,12 @@ def test_damaged_folder_is_not_served(built, caplog, name):
   with serve_kb_locally(local_kb.open_kb(str(built))) as server:
     before = post_request(server, RED)
     for damage in DAMAGES[name]:
+      data = damage(content) if callable(damage) else damage
       if isinstance(damage, dict):
-        damage = json.dumps(json.loads(content) | damage).encode()
+        data = json.dumps(json.loads(content) | damage).encode()
       # Replaced, as a build does; the files that are served are still open.
       (built / name).unlink()
-      (built / name).write_bytes(
-        damage(content) if callable(damage) else damage
-      )
+      (built / name).write_bytes(data)
       caplog.clear()
       serve_kb.reload_kb(server, str(built))
       assert "The former passages are served on." in caplog.text, damage
@@ -555,10 +551,7 @@ def test_command_serves_reloads_and_ends(tmp_path):
     # SIGHUP serves the new passages.
     build(folder, ["red", "green", "blue"])
     child.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 60
-    while len(remote_kb.RemoteKB("text", address)) != 3:
-      assert time.monotonic() < deadline
-      time.sleep(0.1)
+    wait_until(lambda: len(remote_kb.RemoteKB("text", address)) == 3)
     (found,) = remote_kb.RemoteKB("text", address).search([Query("blue")], 1)
     assert found[0].id == "r2"
     child.terminate()
