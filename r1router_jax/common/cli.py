@@ -32,15 +32,9 @@ INTERRUPTED = 130  # Exit code after Ctrl-C.
 PREEMPTED = 42  # Exit code if all work was saved: start the command again.
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_USER_ERRORS = (
-  UserError,
-  app.UsageError,
-  FileNotFoundError,
-  FileExistsError,
-  IsADirectoryError,
-  NotADirectoryError,
-  PermissionError,
-)
+_PATH_ERRORS = (FileNotFoundError, FileExistsError, PermissionError)
+_PATH_ERRORS += (IsADirectoryError, NotADirectoryError)
+_USER_ERRORS = (UserError, app.UsageError, *_PATH_ERRORS)
 _JAX_FLAG = re.compile(r"--?(no)?jax_|--?helpfull")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
 
@@ -74,7 +68,10 @@ def run(main: Callable[[list[str]], object]) -> None:
       if len(argv) > 1:
         cure = "Every argument is a flag, --name=value; see --help."
         raise app.UsageError(f"What is {argv[1]!r}?  {cure}")
-      _quieten_libraries()
+      if not logging.level_debug():
+        # At INFO this logger lists every backend that is not installed.
+        std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
+        logging.get_absl_handler().addFilter(_is_shown)
       enable_program_cache()
       return main(argv)
     except KeyboardInterrupt:
@@ -98,15 +95,8 @@ def run(main: Callable[[list[str]], object]) -> None:
   app.run(guarded_main, flags_parser=_parse_flags)
 
 
-def _quieten_libraries() -> None:
-  """Log all lines of this package, and only the warnings of libraries."""
-  if not logging.level_debug():
-    # At INFO this logger lists every backend that is not installed.
-    std_logging.getLogger("jax._src.xla_bridge").setLevel("WARNING")
-    logging.get_absl_handler().addFilter(_is_shown)
-
-
 def _is_shown(record: std_logging.LogRecord) -> bool:
+  # Of libraries, only the warnings.
   is_ours = record.pathname.startswith(_PACKAGE)
   return is_ours or record.levelno >= std_logging.WARNING
 
@@ -165,19 +155,16 @@ def _unknown_config_key(args: list[str]) -> str:
   spec = _config_spec(args)
   config = flags.FLAGS["config"].parser.parse(spec) if spec else {}
   keys = list(_dotted_keys(config))
-  for match in filter(None, map(_OVERRIDE.match, args)):
-    key = match[1]
-    if key in keys:
-      continue
-    # A key that is spelt alike, else one of that name in another section.
-    word = key.split(".")[-1]
-    similar = difflib.get_close_matches(key, keys, 1) or [
-      other for other in keys if other.split(".")[-1] == word
-    ]
-    cure = _did_you_mean([f"--config.{other}" for other in similar])
-    path = spec.split(":")[0]
-    return f"--config.{key}: {path} has no such key.{cure}"
-  return ""
+  given = [match[1] for match in map(_OVERRIDE.match, args) if match]
+  key = next((key for key in given if key not in keys), "")
+  if not key:
+    return ""
+  # A key that is spelt alike, else one of that name in another section.
+  word = key.split(".")[-1]
+  others = [other for other in keys if other.split(".")[-1] == word]
+  similar = difflib.get_close_matches(key, keys, 1) or others
+  cure = _did_you_mean([f"--config.{other}" for other in similar])
+  return f"--config.{key}: {spec.split(':')[0]} has no such key.{cure}"
 
 
 def _dotted_keys(config: Mapping, prefix: str = "") -> Iterator[str]:

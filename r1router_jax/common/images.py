@@ -47,22 +47,18 @@ class BadImage(UserError):
 def resolve_path(name: str, root: str) -> str:
   """Return the path of the untrusted `name` below the folder `root`.
 
-  Raises:
-    BadImage: the name is suspicious, or leads out of `root`, be it by a link.
+  Raises BadImage if it is suspicious, or leads out of `root`, be it by a link.
   """
   if not name or len(name) > 1000 or _SUSPICIOUS_NAME.search(name):
-    raise BadImage(
-      f"{ascii(name)[:200]}: not a plain file name.  Use a relative path below "
-      "the image folder, without backslash, colon or hidden characters."
-    )
+    cure = "Use a relative path below the image folder, without backslash, "
+    cure += "colon or hidden characters."
+    raise BadImage(f"{ascii(name)[:200]}: not a plain file name.  {cure}")
   # Both are free of links, so that a link inside the folder cannot lead out.
   folder = os.path.realpath(root)
   path = os.path.realpath(os.path.join(folder, name))
   if os.path.isabs(name) or not path.startswith(folder + os.sep):
-    raise BadImage(
-      f"{name!a}: leads out of {root}.  Images must lie below that "
-      "folder; copy the file there and name it relative to it."
-    )
+    cure = "Copy the file below that folder, and name it relative to it."
+    raise BadImage(f"{name!a}: leads out of {root}.  {cure}")
   return path
 
 
@@ -85,10 +81,9 @@ def load_image(
     image.load()
     return np.array(_to_rgb(ImageOps.exif_transpose(image)))
   except Exception as error:  # Decoders fail in many ways; all mean one thing.
-    raise BadImage(
-      f"{path!a}: {error}.  Give an intact PNG, JPEG or WEBP of at most "
-      f"{MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all."
-    ) from error
+    limits = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all"
+    cure = f"Give an intact PNG, JPEG or WEBP of {limits}."
+    raise BadImage(f"{path!a}: {error}.  {cure}") from error
 
 
 def read_image_bytes(path: str) -> bytes:
@@ -100,19 +95,15 @@ def read_image_bytes(path: str) -> bytes:
       if not stat.S_ISREG(status.st_mode):
         raise BadImage(f"{path!a}: not a regular file.  Give an image file.")
       if not 0 < status.st_size <= MAX_BYTES:
-        raise BadImage(
-          f"{path!a}: has {status.st_size:,} bytes, wanted 1 to "
-          f"{MAX_BYTES:,}.  Save it again, smaller."
-        )
+        fault = f"has {status.st_size:,} bytes, wanted 1 to {MAX_BYTES:,}"
+        raise BadImage(f"{path!a}: {fault}.  Save it again, smaller.")
       return file.read(MAX_BYTES)
   except BadImage:
     raise
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or error
-    raise BadImage(
-      f"{ascii(path)[:300]}: cannot be opened ({reason}).  Check the path "
-      "and its permissions."
-    ) from error
+    fault = f"{ascii(path)[:300]}: cannot be opened ({reason})"
+    raise BadImage(f"{fault}.  Check path and permissions.") from error
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
@@ -122,19 +113,18 @@ def _open_nonblocking(path: str, flags: int) -> int:
 
 def _check_header(width: int, height: int) -> None:
   """Refuse, before it is decoded, an image that might not fit in memory."""
-  (small, large), size = sorted((width, height)), f"{width} x {height}"
+  small, large = sorted((width, height))
   if small < 1 or large > MAX_SIDE or small * large > MAX_PIXELS:
-    raise ValueError(f"its size is {size}")
+    raise ValueError(f"its size is {width} x {height}")
   if large > MAX_ASPECT * small:
-    raise ValueError(f"its size {size} has an aspect ratio over {MAX_ASPECT}")
+    raise ValueError(f"{width} x {height} is an aspect ratio over {MAX_ASPECT}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
   """Convert an image of any mode to RGB, with transparency shown on white."""
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-    image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image)
+    image = Image.alpha_composite(white, image.convert("RGBA"))
   elif image.mode.startswith("I"):  # 16-bit gray, which `convert` would clip.
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   return image.convert("RGB")
@@ -155,8 +145,7 @@ def stretch_to_square(
 ) -> UInt8[np.ndarray, "side side 3"]:
   """Crop any gray border off an image, and stretch the rest to a square.
 
-  Small images often come centered in a gray square.  Without that border, and
-  with equal proportions, two drawings of one thing line up.
+  Without border, and with equal proportions, two drawings of one thing line up.
   """
   # A pixel is border if it is within 8 levels of middle gray.
   shown = (np.abs(image.astype(np.int16) - 128) > 8).any(axis=-1)

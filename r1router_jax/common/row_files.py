@@ -54,14 +54,8 @@ Rows = Iterator[tuple[str, Any]]
 OpenFile = Callable[[str], BinaryIO]
 
 
-# --- Rows that cannot be used -------------------------------------------------
-
-
 class RowError(UserError):
-  """The reason why a row cannot be used, and the cure."""
-
-  def __init__(self, reason: str, cure: str):
-    super().__init__(reason, cure)
+  """The reason why a row cannot be used, and the cure: its two arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +100,7 @@ class SkipLog:
       raise UserError(f"{self._source}: nothing of it can be used.  {why}")
 
 
-# --- Files --------------------------------------------------------------------
-
-
-def open_local(path: str) -> BinaryIO:
-  """Open a local file for reading its bytes."""
-  return open(path, "rb")
+open_local: OpenFile = functools.partial(open, mode="rb")
 
 
 @contextlib.contextmanager
@@ -120,8 +109,7 @@ def open_decompressed(
 ) -> Iterator[BinaryIO]:
   """Open a file, decompressed if its name ends in .gz or .bz2.
 
-  Raises:
-    UserError: a compressed file turns out to be damaged while it is read.
+  Raises a UserError if a compressed one turns out to be damaged while read.
   """
   with open_file(path) as file:
     try:
@@ -161,9 +149,6 @@ def read_lines(
         yield where, line.rstrip(b"\r\n")
 
 
-# --- JSON Lines ---------------------------------------------------------------
-
-
 def read_json_lines(
   path: str,
   open_file: OpenFile = open_local,
@@ -184,10 +169,8 @@ def parse_json(
 ) -> Any:
   """Parse one strict JSON value: UTF-8, finite numbers, no key twice.
 
-  NaN and infinities are refused, unless `parse_constant` makes their values.
-
-  Raises:
-    RowError: the bytes are no such value.
+  Else it raises a RowError; `parse_constant` makes the values of NaN and
+  infinities, which are refused without it.
   """
   try:
     # A very long number raises ValueError, too: Python limits its digits.
@@ -229,18 +212,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
   return found
 
 
-# --- CSV and folders of images ------------------------------------------------
-
-
 def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
   """Yield the rows of a .csv file as dicts; its first line names the columns.
 
   Quotes must be as in RFC 4180: around a whole field, and twice inside of it.
-
-  Raises:
-    UserError: the first line names no id and text, or a column twice; a quote
-      is misplaced or never closed, so that what follows could be anything; or
-      the file is not UTF-8 or is damaged.
+  If one is misplaced or never closed, what follows could be anything: this
+  raises a UserError, as do wrong names of columns and a damaged file.
   """
   with (
     open_decompressed(path, open_file) as file,
@@ -250,10 +227,9 @@ def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
     rows = _split_csv(path, text)
     _, names = next(rows, (path, []))
     if not {"id", "text"} <= set(names) or len(set(names)) < len(names):
-      raise UserError(
-        f"{path}: its first line names {names}, wanted at least id and text, "
-        "and each column once.  Name the columns there."
-      )
+      fault = f"its first line names {names}, wanted at least id and text"
+      cure = "Name the columns there."
+      raise UserError(f"{path}: {fault}, and each column once.  {cure}")
     for where, fields in rows:
       row = dict(zip(names, fields, strict=False))
       if len(fields) != len(names):
@@ -264,9 +240,7 @@ def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
       yield where, row
 
 
-def _split_csv(
-  path: str, text: io.TextIOBase
-) -> Iterator[tuple[str, list[str]]]:
+def _split_csv(path: str, text: io.TextIOBase) -> Rows:
   """Yield (where, fields) of the rows of a CSV file that are not blank."""
   read = io.StringIO()  # The lines of the row that is being read.
 
@@ -291,10 +265,10 @@ def _split_csv(
       read.truncate()
       first = reader.line_num + 1
   except csv.Error as error:
+    fault = f"the row that begins here is not CSV ({error}, at line"
     raise UserError(
-      f"{path}:{first}: the row that begins here is not CSV ({error}, at line "
-      f"{reader.line_num}).  Put texts with commas, quotes or line breaks in "
-      "quotes, and write quotes inside of them twice."
+      f"{path}:{first}: {fault} {reader.line_num}).  Put texts with commas, "
+      "quotes or line breaks in quotes, and quotes inside of them twice."
     ) from None
   except UnicodeDecodeError:
     where = f"{path}: not UTF-8 soon after line {reader.line_num}"
@@ -313,9 +287,8 @@ def list_images(folder: str) -> Rows:
       if ending.lower() in OTHER_IMAGES:
         yield stem + ending, RowError("not a PNG, JPEG or WEBP", "Convert it")
       elif ending.lower() in IMAGES:
-        name = os.path.relpath(stem + ending, folder)
+        name, caption = os.path.relpath(stem + ending, folder), stem + ".txt"
         text = re.sub(r"[-_]+", " ", os.path.basename(stem))
-        caption = stem + ".txt"
         try:
           if os.path.isfile(caption):
             with open(caption, encoding="utf-8-sig") as lines:
@@ -326,19 +299,14 @@ def list_images(folder: str) -> Rows:
           yield caption, RowError(fault, "Save it as UTF-8")
 
 
-# --- Texts of rows ------------------------------------------------------------
-
-
 def validate_text(name: str, value: object) -> str:
   """Return the untrusted `value` of the field `name` if it is harmless text.
 
-  Raises:
-    RowError: the value is no string, or holds control characters or half a
-      surrogate pair.
+  Raises a RowError if it is no string, or no prompt may hold its characters.
   """
   if not isinstance(value, str):
-    kind = type(value).__name__
-    raise RowError(f'"{name}" is a {kind}', "Write it as a string")
+    fault = f'"{name}" is a {type(value).__name__}'
+    raise RowError(fault, "Write it as a string")
   if control := _CONTROL.search(value):
     fault = f'"{name}" holds the control character {control[0]!a}'
     raise RowError(fault, "Remove it")
@@ -359,14 +327,12 @@ def check_surrogates(text: str, name: str) -> None:
 def split_windows(text: str) -> list[str]:
   """Split a text into overlapping windows of `WINDOW_WORDS` words.
 
-  A window starts every `STRIDE_WORDS` words, and one more holds the last
+  A window starts every `STRIDE_WORDS` words, and the last one holds the last
   `WINDOW_WORDS` words.  A text of one window is returned as it stands.
   """
   words = text.split()
-  if len(words) <= WINDOW_WORDS:
+  last = len(words) - WINDOW_WORDS  # The start of the last window.
+  if last <= 0:
     return [text]
-  # Windows that are full; the last words may lie behind them.
-  starts = list(range(0, len(words) - WINDOW_WORDS + 1, STRIDE_WORDS))
-  if starts[-1] + WINDOW_WORDS < len(words):
-    starts.append(len(words) - WINDOW_WORDS)
+  starts = [*range(0, last, STRIDE_WORDS), last]
   return [" ".join(words[start : start + WINDOW_WORDS]) for start in starts]

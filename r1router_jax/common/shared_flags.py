@@ -14,14 +14,13 @@ from r1router_jax.common.checkpoint_folder import locate_checkpoint
 # The method in which the policy routes for itself.
 ROUTER = "r1_router"
 
-# Keys of routing/baselines/registry.py, whose import needs JAX.
+# Keys of routing/baselines/registry.py, and of the table of loops of
+# routing/device_loop.py, whose imports need JAX.
 METHODS = tuple(
   f"{ROUTER} few_shot direct cot rag_text rag_image rag_table rag_all "
   "iter_retgen ircot search_o1 search_r1 omnisearch always_text always_image "
   "always_table always_all never random_route oracle_route".split()
 )
-
-# Keys of the table of loops of routing/device_loop.py, whose import needs JAX.
 ROUTING_LOOPS = ("host", "halves", "fused")
 
 # The default of each flag, which also tells its type, and its help.
@@ -44,19 +43,12 @@ _FLAGS = dict(
   ),
   workdir=(None, "Folder that results are written to."),
   # The settings of a run, which its results depend on.
-  method=(
-    ROUTER,
-    "The method that answers; few_shot is for a policy that was never trained "
-    "to route.",
-  ),
+  method=(ROUTER, "The method; few_shot is for a policy not trained to route."),
   k=(1, "Passages that a search takes of each knowledge base; paper: 5."),
   max_steps=(records.MAX_HOPS, "Searches before the final answer, at most."),
   temperature=(0.0, "Temperature of sampled tokens; 0 takes the likeliest."),
   top_k=(0, "Number of likeliest tokens to sample from; 0 is all of them."),
-  top_p=(
-    1.0,
-    "Probability that the likeliest tokens, sampled from, sum up to.",
-  ),
+  top_p=(1.0, "Probability of the likeliest tokens, which are sampled from."),
   seed=(0, "Seed of every random draw."),
   # The questions of a benchmark.
   data=(
