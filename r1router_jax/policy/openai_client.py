@@ -39,17 +39,11 @@ MAX_MODELS_BYTES, MIN_REPLY_BYTES, MAX_TOKEN_BYTES = 4 << 20, 1 << 16, 1 << 10
 
 
 class Reply(NamedTuple):
-  """The reply to a request.
-
-  Attributes:
-    text: the text that the model wrote.
-    reasoning: its thoughts, if the server returns them apart; else "".
-    tokens: number of tokens that it wrote, 0 if the server does not say.
-  """
+  """What a model wrote in answer to a request."""
 
   text: str
-  reasoning: str = ""
-  tokens: int = 0
+  reasoning: str = ""  # Its thoughts, if the server returns them apart.
+  tokens: int = 0  # Their number; 0 if the server does not say.
 
 
 class _Part(msgspec.Struct):
@@ -67,42 +61,28 @@ class _Choice(msgspec.Struct):
 
 
 class _Completion(msgspec.Struct):
-  """The answer to a request, which asks for one choice."""
-
+  # A request asks for one choice.
   choices: Annotated[list[_Choice], msgspec.Meta(min_length=1, max_length=1)]
-  usage: Any = None  # Servers differ, and no reply is lost for it.
+  usage: Any = None
 
 
 class ChatClient:
-  """A client of one model at an address.
+  """A client of the `model` at an address, http://host:port/v1#model.
 
-  Args:
-    address: "http://host:port/v1#model", with or without "openai:" before it.
-
-  Attributes:
-    model: name of the model, as the server knows it.
-
-  Raises:
-    UserError: if the address is not of that form.
-    RemoteServiceError: if nobody answers.
+  "openai:" may stand before it.  Another form raises a UserError, and a server
+  that does not answer a RemoteServiceError.
   """
 
   def __init__(self, address: str):
-    # Everything before "#" is the address, the rest the name.
     base, _, self.model = address.removeprefix(PREFIX).partition("#")
     if not self.model:
-      raise UserError(
-        f"{address!a} names no model.  Write address and name, as in "
-        f"{PREFIX}http://127.0.0.1:8000/v1#model."
-      )
+      example = f"{PREFIX}http://127.0.0.1:8000/v1#model"
+      cure = f"Write address and name, as in {example}."
+      raise UserError(f"{address!a} names no model.  {cure}")
     http_client.allow_key(base)
-    self._client = http_client.JsonHttpClient(
-      base,
-      "a chat model",
-      http_client.authorization_header(base),
-      in_flight=MAX_IN_FLIGHT,
-      deadline=DEADLINE_SECONDS,
-    )
+    who = base, "a chat model", http_client.authorization_header(base)
+    limits = dict(in_flight=MAX_IN_FLIGHT, deadline=DEADLINE_SECONDS)
+    self._client = http_client.JsonHttpClient(*who, **limits)
     # Fail before any work is done if there is no server or the key is wrong.
     self._client.get("/models", MAX_MODELS_BYTES)
     self._has_answered, self._num_lost = False, 0
@@ -110,9 +90,8 @@ class ChatClient:
   def complete(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
     """Return the reply to each request, a body without the model's name.
 
-    Raises:
-      RemoteServiceError: if the server fails, or refuses or answers unusably
-        all requests before it answered any.
+    Raises a RemoteServiceError if the server fails, or refuses or answers
+    unusably all requests before it answered any.
     """
     most_tokens = max((r["max_tokens"] for r in requests), default=0)
     replies = self._client.post(
@@ -161,22 +140,15 @@ def request_seed(key: jax.Array, prompt: Any, member: int) -> int:
 
 def _to_reply(answer: _Completion) -> Reply:
   """Return the reply in an answer."""
-  message, text = answer.choices[0].message, answer.choices[0].message.content
+  message = answer.choices[0].message
+  text = message.content or ""  # A reasoning model may leave it null.
   if isinstance(text, list):
     text = "".join(part.text for part in text)
-  # A reasoning model may leave the content null.
-  reasoning = message.reasoning_content or message.reasoning
-  usage = answer.usage if isinstance(answer.usage, dict) else {}
-  return Reply(
-    text or "", reasoning or "", _to_count(usage.get("completion_tokens"))
-  )
-
-
-def _to_count(found: Any) -> int:
-  """Return the number of tokens that a server names, 0 if it is none."""
+  reasoning = message.reasoning_content or message.reasoning or ""
   try:
-    count = int(found)
-  except (TypeError, ValueError, OverflowError):
-    return 0
+    count = int(answer.usage["completion_tokens"])
+  except (TypeError, LookupError, ValueError, OverflowError):
+    count = 0  # Servers differ, and no reply is lost for it.
   # A huge count would allocate memory.
-  return count if 0 <= count <= MAX_COMPLETION_TOKENS else 0
+  is_count = 0 <= count <= MAX_COMPLETION_TOKENS
+  return Reply(text, reasoning, count if is_count else 0)

@@ -52,8 +52,7 @@ class RemoteProcessor:
   def encode(self, conversation: Conversation) -> EncodedPrompt:
     """Check the images of a prompt; the text is the server's to encode.
 
-    Raises:
-      images.BadImage: if the question's own image is bad; names the file.
+    Raises images.BadImage, which names the file, if the question's own is bad.
     """
     _, unread_images = self.build_user_turn(conversation)
     return EncodedPrompt([], unread_images=unread_images)
@@ -68,8 +67,12 @@ class RemoteProcessor:
     for segment in segments:
       try:
         if segment.source == "image":
-          url = self._image_url(segment.text)
-          parts.append(dict(type="image_url", image_url=dict(url=url)))
+          # The file's state is part of the key: a replaced image is read anew.
+          path = segment.text
+          state = os.stat(path) if os.path.exists(path) else None
+          key = state and (state.st_mtime_ns, state.st_size)
+          url = dict(url=_data_url(path, key))
+          parts.append(dict(type="image_url", image_url=url))
         # Neighbouring texts are one part, as templates are cut into segments.
         elif parts and "text" in parts[-1]:
           parts[-1]["text"] += segment.text
@@ -82,39 +85,22 @@ class RemoteProcessor:
         unread_images.append(str(error))
     # Servers of models without vision may know plain texts alone.
     if all("text" in part for part in parts):
-      return "".join(part["text"] for part in parts), tuple(unread_images)
+      parts = "".join(part["text"] for part in parts)
     return parts, tuple(unread_images)
-
-  def _image_url(self, path: str) -> str:
-    # The file's state is part of the key: a replaced image is read anew.
-    state = os.stat(path) if os.path.exists(path) else None
-    return _data_url(path, state and (state.st_mtime_ns, state.st_size))
 
 
 class OpenAIPolicy:
   """A model at an address as a policy, see `interface.PolicyInterface`.
 
-  Args:
-    address: see `openai_client.ChatClient`.
-    options: how the model is asked; then the attribute `config`.
-    max_tokens: longest response.
+  For address and `model` see `openai_client.ChatClient`; the options, of how it
+  is asked, become the attribute `config`.
   """
 
-  def __init__(
-    self,
-    address: str,
-    options: PromptOptions | None = None,
-    max_tokens: int = MAX_RESPONSE_TOKENS,
-  ):
+  def __init__(self, address: str, options: PromptOptions | None = None):
     self._client = openai_client.ChatClient(address)
-    self._max_tokens = max_tokens
+    self.model = self._client.model
     self.config = options or PromptOptions()
     self.processor = RemoteProcessor()
-
-  @property
-  def model(self) -> str:
-    """The model's name, as the server knows it."""
-    return self._client.model
 
   def generate(
     self,
@@ -127,24 +113,18 @@ class OpenAIPolicy:
     """Generate a group of responses to each conversation.
 
     The tokens of responses are counted but not known: ids are 0 and
-    log-probabilities NaN.
-
-    Raises:
-      images.BadImage: if a question's image is bad; names the file.
-      UserError: if a number of `sampling` is out of its range.
-      RemoteServiceError: if the server fails.
+    log-probabilities NaN.  Raises images.BadImage if a question's image is bad,
+    RemoteServiceError if the server fails, and UserError if a number of
+    `sampling` is out of its range.
     """
     # The same in all requests.
-    fields = dict(sampling_fields(sampling), max_tokens=self._max_tokens)
+    fields = dict(sampling_fields(sampling), max_tokens=MAX_RESPONSE_TOKENS)
     if stop:
       fields["stop"] = list(stop)
     requests = []
-    for conversation in conversations:
-      turns = openai_client.request_messages(
-        conversation.system,
-        self.processor.build_user_turn(conversation)[0],
-        conversation.examples,
-      )
+    for each in conversations:
+      user, _ = self.processor.build_user_turn(each)
+      turns = openai_client.request_messages(each.system, user, each.examples)
       # One request for each response: "n" would give all of a group one seed.
       for member in range(group_size):
         seed = openai_client.request_seed(key, turns, member)
@@ -156,7 +136,6 @@ class OpenAIPolicy:
 
 
 def _make_response(reply: openai_client.Reply) -> Response:
-  """Return a reply as a response of unknown tokens."""
   tokens = np.zeros(reply.tokens, np.int32)
   logp = np.full(reply.tokens, np.nan, np.float32)
   return Response(merge_reasoning(reply), tokens, logp)
