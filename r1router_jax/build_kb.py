@@ -65,9 +65,7 @@ _DEFAULTS = ", ".join(
 )
 
 _KB_DIR = shared_flags.define_flag(
-  "kb_dir",
-  default=None,
-  help="Folder that the knowledge bases are written to, each to its own there.",
+  "kb_dir", default=None, help="Folder to write to; each kind gets its own."
 )
 _KIND, _SOURCE, _IMAGES = sources.define_source_flags()
 _EMBEDDER = flags.DEFINE_string(
@@ -90,10 +88,7 @@ _INDEX = flags.DEFINE_string(
   "the address of a server or a .db file.",
 )
 _SHARDS = flags.DEFINE_integer(
-  "shards",
-  1,
-  "Number of shards of the index; on several hosts each searches some of them.",
-  lower_bound=1,
+  "shards", 1, "Shards of the index, which several hosts share.", lower_bound=1
 )
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Read the corpus, log what the rest needs, and stop."
@@ -108,7 +103,7 @@ _RERANK = flags.DEFINE_string(
   "model.safetensors, tokenizer.json.",
 )
 _WORKER = flags.DEFINE_string(
-  "worker", "", "I/N: embed every N-th chunk, beginning with chunk I, and stop."
+  "worker", "", "I/N: embed every N-th chunk, from chunk I on, and stop."
 )
 
 
@@ -134,12 +129,12 @@ class KbSpec:
   def __post_init__(self):
     # All of these can be checked before anything is imported or read.
     if self.kind not in KBS:
-      message = f"--kind={self.kind} is no knowledge base; choose from"
-      raise UserError(f"{message} {', '.join(KBS)}.")
+      cure = f"choose from {', '.join(KBS)}."
+      raise UserError(f"--kind={self.kind} is no knowledge base; {cure}")
     factory.parse_index_kind(self.index_kind)
     if self.embedder_name not in EMBEDDER_NAMES:
-      message = f"No embedder {self.embedder_name!r}; choose one of"
-      raise UserError(f"{message} {', '.join(EMBEDDER_NAMES)}.")
+      cure = f"choose one of {', '.join(EMBEDDER_NAMES)}."
+      raise UserError(f"No embedder {self.embedder_name!r}; {cure}")
 
   @property
   def embedder_name(self) -> str:
@@ -152,8 +147,8 @@ class _BuildJob(NamedTuple):
 
   spec: KbSpec
   embedder: Embedder
-  meta: dict  # See `_make_meta`.
-  options: dict  # See `_search_options`.
+  meta: dict  # What meta.json says of passages, vectors and index.
+  options: dict  # What it says of searching.
 
   @property
   def meta_digest(self) -> str:
@@ -165,8 +160,8 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
   """Build a knowledge base, or what is missing of it.
 
   A dry run reads the corpus, and logs what the rest needs.  A process that
-  builds the same waits for this one, and then keeps what it built.  Raises a
-  UserError if the corpus, the embedder or the folder cannot be used.
+  builds the same waits for this one.  Raises a UserError if the corpus, the
+  embedder or the folder cannot be used.
   """
   # 1. Passages and embedder.
   # Whatever may be wrong is found before the folder is made.
@@ -183,8 +178,7 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
     if _is_up_to_date(job):
       return
     passages = local_kb.PassageFile(spec.folder, spec.kind, corpus.image_folder)
-    # Chunks of another corpus or embedder have another digest.  An unfinished
-    # build is found by this name, so it must not change.
+    # An unfinished build is found by this name, so it must not change.
     path = os.path.join(spec.folder, f"parts-{job.meta_digest}")
     chunks = embedding_chunks.EmbeddingChunks(path, len(passages), spec.worker)
     _log_cost(job, passages, chunks)
@@ -208,7 +202,6 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
 
 
 def _search_options(spec: KbSpec) -> dict:
-  """Return the options of searching, as in meta.json."""
   options = {"hybrid": True} if spec.hybrid else {}
   if spec.reranker:
     path = os.path.abspath(spec.reranker)
@@ -218,9 +211,12 @@ def _search_options(spec: KbSpec) -> dict:
 
 
 def _make_meta(spec: KbSpec, embedder: Embedder, note: dict) -> dict:
-  """Return what meta.json says of passages, vectors and index."""
+  # Only when set, so that older folders without these keys are equal.
+  added = {"shards": spec.shards} if spec.shards > 1 else {}
+  if spec.image_folder:
+    added["pictures"] = os.path.abspath(spec.image_folder)
   # The order of keys is part of `meta_digest`, and must not change.
-  meta = {
+  return {
     "format": kb_meta.FORMAT_VERSION,
     "kb": spec.kind,
     "rows": note["rows"],
@@ -231,13 +227,7 @@ def _make_meta(spec: KbSpec, embedder: Embedder, note: dict) -> dict:
     "index": spec.index_kind,
     "source": sources.absolute_source(spec.source),
     "passages": note["digest"],
-  }
-  # Only when set, so that older folders without these keys are equal.
-  if spec.shards > 1:
-    meta["shards"] = spec.shards
-  if spec.image_folder:
-    meta["pictures"] = os.path.abspath(spec.image_folder)
-  return meta
+  } | added
 
 
 def _absolute_path(weights: str) -> str:
@@ -246,10 +236,7 @@ def _absolute_path(weights: str) -> str:
 
 
 def _is_up_to_date(job: _BuildJob) -> bool:
-  """Return whether passages, vectors and index are there already.
-
-  If only options of searching differ, they are changed.
-  """
+  """Return whether all is there already, after options of searching changed."""
   old_meta = kb_meta.read_meta(job.spec.folder) or {}
   # Vectors do not depend on the options.
   options = old_meta.keys() & set(kb_meta.SEARCH_OPTIONS)
@@ -270,16 +257,16 @@ def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
   """Embed a few passages, and log the disk, memory and time that all need."""
   # The sample is spread evenly, since passages may be sorted by length.
   rows, width = len(passages), job.embedder.width
-  count, chunk_rows = build_cost.TRIAL_ROWS[-1], embedding_chunks.CHUNK_ROWS
-  sample_rows = np.linspace(0, rows - 1, count, dtype=np.int64)
-  sample = [passages[row] for row in sample_rows.tolist()]
+  spread = np.linspace(0, rows - 1, build_cost.TRIAL_ROWS[-1], dtype=np.int64)
+  sample = [passages[row] for row in spread.tolist()]
   # The trial also compiles what embeds the chunks.
+  chunk_rows = embedding_chunks.CHUNK_ROWS
   trial = build_cost.measure_embedding(job.embedder, sample, chunk_rows)
   pending = sum(len(chunks.chunk_rows(x)) for x in chunks.find_pending())
   seconds = trial.seconds_per_row * pending
 
   # Passages come on top of vectors and index.
-  size = (rows, width, job.spec.index_kind)
+  size = rows, width, job.spec.index_kind
   disk = [x + passages.num_bytes for x in build_cost.estimate_disk_bytes(*size)]
   index_memory = build_cost.estimate_index_memory(*size)
   memory = (trial.peak_bytes, trial.resident_bytes + index_memory)
@@ -296,15 +283,14 @@ def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
 def _embed_chunks(job: _BuildJob, passages: Passages, chunks: Chunks) -> bool:
   """Embed missing chunks; return whether those of all workers are there."""
   kind, pending, own = job.spec.kind, chunks.find_pending(), chunks.own_starts
-  if len(pending) < len(own):
+  if done := len(own) - len(pending):
     text = "%s: %d of %d parts are there from an earlier run."
-    logging.info(text, kind, len(own) - len(pending), len(own))
+    logging.info(text, kind, done, len(own))
   # A build that is killed here has lost one chunk at most.
   for start in progress.show_progress(pending, f"embed {kind}"):
     batch = [passages[row] for row in chunks.chunk_rows(start)]
     chunks.save_chunk(start, job.embedder(batch))
-  missing = len(chunks.find_missing())
-  if missing:
+  if missing := len(chunks.find_missing()):
     text = "%s: this worker is done, %d parts of others are missing."
     logging.info(text, kind, missing)
   return not missing
@@ -323,12 +309,11 @@ def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
   os.replace(chunks.joined_path, os.path.join(spec.folder, "vectors.npy"))
   _finish_kb(job)
   _remove_leftovers(job)
-  logging.info(
-    "%s: done, %s on disk, recall@10 against exact search %.3f.",
-    spec.folder,
-    _format_bytes(_folder_bytes(spec.folder)),
-    index.measure_recall(),
-  )
+  paths = pathlib.Path(spec.folder).rglob("*")
+  size = sum(path.stat().st_size for path in paths if path.is_file())
+  text = "%s: done, %s on disk, recall@10 against exact search %.3f."
+  recall = index.measure_recall()
+  logging.info(text, spec.folder, _format_bytes(size), recall)
 
 
 def _finish_kb(job: _BuildJob) -> None:
@@ -336,26 +321,17 @@ def _finish_kb(job: _BuildJob) -> None:
   folder = job.spec.folder
   if "hybrid" in job.options:
     passages = local_kb.PassageFile(folder, job.spec.kind)
-    texts = (passage.text for passage in passages)
-    bm25.Bm25Index.from_texts(texts).save(folder)
+    bm25.Bm25Index.from_texts(each.text for each in passages).save(folder)
   # From here on the knowledge base counts as finished.
   files.write_json(os.path.join(folder, "meta.json"), job.meta | job.options)
 
 
 def _remove_leftovers(job: _BuildJob) -> None:
   """Remove drafts, chunks, and words that are not wanted any more."""
-  leftovers = ["draft-", "parts-"]
-  if "hybrid" not in job.options:
-    leftovers.append(bm25.BM25_FOLDER)
+  words = () if "hybrid" in job.options else (bm25.BM25_FOLDER,)
   for entry in os.scandir(job.spec.folder):
-    if entry.name.startswith(tuple(leftovers)):
+    if entry.name.startswith(("draft-", "parts-", *words)):
       shutil.rmtree(entry.path)
-
-
-def _folder_bytes(folder: str) -> int:
-  """Return the size of all files below a folder."""
-  paths = pathlib.Path(folder).rglob("*")
-  return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _format_bytes(count: int) -> str:
@@ -376,25 +352,21 @@ def main(_) -> None:
   kinds = _KIND.value or sources.supported_kbs(_SOURCE.value)
   if _SOURCE.value != sources.GEOROUTER:
     sources.require_single_kb(_SOURCE.value, kinds)
-  # All specs are checked before the first is built.
-  specs = [
-    KbSpec(
-      folder=os.path.join(_KB_DIR.value, kind),
-      kind=kind,
-      source=_SOURCE.value,
-      image_folder=_IMAGES.value,
-      embedder=_EMBEDDER.value,
-      weights=_WEIGHTS.value,
-      index_kind=_INDEX.value,
-      shards=_SHARDS.value,
-      hybrid=_HYBRID.value,
-      reranker=_RERANK.value,
-      worker=_parse_worker(_WORKER.value),
-    )
-    for kind in kinds
-  ]
+  values = dict(
+    source=_SOURCE.value,
+    image_folder=_IMAGES.value,
+    embedder=_EMBEDDER.value,
+    weights=_WEIGHTS.value,
+    index_kind=_INDEX.value,
+    shards=_SHARDS.value,
+    hybrid=_HYBRID.value,
+    reranker=_RERANK.value,
+    worker=_parse_worker(_WORKER.value),
+  )
+  # All specs are checked before the first is built, and a wrong source is named
+  # before the embedder is imported.
+  specs = [KbSpec(os.path.join(_KB_DIR.value, x), x, **values) for x in kinds]
   for spec in specs:
-    # A wrong source is named before the embedder is imported.
     sources.open_source(spec.kind, spec.source, spec.image_folder)
   for spec in specs:
     build(spec, dry_run=_DRY_RUN.value)

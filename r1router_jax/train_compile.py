@@ -50,36 +50,20 @@ with epy.lazy_imports():
   from r1router_jax.policy import config as config_lib
   from r1router_jax.policy import policy as policy_lib
   from r1router_jax.training import batch as batch_lib
-  from r1router_jax.training import (
-    grpo_loss,
-    run_setup,
-    step_grpo,
-    train_step,
-  )
+  from r1router_jax.training import grpo_loss, run_setup, step_grpo, train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "The options of the run, e.g. configs/step_grpo.py:7b.",
-  allow_override=True,
+  "config", None, "The run, as configs/step_grpo.py:7b.", allow_override=True
 )
-
 _TOPOLOGY = flags.DEFINE_list(
-  "topology",
-  ["cpu:8"],
-  "TPUs and their shapes, as v5e:4x4, v5p:2x2x1 or v6e:2x4; or cpu:N.",
+  "topology", ["cpu:8"], "TPUs and shapes, as v5e:4x4,v5p:2x2x1; or cpu:N."
 )
 
 GIB = 2**30
 
 # GiB of a device, as libtpu has it; a chip of v3 and v4 is two devices.
-DEVICE_GIB = {
-  "TPU v3": 15.48,
-  "TPU v4": 15.25,
-  "TPU v5 lite": 15.75,
-  "TPU v5": 95.74,
-  "TPU v6 lite": 31.25,
-}
+DEVICE_GIB = {"TPU v3": 15.48, "TPU v4": 15.25, "TPU v5 lite": 15.75}
+DEVICE_GIB |= {"TPU v5": 95.74, "TPU v6 lite": 31.25}
 
 # What to change if a program does not fit.
 ADVICE = {
@@ -97,7 +81,7 @@ TABLE_HEAD = """\
 
 
 class Program(NamedTuple):
-  """One program of a run, ready to be compiled."""
+  """A program to compile."""
 
   name: str  # A key of `ADVICE`.
   mesh: jax.sharding.Mesh  # The devices that it runs on.
@@ -107,14 +91,11 @@ class Program(NamedTuple):
 
 
 class ProgramMemory(NamedTuple):
-  """The memory that one program needs on one chip, in GiB.
-
-  If the compiler gave up, the peak is what it wanted and the arguments are NaN.
-  """
+  """The memory that one program needs on one chip, in GiB."""
 
   program: str
-  peak: float  # At the worst moment.
-  arguments: float  # Weights, optimizer and batch, a part of the peak.
+  peak: float  # At the worst moment; what was wanted if the compiler gave up.
+  arguments: float  # Weights, optimizer and batch, a part of it; NaN then.
   limit: float  # Memory of the chip; infinite if unknown.
 
   @property
@@ -124,7 +105,7 @@ class ProgramMemory(NamedTuple):
 
 
 def find_devices(topology: str) -> np.ndarray:
-  """Return the devices of a topology, none of which have to be there.
+  """Return the devices of a topology, which need not be there.
 
   An unknown topology, and a libtpu that is missing, raise UserError.
   """
@@ -133,24 +114,18 @@ def find_devices(topology: str) -> np.ndarray:
   if kind == "cpu":
     available = jax.device_count("cpu")
     if not count.isdigit() or int(count) > available:
-      raise UserError(
-        f"--topology={topology}: this process has {available} CPU devices.  "
-        "Ask for as many or fewer."
-      )
+      fault = f"this process has {available} CPU devices"
+      raise UserError(f"--topology={topology}: {fault}.  Ask for no more.")
     return np.array(jax.devices("cpu")[: int(count)])
   if importlib.util.find_spec("libtpu") is None:
-    raise UserError(
-      f"--topology={topology} needs libtpu, which compiles for TPUs without "
-      "one: pip install 'r1router_jax[tpu]'.  Or take --topology=cpu:8."
-    )
+    cure = "pip install 'r1router_jax[tpu]', or take --topology=cpu:8."
+    raise UserError(f"--topology={topology} needs libtpu, but no TPU: {cure}")
   try:
     described = topologies.get_topology_desc(topology, "tpu")
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).partition("\n")[0]
-    raise UserError(
-      f"--topology={topology}: {reason}.  Name one as v4:2x2x1, v5e:2x4, "
-      "v5e:4x4, v5p:2x2x1, v6e:4x4."
-    ) from error
+    cure = "Name one as v4:2x2x1, v5e:2x4, v5e:4x4, v5p:2x2x1, v6e:4x4."
+    raise UserError(f"--topology={topology}: {reason}.  {cure}") from error
   return np.array(described.devices)
 
 
@@ -223,8 +198,8 @@ def _make_rollout(
   weights = mesh_lib.with_shardings(params, shardings, policy.compute.dtype)
   # The vocabulary mask and the id of the end token.
   shaped = jax.ShapeDtypeStruct
-  constraints = shaped((policy.model.vocab,), bool), shaped((), jnp.int32)
-  constraints = group_decode.DecodeConstraints(*constraints)
+  allowed, end_id = shaped((policy.model.vocab,), bool), shaped((), jnp.int32)
+  constraints = group_decode.DecodeConstraints(allowed, end_id)
   sampling = jax.eval_shape(token_sampling.GREEDY.validate)
   # Arguments 0, 3 and 4 are the same for all data shards.
   function = mesh_lib.shard_map_over_data(decode, mesh, shared=(0, 3, 4))
@@ -249,9 +224,8 @@ def _make_update(
   # The strategy gives states the shardings that checkpoints have.  Under pmap a
   # chip holds as much as on a mesh that splits no weights.
   layout = strategy.ParallelStrategy("fsdp", mesh, mesh, mesh, shards)
-  # Only a divergence needs the reference policy.
   reference = None
-  if loss_config.kl_coef != 0:
+  if loss_config.kl_coef != 0:  # Else no divergence needs it.
     regex = config.trainable_regex
     trainable = functools.partial(train_step.trainable_params, trainable=regex)
     reference = layout.abstract_state(trainable, params)
@@ -271,7 +245,7 @@ def abstract_microbatches(
   shaped, rows = jax.ShapeDtypeStruct, config.step_grpo.update_batch_size
   group = rows, config.step_grpo.group_size
   tokens = *group, policy.response_tokens[-1]
-  # The shapes of one data shard, [B, ...].
+  # Of one data shard, [B, ...].
   batch = batch_lib.Batch(
     prompt=abstract_prompts(policy, rows),
     response=shaped(tokens, jnp.int32),
@@ -292,19 +266,16 @@ def abstract_microbatches(
 def abstract_prompts(policy: config_lib.PolicyConfig, prompts: int) -> Any:
   """Return the shapes of the B largest prompts that a policy can read.
 
-  Each has the longest padded length and as many images of the largest size as
-  an answer prompt may show.
+  They are of the longest padded length, with all images that they may show.
   """
   vision, images, windows = policy.model.vision, 0, 0
   if vision is not None:
     # The image of the question, and those of passages.
     images = prompts * (1 + policy.passage_images)
-    windows = processor.next_power_of_two(
-      -(-policy.max_pixels // vision.window**2)
-    )
-  empty = qwen2_5_vl.empty_prompt_batch(
-    prompts, policy.prompt_tokens[-1], images, windows, vision
-  )
+    windows = math.ceil(policy.max_pixels / vision.window**2)
+    windows = processor.next_power_of_two(windows)
+  size = prompts, policy.prompt_tokens[-1], images, windows
+  empty = qwen2_5_vl.empty_prompt_batch(*size, vision)
   return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty))
 
 
@@ -339,8 +310,7 @@ def _wanted_gib(message: str) -> float:
 
 def format_row(topology: str, memory: ProgramMemory) -> str:
   """Return an aligned row of the Markdown table under `TABLE_HEAD`."""
-  program, peak, *others = memory
-  # Not every number is known.
+  program, peak, *others = memory  # Not every number is known.
   arguments, limit = (f"{x:.2f}" if math.isfinite(x) else "-" for x in others)
   return (
     f"| {topology:8} | {program:8} | {peak:9.2f} | {limit:>7} | "
@@ -349,10 +319,7 @@ def format_row(topology: str, memory: ProgramMemory) -> str:
 
 
 def _use_cpu_only(topology_names: list[str]) -> None:
-  """Leave this machine's accelerator alone, and make the CPU devices asked for.
-
-  Nothing is run, so none of its devices is needed.
-  """
+  """Leave this machine's accelerator alone, and make the CPU devices."""
   # libtpu would ask for the machine's own TPU, its neighbours and its lock.
   os.environ |= {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -365,9 +332,8 @@ def _use_cpu_only(topology_names: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", max(map(int, counts)))
 
 
-def main(argv: list[str]) -> None:
+def main(_) -> None:
   """Run the command."""
-  del argv
   config = read_run_config(_CONFIG.value.to_dict())
   if config.algorithm != "step_grpo":
     raise UserError("--config: a plan is of Step-GRPO: configs/step_grpo.py.")
