@@ -77,7 +77,6 @@ def called_modules(calls):
 
 
 def count_pip_calls(calls):
-  """Return how often pip was run."""
   return sum(call[2] == "pip" for call in calls)
 
 

@@ -133,8 +133,7 @@ def test_threads_share_a_knowledge_base(monkeypatch):
     results = list(pool.map(lambda batch: kb.search(batch, 2), batches))
   # Each thread has the results of a single one.
   for batch, found in zip(batches, results, strict=True):
-    expected = kb.search(batch, 2)
-    assert [p[0].id for p in found] == [p[0].id for p in expected]
+    assert [p[0].id for p in found] == [p[0].id for p in kb.search(batch, 2)]
 
 
 def test_passages_are_read_from_the_file(tmp_path):

@@ -14,6 +14,13 @@ def read_passages(
   return _parse_rows(sources.open_source(kb, source, image_folder))
 
 
+def split_passages(*source: str) -> tuple[list[Passage], list[str]]:
+  """Return the passages of a source, and its rejected rows as text."""
+  rows = list(read_passages(*source))
+  good = [row for row in rows if isinstance(row, Passage)]
+  return good, [str(row) for row in rows if isinstance(row, RejectedRow)]
+
+
 def _parse_rows(source):
   ids = set()
   for where, row in sources.read_raw_rows(source):

@@ -29,14 +29,12 @@ def sources(tmp_path):
   for number in range(6):
     path = folder / f"wiki/A{number % 3}/wiki_0{number}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-      "".join(
-        ARTICLE.format(i % 40, title, title, f"w{i} " * (3 + 37 * (i % 5)))
-        for i in range(number * 9, number * 9 + 9)
-        for title in [f"List of {i}" if i % 8 == 7 else f"T{i}"]
-      )
-      + "stray\n"
-    )
+    articles = []
+    for i in range(number * 9, number * 9 + 9):
+      title = f"List of {i}" if i % 8 == 7 else f"T{i}"
+      text = f"w{i} " * (3 + 37 * (i % 5))
+      articles.append(ARTICLE.format(i % 40, title, title, text))
+    path.write_text("".join(articles) + "stray\n")
   # Candidates of all modalities; some images are missing.
   (folder / "pictures").mkdir()
   Image.new("RGB", (8, 8)).save(folder / "pictures/a.png")
@@ -48,10 +46,8 @@ def sources(tmp_path):
   ]
   write_lines(folder / "pool.jsonl", pool)
   # Tables, whose ids cannot repeat: they are row numbers.
-  tables = [
-    table | dict(flattened=text + "\n")
-    for table, text in zip(wikitables.TABLES, wikitables.FLATTENED, strict=True)
-  ]
+  pairs = zip(wikitables.TABLES, wikitables.FLATTENED, strict=True)
+  tables = [table | dict(flattened=text + "\n") for table, text in pairs]
   columns = wikitables.by_columns(tables * 9)
   write_lines(folder / "splitted_tables.json", [columns])
   # Rows of a user, some long enough for several windows.
@@ -87,15 +83,13 @@ def read_files(out):
 @pytest.mark.parametrize("corpus", sources_lib.CORPORA)
 def test_passages_equal_those_of_the_plain_reader(sources, tmp_path, corpus):
   kb, source, pictures = sources[corpus]
-  plain = list(plain_reader.read_passages(kb, source, pictures))
+  good, bad = plain_reader.split_passages(kb, source, pictures)
   counts = run_pipeline(sources[corpus], tmp_path / "out")
   written = f"{tmp_path}/out/passages-*.jsonl"
   again = list(plain_reader.read_passages(kb, written, pictures))
-  good = [row for row in plain if not isinstance(row, sources_lib.RejectedRow)]
   assert [(p.id, p.kb, p.text, p.image) for p in again] == [
     (p.id, p.kb, p.text, p.image) for p in good
   ]
-  bad = [str(row) for row in plain if isinstance(row, sources_lib.RejectedRow)]
   # Rejected rows are listed in the same order, and counted.
   skipped = sorted((tmp_path / "out").glob("skipped-*.txt"))
   assert "".join(path.read_text() for path in skipped).splitlines() == bad
@@ -144,11 +138,9 @@ def test_command_with_beam_options(sources, tmp_path):
   done = run_command(f"--source={source}", *flags)
   assert not done.returncode, done.stderr[-2000:]
   assert "build_kb --kind=text --source=" in done.stderr
-  plain = plain_reader.read_passages("text", source)
+  good, _ = plain_reader.split_passages("text", source)
   paths = sorted((tmp_path / "out").glob("passages-*.jsonl"))
   lines = "".join(path.read_text() for path in paths).splitlines()
-  assert [json.loads(line)["id"] for line in lines] == [
-    p.id for p in plain if not isinstance(p, sources_lib.RejectedRow)
-  ]
+  assert [json.loads(line)["id"] for line in lines] == [p.id for p in good]
   done = run_command("--workdir=x", "--source=georouter")
   assert done.returncode == 2 and "Say which" in done.stderr

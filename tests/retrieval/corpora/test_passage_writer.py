@@ -35,9 +35,7 @@ def small_blocks(monkeypatch):
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: Lengths())
   monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
   monkeypatch.setattr(passage_writer, "COMMIT_ROWS", 4)
-  registry.LOADED.clear()
-  yield
-  registry.LOADED.clear()
+  monkeypatch.setattr(registry, "LOADED", {})
 
 
 def write_rows(folder, count=23):
@@ -84,11 +82,8 @@ def killed_at(monkeypatch, event, work, *args):
 
   with monkeypatch.context() as patch:
     for module, name in (
-      (os, "replace"),
-      (os, "unlink"),
-      (shutil, "rmtree"),
-      (np.lib.format, "open_memmap"),
-      (sources, "parse_row"),
+      *((os, "replace"), (os, "unlink"), (shutil, "rmtree")),
+      *((np.lib.format, "open_memmap"), (sources, "parse_row")),
     ):
       patch.setattr(module, name, counted(getattr(module, name)))
     try:
@@ -136,14 +131,11 @@ def test_rebuild_killed_anywhere_gives_the_same_files(tmp_path, monkeypatch):
 
 def test_written_passages_are_those_of_the_reader(tmp_path):
   source = write_rows(tmp_path / "rows")
-  rows = list(plain_reader.read_passages("text", source))
+  good, bad = plain_reader.split_passages("text", source)
   build(tmp_path / "kb", source)
   stored = local_kb.PassageFile(str(tmp_path / "kb"), "text")
-  good = [row for row in rows if not isinstance(row, sources.RejectedRow)]
   assert [(p.id, p.text) for p in stored] == [(p.id, p.text) for p in good]
-  assert (tmp_path / "kb/skipped.txt").read_text().splitlines() == [
-    str(row) for row in rows if isinstance(row, sources.RejectedRow)
-  ]
+  assert (tmp_path / "kb/skipped.txt").read_text().splitlines() == bad
 
 
 def test_resumed_draft_reads_no_row_twice(tmp_path, monkeypatch):
@@ -246,9 +238,7 @@ def test_rejected_rows_are_counted_by_reason(tmp_path, caplog):
   with caplog.at_level("WARNING", "absl"):
     note = passage_writer.ensure_passages(str(tmp_path), source, False)
   assert note["rows"] == 1
-  assert (
-    "skipped 11 of 12 rows: 8 (the id ... came before), 1 "
-    '("id" is missing or empty), 1 (a list'
-  ) in caplog.text
+  counts = '8 (the id ... came before), 1 ("id" is missing or empty), 1 (a list'
+  assert f"skipped 11 of 12 rows: {counts}" in caplog.text
   named = [m for m in caplog.messages if m.startswith("skipped /")]
   assert len(named) == 5  # The others are in skipped.txt.

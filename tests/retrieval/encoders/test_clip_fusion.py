@@ -17,15 +17,9 @@ from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import clip
 from r1router_jax.retrieval.encoders import image_encoders
 
-CONFIG = clip.ClipConfig(
-  image=clip.TowerConfig(24, 2, 3),
-  text=clip.TowerConfig(16, 2, 4),
-  image_size=12,
-  patch_size=4,
-  vocab=90,
-  max_tokens=60,
-  width=10,
-)
+TOWERS = clip.TowerConfig(24, 2, 3), clip.TowerConfig(16, 2, 4)
+SIZES = dict(image_size=12, patch_size=4, vocab=90, max_tokens=60, width=10)
+CONFIG = clip.ClipConfig(*TOWERS, **SIZES)
 
 
 def make_tokenizer():

@@ -93,7 +93,7 @@ def test_fused_scores_come_from_image_or_text(image_files, monkeypatch):
   weights, paths = image_files
   words = WordEmbedder()
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: words)
-  registry.LOADED.clear()
+  monkeypatch.setattr(registry, "LOADED", {})
   fused = registry.load_image_caption(weights)
   captions = zip(("red", "green", "blue"), paths, strict=True)
   entries = [Passage(path, "image", text, path) for text, path in captions]
@@ -109,7 +109,6 @@ def test_fused_scores_come_from_image_or_text(image_files, monkeypatch):
   np.testing.assert_allclose(scores, wanted, atol=1e-5)
   assert scores[0].argmax() == 2 and scores[1].argmax() == 1
   assert scores[0, 3] == 0
-  registry.LOADED.clear()
 
 
 def test_dual_encoder_has_one_embedder_for_each_side():

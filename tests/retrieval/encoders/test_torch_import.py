@@ -20,12 +20,15 @@ LARGER_BERT = dataclasses.replace(BERT, vocab=53, pooling="pooler")
 def as_stored(arrays):
   """Return arrays as the tensors of a file by name, not read yet."""
   keys = {"float32": "F32", "float16": "F16", "int64": "I64"}
-  return {
-    name: safetensors_io.StoredTensor(
-      "w.bin", name, x.shape, keys[x.dtype.name], lambda x=x: x
-    )
-    for name, x in arrays.items()
-  }
+  tensors = {}
+  for name, x in arrays.items():
+    stored = name, x.shape, keys[x.dtype.name], lambda x=x: x
+    tensors[name] = safetensors_io.StoredTensor("w.bin", *stored)
+  return tensors
+
+
+def read_written(folder):
+  return load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}")
 
 
 @pytest.fixture
@@ -33,11 +36,9 @@ def convert_arrays(tmp_path, monkeypatch):
   """Return a function that converts arrays as if a PyTorch file held them."""
 
   def convert(arrays, spec, dtype=np.float32):
-    monkeypatch.setattr(
-      torch_import.torch_checkpoint,
-      "open_tensors",
-      lambda path, key: contextlib.nullcontext(as_stored(arrays)),
-    )
+    opened = contextlib.nullcontext(as_stored(arrays))
+    module = torch_import.torch_checkpoint
+    monkeypatch.setattr(module, "open_tensors", lambda path, key: opened)
     torch_import.convert_encoder("w.bin", str(tmp_path / "to"), spec, dtype)
     return str(tmp_path / "to")
 
@@ -53,18 +54,15 @@ def test_bert_with_unused_tensors_is_converted(convert_arrays):
     "embeddings.position_ids": np.arange(24)[None],
   }
   part = torch_import.EncoderPart(rules, axes, (("roberta.", ""),))
-  folder = convert_arrays(
-    {"roberta." + name: x for name, x in (arrays | more).items()},
-    torch_import.EncoderSpec((part,), "x/y"),
-  )
-  written = load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}")
+  inside = {f"roberta.{name}": x for name, x in (arrays | more).items()}
+  folder = convert_arrays(inside, torch_import.EncoderSpec((part,), "x/y"))
+  written = read_written(folder)
   assert written.keys() == arrays.keys()
   for name, array in arrays.items():
     np.testing.assert_array_equal(written[name], array)
   embedding = bert.load_params(folder, BERT)["words"]["embedding"]
-  np.testing.assert_array_equal(
-    embedding, arrays["embeddings.word_embeddings.weight"]
-  )
+  wanted = arrays["embeddings.word_embeddings.weight"]
+  np.testing.assert_array_equal(embedding, wanted)
 
 
 @pytest.mark.oracle
@@ -72,27 +70,20 @@ def test_clip_inside_a_training_checkpoint_is_converted(tmp_path):
   torch = pytest.importorskip("torch")
   axes = clip.axis_sizes(CLIP)
   arrays = random_tensors(clip.WEIGHT_MAP, axes)
-  inside = {
-    "clip_model." + name: x.astype(np.float16) for name, x in arrays.items()
-  }
+  halves = {name: x.astype(np.float16) for name, x in arrays.items()}
   # A scalar that is skipped, in another precision.
-  inside["clip_model.logit_scale"] = np.array(4.6, np.float32)
+  inside = halves | {"logit_scale": np.array(4.6, np.float32)}
   part = torch_import.EncoderPart(clip.WEIGHT_MAP, axes, (("clip_model.", ""),))
-  tensors = {name: torch.from_numpy(x) for name, x in inside.items()}
-  torch.save({"model": tensors, "epoch": 3}, tmp_path / "w.pth")
-  folder = str(tmp_path / "to")
-  torch_import.convert_encoder(
-    str(tmp_path / "w.pth"),
-    folder,
-    torch_import.EncoderSpec((part,), "x/y", key="model"),
-    ml_dtypes.bfloat16,
-  )
-  written = load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}")
+  tensors = {f"clip_model.{n}": torch.from_numpy(x) for n, x in inside.items()}
+  source, folder = str(tmp_path / "w.pth"), str(tmp_path / "to")
+  torch.save({"model": tensors, "epoch": 3}, source)
+  spec = torch_import.EncoderSpec((part,), "x/y", key="model")
+  torch_import.convert_encoder(source, folder, spec, ml_dtypes.bfloat16)
+  written = read_written(folder)
   assert written.keys() == arrays.keys()
-  for name, array in arrays.items():
-    np.testing.assert_array_equal(
-      written[name], array.astype(np.float16).astype(ml_dtypes.bfloat16)
-    )
+  for name, half in halves.items():
+    wanted = half.astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(written[name], wanted)
   assert clip.load_params(folder, CLIP)["image_positions"].shape == (10, 24)
 
 
@@ -113,28 +104,21 @@ def two_encoders():
 
 def arrays_of(spec):
   """Return random tensors of all parts of a file, by their names in it."""
-  return {
-    name: x
-    for i, part in enumerate(spec.parts)
-    for name, x in random_tensors(
-      part.weight_map, part.axes, part.written_prefix, i
-    ).items()
-  }
+  arrays = {}
+  for i, part in enumerate(spec.parts):
+    named = part.weight_map, part.axes, part.written_prefix
+    arrays |= random_tensors(*named, i)
+  return arrays
 
 
 def test_two_encoders_in_one_file_are_converted(convert_arrays, two_encoders):
-  folder = convert_arrays(arrays_of(two_encoders), two_encoders)
-  assert (
-    load_file(f"{folder}/{safetensors_io.WEIGHTS_FILE}").keys()
-    == arrays_of(two_encoders).keys()
-  )
-  params = bert.load_params(
-    folder, LARGER_BERT, [("question_enc.", None), ("table_enc.", "")]
-  )
-  np.testing.assert_array_equal(
-    params["words"]["embedding"],
-    arrays_of(two_encoders)["table_enc.embeddings.word_embeddings.weight"],
-  )
+  arrays = arrays_of(two_encoders)
+  folder = convert_arrays(arrays, two_encoders)
+  assert read_written(folder).keys() == arrays.keys()
+  prefixes = [("question_enc.", None), ("table_enc.", "")]
+  words = bert.load_params(folder, LARGER_BERT, prefixes)["words"]
+  wanted = arrays["table_enc.embeddings.word_embeddings.weight"]
+  np.testing.assert_array_equal(words["embedding"], wanted)
 
 
 BIAS = "table_enc.pooler.dense.bias"
@@ -170,13 +154,10 @@ def test_large_file_needs_little_memory(tmp_path):
   arrays = random_tensors(rules, axes)
   source = str(tmp_path / "w.bin")
   torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, source)
+  part, folder = torch_import.EncoderPart(rules, axes, ()), str(tmp_path / "to")
+  spec = torch_import.EncoderSpec((part,), "")
   tracemalloc.start()
-  torch_import.convert_encoder(
-    source,
-    str(tmp_path / "to"),
-    torch_import.EncoderSpec((torch_import.EncoderPart(rules, axes, ()),), ""),
-    np.float32,
-  )
+  torch_import.convert_encoder(source, folder, spec, np.float32)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   # Bytes of one tensor; the file holds forty.
@@ -194,15 +175,13 @@ LOADED = {
   "bge_m3": [(bert.weight_map(bert.BGE_M3), bert.axis_sizes(bert.BGE_M3), [])],
   "open_wikitable": [
     (
-      bert.weight_map(bert.WIKITABLE_QUESTION),
-      bert.axis_sizes(bert.WIKITABLE_QUESTION),
-      [("table_enc.", None), ("question_enc.", "")],
-    ),
-    (
-      bert.weight_map(bert.WIKITABLE_TABLE),
-      bert.axis_sizes(bert.WIKITABLE_TABLE),
-      [("question_enc.", None), ("table_enc.", "")],
-    ),
+      *(bert.weight_map(config), bert.axis_sizes(config)),
+      [(other, None), (own, "")],
+    )
+    for config, own, other in (
+      (bert.WIKITABLE_QUESTION, "question_enc.", "table_enc."),
+      (bert.WIKITABLE_TABLE, "table_enc.", "question_enc."),
+    )
   ],
 }
 
@@ -216,22 +195,21 @@ def test_published_encoder_fits_its_embedder(name, monkeypatch):
     # The file as the authors publish it, without numbers.
     for inner, size in tensor_shapes(part.weight_map, part.axes).items():
       full = old + part.written_prefix + inner
-      stored[full] = safetensors_io.StoredTensor(
-        "w.bin", full, size, "F32", lambda: None
-      )
-  monkeypatch.setattr(
-    torch_import.torch_checkpoint,
-    "open_tensors",
-    lambda path, key: keys.append(key) or contextlib.nullcontext(stored),
-  )
-  monkeypatch.setattr(
-    torch_import.safetensors_io,
-    "write_checkpoint",
-    lambda folder, found, **_: written.update(found),
-  )
-  torch_import.convert_encoder(
-    "w.bin", "nowhere", torch_import.ENCODERS[name], np.float32
-  )
+      tensor = "w.bin", full, size, "F32", lambda: None
+      stored[full] = safetensors_io.StoredTensor(*tensor)
+
+  def open_tensors(path, key):
+    keys.append(key)
+    return contextlib.nullcontext(stored)
+
+  def write_checkpoint(folder, found, **_):
+    written.update(found)
+
+  checkpoint = torch_import.torch_checkpoint
+  monkeypatch.setattr(checkpoint, "open_tensors", open_tensors)
+  monkeypatch.setattr(safetensors_io, "write_checkpoint", write_checkpoint)
+  spec = torch_import.ENCODERS[name]
+  torch_import.convert_encoder("w.bin", "nowhere", spec, np.float32)
   assert keys == [key]
   # What was written is what `registry` loads, no more and no less.
   there = [dataclasses.replace(x, name=n) for n, x in written.items()]
