@@ -9,15 +9,10 @@ import pytest
 from r1router_jax.models import hf_checkpoint, qwen2_5_vl
 from tests import tiny_policy, two_processes
 
+SIZES = dict(hidden=512, mlp=2048, layers=10, heads=8, kv_heads=4)
+
 CONFIG = qwen2_5_vl.Config(
-  vocab=24_000,
-  hidden=512,
-  mlp=2048,
-  layers=10,
-  heads=8,
-  kv_heads=4,
-  mrope_section=(32, 0, 0),
-  vision=None,
+  vocab=24_000, mrope_section=(32, 0, 0), vision=None, **SIZES
 )
 
 # A host: reads its shards while a thread watches its memory.
