@@ -24,12 +24,9 @@ QUESTIONS = [
 def write_response(kind, prompt, temperature):
   """Routes every question right, and answers the first three right."""
   if kind == "plan":
-    is_done = "Sub-question1" in prompt
-    return format.render_plan(
-      Plan("t", "None", ())
-      if is_done
-      else Plan("t", prompt.split()[-1], ("table",))
-    )
+    if "Sub-question1" in prompt:
+      return format.render_plan(Plan("t", "None", ()))
+    return format.render_plan(Plan("t", prompt.split()[-1], ("table",)))
   # Fiji and Oman are unknown to it.
   places = ("chad?", "italy?", "peru?")
   known = [n for n, place in enumerate(places) if place in prompt.lower()]
