@@ -1,5 +1,6 @@
-import dataclasses
+import itertools
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ def test_interrupted_run_resumes(tmp_path):
   assert census.evaluate(path)[1] == 0  # Nothing is left to ask.
   # Neither another policy nor a changed question takes over what is saved.
   assert census.evaluate(path, policy="other")[1] == prompts
-  changed = [dataclasses.replace(QUESTIONS[0], text="Who lives in Chad?")]
+  changed = [replace(QUESTIONS[0], text="Who lives in Chad?")]
   assert census.evaluate(path, questions=changed)[1] > 0
   rows = [
     json.loads(line)
@@ -68,7 +69,7 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
 
 def test_two_questions_with_one_id_are_rejected():
   # Rows are found by id, so the second would get the first's answer.
-  again = dataclasses.replace(QUESTIONS[1], id="q/0")
+  again = replace(QUESTIONS[1], id="q/0")
   with pytest.raises(ValueError, match="Two questions have the id 'q/0'"):
     census.evaluate(questions=[QUESTIONS[0], again])
 
@@ -103,14 +104,11 @@ def test_several_samples_are_scored_alone_and_together(tmp_path):
       (asked,) = [n for n, place in places if place in prompt]
       return format.render_answer(Answer("t", texts[asked][number]))
 
-    return runner.evaluate_method(
-      fakes.ScriptedPolicy(write_response),
-      fakes.make_kbs(),
-      QUESTIONS[:3],
-      RunSettings("r1_router", temperature=1.0, sample=number),
-      path=tmp_path / "predictions.jsonl",
-      label=dict(policy="p"),
-    )
+    policy, kbs = fakes.ScriptedPolicy(write_response), fakes.make_kbs()
+    settings = RunSettings("r1_router", temperature=1.0, sample=number)
+    path, label = tmp_path / "predictions.jsonl", dict(policy="p")
+    task = policy, kbs, QUESTIONS[:3], settings
+    return runner.evaluate_method(*task, path=path, label=label)
 
   found = tables.aggregate_samples([evaluate_sample(n) for n in range(3)])
   assert found.scores["default_exact"] == pytest.approx([2 / 3, 1 / 3, 0])
@@ -122,12 +120,10 @@ def test_several_samples_are_scored_alone_and_together(tmp_path):
 
 
 def test_each_sample_has_its_own_key():
-  settings = [
-    RunSettings("direct", seed=seed, sample=sample)
-    for seed in (0, 1)
-    for sample in range(3)
-  ]
-  keys = {str(jax.random.key_data(each.random_key)) for each in settings}
+  keys = set()
+  for seed, sample in itertools.product(range(2), range(3)):
+    settings = RunSettings("direct", seed=seed, sample=sample)
+    keys.add(str(jax.random.key_data(settings.random_key)))
   assert len(keys) == 6
 
 
@@ -141,9 +137,7 @@ def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):
   )
   questions = benchmarks.load_benchmark("jsonl", str(file))
   found, _ = census.evaluate(
-    questions=[
-      dataclasses.replace(q, image=q.image and "missing.png") for q in questions
-    ]
+    questions=[replace(q, image=q.image and "missing.png") for q in questions]
   )
   assert found.scores["recall"].tolist() == [1, 0]
   assert np.isnan(found.scores["route"]).all()
