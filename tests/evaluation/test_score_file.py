@@ -9,7 +9,7 @@ import re
 import pytest
 
 from r1router_jax.data import benchmarks
-from r1router_jax.evaluation import score_file
+from r1router_jax.evaluation.score_file import score_predictions
 from r1router_jax.metrics import answers as answers_lib
 from tests import slow_bag_f1
 from tests.commands import run_command
@@ -26,39 +26,34 @@ TABFACT = [
   for n, answer in enumerate(("yes", "no", "yes"))
 ]
 
+NUMBER = [dict(wikidata=6.75, range=[6.5, 7.0])]
+FIELDS = ("data_id", "image_id", "question", "answer", "answer_eval")
 INFOSEEK = [
-  dict(
-    data_id="a",
-    image_id="o1",
-    question="What?",
-    answer=["x y"],
-    answer_eval=["x y", "z"],
-  ),
-  dict(
-    data_id="b",
-    image_id="o2",
-    question="What?",
-    answer=["6.5-7.0"],
-    answer_eval=[dict(wikidata=6.75, range=[6.5, 7.0])],
-  ),
+  dict(zip(FIELDS, row, strict=True))
+  for row in [
+    ("a", "o1", "What?", ["x y"], ["x y", "z"]),
+    ("b", "o2", "What?", ["6.5-7.0"], NUMBER),
+  ]
 ]
 
 
 def write(path, rows):
-  path.write_bytes(
-    b"".join(
-      (row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n"
-      for row in rows
-    )
-  )
+  with path.open("wb") as file:
+    for row in rows:
+      line = row if isinstance(row, bytes) else json.dumps(row).encode()
+      file.write(line + b"\n")
   return str(path)
 
 
+def printed(benchmark, n, f1_recall, f1, em, recall, empty=0):
+  """The line of scores, as a dict."""
+  shares = dict(f1_recall=f1_recall, f1=f1, em=em, recall=recall)
+  return dict(benchmark=benchmark, n=n, empty=empty) | shares
+
+
 def told(rows, *answers):
-  return [
-    row | dict(llm_answer=answer)
-    for row, answer in zip(rows, answers, strict=True)
-  ]
+  pairs = zip(rows, answers, strict=True)
+  return [row | dict(llm_answer=answer) for row, answer in pairs]
 
 
 def data(tmp_path, name, rows):
@@ -67,41 +62,20 @@ def data(tmp_path, name, rows):
 
 
 def test_printed_scores(tmp_path):
-  path = write(
-    tmp_path / "p",
-    told(TABFACT, "Yes, it is", dict(thought="?", answer="yes and no"), ""),
-  )
-  scores = dict(
-    benchmark="tabfact",
-    n=3,
-    f1_recall=66.67,
-    f1=16.67,
-    em=0.0,
-    recall=33.33,
-    empty=1,
-  )
-  assert score_file.score_predictions("tabfact", path) == scores
-  assert (
-    score_file.score_predictions(
-      "tabfact", path, data(tmp_path, "tabfact", TABFACT)
-    )
-    == scores
-  )
+  answers = "Yes, it is", dict(thought="?", answer="yes and no"), ""
+  path = write(tmp_path / "p", told(TABFACT, *answers))
+  scores = printed("tabfact", 3, 66.67, 16.67, 0.0, 33.33, empty=1)
+  assert score_predictions("tabfact", path) == scores
+  folder = data(tmp_path, "tabfact", TABFACT)
+  assert score_predictions("tabfact", path, folder) == scores
 
 
 def test_intervals_by_both_rule_sets(tmp_path):
   path = write(tmp_path / "p", told(INFOSEEK, "X-Y!", "6.7505"))
-  assert score_file.score_predictions(
+  found = score_predictions(
     "infoseek", path, data(tmp_path, "infoseek", INFOSEEK)
-  ) == dict(
-    benchmark="infoseek",
-    n=2,
-    f1_recall=50.0,
-    f1=100.0,
-    em=100.0,
-    recall=100.0,
-    empty=0,
   )
+  assert found == printed("infoseek", 2, 50.0, 100.0, 100.0, 100.0)
 
 
 def test_user_file(tmp_path):
@@ -112,12 +86,12 @@ def test_user_file(tmp_path):
   ]
   path = write(tmp_path / "p", told(rows, "3.5", "b", "d")[::-1])
   questions = write(tmp_path / "mine.jsonl", rows)
-  found = score_file.score_predictions("jsonl", path, questions)
+  found = score_predictions("jsonl", path, questions)
   assert (found["n"], found["em"]) == (3, 66.67)
 
 
 def test_row_count_is_checked(tmp_path, caplog):
-  score_file.score_predictions(
+  score_predictions(
     "tabfact", write(tmp_path / "p", told(TABFACT, "yes", "no", "no"))
   )
   assert "has 3 rows, tabfact was published with 1000" in caplog.text
@@ -139,16 +113,13 @@ def test_row_count_is_checked(tmp_path, caplog):
     (b'{"question": "q", "ans', "not JSON"),
     (b'{"question": "\xe9"}', "not UTF-8"),
     (b"7", "it is no object"),
-    (
-      dict(id="georouter/test/0", question="q", gold=["x"], final={}),
-      '"answer" is None',
-    ),
+    (dict(id="r/0", question="q", gold=["x"], final={}), '"answer" is None'),
   ],
 )
 def test_broken_row_is_named(tmp_path, row, reason):
   path = write(tmp_path / "p", [*told(TABFACT, "a", "b", "c"), row])
   with pytest.raises(ValueError) as caught:
-    score_file.score_predictions("tabfact", path)
+    score_predictions("tabfact", path)
   said = str(caught.value)
   assert f"{path}:4: " in said and "1 of 4 rows" in said
   assert re.search(reason, said), said
@@ -156,24 +127,23 @@ def test_broken_row_is_named(tmp_path, row, reason):
 
 def test_unknown_benchmark_or_missing_file_is_rejected(tmp_path):
   with pytest.raises(ValueError, match="georouter.*choose from infoseek"):
-    score_file.score_predictions("georouter", "p")
+    score_predictions("georouter", "p")
   with pytest.raises(ValueError, match="wants --predictions"):
-    score_file.score_predictions("tabfact", "")
+    score_predictions("tabfact", "")
   with pytest.raises(FileNotFoundError):
-    score_file.score_predictions("tabfact", str(tmp_path / "absent"))
+    score_predictions("tabfact", str(tmp_path / "absent"))
   with pytest.raises(ValueError, match="is empty"):
-    score_file.score_predictions("tabfact", write(tmp_path / "p", []))
+    score_predictions("tabfact", write(tmp_path / "p", []))
+  path = write(tmp_path / "p", told(INFOSEEK, "", ""))
   with pytest.raises(FileNotFoundError, match="infoseek_val"):
-    score_file.score_predictions(
-      "infoseek", write(tmp_path / "p", told(INFOSEEK, "", "")), str(tmp_path)
-    )
+    score_predictions("infoseek", path, str(tmp_path))
 
 
 def test_duplicate_id_is_rejected(tmp_path):
   rows = told([*INFOSEEK, INFOSEEK[0]], "x", "y", "z")
   path = write(tmp_path / "p", rows)
   with pytest.raises(ValueError, match=r"p:1 and \S+p:3 both have the id"):
-    score_file.score_predictions("infoseek", path)
+    score_predictions("infoseek", path)
 
 
 # ---- Predictions against the question file.
@@ -189,7 +159,7 @@ def test_order_is_irrelevant_and_duplicates_count(tmp_path):
   rows = told(SEVERAL, *ANSWERS)
   random.Random(0).shuffle(rows)
   path = write(tmp_path / "p", rows)
-  assert score_file.score_predictions("tabfact", path, folder)["n"] == 5
+  assert score_predictions("tabfact", path, folder)["n"] == 5
 
 
 @pytest.mark.parametrize(
@@ -213,7 +183,7 @@ def test_each_question_has_one_prediction(tmp_path, change, reason):
   folder = data(tmp_path, "tabfact", SEVERAL)
   path = write(tmp_path / "p", change(told(SEVERAL, *ANSWERS)))
   with pytest.raises(ValueError, match=reason):
-    score_file.score_predictions("tabfact", path, folder)
+    score_predictions("tabfact", path, folder)
 
 
 @pytest.mark.parametrize(
@@ -229,17 +199,15 @@ def test_accepted_answers_match_the_question_file(tmp_path, change):
   rows = told(INFOSEEK, "x", "y")
   path = write(tmp_path / "p", [rows[1], rows[0] | change])
   with pytest.raises(ValueError, match="p:2: .*has other golds"):
-    score_file.score_predictions("infoseek", path, folder)
-  assert (
-    score_file.score_predictions("infoseek", path)["n"] == 2
-  )  # As they stand.
+    score_predictions("infoseek", path, folder)
+  assert score_predictions("infoseek", path)["n"] == 2  # As they stand.
 
 
 def test_only_the_first_faults_are_named(tmp_path):
   folder = data(tmp_path, "tabfact", SEVERAL * 4)
   path = write(tmp_path / "p", told(SEVERAL, *ANSWERS))
   with pytest.raises(ValueError, match="15 of its 20 .*And 10 more"):
-    score_file.score_predictions("tabfact", path, folder)
+    score_predictions("tabfact", path, folder)
 
 
 # ---- As a command.
@@ -253,15 +221,7 @@ def test_score_only_command(tmp_path):
   done = run_command("eval", *SCORE_TABFACT, f"--predictions={path}")
   assert done.returncode == 0, done.stderr
   (line,) = done.stdout.splitlines()
-  assert json.loads(line) == dict(
-    benchmark="tabfact",
-    n=3,
-    f1_recall=66.67,
-    f1=66.67,
-    em=66.67,
-    recall=66.67,
-    empty=0,
-  )
+  assert json.loads(line) == printed("tabfact", 3, *[66.67] * 4)
   assert "published with 1000" in done.stderr
   assert [p.name for p in tmp_path.iterdir()] == ["p"]
 
@@ -284,9 +244,8 @@ def slow_recalls(name, rows, answers):
     golds = golds if isinstance(golds, list) else [golds]
     if isinstance(golds[0], dict):
       low, high = golds[0]["range"]
-      yield answers_lib.score_answer(
-        text, (), (low, high)
-      ).recall  # See test_numeric_range.py.
+      # See test_numeric_range.py.
+      yield answers_lib.score_answer(text, (), (low, high)).recall
     elif text == "":
       yield 0
     else:
@@ -302,28 +261,14 @@ def test_scores_of_published_files(tmp_path, name):
   rows = [json.loads(line) for line in path.open(encoding="utf-8")]
   answers = []
   for row in rows:
-    golds = (
-      row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-    )
-    gold = str(rng.choice(golds))
+    golds = row["answer"]
+    gold = str(rng.choice(golds if isinstance(golds, list) else [golds]))
     words = gold.split()
-    answers.append(
-      rng.choice(
-        (
-          gold,
-          "",
-          f"It is {gold}.",
-          " ".join(words[1:]),
-          gold[::-1],
-          "no",
-          " ".join(rng.sample(words, len(words))),
-          f"{gold} or not",
-        )
-      )
-    )
-  found = score_file.score_predictions(
-    name, write(tmp_path / "p", told(rows, *answers)), str(REFERENCE)
-  )
+    said = [gold, "", f"It is {gold}.", gold[::-1], "no", f"{gold} or not"]
+    mixed = rng.sample(words, len(words))
+    answers.append(rng.choice([*said, " ".join(words[1:]), " ".join(mixed)]))
+  path = write(tmp_path / "p", told(rows, *answers))
+  found = score_predictions(name, path, str(REFERENCE))
   recalls = list(slow_recalls(name, rows, answers))
   assert found["n"] == len(rows) == benchmarks.BENCHMARK_SPECS[name].count
   assert found["f1_recall"] == round(100 * float(sum(recalls)) / len(rows), 2)
