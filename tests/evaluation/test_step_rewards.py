@@ -8,7 +8,6 @@ from r1router_jax.evaluation import step_rewards
 from r1router_jax.protocol import prompts
 from r1router_jax.rewards import step_reward
 from tests import fakes
-from tests.evaluation import census
 from tests.evaluation.census import QUESTIONS, write_response
 
 
@@ -23,17 +22,11 @@ def score_steps(questions=QUESTIONS, temperature=0.0):
   steps = [step for each in found for step in each]
   # The preset whose rewards are those of the paper.
   reward = step_reward.StepReward(embed, preset="reference")
-  together = step_rewards.score_gold_steps(
-    fakes.ScriptedPolicy(census.write_response),
-    steps,
-    reward,
-    jax.random.key(0),
-    temperature,
-  )
-  alone = [
-    reward([step], [write_response(step.kind, prompt_text(step), 0)])[0]
-    for step in steps
-  ]
+  task = fakes.ScriptedPolicy(write_response), steps, reward
+  options = jax.random.key(0), temperature
+  together = step_rewards.score_gold_steps(*task, *options)
+  texts = [write_response(step.kind, prompt_text(step), 0) for step in steps]
+  alone = [reward([s], [t])[0] for s, t in zip(steps, texts, strict=True)]
   return together, alone
 
 
