@@ -32,17 +32,13 @@ STEP_REWARDS = {
 def test_summary_lines_are_written_from_the_numbers(results):
   lines = tables_lib.summary_lines(results, STEP_REWARDS, "unseen countries")
   text = "\n".join(lines)
-  assert (
-    "Route accuracy of later on unseen countries: 1.00 (1.00 to 1.00)" in text
-  )
+  told = "Route accuracy of later on unseen countries: 1.00 (1.00 to 1.00)"
+  assert told in text
   assert "F1-Recall, later minus early: +60.0 points (95 % inter" in text
-  assert (
-    "Greedy step reward, later minus early: +0.250 (95 % interval "
-    "+0.250 to +0.250)."
-  ) in lines
-  assert lines[-1] == (
-    "Retrievals per question: early 0.00, later 1.00, always_all 3.00."
-  )
+  interval = "(95 % interval +0.250 to +0.250)."
+  assert f"Greedy step reward, later minus early: +0.250 {interval}" in lines
+  counts = "early 0.00, later 1.00, always_all 3.00."
+  assert lines[-1] == f"Retrievals per question: {counts}"
 
 
 def test_tables_are_complete(results):
@@ -64,13 +60,9 @@ def test_summary_file_has_means_and_paired_differences(results):
   json.dumps(summary, allow_nan=False)
   assert summary["results"][1]["recall"]["mean"] == pytest.approx(0.6)
   # Paired by question, so the interval is that of differences.
-  difference = answers.bootstrap_interval(
-    good.scores["recall"] - poor.scores["recall"], 0
-  )
-  assert (
-    summary["differences"]["later minus early"]["recall"]
-    == difference._asdict()
-  )
+  by_question = good.scores["recall"] - poor.scores["recall"]
+  wanted = answers.bootstrap_interval(by_question, 0)._asdict()
+  assert summary["differences"]["later minus early"]["recall"] == wanted
 
 
 def test_page_shows_tables_and_learning_curves(results, tmp_path):
