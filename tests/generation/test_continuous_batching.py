@@ -32,10 +32,8 @@ HOT = SamplingParams(3.0)
 
 def make_prompts():
   rng = np.random.default_rng(0)
-  return [
-    tiny_policy.random_prompt(rng, CONFIG, size)
-    for size in rng.integers(3, 9, COUNT)
-  ]
+  sizes = rng.integers(3, 9, COUNT)
+  return [tiny_policy.random_prompt(rng, CONFIG, size) for size in sizes]
 
 
 def make_constraints(eos_id=END, stop_table=None):
@@ -54,14 +52,7 @@ def make_mesh(shards, tensor=1):
 
 
 def sample_in_order(
-  order,
-  *,
-  rows,
-  mesh=None,
-  unrolled=True,
-  sampling=HOT,
-  keys=None,
-  constraints=None,
+  order, *, rows, mesh=None, unrolled=True, sampling=HOT, keys=None, stops=None
 ):
   """Sample responses to the prompts in an order; return them in the first."""
   mesh = mesh or make_mesh(1)
@@ -71,9 +62,8 @@ def sample_in_order(
   if not unrolled:
     layout = mesh_lib.tree_shardings(params, mesh, without=(mesh_lib.FSDP,))
     params = jax.device_put(params, layout)
-  params = inference_params.to_inference_params(
-    params, MODEL.compute, unrolled=unrolled
-  )
+  to_inference_params = inference_params.to_inference_params
+  params = to_inference_params(params, MODEL.compute, unrolled=unrolled)
   order = np.asarray(order)
 
   def collate(index):
@@ -86,7 +76,7 @@ def sample_in_order(
     collate,
     make_keys(KEY, order) if keys is None else keys,
     sampling,
-    constraints or make_constraints(),
+    stops or make_constraints(),
     max_tokens=TOKENS,
     max_rows=rows,
     mesh=mesh,
@@ -123,9 +113,8 @@ def each_alone():
 def assert_same_responses(got, wanted):
   np.testing.assert_array_equal(got.mask, wanted.mask)
   np.testing.assert_array_equal(got.tokens, wanted.tokens)
-  np.testing.assert_allclose(
-    got.logp * got.mask, wanted.logp * wanted.mask, atol=1e-5
-  )
+  known = got.logp * got.mask, wanted.logp * wanted.mask
+  np.testing.assert_allclose(*known, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +129,9 @@ def assert_same_responses(got, wanted):
 def test_responses_are_those_of_each_prompt_alone(each_alone, rows, shards):
   mesh = make_mesh(shards)
   # Another order puts each prompt into another slot, next to other prompts.
-  forwards = range(COUNT)
-  got = sample_in_order(forwards, rows=rows, mesh=mesh)
-  assert_same_responses(got, each_alone)
-  backwards = forwards[::-1]
-  got = sample_in_order(backwards, rows=rows, mesh=mesh)
-  assert_same_responses(got, each_alone)
+  for order in (range(COUNT), range(COUNT)[::-1]):
+    got = sample_in_order(order, rows=rows, mesh=mesh)
+    assert_same_responses(got, each_alone)
 
 
 @pytest.mark.slow
@@ -173,42 +159,31 @@ def test_programs_compile_once_per_level():
   assert known[1] == before + 1
   # Neither other filters nor other keys, prompts or end tokens compile.
   other = make_keys(jax.random.key(8), np.arange(COUNT))
-  for sampling in (
-    SamplingParams(0.0),
-    SamplingParams(2.0, top_k=3),
-    SamplingParams(top_p=0.5),
-    SamplingParams(np.full((COUNT, MEMBERS), 0.3)),
-  ):
+  others = dict(keys=other[:7], stops=make_constraints(4))
+  temperatures = 0.0, np.full((COUNT, MEMBERS), 0.3)
+  filters = SamplingParams(2.0, top_k=3), SamplingParams(top_p=0.5)
+  for sampling in (*map(SamplingParams, temperatures), *filters):
     sample_in_order(range(COUNT), rows=15, sampling=sampling)
-    sample_in_order(
-      range(7), rows=15, keys=other[:7], constraints=make_constraints(4)
-    )
+    sample_in_order(range(7), rows=15, **others)
   assert count_compiled() == known
   # Stop strings do, once.
   stop_table = np.zeros((2, CONFIG.vocab), np.int16)
-  constraints = make_constraints(stop_table=stop_table)
-  sample_in_order(range(COUNT), rows=15, constraints=constraints)
+  stops = make_constraints(stop_table=stop_table)
+  sample_in_order(range(COUNT), rows=15, stops=stops)
   assert count_compiled()[1] == known[1] + 1
 
 
 def test_members_share_the_keys_of_their_prompt():
   """The prompt's cache is as large for eight members as for one."""
-  prefill = functools.partial(
-    group_decode.prefill,
-    MODEL,
-    sampling=SamplingParams(1.0).validate(),
-    constraints=make_constraints(),
-    max_tokens=TOKENS,
-  )
+  sampling = dict(sampling=SamplingParams(1.0).validate())
+  sampling |= dict(constraints=make_constraints(), max_tokens=TOKENS)
+  params = tiny_policy.params(CONFIG)
+  prefill = functools.partial(group_decode.prefill, MODEL, params, **sampling)
+  batch = tiny_policy.collate(CONFIG, make_prompts(), length=8)
 
   def cache_shapes(members):
-    prompts, _ = jax.eval_shape(
-      lambda prompt, keys: prefill(
-        tiny_policy.params(CONFIG), prompt, keys=keys
-      ),
-      tiny_policy.collate(CONFIG, make_prompts(), length=8),
-      jax.random.split(KEY, (COUNT, members)),
-    )
+    keys = jax.random.split(KEY, (COUNT, members))
+    prompts, _ = jax.eval_shape(lambda *args: prefill(*args), batch, keys)
     return [leaf.shape for leaf in jax.tree.leaves(prompts.cache)]
 
   assert cache_shapes(1) == cache_shapes(8)
@@ -263,10 +238,7 @@ class FakeDevices:
 
 @settings(max_examples=60, deadline=None)
 @given(
-  st.integers(1, 40),
-  st.integers(1, 5),
-  st.integers(1, 90),
-  st.integers(1, 3),
+  *(st.integers(1, most) for most in (40, 5, 90, 3)),
   st.randoms(use_true_random=False),
 )
 def test_scheduler_runs_each_member_once(count, members, rows, shards, random):
@@ -281,9 +253,8 @@ def test_scheduler_runs_each_member_once(count, members, rows, shards, random):
     devices.decode_until(scheduler.return_threshold(), random)
     prompt, member, where = scheduler.release_finished(~devices.active)
     # The scheduler names the same prompts and members as the devices.
-    np.testing.assert_array_equal(
-      devices.row[where], np.stack([prompt, member], 1)
-    )
+    named = np.stack([prompt, member], 1)
+    np.testing.assert_array_equal(devices.row[where], named)
     finished += zip(prompt.tolist(), member.tolist(), strict=True)
   everyone = [(p, g) for p in range(count) for g in range(members)]
   assert sorted(finished) == everyone
