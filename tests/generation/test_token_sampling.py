@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1router_jax.generation.token_sampling import (
-  SamplingParams,
-  sample_inverse_cdf,
-)
+from r1router_jax.generation import token_sampling
+from r1router_jax.generation.token_sampling import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -32,7 +30,7 @@ def test_rounding_samples_no_id_of_weight_0():
   weights[:, 1000:1100] = weights[:, 4000:] = 0
   # The sum by XLA, with its rounding.
   total = np.asarray(jnp.cumsum(jnp.asarray(weights), -1))
-  sample = jax.jit(sample_inverse_cdf)
+  sample = jax.jit(token_sampling.sample_inverse_cdf)
   for at in (*range(999, 1100, 3), 3998, 3999, 4000, 4094):
     edge = total[:, at] / total[:, -1]
     for u in (edge, np.nextafter(edge, np.float32(0))):
@@ -44,5 +42,5 @@ def test_rounding_samples_no_id_of_weight_0():
 def test_sample_inverse_cdf_by_hand():
   weights = jnp.tile(jnp.array([0, 1.0, 0, 3.0, 4.0, 0]), (6, 1))
   u = jnp.array([0, 0.12, 0.126, 0.49, 0.51, 0.999])
-  tokens = sample_inverse_cdf(weights, u)
+  tokens = token_sampling.sample_inverse_cdf(weights, u)
   np.testing.assert_array_equal(tokens, [1, 1, 3, 3, 4, 4])
