@@ -269,7 +269,9 @@ LONG_HEADERS = [b"X%d: %b" % (i, b"a" * 60_000) for i in range(9)]
 )
 def test_hostile_message_has_one_answer(server, lines, status):
   body = GOOD_BODY if status == 200 else b""
-  received = send_bytes(server, make_message(*lines, CLOSE, body=body))
+  # After what is no HTTP the server ends the connection itself.
+  lines = lines if status in (400, None) else [*lines, CLOSE]
+  received = send_bytes(server, make_message(*lines, body=body))
   assert received.count(b"HTTP/1.1 ") <= 1
   if status:
     head, _, body = received.partition(b"\r\n\r\n")
