@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -19,15 +20,10 @@ from tools.georouter import phrases, values, wordings
 from tools.georouter.values import first_item
 
 QUESTIONS = {name: georouter.load_questions(name) for name in georouter.SPLITS}
-
 EVERY = [q for questions in QUESTIONS.values() for q in questions]
-
 PASSAGES = {p.id: p for kb in KBS for p in georouter.load_passages(kb)}
-
 COUNTRIES = {c["id"]: c for c in georouter.load_countries()}
-
 NAMES = {c["name"]: c for c in COUNTRIES.values()}
-
 CODER = tokenizers.Tokenizer.from_file(str(georouter.tokenizer_path()))
 
 HELD_OUT = {"text_text_2hop", "image_table_table_3hop", "map_text_2hop"}
@@ -49,8 +45,7 @@ def about(evidence):
   text = PASSAGES[evidence].text
   if evidence.startswith("table/"):
     return re.findall(r"\[Row\](.*?)\[sep\]", text)
-  name = re.match(r"(?:Flag of |Map of )?(.*?)[.:]", text + ".")[1]
-  return [name]
+  return [re.match(r"(?:Flag of |Map of )?(.*?)[.:]", text + ".")[1]]
 
 
 def evidence_of(questions):
@@ -65,9 +60,8 @@ def evidence_of(questions):
 
 
 def test_split_sizes():
-  assert {s: len(q) for s, q in QUESTIONS.items()} == dict(
-    train=5000, val=180, test=780
-  )
+  sizes = {split: len(questions) for split, questions in QUESTIONS.items()}
+  assert sizes == dict(train=5000, val=180, test=780)
   families = collections.Counter(q.family for q in QUESTIONS["test"])
   assert all(families[family] == 60 for family in HELD_OUT)
   assert not HELD_OUT & {q.family for q in QUESTIONS["train"]}
@@ -109,12 +103,10 @@ def held_patterns():
 
 def test_held_out_wordings_are_not_in_train():
   held = re.compile("|".join(f"(?:{p})" for p in held_patterns()))
-  seen = {
-    split: sum(bool(held.search(q.text)) for q in questions)
-    for split, questions in QUESTIONS.items()
-  }
-  assert seen["train"] == 0
-  assert seen["val"] > 10 and seen["test"] > 50
+  pairs = [(split, q) for split in QUESTIONS for q in QUESTIONS[split]]
+  found = [split for split, q in pairs if held.search(q.text)]
+  assert found.count("train") == 0
+  assert found.count("val") > 10 and found.count("test") > 50
   for frame in wordings.HELD_FRAMES:
     start = frame.split("NOUN")[0]
     assert not [q for q in QUESTIONS["train"] if start in q.text]
@@ -337,19 +329,17 @@ def test_factbook_text_is_cleaned(clean, raw, wanted):
   assert clean(raw) == wanted
 
 
+SOURCES = os.environ.get("GEOROUTER_SOURCES")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-  "GEOROUTER_SOURCES" not in os.environ,
-  reason="GEOROUTER_SOURCES names no folder of sources",
-)
+@pytest.mark.skipif(not SOURCES, reason="GEOROUTER_SOURCES names no folder")
 def test_sources_rebuild_the_shipped_files(tmp_path):
   pytest.importorskip("resvg_py")
   from tools.georouter import __main__
 
-  (tmp_path / "tokenizer.json").write_bytes(
-    georouter.tokenizer_path().read_bytes()
-  )
-  __main__.build(pathlib.Path(os.environ["GEOROUTER_SOURCES"]), tmp_path)
+  shutil.copy(georouter.tokenizer_path(), tmp_path)
+  __main__.build(pathlib.Path(SOURCES), tmp_path)
   for path in filter(pathlib.Path.is_file, tmp_path.rglob("*")):
     ours = georouter.FOLDER / path.relative_to(tmp_path)
     assert ours.read_bytes() == path.read_bytes(), ours
