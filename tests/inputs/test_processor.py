@@ -76,13 +76,10 @@ def test_positions_are_those_of_transformers(grids):
   # `get_rope_index` reads little of its model: a stand-in suffices.
   kind = theirs.Qwen2_5_VLModel
   model.get_vision_position_ids = partial(kind.get_vision_position_ids, model)
-  positions, delta = kind.get_rope_index(
-    model,
-    ids,
-    (ids == tiny_policy.tokenizer().image_id).int(),
-    image_grid_thw=torch.tensor([[1, *grid] for grid in grids]),
-    attention_mask=torch.ones_like(ids),
-  )
+  shown = (ids == tiny_policy.tokenizer().image_id).int()
+  options = dict(image_grid_thw=torch.tensor([[1, *grid] for grid in grids]))
+  options["attention_mask"] = torch.ones_like(ids)
+  positions, delta = kind.get_rope_index(model, ids, shown, **options)
   packed = tiny_policy.collate(MODEL_CONFIG, [encoded])
   np.testing.assert_array_equal(
     packed.positions[0, :, : len(encoded.ids)], positions[:, 0].numpy()
@@ -123,10 +120,8 @@ def test_placeholders_point_at_their_own_image():
 )
 def test_placeholders_and_patches_must_agree(found, grids):
   good = random_prompt((4, 4))
-  bad = replace(
-    random_prompt(*grids),
-    ids=[7] + [tiny_policy.tokenizer().image_id] * found + [8],
-  )
+  ids = [7, *[tiny_policy.tokenizer().image_id] * found, 8]
+  bad = replace(random_prompt(*grids), ids=ids)
   with pytest.raises(ValueError, match=f"Row 1 .*{found} image place"):
     tiny_policy.collate(MODEL_CONFIG, [good, bad])
 
