@@ -139,11 +139,8 @@ def slow_tokens(text):
   for word in dotless.lower().split():
     if word not in ("an", "the"):
       word = "0" if word == "none" else word
-      words.append(
-        str(numbers.index(word))
-        if word in numbers
-        else answers._CONTRACTIONS.get(word, word)
-      )
+      number = str(numbers.index(word)) if word in numbers else word
+      words.append(answers._CONTRACTIONS.get(number, number))
   found = tokenize(" ".join(words).lower())
   return [word for word in found if word not in ",.?!:;'\""]
 
