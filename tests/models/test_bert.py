@@ -53,13 +53,9 @@ def test_vectors_agree_with_transformers(tmp_path, family, pooling):
     config = dataclasses.replace(config, **changes)
   kind = transformers.XLMRobertaModel if roberta else transformers.BertModel
   torch.manual_seed(0)
-  options = HF_CONFIG | dict(
-    hidden_dropout_prob=0,
-    type_vocab_size=config.num_segments,
-    layer_norm_eps=config.eps,
-    pad_token_id=1 if roberta else 0,
-    initializer_range=0.5,
-  )
+  options = HF_CONFIG | dict(hidden_dropout_prob=0, initializer_range=0.5)
+  options |= dict(pad_token_id=int(roberta), layer_norm_eps=config.eps)
+  options["type_vocab_size"] = config.num_segments
   del options["model_type"]
   model = kind(kind.config_class(**options)).eval()
   model.save_pretrained(tmp_path)
