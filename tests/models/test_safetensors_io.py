@@ -44,11 +44,9 @@ def make_tensors():
   def normal(*shape):
     return rng.normal(size=shape).astype(np.float32)
 
-  return (
-    {"embed.weight": normal(5, 4)}
-    | {f"layers.{i}.o.weight": normal(4, 4) for i in range(2)}
-    | {f"blocks.{i}.w": normal(4, 1) for i in range(2)}
-  )
+  tensors = {"embed.weight": normal(5, 4)}
+  tensors |= {f"layers.{i}.o.weight": normal(4, 4) for i in range(2)}
+  return tensors | {f"blocks.{i}.w": normal(4, 1) for i in range(2)}
 
 
 def load(path, **options):
@@ -99,10 +97,8 @@ def test_large_checkpoint_is_split_and_indexed(path, tmp_path):
   index = json.loads((tmp_path / "many" / INDEX_FILE).read_text())
   # The folder holds exactly the files of the index.
   assert len(set(index["weight_map"].values())) > 1
-  assert set(os.listdir(tmp_path / "many")) == {
-    INDEX_FILE,
-    *index["weight_map"].values(),
-  }
+  names = {INDEX_FILE, *index["weight_map"].values()}
+  assert {*os.listdir(tmp_path / "many")} == names
   again = load(tmp_path / "many")
   assert again["embed"]["table"].dtype == jnp.bfloat16
   assert_array_equal(again["blocks"]["w"], params["blocks"]["w"])
@@ -122,12 +118,10 @@ def test_large_checkpoint_is_split_and_indexed(path, tmp_path):
 def test_sharded_load_equals_whole_load(path, embed, kernel, w):
   # Split axes of every kind: the layers', a head's, none.
   mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto,) * 2)
-  spec = {
-    "embed/table": PartitionSpec(*embed),
-    "layers/o/kernel": PartitionSpec(*kernel),
-    "blocks/w": PartitionSpec(*w),
+  axes = {"embed/table": embed, "layers/o/kernel": kernel, "blocks/w": w}
+  shardings = {
+    leaf: NamedSharding(mesh, PartitionSpec(*axes[leaf])) for leaf in axes
   }
-  shardings = {leaf: NamedSharding(mesh, spec[leaf]) for leaf in spec}
   tree = traverse_util.unflatten_dict(shardings, sep="/")
   params, whole = (
     traverse_util.flatten_dict(found, sep="/")
@@ -254,13 +248,11 @@ def test_every_dtype_is_written(tmp_path):
     name: rng.integers(0, 2, (3, n)).astype(dtype)
     for n, (name, dtype) in enumerate(sorted(safetensors_io.DTYPES.items()))
   }
-  write_checkpoint(
-    str(tmp_path),
-    {
-      name: StoredTensor("f", name, x.shape, name, lambda x=x: x)
-      for name, x in arrays.items()
-    },
-  )
+  tensors = {
+    name: StoredTensor("f", name, x.shape, name, lambda x=x: x)
+    for name, x in arrays.items()
+  }
+  write_checkpoint(str(tmp_path), tensors)
   written = load_file(tmp_path / WEIGHTS_FILE)
   assert written.keys() == arrays.keys()
   for name, array in arrays.items():
