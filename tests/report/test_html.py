@@ -74,10 +74,8 @@ class Outline(html.parser.HTMLParser):
 def trajectory(word="x", image=""):
   """A trajectory with `word` in every field that holds text."""
   plan = Plan(word, word, ("image",))
-  passages = (
-    Passage(word, "image", word, image=image, score=0.5),
-    Passage("hit", "text", word),
-  )
+  picture = Passage(word, "image", word, image=image, score=0.5)
+  passages = (picture, Passage("hit", "text", word))
   about = dict(family=word, benchmark=word, subjects=(word,))
   hops = (Hop(word, ("image",), (word,), evidence=("hit",)),)
   question = Question(
