@@ -102,29 +102,22 @@ ODD_ROUTES = (
   "none, none|x|table retriever,text retriever|Text Retriever.".split("|")
 )
 
-formed = st.builds(
-  plan,
-  st.sampled_from(["Who rules Chad?", "none", "", "Where is chad?"]),
-  st.sampled_from([*ROUTE_NAMES.values(), *ODD_ROUTES]),
-)
+ASKED = ["Who rules Chad?", "none", "", "Where is chad?"]
 
-answered = st.builds(
-  answer,
-  pieces
-  | st.sampled_from(["idriss deby", "deby idriss in 1990 since", "idriss", ""]),
-)
+ROUTES = [*ROUTE_NAMES.values(), *ODD_ROUTES]
 
-steps = st.sampled_from(
-  [
-    CHAD,
-    STOP,
-    answer_step("idriss deby"),
-    answer_step("Idriss Deby", "Deby"),
-    answer_step("it is idriss deby since the year 1990"),
-    answer_step("the"),
-    answer_step("Idriss Deby", kind="final"),
-  ]
-)
+formed = st.builds(plan, st.sampled_from(ASKED), st.sampled_from(ROUTES))
+
+NAMES = ["idriss deby", "deby idriss in 1990 since", "idriss", ""]
+
+answered = st.builds(answer, pieces | st.sampled_from(NAMES))
+
+STEPS = [CHAD, STOP, answer_step("idriss deby"), answer_step("the")]
+STEPS += [answer_step("Idriss Deby", "Deby")]
+STEPS += [answer_step("it is idriss deby since the year 1990")]
+STEPS += [answer_step("Idriss Deby", kind="final")]
+
+steps = st.sampled_from(STEPS)
 
 
 @given(st.lists(st.tuples(steps, pieces | formed | answered), max_size=6))
