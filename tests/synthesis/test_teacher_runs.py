@@ -27,16 +27,10 @@ from tests.synthesis.scripted_teacher import (
   write_response,
 )
 
-OUTCOMES = dict(
-  good=selection.KEPT,
-  bare=selection.KEPT,
-  thrice=selection.KEPT,
-  wrong=selection.WRONG,
-  wordy=selection.WRONG,
-  stuck=selection.MALFORMED,
-  twice=selection.REPEATED,
-  same=selection.REPEATED,
-)
+OUTCOMES = dict.fromkeys(("good", "bare", "thrice"), selection.KEPT)
+OUTCOMES |= dict.fromkeys(("wrong", "wordy"), selection.WRONG)
+OUTCOMES |= dict(stuck=selection.MALFORMED)
+OUTCOMES |= dict.fromkeys(("twice", "same"), selection.REPEATED)
 
 
 def test_outcomes_are_counted(tmp_path):
@@ -159,13 +153,10 @@ def test_each_try_has_its_own_random_draws(tmp_path):
       return super().generate(prompts, key, group_size, sampling, stop)
 
   for seed in (0, 1):
-    run_teacher(
-      tmp_path / str(seed),
-      question("wrong"),
-      teacher=KeyRecorder(write_response),
-      max_tries=3 if seed == 0 else 1,
-      settings=replace(SETTINGS, seed=seed),
-    )
+    teacher = KeyRecorder(write_response)
+    options = dict(teacher=teacher, max_tries=1 if seed else 3)
+    options["settings"] = replace(SETTINGS, seed=seed)
+    run_teacher(tmp_path / str(seed), question("wrong"), **options)
   assert len(keys) == len({*keys}) == 4 * 4
 
 
