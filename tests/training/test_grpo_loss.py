@@ -81,19 +81,11 @@ def make_example(seed, shape=(3, 4, 5)):
   def single(x):
     return jnp.asarray(x, jnp.float32)
 
-  return (
-    single(logp),
-    single(rng.random(shape)),
-    single(logp + 0.4 * rng.normal(size=shape)),
-    Batch(
-      None,
-      None,
-      jnp.asarray(mask),
-      single(rng.normal(size=shape[:2])),
-      single(old_logp),
-      jnp.ones(shape[0]),
-    ),
-  )
+  entropy = single(rng.random(shape))
+  reference = single(logp + 0.4 * rng.normal(size=shape))
+  advantage = single(rng.normal(size=shape[:2]))
+  known = jnp.asarray(mask), advantage, single(old_logp), jnp.ones(shape[0])
+  return single(logp), entropy, reference, Batch(None, None, *known)
 
 
 def loss_oracle(config, logp, entropy, reference, batch):
@@ -153,18 +145,15 @@ def test_token_loss_is_its_formula(config):
 def test_token_loss_gradient_is_that_of_torch(config):
   torch = pytest.importorskip("torch")
   logp, entropy, reference, batch = make_example(4)
-  ours = jax.grad(
-    lambda logp, entropy: grpo_loss.token_loss(
-      config, logp, entropy, reference, batch
-    )[0],
-    argnums=(0, 1),
-  )(logp, entropy)
+
+  def loss(*tokens):
+    return grpo_loss.token_loss(config, *tokens, reference, batch)[0]
+
+  ours = jax.grad(loss, argnums=(0, 1))(logp, entropy)
   batch_parts = batch.old_logp, batch.advantage, batch.mask
   # The same formulas in PyTorch, whose maximum picks the pessimistic term.
-  x, h, ref, old, a, mask = (
-    torch.tensor(np.asarray(v))
-    for v in (logp, entropy, reference, *batch_parts)
-  )
+  arrays = logp, entropy, reference, *batch_parts
+  x, h, ref, old, a, mask = (torch.tensor(np.asarray(v)) for v in arrays)
   x.requires_grad_(), h.requires_grad_()
   ratio = torch.exp(x - old)
   a = a[..., None]
@@ -196,14 +185,9 @@ def test_padding_changes_neither_loss_nor_gradient():
 
   def loss(logp):
     # Numbers that overflow or spread unless the padding is masked.
-    total, _ = grpo_loss.token_loss(
-      config,
-      logp,
-      fill_padding(entropy, jnp.nan),
-      fill_padding(reference, 900),
-      batch._replace(old_logp=fill_padding(batch.old_logp, -500)),
-    )
-    return total
+    others = fill_padding(entropy, jnp.nan), fill_padding(reference, 900)
+    filled = batch._replace(old_logp=fill_padding(batch.old_logp, -500))
+    return grpo_loss.token_loss(config, logp, *others, filled)[0]
 
   value, grad = jax.value_and_grad(loss)(fill_padding(logp, 500))
   assert_allclose(value, wanted, rtol=1e-6)
@@ -214,15 +198,13 @@ def test_clipped_tokens_have_no_gradient():
   # Below, within and above the range in which ratios are not clipped.
   ratio = np.array([0.5, 0.79, 1.0, 1.27, 1.29, 2.0], np.float32)
   zeros = jnp.zeros((1, 1, 6))
-  grad = jax.grad(
-    lambda logp, a: grpo_loss.token_loss(
-      make_loss_config(),
-      logp,
-      zeros,
-      None,
-      Batch(None, None, zeros == 0, jnp.full((1, 1), a), zeros, jnp.ones(1)),
-    )[0]
-  )
+
+  def loss(logp, advantage):
+    known = zeros == 0, jnp.full((1, 1), advantage), zeros, jnp.ones(1)
+    tokens = logp, zeros, None, Batch(None, None, *known)
+    return grpo_loss.token_loss(make_loss_config(), *tokens)[0]
+
+  grad = jax.grad(loss)
   logp = jnp.log(ratio)[None, None]
   assert_allclose(grad(logp, 1.0)[0, 0], -ratio * (ratio < 1.28), rtol=1e-5)
   assert_allclose(grad(logp, -1.0)[0, 0], ratio * (ratio > 0.8), rtol=1e-5)
@@ -284,11 +266,8 @@ def test_loss_of_a_policy_is_that_of_its_log_probabilities():
   assert metrics["clipped"][0] == clipped
   entropy = -np.sum(probs * np.log(np.where(probs > 0, probs, 1)), -1)
   assert_allclose(metrics["entropy"][0], entropy[whole.mask].sum(), rtol=1e-4)
-  assert_allclose(
-    metrics["logp_drift"][0],
-    np.abs(logp - whole.old_logp)[whole.mask].sum(),
-    rtol=1e-4,
-  )
+  drift = np.abs(logp - whole.old_logp)[whole.mask].sum()
+  assert_allclose(metrics["logp_drift"][0], drift, rtol=1e-4)
 
 
 def test_updates_favour_the_better_response():
