@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import zipfile
 
@@ -11,83 +10,44 @@ from PIL import Image
 
 from r1router_jax.common import images
 from r1router_jax.common.errors import UserError
-from r1router_jax.data import benchmark_schema, benchmarks
+from r1router_jax.data import benchmark_schema
+from r1router_jax.data.benchmarks import BENCHMARK_SPECS, load_benchmark
+from tests.data.shared_rows import REFERENCE, needs_reference, write_rows
 
-REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
-
-needs_reference = pytest.mark.skipif(
-  not REFERENCE.exists(), reason="the reference's files are absent"
-)
-
-
-INFOSEEK = dict(
-  data_id="a",
-  image_id="oven_1",
-  question="What is it?",
-  answer=["x"],
-  answer_eval=["x", "y"],
-)
-
-NUMERIC = INFOSEEK | dict(
-  data_id="b",
-  image_id="oven_2",
-  answer=["6.5-7.0"],
-  answer_eval=[dict(wikidata=6.75, range=[6.5, 7])],
-)
-
-DYN_VQA = dict(
-  question_id="en1",
-  image_id=1,
-  question="Who?",
-  answer=["谁", 7],
-  gloden_query=float("nan"),
-)
-
-WEBQA = dict(question="Which?", answer=['"That."'], image_id="30")
-
+INFOSEEK = dict(data_id="a", image_id="oven_1", question="What is it?")
+INFOSEEK |= dict(answer=["x"], answer_eval=["x", "y"])
+NUMERIC = dict(data_id="b", image_id="oven_2", question="How many?")
+NUMERIC |= dict(answer=["6.5-7.0"])
+NUMERIC |= dict(answer_eval=[dict(wikidata=6.75, range=[6.5, 7])])
+DYN_VQA = dict(question_id="en1", image_id=1, question="Who?")
+DYN_VQA |= dict(answer=["谁", 7], gloden_query=float("nan"))
 PLAIN = dict(question="Is it?", answer="yes")
-
-ROWS = dict(
-  infoseek=[INFOSEEK, NUMERIC],
-  dyn_vqa=[DYN_VQA],
-  webqa=[WEBQA],
-  openwikitqa=[PLAIN, PLAIN],
-  tabfact=[PLAIN],
-)
-
-ROWS["2wikimultihopqa"] = [PLAIN | dict(answer=["no", 3])]
-
-
-def write(path, rows):
-  path.write_bytes(
-    b"".join(
-      (row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n"
-      for row in rows
-    )
-  )
-  return str(path)
+ROWS = {
+  "infoseek": [INFOSEEK, NUMERIC],
+  "dyn_vqa": [DYN_VQA],
+  "webqa": [dict(question="Which?", answer=['"That."'], image_id="30")],
+  "openwikitqa": [PLAIN, PLAIN],
+  "tabfact": [PLAIN],
+  "2wikimultihopqa": [PLAIN | dict(answer=["no", 3])],
+}
+WANTED_NUMBER = "b", "oven_2", ("6.5-7.0",), (6.5, 7.0)
 
 
 def paint(path, shade=0):
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.new("L", (30, 30), shade).save(path)
+  return path.read_bytes()
 
 
 def published(folder, name, rows=None):
-  write(folder / benchmarks.BENCHMARK_SPECS[name].file, rows or ROWS[name])
+  write_rows(folder / BENCHMARK_SPECS[name].file, rows or ROWS[name])
   return str(folder)
 
 
 @pytest.mark.parametrize(
   "name, wanted",
   [
-    (
-      "infoseek",
-      [
-        ("a", "oven_1", ("x", "y"), ()),
-        ("b", "oven_2", ("6.5-7.0",), (6.5, 7.0)),
-      ],
-    ),
+    ("infoseek", [("a", "oven_1", ("x", "y"), ()), WANTED_NUMBER]),
     ("dyn_vqa", [("en1", "1", ("谁", "7"), ())]),
     ("webqa", [("0", "30", ('"That."',), ())]),
     ("openwikitqa", [("0", "", ("yes",), ()), ("1", "", ("yes",), ())]),
@@ -96,35 +56,33 @@ def published(folder, name, rows=None):
   ],
 )
 def test_question_records(tmp_path, name, wanted):
-  found = benchmarks.load_benchmark(name, published(tmp_path, name))
-  assert [
-    (q.id, os.path.basename(q.image), q.answers, q.interval) for q in found
-  ] == [(f"{name}/{i}", *rest) for i, *rest in wanted]
-  assert [q.text for q in found] == [row["question"] for row in ROWS[name]]
-  assert {(q.family, q.benchmark, q.hops) for q in found} == {
-    (name, name, None)
-  }
-  assert not any(os.path.exists(q.image) for q in found if q.image)
-  os.rename(
-    os.path.join(tmp_path, benchmarks.BENCHMARK_SPECS[name].file),
-    tmp_path / f"{name}.jsonl",
-  )
-  assert benchmarks.load_benchmark(name, str(tmp_path)) == found
+  found = load_benchmark(name, published(tmp_path, name))
+  triples = zip(found, ROWS[name], wanted, strict=True)
+  for question, row, (id, image, *golds) in triples:
+    assert (question.id, question.text) == (f"{name}/{id}", row["question"])
+    assert [question.answers, question.interval] == golds
+    assert os.path.basename(question.image) == image
+    assert not image or not os.path.exists(question.image)
+    assert (question.family, question.benchmark) == (name, name)
+    assert question.hops is None
+  file = tmp_path / BENCHMARK_SPECS[name].file
+  file.rename(tmp_path / f"{name}.jsonl")
+  assert load_benchmark(name, str(tmp_path)) == found
 
 
 def test_missing_files_are_named(tmp_path):
   with pytest.raises(ValueError, match="No benchmark 'x'; known: georouter"):
-    benchmarks.load_benchmark("x")
+    load_benchmark("x")
   with pytest.raises(FileNotFoundError, match=r"DynVQA.*or.*dyn_vqa\.jsonl"):
-    benchmarks.load_benchmark("dyn_vqa", str(tmp_path))
+    load_benchmark("dyn_vqa", str(tmp_path))
   with pytest.raises(FileNotFoundError, match="Name your file"):
-    benchmarks.load_benchmark("jsonl", str(tmp_path / "mine.jsonl"))
+    load_benchmark("jsonl", str(tmp_path / "mine.jsonl"))
   with pytest.raises(FileNotFoundError, match="no images"):
-    benchmarks.load_benchmark("webqa", published(tmp_path, "webqa"), "/nowhere")
+    load_benchmark("webqa", published(tmp_path, "webqa"), "/nowhere")
 
 
 def test_short_file_is_warned_about(tmp_path, caplog):
-  benchmarks.load_benchmark("tabfact", published(tmp_path, "tabfact"))
+  load_benchmark("tabfact", published(tmp_path, "tabfact"))
   assert "has 1 rows, tabfact was published with 1000" in caplog.text
 
 
@@ -167,8 +125,8 @@ def ranged(value):
     ("infoseek", ranged([1]), "wanted .low, high."),
     ("infoseek", ranged([2, 1]), "low <= high"),
     ("infoseek", ranged([1, True]), "wanted .low, high."),
-    ("infoseek", ranged([1, float("nan")]), "wanted .low, high."),
     ("dyn_vqa", DYN_VQA | dict(image_id=True), '"image_id" is True'),
+    ("dyn_vqa", DYN_VQA | dict(image_id="\ud800"), "half a surrogate"),
     ("jsonl", jsonl(id=""), "\"id\" is ''"),
     ("jsonl", jsonl(id=[1]), r'"id" is \[1\]'),
     ("jsonl", jsonl(image=3), '"image" is 3'),
@@ -180,40 +138,35 @@ def ranged(value):
     ("jsonl", b'{"question": "' + b"q" * (1 << 20) + b'"}', "longer than"),
     ("jsonl", b"[" * 100_000, "nested too deeply"),
     ("jsonl", jsonl(interval="1-2"), "wanted .low, high."),
-    (
-      "jsonl",
-      b'{"question": "q", "answer": "a", "interval": [1, NaN]}',
-      "wanted .low, high.",
-    ),
+    ("jsonl", jsonl(interval=[1, float("nan")]), "wanted .low, high."),
     ("jsonl", b'{"question": "q", "question": "r"}', "occurs twice"),
   ],
 )
 def test_broken_row_is_an_error_with_its_line(tmp_path, name, row, reason):
   good = ROWS.get(name, [jsonl(id=0)])[0]
-  path = write(tmp_path / f"{name}.jsonl", [good, b"", row])
+  path = write_rows(tmp_path / f"{name}.jsonl", [good, b"", row])
   with pytest.raises(ValueError) as caught:
-    benchmarks.load_benchmark(name, path if name == "jsonl" else str(tmp_path))
+    load_benchmark(name, path if name == "jsonl" else str(tmp_path))
   said = str(caught.value)
   assert "1 of 2 rows cannot be used" in said and f"{path}:3: " in said
   assert re.search(reason, said), said
 
 
 def test_many_faults_are_counted_and_the_first_named(tmp_path):
-  path = write(tmp_path / "mine.jsonl", [[]] * 9)
+  path = write_rows(tmp_path / "mine.jsonl", [[]] * 9)
   with pytest.raises(ValueError, match="9 of 9 rows .*:5: .*And 4 more"):
-    benchmarks.load_benchmark("jsonl", path)
+    load_benchmark("jsonl", path)
   with pytest.raises(ValueError, match="is empty"):
-    benchmarks.load_benchmark("jsonl", write(tmp_path / "mine.jsonl", []))
+    load_benchmark("jsonl", write_rows(tmp_path / "mine.jsonl", []))
 
 
 def test_duplicate_id_is_rejected(tmp_path):
+  folder = published(tmp_path, "infoseek", [INFOSEEK, NUMERIC, INFOSEEK])
   with pytest.raises(ValueError, match=r":1 and \S+:3 both have the id .*/a'"):
-    benchmarks.load_benchmark(
-      "infoseek", published(tmp_path, "infoseek", [INFOSEEK, NUMERIC, INFOSEEK])
-    )
-  path = write(tmp_path / "mine", [jsonl(), jsonl(id=0)])
+    load_benchmark("infoseek", folder)
+  path = write_rows(tmp_path / "mine", [jsonl(), jsonl(id=0)])
   with pytest.raises(ValueError, match=r"mine:1 and \S+:2 both.*jsonl/0"):
-    benchmarks.load_benchmark("jsonl", path)
+    load_benchmark("jsonl", path)
 
 
 # ---- Pictures.
@@ -221,11 +174,10 @@ def test_duplicate_id_is_rejected(tmp_path):
 
 def test_images_in_folders(tmp_path, caplog):
   folder, place = published(tmp_path, "infoseek"), tmp_path / "oven"
-  paint(place / "06" / "oven_2.JPEG")
+  wanted = paint(place / "06" / "oven_2.JPEG")
   paint(place / "oven_22.png", 1)
   (place / "oven_1.txt").write_text("no picture")
-  first, second = benchmarks.load_benchmark("infoseek", folder, str(place))
-  wanted = (place / "06" / "oven_2.JPEG").read_bytes()
+  first, second = load_benchmark("infoseek", folder, str(place))
   assert images.read_image_bytes(second.image) == wanted
   assert not os.path.exists(first.image)
   assert "1 questions miss their image ('oven_1')" in caplog.text
@@ -236,13 +188,12 @@ def test_images_in_folders(tmp_path, caplog):
 
 def test_images_in_a_zip(tmp_path):
   folder, place = published(tmp_path, "infoseek"), str(tmp_path / "oven.zip")
-  paint(tmp_path / "some" / "a.jpg")
-  data = (tmp_path / "some" / "a.jpg").read_bytes()
+  data = paint(tmp_path / "some" / "a.jpg")
   with zipfile.ZipFile(place, "w") as archive:
     archive.writestr("../../oven_1.JPG", data)
     archive.writestr("deep/er/oven_2.jpg", data[:-1])
     archive.writestr("unwanted.jpg", data)
-  found = benchmarks.load_benchmark("infoseek", folder, place)
+  found = load_benchmark("infoseek", folder, place)
   stored = [images.read_image_bytes(question.image) for question in found]
   assert stored == [data, data[:-1]]
 
@@ -251,7 +202,7 @@ def test_hostile_zip_is_rejected(tmp_path, monkeypatch):
   folder, place = published(tmp_path, "webqa"), tmp_path / "some.zip"
 
   def load():
-    return benchmarks.load_benchmark("webqa", folder, str(place))
+    return load_benchmark("webqa", folder, str(place))
 
   place.write_bytes(b"PK nothing")
   with pytest.raises(UserError, match="cannot be unpacked"):
@@ -270,21 +221,20 @@ def test_hostile_zip_is_rejected(tmp_path, monkeypatch):
 def test_image_of_no_bytes_counts_as_missing(tmp_path, caplog):
   (tmp_path / "30.png").touch()
   folder = published(tmp_path, "webqa")
-  (question,) = benchmarks.load_benchmark("webqa", folder, str(tmp_path))
+  (question,) = load_benchmark("webqa", folder, str(tmp_path))
   assert question.image and not os.path.exists(question.image)
   assert "30.png': has 0 bytes" in caplog.text and "webqa_val" in caplog.text
 
 
 def test_user_file(tmp_path):
-  paint(tmp_path / "pictures" / "a.png", 3)
-  data = (tmp_path / "pictures" / "a.png").read_bytes()
+  data = paint(tmp_path / "pictures" / "a.png", 3)
   rows = [
     jsonl(id="x", image="pictures/a.png"),
     jsonl(answer=[1, "uno"], image="pictures/b.png"),
     jsonl(answer=3, interval=[-2, 4]),
   ]
-  path = write(tmp_path / "mine.jsonl", rows)
-  found = benchmarks.load_benchmark("jsonl", path)
+  path = write_rows(tmp_path / "mine.jsonl", rows)
+  found = load_benchmark("jsonl", path)
   assert [q.id for q in found] == ["jsonl/x", "jsonl/1", "jsonl/2"]
   assert [q.answers for q in found] == [("a",), ("1", "uno"), ("3",)]
   assert [q.interval for q in found] == [(), (), (-2.0, 4.0)]
@@ -292,8 +242,8 @@ def test_user_file(tmp_path):
   assert found[1].image.endswith("/b.png") and found[2].image == ""
   # Images may lie elsewhere.
   os.rename(tmp_path / "pictures", tmp_path / "other")
-  write(tmp_path / "mine.jsonl", [jsonl(image="a.png")])
-  (only,) = benchmarks.load_benchmark("jsonl", path, str(tmp_path / "other"))
+  write_rows(tmp_path / "mine.jsonl", [jsonl(image="a.png")])
+  (only,) = load_benchmark("jsonl", path, str(tmp_path / "other"))
   assert images.read_image_bytes(only.image) == data
 
 
@@ -302,30 +252,27 @@ def test_user_file(tmp_path):
 
 @needs_reference
 def test_published_files(caplog):
-  found = {
-    name: benchmarks.load_benchmark(name, str(REFERENCE))
-    for name in benchmarks.BENCHMARK_SPECS
-  }
+  found = {name: load_benchmark(name, str(REFERENCE)) for name in ROWS}
   for name, questions in found.items():
-    wanted = benchmarks.BENCHMARK_SPECS[name]
+    wanted = BENCHMARK_SPECS[name]
     assert len(questions) == wanted.count
     assert all(bool(q.image) == wanted.has_images for q in questions)
   assert "was published with" not in caplog.text
 
   def count(name, test):
-    return sum(map(test, found[name]))
+    return sum(bool(test(question)) for question in found[name])
+
+  def says_yes_or_no(question):
+    return question.answers[0].lower() in ("yes", "no")
 
   def is_chinese(question):
-    return any("\u4e00" <= c < "\ua000" for a in question.answers for c in a)
+    return re.search("[\u4e00-\u9fff]", "".join(question.answers))
 
-  assert count("infoseek", lambda q: bool(q.interval)) == 248
+  assert count("infoseek", lambda q: q.interval) == 248
   assert count("dyn_vqa", is_chinese) == 442
   assert count("openwikitqa", lambda q: "–" in q.answers[0]) == 107
   assert count("tabfact", lambda q: q.answers == ("yes",)) == 522
-  yes_or_no = count(
-    "2wikimultihopqa", lambda q: q.answers[0].lower() in ("yes", "no")
-  )
-  assert yes_or_no == 309
+  assert count("2wikimultihopqa", says_yes_or_no) == 309
   numeric = (REFERENCE / "infoseek_val.jsonl").read_text().split("\n")[2]
-  found = benchmark_schema.parse_answers("infoseek", json.loads(numeric))
-  assert found == (("6.5-7.0",), (6.5, 7.0))
+  answers = benchmark_schema.parse_answers("infoseek", json.loads(numeric))
+  assert answers == (("6.5-7.0",), (6.5, 7.0))
