@@ -3,25 +3,17 @@
 import copy
 import dataclasses
 import json
-import os
-import pathlib
 
 import pytest
 
-from r1router_jax.common.records import Answer, Hop, Passage, Plan, Question
+from r1router_jax.common.records import Answer, Hop, Plan, Question
 from r1router_jax.common.row_files import RowError
-from r1router_jax.data import georouter, gold_steps, r1_router_rows
+from r1router_jax.data import georouter, gold_steps
+from r1router_jax.data.r1_router_rows import parse_trajectory, to_published_row
 from r1router_jax.protocol import format
-
-# Not part of the repository: R1-Router's Step-GRPO validation rows, in the
-# folder that R1ROUTER_REFERENCE names.
-ROWS = pathlib.Path(
-  os.environ.get("R1ROUTER_REFERENCE", "reference"),
-  "grpo_dataset_valid_new.jsonl",
-)
+from tests.data.shared_rows import VALID_ROWS, needs_reference, retrieve
 
 CHAD = Hop("Which country is it?", ("image",), ("Chad", "Tchad"), ("i/1",))
-
 PEOPLE = Hop("How many live in Chad?", ("table", "text"), ("11,631,456",))
 
 
@@ -29,31 +21,21 @@ def question(*hops, image=""):
   return Question("q", "How many live here?", ("11,631,456",), image, hops=hops)
 
 
-def retrieve(queries):
-  return [(Passage(f"{kb}/0", kb, f"On {asked}"),) for kb, asked, _ in queries]
-
-
 def steps(*hops):
-  return gold_steps.make_gold_steps([question(*hops, image="f.png")], retrieve)[
-    0
-  ]
+  asked = question(*hops, image="f.png")
+  (found,) = gold_steps.make_gold_steps([asked], retrieve)
+  return found
 
 
 def test_gold_steps_of_two_hops():
-  first, reading, second, counting, stop, final = steps(CHAD, PEOPLE)
-  assert [s.kind for s in (first, reading, second, counting, stop, final)] == [
-    "plan",
-    "answer",
-  ] * 2 + ["plan", "final"]
-  assert [s.id for s in steps(CHAD, PEOPLE)] == [f"q/{n}" for n in range(6)]
-  history = (("Which country is it?", "Chad"),)
-  assert first.history == reading.history == ()
-  assert second.history == counting.history == history
-  assert (
-    stop.history
-    == final.history
-    == (*history, ("How many live in Chad?", "11,631,456"))
-  )
+  found = steps(CHAD, PEOPLE)
+  assert [s.kind for s in found] == ["plan", "answer"] * 2 + ["plan", "final"]
+  assert [s.id for s in found] == [f"q/{n}" for n in range(6)]
+  seen = ("Which country is it?", "Chad")
+  counted = ("How many live in Chad?", "11,631,456")
+  histories = [()] * 2 + [(seen,)] * 2 + [(seen, counted)] * 2
+  assert [s.history for s in found] == histories
+  _, _, second, counting, stop, final = found
   assert second.sub_question == counting.sub_question == PEOPLE.sub_question
   assert second.routes == ("table", "text") and second.answers == ()
   assert counting.answers == PEOPLE.answers and counting.routes == ()
@@ -83,13 +65,9 @@ def test_retrieval_is_one_ordered_call():
 
   both = [question(CHAD, PEOPLE, image="f.png"), question(), question(PEOPLE)]
   found = gold_steps.make_gold_steps(both, spy)
-  assert calls == [
-    [
-      ("image", "Which country is it?", "f.png"),
-      ("table", "How many live in Chad?", "f.png"),
-      ("table", "How many live in Chad?", ""),
-    ]
-  ]
+  seen, counted = CHAD.sub_question, PEOPLE.sub_question
+  pictured = ("image", seen, "f.png"), ("table", counted, "f.png")
+  assert calls == [[*pictured, ("table", counted, "")]]
   assert [len(s) for s in found] == [6, 2, 4]
 
 
@@ -107,62 +85,50 @@ def test_georouter_step_counts():
 
 
 def test_published_row_in_full():
-  row = r1_router_rows.to_published_row(steps(CHAD))
+  row = to_published_row(steps(CHAD))
   assert row["images"] == ["f.png"]
   plan, answer, stop, final = row["steps"]
   assert [s["step_type"] for s in row["steps"]] == ["ret", "ans", "ret", "ans"]
   assert plan["problem"] == "Origin question: How many live here?\n<image>"
-  assert plan["answer"] == dict(
-    query="which country is it?", retriever=["text image retriever"]
-  )
+  asked = "which country is it?"
+  assert plan["answer"] == dict(query=asked, retriever=["text image retriever"])
   assert answer["answer"] == "Chad"
   assert "retriever:tir-0: On Which country is it?\n" in answer["problem"]
-  assert answer["problem"].endswith("Question: which country is it?<image>")
+  assert answer["problem"].endswith(f"Question: {asked}<image>")
   assert stop["answer"] == dict(query="none", retriever=["none"])
-  assert stop["problem"] == (
-    "Origin question: How many live here?\nSub-question1: which country is "
-    "it?\nAnswer1: chad\n<image>"
-  )
+  opening = "Origin question: How many live here?"
+  told = f"{opening}\nSub-question1: {asked}\nAnswer1: chad\n<image>"
+  assert stop["problem"] == told
   assert final["answer"] == ["11,631,456"]
-  assert final["problem"].endswith(
-    "Now, give me the final answer of the origin question: How many live "
-    "here?<image>"
+  closing = (
+    "the final answer of the origin question: How many live here?<image>"
   )
+  assert final["problem"].endswith(f"Now, give me {closing}")
 
 
 def test_georouter_round_trips_through_published_form():
-  for trajectory in gold_steps.make_gold_steps(
-    georouter.load_questions("test"), retrieve
-  ):
-    row = r1_router_rows.to_published_row(trajectory)
-    read = r1_router_rows.parse_trajectory(row, trajectory[0].question.id)
-    assert r1_router_rows.to_published_row(read) == row
+  questions = georouter.load_questions("test")
+  for trajectory in gold_steps.make_gold_steps(questions, retrieve):
+    row = to_published_row(trajectory)
+    read = parse_trajectory(row, trajectory[0].question.id)
+    assert to_published_row(read) == row
     for ours, theirs in zip(trajectory, read, strict=True):
-      assert (ours.id, ours.kind, ours.routes) == (
-        theirs.id,
-        theirs.kind,
-        theirs.routes,
-      )
-      assert theirs.sub_question in (
-        ours.sub_question,
-        ours.sub_question.lower(),
-      )
-      assert theirs.answers == (
-        ours.answers if ours.kind == "final" else ours.answers[:1]
-      )
-      assert [p.text for p in theirs.passages] == [
-        p.text for p in ours.passages
-      ]
+      for name in ("id", "kind", "routes"):
+        assert getattr(ours, name) == getattr(theirs, name)
+      asked = ours.sub_question
+      assert theirs.sub_question in (asked, asked.lower())
+      kept = ours.answers if ours.kind == "final" else ours.answers[:1]
+      assert theirs.answers == kept
+      texts = [passage.text for passage in ours.passages]
+      assert [passage.text for passage in theirs.passages] == texts
 
 
-@pytest.mark.skipif(not ROWS.exists(), reason="the reference's rows are absent")
+@needs_reference
 def test_published_rows_round_trip():
-  lines = ROWS.read_text(encoding="utf-8").split("\n")[:-1]
+  lines = VALID_ROWS.read_text(encoding="utf-8").splitlines()
   for number, line in enumerate(lines):
     row = json.loads(line)
-    written = r1_router_rows.to_published_row(
-      r1_router_rows.parse_trajectory(row, f"reference/{number}")
-    )
+    written = to_published_row(parse_trajectory(row, f"reference/{number}"))
     for step in (*row["steps"], *written["steps"]):
       # The plan prompt has a variant that is one newline shorter.
       step["system"] = step["system"].rstrip("\n")
@@ -171,31 +137,11 @@ def test_published_rows_round_trip():
 
 
 def test_moved_images_are_found():
-  row = r1_router_rows.to_published_row(steps(CHAD))
-  row["images"] = ["/home/somebody/f.png"]
-  step = r1_router_rows.parse_trajectory(row, "q", image_folder="/data")[0]
-  assert step.question.image == os.path.join("/data", "f.png")
-  assert r1_router_rows.parse_trajectory(row, "q")[0].question.image == (
-    "/home/somebody/f.png"
-  )
-
-
-def test_changed_row_is_rejected():
-  row = r1_router_rows.to_published_row(steps(CHAD, PEOPLE))
-  changed = copy.deepcopy(row)
-  changed["steps"][2]["problem"] = changed["steps"][2]["problem"].replace(
-    "chad", "mali"
-  )
-  with pytest.raises(ValueError, match="q/2 does not follow.*'mali"):
-    r1_router_rows.parse_trajectory(changed, "q")
-  changed = copy.deepcopy(row)
-  del changed["steps"][0]
-  with pytest.raises(ValueError, match='no "ret" step'):
-    r1_router_rows.parse_trajectory(changed, "q")
-  changed = copy.deepcopy(row)
-  changed["steps"][0]["answer"]["retriever"] = ["web retriever"]
-  with pytest.raises(ValueError, match="web retriever.*table retriever"):
-    r1_router_rows.parse_trajectory(changed, "q")
+  row = to_published_row(steps(CHAD)) | dict(images=["/home/somebody/f.png"])
+  found = parse_trajectory(row, "q", image_folder="/data")
+  assert found[0].question.image == "/data/f.png"
+  kept = parse_trajectory(row, "q")
+  assert kept[0].question.image == "/home/somebody/f.png"
 
 
 # ---- What a teacher wrote.
@@ -210,40 +156,29 @@ def taught():
   def says(text):
     return format.render_answer(Answer("I see.", text))
 
-  written = (
-    plan("Which country is it?", ("image",)),
-    says("Chad"),
-    plan("None", ()),
-    says("It has 11,631,456."),
-  )
-  return [
-    dataclasses.replace(step, response=response)
-    for step, response in zip(steps(CHAD), written, strict=True)
-  ]
+  written = plan("Which country is it?", ("image",)), says("Chad")
+  written += plan("None", ()), says("It has 11,631,456.")
+  pairs = zip(steps(CHAD), written, strict=True)
+  return [dataclasses.replace(step, response=text) for step, text in pairs]
 
 
 def test_teacher_response_round_trips():
-  row = r1_router_rows.to_published_row(taught())
-  assert [step["response"] for step in row["steps"]] == [
-    step.response for step in taught()
-  ]
-  read = r1_router_rows.parse_trajectory(row, "q")
-  assert [step.response for step in read] == [
-    step.response for step in taught()
-  ]
+  taught_steps = taught()
+  responses = [step.response for step in taught_steps]
+  row = to_published_row(taught_steps)
+  assert [step["response"] for step in row["steps"]] == responses
+  read = parse_trajectory(row, "q")
+  assert [step.response for step in read] == responses
   # In the teacher's spelling, where the published form folds case.
-  assert [step.sub_question for step in read] == [
-    step.sub_question for step in taught()
-  ]
+  asked = [step.sub_question for step in taught_steps]
+  assert [step.sub_question for step in read] == asked
   assert read[2].history == (("Which country is it?", "Chad"),)
-  assert r1_router_rows.to_published_row(read) == row
-  bare = json.loads(json.dumps(row))
+  assert to_published_row(read) == row
+  bare = copy.deepcopy(row)
   for step in bare["steps"]:
     del step["response"]
-  assert bare == r1_router_rows.to_published_row(steps(CHAD))
-  assert {
-    step.response for step in r1_router_rows.parse_trajectory(bare, "q")
-  } == {""}
+  assert bare == to_published_row(steps(CHAD))
+  assert {step.response for step in parse_trajectory(bare, "q")} == {""}
 
 
 @pytest.mark.parametrize(
@@ -259,12 +194,13 @@ def test_teacher_response_round_trips():
   ],
 )
 def test_teacher_response_is_checked(at, old, new, reason):
-  row = r1_router_rows.to_published_row(taught())
-  assert old in row["steps"][at]["response"]
-  row["steps"][at]["response"] = row["steps"][at]["response"].replace(old, new)
+  row = to_published_row(taught())
+  step = row["steps"][at]
+  assert old in step["response"]
+  step["response"] = step["response"].replace(old, new)
   if reason is None:
-    r1_router_rows.parse_trajectory(row, "q")
-  else:
-    with pytest.raises(RowError, match=reason) as error:
-      r1_router_rows.parse_trajectory(row, "q")
-    assert "Delete its" in error.value.args[1]
+    parse_trajectory(row, "q")
+    return
+  with pytest.raises(RowError, match=reason) as error:
+    parse_trajectory(row, "q")
+  assert "Delete its" in error.value.args[1]
