@@ -1,10 +1,10 @@
 """Prepared datasets: equal to their files, read without them, never stale."""
 
+import functools
 import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -14,24 +14,23 @@ from PIL import Image
 
 from r1router_jax.common import images
 from r1router_jax.common.errors import UserError
-from r1router_jax.data import (
-  benchmarks,
-  georouter,
-  gold_steps,
-  r1_router_rows,
-  tfds_datasets,
-)
+from r1router_jax.data import georouter, r1_router_rows, tfds_datasets
+from r1router_jax.data.benchmarks import load_benchmark
+from r1router_jax.data.r1_router_rows import load_dataset
+from r1router_jax.data.tfds_datasets import Example, Source
+from tests.data import shared_rows
 
 ROWS = [
-  tfds_datasets.Example(f"row {n}", "é", "a.png" * (n % 2), bytes([n, 0, 255]))
+  Example(f"row {n}", "é", "a.png" * (n % 2), bytes([n, 0, 255]))
   for n in range(40)
 ]
+ALL = [*range(40)]
 NAME = "things/some"
 
 
 def source(rows=ROWS, digest="a"):
   splits = dict(train=lambda: iter(rows), val=lambda: iter(ROWS[:2]))
-  return tfds_datasets.Source(digest, splits)
+  return Source(digest, splits)
 
 
 def read(folder, split="train", seed=0, **options):
@@ -44,7 +43,7 @@ def read(folder, split="train", seed=0, **options):
 def prepared(tmp_path_factory):
   """The folder of the dataset `NAME`."""
   folder = tmp_path_factory.mktemp("tfds")
-  assert read(folder, source=source()) == [*range(40)]
+  assert read(folder, source=source()) == ALL
   return folder
 
 
@@ -59,7 +58,7 @@ def copied(prepared, tmp_path):
 
 
 def test_whole_splits_keep_the_order_of_their_source(prepared):
-  assert read(prepared) == read(prepared, seed=1) == [*range(40)]
+  assert read(prepared) == read(prepared, seed=1) == ALL
   assert read(prepared, "train+val") == [*range(40), 0, 1]
   # The library's own reader finds the same rows.
   rows = tfds.data_source(NAME, split="train", data_dir=prepared)
@@ -70,11 +69,11 @@ def test_whole_splits_keep_the_order_of_their_source(prepared):
 def test_slices_divide_a_permutation(prepared, cut):
   slices = f"train[:{cut}]", f"train[{cut}:]"
   first, rest = (read(prepared, each) for each in slices)
-  assert sorted(first + rest) == [*range(40)]
+  assert sorted(first + rest) == ALL
   assert len(first) == {"90%": 36, "7": 7, "-5%": 38}[cut]
   # Rows are in order, and are not those at one end.
   assert first == sorted(first) and rest == sorted(rest)
-  assert rest != [*range(40)][len(first) :]
+  assert rest != ALL[len(first) :]
   # The seed alone chooses them.
   assert read(prepared, slices[0]) == first
   assert read(prepared, slices[0], seed=1) != first
@@ -97,9 +96,9 @@ def test_empty_slice_is_an_error(prepared):
 
 
 def test_changed_source_is_prepared_again(tmp_path):
-  assert read(tmp_path, source=source()) == [*range(40)]
+  assert read(tmp_path, source=source()) == ALL
   # Equal digests stand for equal rows, so that these are not looked at.
-  assert read(tmp_path, source=source(ROWS[:3])) == [*range(40)]
+  assert read(tmp_path, source=source(ROWS[:3])) == ALL
   assert read(tmp_path, source=source(ROWS[:3], "b")) == [0, 1, 2]
   assert read(tmp_path) == [0, 1, 2]
 
@@ -109,7 +108,7 @@ def test_source_that_fails_leaves_nothing(tmp_path):
     yield ROWS[0]
     raise UserError("the second row is bad")
 
-  failing = tfds_datasets.Source("a", dict(train=fail))
+  failing = Source("a", dict(train=fail))
   with pytest.raises(UserError, match="the second row is bad"):
     read(tmp_path, source=failing)
   with pytest.raises(UserError, match="not prepared in .*--data"):
@@ -149,14 +148,13 @@ def test_processes_prepare_a_dataset_once(tmp_path):
 def test_killed_preparation_leaves_nothing_half(tmp_path):
   process = start(tmp_path, 600)
   assert process.stdout.readline() == "half\n"
-  process.send_signal(signal.SIGKILL)
+  process.kill()
   process.communicate()
-  assert [path.name[:10] for path in (tmp_path / NAME).iterdir()] == [
-    "incomplete"
-  ]
+  (left,) = (tmp_path / NAME).iterdir()
+  assert left.name.startswith("incomplete")
   with pytest.raises(UserError, match="not prepared"):
     read(tmp_path)
-  assert read(tmp_path, source=source()) == [*range(40)]
+  assert read(tmp_path, source=source()) == ALL
   assert [path.name for path in (tmp_path / NAME).iterdir()] == ["2.0.0"]
 
 
@@ -170,25 +168,21 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
 # ---- Damage.
 
 
-def damage_rows(folder):
-  (file,) = folder.glob("*train*")
-  os.truncate(file, file.stat().st_size // 2)
-
-
 @pytest.mark.parametrize(
-  "damage",
+  "name, damage",
   [
-    damage_rows,
-    lambda folder: next(folder.glob("*train*")).unlink(),
-    lambda folder: next(folder.glob("*train*")).write_bytes(b"x" * 99_999),
-    lambda folder: (folder / "dataset_info.json").unlink(),
-    lambda folder: (folder / "dataset_info.json").write_text("{"),
-    lambda folder: (folder / "dataset_info.json").write_text("{}"),
-    lambda folder: (folder / "metadata.json").write_text("{"),
+    ("*train*", lambda file: os.truncate(file, file.stat().st_size // 2)),
+    ("*train*", pathlib.Path.unlink),
+    ("*train*", lambda file: file.write_bytes(b"x" * 99_999)),
+    ("dataset_info.json", pathlib.Path.unlink),
+    ("dataset_info.json", lambda file: file.write_text("{")),
+    ("dataset_info.json", lambda file: file.write_text("{}")),
+    ("metadata.json", lambda file: file.write_text("{")),
   ],
 )
-def test_damaged_dataset_is_one_line_with_the_cure(copied, damage):
-  damage(copied)
+def test_damaged_dataset_is_one_line_with_the_cure(copied, name, damage):
+  (file,) = copied.glob(name)
+  damage(file)
   with pytest.raises(UserError, match=f"{copied}: is damaged.*Delete this fol"):
     read(copied.parents[2], source=source())
 
@@ -205,29 +199,19 @@ def test_features_of_a_dataset_name_no_classes(copied):
   about = json.loads((copied / "features.json").read_text())
   about["pythonClassName"] = "antigravity.Feature"
   (copied / "features.json").write_text(json.dumps(about))
-  assert read(copied.parents[2]) == [*range(40)]
+  assert read(copied.parents[2]) == ALL
   assert "antigravity" not in sys.modules
 
 
 # ---- The three kinds of source.
 
 
-def bare(question):
-  """Returns the fields of a question, with the bytes of its image."""
-  there = os.path.isfile(question.image)
-  data = images.read_image_bytes(question.image) if there else None
-  return vars(question) | dict(image=data)
-
-
 def test_georouter_equals_its_files():
   for split in georouter.SPLITS:
-    found = benchmarks.load_benchmark("georouter", split=split)
+    found = load_benchmark("georouter", split=split)
     assert found == georouter.load_questions(split)
-  slices = [
-    benchmarks.load_benchmark("georouter", split=f"val[{part}]", seed=3)
-    for part in (":90%", "90%:")
-  ]
-  assert list(map(len, slices)) == [162, 18]
+  for slice, count in {"val[:90%]": 162, "val[90%:]": 18}.items():
+    assert len(load_benchmark("georouter", split=slice, seed=3)) == count
 
 
 @pytest.fixture
@@ -243,8 +227,7 @@ def question_files(tmp_path):
     jsonl=[asked | dict(interval=[0.1, 2]), asked | dict(image="30.png")],
   )
   for name, of_file in rows.items():
-    text = "".join(json.dumps(row) + "\n" for row in of_file)
-    (folder / f"{name}.jsonl").write_text(text)
+    shared_rows.write_rows(folder / f"{name}.jsonl", of_file)
   return folder, place
 
 
@@ -252,45 +235,38 @@ def question_files(tmp_path):
 def test_benchmark_is_read_without_its_files(question_files, tmp_path, name):
   folder, place = question_files
   data = folder / "jsonl.jsonl" if name == "jsonl" else folder
-  tfds_dir = str(tmp_path / "tfds")
-  found = benchmarks.load_benchmark(
-    name, str(data), str(place), tfds_dir=tfds_dir
-  )
+  load = functools.partial(load_benchmark, tfds_dir=str(tmp_path / "tfds"))
+  found = load(name, str(data), str(place))
   shutil.rmtree(folder)
   shutil.rmtree(place)
-  again = benchmarks.load_benchmark(name, split="test", tfds_dir=tfds_dir)
+  again = load(name, split="test")
   assert again == found and len(again) == 2
   seen = [images.load_image(q.image) for q in again if os.path.exists(q.image)]
   assert [image.tolist() for image in seen] == [[[[7] * 3] * 30] * 30]
   # A question file is a single split, whatever its name.
-  (one,) = benchmarks.load_benchmark(name, split="val[:50%]", tfds_dir=tfds_dir)
+  (one,) = load(name, split="val[:50%]")
   assert one in found
   with pytest.raises(UserError, match="images .* of no questions"):
-    benchmarks.load_benchmark(name, images="x", tfds_dir=tfds_dir)
+    load(name, images="x")
   with pytest.raises(UserError, match="benchmarks/tabfact is not prepared"):
-    benchmarks.load_benchmark("tabfact", tfds_dir=tfds_dir)
+    load("tabfact")
 
 
 def test_changed_questions_or_images_are_seen(question_files, tmp_path):
   folder, place = question_files
-
-  def load():
-    tfds_dir = str(tmp_path / "tfds")
-    return benchmarks.load_benchmark(
-      "webqa", str(folder), str(place), tfds_dir=tfds_dir
-    )
-
-  before = load()
+  where = str(folder), str(place), "test", str(tmp_path / "tfds")
+  before, _ = load_benchmark("webqa", *where)
   Image.new("L", (30, 30), 8).save(place / "30.png")
-  changed = load()
-  assert bare(changed[0])["image"] != bare(before[0])["image"]
+  changed, _ = load_benchmark("webqa", *where)
+  # Images are stored under names made of their content.
+  assert os.path.exists(changed.image) and changed.image != before.image
   # An image that was missing, below the folder.
   (place / "more").mkdir()
   shutil.copy(place / "30.png", place / "more" / "31.png")
-  assert bare(load()[1])["image"] == bare(changed[0])["image"]
+  assert load_benchmark("webqa", *where)[1].image == changed.image
   path = folder / "webqa.jsonl"
   path.write_text(path.read_text().replace("Which?", "Who?"))
-  assert load()[0].text == "Who?"
+  assert load_benchmark("webqa", *where)[0].text == "Who?"
 
 
 def record(**changes):
@@ -317,92 +293,80 @@ HOP = dict(sub_question="?", routes=["web"], answers=["a"])
   ],
 )
 def test_wrong_row_names_dataset_and_row(tmp_path, changes, fault):
-  good = tfds_datasets.Example("x", record())
+  good = Example("x", record())
   rows = [good, good._replace(**changes)]
-  dataset = tfds_datasets.Source("a", dict(test=lambda: iter(rows)))
+  dataset = Source("a", dict(test=lambda: iter(rows)))
   tfds_datasets.prepare("benchmarks/webqa", str(tmp_path), dataset)
   said = rf"{tmp_path}/benchmarks/webqa/2.0.0:test\[1\]: .*{fault}.*  Delete"
   with pytest.raises(UserError, match=f"(?i){said}"):
-    benchmarks.load_benchmark("webqa", tfds_dir=str(tmp_path))
+    load_benchmark("webqa", tfds_dir=str(tmp_path))
 
 
-def make_rows(folder):
-  """Writes three rows, the second with an image, and returns their file."""
-  questions = [q for q in georouter.load_questions("val") if len(q.hops) == 2]
-  told = [q for q in questions if not q.image]
-  seen = next(q for q in questions if q.image)
-  found = gold_steps.make_gold_steps(
-    [told[0], seen, told[1]], lambda queries: [()] * len(queries)
-  )
-  (folder / "images").mkdir()
-  shutil.copy(seen.image, folder / "images")
-  path = folder / "some.jsonl"
-  rows = map(r1_router_rows.to_published_row, found)
-  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  return path
+@pytest.fixture
+def row_file(tmp_path):
+  """A file of three rows, the second with an image, and a folder of that."""
+  (tmp_path / "images").mkdir()
+  rows = shared_rows.world_rows()[:3]
+  shutil.copy(rows[1]["images"][0], tmp_path / "images")
+  path = shared_rows.write_rows(tmp_path / "some.jsonl", rows)
+  return path, str(tmp_path / "images")
 
 
-def steps_of(rows):
-  """Returns the steps of rows, without the place of their image."""
-  return [
-    repr(row.steps).replace(row.steps[0].question.image or "''", "''")
-    for row in rows
-  ]
+def steps_of(row):
+  """Returns the steps of a row as text, without the place of their image."""
+  return repr(row.steps).replace(row.steps[0].question.image or "''", "''")
 
 
-def test_rows_are_read_without_their_files(tmp_path):
-  path, place = make_rows(tmp_path), str(tmp_path / "images")
-  wanted = list(r1_router_rows.load_rows(str(path), place))
-  files = r1_router_rows.make_source(dict(train=str(path)), place)
+def test_rows_are_read_without_their_files(tmp_path, row_file):
+  path, place = row_file
+  wanted = list(r1_router_rows.load_rows(path, place))
+  picture = images.read_image_bytes(wanted[1].steps[0].question.image)
+  files = r1_router_rows.make_source(dict(train=path), place)
   where = "r1_router_rows/mine", "train", 0, str(tmp_path / "tfds")
-  found = list(r1_router_rows.load_dataset(*where, files))
-  picture = pathlib.Path(wanted[1].steps[0].question.image).read_bytes()
+  found = list(load_dataset(*where, files))
   shutil.rmtree(place)
-  path.unlink()
-  again = list(r1_router_rows.load_dataset(*where))
-  for rows in (found, again):
+  os.remove(path)
+  for rows in (found, list(load_dataset(*where))):
     assert [row.id for row in rows] == ["some/1", "some/2", "some/3"]
-    assert steps_of(rows) == steps_of(wanted)
+    assert list(map(steps_of, rows)) == list(map(steps_of, wanted))
     assert images.read_image_bytes(rows[1].steps[0].question.image) == picture
 
 
-def test_source_of_rows_changes_with_its_files(tmp_path):
-  path, place = make_rows(tmp_path), str(tmp_path / "images")
+def test_source_of_rows_changes_with_its_files(tmp_path, row_file):
+  path, place = row_file
 
-  def digest(**files):
-    files = files or dict(train=str(path))
-    return r1_router_rows.make_source(files, place).digest
+  def digest(split="train"):
+    return r1_router_rows.make_source({split: path}, place).digest
 
-  digests = [digest(), digest(val=str(path))]
+  digests = [digest(), digest("val")]
   (tmp_path / "images" / "more.png").touch()
   digests.append(digest())
-  path.write_text(path.read_text() + "\n")
+  with open(path, "a") as file:
+    file.write("\n")
   digests.append(digest())
   assert len({*digests}) == 4 and digest() == digests[-1]
 
 
-def test_bad_rows_of_a_dataset_are_skipped_and_named(tmp_path, caplog):
-  path, place = make_rows(tmp_path), str(tmp_path / "images")
-  (make_examples,) = r1_router_rows.make_source(
-    dict(train=str(path)), place
-  ).splits.values()
-  first, seen, told = make_examples()
+def test_bad_rows_of_a_dataset_are_skipped_and_named(
+  tmp_path, row_file, caplog
+):
+  path, place = row_file
+  splits = r1_router_rows.make_source(dict(train=path), place).splits
+  first, seen, told = splits["train"]()
   headless = json.loads(first.record)
   del headless["steps"][0]
-  rows = [
-    first,
-    first._replace(record="{"),
-    seen._replace(picture=b"no image"),
-    first._replace(record=json.dumps(headless)),
-    seen,
-    told,
-  ]
-  bad = tfds_datasets.Source("a", dict(train=lambda: iter(rows)))
-  place = "r1_router_rows/mine", "train", 0, str(tmp_path / "tfds")
+  faults = {
+    "not JSON": first._replace(record="{"),
+    "intact PNG": seen._replace(picture=b"no image"),
+    "before it": first._replace(record=json.dumps(headless)),
+  }
+  rows = [first, *faults.values(), seen, told]
+  bad = Source("a", dict(train=lambda: iter(rows)))
+  where = "r1_router_rows/mine", "train", 0, str(tmp_path / "tfds")
   with caplog.at_level("WARNING"):
-    found = list(r1_router_rows.load_dataset(*place, bad))
+    found = list(load_dataset(*where, bad))
   assert [row.id for row in found] == ["some/1", "some/2", "some/3"]
   assert "skipped 3 of 6" in caplog.text
-  for number, fault in ((1, "not JSON"), (2, "intact PNG"), (3, "before it")):
+  for number, fault in enumerate(faults, 1):
     (line,) = [x for x in caplog.messages if f"mine/2.0.0:train[{number}]" in x]
     assert fault in line
