@@ -10,16 +10,14 @@ The first command builds all three knowledge bases of GeoRouter, the corpus
 that comes with the package; the others build one from your own files or from a
 published corpus, see retrieval/corpora/sources.py.  Each is a folder
 DIR/<kind>, see retrieval/local_kb.py.  Before anything is embedded, the command
-logs the disk space, memory and time that it needs; --dry_run stops there.
+logs the disk space, memory and time that it needs.
 
 The command may be run again at any time.  A finished knowledge base of the same
 corpus, embedder and index is kept; an unfinished one goes on at the first block
 of passages, or chunk of vectors, that is missing.  A corpus too large for one
 machine is read by retrieval/corpora/beam_pipeline.py, and embedded by several
 machines that share DIR, with --worker=0/8 to --worker=7/8; then run the command
-without --worker.  With --hybrid, passages are found by their words, too; with
---rerank, a cross-encoder sorts the passages found.  Both may be added or left
-out later.
+without --worker.  --hybrid and --rerank may be added or left out later.
 """
 
 import contextlib
@@ -97,10 +95,7 @@ _HYBRID = flags.DEFINE_bool(
   "hybrid", False, "Search by words, too (BM25), and fuse both results."
 )
 _RERANK = flags.DEFINE_string(
-  "rerank",
-  "",
-  "Folder of a cross-encoder that sorts the passages found: config.json, "
-  "model.safetensors, tokenizer.json.",
+  "rerank", "", "Folder of a cross-encoder that sorts the passages found."
 )
 _WORKER = flags.DEFINE_string(
   "worker", "", "I/N: embed every N-th chunk, from chunk I on, and stop."

@@ -105,10 +105,7 @@ class ProgramMemory(NamedTuple):
 
 
 def find_devices(topology: str) -> np.ndarray:
-  """Return the devices of a topology, which need not be there.
-
-  An unknown topology, and a libtpu that is missing, raise UserError.
-  """
+  """Return the devices of a topology, which need not be there."""
   # CPU devices exist, as many as XLA_FLAGS made; those of TPUs are described.
   kind, _, count = topology.partition(":")
   if kind == "cpu":
@@ -264,15 +261,12 @@ def abstract_microbatches(
 
 
 def abstract_prompts(policy: config_lib.PolicyConfig, prompts: int) -> Any:
-  """Return the shapes of the B largest prompts that a policy can read.
-
-  They are of the longest padded length, with all images that they may show.
-  """
+  """Return the shapes of B prompts of the greatest length and most images."""
   vision, images, windows = policy.model.vision, 0, 0
   if vision is not None:
     # The image of the question, and those of passages.
     images = prompts * (1 + policy.passage_images)
-    windows = math.ceil(policy.max_pixels / vision.window**2)
+    windows = -(-policy.max_pixels // vision.window**2)
     windows = processor.next_power_of_two(windows)
   size = prompts, policy.prompt_tokens[-1], images, windows
   empty = qwen2_5_vl.empty_prompt_batch(*size, vision)

@@ -1,15 +1,14 @@
 """An HTTP client that asks another process for JSON, and tries again.
 
-If nobody answers, the connection breaks, or the answer means "not now" (status
-429 or 5xx), a request is sent again after random pauses that grow.  So it is
-after an unusable answer, up to `MAX_UNUSABLE_ANSWERS`; a refusal (any other
-status, also a redirect) is final.  The time of a try, and of all tries, counts
-from the server's last answer to the same call, as it may answer one request
-after another; a try without an answer halves the requests in flight.
+Without an answer, or after one that means "not now" (status 429 or 5xx), a
+request is sent again after random pauses that grow, and up to
+`MAX_UNUSABLE_ANSWERS` times after an unusable one; any other status is final.
+The time of a try, and of all tries, counts from the server's last answer to the
+same call, as it may answer one request after another; a try without an answer
+halves the requests in flight.
 
-A request that does not succeed ends in a `RemoteServiceError`, which says who
-was asked, what came back and what to do.  Answers are untrusted: their sizes
-are bounded while they come in, and msgspec checks their types.
+A request that does not succeed ends in a `RemoteServiceError`.  Answers are
+untrusted: their sizes are bounded, and msgspec checks their types.
 """
 
 import asyncio
@@ -132,14 +131,9 @@ class JsonHttpClient:
   ) -> list[Any]:
     """Send all bodies, some at a time, and return their parsed answers.
 
-    Args:
-      path: path below the client's address.
-      bodies: values that JSON can hold, one for each request.
-      schema: type of an answer, for msgspec.
-      parse: makes the result of an answer, or raises `UnusableAnswer`.
-      max_bytes: size of the longest answer that is believed.
-      keep_errors: statuses of errors that are results of their requests; a
-        request that fails otherwise raises a RemoteServiceError.
+    An answer of at most `max_bytes` and of the type `schema` is parsed, and
+    `parse` may raise `UnusableAnswer`.  A RemoteServiceError with a status of
+    `keep_errors` is the result of its request; others are raised.
     """
     most = min(max_bytes, MAX_ANSWER_BYTES)
     request = self, "POST", path, self.deadline, most
@@ -162,7 +156,7 @@ class _Call:
 
   def __post_init__(self):
     self._slots = anyio.CapacityLimiter(self.client.in_flight)
-    # What the requests of the call know of their server, see `_note_answer`.
+    # What the requests know of their server, see `_note_answer`.
     self._last_answer = time.monotonic()
     self._timers: set[asyncio.Timeout] = set()
 
@@ -170,17 +164,15 @@ class _Call:
     """Send the bodies concurrently and return their results in order."""
 
     async def send_all() -> list[Any]:
-      async with httpx.AsyncClient(**self.client.options) as http:
-        sent = [self._send(http, i, body) for i, body in enumerate(bodies)]
+      async with httpx.AsyncClient(**self.client.options) as self._http:
+        sent = [self._send(number, body) for number, body in enumerate(bodies)]
         return await asyncio.gather(*sent)
 
     # A thread of its own: a notebook's thread runs an event loop already.
     with anyio.from_thread.start_blocking_portal() as portal:
       return portal.call(send_all)
 
-  async def _send(
-    self, http: httpx.AsyncClient, number: int, body: bytes
-  ) -> Any:
+  async def _send(self, number: int, body: bytes) -> Any:
     """Send a request until it succeeds or must not be tried again."""
     start, num_unusable = time.monotonic(), 0
     low, high = RETRY_PAUSES
@@ -204,15 +196,13 @@ class _Call:
       retry_error_callback=self._give_up,
     )
     try:
-      return await retry(self._try_once, http, number, body, start)
+      return await retry(self._try_once, number, body, start)
     except RemoteServiceError as error:
       if error.status in self.keep_errors:
         return error
       raise
 
-  async def _try_once(
-    self, http: httpx.AsyncClient, number: int, body: bytes, start: float
-  ) -> Any:
+  async def _try_once(self, number: int, body: bytes, start: float) -> Any:
     """Send a request once and return its parsed answer.
 
     Raises a _FailedTry for no answer, an unusable one, or one that asks to
@@ -224,24 +214,23 @@ class _Call:
       try:
         async with asyncio.timeout(limit) as timer:
           self._timers.add(timer)
-          found = await self._exchange(http, body)
+          found = await self._exchange(body)
       except TimeoutError:
         # Those that began together time out together, and halve it once.
         fewer = min(self._slots.total_tokens, in_flight // 2)
         self._slots.total_tokens = max(1, fewer)
         raise _FailedTry(f"no whole answer in {limit:.1f} s") from None
       except httpx.HTTPError as error:
-        reason = f"{type(error).__name__} {error}".strip()
-        raise _FailedTry(reason) from None
+        raise _FailedTry(f"{type(error).__name__} {error}".strip()) from None
       finally:
         self._timers.discard(timer)
     self._note_answer()
     return self.parse(number, self._decode(found))
 
-  async def _exchange(self, http: httpx.AsyncClient, body: bytes) -> bytes:
+  async def _exchange(self, body: bytes) -> bytes:
     """Send a body once and return that of the answer."""
     client, url = self.client, self.client.address + self.path
-    async with http.stream(self.method, url, content=body) as answer:
+    async with self._http.stream(self.method, url, content=body) as answer:
       status, headers, found = answer.status_code, answer.headers, bytearray()
       # Of an error's body a message shows only the beginning.
       limit = self.max_bytes if status == 200 else _EXCERPT_CHARS
@@ -306,10 +295,10 @@ class _Call:
 
 
 def allow_key(address: str) -> None:
-  """Allow the API key to be sent to an address, which the user named.
+  """Allow the API key to be sent to an address, or address#model.
 
-  A knowledge base's folder may come from a stranger, and name his server.  The
-  address may be followed by #model; "" allows none.
+  A knowledge base's folder may come from a stranger, and name his server, so
+  the user names it, too; "" allows none.
   """
   _key_addresses.add(address.partition("#")[0].rstrip("/"))
 

@@ -1,9 +1,8 @@
 """Strict readers of row files: JSON Lines, CSV, and folders of images.
 
-Files come from users and crawlers.  Each reader yields (where, row), with
-where = "file:line", and a row that cannot be read is a `RowError`, which names
-the reason and the cure; nothing is guessed.  Files whose names end in .gz or
-.bz2 are decompressed while they are read.
+Files come from users and crawlers.  Each reader yields ("file:line", row), and
+a row that cannot be read is a `RowError`; nothing is guessed.  Files whose
+names end in .gz or .bz2 are decompressed while they are read.
 """
 
 import bz2
@@ -27,7 +26,6 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import sanitize_text
 
 MAX_ROW_BYTES = 1 << 20
-
 # Characters after which a row of a CSV file is taken for an unclosed quote.
 MAX_CSV_ROW = 16 * MAX_ROW_BYTES
 
@@ -49,13 +47,16 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 # Pairs of ("file:line", row), with the row a `RowError` if it is unreadable.
 Rows = Iterator[tuple[str, Any]]
-
 # A function that opens a path for reading its bytes as they are stored.
 OpenFile = Callable[[str], BinaryIO]
+open_local: OpenFile = functools.partial(open, mode="rb")
 
 
 class RowError(UserError):
   """The reason why a row cannot be used, and the cure: its two arguments."""
+
+  def __str__(self) -> str:
+    return "; ".join(self.args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +99,6 @@ class SkipLog:
       logging.warning(text, self._source, count, count + kept)
     if not kept:
       raise UserError(f"{self._source}: nothing of it can be used.  {why}")
-
-
-open_local: OpenFile = functools.partial(open, mode="rb")
 
 
 @contextlib.contextmanager

@@ -28,12 +28,9 @@ from r1router_jax.common.errors import UserError
 PREFIX = "openai:"
 
 MAX_IN_FLIGHT = 32  # Requests at a time.
-
 # Of all tries of a request, from the server's last answer to any of its call.
 DEADLINE_SECONDS = 900.0
-
 MAX_COMPLETION_TOKENS = 1 << 20  # A server that counts more is not believed.
-
 # Limits of answers: of the list of models, and of a reply by its tokens.
 MAX_MODELS_BYTES, MIN_REPLY_BYTES, MAX_TOKEN_BYTES = 4 << 20, 1 << 16, 1 << 10
 

@@ -5,12 +5,9 @@ with the very bytes of its file.  "top_k", which vLLM and others add to the
 schema, is sent only if it is not 0, so that other servers are not sent a field
 that they do not know.
 
-The start of a reply is shown at the end of the user turn, since the schema has
-no place for it.
-
-A request asks for one response, with a seed that comes from key, prompt and
-member alone: if the server honours seeds, a response depends on neither its
-neighbours nor their order.
+The start of a reply is shown at the end of the user turn, as the schema has no
+place for it.  A request asks for one response, with a seed of key, prompt and
+member alone: if the server honours seeds, a response does not depend on others.
 
 The thoughts of a reasoning model, and text before a "</think>" that nothing
 opened, become the protocol's thought if the rest has none, and are dropped if
@@ -38,12 +35,10 @@ from r1router_jax.protocol import messages
 from r1router_jax.protocol.messages import Conversation, Segment
 
 MAX_RESPONSE_TOKENS = 2048  # As R1-Router's.
-
+IMAGE_CACHE_SIZE = 32  # Images that are kept encoded.
 CONTINUE_NOTE = Segment(
   "\n\nYou have begun to reply.  Go on from where this ends:\n", "template"
 )
-
-IMAGE_CACHE_SIZE = 32  # Images that are kept encoded.
 
 
 class RemoteProcessor:
@@ -118,7 +113,12 @@ class OpenAIPolicy:
     `sampling` is out of its range.
     """
     # The same in all requests.
-    fields = dict(sampling_fields(sampling), max_tokens=MAX_RESPONSE_TOKENS)
+    sampling.validate()
+    temperature, top_k, top_p = map(float, sampling)
+    fields = dict(temperature=temperature, top_p=top_p)
+    if top_k:  # A field outside of OpenAI's schema.
+      fields["top_k"] = int(top_k)
+    fields["max_tokens"] = MAX_RESPONSE_TOKENS
     if stop:
       fields["stop"] = list(stop)
     requests = []
@@ -152,15 +152,6 @@ def merge_reasoning(reply: openai_client.Reply) -> str:
   if not thought or "<think>" in text:
     return text
   return f"<think>{messages.escape_control_tags(thought)}</think>{text}"
-
-
-def sampling_fields(sampling: SamplingParams) -> dict[str, float]:
-  """Return the fields of a request that say how tokens are drawn."""
-  sampling.validate()
-  temperature, top_k, top_p = map(float, sampling)
-  # A field outside of OpenAI's schema.
-  extra = dict(top_k=int(top_k)) if top_k else {}
-  return dict(temperature=temperature, top_p=top_p) | extra
 
 
 @functools.lru_cache(maxsize=IMAGE_CACHE_SIZE)

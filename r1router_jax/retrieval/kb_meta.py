@@ -25,15 +25,10 @@ DEFAULT_EMBEDDERS = dict(text="minilm", image="image_caption", table="minilm")
 
 # Names in meta.json of embedders that were renamed since.  The file keeps them:
 # its content tells a knowledge base from others in runs that are resumed.
-_STORED_EMBEDDERS = {
-  "image": "picture",
-  "image_caption": "picture_caption",
-  # Folders that say openai or tei hold vectors as the server sent them.
-  "openai": "openai_unit",
-  "openai_raw": "openai",
-  "tei": "tei_unit",
-  "tei_raw": "tei",
-}
+_STORED_EMBEDDERS = {"image": "picture", "image_caption": "picture_caption"}
+# Folders that say openai or tei hold vectors as the server sent them.
+_STORED_EMBEDDERS |= {"openai": "openai_unit", "openai_raw": "openai"}
+_STORED_EMBEDDERS |= {"tei": "tei_unit", "tei_raw": "tei"}
 
 
 def read_meta(folder: str) -> dict | None:

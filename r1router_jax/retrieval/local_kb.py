@@ -30,15 +30,8 @@ from r1router_jax.retrieval.index import bm25, exact, factory
 
 _CURE = "Build it again: delete the folder and run build_kb."
 # What readers of damaged files raise: JSON, NumPy, ScaNN and bm25s.
-_DAMAGE = (
-  AttributeError,
-  EOFError,
-  LookupError,
-  RuntimeError,
-  TypeError,
-  ValueError,
-  zipfile.BadZipFile,
-)
+_DAMAGE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError)
+_DAMAGE += (ValueError, zipfile.BadZipFile)
 
 
 class PassageFile:
@@ -56,9 +49,8 @@ class PassageFile:
     # A copy that broke off would fail only when a search finds what is missing.
     first, last = self._offsets[[0, -1]].tolist()
     if (first, last) != (0, self.num_bytes):
-      fault = f"passages.jsonl has {self.num_bytes:,} bytes, and offsets.npy "
-      fault += f"speaks of {first:,} to {last:,}"
-      raise UserError(f"{folder}: {fault}.  {_CURE}")
+      fault = f"passages.jsonl has {self.num_bytes:,} bytes, offsets.npy wants"
+      raise UserError(f"{folder}: {fault} {first:,} to {last:,}.  {_CURE}")
 
   def __len__(self) -> int:
     return len(self._offsets) - 1
@@ -88,15 +80,13 @@ class SearchStack(NamedTuple):
   def search(self, queries: Sequence[Query], k: int) -> exact.SearchResult:
     """Return scores and rows of the k best passages for each query."""
     if self.reranker is None:
-      return self._search_candidates(queries, k)
+      return self._find_rows(queries, k)
     # The reranker can only sort what was found, so it gets more than k.
     depth = max(k, cross_encoder.RERANK_DEPTH)
-    found = self._search_candidates(queries, depth)
+    found = self._find_rows(queries, depth)
     return self.reranker.rerank(queries, found, self.passages.__getitem__, k)
 
-  def _search_candidates(
-    self, queries: Sequence[Query], k: int
-  ) -> exact.SearchResult:
+  def _find_rows(self, queries: Sequence[Query], k: int) -> exact.SearchResult:
     """Search by vectors, and by words in hybrid search."""
     vectors = self.embedder(queries)
     if self.bm25_index is None:
@@ -139,11 +129,11 @@ class LocalKB(knowledge_base.KnowledgeBase):
     return scores.nbytes + rows.nbytes
 
   def _to_passages(self, result: Any) -> list[Passage]:
-    scores, rows = result
+    scores, rows = (each.tolist() for each in result)
     # The replaced copy belongs to the caller; row -1 is padding.
     return [
       dataclasses.replace(self.stack.passages[row], score=score)
-      for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
+      for score, row in zip(scores, rows, strict=True)
       if row >= 0
     ]
 
@@ -168,9 +158,8 @@ def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
   """Open what a search uses, and compare it with meta.json."""
   _require_equal(folder, ("format", kb_meta.FORMAT_VERSION, meta["format"]))
   # Files are mapped; only the index and the weights are read here.
-  images = sources.resolve_image_folder(
-    meta["source"], meta.get("pictures", "")
-  )
+  where = meta["source"], meta.get("pictures", "")
+  images = sources.resolve_image_folder(*where)
   passages = PassageFile(folder, meta["kb"], images)
   vectors = np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
   rows, width = meta["rows"], meta["width"]

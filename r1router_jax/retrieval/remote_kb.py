@@ -79,9 +79,7 @@ class RemoteKB(KnowledgeBase):
     # No bool, and no more than a disk can hold.
     return rows if type(rows) is int and 0 < rows < 1 << 48 else 0
 
-  def _search_uncached(
-    self, queries: Sequence[Query], k: int
-  ) -> list[list[Passage]]:
+  def _search_uncached(self, queries: Sequence[Query], k: int) -> list:
     bodies = []
     for part in _split_into_requests(queries):
       texts, encoded = zip(*part, strict=True)
@@ -105,17 +103,11 @@ class RemoteKB(KnowledgeBase):
   def _parse_response(
     self, response: _Response, num_queries: int, k: int
   ) -> list[list[Passage]]:
-    """Return the passages of a response, a list for each query.
-
-    An answer beside the schema raises UnusableAnswer, and other passages than
-    at the start RemoteServiceError.
-    """
+    """Return the passages of a response, a list for each query."""
     found = response.result
     if len(found) != num_queries or any(len(rows) > k for rows in found):
-      message = (
-        f'"result" holds no {num_queries} lists of at most {k} documents'
-      )
-      raise http_client.UnusableAnswer(message)
+      wanted = f"{num_queries} lists of at most {k} documents"
+      raise http_client.UnusableAnswer(f'"result" holds no {wanted}')
     # Both are None if the server is not serve_kb.
     old_version, version = self.meta.get("version"), response.version
     if old_version != version:
@@ -128,10 +120,7 @@ class RemoteKB(KnowledgeBase):
     return [[passage for passage in rows if passage] for rows in parsed]
 
   def _parse_row(self, row: _Row) -> Passage | None:
-    """Return the passage of a row, or None if a prompt must not hold its text.
-
-    Such rows are logged and counted; an empty text raises UnusableAnswer.
-    """
+    """Return the passage of a row, or None, with a log, if it is unfit."""
     name, contents = row.document.id, row.document.contents
     if not contents.strip():
       raise http_client.UnusableAnswer("a document has no contents")

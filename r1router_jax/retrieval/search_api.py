@@ -15,8 +15,7 @@ the folder of images; and "version", a digest of all that answers depend on, in
   GET /health  -> {"kb", "rows", "embedder", "fingerprint", "format",
                    "passages", "source", "version"}
 
-by which a client notices a server that comes back with other passages, or
-searches them in another way.
+by which a client notices that a server has other passages, or another search.
 
 Source: github.com/PeterGriffinJin/Search-R1, search_r1/search.
 """
@@ -52,18 +51,13 @@ _Text = Annotated[str, msgspec.Meta(max_length=MAX_QUERY_CHARS)]
 
 
 class SearchRequest(msgspec.Struct):
-  """The body of POST /retrieve, see the top of this module.
-
-  Attributes:
-    queries: the texts to search for.
-    topk: number of passages for each query.
-    return_scores: whether the response has scores.
-    images: the file of each query's image, b"" for none; one for each query.
-  """
+  """The body of POST /retrieve, see the top of this module."""
 
   queries: Annotated[list[_Text], msgspec.Meta(max_length=MAX_QUERIES)]
+  # The number of passages for each query.
   topk: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOP_K)] | None = None
   return_scores: bool = False
+  # The file of each query's image, b"" for none.
   images: list[bytes] | msgspec.UnsetType = msgspec.UNSET
 
   def __post_init__(self):
@@ -82,10 +76,7 @@ class SearchRequest(msgspec.Struct):
     if len(set(self.images)) > MAX_IMAGES:
       raise ValueError(f'"images" holds more than {MAX_IMAGES} images')
     # A tokenizer takes whole characters only.
-    try:
-      row_files.check_surrogates("".join(self.queries), '"queries"')
-    except row_files.RowError as error:
-      raise ValueError("; ".join(error.args)) from None
+    row_files.check_surrogates("".join(self.queries), '"queries"')
 
 
 def parse_request(body: bytes, kind: str) -> SearchRequest:
@@ -95,8 +86,6 @@ def parse_request(body: bytes, kind: str) -> SearchRequest:
   """
   try:
     request = msgspec.convert(row_files.parse_json(body), SearchRequest)
-  except row_files.RowError as error:
-    raise UserError("; ".join(error.args)) from None
   except msgspec.ValidationError as error:
     example = '{"queries": ["a"], "topk": 3}'
     raise UserError(f"{error}; send an object such as {example}") from None

@@ -15,8 +15,8 @@ Vectors are scaled to length 1, so that their inner product, by which passages
 are searched, is the cosine.  openai_raw and tei_raw keep them as they come.
 
 An address does not tell which weights are behind it, so the fingerprint is made
-of answers to a few texts: the position and the sign of the largest number of
-each vector, which do not change with the rounding of another batch or device.
+of answers to a few texts: position and sign of each vector's largest number,
+which the rounding of another batch or device does not change.
 
 Axes:  n items   E width
 """
@@ -39,7 +39,6 @@ _SERVICE = "an embedding model, the same as before,"
 
 # Texts of one request: the default limit of text-embeddings-inference.
 TEXTS_PER_REQUEST = 32
-
 # Limits of an answer: of a vector's width, and of the bytes of a number in it.
 MAX_WIDTH, MAX_NUMBER_BYTES = 1 << 16, 64
 
@@ -83,7 +82,6 @@ class HttpEncoder:
     self.width = 0  # Unknown; the answer to the probes tells.
     (probes,) = self._request_vectors([PROBE_TEXTS])
     self.width = probes.shape[1]
-    # Rounding moves values a little, but neither the largest nor its sign.
     top = np.abs(probes).argmax(axis=1)
     signs = np.sign(probes[np.arange(len(top)), top]).astype(int)
     model = api.fields.get("model", "")
