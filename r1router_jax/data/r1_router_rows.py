@@ -49,14 +49,11 @@ from r1router_jax.protocol import format, messages, prompts, templates
 _STYLE = "full"  # The prompt style of the published rows.
 _FULL = templates.STYLES[_STYLE]
 _IMAGE = "<image>"  # Stands at the end of a prompt with an image.
-
 _ROUTES = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
 _KBS = {tag: kb for kb, tag in _FULL.tags.items()}
 
 # A passage ends where a line begins with the tag of the next one.
-_PASSAGE = re.compile(
-  r"(?s)(ter|tir|tar)-\d+: (.*?)\n(?=(?:ter|tir|tar)-\d+: |\Z)"
-)
+_PASSAGE = re.compile(r"(?s)(t[eia]r)-\d+: (.*?)\n(?=t[eia]r-\d+: |\Z)")
 
 
 class _Query(msgspec.Struct):
@@ -180,8 +177,7 @@ def _with_response(step: Step, response: str) -> Step:
   cure = 'Delete its "response", or take the row as it was made'
   subject = f"the response of step {step.id}"
   if isinstance(said, Malformed):
-    fault = f"{subject} is not of the protocol: {said.reason}"
-    raise RowError(fault, cure)
+    raise RowError(f"{subject} is not of the protocol: {said.reason}", cure)
   if step.kind == "plan":
     # Published queries are in lower case; the teacher's spelling is kept.
     asked, routes = said.sub_question, said.routes or ("none",)
@@ -224,15 +220,17 @@ class PublishedTrajectory:
   steps: list[Step]
 
 
+ReadRow = PublishedTrajectory | RejectedRow
+
+
 def load_rows(
   patterns: str, image_folder: str
 ) -> Iterator[PublishedTrajectory]:
   """Yield the good rows of files, in order.
 
-  Args:
-    patterns: paths or globs, with commas between them.
-    image_folder: folder of the images, found there by the last part of their
-      published paths; "" leaves rows with images out.
+  The patterns are paths or globs, with commas between them.  Images are found
+  in their folder by the last part of their published paths; without a folder,
+  "", rows with images are left out.
 
   Raises:
     UserError: if a file has no good row.
@@ -268,8 +266,9 @@ def make_source(patterns: Mapping[str, str], image_folder: str) -> Source:
 
   Images are stored with the rows.  See `load_rows` for the arguments.
   """
-  digest = hashlib.sha256()
+  digest, splits = hashlib.sha256(), {}
   for split, of_split in patterns.items():
+    splits[split] = functools.partial(_make_examples, of_split, image_folder)
     for path in map(pathlib.Path, find_files(of_split)):
       content = hashlib.sha256(path.read_bytes()).hexdigest()
       digest.update(repr((split, path.stem, content)).encode())
@@ -278,10 +277,6 @@ def make_source(patterns: Mapping[str, str], image_folder: str) -> Source:
   for file in filter(pathlib.Path.is_file, there):
     state = file.name, file.stat().st_size, file.stat().st_mtime_ns
     digest.update(repr(state).encode())
-  splits = {
-    split: functools.partial(_make_examples, of_split, image_folder)
-    for split, of_split in patterns.items()
-  }
   return Source(digest.hexdigest(), splits)
 
 
@@ -294,22 +289,20 @@ def _make_examples(patterns: str, image_folder: str) -> Iterator[Example]:
     yield Example(row.id, json.dumps(row.published), image, picture)
 
 
-def _read_prepared(
-  where: str, row: Example
-) -> PublishedTrajectory | RejectedRow:
+def _read_prepared(where: str, row: Example) -> ReadRow:
   """Return the trajectory of a dataset's row, whose image is unpacked."""
   try:
     published = row_files.parse_json(row.record.encode())
     if row.image and isinstance(published, dict):
-      image = tfds_datasets.store_image(row.picture, row.image)
-      published["images"] = [image]
+      stored = tfds_datasets.store_image(row.picture, row.image)
+      published["images"] = [stored]
   except (RowError, images.BadImage) as fault:
     published = fault
   return _read_row(where, published, row.id, tfds_datasets.IMAGE_FOLDER)
 
 
 def _keep_good(
-  source: str, rows: Iterable[PublishedTrajectory | RejectedRow]
+  source: str, rows: Iterable[ReadRow]
 ) -> Iterator[PublishedTrajectory]:
   """Yield the good rows; log the others, and raise UserError if all are bad."""
   skipped, kept = row_files.SkipLog(source), 0
@@ -346,18 +339,14 @@ def find_files(patterns: str) -> list[str]:
   return found
 
 
-def read_rows(
-  path: str, image_folder: str
-) -> Iterator[PublishedTrajectory | RejectedRow]:
+def read_rows(path: str, image_folder: str) -> Iterator[ReadRow]:
   """Yield every row of a file, a bad one with its fault; see `load_rows`."""
   for where, row in row_files.read_json_lines(path):
     name = f"{pathlib.Path(path).stem}/{where.rpartition(':')[2]}"
     yield _read_row(where, row, name, image_folder)
 
 
-def _read_row(
-  where: str, row: Any, name: str, image_folder: str
-) -> PublishedTrajectory | RejectedRow:
+def _read_row(where: str, row: Any, name: str, image_folder: str) -> ReadRow:
   """Return the trajectory of a row, or its fault; `row` may be one itself."""
   try:
     if isinstance(row, UserError):
@@ -376,22 +365,6 @@ def parse_row(row: Any, name: str, image_folder: str) -> list[Step]:
     RowError: if the row breaks the published form.
     images.BadImage: if its image cannot be read.
   """
-  _check_form(row)
-  # The image is decoded now, so that a bad one costs its own row only.
-  for path in row["images"]:
-    if not image_folder:
-      raise RowError(
-        f"its image {path!a} has no folder",
-        "Name that of the images, config.data.images, or leave the row out",
-      )
-    images.load_image(os.path.basename(path), image_folder)
-  steps = parse_trajectory(row, name, image_folder)
-  _check_order(steps)
-  return steps
-
-
-def _check_form(row: Any) -> None:
-  """Check that every part of a row is present and of its type."""
   # JSON may hold lone surrogates, which no tokenizer can read.
   row_files.check_surrogates(json.dumps(row, ensure_ascii=False), "it")
   try:
@@ -401,6 +374,15 @@ def _check_form(row: Any) -> None:
   if not isinstance(golds, list) or not any(map(str.strip, golds)):
     cure = "Write the accepted answers as a list there"
     raise RowError("its last step has no gold answers", cure)
+  # The image is decoded now, so that a bad one costs its own row only.
+  for path in row["images"]:
+    if not image_folder:
+      cure = "Name that of the images, config.data.images, or leave the row out"
+      raise RowError(f"its image {path!a} has no folder", cure)
+    images.load_image(os.path.basename(path), image_folder)
+  steps = parse_trajectory(row, name, image_folder)
+  _check_order(steps)
+  return steps
 
 
 def _check_order(steps: Sequence[Step]) -> None:
