@@ -25,7 +25,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import msgspec
 from absl import logging
@@ -36,7 +36,6 @@ from r1router_jax.common.records import KBS, Question
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.data import benchmark_images, georouter, tfds_datasets
 from r1router_jax.data import benchmark_schema as schema
-from r1router_jax.data.benchmark_images import FoundImage
 from r1router_jax.data.benchmark_schema import BENCHMARK_SPECS
 from r1router_jax.data.tfds_datasets import Example, Source
 
@@ -105,7 +104,7 @@ def _georouter_source() -> Source:
 def _file_source(name: str, folder: str, images: str) -> Source:
   """Return a question file, which is read and checked, and its images."""
   path = _find_question_file(name, folder)
-  # Paths in a user's file are relative to `images` or to the file.
+  # 1. Read the rows.  A user's paths are relative to `images` or to the file.
   root = images or os.path.dirname(os.path.abspath(path))
 
   def parse(row: schema.Row, number: int) -> tuple[Question, str]:
@@ -115,35 +114,33 @@ def _file_source(name: str, folder: str, images: str) -> Source:
   parsed = schema.parse_rows(path, parse)
   schema.check_count(name, path, len(parsed))
   schema.check_ids(path, ((q.id, where) for where, (q, _) in parsed))
-  # A user's images have paths; those of benchmarks are looked up by stem, all
-  # at once.  A question whose image is missing stays.
+  # 2. Find the images.  A user's have paths; those of benchmarks are looked up
+  # by stem, all at once.  A question whose image is missing stays.
   asked, found = [named for _, (_, named) in parsed if named], {}
   if name == "jsonl":
     there = filter(os.path.isfile, asked)
     found = {named: benchmark_images.find_file(named) for named in there}
   elif images and asked:
     found = benchmark_images.find_images(images, set(asked))
-  _warn_of_missing_images(name, images, [n for n in asked if n not in found])
+  missing = [ascii(named) for named in asked if named not in found]
+  _warn_of_missing_images(name, images, missing)
 
+  # 3. The rows of the dataset, and what they depend on.
   def make_rows() -> Iterator[Example]:
     for where, (question, named) in parsed:
       image, picture = os.path.basename(named), b""
       if named in found:
-        image, picture = found[named].name, _read_picture(where, found[named])
+        image = found[named].name
+        # A bad image counts as missing.
+        try:
+          picture = found[named].read()
+        except images_lib.BadImage as error:
+          logging.warning("%s: %s  Its question scores 0.", where, error)
       yield _to_example(question, image, picture)
 
   states = [(*of, of[1] in found and found[of[1]].state) for _, of in parsed]
   digest = hashlib.sha256(repr(states).encode()).hexdigest()
   return Source(digest, {"test": make_rows})
-
-
-def _read_picture(where: str, image: FoundImage) -> bytes:
-  """Return an image's bytes; a bad one is logged and counts as missing."""
-  try:
-    return image.read()
-  except images_lib.BadImage as error:
-    logging.warning("%s: %s  Its question scores 0.", where, error)
-    return b""
 
 
 def _to_example(question: Question, image: str, picture: bytes) -> Example:
@@ -215,11 +212,11 @@ def _image_name(name: str, row: schema.Row, root: str) -> str:
   return path if own else named
 
 
-def _warn_of_missing_images(name: str, images: str, missing: Sequence[str]):
+def _warn_of_missing_images(name: str, images: str, missing: list[str]) -> None:
   if missing:
     cure = f"Add them to {images}." if images else "--images names their place."
-    shown = schema.first_few([*map(ascii, missing)])
     logging.warning(
-      f"{name}: {len(missing)} questions miss their image ({shown}): these "
-      f"cannot be answered and score 0.  {cure}"
+      f"{name}: {len(missing)} questions miss their image "
+      f"({schema.first_few(missing)}): these cannot be answered and score 0.  "
+      f"{cure}"
     )

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -85,7 +86,7 @@ def read_split(
   if source:
     prepare(dataset, tfds_dir, source)
   builder = _open_builder(dataset, tfds_dir)
-  if not _is_prepared(builder):
+  if not builder.data_path.exists():
     raise UserError(
       f"{dataset} is not prepared in {tfds_dir}.  Name its files once, by "
       "--data or config.data.train_files, or the folder in which it is "
@@ -122,7 +123,7 @@ def prepare(dataset: str, tfds_dir: str, source: Source) -> None:
     # Remove what was made of another state of the source, or half made.
     for left in builder.data_path.parent.glob("incomplete.*"):
       shutil.rmtree(left)
-    if _is_prepared(builder):
+    if builder.data_path.exists():
       shutil.rmtree(builder.data_dir)
       builder = _open_builder(dataset, tfds_dir, source.splits)
     builder.info.metadata["digest"] = source.digest
@@ -144,10 +145,9 @@ def store_image(data: bytes, name: str) -> str:
   if not os.path.isfile(path):
     os.makedirs(IMAGE_FOLDER, exist_ok=True)
     # Processes may write the same image at the same time.
-    own = f"{path}.{os.getpid()}"
-    with open(own, "wb") as file:
-      file.write(data)
-    os.replace(own, path)
+    own = pathlib.Path(f"{path}.{os.getpid()}")
+    own.write_bytes(data)
+    own.replace(path)
   return path
 
 
@@ -184,19 +184,15 @@ def _open_builder(
 
   with _damage_named(os.path.join(tfds_dir, dataset, _VERSION)):
     builder = Builder(data_dir=tfds_dir, file_format="array_record")
-    if _is_prepared(builder) and not builder.info.splits:
+    if builder.data_path.exists() and not builder.info.splits:
       raise UserError("it has no splits")
   return builder
 
 
-def _is_prepared(builder: "tfds.core.DatasetBuilder") -> bool:
-  # TFDS renames a folder to this once it is complete.
-  return builder.data_path.exists()
-
-
 def _read_digest(builder: "tfds.core.DatasetBuilder") -> str:
   """Return the digest of the source that was prepared, "" if none was."""
-  if not _is_prepared(builder):
+  # TFDS renames a folder to this once it is complete.
+  if not builder.data_path.exists():
     return ""
   with _damage_named(builder.data_dir):
     digest = builder.info.metadata.get("digest")
