@@ -46,9 +46,8 @@ def evaluate_method(
   answers, whose verdicts are kept beside `path`, or "".  With `raw_answers` a
   malformed final answer is scored as it stands.
   """
-  options = settings.rollout_options()
+  options, name = settings.rollout_options(), label["policy"]
   drive_loop = device_loop.ROUTING_LOOPS[routing_loop]
-  name = label["policy"]
   rules = dict(max_steps=settings.max_steps, score_malformed=raw_answers)
 
   def to_row(trajectory: Trajectory) -> dict[str, Any]:

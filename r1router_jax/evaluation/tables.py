@@ -189,7 +189,8 @@ def _family_table(results: MethodResults, name: str) -> Table:
   rows = []
   for family, columns in by_result[0].items():
     if len(trajectories.drop_nan(columns[name])):
-      means = [_mean_percent(by[family][name]) for by in by_result]
+      counted = [trajectories.drop_nan(by[family][name]) for by in by_result]
+      means = [100 * float(x.mean()) if x.size else None for x in counted]
       rows.append((family, len(columns[name]), *means))
   names = (r.display_name for r in results)
   return Table(("Family", "Questions", *names), tuple(rows))
@@ -263,12 +264,6 @@ def _shared_rates(results: MethodResults) -> list[str]:
   """Return the columns of rates that all results have."""
   names = *trajectories.RATES, "judge"
   return [n for n in names if all(n in r.scores for r in results)]
-
-
-def _mean_percent(column: np.ndarray) -> float | None:
-  """Return the mean in per cent, or None if no question counts."""
-  counted = trajectories.drop_nan(column)
-  return 100 * float(counted.mean()) if counted.size else None
 
 
 def _mean_interval(column: np.ndarray) -> Interval | None:

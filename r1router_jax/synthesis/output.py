@@ -1,12 +1,7 @@
 """Writes what a teacher's tries came to: files of training rows, and a summary.
 
-  <workdir>/grpo_dataset_train.jsonl, grpo_dataset_valid.jsonl
-  <workdir>/pictures        images of their questions
-  <workdir>/tfds            the same rows as a TensorFlow Dataset,
-                            r1_router_rows/synthesis
-  <workdir>/summary.json
-
-Each file is complete or as it was before, and depends on the tries alone.
+synthesize.py lists the files.  Each is complete or as it was before, and
+depends on the tries alone.
 """
 
 import collections

@@ -73,8 +73,7 @@ def run_teacher(
   results |= {q.id: QuestionOutcome(()) for q in first.values()}
 
   # 2. Try all questions, then those that did not pass, and so on.
-  image_folder = str(workdir / "pictures")
-  due = list(first.values())
+  due, pictures = list(first.values()), str(workdir / "pictures")
   for number in range(max_tries):
     # Each try draws with another key; of a resumed try it is the same.
     key = jax.random.fold_in(jax.random.key(settings.seed), number)
@@ -96,7 +95,7 @@ def run_teacher(
       about = dict(id=f"{question.id}/{number}", question_id=question.id)
       about |= dict(group=groups[question.id], teacher=dict(name=name, **label))
       result = results[question.id]
-      results[question.id] = _add_run(result, run, rules, about, image_folder)
+      results[question.id] = _add_run(result, run, rules, about, pictures)
     due = [q for q in due if results[q.id].row is None]
   return [results[q.id] for q in questions]
 
