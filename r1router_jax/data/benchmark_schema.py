@@ -49,19 +49,15 @@ class BenchmarkSpec:
   has_images: bool = False
 
 
-BENCHMARK_SPECS = {
-  "infoseek": BenchmarkSpec(
-    "infoseek_val.jsonl", 1000, "data_id", "answer_eval", True
-  ),
-  "dyn_vqa": BenchmarkSpec(
-    "DynVQA_en.202412.jsonl", 715, "question_id", has_images=True
-  ),
-  "webqa": BenchmarkSpec("webqa_val.jsonl", 1000, has_images=True),
-  "2wikimultihopqa": BenchmarkSpec("2wikimultihopqa_val.jsonl", 3000),
-  "openwikitqa": BenchmarkSpec("openwikitqa_val.jsonl", 3000),
-  "tabfact": BenchmarkSpec("tabfact_val.jsonl", 1000),
-}
-
+_PUBLISHED = (
+  ("infoseek", "infoseek_val.jsonl", 1000, "data_id", "answer_eval", True),
+  ("dyn_vqa", "DynVQA_en.202412.jsonl", 715, "question_id", "answer", True),
+  ("webqa", "webqa_val.jsonl", 1000, "", "answer", True),
+  ("2wikimultihopqa", "2wikimultihopqa_val.jsonl", 3000),
+  ("openwikitqa", "openwikitqa_val.jsonl", 3000),
+  ("tabfact", "tabfact_val.jsonl", 1000),
+)
+BENCHMARK_SPECS = {name: BenchmarkSpec(*of) for name, *of in _PUBLISHED}
 _USER_FILE = BenchmarkSpec("", 0, "id")
 AS_PUBLISHED = "Take the row as it was published"
 
@@ -152,9 +148,8 @@ def check_ids(path: str, ids: Iterable[tuple[str, str]]) -> None:
   """Raise UserError if two ids of (id, "file:line") pairs are equal."""
   seen, twice = {}, []
   for each, where in ids:
-    if each in seen:
-      twice.append(f"{seen[each]} and {where} both have the id {each!a:.80}.")
-    seen.setdefault(each, where)
+    if (first := seen.setdefault(each, where)) != where:
+      twice.append(f"{first} and {where} both have the id {each!a:.80}.")
   if twice:
     raise UserError(f"{path}: {first_few(twice)}  Keep one of them.")
 

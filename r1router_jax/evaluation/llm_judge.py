@@ -73,9 +73,9 @@ def judge_answers(
     UserError, RemoteServiceError: if a question has no accepted answer, or the
       server fails.
   """
+  pairs = zip(questions, predictions, strict=True)
   prompts = [
-    _judge_prompt(question, prediction) if prediction.strip() else ""
-    for question, prediction in zip(questions, predictions, strict=True)
+    _judge_prompt(q, text) if text.strip() else "" for q, text in pairs
   ]
   # Equal prompts are asked once, and those in the cache not at all.
   model = address.partition("#")[2]

@@ -24,6 +24,7 @@ of the split.  The side depends on a digest of the question alone, so neither
 other rows nor their order matter.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -222,12 +223,11 @@ def load_questions(*source: str | int) -> list[Question]:
 
 def question_group(question: Question) -> str:
   """Return a digest of the folded text and the image's bytes."""
-  image = ""
-  if question.image:
-    try:
-      image = _sha256(images.read_image_bytes(question.image))
-    except images.BadImage:  # The outcome will be `INPUT`.
-      image = question.image
+  image = question.image
+  if image:
+    # Of a bad image the outcome will be `INPUT`.
+    with contextlib.suppress(images.BadImage):
+      image = _sha256(images.read_image_bytes(image))
   # JSON keeps text and image apart, whatever the text holds.
   return _sha256(json.dumps([fold_text(question.text), image]).encode())
 
