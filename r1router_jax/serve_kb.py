@@ -7,15 +7,14 @@ does any client of Search-R1's retrieval server; retrieval/search_api.py
 describes requests and responses.  Beside a run that needs the accelerator,
 start the server with JAX_PLATFORMS=cpu.
 
-Requests are untrusted: their sizes, and the time that they take to arrive, are
-bounded, and an invalid one gets {"error": ...} and a status of 4xx.  Those that
-wait are searched together, see retrieval/search_queue.py; one for which there
-is no room gets 503 at once and may be sent again.  There is no authentication:
-anyone who reaches the port may search, but no page of a browser may.
+Requests are untrusted: their sizes and times are bounded, and an invalid one
+gets {"error": ...} and a status of 4xx.  Those that wait are searched together,
+see retrieval/search_queue.py; one for which there is no room gets 503 at once.
+There is no authentication: anyone who reaches the port may search, but no page
+of a browser may.
 
-SIGHUP opens the folder again, for instance after build_kb, while the former
-passages are still searched.  SIGTERM ends the server after the searches that
-are under way.
+SIGHUP opens the folder again, while the former passages are still searched.
+SIGTERM ends the server after the searches that are under way.
 """
 
 import asyncio
@@ -59,12 +58,8 @@ _KIND = flags.DEFINE_enum("kind", None, KBS, _KIND_HELP, allow_override=True)
 _PORT = flags.DEFINE_integer(
   "port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535
 )
-_HOST = flags.DEFINE_string(
-  "host",
-  "127.0.0.1",
-  "Address to listen at.  Any but a loopback address lets other machines "
-  "search: there is no authentication.",
-)
+_HOST_HELP = "Address; any but a loopback one lets other machines search."
+_HOST = flags.DEFINE_string("host", "127.0.0.1", _HOST_HELP)
 
 # Connections beyond these end the one that is idle for the longest time.  A
 # process may usually have 1,024 files open.
@@ -131,11 +126,7 @@ class BoundedConnection(h11_impl.H11Protocol):
 
 
 class SearchServer:
-  """An HTTP server that searches a knowledge base.
-
-  `run` answers requests until `stop` is called in another thread or by a
-  signal.  `address` is http://host:port; a port of 0 takes a free one.
-  """
+  """An HTTP server, at `address`, that searches a knowledge base."""
 
   def __init__(self, kb: "local_kb.LocalKB", host: str, port: int):
     # Who connects from here on is answered by `run`.
@@ -153,20 +144,13 @@ class SearchServer:
     app = Starlette(routes=[health, search], exception_handlers=handlers)
     app.router.redirect_slashes = False
     # Of the event loops and parsers that may be installed, these.
-    parts = dict(loop="asyncio", http=BoundedConnection, ws="none")
+    options = dict(loop="asyncio", http=BoundedConnection, ws="none")
     # Peers may cause warnings at will.
-    logs = dict(log_config=None, log_level="error", access_log=False)
+    options |= dict(log_config=None, log_level="error", access_log=False)
+    options |= dict(lifespan="off", timeout_keep_alive=round(IDLE_SECONDS))
+    options |= dict(proxy_headers=False, server_header=False)
     names = {"Server": "r1router_jax", "X-Content-Type-Options": "nosniff"}
-    config = uvicorn.Config(
-      app,
-      **parts,
-      **logs,
-      lifespan="off",
-      timeout_keep_alive=round(IDLE_SECONDS),
-      proxy_headers=False,
-      server_header=False,
-      headers=list(names.items()),
-    )
+    config = uvicorn.Config(app, **options, headers=list(names.items()))
     self._server = uvicorn.Server(config)
 
   def set_kb(self, kb: "local_kb.LocalKB") -> None:
@@ -181,15 +165,15 @@ class SearchServer:
     return self._served[1]
 
   def run(self) -> None:
-    """Answer requests, and after `stop` those that are under way."""
+    """Answer requests until `stop` is called, and those under way then."""
     self._server.run(sockets=[self._socket])
 
   def stop(self) -> None:
-    """Make `run` end."""
+    """Make `run` end; called by another thread or a signal."""
     self._server.should_exit = True
 
   async def _answer_health(self, request: Request) -> Response:
-    """Answer GET /health, by which others see whether the server is up."""
+    """Answer GET /health."""
     self._check_headers(request)
     return JSONResponse(self.health)
 
@@ -216,11 +200,7 @@ class SearchServer:
     return Response(answer, media_type="application/json")
 
   async def _read_body(self, request: Request) -> bytes:
-    """Return the body of a request, which has the length that it declares.
-
-    Raises an HTTPException if the length is missing or too large, or the body
-    does not arrive in `BODY_SECONDS`.
-    """
+    """Return the body of a request, or raise an HTTPException."""
     # 1. h11 has checked the length; no other server may have read it otherwise.
     length = request.headers.get("content-length")
     close = {"Connection": "close"}
@@ -262,8 +242,7 @@ class SearchServer:
   def _check_headers(self, request: Request) -> None:
     """Raise an HTTPException if a page of a browser may have sent a request.
 
-    On a loopback address such a page could search by a name of its own that it
-    makes the browser look up as 127.0.0.1.
+    Such a page may make the browser look up its own name as 127.0.0.1.
     """
     headers = request.headers
     if "origin" in headers:
@@ -347,10 +326,9 @@ def main(_) -> None:
   try:
     server = SearchServer(kb, _HOST.value, _PORT.value)
   except OSError as error:
-    raise UserError(
-      f"Cannot listen at {_HOST.value}:{_PORT.value} ({error}).  Choose "
-      "another --port, or a --host of this machine."
-    ) from error
+    fault = f"Cannot listen at {_HOST.value}:{_PORT.value} ({error})"
+    cure = "Choose another --port, or a --host of this machine."
+    raise UserError(f"{fault}.  {cure}") from error
   if not http_client.is_loopback(server.address):
     text = "Other machines may reach %s and search: there is no authentication."
     logging.warning(text, server.address)

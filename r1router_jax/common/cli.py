@@ -3,10 +3,9 @@
   if __name__ == "__main__":
     cli.run(main)
 
-An error that the user can put right is one line on stderr and exit code 2: an
-unknown flag or config key, an argument that is no flag, a path that does not
-exist or may not be used, and every `UserError`.  Any other exception is a bug,
-with its traceback and exit code 1.  `--verbosity=1` shows every traceback.
+An error that the user can put right is one line on stderr and exit code 2: a
+wrong flag, config key, argument or path, and every `UserError`.  Any other is a
+bug, with its traceback and exit code 1.  `--verbosity=1` shows all tracebacks.
 
 JAX is not imported here before a command's own code imports it, so that wrong
 flags and `--help` are answered at once.

@@ -1,9 +1,8 @@
 """Safe reading of image files, and the image operations that encoders share.
 
-`read_image_bytes` is the only function that opens an image file, and
-`load_image` the only one that decodes it.  Files come from crawls, so each is
-treated as hostile: its name, kind, size and header are checked before a pixel
-is decoded, and every failure is a `BadImage`.
+Only `read_image_bytes` opens an image file, and only `load_image` decodes it.
+Files come from crawls, so each is treated as hostile: its name, kind, size and
+header are checked before a pixel is decoded; every failure is a `BadImage`.
 
 Axes:  H W height and width in pixels
 """
@@ -21,7 +20,6 @@ from r1router_jax.common.errors import UserError
 
 # Formats that are decoded; Pillow's other decoders are less well tested.
 FORMATS = ("PNG", "JPEG", "WEBP")
-
 MAX_BYTES = 20 << 20
 MAX_SIDE = 16_384
 # Pillow warns of larger images; this limit is lower, so it is reached first.

@@ -50,6 +50,8 @@ Rows = Iterator[tuple[str, Any]]
 # A function that opens a path for reading its bytes as they are stored.
 OpenFile = Callable[[str], BinaryIO]
 open_local: OpenFile = functools.partial(open, mode="rb")
+# A function that makes the value of NaN, Infinity or -Infinity.
+MakeNumber = Callable[[str], Any] | None
 
 
 class RowError(UserError):
@@ -148,9 +150,7 @@ def read_lines(
 
 
 def read_json_lines(
-  path: str,
-  open_file: OpenFile = open_local,
-  parse_constant: Callable[[str], Any] | None = None,
+  path: str, open_file: OpenFile = open_local, parse_constant: MakeNumber = None
 ) -> Rows:
   """Yield the values of a .jsonl file, without blank lines."""
   for where, row in read_lines(path, open_file):
@@ -162,9 +162,7 @@ def read_json_lines(
     yield where, row
 
 
-def parse_json(
-  line: bytes, parse_constant: Callable[[str], Any] | None = None
-) -> Any:
+def parse_json(line: bytes, parse_constant: MakeNumber = None) -> Any:
   """Parse one strict JSON value: UTF-8, finite numbers, no key twice.
 
   Else it raises a RowError; `parse_constant` makes the values of NaN and

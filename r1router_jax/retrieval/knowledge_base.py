@@ -20,11 +20,9 @@ import numpy as np
 
 from r1router_jax.common.records import Passage, Query
 
-# Memory for results that are kept, of which one takes about a KB.
-CACHE_BYTES = 256 << 20
+CACHE_BYTES = 256 << 20  # For results, of which one takes about a KB.
 _OBJECT_BYTES = 500  # Of the objects of a query and its result, or a passage.
-# Latest searches that percentiles are taken from.
-LATENCY_WINDOW = 10_000
+LATENCY_WINDOW = 10_000  # Latest searches that percentiles are taken from.
 
 
 class KnowledgeBase(abc.ABC):

@@ -1,9 +1,9 @@
 """Joins the queries of requests that wait into one search after another.
 
 While a search runs in a thread, further requests wait in line; the next search
-takes queries of as many of them as fit.  A request of more queries than one
-search takes goes back to the end of the line in between, so that a large one
-does not hold up the others.  All but the search itself runs in one event loop.
+takes queries of as many as fit.  A large request goes back to the end of the
+line in between, so that it does not hold up the others.  All but the search
+itself runs in one event loop.
 """
 
 import asyncio
