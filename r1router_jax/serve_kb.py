@@ -58,7 +58,8 @@ _KIND = flags.DEFINE_enum("kind", None, KBS, _KIND_HELP, allow_override=True)
 _PORT = flags.DEFINE_integer(
   "port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535
 )
-_HOST_HELP = "Address; any but a loopback one lets other machines search."
+_HOST_HELP = "Address; any but a loopback one lets other machines search, as "
+_HOST_HELP += "there is no authentication."
 _HOST = flags.DEFINE_string("host", "127.0.0.1", _HOST_HELP)
 
 # Connections beyond these end the one that is idle for the longest time.  A
@@ -200,7 +201,7 @@ class SearchServer:
     return Response(answer, media_type="application/json")
 
   async def _read_body(self, request: Request) -> bytes:
-    """Return the body of a request, or raise an HTTPException."""
+    """Return the body of a request, or raise an HTTPException for its size."""
     # 1. h11 has checked the length; no other server may have read it otherwise.
     length = request.headers.get("content-length")
     close = {"Connection": "close"}

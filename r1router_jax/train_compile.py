@@ -105,7 +105,7 @@ class ProgramMemory(NamedTuple):
 
 
 def find_devices(topology: str) -> np.ndarray:
-  """Return the devices of a topology, which need not be there."""
+  """Return a topology's devices, which may be absent, or raise UserError."""
   # CPU devices exist, as many as XLA_FLAGS made; those of TPUs are described.
   kind, _, count = topology.partition(":")
   if kind == "cpu":

@@ -75,12 +75,16 @@ def make_retriever(
     collective = [kind for kind, kb in kbs.items() if kb.collective]
     found = {kind: search_kind(kind, requests) for kind in collective}
 
-    # The others run in threads, which start when they are needed.
+    # The others run in threads.
     asked_kinds = dict.fromkeys(kind for kind, _, _ in requests)
     rest = [kind for kind in asked_kinds if kind not in found]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      answers = pool.map(lambda kind: search_kind(kind, requests), rest)
-      found |= zip(rest, answers, strict=True)
+    # One search needs no thread, and so Ctrl-C ends it at once.
+    if len(rest) < 2:
+      found |= {kind: search_kind(kind, requests) for kind in rest}
+    else:
+      with concurrent.futures.ThreadPoolExecutor(len(rest)) as pool:
+        answers = pool.map(lambda kind: search_kind(kind, requests), rest)
+        found |= zip(rest, answers, strict=True)
 
     # Each kind's answers are in the order of its requests.
     next_answer = {kind: iter(answers) for kind, answers in found.items()}

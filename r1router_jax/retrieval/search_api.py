@@ -96,7 +96,7 @@ def parse_request(body: bytes, kind: str) -> SearchRequest:
 
 
 def describe_kb(meta: Mapping[str, Any], index_name: str) -> dict[str, Any]:
-  """Return what GET /health says of a knowledge base with this meta.json."""
+  """Return what GET /health says, from meta.json and the index's class."""
   # The order of keys is part of the digest.
   health = {name: meta[name] for name in _HEALTH_KEYS}
   # A path of the server's disk is nobody else's business.
