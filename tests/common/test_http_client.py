@@ -193,8 +193,10 @@ def test_call_works_where_an_event_loop_runs_and_uses_no_proxy(monkeypatch):
 
 def test_ctrl_c_ends_a_request_that_hangs():
   code = """if True:
-    import sys
+    import signal, sys
     from r1router_jax.common.http_client import JsonHttpClient
+    # Whatever runs in the background of a shell ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     JsonHttpClient(sys.argv[1], "a parrot", deadline=600).get("/x", 99)"""
   arrived = threading.Event()
 

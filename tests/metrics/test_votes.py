@@ -7,12 +7,14 @@ import pytest
 from r1router_jax.metrics import answers
 
 
-@pytest.mark.parametrize("right", itertools.product((0, 1), repeat=4))
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_pass_at_k_matches_enumeration(right, k):
-  draws = list(itertools.combinations(right, k))
-  wanted = sum(map(any, draws)) / len(draws)
-  assert answers.pass_at_k(np.array([right], float), k) == pytest.approx(wanted)
+def test_pass_at_k_matches_enumeration(k):
+  for right in itertools.product((0, 1), repeat=4):
+    draws = list(itertools.combinations(right, k))
+    wanted = sum(map(any, draws)) / len(draws)
+    assert answers.pass_at_k(np.array([right], float), k) == pytest.approx(
+      wanted
+    )
 
 
 def test_majority_vote_matches_counting():
