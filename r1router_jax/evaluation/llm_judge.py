@@ -7,9 +7,9 @@
 A judge is asked once for each question, answer and set of accepted answers:
 verdicts are cached in a file under a hash of the prompt and the model, and a
 run that is resumed or repeated asks only for the missing ones, with those that
-could not be read.  The answer to
-judge is untrusted: it is shown as a JSON string on one line, in which no tag or
-control token can be read, cut at `protocol.format.MAX_ANSWER` characters.
+could not be read.  The answer to judge is untrusted: it is shown as a JSON
+string on one line, in which no tag or control token can be read, cut at
+`protocol.format.MAX_ANSWER` characters.
 
 Axes:  N questions
 """
