@@ -56,7 +56,7 @@ Splits = Mapping[str, Callable[[], Iterable[Example]]]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What a dataset is prepared from."""
+  """The rows of a dataset, and a digest by which changes are noticed."""
 
   digest: str  # Changes whenever the rows do.
   splits: Splits

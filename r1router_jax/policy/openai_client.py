@@ -36,7 +36,7 @@ MAX_MODELS_BYTES, MIN_REPLY_BYTES, MAX_TOKEN_BYTES = 4 << 20, 1 << 16, 1 << 10
 
 
 class Reply(NamedTuple):
-  """What a model wrote in answer to a request."""
+  """The answer of a model to a request."""
 
   text: str
   reasoning: str = ""  # Its thoughts, if the server returns them apart.
