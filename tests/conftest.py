@@ -11,15 +11,13 @@ from absl import flags
 from jaxtyping import install_import_hook
 
 # JAX reads these variables when it is first imported, so no import above does.
-# Tests compile much and run each program once, so little is optimized, and the
-# older emitters take a third of the time of those that fuse more.
+# Tests compile much and run each program once, so little is optimized.
 os.environ["XLA_FLAGS"] = " ".join(
   (
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
     # Eight devices share few cores, so a collective may wait long for the last.
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
