@@ -19,9 +19,9 @@ FLOORS = (
   ("common",),
   ("models", "parallel"),
   ("generation", "retrieval", "protocol", "metrics"),
-  ("inputs", "rewards", "data", "report"),
+  ("inputs", "data", "report"),
   ("policy",),
-  ("routing",),
+  ("routing", "rewards"),
   ("training", "evaluation", "synthesis"),
   (
     "train",

@@ -16,10 +16,10 @@ from r1router_jax.common import trajectory_io
 from r1router_jax.common.records import Answer, Question, Trajectory
 from r1router_jax.common.resumable import run_resumable
 from r1router_jax.evaluation import tables
-from r1router_jax.evaluation.llm_judge import judge_answers
 from r1router_jax.metrics import trajectories as metrics
 from r1router_jax.policy import interface, policy_factory
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
+from r1router_jax.rewards import llm_judge
 from r1router_jax.routing import device_loop, run_settings
 from r1router_jax.routing.run_settings import RunSettings
 
@@ -75,7 +75,8 @@ def evaluate_method(
   if judge:
     texts = [t.final.text if isinstance(t.final, Answer) else "" for t in found]
     cache = path.with_name("judge.jsonl")
-    columns["judge"] = judge_answers(questions, texts, judge, cache)
+    asked = llm_judge.Judge(judge, cache)
+    columns["judge"] = asked.judge_answers(questions, texts)
 
   # Chunks that compile take longer; the median is of those that do not.
   median = float(np.median(seconds))

@@ -8,9 +8,8 @@ import pytest
 
 from r1router_jax.common import http_client
 from r1router_jax.common.records import Question
-from r1router_jax.evaluation import llm_judge
-from r1router_jax.evaluation.llm_judge import judge_answers
 from r1router_jax.policy import openai_client
+from r1router_jax.rewards import llm_judge
 from tests.fake_chat_server import make_completion, serve_chat
 
 QUESTIONS = [
@@ -22,6 +21,12 @@ QUESTIONS = [
 def impatient(monkeypatch):
   monkeypatch.setattr(openai_client, "DEADLINE_SECONDS", 20.0)
   monkeypatch.setattr(http_client, "RETRY_PAUSES", (0.01, 0.05))
+
+
+def judge_answers(questions, answers, address, path, **options):
+  """Return the verdicts of a judge that is new in this process."""
+  judge = llm_judge.Judge(address, path, **options)
+  return judge.judge_answers(questions, answers)
 
 
 def given(user):
@@ -89,6 +94,33 @@ def test_damaged_cache_is_asked_for_again(tmp_path, monkeypatch, caplog):
     found = judge_answers(QUESTIONS, answers, address, path)
   np.testing.assert_array_equal(found, [1, 0, 1, 0, 1, 0])
   assert len(bodies) == 5 and "3 damaged lines (1, 2, 4)" in caplog.text
+
+
+def test_unreadable_verdicts_are_kept_if_a_run_is_to_repeat_itself(tmp_path):
+  path, answers = tmp_path / "verdicts.jsonl", ["x", "2", "x"]
+  with serve_chat(even) as (address, bodies):
+    judge = llm_judge.Judge(address, path, keep_unreadable=True)
+    for _ in range(2):
+      found = judge.judge_answers(QUESTIONS, answers * 2)
+    assert len(bodies) == 6
+  np.testing.assert_array_equal(found, [math.nan, 1, math.nan] * 2)
+  # Nobody is asked again, though another judge would say something else.
+  with serve_chat(lambda *_: "RIGHT") as (address, bodies):
+    kept = dict(keep_unreadable=True)
+    again = judge_answers(QUESTIONS, answers * 2, address, path, **kept)
+    np.testing.assert_array_equal(again, found)
+    assert not bodies
+    # Without the option the unreadable ones alone are.
+    other = judge_answers(QUESTIONS, answers * 2, address, path)
+    np.testing.assert_array_equal(other, [1] * 6)
+    assert len(bodies) == 4
+
+
+def test_a_judge_that_is_not_there_is_named_at_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(openai_client, "DEADLINE_SECONDS", 0.1)
+  judge = llm_judge.Judge("http://127.0.0.1:9/v1#m", tmp_path / "v")
+  with pytest.raises(http_client.RemoteServiceError, match="127.0.0.1:9"):
+    judge.connect()
 
 
 NO_VERDICTS = "RIGHT\n...\nWRONG|Let me see.\nRIGHT|RIGHT or WRONG|It is RIGHT"

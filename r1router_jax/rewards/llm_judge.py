@@ -7,9 +7,9 @@
 A judge is asked once for each question, answer and set of accepted answers:
 verdicts are cached in a file under a hash of the prompt and the model, and a
 run that is resumed or repeated asks only for the missing ones, with those that
-could not be read.  The answer to judge is untrusted: it is shown as a JSON
-string on one line, in which no tag or control token can be read, cut at
-`protocol.format.MAX_ANSWER` characters.
+could not be read unless they are to be kept.  The answer to judge is untrusted:
+it is shown as a JSON string on one line, in which no tag or control token can
+be read, cut at `protocol.format.MAX_ANSWER` characters.
 
 Axes:  N questions
 """
@@ -54,69 +54,92 @@ class _Verdict(msgspec.Struct):
   """A line of the cache file."""
 
   asked: str  # The key of the prompt.
-  verdict: float | None  # None for an unreadable one, which is asked for again.
+  verdict: float | None  # None for an unreadable one.
 
 
-def judge_answers(
-  questions: Sequence[Question],
-  predictions: Sequence[str],
-  address: str,
-  cache_path: epath.PathLike,
-) -> Float[np.ndarray, " N"]:
-  """Return the verdict on each prediction: 1, 0 or NaN.
+class Judge:
+  """A model at an address that judges answers, with the verdicts it has given.
 
-  An empty prediction is wrong without asking.  The judge is a server at
-  `address`, see `openai_client.ChatClient`; new verdicts are appended to the
-  file at `cache_path`.
-
-  Raises:
-    UserError, RemoteServiceError: if a question has no accepted answer, or the
-      server fails.
+  The address is one of `openai_client.ChatClient`, and the verdicts are kept in
+  the file at `cache_path`.  With `keep_unreadable` a reply without a verdict is
+  kept there, too: whoever repeats a run gets just the same verdicts.
   """
-  pairs = zip(questions, predictions, strict=True)
-  prompts = [
-    _judge_prompt(q, text) if text.strip() else "" for q, text in pairs
-  ]
-  # Equal prompts are asked once, and those in the cache not at all.
-  model = address.partition("#")[2]
-  keys = {}
-  for text in filter(None, prompts):
-    asked = json.dumps([model, SYSTEM_PROMPT, text])
-    keys[text] = hashlib.sha256(asked.encode()).hexdigest()
-  known = _read_verdicts(cache_path)
-  left = {text: key for text, key in keys.items() if key not in known}
-  if left:
-    judge = openai_client.ChatClient(address)
-    known |= _request_verdicts(judge, left, cache_path)
-  verdicts = [known[keys[text]] if text else 0.0 for text in prompts]
-  found = np.array(verdicts, np.float64)
-  if unread := np.isnan(found).sum():
-    logging.warning(
-      f"The judge {model} gave no readable verdict on {unread} of {len(found)} "
-      "answers: they are not a number."
-    )
-  return found
 
+  def __init__(
+    self,
+    address: str,
+    cache_path: epath.PathLike,
+    *,
+    keep_unreadable: bool = False,
+  ):
+    self._address, self._path = address, cache_path
+    self._keeps_unreadable, self._client = keep_unreadable, None
+    self._known = {
+      asked: verdict
+      for asked, verdict in _read_verdicts(cache_path).items()
+      if keep_unreadable or not np.isnan(verdict)
+    }
 
-def _request_verdicts(
-  judge: openai_client.ChatClient, keys: Mapping[str, str], path: epath.PathLike
-) -> dict[str, float]:
-  """Ask for verdicts on prompts; return them, and save the readable ones."""
-  found = {}
-  options = dict(temperature=0.0, seed=0, max_tokens=MAX_TOKENS)
-  desc = f"verdicts, {CHUNK_SIZE} answers each"
-  for chunk in progress.show_chunks(list(keys), CHUNK_SIZE, desc):
-    messages = [request_messages(SYSTEM_PROMPT, text) for text in chunk]
-    replies = judge.complete([dict(messages=m, **options) for m in messages])
-    rows = []
-    for text, reply in zip(chunk, replies, strict=True):
-      asked, verdict = keys[text], parse_verdict(reply.text)
-      found[asked] = verdict
-      if not np.isnan(verdict):
-        rows.append(dict(asked=asked, verdict=verdict, said=reply.text[-200:]))
-    # Saved before the next chunk is asked for: a killed run loses one chunk.
-    append_rows(path, rows)
-  return found
+  def connect(self) -> None:
+    """Reach the server, unless that is done.
+
+    Raises:
+      UserError, RemoteServiceError: if the address is none, or nobody answers.
+    """
+    self._client = self._client or openai_client.ChatClient(self._address)
+
+  def judge_answers(
+    self, questions: Sequence[Question], predictions: Sequence[str]
+  ) -> Float[np.ndarray, " N"]:
+    """Return the verdict on each prediction: 1, 0 or NaN.
+
+    An empty prediction is wrong without asking, and nobody is asked twice.
+
+    Raises:
+      UserError, RemoteServiceError: if a question has no accepted answer, or
+        the server fails.
+    """
+    pairs = zip(questions, predictions, strict=True)
+    prompts = [
+      _judge_prompt(q, text) if text.strip() else "" for q, text in pairs
+    ]
+    # Equal prompts are asked once, and those in the cache not at all.
+    model = self._address.partition("#")[2]
+    keys = {}
+    for text in filter(None, prompts):
+      asked = json.dumps([model, SYSTEM_PROMPT, text])
+      keys[text] = hashlib.sha256(asked.encode()).hexdigest()
+    left = {text: key for text, key in keys.items() if key not in self._known}
+    if left:
+      self.connect()
+      self._request_verdicts(left)
+    verdicts = [self._known[keys[text]] if text else 0.0 for text in prompts]
+    found = np.array(verdicts, np.float64)
+    if unread := np.isnan(found).sum():
+      logging.warning(
+        f"The judge {model} gave no readable verdict on {unread} of "
+        f"{len(found)} answers."
+      )
+    return found
+
+  def _request_verdicts(self, keys: Mapping[str, str]) -> None:
+    """Ask for verdicts on prompts, by their keys, and save them."""
+    options = dict(temperature=0.0, seed=0, max_tokens=MAX_TOKENS)
+    desc = f"verdicts, {CHUNK_SIZE} answers each"
+    for chunk in progress.show_chunks(list(keys), CHUNK_SIZE, desc):
+      messages = [request_messages(SYSTEM_PROMPT, text) for text in chunk]
+      requests = [dict(messages=m, **options) for m in messages]
+      replies, rows = self._client.complete(requests), []
+      for text, reply in zip(chunk, replies, strict=True):
+        asked, verdict = keys[text], parse_verdict(reply.text)
+        self._known[asked] = verdict
+        is_read = not np.isnan(verdict)
+        if is_read or self._keeps_unreadable:
+          # JSON has no NaN.
+          row = dict(asked=asked, verdict=verdict if is_read else None)
+          rows.append(row | dict(said=reply.text[-200:]))
+      # Saved before the next chunk is asked for: a killed run loses one chunk.
+      append_rows(self._path, rows)
 
 
 def parse_verdict(text: str) -> float:
@@ -151,7 +174,7 @@ def _quote(text: str) -> str:
 
 
 def _read_verdicts(path: epath.PathLike) -> dict[str, float]:
-  """Return the readable verdicts in the cache file, by their prompts' keys."""
+  """Return the verdicts in the cache file, by their prompts' keys."""
   found, damaged = {}, []
   if not os.path.exists(path):
     return found
@@ -163,8 +186,8 @@ def _read_verdicts(path: epath.PathLike) -> dict[str, float]:
         row = None
       if row is None or row.verdict not in (None, *VERDICTS.values()):
         damaged.append(number)
-      elif row.verdict is not None:
-        found[row.asked] = row.verdict
+      else:
+        found[row.asked] = np.nan if row.verdict is None else row.verdict
   if damaged:
     text = "%s: %d damaged lines (%s); what they held is asked for again."
     logging.warning(text, path, len(damaged), str(damaged[:5])[1:-1])
