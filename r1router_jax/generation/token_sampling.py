@@ -27,7 +27,7 @@ class SamplingParams(NamedTuple):
   """Temperature and filters: numbers, or arrays with one for each row.
 
   Tokens that may be sampled are the `top_k` likeliest (0: all), and of these
-  the likeliest that together reach the probability `top_p`.
+  the likeliest that together reach the probability `top_p` (1: all).
   """
 
   temperature: Float[Array, "*N"] | float = 1.0  # 0 takes the likeliest token.
@@ -114,10 +114,13 @@ def filter_mask(
 
   def by_rank():
     descending = -jnp.sort(-logits, -1)
-    passes = (jnp.arange(logits.shape[1]) < k) | (k == 0)
+    kth = jnp.clip(k, 1, logits.shape[1]) - 1
+    passes = descending >= jnp.take_along_axis(descending, kth, -1)
+    passes |= k == 0
     # top_p counts the probability that top_k has left.
     probs = jax.nn.softmax(jnp.where(passes, descending, -jnp.inf), -1)
-    passes &= jnp.cumsum(probs, -1) - probs < p
+    # Of a large vocabulary the rounded sum reaches 1 before the last token.
+    passes &= (jnp.cumsum(probs, -1) - probs < p) | (p >= 1)
     last = jnp.sum(passes, -1, keepdims=True) - 1
     return logits >= jnp.take_along_axis(descending, last, -1)
 

@@ -1,4 +1,4 @@
-"""Ranges of sampling parameters, and rounding of cumulative sums."""
+"""Ranges and filters of sampling, and rounding of cumulative sums."""
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +44,65 @@ def test_sample_inverse_cdf_by_hand():
   u = jnp.array([0, 0.12, 0.126, 0.49, 0.51, 0.999])
   tokens = token_sampling.sample_inverse_cdf(weights, u)
   np.testing.assert_array_equal(tokens, [1, 1, 3, 3, 4, 4])
+
+
+def filter_slowly(logits, top_k, top_p):
+  """Return which ids pass, one logit value after the other."""
+  values = sorted(set(logits), reverse=True)
+  ranked = sorted(logits, reverse=True)
+  lowest = ranked[min(top_k, len(ranked)) - 1] if top_k else -np.inf
+  values = [value for value in values if value >= lowest]
+  # Equal logits are one step of the sum of probabilities.
+  weights = [np.exp(np.float64(v)) * list(logits).count(v) for v in values]
+  passed, reached = set(), 0.0
+  for value, weight in zip(values, weights, strict=True):
+    if reached < top_p:
+      passed.add(value)
+    reached += weight / sum(weights)
+  return [value in passed for value in logits]
+
+
+TIES = [[1.0, 0, 0, 0, 0, 0, 0, 0], [2, 2, 1, 1, 1, 0, 0, -1]]
+TIES += [[0.0] * 8, [3, 2, 1, 0, -1, -2, -3, -np.inf]]
+
+FILTERS = [(2, 0.6), (3, 1.0), (1, 0.9), (0, 0.5), (0, 1.0), (99, 0.7)]
+
+
+@pytest.mark.parametrize("top_k, top_p", FILTERS)
+def test_equal_logits_pass_the_filters_together(top_k, top_p):
+  logits = np.array(TIES, np.float32)
+  sampling = SamplingParams(1.0, top_k, top_p).validate()
+  passed = token_sampling.filter_mask(jnp.asarray(logits), sampling)
+  wanted = [filter_slowly(row, top_k, top_p) for row in TIES]
+  np.testing.assert_array_equal(passed, wanted)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("top_k, top_p", FILTERS)
+def test_filters_pass_what_those_of_transformers_pass(top_k, top_p):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  random = np.random.default_rng(0).normal(size=(4, 8))
+  logits = np.concatenate([random, np.array(TIES)]).astype(np.float32)
+  scores = torch.tensor(logits)
+  if top_k:
+    scores = transformers.TopKLogitsWarper(top_k)(None, scores)
+  if top_p < 1:
+    scores = transformers.TopPLogitsWarper(top_p)(None, scores)
+  # Of equal logits theirs may pass some, by the order of a sort.
+  kept = np.where(np.isfinite(scores), logits, np.inf).min(-1, keepdims=True)
+  wanted = logits >= (kept if top_k or top_p < 1 else -np.inf)
+  sampling = SamplingParams(1.0, top_k, top_p).validate()
+  passed = token_sampling.filter_mask(jnp.asarray(logits), sampling)
+  # An id without probability is never sampled, whether it passes or not.
+  possible = np.isfinite(logits)
+  np.testing.assert_array_equal(np.asarray(passed)[possible], wanted[possible])
+
+
+def test_row_without_filters_keeps_all_ids_beside_one_that_filters():
+  # The rounded sum of so many probabilities passes 1 before its end.
+  logits = np.random.default_rng(0).normal(0, 3, (1, 151_936))
+  logits = np.repeat(logits, 2, 0).astype(np.float32)
+  sampling = SamplingParams(np.ones(2), np.zeros(2), np.array([1.0, 0.9]))
+  passed = token_sampling.filter_mask(jnp.asarray(logits), sampling.validate())
+  assert passed[0].all() and not passed[1].all()
