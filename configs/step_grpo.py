@@ -59,8 +59,19 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
       kl_coef=0.0,  # Weight of that divergence; 0 keeps no reference policy.
       entropy_coef=0.0,  # Weight of the entropy bonus.
     ),
-    reward="default",  # Or "reference", or your own, "module:function".
-    search_cost=0.0,  # Taken from a plan's reward for each search.
+    # What a reward is given to, and so what it teaches: "step", one response to
+    # a gold step; "trajectory", a whole trajectory, by its final answer;
+    # "gigpo", as that, and steps of a question at equal prompts are compared.
+    credit="step",
+    # Of steps "default" or "reference", of trajectories "em", "f1", "recall" or
+    # "judge"; or your own, "module:function".
+    reward="default",
+    search_cost=0.0,  # Taken from the reward for each search.
+    # Of trajectories: weight of a good format, what each token of a response
+    # takes from the reward, and the judge, openai:http://host:port/v1#model.
+    format_weight=0.1,
+    token_cost=0.0,
+    judge="",
     rename_prob=0.5,  # Probability that a step's entities get other names.
   )
   c.optim = _BASE["base_optimizer"]()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from r1router_jax.common import trajectory_io
-from r1router_jax.common.records import Answer, Question, Trajectory
+from r1router_jax.common.records import Question, Trajectory
 from r1router_jax.common.resumable import run_resumable
 from r1router_jax.evaluation import tables
 from r1router_jax.metrics import trajectories as metrics
@@ -73,10 +73,8 @@ def evaluate_method(
   # 2. Score all answers, by rules and perhaps by a judge.
   columns = metrics.score_trajectories(found, **rules)
   if judge:
-    texts = [t.final.text if isinstance(t.final, Answer) else "" for t in found]
-    cache = path.with_name("judge.jsonl")
-    asked = llm_judge.Judge(judge, cache)
-    columns["judge"] = asked.judge_answers(questions, texts)
+    asked = llm_judge.Judge(judge, path.with_name("judge.jsonl"))
+    columns["judge"] = asked.judge_trajectories(found)
 
   # Chunks that compile take longer; the median is of those that do not.
   median = float(np.median(seconds))

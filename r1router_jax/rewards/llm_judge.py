@@ -11,7 +11,7 @@ could not be read unless they are to be kept.  The answer to judge is untrusted:
 it is shown as a JSON string on one line, in which no tag or control token can
 be read, cut at `protocol.format.MAX_ANSWER` characters.
 
-Axes:  N questions
+Axes:  N trajectories
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from jaxtyping import Float
 from r1router_jax.common import progress
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.jsonl import append_rows
-from r1router_jax.common.records import Question
+from r1router_jax.common.records import Answer, Question, Trajectory
 from r1router_jax.policy import openai_client
 from r1router_jax.policy.openai_client import request_messages
 from r1router_jax.protocol import format
@@ -88,20 +88,23 @@ class Judge:
     """
     self._client = self._client or openai_client.ChatClient(self._address)
 
-  def judge_answers(
-    self, questions: Sequence[Question], predictions: Sequence[str]
+  def judge_trajectories(
+    self, trajectories: Sequence[Trajectory]
   ) -> Float[np.ndarray, " N"]:
-    """Return the verdict on each prediction: 1, 0 or NaN.
+    """Return the verdict on each final answer: 1, 0 or NaN.
 
-    An empty prediction is wrong without asking, and nobody is asked twice.
+    A malformed or empty answer is wrong without asking, and no question is
+    asked twice.
 
     Raises:
       UserError, RemoteServiceError: if a question has no accepted answer, or
         the server fails.
     """
-    pairs = zip(questions, predictions, strict=True)
     prompts = [
-      _judge_prompt(q, text) if text.strip() else "" for q, text in pairs
+      _judge_prompt(each.question, each.final.text)
+      if isinstance(each.final, Answer) and each.final.text.strip()
+      else ""
+      for each in trajectories
     ]
     # Equal prompts are asked once, and those in the cache not at all.
     model = self._address.partition("#")[2]

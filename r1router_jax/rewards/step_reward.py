@@ -18,7 +18,6 @@ Axes:  n responses   E embedding
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,6 +27,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Query, Step
 from r1router_jax.retrieval.encoders import registry
 from r1router_jax.rewards.presets import REWARD_PRESETS, PlanScoreInputs
+from r1router_jax.rewards.user_function import check_numbers, import_function
 
 # Texts to unit vectors [n, E], as the retriever embeds queries.
 Embedder = Callable[[list[str]], Float[np.ndarray, "n E"]]
@@ -159,26 +159,14 @@ class UserReward:
   """Scores responses by a function of the user's, "module:function"."""
 
   def __init__(self, name: str):
-    module, _, function = name.partition(":")
-    try:
-      self._reward = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-      raise UserError(
-        f"The reward {name!r} cannot be imported ({error}).  "
-        "Write module:function, as Python finds it."
-      ) from error
-    self._name = name
+    self._name, self._reward = name, import_function(name)
 
   def score(
     self, steps: Sequence[Step], texts: Sequence[str]
   ) -> RewardComponents:
     """Return the rewards, one finite number per text, without components."""
-    total = np.asarray(self._reward(steps, texts), np.float64)
-    if total.shape != (len(texts),) or not np.isfinite(total).all():
-      raise UserError(
-        f"The reward {self._name} gave {total.shape} numbers; wanted "
-        f"{len(texts)} finite ones."
-      )
+    values, what = self._reward(steps, texts), f"The reward {self._name}"
+    total = check_numbers(what, values, len(texts))
     # What the reward is made of is not known.
     components = len(dataclasses.fields(RewardComponents)) - 1
     return RewardComponents(total, *[np.full(len(texts), np.nan)] * components)
@@ -192,15 +180,9 @@ def make_reward(
 ) -> Reward:
   """Return the reward of a run, by a key of `REWARD_PRESETS` or the user's.
 
-  See `StepReward` for the options; a reward of the user's has no search cost.
+  See `StepReward` for the options; a reward of the user's has none of them.
   """
   if ":" in name:
-    # Checked here, since the function never sees the option.
-    if search_cost:
-      raise UserError(
-        f"The reward {name} is your own, and so are its costs: "
-        "set config.step_grpo.search_cost=0."
-      )
     return UserReward(name)
   # The text encoder of the package embeds sub-questions, loaded once.
   minilm = registry.get_embedder("minilm")

@@ -22,7 +22,14 @@ from r1router_jax.common.shared_flags import ROUTING_LOOPS
 # in modules whose import needs JAX.
 ALGORITHMS = ("sft", "step_grpo")
 ROLLOUT_MODES = ("offline", "online")
+CREDITS = ("step", "trajectory", "gigpo")
+STEP_REWARDS = ("reference", "default")
+TRAJECTORY_REWARDS = ("em", "f1", "recall", "judge")
 ADVANTAGE_NORMS = ("sample_std", "population_std", "none")
+
+# Scalars that may choose the best state, of questions and of gold steps.
+WALK_SCORES = ("f1", "exact", "recall")
+STEP_SCORES = ("total",)
 
 # The TFDS dataset of R1-Router's rows, before the name that the user gives.
 ROWS = "r1_router_rows/"
@@ -32,6 +39,7 @@ _ROWS_NAME = re.compile(ROWS + r"[\w-]+")
 _CHOICES = {
   "algorithm": ALGORITHMS,
   "optim.name": ("adamw", "muon"),
+  "step_grpo.credit": CREDITS,
   "step_grpo.rollout_mode": ROLLOUT_MODES,
   "step_grpo.routing_loop": ROUTING_LOOPS,
   "step_grpo.advantage_norm": ADVANTAGE_NORMS,
@@ -111,6 +119,12 @@ class StepGrpoConfig(_Options):
   reward: str
   search_cost: float
   rename_prob: Probability
+  # Options that saved configs of older versions may lack.
+  credit: str = "step"
+  # Of rewards of trajectories.
+  format_weight: Probability = 0.1
+  token_cost: float = 0.0
+  judge: str = ""
 
 
 class OptimizerConfig(_Options):
@@ -127,12 +141,15 @@ class OptimizerConfig(_Options):
 
 
 class ValidationConfig(_Options):
-  """The held-out steps on which a run is scored while it learns."""
+  """The held-out questions or steps on which a run is scored as it learns."""
 
-  every: int
+  every: Count
   split: str
   train_files: str
-  steps: int
+  steps: PositiveInt
+  # Options that saved configs of older versions may lack.
+  questions: str = ""
+  best_by: str = ""
 
 
 class RunConfig(_Options):
@@ -166,6 +183,18 @@ class RunConfig(_Options):
     """Whether the policy answers whole questions to learn from."""
     grpo = self.step_grpo
     return grpo is not None and grpo.rollout_mode == "online"
+
+  @property
+  def validates_by_walking(self) -> bool:
+    """Whether validation answers whole questions, with live retrieval."""
+    # R1-Router's rows bring their own passages.
+    return bool(self.data.kb_dir) and not self.data.has_rows
+
+  @property
+  def best_by(self) -> str:
+    """The scalar of validation that tells which state is the best."""
+    default = (WALK_SCORES if self.validates_by_walking else STEP_SCORES)[0]
+    return f"validation/{self.validation.best_by or default}"
 
   @property
   def updates_per_iteration(self) -> int:
@@ -226,6 +255,9 @@ def _check_together(config: RunConfig) -> None:
     )
   _check_batch_sizes(config)
   _check_dataset(config)
+  if config.step_grpo:
+    _check_reward(config.step_grpo)
+  _check_validation(config)
   data = config.data
   if config.is_online:
     # Recorded trajectories are read for offline rollouts alone.
@@ -263,6 +295,36 @@ def _check_together(config: RunConfig) -> None:
       )
 
 
+def _check_reward(options: StepGrpoConfig) -> None:
+  """Check that the reward fits the credit, and its options the reward."""
+  reward, credit = options.reward, options.credit
+  known = STEP_REWARDS if credit == "step" else TRAJECTORY_REWARDS
+  is_own = ":" in reward
+  if not is_own and reward not in known:
+    raise UserError(
+      f"config.step_grpo.reward is {reward!r}: with config.step_grpo.credit="
+      f"{credit} take one of {', '.join(known)}, or your own function, "
+      "module:function."
+    )
+  # Such a function never sees the options.
+  if is_own and (options.search_cost or options.token_cost):
+    raise UserError(
+      f"The reward {reward} is your own, and so are its costs: set "
+      "config.step_grpo.search_cost and token_cost to 0."
+    )
+  if credit == "step" and options.token_cost:
+    raise UserError(
+      f"config.step_grpo.token_cost is {options.token_cost}, a cost of whole "
+      "trajectories: set it to 0, or config.step_grpo.credit to 'trajectory'."
+    )
+  if (reward == "judge") != bool(options.judge):
+    raise UserError(
+      f"config.step_grpo.reward is {reward!r}, and judge is {options.judge!r}: "
+      "the reward 'judge' wants an address, openai:http://host:port/v1#model, "
+      "and any other one ''."
+    )
+
+
 def _check_dataset(config: RunConfig) -> None:
   """Check the name of the dataset, and that its files are named with it."""
   data, held_out = config.data, config.validation.train_files
@@ -275,6 +337,24 @@ def _check_dataset(config: RunConfig) -> None:
     raise UserError(
       f"config.validation.train_files is {held_out!r} without files to train "
       "on: both are splits of one dataset.  Set config.data.train_files, too."
+    )
+
+
+def _check_validation(config: RunConfig) -> None:
+  """Check what validation reads, and by what it chooses the best state."""
+  options, walks = config.validation, config.validates_by_walking
+  subject = "whole questions" if walks else "gold steps"
+  known = WALK_SCORES if walks else STEP_SCORES
+  if options.best_by and options.best_by not in known:
+    raise UserError(
+      f"config.validation.best_by is {options.best_by!r}, and this run is "
+      f"validated on {subject}: take one of {', '.join(known)}."
+    )
+  if options.questions and not walks:
+    raise UserError(
+      f"config.validation.questions is {options.questions!r}, and this run is "
+      f"validated on {subject}: name knowledge bases to answer questions with, "
+      "config.data.kb_dir, or set it to ''."
     )
 
 

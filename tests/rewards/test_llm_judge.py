@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from r1router_jax.common import http_client
-from r1router_jax.common.records import Question
+from r1router_jax.common.records import Answer, Question, Trajectory
 from r1router_jax.policy import openai_client
 from r1router_jax.rewards import llm_judge
 from tests.fake_chat_server import make_completion, serve_chat
@@ -23,10 +23,16 @@ def impatient(monkeypatch):
   monkeypatch.setattr(http_client, "RETRY_PAUSES", (0.01, 0.05))
 
 
+def to_trajectories(questions, answers):
+  """Return trajectories of nothing but a final answer."""
+  pairs = zip(questions, answers, strict=True)
+  return [Trajectory(q, (), Answer("", answer)) for q, answer in pairs]
+
+
 def judge_answers(questions, answers, address, path, **options):
   """Return the verdicts of a judge that is new in this process."""
   judge = llm_judge.Judge(address, path, **options)
-  return judge.judge_answers(questions, answers)
+  return judge.judge_trajectories(to_trajectories(questions, answers))
 
 
 def given(user):
@@ -98,10 +104,11 @@ def test_damaged_cache_is_asked_for_again(tmp_path, monkeypatch, caplog):
 
 def test_unreadable_verdicts_are_kept_if_a_run_is_to_repeat_itself(tmp_path):
   path, answers = tmp_path / "verdicts.jsonl", ["x", "2", "x"]
+  asked = to_trajectories(QUESTIONS, answers * 2)
   with serve_chat(even) as (address, bodies):
     judge = llm_judge.Judge(address, path, keep_unreadable=True)
     for _ in range(2):
-      found = judge.judge_answers(QUESTIONS, answers * 2)
+      found = judge.judge_trajectories(asked)
     assert len(bodies) == 6
   np.testing.assert_array_equal(found, [math.nan, 1, math.nan] * 2)
   # Nobody is asked again, though another judge would say something else.

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from r1router_jax.rewards import presets, trajectory_reward
 from r1router_jax.training import config, grpo_loss
 from tests.train_runs import load_config, make_run_config
 
@@ -32,6 +33,44 @@ def test_every_variant_passes_the_checks(name, variant):
 
 def test_names_of_advantage_norms_are_those_of_the_loss():
   assert set(config.ADVANTAGE_NORMS) == set(grpo_loss.ADVANTAGE_NORMS)
+
+
+def test_names_of_rewards_are_those_that_can_be_made():
+  assert set(config.STEP_REWARDS) == set(presets.REWARD_PRESETS)
+  answers = set(trajectory_reward.ANSWER_COLUMNS)
+  assert set(config.TRAJECTORY_REWARDS) == answers | {"judge"}
+
+
+CREDIT, REWARD = "step_grpo.credit", "step_grpo.reward"
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({CREDIT: "token"}, "credit is 'token': take one of step, trajectory, gig"),
+    ({REWARD: "f1"}, "reward is 'f1': with config.step_grpo.credit=step take"),
+    (
+      {CREDIT: "gigpo"},
+      "reward is 'default': with config.step_grpo.credit=gigpo take one of em, "
+      "f1, recall, judge, or your own function, module:function.",
+    ),
+    (
+      {REWARD: "a:b", "step_grpo.search_cost": 0.1},
+      "The reward a:b is your own, and so are its costs",
+    ),
+    (
+      {CREDIT: "trajectory", REWARD: "a:b", "step_grpo.token_cost": 0.1},
+      "The reward a:b is your own, and so are its costs",
+    ),
+    ({"step_grpo.token_cost": 0.1}, "token_cost is 0.1, a cost of whole traj"),
+    ({CREDIT: "trajectory", REWARD: "judge"}, "the reward 'judge' wants an ad"),
+    ({"step_grpo.judge": "http://a/v1#m"}, "judge is 'http://a/v1#m': the rew"),
+    ({"step_grpo.format_weight": 1.5}, "format_weight is 1.5: expected `float"),
+  ],
+)
+def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    make_run_config("step_grpo", **changes)
 
 
 @pytest.mark.parametrize(
