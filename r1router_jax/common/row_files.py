@@ -17,7 +17,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from absl import logging
@@ -43,6 +43,7 @@ WINDOW_WORDS, STRIDE_WORDS = 100, 50
 _CSV_FIELD = r'(?:"(?:[^"]++|"")*+"|[^",]*+)'
 _CSV_ROW = re.compile(f"{_CSV_FIELD}(?:,{_CSV_FIELD})*+")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 # Pairs of ("file:line", row), with the row a `RowError` if it is unreadable.
@@ -52,6 +53,8 @@ OpenFile = Callable[[str], BinaryIO]
 open_local: OpenFile = functools.partial(open, mode="rb")
 # A function that makes the value of NaN, Infinity or -Infinity.
 MakeNumber = Callable[[str], Any] | None
+# A function that raises a RowError unless a file may have these columns.
+CheckColumns = Callable[[Sequence[str]], None]
 
 
 class RowError(UserError):
@@ -208,27 +211,45 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
   return found
 
 
-def read_csv_rows(path: str, open_file: OpenFile = open_local) -> Rows:
+def check_corpus_columns(names: Sequence[str]) -> None:
+  """Raise a RowError unless columns are those of a corpus's CSV file."""
+  if not {"id", "text"} <= set(names) or len(set(names)) < len(names):
+    fault = f"its first line names {names!a:.200}, wanted at least id and text"
+    raise RowError(f"{fault}, and each column once", "Name the columns there")
+
+
+def read_csv_rows(
+  path: str,
+  open_file: OpenFile = open_local,
+  check_columns: CheckColumns = check_corpus_columns,
+) -> Rows:
   """Yield the rows of a .csv file as dicts; its first line names the columns.
 
   Quotes must be as in RFC 4180: around a whole field, and twice inside of it.
   If one is misplaced or never closed, what follows could be anything: this
   raises a UserError, as do wrong names of columns and a damaged file.
   """
+  # Bytes that are not UTF-8 cost only their row: they are kept as surrogates,
+  # which UTF-8 has not.
+  coding = dict(encoding="utf-8-sig", errors="surrogateescape")
   with (
     open_decompressed(path, open_file) as file,
     # The csv module splits lines itself, since a field may hold line breaks.
-    io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
+    io.TextIOWrapper(file, **coding, newline="") as text,
   ):
     rows = _split_csv(path, text)
-    _, names = next(rows, (path, []))
-    if not {"id", "text"} <= set(names) or len(set(names)) < len(names):
-      fault = f"its first line names {names}, wanted at least id and text"
-      cure = "Name the columns there."
-      raise UserError(f"{path}: {fault}, and each column once.  {cure}")
+    where, names = next(rows, (path, []))
+    try:
+      if any(map(_SURROGATE.search, names)):
+        raise RowError("its first line is not UTF-8", "Save it as UTF-8")
+      check_columns(names)
+    except RowError as fault:
+      raise UserError(str(RejectedRow(where, *fault.args))) from None
     for where, fields in rows:
       row = dict(zip(names, fields, strict=False))
-      if len(fields) != len(names):
+      if any(map(_SURROGATE.search, fields)):
+        row = RowError("not UTF-8", "Save it as UTF-8")
+      elif len(fields) != len(names):
         fault = "has not as many fields as the first line"
         row = RowError(fault, "Quote texts with commas or line breaks")
       elif sum(map(len, fields)) > MAX_ROW_BYTES:
@@ -263,12 +284,10 @@ def _split_csv(path: str, text: io.TextIOBase) -> Rows:
   except csv.Error as error:
     fault = f"the row that begins here is not CSV ({error}, at line"
     raise UserError(
-      f"{path}:{first}: {fault} {reader.line_num}).  Put texts with commas, "
-      "quotes or line breaks in quotes, and quotes inside of them twice."
+      f"{path}:{first}: {fault} {reader.line_num}).  Separate fields by "
+      "commas; put texts with commas, quotes or line breaks in quotes, and "
+      "quotes inside of them twice."
     ) from None
-  except UnicodeDecodeError:
-    where = f"{path}: not UTF-8 soon after line {reader.line_num}"
-    raise UserError(f"{where}.  Save it as UTF-8.") from None
 
 
 def list_images(folder: str) -> Rows:

@@ -60,6 +60,7 @@ _PUBLISHED = (
 BENCHMARK_SPECS = {name: BenchmarkSpec(*of) for name, *of in _PUBLISHED}
 _USER_FILE = BenchmarkSpec("", 0, "id")
 AS_PUBLISHED = "Take the row as it was published"
+_AS_TEXT = "Write it as text"
 
 
 def find_spec(name: str) -> BenchmarkSpec:
@@ -104,12 +105,17 @@ def parse_question(name: str, row: Row, number: int) -> Question:
   Raises:
     RowError: if the row does not have the benchmark's form.
   """
-  text = read_field(row, "question", _Text, "a text")
+  own = name == "jsonl"
+  cure = _AS_TEXT if own else AS_PUBLISHED
+  text = read_field(row, "question", _Text, "a text", cure)
   answers, interval = parse_answers(name, row)
   if has_id(name, row):
     key, cure = find_spec(name).id_key, "Name each question once"
     number = read_field(row, key, _Text | int, "a name", cure)
-  kind = dict(family=name, benchmark=name, hops=None)
+  family = name
+  if own and row.get("family") is not None:
+    family = read_field(row, "family", _Text, "a text", _AS_TEXT)
+  kind = dict(family=family, benchmark=name, hops=None)
   return Question(f"{name}/{number}", text, answers, interval=interval, **kind)
 
 
@@ -122,6 +128,9 @@ def parse_answers(
     RowError: if they are missing or do not have the benchmark's form.
   """
   key = find_spec(name).answer_key
+  # A user may call several answers so.
+  if name == "jsonl" and "answers" in row and key not in row:
+    key = "answers"
   values = row.get(key) if isinstance(row.get(key), list) else []
   # InfoSeek marks numeric questions by {"wikidata": .., "range": [low, high]}.
   if name == "infoseek" and any(isinstance(each, dict) for each in values):
@@ -181,7 +190,8 @@ def read_field(
   except msgspec.ValidationError as error:
     fault = f'"{key}" is {value!a:.60}, wanted {wanted}'
     raise RowError(fault, cure) from error
-  row_files.check_surrogates(json.dumps(value, ensure_ascii=False), f'"{key}"')
+  text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+  row_files.check_surrogates(text, f'"{key}"')
   return value
 
 

@@ -93,7 +93,7 @@ def read_split(
       "prepared, by --tfds_dir or config.data.tfds_dir."
     )
   digest = _read_digest(builder)
-  for name, numbers in _choose_rows(builder, dataset, split, seed):
+  for name, numbers in choose_rows(builder.info.splits, dataset, split, seed):
     with _damage_named(builder.data_dir):
       rows = builder.as_data_source(name)
     for number in map(int, numbers):
@@ -217,11 +217,18 @@ def _lock(dataset: str, tfds_dir: str) -> contextlib.AbstractContextManager:
     ) from error
 
 
-def _choose_rows(
-  builder: "tfds.core.DatasetBuilder", dataset: str, split: str, seed: int
+def choose_rows(
+  splits: Mapping[str, "tfds.core.SplitInfo"],
+  dataset: str,
+  split: str,
+  seed: int,
 ) -> list[tuple[str, np.ndarray]]:
-  """Return (split, numbers of its rows) of each part of `split`."""
-  splits = builder.info.splits
+  """Return (split, numbers of its rows) of each part of `split`.
+
+  The numbers of a slice are taken of a permutation that the seed gives, and
+  sorted.  If there is no such split, or it has no rows, the error is a
+  UserError that names the dataset.
+  """
   try:
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
   except (ValueError, NotImplementedError) as error:

@@ -164,10 +164,11 @@ def test_tables_are_flattened(tmp_path):
     (f"1,{'b' * 200_000}\n2,c\n", [("1", "b" * 200_000), ("2", "c")]),
     (f'1,"{"b," * 600_000}"\n2,c\n', [":2: longer than", ("2", "c")]),
     ("1,b\x00\n2,c\n", [":2: .*control character", ("2", "c")]),
+    ("1,\udcff\n2,c\n", [":2: not UTF-8", ("2", "c")]),
   ],
 )
 def test_csv_rows(tmp_path, rows, expected):
-  data = b"\xef\xbb\xbfid,text\n" + rows.encode()
+  data = b"\xef\xbb\xbfid,text\n" + rows.encode(errors="surrogateescape")
   found = read(tmp_path, data, "table", "rows.csv")
   for row, wanted in zip(found, expected, strict=True):
     if isinstance(wanted, tuple):
@@ -182,7 +183,7 @@ def test_csv_rows(tmp_path, rows, expected):
     ("a,b\n1,2\n", "at least id and text"),
     ("", "at least id and text"),
     ("id,text,text\n1,a,b\n", "each column once"),
-    ("id,text\n1,\udcff\n", "not UTF-8"),
+    ("id,text\udcff\n1,a\n", ":1: .*not UTF-8"),
     # Lines from inside of a quoted text must not become passages.
     ('id,text\n0,a\n1,"Say "hi".\nx,inside"\n2,b\n', ":3: .* at line 3"),
     ('id,text\n1,"A 3.5" disk\nx,inside"\n2,"b"\n', ":2: .* at line 2"),
