@@ -69,9 +69,10 @@ setuptools.setup(
     # The report.
     "jinja2>=3.1",
     "markupsafe>=2.1",  # Jinja's own; imported by name, too.
-    # Datasets, read and written without TensorFlow.  The next two it requires
-    # on some systems only, or not at all.
+    # Datasets, read and written without TensorFlow.
+    "pyarrow>=18",  # Reads Parquet files; tensorflow-datasets needs it, too.
     "tensorflow-datasets>=4.9.9",
+    # These two it requires on some systems only, or not at all.
     "array_record>=0.5; sys_platform != 'win32'",
     "importlib_resources>=6",
   ],
