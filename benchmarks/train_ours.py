@@ -12,6 +12,7 @@ import numpy as np
 from r1router_jax.generation import group_decode, token_sampling
 from r1router_jax.models import inference_params
 from r1router_jax.training import grpo_loss, optimizer, train_step
+from r1router_jax.training.advantages import group_advantages
 from r1router_jax.training.batch import Batch
 from r1router_jax.training.config import OptimizerConfig
 
@@ -106,7 +107,7 @@ def run_iterations(case: dict, count: int) -> list[dict[str, float]]:
     timer.end_part("rollout_s")
     # 2. Rewards: the share of odd ids.
     rewards = (responses.tokens % 2).mean(-1)
-    batch = make_batch(case, responses, grpo_loss.group_advantages(rewards))
+    batch = make_batch(case, responses, group_advantages(rewards))
     timer.end_part("reward_s")
     # 3. Update.
     state, metrics = update(state, None, batch)

@@ -48,14 +48,30 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     # Extra rollouts, at most, if too few groups have unequal rewards.
     max_resample_rounds=0,
     temperature=1.0,  # At which responses are sampled.
-    # Divides rewards: "sample_std", "population_std" or "none".
-    advantage_norm="sample_std",
+    # Divides centred rewards, "sample_std" or "population_std", or does not,
+    # "none"; "leave_one_out" compares each with the others alone (RLOO).  None
+    # is the objective's own.
+    advantage_norm=mlc.config_dict.placeholder(str),
     loss=dict(
-      # The trust region of the ratio is [1 - clip_low, 1 + clip_high].
-      clip_low=0.2,
-      clip_high=0.28,
-      aggregate="token_mean",  # Or "sequence_mean", "fixed_length".
-      kl="k3",  # Estimator of the divergence from the start: k1, k2 or k3.
+      # "grpo", "dr_grpo", "gspo", "cispo", "sapo", "dppo": docs/objectives.md.
+      objective="grpo",
+      # Bounds and averages that are None are the objective's own; those of grpo
+      # are 0.2, 0.28 and "token_mean".  The trust region of the ratio is
+      # [1 - clip_low, 1 + clip_high]; dppo bounds a difference by them.
+      clip_low=mlc.config_dict.placeholder(float),
+      clip_high=mlc.config_dict.placeholder(float),
+      # "token_mean", "sequence_mean" or "fixed_length".
+      aggregate=mlc.config_dict.placeholder(str),
+      # Bound of the loss, in advantages, of responses worse than their group;
+      # 3 is usual, 0 is none.
+      dual_clip=0.0,
+      # Largest weight of a token for the difference between the precisions of
+      # trainer and sampler; 2 is usual, 0 has no weights.
+      importance_cap=0.0,
+      # Responses without an end token: "keep" them, "drop" them from the loss,
+      # or "penalise" their rewards by 1.
+      truncated="keep",
+      kl="k3",  # Estimator of the divergence from the start: k2 or k3.
       kl_coef=0.0,  # Weight of that divergence; 0 keeps no reference policy.
       entropy_coef=0.0,  # Weight of the entropy bonus.
     ),

@@ -50,7 +50,7 @@ with epy.lazy_imports():
   from r1router_jax.policy import config as config_lib
   from r1router_jax.policy import policy as policy_lib
   from r1router_jax.training import batch as batch_lib
-  from r1router_jax.training import grpo_loss, run_setup, step_grpo, train_step
+  from r1router_jax.training import grpo_loss, run_setup, train_step
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The run, as configs/step_grpo.py:7b.", allow_override=True
@@ -212,7 +212,7 @@ def _make_update(
 ) -> Program:
   """Return the program that makes one update, as `train` would run it."""
   model = qwen2_5_vl.QwenVL(policy.model, policy.compute)
-  loss_config = step_grpo.make_loss_config(config.step_grpo, policy)
+  loss_config = grpo_loss.make_loss_config(config.step_grpo, policy)
   # The mask of allowed tokens is a constant of the program, as in a run.
   allowed = jnp.ones(policy.model.vocab, bool)
   loss = functools.partial(grpo_loss.loss, model, loss_config, allowed=allowed)

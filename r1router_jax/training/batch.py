@@ -39,12 +39,16 @@ class Batch(NamedTuple):
   response: Int[Array, "B G T"]  # Sampled or gold; padded after the end token.
   mask: Bool[Array, "B G T"]  # True up to and including the end token.
   advantage: Float[Array, "B G"]  # 1 for a gold response.
-  old_logp: Float[Array, "B G T"]  # Under the policy that sampled the response.
+  # Under the policy before the iteration's updates: as the sampler computed it,
+  # or the trainer (`old_logprobs.py`).
+  old_logp: Float[Array, "B G T"]
   # What each prompt adds to the denominator of the loss.
   loss_denominator: Float[Array, " B"]
   # A packed row has one response made of those of its texts; None where a row
   # is one text.
   packing: PackedLayout | None = None
+  # The sampler's log-probabilities where `old_logp` has the trainer's.
+  sampler_logp: Float[Array, "B G T"] | None = None
 
 
 def split_microbatches(batch: Batch, micro_batch_size: int) -> Batch:

@@ -8,6 +8,7 @@ config files say beside each option what it does.
 Nothing here imports JAX, so that a wrong option is answered at once.
 """
 
+import operator
 import os
 import re
 from collections.abc import Mapping
@@ -25,7 +26,15 @@ ROLLOUT_MODES = ("offline", "online")
 CREDITS = ("step", "trajectory", "gigpo")
 STEP_REWARDS = ("reference", "default")
 TRAJECTORY_REWARDS = ("em", "f1", "recall", "judge")
-ADVANTAGE_NORMS = ("sample_std", "population_std", "none")
+ADVANTAGE_NORMS = ("sample_std", "population_std", "none", "leave_one_out")
+OBJECTIVES = ("grpo", "dr_grpo", "gspo", "cispo", "sapo", "dppo")
+AGGREGATES = ("token_mean", "sequence_mean", "fixed_length")
+KL_ESTIMATORS = ("k2", "k3")
+TRUNCATED_RULES = ("keep", "drop", "penalise")
+
+# Objectives whose loss has no bound of its own where ratio and advantage are
+# large and negative.
+_DUAL_CLIPPED = ("grpo", "dr_grpo", "gspo")
 
 # Scalars that may choose the best state, of questions and of gold steps.
 WALK_SCORES = ("f1", "exact", "recall")
@@ -35,7 +44,8 @@ STEP_SCORES = ("total",)
 ROWS = "r1_router_rows/"
 _ROWS_NAME = re.compile(ROWS + r"[\w-]+")
 
-# Options that take one of a few values, by their place in the config.
+# Options that take one of a few values, by their place in the config; some may
+# be None.
 _CHOICES = {
   "algorithm": ALGORITHMS,
   "optim.name": ("adamw", "muon"),
@@ -43,11 +53,15 @@ _CHOICES = {
   "step_grpo.rollout_mode": ROLLOUT_MODES,
   "step_grpo.routing_loop": ROUTING_LOOPS,
   "step_grpo.advantage_norm": ADVANTAGE_NORMS,
+  "step_grpo.loss.objective": OBJECTIVES,
+  "step_grpo.loss.aggregate": AGGREGATES,
+  "step_grpo.loss.truncated": TRUNCATED_RULES,
 }
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class _Options(
@@ -104,6 +118,25 @@ class SftConfig(_Options):
   packed_length: Count
 
 
+class LossConfig(_Options):
+  """The options of Step-GRPO's loss, see `grpo_loss.py`.
+
+  None takes the value that the objective was published with.
+  """
+
+  kl: str
+  kl_coef: float
+  entropy_coef: float
+  clip_low: NotNegative | None = None
+  clip_high: NotNegative | None = None
+  aggregate: str | None = None
+  # Options that saved configs of older versions may lack.
+  objective: str = "grpo"
+  dual_clip: NotNegative = 0.0
+  importance_cap: NotNegative = 0.0
+  truncated: str = "keep"
+
+
 class StepGrpoConfig(_Options):
   """The options of Step-GRPO, see configs/step_grpo.py."""
 
@@ -114,8 +147,8 @@ class StepGrpoConfig(_Options):
   minibatches: PositiveInt
   max_resample_rounds: Count
   temperature: float
-  advantage_norm: str
-  loss: Mapping[str, Any]  # The other fields of `grpo_loss.GrpoLossConfig`.
+  advantage_norm: str | None  # None takes that of the objective.
+  loss: LossConfig
   reward: str
   search_cost: float
   rename_prob: Probability
@@ -228,9 +261,10 @@ def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
       "configs/base.py."
     ) from error
   for option, known in _CHOICES.items():
-    section = option.split(".")[0]
-    value = _find_option(tree, option) if section in tree else known[0]
-    if value not in known:
+    if getattr(config, option.split(".")[0]) is None:
+      continue
+    value = operator.attrgetter(option)(config)
+    if value is not None and value not in known:
       raise UserError(
         f"config.{option} is {value!r}: take one of {', '.join(known)}."
       )
@@ -257,6 +291,7 @@ def _check_together(config: RunConfig) -> None:
   _check_dataset(config)
   if config.step_grpo:
     _check_reward(config.step_grpo)
+    _check_loss(config.step_grpo.loss)
   _check_validation(config)
   data = config.data
   if config.is_online:
@@ -322,6 +357,32 @@ def _check_reward(options: StepGrpoConfig) -> None:
       f"config.step_grpo.reward is {reward!r}, and judge is {options.judge!r}: "
       "the reward 'judge' wants an address, openai:http://host:port/v1#model, "
       "and any other one ''."
+    )
+
+
+def _check_loss(loss: LossConfig) -> None:
+  """Check the estimator, and that the objective has the bounds that are set."""
+  place, name = "config.step_grpo.loss", loss.objective
+  if loss.kl not in KL_ESTIMATORS:
+    raise UserError(
+      f"{place}.kl is {loss.kl!r}: take one of {', '.join(KL_ESTIMATORS)}.  In "
+      "a loss the gradient of k1 is 0 in expectation; k2 has the right one."
+    )
+  if name == "sapo" and not loss.clip_low is loss.clip_high is None:
+    raise UserError(
+      f"{place}.clip_low and clip_high are {loss.clip_low} and "
+      f"{loss.clip_high}, and 'sapo' bounds no ratio: leave them None, or take "
+      "another objective."
+    )
+  if loss.dual_clip and (name not in _DUAL_CLIPPED or loss.dual_clip <= 1):
+    raise UserError(
+      f"{place}.dual_clip is {loss.dual_clip} for {name!r}: it is above 1, as "
+      f"3, for {', '.join(_DUAL_CLIPPED)}, whose loss has no other bound; or 0."
+    )
+  if loss.importance_cap and name == "dppo":
+    raise UserError(
+      f"{place}.importance_cap is {loss.importance_cap}, and the ratio of "
+      "'dppo' is that to the sampler already: set it to 0."
     )
 
 

@@ -21,14 +21,14 @@ from r1router_jax.common.records import Question, Step
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.parallel import mesh, multihost
 from r1router_jax.parallel.strategy import ParallelStrategy
-from r1router_jax.policy.config import PolicyConfig
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval.retriever import KnowledgeBase, is_collective
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training import grpo_loss, rollouts, throughput
+from r1router_jax.training.advantages import group_advantages
 from r1router_jax.training.batch import Batch, PromptBuilder, example_rng
-from r1router_jax.training.config import RunConfig, StepGrpoConfig
+from r1router_jax.training.config import RunConfig
 
 
 class StepGrpo:
@@ -61,7 +61,7 @@ class StepGrpo:
     self._reward = step_reward.make_reward(
       options.reward, policy.config.max_routes, options.search_cost
     )
-    self._loss_config = make_loss_config(options, policy.config)
+    self._loss_config = grpo_loss.make_loss_config(options, policy.config)
     self.needs_reference = self._loss_config.kl_coef != 0
     self.loss = functools.partial(
       grpo_loss.loss, policy.model, self._loss_config
@@ -89,8 +89,8 @@ class StepGrpo:
     seconds["rollout"] = time.perf_counter() - start - seconds["reward"]
 
     # 2. Batches of the groups that have a gradient.
-    norm = options.advantage_norm
-    advantage = grpo_loss.group_advantages(groups.reward, norm)
+    norm = grpo_loss.choose_advantage_norm(options)
+    advantage = group_advantages(groups.reward, norm)
     shape = options.minibatches, self._data_shards, options.update_batch_size
     batches, kept = rollouts.make_train_batches(
       policy, groups, advantage, self._loss_config, shape
@@ -154,14 +154,6 @@ class StepGrpo:
     groups = policy.decode(sampled)
     texts = [response.text for group in groups for response in group]
     return rollouts.score_groups(steps, prompts, sampled, texts, self._reward)
-
-
-def make_loss_config(
-  options: StepGrpoConfig, policy_config: PolicyConfig
-) -> grpo_loss.GrpoLossConfig:
-  """Return the options of the loss of a run."""
-  longest = policy_config.response_tokens[-1]
-  return grpo_loss.GrpoLossConfig(options.temperature, longest, **options.loss)
 
 
 def _rollout_metrics(groups: rollouts.RolloutGroups) -> dict[str, float]:

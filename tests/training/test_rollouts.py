@@ -8,7 +8,7 @@ from r1router_jax.common.records import Hop, Question, Step
 from r1router_jax.generation import group_decode
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.rewards import step_reward
-from r1router_jax.training import grpo_loss, rollouts
+from r1router_jax.training import advantages, grpo_loss, rollouts
 from r1router_jax.training.batch import Batch
 from tests import tiny_policy, two_processes
 from tests.training.loss_helpers import ALLOWED, make_loss_config
@@ -28,7 +28,7 @@ def test_groups_of_equal_rewards_are_left_out_and_change_nothing(aggregate):
     tiny_policy.collate(tiny_policy.MODEL_CONFIG, groups.prompts),
     groups.sampled.tokens,
     groups.sampled.mask,
-    grpo_loss.group_advantages(groups.reward),
+    advantages.group_advantages(groups.reward),
     groups.sampled.logp,
     config.loss_denominator(groups.sampled.mask).astype(np.float32),
   )
