@@ -39,7 +39,15 @@ def base_config() -> mlc.ConfigDict:
     # R1-Router's JSON Lines files, which are prepared as the split "train" of
     # r1_router_rows: paths or globs, with commas between them.
     train_files="",
-    images="",  # Folder of the images that train_files name.
+    # Other questions: a .jsonl, .csv or .parquet file of your own, which is the
+    # split "train" (data/question_files.py says what a row is), or the name of
+    # a benchmark that is prepared, which is the split "test".
+    questions="",
+    families=(),  # Families that questions are taken of; () is all.
+    share=1.0,  # Share of the questions to learn from; config.seed chooses.
+    # Folder of the images that train_files or questions name; "" is that of the
+    # file of questions.
+    images="",
     # The knowledge bases: the folder that build_kb wrote, or
     # "text=http://host:port,image=DIR,table=DIR"; "" takes gold evidence.
     kb_dir="",
@@ -48,11 +56,17 @@ def base_config() -> mlc.ConfigDict:
 
   c.micro_batch_size = 0  # Rows of a backward pass and data shard; 0: all.
   c.max_skipped = 3  # Updates in a row with a loss that is not finite, at most.
+  # With knowledge bases the policy answers whole questions by the routing loop,
+  # without it answers gold steps: training/validation.py.
   c.validation = dict(
     every=0,  # Iterations between two validations; 0: never.
-    split="val",  # A split of the same dataset.
+    split="val",  # A split of the same dataset, or of `questions`.
+    questions="",  # Held-out questions of their own, like data.questions.
     train_files="",  # Like data.train_files, of the split "val".
-    steps=256,  # Gold steps to answer, at most.
+    steps=256,  # Gold steps, or whole questions, to answer, at most.
+    # The scalar that chooses <workdir>/best: f1, exact or recall of questions,
+    # total (the mean reward) of gold steps; "": f1, or total.
+    best_by="",
   )
   c.samples_every = 0  # Iterations between entries of samples.jsonl; 0: never.
   c.wandb = ""  # A project of Weights & Biases that gets the scalars, too.

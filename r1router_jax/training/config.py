@@ -18,6 +18,7 @@ import msgspec
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.shared_flags import ROUTING_LOOPS
+from r1router_jax.data import benchmarks, question_files
 
 # Values that an option may take.  Tables of functions with the same keys stand
 # in modules whose import needs JAX.
@@ -61,6 +62,7 @@ _CHOICES = {
 Count = Annotated[int, msgspec.Meta(ge=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
+PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -90,6 +92,9 @@ class DataConfig(_Options):
   # Options that saved configs of older versions may lack.
   name: str = "georouter"
   tfds_dir: str = ""
+  questions: str = ""
+  families: tuple[str, ...] = ()
+  share: PositiveShare = 1.0
   prompts_per_shard: int = 0  # Of step_grpo.
   batch_size_per_device: int = 0  # Of sft.
 
@@ -105,6 +110,11 @@ class DataConfig(_Options):
   def has_rows(self) -> bool:
     """Whether R1-Router's rows are read, which bring their own passages."""
     return self.dataset.startswith(ROWS)
+
+  @property
+  def has_georouter(self) -> bool:
+    """Whether questions are GeoRouter's, whose names and evidence are known."""
+    return not self.has_rows and self.questions in ("", "georouter")
 
 
 class SftConfig(_Options):
@@ -154,6 +164,9 @@ class StepGrpoConfig(_Options):
   rename_prob: Probability
   # Options that saved configs of older versions may lack.
   credit: str = "step"
+  state_weight: float = 1.0  # Of gigpo.
+  discount: Probability = 1.0
+  advantage_by_part: bool = False
   # Of rewards of trajectories.
   format_weight: Probability = 0.1
   token_cost: float = 0.0
@@ -216,6 +229,18 @@ class RunConfig(_Options):
     """Whether the policy answers whole questions to learn from."""
     grpo = self.step_grpo
     return grpo is not None and grpo.rollout_mode == "online"
+
+  @property
+  def walks_trajectories(self) -> bool:
+    """Whether rewards are given to whole trajectories."""
+    return self.step_grpo is not None and self.step_grpo.credit != "step"
+
+  @property
+  def rows_per_backward(self) -> int:
+    """The rows of one backward pass on each data shard; 0: all of an update."""
+    if self.walks_trajectories:
+      return self.micro_batch_size or self.rows_per_update
+    return self.micro_batch_size
 
   @property
   def validates_by_walking(self) -> bool:
@@ -289,11 +314,18 @@ def _check_together(config: RunConfig) -> None:
     )
   _check_batch_sizes(config)
   _check_dataset(config)
+  _check_questions(config)
   if config.step_grpo:
     _check_reward(config.step_grpo)
     _check_loss(config.step_grpo.loss)
   _check_validation(config)
   data = config.data
+  if config.walks_trajectories and not config.is_online:
+    raise UserError(
+      f"config.step_grpo.credit is {config.step_grpo.credit!r}: whole "
+      "trajectories are the policy's own.  Set config.step_grpo.rollout_mode "
+      "to 'online', or take configs/step_grpo.py:answers."
+    )
   if config.is_online:
     # Recorded trajectories are read for offline rollouts alone.
     if data.has_rows:
@@ -312,7 +344,7 @@ def _check_together(config: RunConfig) -> None:
   # GeoRouter's names alone are known, so no other names can be changed.
   renames = (config.sft or config.step_grpo).rename_prob
   is_renaming = any(renames) if isinstance(renames, tuple) else bool(renames)
-  if data.has_rows and is_renaming:
+  if not data.has_georouter and is_renaming:
     raise UserError(
       f"config.{config.algorithm}.rename_prob is {renames}, but only "
       "GeoRouter's names are known: set it to 0 for other data (of sft to "
@@ -398,6 +430,36 @@ def _check_dataset(config: RunConfig) -> None:
     raise UserError(
       f"config.validation.train_files is {held_out!r} without files to train "
       "on: both are splits of one dataset.  Set config.data.train_files, too."
+    )
+
+
+def _check_questions(config: RunConfig) -> None:
+  """Check the places of questions, and that other options fit them."""
+  data = config.data
+  places = dict(data=data.questions, validation=config.validation.questions)
+  for section, place in places.items():
+    known = [name for name in benchmarks.NAMES if name != "jsonl"]
+    if place and place not in known and not question_files.is_file_name(place):
+      raise UserError(
+        f"config.{section}.questions is {place!r}: take a file that ends in "
+        f".jsonl, .csv or .parquet, or a benchmark of {', '.join(known)}."
+      )
+  if data.questions and (data.name != "georouter" or data.train_files):
+    raise UserError(
+      f"config.data.questions is {data.questions!r}, beside the dataset "
+      f"{data.dataset}: set config.data.name to 'georouter' and train_files to "
+      "'', or questions to ''."
+    )
+  if data.has_rows and (data.families or data.share < 1):
+    raise UserError(
+      "config.data.families and share are for questions, and "
+      f"{data.dataset} holds rows: set families to () and share to 1.0."
+    )
+  # Without knowledge bases gold steps read their gold passages.
+  if not data.kb_dir and not data.has_rows and not data.has_georouter:
+    raise UserError(
+      f"config.data.questions is {data.questions!r}: only GeoRouter's gold "
+      "passages are known.  Name knowledge bases, config.data.kb_dir."
     )
 
 

@@ -3,18 +3,25 @@
 Some steps are left out, counted and named in the log: those whose prompt the
 policy cannot read (too long, or with an image for a policy of texts), and those
 whose gold answer has no token that is ever compared, so that no response to
-them is rewarded.  A passage whose image cannot be read goes without the image,
-which is counted and named, too.
+them is rewarded.  So are such questions of `config.data.questions`.  A passage
+whose image cannot be read goes without the image, which is counted and named,
+too.
 """
 
+import dataclasses
+import functools
+import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from absl import logging
 
 from r1router_jax.common import images, row_files
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question, Step
-from r1router_jax.data import benchmarks, georouter, gold_steps
+from r1router_jax.data import benchmarks, georouter, gold_steps, question_files
 from r1router_jax.data import r1_router_rows as rows_lib
 from r1router_jax.data.tfds_datasets import Source
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -38,11 +45,17 @@ def load_train_data(
   The knowledge bases give the passages; without any these are gold.  If the
   policy can learn from no example, the error is a UserError.
   """
+  data = config.data
   if config.is_online:
-    # Prompts are not known before the policy has answered.
-    questions = _load_questions(config, config.data.split)
+    questions = _load_questions(config, data.questions, data.split, data.share)
+    if config.step_grpo.credit == "step":
+      _check_hops(questions)
+    if data.questions:
+      questions = filter_readable(policy, questions, data.questions)
+    # Other prompts are not known before the policy has answered.
     return questions, [()] * len(questions)
-  steps, shapes = _load_gold_steps(config, policy, kbs, config.data.split)
+  scope = data.split, data.share
+  steps, shapes = _load_gold_steps(config, policy, kbs, *scope)
   if config.sft and config.sft.packed_length:
     # Packed rows are of one shape.
     length = config.sft.packed_length
@@ -58,18 +71,33 @@ def load_validation_steps(
   return _load_gold_steps(config, policy, kbs, config.validation.split)[0]
 
 
+def load_held_out(config: RunConfig) -> list[Question]:
+  """Load the questions that `config.validation` names."""
+  place, split = config.validation.questions, config.validation.split
+  if question_files.is_file_name(place):
+    # A file of its own is held out as a whole, unless it is sliced.
+    split = re.sub(r"^\w+", question_files.SPLIT, split)
+  return _load_questions(config, place or config.data.questions, split)
+
+
 def _load_gold_steps(
-  config: RunConfig, policy: Policy, kbs: KnowledgeBases, split: str
+  config: RunConfig,
+  policy: Policy,
+  kbs: KnowledgeBases,
+  split: str,
+  share: float = 1.0,
 ) -> tuple[list[Step], list[PaddedShape]]:
-  """Load the steps of a split of the dataset that `config.data` names."""
-  data, name = config.data, f"{config.data.dataset}, {split}"
+  """Load the steps of a split of the data that `config.data` names."""
+  data = config.data
+  name = f"{data.questions or data.dataset}, {split}"
   if data.has_rows:
     where = data.dataset, split, config.seed, data.tfds_dir
     rows = rows_lib.load_dataset(*where, _rows_source(config))
     steps = (row.steps for row in rows)
   else:
     # Passages are searched for once, for all gold sub-questions.
-    questions = _load_questions(config, split)
+    questions = _load_questions(config, data.questions, split, share)
+    _check_hops(questions)
     retrieve = _make_gold_retriever(questions)
     if kbs:
       retrieve = retriever.make_retriever(kbs, data.passages)
@@ -78,10 +106,112 @@ def _load_gold_steps(
   return filter_trainable(policy, chained, name)
 
 
-def _load_questions(config: RunConfig, split: str) -> list[Question]:
-  return benchmarks.load_benchmark(
-    "georouter", split=split, tfds_dir=config.data.tfds_dir, seed=config.seed
-  )
+def _load_questions(
+  config: RunConfig, place: str, split: str, share: float = 1.0
+) -> list[Question]:
+  """Load a share of the questions of a split, of the families that are wanted.
+
+  The place is a file, the name of a benchmark, or "" for GeoRouter.  A split or
+  a family that is not there raises UserError.
+  """
+  data, seed = config.data, config.seed
+  # 1. The split.
+  if question_files.is_file_name(place):
+    questions = question_files.load_questions(place, data.images, split, seed)
+  elif place not in ("", "georouter") and not split.startswith("test"):
+    raise UserError(
+      f"{place} has no split {split!r}: it is the one split test.  Take that "
+      "or slices of it, such as test[:90%] to learn from and test[90%:]."
+    )
+  else:
+    questions = benchmarks.load_benchmark(
+      place or "georouter", split=split, tfds_dir=data.tfds_dir, seed=seed
+    )
+
+  # 2. Some families of it, and a random share of these.
+  if data.families:
+    there = dict.fromkeys(question.family for question in questions)
+    if unknown := [name for name in data.families if name not in there]:
+      raise UserError(
+        f"config.data.families: {place or 'georouter'}, {split}, has no "
+        f"questions of {', '.join(unknown)}.  Take of {', '.join(there)}."
+      )
+    questions = [each for each in questions if each.family in data.families]
+  if share < 1:
+    order = np.random.default_rng(seed).permutation(len(questions))
+    chosen = np.sort(order[: max(1, round(share * len(questions)))])
+    questions = [questions[row] for row in chosen]
+  return questions
+
+
+def _check_hops(questions: Sequence[Question]) -> None:
+  """Raise UserError if the gold rounds of a question are unknown."""
+  unknown = [question.id for question in questions if question.hops is None]
+  if unknown:
+    raise UserError(
+      f"{len(unknown):,} of {len(questions):,} questions have no gold hops, "
+      f"the first is {unknown[0]}, and this run learns from gold steps.  Give "
+      'each its "hops", or learn from answers alone: take '
+      "configs/step_grpo.py:answers."
+    )
+
+
+def filter_readable(
+  policy: Policy, questions: Sequence[Question], source: str
+) -> list[Question]:
+  """Return the questions that `policy` can read and be rewarded for.
+
+  Messages name the questions' source; having none is a UserError.
+  """
+  skipped, kept = row_files.SkipLog(source), []
+  for question in questions:
+    if fault := find_unreadable(policy, question):
+      skipped(f"{question.id}: {fault}")
+    else:
+      kept.append(question)
+  skipped.finish(len(kept))
+  return kept
+
+
+def find_unreadable(policy: Policy, question: Question) -> str:
+  """Return why `policy` cannot learn from a question, with the cure, or ""."""
+  # An interval tells by itself which answers are right.
+  if not question.interval and not any(
+    map(answers.reference_tokens, question.answers)
+  ):
+    fault = f"the gold answer {question.answers[0]!r:.60} has no word"
+    return f"{fault}.  Give one, or leave the question out."
+  step = Step(f"{question.id}/0", "plan", question)
+  try:
+    policy.processor.encode(policy.config.build_prompt(step))
+  except (PromptTooLong, images.BadImage) as error:
+    return str(error)
+  return ""
+
+
+def digest_examples(examples: Sequence[TrainExample], by_content: bool) -> str:
+  """Return a digest that tells whether two runs have the same examples.
+
+  Their ids tell, and by content what their questions say and show, too, as the
+  ids of a file stay the same when the file is changed.
+  """
+  lines = [example.id for example in examples]
+  # Examples may share an image, which is read once.
+  digest_image = functools.cache(_digest_image)
+  for example in examples if by_content else ():
+    if isinstance(example, Question):
+      questions = [example]
+    else:
+      steps = [example] if isinstance(example, Step) else example.steps
+      questions = [step.question for step in steps]
+    for question in questions:
+      shown = question.image and digest_image(question.image)
+      lines.append(repr(dataclasses.replace(question, image=shown)))
+  return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _digest_image(path: str) -> str:
+  return hashlib.sha256(images.read_image_bytes(path)).hexdigest()
 
 
 def _rows_source(config: RunConfig) -> Source | None:
