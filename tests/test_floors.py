@@ -27,6 +27,7 @@ FLOORS = (
     "train",
     "eval",
     "ask",
+    "check_questions",
     "synthesize",
     "build_kb",
     "serve_kb",

@@ -24,6 +24,7 @@ from r1router_jax.common.records import KBS, Question, Step
 from r1router_jax.data import benchmarks, georouter, gold_steps, question_files
 from r1router_jax.data import r1_router_rows as rows_lib
 from r1router_jax.data.tfds_datasets import Source
+from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.metrics import answers
 from r1router_jax.policy.policy import Policy
@@ -165,28 +166,29 @@ def filter_readable(
   """
   skipped, kept = row_files.SkipLog(source), []
   for question in questions:
-    if fault := find_unreadable(policy, question):
-      skipped(f"{question.id}: {fault}")
-    else:
+    try:
+      encode_first_prompt(policy, question)
       kept.append(question)
+    except UserError as error:
+      skipped(f"{question.id}: {error}")
   skipped.finish(len(kept))
   return kept
 
 
-def find_unreadable(policy: Policy, question: Question) -> str:
-  """Return why `policy` cannot learn from a question, with the cure, or ""."""
+def encode_first_prompt(policy: Policy, question: Question) -> EncodedPrompt:
+  """Encode the prompt of the first plan for a question.
+
+  Raises:
+    UserError: if the prompt is too long, its image cannot be read, or no answer
+      to the question would ever be rewarded.
+  """
   # An interval tells by itself which answers are right.
-  if not question.interval and not any(
-    map(answers.reference_tokens, question.answers)
-  ):
+  words = map(answers.reference_tokens, question.answers)
+  if not question.interval and not any(words):
     fault = f"the gold answer {question.answers[0]!r:.60} has no word"
-    return f"{fault}.  Give one, or leave the question out."
+    raise UserError(f"{fault}.  Give one, or leave the question out.")
   step = Step(f"{question.id}/0", "plan", question)
-  try:
-    policy.processor.encode(policy.config.build_prompt(step))
-  except (PromptTooLong, images.BadImage) as error:
-    return str(error)
-  return ""
+  return policy.processor.encode(policy.config.build_prompt(step))
 
 
 def digest_examples(examples: Sequence[TrainExample], by_content: bool) -> str:
@@ -196,18 +198,35 @@ def digest_examples(examples: Sequence[TrainExample], by_content: bool) -> str:
   ids of a file stay the same when the file is changed.
   """
   lines = [example.id for example in examples]
-  # Examples may share an image, which is read once.
-  digest_image = functools.cache(_digest_image)
-  for example in examples if by_content else ():
-    if isinstance(example, Question):
-      questions = [example]
-    else:
-      steps = [example] if isinstance(example, Step) else example.steps
-      questions = [step.question for step in steps]
-    for question in questions:
+  if by_content:
+    # Examples may share an image, which is read once.
+    digest_image = functools.cache(_digest_image)
+    for question in itertools.chain(*map(_questions_of, examples)):
       shown = question.image and digest_image(question.image)
       lines.append(repr(dataclasses.replace(question, image=shown)))
   return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def check_disjoint(
+  examples: Sequence[TrainExample], held_out: Sequence[TrainExample]
+) -> None:
+  """Raise UserError if the same questions are learnt from and held out."""
+  learnt = {q.id for q in itertools.chain(*map(_questions_of, examples))}
+  kept = {q.id for q in itertools.chain(*map(_questions_of, held_out))}
+  if both := sorted(kept & learnt):
+    raise UserError(
+      f"{len(both):,} of {len(kept):,} held-out questions are learnt from, "
+      f"too, the first is {both[0]}: take slices that do not overlap, such as "
+      "config.data.split='train[:90%]' and "
+      "config.validation.split='train[90%:]'."
+    )
+
+
+def _questions_of(example: TrainExample) -> list[Question]:
+  if isinstance(example, Question):
+    return [example]
+  steps = [example] if isinstance(example, Step) else example.steps
+  return [step.question for step in steps]
 
 
 def _digest_image(path: str) -> str:
