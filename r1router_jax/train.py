@@ -38,6 +38,7 @@ from ml_collections import config_dict, config_flags
 
 from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.errors import UserError
+from r1router_jax.data import question_files
 from r1router_jax.training.config import read_run_config
 
 # These take seconds to import: wrong flags are answered before.
@@ -56,7 +57,6 @@ with epy.lazy_imports():
     run_setup,
     throughput,
     train_step,
-    validation,
   )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -114,7 +114,7 @@ def train(
       hooks.add_report(report)
 
       # 2. Updates: one or more, each on a batch of its own.
-      rows = run.config.micro_batch_size
+      rows = run.config.rows_per_backward
       for batch in batches:
         with log.time_phase("update"):
           microbatches = batch_lib.split_microbatches(batch, rows)
@@ -132,6 +132,7 @@ def train(
           f"Told to stop; saved after iteration {i + 1}.  The same command "
           "goes on from there."
         )
+    hooks.name_best()
   return _save_policy(run, state, "policy")
 
 
@@ -177,10 +178,16 @@ class Hooks:
   ):
     self._run, self._log, self._saved_states = run, log, saved_states
     self._meter = throughput.ThroughputMeter()
+    self._monitor = health_checks.HealthMonitor(log.kept_lines)
     self._report = None  # Of the iteration that runs.
     # Scalars of each update since the last line of the log.
     self._pending = saved.get("window", [])
-    self._best = saved.get("best", -1.0)  # Validation rewards are at least 0.
+    # The best score so far, at least 0 once there is one, and its iteration.
+    # Scores of another scalar say nothing about this one.
+    self._best, self._best_at = -1.0, 0
+    if saved.get("best_by", "validation/total") == run.config.best_by:
+      self._best = saved.get("best", -1.0)
+      self._best_at = saved.get("best_at", 0)
 
   def add_report(self, report: throughput.IterationReport) -> None:
     """Count the work and the time of a new iteration's rollouts."""
@@ -211,7 +218,7 @@ class Hooks:
 
     # Validation comes first: its scores belong to this line of the log.
     if is_due(config.validation.every):
-      self._validate(state)
+      self._validate(done, state)
     if is_due(config.log_every):
       self._write_log(done)
     # Samples are not repeated at the end of a run.
@@ -222,14 +229,23 @@ class Hooks:
     if is_stopping or is_due(config.checkpoint_every):
       self._save_checkpoint(done, state)
 
-  def _validate(self, state: train_step.TrainState) -> None:
-    """Score the state on held-out steps, and save the policy if it is best."""
-    scores = self._run.validator.score_params(state.params)
+  def _validate(self, done: int, state: train_step.TrainState) -> None:
+    """Score the state on held-out data, and save the policy if it is best."""
+    with self._log.time_phase("validation"), self.save_if_unreachable():
+      scores = self._run.validator.score_params(state.params)
     self._pending.append(scores)
     # Of equal states the earlier one stays.
-    if scores[validation.REWARD_METRIC] > self._best:
-      self._best = scores[validation.REWARD_METRIC]
+    if scores[self._run.config.best_by] > self._best:
+      self._best, self._best_at = scores[self._run.config.best_by], done
       _save_policy(self._run, state, "best")
+
+  def name_best(self) -> None:
+    """Log which state had the best validation score, and where it is."""
+    if self._best >= 0:
+      logging.info(
+        f"Best: {self._run.config.best_by} {self._best:.3g} after iteration "
+        f"{self._best_at}, in {self._run.workdir / 'best'}."
+      )
 
   def _write_log(self, done: int) -> None:
     """Write a line of scalars, and warn if they look like a collapse."""
@@ -237,26 +253,31 @@ class Hooks:
     # Offline steps were searched for once, before the first iteration.
     if self._run.config.is_online:
       scalars |= retriever.pop_search_metrics(self._run.kbs)
-    self._log.write_scalars(done, scalars)
-    for warning in health_checks.find_warnings(self._log.lines):
+    line = self._log.write_scalars(done, scalars)
+    for warning in self._monitor.find_warnings(line):
       logging.warning("Iteration %d: %s", done, warning)
     self._pending = []
 
   def _save_checkpoint(self, done: int, state: train_step.TrainState) -> None:
     """Save the state, with what a run needs to continue from it."""
     metadata = dict(self._run.metadata, window=self._pending, best=self._best)
+    metadata |= dict(best_at=self._best_at, best_by=self._run.config.best_by)
     state = self._run.strategy.to_global(state)
     self._saved_states.save(done, state, metadata)
 
   @contextlib.contextmanager
   def save_if_unreachable(
-    self, iteration: int, state: train_step.TrainState
+    self, iteration: int = 0, state: train_step.TrainState | None = None
   ) -> Iterator[None]:
-    """Save the state if a server stays away while a batch is made."""
+    """Say how to go on if a server stays away, and save the state, if given.
+
+    After an update there is none to save until its hooks have run.
+    """
     try:
       yield
     except http_client.RemoteServiceError as error:
-      if jax.process_count() == 1:  # Other hosts would have to take part.
+      # Other hosts would have to take part.
+      if state is not None and jax.process_count() == 1:
         self._save_checkpoint(iteration, state)
       raise http_client.RemoteServiceError(
         f"{error}  The same command goes on from the newest checkpoint."
@@ -338,6 +359,9 @@ def main(argv: list[str]) -> None:
   config = read_run_config(options)
   if config.policy.start_from:
     shared_flags.check_policy(config.policy.start_from)
+  for place in (config.data.questions, config.validation.questions):
+    if question_files.is_file_name(place):
+      question_files.check_file(place)
   http_client.allow_key(_KEY_ADDRESS.value)
   # Before anything touches a device.
   multihost.initialize_distributed()

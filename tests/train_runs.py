@@ -41,9 +41,10 @@ def train_and_interrupt(config, workdir, after):
 
   def write_or_stop(self, step, scalars):
     # The line is written first, as before a real interrupt.
-    write(self, step, scalars)
+    line = write(self, step, scalars)
     if step > after:
       raise KeyboardInterrupt
+    return line
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(run_log.RunLog, "write_scalars", write_or_stop)

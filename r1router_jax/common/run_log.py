@@ -46,13 +46,14 @@ class RunLog:
   In a bucket nothing is written for TensorBoard, whose files have to grow.
 
   Attributes:
-    lines: all lines of scalars that process 0 has logged; empty elsewhere.
+    kept_lines: the lines of scalars that the run continues from, on process 0;
+      empty elsewhere.
   """
 
   def __init__(
     self, workdir: epath.PathLike, *, after: int = 0, wandb: str = ""
   ):
-    self.lines: list[dict[str, Any]] = []
+    self.kept_lines: list[dict[str, Any]] = []
     # One process writes for all of them.
     self._writes = jax.process_index() == 0
     self._seconds = collections.defaultdict(float)
@@ -62,31 +63,34 @@ class RunLog:
       folder.mkdir(parents=True, exist_ok=True)
       self._metrics = _JsonLinesFile(folder / METRICS_FILE, after)
       self._samples = _JsonLinesFile(folder / SAMPLES_FILE, after)
-      self.lines = list(self._metrics.kept)
+      self.kept_lines = self._metrics.kept
       if wandb:
         self._wandb = _open_wandb(wandb, folder, after)
       if "://" not in str(workdir):
         self._tensorboard = _TensorBoardFile(folder / "tensorboard", after)
 
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+  def write_scalars(
+    self, step: int, scalars: Mapping[str, Any]
+  ) -> dict[str, Any]:
     """Append one line of scalars, with the seconds timed since the last one.
 
     Scalars are numbers, or arrays of one element; others raise UserError.
+    Returns the line as the file has it; nothing on processes that do not write.
     """
     numbers = {name: _to_number(name, x) for name, x in scalars.items()}
     numbers |= {f"seconds/{name}": x for name, x in self._seconds.items()}
     self._seconds.clear()
     if not self._writes:
-      return
-    # The file gets exactly the line that is kept in memory.
-    self.lines.append({"step": step} | numbers)
-    self._metrics.append(self.lines[-1:])
+      return {}
+    line = {"step": step} | numbers
+    self._metrics.append([line])
     # The dashboards know no null.
     finite = {name: x for name, x in numbers.items() if x is not None}
     if self._tensorboard is not None:
       self._tensorboard.append(step, finite)
     if self._wandb is not None:
       self._wandb.log(finite, step=step, commit=True)
+    return line
 
   def write_samples(self, step: int, groups: Sequence[dict[str, Any]]) -> None:
     """Append a line for each group of samples, and show excerpts on the screen.

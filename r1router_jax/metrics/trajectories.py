@@ -75,14 +75,22 @@ def evidence_recall(trajectory: Trajectory) -> float:
   return float(np.mean([bool(seen & {*hop.evidence}) for hop in hops]))
 
 
-def route_correctness(trajectory: Trajectory, max_steps: int) -> list[bool]:
-  """Return, for each plan position, whether all its routes were accepted."""
-  accepted = [hop.routes for hop in trajectory.question.hops][:max_steps]
+def chosen_routes(
+  trajectory: Trajectory, max_steps: int
+) -> list[tuple[str, ...]]:
+  """Return the routes of each plan; those of a chosen stop are ("none",)."""
   chosen = [done.plan.routes for done in trajectory.rounds]
   # A stop is a choice of its own, unless a fault ended the planning.
   was_ended = trajectory.fault_kinds & {*TERMINAL_FAULTS}
   if len(chosen) < max_steps and not was_ended:
     chosen.append(("none",))
+  return chosen
+
+
+def route_correctness(trajectory: Trajectory, max_steps: int) -> list[bool]:
+  """Return, for each plan position, whether all its routes were accepted."""
+  accepted = [hop.routes for hop in trajectory.question.hops][:max_steps]
+  chosen = chosen_routes(trajectory, max_steps)
   if len(accepted) < max_steps:
     accepted.append(("none",))
   # Both lists are padded: a missing round and a needless one are both wrong.

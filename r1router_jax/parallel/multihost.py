@@ -131,6 +131,14 @@ def max_over_hosts(numbers: Sequence[int]) -> list[int]:
   return multihost_utils.process_allgather(local).max(axis=0).tolist()
 
 
+def sum_over_hosts(numbers: Sequence[float]) -> list[float]:
+  """Return the sum of each number over all processes; the same in all."""
+  if jax.process_count() == 1:
+    return list(numbers)
+  local = np.asarray(numbers, np.float32)
+  return multihost_utils.process_allgather(local).sum(axis=0).tolist()
+
+
 def all_hosts_agree(condition: bool) -> bool:
   """Return whether a condition is true in all processes."""
   return max_over_hosts([not condition]) == [False]

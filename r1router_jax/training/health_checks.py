@@ -1,21 +1,31 @@
 """Warns of signs, in the scalars that a run logs, that learning collapses.
 
-Each check looks at all values so far of one scalar.  It warns once per spell:
-at the first line of the log that is bad after one that was not.  The log is all
-that the checks remember, so a run that continues from a checkpoint warns like
-an unbroken one.  A scalar that is not logged is not checked.
+Each check compares the newest value of one scalar with a bound, or with the
+first or the highest value of the run.  It warns once per spell: at the first
+line of the log that is bad after one that was not.  Whatever the checks keep
+follows from the lines of the log, so a run that continues from a checkpoint
+warns like an unbroken one.  A scalar that is not logged is not checked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-# Each tests the values of a scalar, the oldest first, against a bound.
-_TESTS: dict[str, Callable[[Sequence[float], float], bool]] = {
-  "is above": lambda values, limit: values[-1] > limit,
-  "is below": lambda values, limit: values[-1] < limit,
-  "shrank to": lambda values, fraction: values[-1] < fraction * values[0],
-  "grew by": lambda values, factor: values[-1] > factor * values[0],
-  "fell by": lambda values, drop: values[-1] < max(values) - drop,
+
+class _Values(NamedTuple):
+  """What is kept of the values of a scalar, so that a line costs the same."""
+
+  last: float
+  first: float
+  highest: float
+
+
+# Each tests the values of a scalar against a bound.
+_TESTS: dict[str, Callable[[_Values, float], bool]] = {
+  "is above": lambda values, limit: values.last > limit,
+  "is below": lambda values, limit: values.last < limit,
+  "shrank to": lambda values, fraction: values.last < fraction * values.first,
+  "grew by": lambda values, factor: values.last > factor * values.first,
+  "fell by": lambda values, drop: values.last < values.highest - drop,
 }
 
 # A scalar of the log, a key of `_TESTS` and its bound: what a bad value says
@@ -31,6 +41,15 @@ HEALTH_CHECKS = {
     "nearly all groups are of equal rewards and are left out",
     "samples.jsonl; config.step_grpo.temperature and reward; more "
     "config.data.prompts_per_shard or a larger group_size",
+  ),
+  # Of trajectories: a policy that is never right is never told what is.
+  ("solved_groups", "is below", 0.02): (
+    "next to no group holds a right trajectory, so there is nothing to learn "
+    "from",
+    "samples.jsonl; easier questions, a larger config.step_grpo.group_size, a "
+    "start that finds some answers (supervised training); python -m "
+    "r1router_jax.check_questions tells whether the knowledge bases hold the "
+    "answers",
   ),
   # A policy that is sure of everything explores nothing; one that is sure of
   # nothing has lost its format.
@@ -56,6 +75,12 @@ HEALTH_CHECKS = {
     "responses are less often well formed than they were",
     "samples.jsonl; config.optim.lr (lower)",
   ),
+  # What is learnt has to hold for questions that are not learnt from.
+  ("validation/f1", "fell by", 0.2): (
+    "held-out questions are answered worse than they were",
+    "validation/faults and validation/routes; <workdir>/best, an earlier "
+    "state; config.optim.lr (lower)",
+  ),
   # The size of updates.  These checks look at the last value alone.
   ("kl", "is above", 1.0): (
     "the policy is far from its reference",
@@ -73,20 +98,39 @@ HEALTH_CHECKS = {
 }
 
 
-def find_warnings(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Return a warning for each scalar that became bad in the last line."""
-  warnings = []
-  for (scalar, test, bound), (meaning, advice) in HEALTH_CHECKS.items():
-    logged = [line.get(scalar) for line in lines]
-    # A number that was not finite is logged as None.
-    if not logged or logged[-1] is None:
-      continue
-    values = [value for value in logged if value is not None]
-    # Of a spell only the first line warns.
-    is_bad = _TESTS[test]
-    was_bad = len(values) > 1 and is_bad(values[:-1], bound)
-    if is_bad(values, bound) and not was_bad:
-      warnings.append(
-        f"{scalar} is {values[-1]:.3g}: {meaning}.  Look at {advice}."
-      )
-  return warnings
+class HealthMonitor:
+  """Follows the scalars of a run, from the lines that it has logged before."""
+
+  def __init__(self, lines: Iterable[Mapping[str, Any]] = ()):
+    # The values of each scalar, and the checks whose last value was bad.
+    self._values: dict[str, _Values] = {}
+    self._bad: set[tuple[str, str, float]] = set()
+    for line in lines:
+      self.find_warnings(line)
+
+  def find_warnings(self, line: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each scalar that becomes bad in the next line."""
+    # 1. Values so far.  A number that was not finite is logged as None.
+    logged = {}
+    for scalar in dict.fromkeys(scalar for scalar, *_ in HEALTH_CHECKS):
+      value = line.get(scalar)
+      if value is not None:
+        _, first, highest = self._values.get(scalar, (value,) * 3)
+        logged[scalar] = _Values(value, first, max(highest, value))
+    self._values |= logged
+
+    # 2. Of a spell only the first line warns.
+    warnings = []
+    for check, (meaning, advice) in HEALTH_CHECKS.items():
+      scalar, test, bound = check
+      if scalar not in logged:
+        continue
+      if not _TESTS[test](logged[scalar], bound):
+        self._bad.discard(check)
+      elif check not in self._bad:
+        self._bad.add(check)
+        value = logged[scalar].last
+        warnings.append(
+          f"{scalar} is {value:.3g}: {meaning}.  Look at {advice}."
+        )
+    return warnings

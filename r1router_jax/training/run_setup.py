@@ -6,7 +6,6 @@ that both make the same programs.
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,8 @@ from r1router_jax.policy import policy as policy_lib
 from r1router_jax.policy.config import config_for_run
 from r1router_jax.retrieval.retriever import KnowledgeBase, open_kbs
 from r1router_jax.rewards.step_reward import make_reward
+from r1router_jax.routing import device_loop
+from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training import optimizer, train_data, train_step, validation
 from r1router_jax.training.bucket_sampler import BucketSampler
 from r1router_jax.training.config import RunConfig, read_run_config
@@ -49,7 +50,7 @@ class Run:
   algorithm: Sft | StepGrpo
   examples: Sequence[train_data.TrainExample]
   sampler: BucketSampler  # Of the examples of all hosts.
-  validator: validation.Validator | None
+  validator: validation.StepValidator | validation.WalkValidator | None
   init_state: Callable  # Parameters -> state.
   train_step: Callable  # (state, reference, batch) -> (state, metrics)
   metadata: Mapping[str, Any]  # What checkpoints record about the run.
@@ -82,7 +83,7 @@ def set_up(
   if config.algorithm == "sft":
     algorithm = Sft(policy, devices, config)
   else:
-    algorithm = StepGrpo(policy, devices, config, kbs)
+    algorithm = StepGrpo(policy, devices, config, kbs, workdir)
   examples, shapes = train_data.load_train_data(config, policy, kbs)
   examples_of_all_hosts = algorithm.examples_per_iteration * jax.process_count()
   # One order for all hosts; each takes its slice of a batch.
@@ -101,7 +102,7 @@ def set_up(
     algorithm=algorithm,
     examples=examples,
     sampler=sampler,
-    validator=_make_validator(config, policy, kbs),
+    validator=_make_validator(config, policy, kbs, examples),
     init_state=init_state,
     train_step=devices.jit_train_step(step),
     metadata=_run_metadata(options, examples, examples_of_all_hosts),
@@ -156,18 +157,44 @@ def make_update(
 
 
 def _make_validator(
-  config: RunConfig, policy: policy_lib.Policy, kbs: Mapping[str, KnowledgeBase]
-) -> validation.Validator | None:
+  config: RunConfig,
+  policy: policy_lib.Policy,
+  kbs: Mapping[str, KnowledgeBase],
+  examples: Sequence[train_data.TrainExample],
+) -> validation.StepValidator | validation.WalkValidator | None:
   """Return the validator of a run, None if it never validates."""
   if not config.validation.every:
     return None
+  if config.validates_by_walking:
+    questions = train_data.load_held_out(config)
+    questions = _draw_held_out(config, examples, questions)
+    # Offline rollouts drive no routing loop of their own.
+    online = config.step_grpo.routing_loop if config.is_online else "host"
+    drive_loop = device_loop.ROUTING_LOOPS[online]
+    options = RolloutOptions(k=config.data.passages)
+    task = policy, kbs, questions, options, drive_loop, config.seed
+    return validation.WalkValidator(*task)
   steps = train_data.load_validation_steps(config, policy, kbs)
-  # The same random steps at each validation, so that scores can be compared.
-  order = np.random.default_rng(config.seed).permutation(len(steps))
-  # Sorted, so that the steps of a question stay together.
-  steps = [steps[i] for i in sorted(order[: config.validation.steps])]
   reward = make_reward("default", policy.config.max_routes)
-  return validation.Validator(policy, steps, reward)
+  steps = _draw_held_out(config, examples, steps)
+  return validation.StepValidator(policy, steps, reward)
+
+
+def _draw_held_out(
+  config: RunConfig,
+  examples: Sequence[train_data.TrainExample],
+  held_out: Sequence[train_data.TrainExample],
+) -> list[train_data.TrainExample]:
+  """Return the held-out examples that all validations of a run have.
+
+  If slices of one file overlap with `examples`, the error is a UserError.
+  """
+  if config.data.questions and not config.validation.questions:
+    train_data.check_disjoint(examples, held_out)
+  # The same at each validation, so that scores can be compared.
+  order = np.random.default_rng(config.seed).permutation(len(held_out))
+  # Sorted, so that the steps of a question stay together.
+  return [held_out[i] for i in sorted(order[: config.validation.steps])]
 
 
 def _run_metadata(
@@ -176,9 +203,9 @@ def _run_metadata(
   batch_size: int,
 ) -> dict[str, Any]:
   """Return what checkpoints record about a run, as JSON holds it."""
-  # The digest tells whether two runs have the same examples.
-  ids = "\n".join(example.id for example in examples).encode()
-  digest = hashlib.sha256(ids).hexdigest()
+  # Options of older versions have no such one.
+  by_content = bool(options["data"].get("questions"))
+  digest = train_data.digest_examples(examples, by_content)
   data = dict(rows=len(examples), digest=digest, batch=batch_size)
   return dict(
     config=json.loads(json.dumps(options)),  # Tuples become lists.

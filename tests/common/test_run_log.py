@@ -101,19 +101,14 @@ def test_attributed_seconds_are_taken_from_the_outer_phase(
   with log.time_phase("data"):
     pass
   log.attribute_seconds(dict(rollout=7.0, reward=2.0), within="data")
-  log.write_scalars(1, {})
-  assert (
-    log.lines
-    == run_log.read_metrics(tmp_path)
-    == [
-      {
-        "step": 1,
-        "seconds/data": 1.0,
-        "seconds/rollout": 7.0,
-        "seconds/reward": 2.0,
-      }
-    ]
-  )
+  wanted = {
+    "step": 1,
+    "seconds/data": 1.0,
+    "seconds/rollout": 7.0,
+    "seconds/reward": 2.0,
+  }
+  assert log.write_scalars(1, {}) == wanted
+  assert run_log.read_metrics(tmp_path) == [wanted]
 
 
 def test_timed_seconds_go_with_the_next_line(tmp_path, monkeypatch):

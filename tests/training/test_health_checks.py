@@ -1,5 +1,8 @@
 """Each health check warns of its bad series, and of no good one."""
 
+import itertools
+
+import numpy as np
 import pytest
 
 from r1router_jax.training import health_checks
@@ -9,8 +12,8 @@ def parse_values(text):
   return [float(number) for number in text.split()]
 
 
-# Values of a Step-GRPO run that learned, the quickstart's with seed 0.  The two
-# last, which it did not log, are made up.
+# Values of a Step-GRPO run that learned, the quickstart's with seed 0.  The
+# last ones, which it did not log, are made up.
 GOOD = {
   "reward/std_in_group": parse_values(
     "0.128 0.123 0.0969 0.0669 0.0668 0.0965 0.0523 0.0627 "
@@ -35,6 +38,8 @@ GOOD = {
   "logp_drift": [1.2e-07, 7.68e-08] * 8,
   "clipped": [0.0] * 16,
   "truncated": [0.01, 0.03] * 8,
+  "solved_groups": [0.04, 0.3, 0.6, 1.0] * 4,
+  "validation/f1": [0.2, 0.1, 0.4, 0.35] + [0.6, 0.45, 0.5, 0.55] * 3,
   "kl": [0.0, 0.002, 0.03, 0.1] * 4,
 }
 
@@ -43,11 +48,13 @@ GOOD = {
 BAD = [
   ("reward/std_in_group", [0.1, 0.04, 0.001], "earn alike"),
   ("equal_groups", [0.5, 0.9, 1.0], "left out"),
+  ("solved_groups", [0.1, 0.05, 0.0], "nothing to learn from"),
   ("entropy", [0.4, 0.2, 0.05], "same tokens"),
   ("entropy", [0.4, 0.8, 2.5], "forgets"),
   ("truncated", [0.0, 0.1, 0.8], "unfinished"),
   ("response_tokens", [60.0, 30.0, 5.0], "shrink"),
   ("reward/well_formed", [0.7, 0.95, 0.6], "well formed"),
+  ("validation/f1", [0.1, 0.6, 0.3], "worse than they were"),
   ("kl", [0.0, 0.3, 4.0], "reference"),
   ("logp_drift", [1e-6, 0.01, 0.4], "as likely"),
   ("clipped", [0.0, 0.1, 0.5], "trust region"),
@@ -63,11 +70,10 @@ def make_lines(**series):
   ]
 
 
-def warnings_by_line(lines):
-  """Return the warnings after each line."""
-  return [
-    health_checks.find_warnings(lines[: n + 1]) for n in range(len(lines))
-  ]
+def warnings_by_line(lines, after=0):
+  """Return the warnings after each line, of a run that continues `after`."""
+  monitor = health_checks.HealthMonitor(lines[:after])
+  return list(map(monitor.find_warnings, lines[after:]))
 
 
 def test_run_that_learns_gets_no_warning():
@@ -103,6 +109,29 @@ def test_missing_and_non_finite_values_are_ignored():
   # A missing value between two bad ones.
   gap = make_lines(clipped=[0.5, None, 0.5])
   assert list(map(len, warnings_by_line(gap))) == [1, 0, 0]  # The same spell.
+
+
+@pytest.mark.parametrize("scalar, values, _", BAD)
+def test_resumed_run_warns_like_an_unbroken_one(scalar, values, _):
+  # A spell, its end and another spell.
+  lines = make_lines(**{scalar: [*values, values[1], values[-1], values[-1]]})
+  whole = warnings_by_line(lines)
+  assert list(map(len, whole)) == [0, 0, 1, 0, 1, 0]
+  for after in range(len(lines)):
+    assert warnings_by_line(lines, after) == whole[after:]
+
+
+def test_falls_are_measured_from_the_highest_value_so_far():
+  values = np.random.default_rng(0).random(200).tolist()
+  # The definition, at each line over all values up to it.
+  is_bad = [x < max(values[: n + 1]) - 0.2 for n, x in enumerate(values)]
+  wanted = [bad and not was for was, bad in itertools.pairwise([0, *is_bad])]
+  lines = make_lines(**{"validation/f1": values})
+  assert list(map(bool, warnings_by_line(lines))) == wanted
+
+
+def test_processes_that_do_not_log_are_not_warned():
+  assert health_checks.HealthMonitor().find_warnings({}) == []
 
 
 def test_first_line_can_be_bad():
