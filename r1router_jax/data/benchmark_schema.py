@@ -69,17 +69,20 @@ def find_spec(name: str) -> BenchmarkSpec:
 
 
 def parse_rows(
-  path: str, parse: Callable[[Any, int], T]
+  path: str, parse: Callable[[Any, int], T], rows: row_files.Rows | None = None
 ) -> list[tuple[str, T]]:
-  """Return ("file:line", parsed row) of every row of a .jsonl file.
+  """Return ("file:line", parsed row) of every row of a file.
 
-  `parse` takes a row and its line number from 0, and raises RowError.
+  `parse` takes a row and its line number from 0, and raises RowError; without
+  `rows` of its own the file is one of JSON Lines.
 
   Raises:
     UserError: if a row cannot be used, or there are no rows.
   """
   found, bad = [], []
-  for where, row in row_files.read_json_lines(path, parse_constant=float):
+  if rows is None:
+    rows = row_files.read_json_lines(path, parse_constant=float)
+  for where, row in rows:
     try:
       if isinstance(row, RowError):
         raise row

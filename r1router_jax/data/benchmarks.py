@@ -5,13 +5,10 @@
 
 Six benchmarks are read as R1-Router published their question files, a JSON
 object in each line; `BENCHMARK_SPECS` lists their keys.  "georouter" comes with
-the package.  "jsonl" is a user's own file, whose lines are
-
-  {"question": "...", "answer": "..." or [...], "id": "...",
-   "image": "a.jpg", "interval": [low, high]}
-
-where only the first two are required.  A number is an answer like its text.
-With an interval any number in it is right, and answers are for display only.
+the package.  "jsonl" is a user's own file, of JSON Lines, CSV or Parquet, whose
+rows `question_files` describes; gold hops are not read here, and JSON Lines may
+have other keys.  With an interval any number in it is right, and answers are
+for display only.
 
 A row that cannot be read is an error, since leaving a question out would change
 every mean.  For the same reason a question whose image is missing stays: its
@@ -34,7 +31,12 @@ from r1router_jax.common import images as images_lib
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question
 from r1router_jax.common.row_files import RejectedRow, RowError
-from r1router_jax.data import benchmark_images, georouter, tfds_datasets
+from r1router_jax.data import (
+  benchmark_images,
+  georouter,
+  question_files,
+  tfds_datasets,
+)
 from r1router_jax.data import benchmark_schema as schema
 from r1router_jax.data.benchmark_schema import BENCHMARK_SPECS
 from r1router_jax.data.tfds_datasets import Example, Source
@@ -111,7 +113,8 @@ def _file_source(name: str, folder: str, images: str) -> Source:
     question = schema.parse_question(name, row, number)
     return question, _image_name(name, row, root)
 
-  parsed = schema.parse_rows(path, parse)
+  rows = question_files.read_rows(path) if name == "jsonl" else None
+  parsed = schema.parse_rows(path, parse, rows)
   schema.check_count(name, path, len(parsed))
   schema.check_ids(path, ((q.id, where) for where, (q, _) in parsed))
   # 2. Find the images.  A user's have paths; those of benchmarks are looked up

@@ -29,7 +29,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-import numpy as np
 from etils import epy
 from msgspec import Meta
 
@@ -48,7 +47,7 @@ with epy.lazy_imports():
 SPLIT = "train"  # The one split of each file.
 KEYS = "question answer answers id image family interval hops".split()
 
-_FILE_NAME = re.compile(r"(?s).+\.(jsonl|csv)(\.gz|\.bz2)?|.+\.(parquet)")
+_FILE_NAME = re.compile(r"(?s).+\.((jsonl|csv)(\.gz|\.bz2)?|parquet)")
 _NAME_CURE = "Name a file that ends in .jsonl, .csv (or those with .gz or "
 _NAME_CURE += ".bz2) or .parquet"
 _KEYS_CURE = f"Known are {', '.join(KEYS)}: rename or remove the others"
@@ -94,27 +93,29 @@ def load_questions(
   Args:
     path: the file.
     image_folder: folder that images are in, "" for that of the file.
-    split: `SPLIT`, or slices of it, as TFDS spells them; these are taken of the
-      good rows.
+    split: `SPLIT`, or slices of it, as TFDS spells them.
     seed: seed of the permutation that slices are taken of.
 
   Raises:
-    UserError: if the file cannot be read, has no good row, or has no such
-      split.
+    UserError: if the file cannot be read, has no such split, or none of its
+      rows there is good.
   """
-  skipped, good = SkipLog(path), []
   rows = list(read_questions(path, image_folder))
+  if not rows:
+    raise UserError(f"{path}: is empty.  Write one question in each line.")
+  # Slices are taken of all rows, so that they stay the same, and are those of
+  # `eval`, when a bad row is mended.
+  splits = {SPLIT: tfds.core.SplitInfo(SPLIT, [len(rows)], 0)}
+  chosen = tfds_datasets.choose_rows(splits, path, split, seed)
+  rows = [rows[row] for _, numbers in chosen for row in numbers]
+  skipped, good = SkipLog(f"{path}, {split}"), []
   for where, question in check_images(progress.show_progress(rows, path)):
     if isinstance(question, RowError):
       skipped(RejectedRow(where, *question.args))
     else:
       good.append(question)
   skipped.finish(len(good))
-  # One split, like that of a prepared dataset.
-  splits = {SPLIT: tfds.core.SplitInfo(SPLIT, [len(good)], 0)}
-  chosen = tfds_datasets.choose_rows(splits, path, split, seed)
-  rows = np.concatenate([numbers for _, numbers in chosen])
-  return [good[row] for row in rows]
+  return good
 
 
 def read_questions(path: str, image_folder: str = "") -> QuestionRows:
@@ -125,7 +126,7 @@ def read_questions(path: str, image_folder: str = "") -> QuestionRows:
   check_file(path)
   root = image_folder or os.path.dirname(os.path.abspath(path))
   stem, seen = os.path.basename(path).split(".")[0], {}
-  for where, row in _read_rows(path):
+  for where, row in read_rows(path):
     try:
       if isinstance(row, RowError):
         raise row
@@ -162,23 +163,30 @@ def _find_image_fault(path: str) -> RowError | None:
   return None
 
 
-def _read_rows(path: str) -> row_files.Rows:
-  """Yield the rows of a file of any of the kinds, without empty fields."""
-  kind = next(filter(None, _FILE_NAME.fullmatch(path).group(1, 3)))
-  if kind == "csv":
+def read_rows(path: str) -> row_files.Rows:
+  """Yield the rows of a file as dicts, without what is empty or null.
+
+  The end of its name tells a file of CSV or Parquet; others are JSON Lines.
+  Columns that are not those of questions raise UserError.
+  """
+  is_csv = bool(re.search(r"\.csv(\.gz|\.bz2)?$", path))
+  if is_csv:
     rows = row_files.read_csv_rows(path, check_columns=_check_columns)
-  elif kind == "parquet":
+  elif path.endswith(".parquet"):
     rows = parquet_rows.read_parquet_rows(path, _check_columns)
   else:
-    rows = row_files.read_json_lines(path)
+    # No field of a question takes NaN, and others are no matter here.
+    rows = row_files.read_json_lines(path, parse_constant=float)
   for where, row in rows:
     try:
       if not isinstance(row, dict | RowError):
         raise RowError("it is no object", "Write one object in each line")
-      if kind == "csv" and isinstance(row, dict):
+      if is_csv and isinstance(row, dict):
         row = _parse_fields(row)
     except RowError as fault:
       row = fault
+    if isinstance(row, dict):
+      row = {name: value for name, value in row.items() if value is not None}
     yield where, row
 
 
@@ -230,12 +238,7 @@ def _parse_row(
   Raises:
     RowError: if the row does not have the form.
   """
-  row = {name: value for name, value in row.items() if value is not None}
-  # Keys are known, and the answers are under one of them.
-  if unknown := [name for name in row if name not in KEYS]:
-    raise RowError(f"it has the unknown keys {unknown!a:.200}", _KEYS_CURE)
-  if "answer" in row and "answers" in row:
-    raise RowError('it has "answer" and "answers"', "Keep one of them")
+  _check_keys(row)
   question = schema.parse_question("jsonl", row, line)
 
   # What only files for training have.
@@ -243,13 +246,25 @@ def _parse_row(
   question = dataclasses.replace(
     question,
     id=question.id.replace("jsonl", stem, 1),
-    image=_resolve_image(row, root) if "image" in row else "",
+    image=_resolve_image(row, root) if row.get("image", "") != "" else "",
     family=row.get("family", stem),
     benchmark="",
     hops=hops,
   )
   _check_texts(question)
   return question
+
+
+def _check_keys(row: dict[str, Any]) -> None:
+  """Raise RowError unless a row has known keys and those that it needs."""
+  if unknown := [name for name in row if name not in KEYS]:
+    raise RowError(f"it has the unknown keys {unknown!a:.200}", _KEYS_CURE)
+  for names in ({"question"}, {"answer", "answers"}):
+    if not names & row.keys():
+      fault = f'it has no "{min(names)}"'
+      raise RowError(fault, "Give a question and its accepted answers")
+  if {"answer", "answers"} <= row.keys():
+    raise RowError('it has "answer" and "answers"', "Keep one of them")
 
 
 def _parse_hops(row: dict[str, Any]) -> tuple[Hop, ...]:
