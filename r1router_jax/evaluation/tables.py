@@ -15,6 +15,7 @@ from r1router_jax.common.records import Answer, Trajectory
 from r1router_jax.metrics import answers, trajectories
 from r1router_jax.metrics.answers import Interval
 from r1router_jax.metrics.trajectories import Columns
+from r1router_jax.report.scalar_notes import SCALAR_NOTES
 from r1router_jax.report.table import Table
 from r1router_jax.routing.baselines.registry import ROUTER
 
@@ -242,7 +243,8 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
   """Read the scalars that training runs logged, all but their timings.
 
   The runs are working directories by name; returned are (step, value) points by
-  scalar and run.  A run that has logged nothing is a UserError.
+  scalar and run, those of known scalars first.  A run that has logged nothing
+  is a UserError.
   """
   found = {}
   for run, workdir in runs.items():
@@ -257,7 +259,8 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
         if scalar != "step" and not scalar.startswith(("seconds/", "speed/")):
           points = found.setdefault(scalar, {}).setdefault(run, [])
           points.append((line["step"], value))
-  return found
+  order = dict.fromkeys([*SCALAR_NOTES, *found])
+  return {scalar: found[scalar] for scalar in order if scalar in found}
 
 
 def _shared_rates(results: MethodResults) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from r1router_jax.report.scalar_notes import SCALAR_NOTES
+
 Points = Sequence[tuple[Any, Any]]  # (step, value), as a log holds them.
 Line = Float64[np.ndarray, "N 2"]
 
@@ -27,7 +29,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> dict[str, Any]:
   """Return what chart.svg.j2 needs, or nothing if no line has a point.
 
   Args:
-    title: caption of the figure.
+    title: caption of the figure; the name of a scalar adds its note.
     series: (step, value) points of each line, by name; points whose value is
       no finite number are left out.
   """
@@ -57,6 +59,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> dict[str, Any]:
     shown.append((name, ends, raw, to_pixels(mean)))
   return dict(
     title=title,
+    note=SCALAR_NOTES.get(title, ""),
     size=(WIDTH, HEIGHT),
     plot=(LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM),
     x_ticks=[(to_pixels(x)[0], tick_label(x)) for x in x_ticks],

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -66,11 +67,14 @@ def test_summary_file_has_means_and_paired_differences(results):
 
 
 def test_page_shows_tables_and_learning_curves(results, tmp_path):
-  # A training run that has logged one scalar.
+  # A training run that has logged some scalars.
   log = run_log.RunLog(tmp_path / "run")
-  log.write_scalars(1, dict(loss=2.0))
+  log.write_scalars(1, {"loss": 2.0, "entropy": 0.5, "validation/f1": 0.25})
   curves = tables_lib.load_curves({"sft": str(tmp_path / "run")})
-  assert curves == {"loss": {"sft": [(1, 2.0)]}}
+  wanted = {"validation/f1": 0.25, "entropy": 0.5, "loss": 2.0}
+  assert curves == {name: {"sft": [(1, x)]} for name, x in wanted.items()}
+  # What held-out questions say comes first.
+  assert [*curves] == [*wanted]
   html.write_page(
     tmp_path / "page.html",
     title="t",
@@ -79,7 +83,13 @@ def test_page_shows_tables_and_learning_curves(results, tmp_path):
     curves=curves,
     trajectories=results[1].trajectories,
   )
-  assert "later minus early" in (tmp_path / "page.html").read_text()
+  page = (tmp_path / "page.html").read_text()
+  assert "later minus early" in page
+  # Known scalars say below their curve what they are.
+  captions = re.findall("<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+  notes = [re.findall("<br>(.*?)\n?</small>", caption) for caption in captions]
+  assert notes[0] == ["F1 of greedy answers to held-out questions."]
+  assert len(notes[1]) == 1 and notes[2] == []
 
 
 def test_curves_of_a_run_without_metrics_are_rejected():
