@@ -57,6 +57,7 @@ with epy.lazy_imports():
     run_setup,
     throughput,
     train_step,
+    validation,
   )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -132,7 +133,8 @@ def train(
           f"Told to stop; saved after iteration {i + 1}.  The same command "
           "goes on from there."
         )
-    hooks.name_best()
+    if best := hooks.best.describe():
+      logging.info("Best: %s, in %s.", best, run.workdir / "best")
   return _save_policy(run, state, "policy")
 
 
@@ -167,6 +169,9 @@ class Hooks:
   """Watches a run: validates, logs, shows samples and saves checkpoints.
 
   `saved` is the metadata of the checkpoint that the run continues from, or {}.
+
+  Attributes:
+    best: the best score so far, whose state is in <workdir>/best.
   """
 
   def __init__(
@@ -182,12 +187,8 @@ class Hooks:
     self._report = None  # Of the iteration that runs.
     # Scalars of each update since the last line of the log.
     self._pending = saved.get("window", [])
-    # The best score so far, at least 0 once there is one, and its iteration.
-    # Scores of another scalar say nothing about this one.
-    self._best, self._best_at = -1.0, 0
-    if saved.get("best_by", "validation/total") == run.config.best_by:
-      self._best = saved.get("best", -1.0)
-      self._best_at = saved.get("best_at", 0)
+    best_by = run.config.best_by
+    self.best = validation.BestScore.from_metadata(best_by, saved)
 
   def add_report(self, report: throughput.IterationReport) -> None:
     """Count the work and the time of a new iteration's rollouts."""
@@ -234,18 +235,8 @@ class Hooks:
     with self._log.time_phase("validation"), self.save_if_unreachable():
       scores = self._run.validator.score_params(state.params)
     self._pending.append(scores)
-    # Of equal states the earlier one stays.
-    if scores[self._run.config.best_by] > self._best:
-      self._best, self._best_at = scores[self._run.config.best_by], done
+    if self.best.improve(scores, done):
       _save_policy(self._run, state, "best")
-
-  def name_best(self) -> None:
-    """Log which state had the best validation score, and where it is."""
-    if self._best >= 0:
-      logging.info(
-        f"Best: {self._run.config.best_by} {self._best:.3g} after iteration "
-        f"{self._best_at}, in {self._run.workdir / 'best'}."
-      )
 
   def _write_log(self, done: int) -> None:
     """Write a line of scalars, and warn if they look like a collapse."""
@@ -260,8 +251,8 @@ class Hooks:
 
   def _save_checkpoint(self, done: int, state: train_step.TrainState) -> None:
     """Save the state, with what a run needs to continue from it."""
-    metadata = dict(self._run.metadata, window=self._pending, best=self._best)
-    metadata |= dict(best_at=self._best_at, best_by=self._run.config.best_by)
+    metadata = dict(self._run.metadata, window=self._pending)
+    metadata |= self.best.to_metadata()
     state = self._run.strategy.to_global(state)
     self._saved_states.save(done, state, metadata)
 

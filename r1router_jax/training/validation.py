@@ -28,6 +28,7 @@ bases remember and count of searches.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +40,45 @@ from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing.router import RolloutOptions
+
+
+@dataclasses.dataclass
+class BestScore:
+  """The best score of a run so far, by one scalar of its validations."""
+
+  scalar: str
+  score: float = -1.0  # A score is at least 0.
+  iteration: int = 0  # After which the score was reached; 0 if unknown.
+
+  @classmethod
+  def from_metadata(cls, scalar: str, saved: Mapping[str, Any]) -> "BestScore":
+    """Return what a checkpoint's metadata says, or nothing so far.
+
+    Scores of another scalar say nothing about this one.
+    """
+    # Older versions had one scalar, and did not keep the iteration.
+    if (
+      saved.get("best_by", "validation/total") != scalar or "best" not in saved
+    ):
+      return cls(scalar)
+    return cls(scalar, saved["best"], saved.get("best_at", 0))
+
+  def to_metadata(self) -> dict[str, Any]:
+    """Return what a checkpoint keeps, as JSON holds it."""
+    return dict(best=self.score, best_by=self.scalar, best_at=self.iteration)
+
+  def improve(self, scores: Mapping[str, float], iteration: int) -> bool:
+    """Take new scores over if they are better, and return whether they are."""
+    # Of equal states the earlier one stays.
+    is_better = scores[self.scalar] > self.score
+    if is_better:
+      self.score, self.iteration = scores[self.scalar], iteration
+    return is_better
+
+  def describe(self) -> str:
+    """Name the scalar, the score and the iteration; "" if there is none."""
+    at = f" after iteration {self.iteration}" if self.iteration else ""
+    return f"{self.scalar} {self.score:.3g}{at}" if self.score >= 0 else ""
 
 
 class StepValidator:

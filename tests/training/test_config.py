@@ -151,6 +151,34 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
       "config.sft.rename_prob is (0.9",
     ),
     (
+      "step_grpo",
+      {"validation.every": -1},
+      "config.validation.every is -1: expected `int` >= 0",
+    ),
+    (
+      "step_grpo",
+      {"validation.steps": 0},
+      "config.validation.steps is 0: expected `int` >= 1",
+    ),
+    (
+      "step_grpo",
+      {"validation.best_by": "total"},
+      "config.validation.best_by is 'total', and this run is validated on "
+      "whole questions: take one of f1, exact, recall.",
+    ),
+    (
+      "sft",
+      {"validation.best_by": "f1"},
+      "config.validation.best_by is 'f1', and this run is validated on gold "
+      "steps: take one of total.",
+    ),
+    (
+      "sft",
+      {"validation.questions": "held_out.csv"},
+      "config.validation.questions is 'held_out.csv', and this run is "
+      "validated on gold steps: name knowledge bases",
+    ),
+    (
       "sft",
       {"validation.train_files": "a"},
       "Set config.data.train_files, too",
