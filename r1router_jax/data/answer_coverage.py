@@ -23,9 +23,10 @@ def find_answered(
   intervals = [question for question in questions if question.interval]
   for question in questions:
     for answer in () if question.interval else question.answers:
-      tokens = answers.default_tokens(answer)
-      askers[tokens].add(question.id)
-      lengths[tokens[0]].add(len(tokens))
+      # An answer of invisible characters has no token.
+      if tokens := answers.default_tokens(answer):
+        askers[tokens].add(question.id)
+        lengths[tokens[0]].add(len(tokens))
 
   # 2. The texts.
   found, numbers = set(), set()
