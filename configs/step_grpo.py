@@ -4,7 +4,8 @@ r"""Step-GRPO on steps of GeoRouter's training questions, from a trained start.
       --config.policy.start_from=runs/overask/policy \
       --config.data.kb_dir=runs/kb --workdir=runs/step_grpo
 
-A start that asks too much (configs/sft.py:overask) learns to stop.
+A start that asks too much (configs/sft.py:overask) learns to stop.  `:answers`
+needs no gold steps: it learns from whole trajectories and their final answers.
 
 `:qwen2_5_0_5b` trains a published policy of texts on R1-Router's rows, on one
 GPU.  `:3b`, `:7b` and `:reference`, the 7b with R1-Router's own values, need
@@ -41,8 +42,10 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     # What drives online rollouts: "host"; "halves", which searches for one half
     # of the questions while the other is sampled; or "fused", on the device.
     routing_loop="host",
-    group_size=8,  # Responses per step; advantages compare these.
-    # Groups per update and data shard; those of unequal rewards come first.
+    # Responses per step, or trajectories per question: advantages compare these.
+    group_size=8,
+    # Groups per update and data shard; those of unequal rewards come first.  Of
+    # trajectories an update has all, in blocks of so many prompts.
     update_batch_size=16,
     minibatches=1,  # Updates per iteration.
     # Extra rollouts, at most, if too few groups have unequal rewards.
@@ -79,6 +82,12 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     # a gold step; "trajectory", a whole trajectory, by its final answer;
     # "gigpo", as that, and steps of a question at equal prompts are compared.
     credit="step",
+    # Of gigpo: the weight of the second comparison, and the discount, per step,
+    # of what follows a response.
+    state_weight=1.0,
+    discount=1.0,
+    # Whether each part of the reward is normalised on its own (GDPO).
+    advantage_by_part=False,
     # Of steps "default" or "reference", of trajectories "em", "f1", "recall" or
     # "judge"; or your own, "module:function".
     reward="default",
@@ -93,7 +102,9 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.optim = _BASE["base_optimizer"]()
   c.optim.update(lr=1.5e-4, warmup=5, final=0.1, b2=0.98, weight_decay=0.0)
 
-  if variant == "smoke":
+  if variant == "answers":
+    _set_answers(c)
+  elif variant == "smoke":
     c.total_steps = 2
     c.policy.overrides.update(prompt_tokens=(160,))
     c.data.prompts_per_shard = 4
@@ -108,10 +119,17 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     _set_one_gpu(c)
   elif variant != "tiny":
     raise ValueError(
-      f"No variant {variant!r} of step_grpo: take 'tiny', "
+      f"No variant {variant!r} of step_grpo: take 'tiny', 'answers', "
       "'qwen2_5_0_5b', '3b', '7b', 'reference' or 'smoke'."
     )
   return c
+
+
+def _set_answers(c: mlc.ConfigDict) -> None:
+  """Change the run to whole trajectories, rewarded by their final answers."""
+  c.data.prompts_per_shard = 16
+  c.step_grpo.update(credit="trajectory", rollout_mode="online", reward="f1")
+  c.step_grpo.update(rename_prob=0.0)
 
 
 def _set_published(c: mlc.ConfigDict, size: str) -> None:

@@ -216,7 +216,9 @@ def _make_update(
   # The mask of allowed tokens is a constant of the program, as in a run.
   allowed = jnp.ones(policy.model.vocab, bool)
   loss = functools.partial(grpo_loss.loss, model, loss_config, allowed=allowed)
-  init_state, step = run_setup.make_update(config, loss, axis_name=None)
+  init_state, step = run_setup.make_update(
+    config, loss, policy.prompt_tokens, axis_name=None
+  )
   shards = math.prod(mesh.shape.get(axis, 1) for axis in mesh_lib.BATCH_AXES)
   # The strategy gives states the shardings that checkpoints have.  Under pmap a
   # chip holds as much as on a mesh that splits no weights.

@@ -104,9 +104,16 @@ class ScriptedPolicy(Policy):
     )
 
   def generate(
-    self, conversations, key, group_size=1, sampling=GREEDY, stop=()
+    self,
+    conversations,
+    key,
+    group_size=1,
+    sampling=GREEDY,
+    stop=(),
+    members=None,
   ):
     """Return the script's response to each prompt, the same for all members."""
+    count = group_size if members is None else 1
     asked = [
       (c.kind, "".join(s.text for s in c.user if s.source != "image"))
       for c in conversations
@@ -116,11 +123,11 @@ class ScriptedPolicy(Policy):
     groups = []
     for kind, prompt in asked:
       text = self.script(kind, prompt, sampling.temperature)
-      count = len(text.split())
+      tokens = len(text.split())
       response = Response(
-        text, np.zeros(count, np.int32), np.zeros(count, np.float32)
+        text, np.zeros(tokens, np.int32), np.zeros(tokens, np.float32)
       )
-      groups.append([response] * group_size)
+      groups.append([response] * count)
     return groups
 
 

@@ -12,12 +12,16 @@ So a finished row costs little, and there are few shapes: the number of groups
 that decode together goes through *levels*, each a quarter of the one above, and
 every program is compiled once per prompt length and level.
 
+Not all members of a group need to be wanted: rows are taken by those that are,
+and if these are few, there are more slots for the same rows.
+
 Axes:  D data shards (devices, or groups of devices that share the weights)
   B prompts   G responses per prompt   N rows   T response tokens
 """
 
 import collections
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,6 +43,10 @@ from r1router_jax.parallel import mesh as mesh_lib
 # Minimum decode batch.  Below it a step is bound by weight bandwidth, so
 # shrinking further saves nothing.
 MIN_DECODE_ROWS = 16
+
+# If less than this share of all members is wanted, there are so many slots for
+# the rows of a group.
+SPARSE, SLOTS_PER_SPARSE_GROUP = 0.8, 4
 
 
 # Collates the prompts of given indices, [D, B]; leaves are [D, B, ...].
@@ -70,27 +78,36 @@ class Scheduler:
   """
 
   def __init__(
-    self, num_prompts: int, group_size: int, max_rows: int, shards: int
+    self, wanted: Bool[np.ndarray, "B G"], max_rows: int, shards: int
   ):
-    """Queue the prompts of all shards, each of which has `max_rows` rows."""
-    self._group_size = group_size
+    """Queue the wanted members of all prompts.
+
+    Each shard has `max_rows` rows; each prompt has a member that is wanted.
+    """
+    num_prompts, self._group_size = wanted.shape
+    self._wanted, self._num_wanted = wanted, wanted.sum(1)
     # Prompts are dealt out in turn, so that no shard gets only the long ones of
     # a sorted list.
     self._queues = [
       collections.deque(range(shard, num_prompts, shards))
       for shard in range(shards)
     ]
-    per_shard = -(-num_prompts // shards)
-    self.levels = _decode_levels(max(max_rows // group_size, 1))
+    rows = max(self._num_wanted[shard::shards].sum() for shard in range(shards))
+    per_shard = -(-int(rows) // self._group_size)
+    self.levels = _decode_levels(max(max_rows // self._group_size, 1))
     largest = self.levels[0]
     # The lowest level that all prompts fit into, or the highest.
     sufficient = [n for n in self.levels if n >= per_shard]
     self.level = min(sufficient, default=largest)
+    # Slots for a group's rows: more than one where members are not wanted.  Two
+    # numbers of slots, so that few shapes are compiled.
+    is_sparse = self._num_wanted.sum() < SPARSE * wanted.size
+    self._slots_per_group = SLOTS_PER_SPARSE_GROUP if is_sparse else 1
     # While prompts are queued, allocate slots for one more prefill batch: a
     # slot stays taken until the last member of its group ends.
-    self._max_slots = largest
+    self._max_slots = largest * self._slots_per_group
     if per_shard > largest:
-      self._max_slots += _prefill_batch_size(largest)
+      self._max_slots += self._prefill_size(largest)
 
     self.prompt = np.full((shards, self.num_slots), -1)
     self.slot = np.full((shards, self.num_rows), -1)
@@ -111,28 +128,42 @@ class Scheduler:
     """Return whether any prompt is queued or any row unfinished."""
     return any(self._queues) or bool((self.slot >= 0).any())
 
+  def _prefill_size(self, level: int) -> int:
+    """Return the number of prompts that are prefilled at one time."""
+    return max(level * self._slots_per_group // 4, 1)
+
+  def _next_prompts(self, shard: int) -> list[int]:
+    """Return the next prompts of a shard, as many as ever fit together."""
+    size, queue = self._prefill_size(self.level), self._queues[shard]
+    batch = list(itertools.islice(queue, size))
+    ends = np.cumsum(self._num_wanted[batch])
+    return batch[: int(np.searchsorted(ends, self.num_rows, "right"))]
+
   def admit_prompts(self) -> PrefillBatch | None:
     """Take the next prompts for shards that have room, or None without any."""
-    size, group_size = _prefill_batch_size(self.level), self._group_size
+    size = self._prefill_size(self.level)
     prompts = np.zeros((len(self._queues), size), int)
     slots = np.full_like(prompts, self.num_slots)
-    rows = np.full((*prompts.shape, group_size), self.num_rows)
+    rows = np.full((*prompts.shape, self._group_size), self.num_rows)
     for shard, queue in enumerate(self._queues):
       # A shard takes a whole batch or, at the end of its queue, the rest.
-      n = min(size, len(queue))
+      batch = self._next_prompts(shard)
+      n, count = len(batch), int(self._num_wanted[batch].sum())
       free_slots = np.flatnonzero(self.prompt[shard] < 0)[:n]
-      free_rows = np.flatnonzero(self.slot[shard] < 0)[: n * group_size]
-      room = len(free_slots) == n and len(free_rows) == n * group_size
+      free_rows = np.flatnonzero(self.slot[shard] < 0)[:count]
+      room = len(free_slots) == n and len(free_rows) == count
       if not n or not room:
         continue
-      prompts[shard, :n] = [queue.popleft() for _ in range(n)]
-      slots[shard, :n] = free_slots
-      rows[shard, :n] = free_rows.reshape(n, group_size)
+      for _ in batch:
+        queue.popleft()
+      prompts[shard, :n], slots[shard, :n] = batch, free_slots
       # All members of a group start in the same step, in whichever rows are
       # free.
-      self.prompt[shard, free_slots] = prompts[shard, :n]
-      self.slot[shard, free_rows] = np.repeat(free_slots, group_size)
-      self.member[shard, free_rows] = np.tile(np.arange(group_size), n)
+      position, member = np.nonzero(self._wanted[batch])
+      rows[shard, position, member] = free_rows
+      self.prompt[shard, free_slots] = batch
+      self.slot[shard, free_rows] = free_slots[position]
+      self.member[shard, free_rows] = member
     if (slots == self.num_slots).all():
       return None
     return PrefillBatch(prompts, slots, rows)
@@ -148,11 +179,12 @@ class Scheduler:
     # With a queue: as soon as the next prompts fit.
     for shard, queue in enumerate(self._queues):
       if queue:
-        batch = min(_prefill_batch_size(self.level), len(queue))
-        wanted = self.num_rows - batch * self._group_size
+        needed = self._num_wanted[self._next_prompts(shard)].sum()
         # If rows are free already, slots are not: a slot becomes free at the
         # earliest when a group's worth of rows has ended.
-        wanted = min(wanted, active[shard] - self._group_size)
+        running = self.prompt[shard][self.prompt[shard] >= 0]
+        smallest = self._num_wanted[running].min(initial=self._group_size)
+        wanted = min(self.num_rows - needed, active[shard] - smallest)
         threshold[shard] = max(wanted, 0)
     return threshold
 
@@ -224,11 +256,6 @@ def _decode_levels(groups: int) -> list[int]:
   return levels
 
 
-def _prefill_batch_size(level: int) -> int:
-  """Return the number of prompts that are prefilled at one time."""
-  return max(level // 4, 1)
-
-
 def sample_responses(
   model: qwen2_5_vl.QwenVL,
   params: dict,
@@ -240,6 +267,7 @@ def sample_responses(
   max_tokens: int,
   max_rows: int,
   mesh: Mesh,
+  wanted: Bool[np.ndarray, "B G"] | None = None,
 ) -> SampledResponses:
   """Sample G responses to each of any number of prompts of one padded length.
 
@@ -247,6 +275,7 @@ def sample_responses(
   other axes of the mesh.  `keys` is the data of a random key for each response,
   [B, G, ...]; the fields of `sampling` broadcast to [B, G], and one out of
   range raises UserError.  A data shard decodes `max_rows` rows at one time.
+  Members that are not `wanted` cost nothing and stay empty, by default none.
   """
   num_prompts, group_size = keys.shape[:2]
   shards = mesh.shape[mesh_lib.DATA]
@@ -255,7 +284,9 @@ def sample_responses(
     lambda x: np.broadcast_to(x, keys.shape[:2]), sampling.validate()
   )
   constraints = jax.tree.map(np.asarray, constraints)
-  scheduler = Scheduler(num_prompts, group_size, max_rows, shards)
+  if wanted is None:
+    wanted = np.ones((num_prompts, group_size), bool)
+  scheduler = Scheduler(wanted, max_rows, shards)
   programs = _compiled_programs(model, max_tokens, group_size, mesh)
   # The host's copy of all responses, filled in any order.
   responses = group_decode.empty_responses(num_prompts, group_size, max_tokens)

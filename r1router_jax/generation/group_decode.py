@@ -102,13 +102,21 @@ class DecodeConstraints(NamedTuple):
 
 # The life of a response: keys, prefill, insertion into slots, decoding.
 def response_keys(
-  key: Key[Array, ""], prompt_ids: Int[Array, " B"], group_size: int
+  key: Key[Array, ""],
+  prompt_ids: Int[Array, " B"],
+  group_size: int,
+  first_member: Int[Array, " B"] | int = 0,
 ) -> Key[Array, "B G"]:
-  """Derive a key per response from its prompt's id and its member index."""
+  """Derive a key per response from its prompt's id and its member index.
+
+  The members of each group are numbered from `first_member` on.
+  """
   # Folded, not split: a larger group or batch begins with the same keys.
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   prompt_keys = fold(key, prompt_ids)
-  return jax.vmap(fold, (0, None))(prompt_keys, jnp.arange(group_size))
+  first = jnp.broadcast_to(first_member, prompt_ids.shape)
+  members = first[:, None] + jnp.arange(group_size)
+  return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(prompt_keys, members)
 
 
 def prefill(

@@ -29,9 +29,11 @@ class PolicyInterface(Protocol):
     group_size: int = 1,
     sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
+    members: Sequence[int] | None = None,
   ) -> list[list[Response]]:
     """Generate a group of responses to each conversation.
 
     No response depends on another one, nor on the order of conversations.  It
-    ends at the end token, or at any of the texts `stop`.
+    ends at the end token, or at any of the texts `stop`.  With `members`, one
+    index for each conversation, only that response of each group is generated.
     """

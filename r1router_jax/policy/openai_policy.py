@@ -104,6 +104,7 @@ class OpenAIPolicy:
     group_size: int = 1,
     sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
+    members: Sequence[int] | None = None,
   ) -> list[list[Response]]:
     """Generate a group of responses to each conversation.
 
@@ -121,12 +122,15 @@ class OpenAIPolicy:
     fields["max_tokens"] = MAX_RESPONSE_TOKENS
     if stop:
       fields["stop"] = list(stop)
+    asked = [range(group_size)] * len(conversations)
+    if members is not None:
+      asked, group_size = [[member] for member in members], 1
     requests = []
-    for each in conversations:
+    for each, group in zip(conversations, asked, strict=True):
       user, _ = self.processor.build_user_turn(each)
       turns = openai_client.request_messages(each.system, user, each.examples)
       # One request for each response: "n" would give all of a group one seed.
-      for member in range(group_size):
+      for member in group:
         seed = openai_client.request_seed(key, turns, member)
         requests.append(dict(fields, messages=turns, seed=seed))
     replies = self._client.complete(requests)

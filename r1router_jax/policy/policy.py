@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from r1router_jax.common.records import Response
 from r1router_jax.generation import continuous_batching, group_decode
@@ -119,13 +119,15 @@ class Policy:
     group_size: int,
     sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
+    wanted: Bool[np.ndarray, "B G"] | None = None,
   ) -> group_decode.SampledResponses:
     """Sample G responses to each prompt, leaves [B, G, T].
 
     A response depends on `key`, its prompt's tokens and its member index, and
     on nothing else in the batch.  The fields of `sampling` are numbers or
     arrays that broadcast to [B, G]; one out of its range raises UserError.  The
-    texts `stop` end a response, too.
+    texts `stop` end a response, too.  Only `wanted` members are sampled, by
+    default all; the others stay empty.
     """
     keys = _response_key_data(key, prompt_hashes(prompts), group_size)
     constraints = self.decode_constraints(stop)
@@ -147,6 +149,7 @@ class Policy:
         max_tokens=max_tokens,
         max_rows=self.config.decode_batch_size,
         mesh=mesh_lib.local_submesh(self.mesh),
+        wanted=None if wanted is None else wanted[indices],
       )
       for target, values in zip(responses, some, strict=True):
         target[indices] = values
@@ -180,13 +183,27 @@ class Policy:
     group_size: int = 1,
     sampling: SamplingParams = GREEDY,
     stop: tuple[str, ...] = (),
+    members: Sequence[int] | None = None,
   ) -> list[list[Response]]:
     """Generate a group of responses to each conversation; see `sample`.
 
-    A prompt that cannot be read raises BadImage or PromptTooLong.
+    With `members` equal conversations are prefilled once.  A prompt that cannot
+    be read raises BadImage or PromptTooLong.
     """
-    prompts = [self.processor.encode(c) for c in conversations]
-    return self.decode(self.sample(prompts, key, group_size, sampling, stop))
+    if members is None:
+      prompts = [self.processor.encode(c) for c in conversations]
+      return self.decode(self.sample(prompts, key, group_size, sampling, stop))
+    # The members of one prompt become its group, the others of which are not
+    # wanted.
+    numbers = {c: n for n, c in enumerate(dict.fromkeys(conversations))}
+    rows, members = [numbers[c] for c in conversations], list(members)
+    wanted = np.zeros((len(numbers), group_size), bool)
+    wanted[rows, members] = True
+    prompts = [self.processor.encode(c) for c in numbers]
+    groups = self.decode(
+      self.sample(prompts, key, group_size, sampling, stop, wanted)
+    )
+    return [[groups[r][m]] for r, m in zip(rows, members, strict=True)]
 
   def decode(
     self, responses: group_decode.SampledResponses

@@ -18,7 +18,7 @@ Axes:  n responses   E embedding
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -76,6 +76,15 @@ class StepReward:
       )
     self.preset, self._embedder = REWARD_PRESETS[preset], embedder
     self._max_routes, self._search_cost = max_routes, search_cost
+    # Of the components in the reward of a well-formed response.
+    weight = self.preset.format_weight
+    self.weights = dict(
+      well_formed=weight,
+      route=(1 - weight) / 2,
+      similarity=(1 - weight) / 2,
+      answer=1 - weight,
+      searches=-search_cost,
+    )
     # Vectors of golds seen so far, by text.
     self._gold_vectors: dict[str, np.ndarray] = {}
 
@@ -160,6 +169,7 @@ class UserReward:
 
   def __init__(self, name: str):
     self._name, self._reward = name, import_function(name)
+    self.weights: Mapping[str, float] = {}  # Its parts are not known.
 
   def score(
     self, steps: Sequence[Step], texts: Sequence[str]

@@ -56,6 +56,7 @@ class DeviceRequest(NamedTuple):
       prompts.
     prompts: the prompts, padded to the last of these lengths.
     prompt_hashes: hash of each prompt, see `policy.prompt_hashes`.
+    members: index of the first response to each prompt.
     active: false on rows without a prompt.
     sampling: how the responses are drawn, for each prompt.
   """
@@ -64,6 +65,7 @@ class DeviceRequest(NamedTuple):
   bucket: Int[Array, ""]
   prompts: qwen2_5_vl.PromptBatch
   prompt_hashes: Int[Array, " B"]
+  members: Int[Array, " B"]
   active: Bool[Array, " B"]
   sampling: SamplingParams
 
@@ -89,7 +91,7 @@ class CallbackState:
     # Suspended at the request that the device works on.
     self._generator = loop.run()
     # An empty request gives the shapes, also if the loop never asks anything.
-    self.request = self._collate(GenerationRequest(-1, [], GREEDY))
+    self.request = self._collate(GenerationRequest(-1, [], [], GREEDY))
     self.request = self._advance(None)
 
   def respond(self, *arrays: np.ndarray) -> DeviceRequest:
@@ -118,13 +120,15 @@ class CallbackState:
     batch = processor.collate(prompts, 1, rows, self._check_room)
     length = max(processor.padded_length(prompt.ids) for prompt in prompts)
     # Rows without a prompt have hash 0; their responses are dropped.
-    hashes = np.zeros(rows, np.int32)
+    hashes, members = np.zeros((2, rows), np.int32)
     hashes[: len(prompts)] = prompt_hashes(prompts)
+    members[: len(request.members)] = request.members
     return DeviceRequest(
       np.int32(request.number),
       np.int32(processor.lengths.index(length)),
       jax.tree.map(lambda x: x[0], batch),  # Without the axis of devices.
       hashes,
+      members,
       np.arange(rows) < len(request.prompts),
       SamplingParams(*(np.full(rows, x) for x in request.sampling.validate())),
     )
@@ -162,9 +166,13 @@ def run_routing_on_devices(
   mesh = mesh_lib.local_submesh(policy.mesh)
   _check_devices(kbs, mesh)
   options.sampling.validate()
-  # Rows are responses: a group takes `group_size` of them.
+  # Rows are responses: a group takes `group_size` of them.  Trajectories of one
+  # question have a row each.
   shards, group_size = mesh.size, options.group_size
-  rows = max(policy.config.decode_batch_size // group_size, 1)
+  questions_per_shard = max(
+    policy.config.decode_batch_size // (group_size * options.trajectories), 1
+  )
+  rows = questions_per_shard * options.trajectories
   program = functools.partial(
     _device_program(
       policy.inference_model,
@@ -180,9 +188,9 @@ def run_routing_on_devices(
   # One retriever for all devices: its knowledge bases cache and lock.
   retrieve = retriever.make_retriever(kbs, options.k)
   # As many questions at a time as the devices have rows.
-  trajectories = []
-  for first in range(0, len(questions), shards * rows):
-    chunk = questions[first : first + shards * rows]
+  trajectories, size = [], shards * questions_per_shard
+  for first in range(0, len(questions), size):
+    chunk = questions[first : first + size]
     # All requests of a chunk share one shape, and so one program.
     room = _max_prompt_shape(policy, chunk)
     loops = [
@@ -298,7 +306,9 @@ def _device_program(
       model,
       params,
       request.prompts._replace(**shorter),
-      group_decode.response_keys(key, request.prompt_hashes, group_size),
+      group_decode.response_keys(
+        key, request.prompt_hashes, group_size, request.members
+      ),
       SamplingParams(*(jnp.repeat(x, group_size) for x in request.sampling)),
       constraints,
       request.active,

@@ -23,6 +23,7 @@ class Episode:
 
   Attributes:
     question: the question.
+    member: index of this episode among those of its question.
     rounds: the rounds that are done.
     final: the response to the final step, once there is one.
     faults: see `records.Trajectory`.
@@ -32,6 +33,7 @@ class Episode:
   """
 
   question: Question
+  member: int = 0
   rounds: list[Round] = dataclasses.field(default_factory=list)
   final: Answer | Malformed | None = None
   faults: list[str] = dataclasses.field(default_factory=list)

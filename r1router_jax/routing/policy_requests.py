@@ -4,9 +4,9 @@ The loop is a generator: it yields a `GenerationRequest` and is sent a group of
 responses to each prompt, so that one loop may be driven by the host or from
 inside a jitted program.
 
-A response that is not of the protocol is drawn once more, at temperature 1,
-since a greedy policy would repeat itself; a plan that fails again is asked for
-a last time with the reason why it failed (see `templates.Style.repair`).
+A response that is not of the protocol is drawn once more, if it was greedy at
+temperature 1, since it would be the same again; a plan that fails again is
+asked for a last time with the reason why it failed (`templates.Style.repair`).
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -44,11 +44,13 @@ class GenerationRequest(NamedTuple):
     number: number of the request, `REQUESTS_PER_ROUND` to a round; selects the
       key of its samples.
     prompts: one or more prompts.
+    members: member index of the episode of each prompt.
     sampling: how tokens of responses are drawn.
   """
 
   number: int
   prompts: list[Conversation]
+  members: list[int]
   sampling: SamplingParams
 
 
@@ -63,12 +65,14 @@ class PendingPrompt(NamedTuple):
     prompt: the prompt.
     parse: parses the text of a response.
     step: the step to report with the responses, or None to report nothing.
+    is_repair: whether the prompt is that of a repair.
   """
 
   episode: Episode
   prompt: Conversation
   parse: Callable[[str], Parsed]
   step: Step | None = None
+  is_repair: bool = False
 
 
 Groups = list[list[Response]]  # Responses to each prompt.
@@ -77,21 +81,40 @@ Groups = list[list[Response]]  # Responses to each prompt.
 Result = TypeVar("Result")
 RequestGenerator = Generator[GenerationRequest, Groups, Result]
 
-# A step that the policy was asked, with its responses.
-VisitedStep = tuple[Step, Sequence[Response]]
+
+class VisitedStep(NamedTuple):
+  """A step that the policy was asked, with its responses.
+
+  Attributes:
+    step: the step, without gold.
+    responses: the group of responses to it.
+    prompt: the prompt that they respond to; that of a repair also shows the
+      response that failed.
+    member: member index of the episode.
+    number: number of the request, see `GenerationRequest`.
+    is_repair: whether the prompt is that of a repair.
+  """
+
+  step: Step
+  responses: Sequence[Response]
+  prompt: Conversation
+  member: int
+  number: int
+  is_repair: bool
 
 
 def start_episodes(
-  policy: PolicyInterface, questions: Sequence[Question]
+  policy: PolicyInterface, questions: Sequence[Question], count: int = 1
 ) -> list[Episode]:
-  """Return an episode per question, finished if its image cannot be decoded.
+  """Return `count` episodes per question, those of a question side by side.
 
-  Not every prompt shows the image, but knowledge bases are searched with it.
+  They are finished if the question's image cannot be decoded: not every prompt
+  shows the image, but knowledge bases are searched with it.
 
   Raises:
     UserError: if a question has no text.
   """
-  episodes = [Episode(question) for question in questions]
+  episodes = [Episode(q, member) for q in questions for member in range(count)]
   for episode in episodes:
     question = episode.question
     # An empty question would make an empty prompt and an empty search.
@@ -120,14 +143,16 @@ def generate_and_parse(
   # 1. Leave out prompts that the policy cannot read.
   results = [check_prompt(policy, p.episode, p.prompt) for p in pending]
   readable = [i for i, rejection in enumerate(results) if rejection is None]
-  groups, readable_prompts = [], [pending[i].prompt for i in readable]
+  groups, asked = [], [pending[i].prompt for i in readable]
   if readable:
-    groups = yield GenerationRequest(number, readable_prompts, sampling)
+    members = [pending[i].episode.member for i in readable]
+    groups = yield GenerationRequest(number, asked, members, sampling)
   # 2. Parse the responses to the others.
   for i, group in zip(readable, groups, strict=True):
-    episode, prompt, parse, step = pending[i]
+    episode, prompt, parse, step, is_repair = pending[i]
     if step is not None:
-      visited_steps.append((step, group))
+      of = episode.member, number, is_repair
+      visited_steps.append(VisitedStep(step, group, prompt, *of))
     # The first response that can be parsed counts, so the choice does not
     # depend on rewards.
     parsed = [parse(response.text) for response in group]
@@ -153,15 +178,17 @@ def generate_with_retries(
   """Generate and parse, with further attempts for malformed responses.
 
   Requests of the attempts are numbered from `number` on.  The second attempt
-  samples at temperature 1.  With `repair`, a third one shows the policy its
-  response and what is wrong with it, which is no step to learn from.
+  of a greedy policy samples at temperature 1.  With `repair`, a third one shows
+  the policy its response and what is wrong with it.
   """
   results, due = [None] * len(pending), dict(enumerate(pending))
   for attempt in range(PLAN_TRIES if repair else ANSWER_TRIES):
     # The last attempt has another prompt, the others the same one.
     if attempt == 2:
       due = _repair_prompts(due, results, policy.config.style)
-    again = SamplingParams() if attempt == 1 else sampling
+    # A greedy policy would only repeat itself.
+    is_greedy = not sampling.temperature
+    again = SamplingParams() if attempt == 1 and is_greedy else sampling
     each_due = [*due.values()], number + attempt, again
     found = yield from generate_and_parse(policy, *each_due, visited_steps)
     for i, result in zip(due, found, strict=True):
@@ -184,7 +211,7 @@ def _repair_prompts(
   for i, each in pending.items():
     prompt = prompts.repair_prompt(each.prompt, results[i], style=style)
     if prompt is not None:
-      repairs[i] = each._replace(prompt=prompt, step=None)
+      repairs[i] = each._replace(prompt=prompt, is_repair=True)
   return repairs
 
 

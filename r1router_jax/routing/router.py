@@ -19,7 +19,9 @@ it is listed in `Trajectory.faults`, as "<kind>: <reason>":
 
 Step-GRPO on the policy's own trajectories samples a group of responses at each
 step, reports all of them to `RolloutOptions.on_step`, and continues with the
-first that is of the protocol.
+first that is of the protocol.  To learn from whole trajectories, several are
+walked for each question: `RolloutOptions.trajectories`.  Where their prompts
+are equal, these are read once.
 
 Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
@@ -43,9 +45,7 @@ from r1router_jax.common.records import (
   Passage,
   Plan,
   Question,
-  Response,
   Round,
-  Step,
   Trajectory,
 )
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
@@ -66,7 +66,7 @@ from r1router_jax.routing.policy_requests import (
   start_episodes,
 )
 
-OnStep = Callable[[Step, Sequence[Response]], None]
+OnStep = Callable[[VisitedStep], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +79,10 @@ class RolloutOptions:
     k: number of passages that a round reads from each knowledge base, or that
       number by kind.
     sampling: how tokens of responses are drawn.
-    group_size: number of responses to each step.
-    on_step: is called with each step that the policy was asked, without gold,
-      and its group of responses.
+    group_size: number of responses to each step of a trajectory.
+    trajectories: number of trajectories to each question; more than one leaves
+      `group_size` at 1.
+    on_step: is called with each step that the policy was asked.
   """
 
   method: AnsweringMethod = R1Router()
@@ -89,6 +90,7 @@ class RolloutOptions:
   k: int | Mapping[str, int] = 1
   sampling: SamplingParams = GREEDY
   group_size: int = 1
+  trajectories: int = 1
   on_step: OnStep | None = None
 
 
@@ -106,7 +108,8 @@ def run_routing(
 ) -> list[Trajectory]:
   """Run the routing loop, driven by the host.
 
-  Knowledge bases are given by kind.  No trajectory depends on another question.
+  Knowledge bases are given by kind.  The trajectories of a question stand side
+  by side, in the order of the questions; none depends on another.
   Of `in_flight` parts of the questions one generates while others search; this
   is for knowledge bases that take longer than generation.
 
@@ -141,6 +144,8 @@ def _drive_loop(
 ) -> list[Trajectory]:
   """Answer the requests of one loop until it ends."""
   options, generator, groups = loop.options, loop.run(), None
+  # Trajectories of one question are the members of a group.
+  siblings = options.trajectories
   while True:
     try:
       request = generator.send(groups)
@@ -151,9 +156,10 @@ def _drive_loop(
       groups = loop.policy.generate(
         request.prompts,
         keys[request.number],
-        options.group_size,
+        siblings if siblings > 1 else options.group_size,
         request.sampling,
         options.method.stop,
+        members=request.members if siblings > 1 else None,
       )
 
 
@@ -165,13 +171,15 @@ def merge_parts(
   Each of the parts is of one loop, which has every len(loops)-th question.
   """
   # Parts are reported one after the other, so `on_step` needs no lock.
-  trajectories = [None] * sum(map(len, parts))
+  of_question = [None] * sum(len(loop.questions) for loop in loops)
   for i, (part, loop) in enumerate(zip(parts, loops, strict=True)):
-    trajectories[i :: len(parts)] = part
-    for step, group in loop.visited_steps:
+    count = loop.options.trajectories
+    starts = range(0, len(part), count)
+    of_question[i :: len(parts)] = [part[at : at + count] for at in starts]
+    for visited in loop.visited_steps:
       if loop.options.on_step is not None:
-        loop.options.on_step(step, group)
-  return trajectories
+        loop.options.on_step(visited)
+  return [*itertools.chain(*of_question)]
 
 
 def request_keys(key: jax.Array, max_steps: int) -> jax.Array:
@@ -214,12 +222,14 @@ class RoutingLoop:
     self._episodes: list[Episode] = []
 
   def run(self) -> RequestGenerator[list[Trajectory]]:
-    """Yield requests, and return the trajectory of each question.
+    """Yield requests, and return the trajectories, question by question.
 
     Raises:
       UserError: if a question has no text.
     """
-    self._episodes = start_episodes(self.policy, self.questions)
+    self._episodes = start_episodes(
+      self.policy, self.questions, self.options.trajectories
+    )
     for n in range(self.options.max_steps):
       planned = yield from self._plan(n)
       # Also without any plan: hosts may have to search together.

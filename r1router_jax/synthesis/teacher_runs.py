@@ -110,9 +110,12 @@ def _run_chunk(
   """Return one try of each question."""
   calls = collections.defaultdict(list)
 
-  def keep_call(step, group):
+  def keep_call(visited):
+    # Rows hold the prompts of steps, and none shows an error.
+    if visited.is_repair:
+      return
     # The loop asks for one response to each prompt.
-    (response,) = group
+    step, (response,) = visited.step, visited.responses
     said = step.kind, response.text, len(response.tokens)
     calls[step.question.id].append(selection.TeacherCall(step.id, *said))
 

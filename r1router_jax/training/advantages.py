@@ -115,7 +115,8 @@ def part_advantages(
     for name, weight in weights.items()
   )
   count = sums.size if present is None else present.sum()
-  square, count = multihost.sum_over_hosts([np.sum(sums**2), count])
+  totals = [float(np.sum(sums**2)), float(count)]
+  square, count = multihost.sum_over_hosts(totals)
   spread = np.sqrt(square / max(count, 1))
   return (sums / (spread + ADVANTAGE_EPS)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Rollouts of Step-GRPO: groups of responses with rewards, made into batches.
+"""Rollouts of single steps: groups of responses to a step, with rewards.
 
   offline  each step of a gold trajectory is a prompt of its own, with the gold
            history and passages (as in the paper)
@@ -11,11 +11,13 @@ compared with the answers of hop n, and has no gold without it; the final answer
 is compared with the question's.  Retrieved text is part of prompts alone, so
 the policy is never trained to write it.
 
+`trajectory_rollouts` has the other kind of groups, and `train_batches` makes
+batches of both.
+
 Axes:  B groups   G responses per group   T response tokens
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,15 +30,17 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question, Response, Step
 from r1router_jax.generation import group_decode
 from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
-from r1router_jax.parallel import multihost
 from r1router_jax.policy.policy import Policy
 from r1router_jax.protocol import format
 from r1router_jax.retrieval.retriever import KnowledgeBase
 from r1router_jax.rewards import step_reward
 from r1router_jax.routing import device_loop
 from r1router_jax.routing.router import RolloutOptions
-from r1router_jax.training.batch import Batch, pad_to_shards
-from r1router_jax.training.grpo_loss import GrpoLossConfig
+from r1router_jax.training.advantages import (
+  Credit,
+  find_truncated,
+  reward_advantages,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,8 @@ class RolloutGroups:
   sampled: group_decode.SampledResponses  # Leaves [B, G, T], or [B, G].
   texts: list[str]  # B * G, those of a group one after the other.
   components: step_reward.RewardComponents  # In the order of the texts.
+  # Of the components in the reward; {} if the user's own function made it.
+  weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
   reward_seconds: float = 0.0  # Spent on computing the rewards.
 
   @property
@@ -59,6 +65,71 @@ class RolloutGroups:
   def has_signal(self) -> Bool[np.ndarray, " B"]:
     """Return True for groups of unequal rewards: their advantages are not 0."""
     return np.ptp(self.reward, axis=1) > 0
+
+  @classmethod
+  def concat(cls, rollouts: Sequence["RolloutGroups"]) -> "RolloutGroups":
+    """Concatenate the groups of several rollouts."""
+
+    def concat(*arrays):
+      return np.concatenate(arrays)
+
+    # One sequence of columns per rollout, in the order of the fields.
+    components = [vars(each.components).values() for each in rollouts]
+    return cls(
+      [step for each in rollouts for step in each.steps],
+      [prompt for each in rollouts for prompt in each.prompts],
+      jax.tree.map(concat, *[each.sampled for each in rollouts]),
+      [text for each in rollouts for text in each.texts],
+      step_reward.RewardComponents(*map(concat, *components)),
+      rollouts[0].weights,
+      sum(each.reward_seconds for each in rollouts),
+    )
+
+  def advantages(self, credit: Credit) -> Float[np.ndarray, "B G"]:
+    """Return the advantage of each response among those to its step."""
+    sampled, reward = self.sampled, self.reward
+    # A plan has no score of an answer, nor an answer a route.
+    parts = {
+      name: np.nan_to_num(getattr(self.components, name)).reshape(reward.shape)
+      for name in self.weights
+    }
+    truncated = find_truncated(sampled.tokens, sampled.mask, credit.end_id)
+    return reward_advantages(credit, reward, parts, self.weights, truncated)
+
+  def metrics(self) -> dict[str, float]:
+    """Return the scalars that the responses give to the log."""
+    kinds = np.array([step.kind for step in self.steps])
+    means = self.components.means()
+    metrics = {f"reward/{name}": mean for name, mean in means.items()}
+    # Plans, answers and final answers are rewarded differently.
+    for kind in dict.fromkeys(kinds.tolist()):
+      metrics[f"reward/{kind}"] = float(self.reward[kinds == kind].mean())
+    return metrics
+
+  def samples(
+    self, advantages: Float[np.ndarray, "B G"]
+  ) -> list[dict[str, Any]]:
+    """Return the first group of each kind of step, as JSON holds it."""
+    kinds = [step.kind for step in self.steps]
+    group_size, samples = advantages.shape[1], []
+    for kind in dict.fromkeys(kinds):
+      row = kinds.index(kind)
+      step, start = self.steps[row], row * group_size
+      # The gold answers, or the gold plan in words.
+      plan = f"{step.sub_question} ({' or '.join(step.routes)})"
+      sample = dict(
+        id=step.id,
+        kind=kind,
+        question=step.question.text,
+        history=[list(pair) for pair in step.history],
+        sub_question=step.sub_question if kind == "answer" else "",
+        gold=[plan] if kind == "plan" else list(step.answers),
+        responses=self.texts[start : start + group_size],
+        rewards=self.reward[row].tolist(),
+        advantages=advantages[row].tolist(),
+      )
+      samples.append(sample)
+    return samples
 
 
 def score_groups(
@@ -75,52 +146,14 @@ def score_groups(
   components = reward.score(step_of_text, texts)
   seconds = time.perf_counter() - start
   return RolloutGroups(
-    list(steps), list(prompts), sampled, list(texts), components, seconds
+    list(steps),
+    list(prompts),
+    sampled,
+    list(texts),
+    components,
+    reward.weights,
+    seconds,
   )
-
-
-def concat_groups(rollouts: Sequence[RolloutGroups]) -> RolloutGroups:
-  """Concatenate the groups of several rollouts."""
-
-  def concat(*arrays):
-    return np.concatenate(arrays)
-
-  # One sequence of columns per rollout, in the order of the fields.
-  components = [vars(each.components).values() for each in rollouts]
-  return RolloutGroups(
-    [step for each in rollouts for step in each.steps],
-    [prompt for each in rollouts for prompt in each.prompts],
-    jax.tree.map(concat, *[each.sampled for each in rollouts]),
-    [text for each in rollouts for text in each.texts],
-    step_reward.RewardComponents(*map(concat, *components)),
-    sum(each.reward_seconds for each in rollouts),
-  )
-
-
-def sample_groups(
-  groups: RolloutGroups, advantages: Float[np.ndarray, "B G"]
-) -> list[dict[str, Any]]:
-  """Return the first group of each kind of step, as JSON holds it."""
-  kinds = [step.kind for step in groups.steps]
-  group_size, samples = advantages.shape[1], []
-  for kind in dict.fromkeys(kinds):
-    row = kinds.index(kind)
-    step, start = groups.steps[row], row * group_size
-    # The gold answers, or the gold plan in words.
-    plan = f"{step.sub_question} ({' or '.join(step.routes)})"
-    sample = dict(
-      id=step.id,
-      kind=kind,
-      question=step.question.text,
-      history=[list(pair) for pair in step.history],
-      sub_question=step.sub_question if kind == "answer" else "",
-      gold=[plan] if kind == "plan" else list(step.answers),
-      responses=groups.texts[start : start + group_size],
-      rewards=groups.reward[row].tolist(),
-      advantages=advantages[row].tolist(),
-    )
-    samples.append(sample)
-  return samples
 
 
 def online_rollouts(
@@ -141,9 +174,13 @@ def online_rollouts(
   """
   # 1. Run the routing loop and keep the group of each step that has a gold.
   visited: list[tuple[Step, Sequence[Response]]] = []
-  options = dataclasses.replace(
-    options, on_step=lambda step, group: visited.append((step, group))
-  )
+
+  def keep_group(visit):
+    # The prompt of a repair is none of a step, so nobody learns from it.
+    if not visit.is_repair:
+      visited.append((visit.step, visit.responses))
+
+  options = dataclasses.replace(options, on_step=keep_group)
   device_loop.ROUTING_LOOPS[routing_loop](policy, kbs, questions, key, options)
   # Sorted, because each routing loop visits steps in an order of its own.
   visited.sort(key=lambda pair: (pair[0].id, pair[0].kind))
@@ -202,53 +239,3 @@ def attach_gold(step: Step) -> Step | None:
     return dataclasses.replace(step, sub_question=format.NONE, routes=("none",))
   gold = dict(sub_question=hop.sub_question, routes=hop.routes)
   return dataclasses.replace(step, **gold)
-
-
-def make_train_batches(
-  policy: Policy,
-  groups: RolloutGroups,
-  advantage: Float[np.ndarray, "B G"],
-  loss_config: GrpoLossConfig,
-  shape: tuple[int, int, int],
-) -> tuple[list[Batch], np.ndarray]:
-  """Make batches of the groups that have a gradient, as many as fit.
-
-  `shape` is the number of batches, of this host's data shards, and of groups in
-  each of them.  Returns the batches, and the indices of the groups in them.
-
-  The loss remains a mean over all groups: its denominator, spread evenly over
-  the rows of the batches, also counts the groups of equal rewards, in
-  proportion to the fraction of the other groups that fit.
-
-  Groups of equal rewards are kept, too, where a penalty gives them a gradient.
-  """
-  sampled = groups.sampled
-  sizes = loss_config.loss_denominator(sampled.mask)
-  minibatches, *shard_rows = shape
-  total_rows = math.prod(shape)
-
-  # 1. The groups that have a gradient; the last of them may not fit.
-  useful = np.flatnonzero(advantage.any(axis=1) | loss_config.has_penalty)
-  kept = useful[:total_rows]
-
-  # 2. The denominator of each row.
-  fraction = sizes[kept].sum() / sizes[useful].sum() if len(useful) else 1
-  denominator = sizes.sum() * fraction / total_rows
-  denominators = np.full(shard_rows, denominator, np.float32)
-
-  # 3. The arrays, cut to the longest response on any host.
-  longest = int(sampled.mask[kept].sum(-1).max(initial=0))
-  length = policy.config.response_length(*multihost.max_over_hosts([longest]))
-  arrays = [x[..., :length] for x in (sampled.tokens, sampled.mask)]
-  arrays += [advantage, sampled.logp[..., :length]]
-  batches = []
-  for n in range(minibatches):
-    chosen = kept[n::minibatches]
-    # Without any group, one prompt gives the batch of padding its shapes.
-    prompts = [groups.prompts[i] for i in chosen] or groups.prompts[:1]
-    prompts = policy.processor.collate(
-      prompts, *shard_rows, multihost.max_over_hosts
-    )
-    padded = (pad_to_shards(x[chosen], *shard_rows) for x in arrays)
-    batches.append(Batch(prompts, *padded, denominators))
-  return batches, kept

@@ -92,7 +92,9 @@ def set_up(
   # 3. The update.
   allowed = jnp.asarray(policy.allowed_tokens)
   loss = functools.partial(algorithm.loss, allowed=allowed)
-  init_state, step = make_update(config, loss, devices.axis_name)
+  init_state, step = make_update(
+    config, loss, policy.config.prompt_tokens, devices.axis_name
+  )
   run = Run(
     config=config,
     workdir=workdir,
@@ -145,15 +147,24 @@ def add_adapters(config: RunConfig, params: dict) -> dict:
 
 
 def make_update(
-  config: RunConfig, loss: Callable, axis_name: str | None
+  config: RunConfig,
+  loss: Callable,
+  prompt_lengths: Sequence[int],
+  axis_name: str | None,
 ) -> tuple[Callable, Callable]:
-  """Return the functions of `train_step`, to make a state and to update it."""
+  """Return the functions of `train_step`, to make a state and to update it.
+
+  `prompt_lengths` are those that the policy's prompts are padded to.
+  """
   regex, updates = config.trainable_regex, config.updates_per_iteration
   rule = optimizer.make_optimizer(config.optim, config.total_steps * updates)
   init_state = functools.partial(
     train_step.init_train_state, optimizer=rule, trainable=regex
   )
-  return init_state, train_step.make_train_step(loss, rule, regex, axis_name)
+  # Only rows of trajectories come in blocks of one length.
+  lengths = prompt_lengths if config.walks_trajectories else ()
+  task = loss, rule, regex, axis_name, lengths
+  return init_state, train_step.make_train_step(*task)
 
 
 def _make_validator(

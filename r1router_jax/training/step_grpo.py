@@ -1,8 +1,10 @@
-"""Step-GRPO: group-relative policy optimization of single routing steps.
+"""Step-GRPO: group-relative policy optimization of routing steps.
 
-An iteration samples groups of responses with the current policy
-(`rollouts.py`), scores them (`rewards/`), and makes of the groups with unequal
-rewards the batches of one or more updates, whose loss is in `grpo_loss.py`.
+An iteration samples groups of responses with the current policy, and rewards
+them (`rewards/`): single steps (`rollouts.py`), or whole trajectories
+(`trajectory_rollouts.py`), as `config.step_grpo.credit` says.  Of the groups
+with unequal rewards it makes the batches of one or more updates
+(`train_batches.py`), whose loss is in `grpo_loss.py`.
 
 Axes:  D data shards   B prompts of a shard   G responses per prompt
   T response tokens
@@ -16,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from etils import epath
+from jaxtyping import Float
 
 from r1router_jax.common.records import Question, Step
 from r1router_jax.generation.token_sampling import SamplingParams
@@ -23,19 +27,28 @@ from r1router_jax.parallel import mesh, multihost
 from r1router_jax.parallel.strategy import ParallelStrategy
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval.retriever import KnowledgeBase, is_collective
-from r1router_jax.rewards import step_reward
+from r1router_jax.rewards import step_reward, trajectory_reward
 from r1router_jax.routing.router import RolloutOptions
-from r1router_jax.training import grpo_loss, rollouts, throughput
-from r1router_jax.training.advantages import group_advantages
+from r1router_jax.training import (
+  advantages,
+  grpo_loss,
+  rollouts,
+  throughput,
+  train_batches,
+  trajectory_rollouts,
+)
+from r1router_jax.training.advantages import Credit
 from r1router_jax.training.batch import Batch, PromptBuilder, example_rng
 from r1router_jax.training.config import RunConfig
+
+Groups = rollouts.RolloutGroups | trajectory_rollouts.TrajectoryGroups
 
 
 class StepGrpo:
   """The algorithm Step-GRPO: makes the batches of a run and has their loss.
 
   The policy's own parameters are not used; online rollouts search the knowledge
-  bases.
+  bases.  A judge's verdicts are kept in `workdir`.
   """
 
   def __init__(
@@ -44,6 +57,7 @@ class StepGrpo:
     strategy: ParallelStrategy,
     config: RunConfig,
     kbs: Mapping[str, KnowledgeBase],
+    workdir: epath.Path,
   ):
     self._policy, self._kbs, self._config = policy, kbs, config
     self._options = options = config.step_grpo
@@ -51,17 +65,38 @@ class StepGrpo:
     # Steps, or questions, of this host; rollouts have a mesh of their own.
     shards = mesh.local_submesh(strategy.rollout_mesh).shape[mesh.DATA]
     self.examples_per_iteration = config.data.prompts_per_shard * shards
-    self._rollout_options = RolloutOptions(
+    # A group is of responses to one step, or of trajectories to one question.
+    group = "trajectories" if config.walks_trajectories else "group_size"
+    self._rollout_options = how = RolloutOptions(
       k=config.data.passages,
       sampling=SamplingParams(options.temperature),
-      group_size=options.group_size,
+      **{group: options.group_size},
     )
     self._build_prompt = PromptBuilder(policy, options.rename_prob > 0)
-    # Rewards of plans depend on the number of routes that a plan may name.
-    self._reward = step_reward.make_reward(
-      options.reward, policy.config.max_routes, options.search_cost
-    )
+    if config.walks_trajectories:
+      self._reward = trajectory_reward.make_trajectory_reward(
+        options.reward,
+        format_weight=options.format_weight,
+        search_cost=options.search_cost,
+        token_cost=options.token_cost,
+        max_steps=how.max_steps,
+        judge=options.judge,
+        judge_cache=workdir / "judge.jsonl",
+      )
+    else:
+      # Rewards of plans depend on the number of routes that a plan may name.
+      self._reward = step_reward.make_reward(
+        options.reward, policy.config.max_routes, options.search_cost
+      )
     self._loss_config = grpo_loss.make_loss_config(options, policy.config)
+    self._credit = Credit(
+      norm=grpo_loss.choose_advantage_norm(options),
+      by_part=options.advantage_by_part,
+      truncated=options.loss.truncated,
+      end_id=policy.processor.tokenizer.eos_id,
+      state_weight=options.state_weight if options.credit == "gigpo" else 0.0,
+      discount=options.discount,
+    )
     self.needs_reference = self._loss_config.kl_coef != 0
     self.loss = functools.partial(
       grpo_loss.loss, policy.model, self._loss_config
@@ -84,17 +119,20 @@ class StepGrpo:
     # 1. Rollouts, until enough groups have unequal rewards.
     start = time.perf_counter()
     sampled = self._sample_groups(policy, examples_for, iteration)
-    groups = rollouts.concat_groups(sampled)
+    groups = type(sampled[0]).concat(sampled)
     seconds = dict(reward=groups.reward_seconds)
     seconds["rollout"] = time.perf_counter() - start - seconds["reward"]
 
     # 2. Batches of the groups that have a gradient.
-    norm = grpo_loss.choose_advantage_norm(options)
-    advantage = group_advantages(groups.reward, norm)
+    advantage = groups.advantages(self._credit)
+    shown, metrics = groups.samples(advantage), _rollout_metrics(groups)
+    if self._credit.truncated == "drop":
+      advantage, groups = _drop_truncated(groups, advantage, self._credit)
     shape = options.minibatches, self._data_shards, options.update_batch_size
-    batches, kept = rollouts.make_train_batches(
-      policy, groups, advantage, self._loss_config, shape
-    )
+    make = train_batches.make_step_batches
+    if self._config.walks_trajectories:
+      make = train_batches.make_trajectory_batches
+    batches, kept = make(policy, groups, advantage, self._loss_config, shape)
 
     # 3. The report.  A reference policy costs one more forward pass.
     passes = throughput.FORWARD_PASSES_PER_UPDATE + self.needs_reference
@@ -103,20 +141,22 @@ class StepGrpo:
     learnt = [groups.prompts[i] for i in kept], lengths[kept]
     update = throughput.count_work(model, *learnt, passes)
     work = work._replace(flops=work.flops + update.flops)
-    metrics = _rollout_metrics(groups) | {"refills": float(len(sampled) - 1)}
-    shown = rollouts.sample_groups(groups, advantage)
+    metrics["refills"] = float(len(sampled) - 1)
     return batches, throughput.IterationReport(metrics, work, seconds, shown)
 
   def _sample_groups(
     self, policy: Policy, examples_for: Callable, iteration: int
-  ) -> list[rollouts.RolloutGroups]:
+  ) -> list[Groups]:
     """Return the rollouts of an iteration, one or more.
 
     Another one is made while fewer groups have unequal rewards than the updates
-    hold, `max_resample_rounds` times at most.
+    hold, or than there are questions, `max_resample_rounds` times at most.
     """
     options = self._options
     wanted = self._data_shards * options.update_batch_size * options.minibatches
+    if self._config.walks_trajectories:
+      # Updates have room for the trajectories of any number of questions.
+      wanted = self.examples_per_iteration
     # Groups of equal rewards have no gradient.
     sampled, useful = [], 0
     for extra in range(options.max_resample_rounds + 1):
@@ -134,14 +174,17 @@ class StepGrpo:
 
   def _sample_round(
     self, policy: Policy, examples: Sequence, index: int
-  ) -> rollouts.RolloutGroups:
+  ) -> Groups:
     """Sample and score a group at each of the examples."""
     seed = self._config.seed
     key = jax.random.fold_in(jax.random.key(seed), index)
     how = self._rollout_options
     if self._config.is_online:
+      sample = rollouts.online_rollouts
+      if self._config.walks_trajectories:
+        sample = trajectory_rollouts.sample_trajectories
       rest = key, how, self._reward, self._options.routing_loop
-      return rollouts.online_rollouts(policy, self._kbs, examples, *rest)
+      return sample(policy, self._kbs, examples, *rest)
     # Names are drawn by step and iteration, not by place in the batch.
     rngs = [example_rng(seed, index, step.id) for step in examples]
     pairs = [
@@ -156,22 +199,29 @@ class StepGrpo:
     return rollouts.score_groups(steps, prompts, sampled, texts, self._reward)
 
 
-def _rollout_metrics(groups: rollouts.RolloutGroups) -> dict[str, float]:
+def _drop_truncated(
+  groups: Groups, advantage: Float[np.ndarray, "B G"], credit: Credit
+) -> tuple[Float[np.ndarray, "B G"], Groups]:
+  """Return advantages and groups without the tokens of truncated responses."""
+  sampled = groups.sampled
+  tokens, mask = sampled.tokens, sampled.mask
+  truncated = advantages.find_truncated(tokens, mask, credit.end_id)
+  advantage, mask = advantages.drop_truncated(advantage, mask, truncated)
+  kept = sampled._replace(mask=mask)
+  return advantage, dataclasses.replace(groups, sampled=kept)
+
+
+def _rollout_metrics(groups: Groups) -> dict[str, float]:
   """Return the scalars that the sampled responses give to the log."""
-  kinds = np.array([step.kind for step in groups.steps])
-  reward, sampled = groups.reward, groups.sampled
-  means = groups.components.means()
-  metrics = {f"reward/{name}": mean for name, mean in means.items()}
-  # Plans, answers and final answers are rewarded differently.
-  for kind in dict.fromkeys(kinds.tolist()):
-    metrics[f"reward/{kind}"] = float(reward[kinds == kind].mean())
-  truncated = [prompt.truncated_tokens for prompt in groups.prompts]
-  return metrics | {
-    "reward/std_in_group": float(reward.std(axis=1).mean()),
-    "groups": float(len(groups.steps)),
+  lengths = groups.sampled.mask.sum(-1)
+  lengths = lengths[lengths > 0]
+  cut_tokens = [prompt.truncated_tokens for prompt in groups.prompts]
+  return groups.metrics() | {
+    "reward/std_in_group": float(groups.reward.std(axis=1).mean()),
+    "groups": float(len(groups.reward)),
     "equal_groups": float(np.mean(~groups.has_signal)),
-    "response_tokens": float(sampled.mask.sum(-1).mean()),
-    "cut_tokens": float(np.mean(truncated)),
+    "response_tokens": float(lengths.mean()),
+    "cut_tokens": float(np.mean(cut_tokens)),
     # A response that fills its room has no end token.
-    "truncated": float(sampled.mask.all(-1).mean()),
+    "truncated": float(np.mean(lengths == groups.sampled.mask.shape[-1])),
   }

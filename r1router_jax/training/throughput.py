@@ -120,7 +120,8 @@ def count_work(
   images = (image for prompt in prompts for image in prompt.images)
   flops += sum(image_flops(config, image.grid) for image in images)
   tokens = int(sizes.sum() + lengths.sum())
-  return WorkCounts(tokens, lengths.size, passes * flops)
+  samples = int(np.count_nonzero(lengths))  # Not the padding of groups.
+  return WorkCounts(tokens, samples, passes * flops)
 
 
 def image_flops(config: qwen2_5_vl.Config, grid: tuple[int, int]) -> int:

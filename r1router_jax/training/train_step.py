@@ -8,6 +8,10 @@ split, over devices or into microbatches, which need less memory.  Where the
 loss or the gradient is not finite, the update is skipped: the step and the
 skip are counted, and nothing else changes.
 
+Rows that come in blocks, one a microbatch, are padded to the longest prompt of
+all; each block is computed at the length of its own prompts, and not at all if
+it is padding.
+
 `make_train_step` gives one function for both parallel strategies: under
 `jax.pmap` sums are taken over `axis_name`; under `jax.jit` arrays are global,
 and the compiler adds up over devices.
@@ -17,7 +21,7 @@ Axes:  M microbatches of an update   m rows of a microbatch
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +30,7 @@ import optax
 from flax import traverse_util
 
 from r1router_jax.common.errors import UserError
+from r1router_jax.training.batch import Batch
 
 
 class TrainState(NamedTuple):
@@ -82,12 +87,15 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   trainable: str,
   axis_name: str | None = None,
+  block_lengths: Sequence[int] = (),
 ) -> Callable[[TrainState, dict | None, Any], tuple[TrainState, dict]]:
   """Return the train step (state, reference, batch) -> (state, metrics).
 
   The step takes the reference policy as earlier values of the trainable
   parameters, or None, and batches of leaves [M, m, ...].  `trainable` is that
   of `partition_params`, `axis_name` the axis of devices under `pmap`, or None.
+  `block_lengths` are the lengths that a microbatch may be computed at, by
+  default that of the whole batch; its leaves are then those of `Batch`.
 
   `loss` maps (params, parameters of the reference policy or None, batch) to
   numerator, denominator, (sum, count) of metrics; a count of 0 gives NaN.
@@ -107,7 +115,10 @@ def make_train_step(
 
       return jax.value_and_grad(numerator_of, has_aux=True)(trained)
 
-    sums = _sum_over_microbatches(microbatch_grad, batch)
+    function = microbatch_grad
+    if block_lengths:
+      function = functools.partial(_at_block_length, function, block_lengths)
+    sums = _sum_over_microbatches(function, batch)
     if axis_name is not None:
       sums = jax.lax.psum(sums, axis_name)
 
@@ -134,6 +145,32 @@ def make_train_step(
     return TrainState(state.step + 1, skipped, params, opt), metrics
 
   return train_step
+
+
+def _at_block_length(
+  function: Callable, lengths: Sequence[int], batch: Batch
+) -> Any:
+  """Return `function` of a batch, its prompts cut to one of the lengths."""
+  longest = batch.prompt.tokens.shape[-1]
+  lengths = [*(n for n in lengths if n < longest), longest]
+
+  def at_length(length, batch):
+    # Only these fields have an axis of prompt tokens; images stay whole.
+    fields = ("tokens", "mask", "positions", "image_token")
+    cut = {name: getattr(batch.prompt, name)[..., :length] for name in fields}
+    return function(batch._replace(prompt=batch.prompt._replace(**cut)))
+
+  def of_padding(batch):
+    shapes = jax.eval_shape(function, batch)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  # Rows of padding repeat a prompt: those with responses decide.
+  sizes = jnp.sum(batch.prompt.mask, -1) * jnp.any(batch.mask, (1, 2))
+  index = 1 + jnp.searchsorted(jnp.array(lengths), jnp.max(sizes))
+  is_padding = (jnp.max(sizes) == 0) & (jnp.sum(batch.loss_denominator) == 0)
+  branches = [of_padding]
+  branches += [functools.partial(at_length, length) for length in lengths]
+  return jax.lax.switch(jnp.where(is_padding, 0, index), branches, batch)
 
 
 def _sum_over_microbatches(function: Callable, batch: Any) -> Any:

@@ -52,7 +52,15 @@ def make_mesh(shards, tensor=1):
 
 
 def sample_in_order(
-  order, *, rows, mesh=None, unrolled=True, sampling=HOT, keys=None, stops=None
+  order,
+  *,
+  rows,
+  mesh=None,
+  unrolled=True,
+  sampling=HOT,
+  keys=None,
+  stops=None,
+  wanted=None,
 ):
   """Sample responses to the prompts in an order; return them in the first."""
   mesh = mesh or make_mesh(1)
@@ -80,6 +88,7 @@ def sample_in_order(
     max_tokens=TOKENS,
     max_rows=rows,
     mesh=mesh,
+    wanted=wanted if wanted is None else wanted[order],
   )
   back = np.argsort(order)
   return group_decode.SampledResponses(*(a[back] for a in responses))
@@ -132,6 +141,20 @@ def test_responses_are_those_of_each_prompt_alone(each_alone, rows, shards):
   for order in (range(COUNT), range(COUNT)[::-1]):
     got = sample_in_order(order, rows=rows, mesh=mesh)
     assert_same_responses(got, each_alone)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_wanted_members_are_those_of_whole_groups(each_alone, share):
+  wanted = np.random.default_rng(0).random((COUNT, MEMBERS)) < share
+  wanted[:, 1] |= ~wanted.any(1)
+  got = sample_in_order(range(COUNT)[::-1], rows=6, wanted=wanted)
+  # The others stay empty.
+  assert not got.mask[~wanted].any()
+  kept = [
+    group_decode.SampledResponses(*(x[wanted] for x in responses))
+    for responses in (got, each_alone)
+  ]
+  assert_same_responses(*kept)
 
 
 @pytest.mark.slow
@@ -205,14 +228,18 @@ class FakeDevices:
 
   def insert_prompts(self, batch, num_slots):
     for shard, b in np.argwhere(batch.slots < num_slots):
-      rows = batch.row_indices[shard, b]
+      # Members that are not wanted have a row out of range.
+      members = np.flatnonzero(
+        batch.row_indices[shard, b] < self.active[0].size
+      )
+      rows = batch.row_indices[shard, b, members]
       assert not self.active[shard, rows].any()
       # A slot is free if no row reads it.
       read = self.row[shard, self.active[shard], 0]
       assert not (read == self.slot[shard, batch.slots[shard, b]]).any()
       prompt = batch.prompts[shard, b]
       self.slot[shard, batch.slots[shard, b]] = prompt
-      self.row[shard, rows] = [(prompt, g) for g in range(self.members)]
+      self.row[shard, rows] = [(prompt, g) for g in members]
       self.active[shard, rows] = True
 
   def compact_rows(self, slots, rows, group_slots, num_slots):
@@ -241,8 +268,14 @@ class FakeDevices:
   *(st.integers(1, most) for most in (40, 5, 90, 3)),
   st.randoms(use_true_random=False),
 )
-def test_scheduler_runs_each_member_once(count, members, rows, shards, random):
-  scheduler = continuous_batching.Scheduler(count, members, rows, shards)
+def test_scheduler_runs_wanted_members_once(
+  count, members, rows, shards, random
+):
+  wanted = np.ones((count, members), bool)
+  if random.random() < 0.5:  # At least one member of each prompt is wanted.
+    wanted[:] = np.random.default_rng(count).random(wanted.shape) < 0.3
+    wanted[np.arange(count), np.arange(count) % members] = True
+  scheduler = continuous_batching.Scheduler(wanted, rows, shards)
   devices = FakeDevices(scheduler, shards, members)
   finished = []
   while scheduler.has_work:
@@ -256,5 +289,4 @@ def test_scheduler_runs_each_member_once(count, members, rows, shards, random):
     named = np.stack([prompt, member], 1)
     np.testing.assert_array_equal(devices.row[where], named)
     finished += zip(prompt.tolist(), member.tolist(), strict=True)
-  everyone = [(p, g) for p in range(count) for g in range(members)]
-  assert sorted(finished) == everyone
+  assert sorted(finished) == list(map(tuple, np.argwhere(wanted).tolist()))

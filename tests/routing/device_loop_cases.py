@@ -90,8 +90,9 @@ def run_groups_both_ways(devices, questions):
     # Loops report steps in an order of their own, so they are sorted.
     steps = []
 
-    def on_step(step, group, steps=steps):
-      steps.append((step, [response.text for response in group]))
+    def on_step(visited, steps=steps):
+      texts = [response.text for response in visited.responses]
+      steps.append((visited.step, texts))
 
     options = dict(sampling=SamplingParams(0.8), group_size=2, k=2)
     options = RolloutOptions(on_step=on_step, **options)

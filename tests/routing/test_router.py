@@ -87,8 +87,8 @@ def test_parts_in_flight_give_the_same_trajectories(in_flight):
   for count in (1, in_flight):
     seen = steps[count] = []
 
-    def on_step(step, group, seen=seen):
-      seen.append((step, group[0].text))
+    def on_step(visited, seen=seen):
+      seen.append((visited.step, visited.responses[0].text))
 
     options = dict(in_flight=count, on_step=on_step)
     trajectories[count], *_ = run_script(good_script, *many, **options)
@@ -138,9 +138,7 @@ def test_plan_that_fails_twice_is_repaired():
     return good_script(kind, prompt, 0)
 
   seen = []
-  (found,), policy, _ = run_script(
-    script, COLOUR, on_step=lambda step, group: seen.append(step.kind)
-  )
+  (found,), policy, _ = run_script(script, COLOUR, on_step=seen.append)
   assert temperatures == [0.0, 1.0, 0.0] and found.final.text == "green"
   assert fault_kinds(found) == ["plan"]
   calls = [call[0] for call in policy.prompts if call]
@@ -148,8 +146,9 @@ def test_plan_that_fails_twice_is_repaired():
   # The failed response is escaped before it is shown.
   assert repair.startswith(first) and "no</ret>" not in repair
   assert "It cannot be used: tags are ‹ret> ‹/ret>; wanted" in repair
-  # A repair is no step of the protocol, so nobody learns from it.
-  assert seen == ["plan", "plan", "final"]
+  steps = [(visited.step.kind, visited.is_repair) for visited in seen]
+  assert steps == [*[("plan", False)] * 2, ("plan", True), ("final", False)]
+  assert seen[2].prompt != seen[1].prompt == seen[0].prompt
 
 
 def test_no_plan_in_all_tries_leads_to_the_final_answer():
@@ -347,3 +346,40 @@ def test_truncated_passage_tokens_are_counted():
   assert words == [6, 6, 8, 8]
   assert people.truncated_tokens == (12 - 6) + (16 - 6)
   assert colour.truncated_tokens == 0
+
+
+class ForkingPolicy(ScriptedPolicy):
+  """Odd members of a group stop at once, whatever the script says.
+
+  `asked` are the group size and the members of each call.
+  """
+
+  def __init__(self, script):
+    super().__init__(script)
+    self.asked = []
+
+  def generate(self, conversations, key, size, *rest, members):
+    self.asked.append((size, tuple(members)))
+    groups = super().generate(conversations, key, 1, *rest)
+    for asked, group, member in zip(
+      conversations, groups, members, strict=True
+    ):
+      if asked.kind == "plan" and member % 2:
+        group[0] = replace(group[0], text=write_plan("None"))
+    return groups
+
+
+def test_trajectories_of_a_question_are_walked_side_by_side():
+  seen, policy = [], ForkingPolicy(good_script)
+  options = dict(policy=policy, trajectories=4, in_flight=2)
+  found, *_ = run_script(None, COLOUR, PEOPLE, on_step=seen.append, **options)
+  # Those of a question stand together; the odd ones have no round.
+  assert [t.question for t in found] == [COLOUR] * 4 + [PEOPLE] * 4
+  assert [len(t.rounds) for t in found] == [0] * 4 + [2, 0] * 2
+  # Each prompt is asked as one member of a group of four.
+  assert {size for size, _ in policy.asked} == {4}
+  assert (0, 1, 2, 3) in [members for _, members in policy.asked]
+  # Responses are reported with the members that they belong to.
+  finals = [(v.step.question, v.member) for v in seen if v.step.kind == "final"]
+  everyone = [(q, m) for q in (COLOUR, PEOPLE) for m in range(4)]
+  assert sorted(finals, key=repr) == sorted(everyone, key=repr)

@@ -146,7 +146,9 @@ def test_each_try_has_its_own_random_draws(tmp_path):
   keys = []
 
   class KeyRecorder(fakes.ScriptedPolicy):
-    def generate(self, prompts, key, group_size=1, sampling=None, stop=()):
+    def generate(
+      self, prompts, key, group_size=1, sampling=None, stop=(), members=None
+    ):
       # Plans that fail are sampled again from all tokens.
       assert (sampling.temperature, sampling.top_k) in ((1, 20), (1, 0))
       keys.append(jax.random.key_data(key).tobytes())

@@ -6,7 +6,7 @@ from r1router_jax.common.records import Question, Step
 from r1router_jax.generation import group_decode
 from r1router_jax.policy import policy
 from r1router_jax.rewards import step_reward
-from r1router_jax.training import advantages, rollouts
+from r1router_jax.training import advantages, rollouts, train_batches
 from tests import tiny_policy
 
 # Groups, responses per group, and the longest response of tiny_policy.SETTINGS.
@@ -48,7 +48,7 @@ def make_groups(host=0):
 def make_batches(config, host=0, advantage_scale=1, shape=(1, 8, 1)):
   """Return the groups of a host and the batches that are made of them."""
   groups = make_groups(host)
-  batches, _ = rollouts.make_train_batches(
+  batches, _ = train_batches.make_step_batches(
     policy.Policy(tiny_policy.POLICY_CONFIG, tiny_policy.TOKENIZER, {}),
     groups,
     advantage_scale * advantages.group_advantages(groups.reward),

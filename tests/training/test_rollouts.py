@@ -180,7 +180,7 @@ def test_first_group_of_each_kind_is_sampled():
   components = step_reward.RewardComponents(*[reward.reshape(-1)] * 6)
   sampled, texts = group_decode.empty_responses(4, 2, 1), list("stuvwxyz")
   groups = rollouts.RolloutGroups(steps, [], sampled, texts, components)
-  groups = rollouts.sample_groups(groups, -reward)
+  groups = groups.samples(-reward)
   assert [group["id"] for group in groups] == ["q/0", "q/1", "q/2"]
   # A plan: its gold is the sub-question with its routes.
   assert groups[0] == dict(

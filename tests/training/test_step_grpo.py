@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from r1router_jax.data import georouter, gold_steps
 from r1router_jax.parallel import strategy
@@ -38,6 +39,7 @@ def make_algorithm(kbs=None, **changes):
     strategy.make_strategy("pmap", dict(data=-1), dict(data=-1)),
     make_run_config("step_grpo", "tiny", **OPTIONS | changes),
     kbs or {},
+    epath.Path("no workdir"),
   )
 
 

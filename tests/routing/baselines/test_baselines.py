@@ -46,7 +46,9 @@ class LineWriter(fakes.ScriptedPolicy):
     self.lines, self.conversations, self.stops = list(lines), [], set()
     super().__init__(lambda *args: self.lines.pop(0), **options)
 
-  def generate(self, conversations, key, group_size=1, sampling=None, stop=()):
+  def generate(
+    self, conversations, key, group_size=1, sampling=None, stop=(), members=None
+  ):
     self.conversations += conversations
     self.stops.add(stop)
     return super().generate(conversations, key, group_size, sampling)
