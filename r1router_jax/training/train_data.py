@@ -99,9 +99,10 @@ def _load_gold_steps(
     # Passages are searched for once, for all gold sub-questions.
     questions = _load_questions(config, data.questions, split, share)
     _check_hops(questions)
-    retrieve = _make_gold_retriever(questions)
     if kbs:
       retrieve = retriever.make_retriever(kbs, data.passages)
+    else:
+      retrieve = _make_gold_retriever(questions)
     steps = gold_steps.make_gold_steps(questions, retrieve)
   chained = itertools.chain.from_iterable(steps)
   return filter_trainable(policy, chained, name)

@@ -1,13 +1,18 @@
 """Steps that a policy cannot learn from are left out and named."""
 
 import dataclasses
+import json
 
 import pytest
+from PIL import Image
 
-from r1router_jax.common.records import Passage, Question, Step
+from r1router_jax.common.errors import UserError
+from r1router_jax.common.records import Hop, Passage, Question, Step
+from r1router_jax.data import georouter
 from r1router_jax.policy import policy
 from r1router_jax.training import train_data
-from tests import tiny_policy
+from tests import fakes, tiny_policy
+from tests.train_runs import make_run_config
 
 KNOWN = dataclasses.replace(
   tiny_policy.POLICY_CONFIG,
@@ -92,3 +97,148 @@ def test_step_that_teaches_nothing_is_skipped_and_named(bad, message, caplog):
   # Nothing but bad steps is an error.
   with pytest.raises(ValueError, match=f"some.jsonl: nothing.*{message}"):
     train_data.filter_trainable(TEXT_POLICY, [bad], "some.jsonl")
+
+
+# ---- Questions.
+
+
+def load(place, config_name="step_grpo", **changes):
+  """Load what a run with live retrieval learns from, by its answers alone."""
+  options = {"data.questions": place, "data.kb_dir": "no/such/folder"}
+  if config_name == "step_grpo":
+    options |= {"step_grpo.rollout_mode": "online"}
+    options |= {"step_grpo.credit": "trajectory", "step_grpo.reward": "em"}
+  config = make_run_config(config_name, **options | changes)
+  return config, train_data.load_train_data(config, TEXT_POLICY, {})[0]
+
+
+def write_questions(path, count=20, **parts):
+  rows = [
+    dict(question=f"Who is {i}?", answer="Ann", family="ab"[i % 2]) | parts
+    for i in range(count)
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def test_questions_of_families_and_a_random_share(tmp_path):
+  path = write_questions(tmp_path / "shop.jsonl")
+  families = {"data.families": ("b",)}
+  _, every = load(path)
+  _, some = load(path, **families)
+  _, share = load(path, **families, **{"data.share": 0.3})
+  assert len(every) == 20 and [q.family for q in some] == ["b"] * 10
+  assert len(share) == 3 and set(share) < set(some) and share != some[:3]
+  assert load(path, **families, **{"data.share": 0.3})[1] == share
+  other = load(path, **families, **{"data.share": 0.3, "seed": 1})[1]
+  assert len(other) == 3 and other != share
+  # Those of GeoRouter are chosen the same way.
+  some = georouter.load_questions("train")
+  family = next(question.family for question in some if not question.image)
+  _, found = load("georouter", **{"data.families": (family,)})
+  assert {question.family for question in found} == {family}
+  with pytest.raises(UserError, match="no questions of c, d.  Take of a, b"):
+    load(path, **{"data.families": ("a", "c", "d")})
+
+
+def test_question_that_cannot_be_read_is_skipped_and_named(tmp_path, caplog):
+  rows = [
+    dict(question=LONG_TEXT, answer="Ann"),
+    dict(question="?", answer="the"),
+  ]
+  Image.new("L", (84, 84)).save(tmp_path / "a.png")
+  rows += [dict(question="Who?", answer="Ann", image="a.png")]
+  rows += [dict(question="Who?", answer="the", interval=[1, 2])]
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "a.jsonl").write_text(text)
+  with caplog.at_level("WARNING"):
+    _, (kept,) = load(str(tmp_path / "a.jsonl"))
+  assert kept.id == "a/4"
+  assert "skipped a/1: The plan prompt is" in caplog.text
+  assert "skipped a/2: the gold answer 'the' has no word" in caplog.text
+  assert "skipped a/3: " in caplog.text and "texts alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "name, changes",
+  [
+    ("step_grpo", {"step_grpo.credit": "step", "step_grpo.reward": "default"}),
+    ("sft", {"sft.rename_prob": (0.0, 0.0)}),
+  ],
+)
+def test_gold_steps_want_hops(tmp_path, name, changes):
+  path = write_questions(tmp_path / "a.jsonl")
+  with pytest.raises(UserError, match="20 of 20 questions have no gold hops.*"):
+    load(path, name, **changes)
+
+
+def test_steps_of_own_questions_with_hops(tmp_path):
+  hop = dict(sub_question="Who is it?", routes=["text"], answers=["Ann"])
+  path = write_questions(tmp_path / "a.jsonl", 2, hops=[hop])
+  options = {"data.questions": path, "data.kb_dir": "no/such/folder"}
+  options |= {"sft.rename_prob": (0.0, 0.0)}
+  config = make_run_config("sft", **options)
+  kbs = fakes.make_kbs()
+  steps, _ = train_data.load_train_data(config, TEXT_POLICY, kbs)
+  assert [step.kind for step in steps] == [
+    "plan",
+    "answer",
+    "plan",
+    "final",
+  ] * 2
+  assert steps[1].question.hops == (Hop("Who is it?", ("text",), ("Ann",)),)
+  # Passages are found by the gold sub-question.
+  assert "Who is it?" in steps[1].passages[0].text
+
+
+def test_held_out_questions_are_of_no_training_slice(tmp_path):
+  path = write_questions(tmp_path / "a.jsonl")
+  slices = {"data.split": "train[:90%]", "validation.split": "train[90%:]"}
+  config, learnt = load(path, **slices)
+  held_out = train_data.load_held_out(config)
+  assert len(held_out) == 2 and not {q.id for q in held_out} & {
+    q.id for q in learnt
+  }
+  train_data.check_disjoint(learnt, held_out)
+  with pytest.raises(UserError, match="1 of 2 held-out .*data.split='train"):
+    train_data.check_disjoint([*learnt, held_out[0]], held_out)
+  # By their names alone, the splits of a file are one.
+  with pytest.raises(UserError, match="has no split 'val'"):
+    train_data.load_held_out(load(path)[0])
+
+
+def test_held_out_questions_of_a_file_of_their_own(tmp_path):
+  other = write_questions(tmp_path / "b.jsonl", 3)
+  path = write_questions(tmp_path / "a.jsonl")
+  config, _ = load(path, **{"validation.questions": other})
+  held_out = train_data.load_held_out(config)
+  assert [question.id for question in held_out] == ["b/1", "b/2", "b/3"]
+  config, _ = load("", **{"validation.questions": other})
+  assert len(train_data.load_held_out(config)) == 3
+
+
+def test_prepared_benchmark_is_one_split_by_its_name():
+  with pytest.raises(
+    UserError, match=r"webqa has no split 'train'.*test\[:90%"
+  ):
+    load("webqa")
+
+
+def test_digest_tells_a_changed_file(tmp_path):
+  image = tmp_path / "a.png"
+
+  def digest(by_content=True, shade=0, **parts):
+    Image.new("L", (84, 84), shade).save(image)
+    question = dataclasses.replace(QUESTION, image=str(image), **parts)
+    step = dataclasses.replace(GOOD, question=question)
+    packed = train_data.sequence_packing.PackedExample("p", (step, step))
+    examples = [question, step, packed]
+    return [train_data.digest_examples([x], by_content) for x in examples]
+
+  # By ids, as checkpoints were made before: SHA-256 of "q" by `sha256sum`.
+  ids = "8e35c2cd3bf6641bdb0e2050b76932cbb2e6034a0ddacc1d9bea82a6ba57f7cf"
+  assert digest(False)[0] == ids == digest(False, text="Why?")[0]
+  for change in (dict(text="Why?"), dict(answers=("x",)), dict(shade=9)):
+    for before, after in zip(digest(), digest(**change), strict=True):
+      assert before != after, change
+  assert digest() == digest()
