@@ -183,6 +183,38 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
       {"validation.train_files": "a"},
       "Set config.data.train_files, too",
     ),
+    (
+      "step_grpo",
+      {"data.questions": "shop.xlsx"},
+      "config.data.questions is 'shop.xlsx': take a file that ends in .jsonl, "
+      ".csv or .parquet, or a benchmark of georouter, infoseek",
+    ),
+    (
+      "step_grpo",
+      {"validation.questions": "jsonl"},
+      "config.validation.questions is 'jsonl': take a file",
+    ),
+    (
+      "step_grpo",
+      {"data.questions": "a.csv", "data.train_files": "b.jsonl"},
+      "config.data.questions is 'a.csv', beside the dataset r1_router_rows/b",
+    ),
+    (
+      "step_grpo",
+      {"data.train_files": "b.jsonl", "data.share": 0.5},
+      "config.data.families and share are for questions",
+    ),
+    ("sft", {"data.questions": "a.csv"}, "only GeoRouter's gold passages are"),
+    (
+      "sft",
+      {"data.questions": "a.csv", "data.kb_dir": "kb"},
+      "config.sft.rename_prob is (0.9, 0.3), but only GeoRouter's names",
+    ),
+    (
+      "step_grpo",
+      {"data.share": 0.0},
+      "config.data.share is 0.0: expected `float` > 0.0",
+    ),
   ],
 )
 def test_contradicting_options_are_rejected(name, changes, message):
