@@ -379,6 +379,11 @@ def _check_reward(options: StepGrpoConfig) -> None:
       f"The reward {reward} is your own, and so are its costs: set "
       "config.step_grpo.search_cost and token_cost to 0."
     )
+  if options.advantage_by_part and is_own and credit == "step":
+    raise UserError(
+      f"config.step_grpo.advantage_by_part is True, and the reward {reward} of "
+      "steps is your own, so that its parts are not known: set it to False."
+    )
   if credit == "step" and options.token_cost:
     raise UserError(
       f"config.step_grpo.token_cost is {options.token_cost}, a cost of whole "

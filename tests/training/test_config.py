@@ -15,6 +15,7 @@ VARIANTS = [
   ("sft", "qwen2_5_0_5b"),
   ("step_grpo", "tiny"),
   ("step_grpo", "smoke"),
+  ("step_grpo", "answers"),
   ("step_grpo", "3b"),
   ("step_grpo", "7b"),
   ("step_grpo", "reference"),
@@ -48,6 +49,10 @@ CREDIT, REWARD = "step_grpo.credit", "step_grpo.reward"
   "changes, message",
   [
     ({CREDIT: "token"}, "credit is 'token': take one of step, trajectory, gig"),
+    (
+      {REWARD: "a:b", "step_grpo.advantage_by_part": True},
+      "advantage_by_part is True, and the reward a:b of steps is your own",
+    ),
     ({REWARD: "f1"}, "reward is 'f1': with config.step_grpo.credit=step take"),
     (
       {CREDIT: "gigpo"},
@@ -63,6 +68,11 @@ CREDIT, REWARD = "step_grpo.credit", "step_grpo.reward"
       "The reward a:b is your own, and so are its costs",
     ),
     ({"step_grpo.token_cost": 0.1}, "token_cost is 0.1, a cost of whole traj"),
+    (
+      {CREDIT: "trajectory", REWARD: "em"},
+      "credit is 'trajectory': whole trajectories are the policy's own.  Set "
+      "config.step_grpo.rollout_mode to 'online', or take configs/step_grpo.py",
+    ),
     ({CREDIT: "trajectory", REWARD: "judge"}, "the reward 'judge' wants an ad"),
     ({"step_grpo.judge": "http://a/v1#m"}, "judge is 'http://a/v1#m': the rew"),
     ({"step_grpo.format_weight": 1.5}, "format_weight is 1.5: expected `float"),

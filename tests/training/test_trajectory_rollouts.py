@@ -4,6 +4,7 @@ import collections
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -304,39 +305,47 @@ def test_batches_have_the_gradient_of_each_response_alone(
   )
   assert sorted(kept) == np.flatnonzero(advantage.any(1)).tolist()
   model = qwen2_5_vl.QwenVL(policy.config.model, policy.config.compute)
-  allowed = np.asarray(policy.allowed_tokens)
+  allowed = jnp.asarray(policy.allowed_tokens)
 
   @jax.jit
   def numerator(params, batch):
-    total, count, _ = grpo_loss.loss(
-      model, loss_config, params, None, batch, allowed
-    )
-    return total, count
+    def of_params(params):
+      total, count, _ = grpo_loss.loss(
+        model, loss_config, params, None, batch, allowed
+      )
+      return total, count
+
+    return jax.value_and_grad(of_params, has_aux=True)(params)
+
+  def add(sums, parts):
+    return parts if sums is None else jax.tree.map(np.add, sums, parts)
 
   for n, batch in enumerate(batches):
-    total = count = 0.0
+    found = wanted = None
     for shard in range(shards):
       some = jax.tree.map(lambda x, shard=shard: x[shard], batch)
-      parts = numerator(policy.params, some)
-      total, count = total + parts[0], count + parts[1]
+      found = add(found, jax.device_get(numerator(policy.params, some)))
     # Each response by itself, in a batch of one.
-    wanted, tokens = 0.0, 0
     for state, member in np.argwhere(groups.present):
       if groups.questions[state] % minibatches != n:
         continue
-      one = [x[state, member][None, None] for x in groups.sampled[:3]]
-      alone = Batch(
-        jax.tree.map(
-          lambda x: x[0],
-          policy.processor.collate([groups.prompts[state]], 1, 1),
-        ),
-        one[0],
-        one[2],
-        advantage[state, member][None, None],
-        one[1],
-        np.ones(1, np.float32),
+      tokens, logp, mask = (
+        x[state, member][None, None] for x in groups.sampled[:3]
       )
-      wanted += numerator(policy.params, alone)[0]
-      tokens += one[2].sum()
-    np.testing.assert_allclose(total, wanted, rtol=1e-5, atol=1e-5)
+      prompt = policy.processor.collate([groups.prompts[state]], 1, 1)
+      prompt = jax.tree.map(lambda x: x[0], prompt)
+      one = advantage[state, member][None, None]
+      count = np.array([mask.sum()], np.float32)
+      alone = Batch(prompt, tokens, mask, one, logp, count)
+      wanted = add(wanted, jax.device_get(numerator(policy.params, alone)))
+    (loss, count), gradient = found
+    (wanted_loss, tokens), wanted_gradient = wanted
     np.testing.assert_allclose(count, tokens, rtol=1e-6)
+    np.testing.assert_allclose(loss / count, wanted_loss / tokens, atol=1e-6)
+    jax.tree.map(
+      lambda got, want, count=count: np.testing.assert_allclose(
+        got / count, want / count, atol=1e-5
+      ),
+      gradient,
+      wanted_gradient,
+    )
