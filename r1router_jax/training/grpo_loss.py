@@ -273,7 +273,7 @@ def token_loss(
     "clipped": is_bounded,
     "ratio": ratio,
     "ratio_variance": (ratio - 1) ** 2,
-    "logp_drift": jnp.abs(log_ratio),
+    "logp_drift": jnp.abs(logp - old_logp),
   }
   if config.on_policy or is_recomputed:
     metrics["sampler_drift"] = jnp.abs(old_logp - sampler_logp)
