@@ -31,8 +31,11 @@ def read_parquet_rows(path: str, check_columns: CheckColumns) -> Rows:
         for at in range(len(batch)):
           number += 1
           yield f"{path}:{number}", _read_row(batch.slice(at, 1))
-  # What pyarrow raises for files that are not Parquet, or damaged.
-  except (pa.ArrowException, OSError) as error:
+  except UserError:
+    raise
+  # What pyarrow raises for files that are not Parquet, or damaged; names of
+  # columns may not be UTF-8.
+  except (pa.ArrowException, OSError, ValueError) as error:
     if isinstance(error, OSError) and error.errno is not None:
       raise  # The disk failed; the content may be intact.
     fault = f"{path}: is no intact Parquet file ({str(error)[:200]})"

@@ -124,6 +124,8 @@ def read_questions(path: str, image_folder: str = "") -> QuestionRows:
   See `load_questions` for the arguments and errors.
   """
   check_file(path)
+  if image_folder and not os.path.isdir(image_folder):
+    raise UserError(f"{image_folder}: there is no such folder of images.")
   root = image_folder or os.path.dirname(os.path.abspath(path))
   stem, seen = os.path.basename(path).split(".")[0], {}
   for where, row in read_rows(path):

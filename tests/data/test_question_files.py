@@ -186,10 +186,14 @@ def test_damaged_parquet_is_named(tmp_path, content):
   with pytest.raises(UserError, match="a.parquet: is no intact Parquet file"):
     read(path)
   parquet.write_table(pa.table(PARQUET), path)
-  data = bytearray((tmp_path / "a.parquet").read_bytes())
-  data[10:60] = b"x" * 50
-  with pytest.raises(UserError, match="a.parquet: is no intact Parquet file"):
-    read(write(tmp_path / "a.parquet", bytes(data)))
+  good = (tmp_path / "a.parquet").read_bytes()
+  for bad in (
+    good[:10] + b"x" * 50 + good[60:],
+    good.replace(b"question", b"\xffuestion"),
+    good[:-9],
+  ):
+    with pytest.raises(UserError, match="a.parquet: is no intact Parquet"):
+      read(write(tmp_path / "a.parquet", bad))
 
 
 # ---- Faults of rows: the neighbours stay.
@@ -379,6 +383,12 @@ def test_place_that_is_no_file_of_questions(tmp_path, name, message):
   (tmp_path / "folder.csv").mkdir()
   with pytest.raises(UserError, match=message):
     question_files.load_questions(str(tmp_path / name))
+
+
+def test_folder_of_images_that_is_not_there_is_an_error(tmp_path):
+  path = write(tmp_path / "a.jsonl", [GOOD])
+  with pytest.raises(UserError, match="nowhere: there is no such folder"):
+    question_files.load_questions(path, str(tmp_path / "nowhere"))
 
 
 # ---- Slices.
