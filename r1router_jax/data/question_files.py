@@ -47,7 +47,7 @@ with epy.lazy_imports():
 SPLIT = "train"  # The one split of each file.
 KEYS = "question answer answers id image family interval hops".split()
 
-_FILE_NAME = re.compile(r"(?s).+\.((jsonl|csv)(\.gz|\.bz2)?|parquet)")
+_ENDING = re.compile(r"(?s)(?<=.)\.((jsonl|csv)(\.gz|\.bz2)?|parquet)\Z")
 _NAME_CURE = "Name a file that ends in .jsonl, .csv (or those with .gz or "
 _NAME_CURE += ".bz2) or .parquet"
 _KEYS_CURE = f"Known are {', '.join(KEYS)}: rename or remove the others"
@@ -73,7 +73,7 @@ _Hops = Annotated[tuple[_Hop, ...], Meta(max_length=MAX_HOPS)]
 
 def is_file_name(place: str) -> bool:
   """Return whether a name ends like that of a file of questions."""
-  return bool(_FILE_NAME.fullmatch(place))
+  return bool(_ENDING.search(place))
 
 
 def check_file(path: str) -> None:
@@ -127,7 +127,7 @@ def read_questions(path: str, image_folder: str = "") -> QuestionRows:
   if image_folder and not os.path.isdir(image_folder):
     raise UserError(f"{image_folder}: there is no such folder of images.")
   root = image_folder or os.path.dirname(os.path.abspath(path))
-  stem, seen = os.path.basename(path).split(".")[0], {}
+  stem, seen = _ENDING.sub("", os.path.basename(path)), {}
   for where, row in read_rows(path):
     try:
       if isinstance(row, RowError):

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from r1router_jax.common import images, row_files
+from r1router_jax.common import images, progress, row_files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question, Step
 from r1router_jax.data import benchmarks, georouter, gold_steps, question_files
@@ -166,7 +166,8 @@ def filter_readable(
   Messages name the questions' source; having none is a UserError.
   """
   skipped, kept = row_files.SkipLog(source), []
-  for question in questions:
+  # With images this takes a while.
+  for question in progress.show_progress(questions, "first prompts"):
     try:
       encode_first_prompt(policy, question)
       kept.append(question)

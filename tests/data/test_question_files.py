@@ -66,6 +66,18 @@ def test_all_keys_of_a_row(tmp_path):
   )
 
 
+@pytest.mark.parametrize("name", ["shop.v2.csv", "my shop.csv.gz", "a.b.jsonl"])
+def test_ids_are_of_the_file_and_the_line(tmp_path, name):
+  table = b"\nquestion,answer\n\nQ?,A\n"
+  if name.endswith(".gz"):
+    table = gzip.compress(table)
+  path = write(tmp_path / name, table if ".csv" in name else ["\n" * 3, GOOD])
+  (question,) = question_files.load_questions(path)
+  assert (
+    question.id == {"s": "shop.v2/4", "m": "my shop/4", "a": "a.b/4"}[name[0]]
+  )
+
+
 def test_absent_hops_are_unknown_and_none_are_none(tmp_path):
   rows = [GOOD, GOOD | dict(hops=None), GOOD | dict(hops=[])]
   found = question_files.load_questions(write(tmp_path / "a.jsonl", rows))
