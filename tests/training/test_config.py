@@ -5,7 +5,7 @@ import re
 import pytest
 
 from r1router_jax.rewards import presets, trajectory_reward
-from r1router_jax.training import config, grpo_loss
+from r1router_jax.training import advantages, config, grpo_loss
 from tests.train_runs import load_config, make_run_config
 
 VARIANTS = [
@@ -32,8 +32,53 @@ def test_every_variant_passes_the_checks(name, variant):
   assert run.rows_per_update > 0
 
 
-def test_names_of_advantage_norms_are_those_of_the_loss():
-  assert set(config.ADVANTAGE_NORMS) == set(grpo_loss.ADVANTAGE_NORMS)
+def test_names_of_options_are_those_of_the_loss_and_the_advantages():
+  assert set(config.ADVANTAGE_NORMS) == set(advantages.ADVANTAGE_NORMS)
+  assert set(config.TRUNCATED_RULES) == set(advantages.TRUNCATED_RULES)
+  assert set(config.OBJECTIVES) == set(grpo_loss.OBJECTIVES)
+  assert set(config.AGGREGATES) == set(grpo_loss.AGGREGATES)
+  assert set(config.KL_ESTIMATORS) == set(grpo_loss.KL_ESTIMATORS)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    (
+      {"objective": "ppo"},
+      "objective is 'ppo': take one of grpo, dr_grpo, gsp",
+    ),
+    ({"aggregate": "mean"}, "aggregate is 'mean': take one of token_mean, seq"),
+    ({"truncated": "cut"}, "truncated is 'cut': take one of keep, drop, penal"),
+    (
+      {"kl": "k1"},
+      "kl is 'k1': take one of k2, k3.  In a loss the gradient of",
+    ),
+    ({"clip_low": -0.2}, "clip_low is -0.2: expected `float` >= 0"),
+    (
+      {"objective": "sapo", "clip_high": 0.2},
+      "and 'sapo' bounds no ratio: lea",
+    ),
+    ({"dual_clip": 1.0}, "dual_clip is 1.0 for 'grpo': it is above 1, as 3"),
+    ({"objective": "cispo", "dual_clip": 3.0}, "dual_clip is 3.0 for 'cispo'"),
+    (
+      {"objective": "dppo", "importance_cap": 2.0},
+      "importance_cap is 2.0, and",
+    ),
+  ],
+)
+def test_option_that_the_loss_lacks_is_rejected(changes, message):
+  changes = {f"step_grpo.loss.{name}": x for name, x in changes.items()}
+  with pytest.raises(ValueError, match=re.escape(message)):
+    make_run_config("step_grpo", **changes)
+
+
+def test_loss_of_an_older_config_is_grpo():
+  tree = load_config("step_grpo").to_dict()
+  known = "clip_low", "clip_high", "aggregate", "kl", "kl_coef", "entropy_coef"
+  older = {name: tree["step_grpo"]["loss"][name] for name in known}
+  tree = change(tree, "step_grpo", loss=older, advantage_norm="none")
+  run = config.read_run_config(tree).step_grpo
+  assert (run.loss.objective, run.advantage_norm) == ("grpo", "none")
 
 
 def test_names_of_rewards_are_those_that_can_be_made():
