@@ -39,7 +39,8 @@ HEALTH_CHECKS = {
   ),
   ("equal_groups", "is above", 0.95): (
     "nearly all groups are of equal rewards and are left out",
-    "samples.jsonl; config.step_grpo.temperature and reward; more "
+    "samples.jsonl, and solved_groups: are they all wrong, or all right?  "
+    "config.step_grpo.temperature and reward; more "
     "config.data.prompts_per_shard or a larger group_size",
   ),
   # Of trajectories: a policy that is never right is never told what is.
