@@ -68,20 +68,53 @@ class ParallelStrategy:
       return jax.pmap(train_step, mesh_lib.DATA, **axes, donate_argnums=0)
     # fsdp: one program over the global batch.
     jitted = jax.jit(train_step, donate_argnums=0)
-    rows = mesh_lib.batch_sharding(self.mesh).spec
-    sharding = NamedSharding(self.mesh, PartitionSpec(None, *rows))
-
-    def to_global_rows(x):
-      # [D, M, m, ...] of this host -> [M, D m of all hosts, ...].
-      x = np.moveaxis(x, 0, 1)
-      x = x.reshape(len(x), x.shape[1] * x.shape[2], *x.shape[3:])
-      return jax.make_array_from_process_local_data(sharding, x)
 
     def run(state, reference, batch):
       with jax.set_mesh(self.mesh):
-        return jitted(state, reference, jax.tree.map(to_global_rows, batch))
+        return jitted(state, reference, self._to_global_rows(batch))
 
     return run
+
+  def jit_by_row(self, function: Callable) -> Callable:
+    """Compile (parameters, batch) -> one array of all rows, for all devices.
+
+    The batch is as that of `jit_train_step`, and so is what the function sees;
+    it returns [M, m, ...], and the compiled one this host's [D, M, m, ...] as a
+    NumPy array.
+    """
+    if self.kind == "pmap":
+      mapped = jax.pmap(function, mesh_lib.DATA, in_axes=(None, 0))
+      return lambda params, batch: np.asarray(mapped(params, batch))
+    # fsdp: one program over the global batch.
+    jitted = jax.jit(function, out_shardings=self._row_sharding)
+
+    def run(params, batch):
+      with jax.set_mesh(self.mesh):
+        rows = jitted(params, self._to_global_rows(batch))
+      # [M, D m of all hosts, ...] -> [D, M, m, ...] of this host.  Devices that
+      # split weights hold the same rows.
+      shards = {s.index[1].start or 0: s.data for s in rows.addressable_shards}
+      local = np.concatenate([shards[start] for start in sorted(shards)], 1)
+      shape = len(local), self.local_shards, -1, *local.shape[2:]
+      return np.moveaxis(local.reshape(shape), 1, 0)
+
+    return run
+
+  @property
+  def _row_sharding(self) -> NamedSharding:
+    """The sharding of the rows of microbatches, [M, rows, ...]."""
+    rows = mesh_lib.batch_sharding(self.mesh).spec
+    return NamedSharding(self.mesh, PartitionSpec(None, *rows))
+
+  def _to_global_rows(self, batch: Any) -> Any:
+    """Convert [D, M, m, ...] of this host to [M, D m of all hosts, ...]."""
+
+    def convert(x):
+      x = np.moveaxis(x, 0, 1)
+      x = x.reshape(len(x), x.shape[1] * x.shape[2], *x.shape[3:])
+      return jax.make_array_from_process_local_data(self._row_sharding, x)
+
+    return jax.tree.map(convert, batch)
 
   def to_global(self, state: Any) -> Any:
     """Convert host-local arrays to global arrays, as checkpoints need."""

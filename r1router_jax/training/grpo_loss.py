@@ -228,8 +228,15 @@ def make_loss_config(
   for name in ("clip_low", "clip_high", "aggregate"):
     if values[name] is None:
       values[name] = getattr(objective, name)
+  # In 16 bits the sampler's log-probabilities are not the trainer's.
+  values["on_policy"] = computes_in_16_bits(policy) and options.minibatches == 1
   longest = policy.response_tokens[-1]
   return GrpoLossConfig(options.temperature, longest, **values)
+
+
+def computes_in_16_bits(policy: PolicyConfig) -> bool:
+  """Return whether a policy computes its products in 16 bits."""
+  return jnp.dtype(policy.compute.dtype).itemsize == 2
 
 
 def choose_advantage_norm(options: StepGrpoConfig) -> str:

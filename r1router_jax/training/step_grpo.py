@@ -32,6 +32,7 @@ from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training import (
   advantages,
   grpo_loss,
+  old_logprobs,
   rollouts,
   throughput,
   train_batches,
@@ -98,6 +99,13 @@ class StepGrpo:
       discount=options.discount,
     )
     self.needs_reference = self._loss_config.kl_coef != 0
+    # Of several updates in 16 bits: see old_logprobs.py.
+    self._recompute = None
+    in_16_bits = grpo_loss.computes_in_16_bits(policy.config)
+    if in_16_bits and options.minibatches > 1:
+      self._recompute = old_logprobs.make_recompute(
+        policy, strategy, options.temperature, config.micro_batch_size
+      )
     self.loss = functools.partial(
       grpo_loss.loss, policy.model, self._loss_config
     )
@@ -133,9 +141,15 @@ class StepGrpo:
     if self._config.walks_trajectories:
       make = train_batches.make_trajectory_batches
     batches, kept = make(policy, groups, advantage, self._loss_config, shape)
+    if self._recompute:
+      start = time.perf_counter()
+      batches = [self._recompute(params, batch) for batch in batches]
+      seconds["old_logp"] = time.perf_counter() - start
 
-    # 3. The report.  A reference policy costs one more forward pass.
+    # 3. The report.  A reference policy costs one more forward pass, and so do
+    # log-probabilities before the updates.
     passes = throughput.FORWARD_PASSES_PER_UPDATE + self.needs_reference
+    passes += self._recompute is not None
     lengths = groups.sampled.mask.sum(-1)
     work = throughput.count_work(model, groups.prompts, lengths)
     learnt = [groups.prompts[i] for i in kept], lengths[kept]
