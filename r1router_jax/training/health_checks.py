@@ -88,9 +88,14 @@ HEALTH_CHECKS = {
     "reward/total beside it; config.optim.lr (lower)",
   ),
   ("logp_drift", "is above", 0.1): (
-    "tokens are not as likely in the update as when they were drawn",
-    "how many updates a rollout serves; do sampler and trainer run in "
-    "other precisions (config.policy.overrides.compute.dtype)?",
+    "tokens are not as likely in the update as before the iteration's first",
+    "how many updates a rollout serves; config.optim.lr (lower)",
+  ),
+  # Logged where the two round in other ways: training/old_logprobs.py.
+  ("sampler_drift", "is above", 0.1): (
+    "tokens are not as likely for the trainer as for the sampler",
+    "config.policy.overrides.compute.dtype; "
+    "config.step_grpo.loss.importance_cap (2 weighs for it)",
   ),
   ("clipped", "is above", 0.3): (
     "the trust region cuts off many tokens",

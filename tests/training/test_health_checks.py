@@ -36,6 +36,7 @@ GOOD = {
     "0.99 0.996 0.989 0.986 0.995 0.993 0.976 0.996"
   ),
   "logp_drift": [1.2e-07, 7.68e-08] * 8,
+  "sampler_drift": [0.0028, 0.0031] * 8,
   "clipped": [0.0] * 16,
   "truncated": [0.01, 0.03] * 8,
   "solved_groups": [0.04, 0.3, 0.6, 1.0] * 4,
@@ -56,7 +57,8 @@ BAD = [
   ("reward/well_formed", [0.7, 0.95, 0.6], "well formed"),
   ("validation/f1", [0.1, 0.6, 0.3], "worse than they were"),
   ("kl", [0.0, 0.3, 4.0], "reference"),
-  ("logp_drift", [1e-6, 0.01, 0.4], "as likely"),
+  ("logp_drift", [1e-6, 0.01, 0.4], "as before the iteration's first"),
+  ("sampler_drift", [0.003, 0.01, 0.4], "as for the sampler"),
   ("clipped", [0.0, 0.1, 0.5], "trust region"),
 ]
 
