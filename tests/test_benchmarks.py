@@ -73,6 +73,20 @@ def test_routing_benchmark(kbs):
 
 
 @pytest.mark.long
+def test_trajectory_benchmark(kbs):
+  flags = f"--kb_dir={kbs}", "--questions=1", "--runs=1"
+  rows = run_benchmark("trajectory", *flags)
+  assert [row["loop"] for row in rows] == ["host", "host", "halves", "halves"]
+  assert [row["delay"] > 0 for row in rows] == [False, True, False, True]
+  for row in rows:
+    # An iteration is made of its phases.
+    phases = ("sample_s", "search_s", "reward_s", "rest_s", "update_s")
+    seconds = sum(row[phase] for phase in phases)
+    wanted = pytest.approx(row["trajectories"] / row["per_s"], rel=0.01)
+    assert seconds == wanted and row["of_model"] < 1
+
+
+@pytest.mark.long
 @pytest.mark.oracle
 def test_process_per_stage_benchmark(kbs):
   one, stages = run_benchmark(

@@ -19,6 +19,7 @@ from r1router_jax.training import optimizer
 from tests import commands, two_processes
 from tests.train_runs import (
   CONFIGS,
+  TRAJECTORIES,
   load_config,
   read_scalars,
   train_and_interrupt,
@@ -172,16 +173,25 @@ def test_sigterm_saves_and_another_seed_is_rejected(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_run_ends_like_an_unbroken_one(warm_start, tmp_path):
+@pytest.mark.parametrize(
+  "credit",
+  [
+    "step",
+    pytest.param("trajectory", marks=pytest.mark.long),
+    pytest.param("gigpo", marks=pytest.mark.long),
+  ],
+)
+def test_killed_run_ends_like_an_unbroken_one(
+  credit, warm_start, kbs, tmp_path
+):
   """SIGKILL at random moments, also while a checkpoint is being written."""
   rng, steps = np.random.default_rng(0), 8 + 4 * KILLS
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  flags = [
-    "--config.data.kb_dir=",
-    f"--config.policy.start_from={warm_start / 'policy'}",
-    f"--config.total_steps={steps}",
-    "--config.checkpoint_every=1",
-  ]
+  changes = {"policy.start_from": warm_start / "policy", "data.kb_dir": ""}
+  if credit != "step":
+    changes = TRAJECTORIES | {"step_grpo.credit": credit, "data.kb_dir": kbs}
+  changes |= {"total_steps": steps, "checkpoint_every": 1}
+  flags = [f"--config.{name}={x}" for name, x in changes.items()]
   command = train_flags("step_grpo.py:smoke", killed, *flags)
   options = dict(env=os.environ | commands.ONE_DEVICE, check=True)
   done = commands.run_command(

@@ -11,6 +11,15 @@ from r1router_jax.training.config import read_run_config
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
+# Credit for whole trajectories, of the policy that comes with the package: its
+# rewards, with a cost of tokens, differ in most groups.
+TRAJECTORIES = {
+  "step_grpo.credit": "trajectory",
+  "step_grpo.rollout_mode": "online",
+  "step_grpo.reward": "f1",
+  "step_grpo.token_cost": 0.01,
+}
+
 
 def load_config(name, variant="smoke", **changes):
   """Return a config of the repository with `changes` by dotted key."""
