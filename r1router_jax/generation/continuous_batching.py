@@ -44,9 +44,9 @@ from r1router_jax.parallel import mesh as mesh_lib
 # shrinking further saves nothing.
 MIN_DECODE_ROWS = 16
 
-# If less than this share of all members is wanted, there are so many slots for
-# the rows of a group.
-SPARSE, SLOTS_PER_SPARSE_GROUP = 0.8, 4
+# Members of a group for each one that is wanted: below `DENSE` a group has one
+# slot, up to the other number that many, and beyond one for each member.
+DENSE, SLOTS_PER_SPARSE_GROUP = 1.2, 4
 
 
 # Collates the prompts of given indices, [D, B]; leaves are [D, B, ...].
@@ -99,10 +99,13 @@ class Scheduler:
     # The lowest level that all prompts fit into, or the highest.
     sufficient = [n for n in self.levels if n >= per_shard]
     self.level = min(sufficient, default=largest)
-    # Slots for a group's rows: more than one where members are not wanted.  Two
-    # numbers of slots, so that few shapes are compiled.
-    is_sparse = self._num_wanted.sum() < SPARSE * wanted.size
-    self._slots_per_group = SLOTS_PER_SPARSE_GROUP if is_sparse else 1
+    # Slots for a group's rows: as many as prompts that fill them, since rows
+    # without a slot would idle.  Three numbers, so that few shapes are compiled.
+    spread = num_prompts * self._group_size / max(self._num_wanted.sum(), 1)
+    some = min(SLOTS_PER_SPARSE_GROUP, self._group_size)
+    self._slots_per_group = 1 if spread < DENSE else self._group_size
+    if DENSE <= spread <= some:
+      self._slots_per_group = some
     # While prompts are queued, allocate slots for one more prefill batch: a
     # slot stays taken until the last member of its group ends.
     self._max_slots = largest * self._slots_per_group

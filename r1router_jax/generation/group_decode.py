@@ -30,7 +30,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.generation.token_sampling import SamplingParams, sample_tokens
+from r1router_jax.generation.token_sampling import (
+  GREEDY,
+  SamplingParams,
+  sample_tokens,
+)
 from r1router_jax.models import layers, qwen2_5_vl
 from r1router_jax.models.attention import Caches, GroupLayout
 
@@ -192,10 +196,12 @@ def empty_state(
 
   prompts = _map_prompts(resized_zeros, prompts_like)
   rows = jax.tree.map(lambda x: resized_zeros(0, x, num_rows), rows_like)
-  # Done rows are skipped by decoding until an insert overwrites them.
+  # Done rows are skipped by decoding until an insert overwrites them.  Filters
+  # of zeros would have all rows sort the vocabulary.
+  sampling = SamplingParams(*map(jnp.full_like, rows.sampling, GREEDY))
   return EngineState(
     prompts,
-    rows._replace(done=jnp.ones(num_rows, bool)),
+    rows._replace(done=jnp.ones(num_rows, bool), sampling=sampling),
     init_decode_cache(model, num_rows, rows_like.tokens.shape[1]),
     jnp.int32(0),
   )

@@ -307,3 +307,16 @@ def test_returned_logp_is_that_of_a_second_pass(temperature):
   np.testing.assert_allclose(
     np.asarray(logp)[sampled.mask], sampled.logp[sampled.mask], atol=1e-5
   )
+
+
+def test_free_rows_have_no_filters():
+  """One row with a filter has the vocabulary sorted for all, in each step."""
+  batch = tiny_policy.collate(CONFIG, make_prompts(2), length=8)
+  constraints = DecodeConstraints(ALL, np.int32(END))
+  task = batch, make_keys([0, 1], 2), SamplingParams(HOT).validate()
+  prompts, rows = group_decode.prefill(
+    MODEL, tiny_policy.params(CONFIG), *task, constraints, TOKENS
+  )
+  free = group_decode.empty_state(MODEL, prompts, rows, 3, 5).rows
+  assert free.done.all() and not free.sampling.top_k.any()
+  np.testing.assert_array_equal(free.sampling.top_p, np.ones(5))
