@@ -9,7 +9,8 @@ happened in between, including checkpoints and compilation:
   speed/samples_s  responses per second, counted alike
   speed/tflops_s   10^12 operations of the model per second and device: one
                    forward pass over what was sampled, three over what was
-                   learnt from, one more with a reference policy
+                   learnt from, one more with a reference policy, and
+                   one more for log-probabilities before the updates
   speed/mfu        model FLOPs utilization: the same as a fraction of the
                    device's peak in bfloat16; left out if that is not known
 
