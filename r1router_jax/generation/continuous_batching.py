@@ -100,7 +100,7 @@ class Scheduler:
     sufficient = [n for n in self.levels if n >= per_shard]
     self.level = min(sufficient, default=largest)
     # Slots for a group's rows: as many as prompts that fill them, since rows
-    # without a slot would idle.  Three numbers, so that few shapes are compiled.
+    # without a slot would idle.  Of three numbers: few shapes are compiled.
     spread = num_prompts * self._group_size / max(self._num_wanted.sum(), 1)
     some = min(SLOTS_PER_SPARSE_GROUP, self._group_size)
     self._slots_per_group = 1 if spread < DENSE else self._group_size

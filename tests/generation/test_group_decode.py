@@ -313,6 +313,7 @@ def test_free_rows_have_no_filters():
   """One row with a filter has the vocabulary sorted for all, in each step."""
   batch = tiny_policy.collate(CONFIG, make_prompts(2), length=8)
   constraints = DecodeConstraints(ALL, np.int32(END))
+  batch = jax.tree.map(jnp.asarray, batch)
   task = batch, make_keys([0, 1], 2), SamplingParams(HOT).validate()
   prompts, rows = group_decode.prefill(
     MODEL, tiny_policy.params(CONFIG), *task, constraints, TOKENS
