@@ -104,7 +104,7 @@ class StepGrpo:
     in_16_bits = grpo_loss.computes_in_16_bits(policy.config)
     if in_16_bits and options.minibatches > 1:
       self._recompute = old_logprobs.make_recompute(
-        policy, strategy, options.temperature, config.micro_batch_size
+        policy, strategy, options.temperature, config.rows_per_backward
       )
     self.loss = functools.partial(
       grpo_loss.loss, policy.model, self._loss_config
