@@ -261,48 +261,45 @@ def _group_by_state(
 ) -> tuple:
   """Return the fields of `TrajectoryGroups` that responses make up."""
   # 1. Sorted, because each routing loop visits steps in an order of its own.
-  number_of = {question.id: n for n, question in enumerate(questions)}
-
-  def sort_key(visit):
-    return number_of[visit.step.question.id], visit.number, visit.member
-
-  visited = sorted(visited, key=sort_key)
-  # A retry responds to the same prompt once more, and is a state of its own.
-  states: dict[Hashable, int] = {}
-  rows = [
-    states.setdefault(
-      (*sort_key(visit)[:2], visit.step.history, visit.prompt), len(states)
-    )
-    for visit in visited
-  ]
-
-  # 2. One place for each response.
   size = len(trajectories) // len(questions)
-  columns = [visit.member for visit in visited]
+  first = {question.id: n * size for n, question in enumerate(questions)}
+  of_trajectory = sorted(
+    (
+      (first[visit.step.question.id] + visit.member, visit) for visit in visited
+    ),
+    key=lambda pair: (pair[0] // size, pair[1].number, pair[0]),
+  )
+
+  # 2. States.  A retry responds to the same prompt once more, and is a state of
+  # its own.
+  states: dict[Hashable, int] = {}
+  places = []
+  for index, visit in of_trajectory:
+    key = index // size, visit.number, visit.step.history, visit.prompt
+    state = states.setdefault(key, len(states))
+    places.append((state, visit.member))
+  prompts = [policy.processor.encode(prompt) for *_, prompt in states]
+  numbers = np.array([number for number, *_ in states])
+
+  # 3. Responses, each at its place.
   shape = len(states), size, policy.config.response_tokens[-1]
   sampled = group_decode.empty_responses(*shape)
   positions, searches = np.zeros((2, *shape[:2]), int)
-  steps_so_far = collections.Counter()
-  for row, column, visit in zip(rows, columns, visited, strict=True):
+  steps_so_far, plans = collections.Counter(), {}
+  for place, (index, visit) in zip(places, of_trajectory, strict=True):
     (response,) = visit.responses
-    room = row, column, slice(len(response.tokens))
+    room = *place, slice(len(response.tokens))
     sampled.tokens[room], sampled.logp[room] = response.tokens, response.logp
     sampled.mask[room] = True
-    walker = number_of[visit.step.question.id], column
-    positions[row, column] = steps_so_far[walker]
-    steps_so_far[walker] += 1
-
-  # 3. The searches that follow a plan; of several tries the last one counts.
-  plans = {}
-  for row, column, visit in zip(rows, columns, visited, strict=True):
+    positions[place] = steps_so_far[index]
+    steps_so_far[index] += 1
+    # Of several tries for a plan the last one counts.
     if visit.step.kind == "plan":
-      number, round_ = number_of[visit.step.question.id], visit.number
-      round_ //= REQUESTS_PER_ROUND
-      plans[number * size + column, round_] = row, column
-  for (walker, round_), place in plans.items():
-    rounds = trajectories[walker].rounds
-    if round_ < len(rounds):
-      searches[place] = len(rounds[round_].plan.routes)
-  prompts = [policy.processor.encode(prompt) for *_, prompt in states]
-  owners = np.array([number for number, *_ in states])
-  return owners, prompts, sampled, positions, searches
+      plans[index, visit.number // REQUESTS_PER_ROUND] = place
+
+  # 4. The searches that follow a plan.
+  for (index, number), place in plans.items():
+    rounds = trajectories[index].rounds
+    if number < len(rounds):
+      searches[place] = len(rounds[number].plan.routes)
+  return numbers, prompts, sampled, positions, searches
