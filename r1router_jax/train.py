@@ -39,7 +39,7 @@ from ml_collections import config_dict, config_flags
 from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.errors import UserError
 from r1router_jax.data import question_files
-from r1router_jax.training.config import read_run_config
+from r1router_jax.training.config_reader import read_run_config
 
 # These take seconds to import: wrong flags are answered before.
 with epy.lazy_imports():

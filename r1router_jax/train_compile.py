@@ -33,7 +33,8 @@ from ml_collections import config_flags
 
 from r1router_jax.common import cli
 from r1router_jax.common.errors import UserError
-from r1router_jax.training.config import RunConfig, read_run_config
+from r1router_jax.training.config import RunConfig
+from r1router_jax.training.config_reader import read_run_config
 
 # These take seconds to import: wrong flags are answered before.
 with epy.lazy_imports():

@@ -7,7 +7,7 @@ import pytest
 
 from r1router_jax.common import run_log
 from r1router_jax.train import train
-from r1router_jax.training.config import read_run_config
+from r1router_jax.training.config_reader import read_run_config
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

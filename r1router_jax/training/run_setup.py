@@ -30,7 +30,8 @@ from r1router_jax.routing import device_loop
 from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training import optimizer, train_data, train_step, validation
 from r1router_jax.training.bucket_sampler import BucketSampler
-from r1router_jax.training.config import RunConfig, read_run_config
+from r1router_jax.training.config import RunConfig
+from r1router_jax.training.config_reader import read_run_config
 from r1router_jax.training.sft import Sft
 from r1router_jax.training.step_grpo import StepGrpo
 

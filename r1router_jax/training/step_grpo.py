@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from r1router_jax.common.records import Question, Step
 from r1router_jax.generation.token_sampling import SamplingParams
@@ -122,7 +122,7 @@ class StepGrpo:
     resampling it is asked for iterations beyond the last one.
     """
     policy = dataclasses.replace(self._policy, params=params)
-    options, model = self._options, policy.config.model
+    model = policy.config.model
 
     # 1. Rollouts, until enough groups have unequal rewards.
     start = time.perf_counter()
@@ -132,15 +132,12 @@ class StepGrpo:
     seconds["rollout"] = time.perf_counter() - start - seconds["reward"]
 
     # 2. Batches of the groups that have a gradient.
-    advantage = groups.advantages(self._credit)
-    shown, metrics = groups.samples(advantage), _rollout_metrics(groups)
-    if self._credit.truncated == "drop":
-      advantage, groups = _drop_truncated(groups, advantage, self._credit)
-    shape = options.minibatches, self._data_shards, options.update_batch_size
-    make = train_batches.make_step_batches
-    if self._config.walks_trajectories:
-      make = train_batches.make_trajectory_batches
-    batches, kept = make(policy, groups, advantage, self._loss_config, shape)
+    advantage, responses = groups.advantages(self._credit), groups.sampled
+    truncated = advantages.find_truncated(
+      responses.tokens, responses.mask, self._credit.end_id
+    )
+    task = policy, groups, advantage, truncated
+    batches, kept = self._collate_groups(*task)
     if self._recompute:
       start = time.perf_counter()
       batches = [self._recompute(params, batch) for batch in batches]
@@ -150,13 +147,35 @@ class StepGrpo:
     # log-probabilities before the updates.
     passes = throughput.FORWARD_PASSES_PER_UPDATE + self.needs_reference
     passes += self._recompute is not None
-    lengths = groups.sampled.mask.sum(-1)
+    lengths = responses.mask.sum(-1)
     work = throughput.count_work(model, groups.prompts, lengths)
     learnt = [groups.prompts[i] for i in kept], lengths[kept]
     update = throughput.count_work(model, *learnt, passes)
     work = work._replace(flops=work.flops + update.flops)
+    metrics = _rollout_metrics(groups, truncated)
     metrics["refills"] = float(len(sampled) - 1)
+    shown = groups.samples(advantage)
     return batches, throughput.IterationReport(metrics, work, seconds, shown)
+
+  def _collate_groups(
+    self,
+    policy: Policy,
+    groups: Groups,
+    advantage: Float[np.ndarray, "B G"],
+    truncated: Bool[np.ndarray, "B G"],
+  ) -> tuple[list[Batch], Int[np.ndarray, " kept"]]:
+    """Return the batches of an iteration, and the indices of groups in them."""
+    options, responses = self._options, groups.sampled
+    if self._credit.truncated == "drop":
+      task = advantage, responses.mask, truncated
+      advantage, mask = advantages.drop_truncated(*task)
+      left = responses._replace(mask=mask)
+      groups = dataclasses.replace(groups, sampled=left)
+    shape = options.minibatches, self._data_shards, options.update_batch_size
+    make = train_batches.make_step_batches
+    if self._config.walks_trajectories:
+      make = train_batches.make_trajectory_batches
+    return make(policy, groups, advantage, self._loss_config, shape)
 
   def _sample_groups(
     self, policy: Policy, examples_for: Callable, iteration: int
@@ -213,29 +232,18 @@ class StepGrpo:
     return rollouts.score_groups(steps, prompts, sampled, texts, self._reward)
 
 
-def _drop_truncated(
-  groups: Groups, advantage: Float[np.ndarray, "B G"], credit: Credit
-) -> tuple[Float[np.ndarray, "B G"], Groups]:
-  """Return advantages and groups without the tokens of truncated responses."""
-  sampled = groups.sampled
-  tokens, mask = sampled.tokens, sampled.mask
-  truncated = advantages.find_truncated(tokens, mask, credit.end_id)
-  advantage, mask = advantages.drop_truncated(advantage, mask, truncated)
-  kept = sampled._replace(mask=mask)
-  return advantage, dataclasses.replace(groups, sampled=kept)
-
-
-def _rollout_metrics(groups: Groups) -> dict[str, float]:
+def _rollout_metrics(
+  groups: Groups, truncated: Bool[np.ndarray, "B G"]
+) -> dict[str, float]:
   """Return the scalars that the sampled responses give to the log."""
   lengths = groups.sampled.mask.sum(-1)
-  lengths = lengths[lengths > 0]
+  present = lengths > 0
   cut_tokens = [prompt.truncated_tokens for prompt in groups.prompts]
   return groups.metrics() | {
     "reward/std_in_group": float(groups.reward.std(axis=1).mean()),
     "groups": float(len(groups.reward)),
     "equal_groups": float(np.mean(~groups.has_signal)),
-    "response_tokens": float(lengths.mean()),
+    "response_tokens": float(lengths[present].mean()),
     "cut_tokens": float(np.mean(cut_tokens)),
-    # A response that fills its room has no end token.
-    "truncated": float(np.mean(lengths == groups.sampled.mask.shape[-1])),
+    "truncated": float(truncated[present].mean()),
   }

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from r1router_jax.rewards import presets, trajectory_reward
-from r1router_jax.training import advantages, config, grpo_loss
+from r1router_jax.training import advantages, config, config_reader, grpo_loss
 from tests.train_runs import load_config, make_run_config
 
 VARIANTS = [
@@ -77,7 +77,7 @@ def test_loss_of_an_older_config_is_grpo():
   known = "clip_low", "clip_high", "aggregate", "kl", "kl_coef", "entropy_coef"
   older = {name: tree["step_grpo"]["loss"][name] for name in known}
   tree = change(tree, "step_grpo", loss=older, advantage_norm="none")
-  run = config.read_run_config(tree).step_grpo
+  run = config_reader.read_run_config(tree).step_grpo
   assert (run.loss.objective, run.advantage_norm) == ("grpo", "none")
 
 
@@ -307,7 +307,7 @@ def test_unknown_option_of_an_own_config_is_named(section, options, message):
   # An own config file can hold any key.
   tree = change(load_config("step_grpo").to_dict(), section, **options)
   with pytest.raises(ValueError, match=re.escape(message)):
-    config.read_run_config(tree)
+    config_reader.read_run_config(tree)
 
 
 def test_missing_option_is_named():
@@ -316,7 +316,7 @@ def test_missing_option_is_named():
   with pytest.raises(
     ValueError, match="config.sft: .*missing required field `rename_prob`"
   ):
-    config.read_run_config(tree)
+    config_reader.read_run_config(tree)
   del tree["sft"]
   with pytest.raises(ValueError, match="there is no section config.sft"):
-    config.read_run_config(tree)
+    config_reader.read_run_config(tree)
