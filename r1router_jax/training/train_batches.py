@@ -34,6 +34,11 @@ from r1router_jax.training.trajectory_rollouts import TrajectoryGroups
 BatchShape = tuple[int, int, int]
 
 
+# Two responses in a row are taken unless they make so many times the tokens of
+# the best number.
+WIDTH_TOLERANCE = 1.25
+
+
 class BatchRows(NamedTuple):
   """The rows of a batch on this host: prompts with responses to each."""
 
@@ -136,7 +141,7 @@ def make_trajectory_batches(
 def _choose_width(
   present: Bool[np.ndarray, "B G"], lengths: Int[np.ndarray, " B"], room: int
 ) -> int:
-  """Return the number W of responses in a row that makes the fewest tokens.
+  """Return the number W of responses in a row that makes few tokens.
 
   A row is a prompt and W responses of `room` tokens: with a large W few
   trajectories leave padding, with a small one prompts are repeated.
@@ -147,7 +152,10 @@ def _choose_width(
   def count_tokens(width):
     return np.sum(-(-members // width) * (lengths + width * room))
 
-  return min(widths, key=count_tokens)
+  # Another number than the usual one compiles another program.
+  usual, best = widths[:2][-1], min(widths, key=count_tokens)
+  is_close = count_tokens(usual) <= WIDTH_TOLERANCE * count_tokens(best)
+  return usual if is_close else best
 
 
 def _split_members(
