@@ -29,7 +29,7 @@ FEW_QUESTIONS = "--questions=4 --method=r1_router --nostep_rewards"
 NO_STEP = "--config.total_steps=0 --workdir=runs/from_sft"
 SYNTHESIS = "r1router_jax.synthesize --kb_dir=runs/kb --workdir=runs/synthesis"
 STEP_GRPO = "r1router_jax.train --config=configs/step_grpo.py"
-RUN = {
+GEOROUTER = {
   "r1router_jax.build_kb --kb_dir=runs/kb": "",
   "tools.trajectory_picture": "",
   "r1router_jax.ask --kb_dir=runs/kb": "",
@@ -42,6 +42,16 @@ RUN = {
   "r1router_jax.train --config=configs/sft.py:tiny": "--config.total_steps=0",
   f"{STEP_GRPO}:tiny --config.data": NO_STEP,
 }
+# Likewise, from a file of one's own questions to a report.
+OWN_QUESTIONS = {
+  "tools.shop_world": "",
+  "r1router_jax.build_kb --kb_dir=runs/shop/kb": "",
+  "r1router_jax.check_questions": "--strict",
+  f"{STEP_GRPO}:answers": f"{ONE_STEP} --config.validation.steps=2",
+  "r1router_jax.eval --benchmark=jsonl": "--questions=2",
+  "r1router_jax.ask --policy=runs/shop/trained/policy": "",
+}
+RUN = GEOROUTER | OWN_QUESTIONS
 # The start of each command that is not run, and why.
 NOT_RUN = {
   "bash launch/quickstart.sh": "Ten minutes; test_launch.py checks the script.",
@@ -153,13 +163,29 @@ def test_python_example_runs(folder, kbs):
   assert re.search(r"^Answer     .*\n[01]\.\d+$", printed, re.M)
 
 
-@pytest.mark.long
-def test_documented_commands_run(folder):
+def run_documented(entries: dict[str, str], folder: pathlib.Path) -> None:
+  """Run the documented commands of a table, in its order."""
   documented = documented_commands()
-  for entry, extra in RUN.items():
+  for entry, extra in entries.items():
     for words in documented:
       if find_entry(words) == entry:
         run_python("-m", *words, *shlex.split(extra), folder=folder)
+
+
+@pytest.mark.long
+def test_own_questions_lead_to_a_report(folder):
+  run_documented(OWN_QUESTIONS, folder)
+  shop = folder / "runs/shop"
+  report = (shop / "report.html").read_text()
+  assert "validation/f1" in report and "solved_groups" in report
+  rows = (shop / "eval/predictions.jsonl").read_text().splitlines()
+  # Two questions by each of two policies.
+  assert len(rows) == 4
+
+
+@pytest.mark.long
+def test_documented_commands_run(folder):
+  run_documented(GEOROUTER, folder)
   drawn = (folder / "docs/trajectory.svg").read_text()
   assert drawn == (ROOT / "docs/trajectory.svg").read_text()
 
