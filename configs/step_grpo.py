@@ -42,7 +42,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     # What drives online rollouts: "host"; "halves", which searches for one half
     # of the questions while the other is sampled; or "fused", on the device.
     routing_loop="host",
-    # Responses per step, or trajectories per question: advantages compare these.
+    # Responses per step, or trajectories per question, which are compared.
     group_size=8,
     # Groups per update and data shard; those of unequal rewards come first.  Of
     # trajectories an update has all, in blocks of so many prompts.
