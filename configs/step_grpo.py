@@ -157,8 +157,8 @@ def _set_reference(c: mlc.ConfigDict) -> None:
   c.data.train_files = "reference/grpo_dataset_train*.jsonl"
   c.data.update(images="reference/images", prompts_per_shard=16)
   c.step_grpo.update(group_size=5, update_batch_size=16, reward="reference")
-  loss = dict(clip_high=0.2, aggregate="sequence_mean", entropy_coef=1e-3)
-  c.step_grpo.loss.update(loss)
+  loss = dict(clip_low=0.2, clip_high=0.2, aggregate="sequence_mean")
+  c.step_grpo.loss.update(loss, entropy_coef=1e-3)
   c.micro_batch_size = 1
   c.optim.update(warmup=0, final=1.0, b2=0.999)
 
