@@ -48,7 +48,7 @@ TRUNCATED_PENALTY = 1.0
 
 
 class Credit(NamedTuple):
-  """How the rewards of a run become advantages."""
+  """The options by which rewards become advantages."""
 
   norm: str = "sample_std"  # One of `ADVANTAGE_NORMS`.
   by_part: bool = False  # Whether parts of rewards are normalised apart.

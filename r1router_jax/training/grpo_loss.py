@@ -128,7 +128,7 @@ class GrpoLossConfig:
 
 
 class TokenTerms(NamedTuple):
-  """What the objective of each token is computed from; padding is 0."""
+  """The inputs of an objective, for each token; padding is 0."""
 
   logp: Float[Array, "B G T"]
   sampler_logp: Float[Array, "B G T"]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class _Values(NamedTuple):
-  """What is kept of the values of a scalar, so that a line costs the same."""
+  """The values of a scalar that checks need: each line costs the same."""
 
   last: float
   first: float
