@@ -1,0 +1,1 @@
+"""A grammar of invented domains: questions, documents, tables and pictures."""

@@ -1,0 +1,307 @@
+"""Write a domain down: passages of text, tables, and captions of pictures.
+
+Texts tell the facts of a thing in one or two passages, in sentences, as a list
+of fields, or several things in one passage, with sentences between them that
+matter to nobody.  Tables have a row for each thing and one to four columns
+beside its name; large ones are cut in two.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from r1router_jax.common.records import Passage
+from r1router_jax.data.domains.domain import (
+  Domain,
+  Group,
+  Number,
+  Relation,
+  Thing,
+  Visual,
+  pick,
+  sample,
+)
+from r1router_jax.data.domains.lexicon import Lexicon
+from r1router_jax.retrieval.corpora import open_wikitable
+
+_MAX_WORDS = 90  # Of a passage, as build_kb cuts longer texts.
+
+# Words that begin sentences and are no names.
+_COMMON_WORDS = frozenset(
+  "A About According After All Among An And Another Any Are As At Before Between "
+  "By Can Could Did Do Does During Each Every Find For From Give Had Has Have "
+  "How If In Into Is It Its List My Name No Nobody Of On One Only Out Over Please "
+  "Say Since State Tell That The There They This Through To Under Until Was Were "
+  "What When Where Which While Who Whom Whose Will With Within You Your".split()
+)
+
+
+@dataclasses.dataclass
+class Documents:
+  """The passages of a domain, and which of them tell which fact.
+
+  Attributes:
+    passages: by knowledge base.
+    evidence: ids of the passages that tell a fact, by thing, name of the
+      attribute and knowledge base.
+    whole_tables: ids of the tables with all things of a kind, by singular of
+      the kind and name of the attribute.
+    pictures: the thing that each picture shows, by id of its passage.
+  """
+
+  passages: dict[str, list[Passage]]
+  evidence: dict[tuple[Thing, str, str], list[str]]
+  whole_tables: dict[tuple[str, str], list[str]]
+  pictures: dict[str, tuple[Group, Thing]]
+
+
+def write_documents(
+  lexicon: Lexicon, domain: Domain, prefix: str, rng: np.random.Generator
+) -> Documents:
+  """Write all facts of a domain down; ids of passages begin with `prefix`."""
+  documents = Documents(
+    dict(text=[], image=[], table=[]), collections.defaultdict(list), {}, {}
+  )
+  for group in domain.groups:
+    _write_texts(lexicon, domain, group, documents, prefix, rng)
+    _write_tables(lexicon, domain, group, documents, prefix, rng)
+    _write_captions(lexicon, group, documents, prefix, rng)
+  return documents
+
+
+def capitalise(text: str) -> str:
+  """Return a text with its first letter in upper case."""
+  return text[:1].upper() + text[1:]
+
+
+def lower_first(text: str) -> str:
+  """Return a text whose first word is in lower case, unless it is a name."""
+  first = text.split(" ", 1)[0]
+  return text[:1].lower() + text[1:] if first in _COMMON_WORDS else text
+
+
+def make_statement(
+  thing: Thing, attribute: Relation | Number, rng: np.random.Generator
+) -> str:
+  """Return a sentence that names the thing and tells a fact about it."""
+  value = thing.facts[attribute.name].text
+  template = pick(rng, attribute.say)
+  return capitalise(template.format(x=thing.name, y=value, v=value))
+
+
+def _write_texts(
+  lexicon: Lexicon,
+  domain: Domain,
+  group: Group,
+  documents: Documents,
+  prefix: str,
+  rng: np.random.Generator,
+) -> None:
+  told = [
+    attribute
+    for attribute in (
+      *group.attributes_of(Relation, "text"),
+      *group.attributes_of(Number, "text"),
+    )
+  ]
+  if not told:
+    return
+  title = _draw_title(lexicon, domain, group, rng)
+  # A passage is a text with the facts that it tells.
+  parts: list[tuple[str, list[tuple[Thing, str]]]] = []
+  style = rng.choice(["flow", "flow", "fields", "together"])
+  if style == "together":
+    for attribute in told:
+      parts += _tell_together(lexicon, group.things, attribute, rng)
+  else:
+    for thing in group.things:
+      tell = _tell_fields if style == "fields" else _tell_flow
+      parts += tell(lexicon, thing, told, rng)
+  has_title = rng.random() < 0.5
+  for text, facts in parts:
+    number = len(documents.passages["text"])
+    passage_id = f"{prefix}/text/{number}"
+    text = f"{title}. {text}" if has_title else text
+    documents.passages["text"].append(Passage(passage_id, "text", text))
+    for thing, name in facts:
+      documents.evidence[thing, name, "text"].append(passage_id)
+
+
+def _draw_title(
+  lexicon: Lexicon, domain: Domain, group: Group, rng: np.random.Generator
+) -> str:
+  template = pick(rng, lexicon.phrases.titles)
+  return capitalise(template.format(kinds=group.kind.many, place=domain.place))
+
+
+def _tell_flow(
+  lexicon: Lexicon,
+  thing: Thing,
+  told: Sequence[Relation | Number],
+  rng: np.random.Generator,
+) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+  """Yield one or two passages of sentences about a thing."""
+  order = sample(rng, told, len(told))
+  cut = len(order)
+  if cut > 1 and rng.random() < 0.3:
+    cut = int(rng.integers(1, cut))
+  for part in (order[:cut], order[cut:]):
+    if not part:
+      continue
+    sentences, facts = [], []
+    for attribute in part:
+      value = thing.facts[attribute.name].text
+      # The first sentence names the thing, later ones may say "it".
+      if sentences and rng.random() < 0.7:
+        text = pick(rng, attribute.it_say).format(y=value, v=value)
+        sentence = capitalise(text)
+      else:
+        sentence = make_statement(thing, attribute, rng)
+      if len(" ".join([*sentences, sentence]).split()) > _MAX_WORDS:
+        yield " ".join(sentences), facts
+        sentences, facts = [make_statement(thing, attribute, rng)], []
+      elif sentences and rng.random() < 0.25:
+        # Two facts in one sentence.
+        joint = pick(rng, lexicon.phrases.joints)
+        second = lower_first(sentence)
+        sentences[-1] = sentences[-1].removesuffix(".") + joint + second
+      else:
+        sentences.append(sentence)
+      facts.append((thing, attribute.name))
+    # Sentences that tell nothing; not before the name is known.
+    for filler in sample(rng, lexicon.phrases.fillers, int(rng.integers(0, 4))):
+      sentences.insert(int(rng.integers(1, len(sentences) + 1)), filler)
+    yield " ".join(sentences), facts
+
+
+def _tell_fields(
+  lexicon: Lexicon,
+  thing: Thing,
+  told: Sequence[Relation | Number],
+  rng: np.random.Generator,
+) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+  """Yield a passage "Name. Field: value. Field: value."."""
+  del lexicon
+  order = sample(rng, told, len(told))
+  fields = [f"{a.header}: {thing.facts[a.name].text}." for a in order]
+  text = " ".join([f"{capitalise(thing.name)}.", *fields])
+  yield text, [(thing, attribute.name) for attribute in order]
+
+
+def _tell_together(
+  lexicon: Lexicon,
+  things: Sequence[Thing],
+  attribute: Relation | Number,
+  rng: np.random.Generator,
+) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+  """Yield passages that tell one attribute of several things each."""
+  size = int(rng.integers(2, 5))
+  order = sample(rng, things, len(things))
+  for start in range(0, len(order), size):
+    some = order[start : start + size]
+    sentences = [make_statement(thing, attribute, rng) for thing in some]
+    if rng.random() < 0.5:
+      place = int(rng.integers(len(sentences) + 1))
+      sentences.insert(place, pick(rng, lexicon.phrases.fillers))
+    yield " ".join(sentences), [(thing, attribute.name) for thing in some]
+
+
+def _write_tables(
+  lexicon: Lexicon,
+  domain: Domain,
+  group: Group,
+  documents: Documents,
+  prefix: str,
+  rng: np.random.Generator,
+) -> None:
+  told = [
+    *group.attributes_of(Relation, "table"),
+    *group.attributes_of(Number, "table"),
+  ]
+  told = sample(rng, told, len(told))
+  # One table of all columns, or one of each.
+  sets = [told] if rng.random() < 0.6 else [[column] for column in told]
+  drops_article = rng.random() < 0.5
+  for columns in sets:
+    if not columns:
+      continue
+    title = _draw_title(lexicon, domain, group, rng)
+    rows = sample(rng, group.things, len(group.things))
+    size = len(rows)
+    if size > 5 and rng.random() < 0.2:
+      size = -(-size // 2)
+    for start in range(0, len(rows), size):
+      some = rows[start : start + size]
+      passage_id = f"{prefix}/table/{len(documents.passages['table'])}"
+      text = _render_table(group, columns, some, title, drops_article, rng)
+      documents.passages["table"].append(Passage(passage_id, "table", text))
+      for column in columns:
+        for thing in some:
+          key = thing, column.name, "table"
+          documents.evidence[key].append(passage_id)
+        if len(some) == len(rows):
+          key = group.kind.one, column.name
+          documents.whole_tables.setdefault(key, []).append(passage_id)
+
+
+def _render_table(
+  group: Group,
+  columns: Sequence[Relation | Number],
+  things: Sequence[Thing],
+  title: str,
+  drops_article: bool,
+  rng: np.random.Generator,
+) -> str:
+  """Return a table in one line, as build_kb flattens it."""
+  names = [thing.name for thing in things]
+  if drops_article:
+    names = [name.removeprefix("the ") for name in names]
+  # Units stand in the header, in the cells, or in both.
+  with_units = {c.name: bool(rng.random() < 0.4) for c in columns}
+  rows = [
+    [capitalise(name)]
+    + [
+      _table_cell(thing, column, with_units[column.name]) for column in columns
+    ]
+    for name, thing in zip(names, things, strict=True)
+  ]
+  first = pick(rng, ("Name", capitalise(group.kind.one)))
+  header = [first, *(column.header for column in columns)]
+  fields = dict(title=title)
+  if rng.random() < 0.3:
+    fields["caption"] = ", ".join(column.header for column in columns)
+  return open_wikitable.flatten_table(fields | dict(header=header, rows=rows))
+
+
+def _table_cell(
+  thing: Thing, column: Relation | Number, with_unit: bool
+) -> str:
+  text = thing.facts[column.name].text
+  if isinstance(column, Number) and column.unit and not with_unit:
+    return text.removesuffix(f" {column.unit}")
+  return text
+
+
+def _write_captions(
+  lexicon: Lexicon,
+  group: Group,
+  documents: Documents,
+  prefix: str,
+  rng: np.random.Generator,
+) -> None:
+  visuals = group.attributes_of(Visual)
+  for thing in group.things if visuals else ():
+    parts = [v.part.format(v=thing.facts[v.name].text) for v in visuals]
+    template = pick(rng, lexicon.phrases.captions)
+    text = template.format(
+      item=group.item, x=thing.name, parts=", ".join(sample(rng, parts, 3))
+    )
+    number = len(documents.passages["image"])
+    passage_id = f"{prefix}/image/{number}"
+    passage = Passage(passage_id, "image", capitalise(text))
+    documents.passages["image"].append(passage)
+    documents.pictures[passage_id] = group, thing
+    for visual in visuals:
+      documents.evidence[thing, visual.name, "image"].append(passage_id)

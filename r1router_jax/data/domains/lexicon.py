@@ -1,0 +1,132 @@
+"""The words of the grammar: kinds of things, relations, numbers, phrases.
+
+They stand in TOML files, `files/domains/<half>/`.  The two halves, "train" and
+"test", share no kind of thing, relation, number or wording, so that the test
+half tells what a policy makes of words that it never learnt from.
+
+Templates have slots: `{x}` a thing, `{y}` what it is related to, `{v}` a number
+with its unit, `{kind}` and `{kinds}` its kind, `{a}` and `{b}` two things.  A
+pair of templates is a wording and the question that looks it up in the same
+words, so that a sub-question keeps the words of its question.
+"""
+
+import functools
+import pathlib
+import tomllib
+from typing import Any, TypeVar
+
+import msgspec
+
+from r1router_jax.common.errors import UserError
+
+FOLDER = pathlib.Path(__file__).parents[1] / "files" / "domains"
+HALVES = ("train", "test")
+
+Pair = tuple[str, str]
+Directed = tuple[str, str, str]  # A pair, and "more" or "less".
+_Record = TypeVar("_Record")
+
+
+class Kind(msgspec.Struct, frozen=True, rename={"category": "class"}):
+  """A kind of thing, such as lighthouses."""
+
+  one: str
+  many: str
+  category: str  # One of twelve classes, such as "structure".
+  names: tuple[str, ...]  # Patterns of names.
+
+
+class Relation(msgspec.Struct, frozen=True):
+  """An attribute whose value is a person, a place or a word."""
+
+  name: str
+  header: str  # Of its column in a table.
+  of: tuple[str, ...]  # The classes of things that have it.
+  object: str  # "person", "place", "organisation", "work" or "value".
+  say: tuple[str, ...]
+  it_say: tuple[str, ...]
+  ask: tuple[str, ...]
+  describe: tuple[Pair, ...]
+  check: tuple[Pair, ...]
+  values: tuple[str, ...] = ()
+  chain: tuple[Pair, ...] = ()
+  count: tuple[str, ...] = ()
+
+
+class Number(msgspec.Struct, frozen=True):
+  """An attribute whose value is a number or a year."""
+
+  name: str
+  header: str
+  of: tuple[str, ...]
+  unit: str
+  low: float
+  high: float
+  say: tuple[str, ...]
+  it_say: tuple[str, ...]
+  ask: tuple[str, ...]
+  compare: tuple[Directed, ...]
+  compare_check: tuple[Directed, ...]
+  check: tuple[Pair, ...]
+  most: tuple[Pair, ...]  # A question and "more" or "less".
+  decimals: int = 0
+  year: bool = False
+
+
+class Visual(msgspec.Struct, frozen=True):
+  """An attribute that can be seen in a picture, and drawn by `drawing.py`."""
+
+  name: str  # Key of `drawing.PAINTERS`.
+  values: tuple[str, ...]
+  part: str  # The words of a caption that tell it.
+  ask: tuple[str, ...]
+
+
+class Phrases(msgspec.Struct, frozen=True):
+  """Wordings that belong to no attribute; see the files for examples."""
+
+  adjectives: tuple[str, ...]
+  nouns: tuple[str, ...]
+  openings: tuple[str, ...]  # Before a question.
+  fillers: tuple[str, ...]  # Sentences without a fact that is asked for.
+  joints: tuple[str, ...]  # Between two facts of one sentence.
+  titles: tuple[str, ...]  # Of tables and documents.
+  pictures: tuple[Pair, ...]  # Noun phrases of the thing in the picture.
+  picture_items: tuple[str, ...]  # What pictures show: badges, signs.
+  captions: tuple[str, ...]
+  recalls: tuple[str, ...]  # Questions that bring their own evidence.
+  fictions: tuple[str, ...]  # Questions that no document answers.
+
+
+class Lexicon(msgspec.Struct, frozen=True):
+  """All words of one half."""
+
+  kinds: tuple[Kind, ...]
+  relations: tuple[Relation, ...]
+  numbers: tuple[Number, ...]
+  visuals: tuple[Visual, ...]
+  phrases: Phrases
+
+
+@functools.cache
+def load_lexicon(half: str) -> Lexicon:
+  """Return the words of a half, "train" or "test"; another is a UserError."""
+  if half not in HALVES:
+    raise UserError(f"The grammar has no half {half!r}: take train or test.")
+  # Relations and numbers may be spread over several files.
+  trees = [
+    tomllib.loads(path.read_text("utf-8"))
+    for path in sorted((FOLDER / half).glob("*.toml"))
+  ]
+
+  def records(key: str, record_class: type[_Record]) -> tuple[_Record, ...]:
+    rows: list[Any] = [row for tree in trees for row in tree.get(key, ())]
+    return msgspec.convert(tuple(rows), tuple[record_class, ...])
+
+  return Lexicon(
+    records("kind", Kind),
+    records("relation", Relation),
+    records("number", Number),
+    records("visual", Visual),
+    *(records("phrases", Phrases)),
+  )

@@ -1,0 +1,198 @@
+"""Gold steps of the grammar's questions, with passages as searches find them.
+
+An answer step reads one to three passages: those whose words are most like the
+sub-question, the gold one mostly among them.  Where it is not, the right answer
+is "unknown".  Some rounds of a history searched the wrong knowledge base first:
+the answer was "unknown", and the next plan asks another one.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from r1router_jax.common.records import (
+  MAX_HOPS,
+  Answer,
+  Passage,
+  Plan,
+  Query,
+  Question,
+  Step,
+)
+from r1router_jax.data.domains.documents import Documents, write_documents
+from r1router_jax.data.domains.domain import make_domain, sample
+from r1router_jax.data.domains.lexicon import load_lexicon
+from r1router_jax.data.domains.questions import (
+  UNKNOWN,
+  QuestionMaker,
+  Trace,
+  TracedHop,
+)
+from r1router_jax.protocol import format
+from r1router_jax.retrieval.index.bm25 import Bm25Index
+
+QUESTIONS_PER_DOMAIN = 12
+
+_WRONG_ROUTE = 0.12  # Probability that a round before asked the wrong base.
+_GOLD_MISSED = 0.06  # Probability that no passage found tells the answer.
+# Numbers of passages that a step reads.
+_COUNTS = dict(text=(1, 2, 2, 3), image=(1, 2, 3), table=(1, 1, 2))
+
+# Thoughts that say nothing special.
+PLAN_THOUGHTS = {
+  "text": "look in the text",
+  "image": "look at the picture",
+  "table": "look in the table",
+}
+STOP_THOUGHT = "enough is known"
+GIVE_UP_THOUGHT = "it is nowhere"
+READ_THOUGHT = "it says so"
+MISSED_THOUGHT = "it does not say"
+
+
+def make_steps(half: str, count: int, seed: int) -> Iterator[list[Step]]:
+  """Yield the gold steps of `count` questions of a half, one list for each."""
+  lexicon = load_lexicon(half)
+  for number in range(-(-count // QUESTIONS_PER_DOMAIN)):
+    rng = np.random.default_rng((seed, HALF_SEEDS[half], number))
+    domain = make_domain(lexicon, rng)
+    prefix = f"{half}/{seed}/{number}"
+    documents = write_documents(lexicon, domain, prefix, rng)
+    make_question = QuestionMaker(lexicon, domain, documents, rng)
+    finder = PassageFinder(documents, rng)
+    for n in range(
+      min(QUESTIONS_PER_DOMAIN, count - QUESTIONS_PER_DOMAIN * number)
+    ):
+      trace = make_question(f"domains/{prefix}/{n}")
+      yield _trace_steps(trace, finder, rng)
+
+
+# So that both halves draw other numbers from one seed.
+HALF_SEEDS = dict(train=0, test=1)
+
+
+class PassageFinder:
+  """Finds passages of a domain whose words are like a sub-question's."""
+
+  def __init__(self, documents: Documents, rng: np.random.Generator):
+    self._documents, self._rng = documents, rng
+    self._by_id = {p.id: p for ps in documents.passages.values() for p in ps}
+
+  @functools.cached_property
+  def _indices(self) -> dict[str, Bm25Index]:
+    return {
+      kb: Bm25Index.from_texts([passage.text for passage in passages])
+      for kb, passages in self._documents.passages.items()
+      if passages
+    }
+
+  def find(
+    self, kb: str, asked: str, evidence: Sequence[str], has_picture: bool
+  ) -> tuple[Passage, ...]:
+    """Return passages of one knowledge base, best first.
+
+    Of the evidence, if there is any, one is mostly among them.
+    """
+    rng = self._rng
+    counts = _COUNTS[kb]
+    count = counts[int(rng.integers(len(counts)))]
+    passages = self._documents.passages[kb]
+    if not passages:
+      return ()
+    # A picture finds what looks like it, whatever the sub-question says.
+    if has_picture:
+      found = sample(rng, passages, count)
+    else:
+      _, rows = self._indices[kb].search([Query(asked)], count)
+      found = [passages[row] for row in rows[0].tolist() if row >= 0]
+    own = [name for name in evidence if self._by_id[name].kb == kb]
+    if own and rng.random() < _GOLD_MISSED:
+      return tuple(p for p in found if p.id not in own)
+    if own and not any(p.id in own for p in found):
+      gold = self._by_id[own[int(rng.integers(len(own)))]]
+      # Searches put what is right at the top mostly.
+      place = 0 if rng.random() < 0.6 else int(rng.integers(count))
+      found = [*found[:place], gold, *found[place:]][:count]
+    return tuple(found)
+
+
+def _trace_steps(
+  trace: Trace, finder: PassageFinder, rng: np.random.Generator
+) -> list[Step]:
+  """Return the steps of a question's trajectory, with their responses."""
+  question, steps, history = trace.question, [], ()
+
+  def add(kind, asked="", response="", **of):
+    step_id = f"{question.id}/{len(steps)}"
+    step = Step(
+      step_id, kind, question, history, asked, response=response, **of
+    )
+    steps.append(step)
+
+  rounds_left, hops = MAX_HOPS, trace.hops
+  for i, traced in enumerate(hops):
+    hop = traced.hop
+    # 1. A round before that asked a knowledge base that does not tell.
+    spare = rounds_left - (len(hops) - i)
+    wrong = [kb for kb in ("text", "table") if kb not in hop.routes]
+    wrong = wrong if hop.routes[0] != "image" else []
+    if spare and hop.evidence and wrong and rng.random() < _WRONG_ROUTE:
+      kb = wrong[int(rng.integers(len(wrong)))]
+      found = finder.find(kb, hop.sub_question, (), False)
+      _add_answer(add, hop.sub_question, found, UNKNOWN, MISSED_THOUGHT)
+      history += ((hop.sub_question, UNKNOWN[0]),)
+      rounds_left -= 1
+
+    # 2. The plan of the hop.
+    thought = traced.plan_thought or PLAN_THOUGHTS[hop.routes[0]]
+    plan = Plan(thought, hop.sub_question, hop.routes[:1])
+    add(
+      "plan",
+      hop.sub_question,
+      format.render_plan(plan),
+      routes=hop.routes,
+    )
+    # 3. Its answer; the history goes on as if the gold had been read.
+    has_picture = hop.routes[0] == "image" and bool(trace.picture)
+    found = finder.find(
+      hop.routes[0], hop.sub_question, hop.evidence, has_picture
+    )
+    _add_answer(add, hop.sub_question, found, *_reading(traced, found))
+    history += ((hop.sub_question, hop.answers[0]),)
+    rounds_left -= 1
+
+  # 4. The plan that stops, and the final answer.
+  is_unknown = question.answers == UNKNOWN
+  if rounds_left:
+    thought = GIVE_UP_THOUGHT if is_unknown else STOP_THOUGHT
+    stop = Plan(thought, format.NONE, ())
+    add("plan", format.NONE, format.render_plan(stop), routes=("none",))
+  final = question.answers[0]
+  thought = trace.final_thought or (
+    GIVE_UP_THOUGHT if is_unknown else READ_THOUGHT
+  )
+  response = format.render_answer(Answer(thought, final))
+  add("final", "", response, answers=question.answers)
+  return steps
+
+
+def _add_answer(add, asked, found, answers, thought) -> None:
+  response = format.render_answer(Answer(thought, answers[0]))
+  add("answer", asked, response, answers=answers, passages=found)
+
+
+def _reading(
+  traced: TracedHop, found: Sequence[Passage]
+) -> tuple[tuple[str, ...], str]:
+  """Return the answers that passages give to a hop, and the thought."""
+  hop = traced.hop
+  gold = [p.text.lower() for p in found if p.id in hop.evidence]
+  if not gold:
+    return UNKNOWN, MISSED_THOUGHT
+  # The form that the passage has is the one to copy.
+  written = [a for a in hop.answers if any(a.lower() in text for text in gold)]
+  rest = [a for a in hop.answers if a not in written]
+  if traced.answer_thought:
+    return hop.answers, traced.answer_thought
+  return (*written, *rest), READ_THOUGHT
