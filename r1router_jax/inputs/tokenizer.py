@@ -23,6 +23,8 @@ import tokenizers
 from jaxtyping import Bool, Int16
 
 from r1router_jax.common.errors import UserError
+from r1router_jax.inputs import gguf_tokenizer
+from r1router_jax.models import gguf_file
 from r1router_jax.protocol import messages
 
 # Every policy needs the first three, and with images the others.
@@ -116,11 +118,15 @@ class Tokenizer:
   """
 
   def __init__(self, path: str | pathlib.Path, style: str):
-    """Read a `tokenizer.json`, for a style that is a key of `TEMPLATES`.
+    """Read a `tokenizer.json` or a GGUF file, for a style of `TEMPLATES`.
 
-    If it lacks a token of the protocol, it raises UserError.
+    If it lacks a token of the protocol, it raises UserError; the errors of a
+    GGUF file are those of `gguf_tokenizer.read_tokenizer_files`.
     """
-    text = pathlib.Path(path).read_text("utf-8")
+    if gguf_file.is_gguf(path):
+      text = gguf_tokenizer.read_tokenizer_files(path)["tokenizer.json"]
+    else:
+      text = pathlib.Path(path).read_text("utf-8")
     added = json.loads(text)["added_tokens"]
     # Their bytes are their text; all other tokens are spelt in the byte
     # alphabet.

@@ -9,13 +9,14 @@ Source: transformers, models/qwen2_5_vl, qwen2 and llama (names of fields and
 of tensors).
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.models import safetensors_io
+from r1router_jax.models import gguf_checkpoint, gguf_file, safetensors_io
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.models.qwen2_5_vl import Config, VisionConfig
 
@@ -78,11 +79,14 @@ class BadConfig(UserError):
 
 
 def read_config(folder: str | os.PathLike) -> Config:
-  """Read the config of the checkpoint in `folder`.
+  """Read the config of the checkpoint in `folder`, or of a GGUF file.
 
   Raises:
     BadConfig: the model is of another kind, or a field is missing.
+    UserError: a GGUF file is damaged, or of another kind.
   """
+  if gguf_file.is_gguf(folder):
+    return parse_config(gguf_checkpoint.read_hf_config(folder))
   path = os.path.join(folder, CONFIG_FILE)
   try:
     with open(path, encoding="utf-8") as file:
@@ -283,12 +287,28 @@ def axis_sizes(config: Config) -> dict[str, int]:
 _PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
 
+@contextlib.contextmanager
+def open_tensors(
+  path: str, prefixes: safetensors_io.Prefixes
+) -> Iterator[Mapping[str, safetensors_io.StoredTensor]]:
+  """Open a folder or a GGUF file, and yield its tensors by name, unread."""
+  if gguf_file.is_gguf(path):
+    yield gguf_checkpoint.open_tensors(path)
+    return
+  with safetensors_io.open_tensors(path, prefixes) as tensors:
+    yield tensors
+
+
+# How tensors of this model's checkpoints are found.
+_LOOKUP = dict(prefixes=_PREFIXES, opener=open_tensors)
+
+
 def load_params(
   path: str | os.PathLike, config: Config, **options: Any
 ) -> dict:
   """Load parameters; `options` are those of `safetensors_io.load_params`."""
   rules = weight_map(config), axis_sizes(config)
-  options["prefixes"] = _PREFIXES
+  options |= _LOOKUP
   return safetensors_io.load_params(os.fspath(path), *rules, **options)
 
 
@@ -300,7 +320,7 @@ def copy_checkpoint(
 ) -> None:
   """Copy weights; `options` are those of `safetensors_io.copy_checkpoint`."""
   rules = weight_map(config), axis_sizes(config)
-  paths, options["prefixes"] = map(os.fspath, (source, target)), _PREFIXES
+  paths, options = map(os.fspath, (source, target)), options | _LOOKUP
   safetensors_io.copy_checkpoint(*paths, *rules, **options)
 
 

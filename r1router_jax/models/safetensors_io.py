@@ -51,6 +51,12 @@ WeightMap = tuple[WeightRule, ...]
 # another model.
 Prefixes = Sequence[tuple[str, str | None]]
 
+# Opens a checkpoint as `open_tensors` does, from its path and prefixes.
+Opener = Callable[
+  [str, Prefixes],
+  contextlib.AbstractContextManager[Mapping[str, "StoredTensor"]],
+]
+
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -145,6 +151,7 @@ def load_params(
   *,
   dtype: Any = None,
   prefixes: Prefixes = (),
+  opener: Opener | None = None,
   shardings: Mapping[str, Any] | None = None,
 ) -> dict:
   """Load the parameters of a checkpoint, as nested dicts.
@@ -155,13 +162,14 @@ def load_params(
     axes: size of each letter in the rules' patterns.
     dtype: precision to cast to; None keeps the file's.
     prefixes: the first that fits a name is applied.
+    opener: opens a checkpoint of another form; by default `open_tensors`.
     shardings: nested dicts like the result; without it, parameters are NumPy
       arrays.
 
   Raises:
     BadWeights: a tensor is missing, unknown, of another shape or not finite.
   """
-  with open_tensors(path, prefixes) as stored:
+  with (opener or open_tensors)(path, prefixes) as stored:
     # Check all names and shapes before anything is read.
     tensors = select_tensors(path, stored, weight_map, axes)
     # Read the tensors of one parameter at a time.
@@ -206,13 +214,14 @@ def copy_checkpoint(
   *,
   dtype: Any,
   prefixes: Prefixes = (),
+  opener: Opener | None = None,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """Check every tensor of a checkpoint and cast it into the folder `target`.
 
   The other arguments are those of `load_params` and of `save_params`.
   """
-  with open_tensors(source, prefixes) as stored:
+  with (opener or open_tensors)(source, prefixes) as stored:
     tensors = select_tensors(source, stored, weight_map, axes)
     # Nothing is read here: each tensor is read when it is written.
     cast = {name: tensor.cast_to(dtype) for name, tensor in tensors.items()}

@@ -16,7 +16,8 @@ from typing import Any
 from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Step
-from r1router_jax.models import hf_checkpoint, qwen2_5_vl
+from r1router_jax.inputs import gguf_tokenizer
+from r1router_jax.models import gguf_file, hf_checkpoint, qwen2_5_vl
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.protocol import messages, prompts
 
@@ -146,6 +147,15 @@ HF_DEFAULTS = dict(
   compute=dict(dtype="bfloat16"),
 )
 
+# For a GGUF file: a small model of texts, for a CPU.
+GGUF_DEFAULTS = HF_DEFAULTS | dict(
+  style="compact",
+  prompt_tokens=(64, 96, 128, 192, 256, 384, 512, 768),
+  response_tokens=(32, 64, 96),
+  decode_batch_size=64,
+  compute=dict(dtype="float32"),
+)
+
 # Classes of the fields that hold records themselves.
 _NESTED = dict(
   model=qwen2_5_vl.Config,
@@ -173,17 +183,19 @@ def _build_record(record_class: type, tree: Mapping[str, Any]) -> Any:
 
 
 def resolve_folder(name: str | pathlib.Path) -> pathlib.Path:
-  """Return the folder of a path, of an id on the hub, or of "warm_start"."""
+  """Return where a policy is, of "warm_start" or of `locate_checkpoint`."""
   return WARM_START if str(name) == "warm_start" else locate_checkpoint(name)
 
 
 def read_config(folder: pathlib.Path) -> PolicyConfig:
-  """Read the config of the policy in a folder.
+  """Read the config of the policy in a folder, or of a GGUF file.
 
   A broken file raises UserError, or BadConfig, which name it.
   """
   # A broken config.json has an error of its own, see `hf_checkpoint`.
   model, path = hf_checkpoint.read_config(folder), folder / POLICY_FILE
+  if gguf_file.is_gguf(folder):
+    return PolicyConfig.from_dict(dict(GGUF_DEFAULTS, model=model))
   try:
     options = json.loads(path.read_text()) if path.exists() else HF_DEFAULTS
     return PolicyConfig.from_dict(dict(options, model=model))
@@ -215,7 +227,8 @@ def write_policy_files(
 ) -> None:
   """Write all files of a policy's folder but the weights.
 
-  The files of `HF_SIDE_FILES` that stand beside `tokenizer` are copied with it.
+  The files of `HF_SIDE_FILES` that stand beside `tokenizer` are copied with it;
+  if it is a GGUF file, those that it stands for are made.
   `token_ids` are those of special tokens that a published config.json names.
   """
   folder.mkdir(parents=True, exist_ok=True)
@@ -225,6 +238,11 @@ def write_policy_files(
   trees = {hf_checkpoint.CONFIG_FILE: hf_config, POLICY_FILE: options}
   for name, tree in trees.items():
     (folder / name).write_text(json.dumps(tree, indent=1) + "\n")
+  if gguf_file.is_gguf(tokenizer):
+    files = gguf_tokenizer.read_tokenizer_files(tokenizer)
+    for name, text in files.items():
+      (folder / name).write_text(text, "utf-8")
+    return
   for name in (TOKENIZER_FILE, *HF_SIDE_FILES):
     source, target = tokenizer.with_name(name), folder / name
     # A policy may be saved into the folder that it was opened from.

@@ -34,7 +34,7 @@ from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
 from r1router_jax.inputs import processor as processor_lib
 from r1router_jax.inputs.processor import EncodedPrompt, Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import hf_checkpoint, lora, qwen2_5_vl
+from r1router_jax.models import gguf_file, hf_checkpoint, lora, qwen2_5_vl
 from r1router_jax.models.inference_params import to_inference_params
 from r1router_jax.parallel import mesh as mesh_lib
 from r1router_jax.parallel.mesh import local_mesh
@@ -275,7 +275,8 @@ def load(
 ) -> Policy:
   """Open a policy's folder, or a published checkpoint.
 
-  The name is a folder, an id on the hub, or the package's own "warm_start".  By
+  The name is a folder, a GGUF file, an id on the hub, or the package's own
+  "warm_start".  By
   default parameters have the precision of matrix products, which is enough to
   answer but not to train, and each device of this host holds all of them; a
   mesh splits them by `mesh.SHARDING_RULES`.  A file that is missing or broken
@@ -294,12 +295,15 @@ def load(
   return Policy(config, _find_tokenizer(folder), params)
 
 
-def convert_policy(name: str, target: pathlib.Path, dtype: Any) -> None:
+def convert_policy(name: str, target: pathlib.Path, dtype: Any = None) -> None:
   """Write the policy or checkpoint `name` to `target`, in another precision.
 
-  Errors are those of `load`.
+  By default that is bfloat16, and float32 for a GGUF file, whose numbers would
+  change else.  Errors are those of `load`.
   """
   folder = config_lib.resolve_folder(name)
+  default = "float32" if gguf_file.is_gguf(folder) else "bfloat16"
+  dtype = jnp.dtype(dtype or default)
   config, path = config_lib.read_config(folder), _find_tokenizer(folder)
   hf_checkpoint.copy_checkpoint(folder, target, config.model, dtype=dtype)
   token_ids = _load_tokenizer(path, config.style).special_token_ids()
@@ -307,6 +311,9 @@ def convert_policy(name: str, target: pathlib.Path, dtype: Any) -> None:
 
 
 def _find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
+  # A GGUF file holds its tokenizer itself.
+  if gguf_file.is_gguf(folder):
+    return folder
   path = folder / config_lib.TOKENIZER_FILE
   if not path.is_file():
     raise FileNotFoundError(
