@@ -41,8 +41,11 @@ def base_config() -> mlc.ConfigDict:
     train_files="",
     # Other questions: a .jsonl, .csv or .parquet file of your own, which is the
     # split "train" (data/question_files.py says what a row is), or the name of
-    # a benchmark that is prepared, which is the split "test".
+    # a benchmark that is prepared, which is the split "test".  "domains" is a
+    # grammar of invented domains, which makes as many as `generated`, of a
+    # split train, val or test, each with its passages (docs/domains.md).
     questions="",
+    generated=0,
     families=(),  # Families that questions are taken of; () is all.
     share=1.0,  # Share of the questions to learn from; config.seed chooses.
     # Folder of the images that train_files or questions name; "" is that of the

@@ -17,11 +17,14 @@ T = TypeVar("T")
 SECONDS_PER_LINE = 10.0
 
 
-def show_progress(items: Iterable[T], desc: str) -> Iterator[T]:
+def show_progress(
+  items: Iterable[T], desc: str, total: int | None = None
+) -> Iterator[T]:
   """Yield from `items` and show the progress, with the time left.
 
-  A terminal gets a bar, any other stderr a plain line now and then; only
-  process 0 shows anything.
+  `total` is their number where `items` do not tell it themselves.  A terminal
+  gets a bar, any other stderr a plain line now and then; only process 0 shows
+  anything.
   """
   # The other processes do the same work in silence.
   if jax.process_index() != 0:
@@ -29,10 +32,11 @@ def show_progress(items: Iterable[T], desc: str) -> Iterator[T]:
     return
   # A person watches: a bar that moves.
   if sys.stderr.isatty():
-    yield from tqdm.tqdm(items, desc=desc)
+    yield from tqdm.tqdm(items, desc=desc, total=total)
     return
 
-  total = len(items) if hasattr(items, "__len__") else None
+  if total is None and hasattr(items, "__len__"):
+    total = len(items)
   start = last_shown = time.monotonic()
 
   def print_line(done, now):

@@ -28,6 +28,9 @@ TRUNCATED_RULES = ("keep", "drop", "penalise")
 WALK_SCORES = ("f1", "exact", "recall")
 STEP_SCORES = ("total",)
 
+# The questions that the grammar of domains makes, as `data.questions`.
+DOMAINS = "domains"
+
 # The TFDS dataset of R1-Router's rows, before the name that the user gives.
 ROWS = "r1_router_rows/"
 
@@ -67,6 +70,7 @@ class DataConfig(_Options):
   questions: str = ""
   families: tuple[str, ...] = ()
   share: PositiveShare = 1.0
+  generated: Count = 0
   prompts_per_shard: int = 0  # Of step_grpo.
   batch_size_per_device: int = 0  # Of sft.
 
@@ -82,6 +86,11 @@ class DataConfig(_Options):
   def has_rows(self) -> bool:
     """Whether R1-Router's rows are read, which bring their own passages."""
     return self.dataset.startswith(ROWS)
+
+  @property
+  def has_domains(self) -> bool:
+    """Whether questions are those of the grammar, which bring passages."""
+    return self.questions == DOMAINS
 
   @property
   def has_georouter(self) -> bool:

@@ -20,6 +20,7 @@ from r1router_jax.training.config import (
   AGGREGATES,
   ALGORITHMS,
   CREDITS,
+  DOMAINS,
   KL_ESTIMATORS,
   OBJECTIVES,
   ROLLOUT_MODES,
@@ -232,6 +233,8 @@ def _check_questions(config: RunConfig) -> None:
   places = dict(data=data.questions, validation=config.validation.questions)
   for section, place in places.items():
     known = [name for name in benchmarks.NAMES if name != "jsonl"]
+    if place == DOMAINS and section == "data":
+      continue
     if place and place not in known and not question_files.is_file_name(place):
       raise UserError(
         f"config.{section}.questions is {place!r}: take a file that ends in "
@@ -248,7 +251,21 @@ def _check_questions(config: RunConfig) -> None:
       "config.data.families and share are for questions, and "
       f"{data.dataset} holds rows: set families to () and share to 1.0."
     )
+  if data.has_domains != bool(data.generated):
+    raise UserError(
+      f"config.data.questions is {data.questions!r} and config.data.generated "
+      f"{data.generated}: the grammar, {DOMAINS!r}, makes a number of questions "
+      "above 0, and everything else has 0."
+    )
+  if data.has_domains and (config.is_online or data.families or data.share < 1):
+    raise UserError(
+      "The grammar's questions are gold steps with their passages, all of them: "
+      "take configs/sft.py, set config.data.families to () and share to 1.0, "
+      "or write questions with make_domains."
+    )
   # Without knowledge bases gold steps read their gold passages.
+  if data.has_domains:
+    return
   if not data.kb_dir and not data.has_rows and not data.has_georouter:
     raise UserError(
       f"config.data.questions is {data.questions!r}: only GeoRouter's gold "

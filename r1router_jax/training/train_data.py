@@ -23,6 +23,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question, Step
 from r1router_jax.data import benchmarks, georouter, gold_steps, question_files
 from r1router_jax.data import r1_router_rows as rows_lib
+from r1router_jax.data.domains import steps as domain_steps
 from r1router_jax.data.tfds_datasets import Source
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -95,6 +96,9 @@ def _load_gold_steps(
     where = data.dataset, split, config.seed, data.tfds_dir
     rows = rows_lib.load_dataset(*where, _rows_source(config))
     steps = (row.steps for row in rows)
+  elif data.has_domains:
+    made = domain_steps.make_steps(split, data.generated, config.seed)
+    steps = progress.show_progress(made, "domains", total=data.generated)
   else:
     # Passages are searched for once, for all gold sub-questions.
     questions = _load_questions(config, data.questions, split, share)

@@ -8,8 +8,10 @@ beside its name; large ones are cut in two.
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import numpy as np
 
 from r1router_jax.common.records import Passage
@@ -27,15 +29,6 @@ from r1router_jax.data.domains.lexicon import Lexicon
 from r1router_jax.retrieval.corpora import open_wikitable
 
 _MAX_WORDS = 90  # Of a passage, as build_kb cuts longer texts.
-
-# Words that begin sentences and are no names.
-_COMMON_WORDS = frozenset(
-  "A About According After All Among An And Another Any Are As At Before Between "
-  "By Can Could Did Do Does During Each Every Find For From Give Had Has Have "
-  "How If In Into Is It Its List My Name No Nobody Of On One Only Out Over Please "
-  "Say Since State Tell That The There They This Through To Under Until Was Were "
-  "What When Where Which While Who Whom Whose Will With Within You Your".split()
-)
 
 
 @dataclasses.dataclass
@@ -76,10 +69,23 @@ def capitalise(text: str) -> str:
   return text[:1].upper() + text[1:]
 
 
-def lower_first(text: str) -> str:
-  """Return a text whose first word is in lower case, unless it is a name."""
+def lower_first(lexicon: Lexicon, text: str) -> str:
+  """Return a text with its first word in lower case, unless it is a name."""
   first = text.split(" ", 1)[0]
-  return text[:1].lower() + text[1:] if first in _COMMON_WORDS else text
+  is_word = first in first_words(lexicon)
+  return text[:1].lower() + text[1:] if is_word else text
+
+
+@functools.lru_cache(maxsize=2)
+def first_words(lexicon: Lexicon) -> frozenset[str]:
+  """Return the words that sentences and questions begin with, names apart."""
+  texts = [*lexicon.phrases.fictions]
+  for each in (*lexicon.relations, *lexicon.numbers, *lexicon.visuals):
+    for field in msgspec.structs.astuple(each):
+      for entry in field if isinstance(field, tuple) else ():
+        texts += [entry] if isinstance(entry, str) else entry
+  words = {text.split(" ", 1)[0] for text in texts}
+  return frozenset(w for w in words if w[:1].isalpha()) - {"I", "I'd"}
 
 
 def make_statement(
@@ -165,7 +171,7 @@ def _tell_flow(
       elif sentences and rng.random() < 0.25:
         # Two facts in one sentence.
         joint = pick(rng, lexicon.phrases.joints)
-        second = lower_first(sentence)
+        second = lower_first(lexicon, sentence)
         sentences[-1] = sentences[-1].removesuffix(".") + joint + second
       else:
         sentences.append(sentence)

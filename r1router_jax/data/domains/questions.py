@@ -135,9 +135,11 @@ class QuestionMaker:
     if kind != "recall":
       text = capitalise(text)
       if rng.random() < 0.12:
-        text = pick(rng, self._lexicon.phrases.openings) + lower_first(text)
+        text = pick(rng, self._lexicon.phrases.openings) + lower_first(
+          self._lexicon, text
+        )
       if rng.random() < 0.06:
-        text = lower_first(text).rstrip("?.")
+        text = lower_first(self._lexicon, text).rstrip("?.")
     routes = [hop.hop.routes[0] for hop in trace.hops]
     question = dataclasses.replace(
       trace.question,

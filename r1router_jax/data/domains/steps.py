@@ -6,18 +6,19 @@ is "unknown".  Some rounds of a history searched the wrong knowledge base first:
 the answer was "unknown", and the next plan asks another one.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import (
   MAX_HOPS,
   Answer,
   Passage,
   Plan,
   Query,
-  Question,
   Step,
 )
 from r1router_jax.data.domains.documents import Documents, write_documents
@@ -33,6 +34,9 @@ from r1router_jax.protocol import format
 from r1router_jax.retrieval.index.bm25 import Bm25Index
 
 QUESTIONS_PER_DOMAIN = 12
+
+# The half of the words that each split has; no two splits share a domain.
+SPLITS = dict(train="train", val="train", test="test")
 
 _WRONG_ROUTE = 0.12  # Probability that a round before asked the wrong base.
 _GOLD_MISSED = 0.06  # Probability that no passage found tells the answer.
@@ -51,13 +55,21 @@ READ_THOUGHT = "it says so"
 MISSED_THOUGHT = "it does not say"
 
 
-def make_steps(half: str, count: int, seed: int) -> Iterator[list[Step]]:
-  """Yield the gold steps of `count` questions of a half, one list for each."""
-  lexicon = load_lexicon(half)
+def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
+  """Yield the gold steps of `count` questions of a split, one list for each.
+
+  The questions' pictures are named, but not drawn: a policy that sees reads
+  those that `make_domains` writes.  A split that is not there raises UserError.
+  """
+  if split not in SPLITS:
+    raise UserError(
+      f"The grammar has no split {split!r}: take one of {', '.join(SPLITS)}."
+    )
+  lexicon, place = load_lexicon(SPLITS[split]), list(SPLITS).index(split)
   for number in range(-(-count // QUESTIONS_PER_DOMAIN)):
-    rng = np.random.default_rng((seed, HALF_SEEDS[half], number))
+    rng = np.random.default_rng((seed, place, number))
     domain = make_domain(lexicon, rng)
-    prefix = f"{half}/{seed}/{number}"
+    prefix = f"{split}/{seed}/{number}"
     documents = write_documents(lexicon, domain, prefix, rng)
     make_question = QuestionMaker(lexicon, domain, documents, rng)
     finder = PassageFinder(documents, rng)
@@ -66,10 +78,6 @@ def make_steps(half: str, count: int, seed: int) -> Iterator[list[Step]]:
     ):
       trace = make_question(f"domains/{prefix}/{n}")
       yield _trace_steps(trace, finder, rng)
-
-
-# So that both halves draw other numbers from one seed.
-HALF_SEEDS = dict(train=0, test=1)
 
 
 class PassageFinder:
@@ -121,7 +129,8 @@ def _trace_steps(
   trace: Trace, finder: PassageFinder, rng: np.random.Generator
 ) -> list[Step]:
   """Return the steps of a question's trajectory, with their responses."""
-  question, steps, history = trace.question, [], ()
+  question = dataclasses.replace(trace.question, image=trace.picture)
+  steps, history = [], ()
 
   def add(kind, asked="", response="", **of):
     step_id = f"{question.id}/{len(steps)}"
