@@ -70,9 +70,11 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     c.update(log_every=1, checkpoint_every=2)
   elif variant == "qwen2_5_0_5b":
     _set_published(c)
+  elif variant == "smollm2":
+    _set_smollm2(c)
   elif variant != "tiny":
     raise ValueError(
-      f"No variant {variant!r} of sft: take 'tiny', 'overask', "
+      f"No variant {variant!r} of sft: take 'tiny', 'overask', 'smollm2', "
       "'qwen2_5_0_5b' or 'smoke'."
     )
   return c
@@ -87,6 +89,21 @@ def _set_overask(c: mlc.ConfigDict) -> None:
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0)
   c.sft.update(rename_prob=(0.5, 0.5), overask_prob=0.8)
   c.optim.update(lr=2e-4, muon_lr=8e-4)
+
+
+def _set_smollm2(c: mlc.ConfigDict) -> None:
+  """Change the run to SmolLM2-135M-Instruct on the grammar of domains."""
+  c.total_steps = 3000
+  c.policy.update(start_from="smollm2", induction=False)
+  c.policy.overrides = dict()
+  c.policy.lora = dict(rank=16, alpha=32.0, match="layers/([qkvo]|mlp/.*)$")
+  c.trainable_regex = "lora_"
+  c.data.update(questions="domains", generated=6000)
+  c.data.batch_size_per_device = 4  # Packed rows.
+  c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))
+  c.sft.packed_length = 640
+  c.optim.update(name="adamw", lr=1e-3, muon_lr=0.0, b2=0.98, warmup=50)
+  c.optim.update(weight_decay=0.0)
 
 
 def _set_published(c: mlc.ConfigDict) -> None:

@@ -253,15 +253,16 @@ def _check_questions(config: RunConfig) -> None:
     )
   if data.has_domains != bool(data.generated):
     raise UserError(
-      f"config.data.questions is {data.questions!r} and config.data.generated "
-      f"{data.generated}: the grammar, {DOMAINS!r}, makes a number of questions "
-      "above 0, and everything else has 0."
+      f"config.data.questions is {data.questions!r}, and config.data.generated "
+      f"{data.generated}: give the grammar, {DOMAINS!r}, a number of questions "
+      "to make, and 0 to everything else."
     )
-  if data.has_domains and (config.is_online or data.families or data.share < 1):
+  is_chosen = data.families or data.share < 1
+  if data.has_domains and (config.is_online or is_chosen):
     raise UserError(
-      "The grammar's questions are gold steps with their passages, all of them: "
-      "take configs/sft.py, set config.data.families to () and share to 1.0, "
-      "or write questions with make_domains."
+      "The grammar's questions are gold steps with their passages, all of "
+      "them: take configs/sft.py, set config.data.families to () and share to "
+      "1.0, or write questions with make_domains."
     )
   # Without knowledge bases gold steps read their gold passages.
   if data.has_domains:

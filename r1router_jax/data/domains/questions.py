@@ -48,8 +48,8 @@ WEIGHTS = dict(
   compare_check=5,
   count=4,
   extreme=4,
-  recall=5,
-  unknown=7,
+  recall=3,
+  unknown=5,
 )
 
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
@@ -135,9 +135,8 @@ class QuestionMaker:
     if kind != "recall":
       text = capitalise(text)
       if rng.random() < 0.12:
-        text = pick(rng, self._lexicon.phrases.openings) + lower_first(
-          self._lexicon, text
-        )
+        opening = pick(rng, self._lexicon.phrases.openings)
+        text = opening + lower_first(self._lexicon, text)
       if rng.random() < 0.06:
         text = lower_first(self._lexicon, text).rstrip("?.")
     routes = [hop.hop.routes[0] for hop in trace.hops]
@@ -250,7 +249,7 @@ class QuestionMaker:
   def _ask_attribute(self) -> Trace:
     group, thing = self._draw_thing()
     attribute = self._draw_attribute(group, (Relation, Number))
-    depth = int(self._rng.choice([0, 1, 2], p=[0.36, 0.42, 0.22]))
+    depth = int(self._rng.choice([0, 1, 2], p=[0.28, 0.42, 0.3]))
     reference = self._refer(thing, depth)
     template = pick(self._rng, attribute.ask)
     answers = _answer_forms(thing, attribute)
