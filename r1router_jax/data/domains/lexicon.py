@@ -76,7 +76,7 @@ class Number(msgspec.Struct, frozen=True):
 class Visual(msgspec.Struct, frozen=True):
   """An attribute that can be seen in a picture, and drawn by `drawing.py`."""
 
-  name: str  # Key of `drawing.PAINTERS`.
+  name: str  # Key of `drawing.PARTS`.
   values: tuple[str, ...]
   part: str  # The words of a caption that tell it.
   ask: tuple[str, ...]
