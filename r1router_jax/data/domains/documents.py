@@ -69,11 +69,16 @@ def capitalise(text: str) -> str:
   return text[:1].upper() + text[1:]
 
 
-def lower_first(lexicon: Lexicon, text: str) -> str:
-  """Return a text with its first word in lower case, unless it is a name."""
+def lower_first(lexicon: Lexicon, text: str, names: Iterable[str]) -> str:
+  """Return a text with its first word in lower case, if it is no name's.
+
+  `names` are those that the text may begin with, such as "The Fox".
+  """
   first = text.split(" ", 1)[0]
   is_word = first in first_words(lexicon)
-  return text[:1].lower() + text[1:] if is_word else text
+  if not is_word or text.startswith(tuple(names)):
+    return text
+  return text[:1].lower() + text[1:]
 
 
 @functools.lru_cache(maxsize=2)
@@ -171,7 +176,7 @@ def _tell_flow(
       elif sentences and rng.random() < 0.25:
         # Two facts in one sentence.
         joint = pick(rng, lexicon.phrases.joints)
-        second = lower_first(lexicon, sentence)
+        second = lower_first(lexicon, sentence, (thing.name, value))
         sentences[-1] = sentences[-1].removesuffix(".") + joint + second
       else:
         sentences.append(sentence)

@@ -198,7 +198,8 @@ def _draw_values(
   fitting = [
     g for g in groups if g.kind.category == category and g is not group
   ]
-  if fitting:
+  # The object of a symmetric relation has it, too: it must tell of no other.
+  if fitting and not attribute.symmetric:
     objects = pick(rng, fitting).things
     return [
       Fact(x.name, thing=x) for x in (pick(rng, objects) for _ in range(count))

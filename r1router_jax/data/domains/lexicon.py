@@ -51,6 +51,7 @@ class Relation(msgspec.Struct, frozen=True):
   values: tuple[str, ...] = ()
   chain: tuple[Pair, ...] = ()
   count: tuple[str, ...] = ()
+  symmetric: bool = False  # Whether it holds the other way round, too.
 
 
 class Number(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ have no answer in any document: the right answer is then "unknown".
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -104,8 +104,20 @@ class QuestionMaker:
     domain: Domain,
     documents: Documents,
     rng: np.random.Generator,
+    others: Sequence[Group] = (),
   ):
+    """Prepare to ask about a domain.
+
+    Args:
+      lexicon: the words of the domain's half.
+      domain: the domain.
+      documents: what tells of it.
+      rng: draws the questions.
+      others: groups of other domains whose documents are searched, too: no
+        description fits one of their things.
+    """
     self._lexicon, self._domain = lexicon, domain
+    self._others = others
     self._documents, self._rng = documents, rng
     # Things by identity: the group, and who is related to them.
     self._group_of = {t: g for g in domain.groups for t in g.things}
@@ -134,11 +146,15 @@ class QuestionMaker:
     rng, text = self._rng, trace.question.text
     if kind != "recall":
       text = capitalise(text)
-      if rng.random() < 0.12:
+      names = [thing.name for thing in self._group_of]
+      # An opening does not stand before a request, which ends with a stop.
+      if text.endswith("?") and rng.random() < 0.12:
         opening = pick(rng, self._lexicon.phrases.openings)
-        text = opening + lower_first(self._lexicon, text)
+        if not opening.rstrip().endswith((".", "!", "?")):
+          text = lower_first(self._lexicon, text, names)
+        text = opening + text
       if rng.random() < 0.06:
-        text = lower_first(self._lexicon, text).rstrip("?.")
+        text = lower_first(self._lexicon, text, names).rstrip("?.")
     routes = [hop.hop.routes[0] for hop in trace.hops]
     question = dataclasses.replace(
       trace.question,
@@ -174,7 +190,7 @@ class QuestionMaker:
     relations = [
       relation
       for relation in group.attributes_of(Relation)
-      if _is_unique(group, thing, relation)
+      if self._is_unique(group, thing, relation)
     ]
     if not relations:
       return None
@@ -319,6 +335,9 @@ class QuestionMaker:
     reference = self._refer(thing, int(self._rng.integers(0, 2)))
     wording, question = pick(self._rng, attribute.check)
     text = wording.format(x=reference.text, y=value, v=value)
+    # A description that says what is checked leaves nothing to check.
+    if fact.text in reference.text:
+      raise Unaskable
     answers = _answer_forms(thing, attribute)
     asked = question.format(x=reference.name)
     hop = self._hop(asked, thing, attribute, answers)
@@ -478,6 +497,21 @@ class QuestionMaker:
       raise Unaskable
     return pick(self._rng, attributes)
 
+  def _is_unique(
+    self, group: Group, thing: Thing, relation: Relation
+  ) -> bool:
+    """Return whether a relation's value tells a thing from all of its kind."""
+    # A word such as "granite" may describe things of other kinds, too.
+    if relation.object == "value" and len(group.things) > 6:
+      return False
+    values = [
+      other.facts[relation.name].text
+      for each in (group, *self._others)
+      for other in each.things
+      if each.kind is group.kind and relation.name in other.facts
+    ]
+    return values.count(thing.facts[relation.name].text) == 1
+
   def _picture_of(self, thing: Thing) -> str:
     pictures = self._documents.pictures.items()
     return next(name for name, (_, shown) in pictures if shown is thing)
@@ -523,15 +557,6 @@ def _trace(
 ) -> Trace:
   question = Question("", text, answers)
   return Trace(question, hops, thought, reference.picture)
-
-
-def _is_unique(group: Group, thing: Thing, relation: Relation) -> bool:
-  """Return whether the value of a relation tells a thing from all others."""
-  # A word such as "granite" may describe things of other groups, too.
-  if relation.object == "value" and len(group.things) > 6:
-    return False
-  value = thing.facts[relation.name].text
-  return sum(t.facts[relation.name].text == value for t in group.things) == 1
 
 
 def _extreme(group: Group, number: Number, direction: str) -> Thing | None:
