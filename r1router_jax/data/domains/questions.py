@@ -497,9 +497,7 @@ class QuestionMaker:
       raise Unaskable
     return pick(self._rng, attributes)
 
-  def _is_unique(
-    self, group: Group, thing: Thing, relation: Relation
-  ) -> bool:
+  def _is_unique(self, group: Group, thing: Thing, relation: Relation) -> bool:
     """Return whether a relation's value tells a thing from all of its kind."""
     # A word such as "granite" may describe things of other kinds, too.
     if relation.object == "value" and len(group.things) > 6:
