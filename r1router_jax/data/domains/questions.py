@@ -133,9 +133,11 @@ class QuestionMaker:
         trace = make()
       except Unaskable:
         continue
-      # Nothing is asked that the question says itself.
+      # Nothing is asked that the question says itself, or a hop before.
+      answer = trace.question.answers[0]
+      known = [hop.hop.answers[0] for hop in trace.hops[:-1]]
       given = kind in ("attribute", "name", "visual", "count") and (
-        trace.question.answers[0] in trace.question.text
+        answer in trace.question.text or answer in known
       )
       if given or len(trace.hops) > MAX_HOPS:
         continue
@@ -255,7 +257,8 @@ class QuestionMaker:
         kind = f"{group.kind.one} of {self._domain.place}"
         asked = question.format(kind=kind)
         verb = question.removeprefix("Which {kind} ").rstrip("?")
-        text = f"the {kind} that {verb}"
+        pronoun = "who" if group.kind.category == "person" else "that"
+        text = f"the {kind} {pronoun} {verb}"
         hop = self._extreme_hop(group, number, asked, thing)
         return Reference(text, thing.name, (hop,))
     return None
