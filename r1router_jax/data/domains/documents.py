@@ -47,7 +47,7 @@ class Documents:
   passages: dict[str, list[Passage]]
   evidence: dict[tuple[Thing, str, str], list[str]]
   whole_tables: dict[tuple[str, str], list[str]]
-  pictures: dict[str, tuple[Group, Thing]]
+  pictures: dict[str, Thing]
 
 
 def write_documents(
@@ -313,6 +313,6 @@ def _write_captions(
     passage_id = f"{prefix}/image/{number}"
     passage = Passage(passage_id, "image", capitalise(text))
     documents.passages["image"].append(passage)
-    documents.pictures[passage_id] = group, thing
+    documents.pictures[passage_id] = thing
     for visual in visuals:
       documents.evidence[thing, visual.name, "image"].append(passage_id)

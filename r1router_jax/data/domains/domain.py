@@ -104,14 +104,24 @@ def sample(
 
 
 def make_domain(
-  lexicon: Lexicon, rng: np.random.Generator, taken: Sequence[str] = ()
+  lexicon: Lexicon,
+  rng: np.random.Generator,
+  taken: Sequence[Kind] = (),
+  used: set[str] | None = None,
 ) -> Domain:
-  """Draw a domain; its main kinds are none of `taken`, by singular."""
-  names = NameMaker(lexicon.phrases, rng)
+  """Draw a domain.
+
+  Args:
+    lexicon: the words of a half.
+    rng: draws it.
+    taken: kinds that are none of its main ones, as long as others are left.
+    used: names that its things do not have; theirs are added.
+  """
+  names = NameMaker(lexicon.phrases, rng, used)
   place = names.fill("{root}")
 
   # 1. Kinds: one or two main ones, and those of the objects of relations.
-  main = [k for k in lexicon.kinds if k.one not in taken]
+  main = [k for k in lexicon.kinds if k not in taken] or lexicon.kinds
   kinds = sample(rng, main, int(rng.integers(1, 3)))
   for category in ("person", "place"):
     others = [k for k in lexicon.kinds if k.category == category]

@@ -1,7 +1,7 @@
 """Invented names, in the manner of several languages.
 
 A root is a beginning, maybe a middle and an end of one style; persons have a
-first name and a surname of it.  No name is given twice by one `NameMaker`.
+first name and a surname of it.  No name is given twice, be it with an article.
 """
 
 import numpy as np
@@ -75,13 +75,21 @@ _ORDINALS = "First Second Third Fourth Fifth Seventh Ninth".split()
 
 
 class NameMaker:
-  """Makes names in one or two styles, none of them twice."""
+  """Makes names in one or two styles, none of them twice.
 
-  def __init__(self, phrases: Phrases, rng: np.random.Generator):
+  Makers that share a set `used` give no name that another of them gave.
+  """
+
+  def __init__(
+    self,
+    phrases: Phrases,
+    rng: np.random.Generator,
+    used: set[str] | None = None,
+  ):
     self._phrases, self._rng = phrases, rng
     chosen = rng.choice(list(STYLES), 2, replace=False)
     self._styles = [str(style) for style in chosen]
-    self._used: set[str] = set()
+    self._used = set() if used is None else used
 
   def fill(self, pattern: str) -> str:
     """Return a name of a pattern such as "the {adjective} Lantern"."""
@@ -97,12 +105,13 @@ class NameMaker:
         ordinal=str(rng.choice(_ORDINALS)),
         number=str(rng.integers(2, 90)),
       )
-      if name not in self._used:
+      # Tables leave articles out.
+      if name.removeprefix("the ") not in self._used:
         break
       # A pattern with few names is exhausted by now.
       if attempt > 20:
         pattern = f"{pattern} of {{root}}"
-    self._used.add(name)
+    self._used.add(name.removeprefix("the "))
     return name
 
   def _root(self, first: bool = False) -> str:

@@ -515,7 +515,7 @@ class QuestionMaker:
 
   def _picture_of(self, thing: Thing) -> str:
     pictures = self._documents.pictures.items()
-    return next(name for name, (_, shown) in pictures if shown is thing)
+    return next(name for name, shown in pictures if shown is thing)
 
   def _hop(
     self,
