@@ -55,6 +55,7 @@ setuptools.setup(
     # Knowledge bases.
     "cachetools>=5.5",  # Answers remembered, bounded in bytes.
     "filelock>=4.0",  # Older ones may empty the file that names the holder.
+    "markdown-it-py>=3.0",  # Reads a user's own documents.
     "psutil>=6",  # Memory that a build needs.
     # Elsewhere exact search takes its place, and says so.
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",

@@ -1,16 +1,19 @@
 r"""Builds knowledge bases: corpus -> passages -> vectors -> index.
 
   python -m r1router_jax.build_kb --kb_dir=DIR
+  python -m r1router_jax.build_kb --kb_dir=DIR --source=my_documents
   python -m r1router_jax.build_kb --kb_dir=DIR --kind=text --source=pages.jsonl
   python -m r1router_jax.build_kb --kb_dir=DIR --source=wikipedia:extracted
   python -m r1router_jax.build_kb --kb_dir=DIR --source=mbeir:cand_pool.jsonl \
       --images=M-BEIR
 
 The first command builds all three knowledge bases of GeoRouter, the corpus
-that comes with the package; the others build one from your own files or from a
-published corpus, see retrieval/corpora/sources.py.  Each is a folder
-DIR/<kind>, see retrieval/local_kb.py.  Before anything is embedded, the command
-logs the disk space, memory and time that it needs.
+that comes with the package; the second those that a folder of your own texts,
+tables and images has something for, see retrieval/corpora/folders.py.  The
+others build one from files of rows or from a published corpus, see
+retrieval/corpora/sources.py.  Each is a folder DIR/<kind>, see
+retrieval/local_kb.py.  Before anything is embedded, the command logs the disk
+space, memory and time that it needs.
 
 The command may be run again at any time.  A finished knowledge base of the same
 corpus, embedder and index is kept; an unfinished one goes on at the first block
@@ -37,7 +40,7 @@ from r1router_jax.common import cli, files, http_client, progress, shared_flags
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS
 from r1router_jax.retrieval import kb_meta
-from r1router_jax.retrieval.corpora import passage_writer, sources
+from r1router_jax.retrieval.corpora import folders, passage_writer, sources
 from r1router_jax.retrieval.index import factory
 
 # These need JAX; without them, flags can be checked at once.
@@ -57,6 +60,10 @@ Embedder: TypeAlias = "batched_encoder.Embedder"
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = ("minilm", "image", "image_caption", "bge_m3", "clip_sf")
 EMBEDDER_NAMES += ("open_wikitable", "openai", "openai_raw", "tei", "tei_raw")
+
+# Whether corpora other than GeoRouter, whose figures are published without, are
+# also searched by words unless --hybrid says so.
+HYBRID_BY_DEFAULT = False
 
 _DEFAULTS = ", ".join(
   f"{name} for {kind}" for kind, name in kb_meta.DEFAULT_EMBEDDERS.items()
@@ -92,7 +99,10 @@ _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Read the corpus, log what the rest needs, and stop."
 )
 _HYBRID = flags.DEFINE_bool(
-  "hybrid", False, "Search by words, too (BM25), and fuse both results."
+  "hybrid",
+  None,
+  "Search by words, too (BM25), and fuse both results; by default "
+  f"{'for your own corpora' if HYBRID_BY_DEFAULT else 'not'}.",
 )
 _RERANK = flags.DEFINE_string(
   "rerank", "", "Folder of a cross-encoder that sorts the passages found."
@@ -117,7 +127,7 @@ class KbSpec:
   weights: str = ""
   index_kind: str = "auto"  # See retrieval/index/factory.py.
   shards: int = 1
-  hybrid: bool = False
+  hybrid: bool | None = None  # None for the default of the source.
   reranker: str = ""  # "" for none.
   worker: tuple[int, int] = (0, 1)  # (i, n) for the i-th of n processes.
 
@@ -135,6 +145,13 @@ class KbSpec:
   def embedder_name(self) -> str:
     """Return the name of the embedder, chosen or by default."""
     return self.embedder or kb_meta.DEFAULT_EMBEDDERS[self.kind]
+
+  @property
+  def is_hybrid(self) -> bool:
+    """Return whether words are searched, too, as chosen or by default."""
+    if self.hybrid is None:
+      return HYBRID_BY_DEFAULT and self.source != sources.GEOROUTER
+    return self.hybrid
 
 
 class _BuildJob(NamedTuple):
@@ -197,7 +214,7 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
 
 
 def _search_options(spec: KbSpec) -> dict:
-  options = {"hybrid": True} if spec.hybrid else {}
+  options = {"hybrid": True} if spec.is_hybrid else {}
   if spec.reranker:
     path = os.path.abspath(spec.reranker)
     reranker = cross_encoder.load_reranker(path)
@@ -342,11 +359,22 @@ def _parse_worker(text: str) -> tuple[int, int]:
   return int(number), int(count)
 
 
+def _check_place(kb_dir: str, source: str) -> None:
+  """Raise a UserError if what is built would be read as part of its source."""
+  inside = os.path.realpath(kb_dir) + os.sep
+  if inside.startswith(os.path.realpath(source) + os.sep):
+    raise UserError(
+      f"--kb_dir={kb_dir} is inside of --source={source}, and would be read as "
+      "documents.  Give a folder beside it."
+    )
+
+
 def main(_) -> None:
   """Build the knowledge bases that the flags describe."""
-  kinds = _KIND.value or sources.supported_kbs(_SOURCE.value)
-  if _SOURCE.value != sources.GEOROUTER:
-    sources.require_single_kb(_SOURCE.value, kinds)
+  if os.path.isdir(_SOURCE.value):
+    _check_place(_KB_DIR.value, _SOURCE.value)
+    folders.warn_of_unread(_SOURCE.value)
+  kinds = sources.choose_kbs(_SOURCE.value, _KIND.value)
   values = dict(
     source=_SOURCE.value,
     image_folder=_IMAGES.value,

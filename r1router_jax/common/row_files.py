@@ -1,4 +1,4 @@
-"""Strict readers of row files: JSON Lines, CSV, and folders of images.
+"""Strict readers of row files: JSON Lines and CSV.
 
 Files come from users and crawlers.  Each reader yields ("file:line", row), and
 a row that cannot be read is a `RowError`; nothing is guessed.  Files whose
@@ -14,7 +14,6 @@ import gzip
 import io
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +28,6 @@ MAX_ROW_BYTES = 1 << 20
 # Characters after which a row of a CSV file is taken for an unclosed quote.
 MAX_CSV_ROW = 16 * MAX_ROW_BYTES
 
-# Endings of images in a folder: those that are read, and those that are named.
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-OTHER_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".tif", ".tiff")
-
 # Rejected rows that are logged as warnings; further ones as debug messages.
 MAX_WARNINGS = 5
 
@@ -44,7 +39,7 @@ _CSV_FIELD = r'(?:"(?:[^"]++|"")*+"|[^",]*+)'
 _CSV_ROW = re.compile(f"{_CSV_FIELD}(?:,{_CSV_FIELD})*+")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 # Pairs of ("file:line", row), with the row a `RowError` if it is unreadable.
 Rows = Iterator[tuple[str, Any]]
@@ -81,6 +76,16 @@ class RejectedRow:
     return re.sub(r"'[^']*'|\d[\d,]*", "...", self.reason)
 
 
+class BrokenFile(UserError):
+  """A file that cannot be read, or not any further: where, why, and the cure.
+
+  These are its three arguments.
+  """
+
+  def __str__(self) -> str:
+    return str(RejectedRow(*self.args))
+
+
 class SkipLog:
   """A log of the rows of a source that are left out: counted and named."""
 
@@ -112,7 +117,7 @@ def open_decompressed(
 ) -> Iterator[BinaryIO]:
   """Open a file, decompressed if its name ends in .gz or .bz2.
 
-  Raises a UserError if a compressed one turns out to be damaged while read.
+  Raises a BrokenFile if a compressed one turns out to be damaged while read.
   """
   with open_file(path) as file:
     try:
@@ -125,8 +130,8 @@ def open_decompressed(
     except (EOFError, zlib.error, OSError) as error:
       if isinstance(error, OSError) and error.errno is not None:
         raise  # The disk failed; the content may be intact.
-      fault = f"{path}: damaged ({error}).  Fetch the file again."
-      raise UserError(fault) from None
+      fault = f"damaged ({error})", "Fetch the file again"
+      raise BrokenFile(path, *fault) from None
 
 
 def read_lines(
@@ -227,8 +232,49 @@ def read_csv_rows(
 
   Quotes must be as in RFC 4180: around a whole field, and twice inside of it.
   If one is misplaced or never closed, what follows could be anything: this
-  raises a UserError, as do wrong names of columns and a damaged file.
+  raises a BrokenFile, as do wrong names of columns and a damaged file.
   """
+  with _open_csv(path, open_file) as rows:
+    where, names = next(rows, (path, []))
+    _check_header(where, names, check_columns)
+    for where, fields in rows:
+      row = _check_fields(fields, len(names))
+      if not isinstance(row, RowError):
+        row = dict(zip(names, row, strict=True))
+      yield where, row
+
+
+def read_csv_table(path: str, open_file: OpenFile = open_local) -> Rows:
+  """Yield (title, header) of a table in a .csv file, then its rows, as lists.
+
+  The title is that of a line "# title" above the header, or "".  Faults are as
+  in `read_csv_rows`.
+  """
+  with _open_csv(path, open_file) as rows:
+    where, header = next(rows, (path, []))
+    title = ""
+    if header and header[0].startswith("# "):
+      # The line may have commas of its own, and a spreadsheet adds some.
+      title = ",".join(header)[2:].strip(", ")
+      where, header = next(rows, (where, []))
+    _check_header(where, header, _check_table_columns)
+    yield where, (title, header)
+    for where, fields in rows:
+      yield where, _check_fields(fields, len(header))
+
+
+def _check_table_columns(names: Sequence[str]) -> None:
+  """Raise a RowError unless this is the header of a table."""
+  if not names:
+    raise RowError("a table without a header", "Write one, and rows below it")
+  if len(names) == 1 and re.search("[;\t]", names[0]):
+    fault = "its first line has semicolons or tabs and no comma"
+    raise RowError(fault, "Save it with commas between the fields")
+
+
+@contextlib.contextmanager
+def _open_csv(path: str, open_file: OpenFile) -> Iterator[Rows]:
+  """Open a .csv file as rows of fields, the first line among them."""
   # Bytes that are not UTF-8 cost only their row: they are kept as surrogates,
   # which UTF-8 has not.
   coding = dict(encoding="utf-8-sig", errors="surrogateescape")
@@ -237,24 +283,31 @@ def read_csv_rows(
     # The csv module splits lines itself, since a field may hold line breaks.
     io.TextIOWrapper(file, **coding, newline="") as text,
   ):
-    rows = _split_csv(path, text)
-    where, names = next(rows, (path, []))
-    try:
-      if any(map(_SURROGATE.search, names)):
-        raise RowError("its first line is not UTF-8", "Save it as UTF-8")
-      check_columns(names)
-    except RowError as fault:
-      raise UserError(str(RejectedRow(where, *fault.args))) from None
-    for where, fields in rows:
-      row = dict(zip(names, fields, strict=False))
-      if any(map(_SURROGATE.search, fields)):
-        row = RowError("not UTF-8", "Save it as UTF-8")
-      elif len(fields) != len(names):
-        fault = "has not as many fields as the first line"
-        row = RowError(fault, "Quote texts with commas or line breaks")
-      elif sum(map(len, fields)) > MAX_ROW_BYTES:
-        row = RowError(f"longer than {MAX_ROW_BYTES:,} characters", "Split it")
-      yield where, row
+    yield _split_csv(path, text)
+
+
+def _check_header(
+  where: str, names: list[str], check_columns: CheckColumns
+) -> None:
+  """Raise a BrokenFile unless a first line is UTF-8 and has right columns."""
+  try:
+    if any(map(_SURROGATE.search, names)):
+      raise RowError("its first line is not UTF-8", "Save it as UTF-8")
+    check_columns(names)
+  except RowError as fault:
+    raise BrokenFile(where, *fault.args) from None
+
+
+def _check_fields(fields: list[str], width: int) -> list[str] | RowError:
+  """Return the fields of a row of `width` columns, or what is wrong."""
+  if any(map(_SURROGATE.search, fields)):
+    return RowError("not UTF-8", "Save it as UTF-8")
+  if len(fields) != width:
+    fault = "has not as many fields as the first line"
+    return RowError(fault, "Quote texts with commas or line breaks")
+  if sum(map(len, fields)) > MAX_ROW_BYTES:
+    return RowError(f"longer than {MAX_ROW_BYTES:,} characters", "Split it")
+  return fields
 
 
 def _split_csv(path: str, text: io.TextIOBase) -> Rows:
@@ -282,36 +335,13 @@ def _split_csv(path: str, text: io.TextIOBase) -> Rows:
       read.truncate()
       first = reader.line_num + 1
   except csv.Error as error:
-    fault = f"the row that begins here is not CSV ({error}, at line"
-    raise UserError(
-      f"{path}:{first}: {fault} {reader.line_num}).  Separate fields by "
-      "commas; put texts with commas, quotes or line breaks in quotes, and "
-      "quotes inside of them twice."
+    raise BrokenFile(
+      f"{path}:{first}",
+      f"the row that begins here is not CSV ({error}, at line "
+      f"{reader.line_num})",
+      "Separate fields by commas; put texts with commas, quotes or line breaks "
+      "in quotes, and quotes inside of them twice",
     ) from None
-
-
-def list_images(folder: str) -> Rows:
-  """Yield a row for each image below a folder, in the order of file names.
-
-  The text of a row is that of NAME.txt beside NAME.png, or else the name.
-  """
-  for base, folders, files in os.walk(folder):
-    folders.sort()  # os.walk visits the subfolders in the order of this list.
-    for file in sorted(files):
-      stem, ending = os.path.splitext(os.path.join(base, file))
-      if ending.lower() in OTHER_IMAGES:
-        yield stem + ending, RowError("not a PNG, JPEG or WEBP", "Convert it")
-      elif ending.lower() in IMAGES:
-        name, caption = os.path.relpath(stem + ending, folder), stem + ".txt"
-        text = re.sub(r"[-_]+", " ", os.path.basename(stem))
-        try:
-          if os.path.isfile(caption):
-            with open(caption, encoding="utf-8-sig") as lines:
-              text = " ".join(lines.read(MAX_ROW_BYTES).split())
-          yield stem + ending, dict(id=name, text=text, image=name)
-        except (OSError, UnicodeDecodeError) as error:
-          fault = f"cannot be read ({error})"
-          yield caption, RowError(fault, "Save it as UTF-8")
 
 
 def validate_text(name: str, value: object) -> str:
@@ -322,7 +352,7 @@ def validate_text(name: str, value: object) -> str:
   if not isinstance(value, str):
     fault = f'"{name}" is a {type(value).__name__}'
     raise RowError(fault, "Write it as a string")
-  if control := _CONTROL.search(value):
+  if control := CONTROL.search(value):
     fault = f'"{name}" holds the control character {control[0]!a}'
     raise RowError(fault, "Remove it")
   check_surrogates(value, f'"{name}"')

@@ -23,7 +23,13 @@ _FIELDS = {
 SUPPORTED_KBS = ("image",)
 FILE_PATTERN = r"mbeir_.*cand_pool\.jsonl(\.gz|\.bz2)?"
 
-read_rows = row_files.read_lines
+
+def read_rows(
+  kb: str, path: str, open_file: row_files.OpenFile = row_files.open_local
+) -> row_files.Rows:
+  """Yield the candidates of a pool, each as the bytes of its line."""
+  del kb  # Candidates are images and what stands for them.
+  return row_files.read_lines(path, open_file)
 
 
 def to_passages(

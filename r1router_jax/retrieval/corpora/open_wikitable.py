@@ -44,9 +44,10 @@ RawRow = tuple[int, dict[str, bytes]]
 
 
 def read_rows(
-  path: str, open_file: row_files.OpenFile = row_files.open_local
+  kb: str, path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
   """Yield the chunks of a file; raise a UserError if it cannot be read."""
+  del kb  # Chunks are tables.
   # One byte more than allowed tells a larger file without reading it all.
   with row_files.open_decompressed(path, open_file) as file:
     data = file.read(MAX_BYTES + 1)

@@ -36,11 +36,11 @@ from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import RejectedRow, SkipLog
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval import kb_meta
-from r1router_jax.retrieval.corpora import sources
+from r1router_jax.retrieval.corpora import folders, sources
 from r1router_jax.retrieval.corpora.sources import Source
 
 # Raise it when the readers make other passages of the same files.
-READER_VERSION = 1
+READER_VERSION = 2
 
 NOTE_FILE = "source.json"
 
@@ -96,7 +96,8 @@ def ensure_passages(folder: str, source: Source, finished: bool) -> dict:
 
   why = ", ".join(f"{count:,} ({reason})" for reason, count in reasons)
   if not read:
-    raise UserError("The corpus is empty.  Give one with rows.")
+    message = f"The corpus is empty: it has nothing for --kind={source.kb}."
+    raise UserError(f"{message}  Give one with rows.")
   if not good:
     message = f"The corpus has no usable row: {read} are bad: {why}."
     raise UserError(f"{message}  Mend it.")
@@ -113,7 +114,8 @@ def _fingerprint_source(source: Source) -> str:
   digest = hashlib.sha256(json.dumps(about).encode())
   for path in source.paths:
     for file in _files_below(path):
-      status = os.stat(file)
+      # A link in a folder may lead nowhere.
+      status = os.stat(file) if os.path.exists(file) else os.lstat(file)
       about = [os.path.abspath(file), status.st_size, status.st_mtime_ns]
       digest.update(json.dumps(about).encode())
       # Bytes of files of rows, not of the images and captions of a folder.
@@ -129,9 +131,7 @@ def _files_below(path: str) -> Iterator[str]:
   """Yield `path`, or all files below it if it is a folder."""
   if not os.path.isdir(path):
     yield path
-  for base, folders, files in os.walk(path):
-    folders.sort()
-    yield from (os.path.join(base, file) for file in sorted(files))
+  yield from folders.list_files(path)
 
 
 def _read_source(rows: sqlite3.Connection, source: Source) -> None:

@@ -7,7 +7,7 @@ the cure; the caller decides how many are too many.
 A source is named on the command line:
 
   georouter             the GeoRouter world, which comes with the package
-  rows.jsonl            your own, see user_files.py; also .csv, or a folder
+  documents             a folder of your own, see user_files.py; also .jsonl, ..
   wikipedia:FOLDER      see wikipedia.py
   mbeir:POOL            see mbeir.py
   open_wikitable:FILE   see open_wikitable.py
@@ -35,6 +35,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Passage
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.retrieval.corpora import (
+  documents,
   mbeir,
   open_wikitable,
   user_files,
@@ -52,7 +53,8 @@ ParsedRow = tuple[str, list[Passage]] | RejectedRow
 
 
 # The module that reads each kind of corpus.  It has
-#   read_rows: (path, function that opens it) -> (where, raw row) of each row
+#   read_rows: (kind of knowledge base, path, function that opens it) -> (where,
+#     raw row) of each row
 #   to_passages: (kind of knowledge base, raw row, image folder) -> the id of
 #     the row and its passages; raises `RowError` or `images.BadImage`
 #   SUPPORTED_KBS: the kinds of knowledge base that the corpus is for
@@ -99,12 +101,13 @@ def define_source_flags() -> tuple[flags.FlagHolder, ...]:
   """Define --kind, --source and --images of a command that reads a corpus."""
   kind_help = (
     f"Kinds of knowledge base to build, of {', '.join(KBS)}; by default all "
-    "that the source is for."
+    "that the source has something for."
   )
   source_help = (
-    "The corpus: georouter, which comes with the package; your own .jsonl or "
-    ".csv files, or a folder of images; or wikipedia:PATH, mbeir:PATH, "
-    "open_wikitable:PATH.  A path may be a pattern."
+    "The corpus: georouter, which comes with the package; a folder of your own "
+    "documents, tables and images; your own .md, .txt, .csv or .jsonl files; "
+    "or wikipedia:PATH, mbeir:PATH, open_wikitable:PATH.  A path may be a "
+    "pattern."
   )
   images_help = (
     "Folder that the images of the corpus are relative to, if it is not the "
@@ -119,9 +122,45 @@ def define_source_flags() -> tuple[flags.FlagHolder, ...]:
   )
 
 
-def supported_kbs(source: str) -> tuple[str, ...]:
-  """Return the kinds of knowledge base that a source can be for."""
-  return CORPORA[_split_source(source)[0]].SUPPORTED_KBS
+def choose_kbs(source: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+  """Return the kinds of knowledge base to build: those `wanted`, or else all.
+
+  GeoRouter feeds all kinds, your own documents those that they have something
+  for, and other sources one.  Raises a UserError if it is unclear which, or if
+  documents have nothing for any.
+  """
+  corpus, path = _split_source(source)
+  if source == GEOROUTER:
+    return tuple(wanted) or KBS
+  if corpus == "own" and os.path.isdir(path):
+    return tuple(wanted) or _find_kbs(source, KBS)
+  if corpus == "own" and re.fullmatch(documents.DOCUMENT_PATTERN, path):
+    return tuple(wanted) or _find_kbs(source, tuple(documents.ROWS))
+  kbs = tuple(wanted) or CORPORA[corpus].SUPPORTED_KBS
+  require_single_kb(source, kbs)
+  return kbs
+
+
+def _find_kbs(source: str, kbs: Sequence[str]) -> tuple[str, ...]:
+  """Return those `kbs` that documents have a usable row for."""
+  found, rejected = [], {}
+  for kb in kbs:
+    opened, of_kb = open_source(kb, source), {}
+    for where, row in read_raw_rows(opened):
+      parsed = parse_row(opened, where, row)
+      if not isinstance(parsed, RejectedRow):
+        found.append(kb)
+        break
+      of_kb[str(parsed)] = parsed
+    else:
+      rejected |= of_kb
+  # No build will name what is wrong with a kind that has nothing else.
+  log = row_files.SkipLog(source)
+  for row in rejected.values():
+    log(row)
+  if not found:
+    log.finish(kept=0)
+  return tuple(found)
 
 
 def require_single_kb(source: str, kbs: Sequence[str]) -> None:
@@ -211,8 +250,8 @@ def validate_paths(
     places = ", ".join(f"{name}:PATH" for name in CORPORA if name != "own")
     raise UserError(
       f"The source {source} does not exist, or holds no such file.  Give "
-      f"{GEOROUTER}, a .jsonl or .csv file, a folder of images, or one of "
-      f"{places}."
+      f"{GEOROUTER}, a folder of documents, a .md, .txt, .jsonl or .csv file, "
+      f"or one of {places}."
     )
   # A dump would be read as pages of markup, so it is refused with its cure.
   for path in paths:
@@ -223,10 +262,11 @@ def validate_paths(
         "--source=wikipedia:FOLDER."
       )
     if corpus == "own" and not _is_user_file(kb, path):
-      or_folder = ", or a folder of images" if kb == "image" else ""
+      or_document = ".md, .txt, " if kb in documents.ROWS else ""
       raise UserError(
         f"The source {path} is none that the {kb} knowledge base reads.  "
-        f"Give a .jsonl or .csv file, plain or .gz or .bz2{or_folder}."
+        f"Give a folder, or a {or_document}.jsonl or .csv file; the last two "
+        "may be .gz or .bz2."
       )
   return tuple(paths)
 
@@ -234,10 +274,13 @@ def validate_paths(
 def _is_user_file(kb: str, path: str) -> bool:
   """Return whether `user_files` reads this path for this knowledge base."""
   if os.path.isdir(path):
-    return kb == "image"
+    return True
+  patterns = [user_files.FILE_PATTERN]
+  if kb in documents.ROWS:
+    patterns.append(documents.DOCUMENT_PATTERN)
   # Paths in a bucket were listed there, so they are files.
   is_file = os.path.isfile(path) or "://" in path
-  return is_file and re.fullmatch(user_files.FILE_PATTERN, path) is not None
+  return is_file and any(re.fullmatch(each, path) for each in patterns)
 
 
 # --- Rows of sources ----------------------------------------------------------
@@ -251,7 +294,7 @@ def read_raw_rows(
 ) -> row_files.Rows:
   """Yield (where, raw row) of the rows `start` to before `stop` of a source."""
   read_rows = CORPORA[source.corpus].read_rows
-  files = (read_rows(path, open_file) for path in source.paths)
+  files = (read_rows(source.kb, path, open_file) for path in source.paths)
   return itertools.islice(itertools.chain.from_iterable(files), start, stop)
 
 

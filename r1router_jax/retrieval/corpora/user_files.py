@@ -1,11 +1,13 @@
-"""Reader of a user's own corpus: JSON Lines, CSV files, or a folder of images.
+"""Reader of a user's own corpus: a folder of documents, or files of rows.
+
+A folder holds Markdown, plain texts, tables and images, see folders.py, or a
+path names one such document or table.  Files of rows have an id for each text:
 
 JSON Lines are objects with "id" and "text", and optionally "title" and "image"
 (a path below the image folder).  A row of the table knowledge base may give a
 "header" and "rows" instead of "text", with "title", "section_title", "caption"
 and "name"; it is flattened as in Open-WikiTable.  CSV files have these names in
-their first line.  In a folder of images the caption of NAME.png is the text of
-NAME.txt beside it, or else the name itself.
+their first line.
 
 Texts of the text knowledge base that are longer than 100 words are cut into
 windows of 100 words, one every 50, each headed by the title.  A row that says
@@ -21,7 +23,7 @@ from typing import Any
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import KBS, Passage
 from r1router_jax.common.row_files import RowError
-from r1router_jax.retrieval.corpora import open_wikitable
+from r1router_jax.retrieval.corpora import documents, folders, open_wikitable
 
 SUPPORTED_KBS = KBS
 FILE_PATTERN = r".*\.(jsonl|csv)(\.gz|\.bz2)?"
@@ -30,14 +32,30 @@ _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
 
 
 def read_rows(
-  path: str, open_file: row_files.OpenFile = row_files.open_local
+  kb: str, path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
-  """Read the raw rows of a file or of a folder of images; JSON stays bytes."""
+  """Read the raw rows of a file or of a folder; those of JSON stay bytes."""
   if os.path.isdir(path):
-    return row_files.list_images(path)
-  if re.search(r"\.csv(\.gz|\.bz2)?$", path):
-    return row_files.read_csv_rows(path, open_file)
-  return row_files.read_lines(path, open_file)
+    return folders.read_rows(kb, path)
+  if re.fullmatch(documents.DOCUMENT_PATTERN, path):
+    return _read_document(kb, path, open_file)
+  if not re.fullmatch(documents.CSV_PATTERN, path):
+    return row_files.read_lines(path, open_file)
+  if kb == "table" and not documents.corpus_columns(path, open_file):
+    return documents.csv_table_rows(path, os.path.basename(path), open_file)
+  return row_files.read_csv_rows(path, open_file)
+
+
+def _read_document(
+  kb: str, path: str, open_file: row_files.OpenFile
+) -> row_files.Rows:
+  """Yield the rows of one document, or the fault of it."""
+  try:
+    document = documents.read_document(path, open_file)
+  except RowError as fault:
+    yield path, fault
+  else:
+    yield from documents.ROWS[kb](document, path, os.path.basename(path))
 
 
 def to_passages(

@@ -57,9 +57,10 @@ _ESCAPES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&"))
 
 
 def read_rows(
-  path: str, open_file: row_files.OpenFile = row_files.open_local
+  kb: str, path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> row_files.Rows:
   """Yield the articles of a file, each as the bytes of its <doc> or line."""
+  del kb  # Articles are texts.
   start, article, size, error = "", [], 0, None  # The <doc> that is being read.
   in_stray_text = False  # Text outside of articles is named once, not by line.
   for where, line in row_files.read_lines(path, open_file, MAX_ARTICLE_BYTES):

@@ -78,7 +78,7 @@ def test_memory_is_bounded_by_the_file_size():
   row = dict(header=["a"] * 9, rows=[["cell"] * 9] * 20, flattened="x" * 900)
   data = json.dumps(by_columns([row] * 3000)).encode()
   tracemalloc.start()
-  rows = open_wikitable.read_rows("x", lambda _: io.BytesIO(data))
+  rows = open_wikitable.read_rows("table", "x", lambda _: io.BytesIO(data))
   count = sum(1 for _ in rows)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()

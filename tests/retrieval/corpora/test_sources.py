@@ -197,7 +197,7 @@ def test_csv_rows(tmp_path, rows, expected):
 def test_csv_that_must_be_guessed_is_an_error(tmp_path, data, message):
   path = tmp_path / "rows.csv"
   path.write_bytes(data.encode(errors="surrogateescape"))
-  found = plain_reader.read_passages("table", str(path))
+  found = plain_reader.read_passages("text", str(path))
   with pytest.raises(ValueError, match=f"rows.csv.*{message}"):
     for passage in found:
       assert passage.id == "0"  # Only what stands before the fault is read.
@@ -231,8 +231,8 @@ def test_images_outside_of_the_folder_are_rejected(tmp_path):
   [
     ("text", "nowhere.jsonl", "does not exist"),
     ("text", "", "does not exist"),
-    ("text", ".", "none that the text"),
-    ("image", "x.pdf", "or a folder of images"),
+    ("text", "x.pdf", "none that the text.* a folder, or a .md, .txt, .jsonl"),
+    ("image", "x.md", "none that the image.* a folder, or a .jsonl"),
     ("text", "*.jsonl", "does not exist"),
     ("text", "wiki:.", "does not exist.* wikipedia:PATH"),
     ("text", "wikipedia:.", "holds no such file"),
@@ -241,6 +241,7 @@ def test_images_outside_of_the_folder_are_rejected(tmp_path):
 )
 def test_bad_source_is_refused(tmp_path, monkeypatch, kb, source, words):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "x.pdf").touch()
+  for name in ("x.pdf", "x.md"):
+    (tmp_path / name).touch()
   with pytest.raises(ValueError, match=words):
     plain_reader.read_passages(kb, source)
