@@ -22,7 +22,7 @@ from r1router_jax.retrieval import kb_meta
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
   from r1router_jax.common import http_client
-  from r1router_jax.policy import policy_factory
+  from r1router_jax.policy import policy_factory, sight
   from r1router_jax.report import terminal
   from r1router_jax.retrieval import retriever
   from r1router_jax.routing import router, run_settings
@@ -55,6 +55,8 @@ def main(_) -> None:
   kb_meta.check_kb_dir(_KB_DIR.value)
 
   policy = policy_factory.open_policy(_POLICY.value)
+  if image and policy.config.image_marker:
+    print(sight.CAPTIONS_ALONE)
   http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
   values = shared_flags.settings_values(_SETTINGS)

@@ -54,6 +54,13 @@ POLICY_CONFIG = config_lib.PolicyConfig(
   decode_batch_size=2,
 )
 
+# Of a policy of texts alone, whose prompts have a marker for an image.
+TEXT_MODEL = dataclasses.replace(FULL_VOCAB_CONFIG, vision=None)
+MARKER = "[picture]"
+MARKED_CONFIG = dataclasses.replace(
+  POLICY_CONFIG, model=TEXT_MODEL, image_marker=MARKER
+)
+
 
 def param_shapes(config):
   """Return shapes of the parameters of a model."""

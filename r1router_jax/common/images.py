@@ -7,6 +7,7 @@ header are checked before a pixel is decoded; every failure is a `BadImage`.
 Axes:  H W height and width in pixels
 """
 
+import functools
 import io
 import os
 import re
@@ -82,6 +83,29 @@ def load_image(
     limits = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all"
     cure = f"Give an intact PNG, JPEG or WEBP of {limits}."
     raise BadImage(f"{path!a}: {error}.  {cure}") from error
+
+
+def check_image(path: str) -> None:
+  """Decode an image, unless the same file was good before; see `load_image`."""
+  _check_state(path, file_state(path))
+
+
+@functools.lru_cache(maxsize=65536)
+def _check_state(path: str, state: tuple[int, int] | None) -> None:
+  del state  # A key of the cache.
+  load_image(path)
+
+
+def file_state(path: str) -> tuple[int, int] | None:
+  """Return what changes whenever a file does; None if there is no file.
+
+  It is part of the keys of caches, so that a replaced image is read anew.
+  """
+  try:
+    state = os.stat(path)
+  except (OSError, ValueError):  # `load_image` says what is wrong with it.
+    return None
+  return state.st_mtime_ns, state.st_size
 
 
 def read_image_bytes(path: str) -> bytes:

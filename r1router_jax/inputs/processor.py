@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -113,11 +112,11 @@ class Processor:
     if self.vision is None or self.tokenizer.image_id < 0:
       raise images.BadImage(
         f"{path!a}: this policy reads texts alone.  Take one with a vision "
-        "tower, or questions without images."
+        "tower, questions without images, or, to search by images and read "
+        "their captions, set image_marker in policy.json "
+        "(config.policy.overrides.image_marker), such as '[picture]'."
       )
-    # Keyed by the file's state, so that a replaced image is read anew.
-    state = os.stat(path) if os.path.exists(path) else None
-    return self._read_image(path, state and (state.st_mtime_ns, state.st_size))
+    return self._read_image(path, images.file_state(path))
 
   @functools.lru_cache(maxsize=4096)  # noqa: B019 (lives as long as a policy)
   def _read_image(self, path: str, state) -> ImagePatches:

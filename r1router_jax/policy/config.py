@@ -40,7 +40,7 @@ HF_SIDE_FILES = (
 )
 
 # Options that R1-Router lacks; with their defaults all is as in the original.
-EXTENSIONS = ("max_routes", "passage_images", "passage_tokens")
+EXTENSIONS = ("max_routes", "passage_images", "passage_tokens", "image_marker")
 
 # Keys that a policy.json of older versions has, with their names today.
 OLD_KEYS = {
@@ -60,6 +60,9 @@ class PromptOptions:
   style: str = "full"  # Wording of the prompts, a key of `templates.STYLES`.
   max_routes: int = 1  # That one plan may name; R1-Router's name one.
   passage_images: int = 0  # Passages whose image an answer prompt shows.
+  # For a policy that reads texts alone, what its prompts have in the place of
+  # an image; "" for one that sees, or that is asked no question with an image.
+  image_marker: str = ""
 
   def __post_init__(self):
     if not 1 <= self.max_routes <= len(KBS):
@@ -72,12 +75,19 @@ class PromptOptions:
 
   def build_prompt(self, step: Step) -> messages.Conversation:
     """Return the prompt of a step, as this policy is asked."""
-    return prompts.step_conversation(
-      step,
-      style=self.style,
-      max_routes=self.max_routes,
-      passage_images=self.passage_images,
+    return self.mark_images(
+      prompts.step_conversation(
+        step,
+        style=self.style,
+        max_routes=self.max_routes,
+        passage_images=self.passage_images,
+      )
     )
+
+  def mark_images(self, prompt: messages.Conversation) -> messages.Conversation:
+    """Return a prompt with the marker, if there is one, for its images."""
+    marker = self.image_marker
+    return prompt.replace_images(marker) if marker else prompt
 
   def enabled_extensions(self) -> dict[str, Any]:
     """Return the options of `EXTENSIONS` that differ from their defaults."""
@@ -110,6 +120,11 @@ class PolicyConfig(PromptOptions):
       raise UserError(
         f"passage_images is {self.passage_images}, but this policy reads texts "
         "alone: set it to 0, or take one with a vision tower."
+      )
+    if self.image_marker and self.model.vision is not None:
+      raise UserError(
+        f"image_marker is {self.image_marker!r}, but this policy sees images: "
+        "set it to '', or take a policy that reads texts alone."
       )
     if min(vars(self.passage_tokens).values()) < 0:
       raise UserError(
@@ -154,6 +169,7 @@ GGUF_DEFAULTS = HF_DEFAULTS | dict(
   response_tokens=(32, 64, 96),
   decode_batch_size=64,
   compute=dict(dtype="float32"),
+  image_marker="[picture]",
 )
 
 # Classes of the fields that hold records themselves.

@@ -17,7 +17,6 @@ the rest has one: the protocol has a single thought.
 import base64
 import functools
 import io
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,11 +61,8 @@ class RemoteProcessor:
     for segment in segments:
       try:
         if segment.source == "image":
-          # The file's state is part of the key: a replaced image is read anew.
           path = segment.text
-          state = os.stat(path) if os.path.exists(path) else None
-          key = state and (state.st_mtime_ns, state.st_size)
-          url = dict(url=_data_url(path, key))
+          url = dict(url=_data_url(path, images.file_state(path)))
           parts.append(dict(type="image_url", image_url=url))
         # Neighbouring texts are one part, as templates are cut into segments.
         elif parts and "text" in parts[-1]:

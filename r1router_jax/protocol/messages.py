@@ -64,6 +64,16 @@ class Conversation:
     """The paths of the images, in their order."""
     return tuple(s.text for s in self.user if s.source == "image")
 
+  def replace_images(self, text: str) -> "Conversation":
+    """Return the prompt with a trusted text in the place of each image."""
+    user = tuple(
+      dataclasses.replace(segment, text=text, source="template")
+      if segment.source == "image"
+      else segment
+      for segment in self.user
+    )
+    return dataclasses.replace(self, user=user)
+
 
 # A '<' (or a fullwidth twin, after NFKC) that starts a tag or control token.
 _LOOK_ALIKE = re.compile(

@@ -12,8 +12,8 @@ asked for a last time with the reason why it failed (`templates.Style.repair`).
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
+from r1router_jax.common import images
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.images import BadImage
 from r1router_jax.common.records import (
   Answer,
   Malformed,
@@ -109,7 +109,8 @@ def start_episodes(
   """Return `count` episodes per question, those of a question side by side.
 
   They are finished if the question's image cannot be decoded: not every prompt
-  shows the image, but knowledge bases are searched with it.
+  shows the image, those of a policy of texts never do, but knowledge bases are
+  searched with it.
 
   Raises:
     UserError: if a question has no text.
@@ -120,12 +121,23 @@ def start_episodes(
     # An empty question would make an empty prompt and an empty search.
     if not question.text.strip():
       raise UserError(f"Question {question.id!r} is empty; give it a text.")
-    # A prompt of the image alone shows whether it can be decoded.
     if question.image:
-      image_only = Segment(question.image, "image")
-      prompt = Conversation("final", "", (image_only,))
-      episode.final = check_prompt(policy, episode, prompt)
+      episode.final = _check_image(policy, episode)
   return episodes
+
+
+def _check_image(policy: PolicyInterface, episode: Episode) -> Malformed | None:
+  """Return None if the question's image can be decoded, else why it cannot."""
+  image = episode.question.image
+  # A prompt of the image alone shows it to a policy that sees.
+  if not policy.config.image_marker:
+    prompt = Conversation("final", "", (Segment(image, "image"),))
+    return check_prompt(policy, episode, prompt)
+  try:
+    images.check_image(image)
+  except images.BadImage as error:
+    return _reject_input(episode, error)
+  return None
 
 
 def generate_and_parse(
@@ -224,11 +236,16 @@ def check_prompt(
   """
   try:
     encoded = policy.processor.encode(prompt)
-  except (BadImage, PromptTooLong) as error:
-    episode.record_fault("input", str(error))
-    return Malformed("", str(error))
+  except (images.BadImage, PromptTooLong) as error:
+    return _reject_input(episode, error)
   episode.truncated_tokens += encoded.truncated_tokens
   for reason in encoded.unread_images:
     # The kind is "picture" in files of predictions, also of older versions.
     episode.record_fault("picture", reason)
   return None
+
+
+def _reject_input(episode: Episode, error: UserError) -> Malformed:
+  """Note that the policy cannot read an input, and return why."""
+  episode.record_fault("input", str(error))
+  return Malformed("", str(error))

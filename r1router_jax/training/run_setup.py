@@ -23,6 +23,7 @@ from r1router_jax.models.induction_init import plant_induction_heads
 from r1router_jax.parallel import multihost
 from r1router_jax.parallel.strategy import ParallelStrategy, make_strategy
 from r1router_jax.policy import policy as policy_lib
+from r1router_jax.policy import sight
 from r1router_jax.policy.config import config_for_run
 from r1router_jax.retrieval.retriever import KnowledgeBase, open_kbs
 from r1router_jax.rewards.step_reward import make_reward
@@ -30,7 +31,7 @@ from r1router_jax.routing import device_loop
 from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training import optimizer, train_data, train_step, validation
 from r1router_jax.training.bucket_sampler import BucketSampler
-from r1router_jax.training.config import RunConfig
+from r1router_jax.training.config import DOMAINS, RunConfig
 from r1router_jax.training.config_reader import read_run_config
 from r1router_jax.training.sft import Sft
 from r1router_jax.training.step_grpo import StepGrpo
@@ -180,6 +181,7 @@ def _make_validator(
   if config.validates_by_walking:
     questions = train_data.load_held_out(config)
     questions = _draw_held_out(config, examples, questions)
+    sight.log_unseen("The policy", policy.config, questions)
     # Offline rollouts drive no routing loop of their own.
     online = config.step_grpo.routing_loop if config.is_online else "host"
     drive_loop = device_loop.ROUTING_LOOPS[online]
@@ -215,8 +217,9 @@ def _run_metadata(
   batch_size: int,
 ) -> dict[str, Any]:
   """Return what checkpoints record about a run, as JSON holds it."""
-  # Options of older versions have no such one.
-  by_content = bool(options["data"].get("questions"))
+  # Options of older versions have no such one; the ids of the grammar's
+  # questions, whose pictures are not drawn, say all.
+  by_content = options["data"].get("questions", "") not in ("", DOMAINS)
   digest = train_data.digest_examples(examples, by_content)
   data = dict(rows=len(examples), digest=digest, batch=batch_size)
   return dict(

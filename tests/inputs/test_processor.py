@@ -214,6 +214,23 @@ def test_a_passage_whose_image_cannot_be_read_goes_without(tmp_path):
   tiny_policy.collate(MODEL_CONFIG, [both, one], 60)
 
 
+def test_marker_is_encoded_as_trusted_text():
+  reader = replace(tiny_policy.processor(lengths=(60,)), vision=None)
+  marker = "<|im_end|>"  # A token of its own in templates alone.
+  for source, count in (("image", 1), ("question", 0)):
+    user = Segment("Q: ", "template"), Segment(marker, source)
+    prompt = Conversation("plan", "<|plan|>", user).replace_images(marker)
+    ids = reader.encode(prompt).ids
+    assert ids.count(reader.tokenizer.eos_id) == count
+
+
+def test_policy_of_texts_without_a_marker_names_the_cure():
+  reader = replace(tiny_policy.processor(lengths=(60,)), vision=None)
+  prompt = Conversation("plan", "<|plan|>", (Segment("p.png", "image"),))
+  with pytest.raises(images.BadImage, match="texts alone.* set image_marker"):
+    reader.encode(prompt)
+
+
 @pytest.mark.parametrize(
   "least, most, grids",
   [(64, 4096, ((16, 16), (2, 200), (4, 96))), (64, 64, ((2, 30), (2, 2)))],

@@ -108,6 +108,21 @@ def test_prompts_and_images_arrive_unchanged(flag):
     assert head == "data:image/png;base64" and base64.b64decode(data) == flag
 
 
+def test_model_of_texts_is_sent_a_marker(flag, tmp_path):
+  options = PromptOptions(image_marker="[picture]")
+  with serve_chat(say) as (address, bodies):
+    asked = openai_policy.OpenAIPolicy(address, options)
+    (found,) = router.run_routing(asked, fakes.make_kbs(), [PEOPLE], KEY)
+    # The image is not sent, but searched by, so that it must be good.
+    (tmp_path / "chad.png").write_bytes(flag[:60])
+    (broken,) = router.run_routing(asked, fakes.make_kbs(), [PEOPLE], KEY)
+  assert [r.plan.routes for r in found.rounds] == [("image",), ("table",)]
+  assert found.final == Answer("because", "18 million") and not found.faults
+  turns = [body["messages"][-1]["content"] for body in bodies]
+  assert len(turns) == 6 and all(t.endswith("[picture]") for t in turns)
+  assert broken.faults[0].startswith("input: 'chad.png'")
+
+
 def test_examples_are_sent_as_turns():
   with serve_chat(lambda *_: "x") as (address, bodies):
     (bare,), pairs = make_prompts("who?"), (("a", "b"), ("c", "d"))

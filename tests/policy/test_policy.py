@@ -210,12 +210,17 @@ OPTIONS = dict(
 )
 
 
-@pytest.mark.parametrize("options", [{}, OPTIONS])
+MARKED = dict(model=tiny_policy.TEXT_MODEL, image_marker=tiny_policy.MARKER)
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS, MARKED])
 def test_config_survives_json(options):
   known = replace(POLICY_CONFIG, **options)
   tree = json.loads(json.dumps(dataclasses.asdict(known)))
   assert config.PolicyConfig.from_dict(tree) == known
-  assert known.enabled_extensions() == options
+  # The model is no option.
+  wanted = {k: v for k, v in options.items() if k != "model"}
+  assert known.enabled_extensions() == wanted
 
 
 def test_extensions_are_saved_and_overridden(random_policy, tmp_path):
@@ -262,6 +267,7 @@ def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
       dict(passage_images=1, model=replace(FULL_VOCAB_CONFIG, vision=None)),
       "reads texts alone: set it to 0",
     ),
+    (dict(image_marker="[picture]"), "'\\[picture\\]', but this policy sees"),
   ],
 )
 def test_extension_out_of_range_is_rejected(options, says):

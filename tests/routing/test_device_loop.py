@@ -6,14 +6,14 @@ import functools
 import jax
 import pytest
 
-from r1router_jax.common.records import Plan, Step
+from r1router_jax.common.records import Plan, Query, Step
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.protocol.messages import PassageTokens
 from r1router_jax.routing import device_loop
 from r1router_jax.routing.answering_methods import STOP, AlwaysRoute, R1Router
 from r1router_jax.routing.baselines import registry
 from r1router_jax.routing.device_loop import run_routing_on_devices
-from tests import two_processes
+from tests import tiny_policy, two_processes
 from tests.routing.device_loop_cases import (
   KEY,
   load_kbs,
@@ -125,6 +125,26 @@ def test_device_loop_supports_all_extensions():
     assert each.truncated_tokens > 0
     assert [len(done.passages) for done in each.rounds] == [6, 6]
     assert sum(f.startswith("picture: 'gone.png'") for f in each.faults) == 1
+
+
+def test_policy_of_texts_searches_by_the_image():
+  marked = dict(model=tiny_policy.TEXT_MODEL, image_marker=tiny_policy.MARKER)
+  policy = make_random_policy(1, **SHORT, **marked, max_routes=2)
+  kbs, queries = load_kbs(10), []
+
+  def search(asked, k, search=kbs["image"].search):
+    queries.extend(asked)
+    return search(asked, k)
+
+  kbs["image"].search = search
+  questions = load_questions(4)
+  wanted, found = run_both_loops(policy, kbs, questions, method=FixedPlans())
+  assert found == wanted and len(found) == 4
+  # The image of the first one is missing, and that of the last one is found.
+  assert wanted[0].faults[0].startswith("input: 'missing.png'")
+  assert questions[3].image and not any(q.image for q in questions[1:3])
+  assert Query("Which flag?", questions[3].image) in queries
+  assert {query.image for query in queries} == {"", questions[3].image}
 
 
 def test_knowledge_base_on_the_same_devices_is_refused():

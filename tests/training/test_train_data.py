@@ -15,8 +15,7 @@ from tests import fakes, tiny_policy
 from tests.train_runs import make_run_config
 
 KNOWN = dataclasses.replace(
-  tiny_policy.POLICY_CONFIG,
-  model=dataclasses.replace(tiny_policy.FULL_VOCAB_CONFIG, vision=None),
+  tiny_policy.POLICY_CONFIG, model=tiny_policy.TEXT_MODEL
 )
 
 TEXT_POLICY = policy.Policy(KNOWN, tiny_policy.TOKENIZER, {})
@@ -99,17 +98,62 @@ def test_step_that_teaches_nothing_is_skipped_and_named(bad, message, caplog):
     train_data.filter_trainable(TEXT_POLICY, [bad], "some.jsonl")
 
 
+MARKED_POLICY = policy.Policy(
+  dataclasses.replace(tiny_policy.MARKED_CONFIG, prompt_tokens=(48, 96)),
+  tiny_policy.TOKENIZER,
+  {},
+)
+
+
+@pytest.mark.parametrize("questions", ["", "georouter"])
+def test_text_policy_learns_from_images_that_are_searched(questions, caplog):
+  """Gold steps of GeoRouter, whose family none_visual searches nothing."""
+  options = {"data.questions": questions, "data.split": "val"}
+  config = make_run_config("sft", **options)
+  with caplog.at_level("WARNING"):
+    steps, shapes = train_data.load_train_data(config, MARKED_POLICY, {})
+  pictured = {step.question.family for step in steps if step.question.image}
+  assert pictured == {"image_1hop", "image_text_2hop", "image_table_2hop"}
+  assert {images for _, images, _ in shapes} == {0}
+  # Its 15 questions have a plan that stops and a final step.
+  assert "skipped 30 of " in caplog.text
+  assert "only eyes can tell" in caplog.text
+  assert "such as Qwen/Qwen2.5-VL-3B-Instruct" in caplog.text
+  # Without a marker no step with an image can be read.
+  steps, _ = train_data.load_train_data(
+    config, dataclasses.replace(MARKED_POLICY, config=LONG_KNOWN), {}
+  )
+  assert not any(step.question.image for step in steps if step.kind != "answer")
+
+
+LONG_KNOWN = dataclasses.replace(KNOWN, prompt_tokens=(48, 96))
+
+
 # ---- Questions.
 
 
-def load(place, config_name="step_grpo", **changes):
+def load(place, config_name="step_grpo", policy=TEXT_POLICY, **changes):
   """Load what a run with live retrieval learns from, by its answers alone."""
   options = {"data.questions": place, "data.kb_dir": "no/such/folder"}
   if config_name == "step_grpo":
     options |= {"step_grpo.rollout_mode": "online"}
     options |= {"step_grpo.credit": "trajectory", "step_grpo.reward": "em"}
   config = make_run_config(config_name, **options | changes)
-  return config, train_data.load_train_data(config, TEXT_POLICY, {})[0]
+  return config, train_data.load_train_data(config, policy, {})[0]
+
+
+@pytest.mark.parametrize("credit", ["step", "trajectory"])
+def test_questions_that_only_eyes_can_tell_are_not_asked(credit, caplog):
+  reward = dict(step="default", trajectory="em")[credit]
+  options = {"step_grpo.credit": credit, "step_grpo.reward": reward}
+  options |= {"data.split": "val"}
+  with caplog.at_level("WARNING"):
+    _, kept = load("", policy=MARKED_POLICY, **options)
+  _, all_questions = load("", **options)
+  wanted = [q for q in all_questions if q.family != "none_visual"]
+  assert kept == wanted and len(all_questions) - len(wanted) == 15
+  assert "georouter: skipped 15 of 180" in caplog.text
+  assert "only eyes can tell" in caplog.text
 
 
 def write_questions(path, count=20, **parts):

@@ -101,7 +101,8 @@ class SearchAgent(AnsweringMethod):
     parse = functools.partial(parse, step.question)
     if step.kind == "final":
       parse = extract_answer
-    return PendingPrompt(episode, build(step, episode.rounds), parse)
+    prompt = config.mark_images(build(step, episode.rounds))
+    return PendingPrompt(episode, prompt, parse)
 
 
 def make_search(

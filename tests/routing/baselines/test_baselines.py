@@ -5,6 +5,7 @@ import functools
 
 import jax
 import pytest
+from PIL import Image
 
 from r1router_jax.common.records import (
   KBS,
@@ -22,7 +23,7 @@ from r1router_jax.protocol.templates import STYLES
 from r1router_jax.routing.baselines import prompting, registry, search_agents
 from r1router_jax.routing.baselines.few_shot import render_examples
 from r1router_jax.routing.router import RolloutOptions, run_routing
-from tests import fakes
+from tests import fakes, tiny_policy
 
 KEY = jax.random.key(0)
 
@@ -325,3 +326,26 @@ def test_compact_policies_are_asked_by_the_steps_they_know():
     options = RolloutOptions(method=method)
     run_routing(policy, fakes.make_kbs(), [HOW_MANY], KEY, options)
     assert {prompt.system for prompt in policy.conversations} <= systems, name
+
+
+@pytest.mark.parametrize("style", ["full", "compact"])
+def test_policy_of_texts_is_shown_a_marker_by_every_method(style, tmp_path):
+  path = str(tmp_path / "chad.png")
+  Image.new("RGB", (30, 20), "red").save(path)
+  question = dataclasses.replace(ASKED, image=path)
+  marked = dict(model=tiny_policy.TEXT_MODEL, image_marker=tiny_policy.MARKER)
+  for name, method in registry.METHODS.items():
+    if name == "few_shot" and style == "compact":
+      continue
+    policy = LineWriter(*["<answer>x</answer>"] * 99, style=style, **marked)
+    options, kbs = RolloutOptions(method=method), fakes.make_kbs()
+    (found,) = run_routing(policy, kbs, [question], KEY, options)
+    assert not any(fault.startswith("input") for fault in found.faults), name
+    for prompt in policy.conversations:
+      text = "".join(segment.text for segment in prompt.user)
+      # Answer steps of this style show no image of the question.
+      is_marked = style == "full" or prompt.kind != "answer"
+      assert text.count(tiny_policy.MARKER) == is_marked, name
+      assert not prompt.images
+    # The image itself is what is searched by.
+    assert {query.image for query in kbs["image"].queries} <= {path}, name
