@@ -3,9 +3,10 @@ r"""Draws the pictures of the second world, each by two hands.
   python benchmarks/second_world/draw_pictures.py \
       --folder=benchmarks/second_world
 
-drawings.txt says what is on them.  `pictures/` are those of the knowledge base.
-`question_pictures/` show the same things as a visitor's photograph would: in
-another size, a little turned, cropped and faded, so that no pixel is the same.
+drawings.txt says what is on them.  `documents/pictures/` are those of the
+knowledge base.  `question_pictures/` show the same things as a visitor's
+photograph would: in another size, a little turned, cropped and faded, so that
+the pixels differ.
 """
 
 import argparse
@@ -152,7 +153,10 @@ def main() -> None:
   parser.add_argument("--folder", required=True, type=pathlib.Path)
   folder = parser.parse_args().folder
   drawings = read_drawings(pathlib.Path(__file__).with_name("drawings.txt"))
-  for place, hand in (("pictures", FIRST), ("question_pictures", SECOND)):
+  for place, hand in (
+    ("documents/pictures", FIRST),
+    ("question_pictures", SECOND),
+  ):
     (folder / place).mkdir(parents=True, exist_ok=True)
     for name, drawing in drawings.items():
       path = folder / place / f"{name}.png"
