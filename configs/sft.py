@@ -94,14 +94,17 @@ def _set_overask(c: mlc.ConfigDict) -> None:
 def _set_smollm2(c: mlc.ConfigDict) -> None:
   """Change the run to SmolLM2-135M-Instruct on the grammar of domains."""
   c.total_steps = 3000
-  c.policy.update(start_from="smollm2", induction=False)
-  c.policy.overrides = dict()
+  c.policy.update(start_from="smollm2_base", induction=False)
+  c.policy.overrides = dict(
+    prompt_tokens=(64, 96, 128, 192, 256, 384, 512),
+    compute=dict(dtype="float32", remat="dots"),
+  )
   c.policy.lora = dict(rank=16, alpha=32.0, match="layers/([qkvo]|mlp/.*)$")
   c.trainable_regex = "lora_"
   c.data.update(questions="domains", generated=6000)
   c.data.batch_size_per_device = 4  # Packed rows.
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))
-  c.sft.packed_length = 640
+  c.sft.packed_length = 320
   c.optim.update(name="adamw", lr=1e-3, muon_lr=0.0, b2=0.98, warmup=50)
   c.optim.update(weight_decay=0.0)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1router_jax.common.errors import UserError
+from r1router_jax.common import row_files
 from r1router_jax.common.records import Step
 from r1router_jax.inputs.processor import EncodedPrompt, pad_responses
 from r1router_jax.parallel import multihost
@@ -66,18 +66,25 @@ def pack_examples(
 ) -> list[PackedExample]:
   """Pack all steps into rows of at most `packed_length` tokens.
 
-  A step that alone is longer raises UserError.
+  Steps that alone are longer are left out, counted and named in the log; if
+  none is left, the error is a UserError.
   """
   # Encoded once to be measured, and again when the batch is made: the encoded
   # texts of a whole data set would not be kept in memory.
   pairs = (encode_gold_step(policy, step) for step in steps)
   sizes = [len(prompt.ids) + len(response) for prompt, response in pairs]
-  if max(sizes) > packed_length:
-    raise UserError(
-      f"Step {steps[int(np.argmax(sizes))].id} has {max(sizes)} tokens, and "
-      f"config.sft.packed_length is {packed_length}: raise it, or lower the "
-      "last of config.policy.overrides.prompt_tokens."
-    )
+  skipped, kept = row_files.SkipLog("packed rows"), []
+  for step, size in zip(steps, sizes, strict=True):
+    if size <= packed_length:
+      kept.append((step, size))
+    else:
+      skipped(
+        f"{step.id} has {size} tokens, and config.sft.packed_length is "
+        f"{packed_length}: raise it, or lower the last of "
+        "config.policy.overrides.prompt_tokens."
+      )
+  skipped.finish(len(kept))
+  steps, sizes = zip(*kept, strict=True)
   packed = []
   for row in best_fit_bins(sizes, packed_length, seed):
     chosen = tuple(steps[i] for i in row)

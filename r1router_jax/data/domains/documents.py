@@ -29,6 +29,7 @@ from r1router_jax.data.domains.lexicon import Lexicon
 from r1router_jax.retrieval.corpora import open_wikitable
 
 _MAX_WORDS = 90  # Of a passage, as build_kb cuts longer texts.
+_MAX_CELLS = 22  # Of a table, names included.
 
 
 @dataclasses.dataclass
@@ -243,6 +244,8 @@ def _write_tables(
     size = len(rows)
     if size > 5 and rng.random() < 0.2:
       size = -(-size // 2)
+    # Many columns leave room for few rows.
+    size = min(size, _MAX_CELLS // (1 + len(columns)))
     for start in range(0, len(rows), size):
       some = rows[start : start + size]
       passage_id = f"{prefix}/table/{len(documents.passages['table'])}"

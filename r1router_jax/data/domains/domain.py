@@ -233,9 +233,7 @@ def _draw_numbers(
       amount = rng.uniform(low, high)
     else:
       amount = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    amount = (
-      round(amount, number.decimals) if number.decimals else round(amount)
-    )
+    amount = float(round(amount, number.decimals))
     # A small range has few numbers: these may repeat.
     if amount in seen and rng.random() < 0.9:
       continue

@@ -40,6 +40,8 @@ SPLITS = dict(train="train", val="train", test="test")
 
 _WRONG_ROUTE = 0.12  # Probability that a round before asked the wrong base.
 _GOLD_MISSED = 0.06  # Probability that no passage found tells the answer.
+_MAX_CHARACTERS = 750  # Of all passages that a step reads.
+
 # Numbers of passages that a step reads.
 _COUNTS = dict(text=(1, 2, 2, 3), image=(1, 2, 3), table=(1, 1, 2))
 
@@ -122,6 +124,10 @@ class PassageFinder:
       # Searches put what is right at the top mostly.
       place = 0 if rng.random() < 0.6 else int(rng.integers(count))
       found = [*found[:place], gold, *found[place:]][:count]
+    # Long prompts lose their ends: what tells nothing goes first.
+    while sum(len(p.text) for p in found) > _MAX_CHARACTERS and len(found) > 1:
+      others = [p for p in found if p.id not in own]
+      found.remove(others[-1] if others else found[-1])
     return tuple(found)
 
 
