@@ -123,14 +123,16 @@ def _write_texts(
   title = _draw_title(lexicon, domain, group, rng)
   # A passage is a text with the facts that it tells.
   parts: list[tuple[str, list[tuple[Thing, str]]]] = []
-  style = rng.choice(["flow", "flow", "fields", "together"])
+  style = pick(rng, ("flow", "flow", "headed", "headed", "fields", "together"))
   if style == "together":
     for attribute in told:
       parts += _tell_together(lexicon, group.things, attribute, rng)
   else:
+    tell = dict(flow=_tell_flow, headed=_tell_headed, fields=_tell_fields)
     for thing in group.things:
-      tell = _tell_fields if style == "fields" else _tell_flow
-      parts += tell(lexicon, thing, told, rng)
+      parts += tell[style](lexicon, thing, told, rng)
+  if style == "flow" and rng.random() < 0.4:
+    parts = _join_parts(parts)
   has_title = rng.random() < 0.5
   for text, facts in parts:
     number = len(documents.passages["text"])
@@ -186,6 +188,39 @@ def _tell_flow(
     for filler in sample(rng, lexicon.phrases.fillers, int(rng.integers(0, 4))):
       sentences.insert(int(rng.integers(1, len(sentences) + 1)), filler)
     yield " ".join(sentences), facts
+
+
+def _tell_headed(
+  lexicon: Lexicon,
+  thing: Thing,
+  told: Sequence[Relation | Number],
+  rng: np.random.Generator,
+) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+  """Yield a passage whose heading alone names the thing."""
+  order = sample(rng, told, len(told))
+  sentences = []
+  for attribute in order:
+    value = thing.facts[attribute.name].text
+    text = pick(rng, attribute.it_say).format(y=value, v=value)
+    sentences.append(capitalise(text))
+  for filler in sample(rng, lexicon.phrases.fillers, int(rng.integers(0, 4))):
+    sentences.insert(int(rng.integers(0, len(sentences) + 1)), filler)
+  text = " ".join([f"{capitalise(thing.name)}.", *sentences])
+  yield text, [(thing, attribute.name) for attribute in order]
+
+
+def _join_parts(
+  parts: Sequence[tuple[str, list[tuple[Thing, str]]]],
+) -> list[tuple[str, list[tuple[Thing, str]]]]:
+  """Join neighbouring texts as long as they fit into one passage."""
+  joined = [parts[0]]
+  for text, facts in parts[1:]:
+    last, known = joined[-1]
+    if len(f"{last} {text}".split()) <= _MAX_WORDS:
+      joined[-1] = f"{last} {text}", [*known, *facts]
+    else:
+      joined.append((text, facts))
+  return joined
 
 
 def _tell_fields(

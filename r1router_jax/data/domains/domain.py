@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from r1router_jax.data.domains.lexicon import (
@@ -172,8 +173,49 @@ def _make_group(
     visuals = sample(rng, lexicon.visuals, 3)
     chosen += visuals
     homes |= {visual.name: ("image",) for visual in visuals}
+  chosen = _split_series(chosen, homes, rng)
   group = Group(kind, things, {a.name: a for a in chosen}, homes, item)
   return group, [*relations[counts[0] :], *numbers[counts[1] :]]
+
+
+def _split_series(
+  attributes: Sequence[Attribute],
+  homes: dict[str, tuple[str, ...]],
+  rng: np.random.Generator,
+) -> list[Attribute]:
+  """Replace some numbers of tables by one for each of two or three years."""
+  result: list[Attribute] = []
+  for attribute in attributes:
+    is_series = isinstance(attribute, Number) and attribute.series
+    home = homes[attribute.name]
+    if not is_series or home != ("table",) or rng.random() < 0.5:
+      result.append(attribute)
+      continue
+    years = rng.integers(1700, 2020) + 10 * np.arange(rng.integers(2, 4))
+    for year in years.tolist():
+      result.append(_in_year(attribute, year))
+      homes[result[-1].name] = home
+  return result
+
+
+def _in_year(number: Number, year: int) -> Number:
+  """Return a number as it was in a year, with that year in all questions."""
+
+  def ask_about(entry):
+    if isinstance(entry, tuple):
+      # Directions, "more" and "less", are no questions.
+      return tuple(map(ask_about, entry))
+    end = entry[-1]
+    return f"{entry[:-1]} in {year}{end}" if end in "?." else entry
+
+  fields = ("ask", "compare", "compare_check", "check", "most")
+  asked = {field: ask_about(getattr(number, field)) for field in fields}
+  return msgspec.structs.replace(
+    number,
+    name=f"{number.name} in {year}",
+    header=f"{number.header}, {year}",
+    **asked,
+  )
 
 
 def _draw_home(

@@ -34,7 +34,7 @@ Mask = Bool[np.ndarray, "height width"]
 # --- Figures ------------------------------------------------------------------
 
 
-def _arc(radius: float, start: float = 0, end: float = 1) -> Polygon:
+def _arc(radius: float, start: float = 0.0, end: float = 1.0) -> Polygon:
   """Return points of a circle, from one part of a turn to another."""
   angles = 2 * np.pi * np.linspace(start, end, 60)
   return radius * np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -81,7 +81,7 @@ FIGURES: dict[str, Polygon] = {
   ),
   "diamond": _regular(4) * [0.7, 1],
   # The outline goes back along the hole.
-  "ring": np.concatenate([_arc(0.95), _arc(0.55, 1, 0)]),
+  "ring": np.concatenate([_arc(0.95), _arc(0.55, 1.0, 0.0)]),
   "heart": _heart(),
   "crescent": np.concatenate(
     [_arc(0.95, 0.12, 0.88), _arc(0.72, 0.85, 0.15) + [0.28, 0]]
@@ -121,8 +121,8 @@ def _zigzags(grid: Grid) -> Mask:
 
 # Which points of a picture have a pattern's colour; a unit is half a period.
 PATTERNS: dict[str, Callable[[Grid], Mask]] = {
-  "upright": _bands(1, 0),
-  "level": _bands(0, 1),
+  "upright": _bands(1.0, 0.0),
+  "level": _bands(0.0, 1.0),
   "slanting": _bands(0.7, 0.7),
   "crossing": lambda grid: _bands(0.7, 0.7)(grid) | _bands(0.7, -0.7)(grid),
   "chequers": lambda grid: np.floor(grid).sum(-1) % 2 > 0,
@@ -185,10 +185,10 @@ CORNERS = {
   "bottom right": (1, 1),
 }
 TURNS = {
-  "no turn": 0,
-  "an eighth turn": 45,
-  "a quarter turn": 90,
-  "half a turn": 180,
+  "no turn": 0.0,
+  "an eighth turn": 45.0,
+  "a quarter turn": 90.0,
+  "half a turn": 180.0,
 }
 
 # The part of a picture that an attribute tells, and what draws its values.
@@ -212,13 +212,13 @@ class Look:
   """What a picture shows; the first values are those that names decide."""
 
   period: float  # Half of the pattern's, in pixels.
-  contrast: float  # Of the pattern's colour and the ground's, in levels.
+  contrast: int  # Of the pattern's colour and the ground's, in levels.
   ground: Color
   pattern: Callable[[Grid], Mask]
   figure: Polygon
   figure_color: Color
   count: int = 1
-  turn: float = 0
+  turn: float = 0.0
   border: tuple[tuple[int, ...], int] = ((), 0)
   corner: tuple[int, int] | None = None
 
@@ -240,7 +240,7 @@ def draw_picture(
   # A name's bytes are a seed that does not change between processes.
   rng = _seeded_rng(f"{thing.name}, drawing {variant}")
   if variant:
-    shades = rng.integers(-14, 15, (2, 3))
+    shades = rng.integers(-14, 15, (2, 3)).tolist()
     look = dataclasses.replace(
       look,
       period=look.period * rng.uniform(0.85, 1.2),
@@ -264,7 +264,7 @@ def _choose_look(visuals: Sequence[Visual], thing: Thing) -> Look:
   rng = _seeded_rng(thing.name)
   chosen = dict(
     period=rng.uniform(16, 30),
-    contrast=rng.choice([-60.0, -40.0, 40.0]),
+    contrast=pick(rng, (-60, -40, 40)),
     figure_color=COLORS[pick(rng, ("white", "gold", "black", "silver"))],
   )
   for visual in visuals:
@@ -349,5 +349,5 @@ def _photograph(image: Image.Image, rng: np.random.Generator) -> Image.Image:
   return paper.convert("RGB")
 
 
-def _shift(color: Color, levels: Sequence[float]) -> Color:
-  return tuple(np.clip(np.add(color, levels), 0, 255).astype(int).tolist())
+def _shift(color: Color, levels: Sequence[int]) -> Color:
+  return tuple(np.clip(np.add(color, levels), 0, 255).tolist())

@@ -72,6 +72,7 @@ class Number(msgspec.Struct, frozen=True):
   most: tuple[Pair, ...]  # A question and "more" or "less".
   decimals: int = 0
   year: bool = False
+  series: bool = False  # Changes over the years: tables have some of them.
 
 
 class Visual(msgspec.Struct, frozen=True):
@@ -96,6 +97,8 @@ class Phrases(msgspec.Struct, frozen=True):
   picture_items: tuple[str, ...]  # What pictures show: badges, signs.
   captions: tuple[str, ...]
   recalls: tuple[str, ...]  # Questions that bring their own evidence.
+  intros: tuple[str, ...]  # Before a question about "this bridge".
+  by_number: tuple[Pair, ...]  # Descriptions by the value of a number.
   fictions: tuple[str, ...]  # Questions that no document answers.
 
 

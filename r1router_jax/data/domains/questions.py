@@ -89,6 +89,7 @@ class Reference:
   name: str
   hops: tuple[TracedHop, ...] = ()
   picture: str = ""
+  statement: str = ""  # What the noun phrase says, as a sentence.
 
 
 class Unaskable(Exception):
@@ -172,7 +173,7 @@ class QuestionMaker:
   def _refer(self, thing: Thing, depth: int) -> Reference:
     """Return a reference to a thing that takes at most `depth` hops."""
     ways = [self._by_relation, self._by_relation, self._by_chain]
-    ways += [self._by_picture, self._by_extreme]
+    ways += [self._by_picture, self._by_extreme, self._by_number]
     if depth > 0:
       for way in sample(self._rng, ways, 2):
         reference = way(thing, depth)
@@ -203,7 +204,29 @@ class QuestionMaker:
     text = wording.format(y=other.text, **words)
     asked = question.format(y=other.name, **words)
     hop = self._hop(asked, thing, relation, _name_forms(thing.name), text)
-    return Reference(text, thing.name, (*other.hops, hop), other.picture)
+    hops, some = (*other.hops, hop), f"a certain {group.kind.one}"
+    told = pick(self._rng, relation.say).format(x=some, y=other.text)
+    return Reference(text, thing.name, hops, other.picture, told)
+
+  def _by_number(self, thing: Thing, depth: int) -> Reference | None:
+    del depth
+    group = self._group_of[thing]
+    numbers = [
+      number
+      for number in group.attributes_of(Number)
+      if self._is_unique(group, thing, number)
+    ]
+    if not numbers:
+      return None
+    number = pick(self._rng, numbers)
+    wording, question = pick(self._rng, self._lexicon.phrases.by_number)
+    words = dict(kind=group.kind.one, name=number.name)
+    words |= dict(v=thing.facts[number.name].text, kinds=group.kind.many)
+    text, asked = wording.format(**words), question.format(**words)
+    hop = self._hop(asked, thing, number, _name_forms(thing.name), text)
+    told = pick(self._rng, number.say)
+    told = told.format(x=f"a certain {group.kind.one}", v=words["v"])
+    return Reference(text, thing.name, (hop,), statement=told)
 
   def _by_chain(self, thing: Thing, depth: int) -> Reference | None:
     found = [
@@ -275,8 +298,23 @@ class QuestionMaker:
     hop = self._hop(
       template.format(x=reference.name), thing, attribute, answers
     )
-    text = template.format(x=reference.text)
+    text = self._word_question(template, reference, group)
     return _trace(text, answers, (*reference.hops, hop), reference)
+
+  def _word_question(
+    self, template: str, reference: Reference, group: Group
+  ) -> str:
+    """Return a question in one sentence, or in two, as people also ask."""
+    rng = self._rng
+    share = 0.3 if reference.statement else 0.1
+    if rng.random() >= share:
+      return template.format(x=reference.text)
+    told = reference.statement
+    if not told or rng.random() < 0.3:
+      told = pick(rng, self._lexicon.phrases.intros).format(x=reference.text)
+    this = pick(rng, ("this", "that")) + f" {group.kind.one}"
+    asked = template.format(x=this)
+    return f"{capitalise(told)} {capitalise(asked)}"
 
   def _ask_name(self) -> Trace:
     group, thing = self._draw_thing()
@@ -500,18 +538,17 @@ class QuestionMaker:
       raise Unaskable
     return pick(self._rng, attributes)
 
-  def _is_unique(self, group: Group, thing: Thing, relation: Relation) -> bool:
-    """Return whether a relation's value tells a thing from all of its kind."""
-    # A word such as "granite" may describe things of other kinds, too.
-    if relation.object == "value" and len(group.things) > 6:
-      return False
+  def _is_unique(
+    self, group: Group, thing: Thing, attribute: Attribute
+  ) -> bool:
+    """Return whether a value tells a thing from all others of its kind."""
     values = [
-      other.facts[relation.name].text
+      other.facts[attribute.name].text
       for each in (group, *self._others)
       for other in each.things
-      if each.kind is group.kind and relation.name in other.facts
+      if each.kind is group.kind and attribute.name in other.facts
     ]
-    return values.count(thing.facts[relation.name].text) == 1
+    return values.count(thing.facts[attribute.name].text) == 1
 
   def _picture_of(self, thing: Thing) -> str:
     pictures = self._documents.pictures.items()

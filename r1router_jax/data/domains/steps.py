@@ -40,7 +40,7 @@ SPLITS = dict(train="train", val="train", test="test")
 
 _WRONG_ROUTE = 0.12  # Probability that a round before asked the wrong base.
 _GOLD_MISSED = 0.06  # Probability that no passage found tells the answer.
-_MAX_CHARACTERS = 750  # Of all passages that a step reads.
+_MAX_CHARACTERS = 1000  # Of all passages that a step reads.
 
 # Numbers of passages that a step reads.
 _COUNTS = dict(text=(1, 2, 2, 3), image=(1, 2, 3), table=(1, 1, 2))
