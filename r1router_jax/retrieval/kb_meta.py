@@ -40,10 +40,14 @@ def read_finished_meta(folder: str) -> dict:
   """Return the content of meta.json; raise a UserError if there is none."""
   meta = read_meta(folder)
   if meta is None:
-    message = f"{folder} holds no finished knowledge base.  Build it with:"
-    command = "python -m r1router_jax.build_kb --kb_dir"
-    raise UserError(f"{message} {command}={os.path.dirname(folder) or '.'}")
+    raise _no_kb_error(folder, os.path.dirname(folder) or ".")
   return meta
+
+
+def _no_kb_error(folder: str, kb_dir: str) -> UserError:
+  message = f"{folder} holds no finished knowledge base.  Build it with:"
+  command = "python -m r1router_jax.build_kb --kb_dir"
+  return UserError(f"{message} {command}={kb_dir}")
 
 
 def to_stored_embedder(name: str) -> str:
@@ -58,28 +62,38 @@ def from_stored_embedder(stored: str) -> str:
 
 
 def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
-  """Return the folder or address of each knowledge base of these kinds.
+  """Return the folder or address of each knowledge base that there is.
 
-  `kb_dir` is the folder that holds them all, or names the place of each, as in
-  "text=http://127.0.0.1:8000,image=DIR/image,table=DIR/table"; if it does not
-  name each kind once, it raises a UserError.
+  `kb_dir` is the folder that holds them, or names the place of each, as in
+  "text=http://127.0.0.1:8000,image=DIR/image".  Raises a UserError if it holds
+  none of these kinds, or names another one, or one twice.
   """
   # A folder may have "=" in its name, so only a known kind makes a list.
   if not re.match(rf"({'|'.join(KBS)})=", kb_dir):
-    return {kind: os.path.join(kb_dir, kind) for kind in kinds}
+    places = {kind: os.path.join(kb_dir, kind) for kind in kinds}
+    places = {k: place for k, place in places.items() if _was_begun(place)}
+    if not places:
+      raise _no_kb_error(kb_dir, kb_dir)
+    return places
   pairs = [part.split("=", 1) for part in kb_dir.split(",")]
   places = {pair[0].strip(): pair[-1].strip() for pair in pairs}
   # A kind that is named twice leaves fewer places than pairs.
-  is_complete = len(places) == len(pairs) and set(places) == set(kinds)
-  if is_complete and all(len(pair) == 2 and pair[1] for pair in pairs):
+  is_right = len(places) == len(pairs) and set(places) <= set(kinds)
+  if is_right and all(len(pair) == 2 and pair[1] for pair in pairs):
     return places
   example = ",".join(f"{kind}=PLACE" for kind in kinds)
-  cure = f"name the place of each of {', '.join(kinds)} once, as in {example}."
+  cure = f"name the places of some of {', '.join(kinds)}, as in {example}."
   raise UserError(f"{kb_dir}: {cure}")
 
 
+def _was_begun(folder: str) -> bool:
+  """Return whether a folder holds more than locks of builds that failed."""
+  names = os.listdir(folder) if os.path.isdir(folder) else ()
+  return any(not name.startswith(".lock") for name in names)
+
+
 def check_kb_dir(kb_dir: str) -> None:
-  """Raise a UserError unless a finished knowledge base of each kind is there.
+  """Raise a UserError unless a knowledge base is there, and all are finished.
 
   A command calls this before it imports what searches; servers are not asked.
   """

@@ -27,8 +27,8 @@ def open_kbs(
 ) -> dict[str, KnowledgeBase]:
   """Open knowledge bases and return them by kind; for `kb_dir` see `kb_places`.
 
-  Raises a UserError if one is absent, or of another kind than its place says,
-  and a RemoteServiceError if a server does not answer.
+  Raises a UserError if there is none, or one is unfinished or of another kind
+  than its place says, and a RemoteServiceError if a server does not answer.
   """
   # A place with a scheme is the address of a server.
   opened = {
@@ -43,6 +43,9 @@ def open_kbs(
       raise UserError(f"{kb_dir}: {fault}.  Name it by that.")
   sizes = ", ".join(f"{kind} {len(kb):,}" for kind, kb in opened.items())
   logging.info("Knowledge bases: %s.", sizes)
+  if missing := ", ".join(kind for kind in kinds if kind not in opened):
+    text = "%s: no knowledge base of the kind %s; others are searched instead."
+    logging.warning(text, kb_dir, missing)
   return opened
 
 

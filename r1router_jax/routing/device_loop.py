@@ -194,7 +194,7 @@ def run_routing_on_devices(
     # All requests of a chunk share one shape, and so one program.
     room = _max_prompt_shape(policy, chunk)
     loops = [
-      RoutingLoop(policy, chunk[d::shards], retrieve, options)
+      RoutingLoop(policy, chunk[d::shards], retrieve, options, tuple(kbs))
       for d in range(shards)
     ]
     states = [CallbackState(loop, rows, room) for loop in loops]

@@ -7,6 +7,8 @@ it is listed in `Trajectory.faults`, as "<kind>: <reason>":
 
   plan      not of the protocol: asked again, see policy_requests.py
   stuck     no try was a plan: on to the final answer
+  route     there is no such knowledge base: another one is searched, texts
+            before tables before images
   repeated  the same sub-question was put to the same knowledge bases before,
             which can bring nothing new: on to the final answer
   answer    not of the protocol: asked again; if no try was, the words of the
@@ -40,6 +42,7 @@ import jax.numpy as jnp
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import (
+  KBS,
   MAX_HOPS,
   Answer,
   Passage,
@@ -67,6 +70,10 @@ from r1router_jax.routing.policy_requests import (
 )
 
 OnStep = Callable[[VisitedStep], None]
+
+# What is searched in place of a knowledge base that is not there: the first of
+# these that is.  Texts tell of most things.
+_SUBSTITUTES = ("text", "table", "image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +115,9 @@ def run_routing(
 ) -> list[Trajectory]:
   """Run the routing loop, driven by the host.
 
-  Knowledge bases are given by kind.  The trajectories of a question stand side
-  by side, in the order of the questions; none depends on another.
+  Knowledge bases are given by kind; some may be missing.  The trajectories of a
+  question stand side by side, in the order of the questions; none depends on
+  another.
   Of `in_flight` parts of the questions one generates while others search; this
   is for knowledge bases that take longer than generation.
 
@@ -123,7 +131,7 @@ def run_routing(
   # Neighbouring questions go to different loops, so that parts are alike.
   retrieve = retriever.make_retriever(kbs, options.k)
   loops = [
-    RoutingLoop(policy, questions[i::in_flight], retrieve, options)
+    RoutingLoop(policy, questions[i::in_flight], retrieve, options, tuple(kbs))
     for i in range(in_flight)
   ]
   # A loop waits for its own searches alone: threads let the others generate.
@@ -206,6 +214,7 @@ class RoutingLoop:
     questions: the questions to answer.
     retrieve: returns the passages of (knowledge base, sub-question, image).
     options: method, sampling and limits.
+    kinds: the kinds of knowledge base that there are.
     visited_steps: each step that the policy was asked, with its responses.
 
   """
@@ -214,6 +223,7 @@ class RoutingLoop:
   questions: Sequence[Question]
   retrieve: retriever.RetrieveFn
   options: RolloutOptions = DEFAULT_OPTIONS
+  kinds: Sequence[str] = KBS
 
   def __post_init__(self):
     self._method = self.options.method
@@ -260,9 +270,27 @@ class RoutingLoop:
       # A baseline may answer in place of a plan; the episode then ends.
       if isinstance(plan, Answer):
         episode.final, episode.planning = plan, False
-      elif episode.accept_plan(plan):
+        continue
+      if isinstance(plan, Plan):
+        plan = self._replace_missing(episode, plan)
+      if episode.accept_plan(plan):
         planned.append((episode, plan))
     return planned
+
+  def _replace_missing(self, episode: Episode, plan: Plan) -> Plan:
+    """Return a plan with routes to knowledge bases that there are."""
+    routes = []
+    for kind in plan.routes:
+      if kind in self.kinds:
+        routes.append(kind)
+        continue
+      there = [each for each in _SUBSTITUTES if each in self.kinds][:1]
+      searched = there[0] if there else "nothing"
+      fault = f"no {kind} knowledge base, {searched} was searched"
+      episode.record_fault("route", fault)
+      routes += there
+    # A substitute may be among the routes already.
+    return dataclasses.replace(plan, routes=tuple(dict.fromkeys(routes)))
 
   def _search(
     self, planned: Sequence[tuple[Episode, Plan]]

@@ -41,12 +41,14 @@ def test_device_loop_equals_host_loop(devices):
 @pytest.mark.slow
 def test_device_loop_runs_baselines():
   """Prompts, and the texts that end responses, are data of the program."""
-  # A method with texts that end a response.
-  search_r1 = registry.METHODS["search_r1"]
-  task = load_warm_start(1), load_kbs(), load_questions(8)
+  # A method with texts that end a response, and knowledge bases of two kinds.
+  search_r1, kbs = registry.METHODS["search_r1"], load_kbs()
+  del kbs["table"]
+  task = load_warm_start(1), kbs, load_questions(8)
   options = dict(sampling=SamplingParams(0.8), method=search_r1)
   wanted, found = run_both_loops(*task, **options)
   assert found == wanted and sum(len(each.rounds) for each in wanted) > 4
+  assert any("route: no table" in " ".join(each.faults) for each in wanted)
   # The stop texts end responses before the route is written.
   task = load_warm_start(1), load_kbs(), load_questions(8)
   cut = dataclasses.replace(search_r1, stop=("</sub-question>",))

@@ -299,6 +299,67 @@ def test_several_routes_are_malformed_by_default():
   assert found.rounds == () and fault_kinds(found) == ["plan", "stuck"]
 
 
+def run_with(kinds, script, *questions, **options):
+  """Return trajectories over the knowledge bases of some kinds."""
+  kbs = {kind: kb for kind, kb in fakes.make_kbs().items() if kind in kinds}
+  policy = options.pop("policy", None) or ScriptedPolicy(script)
+  options = RolloutOptions(**options)
+  return router.run_routing(policy, kbs, questions, KEY, options)
+
+
+@pytest.mark.parametrize(
+  ("kinds", "searched"),
+  [
+    (("text", "image"), ["image", "text"]),
+    (("text", "table"), ["text", "table"]),
+    (("image",), ["image", "image"]),
+    (("table",), ["table", "table"]),
+    (("text",), ["text", "text"]),
+  ],
+)
+def test_route_to_a_missing_knowledge_base_goes_to_another(kinds, searched):
+  # The policy asks for an image, then for a table.
+  (found,) = run_with(kinds, good_script, PEOPLE)
+  assert [r.plan.routes for r in found.rounds] == [(kb,) for kb in searched]
+  for done, kb in zip(found.rounds, searched, strict=True):
+    assert [p.kb for p in done.passages] == [kb]
+  assert found.final.text == "18 million"
+  assert list(found.faults) == [
+    f"route: no {wanted} knowledge base, {kb} was searched"
+    for wanted, kb in zip(("image", "table"), searched, strict=True)
+    if wanted != kb
+  ]
+
+
+def test_substitute_is_searched_once():
+  policy = ScriptedPolicy(ask_two_kbs, max_routes=3)
+  (found,) = run_with(("text", "table"), ask_two_kbs, COLOUR, policy=policy)
+  # Texts take the place of images; the order of the routes is no other search.
+  assert [r.plan.routes for r in found.rounds] == [("table", "text")]
+  assert fault_kinds(found) == ["route", "repeated"]
+  # Nor does the same question to texts bring anything, if these took its place.
+  (found,) = run_with(("text",), ask_two_kbs, COLOUR, policy=policy)
+  assert [r.plan.routes for r in found.rounds] == [("text",)]
+  assert fault_kinds(found) == ["route", "route", "repeated"]
+
+
+def test_search_without_any_knowledge_base_ends_planning():
+  (found,) = run_with((), good_script, PEOPLE)
+  assert found.rounds == () and found.final.text == "18 million"
+  assert found.faults == (
+    "route: no image knowledge base, nothing was searched",
+  )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_search_the_knowledge_bases_that_are_there(name):
+  for kinds in (("text",), ("table", "image")):
+    for found in run_with(kinds, good_script, PEOPLE, method=METHODS[name]):
+      searched = {kb for done in found.rounds for kb in done.plan.routes}
+      assert searched <= set(kinds)
+      assert {p.kb for done in found.rounds for p in done.passages} <= searched
+
+
 @pytest.mark.parametrize("method", ["random_route", "oracle_route"])
 def test_baseline_replaces_all_routes(method):
   policy = ScriptedPolicy(ask_two_kbs, max_routes=3)
