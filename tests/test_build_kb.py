@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from PIL import Image
 
 from r1router_jax import build_kb
@@ -105,6 +106,18 @@ def test_hybrid_may_be_added_and_removed(embedder, source, folder, tmp_path):
   params.write_text(more)
   with pytest.raises(ValueError, match="rows of bm25 should be 35"):
     local_kb.open_kb(folder)
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_hybrid_is_the_users_word_or_the_default(
+  folder, source, monkeypatch, default
+):
+  monkeypatch.setattr(build_kb, "HYBRID_BY_DEFAULT", default)
+  for hybrid, expected in ((True, True), (False, False), (None, default)):
+    own = build_kb.KbSpec(folder, "text", source, hybrid=hybrid)
+    assert own.is_hybrid == expected
+  # Published figures of GeoRouter are without.
+  assert not build_kb.KbSpec(folder, "text", sources.GEOROUTER).is_hybrid
 
 
 class LastDigits(cross_encoder.Reranker):
@@ -283,6 +296,43 @@ def test_folder_that_does_not_match_its_meta_is_rejected(
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
       local_kb.open_kb(folder)
+
+
+def run_main(kb_dir, source, kind=()):
+  """Run the command in this process with flags of these values."""
+  # Other commands of this process may have given flags other defaults.
+  places = dict(kb_dir=str(kb_dir), source=str(source))
+  with flagsaver.flagsaver(kind=list(kind), images="", weights="", **places):
+    build_kb.main([])
+
+
+def test_folder_of_documents_becomes_knowledge_bases(
+  embedder, tmp_path, parsed_flags
+):
+  documents = tmp_path / "documents"
+  documents.mkdir()
+  (documents / "guide.md").write_text("# Guide\nSome text.\n")
+  (documents / "prices.csv").write_text("Room,Price\nhall,3\n")
+  kb_dir = str(tmp_path / "kb")
+  run_main(kb_dir=kb_dir, source=documents)
+  kbs = retriever.open_kbs(kb_dir)
+  assert {kind: len(kb) for kind, kb in kbs.items()} == dict(text=1, table=1)
+  # A document more makes its knowledge base anew.
+  (documents / "more.txt").write_text("More.")
+  run_main(kb_dir=kb_dir, source=documents, kind=["text"])
+  assert len(retriever.open_kbs(kb_dir)["text"]) == 2
+  with pytest.raises(ValueError, match="corpus is empty.*--kind=image"):
+    run_main(kb_dir=kb_dir, source=documents, kind=["image"])
+  # What failed is not taken for a knowledge base.
+  assert set(retriever.open_kbs(kb_dir)) == {"text", "table"}
+
+
+def test_kb_dir_inside_of_the_documents_is_refused(tmp_path, parsed_flags):
+  (tmp_path / "guide.md").write_text("Some text.")
+  for kb_dir in (tmp_path, tmp_path / "kb"):
+    with pytest.raises(ValueError, match="inside of --source=.*beside it"):
+      run_main(kb_dir=kb_dir, source=tmp_path)
+  assert sorted(os.listdir(tmp_path)) == ["guide.md"]
 
 
 def test_names_of_embedders_are_complete():
