@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from benchmarks.second_world import draw_pictures
+from benchmarks.second_world import draw_pictures, measure_search
+from r1router_jax import build_kb
 from r1router_jax.common.records import KBS, Hop, Passage, Question
 from r1router_jax.common.row_files import RejectedRow
 from r1router_jax.data import answer_coverage, question_files
@@ -114,3 +115,13 @@ def test_pictures_are_drawn_by_two_hands():
       assert drawn.size == (hand.pixels, hand.pixels)
       # Versions of Pillow may round differently.
       assert np.abs(pixels - np.asarray(drawn)).mean() < 1
+
+
+@pytest.mark.slow
+def test_pictures_are_found_by_the_other_hand(tmp_path):
+  folder = str(tmp_path / "image")
+  build_kb.build(build_kb.KbSpec(folder, "image", str(WORLD / "documents")))
+  recall = measure_search.measure_recall(folder, "image")
+  asked = [q for half in HALVES for q in read_half(half) if q.image]
+  assert recall["hops"] == len(asked)
+  assert recall["recall@1"] > 0.9
