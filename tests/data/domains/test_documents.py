@@ -79,7 +79,7 @@ def test_tables_hold_the_facts_and_no_others(half):
       title = passage.text.partition("[Section title]")[0].lower()
       (group,) = [group for kinds, group in groups.items() if kinds in title]
       things = {
-        thing.name.removeprefix("the ").lower(): thing for thing in group.things
+        thing.name.lower().removeprefix("the "): thing for thing in group.things
       }
       headers = {
         each.header: each
@@ -115,7 +115,7 @@ def test_superlatives_and_counts_by_the_rows_of_tables(half):
         for values in columns.values()
       ), hop
       found[kind] += 1
-  assert min(found.values()) > 3
+  assert min(found.values()) >= 2
 
 
 def is_answer(kind, values, answers, question):

@@ -52,7 +52,6 @@ class Reader:
 
   def __init__(self, drawn):
     self.things = {}  # Bare name -> (place of the domain, thing).
-    self.attributes = {}
     # Slots of a template and what to do with them, by pattern.
     self.patterns = []
     for member in drawn.domains:
@@ -60,9 +59,18 @@ class Reader:
         for thing in group.things:
           assert bare(thing.name) not in self.things, thing.name
           self.things[bare(thing.name)] = (member.domain.place, thing)
+    # Those that no thing has, and numbers of one year, which groups alone have.
     lexicon = drawn.lexicon
-    for attribute in (*lexicon.relations, *lexicon.numbers):
-      self.add_attribute(attribute)
+    attributes = {each.name: each for each in lexicon.relations}
+    attributes |= {each.name: each for each in lexicon.numbers}
+    for member in drawn.domains:
+      for group in member.domain.groups:
+        attributes |= group.attributes
+    self.attributes = [
+      each for each in attributes.values() if not isinstance(each, Visual)
+    ]
+    for attribute in self.attributes:
+      self.add_attribute(attribute, lexicon.phrases.by_number)
     for visual in lexicon.visuals:
       for text in visual.ask:
         self.add(text, self.look_up, visual)
@@ -70,7 +78,7 @@ class Reader:
   def add(self, template, answer, *given):
     self.patterns.append((compile_template(template), answer, given))
 
-  def add_attribute(self, attribute):
+  def add_attribute(self, attribute, by_number):
     for text in attribute.ask:
       self.add(text, self.look_up, attribute)
     for _, question in attribute.check:
@@ -85,6 +93,9 @@ class Reader:
       return
     for _, question, _ in (*attribute.compare, *attribute.compare_check):
       self.add(question, self.look_up, attribute)
+    for _, question in by_number:
+      question = question.replace("{name}", attribute.name)
+      self.add(question, self.find_kind, attribute)
     for text, direction in attribute.most:
       self.add(text, self.find_extreme, attribute, direction)
 
@@ -110,16 +121,16 @@ class Reader:
       if words in names or words in {f"{name} of {place}" for name in names}:
         yield thing
 
-  def find_kind(self, relation, kind, y):
+  def find_kind(self, attribute, kind="", kinds="", y="", v=""):
     return {
       bare(thing.name)
-      for thing in self.of_kind(kind)
-      if relation.name in thing.facts
-      and bare(thing.facts[relation.name].text) == bare(y)
+      for thing in self.of_kind(kind or kinds)
+      if attribute.name in thing.facts
+      and bare(thing.facts[attribute.name].text) == bare(y or v)
     }
 
   def count(self, relation, kinds, y):
-    found = self.find_kind(relation, kinds, y)
+    found = self.find_kind(relation, kinds, y=y)
     return {str(len(found))} if found else set()
 
   def find_extreme(self, number, direction, kind="", kinds=""):
@@ -171,7 +182,7 @@ def test_final_answers_of_comparisons_and_checks(half):
       question = question.removeprefix(opening)
     is_yes_no = trace.question.answers[0] in ("yes", "no")
     found = set()
-    for attribute in (*lexicon.relations, *lexicon.numbers):
+    for attribute in read.attributes:
       found |= decide(read, attribute, question.rstrip("?."), is_yes_no)
     # One with a reference is no wording of names alone.
     if found:
