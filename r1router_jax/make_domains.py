@@ -70,8 +70,10 @@ def main(_) -> None:
   ]
 
   # 2. Passages and questions.
+  told = []  # Few domains may have no picture.
   for kb in KBS:
     passages = [each for domain in shown for each in domain.passages[kb]]
+    told += [kb] if passages else []
     _write_rows(root / f"{kb}.jsonl", (_passage_row(x) for x in passages))
   questions = [each for domain in shown for each in domain.questions]
   _write_rows(root / "questions.jsonl", (_question_row(x) for x in questions))
@@ -80,7 +82,7 @@ def main(_) -> None:
   title = f"Invented domains: {_HALF.value} half, seed {_SEED.value}"
   domains_page.write_page(root / "domains.html", title, shown)
   print(f"{root / 'domains.html'} shows all of it.  Go on with:")
-  for kb in KBS:
+  for kb in told:
     print(
       f"python -m r1router_jax.build_kb --kb_dir={root / 'kb'} --kind={kb} "
       f"--source={root / kb}.jsonl"

