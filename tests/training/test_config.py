@@ -262,6 +262,25 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
     ("sft", {"data.questions": "a.csv"}, "only GeoRouter's gold passages are"),
     (
       "sft",
+      {"data.questions": "domains"},
+      "config.data.generated 0: give the grammar, 'domains', a number",
+    ),
+    (
+      "sft",
+      {"data.generated": 9},
+      "config.data.questions is '', and config.data.generated 9",
+    ),
+    (
+      "step_grpo",
+      {
+        "data.questions": "domains",
+        "data.generated": 9,
+        "step_grpo.rollout_mode": "online",
+      },
+      "The grammar's questions are gold steps with their passages",
+    ),
+    (
+      "sft",
       {"data.questions": "a.csv", "data.kb_dir": "kb"},
       "config.sft.rename_prob is (0.9, 0.3), but only GeoRouter's names",
     ),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Question, Step
 from r1router_jax.inputs.processor import pad_responses
 from r1router_jax.models import qwen2_5_vl
@@ -116,6 +117,17 @@ def test_packed_loss_and_gradient_are_those_of_separate_rows():
   )
 
 
-def test_step_longer_than_a_row_is_rejected():
-  with pytest.raises(ValueError, match="Step q/1 has .*packed_length is 30"):
-    sequence_packing.pack_examples(POLICY, STEPS, 30, 0)
+def test_step_longer_than_a_row_is_left_out_and_named(caplog):
+  sizes = [
+    sum(map(len, (prompt.ids, response)))
+    for prompt, response in (
+      sequence_packing.encode_gold_step(POLICY, step) for step in STEPS
+    )
+  ]
+  # Room for the shortest step alone.
+  with caplog.at_level("WARNING"):
+    (row,) = sequence_packing.pack_examples(POLICY, STEPS, min(sizes), 0)
+  assert row.steps == (STEPS[sizes.index(min(sizes))],)
+  assert f"skipped {len(STEPS) - 1} of {len(STEPS)}" in caplog.text
+  with pytest.raises(UserError, match="q/0 has .*packed_length is 3: raise"):
+    sequence_packing.pack_examples(POLICY, STEPS, 3, 0)

@@ -286,3 +286,32 @@ def test_digest_tells_a_changed_file(tmp_path):
     for before, after in zip(digest(), digest(**change), strict=True):
       assert before != after, change
   assert digest() == digest()
+
+
+def load_domains(split, **changes):
+  """Load gold steps of the grammar of domains, for a policy of texts."""
+  options = {"data.questions": "domains", "data.generated": 30}
+  options |= {"data.split": split, "sft.rename_prob": (0.0, 0.0)}
+  config = make_run_config("sft", **options, **changes)
+  known = dataclasses.replace(
+    KNOWN, prompt_tokens=(512,), image_marker="[picture]"
+  )
+  text_policy = policy.Policy(known, tiny_policy.TOKENIZER, {})
+  return train_data.load_train_data(config, text_policy, {})[0]
+
+
+def test_steps_of_the_grammar_are_those_of_its_split_and_seed():
+  steps = load_domains("train")
+  assert len({step.question.id for step in steps}) == 30
+  # Questions with a picture, which is not drawn, are learnt from, too.
+  assert any(step.question.image for step in steps)
+  assert steps == load_domains("train")
+  texts = {step.question.text for step in steps}
+  for others in (
+    load_domains("val"),
+    load_domains("test"),
+    load_domains("train", seed=1),
+  ):
+    assert not texts & {step.question.text for step in others}
+  with pytest.raises(UserError, match="no split 'dev'.*train, val, test"):
+    load_domains("dev")
