@@ -102,6 +102,47 @@ class Phrases(msgspec.Struct, frozen=True):
   fictions: tuple[str, ...]  # Questions that no document answers.
 
 
+class StoryTable(msgspec.Struct, frozen=True):
+  """A table of a story."""
+
+  title: str
+  header: tuple[str, ...]
+  rows: tuple[tuple[str, ...], ...]
+
+
+class StoryQuestion(msgspec.Struct, frozen=True):
+  """A question about a story.
+
+  Attributes:
+    ask: the question.
+    hops: knowledge base, sub-question and answer of each hop; accepted forms of
+      an answer have | between them.
+    answer: the final answer, if it is not that of the last hop.
+  """
+
+  ask: str
+  hops: tuple[tuple[str, str, str], ...]
+  answer: str = ""
+
+
+class Story(msgspec.Struct, frozen=True):
+  """A document written by hand, with slots for names and numbers.
+
+  Attributes:
+    title: stands before each of its passages.
+    texts: its passages.
+    questions: what is asked about it.
+    slots: what each slot is filled with, such as "person" or "year 1700 1900".
+    tables: its tables.
+  """
+
+  title: str
+  texts: tuple[str, ...]
+  questions: tuple[StoryQuestion, ...]
+  slots: dict[str, str]
+  tables: tuple[StoryTable, ...] = ()
+
+
 class Lexicon(msgspec.Struct, frozen=True):
   """All words of one half."""
 
@@ -110,6 +151,7 @@ class Lexicon(msgspec.Struct, frozen=True):
   numbers: tuple[Number, ...]
   visuals: tuple[Visual, ...]
   phrases: Phrases
+  stories: tuple[Story, ...]
 
 
 @functools.cache
@@ -133,4 +175,5 @@ def load_lexicon(half: str) -> Lexicon:
     records("number", Number),
     records("visual", Visual),
     *(records("phrases", Phrases)),
+    records("story", Story),
   )

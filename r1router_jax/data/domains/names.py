@@ -99,6 +99,7 @@ class NameMaker:
         root=self._root(),
         place=self._root(),
         person=self._root(),
+        first=self._root(first=True),
         full_name=f"{self._root(first=True)} {self._root()}",
         adjective=str(rng.choice(phrases.adjectives)),
         noun=str(rng.choice(phrases.nouns)),

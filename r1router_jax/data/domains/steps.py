@@ -23,13 +23,14 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.data.domains.documents import Documents, write_documents
 from r1router_jax.data.domains.domain import make_domain, sample
-from r1router_jax.data.domains.lexicon import load_lexicon
+from r1router_jax.data.domains.lexicon import Lexicon, load_lexicon
 from r1router_jax.data.domains.questions import (
   UNKNOWN,
   QuestionMaker,
   Trace,
   TracedHop,
 )
+from r1router_jax.data.domains.stories import tell_story
 from r1router_jax.protocol import format
 from r1router_jax.retrieval.index.bm25 import Bm25Index
 
@@ -38,8 +39,11 @@ QUESTIONS_PER_DOMAIN = 12
 # The half of the words that each split has; no two splits share a domain.
 SPLITS = dict(train="train", val="train", test="test")
 
-_WRONG_ROUTE = 0.12  # Probability that a round before asked the wrong base.
-_GOLD_MISSED = 0.06  # Probability that no passage found tells the answer.
+# Stories are the documents of every third domain, several of them together.
+_STORY_EVERY, _STORIES = 3, 4
+
+_WRONG_ROUTE = 0.25  # Probability that a round before asked the wrong base.
+_GOLD_MISSED = 0.1  # Probability that no passage found tells the answer.
 _MAX_CHARACTERS = 1000  # Of all passages that a step reads.
 
 # Numbers of passages that a step reads.
@@ -70,16 +74,39 @@ def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
   lexicon, place = load_lexicon(SPLITS[split]), list(SPLITS).index(split)
   for number in range(-(-count // QUESTIONS_PER_DOMAIN)):
     rng = np.random.default_rng((seed, place, number))
-    domain = make_domain(lexicon, rng)
     prefix = f"{split}/{seed}/{number}"
-    documents = write_documents(lexicon, domain, prefix, rng)
-    make_question = QuestionMaker(lexicon, domain, documents, rng)
+    wanted = min(QUESTIONS_PER_DOMAIN, count - QUESTIONS_PER_DOMAIN * number)
+    if lexicon.stories and number % _STORY_EVERY == _STORY_EVERY - 1:
+      documents, traces = _tell_stories(lexicon, prefix, wanted, rng)
+    else:
+      domain = make_domain(lexicon, rng)
+      documents = write_documents(lexicon, domain, prefix, rng)
+      make_question = QuestionMaker(lexicon, domain, documents, rng)
+      ids = (f"domains/{prefix}/{n}" for n in range(wanted))
+      traces = map(make_question, ids)
     finder = PassageFinder(documents, rng)
-    for n in range(
-      min(QUESTIONS_PER_DOMAIN, count - QUESTIONS_PER_DOMAIN * number)
-    ):
-      trace = make_question(f"domains/{prefix}/{n}")
+    for trace in traces:
       yield _trace_steps(trace, finder, rng)
+
+
+def _tell_stories(
+  lexicon: Lexicon, prefix: str, wanted: int, rng: np.random.Generator
+) -> tuple[Documents, list[Trace]]:
+  """Return the documents of some stories, and questions about them."""
+  passages, traces = dict(text=[], image=[], table=[]), []
+  for n, story in enumerate(sample(rng, lexicon.stories, _STORIES)):
+    told, asked = tell_story(story, lexicon, f"{prefix}/{n}", rng)
+    for kb, some in told.passages.items():
+      passages[kb] += some
+    traces += asked
+  traces = [
+    dataclasses.replace(
+      trace,
+      question=dataclasses.replace(trace.question, id=f"domains/{prefix}/{n}"),
+    )
+    for n, trace in enumerate(sample(rng, traces, wanted))
+  ]
+  return Documents(passages, {}, {}, {}), traces
 
 
 class PassageFinder:

@@ -1,0 +1,129 @@
+"""Stories: passages and tables written by hand, told with other names each time.
+
+The sentences of `documents.py` state one fact each; people write otherwise.  A
+story has two or three passages, its tables, and questions with their hops; its
+slots are filled with invented names and numbers.  Several stories, told side by
+side, are the documents of a domain.  They stand in `files/domains/<half>/`, in
+`stories_*.toml`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from r1router_jax.common.records import Hop, Passage, Question
+from r1router_jax.data.domains.documents import Documents
+from r1router_jax.data.domains.domain import pick
+from r1router_jax.data.domains.lexicon import Lexicon, Story, StoryQuestion
+from r1router_jax.data.domains.names import NameMaker
+from r1router_jax.data.domains.questions import UNKNOWN, Trace, TracedHop
+from r1router_jax.retrieval.corpora import open_wikitable
+
+# Patterns of names, by the word that a slot is declared with.
+_NAMES = {
+  "person": ("{full_name}",),
+  "first": ("{first}",),
+  "surname": ("{root}",),
+  "place": ("{root}", "{root}", "{adjective} {root}"),
+  "organisation": ("{root} {noun} Company", "{root} Society", "{root} & Sons"),
+  "thing": ("{adjective} {noun}",),
+  "creature": ("{noun}", "{first}"),
+}
+
+
+def tell_story(
+  story: Story, lexicon: Lexicon, prefix: str, rng: np.random.Generator
+) -> tuple[Documents, Iterator[Trace]]:
+  """Return a story's documents with new names, and its questions.
+
+  Ids of passages begin with `prefix`; questions have no ids yet.
+  """
+  names = NameMaker(lexicon.phrases, rng)
+  values = {
+    name: _draw_value(declared, names, rng)
+    for name, declared in story.slots.items()
+  }
+
+  def fill(text: str) -> str:
+    return text.format_map(values)
+
+  title = fill(story.title)
+  texts = [f"{title}. {fill(text)}" for text in story.texts]
+  tables = [
+    open_wikitable.flatten_table(
+      dict(
+        title=fill(table.title),
+        header=[*map(fill, table.header)],
+        rows=[[*map(fill, row)] for row in table.rows],
+      )
+    )
+    for table in story.tables
+  ]
+  passages = {
+    kb: [Passage(f"{prefix}/{kb}/{n}", kb, x) for n, x in enumerate(written)]
+    for kb, written in (("text", texts), ("table", tables))
+  }
+  documents = Documents(dict(passages, image=[]), {}, {}, {})
+  traces = (
+    _make_trace(question, values, passages) for question in story.questions
+  )
+  return documents, traces
+
+
+def _draw_value(
+  declared: str, names: NameMaker, rng: np.random.Generator
+) -> str:
+  """Return a value of a slot: a name, a number, a year or one of some words."""
+  word, *rest = declared.split(" ", 1)
+  if word in _NAMES:
+    return names.fill(pick(rng, _NAMES[word]))
+  if word == "of:":
+    return pick(rng, [choice.strip() for choice in rest[0].split(";")])
+  low, high = map(int, rest[0].split())
+  return str(int(rng.integers(low, high + 1)))
+
+
+def _make_trace(
+  question: StoryQuestion,
+  values: Mapping[str, str],
+  passages: Mapping[str, list[Passage]],
+) -> Trace:
+  hops = []
+  for route, asked, answer in question.hops:
+    asked, answers = asked.format_map(values), _split_forms(answer, values)
+    evidence = ()
+    if answers == UNKNOWN[:1]:
+      answers = UNKNOWN
+    else:
+      evidence = _find_evidence(asked, answers[0], passages[route])
+    hops.append(TracedHop(Hop(asked, (route,), answers, evidence)))
+  answers, thought = hops[-1].hop.answers, ""
+  if question.answer:
+    answers = _split_forms(question.answer, values)
+    thought = "; ".join(hop.hop.answers[0] for hop in hops)
+  asked = Question(
+    "",
+    question.ask.format_map(values),
+    answers,
+    family="_".join(["story", *(hop.hop.routes[0] for hop in hops)]),
+    hops=tuple(hop.hop for hop in hops),
+  )
+  return Trace(asked, tuple(hops), thought)
+
+
+def _split_forms(answer: str, values: Mapping[str, str]) -> tuple[str, ...]:
+  return tuple(answer.format_map(values).split("|"))
+
+
+def _find_evidence(
+  asked: str, answer: str, passages: list[Passage]
+) -> tuple[str, ...]:
+  """Return the passage with the answer that is most like the sub-question."""
+  words = set(re.findall(r"\w+", asked.lower()))
+  holding = [p for p in passages if answer.lower() in p.text.lower()]
+
+  def count_shared(passage: Passage) -> int:
+    return len(words & set(re.findall(r"\w+", passage.text.lower())))
+
+  return (max(holding, key=count_shared).id,) if holding else ()
