@@ -1,14 +1,17 @@
 import jax
 import pytest
 from absl.testing import flagsaver
+from PIL import Image
 
 from r1router_jax import ask
 from r1router_jax.common.records import Answer, Plan, Question
+from r1router_jax.policy import policy as policy_lib
+from r1router_jax.policy import sight
 from r1router_jax.protocol import format
 from r1router_jax.report import terminal
 from r1router_jax.routing import router
 from r1router_jax.routing.run_settings import RunSettings
-from tests import fakes
+from tests import fakes, tiny_policy
 
 
 def write_response(kind, prompt, temperature):
@@ -65,6 +68,25 @@ def test_unreadable_image_is_printed():
   assert "Image      missing.png" in lines
   assert "Fault      input: missing.png does not exist." in lines
   assert lines[-1].startswith("Answer     (malformed: missing.png")
+
+
+def test_policy_of_texts_says_what_it_does_with_an_image(
+  kbs, tmp_path, parsed_flags, capsys
+):
+  config, folder = tiny_policy.MARKED_CONFIG, str(tmp_path / "policy")
+  policy_lib.init_policy(config, tiny_policy.TOKENIZER, 0).save(folder)
+  image = str(tmp_path / "flag.png")
+  Image.new("RGB", (30, 20), "red").save(image)
+
+  def ask_about(image):
+    flags = dict(question="Whose flag?", policy=folder, kb_dir=str(kbs))
+    with flagsaver.flagsaver(**flags, image=image):
+      ask.main([])
+    return capsys.readouterr().out
+
+  assert sight.CAPTIONS_ALONE in ask_about(image).splitlines()
+  assert "Qwen/Qwen2.5-VL-3B-Instruct" in sight.CAPTIONS_ALONE
+  assert sight.CAPTIONS_ALONE not in ask_about("")
 
 
 def test_policy_that_the_hub_does_not_have_is_rejected(parsed_flags):
