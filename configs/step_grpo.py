@@ -104,6 +104,9 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
 
   if variant == "answers":
     _set_answers(c)
+  elif variant == "own":
+    _set_answers(c)
+    _set_own(c)
   elif variant == "smoke":
     c.total_steps = 2
     c.policy.overrides.update(prompt_tokens=(160,))
@@ -119,7 +122,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     _set_one_gpu(c)
   elif variant != "tiny":
     raise ValueError(
-      f"No variant {variant!r} of step_grpo: take 'tiny', 'answers', "
+      f"No variant {variant!r} of step_grpo: take 'tiny', 'answers', 'own', "
       "'qwen2_5_0_5b', '3b', '7b', 'reference' or 'smoke'."
     )
   return c
@@ -130,6 +133,21 @@ def _set_answers(c: mlc.ConfigDict) -> None:
   c.data.prompts_per_shard = 16
   c.step_grpo.update(credit="trajectory", rollout_mode="online", reward="f1")
   c.step_grpo.update(rename_prob=0.0)
+
+
+def _set_own(c: mlc.ConfigDict) -> None:
+  """Change the run to SmolLM2 on questions and documents of one's own."""
+  c.total_steps = 12
+  c.update(log_every=1, checkpoint_every=4, samples_every=1)
+  c.policy.start_from = "smollm2"
+  c.policy.overrides = dict(compute=dict(dtype="float32", remat="dots"))
+  c.policy.lora = dict(rank=16, alpha=32.0, match="layers/([qkvo]|mlp/.*)$")
+  c.trainable_regex = "lora_"
+  c.data.update(kb_dir="my_kb", questions="my_questions.csv")
+  c.data.passages = dict(text=2, image=2, table=2)
+  c.data.prompts_per_shard = 8
+  c.step_grpo.update(group_size=6, update_batch_size=4)
+  c.optim.update(lr=3e-4, warmup=0, final=1.0, weight_decay=0.0)
 
 
 def _set_published(c: mlc.ConfigDict, size: str) -> None:

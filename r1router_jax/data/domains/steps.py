@@ -21,6 +21,7 @@ from r1router_jax.common.records import (
   Query,
   Step,
 )
+from r1router_jax.data.domains import quoting
 from r1router_jax.data.domains.documents import Documents, write_documents
 from r1router_jax.data.domains.domain import make_domain, sample
 from r1router_jax.data.domains.lexicon import Lexicon, load_lexicon
@@ -229,12 +230,16 @@ def _reading(
 ) -> tuple[tuple[str, ...], str]:
   """Return the answers that passages give to a hop, and the thought."""
   hop = traced.hop
-  gold = [p.text.lower() for p in found if p.id in hop.evidence]
+  gold = [passage for passage in found if passage.id in hop.evidence]
   if not gold:
     return UNKNOWN, MISSED_THOUGHT
-  # The form that the passage has is the one to copy.
-  written = [a for a in hop.answers if any(a.lower() in text for text in gold)]
-  rest = [a for a in hop.answers if a not in written]
   if traced.answer_thought:
     return hop.answers, traced.answer_thought
-  return (*written, *rest), READ_THOUGHT
+  # The form that a passage has is the one to copy.
+  for answer in hop.answers:
+    for passage in gold:
+      if answer.lower() in passage.text.lower():
+        rest = [other for other in hop.answers if other != answer]
+        thought = quoting.quote(passage, hop.sub_question, answer)
+        return (answer, *rest), thought or READ_THOUGHT
+  return hop.answers, READ_THOUGHT

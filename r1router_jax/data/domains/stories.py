@@ -1,4 +1,4 @@
-"""Stories: passages and tables written by hand, told with other names each time.
+"""Stories: passages and tables written by hand, told anew with other names.
 
 The sentences of `documents.py` state one fact each; people write otherwise.  A
 story has two or three passages, its tables, and questions with their hops; its
