@@ -220,7 +220,8 @@ def check_corpus_columns(names: Sequence[str]) -> None:
   """Raise a RowError unless columns are those of a corpus's CSV file."""
   if not {"id", "text"} <= set(names) or len(set(names)) < len(names):
     fault = f"its first line names {names!a:.200}, wanted at least id and text"
-    raise RowError(f"{fault}, and each column once", "Name the columns there")
+    cure = "Name the columns there, or take --kind=table for a table"
+    raise RowError(f"{fault}, and each column once", cure)
 
 
 def read_csv_rows(

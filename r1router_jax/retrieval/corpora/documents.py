@@ -88,8 +88,8 @@ def pipe_table_rows(
     )
 
 
-# Makes the rows of a document for a kind of knowledge base.
-ROWS = dict(text=section_rows, table=pipe_table_rows)
+# What makes rows of a document, by kind of knowledge base.
+ROW_READERS = dict(text=section_rows, table=pipe_table_rows)
 
 
 def corpus_columns(
@@ -133,19 +133,23 @@ def _split_table(
   fields |= dict(header=_clean_cells(header))
   number, chunk, num_words = 0, [], 0
   for where_row, row in rows:
+    # 1. A row that cannot be used costs itself alone.
     if isinstance(row, RowError):
       yield where_row, row
       continue
+    # 2. Close the chunk if the row has no room in it.
     cells = _clean_cells(row)
     row_words = sum(max(1, len(cell.split())) for cell in cells)
     is_full = len(chunk) == MAX_CHUNK_ROWS
     if chunk and (is_full or num_words + row_words > MAX_CHUNK_WORDS):
       yield where, fields | dict(id=f"{table_id}#{number}", rows=chunk)
       number, chunk, num_words = number + 1, [], 0
+    # 3. Add the row.
     if not chunk:
       where = where_row
     chunk.append(cells)
     num_words += row_words
+  # Of a table in one piece the chunk has the name.
   if chunk:
     last_id = f"{table_id}#{number}" if number else table_id
     yield where, fields | dict(id=last_id, rows=chunk)

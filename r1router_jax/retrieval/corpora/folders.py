@@ -100,11 +100,12 @@ def _read_file(
       _check_place(path, folder)
       document = documents.read_document(path)
       if kb == "image":
+        # Of several texts the first counts, as far as there is one.
         for image, text in document.images:
-          place = os.path.join(os.path.dirname(name), image)
-          captions.setdefault(os.path.normpath(place), text)
+          place = os.path.normpath(os.path.join(os.path.dirname(name), image))
+          captions[place] = captions.get(place) or text
       else:
-        yield from documents.ROWS[kb](document, path, name)
+        yield from documents.ROW_READERS[kb](document, path, name)
   elif re.fullmatch(documents.CSV_PATTERN, path):
     _check_place(path, folder)
     columns = documents.corpus_columns(path)

@@ -130,13 +130,11 @@ def choose_kbs(source: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
   documents have nothing for any.
   """
   corpus, path = _split_source(source)
-  if source == GEOROUTER:
-    return tuple(wanted) or KBS
-  if corpus == "own" and os.path.isdir(path):
-    return tuple(wanted) or _find_kbs(source, KBS)
-  if corpus == "own" and re.fullmatch(documents.DOCUMENT_PATTERN, path):
-    return tuple(wanted) or _find_kbs(source, tuple(documents.ROWS))
   kbs = tuple(wanted) or CORPORA[corpus].SUPPORTED_KBS
+  if source == GEOROUTER:
+    return kbs
+  if corpus == "own" and (possible := user_files.document_kbs(path)):
+    return tuple(wanted) or _find_kbs(source, possible)
   require_single_kb(source, kbs)
   return kbs
 
@@ -262,7 +260,7 @@ def validate_paths(
         "--source=wikipedia:FOLDER."
       )
     if corpus == "own" and not _is_user_file(kb, path):
-      or_document = ".md, .txt, " if kb in documents.ROWS else ""
+      or_document = ".md, .txt, " if kb in documents.ROW_READERS else ""
       raise UserError(
         f"The source {path} is none that the {kb} knowledge base reads.  "
         f"Give a folder, or a {or_document}.jsonl or .csv file; the last two "
@@ -276,7 +274,7 @@ def _is_user_file(kb: str, path: str) -> bool:
   if os.path.isdir(path):
     return True
   patterns = [user_files.FILE_PATTERN]
-  if kb in documents.ROWS:
+  if kb in documents.ROW_READERS:
     patterns.append(documents.DOCUMENT_PATTERN)
   # Paths in a bucket were listed there, so they are files.
   is_file = os.path.isfile(path) or "://" in path

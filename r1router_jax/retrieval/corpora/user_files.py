@@ -1,13 +1,14 @@
 """Reader of a user's own corpus: a folder of documents, or files of rows.
 
-A folder holds Markdown, plain texts, tables and images, see folders.py, or a
-path names one such document or table.  Files of rows have an id for each text:
+A folder holds Markdown, plain texts, tables and images, see folders.py; a path
+may also name one such document or table.
 
-JSON Lines are objects with "id" and "text", and optionally "title" and "image"
-(a path below the image folder).  A row of the table knowledge base may give a
-"header" and "rows" instead of "text", with "title", "section_title", "caption"
-and "name"; it is flattened as in Open-WikiTable.  CSV files have these names in
-their first line.
+Files of rows name each passage.  JSON Lines are objects with "id" and "text",
+and optionally "title" and "image" (a path below the image folder).  A row of
+the table knowledge base may give a "header" and "rows" instead of "text", with
+"title", "section_title", "caption" and "name"; it is flattened as in
+Open-WikiTable.  CSV files have these names in their first line; without them
+they are tables, see documents.py.
 
 Texts of the text knowledge base that are longer than 100 words are cut into
 windows of 100 words, one every 50, each headed by the title.  A row that says
@@ -29,6 +30,16 @@ SUPPORTED_KBS = KBS
 FILE_PATTERN = r".*\.(jsonl|csv)(\.gz|\.bz2)?"
 
 _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
+
+
+def document_kbs(path: str) -> tuple[str, ...]:
+  """Return the kinds that a document or a folder is for, none for rows."""
+  if os.path.isdir(path):
+    return KBS
+  if re.fullmatch(documents.DOCUMENT_PATTERN, path):
+    return tuple(documents.ROW_READERS)
+  is_csv = re.fullmatch(documents.CSV_PATTERN, path) and os.path.isfile(path)
+  return ("table",) if is_csv and not documents.corpus_columns(path) else ()
 
 
 def read_rows(
@@ -55,7 +66,7 @@ def _read_document(
   except RowError as fault:
     yield path, fault
   else:
-    yield from documents.ROWS[kb](document, path, os.path.basename(path))
+    yield from documents.ROW_READERS[kb](document, path, os.path.basename(path))
 
 
 def to_passages(

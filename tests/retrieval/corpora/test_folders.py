@@ -181,6 +181,7 @@ def test_folder_feeds_the_kinds_that_it_has_something_for(folder, tmp_path):
   shown = folder / "rooms/shown"
   assert sources.choose_kbs(str(shown)) == ("image",)
   assert sources.choose_kbs(str(folder / "guide.md")) == ("text", "table")
+  assert sources.choose_kbs(str(folder / "rooms/doors.csv")) == ("table",)
   assert sources.choose_kbs("georouter") == ("text", "image", "table")
   assert sources.choose_kbs("wikipedia:x") == ("text",)
   for several in ("rows.csv", "*.jsonl"):
