@@ -143,7 +143,7 @@ class Story(msgspec.Struct, frozen=True):
   tables: tuple[StoryTable, ...] = ()
 
 
-class Lexicon(msgspec.Struct, frozen=True):
+class Lexicon(msgspec.Struct, frozen=True, eq=False):
   """All words of one half."""
 
   kinds: tuple[Kind, ...]

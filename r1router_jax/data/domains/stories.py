@@ -8,8 +8,9 @@ side, are the documents of a domain.  They stand in `files/domains/<half>/`, in
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from r1router_jax.common.records import Hop, Passage, Question
@@ -65,10 +66,35 @@ def tell_story(
     for kb, written in (("text", texts), ("table", tables))
   }
   documents = Documents(dict(passages, image=[]), {}, {}, {})
+  given = [values[n] for n, kind in story.slots.items() if kind in _NAMES]
   traces = (
-    _make_trace(question, values, passages) for question in story.questions
+    _make_trace(question, values, passages)
+    for question in map(_keep_words, story.questions)
+    if not _names_unknown(question, values, given)
   )
   return documents, traces
+
+
+def _keep_words(question: StoryQuestion) -> StoryQuestion:
+  """Return a question whose one hop, if it is one, asks in its own words."""
+  (route, _, answer), *more = question.hops
+  if more or ". " in question.ask or "! " in question.ask:
+    return question
+  hop = route, question.ask, answer
+  return msgspec.structs.replace(question, hops=(hop,))
+
+
+def _names_unknown(
+  question: StoryQuestion, values: Mapping[str, str], names: Sequence[str]
+) -> bool:
+  """Return whether a sub-question has a name that nothing before it tells."""
+  known = question.ask.format_map(values)
+  for _, asked, answer in question.hops:
+    asked = asked.format_map(values)
+    if any(name in asked and name not in known for name in names):
+      return True
+    known += " " + answer.format_map(values)
+  return False
 
 
 def _draw_value(
@@ -96,7 +122,7 @@ def _make_trace(
     if answers == UNKNOWN[:1]:
       answers = UNKNOWN
     else:
-      evidence = _find_evidence(asked, answers[0], passages[route])
+      evidence = _find_evidence(asked, answers, passages[route])
     hops.append(TracedHop(Hop(asked, (route,), answers, evidence)))
   answers, thought = hops[-1].hop.answers, ""
   if question.answer:
@@ -117,11 +143,15 @@ def _split_forms(answer: str, values: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _find_evidence(
-  asked: str, answer: str, passages: list[Passage]
+  asked: str, answers: Sequence[str], passages: Sequence[Passage]
 ) -> tuple[str, ...]:
-  """Return the passage with the answer that is most like the sub-question."""
+  """Return the passage with an answer that is most like the sub-question."""
   words = set(re.findall(r"\w+", asked.lower()))
-  holding = [p for p in passages if answer.lower() in p.text.lower()]
+  holding = [
+    passage
+    for passage in passages
+    if any(answer.lower() in passage.text.lower() for answer in answers)
+  ]
 
   def count_shared(passage: Passage) -> int:
     return len(words & set(re.findall(r"\w+", passage.text.lower())))
