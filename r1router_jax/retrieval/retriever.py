@@ -1,7 +1,7 @@
 """Opens the knowledge bases of a run and searches them side by side."""
 
 import concurrent.futures
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from absl import logging
 
@@ -14,6 +14,10 @@ from r1router_jax.retrieval.remote_kb import RemoteKB
 
 COLLECTIVE_ERROR = "Hosts that search shards together must do so in step: take "
 COLLECTIVE_ERROR += "the host's loop, and no parts in flight."
+
+# What is searched in place of a knowledge base that is not there: the first of
+# these that is.  Texts tell of most things.
+_SUBSTITUTES = ("text", "table", "image")
 
 # A request is (kind of knowledge base, sub-question, path of the image or "").
 SubQuestion = tuple[str, str, str]
@@ -49,6 +53,14 @@ def open_kbs(
   return opened
 
 
+def substitute_kind(kind: str, kinds: Collection[str]) -> str | None:
+  """Return which of the `kinds` is searched if a request is for `kind`.
+
+  It is None if there are none.
+  """
+  return next((each for each in (kind, *_SUBSTITUTES) if each in kinds), None)
+
+
 def is_collective(kbs: Mapping[str, KnowledgeBase]) -> bool:
   """Return whether all hosts must search at the same times."""
   return any(kb.collective for kb in kbs.values())
@@ -60,7 +72,8 @@ def make_retriever(
   """Return a function that searches several knowledge bases side by side.
 
   Only the image knowledge base is given the image of a request.  `k` passages
-  are found for each request, of all kinds or by kind.
+  are found for each request, of all kinds or by kind.  If a kind is missing,
+  another is searched, see `substitute_kind`.
   """
 
   def search_kind(kind: str, requests: Sequence[SubQuestion]) -> list:
@@ -73,6 +86,7 @@ def make_retriever(
     return kbs[kind].search(queries, k if isinstance(k, int) else k[kind])
 
   def retrieve_passages(requests: Sequence[SubQuestion]) -> list:
+    requests = [(substitute_kind(kind, kbs), *rest) for kind, *rest in requests]
     # Collective searches run one by one, in an order that all hosts share, even
     # if this host has no request for them.
     collective = [kind for kind, kb in kbs.items() if kb.collective]

@@ -177,3 +177,16 @@ def test_each_knowledge_base_is_searched_once():
     ("text", (Query("a"), Query("c")), 2),
   ]
   assert not retrieve([])
+
+
+def test_request_for_a_missing_kind_is_put_to_another():
+  kbs = fakes.make_kbs()
+  for kinds, searched in {
+    ("text", "image"): "text",
+    ("image",): "image",
+    ("table", "image", "text"): "table",
+  }.items():
+    retrieve = retriever.make_retriever({kind: kbs[kind] for kind in kinds})
+    ((found,),) = retrieve([("table", f"what {kinds}", "")])
+    assert found.kb == searched
+  assert retriever.substitute_kind("text", ()) is None
