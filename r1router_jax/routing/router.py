@@ -71,10 +71,6 @@ from r1router_jax.routing.policy_requests import (
 
 OnStep = Callable[[VisitedStep], None]
 
-# What is searched in place of a knowledge base that is not there: the first of
-# these that is.  Texts tell of most things.
-_SUBSTITUTES = ("text", "table", "image")
-
 
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions:
@@ -281,14 +277,13 @@ class RoutingLoop:
     """Return a plan with routes to knowledge bases that there are."""
     routes = []
     for kind in plan.routes:
-      if kind in self.kinds:
-        routes.append(kind)
-        continue
-      there = [each for each in _SUBSTITUTES if each in self.kinds][:1]
-      searched = there[0] if there else "nothing"
-      fault = f"no {kind} knowledge base, {searched} was searched"
-      episode.record_fault("route", fault)
-      routes += there
+      searched = retriever.substitute_kind(kind, self.kinds)
+      if searched != kind:
+        fault = (
+          f"no {kind} knowledge base, {searched or 'nothing'} was searched"
+        )
+        episode.record_fault("route", fault)
+      routes += [searched] if searched else []
     # A substitute may be among the routes already.
     return dataclasses.replace(plan, routes=tuple(dict.fromkeys(routes)))
 
