@@ -32,6 +32,7 @@ import jax
 import numpy as np
 
 from r1router_jax.common import cli, jsonl, trajectory_io
+from r1router_jax.common.checkpoint_folder import WARM_START
 from r1router_jax.common.records import MAX_HOPS, Passage, Response
 from r1router_jax.data import georouter
 from r1router_jax.generation.token_sampling import GREEDY
@@ -104,10 +105,10 @@ def run_stage(args: argparse.Namespace) -> None:
   The last stage writes the trajectories.
   """
   cli.enable_program_cache()
-  policy_config = config.read_config(config.resolve_folder(POLICY))
+  policy_config = config.read_config(WARM_START)
   # Without weights: it builds prompts and parses, and may not have to generate.
   unloaded = policy.Policy(
-    policy_config, config.WARM_START / config.TOKENIZER_FILE, {}
+    policy_config, WARM_START / config.TOKENIZER_FILE, {}
   )
   log = EventLog(args.workdir / "events.jsonl")
   respond = make_responder(args, log, unloaded)
@@ -197,7 +198,7 @@ def load_transformers(
   import transformers
 
   model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-    config.WARM_START
+    WARM_START
   ).eval()
   # The tokens that our sampler never draws.
   never_sampled = np.flatnonzero(~unloaded.allowed_tokens).tolist()

@@ -20,6 +20,7 @@ from absl import flags
 from etils import epy
 
 from r1router_jax.common import cli, row_files, shared_flags
+from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RejectedRow, RowError
@@ -133,9 +134,9 @@ def _print_rows(
 
 def _print_lengths(questions: Sequence[Question]) -> list[Question]:
   """Print lengths in tokens; return the questions that the policy reads."""
-  folder = policy_config.resolve_folder(_POLICY.value)
+  folder = locate_checkpoint(_POLICY.value)
   # Weights are not needed.
-  path = folder / policy_config.TOKENIZER_FILE
+  path = policy_config.find_tokenizer(folder)
   policy = policy_lib.Policy(policy_config.read_config(folder), path, {})
   encode = policy.processor.tokenizer.encode_response
   lengths, readable, faults = collections.defaultdict(list), [], []

@@ -31,7 +31,7 @@ from r1router_jax.common import cli, shared_flags
 with epy.lazy_imports():
   from jax import numpy as jnp
 
-  from r1router_jax.policy import policy
+  from r1router_jax.policy import conversion
   from r1router_jax.retrieval.encoders import torch_import
 
 # Keys of torch_import.ENCODERS, whose import needs JAX.
@@ -63,8 +63,16 @@ _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["float32", "bfloat16", "float16"],
-  "Precision of the written weights; by default float32 for a GGUF file and "
-  "an encoder, and bfloat16 for every other policy.",
+  "Precision of the written weights; by default float32 for an encoder and for "
+  "what comes from a GGUF file, float16 for an adapter alone, and bfloat16 for "
+  "every other policy.",
+)
+
+_MERGE = flags.DEFINE_bool(
+  "merge",
+  True,
+  "Whether an adapter becomes part of its base's weights; --nomerge writes the "
+  "adapter alone, such as in 16 bits for others to download.",
 )
 
 
@@ -72,7 +80,8 @@ def main(_) -> None:
   """Check the flags, and convert."""
   source, target = _SOURCE.value, pathlib.Path(_WORKDIR.value)
   # A folder that holds a model already is never written over.
-  name = "model.safetensors" if _ENCODER.value else "config.json"
+  name = "config.json" if _MERGE.value else "adapter_config.json"
+  name = "model.safetensors" if _ENCODER.value else name
   if (target / name).exists():
     raise FileExistsError(
       f"--workdir={target} holds {name}.  Name a new folder."
@@ -82,7 +91,7 @@ def main(_) -> None:
   else:
     # An id on the hub is downloaded by this check.
     shared_flags.check_policy(source)
-    policy.convert_policy(source, target, _DTYPE.value)
+    conversion.convert_policy(source, target, _DTYPE.value, _MERGE.value)
     print(f"The model is in {target}.")
 
 

@@ -15,8 +15,10 @@ again.  An update whose loss or gradient is not finite is skipped;
 config.max_skipped of them in a row end the run.
 
 Files in the workdir:
-  policy/          the trained policy
-  best/            the policy with the best validation score so far
+  policy/          the trained policy; if nothing but adapters was trained,
+  adapter/         these alone, in PEFT's form
+  best/            the policy with the best validation score so far, and
+  best_adapter/    its adapters
   checkpoints/     the newest states of the run
   metrics.jsonl    scalars; tensorboard/ holds them for TensorBoard
   samples.jsonl    some of the sampled groups
@@ -59,6 +61,9 @@ with epy.lazy_imports():
     train_step,
     validation,
   )
+
+# Folders of policies, and those of their adapters.
+ADAPTERS = dict(policy="adapter", best="best_adapter")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -278,9 +283,14 @@ class Hooks:
 def _save_policy(
   run: run_setup.Run, state: train_step.TrainState, folder: str
 ) -> policy_lib.Policy:
-  """Write the policy of a state, adapters merged into weights; return it."""
+  """Write the policy of a state, adapters merged into weights; return it.
+
+  The adapters are also written alone, into the folder that is named after it.
+  """
   policy = dataclasses.replace(run.policy, params=state.params)
   policy.save(run.workdir / folder)
+  if run.adapter_base:
+    policy.save_adapters(run.workdir / ADAPTERS[folder], run.adapter_base)
   return policy
 
 

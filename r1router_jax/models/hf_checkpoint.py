@@ -16,7 +16,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.models import gguf_checkpoint, gguf_file, safetensors_io
+from r1router_jax.models import (
+  gguf_checkpoint,
+  gguf_file,
+  peft_adapter,
+  safetensors_io,
+)
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.models.qwen2_5_vl import Config, VisionConfig
 
@@ -81,13 +86,16 @@ class BadConfig(UserError):
 def read_config(folder: str | os.PathLike) -> Config:
   """Read the config of the checkpoint in `folder`, or of a GGUF file.
 
+  That of an adapter is its base's, see `peft_adapter.read_chain`.
+
   Raises:
     BadConfig: the model is of another kind, or a field is missing.
-    UserError: a GGUF file is damaged, or of another kind.
+    UserError: a GGUF file or an adapter is damaged, or of another kind.
   """
-  if gguf_file.is_gguf(folder):
-    return parse_config(gguf_checkpoint.read_hf_config(folder))
-  path = os.path.join(folder, CONFIG_FILE)
+  _, base = peft_adapter.read_chain(folder)
+  if gguf_file.is_gguf(base):
+    return parse_config(gguf_checkpoint.read_hf_config(base))
+  path = os.path.join(base, CONFIG_FILE)
   try:
     with open(path, encoding="utf-8") as file:
       return parse_config(json.load(file))
@@ -284,23 +292,51 @@ def axis_sizes(config: Config) -> dict[str, int]:
 
 
 # The names in memory since transformers 4.52, and those of files on the hub.
-_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+
+
+# The same of an adapter, whose names are those in memory.
+_ADAPTER_PREFIXES = tuple(
+  (peft_adapter.PREFIX + old, new) for old, new in (*PREFIXES, ("", ""))
+)
 
 
 @contextlib.contextmanager
 def open_tensors(
-  path: str, prefixes: safetensors_io.Prefixes
+  path: str | os.PathLike, prefixes: safetensors_io.Prefixes
 ) -> Iterator[Mapping[str, safetensors_io.StoredTensor]]:
-  """Open a folder or a GGUF file, and yield its tensors by name, unread."""
-  if gguf_file.is_gguf(path):
-    yield gguf_checkpoint.open_tensors(path)
-    return
-  with safetensors_io.open_tensors(path, prefixes) as tensors:
+  """Open a folder or a GGUF file, and yield its tensors by name, unread.
+
+  Those of an adapter are its base's, with the adapter in them.
+  """
+  adapters, base = peft_adapter.read_chain(path)
+  with contextlib.ExitStack() as stack:
+    if gguf_file.is_gguf(base):
+      tensors = gguf_checkpoint.open_tensors(base)
+    else:
+      opened = safetensors_io.open_tensors(os.fspath(base), prefixes)
+      tensors = stack.enter_context(opened)
+    for adapter in adapters:
+      opened = safetensors_io.open_tensors(adapter.weights, _ADAPTER_PREFIXES)
+      stored = stack.enter_context(opened)
+      tensors = peft_adapter.merge_tensors(adapter, tensors, stored)
     yield tensors
 
 
+def list_weight_files(path: str | os.PathLike) -> list[str]:
+  """List the files that a checkpoint's weights come from, its base's first."""
+  adapters, base = peft_adapter.read_chain(path)
+  files = [os.fspath(base)]
+  if not gguf_file.is_gguf(base):
+    files = safetensors_io.checkpoint_files(os.fspath(base))
+  for adapter in adapters:
+    # The config says how the weights are scaled.
+    files += [adapter.weights, str(adapter.folder / peft_adapter.CONFIG_FILE)]
+  return files
+
+
 # How tensors of this model's checkpoints are found.
-_LOOKUP = dict(prefixes=_PREFIXES, opener=open_tensors)
+_LOOKUP = dict(prefixes=PREFIXES, opener=open_tensors)
 
 
 def load_params(

@@ -48,6 +48,18 @@ def add_adapters(
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def select_adapters(params: dict) -> dict:
+  """Return the adapters of parameters, as a tree of their own."""
+  flat = traverse_util.flatten_dict(params, sep="/")
+  adapters = {path: x for path, x in flat.items() if is_adapter(path)}
+  return traverse_util.unflatten_dict(adapters, sep="/")
+
+
+def is_adapter(path: str) -> bool:
+  """Return whether a parameter's path, "layers/q/lora_a", is an adapter's."""
+  return path.endswith(("/lora_a", "/lora_b"))
+
+
 def merge_adapters(params: dict) -> dict:
   """Return parameters of the same function without adapters."""
   flat = traverse_util.flatten_dict(params, sep="/")

@@ -187,6 +187,7 @@ def save_params(
   weight_map: WeightMap,
   axes: Mapping[str, int],
   *,
+  stem: str = "model",
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """Write parameters under Hugging Face's names: the inverse of `load_params`.
@@ -203,7 +204,7 @@ def save_params(
       f"{sorted(wanted ^ set(leaves))}.  Pass the table of this model."
     )
   exported = dict(_export_tensors(folder, leaves, weight_map, axes))
-  write_checkpoint(folder, exported, shard_bytes=shard_bytes)
+  write_checkpoint(folder, exported, stem=stem, shard_bytes=shard_bytes)
 
 
 def copy_checkpoint(
@@ -474,9 +475,10 @@ def write_checkpoint(
   folder: str,
   tensors: Mapping[str, StoredTensor],
   *,
+  stem: str = "model",
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Write a checkpoint into a folder, one file after another.
+  """Write a checkpoint into a folder, as `<stem>.safetensors`.
 
   What exceeds `shard_bytes` becomes several files with an index.
   """
@@ -484,7 +486,7 @@ def write_checkpoint(
   split = huggingface_hub.split_state_dict_into_shards_factory(
     tensors,
     get_storage_size=lambda tensor: tensor.num_bytes,
-    filename_pattern="model{suffix}.safetensors",
+    filename_pattern=stem + "{suffix}.safetensors",
     max_shard_size=shard_bytes,
   )
   path_of = {

@@ -17,12 +17,14 @@ from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Step
 from r1router_jax.inputs import gguf_tokenizer
-from r1router_jax.models import gguf_file, hf_checkpoint, qwen2_5_vl
+from r1router_jax.models import (
+  gguf_file,
+  hf_checkpoint,
+  peft_adapter,
+  qwen2_5_vl,
+)
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.protocol import messages, prompts
-
-# The tiny policy that the package brings, after its supervised warm start.
-WARM_START = pathlib.Path(__file__).parents[1] / "data" / "files" / "warm_start"
 
 # Options that only this package knows.
 POLICY_FILE = "policy.json"
@@ -198,28 +200,52 @@ def _build_record(record_class: type, tree: Mapping[str, Any]) -> Any:
   return record_class(**values)
 
 
-def resolve_folder(name: str | pathlib.Path) -> pathlib.Path:
-  """Return where a policy is, of "warm_start" or of `locate_checkpoint`."""
-  return WARM_START if str(name) == "warm_start" else locate_checkpoint(name)
-
-
 def read_config(folder: pathlib.Path) -> PolicyConfig:
   """Read the config of the policy in a folder, or of a GGUF file.
 
-  A broken file raises UserError, or BadConfig, which name it.
+  That of an adapter has its base's model, and its base's options unless it has
+  some of its own.  A broken file raises UserError, or BadConfig, which name it.
   """
   # A broken config.json has an error of its own, see `hf_checkpoint`.
-  model, path = hf_checkpoint.read_config(folder), folder / POLICY_FILE
-  if gguf_file.is_gguf(folder):
-    return PolicyConfig.from_dict(dict(GGUF_DEFAULTS, model=model))
+  model = hf_checkpoint.read_config(folder)
+  path = _find_file(folder, POLICY_FILE)
+  if not path.is_file():
+    options = GGUF_DEFAULTS if gguf_file.is_gguf(path.parent) else HF_DEFAULTS
+    return PolicyConfig.from_dict(dict(options, model=model))
   try:
-    options = json.loads(path.read_text()) if path.exists() else HF_DEFAULTS
+    options = json.loads(path.read_text())
     return PolicyConfig.from_dict(dict(options, model=model))
   except (ValueError, TypeError, AttributeError) as error:
     raise UserError(
       f"{path}: {error}.  Copy the policy again, or delete this file to take "
       "the settings of a published one."
     ) from error
+
+
+def find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
+  """Return the tokenizer.json of a policy, or the GGUF file that holds it.
+
+  A policy without one raises FileNotFoundError.
+  """
+  path = _find_file(folder, TOKENIZER_FILE)
+  if gguf_file.is_gguf(path.parent):
+    return path.parent
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path.parent} has no {path.name}.  Copy that of its model into it."
+    )
+  return path
+
+
+def _find_file(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Return the path of an adapter's file, or else of its base's.
+
+  If none of them has it, that is where the base, a folder or a GGUF file, would
+  have it.
+  """
+  adapters, base = peft_adapter.read_chain(folder)
+  paths = [adapter.folder / name for adapter in reversed(adapters)]
+  return next((path for path in paths if path.is_file()), base / name)
 
 
 def config_for_run(
@@ -231,7 +257,7 @@ def config_for_run(
   """
   base = {}
   if "model" not in overrides:
-    base = dataclasses.asdict(read_config(resolve_folder(start_from)))
+    base = dataclasses.asdict(read_config(locate_checkpoint(start_from)))
   return PolicyConfig.from_dict(base | _rename_old_keys(overrides))
 
 
@@ -243,17 +269,21 @@ def write_policy_files(
 ) -> None:
   """Write all files of a policy's folder but the weights.
 
-  The files of `HF_SIDE_FILES` that stand beside `tokenizer` are copied with it;
-  if it is a GGUF file, those that it stands for are made.
-  `token_ids` are those of special tokens that a published config.json names.
+  `tokenizer` is for `copy_tokenizer`, and `token_ids` are those of special
+  tokens that a published config.json names.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  options = dataclasses.asdict(config)
-  del options["model"]  # Stands in config.json.
+  write_options(folder, config)
   hf_config = hf_checkpoint.make_hf_config(config.model, token_ids)
-  trees = {hf_checkpoint.CONFIG_FILE: hf_config, POLICY_FILE: options}
-  for name, tree in trees.items():
-    (folder / name).write_text(json.dumps(tree, indent=1) + "\n")
+  path = folder / hf_checkpoint.CONFIG_FILE
+  path.write_text(json.dumps(hf_config, indent=1) + "\n")
+  copy_tokenizer(tokenizer, folder)
+
+
+def copy_tokenizer(tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
+  """Copy a tokenizer.json and what stands beside it, see `HF_SIDE_FILES`.
+
+  Of a GGUF file, which holds its tokenizer, these files are made.
+  """
   if gguf_file.is_gguf(tokenizer):
     files = gguf_tokenizer.read_tokenizer_files(tokenizer)
     for name, text in files.items():
@@ -264,3 +294,12 @@ def write_policy_files(
     # A policy may be saved into the folder that it was opened from.
     if source.exists() and source.resolve() != target.resolve():
       shutil.copyfile(source, target)
+
+
+def write_options(folder: pathlib.Path, config: PolicyConfig) -> None:
+  """Write `policy.json` into a folder, which is made if it is not there."""
+  folder.mkdir(parents=True, exist_ok=True)
+  options = dataclasses.asdict(config)
+  del options["model"]  # Stands in config.json.
+  text = json.dumps(options, indent=1) + "\n"
+  (folder / POLICY_FILE).write_text(text)

@@ -28,13 +28,14 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int
 
+from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.common.records import Response
 from r1router_jax.generation import continuous_batching, group_decode
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
 from r1router_jax.inputs import processor as processor_lib
 from r1router_jax.inputs.processor import EncodedPrompt, Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import gguf_file, hf_checkpoint, lora, qwen2_5_vl
+from r1router_jax.models import adapter_files, hf_checkpoint, lora, qwen2_5_vl
 from r1router_jax.models.inference_params import to_inference_params
 from r1router_jax.parallel import mesh as mesh_lib
 from r1router_jax.parallel.mesh import local_mesh
@@ -52,6 +53,7 @@ class Policy:
   params: dict  # On any devices.
   # The devices that sample responses.
   mesh: Mesh = dataclasses.field(default_factory=local_mesh)
+  source: pathlib.Path | None = None  # That `load` read; None for a new one.
 
   @functools.cached_property
   def model(self) -> qwen2_5_vl.QwenVL:
@@ -236,6 +238,20 @@ class Policy:
       config_lib.write_policy_files(path, *files)
       hf_checkpoint.save_params(path, params, self.config.model)
 
+  def save_adapters(self, folder: epath.PathLike, base: str) -> None:
+    """Write the adapters alone, in PEFT's form; see `peft_adapter`.
+
+    `base` names the policy that they were added to, for `locate_checkpoint`.
+    All processes of a job must call this, and the first writes.
+    """
+    # All processes gather, also those that do not write.
+    adapters = mesh_lib.gather_to_host(lora.select_adapters(self.params))
+    if jax.process_index():
+      return
+    with _local_folder(epath.Path(folder)) as path:
+      config_lib.write_options(path, self.config)
+      adapter_files.save_adapters(path, adapters, self.config.model, base)
+
 
 def prompt_hashes(prompts: Sequence[EncodedPrompt]) -> Int[np.ndarray, " B"]:
   """Return a CRC-32 of each prompt's tokens, 31 bits; it seeds its samples."""
@@ -275,15 +291,15 @@ def load(
 ) -> Policy:
   """Open a policy's folder, or a published checkpoint.
 
-  The name is a folder, a GGUF file, an id on the hub, or the package's own
-  "warm_start".  By
-  default parameters have the precision of matrix products, which is enough to
-  answer but not to train, and each device of this host holds all of them; a
-  mesh splits them by `mesh.SHARDING_RULES`.  A file that is missing or broken
-  raises FileNotFoundError, BadConfig or BadWeights, which name it.
+  The name is one of `locate_checkpoint`; an adapter becomes part of its base's
+  weights.  By default parameters have the precision of matrix products, which
+  is enough to answer but not to train, and each device of this host holds all
+  of them; a mesh splits them by `mesh.SHARDING_RULES`.  A file that is missing
+  or broken raises FileNotFoundError, BadConfig, BadWeights or UserError, which
+  name it.
   """
   # The config says which parameters there are, and so which layout.
-  folder = config_lib.resolve_folder(name)
+  folder = locate_checkpoint(name)
   config = config_lib.read_config(folder)
   init = functools.partial(init_params, config)
   shapes = jax.eval_shape(init, jax.random.key(0))
@@ -292,34 +308,8 @@ def load(
   dtype = dtype or jnp.dtype(config.compute.dtype)
   options = dict(dtype=dtype, shardings=layout)
   params = hf_checkpoint.load_params(folder, config.model, **options)
-  return Policy(config, _find_tokenizer(folder), params)
-
-
-def convert_policy(name: str, target: pathlib.Path, dtype: Any = None) -> None:
-  """Write the policy or checkpoint `name` to `target`, in another precision.
-
-  By default that is bfloat16, and float32 for a GGUF file, whose numbers would
-  change else.  Errors are those of `load`.
-  """
-  folder = config_lib.resolve_folder(name)
-  default = "float32" if gguf_file.is_gguf(folder) else "bfloat16"
-  dtype = jnp.dtype(dtype or default)
-  config, path = config_lib.read_config(folder), _find_tokenizer(folder)
-  hf_checkpoint.copy_checkpoint(folder, target, config.model, dtype=dtype)
-  token_ids = _load_tokenizer(path, config.style).special_token_ids()
-  config_lib.write_policy_files(target, config, path, token_ids)
-
-
-def _find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
-  # A GGUF file holds its tokenizer itself.
-  if gguf_file.is_gguf(folder):
-    return folder
-  path = folder / config_lib.TOKENIZER_FILE
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{folder} has no {path.name}.  Copy that of its model into it."
-    )
-  return path
+  tokenizer = config_lib.find_tokenizer(folder)
+  return Policy(config, tokenizer, params, source=folder)
 
 
 def init_policy(

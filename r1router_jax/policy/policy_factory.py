@@ -1,6 +1,6 @@
 """Opens a policy by its name, and tells policies apart."""
 
-from r1router_jax.models import safetensors_io
+from r1router_jax.models import hf_checkpoint, safetensors_io
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy import openai_client
 from r1router_jax.policy import policy as policy_lib
@@ -9,7 +9,7 @@ from r1router_jax.policy.policy import Policy
 
 
 def open_policy(name: str) -> Policy | OpenAIPolicy:
-  """Open a policy by folder, id on the hub or "warm_start", or at an address.
+  """Open a policy by the name of a checkpoint, or at an address.
 
   See `policy.load` and, for "openai:http://..", `openai_client.ChatClient`.
   """
@@ -28,8 +28,7 @@ def fingerprint(opened: Policy | OpenAIPolicy) -> str:
   if isinstance(opened, OpenAIPolicy):
     parts = [openai_client.PREFIX + opened.model]
   else:
-    folder = str(opened.tokenizer_path.parent)
-    files = safetensors_io.checkpoint_files(folder)
+    files = hf_checkpoint.list_weight_files(opened.source)
     parts = [safetensors_io.fingerprint(path) for path in files]
   # Results on disk are found again by this text, so that options keep the names
   # that they had when the first results were written.

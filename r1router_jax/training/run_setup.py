@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from ml_collections import config_dict
 
+from r1router_jax.common.checkpoint_folder import absolute_name
 from r1router_jax.data import georouter
 from r1router_jax.models import lora
 from r1router_jax.models.induction_init import plant_induction_heads
@@ -48,6 +50,7 @@ class Run:
   workdir: epath.Path
   strategy: ParallelStrategy
   policy: policy_lib.Policy  # Without parameters.
+  adapter_base: str  # What adapters are added to; "" if more is trained.
   kbs: Mapping[str, KnowledgeBase]  # By kind; empty if passages are gold.
   algorithm: Sft | StepGrpo
   examples: Sequence[train_data.TrainExample]
@@ -102,6 +105,7 @@ def set_up(
     workdir=workdir,
     strategy=devices,
     policy=policy,
+    adapter_base=find_adapter_base(config, params),
     kbs=kbs,
     algorithm=algorithm,
     examples=examples,
@@ -146,6 +150,20 @@ def add_adapters(config: RunConfig, params: dict) -> dict:
   # The seed of the run, so that a restart makes the same adapters.
   key = jax.random.key(config.seed)
   return lora.add_adapters(params, key=key, **config.policy.lora)
+
+
+def find_adapter_base(config: RunConfig, params: dict) -> str:
+  """Return the policy that a run's adapters are for, for `locate_checkpoint`.
+
+  It is "" if other weights than those of adapters are trained or planted, so
+  that adapters alone would be no policy.
+  """
+  start, regex = config.policy, config.trainable_regex
+  trained = train_step.trainable_params(params, regex)
+  paths = traverse_util.flatten_dict(trained, sep="/")
+  keeps_base = not start.induction and all(map(lora.is_adapter, paths))
+  # A policy that starts from nothing has no base at all.
+  return absolute_name(start.start_from) if keeps_base else ""
 
 
 def make_update(

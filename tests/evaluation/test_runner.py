@@ -9,7 +9,7 @@ import pytest
 from r1router_jax.common.records import Answer, Plan
 from r1router_jax.data import benchmarks
 from r1router_jax.evaluation import runner, tables
-from r1router_jax.models import safetensors_io
+from r1router_jax.models import hf_checkpoint
 from r1router_jax.protocol import format
 from r1router_jax.routing.run_settings import RunSettings
 from tests import fakes
@@ -156,7 +156,7 @@ def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):
 
 def test_label_names_the_options_of_a_policy(monkeypatch):
   """So that no trajectory is taken for one of a policy with other options."""
-  monkeypatch.setattr(safetensors_io, "checkpoint_files", lambda folder: [])
+  monkeypatch.setattr(hf_checkpoint, "list_weight_files", lambda source: [])
 
   def weights(**options):
     policy = fakes.ScriptedPolicy(census.write_response, **options)

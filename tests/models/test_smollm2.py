@@ -16,7 +16,7 @@ from r1router_jax.generation import group_decode, token_sampling
 from r1router_jax.inputs.processor import Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import hf_checkpoint, inference_params, qwen2_5_vl
-from r1router_jax.policy import config, policy
+from r1router_jax.policy import config, conversion
 from r1router_jax.protocol.messages import Conversation, Segment
 
 QUESTIONS = (  # A question, and a word of its answer.
@@ -39,8 +39,8 @@ def checkpoint(tmp_path_factory):
   import transformers
 
   folder = tmp_path_factory.mktemp("smollm2")
-  policy.convert_policy("smollm2", folder)
-  file = locate_checkpoint("smollm2")
+  conversion.convert_policy("smollm2_base", folder)
+  file = locate_checkpoint("smollm2_base")
   model = transformers.AutoModelForCausalLM.from_pretrained(
     file.parent, gguf_file=file.name, dtype=torch.float32
   )

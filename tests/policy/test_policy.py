@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from r1router_jax.common.checkpoint_folder import WARM_START
 from r1router_jax.common.records import Passage, Question, Step
 from r1router_jax.generation import token_sampling
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -226,8 +227,8 @@ def test_config_survives_json(options):
 def test_extensions_are_saved_and_overridden(random_policy, tmp_path):
   """The shipped policy's file is older than the extensions."""
   # A file without the options has their defaults.
-  warm = config.read_config(config.WARM_START)
-  assert "routes" not in (config.WARM_START / config.POLICY_FILE).read_text()
+  warm = config.read_config(WARM_START)
+  assert "routes" not in (WARM_START / config.POLICY_FILE).read_text()
   assert warm.enabled_extensions() == {}
   with_options(random_policy, **OPTIONS).save(tmp_path)
   assert config.read_config(tmp_path).enabled_extensions() == OPTIONS
@@ -251,8 +252,8 @@ def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
   # Overrides by old names win over the policy's own options, too.
   assert config.config_for_run(str(tmp_path), dict(routes=2)).max_routes == 2
   # The shipped policy is of such a version.
-  saved = json.loads((config.WARM_START / config.POLICY_FILE).read_text())
-  warm = config.read_config(config.WARM_START)
+  saved = json.loads((WARM_START / config.POLICY_FILE).read_text())
+  warm = config.read_config(WARM_START)
   assert warm.decode_batch_size == saved["batch_rows"]
 
 
