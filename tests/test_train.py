@@ -366,28 +366,6 @@ def test_adapters_learn_and_are_merged_into_the_saved_weights(
   opened = policy.load(tmp_path / "adapter").params["layers"]
   for name in "qkvo":
     np.testing.assert_allclose(opened[name]["w"], after[name]["w"], atol=1e-6)
-  # A run may start from them, and its adapters lie on top of these.
-  changes |= {"policy.start_from": str(tmp_path / "adapter"), "total_steps": 1}
-  train(load_config("sft", **changes), tmp_path / "more")
-  paths = tmp_path / "more" / "adapter", tmp_path / "more" / "policy"
-  opened, merged = (policy.load(path).params["layers"] for path in paths)
-  np.testing.assert_allclose(opened["v"]["w"], merged["v"]["w"], atol=1e-6)
-  assert np.abs(opened["v"]["w"] - after["v"]["w"]).max() > 0
-
-
-def test_adapters_of_weights_that_are_trained_are_not_saved_alone(
-  warm_start, tmp_path
-):
-  changes = {
-    "policy.start_from": str(warm_start / "policy"),
-    "policy.induction": False,
-    "policy.lora.rank": 1,
-    "trainable_regex": "lora_|norm/scale",
-    "total_steps": 1,
-  }
-  train(load_config("sft", **changes), tmp_path)
-  assert (tmp_path / "policy" / "model.safetensors").exists()
-  assert not (tmp_path / "adapter").exists()
 
 
 def test_missing_knowledge_base_is_named(tmp_path):

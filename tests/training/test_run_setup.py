@@ -1,0 +1,70 @@
+"""What a run starts from: the base of its adapters, and adapters as a start."""
+
+import json
+
+import numpy as np
+import pytest
+
+from r1router_jax.models import lora
+from r1router_jax.parallel.strategy import make_strategy
+from r1router_jax.policy import policy
+from r1router_jax.training import run_setup
+from tests import tiny_policy, train_runs
+
+
+def make_config(trainable_regex="lora_", **changes):
+  start = dict(start_from="warm_start", induction=False) | changes
+  start = {f"policy.{name}": value for name, value in start.items()}
+  start |= {"policy.lora.rank": 1, "trainable_regex": trainable_regex}
+  return train_runs.make_run_config("sft", **start)
+
+
+@pytest.mark.parametrize(
+  "changes, base",
+  [
+    ({}, "warm_start"),
+    (dict(start_from="owner/model"), "owner/model"),
+    # Other weights are trained, planted or new.
+    (dict(trainable_regex="lora_|norm/scale"), ""),
+    (dict(induction=True), ""),
+    (dict(start_from=""), ""),
+  ],
+)
+def test_base_of_adapters(changes, base):
+  config = make_config(**changes)
+  params = tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
+  params = run_setup.add_adapters(config, params)
+  assert run_setup.find_adapter_base(config, params) == base
+
+
+def test_base_of_adapters_is_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "own").mkdir()
+  config = make_config(start_from="own")
+  params = tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
+  params = run_setup.add_adapters(config, params)
+  found = run_setup.find_adapter_base(config, params)
+  assert found == str(tmp_path / "own")
+
+
+def test_a_run_starts_from_an_adapter(tmp_path):
+  params = tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
+  config = tiny_policy.POLICY_CONFIG
+  base = policy.Policy(config, tiny_policy.TOKENIZER, params)
+  base.save(tmp_path / "base")
+  start = make_config(start_from=str(tmp_path / "a"))
+  # b of new adapters is 0, and would hide them.
+  adapted = run_setup.add_adapters(start, params)
+  b = adapted["layers"]["q"]["lora_b"]
+  adapted["layers"]["q"]["lora_b"] = b + 0.5
+  base = policy.Policy(config, tiny_policy.TOKENIZER, adapted)
+  base.save_adapters(tmp_path / "a", str(tmp_path / "base"))
+  devices = make_strategy(start.parallel, start.mesh, start.rollout_mesh)
+  _, found = run_setup.load_start_policy(start, devices)
+  # They are part of the weights, beside which new ones lie.
+  wanted = lora.merge_adapters(adapted)["layers"]["q"]["w"]
+  np.testing.assert_allclose(found["layers"]["q"]["w"], wanted, atol=1e-6)
+  assert not np.asarray(found["layers"]["q"]["lora_b"]).any()
+  assert found["layers"]["q"]["w"].dtype == np.float32
+  tree = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+  assert tree["base_model_name_or_path"] == str(tmp_path / "base")
