@@ -43,7 +43,10 @@ def strings(value, field=""):
   elif isinstance(value, tuple):
     for each in value:
       yield from strings(each, field)
-  elif isinstance(value, msgspec.Struct):
+  # Stories are prose, whose tables may have any word.
+  elif isinstance(value, msgspec.Struct) and not isinstance(
+    value, lexicon_lib.Story
+  ):
     for name in value.__struct_fields__:
       yield from strings(getattr(value, name), name)
 
