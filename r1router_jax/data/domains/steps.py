@@ -40,8 +40,8 @@ QUESTIONS_PER_DOMAIN = 12
 # The half of the words that each split has; no two splits share a domain.
 SPLITS = dict(train="train", val="train", test="test")
 
-# Stories are the documents of every third domain, several of them together.
-_STORY_EVERY, _STORIES = 3, 4
+# Stories are the documents of every second domain, several of them together.
+_STORY_EVERY, _STORIES = 2, 4
 
 _WRONG_ROUTE = 0.25  # Probability that a round before asked the wrong base.
 _GOLD_MISSED = 0.1  # Probability that no passage found tells the answer.
