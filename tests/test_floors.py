@@ -28,6 +28,7 @@ FLOORS = (
     "eval",
     "ask",
     "check_questions",
+    "make_domains",
     "synthesize",
     "build_kb",
     "serve_kb",
