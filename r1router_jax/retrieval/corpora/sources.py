@@ -184,6 +184,11 @@ def _split_source(source: str) -> tuple[str, str]:
   return (corpus, path) if path and corpus in CORPORA else ("own", source)
 
 
+def is_own(source: str) -> bool:
+  """Return whether a source is a user's own files, and no published corpus."""
+  return source != GEOROUTER and _split_source(source)[0] == "own"
+
+
 # --- Files of sources ---------------------------------------------------------
 
 

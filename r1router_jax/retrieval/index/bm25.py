@@ -25,10 +25,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from etils import epy
 from jaxtyping import Int
 
 from r1router_jax.common.errors import UserError
@@ -38,6 +38,10 @@ from r1router_jax.retrieval.index.exact import (
   find_top_k,
   pad_results,
 )
+
+# Imported when used, since it imports JAX.
+with epy.lazy_imports():
+  import bm25s
 
 BM25_FOLDER = "bm25"  # In the folder of the knowledge base.
 FUSION_DEPTH = 100  # Passages of each list that are fused.
@@ -54,14 +58,14 @@ class Bm25Index:
   @classmethod
   def from_texts(cls, texts: Iterable[str]) -> "Bm25Index":
     """Index passages, read once; raise a UserError if none holds a word."""
-    bm25s, vocabulary = _import_bm25s(), {}
+    vocabulary = {}
     # Words are numbered in the order of their first occurrence.
     word_ids = [
       [vocabulary.setdefault(x, len(vocabulary)) for x in _split_words(text)]
       for text in texts
     ]
     if not vocabulary:
-      message = "The passages hold no words to index.  Build without --hybrid."
+      message = "The passages hold no words to index.  Build with --nohybrid."
       raise UserError(message)
     # NumPy alone: other backends compile, or need packages.
     backends = dict(backend="numpy", csc_backend="numpy")
@@ -75,7 +79,7 @@ class Bm25Index:
     """Load what `save` wrote; arrays are mapped, and read when searched."""
     path = os.path.join(folder, BM25_FOLDER)
     # A pickle could run code of whoever wrote the folder.
-    bm25 = _import_bm25s().BM25.load(path, mmap=True, allow_pickle=False)
+    bm25 = bm25s.BM25.load(path, mmap=True, allow_pickle=False)
     return cls(bm25)
 
   def save(self, folder: str) -> None:
@@ -132,17 +136,6 @@ def reciprocal_rank_fusion(
 
 def _split_words(text: str) -> list[str]:
   """Return the words of a text in lower case, without stop words."""
-  stop_words = frozenset(_import_bm25s().stopwords.STOPWORDS_EN)
+  stop_words = frozenset(bm25s.stopwords.STOPWORDS_EN)
   words = _WORD.findall(text.lower())
   return [word for word in words if word not in stop_words]
-
-
-def _import_bm25s() -> ModuleType:
-  """Import bm25s, which is optional, or raise an error with the cure."""
-  try:
-    import bm25s  # Imports JAX, if that is installed.
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      "Hybrid search needs bm25s.  Run: pip install 'r1router_jax[hybrid]'"
-    ) from error
-  return bm25s

@@ -171,8 +171,6 @@ def test_rerank_sorts_by_score(reranker):
 
 @pytest.mark.parametrize("words", [False, True])
 def test_knowledge_base_reranks(reranker, words):
-  if words:
-    pytest.importorskip("bm25s")
   index = bm25.Bm25Index.from_texts(TEXTS) if words else None
   stack = kb_servers.make_stack(PASSAGES, bm25_index=index, reranker=reranker)
   base, query = local_kb.LocalKB(stack), Query("capital of chad")

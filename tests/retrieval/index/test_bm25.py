@@ -4,7 +4,6 @@ import json
 import math
 import random
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ from r1router_jax.common.records import Passage, Query
 from r1router_jax.retrieval import local_kb
 from r1router_jax.retrieval.index import bm25
 from tests.retrieval import kb_servers
-
-bm25s = pytest.importorskip("bm25s")
 
 
 def make_texts(seed, count=30):
@@ -159,9 +156,3 @@ def test_hybrid_kb_fuses_words_and_vectors():
   # A query with an image is answered by vectors alone.
   (found,) = kb.search([Query(query.text, "flag.png")], 4)
   assert [int(p.id) for p in found] == by_vector[0].tolist()
-
-
-def test_missing_bm25s_names_the_cure(monkeypatch):
-  monkeypatch.setitem(sys.modules, "bm25s", None)
-  with pytest.raises(ModuleNotFoundError, match=r"r1router_jax\[hybrid\]"):
-    bm25.Bm25Index.load("anywhere")
