@@ -60,7 +60,9 @@ def main(_) -> None:
   http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
   values = shared_flags.settings_values(_SETTINGS)
-  settings = run_settings.RunSettings(_METHOD.value, **values)
+  settings = run_settings.RunSettings.for_policy(
+    policy.config, _METHOD.value, **values
+  )
   questions = [Question("question", text, image=image)]
   key, options = settings.random_key, settings.rollout_options()
   (found,) = router.run_routing(policy, kbs, questions, key, options)

@@ -216,11 +216,13 @@ def _evaluate_methods(
   common = shared_flags.settings_values(_SETTINGS)
   results = []
   for method in dict.fromkeys(_METHOD.value):
-    make = functools.partial(run_settings.RunSettings, method, **common)
-    settings = [make(sample=number) for number in range(_SAMPLES.value)]
     # Only by the router's method do policies differ in what they search.
     is_router = method == shared_flags.ROUTER
     for name in policies if is_router else list(policies)[-1:]:
+      make = functools.partial(
+        run_settings.RunSettings.for_policy, policies[name].config, method
+      )
+      settings = [make(sample=n, **common) for n in range(_SAMPLES.value)]
       task = policies[name], kbs, questions
       options["label"] = labels[name]
       evaluate = functools.partial(runner.evaluate_method, *task, **options)

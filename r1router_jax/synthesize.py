@@ -109,7 +109,9 @@ def main(_) -> None:
 
   # 2. Run the teacher.
   values = shared_flags.settings_values(_SETTINGS)
-  settings = run_settings.RunSettings(_METHOD.value, **values)
+  settings = run_settings.RunSettings.for_policy(
+    teacher.config, _METHOD.value, **values
+  )
   rules = selection.SelectionRules(
     _FILTER.value, _KEEP_REPEATED.value, settings.max_steps
   )

@@ -46,7 +46,11 @@ _FLAGS = dict(
   workdir=(None, "Folder that results are written to."),
   # The settings of a run, which its results depend on.
   method=(ROUTER, "The method; few_shot is for a policy not trained to route."),
-  k=(1, "Passages that a search takes of each knowledge base; paper: 5."),
+  k=(
+    0,
+    "Passages that a search takes of each knowledge base; 0: as many as the "
+    "policy was taught to read; paper: 5.",
+  ),
   max_steps=(records.MAX_HOPS, "Searches before the final answer, at most."),
   temperature=(0.0, "Temperature of sampled tokens; 0 takes the likeliest."),
   top_k=(0, "Number of likeliest tokens to sample from; 0 is all of them."),
@@ -75,7 +79,7 @@ _FLAGS = dict(
 # The allowed values of each flag, if not all are.
 _VALUES = dict(
   method=dict(enum_values=METHODS),
-  k=dict(lower_bound=1),
+  k=dict(lower_bound=0),
   max_steps=dict(lower_bound=1),
   temperature=dict(lower_bound=0.0),
   top_k=dict(lower_bound=0),

@@ -65,8 +65,11 @@ class PromptOptions:
   # For a policy that reads texts alone, what its prompts have in the place of
   # an image; "" for one that sees, or that is asked no question with an image.
   image_marker: str = ""
+  passages: int = 1  # Of each knowledge base that it reads, if a run says none.
 
   def __post_init__(self):
+    if self.passages < 1:
+      raise UserError(f"passages is {self.passages}: read 1 passage or more.")
     if not 1 <= self.max_routes <= len(KBS):
       wanted = f"a plan may name 1 to {len(KBS)} routes."
       raise UserError(f"max_routes is {self.max_routes}: {wanted}")

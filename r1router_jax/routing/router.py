@@ -71,6 +71,9 @@ from r1router_jax.routing.policy_requests import (
 
 OnStep = Callable[[VisitedStep], None]
 
+# Called with a question and the next part of its round.
+OnPart = Callable[[Question, Parsed | tuple[Passage, ...]], None]
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions:
@@ -86,6 +89,8 @@ class RolloutOptions:
     trajectories: number of trajectories to each question; more than one leaves
       `group_size` at 1.
     on_step: is called with each step that the policy was asked.
+    on_part: is called at once with each plan that is carried out, then with the
+      passages found, then with the answer of the round.
   """
 
   method: AnsweringMethod = R1Router()
@@ -95,6 +100,7 @@ class RolloutOptions:
   group_size: int = 1
   trajectories: int = 1
   on_step: OnStep | None = None
+  on_part: OnPart | None = None
 
 
 DEFAULT_OPTIONS = RolloutOptions()
@@ -238,11 +244,21 @@ class RoutingLoop:
     )
     for n in range(self.options.max_steps):
       planned = yield from self._plan(n)
+      episodes = [episode for episode, _ in planned]
+      self._report(episodes, [plan for _, plan in planned])
       # Also without any plan: hosts may have to search together.
       passages = self._search(planned)
+      self._report(episodes, passages)
       yield from self._answer(n, planned, passages)
+      self._report(episodes, [e.rounds[-1].answer for e in episodes])
     yield from self._conclude()
     return [episode.to_trajectory() for episode in self._episodes]
+
+  def _report(self, episodes: Sequence[Episode], parts: Sequence[Any]) -> None:
+    """Report a part of the present round of each episode."""
+    if self.options.on_part is not None:
+      for episode, part in zip(episodes, parts, strict=True):
+        self.options.on_part(episode.question, part)
 
   def _plan(self, n: int) -> RequestGenerator[list[tuple[Episode, Plan]]]:
     """Return the plans of round `n` to carry out, with their episodes."""

@@ -4,14 +4,16 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 from r1router_jax.common import records
 from r1router_jax.generation.token_sampling import SamplingParams
+from r1router_jax.policy.config import PromptOptions
 from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 from r1router_jax.routing.baselines import registry
-from r1router_jax.routing.router import OnStep, RolloutOptions
+from r1router_jax.routing.router import OnPart, OnStep, RolloutOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,13 @@ class RunSettings:
   top_p: float = 1.0
   sample: int = 0
 
+  @classmethod
+  def for_policy(
+    cls, config: PromptOptions, method: str, *, k: int, **values: Any
+  ) -> "RunSettings":
+    """Return settings; if k is 0, with as many passages as the policy reads."""
+    return cls(method, k=k or config.passages, **values)
+
   @property
   def random_key(self) -> jax.Array:
     """The key of all random draws of this sample."""
@@ -53,7 +62,9 @@ class RunSettings:
     """The parameters by which tokens are sampled."""
     return SamplingParams(self.temperature, self.top_k, self.top_p)
 
-  def rollout_options(self, on_step: OnStep | None = None) -> RolloutOptions:
+  def rollout_options(
+    self, on_step: OnStep | None = None, on_part: OnPart | None = None
+  ) -> RolloutOptions:
     """Return the options of a routing loop with these settings."""
     return RolloutOptions(
       method=registry.make_method(self.method, self.seed),
@@ -61,6 +72,7 @@ class RunSettings:
       k=self.k,
       sampling=self.sampling,
       on_step=on_step,
+      on_part=on_part,
     )
 
 

@@ -31,7 +31,6 @@ import numpy as np
 from etils import epy
 from jaxtyping import Int
 
-from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Query
 from r1router_jax.retrieval.index.exact import (
   SearchResult,
@@ -57,7 +56,7 @@ class Bm25Index:
 
   @classmethod
   def from_texts(cls, texts: Iterable[str]) -> "Bm25Index":
-    """Index passages, read once; raise a UserError if none holds a word."""
+    """Index passages, at least one, which are read once."""
     vocabulary = {}
     # Words are numbered in the order of their first occurrence.
     word_ids = [
@@ -65,8 +64,9 @@ class Bm25Index:
       for text in texts
     ]
     if not vocabulary:
-      message = "The passages hold no words to index.  Build with --nohybrid."
-      raise UserError(message)
+      # Pictures without captions: a word that no query holds, for BM25S wants
+      # one.
+      word_ids[0].append(vocabulary.setdefault("", 0))
     # NumPy alone: other backends compile, or need packages.
     backends = dict(backend="numpy", csc_backend="numpy")
     bm25 = bm25s.BM25(k1=K1, b=B, method="lucene", **backends)

@@ -73,11 +73,16 @@ def test_query_without_known_words_finds_nothing():
     assert (rows == -1).all() and (scores == -np.inf).all(), query
 
 
-def test_empty_batch_and_empty_corpus():
+def test_empty_batch_and_corpus_without_words(tmp_path):
   index = bm25.Bm25Index.from_texts(["red flag", "blue flag"])
   assert index.search([], 3)[1].shape == (0, 3)
-  with pytest.raises(ValueError, match="no words to index.*without --hybrid"):
-    bm25.Bm25Index.from_texts(["", "the", "!?"])
+  # Such as pictures without captions.
+  wordless = bm25.Bm25Index.from_texts(["", "the", "!?"])
+  wordless.save(str(tmp_path))
+  for index in (wordless, bm25.Bm25Index.load(str(tmp_path))):
+    assert index.rows == 3
+    rows = index.search([Query("red flag"), Query("the"), Query("")], 2)[1]
+    assert (rows == -1).all()
 
 
 def test_saved_index_holds_no_pickles(tmp_path):
