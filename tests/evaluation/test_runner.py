@@ -10,6 +10,7 @@ from r1router_jax.common.records import Answer, Plan
 from r1router_jax.data import benchmarks
 from r1router_jax.evaluation import runner, tables
 from r1router_jax.models import hf_checkpoint
+from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol import format
 from r1router_jax.routing.run_settings import RunSettings
 from tests import fakes
@@ -125,6 +126,13 @@ def test_each_sample_has_its_own_key():
     settings = RunSettings("direct", seed=seed, sample=sample)
     keys.add(str(jax.random.key_data(settings.random_key)))
   assert len(keys) == 6
+
+
+def test_policy_says_how_many_passages_are_read_unless_the_run_does():
+  reads_two = PromptOptions(passages=2)
+  for given, expected in ((0, 2), (1, 1), (5, 5)):
+    settings = RunSettings.for_policy(reads_two, "direct", k=given, seed=3)
+    assert settings == RunSettings("direct", k=expected, seed=3)
 
 
 def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):

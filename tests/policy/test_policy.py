@@ -263,6 +263,7 @@ def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
     (dict(max_routes=0), "max_routes is 0: a plan may name 1 to 3"),
     (dict(max_routes=4), "max_routes is 4"),
     (dict(passage_images=-1), "passage_images is -1"),
+    (dict(passages=0), "passages is 0: read 1 passage or more"),
     (dict(passage_tokens=messages.PassageTokens(table=-1)), "table=-1.*0 for"),
     (
       dict(passage_images=1, model=replace(FULL_VOCAB_CONFIG, vision=None)),
