@@ -182,7 +182,7 @@ def build_and_measure(source: str, folder: pathlib.Path) -> None:
   record_cost(factory, "build_index", costs, "index")
   record_cost(factory, "save_index", costs, "index")
   with DiskWatcher(folder) as disk:
-    build_kb.build(build_kb.KbSpec(str(folder), "text", source))
+    build_kb.build(build_kb.KbSpec(str(folder), "text", source, hybrid=False))
 
   # The estimates do not include the passages, which the build logs with them.
   passages = (folder / "passages.jsonl").stat().st_size

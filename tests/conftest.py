@@ -55,8 +55,9 @@ def kbs(tmp_path_factory):
     passages = georouter.load_passages(kb)[:40]
     rows = [json.dumps(dict(id=p.id, text=p.text)) + "\n" for p in passages]
     source.write_text("".join(rows))
+    options = dict(embedder="minilm", hybrid=False)
     build_kb.build(
-      build_kb.KbSpec(str(folder / kb), kb, str(source), embedder="minilm")
+      build_kb.KbSpec(str(folder / kb), kb, str(source), **options)
     )
   return folder
 

@@ -51,8 +51,8 @@ def folder(tmp_path):
   return str(tmp_path / "kb/text")
 
 
-def build(folder, source, dry_run=False, **options):
-  spec = build_kb.KbSpec(folder, "text", source, **options)
+def build(folder, source, dry_run=False, hybrid=False, **options):
+  spec = build_kb.KbSpec(folder, "text", source, hybrid=hybrid, **options)
   build_kb.build(spec, dry_run=dry_run)
 
 

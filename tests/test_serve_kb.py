@@ -469,7 +469,9 @@ def build(folder, texts, **options):
   source = folder.with_suffix(".jsonl")
   rows = [{"id": f"r{i}", "text": text} for i, text in enumerate(texts)]
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  spec = build_kb.KbSpec(str(folder), "text", str(source), **options)
+  spec = build_kb.KbSpec(
+    str(folder), "text", str(source), hybrid=False, **options
+  )
   build_kb.build(spec)
 
 

@@ -54,7 +54,7 @@ def test_kb_is_built_in_milvus_and_opened(tmp_path, monkeypatch):
   source, folder = tmp_path / "rows.jsonl", str(tmp_path / "text")
   rows = [{"id": f"r{i}", "text": f"number{i}"} for i in range(30)]
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  index = dict(index_kind=f"milvus={tmp_path}/kb.db", shards=2)
+  index = dict(index_kind=f"milvus={tmp_path}/kb.db", shards=2, hybrid=False)
   build_kb.build(build_kb.KbSpec(folder, "text", str(source), **index))
   kb = local_kb.open_kb(folder)
   # The first and the last row of each shard.
