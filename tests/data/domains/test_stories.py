@@ -1,0 +1,92 @@
+"""Stories written by hand, with new names each time."""
+
+import re
+
+import numpy as np
+import pytest
+
+from r1router_jax.common.records import KBS
+from r1router_jax.data.domains import lexicon, steps, stories
+
+LEXICON = lexicon.load_lexicon("train")
+
+
+def tell(story, seed=0):
+  documents, traces = stories.tell_story(
+    story, LEXICON, "p", np.random.default_rng(seed)
+  )
+  return documents, list(traces)
+
+
+def test_every_answer_stands_in_its_evidence():
+  for story in LEXICON.stories:
+    documents, traces = tell(story)
+    texts = {p.id: p.text for kb in KBS for p in documents.passages[kb]}
+    for hop in (hop.hop for trace in traces for hop in trace.hops):
+      told = [texts[name].lower() for name in hop.evidence]
+      is_told = any(a.lower() in text for a in hop.answers for text in told)
+      assert is_told or "unknown" in hop.answers, hop
+      assert all(
+        name.startswith(f"p/{hop.routes[0]}/") for name in hop.evidence
+      )
+
+
+def test_names_change_and_every_slot_is_filled():
+  for story in LEXICON.stories:
+    first, second = (tell(story, seed)[0].passages["text"] for seed in range(2))
+    assert first != second
+    assert not re.search(r"[{}]", " ".join(p.text for p in first))
+
+
+STORY = lexicon.Story(
+  title="The mill of {Town}",
+  texts=("{Miller} ground bones there. His cat was called {Cat}.",),
+  questions=(
+    # In one hop the question is its own sub-question.
+    lexicon.StoryQuestion("What was ground?", (("text", "Q", "bones"),)),
+    # A name that nobody has told yet is no part of a sub-question.
+    lexicon.StoryQuestion(
+      "He had a cat. Its name?", (("text", "Whose cat was {Cat}?", "{Cat}"),)
+    ),
+    lexicon.StoryQuestion(
+      "What was the cat of the miller of {Town} called?",
+      (
+        ("text", "Who was the miller of {Town}?", "{Miller}"),
+        ("text", "What was the cat of {Miller} called?", "{Cat}|the {Cat}"),
+      ),
+    ),
+    lexicon.StoryQuestion(
+      "Did the miller of {Town} keep a dog?",
+      (("text", "Which animal did the miller of {Town} keep?", "cat"),),
+      "no",
+    ),
+    lexicon.StoryQuestion(
+      "How old was the miller of {Town}?", (("text", "Age?", "unknown"),)
+    ),
+  ),
+  slots=dict(Town="place", Miller="person", Cat="creature"),
+)
+
+
+def test_questions_of_a_story():
+  _, (ground, nested, dog, age) = tell(STORY)
+  assert [hop.hop.sub_question for hop in ground.hops] == ["What was ground?"]
+  who, called = (hop.hop for hop in nested.hops)
+  assert called.sub_question == f"What was the cat of {who.answers[0]} called?"
+  assert nested.question.answers == (
+    called.answers[0],
+    f"the {called.answers[0]}",
+  )
+  assert nested.question.family == "story_text_text"
+  assert dog.question.answers == ("no",) and dog.final_thought == "cat"
+  assert age.question.answers[0] == "unknown"
+  assert not age.hops[0].hop.evidence
+
+
+@pytest.mark.parametrize("split, expected", [("train", True), ("test", False)])
+def test_stories_are_half_of_the_domains_that_are_learnt_from(split, expected):
+  families = [
+    steps_of[0].question.family for steps_of in steps.make_steps(split, 48, 0)
+  ]
+  told = [family.startswith("story") for family in families]
+  assert told == [expected and n // 12 % 2 == 1 for n in range(48)]
