@@ -19,8 +19,9 @@ def base_config() -> mlc.ConfigDict:
   c.rollout_mesh = dict(data=-1, tensor=1)
 
   c.policy = dict(
-    # A policy's folder, a model of the Hugging Face hub, "warm_start" (the
-    # policy that comes with the package), or "" for random weights.
+    # Whatever --policy takes but an address: a folder, a model of the Hugging
+    # Face hub, "warm_start" (the policy that comes with the package), or
+    # "smollm2_base", say; or "" for random weights.
     start_from="warm_start",
     induction=False,  # Random weights that can copy: models/induction_init.py.
     # Adapters beside the layers whose path fits `match`, a regular expression;
