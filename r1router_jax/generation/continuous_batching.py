@@ -290,7 +290,7 @@ def sample_responses(
   if wanted is None:
     wanted = np.ones((num_prompts, group_size), bool)
   scheduler = Scheduler(wanted, max_rows, shards)
-  programs = _compiled_programs(model, max_tokens, group_size, mesh)
+  programs = compiled_programs(model, max_tokens, group_size, mesh)
   # The host's copy of all responses, filled in any order.
   responses = group_decode.empty_responses(num_prompts, group_size, max_tokens)
   state = None
@@ -336,7 +336,7 @@ def _collect_finished(
   responses.mask[prompt, member] = positions < num_generated[finished][:, None]
 
 
-class _Programs(NamedTuple):
+class Programs(NamedTuple):
   """The functions of `group_decode`, compiled for all data shards at once.
 
   Arguments have a leading axis of shards; the model, the group size and the
@@ -351,9 +351,9 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_programs(
+def compiled_programs(
   model: qwen2_5_vl.QwenVL, max_tokens: int, group_size: int, mesh: Mesh
-) -> _Programs:
+) -> Programs:
   """Return the programs; the same arguments return the same programs."""
   on_shards = functools.partial(mesh_lib.shard_map_over_data, mesh=mesh)
 
@@ -376,7 +376,7 @@ def _compiled_programs(
 
   # Parameters and constraints are the same on all shards.  States are donated:
   # the caches are the largest arrays of sampling, and must not exist twice.
-  return _Programs(
+  return Programs(
     prefill=on_shards(prefill, shared=(0, 4)),
     empty_state=empty_state,
     insert_prompts=on_shards(group_decode.insert_prompts, donate_argnums=0),

@@ -130,6 +130,19 @@ def filter_mask(
   )
 
 
+def _find_likeliest(logits: Float[Array, "N V"]) -> Int[Array, " N"]:
+  """Return the first id of the largest logit of each row.
+
+  Both reductions run in vector instructions on CPUs.  `jnp.argmax` is computed
+  number by number there: 7 of 113 ms of a decode step, of 64 rows with 49,152
+  logits each.
+  """
+  largest = logits == logits.max(-1, keepdims=True)
+  last = logits.shape[-1] - 1
+  # In a row with NaN nothing is the largest: any id will do, see `failed`.
+  return jnp.min(jnp.where(largest, jnp.arange(last + 1), last), -1)
+
+
 def sample_tokens(
   logits: Float[Array, "N V"], sampling: SamplingParams, u: Float[Array, " N"]
 ) -> tuple[Int[Array, " N"], Float[Array, " N"]]:
@@ -141,7 +154,7 @@ def sample_tokens(
   greedy = sampling.temperature <= 0
   # Greedy rows divide by 1: their log-probabilities are at temperature 1.
   logits = logits / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
-  likeliest = jnp.argmax(logits, -1)
+  likeliest = _find_likeliest(logits)
 
   def sample_filtered():
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))

@@ -398,11 +398,7 @@ class QwenVL(nn.Module):
       self.head = self.param("head", init, (c.vocab, c.hidden))
     if c.vision is not None:
       self.vision = Vision(c.vision, self.compute, c.hidden)
-    if self.unrolled:
-      self.layers = [
-        DecoderLayer(c, kernel, fused_qkv=True) for _ in range(c.layers)
-      ]
-    else:
+    if not self.unrolled:
       # Each layer has caches of its own; the other six arguments are shared.
       in_axes = (0, *(nn.broadcast,) * 6)
       layers = _scan_layers(DecoderLayer, c.layers, in_axes, self.compute)
@@ -526,11 +522,15 @@ class QwenVL(nn.Module):
     """Run all layers; caches are stacked over layers, or a tuple of them."""
     if not self.unrolled:
       return self.layers(x, (prompt, own), *rest)
-    # Unrolled: each layer is called with its own slice of the caches.
-    none, caches = (None,) * len(self.layers), []
+    # Unrolled: each layer is called with its own parameters and caches.
+    layer = DecoderLayer(
+      self.config, _resolve_kernel(self.compute), fused_qkv=True, parent=None
+    )
+    none, caches = (None,) * self.config.layers, []
     old_caches = zip(prompt or none, own or none, strict=True)
-    for layer, old in zip(self.layers, old_caches, strict=True):
-      x, new = layer(x, old, *rest)
+    for i, old in enumerate(old_caches):
+      params = self.variables["params"][f"layers_{i}"]
+      x, new = _apply_layer(layer, params, x, old, *rest)
       caches.append(new)
     return x, tuple(caches)
 
@@ -538,6 +538,14 @@ class QwenVL(nn.Module):
     c = self.config
     options = c.mrope_section, c.theta, c.rope_scaling
     return layers_lib.mrope_angles(positions, *options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply_layer(layer: DecoderLayer, params: dict, *args):
+  """Apply a layer; those of one shape are traced once for all programs."""
+  # Each process traces anew, while compiled programs are kept on disk: with 30
+  # layers it would wait longer for that than for its first response.
+  return layer.apply({"params": params}, *args)
 
 
 def _resolve_kernel(compute: RuntimeConfig) -> str:

@@ -169,7 +169,7 @@ def test_responses_with_weights_split_over_devices(each_alone):
 
 def test_programs_compile_once_per_level():
   """One program per prompt length and level, whatever the sampling."""
-  programs = continuous_batching._compiled_programs(
+  programs = continuous_batching.compiled_programs(
     dataclasses.replace(MODEL, unrolled=True), TOKENS, MEMBERS, make_mesh(1)
   )
 

@@ -23,6 +23,14 @@ def test_values_out_of_range_are_named(sampling, message):
     sampling.validate()
 
 
+def test_first_of_the_likeliest_tokens_is_taken():
+  inf = np.inf
+  logits = jnp.array([[0, 2, 2, 1], [-inf, -inf, -9, -inf], [5, 5, 5, 5.0]])
+  greedy = SamplingParams(*(jnp.full(3, x) for x in token_sampling.GREEDY))
+  tokens, _ = token_sampling.sample_tokens(logits, greedy, jnp.full(3, 0.9))
+  np.testing.assert_array_equal(tokens, [1, 2, 0])
+
+
 def test_rounding_samples_no_id_of_weight_0():
   """Thresholds where cumulative sums end, with forbidden ids in between."""
   rng = np.random.default_rng(0)
