@@ -1,4 +1,4 @@
-r"""Answers one question, and prints everything that was done to answer it.
+r"""Answers one question, and prints all that is done for it, as it is done.
 
   python -m r1router_jax.ask --question="How many people live in Chad?"
   python -m r1router_jax.ask --question="Whose flag is this?" --image=flag.png
@@ -10,8 +10,9 @@ others.
 """
 
 import os
+import time
 
-from absl import flags
+from absl import flags, logging
 from etils import epy
 
 from r1router_jax.common import cli, shared_flags
@@ -54,19 +55,31 @@ def main(_) -> None:
   shared_flags.check_policy(_POLICY.value)
   kb_meta.check_kb_dir(_KB_DIR.value)
 
+  # 1. Open policy and knowledge bases.
+  logging.info("Opening %s and the knowledge bases.", _POLICY.value)
+  start = time.monotonic()
   policy = policy_factory.open_policy(_POLICY.value)
-  if image and policy.config.image_marker:
-    print(sight.CAPTIONS_ALONE)
   http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
+  logging.info(
+    "Opened in %.1f s.  Programs that no command has needed yet are compiled "
+    "now, and kept.",
+    time.monotonic() - start,
+  )
+
+  # 2. Answer, and print each part of it.
+  if image and policy.config.image_marker:
+    print(sight.CAPTIONS_ALONE)
   values = shared_flags.settings_values(_SETTINGS)
   settings = run_settings.RunSettings.for_policy(
     policy.config, _METHOD.value, **values
   )
-  questions = [Question("question", text, image=image)]
-  key, options = settings.random_key, settings.rollout_options()
-  (found,) = router.run_routing(policy, kbs, questions, key, options)
-  print(terminal.format_trajectory(found))
+  question = Question("question", text, image=image)
+  printer = terminal.TrajectoryPrinter(question)
+  options = settings.rollout_options(on_part=printer.print_part)
+  task = policy, kbs, [question], settings.random_key, options
+  (found,) = router.run_routing(*task)
+  printer.print_final(found)
   # A question that could not be read was not answered.
   unread = [fault for fault in found.faults if fault.startswith("input: ")]
   if unread:

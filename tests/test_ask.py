@@ -48,6 +48,33 @@ def test_trajectory_is_printed_without_control_characters():
   assert all(line.isprintable() for line in lines)
 
 
+@pytest.mark.parametrize("method", ["r1_router", "rag_text", "direct"])
+def test_lines_are_printed_as_soon_as_they_are_known(method, capsys):
+  printed, last = "", []
+
+  def note_printed(kind, prompt, temperature):
+    nonlocal printed
+    printed += capsys.readouterr().out
+    last.append(printed.splitlines()[-1].split()[0])
+    return write_response(kind, prompt, temperature)
+
+  question = Question("question", "Where?")
+  printer = terminal.TrajectoryPrinter(question)
+  task = fakes.ScriptedPolicy(note_printed), fakes.make_kbs(), [question]
+  options = RunSettings(method).rollout_options(on_part=printer.print_part)
+  (found,) = router.run_routing(*task, jax.random.key(0), options)
+  printer.print_final(found)
+  printed += capsys.readouterr().out
+  assert printed == terminal.format_trajectory(found) + "\n"
+  # What stood last before each response: of an answer, the id of its passage.
+  expected = dict(
+    r1_router=["Question", "text/0", "text/0", "answers", "answers"],
+    rag_text=["answers"],
+    direct=["Question"],
+  )
+  assert last == expected[method]
+
+
 def test_all_routes_of_a_plan_are_printed():
   def name_two_routes(kind, prompt, temperature):
     if kind == "plan" and "Answer1" not in prompt:
