@@ -370,5 +370,5 @@ def test_adapters_learn_and_are_merged_into_the_saved_weights(
 
 def test_missing_knowledge_base_is_named(tmp_path):
   config = load_config("sft", **{"data.kb_dir": "nowhere"})
-  with pytest.raises(ValueError, match="nowhere/text holds no finished"):
+  with pytest.raises(ValueError, match="nowhere holds no finished"):
     train(config, tmp_path)
