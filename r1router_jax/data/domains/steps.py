@@ -43,8 +43,8 @@ SPLITS = dict(train="train", val="train", test="test")
 # Stories are the documents of every second domain, several of them together.
 _STORY_EVERY, _STORIES = 2, 4
 
-_WRONG_ROUTE = 0.25  # Probability that a round before asked the wrong base.
-_GOLD_MISSED = 0.1  # Probability that no passage found tells the answer.
+_WRONG_ROUTE = 0.12  # Probability that a round before asked the wrong base.
+_GOLD_MISSED = 0.05  # Probability that no passage found tells the answer.
 _MAX_CHARACTERS = 1000  # Of all passages that a step reads.
 
 # Numbers of passages that a step reads.
