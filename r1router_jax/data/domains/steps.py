@@ -25,12 +25,8 @@ from r1router_jax.data.domains import quoting
 from r1router_jax.data.domains.documents import Documents, write_documents
 from r1router_jax.data.domains.domain import make_domain, sample
 from r1router_jax.data.domains.lexicon import Lexicon, load_lexicon
-from r1router_jax.data.domains.questions import (
-  UNKNOWN,
-  QuestionMaker,
-  Trace,
-  TracedHop,
-)
+from r1router_jax.data.domains.questions import UNKNOWN, QuestionMaker, Trace
+from r1router_jax.data.domains.references import TracedHop
 from r1router_jax.data.domains.stories import tell_story
 from r1router_jax.protocol import format
 from r1router_jax.retrieval.index.bm25 import Bm25Index

@@ -18,7 +18,8 @@ from r1router_jax.data.domains.documents import Documents
 from r1router_jax.data.domains.domain import pick
 from r1router_jax.data.domains.lexicon import Lexicon, Story, StoryQuestion
 from r1router_jax.data.domains.names import NameMaker
-from r1router_jax.data.domains.questions import UNKNOWN, Trace, TracedHop
+from r1router_jax.data.domains.questions import UNKNOWN, Trace
+from r1router_jax.data.domains.references import TracedHop
 from r1router_jax.retrieval.corpora import open_wikitable
 
 # Patterns of names, by the word that a slot is declared with.
