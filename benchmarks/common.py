@@ -1,14 +1,19 @@
-"""Shapes of models, limits of this machine, and processes of engines.
+"""Shapes of models, limits of this machine, processes of engines, clocks.
 
 `sampling.py` and `train_step.py` compare engines: each engine is a script that
 runs one case in a process of its own, in its own Python environment.
 """
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 HERE = pathlib.Path(__file__).parent
 
@@ -53,6 +58,48 @@ gflops = 2 * 4096**3 / best_seconds(jax.jit(jnp.dot), matrix, matrix) / 1e9
 gb_s = 2**30 / best_seconds(jax.jit(jnp.sum), vector) / 1e9
 print(json.dumps(dict(gflops=gflops, gb_s=gb_s)))
 """
+
+
+class PhaseClock:
+  """Measures how long functions run, in any thread.
+
+  Attributes:
+    seconds: time in each phase; only if no phase named before it runs.
+  """
+
+  def __init__(self, *phases: str):
+    self.seconds = dict.fromkeys(phases, 0.0)
+    self._running = dict.fromkeys(phases, 0)
+    self._lock, self._since = threading.Lock(), time.perf_counter()
+
+  @contextlib.contextmanager
+  def time_phase(self, phase: str) -> Iterator[None]:
+    """Count the time in the context for a phase."""
+    self._switch(phase, 1)
+    try:
+      yield
+    finally:
+      self._switch(phase, -1)
+
+  def _switch(self, phase: str, change: int) -> None:
+    with self._lock:
+      now = time.perf_counter()
+      # Of phases that run side by side the first one counts.
+      running = [name for name, count in self._running.items() if count]
+      if running:
+        self.seconds[running[0]] += now - self._since
+      self._since = now
+      self._running[phase] += change
+
+  def wrap(self, phase: str, function: Callable) -> Callable:
+    """Return the function with its time counted for a phase."""
+
+    @functools.wraps(function)
+    def timed(*args, **options):
+      with self.time_phase(phase):
+        return function(*args, **options)
+
+    return timed
 
 
 def measure_limits() -> dict[str, float]:

@@ -20,14 +20,10 @@ questions, after a first one that compiles:
 """
 
 import argparse
-import contextlib
-import functools
 import pathlib
 import runpy
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
 
 import common
 import jax
@@ -41,48 +37,6 @@ from r1router_jax.training import run_setup
 from r1router_jax.training.train_step import TrainState
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "step_grpo.py"
-
-
-class PhaseClock:
-  """Measures how long functions run, in any thread.
-
-  Attributes:
-    seconds: time in each phase; only if no phase named before it runs.
-  """
-
-  def __init__(self, *phases: str):
-    self.seconds = dict.fromkeys(phases, 0.0)
-    self._running = dict.fromkeys(phases, 0)
-    self._lock, self._since = threading.Lock(), time.perf_counter()
-
-  @contextlib.contextmanager
-  def time_phase(self, phase: str) -> Iterator[None]:
-    """Count the time in the context for a phase."""
-    self._switch(phase, 1)
-    try:
-      yield
-    finally:
-      self._switch(phase, -1)
-
-  def _switch(self, phase: str, change: int) -> None:
-    with self._lock:
-      now = time.perf_counter()
-      # Of phases that run side by side the first one counts.
-      running = [name for name, count in self._running.items() if count]
-      if running:
-        self.seconds[running[0]] += now - self._since
-      self._since = now
-      self._running[phase] += change
-
-  def wrap(self, phase: str, function: Callable) -> Callable:
-    """Return the function with its time counted for a phase."""
-
-    @functools.wraps(function)
-    def timed(*args, **options):
-      with self.time_phase(phase):
-        return function(*args, **options)
-
-    return timed
 
 
 def set_up_run(
@@ -105,7 +59,7 @@ def time_iteration(
   run: run_setup.Run, state: TrainState, params: dict, delay: float
 ) -> tuple[TrainState, dict[str, float], int]:
   """Run an iteration; return the state, seconds by phase, and trajectories."""
-  clock = PhaseClock("sample", "search")
+  clock = common.PhaseClock("sample", "search")
   # Opened anew for each iteration, so that no result is cached.
   for kind, kb in run.kbs.items():
     slow = SlowKB(kb.stack, kb.meta)

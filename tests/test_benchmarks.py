@@ -72,6 +72,23 @@ def test_routing_benchmark(kbs):
   assert all(row["per_s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_ask_benchmark(kbs):
+  flags = f"--kb_dir={kbs}", "--alone=1", "--together=2"
+  opened, *rows = run_benchmark("ask", *flags)
+  assert opened["open_s"] > 0
+  assert [row["at_a_time"] for row in rows] == [1, 1, 2, 2]
+  for row in rows:
+    # A question is made of its phases, and begins with a plan.
+    phases = ("embed_s", "search_s", "prefill_s", "decode_s", "host_s")
+    seconds = sum(row[phase] for phase in phases)
+    assert seconds == pytest.approx(row["question_s"], abs=0.01)
+    whole = row["question_s"] * row["questions"]
+    assert 0 < row["plan_s"] <= whole and row["tokens"] > 0
+  # What is compiled once is not compiled again.
+  assert rows[1]["compile_s"] == rows[3]["compile_s"] == 0
+
+
 @pytest.mark.long
 def test_trajectory_benchmark(kbs):
   flags = f"--kb_dir={kbs}", "--questions=1", "--runs=1"

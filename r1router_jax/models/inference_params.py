@@ -8,7 +8,9 @@ separate arrays for each layer.
 Measured on two cores of an AVX2 machine in the shape of Qwen2.5-0.5B
 (`benchmarks/matmul.py`): a scan over stacked layers takes 1.5 to 2.4 times as
 long.  Weights in bfloat16 or int8 do not pay off there: converted on the fly
-they take two to three times as long, so there is no such option.
+they take two to three times as long.  With AVX-512, products of integers take
+half as long, but answers at most a fifth less: see docs/performance.md.  So
+there is no such option.
 """
 
 import jax
