@@ -306,12 +306,17 @@ def test_steps_of_the_grammar_are_those_of_its_split_and_seed():
   # Questions with a picture, which is not drawn, are learnt from, too.
   assert any(step.question.image for step in steps)
   assert steps == load_domains("train")
-  texts = {step.question.text for step in steps}
+
+  # A story's question may name nothing, and so be asked again of other names.
+  def texts_of(some):
+    asked = (step.question for step in some)
+    return {q.text for q in asked if not q.family.startswith("story")}
+
   for others in (
     load_domains("val"),
     load_domains("test"),
     load_domains("train", seed=1),
   ):
-    assert not texts & {step.question.text for step in others}
+    assert not texts_of(steps) & texts_of(others)
   with pytest.raises(UserError, match="no split 'dev'.*train, val, test"):
     load_domains("dev")

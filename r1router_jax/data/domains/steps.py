@@ -16,6 +16,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import (
   MAX_HOPS,
   Answer,
+  Hop,
   Passage,
   Plan,
   Query,
@@ -236,6 +237,13 @@ def _reading(
     for passage in gold:
       if answer.lower() in passage.text.lower():
         rest = [other for other in hop.answers if other != answer]
-        thought = quoting.quote(passage, hop.sub_question, answer)
-        return (answer, *rest), thought or READ_THOUGHT
+        return (answer, *rest), _read_thought(passage, hop, answer)
   return hop.answers, READ_THOUGHT
+
+
+def _read_thought(passage: Passage, hop: Hop, answer: str) -> str:
+  """Return the thought before an answer that a passage tells."""
+  told = ""
+  if passage.kb == "table":
+    told = quoting.quote_cell(passage.text, hop.sub_question, answer)
+  return told or READ_THOUGHT

@@ -62,15 +62,17 @@ def test_history_goes_on_with_what_each_round_found(made):
 
 
 def test_splits_share_no_question_and_seeds_differ(made):
-  texts = {
-    split: {each[0].question.text for each in of} for split, of in made.items()
-  }
+  # A story's question may name nothing, and so be asked again of other names.
+  def texts_of(made_steps):
+    asked = (each[0].question for each in made_steps)
+    return {q.text for q in asked if not q.family.startswith("story")}
+
+  texts = {split: texts_of(of) for split, of in made.items()}
   assert not texts["train"] & texts["val"]
   assert not texts["train"] & texts["test"]
   again = list(steps.make_steps("train", 60, 5))
   assert again == made["train"]
-  other = [each[0].question.text for each in steps.make_steps("train", 60, 6)]
-  assert not texts["train"] & set(other)
+  assert not texts["train"] & texts_of(steps.make_steps("train", 60, 6))
 
 
 def test_as_many_questions_as_wanted():
