@@ -104,6 +104,7 @@ def _set_smollm2(c: mlc.ConfigDict) -> None:
   c.trainable_regex = "lora_"
   c.data.update(questions="domains", generated=6000)
   c.data.batch_size_per_device = 4  # Packed rows.
+  c.matmul_precision = "bfloat16"
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))
   c.sft.packed_length = 384
   c.optim.update(name="adamw", lr=1e-3, muon_lr=0.0, b2=0.98, warmup=50)

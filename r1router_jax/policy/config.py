@@ -42,7 +42,8 @@ HF_SIDE_FILES = (
 )
 
 # Options that R1-Router lacks; with their defaults all is as in the original.
-EXTENSIONS = ("max_routes", "passage_images", "passage_tokens", "image_marker")
+EXTENSIONS = ("max_routes", "passage_images", "passage_tokens")
+EXTENSIONS += ("image_marker", "labels_cells")
 
 # Keys that a policy.json of older versions has, with their names today.
 OLD_KEYS = {
@@ -65,6 +66,7 @@ class PromptOptions:
   # For a policy that reads texts alone, what its prompts have in the place of
   # an image; "" for one that sees, or that is asked no question with an image.
   image_marker: str = ""
+  labels_cells: bool = False  # Whether tables name the column before a cell.
   passages: int = 1  # Of each knowledge base that it reads, if a run says none.
 
   def __post_init__(self):
@@ -86,6 +88,7 @@ class PromptOptions:
         style=self.style,
         max_routes=self.max_routes,
         passage_images=self.passage_images,
+        labels_cells=self.labels_cells,
       )
     )
 
@@ -175,6 +178,7 @@ GGUF_DEFAULTS = HF_DEFAULTS | dict(
   decode_batch_size=64,
   compute=dict(dtype="float32"),
   image_marker="[picture]",
+  labels_cells=True,
 )
 
 # Classes of the fields that hold records themselves.

@@ -9,9 +9,10 @@ obeyed.
 Two styles word the prompts, see `templates.py`: "full", the interface of the
 published weights, and "compact", for a tiny policy.
 
-R1-Router's plans name one route, and its prompts show no image of a passage.
-Both are options here: plans may name several routes with commas between them,
-and an answer prompt may show images of passages beside their captions.
+R1-Router's plans name one route, and its prompts show no image of a passage and
+tables in one line.  These are options here: plans may name several routes with
+commas between them, and an answer prompt may show images of passages beside
+their captions, and tables with each cell behind the name of its column.
 
 Sources: arxiv.org/abs/2505.22095 (R1-Router).
 """
@@ -26,6 +27,7 @@ from r1router_jax.protocol.messages import (
   Segment,
   escape_control_tags,
 )
+from r1router_jax.protocol.tables import label_cells
 from r1router_jax.protocol.templates import STYLES, Style
 
 # Characters of a failed response that the prompt for its repair repeats.
@@ -33,13 +35,21 @@ MAX_FAILED_TEXT = 600
 
 
 def step_conversation(
-  step: Step, *, style: str, max_routes: int = 1, passage_images: int = 0
+  step: Step,
+  *,
+  style: str,
+  max_routes: int = 1,
+  passage_images: int = 0,
+  labels_cells: bool = False,
 ) -> Conversation:
   """Return the prompt of a step of any kind, by a key of `templates.STYLES`.
 
-  A plan may name `max_routes` routes, and an answer prompt shows images of
-  `passage_images` passages, see `render_passages`.
+  A plan may name `max_routes` routes.  An answer prompt shows images of
+  `passage_images` passages, see `render_passages`, and tables with labelled
+  cells, see `tables.label_cells`, if `labels_cells`.
   """
+  if labels_cells:
+    step = _label_tables(step)
   templates, image = _get_style(style), step.question.image
   if step.kind == "answer":
     user = _answer_segments(step, style, passage_images)
@@ -97,6 +107,16 @@ def fill_template(template: str, *texts: str) -> list[Segment]:
     segments.append(Segment(escape_control_tags(text), "question"))
     segments.append(Segment(piece, "template"))
   return [segment for segment in segments if segment.text]
+
+
+def _label_tables(step: Step) -> Step:
+  passages = tuple(
+    dataclasses.replace(passage, text=label_cells(passage.text))
+    if passage.kb == "table"
+    else passage
+    for passage in step.passages
+  )
+  return dataclasses.replace(step, passages=passages)
 
 
 def _get_style(name: str) -> Style:

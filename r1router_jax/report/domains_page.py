@@ -9,6 +9,7 @@ from typing import NamedTuple
 from etils import epath
 
 from r1router_jax.common.records import Passage, Question
+from r1router_jax.protocol import tables
 from r1router_jax.report import html
 
 
@@ -31,18 +32,10 @@ def write_page(
     domains: what it shows, in this order.
   """
   template = html.ENVIRONMENT.get_template("domains.html.j2")
-  tables = {
-    passage.id: _split_table(passage.text)
+  parsed = {
+    passage.id: tables.parse_table(passage.text)
     for domain in domains
     for passage in domain.passages["table"]
   }
-  text = template.render(title=title, domains=domains, tables=tables)
+  text = template.render(title=title, domains=domains, tables=parsed)
   epath.Path(path).write_text(text, encoding="utf-8")
-
-
-def _split_table(text: str) -> tuple[str, list[list[str]]]:
-  """Return the title of a flattened table, and its rows with the header."""
-  title, _, rest = text.partition("[Header]")
-  lines = rest.replace("[Rows][Row]", "[Row]").split("[Row]")
-  title = title.partition("[Title]")[2].partition("[Section title]")[0]
-  return title, [line.split("[sep]") for line in lines]

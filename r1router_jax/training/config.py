@@ -22,6 +22,7 @@ ADVANTAGE_NORMS = ("sample_std", "population_std", "none", "leave_one_out")
 OBJECTIVES = ("grpo", "dr_grpo", "gspo", "cispo", "sapo", "dppo")
 AGGREGATES = ("token_mean", "sequence_mean", "fixed_length")
 KL_ESTIMATORS = ("k2", "k3")
+MATMUL_PRECISIONS = ("", "bfloat16", "tensorfloat32", "float32")
 TRUNCATED_RULES = ("keep", "drop", "penalise")
 
 # Scalars that may choose the best state, of questions and of gold steps.
@@ -202,6 +203,7 @@ class RunConfig(_Options):
   checkpoint_every: PositiveInt
   samples_every: int
   wandb: str
+  matmul_precision: str = ""
   sft: SftConfig | None = None
   step_grpo: StepGrpoConfig | None = None
 

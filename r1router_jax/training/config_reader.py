@@ -22,6 +22,7 @@ from r1router_jax.training.config import (
   CREDITS,
   DOMAINS,
   KL_ESTIMATORS,
+  MATMUL_PRECISIONS,
   OBJECTIVES,
   ROLLOUT_MODES,
   ROWS,
@@ -53,6 +54,7 @@ _CHOICES = {
   "step_grpo.loss.objective": OBJECTIVES,
   "step_grpo.loss.aggregate": AGGREGATES,
   "step_grpo.loss.truncated": TRUNCATED_RULES,
+  "matmul_precision": MATMUL_PRECISIONS,
 }
 
 

@@ -184,7 +184,13 @@ def make_update(
   # Only rows of trajectories come in blocks of one length.
   lengths = prompt_lengths if config.walks_trajectories else ()
   task = loss, rule, regex, axis_name, lengths
-  return init_state, train_step.make_train_step(*task)
+  update = train_step.make_train_step(*task)
+
+  def update_at_precision(*args):
+    with jax.default_matmul_precision(config.matmul_precision or None):
+      return update(*args)
+
+  return init_state, update_at_precision
 
 
 def _make_validator(

@@ -7,6 +7,8 @@ known before the answer is.)
 
 import re
 
+from r1router_jax.protocol.tables import parse_table
+
 MAX_CHARACTERS = 170  # Of a quotation.
 
 
@@ -16,13 +18,13 @@ def quote_cell(table: str, asked: str, answer: str) -> str:
   The cell is the one whose row and column are most like the sub-question; ""
   if none has the answer, or if its words are too many.
   """
-  header, _, body = table.partition("[Header]")[2].partition("[Rows]")
-  columns = header.split("[sep]")
-  rows = [row.split("[sep]") for row in body.split("[Row]")[1:]]
+  parsed = parse_table(table)
+  if parsed is None:
+    return ""
   asked, answer = asked.lower(), answer.lower()
   named, found = [], []
-  for row in rows:
-    for column, cell in list(zip(columns, row, strict=False))[1:]:
+  for row in parsed.rows:
+    for column, cell in list(zip(parsed.header, row, strict=False))[1:]:
       if answer in cell.lower():
         shared = _count_shared(f"{row[0]} {column}", asked)
         named.append((shared, f"{row[0]}: {column} {cell}"))

@@ -77,6 +77,7 @@ class ReferenceMaker:
     ]
     ways += [
       self._describe_by_picture,
+      self._describe_by_picture,
       self._describe_as_extreme,
       self._describe_by_number,
     ]
