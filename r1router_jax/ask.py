@@ -11,6 +11,7 @@ others.
 
 import os
 import time
+from concurrent import futures
 
 from absl import flags, logging
 from etils import epy
@@ -55,12 +56,17 @@ def main(_) -> None:
   shared_flags.check_policy(_POLICY.value)
   kb_meta.check_kb_dir(_KB_DIR.value)
 
-  # 1. Open policy and knowledge bases.
+  # 1. Open policy and knowledge bases.  While these are read, the policy gets
+  # ready for the first plan.
   logging.info("Opening %s and the knowledge bases.", _POLICY.value)
   start = time.monotonic()
   policy = policy_factory.open_policy(_POLICY.value)
   http_client.allow_key(_KEY_ADDRESS.value)
-  kbs = retriever.open_kbs(_KB_DIR.value)
+  question = Question("question", text, image=image)
+  with futures.ThreadPoolExecutor(1) as pool:
+    warming = pool.submit(policy_factory.warm_up, policy, question)
+    kbs = retriever.open_kbs(_KB_DIR.value)
+    warming.result()
   logging.info(
     "Opened in %.1f s.  Programs that no command has needed yet are compiled "
     "now, and kept.",
@@ -74,7 +80,6 @@ def main(_) -> None:
   settings = run_settings.RunSettings.for_policy(
     policy.config, _METHOD.value, **values
   )
-  question = Question("question", text, image=image)
   printer = terminal.TrajectoryPrinter(question)
   options = settings.rollout_options(on_part=printer.print_part)
   task = policy, kbs, [question], settings.random_key, options

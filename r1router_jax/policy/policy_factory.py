@@ -1,5 +1,10 @@
 """Opens a policy by its name, and tells policies apart."""
 
+import jax
+
+from r1router_jax.common.records import Question, Step
+from r1router_jax.inputs.images import BadImage
+from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf_checkpoint, safetensors_io
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy import openai_client
@@ -16,6 +21,21 @@ def open_policy(name: str) -> Policy | OpenAIPolicy:
   if name.startswith(openai_client.PREFIX):
     return OpenAIPolicy(name)
   return policy_lib.load(name)
+
+
+def warm_up(opened: Policy | OpenAIPolicy, question: Question) -> None:
+  """Do what the first response about a question waits for, in this process.
+
+  The tokenizer is read, weights get the layout of sampling, and programs for
+  prompts as long as the question's are traced and compiled.
+  """
+  if isinstance(opened, OpenAIPolicy):
+    return
+  prompt = opened.config.build_prompt(Step("", "plan", question))
+  try:
+    opened.generate([prompt], jax.random.key(0))
+  except (BadImage, PromptTooLong):
+    pass  # The routing loop leaves the question out, with this fault.
 
 
 def fingerprint(opened: Policy | OpenAIPolicy) -> str:

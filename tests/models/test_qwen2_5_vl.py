@@ -429,6 +429,29 @@ def test_project_features_has_the_gradient_of_a_product():
       np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_project_features_rounds_operands_if_jax_is_told_to():
+  """Products and gradients are those of rounded operands, with exact sums."""
+  rng = np.random.default_rng(4)
+
+  def rounded(array):
+    return np.asarray(array, jnp.bfloat16).astype(np.float64)
+
+  for d, f in ((5, 3), (3, 5)):
+    x, w, g = (
+      rng.normal(size=size).astype(np.float32)
+      for size in ((2, 4, d), (d, f), (2, 4, f))
+    )
+    with jax.default_matmul_precision("bfloat16"):
+      value, back = jax.vjp(project_features, x, w)
+      dx, dw = back(g)
+    near = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    near(value, rounded(x) @ rounded(w))
+    near(dx, rounded(g) @ rounded(w).T)
+    near(dw, np.einsum("bnd,bnf->df", rounded(x), rounded(g)))
+    # What is rounded differs from what is not by more than the tolerance.
+    assert np.abs(value - x @ w).max() > 1e-4
+
+
 @pytest.mark.slow
 def test_packed_texts_have_the_states_of_each_alone():
   """With images, and a row that is not full."""

@@ -118,11 +118,13 @@ class StoryQuestion(msgspec.Struct, frozen=True):
     hops: knowledge base, sub-question and answer of each hop; accepted forms of
       an answer have | between them.
     answer: the final answer, if it is not that of the last hop.
+    picture: place of the story's picture that the question shows, from 1; or 0.
   """
 
   ask: str
   hops: tuple[tuple[str, str, str], ...]
   answer: str = ""
+  picture: int = 0
 
 
 class Story(msgspec.Struct, frozen=True):
@@ -134,6 +136,7 @@ class Story(msgspec.Struct, frozen=True):
     questions: what is asked about it.
     slots: what each slot is filled with, such as "person" or "year 1700 1900".
     tables: its tables.
+    captions: captions of its pictures, which nobody has drawn.
   """
 
   title: str
@@ -141,6 +144,7 @@ class Story(msgspec.Struct, frozen=True):
   questions: tuple[StoryQuestion, ...]
   slots: dict[str, str]
   tables: tuple[StoryTable, ...] = ()
+  captions: tuple[str, ...] = ()
 
 
 class Lexicon(msgspec.Struct, frozen=True, eq=False):

@@ -1,10 +1,10 @@
 """Stories: passages and tables written by hand, told anew with other names.
 
 The sentences of `documents.py` state one fact each; people write otherwise.  A
-story has two or three passages, its tables, and questions with their hops; its
-slots are filled with invented names and numbers.  Several stories, told side by
-side, are the documents of a domain.  They stand in `files/domains/<half>/`, in
-`stories_*.toml`.
+story has two or three passages, its tables, captions of pictures that nobody
+has drawn, and questions with their hops; its slots are filled with invented
+names and numbers.  Several stories, told side by side, are the documents of a
+domain.  They stand in `files/domains/<half>/`, in `stories_*.toml`.
 """
 
 import re
@@ -64,9 +64,13 @@ def tell_story(
   ]
   passages = {
     kb: [Passage(f"{prefix}/{kb}/{n}", kb, x) for n, x in enumerate(written)]
-    for kb, written in (("text", texts), ("table", tables))
+    for kb, written in (
+      ("text", texts),
+      ("table", tables),
+      ("image", [*map(fill, story.captions)]),
+    )
   }
-  documents = Documents(dict(passages, image=[]), {}, {}, {})
+  documents = Documents(passages, {}, {}, {})
   given = [values[n] for n, kind in story.slots.items() if kind in _NAMES]
   traces = (
     _make_trace(question, values, passages)
@@ -136,7 +140,10 @@ def _make_trace(
     family="_".join(["story", *(hop.hop.routes[0] for hop in hops)]),
     hops=tuple(hop.hop for hop in hops),
   )
-  return Trace(asked, tuple(hops), thought)
+  picture = ""
+  if question.picture:
+    picture = passages["image"][question.picture - 1].id
+  return Trace(asked, tuple(hops), thought, picture)
 
 
 def _split_forms(answer: str, values: Mapping[str, str]) -> tuple[str, ...]:

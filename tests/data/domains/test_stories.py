@@ -63,13 +63,22 @@ STORY = lexicon.Story(
     lexicon.StoryQuestion(
       "How old was the miller of {Town}?", (("text", "Age?", "unknown"),)
     ),
+    lexicon.StoryQuestion(
+      "What did the owner of this sign grind?",
+      (
+        ("image", "Whose sign is in the picture?", "{Miller}"),
+        ("text", "What did {Miller} grind?", "bones"),
+      ),
+      picture=2,
+    ),
   ),
   slots=dict(Town="place", Miller="person", Cat="creature"),
+  captions=("{Cat}, asleep.", "Sign of {Miller}: a wheel."),
 )
 
 
 def test_questions_of_a_story():
-  _, (ground, nested, dog, age) = tell(STORY)
+  documents, (ground, nested, dog, age, sign) = tell(STORY)
   assert [hop.hop.sub_question for hop in ground.hops] == ["What was ground?"]
   who, called = (hop.hop for hop in nested.hops)
   assert called.sub_question == f"What was the cat of {who.answers[0]} called?"
@@ -81,6 +90,11 @@ def test_questions_of_a_story():
   assert dog.question.answers == ("no",) and dog.final_thought == "cat"
   assert age.question.answers[0] == "unknown"
   assert not age.hops[0].hop.evidence
+  # Its own picture is what the question shows, and what tells the answer.
+  caption = documents.passages["image"][1]
+  assert sign.picture == caption.id and not nested.picture
+  assert sign.hops[0].hop.evidence == (caption.id,)
+  assert caption.text == f"Sign of {who.answers[0]}: a wheel."
 
 
 @pytest.mark.parametrize("split, expected", [("train", True), ("test", False)])
