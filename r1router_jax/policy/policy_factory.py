@@ -2,8 +2,8 @@
 
 import jax
 
+from r1router_jax.common.images import BadImage
 from r1router_jax.common.records import Question, Step
-from r1router_jax.inputs.images import BadImage
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf_checkpoint, safetensors_io
 from r1router_jax.policy import config as config_lib
