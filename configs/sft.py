@@ -96,9 +96,7 @@ def _set_smollm2(c: mlc.ConfigDict) -> None:
   c.total_steps = 3000
   c.policy.update(start_from="smollm2_base", induction=False)
   c.policy.overrides = dict(
-    prompt_tokens=(64, 96, 128, 192, 256, 384, 512),
-    passages=2,
-    compute=dict(dtype="float32", remat="dots"),
+    passages=2, compute=dict(dtype="float32", remat="dots")
   )
   c.policy.lora = dict(rank=16, alpha=32.0, match="layers/([qkvo]|mlp/.*)$")
   c.trainable_regex = "lora_"

@@ -141,6 +141,7 @@ def _set_own(c: mlc.ConfigDict) -> None:
   c.update(log_every=1, checkpoint_every=4, samples_every=1)
   c.policy.start_from = "smollm2"
   c.policy.overrides = dict(compute=dict(dtype="float32", remat="dots"))
+  c.matmul_precision = "bfloat16"
   c.policy.lora = dict(rank=16, alpha=32.0, match="layers/([qkvo]|mlp/.*)$")
   c.trainable_regex = "lora_"
   c.data.update(kb_dir="my_kb", questions="my_questions.csv")

@@ -173,7 +173,8 @@ HF_DEFAULTS = dict(
 # For a GGUF file: a small model of texts, for a CPU.
 GGUF_DEFAULTS = HF_DEFAULTS | dict(
   style="compact",
-  prompt_tokens=(64, 96, 128, 192, 256, 384, 512, 768),
+  # Each length costs seconds of tracing in every process.
+  prompt_tokens=(96, 192, 384, 768),
   response_tokens=(32, 64, 96),
   decode_batch_size=64,
   compute=dict(dtype="float32"),

@@ -81,9 +81,8 @@ def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
       continue
     value = operator.attrgetter(option)(config)
     if value is not None and value not in known:
-      raise UserError(
-        f"config.{option} is {value!r}: take one of {', '.join(known)}."
-      )
+      names = ", ".join(name or "''" for name in known)
+      raise UserError(f"config.{option} is {value!r}: take one of {names}.")
   _check_together(config)
   return config
 

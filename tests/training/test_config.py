@@ -163,6 +163,11 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
     ),
     ("step_grpo", {"optim.name": "sgd"}, "config.optim.name is 'sgd'"),
     (
+      "sft",
+      {"matmul_precision": "half"},
+      "matmul_precision is 'half': take one of '', bfloat16",
+    ),
+    (
       "step_grpo",
       {"log_every": 0},
       "config.log_every is 0: expected `int` >= 1",
