@@ -45,7 +45,7 @@ def _multiply(x, y, contract):
 
 
 def _project_forward(x, w):
-  return project_features(x, w), (x, w)
+  return _multiply(x, w, contract=(x.ndim - 1, 0)), (x, w)
 
 
 def _project_backward(saved, g):

@@ -221,8 +221,14 @@ def _in_year(number: Number, year: int) -> Number:
 def _draw_home(
   attribute: Attribute, rng: np.random.Generator
 ) -> tuple[str, ...]:
-  """Return where an attribute is told: numbers are in tables more often."""
-  in_table = 0.6 if isinstance(attribute, Number) else 0.3
+  """Return where an attribute is told.
+
+  What is counted or measured is mostly in tables, as people keep it there:
+  otherwise nothing in a question would tell which knowledge base to ask.
+  """
+  in_table = 0.25
+  if isinstance(attribute, Number):
+    in_table = 0.4 if attribute.year else 0.85
   draw = rng.random()
   if draw < 0.08:
     return ("text", "table")

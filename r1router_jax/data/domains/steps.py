@@ -135,13 +135,14 @@ class PassageFinder:
     passages = self._documents.passages[kb]
     if not passages:
       return ()
-    # A picture finds what looks like it, whatever the sub-question says.
-    if has_picture:
-      found = sample(rng, passages, count)
-    else:
-      _, rows = self._indices[kb].search([Query(asked)], count)
-      found = [passages[row] for row in rows[0].tolist() if row >= 0]
     own = [name for name in evidence if self._by_id[name].kb == kb]
+    # A picture finds what looks like it, whatever the sub-question says: only
+    # the first place tells what it shows.
+    if has_picture and own:
+      others = [p for p in passages if p.id not in own]
+      return self._by_id[own[0]], *sample(rng, others, count - 1)
+    _, rows = self._indices[kb].search([Query(asked)], count)
+    found = [passages[row] for row in rows[0].tolist() if row >= 0]
     if own and rng.random() < _GOLD_MISSED:
       return tuple(p for p in found if p.id not in own)
     if own and not any(p.id in own for p in found):
