@@ -56,7 +56,8 @@ setuptools.setup(
     "bm25s>=0.3.16",  # Search by words.
     "cachetools>=5.5",  # Answers remembered, bounded in bytes.
     "filelock>=4.0",  # Older ones may empty the file that names the holder.
-    "markdown-it-py>=3.0",  # Reads a user's own documents.
+    # Reads a user's own documents; older ones take quadratic time and memory.
+    "markdown-it-py>=4.1",
     "psutil>=6",  # Memory that a build needs.
     # Elsewhere exact search takes its place, and says so.
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",

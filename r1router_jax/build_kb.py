@@ -20,7 +20,8 @@ corpus, embedder and index is kept; an unfinished one goes on at the first block
 of passages, or chunk of vectors, that is missing.  A corpus too large for one
 machine is read by retrieval/corpora/beam_pipeline.py, and embedded by several
 machines that share DIR, with --worker=0/8 to --worker=7/8; then run the command
-without --worker.  --hybrid and --rerank may be added or left out later.
+without --worker.  --hybrid, --nohybrid and --rerank may be added or left out
+later.
 """
 
 import contextlib
@@ -367,7 +368,8 @@ def _check_place(kb_dir: str, source: str) -> None:
 
 def main(_) -> None:
   """Build the knowledge bases that the flags describe."""
-  if os.path.isdir(_SOURCE.value):
+  # A folder of the name georouter is no source.
+  if sources.is_own(_SOURCE.value) and os.path.isdir(_SOURCE.value):
     _check_place(_KB_DIR.value, _SOURCE.value)
     folders.warn_of_unread(_SOURCE.value)
   kinds = sources.choose_kbs(_SOURCE.value, _KIND.value)

@@ -5,8 +5,9 @@ r"""Measures how well-formed the steps of an evaluation are, and its names.
 
 There is one JSON line for each policy that answered by r1_router:
 
-  steps         responses: plans, answers and final answers
-  well_formed   share of them that are of the protocol
+  steps         plans, answers and final answers
+  well_formed   1 - faults / steps; a fault is a response that is not of the
+                protocol, and counts once in a trajectory if it is repeated
   names         words of sub-questions that look like a name or a number: they
                 begin with a capital letter or a digit, and no sub-question
                 begins with them
@@ -21,18 +22,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-MAX_ROUNDS = 3  # After which no plan is asked for: `eval --max_steps`.
+from r1router_jax.common.records import FORMAT_FAULTS, MAX_HOPS
 
 
 def count_steps(row: Mapping[str, Any]) -> collections.Counter[str]:
   """Count the steps and the sub-questions of one trajectory."""
   rounds, faults = row["rounds"], row["faults"]
   counts = collections.Counter(
-    # The plan that stops is no round.
-    steps=2 * len(rounds) + 1 + (len(rounds) < MAX_ROUNDS),
-    malformed=sum(
-      f.split(":")[0] in ("plan", "answer", "final") for f in faults
-    ),
+    # The plan that stops is no round; after MAX_HOPS of them none is asked for.
+    steps=2 * len(rounds) + 1 + (len(rounds) < MAX_HOPS),
+    malformed=sum(f.split(":")[0] in FORMAT_FAULTS for f in faults),
     sub_questions=len(rounds),
   )
   known = row["question"]

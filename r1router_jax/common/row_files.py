@@ -122,9 +122,9 @@ def open_decompressed(
   with open_file(path) as file:
     try:
       # The decoders raise their errors while the caller reads inside the block.
-      if path.endswith(".bz2"):
+      if path.lower().endswith(".bz2"):
         file = bz2.open(file)
-      elif path.endswith(".gz"):
+      elif path.lower().endswith(".gz"):
         file = gzip.open(file)
       yield file
     except (EOFError, zlib.error, OSError) as error:

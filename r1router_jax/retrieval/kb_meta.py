@@ -82,7 +82,7 @@ def kb_places(kb_dir: str, kinds: Sequence[str] = KBS) -> dict[str, str]:
   if is_right and all(len(pair) == 2 and pair[1] for pair in pairs):
     return places
   example = ",".join(f"{kind}=PLACE" for kind in kinds)
-  cure = f"name the places of some of {', '.join(kinds)}, as in {example}."
+  cure = f"name some of {', '.join(kinds)}, each once, as in {example}."
   raise UserError(f"{kb_dir}: {cure}")
 
 

@@ -119,9 +119,8 @@ def run_routing(
 
   Knowledge bases are given by kind; some may be missing.  The trajectories of a
   question stand side by side, in the order of the questions; none depends on
-  another.
-  Of `in_flight` parts of the questions one generates while others search; this
-  is for knowledge bases that take longer than generation.
+  another.  Of `in_flight` parts of the questions one generates while others
+  search; this is for knowledge bases that take longer than generation.
 
   Raises:
     UserError: if a question has no text, if the method cannot ask the policy,

@@ -31,7 +31,7 @@ def test_places_are_named_once_for_each_kind():
   assert places == {"text": "http://a:1", "image": "b"}
   assert kb_meta.kb_places("table=b") == {"table": "b"}
   for kb_dir in ("text=a,text=b", "table=a", "text=a,image=", "text=a,b"):
-    with pytest.raises(ValueError, match="places of some of text, image, as"):
+    with pytest.raises(ValueError, match="some of text, image, each once, as"):
       kb_meta.kb_places(kb_dir, ["text", "image"])
 
 

@@ -298,8 +298,10 @@ def main(_) -> None:
   left_out = f"{sum(counts.values()):,} left out{why}"
   logging.info("%s: %s rows, %s.", workdir, f"{rows:,}", left_out)
   images = f" --images={source.image_folder}" if source.kb == "image" else ""
+  # To build_kb these are a user's own files, which are searched by words, too.
+  words = "" if sources.is_own(_SOURCE.value) else " --nohybrid"
   command = f"python -m r1router_jax.build_kb --kind={source.kb} --source="
-  passages = f"'{workdir}/passages-*.jsonl'{images} --kb_dir=..."
+  passages = f"'{workdir}/passages-*.jsonl'{images}{words} --kb_dir=..."
   logging.info("Next: %s%s", command, passages)
 
 

@@ -114,6 +114,8 @@ def csv_table_rows(
   """
   rows = row_files.read_csv_table(path, open_file)
   where, (title, header) = next(rows)
+  # Each chunk repeats the title.
+  title = markdown.clean_text(title)[: markdown.MAX_HEADING]
   fields = dict(title=title or name_to_title(name))
   yield from _split_table(name, where, fields, header, rows)
 
@@ -163,7 +165,7 @@ def _clean_cells(cells: Sequence[str]) -> list[str]:
 
 def name_to_title(path: str) -> str:
   """Return the name of a file as words, without its ending."""
-  name = re.sub(r"\.(gz|bz2)$", "", os.path.basename(path))
+  name = re.sub(r"(?i)\.(gz|bz2)$", "", os.path.basename(path))
   return re.sub(r"[-_]+", " ", os.path.splitext(name)[0])
 
 

@@ -10,8 +10,8 @@ One folder feeds all knowledge bases, each with the files that are for it:
 
 A .csv file with the columns id and text is no table but the rows of a corpus,
 see user_files.py: of the image knowledge base if it has the column image, else
-of that of texts.  Hidden files are left alone; so is what a link outside of the
-folder leads to.
+of that of texts.  Hidden files are left alone, and so are links to folders; a
+link to a file outside of the folder is a fault.
 """
 
 import collections
@@ -69,7 +69,7 @@ def read_rows(kb: str, folder: str) -> row_files.Rows:
   for path in paths:
     # The caption of an image is no document.
     stem, ending = os.path.splitext(path)
-    if ending.lower() == ".txt" and stem in image_stems:
+    if ending == ".txt" and stem in image_stems:
       continue
     try:
       yield from _read_file(kb, path, folder, captions)
@@ -79,8 +79,7 @@ def read_rows(kb: str, folder: str) -> row_files.Rows:
       where, *reason_and_cure = fault.args
       yield where, RowError(*reason_and_cure)
     except OSError as error:
-      fault = f"cannot be read ({error.strerror})"
-      yield path, RowError(fault, "Check its permissions")
+      yield path, _unreadable(error)
   # An image may come before the document that shows it.
   if kb == "image":
     yield from _list_images(paths, folder, captions)
@@ -115,6 +114,11 @@ def _read_file(
       yield from documents.csv_table_rows(path, name)
 
 
+def _unreadable(error: OSError) -> RowError:
+  fault = f"cannot be read ({error.strerror})"
+  return RowError(fault, "Check its permissions")
+
+
 def _check_place(path: str, folder: str) -> None:
   """Raise a RowError unless a path is that of a regular file of the folder."""
   place = os.path.realpath(path)
@@ -139,11 +143,10 @@ def _list_images(
       try:
         if os.path.exists(caption):
           _check_place(caption, folder)
-          with open(caption, encoding="utf-8-sig") as lines:
-            text = " ".join(lines.read(row_files.MAX_ROW_BYTES).split())
+          (section,) = documents.read_document(caption).sections
+          text = " ".join(section.blocks)
         yield path, dict(id=name, text=text, image=name)
       except RowError as fault:
         yield caption, fault
-      except (OSError, UnicodeDecodeError) as error:
-        fault = f"cannot be read ({error})"
-        yield caption, RowError(fault, "Save it as UTF-8")
+      except OSError as error:
+        yield caption, _unreadable(error)

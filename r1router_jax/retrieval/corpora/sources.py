@@ -7,7 +7,7 @@ the cure; the caller decides how many are too many.
 A source is named on the command line:
 
   georouter             the GeoRouter world, which comes with the package
-  documents             a folder of your own, see user_files.py; also .jsonl, ..
+  PATH                  your own folder or file, see user_files.py
   wikipedia:FOLDER      see wikipedia.py
   mbeir:POOL            see mbeir.py
   open_wikitable:FILE   see open_wikitable.py

@@ -27,7 +27,7 @@ from r1router_jax.common.row_files import RowError
 from r1router_jax.retrieval.corpora import documents, folders, open_wikitable
 
 SUPPORTED_KBS = KBS
-FILE_PATTERN = r".*\.(jsonl|csv)(\.gz|\.bz2)?"
+FILE_PATTERN = r"(?i).*\.(jsonl|csv)(\.gz|\.bz2)?"
 
 _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
 

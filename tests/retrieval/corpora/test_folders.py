@@ -115,6 +115,12 @@ def test_long_cell_is_cut(tmp_path):
   assert row == "1[sep]two lines here"
 
 
+def test_title_of_a_csv_file_is_one_short_line(tmp_path):
+  (tmp_path / "t.csv").write_text(f"# a\x1b{'b' * 200}\nc\n1\n")
+  (passage,) = read("table", tmp_path)
+  assert passage.text.startswith(f"[Title]a {'b' * 98}[Section title]")
+
+
 BAD_FILES = {
   "a.md": (b"\xff\xfea\x00", "it holds zero bytes"),
   "b.txt": (b"a \xe4", "not UTF-8 at byte 2"),
@@ -182,6 +188,8 @@ def test_folder_feeds_the_kinds_that_it_has_something_for(folder, tmp_path):
   assert sources.choose_kbs(str(shown)) == ("image",)
   assert sources.choose_kbs(str(folder / "guide.md")) == ("text", "table")
   assert sources.choose_kbs(str(folder / "rooms/doors.csv")) == ("table",)
+  (folder / "ROOMS.CSV").write_text("a,b\n1,2\n")
+  assert sources.choose_kbs(str(folder / "ROOMS.CSV")) == ("table",)
   assert sources.choose_kbs("georouter") == ("text", "image", "table")
   assert sources.choose_kbs("wikipedia:x") == ("text",)
   for several in ("rows.csv", "*.jsonl"):

@@ -128,6 +128,7 @@ HOSTILE = {
   "styles": "<style " * 7_000,
   "headings": "## a\n" * 10_000,
   "pipes": "|" * 25_000 + "\n" + "|-" * 25_000 + "\n",
+  "empty cells": "|a" * 500 + "\n" + "|-" * 500 + "\n" + "|\n" * 25_000,
   "front matter": "---\n" + "-a: b\n" * 10_000,
   "controls": "a\x00\x1b[31m\x7f" * 9_000,
 }
