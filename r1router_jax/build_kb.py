@@ -372,7 +372,7 @@ def main(_) -> None:
   if sources.is_own(_SOURCE.value) and os.path.isdir(_SOURCE.value):
     _check_place(_KB_DIR.value, _SOURCE.value)
     folders.warn_of_unread(_SOURCE.value)
-  kinds = sources.choose_kbs(_SOURCE.value, _KIND.value)
+  kinds = sources.choose_kbs(_SOURCE.value, _KIND.value, _IMAGES.value)
   values = dict(
     source=_SOURCE.value,
     image_folder=_IMAGES.value,

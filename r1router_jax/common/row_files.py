@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import gzip
 import io
+import itertools
 import json
 import math
 import re
@@ -218,10 +219,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
 
 def check_corpus_columns(names: Sequence[str]) -> None:
   """Raise a RowError unless columns are those of a corpus's CSV file."""
-  if not {"id", "text"} <= set(names) or len(set(names)) < len(names):
-    fault = f"its first line names {names!a:.200}, wanted at least id and text"
+  fault = f"its first line names {names!a:.200}"
+  if not {"id", "text"} <= set(names):
     cure = "Name the columns there, or take --kind=table for a table"
-    raise RowError(f"{fault}, and each column once", cure)
+    raise RowError(f"{fault}, wanted at least id and text", cure)
+  if len(set(names)) < len(names):
+    raise RowError(f"{fault}, one of them twice", "Name each column once")
 
 
 def read_csv_rows(
@@ -248,16 +251,21 @@ def read_csv_rows(
 def read_csv_table(path: str, open_file: OpenFile = open_local) -> Rows:
   """Yield (title, header) of a table in a .csv file, then its rows, as lists.
 
-  The title is that of a line "# title" above the header, or "".  Faults are as
-  in `read_csv_rows`.
+  The title is that of a line "# title" above the header, or "".  A line of as
+  many fields as the next one, none of them empty, is a header: a column may be
+  called "# of visitors".  Faults are as in `read_csv_rows`.
   """
   with _open_csv(path, open_file) as rows:
     where, header = next(rows, (path, []))
     title = ""
     if header and header[0].startswith("# "):
-      # The line may have commas of its own, and a spreadsheet adds some.
-      title = ",".join(header)[2:].strip(", ")
-      where, header = next(rows, (where, []))
+      below = next(rows, (where, []))
+      if len(header) > 1 and all(header) and len(header) == len(below[1]):
+        rows = itertools.chain([below], rows)
+      else:
+        # The line may have commas of its own, and a spreadsheet adds some.
+        title = ",".join(header)[2:].strip(", ")
+        where, header = below
     _check_header(where, header, _check_table_columns)
     yield where, (title, header)
     for where, fields in rows:

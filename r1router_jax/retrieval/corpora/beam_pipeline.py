@@ -284,7 +284,7 @@ def open_source(
 
 def main(_) -> None:
   """Run the command."""
-  kbs = sources.choose_kbs(_SOURCE.value, _KIND.value)
+  kbs = sources.choose_kbs(_SOURCE.value, _KIND.value, _IMAGES.value)
   sources.require_single_kb(_SOURCE.value, kbs)
   source, sizes = open_source(kbs[0], _SOURCE.value, _IMAGES.value)
   workdir, options = _WORKDIR.value.rstrip("/"), _BEAM_OPTIONS.value

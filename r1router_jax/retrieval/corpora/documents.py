@@ -132,7 +132,8 @@ def _split_table(
     fault = f"{len(header):,} columns, and a table may have {MAX_COLUMNS}"
     yield where, RowError(fault, "Split it")
     return
-  fields |= dict(header=_clean_cells(header))
+  # Each chunk repeats the header, too.
+  fields |= dict(header=_clean_cells(header, markdown.MAX_HEADING))
   number, chunk, num_words = 0, [], 0
   for where_row, row in rows:
     # 1. A row that cannot be used costs itself alone.
@@ -157,10 +158,10 @@ def _split_table(
     yield where, fields | dict(id=last_id, rows=chunk)
 
 
-def _clean_cells(cells: Sequence[str]) -> list[str]:
-  """Return cells in one line each, long ones cut."""
+def _clean_cells(cells: Sequence[str], longest: int = MAX_CELL) -> list[str]:
+  """Return cells in one line each, those of more characters cut."""
   cleaned = map(markdown.clean_text, cells)
-  return [x if len(x) <= MAX_CELL else f"{x[:MAX_CELL]}…" for x in cleaned]
+  return [x if len(x) <= longest else f"{x[:longest]}…" for x in cleaned]
 
 
 def name_to_title(path: str) -> str:

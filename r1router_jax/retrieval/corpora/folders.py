@@ -17,7 +17,7 @@ link to a file outside of the folder is a fault.
 import collections
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from absl import logging
 
@@ -31,9 +31,14 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 OTHER_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".tif", ".tiff")
 
 
-def list_files(folder: str) -> Iterator[str]:
-  """Yield the files below a folder that are not hidden, in order of names."""
-  for base, folders, files in os.walk(folder):
+def list_files(
+  folder: str, on_error: Callable[[OSError], None] | None = None
+) -> Iterator[str]:
+  """Yield the files below a folder that are not hidden, in order of names.
+
+  Of a subfolder that cannot be read, `on_error` gets the error.
+  """
+  for base, folders, files in os.walk(folder, onerror=on_error):
     # os.walk visits the subfolders in the order of this list.
     folders[:] = sorted(x for x in folders if not x.startswith("."))
     for file in sorted(files):
@@ -60,9 +65,12 @@ def warn_of_unread(folder: str) -> None:
 def read_rows(kb: str, folder: str) -> row_files.Rows:
   """Yield the rows of a folder for a kind of knowledge base.
 
-  A file that cannot be used, or not to its end, is a `RowError`.
+  A file or folder that cannot be used, or not to its end, is a `RowError`.
   """
-  paths, captions = list(list_files(folder)), {}
+  unread: list[OSError] = []
+  paths, captions = list(list_files(folder, unread.append)), {}
+  for error in unread:
+    yield error.filename, _unreadable(error)
   endings = IMAGES + OTHER_IMAGES
   parts = map(os.path.splitext, paths)
   image_stems = {stem for stem, ending in parts if ending.lower() in endings}

@@ -122,7 +122,9 @@ def define_source_flags() -> tuple[flags.FlagHolder, ...]:
   )
 
 
-def choose_kbs(source: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+def choose_kbs(
+  source: str, wanted: Sequence[str] = (), image_folder: str = ""
+) -> tuple[str, ...]:
   """Return the kinds of knowledge base to build: those `wanted`, or else all.
 
   GeoRouter feeds all kinds, your own documents those that they have something
@@ -134,16 +136,18 @@ def choose_kbs(source: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
   if source == GEOROUTER:
     return kbs
   if corpus == "own" and (possible := user_files.document_kbs(path)):
-    return tuple(wanted) or _find_kbs(source, possible)
+    return tuple(wanted) or _find_kbs(source, possible, image_folder)
   require_single_kb(source, kbs)
   return kbs
 
 
-def _find_kbs(source: str, kbs: Sequence[str]) -> tuple[str, ...]:
+def _find_kbs(
+  source: str, kbs: Sequence[str], image_folder: str
+) -> tuple[str, ...]:
   """Return those `kbs` that documents have a usable row for."""
   found, rejected = [], {}
   for kb in kbs:
-    opened, of_kb = open_source(kb, source), {}
+    opened, of_kb = open_source(kb, source, image_folder), {}
     for where, row in read_raw_rows(opened):
       parsed = parse_row(opened, where, row)
       if not isinstance(parsed, RejectedRow):

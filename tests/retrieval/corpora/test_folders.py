@@ -115,6 +115,45 @@ def test_long_cell_is_cut(tmp_path):
   assert row == "1[sep]two lines here"
 
 
+def test_long_name_of_a_column_is_cut(tmp_path):
+  (tmp_path / "t.csv").write_text(f"{'b' * 300}\n1\n")
+  (passage,) = read("table", tmp_path)
+  assert f"[Header]{'b' * 100}…[Rows]" in passage.text
+
+
+@pytest.mark.parametrize(
+  "lines, title, header",
+  [
+    ("# Old trees\nTree,Age\nOak,9", "Old trees", "Tree[sep]Age"),
+    # A spreadsheet adds commas; the title may have its own.
+    ("# Old trees,\nTree,Age\nOak,9", "Old trees", "Tree[sep]Age"),
+    ("# Old, tall trees\nTree\nOak", "Old, tall trees", "Tree"),
+    # The name of a column.
+    ("# of visitors,Year\n31,1900", "t", "# of visitors[sep]Year"),
+  ],
+)
+def test_title_above_the_header(tmp_path, lines, title, header):
+  (tmp_path / "t.csv").write_text(lines + "\n")
+  (passage,) = read("table", tmp_path)
+  assert passage.text.startswith(f"[Title]{title}[Section title]")
+  assert f"[Header]{header}[Rows]" in passage.text
+
+
+def test_subfolder_that_cannot_be_read_is_named(folder, monkeypatch):
+  scan = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("rooms"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scan(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  rejected, *others = read("text", folder)
+  assert str(rejected).endswith("Check its permissions.")
+  assert "rooms: cannot be read (Permission denied)" in str(rejected)
+  assert others and not any("rooms" in passage.id for passage in others)
+
+
 def test_title_of_a_csv_file_is_one_short_line(tmp_path):
   (tmp_path / "t.csv").write_text(f"# a\x1b{'b' * 200}\nc\n1\n")
   (passage,) = read("table", tmp_path)

@@ -182,7 +182,7 @@ def test_csv_rows(tmp_path, rows, expected):
   [
     ("a,b\n1,2\n", "at least id and text"),
     ("", "at least id and text"),
-    ("id,text,text\n1,a,b\n", "each column once"),
+    ("id,text,text\n1,a,b\n", "one of them twice.  Name each column once"),
     ("id,text\udcff\n1,a\n", ":1: .*not UTF-8"),
     # Lines from inside of a quoted text must not become passages.
     ('id,text\n0,a\n1,"Say "hi".\nx,inside"\n2,b\n', ":3: .* at line 3"),
