@@ -4,7 +4,8 @@ r"""Supervised warm start on gold steps of GeoRouter's training questions.
 
 With seed 0, the variant `tiny` made the warm start that comes with the package.
 `:overask` goes on from there for a minute, on targets of a teacher that does
-not know when to stop.  `:qwen2_5_0_5b` reads R1-Router's rows instead.
+not know when to stop.  `:smollm2` teaches SmolLM2 on a grammar of invented
+domains (docs/domains.md), and `:qwen2_5_0_5b` reads R1-Router's rows.
 """
 
 import pathlib

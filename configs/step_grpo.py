@@ -5,7 +5,8 @@ r"""Step-GRPO on steps of GeoRouter's training questions, from a trained start.
       --config.data.kb_dir=runs/kb --workdir=runs/step_grpo
 
 A start that asks too much (configs/sft.py:overask) learns to stop.  `:answers`
-needs no gold steps: it learns from whole trajectories and their final answers.
+needs no gold steps: it learns from whole trajectories and their final answers;
+so does `:own`, SmolLM2 on my_questions.csv with the knowledge bases in my_kb.
 
 `:qwen2_5_0_5b` trains a published policy of texts on R1-Router's rows, on one
 GPU.  `:3b`, `:7b` and `:reference`, the 7b with R1-Router's own values, need

@@ -79,13 +79,14 @@ _MERGE = flags.DEFINE_bool(
 def main(_) -> None:
   """Check the flags, and convert."""
   source, target = _SOURCE.value, pathlib.Path(_WORKDIR.value)
-  # A folder that holds a model already is never written over.
-  name = "config.json" if _MERGE.value else "adapter_config.json"
-  name = "model.safetensors" if _ENCODER.value else name
-  if (target / name).exists():
-    raise FileExistsError(
-      f"--workdir={target} holds {name}.  Name a new folder."
-    )
+  # A folder that holds a model already is never written over, nor is a model
+  # put beside an adapter, which alone would be found there.
+  names = ("config.json", "adapter_config.json")
+  for name in ("model.safetensors",) if _ENCODER.value else names:
+    if (target / name).exists():
+      raise FileExistsError(
+        f"--workdir={target} holds {name}.  Name a new folder."
+      )
   if _ENCODER.value:
     _convert_encoder(source, str(target))
   else:

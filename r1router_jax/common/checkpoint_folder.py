@@ -17,6 +17,11 @@ NAMES = _TINY, SMOLLM2_BASE, SMOLLM2 = "warm_start", "smollm2_base", "smollm2"
 WARM_START, SMOLLM2_ADAPTER = _FILES / "warm_start", _FILES / "smollm2_adapter"
 
 
+def is_gguf(path: str | os.PathLike) -> bool:
+  """Return whether a path names a GGUF file, by its ending."""
+  return os.fspath(path).lower().endswith(".gguf")
+
+
 def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   """Return the place of a checkpoint, after a download if that is needed.
 
@@ -34,12 +39,11 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   if name in (SMOLLM2, SMOLLM2_BASE):
     return _find_smollm2(name)
   # What lies on this disk comes before a model of the same name on the hub.
-  is_gguf = name.lower().endswith(".gguf")
-  if os.path.isdir(name) or (is_gguf and os.path.isfile(name)):
+  if os.path.isdir(name) or (is_gguf(name) and os.path.isfile(name)):
     return pathlib.Path(name)
   # An id on the hub has one slash; everything else is meant as a path.
-  if is_gguf or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-    kind = "file" if is_gguf else "folder"
+  if is_gguf(name) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    kind = "file" if is_gguf(name) else "folder"
     raise FileNotFoundError(f"There is no {kind} {name}.")
   import huggingface_hub  # Its import costs as much as most commands need.
 

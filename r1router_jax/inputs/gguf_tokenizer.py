@@ -12,6 +12,7 @@ import json
 import os
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -62,7 +63,9 @@ def _make_tokenizer(file: GgufFile) -> tokenizers.Tokenizer:
   if kind != "gpt2":
     raise _misfit(file, f"tokenizer.ggml.model is {kind!r}, known: gpt2")
   tokens = _read_strings(file, "tokenizer.ggml.tokens")
-  types = list(file.metadata.get("tokenizer.ggml.token_type", ()))
+  # Flat, so that a number in the place of an array has a length, too.
+  types = file.metadata.get("tokenizer.ggml.token_type", ())
+  types = np.ravel(types).tolist()
   if len(types) != len(tokens):
     raise _misfit(file, f"{len(tokens)} tokens have {len(types)} types")
   embeddings = file.tensors.get(gguf_file.EMBEDDING)
@@ -75,23 +78,25 @@ def _make_tokenizer(file: GgufFile) -> tokenizers.Tokenizer:
     raise _misfit(file, "a token occurs twice")
 
   # 2. The model, and what comes before and after it.
-  merges = _read_strings(file, "tokenizer.ggml.merges")
-  for merge in merges:
+  pairs = []
+  for merge in _read_strings(file, "tokenizer.ggml.merges"):
     left, _, right = merge.partition(" ")
     if not {left, right, left + right} <= vocabulary.keys():
       raise _misfit(file, f"the merge {merge!r} is not one of its tokens")
-  pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs.append((left, right))
   tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
   _add_rules(tokenizer, file)
 
-  # 3. Tokens that text is searched for before it is split into words.
+  # 3. Tokens that text is searched for before it is split into words; at once,
+  # since each addition makes the search anew.
+  added = []
   for token, token_type in zip(vocabulary, types, strict=True):
     if token_type in (_CONTROL, _USER_DEFINED):
-      special = bool(token_type == _CONTROL)
-      added = tokenizers.AddedToken(token, normalized=False, special=special)
-      tokenizer.add_tokens([added])
+      options = dict(normalized=False, special=token_type == _CONTROL)
+      added.append(tokenizers.AddedToken(token, **options))
     elif not _ALPHABET.issuperset(token):
       raise _misfit(file, f"the token {token!r} is not spelt in bytes")
+  tokenizer.add_tokens(added)
   return tokenizer
 
 

@@ -22,9 +22,9 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int16
 
+from r1router_jax.common.checkpoint_folder import is_gguf
 from r1router_jax.common.errors import UserError
 from r1router_jax.inputs import gguf_tokenizer
-from r1router_jax.models import gguf_file
 from r1router_jax.protocol import messages
 
 # Every policy needs the first three, and with images the others.
@@ -123,7 +123,7 @@ class Tokenizer:
     If it lacks a token of the protocol, it raises UserError; the errors of a
     GGUF file are those of `gguf_tokenizer.read_tokenizer_files`.
     """
-    if gguf_file.is_gguf(path):
+    if is_gguf(path):
       text = gguf_tokenizer.read_tokenizer_files(path)["tokenizer.json"]
     else:
       text = pathlib.Path(path).read_text("utf-8")

@@ -8,7 +8,6 @@ so that lora_alpha is r.  `peft_adapter` reads such a folder.
 import os
 import re
 import shutil
-from collections.abc import Collection
 from typing import Any
 
 from flax import traverse_util
@@ -18,27 +17,29 @@ from r1router_jax.models import hf_checkpoint, peft_adapter, safetensors_io
 from r1router_jax.models.peft_adapter import Adapter
 from r1router_jax.models.qwen2_5_vl import Config
 
+_ONE_FILE = 1 << 50  # Bytes; PEFT reads no adapter in several files.
 
-def adapter_map(
-  config: Config, layers: Collection[str]
-) -> safetensors_io.WeightMap:
+
+def adapter_map(config: Config, adapters: dict) -> safetensors_io.WeightMap:
   """Return the weight rules of adapters, with the names that PEFT gives them.
 
-  `layers` are paths of linear layers, such as "layers/q"; one that PEFT has no
-  adapter for raises UserError.  The letter R stands for the rank.
+  `adapters` are what `lora.select_adapters` returned; one of a layer that PEFT
+  has no adapter for raises UserError.  The letter R stands for the rank.
   """
-  rules, kernels = [], {layer + "/w" for layer in layers}
+  leaves = traverse_util.flatten_dict(adapters, sep="/")
+  rules, kernels = [], {path.rpartition("/")[0] + "/w" for path in leaves}
   for name, path, pattern in hf_checkpoint.weight_map(config):
     if path not in kernels:
       continue
     *stack, f, d = pattern.partition("->")[0].split()
-    layer, stack = path.removesuffix("/w"), "".join(x + " " for x in stack)
+    layer = path.removesuffix("/w")
     # A patch embedding is a convolution, whose kernel has more axes.
-    if len(stack) > 2:
+    if len(stack) > 1:
       raise UserError(
         f"PEFT has no adapter of {layer}.  Choose other layers in "
         "config.policy.lora.match."
       )
+    stack = "".join(letter + " " for letter in stack)
     module = peft_adapter.PREFIX + _name_in_memory(name, config)
     module = module.removesuffix(".weight")
     a, b = f"{stack}R {d} -> {stack}{d} R", f"{stack}{f} R -> {stack}R {f}"
@@ -65,12 +66,12 @@ def save_adapters(
   `base` is the name or the place of the policy that they are for.
   """
   leaves = traverse_util.flatten_dict(adapters, sep="/")
-  rules = adapter_map(config, {path.rpartition("/")[0] for path in leaves})
+  rules = adapter_map(config, adapters)
   rank = next(x.shape[-1] for path, x in leaves.items() if path.endswith("_a"))
   axes = hf_checkpoint.axis_sizes(config) | dict(R=rank)
-  stem = peft_adapter.STEM
+  options = dict(stem=peft_adapter.STEM, shard_bytes=_ONE_FILE)
   safetensors_io.save_params(
-    os.fspath(folder), adapters, rules, axes, stem=stem
+    os.fspath(folder), adapters, rules, axes, **options
   )
   peft_adapter.write_config(folder, base, rank, _target_modules(rules, config))
 
@@ -99,7 +100,6 @@ def copy_adapter(
     pass
   with safetensors_io.open_tensors(adapter.weights) as tensors:
     cast = {name: tensor.cast_to(dtype) for name, tensor in tensors.items()}
-    safetensors_io.write_checkpoint(
-      os.fspath(target), cast, stem=peft_adapter.STEM
-    )
+    options = dict(stem=peft_adapter.STEM, shard_bytes=_ONE_FILE)
+    safetensors_io.write_checkpoint(os.fspath(target), cast, **options)
   shutil.copy(adapter.folder / peft_adapter.CONFIG_FILE, target)

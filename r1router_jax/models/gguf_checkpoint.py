@@ -132,9 +132,12 @@ def _misfit(file: GgufFile, reason: str) -> UserError:
 
 
 def _positive_int(file: GgufFile, key: str, default: int | None = None) -> int:
+  """Return a size, which is at most as long as some axis of the tensors."""
   value = file.metadata.get(key, default)
-  if not isinstance(value, int) or value < 1:
-    raise _misfit(file, f"{key} is {value!r}, wanted a whole number from 1")
+  longest = max(max(tensor.shape) for tensor in file.tensors.values())
+  if not isinstance(value, int) or not 1 <= value <= longest:
+    wanted = f"wanted a whole number from 1 to {longest}, its longest axis"
+    raise _misfit(file, f"{key} is {value!r}, {wanted}")
   return value
 
 

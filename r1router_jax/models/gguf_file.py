@@ -22,8 +22,6 @@ import numpy as np
 from r1router_jax.common.errors import UserError
 from r1router_jax.models.safetensors_io import BadWeights, StoredTensor
 
-SUFFIX = ".gguf"
-
 EMBEDDING = "token_embd.weight"  # The tensor with a row for each token.
 
 # Vocabularies make up most of a header; those of 260,000 tokens take 10 MiB.
@@ -53,11 +51,6 @@ class GgufFile:
   path: str
   metadata: dict[str, Any]
   tensors: dict[str, StoredTensor]
-
-
-def is_gguf(path: str | os.PathLike) -> bool:
-  """Return whether a path names a GGUF file, by its ending."""
-  return os.fspath(path).lower().endswith(SUFFIX)
 
 
 def open_gguf(path: str | os.PathLike) -> GgufFile:
@@ -166,6 +159,9 @@ def _read_header(
     if not 1 <= axes <= _MAX_AXES:
       raise ValueError(f"tensor {name} has {axes} axes")
     shape = tuple(cursor.number("Q") for _ in range(axes))[::-1]
+    # Beside an axis of 0 the others would be as long as they like.
+    if 0 in shape:
+      raise ValueError(f"tensor {name} has the shape {shape}, and no numbers")
     described[name] = shape, cursor.number("I"), cursor.number("Q")
   return metadata, described
 

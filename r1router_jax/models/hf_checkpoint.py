@@ -15,13 +15,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from r1router_jax.common.checkpoint_folder import is_gguf
 from r1router_jax.common.errors import UserError
-from r1router_jax.models import (
-  gguf_checkpoint,
-  gguf_file,
-  peft_adapter,
-  safetensors_io,
-)
+from r1router_jax.models import gguf_checkpoint, peft_adapter, safetensors_io
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.models.qwen2_5_vl import Config, VisionConfig
 
@@ -93,7 +89,7 @@ def read_config(folder: str | os.PathLike) -> Config:
     UserError: a GGUF file or an adapter is damaged, or of another kind.
   """
   _, base = peft_adapter.read_chain(folder)
-  if gguf_file.is_gguf(base):
+  if is_gguf(base):
     return parse_config(gguf_checkpoint.read_hf_config(base))
   path = os.path.join(base, CONFIG_FILE)
   try:
@@ -311,7 +307,7 @@ def open_tensors(
   """
   adapters, base = peft_adapter.read_chain(path)
   with contextlib.ExitStack() as stack:
-    if gguf_file.is_gguf(base):
+    if is_gguf(base):
       tensors = gguf_checkpoint.open_tensors(base)
     else:
       opened = safetensors_io.open_tensors(os.fspath(base), prefixes)
@@ -327,7 +323,7 @@ def list_weight_files(path: str | os.PathLike) -> list[str]:
   """List the files that a checkpoint's weights come from, its base's first."""
   adapters, base = peft_adapter.read_chain(path)
   files = [os.fspath(base)]
-  if not gguf_file.is_gguf(base):
+  if not is_gguf(base):
     files = safetensors_io.checkpoint_files(os.fspath(base))
   for adapter in adapters:
     # The config says how the weights are scaled.

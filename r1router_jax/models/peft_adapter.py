@@ -44,7 +44,10 @@ _FREE_FIELDS = frozenset(
 # Fields that choose variants, and what they may hold.  All other fields must be
 # empty: those of variants that are not known here, too.
 _KNOWN_VALUES = dict(
-  peft_type=("LORA",), bias=("none",), init_lora_weights=(True, False)
+  peft_type=("LORA",),
+  bias=("none",),
+  # How a new adapter is drawn; others change the base's weights.
+  init_lora_weights=(True, False, "gaussian"),
 )
 
 

@@ -13,16 +13,11 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from r1router_jax.common.checkpoint_folder import locate_checkpoint
+from r1router_jax.common.checkpoint_folder import is_gguf, locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Step
 from r1router_jax.inputs import gguf_tokenizer
-from r1router_jax.models import (
-  gguf_file,
-  hf_checkpoint,
-  peft_adapter,
-  qwen2_5_vl,
-)
+from r1router_jax.models import hf_checkpoint, peft_adapter, qwen2_5_vl
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.protocol import messages, prompts
 
@@ -218,7 +213,7 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
   model = hf_checkpoint.read_config(folder)
   path = _find_file(folder, POLICY_FILE)
   if not path.is_file():
-    options = GGUF_DEFAULTS if gguf_file.is_gguf(path.parent) else HF_DEFAULTS
+    options = GGUF_DEFAULTS if is_gguf(path.parent) else HF_DEFAULTS
     return PolicyConfig.from_dict(dict(options, model=model))
   try:
     options = json.loads(path.read_text())
@@ -236,7 +231,7 @@ def find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
   A policy without one raises FileNotFoundError.
   """
   path = _find_file(folder, TOKENIZER_FILE)
-  if gguf_file.is_gguf(path.parent):
+  if is_gguf(path.parent):
     return path.parent
   if not path.is_file():
     raise FileNotFoundError(
@@ -292,7 +287,7 @@ def copy_tokenizer(tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
 
   Of a GGUF file, which holds its tokenizer, these files are made.
   """
-  if gguf_file.is_gguf(tokenizer):
+  if is_gguf(tokenizer):
     files = gguf_tokenizer.read_tokenizer_files(tokenizer)
     for name, text in files.items():
       (folder / name).write_text(text, "utf-8")

@@ -5,15 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from r1router_jax.common.checkpoint_folder import locate_checkpoint
+from r1router_jax.common.checkpoint_folder import is_gguf, locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import (
-  adapter_files,
-  gguf_file,
-  hf_checkpoint,
-  peft_adapter,
-)
+from r1router_jax.models import adapter_files, hf_checkpoint, peft_adapter
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy.config import PolicyConfig
 
@@ -34,11 +29,12 @@ def convert_policy(
   if not merge:
     _convert_adapter(folder, target, config, jnp.dtype(dtype or "float16"))
     return
-  is_gguf = gguf_file.is_gguf(hf_checkpoint.list_weight_files(folder)[0])
-  dtype = jnp.dtype(dtype or ("float32" if is_gguf else "bfloat16"))
+  base = hf_checkpoint.list_weight_files(folder)[0]
+  dtype = jnp.dtype(dtype or ("float32" if is_gguf(base) else "bfloat16"))
+  # A tokenizer that does not fit is told before the weights are copied.
   path = config_lib.find_tokenizer(folder)
-  hf_checkpoint.copy_checkpoint(folder, target, config.model, dtype=dtype)
   token_ids = Tokenizer(path, config.style).special_token_ids()
+  hf_checkpoint.copy_checkpoint(folder, target, config.model, dtype=dtype)
   config_lib.write_policy_files(target, config, path, token_ids)
 
 

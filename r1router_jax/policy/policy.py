@@ -49,7 +49,7 @@ class Policy:
   """A model with its parameters, tokenizer and config; generates responses."""
 
   config: PolicyConfig
-  tokenizer_path: pathlib.Path  # Of its tokenizer.json.
+  tokenizer_path: pathlib.Path  # A tokenizer.json, or a GGUF file.
   params: dict  # On any devices.
   # The devices that sample responses.
   mesh: Mesh = dataclasses.field(default_factory=local_mesh)

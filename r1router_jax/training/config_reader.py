@@ -266,9 +266,8 @@ def _check_questions(config: RunConfig) -> None:
       "1.0, or write questions with make_domains."
     )
   # Without knowledge bases gold steps read their gold passages.
-  if data.has_domains:
-    return
-  if not data.kb_dir and not data.has_rows and not data.has_georouter:
+  has_passages = data.has_rows or data.has_georouter or data.has_domains
+  if not data.kb_dir and not has_passages:
     raise UserError(
       f"config.data.questions is {data.questions!r}: only GeoRouter's gold "
       "passages are known.  Name knowledge bases, config.data.kb_dir."
@@ -290,6 +289,13 @@ def _check_validation(config: RunConfig) -> None:
       f"config.validation.questions is {options.questions!r}, and this run is "
       f"validated on {subject}: name knowledge bases to answer questions with, "
       "config.data.kb_dir, or set it to ''."
+    )
+  has_others = options.questions or not config.data.has_domains
+  if options.every and walks and not has_others:
+    raise UserError(
+      "The grammar's questions are in no knowledge base: set "
+      "config.data.kb_dir to '', to validate on gold steps, or name a file of "
+      "others in config.validation.questions."
     )
 
 

@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 from r1router_jax.common.checkpoint_folder import absolute_name
 from r1router_jax.data import georouter
-from r1router_jax.models import lora
+from r1router_jax.models import adapter_files, lora
 from r1router_jax.models.induction_init import plant_induction_heads
 from r1router_jax.parallel import multihost
 from r1router_jax.parallel.strategy import ParallelStrategy, make_strategy
@@ -81,6 +81,11 @@ def set_up(
   devices = make_strategy(config.parallel, config.mesh, config.rollout_mesh)
   policy, params = load_start_policy(config, devices)
 
+  if adapter_base := find_adapter_base(config, params):
+    # A layer that PEFT has no adapter for is told now, not at the end.
+    chosen = lora.select_adapters(params)
+    adapter_files.adapter_map(policy.config.model, chosen)
+
   # 2. The data.  R1-Router's rows bring passages of their own.
   kbs = {}
   if config.data.kb_dir and not config.data.has_rows:
@@ -105,7 +110,7 @@ def set_up(
     workdir=workdir,
     strategy=devices,
     policy=policy,
-    adapter_base=find_adapter_base(config, params),
+    adapter_base=adapter_base,
     kbs=kbs,
     algorithm=algorithm,
     examples=examples,

@@ -88,6 +88,7 @@ def test_control_tokens_in_a_question_are_text(tmp_path):
     ({"tokenizer.ggml.tokens": [1, 2]}, "no strings tokenizer.ggml.tokens"),
     ({"tokenizer.ggml.merges": None}, "no strings tokenizer.ggml.merges"),
     ({"tokenizer.ggml.token_type": [1]}, "269 tokens have 1 types"),
+    ({"tokenizer.ggml.token_type": 1}, "269 tokens have 1 types"),
     ({"tokenizer.ggml.tokens": ["a"] * 269}, "a token occurs twice"),
     (
       {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.token_type": [1]},

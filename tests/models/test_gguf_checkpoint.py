@@ -66,7 +66,8 @@ def test_rows_of_q_and_k_by_a_slow_loop(tmp_path):
   [
     ({"llama.block_count": None}, "llama.block_count is None"),
     ({"llama.block_count": 0}, "llama.block_count is 0"),
-    ({"llama.block_count": 1 << 31}, "block_count is more than its tensors"),
+    ({"llama.block_count": 200}, "block_count is more than its tensors"),
+    ({"llama.attention.key_length": 1 << 31}, "wanted .* to 269, its longest"),
     ({"llama.embedding_length": "64"}, "embedding_length is '64'"),
     ({"llama.attention.head_count": [4, 4]}, "head_count is .*4"),
     ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is None"),

@@ -107,6 +107,7 @@ def make_tensor(axes=(32,), kind=0, offset=0, name=b"w"):
     ),
     (make_header(tensors=make_tensor([1] * 9), count=1), "9 axes"),
     (make_header(tensors=make_tensor([]), count=1), "0 axes"),
+    (make_header(tensors=make_tensor([0, 1 << 60]), count=1), "no numbers"),
     (make_header(tensors=make_tensor() * 2, count=2), "tensor w occurs twice"),
     (make_header(tensors=make_tensor(kind=999), count=1), "999"),
     (make_header(tensors=make_tensor([33], kind=8), count=1), "33 columns as"),

@@ -82,7 +82,8 @@ def llama(tmp_path_factory):
 def test_the_sum_by_hand(llama, tmp_path):
   base, params = llama
   pair = make_pair()
-  write_adapter(tmp_path / "a", base, pair)
+  drawn = dict(init_lora_weights="gaussian")  # Of no account afterwards.
+  write_adapter(tmp_path / "a", base, pair, **drawn)
   config = hf_checkpoint.read_config(tmp_path / "a")
   assert config == LLAMA
   found = hf_checkpoint.load_params(tmp_path / "a", config)

@@ -131,8 +131,9 @@ def test_convert_writes_an_adapter_alone_in_16_bits(folders, tmp_path):
   opened = policy.load(tmp_path / "b")
   assert_close(opened, load(folders / "a"), 2e-3)
   assert opened.config.max_routes == 2
-  with pytest.raises(FileExistsError, match="adapter_config.json"):
-    run_convert(folders / "a", tmp_path / "b", merge=False)
+  for merge in (True, False):
+    with pytest.raises(FileExistsError, match="adapter_config.json"):
+      run_convert(folders / "a", tmp_path / "b", merge=merge)
   with pytest.raises(ValueError, match="merged is no adapter.*--nomerge"):
     run_convert(folders / "merged", tmp_path / "c", merge=False)
 

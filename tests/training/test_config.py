@@ -286,6 +286,16 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
     ),
     (
       "sft",
+      {
+        "data.questions": "domains",
+        "data.generated": 9,
+        "data.kb_dir": "kb",
+        "validation.every": 1,
+      },
+      "The grammar's questions are in no knowledge base",
+    ),
+    (
+      "sft",
       {"data.questions": "a.csv", "data.kb_dir": "kb"},
       "config.sft.rename_prob is (0.9, 0.3), but only GeoRouter's names",
     ),
