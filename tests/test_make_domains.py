@@ -90,8 +90,11 @@ def test_halves_are_of_other_words(written, tmp_path):
   assert not texts[0] & texts[1]
 
 
-def test_wrong_half_is_one_line():
-  done = run_command("make_domains", "--half=dev")
+@pytest.mark.parametrize(
+  "flag, wanted", [("--half=dev", "train|test"), ("--seed=-1", "non-negative")]
+)
+def test_wrong_flag_is_one_line(flag, wanted):
+  done = run_command("make_domains", flag)
   assert done.returncode == 2
   (line,) = done.stderr.strip().splitlines()
-  assert "train" in line and "test" in line
+  assert wanted in line

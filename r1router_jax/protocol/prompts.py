@@ -9,8 +9,8 @@ obeyed.
 Two styles word the prompts, see `templates.py`: "full", the interface of the
 published weights, and "compact", for a tiny policy.
 
-R1-Router's plans name one route, and its prompts show no image of a passage and
-tables in one line.  These are options here: plans may name several routes with
+R1-Router's plans name one route, and its prompts show tables in one line and no
+image of a passage.  Options change that: plans may name several routes with
 commas between them, and an answer prompt may show images of passages beside
 their captions, and tables with each cell behind the name of its column.
 

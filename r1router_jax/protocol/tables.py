@@ -16,7 +16,8 @@ _HEADINGS = re.compile(r"\[(?:Title|Section title|Caption|Table name)\]")
 class Table(NamedTuple):
   """A table of text; its rows may have fewer or more cells than its header."""
 
-  headings: list[str]  # Title, section title, caption and name; "" for none.
+  # Text before the marks, if any; title, section title, caption and name.
+  headings: list[str]
   header: list[str]
   rows: list[list[str]]
 
@@ -27,10 +28,12 @@ def parse_table(text: str) -> Table | None:
   header, found, body = rest.partition("[Rows]")
   if not (mark and found):
     return None
-  headings = [part.strip() for part in _HEADINGS.split(head)[1:]]
+  before, *headings = (part.strip() for part in _HEADINGS.split(head))
   lines = body.split("[Row]")[1:]
   return Table(
-    headings, header.split("[sep]"), [x.split("[sep]") for x in lines]
+    [before, *headings] if before else headings,
+    header.split("[sep]"),
+    [x.split("[sep]") for x in lines],
   )
 
 

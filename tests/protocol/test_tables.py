@@ -45,6 +45,11 @@ def test_ragged_rows_lose_no_cell(rows, wanted):
   assert tables.label_cells(text) == wanted
 
 
+def test_text_before_the_marks_is_kept():
+  text = "Old: [Title]Bridges[Header]X[Rows][Row]a"
+  assert tables.label_cells(text) == "Old:, Bridges\na"
+
+
 @pytest.mark.parametrize("text", ["", "No table.", "[Header] alone", "[Rows]"])
 def test_text_without_a_table_stays(text):
   assert tables.parse_table(text) is None

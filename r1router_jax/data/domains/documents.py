@@ -2,8 +2,8 @@
 
 Texts tell the facts of a thing in one or two passages, in sentences, as a list
 of fields, or several things in one passage, with sentences between them that
-matter to nobody.  Tables have a row for each thing and one to four columns
-beside its name; large ones are cut in two.
+matter to nobody.  Tables have a row for each thing and one column or more
+beside its name; large ones are cut into pieces.
 """
 
 import collections
@@ -28,7 +28,8 @@ from r1router_jax.data.domains.domain import (
 from r1router_jax.data.domains.lexicon import Lexicon
 from r1router_jax.retrieval.corpora import open_wikitable
 
-_MAX_WORDS = 90  # Of a passage, as build_kb cuts longer texts.
+# Of the facts of a passage; with title and fillers it may have some 40 more.
+_MAX_WORDS = 90
 _MAX_CELLS = 22  # Of a table, names included.
 
 
@@ -111,13 +112,7 @@ def _write_texts(
   prefix: str,
   rng: np.random.Generator,
 ) -> None:
-  told = [
-    attribute
-    for attribute in (
-      *group.attributes_of(Relation, "text"),
-      *group.attributes_of(Number, "text"),
-    )
-  ]
+  told = group.attributes_of((Relation, Number), "text")
   if not told:
     return
   title = _draw_title(lexicon, domain, group, rng)
@@ -263,10 +258,7 @@ def _write_tables(
   prefix: str,
   rng: np.random.Generator,
 ) -> None:
-  told = [
-    *group.attributes_of(Relation, "table"),
-    *group.attributes_of(Number, "table"),
-  ]
+  told = group.attributes_of((Relation, Number), "table")
   told = sample(rng, told, len(told))
   # One table of all columns, or one of each.
   sets = [told] if rng.random() < 0.6 else [[column] for column in told]
@@ -307,7 +299,7 @@ def _render_table(
   names = [thing.name for thing in things]
   if drops_article:
     names = [name.removeprefix("the ") for name in names]
-  # Units stand in the header, in the cells, or in both.
+  # Units stand in the header, and in the cells of some columns, too.
   with_units = {c.name: bool(rng.random() < 0.4) for c in columns}
   rows = [
     [capitalise(name)]

@@ -1,6 +1,6 @@
 """Draw one invented domain: things of a few kinds, and facts about them.
 
-A domain has two or three kinds of things with relations and numbers.  Persons
+A domain has three to five kinds of things with relations and numbers.  Persons
 and places that things are related to are things of the domain themselves, with
 facts of their own, so that questions may go from one to the next.  Each
 attribute of a kind stands in one place, its home: in texts, in a table, in
@@ -26,9 +26,13 @@ from r1router_jax.data.domains.names import NameMaker
 Attribute = Relation | Number | Visual
 _Item = TypeVar("_Item")
 
-# The class of the things that stand for an object of a relation.
-_OBJECT_CLASSES = dict(
-  person="person", place="place", organisation="group", work="work"
+# By object of a relation: the class of the things that stand for it, and the
+# pattern of their names if the domain has no such things.
+_OBJECTS = dict(
+  person=("person", "{full_name}"),
+  place=("place", "{root}"),
+  organisation=("group", "{root} {noun} Company"),
+  work=("work", "{adjective} {noun}"),
 )
 
 
@@ -38,7 +42,7 @@ class Fact:
 
   Attributes:
     text: the value as documents write it, with its unit.
-    amount: the number itself; 0 if the value is none.
+    amount: the number itself; 0 if the value is no number.
     thing: the thing of the domain that the value names, or None.
   """
 
@@ -71,12 +75,14 @@ class Group:
   homes: dict[str, tuple[str, ...]]
   item: str = ""
 
-  def attributes_of(self, record_class: type, home: str = "") -> list:
-    """Return the attributes of a class, only those at home in `home`."""
+  def attributes_of(
+    self, classes: type | tuple[type, ...], home: str = ""
+  ) -> list:
+    """Return the attributes of some classes, only those at home in `home`."""
     return [
       attribute
       for name, attribute in self.attributes.items()
-      if isinstance(attribute, record_class)
+      if isinstance(attribute, classes)
       and (not home or home in self.homes[name])
     ]
 
@@ -199,22 +205,23 @@ def _split_series(
 
 
 def _in_year(number: Number, year: int) -> Number:
-  """Return a number as it was in a year, with that year in all questions."""
+  """Return a number as it was in a year, which all its wordings name."""
 
-  def ask_about(entry):
+  def add_year(entry):
     if isinstance(entry, tuple):
-      # Directions, "more" and "less", are no questions.
-      return tuple(map(ask_about, entry))
+      return tuple(map(add_year, entry))
+    # Directions, "more" and "less", have no end.
     end = entry[-1]
     return f"{entry[:-1]} in {year}{end}" if end in "?." else entry
 
-  fields = ("ask", "compare", "compare_check", "check", "most")
-  asked = {field: ask_about(getattr(number, field)) for field in fields}
+  # Questions that bring their evidence, or take two sentences, state it, too.
+  fields = ("say", "ask", "compare", "compare_check", "check", "most")
+  wordings = {field: add_year(getattr(number, field)) for field in fields}
   return msgspec.structs.replace(
     number,
     name=f"{number.name} in {year}",
     header=f"{number.header}, {year}",
-    **asked,
+    **wordings,
   )
 
 
@@ -247,12 +254,10 @@ def _draw_values(
   count = len(group.things)
   if isinstance(attribute, Number):
     return _draw_numbers(attribute, count, rng, has_commas)
-  if isinstance(attribute, Visual):
-    return [Fact(pick(rng, attribute.values)) for _ in range(count)]
-  if attribute.object == "value":
+  if isinstance(attribute, Visual) or attribute.object == "value":
     return [Fact(pick(rng, attribute.values)) for _ in range(count)]
   # Objects are things of the domain, of a fitting group, or names alone.
-  category = _OBJECT_CLASSES[attribute.object]
+  category, pattern = _OBJECTS[attribute.object]
   fitting = [
     g for g in groups if g.kind.category == category and g is not group
   ]
@@ -262,10 +267,6 @@ def _draw_values(
     return [
       Fact(x.name, thing=x) for x in (pick(rng, objects) for _ in range(count))
     ]
-  patterns = dict(
-    person="{full_name}", place="{root}", work="{adjective} {noun}"
-  )
-  pattern = patterns.get(attribute.object, "{root} {noun} Company")
   objects = [names.fill(pattern) for _ in range(max(2, round(0.8 * count)))]
   return [Fact(pick(rng, objects)) for _ in range(count)]
 
@@ -273,7 +274,10 @@ def _draw_values(
 def _draw_numbers(
   number: Number, count: int, rng: np.random.Generator, has_commas: bool
 ) -> list[Fact]:
-  """Draw different numbers, spread evenly in their logarithm unless years."""
+  """Draw numbers, mostly different.
+
+  Those of a wide range are spread evenly in their logarithm, unless years.
+  """
   facts, seen = [], set()
   while len(facts) < count:
     low, high = number.low, number.high

@@ -27,7 +27,11 @@ Directed = tuple[str, str, str]  # A pair, and "more" or "less".
 _Record = TypeVar("_Record")
 
 
-class Kind(msgspec.Struct, frozen=True, rename={"category": "class"}):
+class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """A record of a file; a misspelt key of it is an error."""
+
+
+class Kind(_Row, frozen=True, rename={"category": "class"}):
   """A kind of thing, such as lighthouses."""
 
   one: str
@@ -36,7 +40,7 @@ class Kind(msgspec.Struct, frozen=True, rename={"category": "class"}):
   names: tuple[str, ...]  # Patterns of names.
 
 
-class Relation(msgspec.Struct, frozen=True):
+class Relation(_Row, frozen=True):
   """An attribute whose value is a person, a place or a word."""
 
   name: str
@@ -54,7 +58,7 @@ class Relation(msgspec.Struct, frozen=True):
   symmetric: bool = False  # Whether it holds the other way round, too.
 
 
-class Number(msgspec.Struct, frozen=True):
+class Number(_Row, frozen=True):
   """An attribute whose value is a number or a year."""
 
   name: str
@@ -75,7 +79,7 @@ class Number(msgspec.Struct, frozen=True):
   series: bool = False  # Changes over the years: tables have some of them.
 
 
-class Visual(msgspec.Struct, frozen=True):
+class Visual(_Row, frozen=True):
   """An attribute that can be seen in a picture, and drawn by `drawing.py`."""
 
   name: str  # Key of `drawing.PARTS`.
@@ -84,7 +88,7 @@ class Visual(msgspec.Struct, frozen=True):
   ask: tuple[str, ...]
 
 
-class Phrases(msgspec.Struct, frozen=True):
+class Phrases(_Row, frozen=True):
   """Wordings that belong to no attribute; see the files for examples."""
 
   adjectives: tuple[str, ...]
@@ -102,7 +106,7 @@ class Phrases(msgspec.Struct, frozen=True):
   fictions: tuple[str, ...]  # Questions that no document answers.
 
 
-class StoryTable(msgspec.Struct, frozen=True):
+class StoryTable(_Row, frozen=True):
   """A table of a story."""
 
   title: str
@@ -110,7 +114,7 @@ class StoryTable(msgspec.Struct, frozen=True):
   rows: tuple[tuple[str, ...], ...]
 
 
-class StoryQuestion(msgspec.Struct, frozen=True):
+class StoryQuestion(_Row, frozen=True):
   """A question about a story.
 
   Attributes:
@@ -127,14 +131,15 @@ class StoryQuestion(msgspec.Struct, frozen=True):
   picture: int = 0
 
 
-class Story(msgspec.Struct, frozen=True):
+class Story(_Row, frozen=True):
   """A document written by hand, with slots for names and numbers.
 
   Attributes:
     title: stands before each of its passages.
     texts: its passages.
     questions: what is asked about it.
-    slots: what each slot is filled with, such as "person" or "year 1700 1900".
+    slots: what each slot is filled with: "person", "year 1700 1900", "of: red;
+      blue" or another word of `stories.py`.
     tables: its tables.
     captions: captions of its pictures, which nobody has drawn.
   """
@@ -163,7 +168,7 @@ def load_lexicon(half: str) -> Lexicon:
   """Return the words of a half, "train" or "test"; another is a UserError."""
   if half not in HALVES:
     raise UserError(f"The grammar has no half {half!r}: take train or test.")
-  # Relations and numbers may be spread over several files.
+  # Records of one kind may be spread over several files.
   trees = [
     tomllib.loads(path.read_text("utf-8"))
     for path in sorted((FOLDER / half).glob("*.toml"))
@@ -178,6 +183,6 @@ def load_lexicon(half: str) -> Lexicon:
     records("relation", Relation),
     records("number", Number),
     records("visual", Visual),
-    *(records("phrases", Phrases)),
+    *records("phrases", Phrases),
     records("story", Story),
   )

@@ -1,4 +1,4 @@
-"""Ask about a domain: questions of one to three hops, with their gold traces.
+"""Ask about a domain: questions of up to three hops, with their gold traces.
 
 A question refers to things as `references.py` does, by hops of their own.
 
@@ -38,6 +38,7 @@ from r1router_jax.data.domains.references import (
   answer_forms,
   find_extreme,
   name_forms,
+  rank_things,
 )
 
 UNKNOWN = ("unknown", "not stated", "it is not known")
@@ -163,7 +164,7 @@ class QuestionMaker:
       template.format(x=reference.name), thing, attribute, answers
     )
     text = self._word_question(template, reference, group)
-    return _trace(text, answers, (*reference.hops, hop), reference)
+    return _trace(text, answers, (*reference.hops, hop), reference.picture)
 
   def _word_question(
     self, template: str, reference: Reference, group: Group
@@ -198,36 +199,32 @@ class QuestionMaker:
       text = text.replace(known, named)
     last = dataclasses.replace(last, plan_thought="")
     hops = (*inner, last)
-    return _trace(text, name_forms(thing.name), hops, reference)
+    return _trace(text, name_forms(thing.name), hops, reference.picture)
 
   def _ask_visual(self) -> Trace:
     groups = [g for g in self._domain.groups if g.item]
     if not groups:
       raise Unaskable
     group = pick(self._rng, groups)
-    thing, attribute = (
-      pick(self._rng, group.things),
-      pick(self._rng, group.attributes_of(Visual)),
-    )
+    thing = pick(self._rng, group.things)
+    attribute = pick(self._rng, group.attributes_of(Visual))
     answers = (thing.facts[attribute.name].text,)
     template = pick(self._rng, attribute.ask)
-    words = dict(item=group.item)
     # The caption of the picture that is found says all.
     if self._rng.random() < 0.3:
       wording, _ = pick(self._rng, self._lexicon.phrases.pictures)
       shown = wording.format(kind=group.kind.one, item=group.item)
-      text = template.format(x=shown, **words)
+      text = template.format(x=shown, item=group.item)
       picture = self._references.find_picture(thing)
-      reference = Reference(shown, thing.name, picture=picture)
       hop = self._references.make_hop(text, thing, attribute, answers)
-      return _trace(text, answers, (hop,), reference)
+      return _trace(text, answers, (hop,), picture)
     reference = self._references.refer_to(thing, int(self._rng.integers(0, 3)))
     if reference.picture:
       raise Unaskable
-    asked = template.format(x=reference.name, **words)
+    asked = template.format(x=reference.name, item=group.item)
     hop = self._references.make_hop(asked, thing, attribute, answers)
-    text = template.format(x=reference.text, **words)
-    return _trace(text, answers, (*reference.hops, hop), reference)
+    text = template.format(x=reference.text, item=group.item)
+    return _trace(text, answers, (*reference.hops, hop))
 
   def _ask_check(self) -> Trace:
     group, thing = self._draw_thing()
@@ -253,7 +250,7 @@ class QuestionMaker:
       text,
       (wanted,),
       (*reference.hops, hop),
-      reference,
+      reference.picture,
       f"{fact.text} {sign} {value}",
     )
 
@@ -282,16 +279,12 @@ class QuestionMaker:
       answers = answer_forms(thing, number)
       hops.append(self._references.make_hop(asked, thing, number, answers))
     first_wins = (amounts[0] > amounts[1]) == (direction == "more")
-    high, low = (one, other) if amounts[0] > amounts[1] else (other, one)
-    thought = " > ".join(
-      f"{thing.facts[number.name].text} ({thing.name})" for thing in (high, low)
-    )
-    winner = (one if first_wins else other).name
-    answers = name_forms(winner)
+    thought = " > ".join(rank_things((one, other), number))
+    answers = name_forms((one if first_wins else other).name)
     if is_check:
       answers = ("yes",) if first_wins else ("no",)
     text = wording.format(a=references[0].text, b=other.name)
-    return _trace(text, answers, tuple(hops), references[0], thought)
+    return _trace(text, answers, tuple(hops), references[0].picture, thought)
 
   def _ask_count(self) -> Trace:
     rng = self._rng
@@ -316,7 +309,7 @@ class QuestionMaker:
     hop = Hop(capitalise(asked), ("table",), answers, tuple(evidence))
     traced = TracedHop(hop, "", ", ".join(t.name for t in same))
     text = template.format(kinds=kinds, y=reference.text)
-    return _trace(text, answers, (*reference.hops, traced), reference)
+    return _trace(text, answers, (*reference.hops, traced), reference.picture)
 
   def _ask_extreme(self) -> Trace:
     rng = self._rng
@@ -338,7 +331,7 @@ class QuestionMaker:
       kinds=f"{group.kind.many} of {self._domain.place}",
     )
     hop = self._references.make_extreme_hop(group, number, text, thing)
-    return _trace(text, name_forms(thing.name), (hop,), Reference("", ""))
+    return _trace(text, name_forms(thing.name), (hop,))
 
   def _ask_recall(self) -> Trace:
     """Ask what the question itself tells; no search is needed."""
@@ -358,15 +351,10 @@ class QuestionMaker:
       question = wording.format(a=thing.name, b=other.name)
       first_wins = (amounts[0] > amounts[1]) == (direction == "more")
       answers = name_forms((thing if first_wins else other).name)
-      high, low = sorted(
-        (thing, other), key=lambda t: -t.facts[attribute.name].amount
-      )
-      thought = " > ".join(
-        f"{t.facts[attribute.name].text} ({t.name})" for t in (high, low)
-      )
+      thought = " > ".join(rank_things((thing, other), attribute))
     template = pick(rng, self._lexicon.phrases.recalls)
     text = template.format(fact=facts, question=capitalise(question))
-    return _trace(text, answers, (), Reference("", ""), thought)
+    return _trace(text, answers, (), thought=thought)
 
   def _ask_unknown(self) -> Trace:
     """Ask what no document tells: two searches, and then "unknown"."""
@@ -386,12 +374,12 @@ class QuestionMaker:
       TracedHop(Hop(capitalise(asked), (route,), UNKNOWN)) for route in routes
     ]
     text = template.format(x=reference.text)
-    return _trace(text, UNKNOWN, (*reference.hops, *hops), reference)
+    return _trace(text, UNKNOWN, (*reference.hops, *hops), reference.picture)
 
   # --- Pieces -----------------------------------------------------------------
 
   def _draw_thing(self) -> tuple[Group, Thing]:
-    """Return a random thing; main kinds come first and are drawn more often."""
+    """Return a random thing, more often than others one of the first kind."""
     groups = self._domain.groups
     group = groups[0] if self._rng.random() < 0.35 else pick(self._rng, groups)
     return group, pick(self._rng, group.things)
@@ -399,7 +387,7 @@ class QuestionMaker:
   def _draw_attribute(
     self, group: Group, classes: tuple[type, ...]
   ) -> Attribute:
-    attributes = [a for c in classes for a in group.attributes_of(c)]
+    attributes = group.attributes_of(classes)
     if not attributes:
       raise Unaskable
     return pick(self._rng, attributes)
@@ -409,8 +397,7 @@ def _trace(
   text: str,
   answers: tuple[str, ...],
   hops: tuple[TracedHop, ...],
-  reference: Reference,
+  picture: str = "",
   thought: str = "",
 ) -> Trace:
-  question = Question("", text, answers)
-  return Trace(question, hops, thought, reference.picture)
+  return Trace(Question("", text, answers), hops, thought, picture)

@@ -21,21 +21,27 @@ def quote_cell(table: str, asked: str, answer: str) -> str:
   parsed = parse_table(table)
   if parsed is None:
     return ""
-  asked, answer = asked.lower(), answer.lower()
   named, found = [], []
   for row in parsed.rows:
     for column, cell in list(zip(parsed.header, row, strict=False))[1:]:
-      if answer in cell.lower():
-        shared = _count_shared(f"{row[0]} {column}", asked)
+      if _tells(cell, answer):
+        shared = count_shared_words(f"{row[0]} {column}", asked)
         named.append((shared, f"{row[0]}: {column} {cell}"))
-      if row[0] and answer in row[0].lower() and cell:
-        told = cell.lower() in asked
-        shared = _count_shared(column, asked) + 10 * told
+      if _tells(row[0], answer) and cell:
+        told = _tells(asked, cell)
+        shared = count_shared_words(column, asked) + 10 * told
         found.append((shared, f"{column} {cell}: {row[0]}"))
   best = max(named + found, key=lambda pair: pair[0], default=(0, ""))
   return best[1] if len(best[1]) <= MAX_CHARACTERS else ""
 
 
-def _count_shared(text: str, other: str) -> int:
+def _tells(text: str, part: str) -> bool:
+  """Return whether whole words of a text are `part`: 1200 does not tell 12."""
+  words = rf"(?<!\w){re.escape(part.lower())}(?!\w)"
+  return bool(re.search(words, text.lower()))
+
+
+def count_shared_words(text: str, other: str) -> int:
+  """Return the number of different words that two texts share."""
   words = (set(re.findall(r"\w+", x.lower())) for x in (text, other))
   return len(set.intersection(*words))

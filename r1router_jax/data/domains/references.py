@@ -43,7 +43,7 @@ class Reference:
   text: str
   name: str
   hops: tuple[TracedHop, ...] = ()
-  picture: str = ""
+  picture: str = ""  # Id of the passage whose picture the question shows.
   statement: str = ""  # What the noun phrase says, as a sentence.
 
 
@@ -74,8 +74,6 @@ class ReferenceMaker:
       self.describe_by_relation,
       self.describe_by_relation,
       self._describe_as_object,
-    ]
-    ways += [
       self._describe_by_picture,
       self._describe_by_picture,
       self._describe_as_extreme,
@@ -237,11 +235,16 @@ class ReferenceMaker:
     hop = Hop(
       capitalise(asked), ("table",), name_forms(thing.name), tuple(evidence)
     )
-    # The larger numbers first, so that the answer stands at an end.
-    ranked = sorted(group.things, key=lambda t: -t.facts[number.name].amount)
-    values = [f"{t.facts[number.name].text} ({t.name})" for t in ranked]
+    # The answer stands at an end.
+    values = rank_things(group.things, number)
     shown = [*values[:2], "..", values[-1]] if len(values) > 3 else values
     return TracedHop(hop, "", " > ".join(shown))
+
+
+def rank_things(things: Sequence[Thing], number: Number) -> list[str]:
+  """Return "value (name)" of each thing, the larger numbers first."""
+  ranked = sorted(things, key=lambda thing: -thing.facts[number.name].amount)
+  return [f"{thing.facts[number.name].text} ({thing.name})" for thing in ranked]
 
 
 def find_extreme(group: Group, number: Number, direction: str) -> Thing | None:

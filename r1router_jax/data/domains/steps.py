@@ -24,7 +24,7 @@ from r1router_jax.common.records import (
 )
 from r1router_jax.data.domains import quoting
 from r1router_jax.data.domains.documents import Documents, write_documents
-from r1router_jax.data.domains.domain import make_domain, sample
+from r1router_jax.data.domains.domain import make_domain, pick, sample
 from r1router_jax.data.domains.lexicon import Lexicon, load_lexicon
 from r1router_jax.data.domains.questions import UNKNOWN, QuestionMaker, Trace
 from r1router_jax.data.domains.references import TracedHop
@@ -62,8 +62,9 @@ MISSED_THOUGHT = "it does not say"
 def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
   """Yield the gold steps of `count` questions of a split, one list for each.
 
-  The questions' pictures are named, but not drawn: a policy that sees reads
-  those that `make_domains` writes.  A split that is not there raises UserError.
+  The questions' pictures are named, but not drawn: a policy that sees cannot
+  read steps with one, and learns from what `make_domains` writes.  A split that
+  is not there raises UserError.
   """
   if split not in SPLITS:
     raise UserError(
@@ -130,8 +131,7 @@ class PassageFinder:
     Of the evidence, if there is any, one is mostly among them.
     """
     rng = self._rng
-    counts = _COUNTS[kb]
-    count = counts[int(rng.integers(len(counts)))]
+    count = pick(rng, _COUNTS[kb])
     passages = self._documents.passages[kb]
     if not passages:
       return ()
@@ -144,9 +144,9 @@ class PassageFinder:
     _, rows = self._indices[kb].search([Query(asked)], count)
     found = [passages[row] for row in rows[0].tolist() if row >= 0]
     if own and rng.random() < _GOLD_MISSED:
-      return tuple(p for p in found if p.id not in own)
-    if own and not any(p.id in own for p in found):
-      gold = self._by_id[own[int(rng.integers(len(own)))]]
+      found = [p for p in found if p.id not in own]
+    elif own and not any(p.id in own for p in found):
+      gold = self._by_id[pick(rng, own)]
       # Searches put what is right at the top mostly.
       place = 0 if rng.random() < 0.6 else int(rng.integers(count))
       found = [*found[:place], gold, *found[place:]][:count]
@@ -179,7 +179,7 @@ def _trace_steps(
     wrong = [kb for kb in ("text", "table") if kb not in hop.routes]
     wrong = wrong if hop.routes[0] != "image" else []
     if spare and hop.evidence and wrong and rng.random() < _WRONG_ROUTE:
-      kb = wrong[int(rng.integers(len(wrong)))]
+      kb = pick(rng, wrong)
       found = finder.find(kb, hop.sub_question, (), False)
       _add_answer(add, hop.sub_question, found, UNKNOWN, MISSED_THOUGHT)
       history += ((hop.sub_question, UNKNOWN[0]),)

@@ -7,7 +7,6 @@ names and numbers.  Several stories, told side by side, are the documents of a
 domain.  They stand in `files/domains/<half>/`, in `stories_*.toml`.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -19,6 +18,7 @@ from r1router_jax.data.domains.domain import pick
 from r1router_jax.data.domains.lexicon import Lexicon, Story, StoryQuestion
 from r1router_jax.data.domains.names import NameMaker
 from r1router_jax.data.domains.questions import UNKNOWN, Trace
+from r1router_jax.data.domains.quoting import count_shared_words
 from r1router_jax.data.domains.references import TracedHop
 from r1router_jax.retrieval.corpora import open_wikitable
 
@@ -81,7 +81,10 @@ def tell_story(
 
 
 def _keep_words(question: StoryQuestion) -> StoryQuestion:
-  """Return a question whose one hop, if it is one, asks in its own words."""
+  """Return a question, with itself as its sub-question if it has one hop.
+
+  One of several sentences keeps the sub-question that was written for it.
+  """
   (route, _, answer), *more = question.hops
   if more or ". " in question.ask or "! " in question.ask:
     return question
@@ -133,7 +136,7 @@ def _make_trace(
   if question.answer:
     answers = _split_forms(question.answer, values)
     thought = "; ".join(hop.hop.answers[0] for hop in hops)
-  asked = Question(
+  filled = Question(
     "",
     question.ask.format_map(values),
     answers,
@@ -143,7 +146,7 @@ def _make_trace(
   picture = ""
   if question.picture:
     picture = passages["image"][question.picture - 1].id
-  return Trace(asked, tuple(hops), thought, picture)
+  return Trace(filled, tuple(hops), thought, picture)
 
 
 def _split_forms(answer: str, values: Mapping[str, str]) -> tuple[str, ...]:
@@ -154,14 +157,12 @@ def _find_evidence(
   asked: str, answers: Sequence[str], passages: Sequence[Passage]
 ) -> tuple[str, ...]:
   """Return the passage with an answer that is most like the sub-question."""
-  words = set(re.findall(r"\w+", asked.lower()))
   holding = [
     passage
     for passage in passages
     if any(answer.lower() in passage.text.lower() for answer in answers)
   ]
-
-  def count_shared(passage: Passage) -> int:
-    return len(words & set(re.findall(r"\w+", passage.text.lower())))
-
-  return (max(holding, key=count_shared).id,) if holding else ()
+  best = max(
+    holding, key=lambda x: count_shared_words(x.text, asked), default=None
+  )
+  return (best.id,) if best else ()

@@ -1,8 +1,8 @@
 """Draw a world: domains whose documents are searched together.
 
-No name stands for two things of a world, no description of a question fits two,
-and two domains share no main kind of thing as long as others are left, so that
-a question has one right answer in all documents.
+No name stands for two things of a world, and no description of a question fits
+two, so that a question has one right answer in all documents.  The first kind
+of thing of a domain is not that of an earlier one as long as others are left.
 """
 
 from typing import NamedTuple

@@ -284,7 +284,23 @@ def test_world_is_the_same_for_one_seed_and_another_for_others(half):
 
 
 def test_visual_facts_are_told_by_captions_alone():
-  for member in world("test").domains:
+  visuals = {visual.name for visual in world("test").lexicon.visuals}
+  told = {
+    kb
+    for member in world("test").domains
+    for _, name, kb in member.documents.evidence
+    if name in visuals
+  }
+  assert told == {"image"}
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_statements_about_one_year_name_it(half):
+  found = 0
+  for member in world(half).domains:
     for group in member.domain.groups:
-      for visual in group.attributes_of(Visual):
-        assert group.homes[visual.name] == ("image",)
+      for number in group.attributes_of(Number):
+        if year := re.search(r" in (\d{4})$", number.name):
+          found += 1
+          assert all(year[1] in text for text in number.say)
+  assert found

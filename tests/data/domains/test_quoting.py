@@ -31,7 +31,8 @@ TABLE = (
       "Old Bridge",
       "Built in 1402: Old Bridge",
     ),
-    # Nothing tells it: no quotation.
+    # Nothing tells it, not even a longer number: no quotation.
+    ("How many arches has the Old Bridge?", "140", ""),
     ("Who is the mayor?", "Mira Toll", ""),
   ],
 )

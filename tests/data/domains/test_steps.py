@@ -76,7 +76,7 @@ def test_splits_share_no_question_and_seeds_differ(made):
 
 
 def test_as_many_questions_as_wanted():
-  assert len(list(steps.make_steps("test", 17, 0))) == 17
+  assert len(list(steps.make_steps("train", 17, 0))) == 17
 
 
 def test_unknown_split_is_named():
