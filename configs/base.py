@@ -110,3 +110,13 @@ def get_config(variant: str = "") -> mlc.ConfigDict:
   """Tell that this file is not a run."""
   del variant
   raise ValueError("configs/base.py is no run: take configs/step_grpo.py:tiny.")
+
+
+def set_smollm2(c: mlc.ConfigDict, start_from: str) -> None:
+  """Change a run to SmolLM2 on a CPU: adapters alone, in 16-bit products."""
+  c.policy.update(start_from=start_from, induction=False)
+  c.policy.lora = dict(rank=16, alpha=32.0, match="layers/([qkvo]|mlp/.*)$")
+  c.trainable_regex = "lora_"
+  c.policy.overrides = dict(compute=dict(dtype="float32", remat="dots"))
+  c.matmul_precision = "bfloat16"
+  c.optim.weight_decay = 0.0

@@ -95,19 +95,13 @@ def _set_overask(c: mlc.ConfigDict) -> None:
 def _set_smollm2(c: mlc.ConfigDict) -> None:
   """Change the run to SmolLM2-135M-Instruct on the grammar of domains."""
   c.total_steps = 1800
-  c.policy.update(start_from="smollm2_base", induction=False)
-  c.policy.overrides = dict(
-    passages=2, compute=dict(dtype="float32", remat="dots")
-  )
-  c.policy.lora = dict(rank=16, alpha=32.0, match="layers/([qkvo]|mlp/.*)$")
-  c.trainable_regex = "lora_"
+  _BASE["set_smollm2"](c, start_from="smollm2_base")
+  c.policy.overrides.passages = 2
   c.data.update(questions="domains", generated=6000)
   c.data.batch_size_per_device = 4  # Packed rows.
-  c.matmul_precision = "bfloat16"
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))
   c.sft.packed_length = 384
   c.optim.update(name="adamw", lr=2e-3, muon_lr=0.0, b2=0.98, warmup=50)
-  c.optim.update(weight_decay=0.0)
 
 
 def _set_published(c: mlc.ConfigDict) -> None:

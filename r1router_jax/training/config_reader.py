@@ -258,6 +258,11 @@ def _check_questions(config: RunConfig) -> None:
       f"{data.generated}: give the grammar, {DOMAINS!r}, a number of questions "
       "to make, and 0 to everything else."
     )
+  if data.has_domains and config.sft and config.sft.overask_prob:
+    raise UserError(
+      "config.sft.overask_prob is for gold traces that search once for each "
+      "hop, and those of the grammar may search in vain: set it to 0."
+    )
   is_chosen = data.families or data.share < 1
   if data.has_domains and (config.is_online or is_chosen):
     raise UserError(

@@ -246,10 +246,10 @@ def _run_metadata(
   batch_size: int,
 ) -> dict[str, Any]:
   """Return what checkpoints record about a run, as JSON holds it."""
-  # Options of older versions have no such one; the ids of the grammar's
-  # questions, whose pictures are not drawn, say all.
-  by_content = options["data"].get("questions", "") not in ("", DOMAINS)
-  digest = train_data.digest_examples(examples, by_content)
+  # Options of older versions have no such one; the grammar's pictures are not
+  # drawn.
+  place = options["data"].get("questions", "")
+  digest = train_data.digest_examples(examples, place != "", place != DOMAINS)
   data = dict(rows=len(examples), digest=digest, batch=batch_size)
   return dict(
     config=json.loads(json.dumps(options)),  # Tuples become lists.

@@ -16,6 +16,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from absl import logging
 
@@ -74,6 +75,10 @@ def load_validation_steps(
   config: RunConfig, policy: Policy, kbs: KnowledgeBases
 ) -> list[Step]:
   """Load the gold steps that `config.validation` names."""
+  # No more questions of the grammar are made than steps are answered.
+  count = min(config.data.generated, config.validation.steps)
+  data = msgspec.structs.replace(config.data, generated=count)
+  config = msgspec.structs.replace(config, data=data)
   return _load_gold_steps(config, policy, kbs, config.validation.split)[0]
 
 
@@ -204,16 +209,19 @@ def encode_first_prompt(policy: Policy, question: Question) -> EncodedPrompt:
   return policy.processor.encode(policy.config.build_prompt(step))
 
 
-def digest_examples(examples: Sequence[TrainExample], by_content: bool) -> str:
+def digest_examples(
+  examples: Sequence[TrainExample], by_content: bool, has_images: bool = True
+) -> str:
   """Return a digest that tells whether two runs have the same examples.
 
   Their ids tell, and by content what their questions say and show, too, as the
-  ids of a file stay the same when the file is changed.
+  ids of a file stay the same when the file is changed.  Without `has_images`
+  the images of questions are only names.
   """
   lines = [example.id for example in examples]
   if by_content:
     # Examples may share an image, which is read once.
-    digest_image = functools.cache(_digest_image)
+    digest_image = functools.cache(_digest_image) if has_images else str
     for question in itertools.chain(*map(_questions_of, examples)):
       shown = question.image and digest_image(question.image)
       lines.append(repr(dataclasses.replace(question, image=shown)))
@@ -231,7 +239,8 @@ def check_disjoint(
       f"{len(both):,} of {len(kept):,} held-out questions are learnt from, "
       f"too, the first is {both[0]}: take slices that do not overlap, such as "
       "config.data.split='train[:90%]' and "
-      "config.validation.split='train[90%:]'."
+      "config.validation.split='train[90%:]', or the grammar's 'train' and "
+      "'val'."
     )
 
 

@@ -272,6 +272,16 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
     ),
     (
       "sft",
+      {
+        "data.questions": "domains",
+        "data.generated": 9,
+        "sft.rename_prob": (0.0, 0.0),
+        "sft.overask_prob": 0.5,
+      },
+      "those of the grammar may search in vain: set it to 0",
+    ),
+    (
+      "sft",
       {"data.generated": 9},
       "config.data.questions is '', and config.data.generated 9",
     ),

@@ -288,6 +288,16 @@ def test_digest_tells_a_changed_file(tmp_path):
   assert digest() == digest()
 
 
+def test_digest_takes_names_for_images_that_nobody_has_drawn():
+  question = dataclasses.replace(QUESTION, image="domains/image/3")
+
+  def digest(text):
+    changed = dataclasses.replace(question, text=text)
+    return train_data.digest_examples([changed], True, has_images=False)
+
+  assert digest("Who?") == digest("Who?") != digest("Why?")
+
+
 def load_domains(split, **changes):
   """Load gold steps of the grammar of domains, for a policy of texts."""
   options = {"data.questions": "domains", "data.generated": 30}
