@@ -13,21 +13,7 @@ import numpy as np
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Answer, Malformed, Plan, Step
-from r1router_jax.protocol import format
-
-# The thought of a plan, by the knowledge base that it searches first.
-PLAN_THOUGHTS = {
-  "text": "look in the text",
-  "image": "look at the picture",
-  "table": "look in the table",
-  "none": "enough is known",
-}
-
-# The passages hold the answer.
-ANSWER_THOUGHT = "it says so"
-
-# R1-Router's rows keep no thoughts, nor whether passages hold the answer.
-GENERIC_THOUGHT = "answer from what is given"
+from r1router_jax.protocol import format, thoughts
 
 
 def sft_target(step: Step) -> str:
@@ -44,7 +30,7 @@ def sft_target(step: Step) -> str:
     route = step.routes[0]
     sub_question = _join_lines(step.sub_question)
     routes = () if route == "none" else (route,)
-    return format.render_plan(Plan(PLAN_THOUGHTS[route], sub_question, routes))
+    return format.render_plan(Plan(thoughts.PLAN[route], sub_question, routes))
   answer = Answer(_answer_thought(step), _join_lines(step.answers[0]))
   return format.render_answer(answer)
 
@@ -78,7 +64,7 @@ def overask_target(step: Step, rng: np.random.Generator) -> str:
   known = step.question.hops[len(step.history) - 1].routes
   route = str(rng.choice([kb for kb in KBS if kb not in known]))
   sub_question, _ = step.history[-1]
-  return format.render_plan(Plan(PLAN_THOUGHTS[route], sub_question, (route,)))
+  return format.render_plan(Plan(thoughts.PLAN[route], sub_question, (route,)))
 
 
 def _answer_thought(step: Step) -> str:
@@ -89,7 +75,7 @@ def _answer_thought(step: Step) -> str:
   """
   # Rows without gold hops do not tell what their answers rest on.
   if not step.question.hops and (step.history or step.kind == "answer"):
-    return GENERIC_THOUGHT
+    return thoughts.GIVEN
   values = [answer for _, answer in step.history]
   if step.kind == "final" and len(values) == 2:
     # A comparison of two looked-up numbers.
@@ -101,7 +87,7 @@ def _answer_thought(step: Step) -> str:
   yes_no = step.answers[0] in ("yes", "no")
   if step.kind == "final" and len(values) == 1 and yes_no:
     return f"it is {values[0]}"
-  return ANSWER_THOUGHT
+  return thoughts.READ
 
 
 def _join_lines(text: str) -> str:

@@ -20,7 +20,7 @@ from r1router_jax.data import georouter
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.parallel import strategy
 from r1router_jax.policy import policy
-from r1router_jax.protocol import format
+from r1router_jax.protocol import format, thoughts
 from r1router_jax.training import sft, sft_targets
 from r1router_jax.training.batch import Batch
 from r1router_jax.training.sft_targets import sft_target
@@ -136,7 +136,7 @@ def test_targets_follow_the_protocol():
   [
     ("1,200.5", "87", "1,200.5 > 87"),
     ("9", "10", "10 > 9"),
-    ("Chad", "10", sft_targets.ANSWER_THOUGHT),
+    ("Chad", "10", thoughts.READ),
   ],
 )
 def test_comparison_is_written_as_a_thought(first, second, thought):
@@ -185,11 +185,11 @@ def test_row_without_hops_gets_a_generic_thought():
   told = target("answer", sub_question="who? ", answers=("\nfrank  wisbar.\n",))
   answer = format.parse_answer(told)
   assert answer.text == "frank wisbar."
-  assert answer.thought == sft_targets.GENERIC_THOUGHT
+  assert answer.thought == thoughts.GIVEN
   told = dict(history=(("a?", "1946"), ("b?", "1899")), answers=("1899",))
   final = format.parse_answer(target("final", **told))
   # No hop says that 1946 > 1899 matters.
-  assert final.thought == sft_targets.GENERIC_THOUGHT
+  assert final.thought == thoughts.GIVEN
   plan = target("plan", sub_question="who is it? ", routes=("text",))
   assert "<sub-question>who is it?</sub-question>" in plan
 

@@ -29,7 +29,7 @@ from r1router_jax.data.domains.lexicon import Lexicon, load_lexicon
 from r1router_jax.data.domains.questions import UNKNOWN, QuestionMaker, Trace
 from r1router_jax.data.domains.references import TracedHop
 from r1router_jax.data.domains.stories import tell_story
-from r1router_jax.protocol import format
+from r1router_jax.protocol import format, thoughts
 from r1router_jax.retrieval.index.bm25 import Bm25Index
 
 QUESTIONS_PER_DOMAIN = 12
@@ -46,17 +46,6 @@ _MAX_CHARACTERS = 1000  # Of all passages that a step reads.
 
 # Numbers of passages that a step reads.
 _COUNTS = dict(text=(1, 2, 2, 3), image=(1, 2, 3), table=(1, 1, 2))
-
-# Thoughts that say nothing special.
-PLAN_THOUGHTS = {
-  "text": "look in the text",
-  "image": "look at the picture",
-  "table": "look in the table",
-}
-STOP_THOUGHT = "enough is known"
-GIVE_UP_THOUGHT = "it is nowhere"
-READ_THOUGHT = "it says so"
-MISSED_THOUGHT = "it does not say"
 
 
 def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
@@ -181,12 +170,12 @@ def _trace_steps(
     if spare and hop.evidence and wrong and rng.random() < _WRONG_ROUTE:
       kb = pick(rng, wrong)
       found = finder.find(kb, hop.sub_question, (), False)
-      _add_answer(add, hop.sub_question, found, UNKNOWN, MISSED_THOUGHT)
+      _add_answer(add, hop.sub_question, found, UNKNOWN, thoughts.MISSED)
       history += ((hop.sub_question, UNKNOWN[0]),)
       rounds_left -= 1
 
     # 2. The plan of the hop.
-    thought = traced.plan_thought or PLAN_THOUGHTS[hop.routes[0]]
+    thought = traced.plan_thought or thoughts.PLAN[hop.routes[0]]
     plan = Plan(thought, hop.sub_question, hop.routes[:1])
     add(
       "plan",
@@ -206,12 +195,12 @@ def _trace_steps(
   # 4. The plan that stops, and the final answer.
   is_unknown = question.answers == UNKNOWN
   if rounds_left:
-    thought = GIVE_UP_THOUGHT if is_unknown else STOP_THOUGHT
+    thought = thoughts.GIVE_UP if is_unknown else thoughts.PLAN["none"]
     stop = Plan(thought, format.NONE, ())
     add("plan", format.NONE, format.render_plan(stop), routes=("none",))
   final = question.answers[0]
   thought = trace.final_thought or (
-    GIVE_UP_THOUGHT if is_unknown else READ_THOUGHT
+    thoughts.GIVE_UP if is_unknown else thoughts.READ
   )
   response = format.render_answer(Answer(thought, final))
   add("final", "", response, answers=question.answers)
@@ -230,7 +219,7 @@ def _reading(
   hop = traced.hop
   gold = [passage for passage in found if passage.id in hop.evidence]
   if not gold:
-    return UNKNOWN, MISSED_THOUGHT
+    return UNKNOWN, thoughts.MISSED
   if traced.answer_thought:
     return hop.answers, traced.answer_thought
   # The form that a passage has is the one to copy.
@@ -239,7 +228,7 @@ def _reading(
       if answer.lower() in passage.text.lower():
         rest = [other for other in hop.answers if other != answer]
         return (answer, *rest), _read_thought(passage, hop, answer)
-  return hop.answers, READ_THOUGHT
+  return hop.answers, thoughts.READ
 
 
 def _read_thought(passage: Passage, hop: Hop, answer: str) -> str:
@@ -247,4 +236,4 @@ def _read_thought(passage: Passage, hop: Hop, answer: str) -> str:
   told = ""
   if passage.kb == "table":
     told = quoting.quote_cell(passage.text, hop.sub_question, answer)
-  return told or READ_THOUGHT
+  return told or thoughts.READ
