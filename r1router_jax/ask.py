@@ -24,7 +24,7 @@ from r1router_jax.retrieval import kb_meta
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
   from r1router_jax.common import http_client
-  from r1router_jax.policy import policy_factory, sight
+  from r1router_jax.policy import image_questions, policy_factory
   from r1router_jax.report import terminal
   from r1router_jax.retrieval import retriever
   from r1router_jax.routing import router, run_settings
@@ -75,7 +75,7 @@ def main(_) -> None:
 
   # 2. Answer, and print each part of it.
   if image and policy.config.image_marker:
-    print(sight.CAPTIONS_ALONE)
+    print(image_questions.CAPTIONS_ALONE)
   values = shared_flags.settings_values(_SETTINGS)
   settings = run_settings.RunSettings.for_policy(
     policy.config, _METHOD.value, **values

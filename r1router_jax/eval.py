@@ -35,7 +35,7 @@ from r1router_jax.retrieval import kb_meta
 with epy.lazy_imports():
   from r1router_jax.common import http_client, run_log
   from r1router_jax.evaluation import runner, score_file, step_rewards, tables
-  from r1router_jax.policy import policy_factory, sight
+  from r1router_jax.policy import image_questions, policy_factory
   from r1router_jax.report import html
   from r1router_jax.report import table as table_lib
   from r1router_jax.retrieval import retriever
@@ -138,7 +138,7 @@ def main(_) -> None:
   for name, place in policy_places.items():
     policies[name] = policy_factory.open_policy(place)
     labels[name] = runner.run_label(name, policies[name], kbs)
-    sight.log_unseen(name, policies[name].config, questions)
+    image_questions.log_lacking_vision(name, policies[name].config, questions)
 
   # 2. Answer all questions by every method.
   opened = policies, labels, kbs

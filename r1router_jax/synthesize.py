@@ -37,7 +37,7 @@ from r1router_jax.synthesis import selection
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
   from r1router_jax.common import http_client
-  from r1router_jax.policy import policy_factory, sight
+  from r1router_jax.policy import image_questions, policy_factory
   from r1router_jax.retrieval import retriever
   from r1router_jax.routing import run_settings
   from r1router_jax.synthesis import output, teacher_runs
@@ -103,7 +103,7 @@ def main(_) -> None:
   questions = selection.load_questions(*(flag.value for flag in source))
   questions = questions[: _QUESTIONS.value or None]
   teacher = policy_factory.open_policy(_POLICY.value)
-  sight.log_unseen(_POLICY.value, teacher.config, questions)
+  image_questions.log_lacking_vision(_POLICY.value, teacher.config, questions)
   http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
 

@@ -1,8 +1,12 @@
-"""Commands in processes of their own, as a user starts them."""
+"""Commands as a user starts them, in processes of their own or in this one."""
 
 import os
 import subprocess
 import sys
+
+from absl.testing import flagsaver
+
+from r1router_jax import convert
 
 # The flags of conftest.py, but with one device, as on most machines.
 ONE_DEVICE = {
@@ -20,3 +24,9 @@ def run_command(module, *flags, **options):
   return subprocess.run(
     command_line(module, *flags), capture_output=True, text=True, **options
   )
+
+
+def run_convert(source, workdir, **options):
+  """Run `convert` in this process; needs the fixture parsed_flags."""
+  with flagsaver.flagsaver(source=str(source), workdir=str(workdir), **options):
+    convert.main([])

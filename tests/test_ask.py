@@ -5,8 +5,8 @@ from PIL import Image
 
 from r1router_jax import ask
 from r1router_jax.common.records import Answer, Plan, Question
+from r1router_jax.policy import image_questions
 from r1router_jax.policy import policy as policy_lib
-from r1router_jax.policy import sight
 from r1router_jax.protocol import format
 from r1router_jax.report import terminal
 from r1router_jax.routing import router
@@ -111,9 +111,9 @@ def test_policy_of_texts_says_what_it_does_with_an_image(
       ask.main([])
     return capsys.readouterr().out
 
-  assert sight.CAPTIONS_ALONE in ask_about(image).splitlines()
-  assert "Qwen/Qwen2.5-VL-3B-Instruct" in sight.CAPTIONS_ALONE
-  assert sight.CAPTIONS_ALONE not in ask_about("")
+  assert image_questions.CAPTIONS_ALONE in ask_about(image).splitlines()
+  assert "Qwen/Qwen2.5-VL-3B-Instruct" in image_questions.CAPTIONS_ALONE
+  assert image_questions.CAPTIONS_ALONE not in ask_about("")
 
 
 def test_policy_that_the_hub_does_not_have_is_rejected(parsed_flags):

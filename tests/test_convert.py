@@ -7,7 +7,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
 from r1router_jax import convert
@@ -15,15 +14,9 @@ from r1router_jax.models import safetensors_io
 from r1router_jax.policy import policy
 from r1router_jax.retrieval.encoders import torch_import
 from tests import commands, tiny_gguf, tiny_policy
+from tests.commands import run_convert
 
 pytestmark = pytest.mark.usefixtures("parsed_flags")
-
-
-def run_convert(source, workdir, **options):
-  """Run the command in this process."""
-  values = dict(source=str(source), workdir=str(workdir), **options)
-  with flagsaver.flagsaver(**values):
-    convert.main([])
 
 
 def save_policy(folder, config=tiny_policy.POLICY_CONFIG, scale=1.0):

@@ -1,5 +1,6 @@
 """Finds a checkpoint on this disk, in a package or on the Hugging Face hub."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -27,7 +28,7 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
 
   The name is one of `NAMES`, a folder, a GGUF file or the id of a model on the
   hub, "owner/model".  Only JSON and safetensors files are taken from the hub,
-  so nothing that could run.
+  so nothing that could run; a process keeps to the version that it saw first.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
@@ -45,17 +46,24 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   if is_gguf(name) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
     kind = "file" if is_gguf(name) else "folder"
     raise FileNotFoundError(f"There is no {kind} {name}.")
-  import huggingface_hub  # Its import costs as much as most commands need.
-
-  wanted = ["*.json", "*.safetensors"]
   try:
-    folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted)
-    return pathlib.Path(folder)
+    return _download(name)
   except (OSError, ValueError) as error:  # No network, no such model, no right.
     reason = str(error).partition("\n")[0]
     raise FileNotFoundError(
       f"There is no folder {name}, and the hub gives no such model ({reason})."
     ) from error
+
+
+# A checkpoint is located once for each of its files, and these must be of one
+# commit, which the hub is asked for only once.
+@functools.cache
+def _download(name: str) -> pathlib.Path:
+  import huggingface_hub  # Its import costs as much as most commands need.
+
+  wanted = ["*.json", "*.safetensors"]
+  folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted)
+  return pathlib.Path(folder)
 
 
 def absolute_name(name: str | os.PathLike) -> str:

@@ -1,4 +1,4 @@
-"""Atomic file writes, on local disks and in buckets, and locks of folders."""
+"""Atomic writes, on local disks and in buckets; states of files; locks."""
 
 import contextlib
 import json
@@ -37,6 +37,18 @@ def atomic_write(path: epath.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
   except BaseException:  # Ctrl-C, too, must not leave half a file.
     partial.unlink(missing_ok=True)
     raise
+
+
+def file_state(path: str) -> tuple[int, int] | None:
+  """Return what changes whenever a file does; None if there is no file.
+
+  It is part of the keys of caches, so that a replaced file is read anew.
+  """
+  try:
+    state = os.stat(path)
+  except (OSError, ValueError):  # Reading it says what is wrong.
+    return None
+  return state.st_mtime_ns, state.st_size
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

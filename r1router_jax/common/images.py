@@ -18,6 +18,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from r1router_jax.common.errors import UserError
+from r1router_jax.common.files import file_state
 
 # Formats that are decoded; Pillow's other decoders are less well tested.
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -94,18 +95,6 @@ def check_image(path: str) -> None:
 def _check_state(path: str, state: tuple[int, int] | None) -> None:
   del state  # A key of the cache.
   load_image(path)
-
-
-def file_state(path: str) -> tuple[int, int] | None:
-  """Return what changes whenever a file does; None if there is no file.
-
-  It is part of the keys of caches, so that a replaced image is read anew.
-  """
-  try:
-    state = os.stat(path)
-  except (OSError, ValueError):  # `load_image` says what is wrong with it.
-    return None
-  return state.st_mtime_ns, state.st_size
 
 
 def read_image_bytes(path: str) -> bytes:

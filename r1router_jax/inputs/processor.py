@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from r1router_jax.common import images
+from r1router_jax.common import files, images
 from r1router_jax.common.errors import UserError
 from r1router_jax.inputs import image_processor
 from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
@@ -116,7 +116,7 @@ class Processor:
         "their captions, set image_marker in policy.json "
         "(config.policy.overrides.image_marker), such as '[picture]'."
       )
-    return self._read_image(path, images.file_state(path))
+    return self._read_image(path, files.file_state(path))
 
   @functools.lru_cache(maxsize=4096)  # noqa: B019 (lives as long as a policy)
   def _read_image(self, path: str, state) -> ImagePatches:

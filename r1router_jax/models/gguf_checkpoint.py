@@ -34,6 +34,7 @@ _SIZES = dict(
 
 # Names in a GGUF file, and Hugging Face's.
 _HEAD = "output.weight"
+_ROPE_FACTORS = "rope_freqs.weight"
 _TOP_NAMES = {
   EMBEDDING: "model.embed_tokens.weight",
   _HEAD: "lm_head.weight",
@@ -96,6 +97,9 @@ def _make_hf_config(file: GgufFile) -> dict[str, Any]:
   scaling = str(file.metadata.get(f"{kind}.rope.scaling.type", "none"))
   if scaling != "none":
     raise _misfit(file, f"{kind}.rope.scaling.type is {scaling!r}, known: none")
+  if _ROPE_FACTORS in file.tensors:
+    fault = "scales rotary frequencies, which is not supported in GGUF files"
+    raise _misfit(file, f"{_ROPE_FACTORS}, as in Llama 3.1, {fault}")
   if EMBEDDING not in file.tensors:
     raise _misfit(file, f"it has no tensor {EMBEDDING}")
 
@@ -112,6 +116,8 @@ def _make_hf_config(file: GgufFile) -> dict[str, Any]:
   )
   for field, (key, default) in optional.items():
     tree[field] = _positive_int(file, f"{kind}.{key}", default)
+  if (size := tree["head_dim"]) % 2:
+    raise _misfit(file, f"its head size is {size}, wanted an even number")
 
   # 3. The rest.
   epsilon = f"{kind}.attention.layer_norm_rms_epsilon"
@@ -127,7 +133,9 @@ def _make_hf_config(file: GgufFile) -> dict[str, Any]:
 def _misfit(file: GgufFile, reason: str) -> UserError:
   """Return the error that says why a file's model cannot be run."""
   return UserError(
-    f"{file.path}: {reason}.  Give the GGUF file of a Llama or Qwen2 model."
+    f"{file.path}: {reason}.  Give the GGUF file of a model with the tokenizer "
+    "of SmolLM2 or Qwen2, or the original checkpoint, a folder or an id on the "
+    "Hugging Face hub."
   )
 
 

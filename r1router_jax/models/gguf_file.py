@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from r1router_jax.common.errors import UserError
+from r1router_jax.common.files import file_state
 from r1router_jax.models.safetensors_io import BadWeights, StoredTensor
 
 EMBEDDING = "token_embd.weight"  # The tensor with a row for each token.
@@ -54,7 +55,7 @@ class GgufFile:
 
 
 def open_gguf(path: str | os.PathLike) -> GgufFile:
-  """Read the header of a GGUF file.
+  """Read the header of a GGUF file; that of the last file is kept.
 
   Raises:
     BadWeights: the file is missing, damaged or of another kind.
@@ -62,6 +63,14 @@ def open_gguf(path: str | os.PathLike) -> GgufFile:
   """
   path = os.fspath(path)
   _import_gguf()  # A missing package is told before the file is read.
+  return _open_state(path, file_state(path))
+
+
+# Config, tensors and tokenizer are each read from the header of one file, which
+# holds 100,000 strings or more.
+@functools.lru_cache(maxsize=1)
+def _open_state(path: str, state: tuple[int, int] | None) -> GgufFile:
+  del state  # A key of the cache.
   try:
     # The header's own claims are checked against what there is.
     with open(path, "rb") as file:

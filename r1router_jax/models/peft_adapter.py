@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.common.errors import UserError
@@ -76,6 +77,18 @@ class Adapter:
 def is_adapter(path: str | os.PathLike) -> bool:
   """Return whether a folder holds an adapter instead of a whole model."""
   return os.path.isfile(os.path.join(path, CONFIG_FILE))
+
+
+def check_no_adapter(folder: epath.PathLike) -> None:
+  """Raise FileExistsError if a folder, local or in a bucket, holds an adapter.
+
+  What is written beside it would never be read.
+  """
+  if (epath.Path(folder) / CONFIG_FILE).exists():
+    raise FileExistsError(
+      f"{folder} holds {CONFIG_FILE}, and so is read as that adapter, whatever "
+      "is beside it.  Name a new folder."
+    )
 
 
 def read_chain(

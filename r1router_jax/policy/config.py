@@ -145,12 +145,18 @@ class PolicyConfig(PromptOptions):
   def from_dict(cls, tree: Mapping[str, Any]) -> "PolicyConfig":
     """Build a config from plain dicts, as `dataclasses.asdict` makes them.
 
-    The model may be the name of a published size, a key of `qwen2_5_vl.SIZES`.
+    The model may be the name of a published size, a key of `qwen2_5_vl.SIZES`;
+    any other name raises UserError.
     """
     # The copy may be changed.
     tree = _rename_old_keys(tree)
-    if isinstance(tree["model"], str):
-      tree["model"] = qwen2_5_vl.SIZES[tree["model"]]
+    if isinstance(name := tree["model"], str):
+      if name not in qwen2_5_vl.SIZES:
+        known = ", ".join(qwen2_5_vl.SIZES)
+        raise UserError(
+          f"config.policy.overrides.model is {name!r}: take one of {known}."
+        )
+      tree["model"] = qwen2_5_vl.SIZES[name]
     return _build_record(cls, tree)
 
 

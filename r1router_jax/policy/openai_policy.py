@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from r1router_jax.common import images
+from r1router_jax.common import files, images
 from r1router_jax.common.records import Response
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
 from r1router_jax.inputs.processor import EncodedPrompt
@@ -62,7 +62,7 @@ class RemoteProcessor:
       try:
         if segment.source == "image":
           path = segment.text
-          url = dict(url=_data_url(path, images.file_state(path)))
+          url = dict(url=_data_url(path, files.file_state(path)))
           parts.append(dict(type="image_url", image_url=url))
         # Neighbouring texts are one part, as templates are cut into segments.
         elif parts and "text" in parts[-1]:

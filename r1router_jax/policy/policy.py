@@ -35,7 +35,13 @@ from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
 from r1router_jax.inputs import processor as processor_lib
 from r1router_jax.inputs.processor import EncodedPrompt, Processor
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import adapter_files, hf_checkpoint, lora, qwen2_5_vl
+from r1router_jax.models import (
+  adapter_files,
+  hf_checkpoint,
+  lora,
+  peft_adapter,
+  qwen2_5_vl,
+)
 from r1router_jax.models.inference_params import to_inference_params
 from r1router_jax.parallel import mesh as mesh_lib
 from r1router_jax.parallel.mesh import local_mesh
@@ -225,13 +231,15 @@ class Policy:
   def save(self, folder: epath.PathLike) -> None:
     """Write the policy's folder; adapters become part of the weights.
 
-    All processes of a job must call this, and the first writes.
+    All processes of a job must call this, and the first writes.  A folder that
+    holds an adapter raises FileExistsError.
     """
     # All processes gather, also those that do not write.
     params = mesh_lib.gather_to_host(lora.merge_adapters(self.params))
     # Only the first process writes.
     if jax.process_index():
       return
+    peft_adapter.check_no_adapter(folder)
     token_ids = self.processor.tokenizer.special_token_ids()
     files = self.config, self.tokenizer_path, token_ids
     with _local_folder(epath.Path(folder)) as path:

@@ -24,8 +24,8 @@ from r1router_jax.models import adapter_files, lora
 from r1router_jax.models.induction_init import plant_induction_heads
 from r1router_jax.parallel import multihost
 from r1router_jax.parallel.strategy import ParallelStrategy, make_strategy
+from r1router_jax.policy import image_questions
 from r1router_jax.policy import policy as policy_lib
-from r1router_jax.policy import sight
 from r1router_jax.policy.config import config_for_run
 from r1router_jax.retrieval.retriever import KnowledgeBase, open_kbs
 from r1router_jax.rewards.step_reward import make_reward
@@ -210,7 +210,7 @@ def _make_validator(
   if config.validates_by_walking:
     questions = train_data.load_held_out(config)
     questions = _draw_held_out(config, examples, questions)
-    sight.log_unseen("The policy", policy.config, questions)
+    image_questions.log_lacking_vision("The policy", policy.config, questions)
     # Offline rollouts drive no routing loop of their own.
     online = config.step_grpo.routing_loop if config.is_online else "host"
     drive_loop = device_loop.ROUTING_LOOPS[online]

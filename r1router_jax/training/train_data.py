@@ -2,9 +2,9 @@
 
 Some steps are left out, counted and named in the log: those whose prompt the
 policy cannot read (too long, or with an image for a policy of texts without
-`image_marker`), those that only eyes can tell, for a policy with it, and those
-whose gold answer has no token that is ever compared, so that no response to
-them is rewarded.  So are such questions of `config.data.questions`.  A passage
+`image_marker`), those that need vision, for a policy with it, and those whose
+gold answer has no token that is ever compared, so that no response to them is
+rewarded.  So are such questions of `config.data.questions`.  A passage
 whose image cannot be read goes without the image, which is counted and named,
 too.
 """
@@ -30,7 +30,7 @@ from r1router_jax.data.tfds_datasets import Source
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.metrics import answers
-from r1router_jax.policy import sight
+from r1router_jax.policy import image_questions
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval import retriever
 from r1router_jax.training import sequence_packing, sft_targets
@@ -194,17 +194,17 @@ def encode_first_prompt(policy: Policy, question: Question) -> EncodedPrompt:
   """Encode the prompt of the first plan for a question.
 
   Raises:
-    UserError: if the prompt is too long, its image cannot be read, only eyes
-      can tell the answer and the policy has none, or no answer to the question
-      would ever be rewarded.
+    UserError: if the prompt is too long, its image cannot be read, the question
+      needs vision that the policy lacks, or no answer to it would ever be
+      rewarded.
   """
   # An interval tells by itself which answers are right.
   words = map(answers.reference_tokens, question.answers)
   if not question.interval and not any(words):
     fault = f"the gold answer {question.answers[0]!r:.60} has no word"
     raise UserError(f"{fault}.  Give one, or leave the question out.")
-  if sight.lacks_eyes(policy.config, question):
-    raise UserError(sight.UNSEEN)
+  if image_questions.lacks_vision(policy.config, question):
+    raise UserError(image_questions.NEEDS_VISION)
   step = Step(f"{question.id}/0", "plan", question)
   return policy.processor.encode(policy.config.build_prompt(step))
 
@@ -291,8 +291,8 @@ def filter_trainable(
       fault = f"the gold answer {step.answers[0]!r:.60} has no word"
       skipped(f"{step.id}: {fault}.  Give one, or leave the step out.")
       continue
-    if sight.lacks_eyes(config, step):
-      skipped(f"{step.id}: {sight.UNSEEN}")
+    if image_questions.lacks_vision(config, step):
+      skipped(f"{step.id}: {image_questions.NEEDS_VISION}")
       continue
     try:
       prompt = processor.encode(config.build_prompt(step))

@@ -61,6 +61,12 @@ def test_rows_of_q_and_k_by_a_slow_loop(tmp_path):
     np.testing.assert_array_equal(found, stored["blk.0.attn_v.weight"])
 
 
+def assert_refused(path, words):
+  """Check that no config is made of a file, and what is said of it."""
+  with pytest.raises(UserError, match=f"a.gguf: .*{words}.*Give the GGUF"):
+    hf_checkpoint.read_config(path)
+
+
 @pytest.mark.parametrize(
   "keys, words",
   [
@@ -74,16 +80,27 @@ def test_rows_of_q_and_k_by_a_slow_loop(tmp_path):
     ({"llama.rope.freq_base": -1.0}, "freq_base is -1.0, wanted a positive"),
     ({"llama.rope.freq_base": float("nan")}, "freq_base is nan"),
     ({"llama.rope.scaling.type": "yarn"}, "scaling.type is 'yarn'"),
-    ({"general.architecture": None}, "architecture is 'gemma2', known: llama"),
+    ({"llama.attention.key_length": 15}, "head size is 15, wanted an even"),
   ],
 )
-def test_another_model_is_refused(keys, words, tmp_path):
-  path, kind = tmp_path / "a.gguf", "llama"
-  if "general.architecture" in keys:
-    kind = "gemma2"
-  tiny_gguf.write_gguf(path, kind, keys=keys)
-  with pytest.raises(UserError, match=f"a.gguf: .*{words}.*Give the GGUF"):
-    hf_checkpoint.read_config(path)
+def test_values_out_of_their_range_are_refused(keys, words, tmp_path):
+  tiny_gguf.write_gguf(tmp_path / "a.gguf", keys=keys)
+  assert_refused(tmp_path / "a.gguf", words)
+
+
+def test_another_architecture_is_refused(tmp_path):
+  tiny_gguf.write_gguf(tmp_path / "a.gguf", "gemma2")
+  assert_refused(tmp_path / "a.gguf", "is 'gemma2', known: llama, qwen2")
+
+
+def test_frequencies_of_llama_3_1_are_refused(tmp_path, monkeypatch):
+  shapes = tiny_gguf.tensor_shapes("llama", True)
+  shapes["rope_freqs.weight"] = (HEAD_SIZE // 2,)
+  monkeypatch.setattr(tiny_gguf, "tensor_shapes", lambda *_: shapes)
+  tiny_gguf.write_gguf(tmp_path / "a.gguf")
+  assert_refused(
+    tmp_path / "a.gguf", "rope_freqs.*Llama 3.1.*not supported in GGUF"
+  )
 
 
 def test_tensors_that_do_not_fit_the_config_are_named(tmp_path):

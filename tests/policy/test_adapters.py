@@ -7,15 +7,14 @@ import json
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from r1router_jax import convert
 from r1router_jax.common import checkpoint_folder, shared_flags
 from r1router_jax.models import lora
 from r1router_jax.policy import config, policy, policy_factory
 from tests import tiny_gguf
+from tests.commands import run_convert
 
 pytestmark = pytest.mark.usefixtures("parsed_flags")
 
@@ -109,11 +108,6 @@ def test_fingerprints_tell_base_adapter_and_scale(folders, tmp_path):
   assert len(known) == 4
 
 
-def run_convert(source, workdir, **options):
-  with flagsaver.flagsaver(source=str(source), workdir=str(workdir), **options):
-    convert.main([])
-
-
 def test_convert_merges_an_adapter(folders, tmp_path):
   run_convert(folders / "a", tmp_path / "b")
   # Its base is a GGUF file, whose numbers are kept.
@@ -134,6 +128,10 @@ def test_convert_writes_an_adapter_alone_in_16_bits(folders, tmp_path):
   for merge in (True, False):
     with pytest.raises(FileExistsError, match="adapter_config.json"):
       run_convert(folders / "a", tmp_path / "b", merge=merge)
+  files = {path.name for path in (tmp_path / "b").iterdir()}
+  with pytest.raises(FileExistsError, match="b holds adapter_.*a new folder"):
+    opened.save(tmp_path / "b")
+  assert {path.name for path in (tmp_path / "b").iterdir()} == files
   with pytest.raises(ValueError, match="merged is no adapter.*--nomerge"):
     run_convert(folders / "merged", tmp_path / "c", merge=False)
 

@@ -10,8 +10,10 @@ import sys
 import threading
 import urllib.parse
 
+import huggingface_hub
 import pytest
 
+from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.policy import policy
 from tests import tiny_policy
 
@@ -137,3 +139,20 @@ def test_unknown_hub_model_is_named(hub, tmp_path):
   # A mistake of the user, not of the program: one line, no traceback.
   assert done.returncode == 2 and "no folder owner/other" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_hub_is_asked_once_for_a_model(tmp_path, monkeypatch):
+  """So that its config, weights and tokenizer are of one commit."""
+  answers = iter([OSError("no network"), str(tmp_path)])
+
+  def download(name, allow_patterns):
+    if isinstance(answer := next(answers), OSError):
+      raise answer
+    return answer
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  with pytest.raises(FileNotFoundError, match="no network"):
+    locate_checkpoint("owner/asked-once")
+  # A failure is not kept.
+  for _ in range(3):
+    assert locate_checkpoint("owner/asked-once") == tmp_path

@@ -277,6 +277,12 @@ def test_extension_out_of_range_is_rejected(options, says):
     replace(POLICY_CONFIG, **options)
 
 
+def test_unknown_size_of_a_model_is_rejected():
+  says = "config.policy.overrides.model is '5b': take one of 3b, 7b"
+  with pytest.raises(ValueError, match=says):
+    config.config_for_run("", dict(model="5b"))
+
+
 def test_init_policy_has_the_parameters_of_its_config():
   made = policy.init_policy(POLICY_CONFIG, TOKENIZER, 0)
   shapes = jax.tree.map(np.shape, made.params)

@@ -117,7 +117,7 @@ def test_text_policy_learns_from_images_that_are_searched(questions, caplog):
   assert {images for _, images, _ in shapes} == {0}
   # Its 15 questions have a plan that stops and a final step.
   assert "skipped 30 of " in caplog.text
-  assert "only eyes can tell" in caplog.text
+  assert "only the image itself has the answer" in caplog.text
   assert "such as Qwen/Qwen2.5-VL-3B-Instruct" in caplog.text
   # Without a marker no step with an image can be read.
   steps, _ = train_data.load_train_data(
@@ -143,7 +143,7 @@ def load(place, config_name="step_grpo", policy=TEXT_POLICY, **changes):
 
 
 @pytest.mark.parametrize("credit", ["step", "trajectory"])
-def test_questions_that_only_eyes_can_tell_are_not_asked(credit, caplog):
+def test_questions_that_need_vision_are_not_asked(credit, caplog):
   reward = dict(step="default", trajectory="em")[credit]
   options = {"step_grpo.credit": credit, "step_grpo.reward": reward}
   options |= {"data.split": "val"}
@@ -153,7 +153,7 @@ def test_questions_that_only_eyes_can_tell_are_not_asked(credit, caplog):
   wanted = [q for q in all_questions if q.family != "none_visual"]
   assert kept == wanted and len(all_questions) - len(wanted) == 15
   assert "georouter: skipped 15 of 180" in caplog.text
-  assert "only eyes can tell" in caplog.text
+  assert "only the image itself has the answer" in caplog.text
 
 
 def write_questions(path, count=20, **parts):

@@ -6,7 +6,7 @@ import pytest
 
 from r1router_jax.common.records import Passage, Question, Step
 from r1router_jax.data import georouter, gold_steps, r1_router_rows
-from r1router_jax.policy import sight
+from r1router_jax.policy import image_questions
 from r1router_jax.policy.config import PromptOptions
 from r1router_jax.protocol.messages import Segment
 
@@ -63,19 +63,21 @@ def find_no_passages(queries):
 
 
 @pytest.mark.parametrize("marker", ["", "[picture]"])
-def test_questions_that_only_eyes_can_tell(marker):
+def test_questions_that_need_vision(marker):
   options = PromptOptions(image_marker=marker)
   questions = georouter.load_questions("val")
-  unseen = {q.family for q in questions if sight.lacks_eyes(options, q)}
+  lost = {
+    q.family for q in questions if image_questions.lacks_vision(options, q)
+  }
   # The data card names one family whose picture answers.
-  assert unseen == ({"none_visual"} if marker else set())
+  assert lost == ({"none_visual"} if marker else set())
   traces = gold_steps.make_gold_steps(questions, find_no_passages)
   for question, steps in zip(questions, traces, strict=True):
-    lost = [sight.lacks_eyes(options, step) for step in steps]
-    assert lost == [question.family in unseen] * len(steps)
+    found = [image_questions.lacks_vision(options, step) for step in steps]
+    assert found == [question.family in lost] * len(steps)
   # Nobody knows what a question without gold searches.
   unknown = Question("q", "Whose flag?", ("Chad",), "flag.png", hops=None)
-  assert not sight.lacks_eyes(options, unknown)
+  assert not image_questions.lacks_vision(options, unknown)
 
 
 def test_steps_of_published_rows_tell_it_without_hops():
@@ -87,17 +89,17 @@ def test_steps_of_published_rows_tell_it_without_hops():
     reread = r1_router_rows.parse_trajectory(row, question.id)
     assert len(reread) == len(steps)
     for step in reread:
-      is_unseen = question.family == "none_visual"
-      assert sight.lacks_eyes(MARKED, step) == is_unseen
+      needs_vision = question.family == "none_visual"
+      assert image_questions.lacks_vision(MARKED, step) == needs_vision
 
 
-def test_unseen_questions_are_counted_once(caplog):
+def test_questions_that_need_vision_are_counted_once(caplog):
   questions = [FLAG, FLAG, Question("r", "Who?"), Question("s", "?", hops=None)]
   with caplog.at_level(logging.WARNING):
-    sight.log_unseen("Texts", MARKED, questions)
-    sight.log_unseen("Sees", PromptOptions(), questions)
-    sight.log_unseen("Nothing", MARKED, questions[2:])
+    image_questions.log_lacking_vision("Texts", MARKED, questions)
+    image_questions.log_lacking_vision("Vision", PromptOptions(), questions)
+    image_questions.log_lacking_vision("Nothing", MARKED, questions[2:])
   (record,) = caplog.records
   said = record.getMessage()
   assert said.startswith("Texts reads texts alone") and "2 of 4" in said
-  assert sight.SEEING_POLICY in said
+  assert image_questions.VISION_POLICY in said
