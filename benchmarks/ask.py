@@ -141,6 +141,8 @@ def main() -> None:
   )
   parser.add_argument("--together", type=int, default=60, help="at once")
   args = parser.parse_args()
+  if min(args.alone, args.together) < 1:
+    parser.error("--alone and --together should be at least 1.")
   # Where commands keep programs, so that a second run reads those of the first.
   cli.enable_program_cache()
   compiling, start = CompileClock(), time.perf_counter()

@@ -275,7 +275,8 @@ def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
   seconds = trial.seconds_per_row * pending
 
   # Passages come on top of vectors and index.
-  size = rows, width, job.spec.index_kind
+  word_bytes = passages.num_bytes if job.spec.is_hybrid else 0
+  size = rows, width, job.spec.index_kind, word_bytes
   disk = [x + passages.num_bytes for x in build_cost.estimate_disk_bytes(*size)]
   index_memory = build_cost.estimate_index_memory(*size)
   memory = (trial.peak_bytes, trial.resident_bytes + index_memory)

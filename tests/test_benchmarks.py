@@ -89,6 +89,14 @@ def test_ask_benchmark(kbs):
   assert rows[1]["compile_s"] == rows[3]["compile_s"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--alone=0", "--together=0"])
+def test_ask_benchmark_without_a_question_is_refused(flag):
+  command = [sys.executable, BENCHMARKS / "ask.py", flag]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and "at least 1" in done.stderr
+
+
 @pytest.mark.long
 def test_trajectory_benchmark(kbs):
   flags = f"--kb_dir={kbs}", "--questions=1", "--runs=1"

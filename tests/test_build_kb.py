@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -258,6 +259,19 @@ def test_dry_run_logs_the_cost_and_builds_nothing(
   assert kb_meta.read_meta(folder) is None
   build(folder, source)
   assert len(local_kb.open_kb(folder)) == 35
+
+
+def test_cost_holds_words_if_they_are_searched(
+  embedder, source, folder, caplog
+):
+  rows = [{"id": f"r{i}", "text": "word" * 5000} for i in range(50)]  # 1 MB.
+  pathlib.Path(source).write_text("\n".join(map(json.dumps, rows)))
+  with caplog.at_level("INFO", "absl"):
+    for hybrid in (False, True):
+      build(folder, source, dry_run=True, hybrid=hybrid)
+  disk = re.findall(r"Disk: ([\d.]+) MB", caplog.text)
+  without, with_words = map(float, disk)
+  assert with_words > without + 0.9
 
 
 def test_missing_images_are_looked_for_again(embedder, tmp_path):

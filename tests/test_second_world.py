@@ -8,7 +8,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from benchmarks.second_world import draw_pictures, measure_search
+from benchmarks.second_world import (
+  draw_pictures,
+  measure_search,
+  measure_steps,
+)
 from r1router_jax import build_kb
 from r1router_jax.common.records import KBS, Hop, Passage, Question
 from r1router_jax.common.row_files import RejectedRow
@@ -115,6 +119,50 @@ def test_pictures_are_drawn_by_two_hands():
       assert drawn.size == (hand.pixels, hand.pixels)
       # Versions of Pillow may round differently.
       assert np.abs(pixels - np.asarray(drawn)).mean() < 1
+
+
+def test_unknown_frame_of_a_drawing_is_named(tmp_path):
+  path = tmp_path / "drawings.txt"
+  path.write_text("# Kites.\npicture kite-a rhombus red\n")
+  fault = "drawings.txt:2: kite-a has the frame rhombus; take one of board"
+  with pytest.raises(ValueError, match=fault):
+    draw_pictures.read_drawings(path)
+
+
+ROUNDS = [
+  dict(
+    sub_question="Who cast the bell of Skeld?", answer=dict(text="Ada Crake.")
+  ),
+  # One word of it was not told before.
+  dict(
+    sub_question="When did Ada Crake come to Stoul?",
+    answer=dict(text="", reason="no answer"),
+  ),
+  dict(sub_question="What does the bell weigh?", answer=dict(text="9 lb")),
+]
+
+
+@pytest.mark.parametrize(
+  "rounds, faults, expected",
+  [
+    ([], ["stuck: no plan"], dict(steps=2, malformed=0, sub_questions=0)),
+    (
+      ROUNDS[:2],
+      ["route: no image", "answer: no tags", "final: no tags"],
+      dict(steps=6, malformed=2, sub_questions=2, names=4, copied=1),
+    ),
+    # No plan is asked for after the last round.
+    (
+      ROUNDS,
+      [],
+      dict(steps=7, malformed=0, sub_questions=3, names=4, copied=2),
+    ),
+  ],
+)
+def test_steps_of_a_trajectory_are_counted(rounds, faults, expected):
+  question = "How old was whoever cast the bell of Skeld?"
+  row = dict(question=question, rounds=rounds, faults=faults)
+  assert measure_steps.count_steps(row) == collections.Counter(expected)
 
 
 @pytest.mark.slow

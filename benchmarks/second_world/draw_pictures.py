@@ -11,7 +11,7 @@ the pixels differ.
 
 import argparse
 import pathlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,23 @@ COLOURS = dict(
   violet="#7a5bb0",
   yellow="#f2cf3a",
 )
+# What strokes stand on: colour ("" for the ground's) and corners of each shape.
+_CLOTH = (("", (0, 0, 100, 0, 100, 100, 0, 100)),)
+FRAMES: dict[str, tuple[tuple[str, tuple[float, ...]], ...]] = dict(
+  board=(
+    ("black", (8, 4, 92, 4, 92, 8, 8, 8)),
+    ("black", (26, 8, 28, 8, 28, 20, 26, 20)),
+    ("black", (72, 8, 74, 8, 74, 20, 72, 20)),
+    ("brown", (8, 18, 92, 18, 92, 92, 8, 92)),
+    ("", (12, 22, 88, 22, 88, 88, 12, 88)),
+  ),
+  cloth=_CLOTH,
+  shield=(
+    ("black", (4, 4, 96, 4, 96, 60, 50, 99, 4, 60)),
+    ("", (7, 7, 93, 7, 93, 59, 50, 95, 7, 59)),
+  ),
+  sky=_CLOTH,
+)
 FIELD = 100  # Units of length on a side of the drawings' field.
 FINE = 4  # Pixels drawn for each pixel shown, on a side.
 
@@ -39,7 +56,7 @@ FINE = 4  # Pixels drawn for each pixel shown, on a side.
 class Drawing(NamedTuple):
   """One picture: its frame, the ground's colour, and what is on it."""
 
-  frame: str
+  frame: str  # A key of `FRAMES`.
   ground: str
   strokes: tuple[tuple[str, ...], ...]
 
@@ -60,12 +77,18 @@ SECOND = Hand(180, turn=4, zoom=1.12, light=0.9, warmth=9, wall="#d8cdb8")
 
 
 def read_drawings(path: pathlib.Path) -> dict[str, Drawing]:
-  """Return the drawings of a file by their names."""
+  """Return the drawings of a file by their names.
+
+  Raises a ValueError if a frame is unknown.
+  """
   drawings = {}
-  for line in path.read_text().splitlines():
+  for number, line in enumerate(path.read_text().splitlines(), 1):
     kind, *words = line.split() or ["#"]
     if kind == "picture":
       name, frame, ground = words
+      if frame not in FRAMES:
+        fault = f"{path}:{number}: {name} has the frame {frame}"
+        raise ValueError(f"{fault}; take one of {', '.join(FRAMES)}.")
       drawings[name] = Drawing(frame, ground, ())
     elif kind != "#":
       last = drawings[name]
@@ -78,7 +101,9 @@ def draw_picture(drawing: Drawing, hand: Hand) -> PIL.Image.Image:
   side = hand.pixels * FINE
   image = PIL.Image.new("RGB", (side, side), hand.wall)
   pen = PIL.ImageDraw.Draw(image)
-  draw_frame(pen, drawing, side)
+  for colour, corners in FRAMES[drawing.frame]:
+    filling = find_colour(colour or drawing.ground)
+    draw_stroke(pen, "shape", filling, corners, side)
   for kind, colour, *words in drawing.strokes:
     draw_stroke(pen, kind, find_colour(colour), [*map(float, words)], side)
   # The turn and the zoom leave the corners to the wall.
@@ -92,39 +117,11 @@ def draw_picture(drawing: Drawing, hand: Hand) -> PIL.Image.Image:
   return PIL.Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))
 
 
-def draw_frame(
-  pen: PIL.ImageDraw.ImageDraw, drawing: Drawing, side: int
-) -> None:
-  """Draw what the strokes of a drawing stand on."""
-
-  def shape(colour: str, *numbers: float) -> None:
-    draw_stroke(pen, "shape", find_colour(colour), numbers, side)
-
-  def board() -> None:
-    shape("black", 8, 4, 92, 4, 92, 8, 8, 8)
-    shape("black", 26, 8, 28, 8, 28, 20, 26, 20)
-    shape("black", 72, 8, 74, 8, 74, 20, 72, 20)
-    shape("brown", 8, 18, 92, 18, 92, 92, 8, 92)
-    shape(drawing.ground, 12, 22, 88, 22, 88, 88, 12, 88)
-
-  def shield() -> None:
-    shape("black", 4, 4, 96, 4, 96, 60, 50, 99, 4, 60)
-    shape(drawing.ground, 7, 7, 93, 7, 93, 59, 50, 95, 7, 59)
-
-  def cloth() -> None:
-    shape(drawing.ground, 0, 0, 100, 0, 100, 100, 0, 100)
-
-  frames: dict[str, Callable[[], None]] = dict(
-    board=board, shield=shield, cloth=cloth, sky=cloth
-  )
-  frames[drawing.frame]()
-
-
 def draw_stroke(
   pen: PIL.ImageDraw.ImageDraw,
   kind: str,
   colour: tuple[int, ...],
-  numbers: list[float] | tuple[float, ...],
+  numbers: Sequence[float],
   side: int,
 ) -> None:
   """Draw one stroke; its numbers are in units of the field, or degrees."""

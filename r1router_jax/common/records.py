@@ -175,6 +175,10 @@ class Round:
   answer: Answer | Malformed
 
 
+# What a round is made of, one after the other.
+RoundPart = Plan | tuple[Passage, ...] | Answer | Malformed
+
+
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
   """Everything a policy did for one question.

@@ -36,7 +36,8 @@ _FLAGS = dict(
   kb_dir=(
     "runs/quickstart/kb",
     "Folder of the knowledge bases, as build_kb wrote it, or the place of "
-    "each: text=http://host:port,image=DIR/image,table=DIR/table.",
+    "each that there is: text=http://host:port,image=DIR/image,"
+    "table=DIR/table.",
   ),
   key_address=(
     "",

@@ -5,16 +5,13 @@ from collections.abc import Iterator
 from r1router_jax.common.records import (
   Answer,
   Malformed,
-  Passage,
   Plan,
   Question,
+  RoundPart,
   Trajectory,
 )
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.protocol import format
-
-# What a round is made of, one after the other.
-RoundPart = Plan | tuple[Passage, ...] | Answer | Malformed
 
 
 def format_trajectory(trajectory: Trajectory) -> str:

@@ -22,6 +22,12 @@ from r1router_jax.retrieval.index import factory, scann_index
 
 # Rows that ScaNN trains its codebooks on.
 _SCANN_SAMPLE_ROWS = 100_000
+# Bytes of an index of words for each byte of the passages, and of memory while
+# it is built, as measured on passages of 100 words: the documents of
+# benchmarks/second_world over and over, 2 to 34 MB, take 0.9 and 5; invented
+# words with frequencies by Zipf's law 1.5 and 10 at 3 MB, 1.2 and 8 at 11 MB,
+# 0.9 and 6 at 44 MB.  Words that occur only once take 4 and 40.
+_WORDS_DISK, _WORDS_MEMORY = 1, 6
 # Seconds between two samples of the memory.
 _SAMPLE_SECONDS = 0.002
 
@@ -89,20 +95,32 @@ def measure_embedding(
 
 
 def estimate_disk_bytes(
-  rows: int, width: int, index_kind: str
+  rows: int, width: int, index_kind: str, word_bytes: int = 0
 ) -> tuple[int, int]:
-  """Estimate the bytes of vectors and index, at the end and at most."""
-  vectors = rows * width * 4
+  """Estimate the bytes of vectors and indexes, at the end and at most.
+
+  `word_bytes` are those of the passages whose words are indexed, too.
+  """
+  vectors, words = rows * width * 4, _WORDS_DISK * word_bytes
   if factory.resolve_kind(rows, index_kind) == "exact":
-    return vectors, 2 * vectors  # Chunks and the joined file.
-  total = 2 * vectors + _scann_code_bytes(rows, width)  # ScaNN writes a copy.
+    # Chunks and the joined file; the chunks make room for words.
+    return vectors + words, vectors + max(vectors, words)
+  # ScaNN writes a copy.
+  total = 2 * vectors + _scann_code_bytes(rows, width) + words
   return total, total
 
 
-def estimate_index_memory(rows: int, width: int, index_kind: str) -> int:
-  """Estimate the bytes of memory to build an index and measure its recall."""
-  # Exact search holds scores, their negatives, and the order of both.
+def estimate_index_memory(
+  rows: int, width: int, index_kind: str, word_bytes: int = 0
+) -> int:
+  """Estimate the bytes of memory to build indexes and measure the recall.
+
+  `word_bytes` are those of the passages whose words are indexed, too.
+  """
+  # Exact search holds scores, their negatives, and the order of both; they are
+  # not there while words are indexed.
   scores = 16 * min(256 * rows, max(1 << 24, rows))
+  scores = max(scores, _WORDS_MEMORY * word_bytes)
   if factory.resolve_kind(rows, index_kind) == "exact":
     # The check for NaN takes one byte per number.
     return max(scores, rows * width)

@@ -49,6 +49,7 @@ from r1router_jax.common.records import (
   Plan,
   Question,
   Round,
+  RoundPart,
   Trajectory,
 )
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
@@ -72,7 +73,7 @@ from r1router_jax.routing.policy_requests import (
 OnStep = Callable[[VisitedStep], None]
 
 # Called with a question and the next part of its round.
-OnPart = Callable[[Question, Parsed | tuple[Passage, ...]], None]
+OnPart = Callable[[Question, RoundPart], None]
 
 
 @dataclasses.dataclass(frozen=True)

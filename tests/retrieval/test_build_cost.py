@@ -1,13 +1,14 @@
 """The estimated cost of a build agrees with what is measured."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from r1router_jax.common.records import Passage
 from r1router_jax.retrieval import build_cost
-from r1router_jax.retrieval.index import factory
+from r1router_jax.retrieval.index import bm25, factory
 
 # Long enough for the thread that samples the memory to wake several times.
 SAMPLING_SECONDS = 0.05
@@ -63,3 +64,23 @@ def test_estimated_disk_space_is_what_is_written(tmp_path, rows, kind):
   written = sum(path.stat().st_size for path in files)
   estimated, _ = build_cost.estimate_disk_bytes(rows, 16, kind)
   assert estimated == pytest.approx(written, rel=0.1)
+
+
+def test_estimated_cost_of_words_is_near_what_they_take(tmp_path):
+  ranks = np.random.default_rng(0).zipf(1.15, (4000, 100)) % 20_000
+  texts = [" ".join(f"word{rank}" for rank in line) for line in ranks.tolist()]
+  bm25.Bm25Index.from_texts(["a trial"])  # Imports what it needs.
+  tracemalloc.start()
+  bm25.Bm25Index.from_texts(texts).save(str(tmp_path))
+  _, memory = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  disk = sum(x.stat().st_size for x in tmp_path.rglob("*") if x.is_file())
+  word_bytes = sum(map(len, texts))
+  estimated = build_cost.estimate_index_memory(0, 8, "exact", word_bytes)
+  assert 0.5 < estimated / memory < 2
+  for without, all_bytes in zip(
+    build_cost.estimate_disk_bytes(4000, 8, "exact"),
+    build_cost.estimate_disk_bytes(4000, 8, "exact", word_bytes),
+    strict=True,
+  ):
+    assert 0.5 < (all_bytes - without) / disk < 2

@@ -8,6 +8,8 @@ each with title and header.  What has no title is called by its file's name.
 
 Ids are like addresses: guide.md#opening-hours, guide.md/table-1, prices.csv;
 "#0" and so on follow if a text has several windows or a table several chunks.
+If the text above all headings has windows guide.md#0 and guide.md#1, a section
+headed "1" is guide.md#section-1.
 """
 
 import contextlib
@@ -63,12 +65,19 @@ def section_rows(
 ) -> row_files.Rows:
   """Yield the sections of a document as rows; ids begin with its `name`."""
   title = document.title or name_to_title(name)
+  taken = set()  # The numbers of the windows above all headings.
   for section in document.sections:
     if section.blocks:
-      row_id = f"{name}#{section.anchor}" if section.anchor else name
+      row_id, text = name, _join_sentences(section.blocks)
+      if not section.anchor:
+        count = len(row_files.split_windows(text))
+        taken = {str(i) for i in range(count) if count > 1}
+      elif section.anchor in taken:
+        row_id += f"#section-{section.anchor}"
+      else:
+        row_id += f"#{section.anchor}"
       head = _join_sentences([title, *section.headings])
-      row = dict(id=row_id, title=head, text=_join_sentences(section.blocks))
-      yield f"{path}:{section.line}", row
+      yield f"{path}:{section.line}", dict(id=row_id, title=head, text=text)
 
 
 def pipe_table_rows(

@@ -11,9 +11,10 @@ Open-WikiTable.  CSV files have these names in their first line; without them
 they are tables, see documents.py.
 
 Texts of the text knowledge base that are longer than 100 words are cut into
-windows of 100 words, one every 50, each headed by the title.  A row that says
-"whole": true is a passage already: its text stays as it is, and may be empty if
-the row has an image.
+windows of 100 words, one every 50, each headed by the title.  Those of row "a"
+are "a#0", "a#1" and so on, which no other row should be called.  A row that
+says "whole": true is a passage already: its text stays as it is, and may be
+empty if the row has an image.
 """
 
 import os

@@ -64,7 +64,7 @@ class Bm25Index:
       for text in texts
     ]
     if not vocabulary:
-      # Pictures without captions: a word that no query holds, for BM25S wants
+      # Images without captions: a word that no query holds, for BM25S wants
       # one.
       word_ids[0].append(vocabulary.setdefault("", 0))
     # NumPy alone: other backends compile, or need packages.

@@ -1,7 +1,10 @@
 """Stories written by hand, with new names each time."""
 
+import pathlib
 import re
+import tomllib
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from r1router_jax.common.records import KBS
 from r1router_jax.data.domains import lexicon, steps, stories
 
 LEXICON = lexicon.load_lexicon("train")
+PAGE = pathlib.Path(__file__).parents[3] / "docs/domains.md"
 
 
 def tell(story, seed=0):
@@ -18,8 +22,15 @@ def tell(story, seed=0):
   return documents, list(traces)
 
 
+def read_example():
+  """Return the story that the page shows."""
+  (block,) = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+  (row,) = tomllib.loads(block)["story"]
+  return msgspec.convert(row, lexicon.Story)
+
+
 def test_every_answer_stands_in_its_evidence():
-  for story in LEXICON.stories:
+  for story in (*LEXICON.stories, read_example()):
     documents, traces = tell(story)
     texts = {p.id: p.text for kb in KBS for p in documents.passages[kb]}
     for hop in (hop.hop for trace in traces for hop in trace.hops):
@@ -29,6 +40,18 @@ def test_every_answer_stands_in_its_evidence():
       assert all(
         name.startswith(f"p/{hop.routes[0]}/") for name in hop.evidence
       )
+
+
+def test_example_of_the_page_shows_all_that_a_story_has():
+  story = read_example()
+  documents, traces = tell(story)
+  assert all(documents.passages[kb] for kb in KBS)
+  # No question of it is left out.
+  assert len(traces) == len(story.questions)
+  assert {len(trace.hops) for trace in traces} == {1, 2, 3}
+  assert any(trace.picture for trace in traces)
+  assert any(trace.final_thought for trace in traces)
+  assert any("unknown" in trace.question.answers for trace in traces)
 
 
 def test_names_change_and_every_slot_is_filled():

@@ -82,6 +82,16 @@ def test_long_section_becomes_windows(tmp_path):
     assert passage.text == text + ("." if start == 70 else "")
 
 
+def test_section_and_window_of_one_number_have_two_ids(tmp_path):
+  sections = "## 1\nShort.\n## 2\nShort.\n"
+  for words, ids in (
+    (150, ["a.md#0", "a.md#1", "a.md#section-1", "a.md#2"]),
+    (100, ["a.md", "a.md#1", "a.md#2"]),
+  ):
+    (tmp_path / "a.md").write_text(f"{'word ' * words}\n{sections}")
+    assert [p.id for p in read("text", tmp_path)] == ids
+
+
 def cut_rows(tmp_path, rows, header="a,b"):
   """Return the rows of each chunk of a table, as they were flattened."""
   (tmp_path / "t.csv").write_text("\n".join([header, *rows]) + "\n")
