@@ -10,14 +10,16 @@ The folder then holds what `build_kb` and `eval` read, and a page to look at:
   question_pictures/  other drawings of the same things, which questions show
   domains.html        all of it, domain by domain
 
-Two runs with the same flags write the same files.  No domain is one that
-training on the grammar draws; --half=test has words that it never has.
+Two runs with the same flags write the same files; pictures of an earlier run
+with other flags are deleted.  No domain is one that training on the grammar
+draws; --half=test has words that it never has.
 docs/domains.md says what the grammar makes.
 """
 
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ from absl import flags
 from etils import epy
 
 from r1router_jax.common import cli, files, progress, shared_flags
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Passage, Question
 from r1router_jax.data.domains import lexicon as lexicon_lib
 
@@ -58,12 +61,19 @@ _SEED = shared_flags.define_flag("seed", lower_bound=0)
 
 def main(_) -> None:
   """Write all files, and print what to do with them."""
+  if "://" in _WORKDIR.value:
+    raise UserError(
+      f"--workdir={_WORKDIR.value} is in a bucket, and pictures are written to "
+      "disks alone: give a local folder, and copy it there."
+    )
   root = pathlib.Path(_WORKDIR.value)
   sizes = _DOMAINS.value, _QUESTIONS.value
   world = world_lib.make_world(_HALF.value, *sizes, _SEED.value)
   # 1. Pictures.
   for folder in ("pictures", "question_pictures"):
     (root / folder).mkdir(parents=True, exist_ok=True)
+    for path in (root / folder).glob("[0-9]*-image-[0-9]*.png"):
+      path.unlink()
   shown = [
     _draw_domain(world.lexicon, member, root)
     for member in progress.show_progress(world.domains, "draw")
@@ -74,24 +84,32 @@ def main(_) -> None:
   for kb in KBS:
     passages = [each for domain in shown for each in domain.passages[kb]]
     told += [kb] if passages else []
-    _write_rows(root / f"{kb}.jsonl", (_passage_row(x) for x in passages))
+    _write_rows(root / f"{kb}.jsonl", (_passage_row(x, root) for x in passages))
   questions = [each for domain in shown for each in domain.questions]
-  _write_rows(root / "questions.jsonl", (_question_row(x) for x in questions))
+  rows = (_question_row(x, root) for x in questions)
+  _write_rows(root / "questions.jsonl", rows)
 
   # 3. The page, and how to go on.
   title = f"Invented domains: {_HALF.value} half, seed {_SEED.value}"
   domains_page.write_page(root / "domains.html", title, shown)
   print(f"{root / 'domains.html'} shows all of it.  Go on with:")
+  kb_dir = f"--kb_dir={root / 'kb'}"
   for kb in told:
-    print(
-      f"python -m r1router_jax.build_kb --kb_dir={root / 'kb'} --kind={kb} "
-      f"--source={root / kb}.jsonl"
-    )
-  print(
-    f"python -m r1router_jax.eval --workdir={root / 'eval'} "
-    f"--kb_dir={root / 'kb'} --benchmark=jsonl "
-    f"--data={root / 'questions.jsonl'} --nostep_rewards"
+    source = f"--source={root / kb}.jsonl"
+    _print_command("build_kb", kb_dir, f"--kind={kb}", source)
+  _print_command(
+    "eval",
+    f"--workdir={root / 'eval'}",
+    kb_dir,
+    "--benchmark=jsonl",
+    f"--data={root / 'questions.jsonl'}",
+    "--nostep_rewards",
   )
+
+
+def _print_command(name: str, *given: str) -> None:
+  """Print a command as a shell takes it."""
+  print(shlex.join(["python", "-m", f"r1router_jax.{name}", *given]))
 
 
 def _draw_domain(
@@ -124,13 +142,13 @@ def _draw_domain(
   return domains_page.ShownDomain(title, passages, questions)
 
 
-def _passage_row(passage: Passage) -> dict[str, Any]:
+def _passage_row(passage: Passage, root: pathlib.Path) -> dict[str, Any]:
   # Whole, so that no passage is cut in two and ids stay as they are.
   row = dict(id=passage.id, text=passage.text, whole=True)
-  return row | _image_field(passage.image)
+  return row | _image_field(passage.image, root)
 
 
-def _question_row(question: Question) -> dict[str, Any]:
+def _question_row(question: Question, root: pathlib.Path) -> dict[str, Any]:
   row = dict(
     id=question.id,
     question=question.text,
@@ -138,12 +156,14 @@ def _question_row(question: Question) -> dict[str, Any]:
     family=question.family,
     hops=[dataclasses.asdict(hop) for hop in question.hops],
   )
-  return row | _image_field(question.image)
+  return row | _image_field(question.image, root)
 
 
-def _image_field(path: str) -> dict[str, str]:
+def _image_field(path: str, root: pathlib.Path) -> dict[str, str]:
   """Return the field of a row's image, which is named relative to its file."""
-  return dict(image="/".join(pathlib.Path(path).parts[-2:])) if path else {}
+  if not path:
+    return {}
+  return dict(image=pathlib.Path(path).relative_to(root).as_posix())
 
 
 def _write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:

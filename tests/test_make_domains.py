@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import shlex
 
 import pytest
 
@@ -21,7 +22,7 @@ def write(folder, *flags):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("domains")
+  folder = tmp_path_factory.mktemp("my domains")
   return folder, write(folder)
 
 
@@ -68,14 +69,23 @@ def test_page_shows_passages_and_questions(written):
 
 def test_next_commands_are_printed(written):
   folder, printed = written
-  for kb in KBS:
-    assert f"--kind={kb} --source={folder / kb}.jsonl" in printed
-  assert f"--data={folder / 'questions.jsonl'}" in printed
+  # As a shell reads them; the folder's name has a space.
+  _, *builds, evaluation = map(shlex.split, printed.strip().splitlines())
+  for kb, words in zip(KBS, builds, strict=True):
+    assert words[-2:] == [f"--kind={kb}", f"--source={folder / kb}.jsonl"]
+  assert f"--data={folder / 'questions.jsonl'}" in evaluation
 
 
 def test_same_flags_write_the_same_files(written, tmp_path):
   folder, _ = written
+  # The first picture is of an earlier run, the second is not of this command.
+  pictures = tmp_path / "pictures"
+  pictures.mkdir()
+  for name in ("99-image-0.png", "own.png"):
+    (pictures / name).touch()
   write(tmp_path)
+  drawn = {path.name for path in (folder / "pictures").iterdir()}
+  assert {path.name for path in pictures.iterdir()} == drawn | {"own.png"}
   names = [*(f"{kb}.jsonl" for kb in KBS), "questions.jsonl", "domains.html"]
   assert filecmp.cmpfiles(folder, tmp_path, names, shallow=False)[0] == names
 
@@ -91,7 +101,12 @@ def test_halves_are_of_other_words(written, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "flag, wanted", [("--half=dev", "train|test"), ("--seed=-1", "non-negative")]
+  "flag, wanted",
+  [
+    ("--half=dev", "train|test"),
+    ("--seed=-1", "non-negative"),
+    ("--workdir=gs://bucket/domains", "give a local folder"),
+  ],
 )
 def test_wrong_flag_is_one_line(flag, wanted):
   done = run_command("make_domains", flag)

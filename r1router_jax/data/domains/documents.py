@@ -32,6 +32,9 @@ from r1router_jax.retrieval.corpora import open_wikitable
 _MAX_WORDS = 90
 _MAX_CELLS = 22  # Of a table, names included.
 
+_Told = tuple[Thing, str]  # A fact: its thing, and name of the attribute.
+_Part = tuple[str, list[_Told]]  # A text, and the facts that it tells.
+
 
 @dataclasses.dataclass
 class Documents:
@@ -56,14 +59,12 @@ def write_documents(
   lexicon: Lexicon, domain: Domain, prefix: str, rng: np.random.Generator
 ) -> Documents:
   """Write all facts of a domain down; ids of passages begin with `prefix`."""
-  documents = Documents(
-    dict(text=[], image=[], table=[]), collections.defaultdict(list), {}, {}
-  )
+  writer = _Writer(lexicon, domain, prefix, rng)
   for group in domain.groups:
-    _write_texts(lexicon, domain, group, documents, prefix, rng)
-    _write_tables(lexicon, domain, group, documents, prefix, rng)
-    _write_captions(lexicon, group, documents, prefix, rng)
-  return documents
+    writer.write_texts(group)
+    writer.write_tables(group)
+    writer.write_captions(group)
+  return writer.documents
 
 
 def capitalise(text: str) -> str:
@@ -104,45 +105,96 @@ def make_statement(
   return capitalise(template.format(x=thing.name, y=value, v=value))
 
 
-def _write_texts(
-  lexicon: Lexicon,
-  domain: Domain,
-  group: Group,
-  documents: Documents,
-  prefix: str,
-  rng: np.random.Generator,
-) -> None:
-  told = group.attributes_of((Relation, Number), "text")
-  if not told:
-    return
-  title = _draw_title(lexicon, domain, group, rng)
-  # A passage is a text with the facts that it tells.
-  parts: list[tuple[str, list[tuple[Thing, str]]]] = []
-  style = pick(rng, ("flow", "flow", "headed", "headed", "fields", "together"))
-  if style == "together":
-    for attribute in told:
-      parts += _tell_together(lexicon, group.things, attribute, rng)
-  else:
-    tell = dict(flow=_tell_flow, headed=_tell_headed, fields=_tell_fields)
-    for thing in group.things:
-      parts += tell[style](lexicon, thing, told, rng)
-  if style == "flow" and rng.random() < 0.4:
-    parts = _join_parts(parts)
-  has_title = rng.random() < 0.5
-  for text, facts in parts:
-    number = len(documents.passages["text"])
-    passage_id = f"{prefix}/text/{number}"
-    text = f"{title}. {text}" if has_title else text
-    documents.passages["text"].append(Passage(passage_id, "text", text))
+class _Writer:
+  """Writes one domain down, group by group, into `documents`."""
+
+  def __init__(
+    self,
+    lexicon: Lexicon,
+    domain: Domain,
+    prefix: str,
+    rng: np.random.Generator,
+  ):
+    self._lexicon, self._domain = lexicon, domain
+    self._prefix, self._rng = prefix, rng
+    passages = dict(text=[], image=[], table=[])
+    self.documents = Documents(passages, collections.defaultdict(list), {}, {})
+
+  def write_texts(self, group: Group) -> None:
+    """Write the facts of a group that are at home in texts."""
+    told = group.attributes_of((Relation, Number), "text")
+    if not told:
+      return
+    lexicon, rng = self._lexicon, self._rng
+    title = self._draw_title(group)
+    parts: list[_Part] = []
+    style = pick(
+      rng, ("flow", "flow", "headed", "headed", "fields", "together")
+    )
+    if style == "together":
+      for attribute in told:
+        parts += _tell_together(lexicon, group.things, attribute, rng)
+    else:
+      for thing in group.things:
+        parts += _TELL[style](lexicon, thing, told, rng)
+    if style == "flow" and rng.random() < 0.4:
+      parts = _join_parts(parts)
+    has_title = rng.random() < 0.5
+    for text, facts in parts:
+      self._add("text", f"{title}. {text}" if has_title else text, facts)
+
+  def write_tables(self, group: Group) -> None:
+    """Write the facts of a group that are at home in tables."""
+    rng = self._rng
+    told = group.attributes_of((Relation, Number), "table")
+    told = sample(rng, told, len(told))
+    # One table of all columns, or one of each.
+    sets = [told] if rng.random() < 0.6 else [[column] for column in told]
+    drops_article = rng.random() < 0.5
+    for columns in sets:
+      if not columns:
+        continue
+      title = self._draw_title(group)
+      rows = sample(rng, group.things, len(group.things))
+      size = len(rows)
+      if size > 5 and rng.random() < 0.2:
+        size = -(-size // 2)
+      # Many columns leave room for few rows.
+      size = min(size, _MAX_CELLS // (1 + len(columns)))
+      for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        text = _render_table(group, columns, some, title, drops_article, rng)
+        facts = [(thing, column.name) for column in columns for thing in some]
+        passage_id = self._add("table", text, facts)
+        for column in columns if len(some) == len(rows) else ():
+          key = group.kind.one, column.name
+          self.documents.whole_tables.setdefault(key, []).append(passage_id)
+
+  def write_captions(self, group: Group) -> None:
+    """Write a caption for each thing of a group that pictures show."""
+    visuals = group.attributes_of(Visual)
+    for thing in group.things if visuals else ():
+      parts = [v.part.format(v=thing.facts[v.name].text) for v in visuals]
+      template = pick(self._rng, self._lexicon.phrases.captions)
+      parts = ", ".join(sample(self._rng, parts, 3))
+      text = template.format(item=group.item, x=thing.name, parts=parts)
+      facts = [(thing, visual.name) for visual in visuals]
+      passage_id = self._add("image", capitalise(text), facts)
+      self.documents.pictures[passage_id] = thing
+
+  def _draw_title(self, group: Group) -> str:
+    template = pick(self._rng, self._lexicon.phrases.titles)
+    title = template.format(kinds=group.kind.many, place=self._domain.place)
+    return capitalise(title)
+
+  def _add(self, kb: str, text: str, facts: Iterable[_Told]) -> str:
+    """Add a passage that tells some facts; return its id."""
+    passages = self.documents.passages[kb]
+    passage_id = f"{self._prefix}/{kb}/{len(passages)}"
+    passages.append(Passage(passage_id, kb, text))
     for thing, name in facts:
-      documents.evidence[thing, name, "text"].append(passage_id)
-
-
-def _draw_title(
-  lexicon: Lexicon, domain: Domain, group: Group, rng: np.random.Generator
-) -> str:
-  template = pick(rng, lexicon.phrases.titles)
-  return capitalise(template.format(kinds=group.kind.many, place=domain.place))
+      self.documents.evidence[thing, name, kb].append(passage_id)
+    return passage_id
 
 
 def _tell_flow(
@@ -150,7 +202,7 @@ def _tell_flow(
   thing: Thing,
   told: Sequence[Relation | Number],
   rng: np.random.Generator,
-) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+) -> Iterator[_Part]:
   """Yield one or two passages of sentences about a thing."""
   order = sample(rng, told, len(told))
   cut = len(order)
@@ -190,7 +242,7 @@ def _tell_headed(
   thing: Thing,
   told: Sequence[Relation | Number],
   rng: np.random.Generator,
-) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+) -> Iterator[_Part]:
   """Yield a passage whose heading alone names the thing."""
   order = sample(rng, told, len(told))
   sentences = []
@@ -204,9 +256,7 @@ def _tell_headed(
   yield text, [(thing, attribute.name) for attribute in order]
 
 
-def _join_parts(
-  parts: Sequence[tuple[str, list[tuple[Thing, str]]]],
-) -> list[tuple[str, list[tuple[Thing, str]]]]:
+def _join_parts(parts: Sequence[_Part]) -> list[_Part]:
   """Join neighbouring texts as long as they fit into one passage."""
   joined = [parts[0]]
   for text, facts in parts[1:]:
@@ -223,7 +273,7 @@ def _tell_fields(
   thing: Thing,
   told: Sequence[Relation | Number],
   rng: np.random.Generator,
-) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+) -> Iterator[_Part]:
   """Yield a passage "Name. Field: value. Field: value."."""
   del lexicon
   order = sample(rng, told, len(told))
@@ -232,12 +282,16 @@ def _tell_fields(
   yield text, [(thing, attribute.name) for attribute in order]
 
 
+# Ways of telling one thing.
+_TELL = dict(flow=_tell_flow, headed=_tell_headed, fields=_tell_fields)
+
+
 def _tell_together(
   lexicon: Lexicon,
   things: Sequence[Thing],
   attribute: Relation | Number,
   rng: np.random.Generator,
-) -> Iterator[tuple[str, list[tuple[Thing, str]]]]:
+) -> Iterator[_Part]:
   """Yield passages that tell one attribute of several things each."""
   size = int(rng.integers(2, 5))
   order = sample(rng, things, len(things))
@@ -248,43 +302,6 @@ def _tell_together(
       place = int(rng.integers(len(sentences) + 1))
       sentences.insert(place, pick(rng, lexicon.phrases.fillers))
     yield " ".join(sentences), [(thing, attribute.name) for thing in some]
-
-
-def _write_tables(
-  lexicon: Lexicon,
-  domain: Domain,
-  group: Group,
-  documents: Documents,
-  prefix: str,
-  rng: np.random.Generator,
-) -> None:
-  told = group.attributes_of((Relation, Number), "table")
-  told = sample(rng, told, len(told))
-  # One table of all columns, or one of each.
-  sets = [told] if rng.random() < 0.6 else [[column] for column in told]
-  drops_article = rng.random() < 0.5
-  for columns in sets:
-    if not columns:
-      continue
-    title = _draw_title(lexicon, domain, group, rng)
-    rows = sample(rng, group.things, len(group.things))
-    size = len(rows)
-    if size > 5 and rng.random() < 0.2:
-      size = -(-size // 2)
-    # Many columns leave room for few rows.
-    size = min(size, _MAX_CELLS // (1 + len(columns)))
-    for start in range(0, len(rows), size):
-      some = rows[start : start + size]
-      passage_id = f"{prefix}/table/{len(documents.passages['table'])}"
-      text = _render_table(group, columns, some, title, drops_article, rng)
-      documents.passages["table"].append(Passage(passage_id, "table", text))
-      for column in columns:
-        for thing in some:
-          key = thing, column.name, "table"
-          documents.evidence[key].append(passage_id)
-        if len(some) == len(rows):
-          key = group.kind.one, column.name
-          documents.whole_tables.setdefault(key, []).append(passage_id)
 
 
 def _render_table(
@@ -323,26 +340,3 @@ def _table_cell(
   if isinstance(column, Number) and column.unit and not with_unit:
     return text.removesuffix(f" {column.unit}")
   return text
-
-
-def _write_captions(
-  lexicon: Lexicon,
-  group: Group,
-  documents: Documents,
-  prefix: str,
-  rng: np.random.Generator,
-) -> None:
-  visuals = group.attributes_of(Visual)
-  for thing in group.things if visuals else ():
-    parts = [v.part.format(v=thing.facts[v.name].text) for v in visuals]
-    template = pick(rng, lexicon.phrases.captions)
-    text = template.format(
-      item=group.item, x=thing.name, parts=", ".join(sample(rng, parts, 3))
-    )
-    number = len(documents.passages["image"])
-    passage_id = f"{prefix}/image/{number}"
-    passage = Passage(passage_id, "image", capitalise(text))
-    documents.passages["image"].append(passage)
-    documents.pictures[passage_id] = thing
-    for visual in visuals:
-      documents.evidence[thing, visual.name, "image"].append(passage_id)

@@ -12,8 +12,6 @@ words, so that a sub-question keeps the words of its question.
 
 import functools
 import pathlib
-import tomllib
-from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,7 +22,6 @@ HALVES = ("train", "test")
 
 Pair = tuple[str, str]
 Directed = tuple[str, str, str]  # A pair, and "more" or "less".
-_Record = TypeVar("_Record")
 
 
 class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,6 +149,17 @@ class Story(_Row, frozen=True):
   captions: tuple[str, ...] = ()
 
 
+class _File(_Row, frozen=True):
+  """The records of one file; those of a kind may be spread over several."""
+
+  kind: tuple[Kind, ...] = ()
+  relation: tuple[Relation, ...] = ()
+  number: tuple[Number, ...] = ()
+  visual: tuple[Visual, ...] = ()
+  phrases: tuple[Phrases, ...] = ()
+  story: tuple[Story, ...] = ()
+
+
 class Lexicon(msgspec.Struct, frozen=True, eq=False):
   """All words of one half."""
 
@@ -168,21 +176,19 @@ def load_lexicon(half: str) -> Lexicon:
   """Return the words of a half, "train" or "test"; another is a UserError."""
   if half not in HALVES:
     raise UserError(f"The grammar has no half {half!r}: take train or test.")
-  # Records of one kind may be spread over several files.
-  trees = [
-    tomllib.loads(path.read_text("utf-8"))
-    for path in sorted((FOLDER / half).glob("*.toml"))
-  ]
-
-  def records(key: str, record_class: type[_Record]) -> tuple[_Record, ...]:
-    rows: list[Any] = [row for tree in trees for row in tree.get(key, ())]
-    return msgspec.convert(tuple(rows), tuple[record_class, ...])
-
+  files = [_read_file(path) for path in sorted((FOLDER / half).glob("*.toml"))]
   return Lexicon(
-    records("kind", Kind),
-    records("relation", Relation),
-    records("number", Number),
-    records("visual", Visual),
-    *records("phrases", Phrases),
-    records("story", Story),
+    tuple(record for file in files for record in file.kind),
+    tuple(record for file in files for record in file.relation),
+    tuple(record for file in files for record in file.number),
+    tuple(record for file in files for record in file.visual),
+    *(record for file in files for record in file.phrases),
+    tuple(record for file in files for record in file.story),
   )
+
+
+def _read_file(path: pathlib.Path) -> _File:
+  try:
+    return msgspec.toml.decode(path.read_bytes(), type=_File)
+  except msgspec.DecodeError as error:
+    raise UserError(f"{path}: {error}.  Correct it there.") from error

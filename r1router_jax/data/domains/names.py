@@ -4,6 +4,8 @@ A root is a beginning, maybe a middle and an end of one style; persons have a
 first name and a surname of it.  No name is given twice, be it with an article.
 """
 
+import itertools
+
 import numpy as np
 
 from r1router_jax.data.domains.lexicon import Phrases
@@ -94,7 +96,7 @@ class NameMaker:
   def fill(self, pattern: str) -> str:
     """Return a name of a pattern such as "the {adjective} Lantern"."""
     rng, phrases = self._rng, self._phrases
-    for attempt in range(50):
+    for attempt in itertools.count():
       name = pattern.format(
         root=self._root(),
         place=self._root(),
@@ -107,13 +109,13 @@ class NameMaker:
         number=str(rng.integers(2, 90)),
       )
       # Tables leave articles out.
-      if name.removeprefix("the ") not in self._used:
-        break
+      bare = name.removeprefix("the ")
+      if bare not in self._used:
+        self._used.add(bare)
+        return name
       # A pattern with few names is exhausted by now.
       if attempt > 20:
         pattern = f"{pattern} of {{root}}"
-    self._used.add(name.removeprefix("the "))
-    return name
 
   def _root(self, first: bool = False) -> str:
     rng = self._rng

@@ -8,7 +8,7 @@ have no answer in any document: the right answer is then "unknown".
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,20 +42,6 @@ from r1router_jax.data.domains.references import (
 )
 
 UNKNOWN = ("unknown", "not stated", "it is not known")
-
-# Share of each kind of question; methods of `QuestionMaker`.
-WEIGHTS = dict(
-  attribute=46,
-  name=10,
-  visual=6,
-  check=9,
-  compare=10,
-  compare_check=5,
-  count=4,
-  extreme=4,
-  recall=3,
-  unknown=5,
-)
 
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
 
@@ -109,12 +95,13 @@ class QuestionMaker:
   def __call__(self, question_id: str) -> Trace:
     """Return a question of a random kind that the domain allows."""
     rng = self._rng
-    kinds, weights = list(WEIGHTS), np.array([*WEIGHTS.values()], float)
+    kinds = list(self.KINDS)
+    shares = np.array([share for share, _ in self.KINDS.values()], float)
     while True:
-      kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-      make: Callable[[], Trace] = getattr(self, f"_ask_{kind}")
+      kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
+      _, ask = self.KINDS[kind]
       try:
-        trace = make()
+        trace = ask(self)
       except Unaskable:
         continue
       # Nothing is asked that the question says itself, or a hop before.
@@ -375,6 +362,20 @@ class QuestionMaker:
     ]
     text = template.format(x=reference.text)
     return _trace(text, UNKNOWN, (*reference.hops, *hops), reference.picture)
+
+  # Share of each kind of question, and what asks it.
+  KINDS = dict(
+    attribute=(46, _ask_attribute),
+    name=(10, _ask_name),
+    visual=(6, _ask_visual),
+    check=(9, _ask_check),
+    compare=(10, _ask_compare),
+    compare_check=(5, _ask_compare_check),
+    count=(4, _ask_count),
+    extreme=(4, _ask_extreme),
+    recall=(3, _ask_recall),
+    unknown=(5, _ask_unknown),
+  )
 
   # --- Pieces -----------------------------------------------------------------
 

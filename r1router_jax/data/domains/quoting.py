@@ -24,21 +24,26 @@ def quote_cell(table: str, asked: str, answer: str) -> str:
   named, found = [], []
   for row in parsed.rows:
     for column, cell in list(zip(parsed.header, row, strict=False))[1:]:
-      if _tells(cell, answer):
+      if has_words(cell, answer):
         shared = count_shared_words(f"{row[0]} {column}", asked)
         named.append((shared, f"{row[0]}: {column} {cell}"))
-      if _tells(row[0], answer) and cell:
-        told = _tells(asked, cell)
+      if has_words(row[0], answer) and cell:
+        told = has_words(asked, cell)
         shared = count_shared_words(column, asked) + 10 * told
         found.append((shared, f"{column} {cell}: {row[0]}"))
   best = max(named + found, key=lambda pair: pair[0], default=(0, ""))
   return best[1] if len(best[1]) <= MAX_CHARACTERS else ""
 
 
-def _tells(text: str, part: str) -> bool:
-  """Return whether whole words of a text are `part`: 1200 does not tell 12."""
-  words = rf"(?<!\w){re.escape(part.lower())}(?!\w)"
-  return bool(re.search(words, text.lower()))
+def has_words(text: str, words: str) -> bool:
+  """Return whether a text has these words or numbers, and not within others.
+
+  Case does not matter.  12 does not stand in 1200, nor in 3.12 or 12,000.
+  """
+  text, words = text.lower(), words.lower()
+  pattern = rf"(?<!\w)(?<!\d[.,]){re.escape(words)}(?!\w)(?![.,]\d)"
+  # Most texts do not have them at all, which is told sooner.
+  return words in text and bool(re.search(pattern, text))
 
 
 def count_shared_words(text: str, other: str) -> int:

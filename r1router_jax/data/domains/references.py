@@ -8,6 +8,7 @@ sub-question has the words of the reference, with names for what is known.
 """
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -196,13 +197,16 @@ class ReferenceMaker:
     self, group: Group, thing: Thing, attribute: Attribute
   ) -> bool:
     """Return whether a value tells a thing from all others of its kind."""
+    # Domains may write a number differently: 1,200 and 1200.
+    is_number = isinstance(attribute, Number)
+    read = operator.attrgetter("amount" if is_number else "text")
     values = [
-      other.facts[attribute.name].text
+      read(other.facts[attribute.name])
       for each in (group, *self._others)
       for other in each.things
       if each.kind is group.kind and attribute.name in other.facts
     ]
-    return values.count(thing.facts[attribute.name].text) == 1
+    return values.count(read(thing.facts[attribute.name])) == 1
 
   def find_picture(self, thing: Thing) -> str:
     """Return the id of the passage with the picture of a thing."""

@@ -20,6 +20,7 @@ from r1router_jax.common.records import (
   Passage,
   Plan,
   Query,
+  Question,
   Step,
 )
 from r1router_jax.data.domains import quoting
@@ -146,70 +147,89 @@ class PassageFinder:
     return tuple(found)
 
 
+class _StepWriter:
+  """Writes the steps of one question, with their responses, and its history."""
+
+  def __init__(self, question: Question):
+    self.steps: list[Step] = []
+    self._question = question
+    self._history: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def rounds_left(self) -> int:
+    """Return how many rounds the question may still take."""
+    return MAX_HOPS - len(self._history)
+
+  def add_plan(self, plan: Plan, routes: tuple[str, ...]) -> None:
+    """Add a plan; `routes` are all that are right."""
+    response = format.render_plan(plan)
+    self._add("plan", plan.sub_question, response, routes=routes)
+
+  def add_round(
+    self,
+    asked: str,
+    found: tuple[Passage, ...],
+    answers: tuple[str, ...],
+    thought: str,
+    known: str,
+  ) -> None:
+    """Add the answer of a round, whose passages are `found`.
+
+    The history goes on with the answer `known`.
+    """
+    self._add_answer("answer", asked, answers, thought, passages=found)
+    self._history += ((asked, known),)
+
+  def add_final(self, thought: str) -> None:
+    """Add the final answer."""
+    self._add_answer("final", "", self._question.answers, thought)
+
+  def _add_answer(
+    self, kind: str, asked: str, answers: tuple[str, ...], thought: str, **of
+  ) -> None:
+    response = format.render_answer(Answer(thought, answers[0]))
+    self._add(kind, asked, response, answers=answers, **of)
+
+  def _add(self, kind: str, asked: str, response: str, **of) -> None:
+    step_id = f"{self._question.id}/{len(self.steps)}"
+    given = step_id, kind, self._question, self._history, asked
+    self.steps.append(Step(*given, response=response, **of))
+
+
 def _trace_steps(
   trace: Trace, finder: PassageFinder, rng: np.random.Generator
 ) -> list[Step]:
   """Return the steps of a question's trajectory, with their responses."""
   question = dataclasses.replace(trace.question, image=trace.picture)
-  steps, history = [], ()
-
-  def add(kind, asked="", response="", **of):
-    step_id = f"{question.id}/{len(steps)}"
-    step = Step(
-      step_id, kind, question, history, asked, response=response, **of
-    )
-    steps.append(step)
-
-  rounds_left, hops = MAX_HOPS, trace.hops
-  for i, traced in enumerate(hops):
-    hop = traced.hop
+  writer = _StepWriter(question)
+  for i, traced in enumerate(trace.hops):
+    hop, asked = traced.hop, traced.hop.sub_question
+    route = hop.routes[0]
     # 1. A round before that asked a knowledge base that does not tell.
-    spare = rounds_left - (len(hops) - i)
+    spare = writer.rounds_left - (len(trace.hops) - i)
     wrong = [kb for kb in ("text", "table") if kb not in hop.routes]
-    wrong = wrong if hop.routes[0] != "image" else []
-    if spare and hop.evidence and wrong and rng.random() < _WRONG_ROUTE:
-      kb = pick(rng, wrong)
-      found = finder.find(kb, hop.sub_question, (), False)
-      _add_answer(add, hop.sub_question, found, UNKNOWN, thoughts.MISSED)
-      history += ((hop.sub_question, UNKNOWN[0]),)
-      rounds_left -= 1
+    may_miss = spare and hop.evidence and wrong and route != "image"
+    if may_miss and rng.random() < _WRONG_ROUTE:
+      found = finder.find(pick(rng, wrong), asked, (), False)
+      writer.add_round(asked, found, UNKNOWN, thoughts.MISSED, UNKNOWN[0])
 
     # 2. The plan of the hop.
-    thought = traced.plan_thought or thoughts.PLAN[hop.routes[0]]
-    plan = Plan(thought, hop.sub_question, hop.routes[:1])
-    add(
-      "plan",
-      hop.sub_question,
-      format.render_plan(plan),
-      routes=hop.routes,
-    )
+    thought = traced.plan_thought or thoughts.PLAN[route]
+    writer.add_plan(Plan(thought, asked, (route,)), hop.routes)
+
     # 3. Its answer; the history goes on as if the gold had been read.
-    has_picture = hop.routes[0] == "image" and bool(trace.picture)
-    found = finder.find(
-      hop.routes[0], hop.sub_question, hop.evidence, has_picture
-    )
-    _add_answer(add, hop.sub_question, found, *_reading(traced, found))
-    history += ((hop.sub_question, hop.answers[0]),)
-    rounds_left -= 1
+    has_picture = route == "image" and bool(trace.picture)
+    found = finder.find(route, asked, hop.evidence, has_picture)
+    writer.add_round(asked, found, *_reading(traced, found), hop.answers[0])
 
   # 4. The plan that stops, and the final answer.
   is_unknown = question.answers == UNKNOWN
-  if rounds_left:
+  if writer.rounds_left:
     thought = thoughts.GIVE_UP if is_unknown else thoughts.PLAN["none"]
-    stop = Plan(thought, format.NONE, ())
-    add("plan", format.NONE, format.render_plan(stop), routes=("none",))
-  final = question.answers[0]
-  thought = trace.final_thought or (
-    thoughts.GIVE_UP if is_unknown else thoughts.READ
-  )
-  response = format.render_answer(Answer(thought, final))
-  add("final", "", response, answers=question.answers)
-  return steps
-
-
-def _add_answer(add, asked, found, answers, thought) -> None:
-  response = format.render_answer(Answer(thought, answers[0]))
-  add("answer", asked, response, answers=answers, passages=found)
+    writer.add_plan(Plan(thought, format.NONE, ()), ("none",))
+  usual = thoughts.GIVE_UP if is_unknown else thoughts.READ
+  writer.add_final(trace.final_thought or usual)
+  return writer.steps
 
 
 def _reading(
@@ -225,7 +245,7 @@ def _reading(
   # The form that a passage has is the one to copy.
   for answer in hop.answers:
     for passage in gold:
-      if answer.lower() in passage.text.lower():
+      if quoting.has_words(passage.text, answer):
         rest = [other for other in hop.answers if other != answer]
         return (answer, *rest), _read_thought(passage, hop, answer)
   return hop.answers, thoughts.READ

@@ -7,18 +7,20 @@ names and numbers.  Several stories, told side by side, are the documents of a
 domain.  They stand in `files/domains/<half>/`, in `stories_*.toml`.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Hop, Passage, Question
 from r1router_jax.data.domains.documents import Documents
 from r1router_jax.data.domains.domain import pick
 from r1router_jax.data.domains.lexicon import Lexicon, Story, StoryQuestion
 from r1router_jax.data.domains.names import NameMaker
 from r1router_jax.data.domains.questions import UNKNOWN, Trace
-from r1router_jax.data.domains.quoting import count_shared_words
+from r1router_jax.data.domains.quoting import count_shared_words, has_words
 from r1router_jax.data.domains.references import TracedHop
 from r1router_jax.retrieval.corpora import open_wikitable
 
@@ -43,7 +45,7 @@ def tell_story(
   """
   names = NameMaker(lexicon.phrases, rng)
   values = {
-    name: _draw_value(declared, names, rng)
+    name: _draw_value(story.title, name, declared, names, rng)
     for name, declared in story.slots.items()
   }
 
@@ -106,16 +108,26 @@ def _names_unknown(
 
 
 def _draw_value(
-  declared: str, names: NameMaker, rng: np.random.Generator
+  title: str,
+  slot: str,
+  declared: str,
+  names: NameMaker,
+  rng: np.random.Generator,
 ) -> str:
   """Return a value of a slot: a name, a number, a year or one of some words."""
-  word, *rest = declared.split(" ", 1)
-  if word in _NAMES:
-    return names.fill(pick(rng, _NAMES[word]))
+  word, _, rest = declared.partition(" ")
+  if declared in _NAMES:
+    return names.fill(pick(rng, _NAMES[declared]))
   if word == "of:":
-    return pick(rng, [choice.strip() for choice in rest[0].split(";")])
-  low, high = map(int, rest[0].split())
-  return str(int(rng.integers(low, high + 1)))
+    return pick(rng, [choice.strip() for choice in rest.split(";")])
+  ends = re.fullmatch(r"(?:number|year) (\d+) (\d+)", declared)
+  if not ends:
+    raise UserError(
+      f"The story {title!r} declares its slot {slot} as {declared!r}: take one "
+      f"of {', '.join(_NAMES)}, or words such as 'of: red; blue', 'number 2 9' "
+      "or 'year 1700 1900'."
+    )
+  return str(int(rng.integers(int(ends[1]), int(ends[2]) + 1)))
 
 
 def _make_trace(
@@ -160,7 +172,7 @@ def _find_evidence(
   holding = [
     passage
     for passage in passages
-    if any(answer.lower() in passage.text.lower() for answer in answers)
+    if any(has_words(passage.text, answer) for answer in answers)
   ]
   best = max(
     holding, key=lambda x: count_shared_words(x.text, asked), default=None

@@ -8,9 +8,7 @@ from PIL import Image
 
 from r1router_jax.data.domains import drawing
 from r1router_jax.data.domains.domain import Fact, Thing
-from r1router_jax.data.domains.lexicon import load_lexicon
-
-HALVES = ("train", "test")
+from r1router_jax.data.domains.lexicon import HALVES, load_lexicon
 
 
 def make_thing(half, name="the Orvane Light", **values):

@@ -150,6 +150,22 @@ def test_headers_and_names_tell_attributes_apart(half):
   assert len(set(headers)) == len(headers)
 
 
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("[[kind", "1.toml: Expected ']]'"),
+    ("[[knid]]", "1.toml: .*unknown field `knid`"),
+    ('[[kind]]\none="mill"\nmany=3', "1.toml: Expected `str`.*many"),
+  ],
+)
+def test_wrong_file_is_named(text, message, tmp_path, monkeypatch):
+  (tmp_path / "test").mkdir()
+  (tmp_path / "test/1.toml").write_text(text)
+  monkeypatch.setattr(lexicon_lib, "FOLDER", tmp_path)
+  with pytest.raises(UserError, match=message):
+    lexicon_lib.load_lexicon.__wrapped__("test")
+
+
 def test_unknown_half_is_named():
   with pytest.raises(UserError, match="'tests'.*train or test"):
     lexicon_lib.load_lexicon("tests")

@@ -7,17 +7,26 @@ the gold answer, and no other.
 """
 
 import collections
+import copy
 import functools
 import re
 
+import numpy as np
 import pytest
 
 from r1router_jax.common.records import MAX_HOPS
-from r1router_jax.data.domains.domain import Number, Relation, Visual
-from r1router_jax.data.domains.questions import UNKNOWN, WEIGHTS
+from r1router_jax.data.domains.documents import write_documents
+from r1router_jax.data.domains.domain import (
+  Number,
+  Relation,
+  Visual,
+  make_domain,
+)
+from r1router_jax.data.domains.lexicon import HALVES, load_lexicon
+from r1router_jax.data.domains.questions import UNKNOWN, QuestionMaker
+from r1router_jax.data.domains.references import ReferenceMaker
 from r1router_jax.data.domains.world import make_world
 
-HALVES = ("train", "test")
 # What may stand in slots that do not hold names or words.
 SLOTS = dict(item=r"\w+", v=r"\d.*")
 
@@ -32,7 +41,11 @@ def traces(half):
 
 
 def bare(text):
-  """Return a text as it is compared: neither case, article nor end matter."""
+  """Return a text as it is compared.
+
+  Case, article, end and commas in numbers do not matter.
+  """
+  text = re.sub(r"(?<=\d),(?=\d)", "", text)
   return re.sub(r"^the ", "", text.strip().rstrip("?.").lower())
 
 
@@ -233,6 +246,29 @@ def test_sub_questions_copy_names_from_question_or_answers(half):
       known += " " + hop.answers[0]
 
 
+@pytest.mark.parametrize("is_written_otherwise", [False, True])
+def test_number_describes_no_thing_that_shares_it(is_written_otherwise):
+  lexicon, rng = load_lexicon("test"), np.random.default_rng(3)
+  domain = make_domain(lexicon, rng)
+  documents = write_documents(lexicon, domain, "p", rng)
+  others = copy.deepcopy(domain).groups if is_written_otherwise else []
+  for group, other in zip(domain.groups, others, strict=False):
+    other.kind = group.kind
+    for thing in other.things:
+      for fact in thing.facts.values():
+        fact.text += ".0"
+  maker = ReferenceMaker(lexicon, domain, documents, rng, others)
+  described = 0
+  for group in domain.groups * 10:
+    numbers = [number.name for number in group.attributes_of(Number)]
+    for thing in group.things:
+      text = maker.refer_to(thing, 1).text
+      described += any(
+        name in text and thing.facts[name].text in text for name in numbers
+      )
+  assert bool(described) != is_written_otherwise
+
+
 @pytest.mark.parametrize("half", HALVES)
 def test_last_hop_answers_what_is_asked_for(half):
   for trace in traces(half):
@@ -252,7 +288,7 @@ def test_kinds_of_questions_and_numbers_of_hops(half):
     assert bool(trace.picture) == any(
       trace.picture in traced.hop.evidence for traced in trace.hops
     )
-  for kind in WEIGHTS:
+  for kind in QuestionMaker.KINDS:
     assert any(family.startswith(kind) for family in kinds), kind
   assert set(hops) == {*range(MAX_HOPS + 1)} and hops[2] > 60
   assert {("image", "text"), ("text", "image"), ("table", "text")} <= orders

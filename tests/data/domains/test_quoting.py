@@ -40,6 +40,25 @@ def test_cell_of_the_answer(asked, answer, thought):
   assert quoting.quote_cell(TABLE, asked, answer) == thought
 
 
+@pytest.mark.parametrize(
+  "text, words, expected",
+  [
+    ("Built in 1890.", "9", False),
+    ("It is 1,890 m high, 3.9 m wide.", "9", False),
+    ("It is 1,890 m high, 3.9 m wide.", "890", False),
+    ("It is 1,890 m high, 3.9 m wide.", "3", False),
+    ("It has 3, no more.", "3", True),
+    ("In 1890, 9 arches.", "9", True),
+    ("[sep]9[sep]1890", "9", True),
+    ("They settled then.", "the", False),
+    ("Mira Toll's hen", "MIRA TOLL", True),
+    ("At 90 %.", "90 %", True),
+  ],
+)
+def test_whole_words(text, words, expected):
+  assert quoting.has_words(text, words) == expected
+
+
 def test_long_cell_is_not_quoted():
   long = TABLE.replace("1402", "1402 " + "or later " * 30)
   assert quoting.quote_cell(long, "Built when, Old Bridge?", "1402") == ""

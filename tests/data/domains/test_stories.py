@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS
 from r1router_jax.data.domains import lexicon, steps, stories
 
@@ -29,13 +30,20 @@ def read_example():
   return msgspec.convert(row, lexicon.Story)
 
 
+def split_words(text):
+  """Return a text as its words, with one space before and after each."""
+  return " ".join(["", *re.findall(r"\w+", text.lower()), ""])
+
+
 def test_every_answer_stands_in_its_evidence():
   for story in (*LEXICON.stories, read_example()):
     documents, traces = tell(story)
     texts = {p.id: p.text for kb in KBS for p in documents.passages[kb]}
     for hop in (hop.hop for trace in traces for hop in trace.hops):
-      told = [texts[name].lower() for name in hop.evidence]
-      is_told = any(a.lower() in text for a in hop.answers for text in told)
+      told = [split_words(texts[name]) for name in hop.evidence]
+      is_told = any(
+        split_words(a) in text for a in hop.answers for text in told
+      )
       assert is_told or "unknown" in hop.answers, hop
       assert all(
         name.startswith(f"p/{hop.routes[0]}/") for name in hop.evidence
@@ -118,6 +126,27 @@ def test_questions_of_a_story():
   assert sign.picture == caption.id and not nested.picture
   assert sign.hops[0].hop.evidence == (caption.id,)
   assert caption.text == f"Sign of {who.answers[0]}: a wheel."
+
+
+def test_evidence_has_the_answer_as_a_word_of_its_own():
+  story = msgspec.structs.replace(
+    STORY,
+    texts=("When the mill was built, mills cost 19 crowns.", "It had 9 men."),
+    questions=(
+      lexicon.StoryQuestion("Men of the mill?", (("text", "Q", "9"),)),
+    ),
+  )
+  _, (trace,) = tell(story)
+  assert trace.hops[0].hop.evidence == ("p/text/1",)
+
+
+@pytest.mark.parametrize(
+  "declared", ["preson", "numbr 2 9", "number 2", "number 2 many", "year"]
+)
+def test_wrong_slot_is_named(declared):
+  story = msgspec.structs.replace(STORY, slots=dict(Town=declared))
+  with pytest.raises(UserError, match=f"The mill of.*Town as '{declared}'"):
+    tell(story)
 
 
 @pytest.mark.parametrize("split, expected", [("train", True), ("test", False)])
