@@ -165,12 +165,14 @@ class _BuildJob(NamedTuple):
     return hashlib.sha256(json.dumps(self.meta).encode()).hexdigest()[:16]
 
 
-def build(spec: KbSpec, dry_run: bool = False) -> None:
+def build(
+  spec: KbSpec, dry_run: bool = False, named: set[str] | None = None
+) -> None:
   """Build a knowledge base, or what is missing of it.
 
   A dry run reads the corpus, and logs what the rest needs.  A process that
-  builds the same waits for this one.  Raises a UserError if the corpus, the
-  embedder or the folder cannot be used.
+  builds the same waits for this one.  For `named` see `row_files.SkipLog`.
+  Raises a UserError if the corpus, the embedder or the folder cannot be used.
   """
   # 1. Passages and embedder.
   # Whatever may be wrong is found before the folder is made.
@@ -181,7 +183,8 @@ def build(spec: KbSpec, dry_run: bool = False) -> None:
   with contextlib.ExitStack() as held:
     held.enter_context(files.lock_folder(spec.folder, wait=True))
     is_finished = kb_meta.read_meta(spec.folder) is not None
-    note = passage_writer.ensure_passages(spec.folder, corpus, is_finished)
+    task = spec.folder, corpus, is_finished, named
+    note = passage_writer.ensure_passages(*task)
     job = _BuildJob(spec, embedder, _make_meta(spec, embedder, note), options)
     # 2. Stop here if all else is there.
     if _is_up_to_date(job):
@@ -373,7 +376,9 @@ def main(_) -> None:
   if sources.is_own(_SOURCE.value) and os.path.isdir(_SOURCE.value):
     _check_place(_KB_DIR.value, _SOURCE.value)
     folders.warn_of_unread(_SOURCE.value)
-  kinds = sources.choose_kbs(_SOURCE.value, _KIND.value, _IMAGES.value)
+  # A damaged document costs each kind its rows, and is named once.
+  named: set[str] = set()
+  kinds = sources.choose_kbs(_SOURCE.value, _KIND.value, _IMAGES.value, named)
   values = dict(
     source=_SOURCE.value,
     image_folder=_IMAGES.value,
@@ -391,7 +396,7 @@ def main(_) -> None:
   for spec in specs:
     sources.open_source(spec.kind, spec.source, spec.image_folder)
   for spec in specs:
-    build(spec, dry_run=_DRY_RUN.value)
+    build(spec, _DRY_RUN.value, named)
 
 
 if __name__ == "__main__":

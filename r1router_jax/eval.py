@@ -147,7 +147,11 @@ def main(_) -> None:
     logging.info("%s: %.3g", name, value)
 
   # 3. Reward each policy's responses to gold steps.
-  traced = [q for q in questions if q.hops is not None]
+  # A saved reward is known by the number of steps alone, which an edit of one's
+  # own questions may leave as it was.
+  traced = [
+    q for q in questions if q.hops is not None and q.benchmark != "jsonl"
+  ]
   rewards, path = {}, workdir / "step_rewards.jsonl"
   if traced and _STEP_REWARDS.value:
     rewards = step_rewards.score_policies(*opened, traced, seed, path)

@@ -345,6 +345,24 @@ def test_folder_of_documents_becomes_knowledge_bases(
   assert set(retriever.open_kbs(kb_dir)) == {"text", "table"}
 
 
+def test_damaged_document_is_named_once_for_all_kinds(
+  embedder, tmp_path, parsed_flags, caplog
+):
+  """Also if a kind, here images, has nothing else."""
+  documents = tmp_path / "documents"
+  documents.mkdir()
+  (documents / "bad.md").write_bytes(b"# Guide \xff")
+  (documents / "good.md").write_text("Some text.\n\nCup|Price\n-|-\nsmall|2\n")
+  with caplog.at_level("WARNING", "absl"):
+    run_main(kb_dir=tmp_path / "kb", source=documents)
+  named = [m for m in caplog.messages if "bad.md: not UTF-8" in m]
+  assert len(named) == 1
+  for kind in ("text", "table"):
+    skipped = (tmp_path / f"kb/{kind}/skipped.txt").read_text()
+    assert "bad.md: not UTF-8" in skipped
+  assert "text: skipped 1 of 2 rows" in caplog.text
+
+
 def test_kb_dir_inside_of_the_documents_is_refused(tmp_path, parsed_flags):
   (tmp_path / "guide.md").write_text("Some text.")
   for kb_dir in (tmp_path, tmp_path / "kb"):

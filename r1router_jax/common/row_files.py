@@ -88,17 +88,26 @@ class BrokenFile(UserError):
 
 
 class SkipLog:
-  """A log of the rows of a source that are left out: counted and named."""
+  """A log of the rows of a source that are left out: counted and named.
 
-  def __init__(self, source: str):
+  What is in `named`, which several logs may share, is not named again.
+  """
+
+  def __init__(self, source: str, named: set[str] | None = None):
     self._source, self._count, self._first = source, 0, ""
+    self._named = set() if named is None else named
+    self._num_warnings = 0
 
   def __call__(self, why: RejectedRow | str) -> None:
     """Count and log a row that is left out."""
     why = sanitize_text(str(why), 600)
     self._count += 1
     self._first = self._first or why
-    level = logging.WARNING if self._count <= MAX_WARNINGS else logging.DEBUG
+    level = logging.DEBUG
+    if why not in self._named and self._num_warnings < MAX_WARNINGS:
+      level = logging.WARNING
+      self._num_warnings += 1
+      self._named.add(why)
     logging.log(level, "skipped %s", why)
 
   def finish(self, kept: int) -> None:

@@ -6,9 +6,8 @@
 Six benchmarks are read as R1-Router published their question files, a JSON
 object in each line; `BENCHMARK_SPECS` lists their keys.  "georouter" comes with
 the package.  "jsonl" is a user's own file, of JSON Lines, CSV or Parquet, whose
-rows `question_files` describes; gold hops are not read here, and JSON Lines may
-have other keys.  With an interval any number in it is right, and answers are
-for display only.
+rows `question_files` describes; JSON Lines may have other keys.  With an
+interval any number in it is right, and answers are for display only.
 
 A row that cannot be read is an error, since leaving a question out would change
 every mean.  For the same reason a question whose image is missing stays: its
@@ -111,6 +110,9 @@ def _file_source(name: str, folder: str, images: str) -> Source:
 
   def parse(row: schema.Row, number: int) -> tuple[Question, str]:
     question = schema.parse_question(name, row, number)
+    if name == "jsonl":
+      hops = question_files.parse_hops(row)
+      question = dataclasses.replace(question, hops=hops)
     return question, _image_name(name, row, root)
 
   rows = question_files.read_rows(path) if name == "jsonl" else None

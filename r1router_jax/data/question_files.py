@@ -4,14 +4,16 @@ A row is
 
   {"question": "...", "answer": "..." or [...], "id": "...", "image": "a.jpg",
    "family": "...", "interval": [low, high],
-   "hops": [{"sub_question": "...", "routes": ["text"], "answers": ["..."]}]}
+   "hops": [{"sub_question": "...", "routes": ["text"], "answers": ["..."],
+             "evidence": ["guide.md#opening-hours"]}]}
 
 and needs a question and its accepted answers, which may be called "answers",
 too.  Numbers are answers like their texts.  Without "hops" the gold rounds are
-unknown; an empty list says that nothing has to be searched for.  null is the
-same as no such key, and there are no other keys.  Ids are made of the name of
-the file: "shop/a" for the id "a" in shop.csv, and the number of the line for a
-row without an id.
+unknown; an empty list says that nothing has to be searched for.  "evidence",
+the ids of passages that say a hop's answer, may be left out.  null is the same
+as no such key, and there are no other keys.  Ids are made of the name of the
+file: "shop/a" for the id "a" in shop.csv, and the number of the line for a row
+without an id.
 
 In a CSV file, whose first line names the columns, a field without a text is not
 there; several answers are separated by "|", or written as a JSON list, as are
@@ -242,18 +244,18 @@ def _parse_row(
   """
   _check_keys(row)
   question = schema.parse_question("jsonl", row, line)
-
-  # What only files for training have.
-  hops = _parse_hops(row) if "hops" in row else None
   question = dataclasses.replace(
     question,
     id=question.id.replace("jsonl", stem, 1),
     image=_resolve_image(row, root) if row.get("image", "") != "" else "",
     family=row.get("family", stem),
     benchmark="",
-    hops=hops,
+    hops=parse_hops(row),
   )
-  _check_texts(question)
+  _check_texts("question", [question.text])
+  _check_texts("answer", question.answers)
+  _check_texts("id", [question.id])
+  _check_texts("family", [question.family])
   return question
 
 
@@ -269,13 +271,22 @@ def _check_keys(row: dict[str, Any]) -> None:
     raise RowError('it has "answer" and "answers"', "Keep one of them")
 
 
-def _parse_hops(row: dict[str, Any]) -> tuple[Hop, ...]:
+def parse_hops(row: schema.Row) -> tuple[Hop, ...] | None:
+  """Return the gold hops of a row, or None if it does not say them.
+
+  Raises:
+    RowError: if they do not have the form.
+  """
+  if "hops" not in row:
+    return None
   wanted = f"a list of at most {MAX_HOPS} objects with sub_question, routes "
   wanted += f"(of {', '.join(KBS)}) and answers, none of them empty"
   cure = "Write that, or leave it out if the gold rounds are unknown"
   hops = schema.read_field(row, "hops", _Hops, wanted, cure)
   if any(len(set(hop.routes)) < len(hop.routes) for hop in hops):
     raise RowError('"hops" names a route twice', "Name each route once")
+  for hop in hops:
+    _check_texts("hops", [hop.sub_question, *hop.answers])
   return tuple(
     Hop(hop.sub_question, hop.routes, hop.answers, hop.evidence or ())
     for hop in hops
@@ -292,19 +303,10 @@ def _resolve_image(row: dict[str, Any], root: str) -> str:
     raise RowError(fault, "Or leave the image out") from error
 
 
-def _check_texts(question: Question) -> None:
+def _check_texts(name: str, values: Iterable[str]) -> None:
   """Raise RowError for a text that is too long, or that no prompt may hold."""
-  hops = question.hops or ()
-  texts = dict(
-    question=[question.text],
-    answer=question.answers,
-    id=[question.id],
-    family=[question.family],
-    hops=[x for hop in hops for x in (hop.sub_question, *hop.answers)],
-  )
-  for name, values in texts.items():
-    for value in values:
-      row_files.validate_text(name, value)
-      if len(value) > _MAX_TEXT:
-        fault = f'"{name}" has {len(value):,} characters'
-        raise RowError(fault, f"Shorten it to {_MAX_TEXT:,} at most")
+  for value in values:
+    row_files.validate_text(name, value)
+    if len(value) > _MAX_TEXT:
+      fault = f'"{name}" has {len(value):,} characters'
+      raise RowError(fault, f"Shorten it to {_MAX_TEXT:,} at most")

@@ -39,9 +39,9 @@ def evaluate_method(
 ) -> tables.MethodResult:
   """Answer `questions` by one method, and score the answers.
 
-  Routes are only scored for questions with gold hops.  The file at `path` keeps
-  the trajectories for a resumed run, in rows that have the fields of `label`
-  (see `run_label`) and of the settings.  `routing_loop` is a key of
+  Routes and evidence are only scored for questions with gold hops.  The file at
+  `path` keeps the trajectories for a resumed run, in rows that have the fields
+  of `label` (see `run_label`) and of the settings.  `routing_loop` is a key of
   `device_loop.ROUTING_LOOPS`, `judge` the address of a model that judges
   answers, whose verdicts are kept beside `path`, or "".  With `raw_answers` a
   malformed final answer is scored as it stands.

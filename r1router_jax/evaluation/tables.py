@@ -189,10 +189,11 @@ def _family_table(results: MethodResults, name: str) -> Table:
   by_result = [_columns_by_family(r) for r in results]
   rows = []
   for family, columns in by_result[0].items():
-    if len(trajectories.drop_nan(columns[name])):
+    # Questions without gold hops count for no route.
+    if number := trajectories.drop_nan(columns[name]).size:
       counted = [trajectories.drop_nan(by[family][name]) for by in by_result]
       means = [100 * float(x.mean()) if x.size else None for x in counted]
-      rows.append((family, len(columns[name]), *means))
+      rows.append((family, number, *means))
   names = (r.display_name for r in results)
   return Table(("Family", "Questions", *names), tuple(rows))
 
@@ -264,9 +265,12 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
 
 
 def _shared_rates(results: MethodResults) -> list[str]:
-  """Return the columns of rates that all results have."""
+  """Return the columns of rates that all results have numbers in."""
   names = *trajectories.RATES, "judge"
-  return [n for n in names if all(n in r.scores for r in results)]
+  shared = [n for n in names if all(n in r.scores for r in results)]
+  # Without gold hops no method has numbers of routes and evidence.
+  first = results[0].scores
+  return [n for n in shared if trajectories.drop_nan(first[n]).size]
 
 
 def _mean_interval(column: np.ndarray) -> Interval | None:

@@ -135,7 +135,7 @@ class OracleRoute(R1Router):
     if question.hops is None:
       raise UserError(
         f"Question {question.id!r} has no gold trace, so nobody knows its "
-        "routes: leave the method oracle_route out, or take GeoRouter."
+        "routes: leave the method oracle_route out, or ask questions with hops."
       )
     return STOP if n >= len(question.hops) else None
 

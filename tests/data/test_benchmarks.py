@@ -22,6 +22,7 @@ NUMERIC |= dict(answer_eval=[dict(wikidata=6.75, range=[6.5, 7])])
 DYN_VQA = dict(question_id="en1", image_id=1, question="Who?")
 DYN_VQA |= dict(answer=["谁", 7], gloden_query=float("nan"))
 PLAIN = dict(question="Is it?", answer="yes")
+HOP = dict(sub_question="Is it?", routes=["text"], answers=["yes"])
 ROWS = {
   "infoseek": [INFOSEEK, NUMERIC],
   "dyn_vqa": [DYN_VQA],
@@ -140,6 +141,9 @@ def ranged(value):
     ("jsonl", jsonl(interval="1-2"), "wanted .low, high."),
     ("jsonl", jsonl(interval=[1, float("nan")]), "wanted .low, high."),
     ("jsonl", b'{"question": "q", "question": "r"}', "occurs twice"),
+    ("jsonl", jsonl(hops=2), '"hops" is 2, wanted a list of at most 3'),
+    ("jsonl", jsonl(hops=[HOP | dict(routes=["web"])]), "text, image, table"),
+    ("jsonl", jsonl(hops=[HOP | dict(answers=["\0"])]), "control character"),
   ],
 )
 def test_broken_row_is_an_error_with_its_line(tmp_path, name, row, reason):

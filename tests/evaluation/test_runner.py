@@ -137,7 +137,7 @@ def test_policy_says_how_many_passages_are_read_unless_the_run_does():
 
 def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):
   """The image's question stays and scores 0, and no route is scored."""
-  # A user's own file has neither hops nor published images.
+  # A user's own file may have neither hops nor images.
   file = tmp_path / "own.jsonl"
   file.write_text(
     '{"question": "People of Chad?", "answer": 0}\n'
@@ -157,9 +157,52 @@ def test_benchmark_without_gold_traces_and_with_a_missing_image(tmp_path):
   made = tables.make_tables([found], {})
   assert made["F1-Recall % by family"].rows == (("jsonl", 2, 50.0),)
   assert "Route % by family" not in made
+  assert not {"Route %", "Evidence %"} & {*made["Methods"].columns}
   # A method that follows gold routes cannot answer such questions.
   with pytest.raises(ValueError, match="'jsonl/0' has no gold trace"):
     census.evaluate(method="oracle_route", questions=questions)
+
+
+@pytest.mark.parametrize(
+  "method, route, evidence",
+  [
+    ("r1_router", [1, 1, 0.5, 0.5], [1, np.nan, 0, np.nan]),
+    ("always_text", [0.5, 1, 1, 0.5], [0, np.nan, 1, np.nan]),
+  ],
+)
+def test_gold_hops_of_own_questions_are_scored(
+  tmp_path, method, route, evidence
+):
+  """The router searches tables, then stops; passages are "<route>/0"."""
+  golds = [
+    # Hops may lack evidence and have several routes; Fiji needs no search.
+    ("Chad", [dict(routes=["table"], evidence=["table/0", "table/9"])]),
+    ("Italy", [dict(routes=["text", "table"])]),
+    ("Peru", [dict(routes=["text"], evidence=["text/0"])]),
+    ("Fiji", []),
+    ("Oman", None),
+  ]
+  rows = []
+  for place, hops in golds:
+    row = dict(question=f"People of {place}?", answer="0", hops=hops)
+    for hop in hops or ():
+      hop |= dict(sub_question=row["question"], answers=["0"])
+    rows.append(json.dumps(row))
+  file = tmp_path / "own.jsonl"
+  file.write_text("\n".join(rows))
+  questions = benchmarks.load_benchmark("jsonl", str(file))
+  found, _ = census.evaluate(method=method, questions=questions)
+  # Nobody knows the gold rounds of Oman.
+  for name, wanted in (("route", route), ("retrieval", evidence)):
+    np.testing.assert_array_equal(found.scores[name], [*wanted, np.nan])
+  # Means are over the others, four of routes and two of evidence.
+  (row,) = tables.summarize_results([found], {})["results"]
+  assert [row[name]["mean"] for name in ("route", "retrieval")] == [0.75, 0.5]
+  made = tables.make_tables([found], {})
+  methods = made["Methods"]
+  at = [methods.columns.index(f"{name} %") for name in ("Route", "Evidence")]
+  assert [methods.rows[0][n].mean for n in at] == [0.75, 0.5]
+  assert made["Route % by family"].rows == (("jsonl", 4, 75.0),)
 
 
 def test_label_names_the_options_of_a_policy(monkeypatch):

@@ -60,12 +60,15 @@ _REASONS = """SELECT reason, count(*) FROM rows WHERE id IS NULL
   GROUP BY reason ORDER BY count(*) DESC, min(number) LIMIT 10"""
 
 
-def ensure_passages(folder: str, source: Source, finished: bool) -> dict:
+def ensure_passages(
+  folder: str, source: Source, finished: bool, named: set[str] | None = None
+) -> dict:
   """Make `folder` hold the passages of `source`, and return the note.
 
   The caller keeps other processes out of the folder.  Images that were missing
-  are looked for again if the knowledge base is `finished`.  Raises a UserError
-  if the source has no usable row, or the draft of a killed run is damaged.
+  are looked for again if the knowledge base is `finished`.  For `named` see
+  `SkipLog`.  Raises a UserError if the source has no usable row, or the draft
+  of a killed run is damaged.
   """
   # The note holds if the source and the size of the passages are unchanged.
   fingerprint = _fingerprint_source(source)
@@ -84,7 +87,7 @@ def ensure_passages(folder: str, source: Source, finished: bool) -> dict:
   path = os.path.join(draft, "rows.sqlite")
   try:
     with contextlib.closing(sqlite3.connect(path)) as rows:
-      _read_source(rows, source)
+      _read_source(rows, source, named)
       read, good, bad_images = rows.execute(_COUNT).fetchone()
       reasons = rows.execute(_REASONS).fetchall()
       if good:
@@ -134,14 +137,16 @@ def _files_below(path: str) -> Iterator[str]:
   yield from folders.list_files(path)
 
 
-def _read_source(rows: sqlite3.Connection, source: Source) -> None:
+def _read_source(
+  rows: sqlite3.Connection, source: Source, named: set[str] | None
+) -> None:
   """Add the rows of a source that a draft lacks."""
   rows.execute(_CREATE)
   (start,) = rows.execute(_NEXT).fetchone()
   if start:
     text = "%s: going on after %s rows of the corpus."
     logging.info(text, source.kb, f"{start:,}")
-  skip = SkipLog(source.kb)
+  skip = SkipLog(source.kb, named)
   unread = enumerate(sources.read_raw_rows(source, start), start)
   unread = progress.show_progress(unread, f"read {source.kb}")
   for number, (where, row) in unread:

@@ -123,26 +123,29 @@ def define_source_flags() -> tuple[flags.FlagHolder, ...]:
 
 
 def choose_kbs(
-  source: str, wanted: Sequence[str] = (), image_folder: str = ""
+  source: str,
+  wanted: Sequence[str] = (),
+  image_folder: str = "",
+  named: set[str] | None = None,
 ) -> tuple[str, ...]:
   """Return the kinds of knowledge base to build: those `wanted`, or else all.
 
   GeoRouter feeds all kinds, your own documents those that they have something
   for, and other sources one.  Raises a UserError if it is unclear which, or if
-  documents have nothing for any.
+  documents have nothing for any.  For `named` see `row_files.SkipLog`.
   """
   corpus, path = _split_source(source)
   kbs = tuple(wanted) or CORPORA[corpus].SUPPORTED_KBS
   if source == GEOROUTER:
     return kbs
   if corpus == "own" and (possible := user_files.document_kbs(path)):
-    return tuple(wanted) or _find_kbs(source, possible, image_folder)
+    return tuple(wanted) or _find_kbs(source, possible, image_folder, named)
   require_single_kb(source, kbs)
   return kbs
 
 
 def _find_kbs(
-  source: str, kbs: Sequence[str], image_folder: str
+  source: str, kbs: Sequence[str], image_folder: str, named: set[str] | None
 ) -> tuple[str, ...]:
   """Return those `kbs` that documents have a usable row for."""
   found, rejected = [], {}
@@ -157,7 +160,7 @@ def _find_kbs(
     else:
       rejected |= of_kb
   # No build will name what is wrong with a kind that has nothing else.
-  log = row_files.SkipLog(source)
+  log = row_files.SkipLog(source, named)
   for row in rejected.values():
     log(row)
   if not found:
