@@ -225,6 +225,15 @@ def _in_year(number: Number, year: int) -> Number:
   )
 
 
+def usual_home(attribute: Attribute) -> str:
+  """Return where one would look for an attribute first.
+
+  People keep in tables what is counted or measured, and tell the rest.
+  """
+  is_measure = isinstance(attribute, Number) and not attribute.year
+  return "table" if is_measure else "text"
+
+
 def _draw_home(
   attribute: Attribute, rng: np.random.Generator
 ) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from r1router_jax.data.domains.domain import (
   Visual,
   pick,
   sample,
+  usual_home,
 )
 from r1router_jax.data.domains.lexicon import Lexicon
 from r1router_jax.data.domains.references import (
@@ -294,7 +295,8 @@ class QuestionMaker:
     evidence = self._documents.whole_tables[group.kind.one, relation.name]
     asked = template.format(kinds=kinds, y=reference.name)
     hop = Hop(capitalise(asked), ("table",), answers, tuple(evidence))
-    traced = TracedHop(hop, "", ", ".join(t.name for t in same))
+    named = ", ".join(t.name for t in same)
+    traced = TracedHop(hop, "", named, usual_home="table")
     text = template.format(kinds=kinds, y=reference.text)
     return _trace(text, answers, (*reference.hops, traced), reference.picture)
 
@@ -351,7 +353,7 @@ class QuestionMaker:
     if untold and rng.random() < 0.6:
       attribute = pick(rng, untold)
       template = pick(rng, attribute.ask)
-      first = "table" if isinstance(attribute, Number) else "text"
+      first = usual_home(attribute)
     else:
       template, first = pick(rng, self._lexicon.phrases.fictions), "text"
     reference = self._references.refer_to(thing, int(rng.random() < 0.3))

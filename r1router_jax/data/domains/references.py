@@ -24,6 +24,7 @@ from r1router_jax.data.domains.domain import (
   Thing,
   pick,
   sample,
+  usual_home,
 )
 from r1router_jax.data.domains.lexicon import Lexicon
 
@@ -35,6 +36,7 @@ class TracedHop:
   hop: Hop
   plan_thought: str = ""  # "" for the usual one.
   answer_thought: str = ""
+  usual_home: str = ""  # Where one would look first; "" if nobody can say.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +231,7 @@ class ReferenceMaker:
       for passage in self._documents.evidence[thing, attribute.name, route]
     ]
     hop = Hop(capitalise(asked), routes, answers, tuple(evidence))
-    return TracedHop(hop, thought)
+    return TracedHop(hop, thought, usual_home=usual_home(attribute))
 
   def make_extreme_hop(
     self, group: Group, number: Number, asked: str, thing: Thing
@@ -242,7 +244,7 @@ class ReferenceMaker:
     # The answer stands at an end.
     values = rank_things(group.things, number)
     shown = [*values[:2], "..", values[-1]] if len(values) > 3 else values
-    return TracedHop(hop, "", " > ".join(shown))
+    return TracedHop(hop, "", " > ".join(shown), usual_home="table")
 
 
 def rank_things(things: Sequence[Thing], number: Number) -> list[str]:

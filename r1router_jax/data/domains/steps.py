@@ -40,8 +40,11 @@ SPLITS = dict(train="train", val="train", test="test")
 
 # Stories are the documents of every second domain, several of them together.
 _STORY_EVERY, _STORIES = 2, 4
+_SHOWN = 0.5  # Share of their questions with a picture that are asked.
 
-_WRONG_ROUTE = 0.12  # Probability that a round before asked the wrong base.
+# Probability that a round before looked where a fact is usually told, if it is
+# not told there; in stories only texts are usual.
+_USUAL_FIRST, _TEXT_FIRST = 0.8, 0.25
 _GOLD_MISSED = 0.05  # Probability that no passage found tells the answer.
 _MAX_CHARACTERS = 1000  # Of all passages that a step reads.
 
@@ -87,7 +90,7 @@ def _tell_stories(
     told, asked = tell_story(story, lexicon, f"{prefix}/{n}", rng)
     for kb, some in told.passages.items():
       passages[kb] += some
-    traces += asked
+    traces += [one for one in asked if not one.picture or rng.random() < _SHOWN]
   traces = [
     dataclasses.replace(
       trace,
@@ -204,18 +207,25 @@ def _trace_steps(
   writer = _StepWriter(question)
   for i, traced in enumerate(trace.hops):
     hop, asked = traced.hop, traced.hop.sub_question
-    route = hop.routes[0]
-    # 1. A round before that asked a knowledge base that does not tell.
+    usual, is_known = traced.usual_home or "text", bool(traced.usual_home)
+    route = usual if usual in hop.routes else hop.routes[0]
+    # 1. A round before that looked where such facts are usually told.  A policy
+    # learns to look there first, and elsewhere after an "unknown".
+    is_told = route == usual or route == "image" or not hop.evidence
     spare = writer.rounds_left - (len(trace.hops) - i)
-    wrong = [kb for kb in ("text", "table") if kb not in hop.routes]
-    may_miss = spare and hop.evidence and wrong and route != "image"
-    if may_miss and rng.random() < _WRONG_ROUTE:
-      found = finder.find(pick(rng, wrong), asked, (), False)
+    share = _USUAL_FIRST if is_known else _TEXT_FIRST
+    misses = not is_told and bool(spare) and rng.random() < share
+    if misses:
+      if is_known:
+        plan = Plan(thoughts.PLAN[usual], asked, (usual,))
+        writer.add_plan(plan, (usual, *hop.routes))
+      found = finder.find(usual, asked, (), False)
       writer.add_round(asked, found, UNKNOWN, thoughts.MISSED, UNKNOWN[0])
 
-    # 2. The plan of the hop.
-    thought = traced.plan_thought or thoughts.PLAN[route]
-    writer.add_plan(Plan(thought, asked, (route,)), hop.routes)
+    # 2. The plan of the hop, unless nobody could know where it looks.
+    if is_told or misses or not is_known:
+      thought = traced.plan_thought or thoughts.PLAN[route]
+      writer.add_plan(Plan(thought, asked, (route,)), hop.routes)
 
     # 3. Its answer; the history goes on as if the gold had been read.
     has_picture = route == "image" and bool(trace.picture)

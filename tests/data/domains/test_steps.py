@@ -61,6 +61,32 @@ def test_history_goes_on_with_what_each_round_found(made):
         assert said[1] in step.answers or step.answers == UNKNOWN
 
 
+def test_plan_after_an_unknown_looks_elsewhere(made):
+  elsewhere = 0
+  for each in (each for of in made.values() for each in of):
+    plans = [step for step in each if step.kind == "plan"]
+    routes = {step.history: format.parse_plan(step.response) for step in plans}
+    for step in plans:
+      *before, last = step.history or [("", "")]
+      first, then = routes.get(tuple(before)), routes[step.history]
+      # Of stories' vain rounds there is no plan.
+      if last[1] == UNKNOWN[0] and first and then.routes:
+        elsewhere += 1
+        assert then.sub_question == last[0] == first.sub_question
+        assert then.routes != first.routes
+  assert elsewhere > 10
+
+
+def test_measures_are_looked_for_in_tables_first(made):
+  for each in (each for of in made.values() for each in of):
+    first = each[0]
+    if first.question.family.startswith(("count", "extreme")):
+      plan = format.parse_plan(first.response)
+      # Unless another thing has to be found first.
+      if len([step for step in each if step.kind == "answer"]) == 1:
+        assert plan.routes == ("table",)
+
+
 def test_splits_share_no_question_and_seeds_differ(made):
   # A story's question may name nothing, and so be asked again of other names.
   def texts_of(made_steps):
