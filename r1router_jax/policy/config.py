@@ -116,6 +116,8 @@ class PolicyConfig(PromptOptions):
   decode_batch_size: int  # Responses decoded at one time on one device.
   compute: qwen2_5_vl.RuntimeConfig = qwen2_5_vl.RuntimeConfig()
   passage_tokens: messages.PassageTokens = messages.PassageTokens()
+  # Whether responses that it learns have a space after each opening tag.
+  spaces_tags: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -181,6 +183,7 @@ GGUF_DEFAULTS = HF_DEFAULTS | dict(
   compute=dict(dtype="float32"),
   image_marker="[picture]",
   labels_cells=True,
+  spaces_tags=True,
 )
 
 # Classes of the fields that hold records themselves.

@@ -47,6 +47,7 @@ from r1router_jax.parallel import mesh as mesh_lib
 from r1router_jax.parallel.mesh import local_mesh
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy.config import PolicyConfig
+from r1router_jax.protocol import format
 from r1router_jax.protocol.messages import Conversation
 
 
@@ -227,6 +228,12 @@ class Policy:
       ]
       for group in zip(*arrays, strict=True)
     ]
+
+  def encode_target(self, text: str) -> list[int]:
+    """Return the tokens of a response that this policy is to learn."""
+    if self.config.spaces_tags:
+      text = format.space_tags(text)
+    return self.processor.tokenizer.encode_response(text)
 
   def save(self, folder: epath.PathLike) -> None:
     """Write the policy's folder; adapters become part of the weights.

@@ -35,6 +35,8 @@ MAX_ANSWER = 2048  # In characters.
 # Any tag of the protocol, in any case.
 TAG = re.compile(r"</?(?:think|sub-question|ret|answer)>", re.IGNORECASE)
 
+_OPENING_TAG = re.compile(r"<(?:think|sub-question|ret|answer)>")
+
 _ROUTES = {name.lower(): route for route, name in ROUTE_NAMES.items()}
 
 
@@ -52,6 +54,15 @@ def render_plan(plan: Plan) -> str:
 def render_answer(answer: Answer) -> str:
   """Return the text that a policy should write for `answer`."""
   return _render(ANSWER_TAGS, (answer.thought, answer.text))
+
+
+def space_tags(text: str) -> str:
+  """Return a response with a space after each opening tag.
+
+  Most tokenizers have other tokens for a name behind a space than behind a tag:
+  with the space, what is copied from a passage has the passage's tokens.
+  """
+  return _OPENING_TAG.sub(r"\g<0> ", text)
 
 
 def parse_plan(text: str, max_routes: int = 1) -> Plan | Malformed:

@@ -149,4 +149,4 @@ def encode_gold_step(policy: Policy, step: Step) -> PromptAndResponse:
   """Return the prompt of a step, and the tokens of its target."""
   prompt = policy.processor.encode(policy.config.build_prompt(step))
   target = sft_targets.sft_target(step)
-  return prompt, policy.processor.tokenizer.encode_response(target)
+  return prompt, policy.encode_target(target)

@@ -130,7 +130,7 @@ class Sft:
     overask_prob = self._options.overask_prob
     overasks = overask_prob and stops and rng.random() < overask_prob
     target = overask_target(step, rng) if overasks else sft_target(step)
-    return prompt, self._policy.processor.tokenizer.encode_response(target)
+    return prompt, self._policy.encode_target(target)
 
   def _collate_pairs(self, pairs: Sequence[PromptAndResponse]) -> Batch:
     """Make a batch of prompts and responses; rows beyond them are padding."""

@@ -302,7 +302,7 @@ def filter_trainable(
 
     # 2. The shape, by which steps are batched.
     target = sft_targets.sft_target(step)
-    response = processor.tokenizer.encode_response(target)
+    response = policy.encode_target(target)
     length = processor.padded_length(prompt.ids)
     response_length = config.response_length(len(response))
     kept.append(step)

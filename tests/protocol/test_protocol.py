@@ -175,6 +175,17 @@ def test_images_stand_beside_their_passages(style, wanted):
   assert "0.png" not in plain.images
 
 
+def test_spaces_after_tags_change_nothing_but_tokens():
+  plan = Plan("it says so", "Who is <b>?", ("text",))
+  text = format.space_tags(format.render_plan(plan))
+  assert "<think> it says so</think><sub-question> Who" in text
+  assert text.endswith("<ret> Text Retriever</ret>")
+  assert format.parse_plan(text) == format.parse_plan(format.render_plan(plan))
+  answer = format.space_tags(format.render_answer(Answer("", "Chad")))
+  assert answer == "<think> </think><answer> Chad</answer>"
+  assert format.parse_answer(answer) == Answer("", "Chad")
+
+
 def test_plan_prompt_states_the_number_of_routes():
   def ask(style, **options):
     return plan_conversation("q", "", (), style=style, **options)
