@@ -1,10 +1,11 @@
-"""What a policy that reads texts alone makes of questions with an image.
+"""Tells which questions with an image a policy without vision can answer.
 
-Its prompts hold the text of its option `image_marker` in the image's place, the
-image knowledge base is searched by the image itself, and the policy reads the
-captions that are found.  That is no help where the gold searches nothing: such
-a question needs vision, since only the image itself has the answer.  Training
-leaves it and its steps out; evaluation asks and scores it like any other.
+Prompts of a policy that reads texts alone hold the text of its option
+`image_marker` in the image's place, the image knowledge base is searched by the
+image itself, and the policy reads the captions that are found.  That is no help
+where the gold searches nothing: such a question needs vision, since only the
+image itself has the answer.  Training leaves it and its steps out; evaluation
+asks and scores it like any other.
 """
 
 from collections.abc import Sequence

@@ -190,9 +190,12 @@ def make_update(
   lengths = prompt_lengths if config.walks_trajectories else ()
   task = loss, rule, regex, axis_name, lengths
   update = train_step.make_train_step(*task)
+  # Without an option of the run JAX's own setting holds.
+  if not config.matmul_precision:
+    return init_state, update
 
   def update_at_precision(*args):
-    with jax.default_matmul_precision(config.matmul_precision or None):
+    with jax.default_matmul_precision(config.matmul_precision):
       return update(*args)
 
   return init_state, update_at_precision

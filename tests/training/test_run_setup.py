@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -68,3 +70,17 @@ def test_a_run_starts_from_an_adapter(tmp_path):
   assert found["layers"]["q"]["w"].dtype == np.float32
   tree = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
   assert tree["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize("precision, wanted", [("bfloat16",) * 2, ("", None)])
+def test_update_has_the_precision_of_the_config(precision, wanted):
+  config = train_runs.make_run_config("sft", matmul_precision=precision)
+  seen = []
+
+  def loss(params, reference, batch):
+    seen.append(jax.config.jax_default_matmul_precision)
+    return jnp.sum(params["w"] * batch["x"]), jnp.float32(1), {}
+
+  init_state, update = run_setup.make_update(config, loss, (32,), None)
+  update(init_state({"w": jnp.ones(2)}), None, {"x": jnp.ones((1, 2))})
+  assert set(seen) == {wanted}
