@@ -93,9 +93,9 @@ class SearchStack(NamedTuple):
       return self.index.search(vectors, k)
     # A passage may be low in one list and high in the other.
     depth = max(k, bm25.FUSION_DEPTH)
-    _, rows_by_vector = self.index.search(vectors, depth)
-    _, rows_by_words = self.bm25_index.search(queries, depth)
-    return bm25.reciprocal_rank_fusion([rows_by_vector, rows_by_words], k)
+    by_vector = self.index.search(vectors, depth)
+    by_words = self.bm25_index.search(queries, depth)
+    return bm25.fuse_scores(by_vector, by_words, k)
 
 
 class LocalKB(knowledge_base.KnowledgeBase):

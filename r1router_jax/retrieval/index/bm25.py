@@ -6,21 +6,23 @@ BM25 scores a passage d by the words of a query,
   idf(w) = ln(1 + (N - n_w + 1/2) / (n_w + 1/2)),
 
 where w occurs tf times in d and in n_w of all N passages, and |d| is the number
-of words of d.  English stop words, as BM25S lists them, are left out.  Scores
-of words and of vectors do not compare, so ranked lists are fused by rank: a
-passage gets
+of words of d.  English stop words, as BM25S lists them, are left out.  Of the
+100 best passages by words w and by vectors v, each gets
 
-  sum over lists of  1 / (60 + its rank, from 1).
+  (v - min v) / (max v - min v) + 0.8 w / max w,
+
+where what a list does not hold adds nothing.  Scores of words and of vectors
+do not compare, but scaled so they do, and keep by how much a passage is better
+than the next, which ranks lose.
 
 A query with an image is about the image, so its words find nothing here.
 
 Axes:  n queries   N passages   k neighbours
 Sources: Robertson and Zaragoza 2009, doi.org/10.1561/1500000019 (BM25);
-arxiv.org/abs/2407.03618 (BM25S, its Lucene variant); Cormack, Clarke and
-Buettcher 2009, doi.org/10.1145/1571941.1572114 (reciprocal rank fusion, 60).
+arxiv.org/abs/2407.03618 (BM25S, its Lucene variant); arxiv.org/abs/2210.11934
+(fusion of scaled scores, and why not of ranks).
 """
 
-import collections
 import os
 import re
 import shutil
@@ -29,10 +31,10 @@ from typing import Any
 
 import numpy as np
 from etils import epy
-from jaxtyping import Int
 
 from r1router_jax.common.records import Query
 from r1router_jax.retrieval.index.exact import (
+  MergedResult,
   SearchResult,
   find_top_k,
   pad_results,
@@ -44,7 +46,8 @@ with epy.lazy_imports():
 
 BM25_FOLDER = "bm25"  # In the folder of the knowledge base.
 FUSION_DEPTH = 100  # Passages of each list that are fused.
-K1, B, _RANK_OFFSET = 1.5, 0.75, 60
+K1, B = 1.5, 0.75
+WORDS_WEIGHT = 0.8
 _WORD = re.compile(r"\w+")
 
 
@@ -113,24 +116,31 @@ class Bm25Index:
     return scores[None, best], best[None]
 
 
-def reciprocal_rank_fusion(
-  ranked_lists: Sequence[Int[np.ndarray, "n _"]], k: int
+def fuse_scores(
+  by_vector: MergedResult, by_words: MergedResult, k: int
 ) -> SearchResult:
-  """Fuse ranked lists, padded with -1, by the formula at the top.
+  """Fuse two results, padded with row -1, by the formula at the top.
 
-  Returns the k best rows and their sums.  If sums are equal, the rows of an
-  earlier list come first.
+  Returns the k best rows and their sums; equal sums are in the order of rows.
   """
   results = []
-  for lists_of_query in zip(*ranked_lists, strict=True):
-    sums = collections.defaultdict(float)
-    for ranked in lists_of_query:
-      for rank, row in enumerate(ranked[ranked >= 0].tolist(), 1):
-        sums[row] += 1 / (_RANK_OFFSET + rank)
-    # The sort is stable, and a dict keeps the order of insertion.
-    best = sorted(sums, key=lambda row: -sums[row])[:k]
-    scores = np.array([[sums[row] for row in best]])
-    results.append((scores, np.array([best])))
+  for vector_scores, vector_rows, word_scores, word_rows in zip(
+    *by_vector, *by_words, strict=True
+  ):
+    # 1. Both lists without padding, their scores scaled.
+    found, worded = vector_rows >= 0, word_rows >= 0
+    similar, words = vector_scores[found], word_scores[worded]
+    if len(similar):
+      similar = (similar - similar.min()) / (np.ptp(similar) or 1)
+    if len(words):
+      words = WORDS_WEIGHT * words / words.max()
+
+    # 2. Sums by row, and the k best of them.
+    both = np.concatenate([vector_rows[found], word_rows[worded]])
+    rows, where = np.unique(both, return_inverse=True)
+    sums = np.bincount(where, np.concatenate([similar, words]), len(rows))
+    best = np.lexsort((rows, -sums))[:k]
+    results.append((sums[None, best], rows[None, best]))
   return pad_results(results, len(results), k)
 
 

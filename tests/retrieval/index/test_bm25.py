@@ -1,4 +1,4 @@
-"""BM25 and fusion by rank agree with their formulas, written slowly."""
+"""BM25 and fusion of scores agree with their formulas, written slowly."""
 
 import json
 import math
@@ -111,36 +111,41 @@ def test_saved_index_holds_no_pickles(tmp_path):
     bm25.Bm25Index.load(str(tmp_path))
 
 
-def slow_fusion(ranked_lists, k):
-  """Sort rows by their sum, then by their place in the earliest list."""
-  ranked_lists = [list(ranked) for ranked in ranked_lists]
-  rows = {row for ranked in ranked_lists for row in ranked if row >= 0}
+def slow_fusion(by_vector, by_words, k):
+  """Sum scaled scores row by row; `by_vector` is a dict from row to score."""
+  low, high = min(by_vector.values()), max(by_vector.values())
+  sums = dict.fromkeys(sorted({*by_vector, *by_words}), 0.0)
+  for row in sums:
+    if row in by_vector and high > low:
+      sums[row] += (by_vector[row] - low) / (high - low)
+    if row in by_words:
+      sums[row] += 0.8 * by_words[row] / max(by_words.values())
+  # `sorted` keeps the order of rows among equal sums.
+  best = sorted(sums, key=lambda row: -sums[row])[:k]
+  return best, [sums[row] for row in best]
 
-  def places(row):
-    """Return the number of each list with the row, and its place there."""
-    lists = enumerate(ranked_lists)
-    return [(i, ranked.index(row)) for i, ranked in lists if row in ranked]
 
-  def total(row):
-    return sum(1 / (60 + place + 1) for _, place in places(row))
-
-  best = sorted(rows, key=lambda row: (-total(row), places(row)[0]))[:k]
-  return best, [total(row) for row in best]
+def as_dict(scores, rows):
+  return {int(r): float(s) for s, r in zip(scores, rows, strict=True) if r >= 0}
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("k", [1, 4, 40])
 def test_fusion_is_the_formula(seed, k):
   rng = np.random.default_rng(seed)
-  ranked_lists = []
-  for length in (12, 8, 12):
-    ranked = np.stack([rng.permutation(20)[:length] for _ in range(5)])
-    is_padding = np.arange(length) >= rng.integers(0, length + 1, (5, 1))
-    ranked_lists.append(np.where(is_padding, -1, ranked))
-  scores, rows = bm25.reciprocal_rank_fusion(ranked_lists, k)
+  results = []
+  for least in 1, 0:
+    rows = np.stack([rng.permutation(20)[:12] for _ in range(5)])
+    # Few values, so that sums are often equal.
+    scores = -np.sort(-rng.integers(1, 4, (5, 12)).astype(np.float32))
+    padding = np.arange(12) >= rng.integers(least, 13, (5, 1))
+    scores = np.where(padding, -np.float32(np.inf), scores)
+    results.append((scores, np.where(padding, -1, rows)))
+  scores, rows = bm25.fuse_scores(*results, k)
   assert scores.shape == rows.shape == (5, k)
   for i in range(5):
-    best, totals = slow_fusion([ranked[i] for ranked in ranked_lists], k)
+    lists = [as_dict(s[i], r[i]) for s, r in results]
+    best, totals = slow_fusion(*lists, k)
     assert rows[i].tolist() == best + [-1] * (k - len(best))
     np.testing.assert_allclose(scores[i, : len(best)], totals, rtol=1e-6)
 
@@ -152,12 +157,13 @@ def test_hybrid_kb_fuses_words_and_vectors():
   stack = kb_servers.make_stack(passages, bm25_index=bm25_index)
   kb = local_kb.LocalKB(stack)
   query = Query("red flag x97")
-  by_vector = stack.index.search(stack.embedder([query]), 4)[1]
-  by_words = stack.bm25_index.search([query], 4)[1]
-  best, totals = slow_fusion([by_vector[0], by_words[0]], 2)
+  by_vector = stack.index.search(stack.embedder([query]), 4)
+  by_words = stack.bm25_index.search([query], 4)
+  lists = [as_dict(*(x[0] for x in result)) for result in (by_vector, by_words)]
+  best, totals = slow_fusion(*lists, 2)
   (found,) = kb.search([query], 2)
   assert [int(p.id) for p in found] == best
   np.testing.assert_allclose([p.score for p in found], totals, rtol=1e-6)
   # A query with an image is answered by vectors alone.
   (found,) = kb.search([Query(query.text, "flag.png")], 4)
-  assert [int(p.id) for p in found] == by_vector[0].tolist()
+  assert [int(p.id) for p in found] == by_vector[1][0].tolist()
