@@ -38,7 +38,7 @@ HF_SIDE_FILES = (
 
 # Options that R1-Router lacks; with their defaults all is as in the original.
 EXTENSIONS = ("max_routes", "passage_images", "passage_tokens")
-EXTENSIONS += ("image_marker", "labels_cells")
+EXTENSIONS += ("image_marker", "labels_cells", "searches_elsewhere")
 
 # Keys that a policy.json of older versions has, with their names today.
 OLD_KEYS = {
@@ -62,6 +62,8 @@ class PromptOptions:
   # an image; "" for one that sees, or that is asked no question with an image.
   image_marker: str = ""
   labels_cells: bool = False  # Whether tables name the column before a cell.
+  # Whether a plan that repeats a search goes to another knowledge base instead.
+  searches_elsewhere: bool = False
   passages: int = 1  # Of each knowledge base that it reads, if a run says none.
 
   def __post_init__(self):
@@ -183,6 +185,7 @@ GGUF_DEFAULTS = HF_DEFAULTS | dict(
   compute=dict(dtype="float32"),
   image_marker="[picture]",
   labels_cells=True,
+  searches_elsewhere=True,
   spaces_tags=True,
 )
 

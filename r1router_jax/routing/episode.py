@@ -67,6 +67,31 @@ class Episode:
     if kind in TERMINAL_FAULTS:
       self.planning = False
 
+  def redirect_repeat(self, plan: Plan, kinds: Sequence[str]) -> Plan:
+    """Return a plan that repeats a search with a route that was not asked yet.
+
+    Of the `kinds` of knowledge bases that there are the first such one is
+    searched; any other plan stays as it is.
+    """
+    asked = plan.sub_question.casefold()
+    done = {
+      route
+      for each in self.rounds
+      if each.plan.sub_question.casefold() == asked
+      for route in each.plan.routes
+    }
+    # Captions are found by an image, and texts and tables by words.
+    left = [
+      kind
+      for kind in kinds
+      if kind not in done and (kind != "image" or self.question.image)
+    ]
+    if not plan.routes or not done.issuperset(plan.routes) or not left:
+      return plan
+    repeated = " and ".join(plan.routes)
+    self.record_fault("route", f"{repeated} again, {left[0]} was searched")
+    return dataclasses.replace(plan, routes=(left[0],))
+
   def accept_plan(self, plan: Plan | Malformed) -> bool:
     """Return whether to carry out the plan; if not, end planning."""
     if isinstance(plan, Malformed):

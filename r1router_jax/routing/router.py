@@ -10,7 +10,8 @@ it is listed in `Trajectory.faults`, as "<kind>: <reason>":
   route     there is no such knowledge base: another one is searched, texts
             before tables before images
   repeated  the same sub-question was put to the same knowledge bases before,
-            which can bring nothing new: on to the final answer
+            which can bring nothing new: on to the final answer, or, with the
+            option `searches_elsewhere`, to one that was not asked yet (`route`)
   answer    not of the protocol: asked again; if no try was, the words of the
             last without their tags go into the history
   final     not of the protocol: asked again; if no try was it stays Malformed,
@@ -285,6 +286,8 @@ class RoutingLoop:
         continue
       if isinstance(plan, Plan):
         plan = self._replace_missing(episode, plan)
+        if self.policy.config.searches_elsewhere:
+          plan = episode.redirect_repeat(plan, self.kinds)
       if episode.accept_plan(plan):
         planned.append((episode, plan))
     return planned

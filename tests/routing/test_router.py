@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from r1router_jax.common.records import (
+  KBS,
   Malformed,
   Passage,
   Plan,
@@ -167,6 +168,34 @@ def test_repeated_plan_ends_planning():
   (found,), *_ = run_script(script, COLOUR)
   # The second, equal plan is not carried out.
   assert len(found.rounds) == 1 and found.faults == ("repeated: Which?",)
+
+
+@pytest.mark.parametrize(
+  ("question", "kinds", "searched"),
+  [
+    # The only question with an image is one that its own image may answer.
+    (COLOUR, KBS, ["table", "text"]),
+    (PEOPLE, KBS, ["table", "text", "image"]),
+    (PEOPLE, ("table", "image"), ["table", "image"]),
+    (COLOUR, ("table", "image"), ["table"]),
+    (COLOUR, ("table",), ["table"]),
+  ],
+)
+def test_repeated_plan_goes_elsewhere(question, kinds, searched):
+  def script(kind, *rest):
+    # Letters of another case make no other sub-question.
+    asked = "WHICH?" if "Which?" in rest[0] else "Which?"
+    plan = kind == "plan"
+    return write_plan(asked, "table") if plan else write_answer("unknown")
+
+  policy = ScriptedPolicy(script, searches_elsewhere=True)
+  (found,) = run_with(kinds, script, question, policy=policy)
+  assert [r.plan.routes for r in found.rounds] == [(kb,) for kb in searched]
+  assert all(p.kb == r.plan.routes[0] for r in found.rounds for p in r.passages)
+  moved = [f"route: table again, {kb} was searched" for kb in searched[1:]]
+  ended = [] if len(searched) == 3 else ["repeated"]
+  assert list(found.faults)[: len(moved)] == moved
+  assert fault_kinds(found)[len(moved) :] == ended
 
 
 def test_malformed_answers_are_kept_without_tags():
