@@ -94,7 +94,7 @@ def _set_overask(c: mlc.ConfigDict) -> None:
 
 def _set_smollm2(c: mlc.ConfigDict) -> None:
   """Change the run to SmolLM2-135M-Instruct on the grammar of domains."""
-  c.total_steps = 1800
+  c.total_steps = 3000
   _BASE["set_smollm2"](c, start_from="smollm2_base")
   c.policy.overrides.passages = 2
   c.data.update(questions="domains", generated=6000)

@@ -83,7 +83,7 @@ NOT_RUN = {
   "r1router_jax.ask --policy=Qwen": "It downloads 7 GB.",
   "r1router_jax.convert --encoder": "It needs that file, and PyTorch.",
   "r1router_jax.convert --source=smollm2_base": "See test_smollm2.py.",
-  "r1router_jax.train --config=configs/sft.py:smollm2": "It takes 88 minutes.",
+  "r1router_jax.train --config=configs/sft.py:smollm2": "It takes two hours and a half.",
   "r1router_jax.convert --source=runs/smollm2/adapter": "It needs a long run; "
   "see test_adapters.py.",
   f"{SYNTHESIS} --k=5": "It needs a served model.",
