@@ -19,6 +19,9 @@ case ${1:---help} in --help | -h) usage ;; esac
 [[ $# -ge 2 ]] || die "NAME and ZONE are needed; see --help."
 name=$1
 zone=$2
+[[ $name != -* ]] || die "NAME comes before all arguments, and is no $name."
+[[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] ||
+  die "ZONE comes second, such as us-east5-a, and is no $zone; see --help."
 shift 2
 
 archive=$(mktemp -d)/r1router_jax.tgz

@@ -36,7 +36,9 @@ _IMAGE = flags.DEFINE_string("image", "", "Image that the question is about.")
 _POLICY = shared_flags.define_flag("policy")
 _KB_DIR = shared_flags.define_flag("kb_dir")
 _KEY_ADDRESS = shared_flags.define_flag("key_address")
-_METHOD = shared_flags.define_flag("method")
+# Nobody knows the gold routes of a new question.
+_METHODS = [name for name in shared_flags.METHODS if name != "oracle_route"]
+_METHOD = shared_flags.define_flag("method", enum_values=_METHODS)
 _SETTINGS = shared_flags.define_settings()
 
 

@@ -61,6 +61,8 @@ Embedder: TypeAlias = "batched_encoder.Embedder"
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = ("minilm", "image", "image_caption", "bge_m3", "clip_sf")
 EMBEDDER_NAMES += ("open_wikitable", "openai", "openai_raw", "tei", "tei_raw")
+# Those that come with weights.
+_WITH_WEIGHTS = EMBEDDER_NAMES[:3]
 
 _DEFAULTS = ", ".join(
   f"{name} for {kind}" for kind, name in kb_meta.DEFAULT_EMBEDDERS.items()
@@ -137,6 +139,10 @@ class KbSpec:
     if self.embedder_name not in EMBEDDER_NAMES:
       cure = f"choose one of {', '.join(EMBEDDER_NAMES)}."
       raise UserError(f"No embedder {self.embedder_name!r}; {cure}")
+    if not self.weights and self.embedder_name not in _WITH_WEIGHTS:
+      cure = "give their folder, or a server's address, by --weights."
+      fault = f"--embedder={self.embedder_name} comes without weights"
+      raise UserError(f"{fault}: {cure}")
 
   @property
   def embedder_name(self) -> str:

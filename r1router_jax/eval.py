@@ -39,7 +39,7 @@ with epy.lazy_imports():
   from r1router_jax.report import html
   from r1router_jax.report import table as table_lib
   from r1router_jax.retrieval import retriever
-  from r1router_jax.routing import run_settings
+  from r1router_jax.routing import answering_methods, run_settings
 
 # What answers.
 _POLICY = flags.DEFINE_list(
@@ -131,6 +131,9 @@ def main(_) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   # Questions first: a broken row is found before anything large is loaded.
   questions = _load_questions()
+  if "oracle_route" in _METHOD.value:
+    for question in questions:
+      answering_methods.OracleRoute.check_question(question)
   curves = tables.load_curves(runs)
   http_client.allow_key(_KEY_ADDRESS.value)
   kbs = retriever.open_kbs(_KB_DIR.value)

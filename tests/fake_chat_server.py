@@ -28,13 +28,14 @@ def turn_text(turn):
 
 
 @contextlib.contextmanager
-def serve_chat(say, answer=None):
+def serve_chat(say, answer=None, models=None):
   """Serve a model that writes `say(system, user text, body)`.
 
   Args:
     say: returns the text of a reply, or a whole answer.
     answer: (number of the request from 1, body) -> status and JSON, or None to
       let the model write.
+    models: the list of models; by default it does not say whose server it is.
 
   Yields:
     The address with the model's name, and a list of the bodies of requests.
@@ -44,7 +45,7 @@ def serve_chat(say, answer=None):
   def reply(path, body):
     # Clients ask for it when they are made.
     if path == "/v1/models":
-      return 200, dict(data=[dict(id="some-model")])
+      return 200, models or dict(data=[dict(id="some-model")])
     assert path == "/v1/chat/completions" and body["model"] == "some-model"
     # Recorded before any answer, so that retries count, too.
     bodies.append(body)

@@ -1,4 +1,7 @@
+import json
+
 import pytest
+from absl.testing import flagsaver
 
 from r1router_jax import eval
 
@@ -16,3 +19,19 @@ def test_missing_folder_or_repeated_name_is_rejected(pairs):
   """Other wrong options are those of tests/common/test_cli.py."""
   with pytest.raises(ValueError, match="--policy="):
     eval._split_names(pairs, "policy")
+
+
+def test_gold_routes_are_asked_for_before_anything_runs(
+  tmp_path, parsed_flags, monkeypatch
+):
+  file = tmp_path / "own.jsonl"
+  rows = dict(question="a", answer="b", hops=[]), dict(question="c", answer="d")
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  retrieval = "r1router_jax.retrieval"
+  monkeypatch.setattr(f"{retrieval}.kb_meta.check_kb_dir", lambda place: None)
+  monkeypatch.setattr(f"{retrieval}.retriever.open_kbs", pytest.fail)
+  flags = dict(workdir=str(tmp_path / "run"), data=str(file))
+  flags |= dict(benchmark=["jsonl"], method=["direct", "oracle_route"])
+  with flagsaver.flagsaver(**flags, tfds_dir=str(tmp_path / "tfds")):
+    with pytest.raises(ValueError, match="'jsonl/1' has no gold trace"):
+      eval.main([])

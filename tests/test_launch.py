@@ -7,6 +7,7 @@ shells in between.
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -191,10 +192,52 @@ def test_tpu_pod_passes_arguments_to_each_worker(checkout, tmp_path):
   assert calls[-1] == ["python", "-m", "r1router_jax.train", *HARD_ARGUMENTS]
 
 
-def test_slurm_passes_arguments_to_each_task(checkout):
-  env = dict(SLURM_NTASKS="2", SLURM_SUBMIT_DIR=str(checkout))
+@pytest.mark.parametrize(
+  "args",
+  [("pod",), ("pod", "--config=a"), ("--config=a", "us-east5-a"), ("pod", "a")],
+)
+def test_tpu_pod_rejects_what_is_no_name_or_zone(checkout, args):
+  code, out, calls = run_bash(checkout, "launch/tpu_pod.sh", *args)
+  assert (code, calls) == (2, []) and re.search("ZONE|NAME", out)
+
+
+# What SLURM's record of a job says of its script, beside much else.
+RECORD = """#!/bin/bash
+echo "JobId=$3 JobName=r1router"
+echo "   Command=$SCRIPT --config=a/launch b"
+echo "   WorkDir=/elsewhere"
+"""
+
+
+@pytest.mark.parametrize("record", ["", "exit 1", RECORD])
+def test_slurm_passes_arguments_to_each_task(checkout, tmp_path, record):
+  """SLURM runs a copy of the script, in the folder that it was submitted in."""
+  copy = tmp_path / "spool/slurm_script"
+  copy.parent.mkdir()
+  shutil.copy(checkout / "launch/slurm.sh", copy)
+  folder = tmp_path if record == RECORD else checkout
+  if record:
+    (checkout / "bin/scontrol").write_text(record)
+    (checkout / "bin/scontrol").chmod(0o755)
+  env = dict(SLURM_NTASKS="2", SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(folder))
+  env["SCRIPT"] = str(checkout / "launch/slurm.sh")
   code, out, calls = run_bash(
-    checkout, "launch/slurm.sh", *HARD_ARGUMENTS, **env
+    checkout, copy, *HARD_ARGUMENTS, cwd=folder, **env
   )
   assert code == 0, out
   assert calls[-1] == ["python", "-m", "r1router_jax.train", *HARD_ARGUMENTS]
+
+
+def test_slurm_names_a_repository_that_is_not_there(checkout, tmp_path):
+  copy = shutil.copy(checkout / "launch/slurm.sh", tmp_path / "slurm_script")
+  env = dict(SLURM_NTASKS="2", SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(tmp_path))
+  code, out, calls = run_bash(checkout, copy, cwd=tmp_path, **env)
+  assert (code, calls) == (2, []) and "Submit launch/slurm.sh" in out
+
+
+def test_slurm_is_asked_for_a_signal_before_the_time_limit():
+  lines = (ROOT / "launch/slurm.sh").read_text().splitlines()
+  # `train` saves on SIGTERM; SLURM may come a minute early or late.
+  assert (
+    "#SBATCH --signal=TERM@300" in lines[: lines.index("set -euo pipefail")]
+  )

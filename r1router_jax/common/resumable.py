@@ -1,6 +1,11 @@
-"""Answers questions in chunks, saves every chunk, and resumes after a kill."""
+"""Answers questions in chunks, saves every chunk, and resumes after a kill.
+
+A saved answer holds for the same question alone, with the same bytes of its
+image, and only if the question could be read.
+"""
 
 import collections
+import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +13,7 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from r1router_jax.common import jsonl, progress
+from r1router_jax.common import images, jsonl, progress
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 
@@ -27,21 +32,19 @@ def run_resumable(
   label: Row,
   path: pathlib.Path,
   chunk_size: int,
-  match_images: bool = False,
 ) -> dict[str, tuple[T, float]]:
   """Return the answer to each question and the seconds it took, by id.
 
   Args:
     questions: the questions to answer; no two have the same id.
     answer_chunk: answers some questions; returns one answer to each.
-    to_row: turns an answer into a row with "id", "question" and "image".
+    to_row: turns an answer into a row with "id", "question" and "faults".
     from_row: restores an answer from its row and its question.
     title: the name of the run in the log.
     label: fields that rows of this very run have, and rows of no other.
     path: the JSON Lines file that rows are appended to, and that answers of an
       interrupted run are taken from.
     chunk_size: the number of questions that are answered together.
-    match_images: whether a row must name the path of the question's image, too.
   """
   check_distinct_ids(questions)
   by_id = {question.id: question for question in questions}
@@ -49,14 +52,25 @@ def run_resumable(
   # 1. Take over what an earlier run has answered.
   # Rows of other runs may be in the file; of several of a question, the last
   # one counts.
-  answers = {}
+  answers, num_outdated = {}, 0
+  digests = {q.id: _image_digest(q.image) for q in questions}
   for row in jsonl.read_rows(path):
     question = by_id.get(row.get("id"))
     if question is None or row["question"] != question.text:
       continue
-    has_image = not match_images or row.get("image") == question.image
-    if has_image and all(row.get(key) == x for key, x in label.items()):
+    if any(row.get(key) != value for key, value in label.items()):
+      continue
+    # An image may have been missing then, or replaced since; rows of older
+    # versions do not say.
+    is_read = not any(x.startswith("input:") for x in row["faults"])
+    if is_read and row.get("image_digest", "") == digests[question.id]:
       answers[question.id] = from_row(row, question), row["seconds"]
+    else:
+      num_outdated += 1
+  if num_outdated:
+    text = "%s: %d earlier answers are not taken over: the question was not "
+    text += "read, or had another image."
+    logging.info(text, title, num_outdated)
   if answers:
     known = f"{len(answers)} of {len(questions)}"
     logging.info("%s: %s questions were answered earlier.", title, known)
@@ -72,9 +86,21 @@ def run_resumable(
     for question, answer in zip(chunk, new, strict=True):
       answers[question.id] = answer, seconds
     # One write per chunk: a kill tears one row at most, skipped later.
-    rows = [dict(label, **to_row(each), seconds=seconds) for each in new]
+    rows = [
+      dict(label, **to_row(answer), seconds=seconds, image_digest=digests[q.id])
+      for q, answer in zip(chunk, new, strict=True)
+    ]
     jsonl.append_rows(path, rows)
   return answers
+
+
+def _image_digest(path: str) -> str:
+  """Return a digest of an image's bytes, "" for none or an unreadable one."""
+  try:
+    data = images.read_image_bytes(path) if path else b""
+  except images.BadImage:
+    return ""  # Whoever asks about it says what is wrong.
+  return hashlib.sha256(data).hexdigest()[:16] if data else ""
 
 
 def check_distinct_ids(questions: Sequence[Question]) -> None:

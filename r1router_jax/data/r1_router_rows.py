@@ -52,8 +52,8 @@ _IMAGE = "<image>"  # Stands at the end of a prompt with an image.
 _ROUTES = {name.lower(): route for route, name in format.ROUTE_NAMES.items()}
 _KBS = {tag: kb for kb, tag in _FULL.tags.items()}
 
-# A passage ends where a line begins with the tag of the next one.
-_PASSAGE = re.compile(r"(?s)(t[eia]r)-\d+: (.*?)\n(?=t[eia]r-\d+: |\Z)")
+# A passage begins with its tag, at the start of a line.
+_PASSAGE_TAG = re.compile(r"(?m)^(t[eia]r)-\d+: ")
 
 
 class _Query(msgspec.Struct):
@@ -161,9 +161,12 @@ def _parse_step(of, step_id, question, history, last: Step | None) -> Step:
   # behind a tag that names its knowledge base.
   found = of["problem"].removeprefix(_FULL.passages)
   found = found.rpartition(_FULL.asked.split("{}")[0])[0]
+  # Text before the first tag is no passage, which `_check_prompt` notices.
+  _, *parts = _PASSAGE_TAG.split(found)
+  tagged = zip(parts[::2], parts[1::2], strict=True)
   passages = tuple(
-    Passage(f"{step_id}/{n}", _KBS[tag], text)
-    for n, (tag, text) in enumerate(_PASSAGE.findall(found))
+    Passage(f"{step_id}/{n}", _KBS[tag], text.removesuffix("\n"))
+    for n, (tag, text) in enumerate(tagged)
   )
   about |= dict(sub_question=last.sub_question, answers=(answer,))
   return Step(kind="answer", passages=passages, **about)

@@ -19,10 +19,9 @@ that of NLTK (Penn Treebank).
 `score_default` follows stricter rules of this project:
 
   - "a" is an article, too, and "none" is a word;
-  - full-width letters and digits become ordinary ones; all dashes are the same
-    and separate words as a space does, except a minus before a number;
-    apostrophes vanish, and so do periods that are no decimal point; a thousands
-    comma vanishes, other marks separate words; accents stay; a Chinese or
+  - numbers are compared by value, however they are written (`numbers`);
+  - full-width letters become ordinary ones; apostrophes of all kinds vanish,
+    and so do periods; other marks separate words; accents stay; a Chinese or
     Japanese character is a token;
   - an answer with both "yes" and "no" does not match a gold that is only one
     of them;
@@ -50,7 +49,7 @@ from etils import epy
 from jaxtyping import Float, Int
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.metrics import numeric_range
+from r1router_jax.metrics import numbers, numeric_range
 
 # Imported when used, since it takes most of a second.
 with epy.lazy_imports():
@@ -78,7 +77,10 @@ _CONTRACTIONS = {"somebody'd": "somebodyd"} | {
   if letter == "'"
 }
 
-_NUMBERS = {"none": "0"} | numeric_range.NUMBER_WORDS
+_NUMBERS = {
+  word: str(number) for number, word in enumerate(numbers.SMALL_WORDS)
+}
+_NUMBERS["none"] = "0"
 _ARTICLES = ("an", "the")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
@@ -89,8 +91,6 @@ _MAX_PERIODS = 32
 
 
 # Patterns of the default rules.
-_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_HYPHEN = re.compile(r"(?<=\S)-|-(?!\.?\d)")
 _STOP = re.compile(r"\.(?!\d)|(?<=[^\W\d])\.")
 
 # Han, Hiragana and Katakana: each character is a token of its own.
@@ -105,9 +105,9 @@ def _word_character(char: str) -> str:
   if _CJK.match(char):
     return f" {char} "
   is_accent = unicodedata.category(char).startswith("M")
-  if char in ".-" or char.isalnum() or is_accent:
+  if char == "." or char.isalnum() or is_accent:
     return char
-  return "" if char in "'\u2018\u2019" else " "
+  return "" if char == "'" else " "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,13 +172,21 @@ def default_tokens(text: str) -> tuple[str, ...]:
 
   Articles stay in a text of nothing else, and so do marks.
   """
-  text = numeric_range.plain_text(text)
-  bare = "".join(map(_word_character, _COMMA.sub("", text)))
-  bare = _HYPHEN.sub(" ", bare)
-  numbers = numeric_range.NUMBER_WORDS
-  words = [numbers.get(word, word) for word in _STOP.sub("", bare).split()]
+  text = numbers.plain_text(text)
+  words, end = [], 0
+  for number in numbers.find_numbers(text):
+    words += _split_words(text[end : number.start])
+    words.append(numbers.format_number(number.value))
+    end = number.end
+  words += _split_words(text[end:])
   kept = [word for word in words if word not in ("a", "an", "the")]
-  return tuple(kept or words or text.split())
+  return tuple(kept or words or text.casefold().split())
+
+
+def _split_words(text: str) -> list[str]:
+  """Return the words of a plain text without numbers."""
+  bare = "".join(map(_word_character, text.casefold()))
+  return _STOP.sub("", bare).split()
 
 
 def score_answer(

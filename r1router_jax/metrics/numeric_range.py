@@ -11,39 +11,43 @@ loses its sign, so `is_on_grid` only tests whether a token of the prediction is
 such a string.  The grid usually ends above hi, and it contains int(lo), which
 is below lo; decimals finer than the grid are not on it.
 
-`is_in_range` reads the first number x of a text instead: lo <= x <= hi.
+`is_in_range` reads the first number x of a text instead: lo <= x <= hi.  Of a
+date that is the year; names such as "COVID-19" and times such as "12:30" have
+none.
 
 Source: github.com/OpenBMB/R1-Router (src/evaluate.py), numpy.arange.
 """
 
-import functools
+import itertools
 import math
 import re
-import unicodedata
+from fractions import Fraction
+
+from r1router_jax.metrics import numbers
 
 # Largest end of an interval: from 1e16 on, Python writes numbers with an "e".
 LARGEST = 1e15
 
-_WORDS_TO_TEN = "zero one two three four five six seven eight nine ten".split()
-NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS_TO_TEN)}
-
 _GRID_STRING = re.compile(r"(?a:\d{1,16}(\.\d{1,3})?)")
 
-_ONE_NUMBER = r"""(?<![\w.])(?P<{0}>-?
-    (?:(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?)
-    (?:\s?(?P<{0}_unit>thousand|million|billion|trillion)\b)?"""
-
-_NUMBERS = re.compile(
-  _ONE_NUMBER.format("low")
-  + r"(?:\s?(?:-|to\b|and\b)\s?"
-  + _ONE_NUMBER.replace(r"(?<![\w.])", "").format("high")
-  + ")?",
-  re.ASCII | re.VERBOSE,
+_MONTH = (
+  r"\b(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|"
+  r"aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b\.?"
 )
-
-_WORDS = re.compile(rf"\b(?:{'|'.join(NUMBER_WORDS)})\b")
-
-_UNITS = dict(thousand=1e3, million=1e6, billion=1e9, trillion=1e12)
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_DATE = re.compile(
+  rf"(?<![\w.])(?:(\d{{4}})([-/.])\d\d?\2\d\d?(?!\d)|(?:"
+  rf"\d\d?([-/.])\d\d?\3|\d\d?/|{_DAY}(?: of)?[ -]{_MONTH},?[ -]|"
+  rf"{_MONTH}[ -](?:{_DAY},? )?)(\d{{4}})(?!\d))",
+  re.IGNORECASE,
+)
+# Times and ratios, and names with a number behind a hyphen.
+_NO_COUNT = re.compile(
+  r"(?<!\d)\d+(?::\d+)+(?:\.\d+)?|(?<!\w)(?!(?:mid|pre|post|early|late|circa|about|"
+  r"over|under)-)[^\W\d_]+-(?=\.?\d)[\w.,]+",
+  re.IGNORECASE,
+)
+_TO = re.compile(r"\s?(?:-|~|to|and)\s?", re.IGNORECASE)
 
 
 def is_on_grid(token: str, low: float, high: float) -> bool:
@@ -86,46 +90,37 @@ def _grid_step(width: float) -> float:
   return next((step for least, step in steps if width >= least), 0.001)
 
 
-def plain_text(text: str) -> str:
-  """Return text in lower case with ordinary letters, digits, dashes, spaces.
-
-  Unicode's compatibility forms (NFKC) are resolved; lone surrogates stay.
-  """
-  text = unicodedata.normalize("NFKC", text).casefold()
-  return " ".join("".join(map(_plain_character, text)).split())
-
-
-@functools.cache
-def _plain_character(char: str) -> str:
-  """Return an ordinary digit or dash for any; drop soft hyphens."""
-  kind = unicodedata.category(char)
-  if kind == "Pd" or char == "\N{MINUS SIGN}":
-    return "-"
-  if kind == "Nd":
-    return str(unicodedata.decimal(char))
-  return "" if char == "\N{SOFT HYPHEN}" else char
-
-
 def is_in_range(low: float, high: float, text: str) -> bool:
   """Return whether the first number of `text` lies in [low, high].
 
-  The number may have a sign, thousands commas, decimals, an exponent, a unit
-  behind it and a word such as million.  Both ends of a written range
-  ("6.5-7.0", "6.5 to 7", "between 6.5 and 7") must lie in the interval.  Digits
-  within a word, as in H2O, are no number.  In a text without digits, a number
-  word up to ten counts.
+  See `numbers` for what is a number.  Both ends of a written range ("6.5-7.0",
+  "6.5 to 7", "between 6.5 and 7") must lie in the interval.  A lone word up to
+  ten counts if there is no other number.
   """
-  text = plain_text(text)
-  # Digits go before words: "two of 12" is 12.
-  found = _NUMBERS.search(text)
-  if not found:
-    word = _WORDS.search(text)
-    return bool(word) and low <= int(NUMBER_WORDS[word[0]]) <= high
-  # The unit of the upper end holds for the lower one, too: "6 to 7 million".
-  ends = [
-    float(found[end].replace(",", ""))
-    * _UNITS.get(found[f"{end}_unit"] or found["high_unit"] or "", 1)
-    for end in ("low", "high")
-    if found[end]
-  ]
-  return all(low <= end <= high for end in ends)
+  text = numbers.plain_text(text)
+  text = _DATE.sub(lambda date: date[1] or date[4], text)
+  text = _NO_COUNT.sub(" ", text)
+  word = None
+  found = [*numbers.find_numbers(text), None]
+  for number, following in itertools.pairwise(found):
+    if following and _TO.fullmatch(text, number.end, following.start):
+      ends = _read_ends(text, number, following)
+      return all(low <= float(end) <= high for end in ends)
+    # Others go before such words: "two of 12" is 12.
+    if not number.is_small_word:
+      return low <= float(number.value) <= high
+    word = number.value if word is None else word
+  return word is not None and low <= float(word) <= high
+
+
+def _read_ends(
+  text: str, low: numbers.Number, high: numbers.Number
+) -> list[Fraction]:
+  """Return the ends of a written range."""
+  first, second = (text[end.start : end.end] for end in (low, high))
+  # The last digits of a year: "2003-04".  Others may be a month.
+  if re.fullmatch(r"\d{4}", first) and re.fullmatch(r"\d{2}", second):
+    year = Fraction(first[:2] + second)
+    return [low.value, year] if year > low.value else [low.value]
+  # The scale of the upper end holds for the lower one, too: "6 to 7 million".
+  return [low.value * (high.scale if low.scale == 1 else 1), high.value]

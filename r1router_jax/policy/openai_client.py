@@ -14,6 +14,7 @@ has not answered any request yet, that is an error.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -44,11 +45,12 @@ class Reply(NamedTuple):
 
 
 class _Part(msgspec.Struct):
-  text: str = ""  # Parts of other types have none.
+  type: str = "text"
+  text: str | None = None
 
 
 class _Message(msgspec.Struct):
-  content: str | list[_Part] | None = None
+  content: str | list[_Part | str] | None = None
   reasoning_content: str | None = None
   reasoning: str | None = None
 
@@ -81,7 +83,10 @@ class ChatClient:
     limits = dict(in_flight=MAX_IN_FLIGHT, deadline=DEADLINE_SECONDS)
     self._client = http_client.JsonHttpClient(*who, **limits)
     # Fail before any work is done if there is no server or the key is wrong.
-    self._client.get("/models", MAX_MODELS_BYTES)
+    models = self._client.get("/models", MAX_MODELS_BYTES)
+    # So vLLM, SGLang, llama.cpp and LMDeploy name the owner of their models.
+    owner = r'"owned_by": "(vllm|sglang|llamacpp|lmdeploy)"'
+    self.takes_top_k = bool(re.search(owner, json.dumps(models)))
     self._has_answered, self._num_lost = False, 0
 
   def complete(self, requests: Sequence[Mapping[str, Any]]) -> list[Reply]:
@@ -140,7 +145,9 @@ def _to_reply(answer: _Completion) -> Reply:
   message = answer.choices[0].message
   text = message.content or ""  # A reasoning model may leave it null.
   if isinstance(text, list):
-    text = "".join(part.text for part in text)
+    # Parts of other types, such as thoughts, are no part of the answer.
+    parts = [_Part(text=x) if isinstance(x, str) else x for x in text]
+    text = "".join(x.text or "" for x in parts if x.type.endswith("text"))
   reasoning = message.reasoning_content or message.reasoning or ""
   try:
     count = int(answer.usage["completion_tokens"])

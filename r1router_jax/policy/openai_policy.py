@@ -2,8 +2,7 @@
 
 A user turn with images is a list of texts and images in their order, each image
 with the very bytes of its file.  "top_k", which vLLM and others add to the
-schema, is sent only if it is not 0, so that other servers are not sent a field
-that they do not know.
+schema, is sent only to servers that are known to take it.
 
 The start of a reply is shown at the end of the user turn, as the schema has no
 place for it.  A request asks for one response, with a seed of key, prompt and
@@ -22,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from r1router_jax.common import files, images
@@ -113,8 +113,11 @@ class OpenAIPolicy:
     sampling.validate()
     temperature, top_k, top_p = map(float, sampling)
     fields = dict(temperature=temperature, top_p=top_p)
-    if top_k:  # A field outside of OpenAI's schema.
+    if top_k and self._client.takes_top_k:
       fields["top_k"] = int(top_k)
+    elif top_k:
+      text = "%s is not sent top_k=%d, which it may refuse; vLLM takes it."
+      logging.log_first_n(logging.WARNING, text, 1, self.model, top_k)
     fields["max_tokens"] = MAX_RESPONSE_TOKENS
     if stop:
       fields["stop"] = list(stop)

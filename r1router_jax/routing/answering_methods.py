@@ -130,13 +130,18 @@ class OracleRoute(R1Router):
   A policy that stops too early does stop: there is no sub-question to send.
   """
 
-  def fixed_plan(self, question: Question, n: int) -> Plan | None:
-    """Stop after the last gold hop; until then the policy plans."""
+  @staticmethod
+  def check_question(question: Question) -> None:
+    """Raise a UserError for a question without a gold trace."""
     if question.hops is None:
       raise UserError(
         f"Question {question.id!r} has no gold trace, so nobody knows its "
         "routes: leave the method oracle_route out, or ask questions with hops."
       )
+
+  def fixed_plan(self, question: Question, n: int) -> Plan | None:
+    """Stop after the last gold hop; until then the policy plans."""
+    self.check_question(question)
     return STOP if n >= len(question.hops) else None
 
   def redirect_plan(self, question: Question, n: int, plan: Plan) -> Plan:

@@ -87,7 +87,6 @@ def run_teacher(
       label=label,
       path=workdir / "trajectories.jsonl",
       chunk_size=CHUNK,
-      match_images=True,
     )
     for question in due:
       # Saved tries are judged again, so that rules may change between runs.

@@ -269,6 +269,7 @@ TRAIN = f"train --workdir=run --config={ROOT}/configs/sft.py:smoke"
     ("ask --question=Who? --kb_dir=nowhere", "nowhere holds no finished"),
     ("ask --question=Who? --policy=nowhere", "There is no folder nowhere."),
     ("ask --question=Who? --method=guess", "one of <r1_router|few_shot"),
+    ("ask --question=Who? --method=oracle_route", "one of <r1_router|few_shot"),
     ("eval", "--workdir must have a value"),
     ("eval --workdir=out --kb_dir=nowhere", "nowhere holds no finished"),
     ("eval --workdir=out --policy=a=no/where/b", "no folder no/where/b"),
@@ -289,6 +290,10 @@ TRAIN = f"train --workdir=run --config={ROOT}/configs/sft.py:smoke"
     (f"{BUILD_KB} --source=mbeir:pool.jsonl", "needs --images"),
     (f"{BUILD_KB} --worker=3/2", "--worker=3/2"),
     (f"{BUILD_KB} --kind=text --embedder=clip", "No embedder 'clip'"),
+    *(
+      (f"{BUILD_KB} --kind=text --embedder={name}", "give their folder, or a")
+      for name in ("bge_m3", "open_wikitable", "openai", "tei_raw")
+    ),
     (f"{BUILD_KB} --index=faiss", "No index 'faiss'"),
     (f"{TRAIN} --config.total_stepz=1", "total_steps"),
     (f"{TRAIN} --config.policy.start_from=nowhere", "no folder nowhere"),

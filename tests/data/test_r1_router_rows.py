@@ -5,11 +5,12 @@ import json
 import os
 import re
 import shutil
+import time
 
 import pytest
 from absl import logging
 
-from r1router_jax.common.row_files import RejectedRow
+from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.data import georouter, r1_router_rows
 from tests.data import shared_rows
 from tests.data.shared_rows import VALID_ROWS, needs_reference, write_rows
@@ -176,6 +177,17 @@ def test_only_the_first_faults_are_warnings(tmp_path, caplog):
     load(path, "")
   assert caplog.text.count("not JSON") == 5
   assert "skipped 9 of 10" in caplog.text
+
+
+@pytest.mark.parametrize("unit", ["ter-1: ", "ter-1: \n", "\n", "ter-1"])
+def test_hostile_prompt_is_read_in_linear_time(unit):
+  passages, asked, tail = REST[0]["problem"].partition("Question")
+  problem = passages + unit * (200_000 // len(unit)) + asked + tail
+  row = of_steps(PLAN, REST[0] | dict(problem=problem), *REST[1:])
+  start = time.process_time()
+  with pytest.raises(RowError, match="does not follow"):
+    r1_router_rows.parse_row(row, "a", "")
+  assert time.process_time() - start < 5  # CPU seconds.
 
 
 # ---- What R1-Router published.

@@ -64,7 +64,7 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
   assert row.items() >= label.items()
   assert {*row} - {*label} == {
     *("id", "question", "image", "family", "gold", "rounds", "final"),
-    *("faults", "tokens", "cut", "seconds", "scores"),
+    *("faults", "tokens", "cut", "seconds", "scores", "image_digest"),
   }
 
 

@@ -204,6 +204,30 @@ def test_scores_of_published_questions(name):
 
 # ---- The default rules.
 
+HAWAII = [f"Hawai{mark}i" for mark in "'’‘ʻʼʹ′`´ʿ＇"]
+SAME_NUMBERS = (
+  ("11000", "11000.0"),
+  ("two million", "2,000,000"),
+  ("1 234 567", "1,234,567"),
+  ("2½", "2 1/2"),
+  ("1.5M", "1.5 million"),
+  ("10⁶", "1e6"),
+  ("twenty five", "25"),
+  ("3,14", "3.14"),
+  ("38万", "380,000"),
+  ("-5.0", "−5"),
+)
+OTHER_NUMBERS = (
+  ("10²", "102"),
+  ("9.11", "911"),
+  ("1.5", "15"),
+  ("1.5m", "1.5 million"),
+  ("6.5.7", "6.5"),
+  ("20/20", "1"),
+  ("none", "0"),
+  ("No one", "1"),
+)
+
 
 @pytest.mark.parametrize(
   "prediction, golds, wanted",
@@ -242,6 +266,10 @@ def test_scores_of_published_questions(name):
     ("don’t", ["dont"], (1, 1, 1)),
     ("C++", ["C"], (1, 1, 1)),
     ("🇵🇰", ["Pakistan", "🇵🇰"], (1, 1, 1)),
+    *((text, ["Hawaii"], (1, 1, 1)) for text in HAWAII),
+    # Numbers.
+    *((text, [gold], (1, 1, 1)) for text, gold in SAME_NUMBERS),
+    *((text, [gold], (0, 0, 0)) for text, gold in OTHER_NUMBERS),
     # Other scripts.
     ("Malgorzata Braunek", ["Małgorzata Braunek"], (0.5, 0.5, 0)),
     ("cafe\u0301", ["CAFÉ"], (1, 1, 1)),
@@ -261,8 +289,8 @@ def test_default_scores_of_known_answers(prediction, golds, wanted):
 
 def test_default_tokens():
   found = default_tokens("The 1,234,567 o'clock U.S.-led x/y (-.5)")
-  assert " ".join(found) == "1234567 oclock us led x y -.5"
-  assert default_tokens("1,5 and 1, 000") == ("1", "5", "and", "1", "000")
+  assert " ".join(found) == "1234567 oclock us led x y -0.5"
+  assert default_tokens("No. 5 of COVID-19") == ("no", "5", "of", "covid", "19")
 
 
 @hypothesis.given(st.text(max_size=30))

@@ -14,7 +14,6 @@ import pytest
 
 from r1router_jax.metrics import answers, numeric_range
 from r1router_jax.metrics.answers import reference_tokens, score_answer
-from r1router_jax.metrics.numeric_range import plain_text
 from tests import slow_bag_f1
 
 REFERENCE = pathlib.Path(os.environ.get("R1ROUTER_REFERENCE", "reference"))
@@ -152,11 +151,11 @@ def test_steps_below_float_resolution(width):
 
 IN_RANGE = """
   6.5|7|about 6.5kg|It is 6.75. No, 9.|６．６|高度为6.6米|٦.٦|6.6.|$6.6|6.6%
-  (6.6)|x-6.6|6.5-7.0|6.5 – 7.0 kg|6.5 to 7|between 6.6 and 6.9|H2O at 6.7
+  (6.6)|mid-6.6|6.5-7.0|6.5 – 7.0 kg|6.5 to 7|between 6.6 and 6.9|H2O at 6.7
   v2 6.7|6.7e0|67e-1|0.0066 thousand|seven|one: 6.6
 """
 OUT_OF_RANGE = """
-  6.49|7.01|9, or 6.75|6·6|-6.6|−6.6|6,600|6.5-700|1 to 7|6.6e1|1e999
+  6.49|7.01|9, or 6.75|x-6.6|6·6|-6.6|−6.6|6,600|6.5-700|1 to 7|6.6e1|1e999
   6.6 million|nan|inf|none|ten|someone
 """
 
@@ -178,23 +177,74 @@ def test_only_the_first_number_counts(text, wanted):
   assert scores == answers.AnswerScores(*[float(wanted)] * 5)
 
 
+DOCS = pathlib.Path(__file__).parents[2] / "docs/evaluation.md"
+
+
+def documented_numbers():
+  """Return the rows of the table of the docs."""
+  table = DOCS.read_text(encoding="utf-8").partition("| an answer says |")[2]
+  lines = table.split("\n\n")[0].splitlines()[2:]
+  return [[cell.strip() for cell in line.split("|")[1:3]] for line in lines]
+
+
+@pytest.mark.parametrize("text, wanted", documented_numbers())
+def test_documented_numbers_are_read(text, wanted):
+  ends = [] if wanted == "none" else list(map(float, wanted.split(" to ")))
+  if not ends:
+    assert not numeric_range.is_in_range(-1e15, 1e15, text)
+    return
+  low, high = min(ends), max(ends)
+  assert numeric_range.is_in_range(low, high, text)
+  assert not numeric_range.is_in_range(low, high - 1e-3, text)
+  assert not numeric_range.is_in_range(low + 1e-3, high + 1e12, text)
+
+
 @pytest.mark.parametrize(
   "text, low, high",
   [
-    ("1,234 people", 1234, 1234),
-    ("1,234,567", 1234567, 1234567),
     ("1,2345", 1, 1),
     ("-40 °C", -40, -40),
-    ("1.5 million", 1.4e6, 1.6e6),
     ("1-2 million", 1e6, 2e6),
     ("2 billion to 3 billion", 2e9, 3e9),
+    ("two million and three million", 2e6, 3e6),
+    ("two million five hundred thousand", 2.5e6, 2.5e6),
+    ("1½ million", 1.5e6, 1.5e6),
+    ("US$1.5bn", 1.5e9, 1.5e9),
+    ("1.5 M people", 1.5e6, 1.5e6),
+    ("300 K", 300, 300),
+    ("12 de 1995", 12, 12),
+    ("1995-06", 1995, 1995),
+    ("1999-00", 1999, 1999),
+    ("1995年6月", 1995, 1995),
+    ("06/1995", 1995, 1995),
+    ("the 12th of June, 1995", 1995, 1995),
+    ("1995-06-12T10:00:00Z", 1995, 1995),
+    ("c.1500", 1500, 1500),
+    ("٣٫١٤", 3.14, 3.14),
+    ("1½M", 1.5e6, 1.5e6),
+    ("twelve hundred", 1200, 1200),
+    ("1 million+", 1e6, 1e6),
+    ("七千三百零四", 7304, 7304),
+    ("一九七四", 1974, 1974),
+    ("1.26亿", 126e6, 126e6),
     (".5", 0.5, 0.5),
     ("zero", 0, 0),
+    ("The answer is one.", 1, 1),
+    ("5e-324", 5e-324, 5e-324),
   ],
 )
 def test_spelled_and_formatted_numbers_are_read(text, low, high):
   assert numeric_range.is_in_range(float(low), float(high), text)
   assert not numeric_range.is_in_range(high + 1e-3, high + 1e12, text)
+
+
+@pytest.mark.parametrize(
+  "text",
+  "no-one|Nobody|one of them|Well, one may hope.|two-thirds|sıx|1e999|"
+  "9.9.9.9|24/7|F-16|1:2|万一|百分".split("|"),
+)
+def test_texts_without_a_number(text):
+  assert not numeric_range.is_in_range(-1e300, 1e300, text)
 
 
 @hypothesis.given(*[st.floats(-1e6, 1e6)] * 3)
@@ -219,8 +269,3 @@ def test_wikidata_values_are_in_range():
         missed[spelling] += not score_answer(text, (), gold["range"]).recall
     assert numeric_range.is_in_range(*gold["range"], row["answer"][0])
   assert missed["%g"] >= 10 and missed["%r"] > missed["%g"]
-
-
-def test_plain_text():
-  assert plain_text(" Ａ\u2003ﬁ\u2014–−‐\u00ad \ud800٣") == "a fi---- \ud8003"
-  assert re.fullmatch("[a ]+", plain_text("A\n\tA"))

@@ -148,8 +148,32 @@ def test_bad_image_of_a_question_is_rejected(tmp_path, flag):
   assert found[1].final == Answer("because", "green") and len(bodies) == 2
 
 
+# What servers say of themselves, and whether they are known to take top_k.
+MODELS = [
+  (dict(data=[dict(id="some-model", owned_by="vllm")]), True),
+  (dict(data=[dict(id="a"), dict(id="some-model", owned_by="llamacpp")]), True),
+  (dict(data=[dict(id="some-model", owned_by="openai")]), False),
+  (dict(data=[dict(id="some-model", owned_by=["vllm"])]), False),
+  (dict(data=["vllm"]), False),
+  (dict(models=[]), False),
+  ([1], False),
+]
+
+
+@pytest.mark.parametrize("models, takes_top_k", MODELS)
+def test_only_standard_arguments_are_sent_to_unknown_servers(
+  models, takes_top_k, caplog
+):
+  with serve_chat(lambda *_: "x", models=models) as (address, bodies):
+    asked = policy_factory.open_policy(address)
+    sampling = SamplingParams(1.0, top_k=20)
+    asked.generate(make_prompts("a"), KEY, 1, sampling, stop=("END",))
+  standard = "model messages temperature top_p max_tokens seed stop".split()
+  assert {*bodies[0]} - {*standard} == ({"top_k"} if takes_top_k else set())
+
+
 def test_sampling_parameters_are_sent():
-  with serve_chat(lambda *_: "x") as (address, bodies):
+  with serve_chat(lambda *_: "x", models=MODELS[0][0]) as (address, bodies):
     asked = policy_factory.open_policy(address)
     request = make_prompts("a"), KEY, 1
     asked.generate(*request, SamplingParams(1.0, top_k=20), stop=("END",))
@@ -206,9 +230,11 @@ def test_tokens_are_counted(usage, tokens):
 
 
 def test_content_in_parts_is_joined():
-  parts = [dict(type="text", text="a"), dict(type="refusal")]
-  found = generate_one(make_completion([*parts, dict(text="\ud83d")]))
-  assert found.text == "a\ufffd"
+  parts = [dict(type="text", text="a"), dict(type="refusal"), "b"]
+  parts += [dict(type="text", text=None), dict(type="output_text", text="c")]
+  parts += [dict(type="reasoning", text="thoughts"), dict(text="\ud83d")]
+  found = generate_one(make_completion(parts))
+  assert found.text == "abc\ufffd"
 
 
 PLAN = "<sub-question>Who?</sub-question><ret>Text Retriever</ret>"

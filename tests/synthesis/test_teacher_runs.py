@@ -253,6 +253,7 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
   assert {*row} - {*label} == {
     *("id", "question", "image", "family", "gold", "rounds", "final"),
     *("faults", "tokens", "cut", "calls", "number", "teacher", "seconds"),
+    "image_digest",
   }
 
 
@@ -299,7 +300,8 @@ def test_teacher_behind_an_address(tmp_path, monkeypatch):
   questions = list(map(question, ("good", "wrong", "thrice")))
   local, _ = run_teacher(tmp_path / "local", *questions)
   remote = tmp_path / "remote"
-  with serve_chat(respond) as (address, bodies):
+  vllm = dict(data=[dict(id="some-model", owned_by="vllm")])
+  with serve_chat(respond, models=vllm) as (address, bodies):
     teacher = policy_factory.open_policy(address)
     results, _ = run_teacher(remote, *questions, teacher=teacher)
     assert outcomes_and_steps(results) == outcomes_and_steps(local)

@@ -23,7 +23,7 @@ import os
 import pathlib
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,9 @@ def _add_row(
   if not isinstance(parsed, RejectedRow):
     row_id, passages = parsed
     lines = b"".join(map(passage_line, passages))
-    if rows.execute(_INSERT, (number, row_id, lines, None, None)).rowcount:
+    fields = number, row_id, lines, None, None
+    is_new = not _is_taken(rows, row_id, passages)
+    if is_new and rows.execute(_INSERT, fields).rowcount:
       return None
     parsed = sources.duplicate_id(where, row_id)
   line = f"{parsed}\n".encode(errors="backslashreplace")
@@ -173,6 +175,21 @@ def _add_row(
   reason = sanitize_text(parsed.kind, 300)
   rows.execute(_INSERT, (number, None, line, reason, is_image))
   return parsed
+
+
+def _is_taken(
+  rows: sqlite3.Connection, row_id: str, passages: Sequence[Passage]
+) -> bool:
+  """Return whether a row before is, or has, a passage of the same id."""
+  ids = [passage.id for passage in passages]
+  # The windows of "a" are "a#0", "a#1" and so on.
+  windowed = (
+    row_id.rpartition("#")[0],
+    b'"id": %b,' % json.dumps(row_id).encode(),
+  )
+  query = f"SELECT 1 FROM rows WHERE id IN ({'?, ' * len(ids)}NULL) OR "
+  query += "id = ? AND instr(lines, ?)"
+  return bool(rows.execute(query, (*ids, *windowed)).fetchone())
 
 
 def passage_line(passage: Passage, **more: Any) -> bytes:

@@ -12,7 +12,7 @@ they are tables, see documents.py.
 
 Texts of the text knowledge base that are longer than 100 words are cut into
 windows of 100 words, one every 50, each headed by the title.  Those of row "a"
-are "a#0", "a#1" and so on, which no other row should be called.  A row that
+are "a#0", "a#1" and so on; another row of such a name is left out.  A row that
 says "whole": true is a passage already: its text stays as it is, and may be
 empty if the row has an image.
 """

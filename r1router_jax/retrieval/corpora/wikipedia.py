@@ -37,7 +37,8 @@ FILE_PATTERN = r"wiki_\d+(\.bz2)?|.*\.jsonl(\.gz|\.bz2)?"
 
 MAX_ARTICLE_BYTES, MIN_WORDS = 8 << 20, 8
 
-_HEAD = re.compile(rb'<doc id="([^"]*)"[^\n]* title="([^\n]*)">\s*$')
+# That the end is right is looked at first, which bounds the time.
+_HEAD = re.compile(rb'(?=.*">\s*$)<doc id="([^"]*)".* title="(.*)">\s*$')
 
 # Titles of articles that are left out, and what these articles are.
 _EXCLUDED_TITLES = {

@@ -156,8 +156,9 @@ class Ircot(Reader):
     if not words:
       return Malformed(text, "there is no sentence in it")
     # Only the first sentence is searched, as in the original.
-    sentence = next(_sentence_splitter().span_tokenize(words))
-    return make_search(words[slice(*sentence)])
+    start, end = next(_sentence_splitter().span_tokenize(words))
+    # Chinese and Japanese sentences have no space between them.
+    return make_search(re.split("(?<=[。！？])", words[start:end])[0])
 
 
 @functools.cache

@@ -83,8 +83,11 @@ _FIELDS = re.compile(
   r"(?=</?(?:thought|sub-question|search|end)>|\Z)"
 )
 
-# The query is what follows the name of the tool and a colon.
-_QUERY = re.compile(r"(?is)(?:text|image) retrieval[^:\n]*:\s*(.+)")
+# The query is what follows the name of the tool and a colon.  Only the first
+# name of a line is tried, which bounds the time.
+_QUERY = re.compile(
+  r"(?ism)^(?>[^\n]*?(?:text|image) retrieval)[^:\n]*:\s*(.+)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

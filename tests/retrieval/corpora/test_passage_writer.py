@@ -231,6 +231,33 @@ def test_one_of_many_builds_works_and_others_wait(tmp_path):
   assert built == wanted
 
 
+LONG = "word " * 150  # Two windows.
+
+
+@pytest.mark.parametrize(
+  "rows, kept",
+  [
+    ({"a": LONG, "a#0": "b"}, "a#0 a#1"),
+    ({"a#0": "b", "a": LONG}, "a#0"),
+    ({"a#1": LONG, "a": LONG}, "a#1#0 a#1#1"),
+    # No two of these passages have the same id.
+    ({"a": "b", "a#0": "b"}, "a a#0"),
+    ({"a": LONG, "a#2": "b", "a#00": "b"}, "a#0 a#1 a#2 a#00"),
+    ({"a": LONG, "b": LONG, "c#0": "b"}, "a#0 a#1 b#0 b#1 c#0"),
+  ],
+)
+def test_rows_that_are_called_like_a_window_are_left_out(tmp_path, rows, kept):
+  lines = [json.dumps(dict(id=x, text=text)) + "\n" for x, text in rows.items()]
+  (tmp_path / "a.jsonl").write_text("".join(lines))
+  source = sources.open_source("text", str(tmp_path / "a.jsonl"))
+  passage_writer.ensure_passages(str(tmp_path), source, False)
+  written = (tmp_path / "passages.jsonl").read_text().splitlines()
+  assert [json.loads(line)["id"] for line in written] == kept.split()
+  skipped = (tmp_path / "skipped.txt").read_text()
+  windows = sum(1 + (text == LONG) for text in rows.values())
+  assert ("came before" in skipped) == (len(kept.split()) < windows)
+
+
 def test_rejected_rows_are_counted_by_reason(tmp_path, caplog):
   rows = '{"id": "a", "text": "b"}\n' * 9 + '{}\n[]\n{"id": 1}\n'
   (tmp_path / "a.jsonl").write_text(rows)

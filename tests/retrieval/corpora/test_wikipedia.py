@@ -3,10 +3,11 @@ import gzip
 import html
 import json
 import random
+import time
 
 import pytest
 
-from r1router_jax.common.row_files import RejectedRow
+from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.retrieval.corpora import wikipedia
 from tests.retrieval.corpora import plain_reader
 
@@ -178,6 +179,15 @@ def test_bad_article_is_rejected_and_the_next_is_read(tmp_path, words):
   bad, good = read(tmp_path, BAD[words] + DOC.replace(b'"1"', b'"2"'))
   assert isinstance(bad, RejectedRow) and words in bad.reason
   assert bad.where.endswith("wiki_00:1") and good.id == "2"
+
+
+@pytest.mark.parametrize("end", [b"", b'">'])
+def test_hostile_head_is_read_in_linear_time(end):
+  head = b'<doc id="1"' + b' title="' * 100_000 + end
+  start = time.process_time()
+  with pytest.raises(RowError):
+    wikipedia.to_passages("text", head + b"\nword " * 9, "")
+  assert time.process_time() - start < 2  # CPU seconds.
 
 
 def test_too_large_articles_are_rejected(tmp_path, monkeypatch):

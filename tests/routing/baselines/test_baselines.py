@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 
 import jax
 import pytest
@@ -145,11 +146,24 @@ def test_ircot_searches_with_each_sentence_and_keeps_what_it_found():
     ("No. 10 is in London", "No. 10 is in London"),
     ("It is 3.5 m high? Yes.", "It is 3.5 m high?"),
     ("<think>x</think> One. Two.", "One."),
+    ("乍得的首都是恩贾梅纳。它很大。", "乍得的首都是恩贾梅纳。"),
   ],
 )
 def test_ircot_searches_with_the_first_sentence(text, sentence):
   plan = registry.METHODS["ircot"].parse_turn(ASKED, text)
   assert plan.sub_question == sentence and plan.routes == KBS
+
+
+HOSTILE_REPLY = "<search> text retrieval" * 40_000
+
+
+@pytest.mark.parametrize(
+  "name", ["omnisearch", "search_r1", "search_o1", "ircot"]
+)
+def test_hostile_reply_is_parsed_in_linear_time(name):
+  start = time.process_time()
+  registry.METHODS[name].parse_turn(ASKED, HOSTILE_REPLY)
+  assert time.process_time() - start < 3  # CPU seconds.
 
 
 def test_search_r1_continues_its_own_reply():
