@@ -72,7 +72,7 @@ def make_sampler(
   device = jax.sharding.Mesh(np.array(jax.devices()[:1]), (mesh.DATA,))
   # No token has the id -1, which would end a response.
   constraints = group_decode.DecodeConstraints(
-    np.ones(case["vocab"], bool), np.int32(-1)
+    np.ones(case["vocab"], bool), np.int32([-1])
   )
   model = make_model(case).clone(unrolled=True)
 

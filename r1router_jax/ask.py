@@ -19,6 +19,7 @@ from etils import epy
 from r1router_jax.common import cli, shared_flags
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
+from r1router_jax.common.text import mend_text
 from r1router_jax.retrieval import kb_meta
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
@@ -44,8 +45,8 @@ _SETTINGS = shared_flags.define_settings()
 
 def main(_) -> None:
   """Answer the question of the flags, and print the trajectory."""
-  # Bytes of the command line that are not UTF-8 become U+FFFD.
-  text = os.fsencode(_QUESTION.value).decode(errors="replace").strip()
+  # Python reads bytes that are not UTF-8 as halves of surrogate pairs.
+  text = mend_text(_QUESTION.value, "--question").strip()
   image = _IMAGE.value
   if not text:
     raise UserError(

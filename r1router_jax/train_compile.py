@@ -194,10 +194,11 @@ def _make_rollout(
   # of products.
   shardings = mesh_lib.tree_shardings(params, mesh, without=(mesh_lib.FSDP,))
   weights = mesh_lib.with_shardings(params, shardings, policy.compute.dtype)
-  # The vocabulary mask and the id of the end token.
+  # The vocabulary mask and the ids of end tokens.
   shaped = jax.ShapeDtypeStruct
-  allowed, end_id = shaped((policy.model.vocab,), bool), shaped((), jnp.int32)
-  constraints = group_decode.DecodeConstraints(allowed, end_id)
+  end_ids = shaped((1 + len(policy.end_ids),), jnp.int32)
+  allowed = shaped((policy.model.vocab,), bool)
+  constraints = group_decode.DecodeConstraints(allowed, end_ids)
   sampling = jax.eval_shape(token_sampling.GREEDY.validate)
   # Arguments 0, 3 and 4 are the same for all data shards.
   function = mesh_lib.shard_map_over_data(decode, mesh, shared=(0, 3, 4))

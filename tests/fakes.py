@@ -167,6 +167,17 @@ class EchoKB(KnowledgeBase):
     return result
 
 
+class PicturedKB(EchoKB):
+  """One whose passages have images, in a folder of its own."""
+
+  image_folder = "/pictures"
+
+  def _search_uncached(self, queries, k):
+    results = super()._search_uncached(queries, k)
+    path = f"{self.image_folder}/a.png"
+    return [[dataclasses.replace(p, image=path) for p in x] for x in results]
+
+
 def make_kbs():
   """Return a knowledge base of each kind."""
   return {kb: EchoKB(kb) for kb in ("text", "image", "table")}

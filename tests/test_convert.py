@@ -1,6 +1,5 @@
 """Tests of the command `convert`."""
 
-import dataclasses
 import importlib.util
 
 import jax
@@ -66,10 +65,7 @@ def test_overflow_of_float16_is_refused(tmp_path):
 
 
 def test_damaged_source_is_one_line_and_exit_code_2(tmp_path):
-  config = dataclasses.replace(
-    tiny_policy.POLICY_CONFIG, model=tiny_policy.MODEL_CONFIG
-  )
-  save_policy(tmp_path / "a", config)
+  save_policy(tmp_path / "a")
   # Cut off the end of the weights.
   weights = tmp_path / "a" / "model.safetensors"
   weights.write_bytes(weights.read_bytes()[:-4])

@@ -125,7 +125,7 @@ def random_prompt(rng, config, text, *grids):
       ids[position:position] = placeholders
       position += len(placeholders) + 1
       patches = rng.normal(size=(count, 3 * v.temporal * v.patch**2))
-      images.append(ImagePatches(patches.astype(np.float32), grid))
+      images.append(ImagePatches(patches.astype(np.float32), grid, 0))
   return EncodedPrompt(ids, tuple(images))
 
 

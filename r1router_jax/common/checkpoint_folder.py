@@ -27,8 +27,8 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
   """Return the place of a checkpoint, after a download if that is needed.
 
   The name is one of `NAMES`, a folder, a GGUF file or the id of a model on the
-  hub, "owner/model".  Only JSON and safetensors files are taken from the hub,
-  so nothing that could run; a process keeps to the version that it saw first.
+  hub, "owner/model".  Only weights in safetensors and texts are taken from the
+  hub, none of which we run; a process keeps to the version that it saw first.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
@@ -61,7 +61,7 @@ def locate_checkpoint(name: str | os.PathLike) -> pathlib.Path:
 def _download(name: str) -> pathlib.Path:
   import huggingface_hub  # Its import costs as much as most commands need.
 
-  wanted = ["*.json", "*.safetensors"]
+  wanted = ["*.json", "*.jinja", "merges.txt", "*.safetensors"]
   folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted)
   return pathlib.Path(folder)
 

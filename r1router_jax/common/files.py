@@ -51,6 +51,12 @@ def file_state(path: str) -> tuple[int, int] | None:
   return state.st_mtime_ns, state.st_size
 
 
+def is_below(path: str, folder: str) -> bool:
+  """Return whether a path, its links followed, is inside a folder."""
+  inside = os.path.join(os.path.realpath(folder), "")
+  return os.path.realpath(path).startswith(inside)
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
   """Write a JSON file that is either complete or as it was before."""
   with atomic_write(path, "w") as file:

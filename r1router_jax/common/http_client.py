@@ -31,7 +31,7 @@ import tenacity
 from absl import logging
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.text import sanitize_text
+from r1router_jax.common.text import mend_json, sanitize_text
 
 DEADLINE_SECONDS = 120.0  # Of all tries of a request; one may take a third.
 MAX_UNUSABLE_ANSWERS = 3  # Tries of a request that may bring one.
@@ -45,10 +45,6 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 
 _EXCERPT_CHARS = 300  # Of an error's body, shown in a message.
 _USER_INFO = re.compile("//.*@")
-# An escaped backslash or a whole pair, or else half a surrogate pair.
-_SURROGATES = re.compile(
-  rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)"
-)
 
 # Addresses that `allow_key` was given.
 _key_addresses: set[str] = set()
@@ -260,13 +256,9 @@ class _Call:
 
   def _decode(self, body: bytes) -> Any:
     """Return the value of a JSON body, with whole characters alone."""
-    mended = _SURROGATES.sub(lambda m: rb"\ufffd" if m[1] else m[0], body)
-    if mended != body:
-      count = mended.count(rb"\ufffd") - body.count(rb"\ufffd")
-      text = "%s: %d halves of surrogate pairs in an answer became U+FFFD."
-      logging.warning(text, self.client.address, count)
+    body = mend_json(body, self.client.address)
     try:
-      return msgspec.json.decode(mended, type=self.schema)
+      return msgspec.json.decode(body, type=self.schema)
     except (msgspec.DecodeError, RecursionError) as error:
       raise UnusableAnswer(f"the answer cannot be read: {error}") from None
 

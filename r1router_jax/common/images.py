@@ -7,18 +7,22 @@ header are checked before a pixel is decoded; every failure is a `BadImage`.
 Axes:  H W height and width in pixels
 """
 
+import contextlib
 import functools
 import io
+import math
 import os
 import re
 import stat
+import threading
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.files import file_state
+from r1router_jax.common.files import file_state, is_below
 
 # Formats that are decoded; Pillow's other decoders are less well tested.
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -26,6 +30,10 @@ MAX_BYTES = 20 << 20
 MAX_SIDE = 16_384
 # Pillow warns of larger images; this limit is lower, so it is reached first.
 MAX_PIXELS = 64_000_000
+# Images of more pixels are reduced to at most half of that, one at a time.
+MAX_WHOLE = 16_000_000
+_large_image = threading.Lock()
+_ORIENTATION = 0x0112  # A tag of Exif.
 # The limit of `smart_resize` in Qwen2-VL's image processor.
 MAX_ASPECT = 200
 
@@ -34,9 +42,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Hidden and text-reversing characters, control characters, and what another
-# system would read as a drive, a scheme, a home folder or a separator.
+# system would read as a drive, a scheme, a home folder or a separator; half a
+# surrogate pair, and a slash at the end.
 _SUSPICIOUS_NAME = re.compile(
   r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\\:]|^~"
+  "|[\ud800-\udfff]|/$"
 )
 
 
@@ -53,10 +63,9 @@ def resolve_path(name: str, root: str) -> str:
     cure = "Use a relative path below the image folder, without backslash, "
     cure += "colon or hidden characters."
     raise BadImage(f"{ascii(name)[:200]}: not a plain file name.  {cure}")
-  # Both are free of links, so that a link inside the folder cannot lead out.
-  folder = os.path.realpath(root)
-  path = os.path.realpath(os.path.join(folder, name))
-  if os.path.isabs(name) or not path.startswith(folder + os.sep):
+  # Free of links, so that a link inside the folder cannot lead out.
+  path = os.path.realpath(os.path.join(root, name))
+  if os.path.isabs(name) or not is_below(path, root):
     cure = "Copy the file below that folder, and name it relative to it."
     raise BadImage(f"{name!a}: leads out of {root}.  {cure}")
   return path
@@ -67,21 +76,24 @@ def load_image(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Load the first frame of an image: upright, RGB, transparency on white.
 
-  A path is trusted, unless it is a name below the folder `root`.  A file that
-  cannot be used, for any reason, raises BadImage.
+  One of more than `MAX_WHOLE` pixels is reduced.  A path is trusted, unless it
+  is a name below the folder `root`.  A file that cannot be used, for any
+  reason, raises BadImage.
   """
   path = os.fspath(path)
   if root is not None:
     path = resolve_path(path, root)
   data = read_image_bytes(path)
   try:
-    # This reads the header alone; `image.load` decodes the pixels.
+    # This reads the header alone; `_decode` decodes the pixels.
     image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_header(*image.size)
-    image.load()
-    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    _check_header(image)
+    is_large = _reduction(image) > 1
+    with _large_image if is_large else contextlib.nullcontext():
+      return np.array(_decode(image))
   except Exception as error:  # Decoders fail in many ways; all mean one thing.
     limits = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS:,} in all"
+    limits += f", {MAX_WHOLE:,} in a WEBP"
     cure = f"Give an intact PNG, JPEG or WEBP of {limits}."
     raise BadImage(f"{path!a}: {error}.  {cure}") from error
 
@@ -122,22 +134,54 @@ def _open_nonblocking(path: str, flags: int) -> int:
   return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _check_header(width: int, height: int) -> None:
+def _check_header(image: Image.Image) -> None:
   """Refuse, before it is decoded, an image that might not fit in memory."""
+  width, height = image.size
   small, large = sorted((width, height))
-  if small < 1 or large > MAX_SIDE or small * large > MAX_PIXELS:
+  # Decoding a WEBP takes four times the memory of other formats.
+  limit = MAX_WHOLE if image.format == "WEBP" else MAX_PIXELS
+  if small < 1 or large > MAX_SIDE or small * large > limit:
     raise ValueError(f"its size is {width} x {height}")
   if large > MAX_ASPECT * small:
     raise ValueError(f"{width} x {height} is an aspect ratio over {MAX_ASPECT}")
 
 
+def _decode(image: Image.Image) -> Image.Image:
+  """Return the pixels of an opened image: upright, in RGB, reduced if large."""
+  # 1. JPEG is decoded at 1/2, 1/4 or 1/8 of its size, other formats whole.
+  if (shrink := _reduction(image)) > 1:
+    image.draft(image.mode, [side // shrink for side in image.size])
+  image.load()
+  # 2. Strips are converted one by one, as each copy takes memory.
+  shrink, (width, height) = _reduction(image), image.size
+  rgb = Image.new("RGB", (-(-width // shrink), -(-height // shrink)))
+  for top in range(0, height, 16 * shrink):
+    bottom = min(top + 16 * shrink, height)
+    strip = _to_rgb(image.crop((0, top, width, bottom)))
+    rgb.paste(strip.reduce(shrink), (0, top // shrink))
+  # 3. Exif may be broken, which is no fault of the pixels.
+  with contextlib.suppress(Exception):
+    rgb.getexif()[_ORIENTATION] = image.getexif()[_ORIENTATION]
+    ImageOps.exif_transpose(rgb, in_place=True)
+  image.close()  # Frees its pixels.
+  return rgb
+
+
+def _reduction(image: Image.Image) -> int:
+  """Return by how much the sides of an image have to be divided."""
+  count = math.prod(image.size)
+  return math.ceil((2 * count / MAX_WHOLE) ** 0.5) if count > MAX_WHOLE else 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
   """Convert an image of any mode to RGB, with transparency shown on white."""
-  if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+  if image.mode.startswith("I"):  # 16-bit gray, which `convert` would clip.
+    gray = np.asarray(image)
+    shown = np.where(gray == image.info.get("transparency"), 255, gray >> 8)
+    image = Image.fromarray(shown.astype(np.uint8))
+  elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     white = Image.new("RGBA", image.size, "white")
     image = Image.alpha_composite(white, image.convert("RGBA"))
-  elif image.mode.startswith("I"):  # 16-bit gray, which `convert` would clip.
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   return image.convert("RGB")
 
 
@@ -183,9 +227,11 @@ def center_crop(
 
 def normalize_pixels(
   image: UInt8[np.ndarray, "H W 3"],
+  mean: Sequence[float] = CLIP_MEAN,
+  std: Sequence[float] = CLIP_STD,
 ) -> Float32[np.ndarray, "H W 3"]:
-  """Scale pixels to [0, 1] and standardise each channel, as CLIP does."""
+  """Scale pixels to [0, 1] and standardise each channel, by default as CLIP."""
   # A byte has 256 values, so a lookup gives the same bits with less work.
   levels = (np.arange(256) * (1 / 255)).astype(np.float32)
-  table = (levels[:, None] - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+  table = (levels[:, None] - np.float32(mean)) / np.float32(std)
   return table[image, np.arange(3)]

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from absl import logging
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.text import sanitize_text
+from r1router_jax.common.text import HALF, mend_json, sanitize_text
 
 MAX_ROW_BYTES = 1 << 20
 # Characters after which a row of a CSV file is taken for an unclosed quote.
@@ -39,7 +39,6 @@ WINDOW_WORDS, STRIDE_WORDS = 100, 50
 _CSV_FIELD = r'(?:"(?:[^"]++|"")*+"|[^",]*+)'
 _CSV_ROW = re.compile(f"{_CSV_FIELD}(?:,{_CSV_FIELD})*+")
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 # Pairs of ("file:line", row), with the row a `RowError` if it is unreadable.
@@ -187,6 +186,7 @@ def parse_json(line: bytes, parse_constant: MakeNumber = None) -> Any:
   infinities, which are refused without it.
   """
   try:
+    line = mend_json(line, "a row")
     # A very long number raises ValueError, too: Python limits its digits.
     return json.loads(
       line.decode("utf-8"),
@@ -309,7 +309,7 @@ def _check_header(
 ) -> None:
   """Raise a BrokenFile unless a first line is UTF-8 and has right columns."""
   try:
-    if any(map(_SURROGATE.search, names)):
+    if any(map(HALF.search, names)):
       raise RowError("its first line is not UTF-8", "Save it as UTF-8")
     check_columns(names)
   except RowError as fault:
@@ -318,7 +318,7 @@ def _check_header(
 
 def _check_fields(fields: list[str], width: int) -> list[str] | RowError:
   """Return the fields of a row of `width` columns, or what is wrong."""
-  if any(map(_SURROGATE.search, fields)):
+  if any(map(HALF.search, fields)):
     return RowError("not UTF-8", "Save it as UTF-8")
   if len(fields) != width:
     fault = "has not as many fields as the first line"
@@ -373,18 +373,11 @@ def validate_text(name: str, value: object) -> str:
   if control := CONTROL.search(value):
     fault = f'"{name}" holds the control character {control[0]!a}'
     raise RowError(fault, "Remove it")
-  check_surrogates(value, f'"{name}"')
+  # Bytes of a file's name that are not UTF-8 are such halves.
+  if HALF.search(value):
+    fault = f'"{name}" holds half a surrogate pair'
+    raise RowError(fault, "Write whole characters")
   return value
-
-
-def check_surrogates(text: str, name: str) -> None:
-  """Refuse a text, called `name`, that holds half a surrogate pair."""
-  try:
-    # JSON may escape half a surrogate pair, which UTF-8 cannot hold.
-    text.encode()
-  except UnicodeEncodeError:
-    fault = f"{name} holds half a surrogate pair"
-    raise RowError(fault, "Write whole characters") from None
 
 
 def split_windows(text: str) -> list[str]:

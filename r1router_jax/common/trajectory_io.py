@@ -4,9 +4,11 @@ Rows are appended by `jsonl.append_rows`.  A run that is killed loses at most
 the line that was being written, which `jsonl.read_rows` skips.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from r1router_jax.common.files import is_below
 from r1router_jax.common.records import (
   Answer,
   Malformed,
@@ -49,16 +51,26 @@ def _round_to_row(done: Round) -> dict[str, Any]:
   )
 
 
-def from_row(row: Mapping[str, Any], question: Question) -> Trajectory:
+def from_row(
+  row: Mapping[str, Any], question: Question, image_folders: Sequence[str]
+) -> Trajectory:
   """Build the trajectory of a row; rows do not hold their question's gold hops.
 
-  Rows written by older versions name one route per plan and have no "cut".
+  A file may come from elsewhere: passages keep their images if these are below
+  one of the folders, of which "" is none.  Rows written by older versions name
+  one route per plan and have no "cut".
   """
+
+  def parse_passage(fields: Mapping[str, Any]) -> Passage:
+    passage = Passage(**fields)
+    inside = any(x and is_below(passage.image, x) for x in image_folders)
+    return passage if inside else dataclasses.replace(passage, image="")
+
   rounds = []
   for fields in row["rounds"]:
     routes = (fields["route"], *fields.get("also", ()))
     plan = Plan(fields["thought"], fields["sub_question"], routes)
-    passages = tuple(Passage(**passage) for passage in fields["passages"])
+    passages = tuple(map(parse_passage, fields["passages"]))
     rounds.append(Round(plan, passages, _parse_answer(fields["answer"])))
   final, faults = _parse_answer(row["final"]), tuple(row["faults"])
   cut = row.get("cut", 0)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from r1router_jax.common import images
 from r1router_jax.common.errors import UserError
+from r1router_jax.common.files import is_below
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -46,8 +47,10 @@ def find_images(place: str, stems: Collection[str]) -> dict[str, FoundImage]:
   if os.path.isdir(place):
     walk = os.walk(place)
     paths = (os.path.join(base, file) for base, _, of in walk for file in of)
-    found = _first_by_stem(paths, stems)
-    return {stem: find_file(path) for stem, path in found.items()}
+    found = _first_by_stem(paths, stems).items()
+    # A link may lead nowhere, or out of the folder to what is not for others.
+    good = [x for x in found if os.path.isfile(x[1]) and is_below(x[1], place)]
+    return {stem: find_file(path) for stem, path in good}
   if not os.path.isfile(place):
     raise FileNotFoundError(
       f"{place}: there are no images.  Name their folder, or a .zip of them."

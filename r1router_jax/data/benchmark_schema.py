@@ -8,7 +8,6 @@ Source: github.com/OpenBMB/R1-Router (datasets/, src/evaluate.py).
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -189,13 +188,10 @@ def read_field(
   """
   value = row.get(key)
   try:
-    value = msgspec.convert(value, kind)
+    return msgspec.convert(value, kind)
   except msgspec.ValidationError as error:
     fault = f'"{key}" is {value!a:.60}, wanted {wanted}'
     raise RowError(fault, cure) from error
-  text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
-  row_files.check_surrogates(text, f'"{key}"')
-  return value
 
 
 def _read_texts(row: Row, key: str) -> tuple[str, ...]:

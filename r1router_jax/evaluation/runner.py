@@ -6,6 +6,7 @@ made again.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,11 +59,12 @@ def evaluate_method(
     return dict(trajectory_io.to_row(trajectory), scores=scores)
 
   # 1. Answer what the file does not hold yet.
+  folders = [kb.image_folder for kb in kbs.values()]
   answered = run_resumable(
     questions,
     lambda chunk: drive_loop(policy, kbs, chunk, settings.random_key, options),
     to_row=to_row,
-    from_row=trajectory_io.from_row,
+    from_row=functools.partial(trajectory_io.from_row, image_folders=folders),
     title=f"{name}, {settings.method}",
     label=dict(label, **dataclasses.asdict(settings)),
     path=path,

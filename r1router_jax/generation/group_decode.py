@@ -13,7 +13,7 @@ therefore does not depend on its neighbours, its slot or the number of devices,
 except for the rounding of sums that the compiler orders differently in another
 shape.
 
-A response ends with the end token, which it keeps, or with the token in which a
+A response ends with an end token, which it keeps, or with the token in which a
 stop string is complete, wherever in the token that is: an automaton over bytes,
 folded over whole tokens, detects it (`Tokenizer.stop_table`).
 
@@ -99,7 +99,7 @@ class DecodeConstraints(NamedTuple):
   """The tokens that may be sampled, and those that end a response."""
 
   allowed: Bool[Array, " V"]  # False on padding rows and placeholders.
-  eos_id: Int[Array, ""] | int
+  eos_ids: Int[Array, " E"]
   # Next state of the stop-string automaton after each token.
   stop_table: Int[Array, "S V"] | None = None
 
@@ -157,7 +157,7 @@ def prefill(
     stop_state=zeros(jnp.int32),
     done=zeros(bool),
     failed=zeros(bool),
-    tokens=jnp.full((rows, max_tokens), constraints.eos_id, jnp.int32),
+    tokens=jnp.full((rows, max_tokens), constraints.eos_ids[0], jnp.int32),
     logp=jnp.zeros((rows, max_tokens)),
   )
   # The first token of all members follows from the last state of their prompt.
@@ -364,9 +364,10 @@ def _append_tokens(
   failed = rows.failed | (~rows.done & jnp.isnan(logp))
   active = ~(rows.done | failed)
   num_generated, stop_state = rows.num_generated + active, rows.stop_state
-  # Any of three ends a response: the end token, its length, or a stop string
+  # Any of three ends a response: an end token, its length, or a stop string
   # that is complete.
-  done = ~active | (token == constraints.eos_id) | (num_generated == max_tokens)
+  is_end = (token[:, None] == constraints.eos_ids).any(-1)
+  done = ~active | is_end | (num_generated == max_tokens)
   if constraints.stop_table is not None:
     next_state = constraints.stop_table[stop_state, token].astype(jnp.int32)
     stop_state = jnp.where(active, next_state, stop_state)

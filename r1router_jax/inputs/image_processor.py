@@ -12,13 +12,20 @@ backend); the tests compare the patches bit by bit.
 """
 
 import math
+from collections.abc import Sequence
 
 import einops
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.images import MAX_ASPECT, BadImage, normalize_pixels
+from r1router_jax.common.images import (
+  CLIP_MEAN,
+  CLIP_STD,
+  MAX_ASPECT,
+  BadImage,
+  normalize_pixels,
+)
 
 
 def smart_resize(
@@ -79,12 +86,14 @@ def extract_patches(
   patch: int = 14,
   temporal: int = 2,
   merge: int = 2,
+  mean: Sequence[float] = CLIP_MEAN,
+  std: Sequence[float] = CLIP_STD,
 ) -> tuple[Float32[np.ndarray, "P D"], tuple[int, int, int]]:
   """Cut an image into normalised patches in merge-block order.
 
   The result is the patches, and the grid (1, h, w); `patch` is p, `temporal` T
-  and `merge` m of the module's docstring.  If a side is no multiple of p m, it
-  raises UserError.
+  and `merge` m of the module's docstring, `mean` and `std` those of the three
+  channels.  If a side is no multiple of p m, it raises UserError.
   """
   height, width = image.shape[:2]
   if height % (patch * merge) or width % (patch * merge):
@@ -96,5 +105,5 @@ def extract_patches(
   # Pixel rows are (block h, patch of the block m, pixel p); so are columns.
   sizes = dict(m=merge, n=merge, p=patch, q=patch, t=temporal)
   order = "(h m p) (w n q) c -> (h w m n) (c t p q)"
-  rows = einops.repeat(normalize_pixels(image), order, **sizes)
+  rows = einops.repeat(normalize_pixels(image, mean, std), order, **sizes)
   return rows, (1, height // patch, width // patch)

@@ -13,12 +13,14 @@ Source: transformers, models/qwen2_5_vl (`get_rope_index`).
 """
 
 import dataclasses
-import functools
 import itertools
 import math
+import threading
+import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import cachetools
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
@@ -30,12 +32,15 @@ from r1router_jax.inputs.tokenizer import PromptTooLong, Tokenizer
 from r1router_jax.models import qwen2_5_vl
 from r1router_jax.protocol.messages import Conversation, PassageTokens
 
+CACHE_BYTES = 1 << 30  # For images; one of 1000 x 1000 pixels takes 24 MB.
+
 
 class ImagePatches(NamedTuple):
   """An image as the vision tower reads it, see `extract_patches`."""
 
   patches: np.ndarray
   grid: tuple[int, int]  # Rows and columns of patches.
+  digest: int  # CRC-32 of its pixels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Processor:
   min_pixels: int  # Smaller images are enlarged to this area,
   max_pixels: int  # and larger ones shrunk to this one.
   passage_tokens: PassageTokens = PassageTokens()  # The most in a prompt.
+  image_mean: tuple[float, ...] = images.CLIP_MEAN  # Of its training images.
+  image_std: tuple[float, ...] = images.CLIP_STD
 
   def encode(self, conversation: Conversation) -> EncodedPrompt:
     """Read the images and encode the text.
@@ -118,7 +125,11 @@ class Processor:
       )
     return self._read_image(path, files.file_state(path))
 
-  @functools.lru_cache(maxsize=4096)  # noqa: B019 (lives as long as a policy)
+  # Of all processors together.
+  @cachetools.cached(
+    cachetools.LRUCache(CACHE_BYTES, lambda image: image.patches.nbytes),
+    lock=threading.Lock(),
+  )
   def _read_image(self, path: str, state) -> ImagePatches:
     del state  # A key of the cache.
     v = self.vision
@@ -127,10 +138,12 @@ class Processor:
     size = image_processor.smart_resize(
       *pixels.shape[:2], v.patch * v.merge, self.min_pixels, self.max_pixels
     )
+    pixels = images.resize_image(pixels, *size)
+    shape = v.patch, v.temporal, v.merge
     patches, (_, *grid) = image_processor.extract_patches(
-      images.resize_image(pixels, *size), v.patch, v.temporal, v.merge
+      pixels, *shape, self.image_mean, self.image_std
     )
-    return ImagePatches(patches, tuple(grid))
+    return ImagePatches(patches, tuple(grid), zlib.crc32(pixels))
 
   def padded_length(self, ids: Sequence[int]) -> int:
     """Return the shortest of `lengths` that holds a prompt.

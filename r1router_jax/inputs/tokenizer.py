@@ -1,22 +1,25 @@
 """Tokenizer: conversations to token ids and back; untrusted text is harmless.
 
-A prompt is a list of pieces whose ids are concatenated.  Pieces of templates
-may hold control tokens; pieces of a question or a passage are encoded by a twin
-tokenizer that knows none, so that no text from outside, whatever it spells, can
-open a turn, close a tag or stand for an image.
+A prompt is a list of pieces.  Pieces of templates may hold control tokens; all
+else is encoded by a twin tokenizer that knows none, so that no text from
+outside, whatever it spells, can open a turn, close a tag or stand for an image.
+Control tokens are those that tokenizer.json calls special, and whatever holds a
+"<".
 
 There are two chat templates, by style: "full" is ChatML, as published
-Qwen2.5-VL checkpoints were trained; "compact" is `{system}{user}<|im_start|>`.
+Qwen2.5-VL checkpoints were trained, with the ids of the whole text; "compact"
+is `{system}{user}<|im_start|>`, with those of each piece.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
 import json
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -24,8 +27,9 @@ from jaxtyping import Bool, Int16
 
 from r1router_jax.common.checkpoint_folder import is_gguf
 from r1router_jax.common.errors import UserError
+from r1router_jax.common.text import mend_text
 from r1router_jax.inputs import gguf_tokenizer
-from r1router_jax.protocol import messages
+from r1router_jax.protocol import format, messages
 
 # Every policy needs the first three, and with images the others.
 CHAT_TOKENS = PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -96,6 +100,7 @@ class ChatTemplate:
   opening: str  # Before the user turn; has a field for the system turn.
   closing: str  # Between the user turn and the reply.
   next_turn: str = ""  # Between a reply and the next user turn.
+  whole: bool = True  # Whether pieces are encoded together.
 
 
 TEMPLATES = {
@@ -104,52 +109,109 @@ TEMPLATES = {
     f"{END}\n{START}assistant\n",
     f"{END}\n{START}user\n",
   ),
-  "compact": ChatTemplate("{system}", START),
+  "compact": ChatTemplate("{system}", START, whole=False),
 }
+
+
+def _read_tree(path: str | pathlib.Path) -> dict[str, Any]:
+  """Read a tokenizer.json, or that of a GGUF file."""
+  if is_gguf(path):
+    text = gguf_tokenizer.read_tokenizer_files(path)["tokenizer.json"]
+  else:
+    text = pathlib.Path(path).read_text("utf-8")
+  tree = json.loads(text)
+  # What a training left there would cut, fill or vary prompts.
+  tree |= dict(truncation=None, padding=None)
+  if "dropout" in tree["model"]:
+    tree["model"]["dropout"] = None
+  return tree
 
 
 class Tokenizer:
   """The tokenizer of one policy, for one style of prompts.
 
   Attributes:
-    vocab_size: number of ids that the tokenizer knows.
+    vocab_size: the largest id that the tokenizer knows, plus one.
     pad_id, eos_id: ids of padding and of the token that ends a response.
+    eos_ids: the latter, and what else ends a sampled response.
     image_id: id of the image placeholder; -1 if the policy reads texts alone.
   """
 
-  def __init__(self, path: str | pathlib.Path, style: str):
+  def __init__(
+    self,
+    path: str | pathlib.Path,
+    style: str,
+    embeddings: int | None = None,
+    end_ids: Sequence[int] = (),
+  ):
     """Read a `tokenizer.json` or a GGUF file, for a style of `TEMPLATES`.
 
-    If it lacks a token of the protocol, it raises UserError; the errors of a
-    GGUF file are those of `gguf_tokenizer.read_tokenizer_files`.
+    If it lacks a token of the protocol, contradicts itself or has ids beyond
+    the `embeddings` of its model, it raises UserError; the errors of a GGUF
+    file are those of `gguf_tokenizer.read_tokenizer_files`.
     """
-    if is_gguf(path):
-      text = gguf_tokenizer.read_tokenizer_files(path)["tokenizer.json"]
-    else:
-      text = pathlib.Path(path).read_text("utf-8")
-    added = json.loads(text)["added_tokens"]
+    # 1. The tokenizer, and its twin for untrusted text.
+    self._template, tree = TEMPLATES[style], _read_tree(path)
+    self._trusted = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    added, model = tree["added_tokens"], tree["model"]
     # Their bytes are their text; all other tokens are spelt in the byte
     # alphabet.
-    self._added = {token["content"] for token in added}
-    self._trusted = tokenizers.Tokenizer.from_str(text)
-    # Table markers such as [sep] are text; whatever opens with < is control.
-    twin = json.loads(text)
-    plain = [token for token in added if not token["special"]]
-    twin["added_tokens"] = [x for x in plain if "<" not in x["content"]]
-    self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(twin))
-    self._template = TEMPLATES[style]
+    self._added = {token["content"]: token["id"] for token in added}
+    # Table markers such as [sep] are text; whatever holds a < is control.
+    plain = [x for x in added if not x["special"] and "<" not in x["content"]]
+    kept = {token["content"]: token["id"] for token in plain}
+    self._control = {x: i for x, i in self._added.items() if x not in kept}
+    self._split_control = _make_split(self._control)
+    self._split_tags = _make_split(filter(format.TAG.fullmatch, self._control))
+    # Words of the model keep their ids, also where other tokens are left out.
+    if isinstance(model["vocab"], dict):
+      model["vocab"] = kept | model["vocab"]
+    tree["added_tokens"] = plain
+    self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(tree))
 
-    self.vocab_size = self._trusted.get_vocab_size()
+    # 2. What of its vocabulary has to be as the policy needs it.
+    words = self._trusted.get_vocab()
+    self._check_added(path, words)
+    self._ids = np.fromiter(words.values(), np.int64)
+    self.vocab_size = 1 + self._ids.max(initial=-1).item()
+    if embeddings is not None and self.vocab_size > embeddings:
+      raise UserError(
+        f"{path} has ids up to {self.vocab_size - 1}, but its model has "
+        f"{embeddings} embeddings.  Resize these in transformers, or take the "
+        "tokenizer that the model was trained with."
+      )
     find = self._trusted.token_to_id
     if missing := [token for token in CHAT_TOKENS if find(token) is None]:
       raise UserError(
         f"{path} lacks the tokens {missing}: it is no tokenizer of a "
         "Qwen2.5-VL policy, nor of any that was trained on ChatML."
       )
-    # A policy of texts alone lacks the image tokens, which is no error.
+
+    # 3. Ids by their meaning.  A policy of texts alone lacks image tokens.
     self.pad_id, self.eos_id = find(PAD), find(END)
+    others = {i for i in end_ids if 0 <= i < self.vocab_size} - {self.eos_id}
+    self.eos_ids = (self.eos_id, *sorted(others))
     has_images = all(find(token) is not None for token in IMAGE_TOKENS)
     self.image_id = find(IMAGE_PAD) if has_images else -1
+
+  def _check_added(
+    self, path: str | pathlib.Path, words: Mapping[str, int]
+  ) -> None:
+    """Raise UserError if the id of an added token is not its own everywhere.
+
+    Untrusted text must never become a control token.
+    """
+    count, control = collections.Counter(words.values()), self._control.values()
+    twin = self._untrusted.get_vocab()
+    for token, i in self._added.items():
+      found = {words.get(token), twin.get(token, i)}
+      ids = self._untrusted.encode(token, add_special_tokens=False).ids
+      if found != {i} or count[i] > 1 or not {*control}.isdisjoint(ids):
+        raise UserError(
+          f"{path}: the id {i} of the added token {token!a} is another "
+          "token's, or text is read as it.  Save the tokenizer again with "
+          "transformers."
+        )
 
   def special_token_ids(self) -> dict[str, int]:
     """Return the ids that a published config.json names."""
@@ -164,7 +226,7 @@ class Tokenizer:
     """Return false on ids that a policy never writes: padding, placeholders."""
     # Embeddings are often padded to a multiple of 128 rows, so that there are
     # more of them than the tokenizer has ids.
-    allowed = np.arange(vocabulary) < self.vocab_size
+    allowed = np.isin(np.arange(vocabulary), self._ids)
     found = map(self._trusted.token_to_id, NEVER_SAMPLED)
     allowed[[i for i in found if i is not None]] = False
     return allowed
@@ -183,17 +245,23 @@ class Tokenizer:
     `image_sizes` are the numbers of tokens of its images.
     """
     # 1. Ids of every piece.
-    opening = self._encode_piece(self._opening_text(conversation), False)
-    closing = self._encode_piece(self._template.closing, False)
     segments = conversation.user + conversation.reply_prefix
-    sizes, whole = iter(image_sizes), []
-    first, last = (self._encode_piece(x, False) for x in VISION_BORDERS)
+    sizes = iter(image_sizes)
+    pieces = [(self._opening_text(conversation), self._split_control)]
     for segment in segments:
+      text, split = segment.text, self._split_control
       if segment.source == "image":
-        whole.append([*first, *[self.image_id] * next(sizes), *last])
-      else:
-        untrusted = segment.source != "template"
-        whole.append(self._encode_piece(segment.text, untrusted))
+        text = VISION_START + IMAGE_PAD * next(sizes) + VISION_END
+      elif segment.source != "template":
+        split = None
+      pieces.append((text, split))
+    closing = self._template.closing, self._split_control
+    pieces.insert(1 + len(conversation.user), closing)
+    if self._template.whole:
+      opening, *whole = self._encode_pieces(pieces)
+    else:
+      opening, *whole = [self._encode_pieces([each])[0] for each in pieces]
+    closing = whole.pop(len(conversation.user))
 
     # 2. Passages within their own limits, then the prompt within its limit.
     pieces = _limit_passages(segments, whole, passage_tokens)
@@ -228,16 +296,21 @@ class Tokenizer:
     return text
 
   def encode_response(self, text: str) -> list[int]:
-    """Encode a whole response of trusted text, the end token included."""
-    return [*self._encode_piece(text, False), self.eos_id]
+    """Encode a whole response, the end token included.
+
+    Of all control tokens that it spells, only the protocol's tags become ids.
+    """
+    return [*self._encode_pieces([(text, self._split_tags)])[0], self.eos_id]
+
+  def encode_template(self, text: str) -> list[int]:
+    """Encode trusted text, which may hold control tokens."""
+    return self._encode_pieces([(text, self._split_control)])[0]
 
   def decode(self, ids) -> str:
     """Return the text of a response, up to its end token."""
     # Sampled responses are padded with end tokens.
-    ids = [int(i) for i in ids]
-    if self.eos_id in ids:
-      ids = ids[: ids.index(self.eos_id)]
-    return self._trusted.decode(ids, skip_special_tokens=False)
+    ids = itertools.takewhile(lambda i: i not in self.eos_ids, map(int, ids))
+    return self._trusted.decode([*ids], skip_special_tokens=False)
 
   def whole_word_ids(self) -> list[int]:
     """Return ids of tokens that are whole words with their leading space."""
@@ -275,18 +348,56 @@ class Tokenizer:
     return table
 
   def _token_bytes(self, token: int) -> bytes:
-    text = self._trusted.id_to_token(token)
+    # A vocabulary may have holes.
+    text = self._trusted.id_to_token(token) or ""
     if text in self._added:
       return text.encode()
+    if strange := set(text) - _BYTES.keys():
+      raise UserError(
+        f"The token {text!a} has letters {strange!a} that stand for no bytes: "
+        "stop strings need a tokenizer of byte-level BPE, as Qwen2.5's."
+      )
     return bytes(_BYTES[letter] for letter in text)
 
-  @functools.lru_cache(maxsize=65536)  # noqa: B019 (lives as long as a policy)
-  def _encode_cached(self, text: str, untrusted: bool) -> tuple[int, ...]:
-    coder = self._untrusted if untrusted else self._trusted
-    return tuple(coder.encode(text, add_special_tokens=False).ids)
+  def _encode_pieces(
+    self, pieces: Sequence[tuple[str, Callable[[str], list[str]] | None]]
+  ) -> list[list[int]]:
+    """Encode texts together, each with its `_make_split`, if it is trusted.
 
-  def _encode_piece(self, text: str, untrusted: bool) -> list[int]:
-    return list(self._encode_cached(text, untrusted))
+    A token of several texts belongs to that in which it ends.
+    """
+    parts = [  # Is it a control token, its text, the index of its piece.
+      (k % 2, part, n)
+      for n, (text, split) in enumerate(pieces)
+      for k, part in enumerate(split(text) if split else [text])
+    ]
+    found = [[] for _ in pieces]
+    for is_control, run in itertools.groupby(parts, key=lambda part: part[0]):
+      _, texts, owners = zip(*run, strict=True)
+      if is_control:
+        ids = [[self._control[token]] for token in texts]
+      else:
+        ids = self._encode_run(texts)
+      for owner, some in zip(owners, ids, strict=True):
+        found[owner] += some
+    return found
+
+  @functools.lru_cache(maxsize=4096)  # noqa: B019 (lives as long as a policy)
+  def _encode_run(self, texts: tuple[str, ...]) -> list[list[int]]:
+    text = mend_text("".join(texts), "a prompt or a response")
+    encoding = self._untrusted.encode(text, add_special_tokens=False)
+    found, ends = [[] for _ in texts], np.cumsum([*map(len, texts)])
+    owners = np.searchsorted(ends, [end for _, end in encoding.offsets])
+    for owner, i in zip(owners, encoding.ids, strict=True):
+      found[owner].append(i)
+    return found
+
+
+def _make_split(tokens: Iterable[str]) -> Callable[[str], list[str]]:
+  """Return a function that splits a text; every second part is a token."""
+  # Longer ones first, as the library finds them; "(?!)" is found nowhere.
+  longest = sorted(map(re.escape, tokens), key=len, reverse=True)
+  return re.compile(f"({'|'.join(longest) or '(?!)'})").split
 
 
 def _limit_passages(

@@ -120,12 +120,15 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
   wanted = [x for x in _TEXT_FIELDS.values() if x not in optional]
   if missing := [field for field in wanted if field not in text]:
     raise BadConfig(f"it lacks {missing}")
-  text.setdefault("num_key_value_heads", text["num_attention_heads"])
+  heads = text["num_attention_heads"]
+  text["num_key_value_heads"] = text.get("num_key_value_heads") or heads
   text.setdefault("rms_norm_eps", 1e-6)
 
   # Find the rotary embedding's fields, whose place depends on the version.
   rope = dict(text.get("rope_scaling") or {})
   rope |= text.get("rope_parameters") or {}
+  length = text.get("max_position_embeddings")
+  rope.setdefault("original_max_position_embeddings", length)
   head = text.get("head_dim")
   head = head or text["hidden_size"] // text["num_attention_heads"]
   # Models of text alone have no sections: all frequencies turn with the
@@ -159,14 +162,17 @@ def _parse_rope_scaling(rope: Mapping[str, Any]) -> Llama3RopeScaling | None:
     return None
   if kind != "llama3":
     raise BadConfig(f"rope_type is {kind!r}, known: default, mrope, llama3")
+  if missing := [field for field in _ROPE_FIELDS if rope.get(field) is None]:
+    raise BadConfig(f"its llama3 rope_scaling lacks {missing}")
   return Llama3RopeScaling(*(rope[field] for field in _ROPE_FIELDS))
 
 
 def _parse_vision(tree: Mapping[str, Any], hidden: int) -> VisionConfig:
   """Convert "vision_config"; `hidden` is the language model's hidden size."""
-  if (size := tree.get("out_hidden_size", hidden)) != hidden:
-    name = "vision_config.out_hidden_size"
-    raise BadConfig(f"{name} is {size}, hidden_size {hidden}")
+  for name, wanted in dict(out_hidden_size=hidden, hidden_act="silu").items():
+    if (value := tree.get(name, wanted)) != wanted:
+      fault = f"vision_config.{name} is {value!r}"
+      raise BadConfig(f"{fault}, and only {wanted!r} is known here")
   # Fields that are missing keep the defaults, those of the 7B model.
   fields = _VISION_FIELDS.items()
   given = {ours: tree[field] for ours, field in fields if field in tree}
@@ -253,10 +259,11 @@ def weight_map(config: Config) -> safetensors_io.WeightMap:
   # Rules without a path name tensors that files may hold and that are skipped:
   # a head that is tied to the embedding, and the rotary frequencies that old
   # Llama files hold.
-  head = ("", "") if config.tied else ("head", "V D -> V D")
+  embed = "model.embed_tokens.weight"
+  head = ("", embed) if config.tied else ("head", "V D -> V D")
   qkv_bias = config.qkv_bias
   return (
-    ("model.embed_tokens.weight", "embed", "V D -> V D"),
+    (embed, "embed", "V D -> V D"),
     ("lm_head.weight", *head),
     (_LAYER + "self_attn.rotary_emb.inv_freq", "", ""),
     ("model.norm.weight", "norm/scale", "D -> D"),

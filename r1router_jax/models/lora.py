@@ -67,5 +67,8 @@ def merge_adapters(params: dict) -> dict:
     layer = path.removesuffix("/lora_a")
     # Stacked layers merge at once: [layers, D, R] @ [layers, R, F].
     a, b = flat.pop(layer + "/lora_a"), flat.pop(layer + "/lora_b")
-    flat[layer + "/w"] = flat[layer + "/w"] + a @ b
+    w = flat[layer + "/w"]
+    # In float32, so that the sum is rounded once.
+    product = jnp.matmul(a, b, preferred_element_type=jnp.float32)
+    flat[layer + "/w"] = (w + product).astype(w.dtype)
   return traverse_util.unflatten_dict(flat, sep="/")

@@ -9,9 +9,10 @@ A rule is read from left to right to load and from right to left to save.  `{}`
 is the number of a layer: the tensors of all layers are stacked on a leading
 axis, which both sides of the pattern name first.  `axes` gives the size of
 every letter, so the shape of each tensor is known before it is read.  A rule
-with an empty path names a tensor that a file may hold and that is skipped.  A
-tensor that is missing, unknown, of another shape or not finite is an error that
-names the tensor.
+with an empty path names a tensor that a file may hold and that is skipped; it
+has to equal the tensor that stands in the pattern's place, if any.  A tensor
+that is missing, unknown, of another shape or not finite is an error that names
+the tensor.
 
 Tensors are read and written one at a time, and each device gets only its part:
 a host holds no more than the largest tensor and the parts of its own devices.
@@ -30,18 +31,19 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import einops
 import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.files import atomic_write
+from r1router_jax.common.files import atomic_write, write_json
 
 # Tensor name, path of the parameter, pattern.
 WeightRule = tuple[str, str, str]
@@ -64,6 +66,7 @@ SHARD_BYTES = 2 << 30  # Size at which a checkpoint gets another file.
 
 # The dtypes that weights may have, by the names of safetensors.
 DTYPES = {
+  "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
   "BF16": np.dtype(jnp.bfloat16),
   "F16": np.dtype(np.float16),
@@ -100,8 +103,8 @@ class StoredTensor:
     array = self.read_raw()
     if not np.isfinite(array).all():
       raise BadWeights(
-        f"{self.file}: tensor {self.name} holds NaN or infinity.  Fetch or "
-        "convert it again."
+        f"{self.file}: tensor {self.name} holds NaN or infinity.  Fetch, "
+        "convert or train it again."
       )
     return array
 
@@ -393,15 +396,16 @@ def checkpoint_files(path: str) -> list[str]:
       )
     return [path]
 
-  # A folder holds one file, or an index that names several.
+  # A folder holds one file, which comes first as in transformers, or an index
+  # that names several.
   index, single = (os.path.join(path, x) for x in (INDEX_FILE, WEIGHTS_FILE))
-  if not os.path.exists(index):
-    if not os.path.isfile(single):
-      raise BadWeights(
-        f"{path}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}.  Give a "
-        "folder that does, or a .safetensors file."
-      )
+  if os.path.isfile(single):
     return [single]
+  if not os.path.exists(index):
+    raise BadWeights(
+      f"{path}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}.  Give a folder "
+      "that does, or a .safetensors file."
+    )
   try:
     with open(index, encoding="utf-8") as file:
       # An index could name any file of this machine, so names with a folder are
@@ -448,6 +452,12 @@ def select_tensors(
     if (found := tensors[name].shape) != shape:
       fault = f"tensor {name} has shape {found}, wanted {shape}"
       raise BadWeights(f"{tensors[name].file}: {fault}.  {cure}")
+  for name, leaf, same in weight_map:
+    if not leaf and same and name in tensors:
+      if not np.array_equal(tensors[name].read(), tensors[same].read()):
+        fault = f"tensor {name} differs from {same}, and config.json ties them"
+        cure = "Set its tie_word_embeddings to false, or take the tensor out."
+        raise BadWeights(f"{tensors[name].file}: {fault}.  {cure}")
   return {name: tensors[name] for name in wanted}
 
 
@@ -480,32 +490,46 @@ def write_checkpoint(
 ) -> None:
   """Write a checkpoint into a folder, as `<stem>.safetensors`.
 
-  What exceeds `shard_bytes` becomes several files with an index.
+  What exceeds `shard_bytes` becomes several files with an index.  The folder
+  holds the weights of before, if any, until it holds all of the new ones.
   """
   os.makedirs(folder, exist_ok=True)
+  # Shards get other names than those in the index of before.
+  index, mark = epath.Path(folder) / INDEX_FILE, ""
+  if sum(tensor.num_bytes for tensor in tensors.values()) > shard_bytes:
+    if index.exists() and f'"{stem}-0' in index.read_text():
+      mark = "_2"
   split = huggingface_hub.split_state_dict_into_shards_factory(
     tensors,
     get_storage_size=lambda tensor: tensor.num_bytes,
-    filename_pattern=stem + "{suffix}.safetensors",
+    filename_pattern=stem + mark + "{suffix}.safetensors",
     max_shard_size=shard_bytes,
   )
-  path_of = {
-    name: os.path.join(folder, name) for name in split.filename_to_tensors
-  }
-  for file, names in split.filename_to_tensors.items():
-    part = {name: tensors[name] for name in names}
-    _write_file(path_of[file] + ".part", part)
-  # Files get their final names only when all of them are complete.
-  for path in path_of.values():
-    os.replace(path + ".part", path)
+  names = [*split.filename_to_tensors]
+  with contextlib.ExitStack() as stack:
+    # Files get their names only when all of them are complete.
+    for name, part in split.filename_to_tensors.items():
+      file = stack.enter_context(atomic_write(os.path.join(folder, name)))
+      _write_tensors(file, {tensor: tensors[tensor] for tensor in part})
   if split.is_sharded:
-    with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
-      index = dict(metadata={}, weight_map=split.tensor_to_filename)
-      json.dump(index, file)
+    names.append(INDEX_FILE)
+    write_json(index, dict(metadata={}, weight_map=split.tensor_to_filename))
+  if stem == "model":
+    remove_other_weights(folder, names)
 
 
-def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
-  """Write a safetensors file that is either complete or absent.
+def remove_other_weights(folder: epath.PathLike, names: Sequence[str]) -> None:
+  """Remove other weights from a folder of those that `names` are files of."""
+  weights = r"model(_2)?(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+  for path in epath.Path(folder).iterdir():
+    if re.fullmatch(weights, path.name) and path.name not in names:
+      path.unlink()
+
+
+def _write_tensors(
+  file: IO[bytes], tensors: Mapping[str, StoredTensor]
+) -> None:
+  """Write a safetensors file; BadWeights if a tensor is not finite.
 
   The library's own writers want all tensors in memory at once.
   Source: github.com/huggingface/safetensors (the format).
@@ -520,12 +544,11 @@ def _write_file(path: str, tensors: Mapping[str, StoredTensor]) -> None:
     header[name] = dict(form, data_offsets=[start, end])
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)  # Data start at a multiple of eight bytes.
-  with atomic_write(path) as file:
-    # The length of the header, the header, then the numbers.
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name in order:
-      array = np.ascontiguousarray(tensors[name].read_raw())
-      file.write(array.reshape(-1).view(np.uint8))
+  # The length of the header, the header, then the numbers.
+  file.write(struct.pack("<Q", len(text)) + text)
+  for name in order:
+    array = np.ascontiguousarray(tensors[name].read())
+    file.write(array.reshape(-1).view(np.uint8))
 
 
 def fingerprint(path: str) -> str:

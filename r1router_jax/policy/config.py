@@ -11,8 +11,13 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from r1router_jax.common import images
 from r1router_jax.common.checkpoint_folder import is_gguf, locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Step
@@ -28,12 +33,11 @@ POLICY_FILE = "policy.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 # Further files of a checkpoint, for those who open it with transformers.
-HF_SIDE_FILES = (
-  "tokenizer_config.json",
-  "preprocessor_config.json",
-  "generation_config.json",
-  "chat_template.json",
-  "special_tokens_map.json",
+HF_SIDE_FILES = tuple(
+  """tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json
+  merges.txt chat_template.json chat_template.jinja generation_config.json
+  processor_config.json preprocessor_config.json video_preprocessor_config.json
+  """.split()
 )
 
 # Options that R1-Router lacks; with their defaults all is as in the original.
@@ -116,6 +120,9 @@ class PolicyConfig(PromptOptions):
   min_pixels: int  # Smaller images are enlarged to this area,
   max_pixels: int  # and larger ones shrunk to this one.
   decode_batch_size: int  # Responses decoded at one time on one device.
+  image_mean: tuple[float, ...] = images.CLIP_MEAN  # Of RGB, in [0, 1].
+  image_std: tuple[float, ...] = images.CLIP_STD
+  end_ids: tuple[int, ...] = ()  # That end a response, beside <|im_end|>.
   compute: qwen2_5_vl.RuntimeConfig = qwen2_5_vl.RuntimeConfig()
   passage_tokens: messages.PassageTokens = messages.PassageTokens()
   # Whether responses that it learns have a space after each opening tag.
@@ -223,18 +230,58 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
   """
   # A broken config.json has an error of its own, see `hf_checkpoint`.
   model = hf_checkpoint.read_config(folder)
+  known = _read_hf_options(folder)
   path = _find_file(folder, POLICY_FILE)
   if not path.is_file():
-    options = GGUF_DEFAULTS if is_gguf(path.parent) else HF_DEFAULTS
-    return PolicyConfig.from_dict(dict(options, model=model))
+    defaults = GGUF_DEFAULTS if is_gguf(path.parent) else HF_DEFAULTS
+    return PolicyConfig.from_dict(dict(defaults | known, model=model))
   try:
-    options = json.loads(path.read_text())
+    options = known | json.loads(path.read_text())
     return PolicyConfig.from_dict(dict(options, model=model))
   except (ValueError, TypeError, AttributeError) as error:
     raise UserError(
       f"{path}: {error}.  Copy the policy again, or delete this file to take "
       "the settings of a published one."
     ) from error
+
+
+_Pixels = Annotated[int, Meta(ge=1)]
+_Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class _HfFile(msgspec.Struct):
+  """The fields of files for transformers, of which each has some."""
+
+  eos_token_id: int | tuple[int, ...] | None = None
+  min_pixels: _Pixels | None = None
+  max_pixels: _Pixels | None = None
+  size: dict[str, _Pixels | None] | None = None  # How later versions name them.
+  image_mean: tuple[_Share, _Share, _Share] = images.CLIP_MEAN
+  image_std: tuple[_Share, _Share, _Share] = images.CLIP_STD
+  image_processor: "_HfFile | None" = None
+
+
+def _read_hf_options(folder: pathlib.Path) -> dict[str, Any]:
+  """Return what files for transformers say about end tokens and images."""
+  found = []
+  for name in ("generation", "processor", "preprocessor"):
+    path = _find_file(folder, name + "_config.json")
+    try:
+      data = path.read_bytes() if path.is_file() else b"{}"
+      found.append(msgspec.json.decode(data, type=_HfFile))
+    except (OSError, msgspec.MsgspecError) as error:
+      raise UserError(f"{path}: {error}.  Copy that of its model.") from error
+  # Since transformers 5 the processor's file holds that of its images.
+  ends, image = found[0].eos_token_id, found[1].image_processor or found[2]
+  if not isinstance(ends, tuple):
+    ends = () if ends is None else (ends,)
+  # More pixels than R1-Router's would fill the prompt.
+  size, most = image.size or {}, HF_DEFAULTS["max_pixels"]
+  high = min(image.max_pixels or size.get("longest_edge") or most, most)
+  low = image.min_pixels or size.get("shortest_edge")
+  low = min(low or HF_DEFAULTS["min_pixels"], high)
+  channels = dict(image_mean=image.image_mean, image_std=image.image_std)
+  return dict(channels, end_ids=ends, min_pixels=low, max_pixels=high)
 
 
 def find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
@@ -281,16 +328,30 @@ def write_policy_files(
   config: PolicyConfig,
   tokenizer: pathlib.Path,
   token_ids: Mapping[str, int],
+  dtype: Any,
+  source: pathlib.Path | None = None,
 ) -> None:
   """Write all files of a policy's folder but the weights.
 
-  `tokenizer` is for `copy_tokenizer`, and `token_ids` are those of special
-  tokens that a published config.json names.
+  `tokenizer` is for `copy_tokenizer`, `token_ids` are those of special tokens
+  that a published config.json names, `dtype` is that of the weights, and
+  `source` the checkpoint, if any, whose files say the rest.
   """
   write_options(folder, config)
-  hf_config = hf_checkpoint.make_hf_config(config.model, token_ids)
+  tree = hf_checkpoint.make_hf_config(config.model, token_ids)
+  if source is not None:
+    _, base = peft_adapter.read_chain(source)
+    path = base / hf_checkpoint.CONFIG_FILE
+    if path.is_file() and hf_checkpoint.read_config(base) == config.model:
+      tree = json.loads(path.read_text("utf-8"))
+    copy_tokenizer(base / TOKENIZER_FILE, folder)
+  # The precision is that of these weights, also in nested configs.
+  nested = (tree.get(name, {}) for name in ("text_config", "vision_config"))
+  for part in (tree, *nested):
+    part.pop("dtype", None)
+    part["torch_dtype"] = np.dtype(dtype).name
   path = folder / hf_checkpoint.CONFIG_FILE
-  path.write_text(json.dumps(hf_config, indent=1) + "\n")
+  path.write_text(json.dumps(tree, indent=1) + "\n", "utf-8")
   copy_tokenizer(tokenizer, folder)
 
 

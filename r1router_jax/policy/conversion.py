@@ -33,9 +33,10 @@ def convert_policy(
   dtype = jnp.dtype(dtype or ("float32" if is_gguf(base) else "bfloat16"))
   # A tokenizer that does not fit is told before the weights are copied.
   path = config_lib.find_tokenizer(folder)
-  token_ids = Tokenizer(path, config.style).special_token_ids()
+  tokenizer = Tokenizer(path, config.style, config.model.vocab)
+  files = config, path, tokenizer.special_token_ids(), dtype, folder
   hf_checkpoint.copy_checkpoint(folder, target, config.model, dtype=dtype)
-  config_lib.write_policy_files(target, config, path, token_ids)
+  config_lib.write_policy_files(target, *files)
 
 
 def _convert_adapter(

@@ -164,5 +164,7 @@ def _data_url(path: str, state: tuple[int, int] | None) -> str:
   images.load_image(path)  # Decodes, and so checks, all of the file.
   data = images.read_image_bytes(path)
   with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
-    kind = image.get_format_mimetype()
+    # A photo of a phone may have more pictures behind it, and is a JPEG.
+    is_mpo = image.format == "MPO"
+    kind = "image/jpeg" if is_mpo else image.get_format_mimetype()
   return f"data:{kind};base64,{base64.b64encode(data).decode()}"

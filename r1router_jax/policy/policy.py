@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int
 
 from r1router_jax.common.checkpoint_folder import locate_checkpoint
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Response
 from r1router_jax.generation import continuous_batching, group_decode
 from r1router_jax.generation.token_sampling import GREEDY, SamplingParams
@@ -41,6 +42,7 @@ from r1router_jax.models import (
   lora,
   peft_adapter,
   qwen2_5_vl,
+  safetensors_io,
 )
 from r1router_jax.models.inference_params import to_inference_params
 from r1router_jax.parallel import mesh as mesh_lib
@@ -73,12 +75,14 @@ class Policy:
     # Made when first used: reading a tokenizer takes a while.
     c = self.config
     return Processor(
-      _load_tokenizer(self.tokenizer_path, c.style),
+      _load_tokenizer(self.tokenizer_path, c.style, c.model.vocab, c.end_ids),
       c.model.vision,
       c.prompt_tokens,
       c.min_pixels,
       c.max_pixels,
       c.passage_tokens,
+      c.image_mean,
+      c.image_std,
     )
 
   @functools.cached_property
@@ -109,17 +113,19 @@ class Policy:
     return mesh_lib.to_local_arrays(jax.device_put(params, layout), self.mesh)
 
   def decode_constraints(
-    self, stop: tuple[str, ...] = ()
+    self, stop: Sequence[str] = ()
   ) -> group_decode.DecodeConstraints:
     """Return the tokens that may be sampled, and what ends a response.
 
-    That is the end token, and any of the texts `stop`.
+    These are the end tokens, and any of the texts `stop`.
     """
+    if isinstance(stop, str):
+      raise UserError(f"stop is {stop!r}: give a tuple of texts.")
     tokenizer, allowed = self.processor.tokenizer, self.allowed_tokens
     # The table of stop texts is large, and most calls have none.
-    table = tokenizer.stop_table(stop, len(allowed)) if stop else None
-    eos_id = np.int32(tokenizer.eos_id)
-    return group_decode.DecodeConstraints(allowed, eos_id, table)
+    table = tokenizer.stop_table(tuple(stop), len(allowed)) if stop else None
+    eos_ids = np.int32(tokenizer.eos_ids)
+    return group_decode.DecodeConstraints(allowed, eos_ids, table)
 
   def sample(
     self,
@@ -127,7 +133,7 @@ class Policy:
     key: jax.Array,
     group_size: int,
     sampling: SamplingParams = GREEDY,
-    stop: tuple[str, ...] = (),
+    stop: Sequence[str] = (),
     wanted: Bool[np.ndarray, "B G"] | None = None,
   ) -> group_decode.SampledResponses:
     """Sample G responses to each prompt, leaves [B, G, T].
@@ -138,6 +144,8 @@ class Policy:
     texts `stop` end a response, too.  Only `wanted` members are sampled, by
     default all; the others stay empty.
     """
+    if group_size < 1:
+      raise UserError(f"group_size is {group_size}: sample 1 response or more.")
     keys = _response_key_data(key, prompt_hashes(prompts), group_size)
     constraints = self.decode_constraints(stop)
     max_tokens, shape = self.config.response_tokens[-1], keys.shape[:2]
@@ -191,7 +199,7 @@ class Policy:
     key: jax.Array,
     group_size: int = 1,
     sampling: SamplingParams = GREEDY,
-    stop: tuple[str, ...] = (),
+    stop: Sequence[str] = (),
     members: Sequence[int] | None = None,
   ) -> list[list[Response]]:
     """Generate a group of responses to each conversation; see `sample`.
@@ -249,9 +257,11 @@ class Policy:
     peft_adapter.check_no_adapter(folder)
     token_ids = self.processor.tokenizer.special_token_ids()
     files = self.config, self.tokenizer_path, token_ids
+    dtype = params["embed"].dtype
     with _local_folder(epath.Path(folder)) as path:
-      config_lib.write_policy_files(path, *files)
+      # Weights come first: those that are not finite change nothing.
       hf_checkpoint.save_params(path, params, self.config.model)
+      config_lib.write_policy_files(path, *files, dtype, self.source)
 
   def save_adapters(self, folder: epath.PathLike, base: str) -> None:
     """Write the adapters alone, in PEFT's form; see `peft_adapter`.
@@ -269,8 +279,10 @@ class Policy:
 
 
 def prompt_hashes(prompts: Sequence[EncodedPrompt]) -> Int[np.ndarray, " B"]:
-  """Return a CRC-32 of each prompt's tokens, 31 bits; it seeds its samples."""
-  digests = [zlib.crc32(np.asarray(each.ids, np.int32)) for each in prompts]
+  """Return a CRC-32 of each prompt, 31 bits, which seeds its samples."""
+  # Prompts of the same words may show different images.
+  parts = ([*p.ids, *(image.digest for image in p.images)] for p in prompts)
+  digests = [zlib.crc32(np.asarray(each, np.uint32)) for each in parts]
   return np.array([digest & 0x7FFFFFFF for digest in digests], np.int32)
 
 
@@ -297,8 +309,10 @@ def _local_folder(folder: epath.Path) -> Iterator[pathlib.Path]:
   with tempfile.TemporaryDirectory() as local:
     yield pathlib.Path(local)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in epath.Path(local).iterdir():
-      file.copy(folder / file.name, overwrite=True)
+    names = [file.name for file in epath.Path(local).iterdir()]
+    for name in names:
+      (epath.Path(local) / name).copy(folder / name, overwrite=True)
+    safetensors_io.remove_other_weights(folder, names)
 
 
 def load(
@@ -313,9 +327,11 @@ def load(
   or broken raises FileNotFoundError, BadConfig, BadWeights or UserError, which
   name it.
   """
-  # The config says which parameters there are, and so which layout.
   folder = locate_checkpoint(name)
   config = config_lib.read_config(folder)
+  opened = Policy(config, config_lib.find_tokenizer(folder), {}, source=folder)
+  _ = opened.processor  # A tokenizer that does not fit is found before weights.
+  # The config says which parameters there are, and so which layout.
   init = functools.partial(init_params, config)
   shapes = jax.eval_shape(init, jax.random.key(0))
   # Each parameter is read straight onto its devices, never whole on the host.
@@ -323,8 +339,7 @@ def load(
   dtype = dtype or jnp.dtype(config.compute.dtype)
   options = dict(dtype=dtype, shardings=layout)
   params = hf_checkpoint.load_params(folder, config.model, **options)
-  tokenizer = config_lib.find_tokenizer(folder)
-  return Policy(config, tokenizer, params, source=folder)
+  return dataclasses.replace(opened, params=params)
 
 
 def init_policy(
@@ -356,6 +371,4 @@ def _make_inference_params(params, compute, unrolled):
   return to_inference_params(merged, compute, unrolled=unrolled)
 
 
-@functools.lru_cache(maxsize=4)
-def _load_tokenizer(path: pathlib.Path, style: str) -> Tokenizer:
-  return Tokenizer(path, style)
+_load_tokenizer = functools.lru_cache(maxsize=4)(Tokenizer)

@@ -32,6 +32,7 @@ class KnowledgeBase(abc.ABC):
   """
 
   collective = False  # Whether all hosts must search at the same time.
+  image_folder = ""  # That images of passages are in, if they have any.
 
   def __init__(self, meta: Mapping[str, Any]):
     self.meta = dict(meta)

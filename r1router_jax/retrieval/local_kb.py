@@ -104,6 +104,7 @@ class LocalKB(knowledge_base.KnowledgeBase):
   def __init__(self, stack: SearchStack, meta: Mapping[str, Any] | None = None):
     super().__init__(meta or {})
     self.stack = stack
+    self.image_folder = getattr(stack.passages, "image_folder", "")
 
   def __len__(self) -> int:
     return len(self.stack.passages)

@@ -52,7 +52,7 @@ class RemoteKB(KnowledgeBase):
   be sent images but is for them, raises UserError; none, RemoteServiceError.
   """
 
-  devices = ()
+  devices, image_folder = (), sources.georouter_folder()
 
   def __init__(self, kind: str, address: str):
     service = "a server of Search-R1's schema"
@@ -147,7 +147,7 @@ class RemoteKB(KnowledgeBase):
     if not name or self.meta.get("source") != sources.GEOROUTER:
       return ""
     try:
-      return images.resolve_path(str(name), sources.georouter_folder())
+      return images.resolve_path(str(name), self.image_folder)
     except images.BadImage as error:
       reason = str(error).rstrip(".")
       raise RowError(reason, "Serve the world as it is") from None

@@ -75,8 +75,6 @@ class SearchRequest(msgspec.Struct):
     # The same image is embedded once, so distinct ones count.
     if len(set(self.images)) > MAX_IMAGES:
       raise ValueError(f'"images" holds more than {MAX_IMAGES} images')
-    # A tokenizer takes whole characters only.
-    row_files.check_surrogates("".join(self.queries), '"queries"')
 
 
 def parse_request(body: bytes, kind: str) -> SearchRequest:

@@ -9,6 +9,7 @@ temperature 1, since it would be the same again; a plan that fails again is
 asked for a last time with the reason why it failed (`templates.Style.repair`).
 """
 
+import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from r1router_jax.common.records import (
   Response,
   Step,
 )
+from r1router_jax.common.text import mend_text
 from r1router_jax.generation.token_sampling import SamplingParams
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.policy.interface import PolicyInterface
@@ -115,6 +117,8 @@ def start_episodes(
   Raises:
     UserError: if a question has no text.
   """
+  replace, where = dataclasses.replace, "a question"
+  questions = [replace(q, text=mend_text(q.text, where)) for q in questions]
   episodes = [Episode(q, member) for q in questions for member in range(count)]
   for episode in episodes:
     question = episode.question

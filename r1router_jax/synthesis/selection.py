@@ -76,10 +76,10 @@ class TeacherRun:
     return dict(trajectory_io.to_row(self.trajectory), calls=calls)
 
   @classmethod
-  def from_row(cls, row: Mapping[str, Any], question: Question) -> "TeacherRun":
-    """Return the run that `to_row` made a row of."""
+  def from_row(cls, row: Mapping[str, Any], *about: Any) -> "TeacherRun":
+    """Return the run of a row; `about` is for `trajectory_io.from_row`."""
     calls = tuple(TeacherCall(**call) for call in row["calls"])
-    return cls(trajectory_io.from_row(row, question), calls)
+    return cls(trajectory_io.from_row(row, *about), calls)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,7 @@ def run_teacher(
 
   # 2. Try all questions, then those that did not pass, and so on.
   due, pictures = list(first.values()), str(workdir / "pictures")
+  folders = [kb.image_folder for kb in kbs.values()]
   for number in range(max_tries):
     # Each try draws with another key; of a resumed try it is the same.
     key = jax.random.fold_in(jax.random.key(settings.seed), number)
@@ -82,7 +83,7 @@ def run_teacher(
       due,
       lambda chunk, key=key: _run_chunk(teacher, kbs, chunk, settings, key),
       to_row=lambda run: dict(run.to_row(), teacher=name),
-      from_row=TeacherRun.from_row,
+      from_row=lambda *row: TeacherRun.from_row(*row, folders),
       title=f"try {number + 1} of {max_tries}",
       label=label,
       path=workdir / "trajectories.jsonl",

@@ -27,7 +27,7 @@ Sources: arxiv.org/abs/2402.03300 (GRPO), arxiv.org/abs/2503.20783 (no std),
   arxiv.org/abs/2503.14476 (overlong responses: dropped, or a reward less by 1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ class Credit(NamedTuple):
   norm: str = "sample_std"  # One of `ADVANTAGE_NORMS`.
   by_part: bool = False  # Whether parts of rewards are normalised apart.
   truncated: str = "keep"  # One of `TRUNCATED_RULES`.
-  end_id: int = -1  # The end token, which truncated responses lack.
+  end_ids: tuple[int, ...] = ()  # Of which truncated responses have none.
   # The weight of the comparison at equal states, and the discount of what
   # follows (`trajectory_rollouts.py`).
   state_weight: float = 0.0
@@ -141,13 +141,13 @@ def reward_advantages(
 def find_truncated(
   tokens: Int[np.ndarray, "B G T"],
   mask: Bool[np.ndarray, "B G T"],
-  end_id: int,
+  end_ids: Sequence[int],
 ) -> Bool[np.ndarray, "B G"]:
   """Return which responses fill their room of T tokens without an end token.
 
   `mask` is True up to and including the end token.
   """
-  return mask[..., -1] & (tokens[..., -1] != end_id)
+  return mask[..., -1] & ~np.isin(tokens[..., -1], end_ids)
 
 
 def penalise_truncated(

@@ -38,10 +38,7 @@ class RecallSampler:
   """
 
   def __init__(self, tokenizer: Tokenizer):
-    def encode(text):
-      # The end token, which encode_response adds, is dropped within a text.
-      return tokenizer.encode_response(text)[:-1]
-
+    encode = tokenizer.encode_template
     # The token of a word or sign may only be right behind another one.
     signs = "a:", "a.", "a?", "a\n", "of", "[Row]", "[sep]"
     tokens = [encode(sign)[-1] for sign in signs]

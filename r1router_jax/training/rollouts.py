@@ -93,7 +93,7 @@ class RolloutGroups:
       name: np.nan_to_num(getattr(self.components, name)).reshape(reward.shape)
       for name in self.weights
     }
-    truncated = find_truncated(sampled.tokens, sampled.mask, credit.end_id)
+    truncated = find_truncated(sampled.tokens, sampled.mask, credit.end_ids)
     return reward_advantages(credit, reward, parts, self.weights, truncated)
 
   def metrics(self) -> dict[str, float]:

@@ -94,7 +94,7 @@ class StepGrpo:
       norm=grpo_loss.choose_advantage_norm(options),
       by_part=options.advantage_by_part,
       truncated=options.loss.truncated,
-      end_id=policy.processor.tokenizer.eos_id,
+      end_ids=policy.processor.tokenizer.eos_ids,
       state_weight=options.state_weight if options.credit == "gigpo" else 0.0,
       discount=options.discount,
     )
@@ -134,7 +134,7 @@ class StepGrpo:
     # 2. Batches of the groups that have a gradient.
     advantage, responses = groups.advantages(self._credit), groups.sampled
     truncated = advantages.find_truncated(
-      responses.tokens, responses.mask, self._credit.end_id
+      responses.tokens, responses.mask, self._credit.end_ids
     )
     task = policy, groups, advantage, truncated
     batches, kept = self._collate_groups(*task)

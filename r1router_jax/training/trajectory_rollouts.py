@@ -118,7 +118,7 @@ class TrajectoryGroups:
     sampled, present = self.sampled, self.present
     reward, weights = self.reward, self.rewards.weights
     state, member = np.nonzero(
-      find_truncated(sampled.tokens, sampled.mask, credit.end_id)
+      find_truncated(sampled.tokens, sampled.mask, credit.end_ids)
     )
     truncated = np.zeros(reward.shape, bool)
     truncated[self.questions[state], member] = True

@@ -3,11 +3,13 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from r1router_jax.common import images
 
@@ -103,6 +105,7 @@ def test_odd_files_do_not_hang_or_fill_memory(tmp_path):
     *"../x.png /etc/passwd a/../../x link.png . ..\\x.png C:\\x.png".split(),
     *"~/x.png file:///etc/passwd http://127.0.0.1/x".split(),
     *("", "x" * 2000, "a\0b.png", "a\u202egnp.b", "a\u200b.png", "a\nb.png"),
+    *("\ud800.png", "good.png/"),
   ],
 )
 def test_untrusted_names_cannot_leave_their_folder(tmp_path, name):
@@ -111,6 +114,7 @@ def test_untrusted_names_cannot_leave_their_folder(tmp_path, name):
   root.mkdir()
   (tmp_path / "x.png").write_bytes(PNG)
   (root / "link.png").symlink_to(tmp_path / "x.png")
+  (root / "good.png").write_bytes(PNG)
   with pytest.raises(images.BadImage):
     images.load_image(name, str(root))
 
@@ -168,6 +172,144 @@ def test_good_files_are_read_upright_in_rgb(tmp_path, name):
   assert pixels.shape == (*shape, 3) and pixels.dtype == np.uint8
   if colour:
     assert (pixels == colour).all()
+
+
+def exif_block(*entries, extra=b""):
+  """Return an Exif block of (tag, type, count, value) entries."""
+  body = struct.pack("<H", len(entries))
+  body += b"".join(struct.pack("<HHI4s", *each) for each in entries)
+  return b"II*\0\x08\0\0\0" + body + bytes(4) + extra
+
+
+def orientation(number):
+  return 0x0112, 3, 1, struct.pack("<HH", number, 0)
+
+
+TURNED = orientation(6)
+# Whether an image with such a block, good or broken, is turned.
+EXIF = {
+  "right": (exif_block(TURNED), True),
+  "out of range": (exif_block(orientation(9)), False),
+  "a text": (exif_block((0x0112, 2, 2, b"6\0\0\0")), False),
+  "a ratio with 0": (
+    exif_block(
+      TURNED, (0x9204, 10, 1, b"\x26\0\0\0"), extra=struct.pack("<ii", -1, 0)
+    ),
+    True,
+  ),
+  "beyond its end": (
+    exif_block(TURNED, (0x010F, 2, 400, b"\xff\xff\0\0")),
+    True,
+  ),
+  "a text for an address": (exif_block(TURNED, (0x8769, 2, 4, b"abcd")), True),
+  "zeros": (bytes(20), False),
+  "half a header": (b"II", False),
+  "garbage": (bytes(range(52)), False),
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("name", EXIF)
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it cannot read.
+def test_broken_exif_is_no_fault_of_an_image(tmp_path, name, kind):
+  block, is_turned = EXIF[name]
+  if kind == "PNG":
+    data = PNG[:33] + png_chunk(b"eXIf", block) + PNG[33:]
+  else:
+    block = b"Exif\0\0" + block
+    marker = b"\xff\xe1" + struct.pack(">H", len(block) + 2)
+    data = JPEG[:2] + marker + block + JPEG[2:]
+  (tmp_path / "p").write_bytes(data)
+  wanted = (64, 48, 3) if is_turned else (48, 64, 3)
+  assert images.load_image(tmp_path / "p").shape == wanted
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_all_orientations_are_those_of_pillow(tmp_path, number):
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8)
+  exif = Image.Exif()
+  exif[0x0112] = number
+  path = tmp_path / "p.png"
+  Image.fromarray(pixels).save(path, exif=exif)
+  with Image.open(path) as image:
+    wanted = np.asarray(ImageOps.exif_transpose(image))
+  np.testing.assert_array_equal(images.load_image(path), wanted)
+
+
+@pytest.mark.parametrize("clear, shown", [(40_000, 255), (77, 156)])
+def test_transparent_grey_of_16_bits_is_white(tmp_path, clear, shown):
+  row = b"\0" + struct.pack(">2H", 20_000, 40_000)
+  extra = png_chunk(b"tRNS", struct.pack(">H", clear))
+  data = make_png(2, 2, row * 2, extra, depth=16, colour=0)
+  (tmp_path / "p.png").write_bytes(data)
+  pixels = images.load_image(tmp_path / "p.png")
+  assert pixels[0, :, 0].tolist() == [78, shown]
+
+
+# Whose bounds a large image exceeds, with less time than one of them takes.
+SMALLER = dict(MAX_WHOLE=4096, MAX_PIXELS=16384)
+
+
+@pytest.mark.parametrize(
+  "mode, kind, options",
+  [
+    ("RGB", "JPEG", {}),
+    ("RGB", "JPEG", dict(progressive=True)),
+    ("L", "JPEG", {}),
+    ("CMYK", "JPEG", {}),
+    ("RGB", "PNG", {}),
+    ("RGBA", "PNG", {}),
+    ("LA", "PNG", {}),
+    ("I;16", "PNG", {}),
+    ("RGB", "PNG", dict(exif=b"II*\0\x08\0\0\0" + exif_block(TURNED)[8:])),
+  ],
+)
+def test_large_images_are_reduced(tmp_path, monkeypatch, mode, kind, options):
+  """A gradient, whose reduced form is known: that of Pillow's `resize`."""
+  ramp = np.add.outer(np.arange(96), np.arange(128)) + 16
+  if mode == "I;16":
+    image = Image.fromarray((ramp * 256).astype(np.uint16))
+  else:
+    image = Image.fromarray(ramp.astype(np.uint8)).convert(mode)
+  image.save(tmp_path / "p", kind, **options)
+  whole = images.load_image(tmp_path / "p")
+  for name, value in SMALLER.items():
+    monkeypatch.setattr(images, name, value)
+  small = images.load_image(tmp_path / "p")
+  shrink = len(whole) / len(small)
+  assert small.size / 3 <= 4096 and 1.9 < shrink < 3.1
+  size = small.shape[1::-1]
+  wanted = Image.fromarray(whole).resize(size, Image.Resampling.BOX)
+  assert np.abs(small.astype(int) - np.asarray(wanted)).max() <= 3
+
+
+def test_a_webp_that_cannot_be_reduced_is_refused(tmp_path, monkeypatch):
+  Image.new("RGB", (96, 64)).save(tmp_path / "p", "WEBP")
+  monkeypatch.setattr(images, "MAX_WHOLE", 4096)
+  with pytest.raises(images.BadImage, match="96 x 64.*4,096 in a WEBP"):
+    images.load_image(tmp_path / "p")
+
+
+MEASURE = """
+import resource, sys
+from r1router_jax.common import images
+images.load_image(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+shape = images.load_image(sys.argv[2]).shape
+print(*shape, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("RGBA", "PNG")])
+def test_64_million_pixels_take_less_than_300_mb(tmp_path, mode, kind):
+  paths = tmp_path / "small", tmp_path / "large"
+  for path, side in zip(paths, (8, 8000), strict=True):
+    Image.new(mode, (side, side)).save(path, kind, compress_level=1)
+  task = [sys.executable, "-c", MEASURE, *map(str, paths)]
+  done = subprocess.run(task, check=True, capture_output=True, text=True)
+  *shape, kilobytes = map(int, done.stdout.split())
+  assert shape[0] * shape[1] <= images.MAX_WHOLE and kilobytes < 300_000
 
 
 def test_stretch_to_square_drops_a_grey_border():

@@ -15,6 +15,14 @@ def test_parse_json_keeps_valid_values():
   assert row_files.parse_json(b"1e300") == 1e300
 
 
+def test_rows_keep_whole_characters_alone(caplog):
+  assert row_files.parse_json(rb'{"a": "\ud83d?"}') == {"a": "\ufffd?"}
+  assert "1 halves of surrogate pairs" in caplog.text
+  # What names a file is not mended: it would name another.
+  with pytest.raises(row_files.RowError, match="half a surrogate pair"):
+    row_files.validate_text("id", "\udcff.png")
+
+
 def test_long_texts_are_split_into_windows():
   words = [f"w{i}" for i in range(150)]
   assert row_files.split_windows(" ".join(words)) == [

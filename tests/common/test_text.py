@@ -1,12 +1,13 @@
 """Text of strangers, made safe for a terminal and for one line of a log."""
 
+import json
 import unicodedata
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from r1router_jax.common.text import sanitize_text
+from r1router_jax.common.text import mend_json, mend_text, sanitize_text
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,22 @@ def test_sanitized_text_is_one_line_without_control_characters(text):
 def test_sanitized_text_is_truncated():
   assert sanitize_text("x" * 10**6) == "x" * 2000 + "…"
   assert sanitize_text("\x1b]" * 10**5, limit=3) == "]]]…"
+
+
+@pytest.mark.parametrize(
+  "text, count",
+  [("", 0), ("é 中 \U0001f600", 0), ("\ud800", 1), ("a\udcffb\ude00", 2)],
+)
+def test_halves_of_surrogate_pairs_are_replaced_and_counted(
+  text, count, caplog
+):
+  mended = mend_text(text, "here")
+  assert mended == "".join(
+    "\ufffd" if "\ud800" <= c < "\ue000" else c for c in text
+  )
+  # Python's own reading of JSON, which leaves halves as they are.
+  body = json.dumps([text, "\\ud800", "\ufffd"]).encode()
+  assert json.loads(mend_json(body, "there")) == [mended, "\\ud800", "\ufffd"]
+  named = [m for m in caplog.messages if "halves" in m]
+  told = f"{count} halves of surrogate pairs became U+FFFD."
+  assert named == ([f"here: {told}", f"there: {told}"] if count else [])

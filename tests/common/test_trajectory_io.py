@@ -32,7 +32,21 @@ def test_trajectory_round_trips_through_a_row():
     truncated_tokens=3,
   )
   row = trajectory_io.to_row(wanted)
-  assert trajectory_io.from_row(row, QUESTION) == wanted
+  assert trajectory_io.from_row(row, QUESTION, ()) == wanted
+
+
+def test_images_of_a_row_are_those_of_known_folders(tmp_path):
+  (tmp_path / "in").mkdir()
+  (tmp_path / "in" / "link.png").symlink_to(tmp_path / "private.png")
+  names = ("in/a.png", "private.png", "in/link.png", "in/../private.png")
+  passages = [
+    Passage(name, "image", "words", str(tmp_path / name)) for name in names
+  ]
+  done = dataclasses.replace(ROUND, passages=tuple(passages))
+  row = trajectory_io.to_row(Trajectory(QUESTION, (done,), Answer("", "a")))
+  folders = [str(tmp_path / "none"), str(tmp_path / "in")]
+  found = trajectory_io.from_row(row, QUESTION, folders).rounds[0].passages
+  assert [p.image for p in found] == [passages[0].image, "", "", ""]
 
 
 def test_row_of_an_older_version_is_read():
@@ -48,7 +62,7 @@ def test_row_of_an_older_version_is_read():
     tokens=7,
   )
   wanted = Trajectory(QUESTION, (ROUND,), Answer("", "Chad"), (), 7)
-  assert trajectory_io.from_row(row, QUESTION) == wanted
+  assert trajectory_io.from_row(row, QUESTION, ()) == wanted
 
 
 def test_selected_examples_mix_families_and_verdicts():

@@ -89,7 +89,6 @@ BROKEN = {
   "not JSON ": b"[1, NaN,",
   "Expected `object`, got `array`": [],
   "missing required field `images`": lacks("images"),
-  "surrogate": put(0, problem="\ud800"),
   r"length <= 1 - at `\$.images`": GOOD | dict(images=["a", "b"]),
   r"length >= 1 - at `\$.steps`": of_steps(),
   r"`object`, got `str` - at `\$.steps\[1\]`": of_steps(PLAN, "x", *REST),

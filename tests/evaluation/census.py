@@ -41,7 +41,7 @@ def evaluate(
   fake = fakes.ScriptedPolicy(write_response)
   result = runner.evaluate_method(
     fake,
-    fakes.make_kbs(),
+    fakes.make_kbs() | dict(table=fakes.PicturedKB("table")),
     questions,
     RunSettings(method),
     # Most tests need no file afterwards.

@@ -38,7 +38,7 @@ def make_prompts():
 
 def make_constraints(eos_id=END, stop_table=None):
   allowed = np.ones(CONFIG.vocab, bool)
-  return DecodeConstraints(allowed, np.int32(eos_id), stop_table)
+  return DecodeConstraints(allowed, np.int32([eos_id]), stop_table)
 
 
 def make_keys(key, prompt_ids):

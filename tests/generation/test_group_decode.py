@@ -48,6 +48,7 @@ def sample_groups(
   stops=None,
   params=None,
   max_tokens=TOKENS,
+  ends=(END,),
   **filters,
 ):
   ids = np.arange(len(batch)) if ids is None else ids
@@ -57,7 +58,7 @@ def sample_groups(
     tiny_policy.collate(CONFIG, batch, length=8),
     make_keys(ids, members),
     SamplingParams(temperature, **filters).validate(),
-    DecodeConstraints(allowed, np.int32(END), stops),
+    DecodeConstraints(allowed, np.int32(ends), stops),
     max_tokens=max_tokens,
   )
   return jax.device_get(sampled)
@@ -160,7 +161,7 @@ def test_eight_devices_sample_what_one_samples(eight_groups):
       prompt,
       jax.random.wrap_key_data(keys),
       SamplingParams(HOT).validate(),
-      DecodeConstraints(ALL, END),
+      DecodeConstraints(ALL, np.int32([END])),
       max_tokens=TOKENS,
     )
 
@@ -312,7 +313,7 @@ def test_returned_logp_is_that_of_a_second_pass(temperature):
 def test_free_rows_have_no_filters():
   """One row with a filter has the vocabulary sorted for all, in each step."""
   batch = tiny_policy.collate(CONFIG, make_prompts(2), length=8)
-  constraints = DecodeConstraints(ALL, np.int32(END))
+  constraints = DecodeConstraints(ALL, np.int32([END]))
   batch = jax.tree.map(jnp.asarray, batch)
   task = batch, make_keys([0, 1], 2), SamplingParams(HOT).validate()
   prompts, rows = group_decode.prefill(
@@ -321,3 +322,19 @@ def test_free_rows_have_no_filters():
   free = group_decode.empty_state(MODEL, prompts, rows, 3, 5).rows
   assert free.done.all() and not free.sampling.top_k.any()
   np.testing.assert_array_equal(free.sampling.top_p, np.ones(5))
+
+
+def test_any_of_several_end_tokens_ends_a_response():
+  """As if it were cut there: its other tokens are the same."""
+  batch = make_prompts(3)
+  plain = sample_groups(batch, MANY)
+  # The most common tokens, so that many responses end earlier.
+  counts = np.bincount(plain.tokens[plain.mask], minlength=CONFIG.vocab)
+  ends = (END, *np.argsort(counts)[-2:])
+  found = sample_groups(batch, MANY, ends=ends)
+  is_end = np.isin(plain.tokens, ends) & plain.mask
+  behind = np.cumsum(is_end, -1) - is_end > 0
+  mask = plain.mask & ~behind
+  assert behind.any()
+  np.testing.assert_array_equal(found.mask, mask)
+  np.testing.assert_array_equal(found.tokens, np.where(mask, plain.tokens, END))

@@ -264,3 +264,19 @@ def test_responses_are_padded_or_cut(sizes, length):
     assert ids[row][mask[row]].tolist() == response[:length]
     assert (ids[row][~mask[row]] == 1).all()
     assert (np.diff(mask[row].astype(int)) <= 0).all()
+
+
+def test_images_that_are_kept_are_bounded_in_bytes(tmp_path):
+  cache = processor.Processor._read_image.cache
+  assert cache.maxsize == 1 << 30
+  reader, before = tiny_policy.processor(), cache.currsize
+  kept = []
+  for n in range(3):
+    Image.new("RGB", (24, 16 + 8 * n)).save(tmp_path / f"{n}.png")
+    kept.append(reader._load_image(str(tmp_path / f"{n}.png")))
+  assert cache.currsize - before == sum(x.patches.nbytes for x in kept)
+  assert reader._load_image(str(tmp_path / "0.png")) is kept[0]
+  # Other pixels, also of the same size, have another digest.
+  Image.new("RGB", (24, 16), "red").save(tmp_path / "red.png")
+  red = reader._load_image(str(tmp_path / "red.png"))
+  assert red.digest != kept[0].digest

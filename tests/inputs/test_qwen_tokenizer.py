@@ -120,6 +120,20 @@ def test_a_prompt_of_published_ids(tokenizer_path):
   assert allowed.sum() == 151665 - 5 and not allowed[151665:].any()
 
 
+def test_a_prompt_has_the_ids_of_its_whole_text(tokenizer_path):
+  """Template and question meet within words, numbers and line breaks."""
+  opened = Tokenizer(tokenizer_path, "full")
+  theirs = tokenizers.Tokenizer.from_file(str(tokenizer_path))
+  texts = "Question: reg", "arding 19", "84?\n", "\n東", "京 is  ", " .", "\n\n"
+  sources = "template", "question", "passage"
+  user = [Segment(x, sources[n % 3]) for n, x in enumerate(texts)]
+  prompt = Conversation("plan", "Think. ", tuple(user))
+  whole = "<|im_start|>system\nThink. <|im_end|>\n<|im_start|>user\n"
+  whole += "".join(texts) + "<|im_end|>\n<|im_start|>assistant\n"
+  ids = opened.encode(prompt, [], 200, PassageTokens()).ids
+  assert ids == theirs.encode(whole).ids
+
+
 def test_hostile_text_adds_no_control_token(tokenizer_path):
   coder = Tokenizer(tokenizer_path, "full")
 

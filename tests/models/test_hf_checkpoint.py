@@ -5,13 +5,19 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import NamedSharding
 from safetensors.numpy import load_file
 
-from r1router_jax.models import hf_checkpoint, qwen2_5_vl, safetensors_io
+from r1router_jax.models import (
+  hf_checkpoint,
+  layers,
+  qwen2_5_vl,
+  safetensors_io,
+)
 from r1router_jax.models.layers import Llama3RopeScaling
 from r1router_jax.parallel import mesh as mesh_lib
 from tests import tiny_policy
@@ -103,6 +109,14 @@ LLAMA_YARN = dict(model_type="llama", rope_scaling=dict(rope_type="yarn"))
       r"mrope_section \(1, 2, 3\) does not add up to half .* 128",
     ),
     (dict(vision_config=dict(out_hidden_size=7)), "out_hidden_size is 7"),
+    (
+      dict(vision_config=dict(hidden_act="gelu")),
+      "vision_config.hidden_act is",
+    ),
+    (
+      dict(rope_scaling=dict(rope_type="llama3", factor=8.0)),
+      r"llama3 rope_scaling lacks \['low_freq_factor', 'high_freq_factor'",
+    ),
     (dict(model_type="llama", attention_bias=True), "attention_bias is True"),
     (LLAMA_YARN, "rope_type is 'yarn', known: default, mrope, llama3"),
   ],
@@ -126,6 +140,60 @@ def test_damaged_config_is_refused(text, words, tmp_path):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(hf_checkpoint.BadConfig, match=words):
     hf_checkpoint.read_config(tmp_path)
+
+
+LLAMA3 = dict(rope_type="llama3", factor=8.0)
+LLAMA3 |= dict(low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=500.0)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(num_key_value_heads=None),
+    dict(rope_scaling=LLAMA3, max_position_embeddings=16),
+    dict(rope_parameters=LLAMA3, max_position_embeddings=16),
+    dict(rope_parameters=LLAMA3 | dict(original_max_position_embeddings=32)),
+  ],
+)
+def test_fields_that_are_left_out_are_those_of_transformers(change, tmp_path):
+  import transformers
+  from transformers.models.llama import modeling_llama
+
+  tree = hf_checkpoint.make_hf_config(CONFIGS["llama"], TOKEN_IDS) | change
+  (tmp_path / "config.json").write_text(json.dumps(tree))
+  ours = hf_checkpoint.read_config(tmp_path)
+  theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+  assert ours.kv_heads == theirs.num_key_value_heads
+  rope = modeling_llama.LlamaRotaryEmbedding(theirs)
+  position = jnp.ones((3, 1, 1), jnp.int32)
+  options = ours.mrope_section, ours.theta, ours.rope_scaling
+  angles = layers.mrope_angles(position, *options)
+  np.testing.assert_allclose(
+    np.asarray(angles).reshape(-1), rope.inv_freq.numpy(), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_5_vl tied"])
+def test_a_head_of_its_own_is_not_dropped(name, tmp_path):
+  """As a fine-tune saves one whose config still says that it is tied."""
+  config = CONFIGS[name]
+  params = dict(tiny_policy.params(config))
+  params["head"] = params["embed"]
+  untied = dataclasses.replace(config, tied=False)
+  hf_checkpoint.save_params(tmp_path / "same", params, untied)
+  found = hf_checkpoint.load_params(tmp_path / "same", config)
+  np.testing.assert_array_equal(found["embed"], params["embed"])
+  params["head"] = params["embed"] + 1
+  hf_checkpoint.save_params(tmp_path / "other", params, untied)
+  copy = functools.partial(
+    hf_checkpoint.copy_checkpoint, target=tmp_path / "copy", dtype="float32"
+  )
+  for act in (hf_checkpoint.load_params, copy):
+    with pytest.raises(
+      safetensors_io.BadWeights, match="lm_head.weight differs"
+    ):
+      act(tmp_path / "other", config=config)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -58,6 +58,19 @@ def test_merged_adapters_compute_the_same(params_with_adapters):
   np.testing.assert_allclose(compute_states(merged), after, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_merge_rounds_once(dtype):
+  rng = np.random.default_rng(0)
+  shapes = dict(w=(2, 16, 8), lora_a=(2, 16, 3), lora_b=(2, 3, 8))
+  layer = {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in shapes.items()}
+  merged = lora.merge_adapters({"q": layer})["q"]["w"]
+  exact = {name: np.asarray(x, np.float64) for name, x in layer.items()}
+  exact = exact["w"] + exact["lora_a"] @ exact["lora_b"]
+  assert merged.dtype == dtype
+  wanted = np.asarray(jnp.asarray(exact, dtype), np.float32)
+  np.testing.assert_allclose(np.asarray(merged, np.float32), wanted, rtol=3e-6)
+
+
 def test_a_match_of_no_layer_is_named():
   params, options = tiny_policy.params(CONFIG), dict(rank=1, alpha=1.0)
   with pytest.raises(ValueError, match="lora.match 'x.' fits none.*layers/q"):

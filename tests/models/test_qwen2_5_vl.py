@@ -228,7 +228,7 @@ def test_greedy_responses_are_those_of_transformers(exported_model, unrolled):
     tiny_policy.collate(config, batch),
     group_decode.response_keys(jax.random.key(0), jnp.arange(len(batch)), 1),
     token_sampling.GREEDY.validate(),
-    group_decode.DecodeConstraints(jnp.ones(config.vocab, bool), 2),
+    group_decode.DecodeConstraints(jnp.ones(config.vocab, bool), np.int32([2])),
     max_tokens=10,
   )
   for row, encoded in enumerate(batch):

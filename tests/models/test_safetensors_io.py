@@ -1,6 +1,8 @@
 """Tests of reading and writing safetensors by weight rules."""
 
+import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from flax import traverse_util
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_array_equal
@@ -37,6 +40,9 @@ WEIGHT_MAP = (
 )
 
 
+EMBED = "embed.weight"
+
+
 def make_tensors():
   """Return tensors by name that fit `WEIGHT_MAP`."""
   rng = np.random.default_rng(0)
@@ -50,7 +56,7 @@ def make_tensors():
 
 
 def load(path, **options):
-  options |= dict(weight_map=WEIGHT_MAP, axes=AXES)
+  options = dict(weight_map=WEIGHT_MAP, axes=AXES) | options
   return safetensors_io.load_params(str(path), **options)
 
 
@@ -107,6 +113,112 @@ def test_large_checkpoint_is_split_and_indexed(path, tmp_path):
   assert os.listdir(tmp_path / "few") == [WEIGHTS_FILE]
 
 
+# Bytes of a shard with which `WEIGHT_MAP` becomes one file, a few or many.
+SIZES = dict(one=1 << 20, few=100, many=40)
+
+
+def save(folder, params, size):
+  options = dict(shard_bytes=SIZES[size])
+  save_params(str(folder), params, WEIGHT_MAP, AXES, **options)
+
+
+def assert_equal(got, wanted):
+  jax.tree.map(assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize("after", SIZES)
+@pytest.mark.parametrize("before", SIZES)
+def test_new_weights_replace_those_of_before(path, tmp_path, before, after):
+  params, folder = load(path), tmp_path / "w"
+  (tmp_path / "w").mkdir()
+  (folder / "other.safetensors").write_bytes(b"of somebody else")
+  for number, size in enumerate((before, after, before, after)):
+    wanted = jax.tree.map(lambda x, n=number: x + n, params)
+    save(folder, wanted, size)
+    assert_equal(load(folder), wanted)
+    files = {
+      os.path.basename(x) for x in safetensors_io.checkpoint_files(str(folder))
+    }
+    assert (len(files) == 1) == (size == "one")
+    index = {INDEX_FILE} if size != "one" else set()
+    assert {*os.listdir(folder)} == files | index | {"other.safetensors"}
+
+
+class Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize("before, after", [*itertools.product(SIZES, SIZES)])
+def test_a_save_that_is_cut_off_leaves_old_or_new_weights(
+  path, tmp_path, monkeypatch, before, after
+):
+  params, kind = load(path), type(epath.Path("/"))
+  others = jax.tree.map(lambda x: x + 1, params)
+  rename, unlink, outcomes = kind.replace, kind.unlink, []
+  for allowed in range(9):
+    folder, left = tmp_path / f"{allowed}", [allowed]
+    save(folder, params, before)
+
+    def act(function, left=left):
+      def limited(*args, **options):
+        left[0] -= 1
+        if left[0] < 0:
+          raise Killed
+        return function(*args, **options)
+
+      return limited
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+      patch.setattr(kind, "replace", act(rename))
+      patch.setattr(kind, "unlink", act(unlink))
+      save(folder, others, after)
+    found = load(folder)
+    is_new = bool((found["embed"]["table"] == others["embed"]["table"]).all())
+    assert_equal(found, others if is_new else params)
+    outcomes.append(is_new)
+  assert outcomes[0] is False and outcomes == sorted(outcomes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weights_that_are_not_finite_leave_those_of_before(
+  path, tmp_path, size
+):
+  params, folder = load(path), tmp_path / "w"
+  save(folder, params, size)
+  files = {file.name: file.read_bytes() for file in folder.iterdir()}
+  for value in (np.nan, np.inf):
+    # In the last tensor, when others are written already.
+    bad = jax.tree.map(np.copy, params)
+    bad["blocks"]["w"][-1, -1] = value
+    with pytest.raises(BadWeights, match="blocks.1.w holds NaN or inf.* train"):
+      save(folder, bad, size)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == files
+
+
+@pytest.mark.parametrize("change", [0, 1e-3])
+def test_a_tied_tensor_must_be_a_copy(path, tmp_path, change):
+  rules = (*WEIGHT_MAP, ("head.weight", "", EMBED))
+  tensors = make_tensors()
+  tensors["head.weight"] = tensors[EMBED] + np.float32(change)
+  path = str(tmp_path / "tied.safetensors")
+  save_file(tensors, path)
+  if change:
+    with pytest.raises(BadWeights, match="head.weight differs.*tie_word_emb"):
+      load(path, weight_map=rules)
+  else:
+    assert load(path, weight_map=rules).keys() == {"embed", "layers", "blocks"}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
+def test_other_precisions_are_cast(tmp_path, dtype):
+  tensors = {name: x.astype(dtype) for name, x in make_tensors().items()}
+  path = str(tmp_path / "w.safetensors")
+  save_file(tensors, path)
+  table = load(path, dtype=np.float32)["embed"]["table"]
+  assert table.dtype == np.float32
+  assert_array_equal(table, tensors[EMBED].astype(np.float32))
+
+
 @pytest.mark.parametrize(
   "embed, kernel, w",
   [
@@ -145,7 +257,7 @@ def ones(*shape, dtype=np.float32):
   return np.ones(shape, dtype)
 
 
-EMBED, F8, BF16 = "embed.weight", ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
+F8, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
 
 
 @pytest.mark.parametrize(

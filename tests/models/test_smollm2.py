@@ -93,7 +93,7 @@ def test_greedy_continuations_are_those_of_transformers(checkpoint):
     jax.tree.map(lambda x: jnp.asarray(x[0]), packed),
     group_decode.response_keys(jax.random.key(0), jnp.arange(len(prompts)), 1),
     token_sampling.GREEDY.validate(),
-    group_decode.DecodeConstraints(allowed, coder.eos_id),
+    group_decode.DecodeConstraints(allowed, np.int32(coder.eos_ids)),
     max_tokens=MAX_TOKENS,
   )
   options = dict(max_new_tokens=MAX_TOKENS, do_sample=False)

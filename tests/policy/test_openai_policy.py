@@ -339,3 +339,14 @@ def test_routing_loop_answers_with_it():
     task = asked, fakes.make_kbs(), [COLOUR], KEY, options
     (found,) = router.run_routing(*task)
   assert found.final.text == "green" and found.question == COLOUR
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "MPO"])
+def test_images_are_sent_by_their_own_kind(tmp_path, kind):
+  more = dict(save_all=True, append_images=[Image.new("RGB", (8, 8))])
+  path = tmp_path / "p"
+  options = more if kind == "MPO" else {}
+  Image.new("RGB", (8, 8)).save(path, kind, **options)
+  url = openai_policy._data_url(str(path), None)
+  sent = "jpeg" if kind == "MPO" else kind.lower()
+  assert url.startswith(f"data:image/{sent};base64,")

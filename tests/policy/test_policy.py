@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from dataclasses import replace
 
 import jax
@@ -15,7 +16,7 @@ from r1router_jax.common.records import Passage, Question, Step
 from r1router_jax.generation import token_sampling
 from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import hf_checkpoint, safetensors_io
-from r1router_jax.policy import config, policy
+from r1router_jax.policy import config, conversion, policy
 from r1router_jax.protocol import messages
 from tests import tiny_policy
 from tests.prompt_cases import plan_conversation
@@ -144,9 +145,52 @@ def test_two_images_in_a_prompt(random_policy, tmp_path):
   for i in (0, 3):
     alone = sample_pairs(seeing, shown[i : i + 1])
     assert_equal_responses(alone, together[i : i + 1])
-  # Equal tokens have equal random numbers: differences come from the images.
   first = [group[0].logp[0] for group in together[:3]]
   assert len({round(float(logp), 4) for logp in first}) == 3
+
+
+def test_prompts_of_other_images_have_random_numbers_of_their_own(
+  random_policy, tmp_path
+):
+  a, b, c = (write_image(tmp_path / f"{n}.png", seed=n % 2) for n in range(3))
+  prompts = [make_prompt("Whose flag?", x) for x in (a, b, c)]
+  prompts.append(make_prompt("Whose flag?"))
+  encoded = [*map(random_policy.processor.encode, prompts)]
+  assert encoded[0].ids == encoded[1].ids
+  hashes = policy.prompt_hashes(encoded).tolist()
+  # The same pixels in another file are the same image.
+  assert hashes[0] == hashes[2] and len({*hashes}) == 3
+  # Those of texts alone are what they always were.
+  ids = np.array(encoded[3].ids, np.int32)
+  assert hashes[3] == zlib.crc32(ids.tobytes()) & 0x7FFFFFFF
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (dict(group_size=0), "group_size is 0: sample 1"),
+    (dict(group_size=-1), "group_size is -1"),
+    (dict(stop="</ret>"), "stop is '</ret>': give a tuple"),
+    (dict(stop=("",)), "none of them empty"),
+  ],
+)
+def test_unfit_requests_are_named(random_policy, change, words):
+  options = dict(key=jax.random.key(0), group_size=1) | change
+  with pytest.raises(ValueError, match=words):
+    random_policy.generate(PROMPTS[:1], **options)
+
+
+def test_a_policy_that_is_not_finite_leaves_the_one_that_is_there(
+  random_policy, tmp_path
+):
+  random_policy.save(tmp_path)
+  before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+  params = dict(random_policy.params)
+  params["embed"] = params["embed"].at[3, 4].set(np.nan)
+  changed = replace(with_options(random_policy, passages=2), params=params)
+  with pytest.raises(safetensors_io.BadWeights, match="embed_tokens.*NaN"):
+    changed.save(tmp_path)
+  assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
 def test_no_conversations_give_no_responses(random_policy):
@@ -197,6 +241,21 @@ def test_published_checkpoint_opens_as_policy(random_policy, tmp_path):
   assert np.isfinite(group[0].logp).all()
 
 
+def test_a_tokenizer_beyond_the_embeddings_is_refused(random_policy, tmp_path):
+  model = replace(FULL_VOCAB_CONFIG, vocab=4095)
+  random_policy.save(tmp_path)
+  hf_checkpoint.save_params(tmp_path, tiny_policy.params(model), model)
+  path = tmp_path / "config.json"
+  tree = json.loads(path.read_text()) | dict(vocab_size=4095)
+  path.write_text(json.dumps(tree))
+  for act in (
+    policy.load,
+    lambda x: conversion.convert_policy(x, tmp_path / "b"),
+  ):
+    with pytest.raises(ValueError, match="ids up to 4095, .* 4095 embeddings"):
+      act(str(tmp_path))
+
+
 def test_broken_policy_json_is_named(random_policy, tmp_path):
   random_policy.save(tmp_path)
   # No JSON, no object, an unknown option.
@@ -204,6 +263,141 @@ def test_broken_policy_json_is_named(random_policy, tmp_path):
     (tmp_path / "policy.json").write_text(text)
     with pytest.raises(ValueError, match="policy.json: .*  Copy the policy"):
       policy.load(tmp_path)
+
+
+MEANS = dict(image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3])
+SIZE = dict(size=dict(shortest_edge=64, longest_edge=4096))
+LIMITS = dict(min_pixels=64, max_pixels=4096)
+
+
+@pytest.mark.parametrize(
+  "files, wanted",
+  [
+    ({}, {}),
+    (dict(generation=dict(eos_token_id=7)), dict(end_ids=(7,))),
+    (dict(generation=dict(eos_token_id=[2, 0])), dict(end_ids=(2, 0))),
+    (dict(generation=dict(eos_token_id=None)), {}),
+    (dict(preprocessor=LIMITS), LIMITS),
+    (dict(preprocessor=SIZE), LIMITS),
+    (dict(preprocessor=LIMITS | dict(size=None)), LIMITS),
+    # The processor's own file comes first.
+    (
+      dict(
+        processor=dict(image_processor=SIZE), preprocessor=dict(min_pixels=1)
+      ),
+      LIMITS,
+    ),
+    (dict(processor=dict(processor_class="X"), preprocessor=LIMITS), LIMITS),
+    (
+      dict(preprocessor=MEANS),
+      dict(image_mean=(0.5, 0.4, 0.3), image_std=(0.1, 0.2, 0.3)),
+    ),
+    # As published; so many pixels leave no room in a prompt.
+    (dict(preprocessor=dict(min_pixels=3136, max_pixels=12845056)), {}),
+  ],
+)
+def test_files_for_transformers_are_read(
+  random_policy, tmp_path, files, wanted
+):
+  random_policy.save(tmp_path)
+  (tmp_path / "policy.json").unlink()
+  defaults = config.read_config(tmp_path)
+  for name, tree in files.items():
+    (tmp_path / f"{name}_config.json").write_text(json.dumps(tree))
+  found = config.read_config(tmp_path)
+  assert found == replace(defaults, **wanted)
+  # They survive a save, whose policy.json may say otherwise.
+  config.write_options(tmp_path, replace(found, max_pixels=5000))
+  assert config.read_config(tmp_path) == replace(found, max_pixels=5000)
+
+
+@pytest.mark.parametrize("name", ["generation", "processor", "preprocessor"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    *("", "{", "[]", '{"eos_token_id": "x", "image_processor": 3, "size": 3}'),
+    '{"min_pixels": 0, "image_processor": {"size": 1}, "eos_token_id": 0.5}',
+  ],
+)
+def test_broken_files_for_transformers_are_named(
+  random_policy, tmp_path, name, text
+):
+  random_policy.save(tmp_path)
+  (tmp_path / f"{name}_config.json").write_text(text)
+  with pytest.raises(ValueError, match=f"{name}_config.json: .*Copy that of"):
+    config.read_config(tmp_path)
+
+
+@pytest.mark.oracle
+def test_images_are_prepared_as_transformers_prepares_them(
+  random_policy, tmp_path
+):
+  pytest.importorskip("torch")
+  from transformers.models.qwen2_vl import (
+    image_processing_pil_qwen2_vl as oracle,
+  )
+
+  random_policy.save(tmp_path)
+  (tmp_path / "policy.json").unlink()
+  tree = dict(patch_size=4, temporal_patch_size=2, merge_size=2) | MEANS
+  tree |= dict(image_processor_type="Qwen2VLImageProcessor") | SIZE
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
+  path = write_image(tmp_path / "p.png")
+  Image.open(path).resize((300, 200)).save(path)
+  theirs = oracle.Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+  wanted = theirs([Image.open(path)], return_tensors="np")
+  ours = policy.load(tmp_path).processor._load_image(path)
+  assert [1, *ours.grid] == wanted["image_grid_thw"][0].tolist()
+  np.testing.assert_array_equal(ours.patches, wanted["pixel_values"])
+
+
+def nest(tree):
+  """Return a config.json as transformers 5 writes it."""
+  vision = dict(tree.pop("vision_config"), dtype="float32", extra=1)
+  top = ("model_type", "architectures", "image_token_id", "tie_word_embeddings")
+  text = {name: tree[name] for name in tree if name not in top}
+  rest = {name: tree[name] for name in top}
+  text = dict(text, dtype="float32", model_type="qwen2_5_vl_text")
+  return dict(rest, text_config=text, vision_config=vision, dtype="float32")
+
+
+MORE = dict(max_position_embeddings=128000, eos_token_id=[2, 0])
+MORE |= dict(bos_token_id=None, video_token_id=6, transformers_version="5.1")
+
+
+@pytest.mark.parametrize("form", [dict, nest])
+def test_an_export_keeps_what_its_source_says(random_policy, tmp_path, form):
+  random_policy.save(tmp_path / "a")
+  path = tmp_path / "a" / "config.json"
+  tree = form(json.loads(path.read_text())) | MORE
+  path.write_text(json.dumps(tree))
+  texts = {name: f'{{"of": "{name}"}}' for name in config.HF_SIDE_FILES}
+  for name, text in texts.items():
+    (tmp_path / "a" / name).write_text(text)
+  conversion.convert_policy(str(tmp_path / "a"), tmp_path / "b", "bfloat16")
+  policy.load(tmp_path / "a").save(tmp_path / "c")
+  for folder, dtype in (("b", "bfloat16"), ("c", "float32")):
+    written = json.loads((tmp_path / folder / "config.json").read_text())
+    parts = (
+      written,
+      *(written.get(f"{x}_config", {}) for x in ("text", "vision")),
+    )
+    assert {part.pop("torch_dtype", dtype) for part in parts} == {dtype}
+    wanted = json.loads(json.dumps(tree))
+    for part in (wanted, *wanted.values()):
+      if isinstance(part, dict):
+        part.pop("dtype", None), part.pop("torch_dtype", None)
+    assert written == wanted
+    for name, text in texts.items():
+      assert (tmp_path / folder / name).read_text() == text
+  # Of another model only what it is itself is written.
+  untied = replace(FULL_VOCAB_CONFIG, tied=False)
+  params = tiny_policy.params(untied)
+  other = replace(policy.load(tmp_path / "a"), params=params)
+  with_options(other, model=untied).save(tmp_path / "d")
+  written = json.loads((tmp_path / "d" / "config.json").read_text())
+  assert written["tie_word_embeddings"] is False
+  assert "video_token_id" not in written
 
 
 OPTIONS = dict(

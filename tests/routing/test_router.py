@@ -473,3 +473,14 @@ def test_trajectories_of_a_question_are_walked_side_by_side():
   finals = [(v.step.question, v.member) for v in seen if v.step.kind == "final"]
   everyone = [(q, m) for q in (COLOUR, PEOPLE) for m in range(4)]
   assert sorted(finals, key=repr) == sorted(everyone, key=repr)
+
+
+def test_half_a_surrogate_pair_in_a_question_is_replaced(caplog):
+  odd = Question("q/odd", "What \ud83d is it?")
+  (colour, found), policy, _ = run_script(good_script, COLOUR, odd)
+  assert colour.final.text == "green"
+  assert found.question.text == "What \ufffd is it?"
+  assert not any(
+    "\ud83d" in text for call in policy.prompts for _, text in call
+  )
+  assert "1 halves of surrogate pairs" in caplog.text

@@ -228,6 +228,22 @@ def test_killed_run_ends_with_the_same_files(tmp_path, monkeypatch, life, torn):
   assert run(workdir, third) == whole and not third.prompts
 
 
+def test_resumed_try_is_the_one_that_was_saved(tmp_path, monkeypatch):
+  tries = []
+
+  def keep_try(result, run, *_):
+    tries.append(run)
+    return result
+
+  monkeypatch.setattr(teacher_runs, "_add_run", keep_try)
+  kbs = fakes.make_kbs() | dict(table=fakes.PicturedKB("table"))
+  for _ in range(2):
+    run_teacher(tmp_path, question("good"), kbs=kbs)
+  first, again = tries
+  assert first == again
+  assert first.trajectory.rounds[0].passages[0].image == "/pictures/a.png"
+
+
 def test_other_teacher_settings_or_question_start_anew(tmp_path):
   good = question("good")
   _, whole = run_teacher(tmp_path, good)

@@ -126,10 +126,10 @@ def test_parts_of_equal_rewards_have_advantages_of_exactly_zero():
 
 
 def test_truncated_responses_fill_their_room_without_an_end_token():
-  end = 2
-  tokens = np.array([[[5, 5, 5], [5, 5, 2], [5, 2, 9], [2, 2, 2]]])
-  mask = np.array([[[1, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]]], bool)
-  truncated = advantages.find_truncated(tokens, mask, end)
+  ends = (7, 2)
+  tokens = np.array([[[5, 5, 5], [5, 5, 2], [5, 7, 9], [5, 2, 7]]])
+  mask = np.array([[[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]]], bool)
+  truncated = advantages.find_truncated(tokens, mask, ends)
   assert truncated.tolist() == [[True, False, False, False]]
   rewards = np.array([[0.5, 0.25, 1.0, 0.0]])
   penalised = advantages.penalise_truncated(rewards, truncated)

@@ -34,7 +34,7 @@ WIDE = qwen2_5_vl.Config(
 
 
 def make_prompts(*lengths, grid=None):
-  images = (ImagePatches(np.zeros(0), grid),) if grid else ()
+  images = (ImagePatches(np.zeros(0), grid, 0),) if grid else ()
   return [EncodedPrompt([1] * n, images) for n in lengths]
 
 

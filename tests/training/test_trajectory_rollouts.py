@@ -227,7 +227,7 @@ def test_truncated_trajectories_lose_their_penalty(walked):
   cut = dataclasses.replace(
     groups, sampled=sampled._replace(mask=mask, tokens=tokens)
   )
-  found = cut.advantages(Credit(truncated="penalise", end_id=2))
+  found = cut.advantages(Credit(truncated="penalise", end_ids=(2,)))
   total = groups.rewards.total[SIZE : 2 * SIZE].copy()
   total[2] -= advantages.TRUNCATED_PENALTY
   first = responses_of(groups, SIZE + 2)[0]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from absl import logging
 
 from r1router_jax.common import row_files
+from r1router_jax.common.files import is_below
 from r1router_jax.common.row_files import RowError
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.retrieval.corpora import documents
@@ -129,11 +130,10 @@ def _unreadable(error: OSError) -> RowError:
 
 def _check_place(path: str, folder: str) -> None:
   """Raise a RowError unless a path is that of a regular file of the folder."""
-  place = os.path.realpath(path)
-  if not place.startswith(os.path.realpath(folder) + os.sep):
+  if not is_below(path, folder):
     raise RowError("a link that leads out of the folder", "Copy the file there")
   # Reading a named pipe would wait for ever.
-  if not os.path.isfile(place):
+  if not os.path.isfile(path):
     raise RowError("no regular file", "Take it out of the folder")
 
 

@@ -28,7 +28,8 @@ _ROWS = json.loads((_DATA / "few_shot_examples.json").read_text("utf-8"))
 # Two searches of texts, one of images with one of texts after it, one of
 # tables, and none.
 EXAMPLES = tuple(
-  trajectory_io.from_row(row, Question("", row["question"])) for row in _ROWS
+  trajectory_io.from_row(row, Question("", row["question"]), ())
+  for row in _ROWS
 )
 
 
