@@ -37,7 +37,7 @@ import numpy as np
 
 from r1router_jax import build_kb
 from r1router_jax.common.records import Passage
-from r1router_jax.retrieval import build_cost, embedding_chunks
+from r1router_jax.retrieval import build_cost, embedding_chunks, kb_versions
 from r1router_jax.retrieval.corpora import passage_writer
 from r1router_jax.retrieval.encoders import registry
 from r1router_jax.retrieval.index import factory
@@ -95,14 +95,15 @@ def write_articles(folder: pathlib.Path, rows: int) -> None:
 
 def folder_bytes(folder: pathlib.Path) -> int:
   """Return the size of all files below a folder that a build changes."""
-  total = 0
+  sizes = {}
   for path in folder.rglob("*"):
     try:
-      total += path.stat().st_size
+      # A file may have several names.
+      sizes[path.stat().st_ino] = path.stat().st_size
     except FileNotFoundError:
       # The build has moved it since it was listed.
       pass
-  return total
+  return sum(sizes.values())
 
 
 def record_cost(owner: ModuleType, name: str, costs: dict, phase: str) -> None:
@@ -185,7 +186,8 @@ def build_and_measure(source: str, folder: pathlib.Path) -> None:
     build_kb.build(build_kb.KbSpec(str(folder), "text", source, hybrid=False))
 
   # The estimates do not include the passages, which the build logs with them.
-  passages = (folder / "passages.jsonl").stat().st_size
+  version = pathlib.Path(kb_versions.version_folder(str(folder)))
+  passages = (version / "passages.jsonl").stat().st_size
   trial = estimates["measure_embedding"]
   final_disk, peak_disk = estimates["estimate_disk_bytes"]
   announced = dict(

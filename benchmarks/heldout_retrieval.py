@@ -68,7 +68,7 @@ def main() -> None:
   parser.add_argument("--embedder", default="minilm")
   parser.add_argument("--weights", default="")
   args = parser.parse_args()
-  http_client.allow_key(args.weights)
+  http_client.allow_addresses([args.weights])
   embed = registry.get_embedder(args.embedder, args.weights)
   for kind in ("text", "image", "table"):
     corpus, read_texts = load_corpus(args.reference, kind)

@@ -36,7 +36,7 @@ _IMAGE = flags.DEFINE_string("image", "", "Image that the question is about.")
 # What answers it.
 _POLICY = shared_flags.define_flag("policy")
 _KB_DIR = shared_flags.define_flag("kb_dir")
-_KEY_ADDRESS = shared_flags.define_flag("key_address")
+_KB_ADDRESSES = shared_flags.define_flag("kb_addresses")
 # Nobody knows the gold routes of a new question.
 _METHODS = [name for name in shared_flags.METHODS if name != "oracle_route"]
 _METHOD = shared_flags.define_flag("method", enum_values=_METHODS)
@@ -64,7 +64,7 @@ def main(_) -> None:
   logging.info("Opening %s and the knowledge bases.", _POLICY.value)
   start = time.monotonic()
   policy = policy_factory.open_policy(_POLICY.value)
-  http_client.allow_key(_KEY_ADDRESS.value)
+  http_client.allow_addresses(_KB_ADDRESSES.value)
   question = Question("question", text, image=image)
   with futures.ThreadPoolExecutor(1) as pool:
     warming = pool.submit(policy_factory.warm_up, policy, question)

@@ -15,13 +15,14 @@ retrieval/corpora/sources.py.  Each is a folder DIR/<kind>, see
 retrieval/local_kb.py.  Before anything is embedded, the command logs the disk
 space, memory and time that it needs.
 
-The command may be run again at any time.  A finished knowledge base of the same
-corpus, embedder and index is kept; an unfinished one goes on at the first block
-of passages, or chunk of vectors, that is missing.  A corpus too large for one
-machine is read by retrieval/corpora/beam_pipeline.py, and embedded by several
-machines that share DIR, with --worker=0/8 to --worker=7/8; then run the command
-without --worker.  --hybrid, --nohybrid and --rerank may be added or left out
-later.
+The command may be run again at any time, also while the knowledge base is
+served.  A finished one of the same corpus, embedder and index is kept; another
+is a new version beside it, see retrieval/kb_versions.py; an unfinished one goes
+on at the first block of passages, or chunk of vectors, that is missing.  A
+corpus too large for one machine is read by retrieval/corpora/beam_pipeline.py,
+and embedded by several machines that share DIR, with --worker=0/8 to
+--worker=7/8; then run the command without --worker.  --hybrid, --nohybrid and
+--rerank may be added or left out later.
 """
 
 import contextlib
@@ -30,7 +31,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -39,8 +39,8 @@ from etils import epy
 
 from r1router_jax.common import cli, files, http_client, progress, shared_flags
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.records import KBS
-from r1router_jax.retrieval import kb_meta
+from r1router_jax.common.records import KBS, Query
+from r1router_jax.retrieval import kb_meta, kb_versions
 from r1router_jax.retrieval.corpora import folders, passage_writer, sources
 from r1router_jax.retrieval.index import factory
 
@@ -94,6 +94,12 @@ _INDEX = flags.DEFINE_string(
 _SHARDS = flags.DEFINE_integer(
   "shards", 1, "Shards of the index, which several hosts share.", lower_bound=1
 )
+_PROBE_QUERIES = flags.DEFINE_string(
+  "probe_queries",
+  "",
+  "Text file with a question on each line, as users ask them: ScaNN is tuned "
+  "until it finds their passages, too.",
+)
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Read the corpus, log what the rest needs, and stop."
 )
@@ -129,6 +135,7 @@ class KbSpec:
   hybrid: bool | None = None  # None for the default of the source.
   reranker: str = ""  # "" for none.
   worker: tuple[int, int] = (0, 1)  # (i, n) for the i-th of n processes.
+  probe_queries: str = ""  # File of questions; "" for none.
 
   def __post_init__(self):
     # All of these can be checked before anything is imported or read.
@@ -162,8 +169,10 @@ class _BuildJob(NamedTuple):
 
   spec: KbSpec
   embedder: Embedder
+  passages: Passages
   meta: dict  # What meta.json says of passages, vectors and index.
   options: dict  # What it says of searching.
+  probe_queries: list[Query]
 
   @property
   def meta_digest(self) -> str:
@@ -183,23 +192,25 @@ def build(
   # 1. Passages and embedder.
   # Whatever may be wrong is found before the folder is made.
   corpus = sources.open_source(spec.kind, spec.source, spec.image_folder)
-  http_client.allow_key(spec.weights)
+  # What the user names here may be asked, unlike what a folder names.
+  index_place = factory.parse_index_kind(spec.index_kind)
+  http_client.allow_addresses([spec.weights, index_place])
   embedder = registry.get_embedder(spec.embedder_name, spec.weights)
   options = _search_options(spec)
+  queries = _read_probe_queries(spec.probe_queries)
   with contextlib.ExitStack() as held:
     held.enter_context(files.lock_folder(spec.folder, wait=True))
-    is_finished = kb_meta.read_meta(spec.folder) is not None
-    task = spec.folder, corpus, is_finished, named
-    note = passage_writer.ensure_passages(*task)
-    job = _BuildJob(spec, embedder, _make_meta(spec, embedder, note), options)
+    note, place = passage_writer.ensure_passages(spec.folder, corpus, named)
+    passages = local_kb.PassageFile(place, spec.kind, corpus.image_folder)
+    meta = _make_meta(spec, embedder, note, queries)
+    job = _BuildJob(spec, embedder, passages, meta, options, queries)
     # 2. Stop here if all else is there.
     if _is_up_to_date(job):
       return
-    passages = local_kb.PassageFile(spec.folder, spec.kind, corpus.image_folder)
     # An unfinished build is found by this name, so it must not change.
     path = os.path.join(spec.folder, f"parts-{job.meta_digest}")
     chunks = embedding_chunks.EmbeddingChunks(path, len(passages), spec.worker)
-    _log_cost(job, passages, chunks)
+    _log_cost(job, chunks)
     if dry_run:
       return
     # 3. Vectors.  Workers embed side by side; one that was started twice waits.
@@ -208,31 +219,45 @@ def build(
       held.close()
       name = f".lock-{number}-of-{count}"
       held.enter_context(files.lock_folder(spec.folder, name, wait=True))
-    if not _embed_chunks(job, passages, chunks):
+    if not _embed_chunks(job, chunks):
       return
     # 4. Index, unless another worker was the last one, too.
     if count > 1:
       held.close()
       held.enter_context(files.lock_folder(spec.folder, wait=True))
-      if _is_up_to_date(job):
+      if kb_meta.read_meta(spec.folder) == job.meta | job.options:
         return
     _index_vectors(job, chunks)
+
+
+def _read_probe_queries(path: str) -> list[Query]:
+  """Return some questions of a text file, one on each line; "" has none."""
+  text = pathlib.Path(path).read_text("utf-8", "replace") if path else ""
+  queries = [Query(line) for line in text.split("\n") if line.strip()]
+  if path and not queries:
+    raise UserError(f"{path} is empty.  Write a question on each line.")
+  return queries[:: len(queries) // 1000 + 1]
 
 
 def _search_options(spec: KbSpec) -> dict:
   options = {"hybrid": True} if spec.is_hybrid else {}
   if spec.reranker:
     path = os.path.abspath(spec.reranker)
-    reranker = cross_encoder.load_reranker(path)
+    reranker = files.load_once(cross_encoder.load_reranker, path)
     options |= {"rerank": path, "rerank_fingerprint": reranker.fingerprint}
   return options
 
 
-def _make_meta(spec: KbSpec, embedder: Embedder, note: dict) -> dict:
+def _make_meta(
+  spec: KbSpec, embedder: Embedder, note: dict, queries: list[Query]
+) -> dict:
   # Only when set, so that older folders without these keys are equal.
   added = {"shards": spec.shards} if spec.shards > 1 else {}
   if spec.image_folder:
     added["pictures"] = os.path.abspath(spec.image_folder)
+  if queries:
+    texts = json.dumps([query.text for query in queries]).encode()
+    added["probe_queries"] = hashlib.sha256(texts).hexdigest()[:16]
   # The order of keys is part of `meta_digest`, and must not change.
   return {
     "format": kb_meta.FORMAT_VERSION,
@@ -255,26 +280,29 @@ def _absolute_path(weights: str) -> str:
 
 def _is_up_to_date(job: _BuildJob) -> bool:
   """Return whether all is there already, after options of searching changed."""
-  old_meta = kb_meta.read_meta(job.spec.folder) or {}
+  folder = job.spec.folder
+  old_meta = kb_meta.read_meta(folder) or {}
   # Vectors do not depend on the options.
   options = old_meta.keys() & set(kb_meta.SEARCH_OPTIONS)
   old_options = {name: old_meta.pop(name) for name in options}
   old_meta["weights"] = _absolute_path(old_meta.get("weights", ""))
   if old_meta != job.meta:
     return False
-  # Words are cheap to index, so they are not kept.
-  if old_options != job.options:
-    _finish_kb(job)
-  _remove_leftovers(job)
+  version = kb_versions.version_folder(folder)
+  # The version's own passages may have been damaged.
+  if old_options != job.options or job.passages.folder != version:
+    _make_version(job, version)
+  kb_versions.remove_leftovers(folder)
   rows = f"{job.meta['rows']:,}"
-  logging.info("%s: up to date, kept (%s rows).", job.spec.folder, rows)
+  logging.info("%s: up to date, kept (%s rows).", folder, rows)
   return True
 
 
-def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
+def _log_cost(job: _BuildJob, chunks: Chunks) -> None:
   """Embed a few passages, and log the disk, memory and time that all need."""
   # The sample is spread evenly, since passages may be sorted by length.
-  rows, width = len(passages), job.embedder.width
+  passages, width = job.passages, job.embedder.width
+  rows = len(passages)
   spread = np.linspace(0, rows - 1, build_cost.TRIAL_ROWS[-1], dtype=np.int64)
   sample = [passages[row] for row in spread.tolist()]
   # The trial also compiles what embeds the chunks.
@@ -299,7 +327,7 @@ def _log_cost(job: _BuildJob, passages: Passages, chunks: Chunks) -> None:
   )
 
 
-def _embed_chunks(job: _BuildJob, passages: Passages, chunks: Chunks) -> bool:
+def _embed_chunks(job: _BuildJob, chunks: Chunks) -> bool:
   """Embed missing chunks; return whether those of all workers are there."""
   kind, pending, own = job.spec.kind, chunks.find_pending(), chunks.own_starts
   if done := len(own) - len(pending):
@@ -307,7 +335,7 @@ def _embed_chunks(job: _BuildJob, passages: Passages, chunks: Chunks) -> bool:
     logging.info(text, kind, done, len(own))
   # A build that is killed here has lost one chunk at most.
   for start in progress.show_progress(pending, f"embed {kind}"):
-    batch = [passages[row] for row in chunks.chunk_rows(start)]
+    batch = [job.passages[row] for row in chunks.chunk_rows(start)]
     chunks.save_chunk(start, job.embedder(batch))
   if missing := len(chunks.find_missing()):
     text = "%s: this worker is done, %d parts of others are missing."
@@ -317,40 +345,34 @@ def _embed_chunks(job: _BuildJob, passages: Passages, chunks: Chunks) -> bool:
 
 def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
   """Join the chunks, index their vectors, and finish the knowledge base."""
-  spec = job.spec
+  spec, asked = job.spec, job.probe_queries
   # If this is interrupted, the next run finds the vectors joined already.
   vectors = chunks.join_chunks(job.embedder.width)
-  collection = f"{spec.kind}_{job.meta_digest}"
-  index = factory.build_index(vectors, spec.index_kind, spec.shards, collection)
-  # Old meta.json must not describe new vectors, even if this is killed.
-  pathlib.Path(spec.folder, "meta.json").unlink(missing_ok=True)
-  factory.save_index(index, spec.folder)
-  os.replace(chunks.joined_path, os.path.join(spec.folder, "vectors.npy"))
-  _finish_kb(job)
-  _remove_leftovers(job)
-  paths = pathlib.Path(spec.folder).rglob("*")
+  how = spec.index_kind, spec.shards, f"{spec.kind}_{job.meta_digest}"
+  queries = job.embedder(asked) if asked else None
+  index = factory.build_index(vectors, *how, queries)
+  factory.save_index(index, chunks.folder)
+  _make_version(job, chunks.folder)
+  kb_versions.remove_leftovers(spec.folder)
+  paths = pathlib.Path(kb_versions.version_folder(spec.folder)).rglob("*")
   size = sum(path.stat().st_size for path in paths if path.is_file())
   text = "%s: done, %s on disk, recall@10 against exact search %.3f."
   recall = index.measure_recall()
   logging.info(text, spec.folder, _format_bytes(size), recall)
 
 
-def _finish_kb(job: _BuildJob) -> None:
-  """Index words if that is wanted, and write meta.json."""
+def _make_version(job: _BuildJob, vector_folder: str) -> None:
+  """Make a version with the vectors and the index of a folder the current."""
   folder = job.spec.folder
+  parts = job.passages.folder, vector_folder
+  version = kb_versions.start_version(folder, *parts)
+  # Words are cheap to index, so they are not kept.
   if "hybrid" in job.options:
-    passages = local_kb.PassageFile(folder, job.spec.kind)
-    bm25.Bm25Index.from_texts(each.text for each in passages).save(folder)
-  # From here on the knowledge base counts as finished.
-  files.write_json(os.path.join(folder, "meta.json"), job.meta | job.options)
-
-
-def _remove_leftovers(job: _BuildJob) -> None:
-  """Remove drafts, chunks, and words that are not wanted any more."""
-  words = () if "hybrid" in job.options else (bm25.BM25_FOLDER,)
-  for entry in os.scandir(job.spec.folder):
-    if entry.name.startswith(("draft-", "parts-", *words)):
-      shutil.rmtree(entry.path)
+    texts = (passage.text for passage in job.passages)
+    bm25.Bm25Index.from_texts(texts).save(version)
+  path = os.path.join(version, kb_versions.META_FILE)
+  files.write_json(path, job.meta | job.options)
+  kb_versions.finish_version(folder, version)
 
 
 def _format_bytes(count: int) -> str:
@@ -395,6 +417,7 @@ def main(_) -> None:
     hybrid=_HYBRID.value,
     reranker=_RERANK.value,
     worker=_parse_worker(_WORKER.value),
+    probe_queries=_PROBE_QUERIES.value,
   )
   # All specs are checked before the first is built, and a wrong source is named
   # before the embedder is imported.

@@ -26,7 +26,7 @@ from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.common.text import sanitize_text
 from r1router_jax.data import question_files
-from r1router_jax.retrieval import kb_meta
+from r1router_jax.retrieval import kb_meta, kb_versions
 
 # Imported when used, so that wrong flags are answered before JAX is imported.
 with epy.lazy_imports():
@@ -169,7 +169,8 @@ def _print_coverage(
   """Print how many questions have an answer in each knowledge base."""
   answered, rows = set(), []
   for kind, folder in folders.items():
-    passages = local_kb.PassageFile(folder, kind)
+    version = kb_versions.version_folder(folder)
+    passages = local_kb.PassageFile(version, kind)
     shown = progress.show_progress(passages, f"answers in {kind}")
     texts = (passage.text for passage in shown)
     found = answer_coverage.find_answered(questions, texts)

@@ -51,7 +51,7 @@ _POLICY = flags.DEFINE_list(
   allow_override=True,
 )
 _KB_DIR = shared_flags.define_flag("kb_dir")
-_KEY_ADDRESS = shared_flags.define_flag("key_address")
+_KB_ADDRESSES = shared_flags.define_flag("kb_addresses")
 _WORKDIR = shared_flags.define_flag("workdir")
 _METHOD = flags.DEFINE_list(
   "method",
@@ -135,7 +135,7 @@ def main(_) -> None:
     for question in questions:
       answering_methods.OracleRoute.check_question(question)
   curves = tables.load_curves(runs)
-  http_client.allow_key(_KEY_ADDRESS.value)
+  http_client.allow_addresses(_KB_ADDRESSES.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
   policies, labels = {}, {}
   for name, place in policy_places.items():

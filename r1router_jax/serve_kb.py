@@ -31,10 +31,12 @@ import uvicorn
 from absl import flags, logging
 from etils import epy
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http import h11_impl
 
 from r1router_jax.common import cli, http_client, shared_flags
@@ -52,7 +54,7 @@ _KB_DIR = shared_flags.define_flag(
   help="Folder of the knowledge bases, as build_kb wrote it, or without --kind "
   "the folder of a single one.",
 )
-_KEY_ADDRESS = shared_flags.define_flag("key_address")
+_KB_ADDRESSES = shared_flags.define_flag("kb_addresses")
 _KIND_HELP = "Kind of the knowledge base."
 _KIND = flags.DEFINE_enum("kind", None, KBS, _KIND_HELP, allow_override=True)
 _PORT = flags.DEFINE_integer(
@@ -68,6 +70,7 @@ MAX_CONNECTIONS = 800
 IDLE_SECONDS = 10.0  # Until the head of a connection's next request is there.
 BODY_SECONDS = 10.0  # To receive or to send a body.
 MAX_HELD_BYTES = 256 << 20  # Of requests and answers, all together.
+_CLOSE = {"Connection": "close"}  # Of an answer, after which no request comes.
 
 
 class BoundedConnection(h11_impl.H11Protocol):
@@ -142,16 +145,18 @@ class SearchServer:
     health = Route("/health", self._answer_health)
     search = Route("/retrieve", self._answer_search, methods=["POST"])
     handlers = {HTTPException: _send_error, Exception: _send_error}
-    app = Starlette(routes=[health, search], exception_handlers=handlers)
-    app.router.redirect_slashes = False
+    self._app = Starlette(routes=[health, search], exception_handlers=handlers)
+    self._app.router.redirect_slashes = False
     # Of the event loops and parsers that may be installed, these.
     options = dict(loop="asyncio", http=BoundedConnection, ws="none")
     # Peers may cause warnings at will.
     options |= dict(log_config=None, log_level="error", access_log=False)
     options |= dict(lifespan="off", timeout_keep_alive=round(IDLE_SECONDS))
     options |= dict(proxy_headers=False, server_header=False)
+    options |= dict(interface="asgi3")  # It does not recognise a method.
     names = {"Server": "r1router_jax", "X-Content-Type-Options": "nosniff"}
-    config = uvicorn.Config(app, **options, headers=list(names.items()))
+    headers = list(names.items())
+    config = uvicorn.Config(self._answer, **options, headers=headers)
     self._server = uvicorn.Server(config)
 
   def set_kb(self, kb: "local_kb.LocalKB") -> None:
@@ -173,14 +178,21 @@ class SearchServer:
     """Make `run` end; called by another thread or a signal."""
     self._server.should_exit = True
 
+  async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, whose headers are checked whatever it asks for."""
+    answer = self._app
+    try:
+      self._check_headers(Headers(scope=scope))
+    except HTTPException as error:
+      answer = _send_error(Request(scope), error)
+    await answer(scope, receive, send)
+
   async def _answer_health(self, request: Request) -> Response:
     """Answer GET /health."""
-    self._check_headers(request)
     return JSONResponse(self.health)
 
   async def _answer_search(self, request: Request) -> Response:
     """Answer POST /retrieve."""
-    self._check_headers(request)
     # A new knowledge base does not change a request under way.
     kb, health = self._served
     body = await self._read_body(request)
@@ -202,17 +214,13 @@ class SearchServer:
 
   async def _read_body(self, request: Request) -> bytes:
     """Return the body of a request, or raise an HTTPException for its size."""
-    # 1. h11 has checked the length; no other server may have read it otherwise.
+    # 1. h11 has checked the length.
     length = request.headers.get("content-length")
-    close = {"Connection": "close"}
     max_bytes = search_api.MAX_BODY_BYTES
     if self.health["kb"] == "image":
       max_bytes = search_api.MAX_IMAGE_BODY_BYTES
     if length is None:
       raise HTTPException(HTTPStatus.LENGTH_REQUIRED, "say the Content-Length")
-    if "transfer-encoding" in request.headers:
-      message = "send a Content-Length or a Transfer-Encoding, not both"
-      raise HTTPException(HTTPStatus.BAD_REQUEST, message, close)
     if int(length) > max_bytes:
       message = f"the body has {length} bytes; send at most {max_bytes:,}"
       raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
@@ -227,7 +235,7 @@ class SearchServer:
           self._num_read_bytes += len(part)
     except (TimeoutError, ClientDisconnect):
       status = HTTPStatus.REQUEST_TIMEOUT
-      raise HTTPException(status, "the body is incomplete", close) from None
+      raise HTTPException(status, "the body is incomplete", _CLOSE) from None
     finally:
       self._num_read_bytes -= sum(map(len, parts))
     return b"".join(parts)
@@ -240,12 +248,15 @@ class SearchServer:
     if num_bytes > MAX_HELD_BYTES:
       raise search_queue.busy_error("too many requests are under way")
 
-  def _check_headers(self, request: Request) -> None:
+  def _check_headers(self, headers: Headers) -> None:
     """Raise an HTTPException if a page of a browser may have sent a request.
 
-    Such a page may make the browser look up its own name as 127.0.0.1.
+    Such a page may make the browser look up its own name as 127.0.0.1.  Nor may
+    a proxy have read another end of the body than this server.
     """
-    headers = request.headers
+    if "content-length" in headers and "transfer-encoding" in headers:
+      message = "send a Content-Length or a Transfer-Encoding, not both"
+      raise HTTPException(HTTPStatus.BAD_REQUEST, message, _CLOSE)
     if "origin" in headers:
       message = "pages of browsers may not search; send no Origin"
       raise HTTPException(HTTPStatus.FORBIDDEN, message)
@@ -321,7 +332,7 @@ def _handle_signals(server: SearchServer, folder: str) -> None:
 def main(_) -> None:
   """Serve until SIGTERM comes."""
   folder = find_kb_folder(_KB_DIR.value, _KIND.value)
-  http_client.allow_key(_KEY_ADDRESS.value)
+  http_client.allow_addresses(_KB_ADDRESSES.value)
   # Opened before the port, so that a client never meets an empty server.
   kb = _open_kb(folder)
   try:

@@ -45,7 +45,7 @@ with epy.lazy_imports():
 # The teacher, and what it searches.
 _POLICY = shared_flags.define_flag("policy")
 _KB_DIR = shared_flags.define_flag("kb_dir")
-_KEY_ADDRESS = shared_flags.define_flag("key_address")
+_KB_ADDRESSES = shared_flags.define_flag("kb_addresses")
 _WORKDIR = shared_flags.define_flag("workdir")
 # Baselines write no plans, so they make no rows.
 _METHOD = shared_flags.define_flag(
@@ -104,7 +104,7 @@ def main(_) -> None:
   questions = questions[: _QUESTIONS.value or None]
   teacher = policy_factory.open_policy(_POLICY.value)
   image_questions.log_lacking_vision(_POLICY.value, teacher.config, questions)
-  http_client.allow_key(_KEY_ADDRESS.value)
+  http_client.allow_addresses(_KB_ADDRESSES.value)
   kbs = retriever.open_kbs(_KB_DIR.value)
 
   # 2. Run the teacher.

@@ -79,7 +79,7 @@ _WORKDIR = flags.DEFINE_string(
   allow_override=True,
 )
 
-_KEY_ADDRESS = shared_flags.define_flag("key_address")
+_KB_ADDRESSES = shared_flags.define_flag("kb_addresses")
 
 
 def train(
@@ -363,7 +363,7 @@ def main(argv: list[str]) -> None:
   for place in (config.data.questions, config.validation.questions):
     if question_files.is_file_name(place):
       question_files.check_file(place)
-  http_client.allow_key(_KEY_ADDRESS.value)
+  http_client.allow_addresses(_KB_ADDRESSES.value)
   # Before anything touches a device.
   multihost.initialize_distributed()
   workdir = epath.Path(_WORKDIR.value)

@@ -17,6 +17,7 @@ from r1router_jax.retrieval import (
   build_cost,
   embedding_chunks,
   kb_meta,
+  kb_versions,
   local_kb,
   retriever,
 )
@@ -34,7 +35,6 @@ def embedder(monkeypatch):
   fake = WordEmbedder()
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: fake)
   monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
-  monkeypatch.setattr(registry, "LOADED", {})
   return fake
 
 
@@ -70,16 +70,22 @@ def test_built_kb_answers(embedder, source, folder, tmp_path):
   for i in (0, 17, 34):
     (passages,) = opened.search([Query(f"number{i}")], 3)
     assert passages[0].id == f"r{i}" and passages[0].kb == "text"
-  names = ".lock index.json meta.json offsets.npy passages.jsonl skipped.txt"
-  written = sorted([*names.split(), "source.json", "vectors.npy"])
-  assert sorted(os.listdir(folder)) == written
+  names = ".lock current skipped.txt source.json version-1"
+  assert sorted(os.listdir(folder)) == names.split()
+  names = "files.json index.json meta.json offsets.npy passages.jsonl"
+  written = [*names.split(), "vectors.npy"]
+  assert sorted(os.listdir(f"{folder}/version-1")) == written
 
 
 def test_second_build_keeps_the_first(embedder, source, folder):
   build(folder, source)
   num_embedded = len(embedder.embedded)
   build(folder, source)
+  # Also if the source was touched.
+  os.utime(source, (1, 1))
+  build(folder, source)
   assert len(embedder.embedded) == num_embedded
+  assert kb_versions.version_folder(folder) == f"{folder}/version-1"
   # A changed corpus is built.
   with open(source, "a") as file:
     file.write('{"id": "new", "text": "something else"}\n')
@@ -87,12 +93,14 @@ def test_second_build_keeps_the_first(embedder, source, folder):
   assert find_first(folder, "something else") == "new"
 
 
-def test_hybrid_may_be_added_and_removed(embedder, source, folder, tmp_path):
+def test_hybrid_may_be_added_and_removed(embedder, source, folder):
   build(folder, source)
   num_embedded = len(embedder.embedded)
   for hybrid in (True, True, False, True):
     build(folder, source, hybrid=hybrid)
-    assert ("bm25" in os.listdir(folder)) == hybrid
+    version = kb_versions.version_folder(folder)
+    assert ("bm25" in os.listdir(version)) == hybrid
+    assert os.listdir(folder).count(os.path.basename(version)) == 1
     bm25_index = local_kb.open_kb(folder).stack.bm25_index
     assert (bm25_index is not None) == hybrid
   # Nothing is embedded again.
@@ -101,10 +109,13 @@ def test_hybrid_may_be_added_and_removed(embedder, source, folder, tmp_path):
   assert passages[0].id == "r17"
   # It is the best by its vector, 1, and by its words, 0.8.
   assert passages[0].score == pytest.approx(1.8)
-  # An index of other passages is refused.
-  params = tmp_path / "kb/text/bm25/params.index.json"
+  # An index of other passages is refused, also if it is listed.
+  params = pathlib.Path(version, "bm25/params.index.json")
   more = params.read_text().replace('"num_docs": 35', '"num_docs": 36')
   params.write_text(more)
+  with pytest.raises(ValueError, match="bm25/params.index.json should have"):
+    local_kb.open_kb(folder)
+  kb_versions.finish_version(folder, version)
   with pytest.raises(ValueError, match="rows of bm25 should be 35"):
     local_kb.open_kb(folder)
 
@@ -192,8 +203,9 @@ def test_killed_build_is_resumed(
   assert "number5 of many" not in embedder.embedded[NUM_TRIAL_ROWS:]
   assert "number25 of many" in embedder.embedded[NUM_TRIAL_ROWS:]
   build(str(tmp_path / "whole"), source)
-  whole = tmp_path / "whole/vectors.npy"
-  assert (tmp_path / "kb/text/vectors.npy").read_bytes() == whole.read_bytes()
+  places = "whole/version-1/vectors.npy", "kb/text/version-1/vectors.npy"
+  whole, resumed = ((tmp_path / place).read_bytes() for place in places)
+  assert whole == resumed
 
 
 def test_chunks_of_another_corpus_are_not_used(embedder, source, folder):
@@ -221,7 +233,8 @@ def test_relative_weights_are_stored_with_their_whole_path(
   meta = kb_meta.read_meta(folder)
   assert meta["weights"] == str(tmp_path / "model")
   # A folder that was built with the relative path is kept.
-  files.write_json(f"{folder}/meta.json", meta | {"weights": "model"})
+  path = f"{folder}/version-1/meta.json"
+  files.write_json(path, meta | {"weights": "model"})
   num_embedded = len(embedder.embedded)
   build(folder, source, weights="model")
   assert len(embedder.embedded) == num_embedded
@@ -304,7 +317,8 @@ def test_folder_that_does_not_match_its_meta_is_rejected(
   embedder, source, folder, tmp_path
 ):
   build(folder, source)
-  path, meta = tmp_path / "kb/text/meta.json", kb_meta.read_meta(folder)
+  path = tmp_path / "kb/text/version-1/meta.json"
+  meta = kb_meta.read_meta(folder)
   for text, message in (
     (json.dumps(meta | {"rows": 34}), "passages should be 34"),
     (json.dumps(meta | {"width": 31}), "should be .*31"),

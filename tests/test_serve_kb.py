@@ -257,6 +257,12 @@ LONG_HEADERS = [b"X%d: %b" % (i, b"a" * 60_000) for i in range(9)]
     ([POST, b"Host: 127.0.0.1.evil.test:80", LENGTH], 421),
     ([POST, b"Host: [", LENGTH], 421),
     ([GET, b"Host: evil.test"], 421),
+    # Also for what needs no body, or is not there.
+    ([GET, HOST, LENGTH, CHUNKED], 400),
+    ([b"GET /nothing HTTP/1.1", HOST, LENGTH, CHUNKED], 400),
+    ([b"GET http://evil.test/health HTTP/1.1", HOST, LENGTH, CHUNKED], 400),
+    ([b"OPTIONS * HTTP/1.1", b"Host: evil.test"], 421),
+    ([b"GET /nothing HTTP/1.1", b"Host: 0.0.0.0:80"], 421),
     ([POST, HOST, b"Origin: http://evil", LENGTH], 403),
     ([b"GET /../etc/passwd HTTP/1.1", HOST], 404),
     ([b"GET /health/ HTTP/1.1", HOST], 404),
@@ -484,7 +490,6 @@ def built(tmp_path, monkeypatch):
     return embedder
 
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", load_embedder)
-  monkeypatch.setattr(registry, "LOADED", {})
   (tmp_path / "weights").write_text("first")
   folder = tmp_path / "text"
   build(folder, ["red", "green"], weights=str(tmp_path / "weights"))
@@ -503,12 +508,15 @@ DAMAGES = {
   "offsets.npy": [cut_half, lambda x: bytes(len(x))],
   "vectors.npy": [cut_half, b"", lambda x: x.replace(b"<f4", b"<i4")],
   "index.json": [cut_half, b"[]", b"{}"],
+  "files.json": [cut_half, b"[]", b'{"gone": [1, ""]}'],
+  "../current": [b"", b"version-9\n", b"version-0\n", b"/etc\n"],
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_folder_is_not_served(built, caplog, name):
-  content = (built / name).read_bytes()
+  path = built / "version-1" / name
+  content = path.read_bytes()
   with serve_kb_locally(local_kb.open_kb(str(built))) as server:
     before = post_request(server, RED)
     for damage in DAMAGES[name]:
@@ -516,8 +524,8 @@ def test_damaged_folder_is_not_served(built, caplog, name):
       if isinstance(damage, dict):
         data = json.dumps(json.loads(content) | damage).encode()
       # Replaced, as a build does; the files that are served are still open.
-      (built / name).unlink()
-      (built / name).write_bytes(data)
+      path.unlink()
+      path.write_bytes(data)
       caplog.clear()
       serve_kb.reload_kb(server, str(built))
       assert "The former passages are served on." in caplog.text, damage

@@ -5,8 +5,8 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
 
 import filelock
 from absl import logging
@@ -19,6 +19,10 @@ CACHE_FOLDER = os.path.join(
   os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
   "r1router_jax",
 )
+
+T = TypeVar("T")
+# (state of the files, what was loaded) by loader and path, see `load_once`.
+LOADED: dict[tuple[Callable[[str], Any], str], tuple[list, Any]] = {}
 
 
 @contextlib.contextmanager
@@ -39,7 +43,7 @@ def atomic_write(path: epath.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     raise
 
 
-def file_state(path: str) -> tuple[int, int] | None:
+def file_state(path: str | os.PathLike) -> tuple[int, int] | None:
   """Return what changes whenever a file does; None if there is no file.
 
   It is part of the keys of caches, so that a replaced file is read anew.
@@ -55,6 +59,23 @@ def is_below(path: str, folder: str) -> bool:
   """Return whether a path, its links followed, is inside a folder."""
   inside = os.path.join(os.path.realpath(folder), "")
   return os.path.realpath(path).startswith(inside)
+
+
+def load_once(load: Callable[[str], T], place: str) -> T:
+  """Return load(place), and the same object again until a file there changes.
+
+  The place is a file, a folder, or "" for what never changes.  Nothing tells
+  when an address does, so what is loaded from there is not kept.
+  """
+  if "://" in place:
+    return load(place)
+  path = pathlib.Path(place)
+  paths = sorted(path.iterdir()) if place and path.is_dir() else [path]
+  state = [(x.stat().st_ino, *file_state(x)) for x in paths if x.is_file()]
+  found = LOADED.get((load, place))
+  if not found or found[0] != state:
+    found = LOADED[load, place] = state, load(place)
+  return found[1]
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

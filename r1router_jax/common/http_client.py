@@ -20,7 +20,7 @@ import re
 import ssl
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -46,8 +46,8 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 _EXCERPT_CHARS = 300  # Of an error's body, shown in a message.
 _USER_INFO = re.compile("//.*@")
 
-# Addresses that `allow_key` was given.
-_key_addresses: set[str] = set()
+# Places that `allow_addresses` was given.
+_allowed_places: set[str] = set()
 
 # A function of (number of the request, its decoded answer).
 ParseAnswer = Callable[[int, Any], Any]
@@ -225,7 +225,7 @@ class _Call:
 
   async def _exchange(self, body: bytes) -> bytes:
     """Send a body once and return that of the answer."""
-    client, url = self.client, self.client.address + self.path
+    url = self.client.address + self.path
     async with self._http.stream(self.method, url, content=body) as answer:
       status, headers, found = answer.status_code, answer.headers, bytearray()
       # Of an error's body a message shows only the beginning.
@@ -249,8 +249,7 @@ class _Call:
       raise _FailedTry(f"status {status} ({reason})", seconds)
     cure = "See that this is the address of what you want to ask."
     if status in (401, 403):
-      cure = f"Set {API_KEY_VARIABLE} to its key, and if only a knowledge "
-      cure += f"base's folder names it, give --key_address={client.address}"
+      cure = f"Set {API_KEY_VARIABLE} to its key."
     fault = f"{url} answered with status {status}: {reason or '-'}"
     raise RemoteServiceError(f"{fault}  {cure}", status)
 
@@ -286,19 +285,34 @@ class _Call:
     raise RemoteServiceError(f"{fault}.  See that {wanted}.", status)
 
 
-def allow_key(address: str) -> None:
-  """Allow the API key to be sent to an address, or address#model.
+def allow_addresses(addresses: Iterable[str]) -> None:
+  """Note what the user names: addresses, address#model, or files.
 
-  A knowledge base's folder may come from a stranger, and name his server, so
-  the user names it, too; "" allows none.
+  These alone are asked if a knowledge base's folder, which may come from a
+  stranger, names them, and these alone are sent the API key; "" is none.
   """
-  _key_addresses.add(address.partition("#")[0].rstrip("/"))
+  _allowed_places.update(_to_place(each) for each in addresses if each)
+
+
+def check_address(address: str, folder: str) -> None:
+  """Raise a UserError unless the user named what a folder names, too."""
+  if (place := _to_place(address)) not in _allowed_places:
+    place = sanitize_text(place, 200)
+    cure = f"If you trust it, give --kb_addresses={place}"
+    fault = f"{folder} names {place}, and may be from elsewhere"
+    raise UserError(f"{fault}.  {cure}")
+
+
+def _to_place(address: str) -> str:
+  """Return an address without a model, or the whole path of a file."""
+  place = address.partition("#")[0].rstrip("/")
+  return place if "://" in place else os.path.abspath(place)
 
 
 def authorization_header(address: str) -> Mapping[str, str]:
   """Return the header with the API key, or none if there is no key for it."""
   key = os.environ.get(API_KEY_VARIABLE, "")
-  if not key or address.rstrip("/") not in _key_addresses:
+  if not key or _to_place(address) not in _allowed_places:
     return {}
   # Plain HTTP is no risk inside this machine.
   if address.startswith("http://") and not is_loopback(address):

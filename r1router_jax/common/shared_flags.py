@@ -39,10 +39,10 @@ _FLAGS = dict(
     "each that there is: text=http://host:port,image=DIR/image,"
     "table=DIR/table.",
   ),
-  key_address=(
-    "",
-    "Address of the embedding server that a knowledge base's folder names: it "
-    "is sent OPENAI_API_KEY only if you name it here, too.",
+  kb_addresses=(
+    [],
+    "Addresses that folders of knowledge bases name, of an embedding server or "
+    "of Milvus: these alone are asked, and sent OPENAI_API_KEY.",
   ),
   workdir=(None, "Folder that results are written to."),
   # The settings of a run, which its results depend on.
@@ -104,6 +104,7 @@ def define_flag(name: str, **changes: Any) -> flags.FlagHolder:
   options = dict(default=default, help=text, allow_override=True)
   options |= _VALUES.get(name, {}) | changes
   types = {int: flags.DEFINE_integer, float: flags.DEFINE_float}
+  types[list] = flags.DEFINE_list
   define = types.get(type(default), flags.DEFINE_string)
   if "enum_values" in options:
     define = flags.DEFINE_enum

@@ -8,6 +8,7 @@ size.
 """
 
 import functools
+import lzma
 import os
 import zipfile
 import zlib
@@ -19,6 +20,11 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import is_below
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+
+# What zipfile raises for damaged or encrypted archives; a RuntimeError may be a
+# NotImplementedError, and a decoder of bzip2 raises OSError.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+_DAMAGE += (RuntimeError, ValueError)
 
 
 class FoundImage(NamedTuple):
@@ -57,7 +63,7 @@ def find_images(place: str, stems: Collection[str]) -> dict[str, FoundImage]:
     )
   try:
     archive = zipfile.ZipFile(place)
-  except zipfile.BadZipFile as error:
+  except _DAMAGE as error:
     raise _damaged(place, error) from error
   members = _first_by_stem(archive.namelist(), stems)
   return {stem: _find_member(archive, at) for stem, at in members.items()}
@@ -90,10 +96,8 @@ def _find_member(archive: zipfile.ZipFile, name: str) -> FoundImage:
     try:
       with archive.open(member) as file:
         return file.read(size)
-    # zipfile raises all of these for damaged or encrypted archives, and of
-    # RuntimeError also NotImplementedError.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-      raise _damaged(archive.filename, error) from error
+    except _DAMAGE as error:
+      raise _damaged(f"{archive.filename}: {name!a}", error) from error
 
   return FoundImage(os.path.basename(name), (size, member.CRC), read)
 

@@ -78,7 +78,7 @@ class ChatClient:
       example = f"{PREFIX}http://127.0.0.1:8000/v1#model"
       cure = f"Write address and name, as in {example}."
       raise UserError(f"{address!a} names no model.  {cure}")
-    http_client.allow_key(base)
+    http_client.allow_addresses([base])
     who = base, "a chat model", http_client.authorization_header(base)
     limits = dict(in_flight=MAX_IN_FLIGHT, deadline=DEADLINE_SECONDS)
     self._client = http_client.JsonHttpClient(*who, **limits)

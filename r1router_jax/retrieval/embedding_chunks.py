@@ -15,20 +15,20 @@ class EmbeddingChunks:
   """The vectors of `rows` passages in files of `CHUNK_ROWS` rows each.
 
   A chunk is named by its first row.  The i-th of n workers, (i, n), embeds
-  every n-th chunk, which begin with the rows `own_starts`.  `joined_path` is
-  the file of all vectors, once the chunks are joined.
+  every n-th chunk, which begin with the rows `own_starts`.  `joined_path`, in
+  `folder`, is the file of all vectors, once the chunks are joined.
   """
 
   def __init__(self, folder: str, rows: int, worker: tuple[int, int]):
     os.makedirs(folder, exist_ok=True)
-    self._folder, self._rows = folder, rows
+    self.folder, self._rows = folder, rows
     self.joined_path = os.path.join(folder, "vectors.npy")
     self._starts = range(0, rows, CHUNK_ROWS)
     self.own_starts = self._starts[worker[0] :: worker[1]]
 
   def chunk_path(self, start: int) -> str:
     """Return the file of the chunk that begins with row `start`."""
-    return os.path.join(self._folder, f"{start:08d}.npy")
+    return os.path.join(self.folder, f"{start:08d}.npy")
 
   def find_pending(self) -> list[int]:
     """Return the first rows of this worker's chunks that are missing."""
@@ -49,7 +49,7 @@ class EmbeddingChunks:
     """Write the file of a chunk, which is either complete or absent."""
     # Workers of another division may have the same chunk.
     with (
-      files.lock_folder(self._folder, wait=True),
+      files.lock_folder(self.folder, wait=True),
       files.atomic_write(self.chunk_path(start)) as file,
     ):
       np.save(file, vectors)

@@ -1,7 +1,7 @@
 """The description of built knowledge bases, read without opening them.
 
-A knowledge base is a folder; its meta.json says what it was built from and is
-written last, so a folder without meta.json is unfinished.  Nothing here imports
+A knowledge base is a folder; the meta.json of its current version says what it
+was built from, so a folder without one is unfinished.  Nothing here imports
 JAX, so that a command can check its flags before it loads anything.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS
+from r1router_jax.retrieval import kb_versions
 
 # Version of the files in the folder; raise it when they change.
 FORMAT_VERSION = 2
@@ -32,8 +33,13 @@ _STORED_EMBEDDERS |= {"tei": "tei_unit", "tei_raw": "tei"}
 
 
 def read_meta(folder: str) -> dict | None:
-  """Return the content of meta.json, or None; see `read_json`."""
-  return read_json(os.path.join(folder, "meta.json"))
+  """Return the content of the current meta.json, or None; see `read_json`."""
+  version = kb_versions.version_folder(folder)
+  meta = read_json(os.path.join(version, kb_versions.META_FILE))
+  # A build may have removed the version since it was looked up.
+  if meta is None and kb_versions.version_folder(folder) != version:
+    return read_meta(folder)
+  return meta
 
 
 def read_finished_meta(folder: str) -> dict:

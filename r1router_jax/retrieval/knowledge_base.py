@@ -36,7 +36,8 @@ class KnowledgeBase(abc.ABC):
 
   def __init__(self, meta: Mapping[str, Any]):
     self.meta = dict(meta)
-    # (query, result) by (query, k).
+    # (query, result) by (query, k).  It does not refer to this object, whose
+    # files are given up with the last other reference to it.
     self._cache = cachetools.LRUCache(CACHE_BYTES, self._count_bytes)
     self._lock = threading.Lock()
     # Metrics since `pop_search_metrics` was last called.
@@ -88,14 +89,16 @@ class KnowledgeBase(abc.ABC):
           self._cache[query, k] = query, results[query]
     return [self._to_passages(results[query]) for query in queries]
 
-  def _result_bytes(self, result: Any) -> int:
+  @staticmethod
+  def _result_bytes(result: Any) -> int:
     """Return about how much memory a result takes: here, of passages."""
     texts = (passage.text for passage in result)
     return sum(_OBJECT_BYTES + sys.getsizeof(text) for text in texts)
 
-  def _count_bytes(self, entry: tuple[Query, Any]) -> int:
+  @classmethod
+  def _count_bytes(cls, entry: tuple[Query, Any]) -> int:
     num_bytes = _OBJECT_BYTES + sys.getsizeof(entry[0].text)
-    return num_bytes + self._result_bytes(entry[1])
+    return num_bytes + cls._result_bytes(entry[1])
 
   def pop_search_metrics(self) -> dict[str, float]:
     """Return the metrics of the searches since the last call.

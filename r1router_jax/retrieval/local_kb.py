@@ -1,28 +1,30 @@
 """A knowledge base of this process: passages, and an index of their vectors.
 
-On disk it is a folder that `build_kb` writes and this module opens:
+On disk it is a folder of `build_kb`'s, of which this module opens the current
+version, see kb_versions.py:
 
   passages.jsonl   one passage per line: {"id", "text", "image"}
   offsets.npy      where each line starts, so that only passages found are read
   vectors.npy      one float32 row per passage
   index.json, scann/ or shards/, probe.npz     see index/factory.py
   bm25/            for hybrid search, see index/bm25.py
-  meta.json        counts, embedder, fingerprint of its weights; written last
+  meta.json        counts, embedder, fingerprint of its weights
 """
 
 import dataclasses
-import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import msgspec
 import numpy as np
 
+from r1router_jax.common import files, http_client, images
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
-from r1router_jax.retrieval import kb_meta, knowledge_base
+from r1router_jax.retrieval import kb_meta, kb_versions, knowledge_base
 from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.encoders import cross_encoder, registry
 from r1router_jax.retrieval.encoders.batched_encoder import Embedder
@@ -31,17 +33,27 @@ from r1router_jax.retrieval.index import bm25, exact, factory
 _CURE = "Build it again: delete the folder and run build_kb."
 # What readers of damaged files raise: JSON, NumPy, ScaNN and bm25s.
 _DAMAGE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError)
-_DAMAGE += (ValueError, zipfile.BadZipFile)
+_DAMAGE += (ValueError, zipfile.BadZipFile, FileNotFoundError)
+
+
+class _StoredPassage(msgspec.Struct, forbid_unknown_fields=True):
+  """A line of passages.jsonl."""
+
+  id: str
+  text: str
+  image: str
 
 
 class PassageFile:
-  """The passages of a knowledge base's folder, each read when asked for.
+  """The passages in a folder, each read when asked for.
 
-  Threads may share an instance.  Images are relative to `image_folder`.
+  Threads may share an instance.  Images are below `image_folder`.
   """
 
   def __init__(self, folder: str, kind: str, image_folder: str = ""):
-    self._kind, self.image_folder = kind, image_folder
+    self.folder, self._kind = folder, kind
+    # Without links, as the paths of images are.
+    self.image_folder = os.path.realpath(image_folder)
     # Mapped files are safe to share: reading moves no position.
     self._bytes = np.memmap(os.path.join(folder, "passages.jsonl"), mode="r")
     self.num_bytes = len(self._bytes)
@@ -58,10 +70,17 @@ class PassageFile:
   def __getitem__(self, row: int) -> Passage:
     # Row i is between offsets i and i + 1; the last offset is the end.
     start, stop = map(int, self._offsets[row : row + 2])
-    fields = json.loads(self._bytes[start:stop].tobytes())
-    if fields["image"]:
-      fields["image"] = os.path.join(self.image_folder, fields["image"])
-    return Passage(kb=self._kind, **fields)
+    try:
+      line = self._bytes[start:stop].tobytes()
+      stored = msgspec.json.decode(line, type=_StoredPassage)
+      image = stored.image
+      # The folder may come from a stranger, and name any file of this disk.
+      if image:
+        image = images.resolve_path(image, self.image_folder)
+    except (msgspec.DecodeError, images.BadImage) as error:
+      fault = f"line {row + 1} of passages.jsonl is damaged ({error})"
+      raise UserError(f"{self.folder}: {fault}.  {_CURE}") from None
+    return Passage(stored.id, self._kind, stored.text, image)
 
   def __iter__(self) -> Iterator[Passage]:
     return (self[row] for row in range(len(self)))
@@ -125,7 +144,8 @@ class LocalKB(knowledge_base.KnowledgeBase):
     # Copied, since a row that the cache keeps would keep all the others, too.
     return [(x.copy(), y.copy()) for x, y in zip(scores, rows, strict=True)]
 
-  def _result_bytes(self, result: Any) -> int:
+  @staticmethod
+  def _result_bytes(result: Any) -> int:
     scores, rows = result
     return scores.nbytes + rows.nbytes
 
@@ -145,12 +165,19 @@ def open_kb(folder: str) -> LocalKB:
   Raises a UserError if it is absent, unfinished or damaged, or its files, its
   embedder or its reranker are not those that meta.json names.
   """
-  meta = kb_meta.read_finished_meta(folder)
+  kb_meta.read_finished_meta(folder)
+  version = kb_versions.version_folder(folder)
   try:
-    return LocalKB(_open_stack(folder, meta), meta)
-  except UserError:
-    raise
+    if version != folder:
+      kb_versions.check_files(version)
+    meta = kb_meta.read_finished_meta(version)
+    return LocalKB(_open_stack(version, meta), meta)
   except _DAMAGE as error:
+    # A build may have removed the version since it was looked up.
+    if kb_versions.version_folder(folder) != version:
+      return open_kb(folder)
+    if isinstance(error, UserError):
+      raise
     fault = f"{type(error).__name__}: {error}"
     raise UserError(f"{folder} is damaged ({fault}).  {_CURE}") from error
 
@@ -160,8 +187,8 @@ def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
   _require_equal(folder, ("format", kb_meta.FORMAT_VERSION, meta["format"]))
   # Files are mapped; only the index and the weights are read here.
   where = meta["source"], meta.get("pictures", "")
-  images = sources.resolve_image_folder(*where)
-  passages = PassageFile(folder, meta["kb"], images)
+  image_folder = sources.resolve_image_folder(*where)
+  passages = PassageFile(folder, meta["kb"], image_folder)
   vectors = np.load(os.path.join(folder, "vectors.npy"), mmap_mode="r")
   rows, width = meta["rows"], meta["width"]
   _require_equal(
@@ -172,11 +199,14 @@ def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
   )
   index = factory.load_index(folder, vectors)
   embedder_name = kb_meta.from_stored_embedder(meta["embedder"])
+  if "://" in meta["weights"]:
+    http_client.check_address(meta["weights"], folder)
   embedder = registry.get_embedder(embedder_name, meta["weights"])
   # Words and reranker are options, which meta.json may leave out.
   words = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
   weights = meta.get("rerank")
-  reranker = weights and cross_encoder.load_reranker(weights)
+  load = cross_encoder.load_reranker
+  reranker = weights and files.load_once(load, weights)
 
   # A folder may be mixed from two builds, and weights may have been replaced.
   fingerprint = reranker and reranker.fingerprint

@@ -7,9 +7,10 @@ are those of common/http_client.py.
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from absl import logging
 
 from r1router_jax.common import http_client, images, row_files
@@ -24,6 +25,7 @@ from r1router_jax.retrieval.knowledge_base import KnowledgeBase
 MAX_QUERIES_PER_REQUEST, MAX_IMAGE_CHARS = 64, 24 << 20
 # Bytes of one passage in a response, a row's, escaped; and of all else there.
 MAX_PASSAGE_BYTES, MAX_HEALTH_BYTES = 2 * row_files.MAX_ROW_BYTES, 1 << 16
+MAX_SCORE = float(np.finfo(np.float32).max)
 
 
 class _Document(msgspec.Struct):
@@ -36,7 +38,8 @@ class _Document(msgspec.Struct):
 
 class _Row(msgspec.Struct):
   document: _Document
-  score: float
+  # No more than an inner product of float32 can be.
+  score: Annotated[float, msgspec.Meta(ge=-MAX_SCORE, le=MAX_SCORE)]
 
 
 class _Response(msgspec.Struct):

@@ -1,6 +1,7 @@
 """Files that are whole or absent, and files of rows that survive a kill."""
 
 import json
+import os
 
 import pytest
 
@@ -35,3 +36,30 @@ def test_rows_after_a_torn_line_are_read(tmp_path):
   with path.open("a") as file:
     file.write("7\n")  # JSON, but no object.
   assert jsonl.read_rows(path) == [{"a": 1}, {"é": [2]}, {"b": None}]
+
+
+def test_files_are_loaded_once_until_they_change(tmp_path):
+  loaded = []
+
+  def load(place):
+    loaded.append(place)
+    return object()
+
+  folder, file = str(tmp_path), tmp_path / "weights"
+  file.write_text("first")
+  first = files.load_once(load, folder)
+  assert files.load_once(load, folder) is first
+  # As a copy that keeps size and time.
+  times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+  other = tmp_path.with_name("other")
+  other.write_text("other")
+  os.utime(other, ns=times)
+  other.replace(file)
+  second = files.load_once(load, folder)
+  assert second is not first and files.load_once(load, folder) is second
+  # Nothing tells when a server changes.
+  for place, count in (("", 1), ("http://a", 2)):
+    loaded.clear()
+    files.load_once(load, place)
+    files.load_once(load, place)
+    assert loaded == [place] * count

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import zipfile
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from r1router_jax.common import images
 from r1router_jax.common.errors import UserError
-from r1router_jax.data import benchmark_schema
+from r1router_jax.data import benchmark_images, benchmark_schema
 from r1router_jax.data.benchmarks import BENCHMARK_SPECS, load_benchmark
 from tests.data.shared_rows import REFERENCE, needs_reference, write_rows
 
@@ -229,6 +230,26 @@ def test_hostile_zip_is_rejected(tmp_path, monkeypatch):
   place.write_bytes(place.read_bytes().replace(b"2345", b"2340", 1))
   with pytest.raises(UserError, match="cannot be unpacked.*CRC"):
     load()
+
+
+@pytest.mark.parametrize("method", ["STORED", "DEFLATED", "BZIP2", "LZMA"])
+@pytest.mark.parametrize("at", [0.05, 0.3, 0.6, 0.9])
+def test_damaged_member_is_named(tmp_path, method, at):
+  """Decoders of bzip2 and LZMA raise other errors than zipfile's."""
+  place, data = str(tmp_path / "some.zip"), bytes(range(256)) * 40
+  with zipfile.ZipFile(
+    place, "w", getattr(zipfile, f"ZIP_{method}")
+  ) as archive:
+    archive.writestr("30.png", data)
+    size = archive.getinfo("30.png").compress_size
+  start = 30 + len("30.png")  # Behind the local header.
+  content = bytearray(pathlib.Path(place).read_bytes())
+  for i in range(int(size * at), min(size, int(size * at) + 40)):
+    content[start + i] ^= 0x5A
+  pathlib.Path(place).write_bytes(content)
+  found = benchmark_images.find_images(place, ["30"])
+  with pytest.raises(UserError, match="some.zip: '30.png': cannot be unpacked"):
+    found["30"].read()
 
 
 def test_image_of_no_bytes_counts_as_missing(tmp_path, caplog):

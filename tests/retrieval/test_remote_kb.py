@@ -77,6 +77,8 @@ def make_row(**changes):
     ({"result": [[ROW] * 4]}, "no 1 lists of at most 3"),
     *((make_row(score=score), "score") for score in ("1", True, 10**400)),
     (make_row(score=float("inf")), "malformed"),
+    # It is no product of vectors, and would overflow in sums.
+    (make_row(score=1e300), "score"),
     (make_row(document="b"), "document"),
     (make_row(document={"id": "a", "contents": " "}), "contents"),
     # Three passages of a megabyte each, escaped, and no more.

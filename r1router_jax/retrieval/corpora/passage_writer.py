@@ -1,14 +1,16 @@
 """Crash-safe writing of the passages of a source to a knowledge base's folder.
 
-Rows are written to a draft, a SQLite database inside the folder, many in each
-transaction; a run that was killed goes on after the last one.  When all is
-written, these files are made of the draft and replace what was there; the note
-keeps a fingerprint of the source, so that an unchanged source is not read
-again:
+Rows are written to a draft, a folder inside of that folder with a SQLite
+database, many in each transaction; a run that was killed goes on after the last
+one.  When all is written, these files are made of them; the note keeps a
+fingerprint of the source, so that an unchanged source is not read again:
 
-  passages.jsonl, offsets.npy   see local_kb.py
-  skipped.txt                   a line for each row that could not be used
-  source.json                   the note; written last
+  draft-.../passages.jsonl, draft-.../offsets.npy   see local_kb.py
+  skipped.txt   a line for each row that could not be used
+  source.json   the note; written last
+
+Files of earlier builds stay as they are; a build moves the draft's into a new
+version, see kb_versions.py.
 
 The fingerprint covers the files' names, sizes, times and some of their bytes.
 It does not cover images: if some were missing or broken, the source is read
@@ -20,7 +22,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pathlib
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from r1router_jax.common.files import atomic_write, write_json
 from r1router_jax.common.records import Passage
 from r1router_jax.common.row_files import RejectedRow, SkipLog
 from r1router_jax.common.text import sanitize_text
-from r1router_jax.retrieval import kb_meta
+from r1router_jax.retrieval import kb_meta, kb_versions
 from r1router_jax.retrieval.corpora import folders, sources
 from r1router_jax.retrieval.corpora.sources import Source
 
@@ -61,28 +62,28 @@ _REASONS = """SELECT reason, count(*) FROM rows WHERE id IS NULL
 
 
 def ensure_passages(
-  folder: str, source: Source, finished: bool, named: set[str] | None = None
-) -> dict:
-  """Make `folder` hold the passages of `source`, and return the note.
+  folder: str, source: Source, named: set[str] | None = None
+) -> tuple[dict, str]:
+  """Make `folder` hold the passages of `source`.
 
-  The caller keeps other processes out of the folder.  Images that were missing
-  are looked for again if the knowledge base is `finished`.  For `named` see
+  Returns the note, and the folder of their files: the current version, or else
+  a draft.  The caller keeps other processes out of the folder.  If images were
+  missing from a finished version, they are looked for again.  For `named` see
   `SkipLog`.  Raises a UserError if the source has no usable row, or the draft
   of a killed run is damaged.
   """
   # The note holds if the source and the size of the passages are unchanged.
   fingerprint = _fingerprint_source(source)
-  note = kb_meta.read_json(os.path.join(folder, NOTE_FILE)) or {}
-  path = os.path.join(folder, "passages.jsonl")
-  size = os.path.getsize(path) if os.path.exists(path) else 0
-  if (note.get("fingerprint"), note.get("size")) == (fingerprint, size):
-    if not (finished and note["pictures"]):
-      return note
+  draft = os.path.join(folder, f"draft-{fingerprint}")
+  note = kb_meta.read_json(os.path.join(folder, NOTE_FILE))
+  place = note and _find_passages(folder, note, draft)
+  if place and note["fingerprint"] == fingerprint:
+    if place == draft or not note["pictures"]:
+      return note, place
     text = "%s: reading again, since %d images were missing."
     logging.info(text, folder, note["pictures"])
 
   # A draft of another source, or of changed files, has another name.
-  draft = os.path.join(folder, f"draft-{fingerprint}")
   os.makedirs(draft, exist_ok=True)
   path = os.path.join(draft, "rows.sqlite")
   try:
@@ -91,13 +92,16 @@ def ensure_passages(
       read, good, bad_images = rows.execute(_COUNT).fetchone()
       reasons = rows.execute(_REASONS).fetchall()
       if good:
-        note = _replace_files(rows, folder, fingerprint, bad_images)
+        note = _write_files(rows, folder, fingerprint, bad_images)
   except sqlite3.DatabaseError as error:
     message = f"{path} cannot be used ({error})."
     raise UserError(f"{message}  Free the disk, or delete it.") from error
-  shutil.rmtree(draft)
+  # The files that were made of it stay.
+  os.unlink(path)
 
   why = ", ".join(f"{count:,} ({reason})" for reason, count in reasons)
+  if not good:
+    shutil.rmtree(draft)
   if not read:
     message = f"The corpus is empty: it has nothing for --kind={source.kb}."
     raise UserError(f"{message}  Give one with rows.")
@@ -107,7 +111,19 @@ def ensure_passages(
   if reasons:
     text = "%s: skipped %s of %s rows: %s; skipped.txt names them all."
     logging.warning(text, source.kb, f"{read - good:,}", f"{read:,}", why)
-  return note
+  return note, _find_passages(folder, note, draft)
+
+
+def _find_passages(folder: str, note: dict, draft: str) -> str:
+  """Return the current version or draft that has a note's passages, or ""."""
+  meta, places = kb_meta.read_meta(folder) or {}, [draft]
+  if meta.get("passages") == note["digest"]:
+    places.insert(0, kb_versions.version_folder(folder))
+  for place in places:
+    path = os.path.join(place, "passages.jsonl")
+    if os.path.exists(path) and os.path.getsize(path) == note["size"]:
+      return place
+  return ""
 
 
 def _fingerprint_source(source: Source) -> str:
@@ -198,34 +214,28 @@ def passage_line(passage: Passage, **more: Any) -> bytes:
   return json.dumps(row).encode() + b"\n"
 
 
-def _replace_files(
+def _write_files(
   rows: sqlite3.Connection, folder: str, fingerprint: str, bad_images: int
 ) -> dict:
-  """Replace the files of an earlier build by those of a draft; return the note.
+  """Write the files that are made of a draft; return the note.
 
   A run may be killed between any two steps, and this is then called again.
   """
   select = "SELECT lines FROM rows WHERE id IS {} NULL ORDER BY number"
+  draft = os.path.join(folder, f"draft-{fingerprint}")
   # Where each passage starts, and the end of the last one.
   digest, offsets = hashlib.sha256(), array.array("q", [0])
-  with atomic_write(os.path.join(folder, "passages.jsonl")) as file:
+  with atomic_write(os.path.join(draft, "passages.jsonl")) as file:
     for (lines,) in rows.execute(select.format("NOT")):
       file.write(lines)
       digest.update(lines)
       for line in lines.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(line))
-    # Without meta.json the knowledge base counts as unfinished, so it goes
-    # first, unless it was made of these very passages.
-    outdated = [NOTE_FILE]
-    digest = digest.hexdigest()[:16]
-    if (kb_meta.read_meta(folder) or {}).get("passages") != digest:
-      outdated.append("meta.json")
-    for name in outdated:
-      pathlib.Path(folder, name).unlink(missing_ok=True)
-  with atomic_write(os.path.join(folder, "offsets.npy")) as file:
+  with atomic_write(os.path.join(draft, "offsets.npy")) as file:
     np.save(file, np.frombuffer(offsets, np.int64))
   with atomic_write(os.path.join(folder, "skipped.txt")) as file:
     file.writelines(line for (line,) in rows.execute(select.format("")))
+  digest = digest.hexdigest()[:16]
   note = dict(fingerprint=fingerprint, rows=len(offsets) - 1, digest=digest)
   note |= dict(size=offsets[-1], pictures=bad_images)
   write_json(os.path.join(folder, NOTE_FILE), note)

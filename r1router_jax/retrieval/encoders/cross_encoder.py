@@ -15,7 +15,6 @@ names of weights are those of transformers' BertForSequenceClassification
 (BAAI/bge-reranker-base).
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -96,9 +95,8 @@ class Reranker:
     return self._encode.encode_texts(tokens, segments=segments)[:, 0]
 
 
-@functools.cache
 def load_reranker(folder: str) -> Reranker:
-  """Load the cross-encoder in `folder` once; knowledge bases share it.
+  """Load the cross-encoder in `folder`.
 
   Raises:
     UserError: one of its files is absent or does not fit.

@@ -10,13 +10,13 @@ Axes:  n items   E width
 
 import functools
 import importlib.resources
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 import tokenizers
 from jaxtyping import Float32
 
+from r1router_jax.common import files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, clip, small_image_encoder
@@ -169,10 +169,6 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
 }
 
 
-# (state of the weights' files, embedder) by name and weights.
-LOADED: dict[tuple[str, str], tuple[list, Embedder]] = {}
-
-
 def get_embedder(name: str, weights: str = "") -> Embedder:
   """Load an embedder once; knowledge bases share it.
 
@@ -185,10 +181,4 @@ def get_embedder(name: str, weights: str = "") -> Embedder:
   if name not in EMBEDDERS:
     known = ", ".join(EMBEDDERS)
     raise UserError(f"No embedder {name!r}; choose one of {known}.")
-  path = pathlib.Path(weights)
-  files = sorted(path.iterdir()) if weights and path.is_dir() else [path]
-  stats = [file.stat() for file in files if file.is_file()]
-  state = [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats]
-  if (name, weights) not in LOADED or LOADED[name, weights][0] != state:
-    LOADED[name, weights] = state, EMBEDDERS[name](weights)
-  return LOADED[name, weights][1]
+  return files.load_once(EMBEDDERS[name], weights)

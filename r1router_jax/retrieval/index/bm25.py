@@ -25,7 +25,6 @@ arxiv.org/abs/2407.03618 (BM25S, its Lucene variant); arxiv.org/abs/2210.11934
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -88,11 +87,7 @@ class Bm25Index:
   def save(self, folder: str) -> None:
     """Write NumPy arrays and JSON below the knowledge base's folder."""
     path = os.path.join(folder, BM25_FOLDER)
-    # Whoever searches the old files has mapped them, so they stay as they are.
-    self._bm25.save(f"{path}.new", allow_pickle=False, show_progress=False)
-    if os.path.isdir(path):
-      shutil.rmtree(path)
-    os.rename(f"{path}.new", path)
+    self._bm25.save(path, allow_pickle=False, show_progress=False)
 
   def search(self, queries: Sequence[Query], k: int) -> SearchResult:
     """Return the k best rows that hold a word of each query.

@@ -16,12 +16,15 @@ import os
 import numpy as np
 from absl import logging
 from etils import epy
+from jaxtyping import Float32
 
+from r1router_jax.common import files, http_client
 from r1router_jax.common.errors import UserError
 from r1router_jax.retrieval.index import exact, milvus_index
 from r1router_jax.retrieval.index.exact import Index, Vectors
 from r1router_jax.retrieval.index.scann_index import (
   MIN_SCANN_ROWS,
+  TARGET_RECALL,
   ScannIndex,
   is_scann_installed,
 )
@@ -32,8 +35,7 @@ with epy.lazy_imports():
 
 INDEX_KINDS = ("auto", "exact", "scann")
 INDEX_FILE = "index.json"
-# Rows that are checked for NaN at once.
-_CHECK_BATCH = 1 << 16
+_MAX_RECALL_LOSS = 0.02  # Between building and loading an index.
 
 
 def build_index(
@@ -41,11 +43,14 @@ def build_index(
   kind: str = "auto",
   num_shards: int = 1,
   collection: str = "",
+  queries: Float32[np.ndarray, "n E"] | None = None,
 ) -> Index:
   """Build an index of `vectors`, of a `kind` as at the top of this module.
 
-  `collection` is its name on a Milvus server.  Raises a UserError if there are
-  no vectors, some are not finite, or there is no such kind.
+  `collection` is its name on a Milvus server; its recall is measured on
+  `queries`, too.  If ScaNN's is too low, search is exact, with a warning.
+  Raises a UserError if there are no vectors, some are not finite, or there is
+  no such kind.
   """
   # A shard of NaN would be found nowhere, so all rows are checked first.
   _check_vectors(vectors)
@@ -53,7 +58,8 @@ def build_index(
     shards = []
     for rows in sharded_index.split_rows(len(vectors), num_shards):
       part, name = vectors[rows.start : rows.stop], f"{collection}_{rows.start}"
-      shards.append((rows.start, build_index(part, kind, 1, name)))
+      shard = build_index(part, kind, 1, name, queries)
+      shards.append((rows.start, shard))
     return sharded_index.ShardedIndex(shards, len(vectors), False)
   if kind == "auto":
     kind = resolve_kind(len(vectors), kind)
@@ -63,24 +69,41 @@ def build_index(
   if kind == "exact":
     return exact.ExactIndex(vectors)
   if kind == "scann":
-    return ScannIndex.from_vectors(vectors)
+    probe = exact.RecallProbe.from_vectors(vectors, queries)
+    index = ScannIndex.from_vectors(vectors, probe)
+    return _require_recall(index, vectors, TARGET_RECALL, kind)
   uri = parse_index_kind(kind)
-  return milvus_index.MilvusIndex.from_vectors(vectors, uri, collection)
+  index = milvus_index.MilvusIndex.from_vectors(vectors, uri, collection)
+  # Measured now and whenever it is opened.
+  index.probe = exact.RecallProbe.from_vectors(vectors, queries)
+  return index
+
+
+def _require_recall(
+  index: exact.ProbedIndex, vectors: Vectors, least: float, name: str
+) -> Index:
+  """Return an index whose recall is at least this one, or exact search."""
+  recall = index.measure_recall()
+  text = "%s: recall@10 against exact search %.3f."
+  logging.info(text, name, recall)
+  if recall >= least:
+    return index
+  text = "%s: the index finds %.3f of the ten nearest rows, wanted %.3f.  "
+  text += "Search is exact, and slower."
+  logging.warning(text, name, recall, least)
+  return exact.ExactIndex(vectors)
 
 
 def _check_vectors(vectors: Vectors) -> None:
-  """Raise a UserError if there are no vectors, or some are not finite."""
+  """Raise a UserError if there are no vectors, or some have no length."""
   if not len(vectors):
     raise UserError("There are no vectors to index.  Give a corpus with rows.")
-  # In batches: a mask of all numbers would take a quarter of their memory.
-  bad_rows = []
-  for start in range(0, len(vectors), _CHECK_BATCH):
-    is_finite = np.isfinite(vectors[start : start + _CHECK_BATCH]).all(axis=1)
-    bad_rows += [start + int(row) for row in np.flatnonzero(~is_finite)]
+  # The square may overflow, and so may a score.
+  bad_rows = np.flatnonzero(~np.isfinite(exact.row_lengths(vectors))).tolist()
   if bad_rows:
     raise UserError(
-      f"{len(bad_rows)} vectors, of rows {bad_rows[:5]}, hold NaN or infinity."
-      "  Embed them again."
+      f"{len(bad_rows)} vectors, of rows {bad_rows[:5]}, hold NaN, infinity or "
+      "numbers whose squares are too large.  Embed them again."
     )
 
 
@@ -91,16 +114,17 @@ def parse_index_kind(kind: str) -> str:
 
 def save_index(index: Index, folder: str) -> None:
   """Write an index to a folder."""
-  metadata = index.save(folder)
-  with open(os.path.join(folder, INDEX_FILE), "w", encoding="utf-8") as file:
-    json.dump(metadata, file)
+  files.write_json(os.path.join(folder, INDEX_FILE), index.save(folder))
 
 
 def load_index(folder: str, vectors: Vectors) -> Index:
   """Load the index of `vectors` that `save_index` wrote to `folder`.
 
+  If its recall is lower than when it was built, search is exact, with a
+  warning.
+
   Raises:
-    UserError: if its recall is lower than when it was built.
+    UserError: if it is at an address that the user has not allowed.
     RemoteServiceError: if a Milvus server does not answer.
   """
   with open(os.path.join(folder, INDEX_FILE), encoding="utf-8") as file:
@@ -112,19 +136,22 @@ def _open_index(folder: str, metadata: dict, vectors: Vectors) -> Index:
   """Open an index or one of its shards, of the kind that `metadata` names."""
   kind = metadata["kind"]
   if kind == "scann" and is_scann_installed():
-    return ScannIndex.load(folder, metadata)
-  if kind == "scann":
-    logging.info("%s: ScaNN is not installed, searching exactly.", folder)
-  if kind in ("exact", "scann"):
+    index = ScannIndex.load(folder, metadata)
+  elif kind in ("exact", "scann"):
+    if kind == "scann":
+      logging.info("%s: ScaNN is not installed, searching exactly.", folder)
     return exact.ExactIndex(vectors)
-  if kind == milvus_index.MilvusIndex.KIND:
-    return milvus_index.MilvusIndex.load(folder, metadata)
+  elif kind == milvus_index.MilvusIndex.KIND:
+    http_client.check_address(metadata["uri"], folder)
+    index = milvus_index.MilvusIndex.load(folder, metadata)
+  else:
+    # What is left is an index in shards, each of which is opened alike.
+    def open_shard(part: str, card: dict, rows: range) -> Index:
+      return _open_index(part, card, vectors[rows.start : rows.stop])
 
-  # What is left is an index in shards.  Each shard is opened in the same way.
-  def open_shard(part: str, card: dict, rows: range) -> Index:
-    return _open_index(part, card, vectors[rows.start : rows.stop])
-
-  return sharded_index.ShardedIndex.load(folder, metadata, open_shard)
+    return sharded_index.ShardedIndex.load(folder, metadata, open_shard)
+  least = metadata["recall"] - _MAX_RECALL_LOSS
+  return _require_recall(index, vectors, least, folder)
 
 
 def resolve_kind(rows: int, kind: str) -> str:

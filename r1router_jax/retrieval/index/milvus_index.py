@@ -81,8 +81,6 @@ class MilvusIndex(ProbedIndex):
         rows = [{"row": i, "vector": vectors[i]} for i in range(start, stop)]
         client.insert(collection, rows)
       client.flush(collection)
-    # 3. Measure what is found, now and whenever it is opened.
-    index.probe = RecallProbe.from_vectors(vectors)
     return index
 
   def search(self, vectors: Float[np.ndarray, "n E"], k: int) -> SearchResult:
@@ -108,24 +106,11 @@ class MilvusIndex(ProbedIndex):
   def load(cls, folder: str, metadata: dict) -> "MilvusIndex":
     """Connect to the collection of an index, given what `save` returned.
 
-    Raises:
-      UserError: if its recall is lower than when it was built, or its file of
-        Milvus Lite is not there.
-      RemoteServiceError: if the server does not answer, or has no such
-        collection.
+    Raises a RemoteServiceError if the server does not answer, or has no such
+    collection.
     """
-    # Milvus Lite makes a database wherever a path that ends in .db says.
-    uri = metadata["uri"]
-    is_server = "://" in uri and not uri.endswith(".db")
-    if not is_server and not os.path.isdir(os.path.join(uri, "collections")):
-      raise UserError(
-        f"{folder}: no Milvus database is at {uri!a}, which its index.json "
-        "names.  Build the knowledge base again."
-      )
     index = cls(*(metadata[name] for name in cls.STORED))
     index.probe = RecallProbe.load(folder)
-    # The collection may have been replaced or emptied since.
-    index.check_recall(metadata["recall"], folder)
     return index
 
   @contextlib.contextmanager

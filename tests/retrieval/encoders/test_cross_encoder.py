@@ -1,11 +1,14 @@
 """Tests of cross-encoders: scores against transformers, and the new order."""
 
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import tokenizers
 
+from r1router_jax.common import files
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, safetensors_io
 from r1router_jax.retrieval import local_kb
@@ -196,6 +199,18 @@ def test_only_the_first_passages_are_scored(reranker, monkeypatch):
   assert len(base.search([Query("chad")], 1)[0]) == 1
   assert len(base.search([Query("chad")], 3)[0]) == 3
   assert read == [2, 3]
+
+
+def test_replaced_weights_are_loaded_anew(folder, tmp_path):
+  copied = str(shutil.copytree(folder, tmp_path / "copy"))
+  first = files.load_once(cross_encoder.load_reranker, copied)
+  assert files.load_once(cross_encoder.load_reranker, copied) is first
+  config = bert.read_config(folder, pooling="score", normalize=False)
+  sizes = bert.axis_sizes(config)
+  tensors = random_tensors(bert.weight_map(config), sizes, seed=1)
+  write_tensors(pathlib.Path(copied), tensors)
+  second = files.load_once(cross_encoder.load_reranker, copied)
+  assert second.fingerprint != first.fingerprint
 
 
 def test_missing_or_unfit_file_is_refused(folder, tmp_path):

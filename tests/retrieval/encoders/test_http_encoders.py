@@ -123,7 +123,7 @@ def test_images_and_missing_model_names_are_refused():
 
 def test_api_key_is_sent_only_where_the_user_says(monkeypatch, caplog):
   monkeypatch.setenv(http_client.API_KEY_VARIABLE, "very-secret")
-  monkeypatch.setattr(http_client, "_key_addresses", set())
+  monkeypatch.setattr(http_client, "_allowed_places", set())
 
   def act(number, body, connection):
     _, rows = openai_server()("/v1/embeddings", json.loads(body))
@@ -131,20 +131,19 @@ def test_api_key_is_sent_only_where_the_user_says(monkeypatch, caplog):
 
   with serve_raw(act) as (address, heads):
     weights = f"{address}/v1#some-model"
-    # As when a folder from elsewhere names the address.
     http_encoders.openai_encoder(weights)
-    http_client.allow_key(weights)
+    http_client.allow_addresses([weights])
     http_encoders.openai_encoder(weights)
   assert ["Bearer very-secret" in head for head in heads] == [False, True]
   # An address that is not local, without encryption, is worth a warning.
-  http_client.allow_key("http://example.org")
+  http_client.allow_addresses(["http://example.org"])
   http_client.authorization_header("http://example.org")
   assert "unencrypted" in caplog.text and "very-secret" not in caplog.text
 
 
-def test_server_that_wants_a_key_names_the_flag():
+def test_server_that_wants_a_key_names_its_variable():
   with kb_servers.serve_answers(lambda *_: (401, {})) as address:
-    advice = f"--key_address={address}/v1"
+    advice = "Set OPENAI_API_KEY to its key"
     with pytest.raises(http_client.RemoteServiceError, match=advice):
       http_encoders.openai_encoder(f"{address}/v1#some-model")
 

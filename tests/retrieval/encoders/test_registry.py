@@ -93,7 +93,6 @@ def test_fused_scores_come_from_image_or_text(image_files, monkeypatch):
   weights, paths = image_files
   words = WordEmbedder()
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: words)
-  monkeypatch.setattr(registry, "LOADED", {})
   fused = registry.load_image_caption(weights)
   captions = zip(("red", "green", "blue"), paths, strict=True)
   entries = [Passage(path, "image", text, path) for text, path in captions]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from r1router_jax import build_kb
+from r1router_jax.common import http_client
 from r1router_jax.common.http_client import RemoteServiceError
 from r1router_jax.common.records import Query
 from r1router_jax.retrieval import local_kb
@@ -30,6 +31,7 @@ def test_milvus_agrees_with_exact_search(tmp_path, monkeypatch):
   # Of so few rows Milvus looks at all.
   assert built.measure_recall() == 1
   factory.save_index(built, str(tmp_path))
+  http_client.allow_addresses([f"{tmp_path}/kb.db"])
   loaded = factory.load_index(str(tmp_path), vectors)
   queries = make_vectors(9, seed=1)
   for k in (1, 10):
@@ -50,7 +52,6 @@ def test_milvus_agrees_with_exact_search(tmp_path, monkeypatch):
 
 def test_kb_is_built_in_milvus_and_opened(tmp_path, monkeypatch):
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda _: WordEmbedder())
-  monkeypatch.setattr(registry, "LOADED", {})
   source, folder = tmp_path / "rows.jsonl", str(tmp_path / "text")
   rows = [{"id": f"r{i}", "text": f"number{i}"} for i in range(30)]
   source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -73,14 +74,27 @@ def test_wrong_addresses_are_rejected(monkeypatch):
     factory.build_index(make_vectors(), "milvus=")
 
 
-def test_index_json_from_elsewhere_creates_no_database(tmp_path):
-  vectors, place = make_vectors(20), tmp_path / "kb.db"
+def test_index_json_from_elsewhere_chooses_no_database(tmp_path):
+  vectors, place = make_vectors(20), f"{tmp_path}/kb.db"
   built = factory.build_index(vectors, f"milvus={place}", collection="text_1")
   factory.save_index(built, str(tmp_path))
   path = tmp_path / factory.INDEX_FILE
-  for name in ("other.db", "http://other.db"):
-    path.write_text(path.read_text().replace(str(place), str(tmp_path / name)))
-    place = tmp_path / name
-    with pytest.raises(ValueError, match="no Milvus database is at"):
+  content = path.read_text()
+  # Not even one that is there, unless the user names it.
+  others = f"{tmp_path}/other.db", "http://other.db", "http://127.0.0.1:9"
+  for other in (place, *others):
+    path.write_text(content.replace(place, other))
+    with pytest.raises(ValueError, match="elsewhere.*give --kb_addresses="):
       factory.load_index(str(tmp_path), vectors)
   assert {child.name for child in tmp_path.glob("*.db")} == {"kb.db"}
+
+
+def test_emptied_collection_is_searched_exactly(tmp_path, caplog):
+  vectors, place = make_vectors(40), f"{tmp_path}/kb.db"
+  built = factory.build_index(vectors, f"milvus={place}", collection="text_1")
+  factory.save_index(built, str(tmp_path))
+  factory.build_index(vectors[:5], f"milvus={place}", collection="text_1")
+  http_client.allow_addresses([place])
+  loaded = factory.load_index(str(tmp_path), vectors)
+  assert isinstance(loaded, exact.ExactIndex)
+  assert "Search is exact, and slower." in caplog.text
