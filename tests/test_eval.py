@@ -32,6 +32,7 @@ def test_gold_routes_are_asked_for_before_anything_runs(
   monkeypatch.setattr(f"{retrieval}.retriever.open_kbs", pytest.fail)
   flags = dict(workdir=str(tmp_path / "run"), data=str(file))
   flags |= dict(benchmark=["jsonl"], method=["direct", "oracle_route"])
+  flags |= dict(policy=["warm_start"])  # Other commands' is no list.
   with flagsaver.flagsaver(**flags, tfds_dir=str(tmp_path / "tfds")):
     with pytest.raises(ValueError, match="'jsonl/1' has no gold trace"):
       eval.main([])
