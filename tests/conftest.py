@@ -65,6 +65,9 @@ def kbs(tmp_path_factory):
 @pytest.fixture
 def parsed_flags():
   """Let a test read and set the flags of commands that it runs in-process."""
+  # Flags that a first import defines while others are saved would be removed.
+  import array_record.python.array_record_data_source  # noqa: F401
+
   # absl refuses both before it has parsed a command line.
   flags.FLAGS.mark_as_parsed()
   yield
