@@ -84,7 +84,7 @@ def base_optimizer() -> mlc.ConfigDict:
   """Return the options of AdamW at a constant learning rate."""
   return mlc.ConfigDict(
     dict(
-      name="adamw",  # Or "muon": Muon on matrices and AdamW elsewhere.
+      name="adamw",  # Or "muon": Muon on matrices and NAdam elsewhere.
       lr=1e-6,  # Peak learning rate of AdamW.
       muon_lr=0.0,  # Peak learning rate of Muon.
       warmup=0,  # Updates of linear warm-up.

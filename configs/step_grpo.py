@@ -60,15 +60,15 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
       # "grpo", "dr_grpo", "gspo", "cispo", "sapo", "dppo": docs/objectives.md.
       objective="grpo",
       # Bounds and averages that are None are the objective's own; those of grpo
-      # are 0.2, 0.28 and "token_mean".  The trust region of the ratio is
+      # are 0.2, 0.28, "token_mean" and 3.  The trust region of the ratio is
       # [1 - clip_low, 1 + clip_high]; dppo bounds a difference by them.
       clip_low=mlc.config_dict.placeholder(float),
       clip_high=mlc.config_dict.placeholder(float),
       # "token_mean", "sequence_mean" or "fixed_length".
       aggregate=mlc.config_dict.placeholder(str),
-      # Bound of the loss, in advantages, of responses worse than their group;
-      # 3 is usual, 0 is none.
-      dual_clip=0.0,
+      # Bound of the loss, in advantages, of responses worse than their group; 0
+      # is none.
+      dual_clip=mlc.config_dict.placeholder(float),
       # Largest weight of a token for the difference between the precisions of
       # trainer and sampler; 2 is usual, 0 has no weights.
       importance_cap=0.0,

@@ -56,7 +56,7 @@ _QUESTIONS = shared_flags.define_flag(
   help="Number of questions, which are spread evenly over the domains.",
   lower_bound=1,
 )
-_SEED = shared_flags.define_flag("seed", lower_bound=0)
+_SEED = shared_flags.define_flag("seed")
 
 
 def main(_) -> None:

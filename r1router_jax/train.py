@@ -11,18 +11,20 @@ the devices (parallel/strategy.py).
 A run that was interrupted continues at its newest checkpoint, and ends with the
 same numbers as if it had not been: batches and random numbers depend on
 (seed, iteration) alone.  On SIGTERM it saves and exits with code 42: start it
-again.  An update whose loss or gradient is not finite is skipped;
-config.max_skipped of them in a row end the run.
+again.  An update that is not finite, or whose loss or gradient is not, is
+skipped; config.max_skipped of them in a row end the run.
 
 Files in the workdir:
   policy/          the trained policy; if nothing but adapters was trained,
   adapter/         these alone, in PEFT's form
   best/            the policy with the best validation score so far, and
   best_adapter/    its adapters
+  config.json      the options of the run
   checkpoints/     the newest states of the run
   metrics.jsonl    scalars; tensorboard/ holds them for TensorBoard
   samples.jsonl    some of the sampled groups
   skipped/         the last batch of a run that skipped too many updates
+  damaged/         states that could not be restored
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -90,32 +91,41 @@ def train(
   Raises:
     UserError: if options contradict each other, or for another run's workdir.
     FloatingPointError: if too many updates in a row are skipped.
-    RemoteServiceError: if a knowledge base's server stays away.
     cli.Preempted: after SIGTERM; the state is saved.
+    Exception: what a reward, a judge or a server raises; the state is saved.
   """
   run, params = run_setup.set_up(config, epath.Path(workdir))
   with (
     checkpoints.Checkpoints(run.workdir) as saved_states,
     multihost.Preemption() as is_preempted,
+    contextlib.ExitStack() as ends,
   ):
     state, reference, saved = restore_or_init(run, params, saved_states)
     del params  # The state and the reference have copies of their own.
-    first = int(state.step) // run.config.updates_per_iteration
-    total = run.config.total_steps
+    first, total = saved.get("iteration", 0), run.config.total_steps
     # Lines of the log after `first` are dropped: they are written again.
     log = run_log.RunLog(run.workdir, after=first, wandb=run.config.wandb)
+    ends.push(log.finish)
+    log.write_options(run.metadata["config"])
     hooks = Hooks(run, log, saved_states, saved)
     batch_size = run.algorithm.examples_per_iteration
     logging.info(
       f"{len(run.examples)} rows of training questions, {batch_size} a batch; "
       f"iterations {first} to {total}."
     )
+
+    def examples_for(index):
+      # Between draws, too, of which several hosts may need different numbers.
+      if jax.process_count() == 1 and is_preempted(index):
+        raise cli.Preempted("Told to stop.")
+      return run.examples_for(index)
+
     title = f"train ({run.config.algorithm})"
     for i in progress.show_progress(range(first, total), title):
       # 1. Batches: for Step-GRPO this samples, searches and scores.
-      with log.time_phase("data"), hooks.save_if_unreachable(i, state):
+      with log.time_phase("data"), hooks.save_before_error(i, state):
         batches, report = run.algorithm.make_batches(
-          state.params, run.examples_for, i
+          state.params, examples_for, i
         )
       hooks.add_report(report)
 
@@ -132,12 +142,10 @@ def train(
 
       # 3. Hooks: validation, log, samples, checkpoint; none changes the state.
       is_stopping = is_preempted(i)
-      hooks.run_due(i + 1, state, is_stopping)
-      if is_stopping and i + 1 < total:
-        raise cli.Preempted(
-          f"Told to stop; saved after iteration {i + 1}.  The same command "
-          "goes on from there."
-        )
+      with hooks.save_before_error(i + 1):
+        hooks.run_due(i + 1, state, is_stopping)
+        if is_stopping and i + 1 < total:
+          raise cli.Preempted("Told to stop.")
     if best := hooks.best.describe():
       logging.info("Best: %s, in %s.", best, run.workdir / "best")
   return _save_policy(run, state, "policy")
@@ -192,6 +200,7 @@ class Hooks:
     self._report = None  # Of the iteration that runs.
     # Scalars of each update since the last line of the log.
     self._pending = saved.get("window", [])
+    self._newest_saved = saved.get("iteration", 0)
     best_by = run.config.best_by
     self.best = validation.BestScore.from_metadata(best_by, saved)
 
@@ -237,7 +246,7 @@ class Hooks:
 
   def _validate(self, done: int, state: train_step.TrainState) -> None:
     """Score the state on held-out data, and save the policy if it is best."""
-    with self._log.time_phase("validation"), self.save_if_unreachable():
+    with self._log.time_phase("validation"):
       scores = self._run.validator.score_params(state.params)
     self._pending.append(scores)
     if self.best.improve(scores, done):
@@ -256,28 +265,34 @@ class Hooks:
 
   def _save_checkpoint(self, done: int, state: train_step.TrainState) -> None:
     """Save the state, with what a run needs to continue from it."""
-    metadata = dict(self._run.metadata, window=self._pending)
+    # It may be why updates are skipped, and would replace a good one.
+    if skipped := int(state.skipped):
+      logging.warning("%d updates were skipped: not saved.", skipped)
+      return
+    metadata = dict(self._run.metadata, window=self._pending, iteration=done)
     metadata |= self.best.to_metadata()
     state = self._run.strategy.to_global(state)
     self._saved_states.save(done, state, metadata)
+    self._newest_saved = done
 
   @contextlib.contextmanager
-  def save_if_unreachable(
-    self, iteration: int = 0, state: train_step.TrainState | None = None
+  def save_before_error(
+    self, done: int, state: train_step.TrainState | None = None
   ) -> Iterator[None]:
-    """Say how to go on if a server stays away, and save the state, if given.
+    """Save the state, if given, before an error leaves; say what is saved.
 
     After an update there is none to save until its hooks have run.
     """
     try:
       yield
-    except http_client.RemoteServiceError as error:
+    except Exception:
       # Other hosts would have to take part.
-      if state is not None and jax.process_count() == 1:
-        self._save_checkpoint(iteration, state)
-      raise http_client.RemoteServiceError(
-        f"{error}  The same command goes on from the newest checkpoint."
-      ) from error
+      is_new = state is not None and done > self._newest_saved
+      if is_new and jax.process_count() == 1:
+        self._save_checkpoint(done, state)
+      text = "The same command goes on after iteration %d."
+      logging.warning(text, self._newest_saved)
+      raise
 
 
 def _save_policy(
@@ -316,7 +331,7 @@ def _check_same_run(
       raise UserError(
         f"{workdir} holds a run whose {name} was {saved['data'][name]}, and "
         f"now it is {value}: its batches would be others.  Choose another "
-        "--workdir, or the former config.data, seed and devices."
+        "--workdir, or the former data, start, seed, minibatches and devices."
       )
   for part in ("config", "versions"):
     old, new = saved[part], current[part]
@@ -347,7 +362,8 @@ def _stop_after_skips(
     f"{metrics['skipped']} updates in a row were skipped, the last with loss "
     f"{metrics['loss']} and gradient norm {metrics['grad_norm']}.  Its batch "
     f"is in {path}.  Lower config.optim.lr and start again: {run.workdir} "
-    "goes on from its newest checkpoint."
+    "goes on from its newest checkpoint, made before the first of them; if "
+    "that ends alike, take another --workdir."
   )
 
 
@@ -367,8 +383,6 @@ def main(argv: list[str]) -> None:
   # Before anything touches a device.
   multihost.initialize_distributed()
   workdir = epath.Path(_WORKDIR.value)
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "config.json").write_text(json.dumps(options, indent=1))
   train(_CONFIG.value, workdir)
   print(f"The policy is in {workdir / 'policy'}.")
 

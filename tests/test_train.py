@@ -15,7 +15,7 @@ from r1router_jax.common import cli, run_log
 from r1router_jax.common.errors import UserError
 from r1router_jax.policy import policy
 from r1router_jax.train import train
-from r1router_jax.training import optimizer
+from r1router_jax.training import optimizer, sft
 from tests import commands, two_processes
 from tests.train_runs import (
   CONFIGS,
@@ -137,9 +137,11 @@ def test_too_many_skipped_updates_end_the_run_and_keep_the_batch(tmp_path):
     "sft",
     **{
       "max_skipped": 2,
-      # The first update makes all parameters infinite, and so all later losses.
-      "optim.lr": float("inf"),
-      "optim.muon_lr": float("inf"),
+      # The first update makes parameters so large that all later losses are
+      # infinite.
+      "optim.lr": 1e9,
+      "optim.muon_lr": 1e9,
+      "checkpoint_every": 1,
     },
   )
   with pytest.raises(FloatingPointError, match="2 updates in a row") as error:
@@ -149,6 +151,36 @@ def test_too_many_skipped_updates_end_the_run_and_keep_the_batch(tmp_path):
   with np.load(kept) as batch:
     assert batch["response"].shape == batch["mask"].shape
     assert len(batch["examples"])
+  # What may be why nothing can be learnt is not saved while it is skipped.
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "error", [ZeroDivisionError("0 / 0"), UserError("No server."), None]
+)
+def test_error_in_a_draw_loses_nothing(error, tmp_path, monkeypatch, caplog):
+  """An error of a reward or a server, or SIGTERM between two draws."""
+  make_batches = sft.Sft.make_batches
+
+  def failing_batches(self, params, examples_for, iteration):
+    if iteration == 3:
+      if error:
+        raise error
+      os.kill(os.getpid(), signal.SIGTERM)
+      examples_for(iteration)
+    return make_batches(self, params, examples_for, iteration)
+
+  options = EIGHT_UPDATES | {"checkpoint_every": 50}
+  with monkeypatch.context() as patch:
+    patch.setattr(sft.Sft, "make_batches", failing_batches)
+    kind = type(error) if error else cli.Preempted
+    with pytest.raises(kind), caplog.at_level("WARNING"):
+      train(load_config("sft", **options), tmp_path)
+  assert "The same command goes on after iteration 3." in caplog.text
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+  train(load_config("sft", **options), tmp_path)
+  assert [line["step"] for line in read_scalars(tmp_path)] == [*range(1, 9)]
 
 
 @pytest.mark.slow
@@ -164,12 +196,13 @@ def test_sigterm_saves_and_another_seed_is_rejected(tmp_path):
   run.send_signal(signal.SIGTERM)
   _, stderr = run.communicate(timeout=100)
   assert run.returncode == cli.PREEMPTED
-  (step,) = re.findall(r"saved after iteration (\d+)", stderr)
+  (step,) = re.findall(r"goes on after iteration (\d+)", stderr)
   assert (tmp_path / "checkpoints" / step).is_dir()
 
-  # The workdir belongs to a run with other batches.
+  # The workdir belongs to a run with other batches, whose options it keeps.
   with pytest.raises(UserError, match="whose seed was 0, and now it is 1"):
     train(load_config("sft", seed=1, total_steps=100000), tmp_path)
+  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
 
 
 @pytest.mark.slow

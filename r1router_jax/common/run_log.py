@@ -29,7 +29,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from r1router_jax.common import jsonl
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.files import atomic_write
+from r1router_jax.common.files import atomic_write, write_json
 from r1router_jax.common.text import sanitize_text
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
@@ -59,7 +59,7 @@ class RunLog:
     self._seconds = collections.defaultdict(float)
     self._tensorboard = self._wandb = None
     if self._writes:
-      folder = epath.Path(workdir)
+      self._folder = folder = epath.Path(workdir)
       folder.mkdir(parents=True, exist_ok=True)
       self._metrics = _JsonLinesFile(folder / METRICS_FILE, after)
       self._samples = _JsonLinesFile(folder / SAMPLES_FILE, after)
@@ -68,6 +68,18 @@ class RunLog:
         self._wandb = _open_wandb(wandb, folder, after)
       if "://" not in str(workdir):
         self._tensorboard = _TensorBoardFile(folder / "tensorboard", after)
+
+  def write_options(self, options: Mapping[str, Any]) -> None:
+    """Write the options of the run, to `config.json` and the dashboard."""
+    if self._writes:
+      write_json(self._folder / "config.json", options)
+    if self._wandb is not None:
+      self._wandb.config.update(options, allow_val_change=True)
+
+  def finish(self, error: type | None, *_: object) -> None:
+    """Send the last lines to the dashboard: the exit of a context."""
+    if self._wandb is not None:
+      self._wandb.finish(exit_code=int(error is not None))
 
   def write_scalars(
     self, step: int, scalars: Mapping[str, Any]
@@ -186,8 +198,10 @@ class _TensorBoardFile:
 
   def __init__(self, folder: epath.Path, after: int):
     folder.mkdir(exist_ok=True)
-    # Named by the step, too: two starts may fall into one second.
-    self._file = EventsWriter(str(folder / "events"), f".{after:09d}")
+    # TensorBoard reads files in the order of their names, which otherwise begin
+    # with a time: two starts may fall into one second, or a clock go back.
+    start = f"events.start{len(list(folder.iterdir())):06d}"
+    self._file = EventsWriter(str(folder / start))
     # The mark from which TensorBoard drops the points of older files.
     mark = SessionLog(status=SessionLog.START)
     self._write_event(after + 1, session_log=mark)

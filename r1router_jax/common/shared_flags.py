@@ -82,10 +82,11 @@ _VALUES = dict(
   method=dict(enum_values=METHODS),
   k=dict(lower_bound=0),
   max_steps=dict(lower_bound=1),
-  temperature=dict(lower_bound=0.0),
-  top_k=dict(lower_bound=0),
+  temperature=dict(lower_bound=0.0, upper_bound=1e3),
+  top_k=dict(lower_bound=0, upper_bound=2**31 - 1),
   # 0 would leave no token to sample from.
   top_p=dict(lower_bound=1e-6, upper_bound=1.0),
+  seed=dict(lower_bound=0, upper_bound=2**32 - 1),
   questions=dict(lower_bound=0),
 )
 

@@ -116,11 +116,8 @@ class Preemption:
 
 
 def local_slice(rows: np.ndarray) -> np.ndarray:
-  """Return this process's rows of a batch, at least one.
-
-  Where a batch has fewer rows than there are processes, some share a row.
-  """
-  return rows[jax.process_index() % len(rows) :: jax.process_count()]
+  """Return this process's rows of a batch."""
+  return rows[jax.process_index() :: jax.process_count()]
 
 
 def max_over_hosts(numbers: Sequence[int]) -> list[int]:

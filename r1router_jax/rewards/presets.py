@@ -10,10 +10,10 @@ candidate thus earns 1, and stopping where one should search can still earn the
 sub-question's half.
 
 "default" mends that: tags are read by `protocol.format`, any accepted route
-counts, a stop is right or wrong, answers are compared by F1, and a good format
-earns 0.1.  A plan that may name several routes is right if each of them is
-accepted: a second accepted one earns nothing more, and one that is not accepted
-loses the route's half.
+counts, a stop is right or wrong, answers are compared by F1, by the default
+rules of `metrics.answers`, and a good format earns 0.1.  A plan that may name
+several routes is right if each of them is accepted: a second accepted one earns
+nothing more, and one that is not accepted loses the route's half.
 
 `Step.answers` are spellings of one gold.  The reference's rule for several
 golds, all or nothing whatever their length, is applied to them unchanged.
@@ -119,7 +119,7 @@ def score_default_answer(step: Step, text: str) -> float | None:
   # Each variant is compared on its own terms: short ones in full.
   best = 0.0
   for gold in step.answers:
-    f1 = answers.score_answer(answer.text, [gold]).f1
+    f1 = answers.score_default(answer.text, [gold]).f1
     short = len(gold.split()) <= SHORT_GOLD_WORDS
     best = max(best, float(f1 == 1) if short else f1)
   return best

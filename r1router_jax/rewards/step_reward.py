@@ -20,6 +20,7 @@ Axes:  n responses   E embedding
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import cachetools
 import numpy as np
 from jaxtyping import Float
 
@@ -28,6 +29,8 @@ from r1router_jax.common.records import Query, Step
 from r1router_jax.retrieval.encoders import registry
 from r1router_jax.rewards.presets import REWARD_PRESETS, PlanScoreInputs
 from r1router_jax.rewards.user_function import check_numbers, import_function
+
+_MAX_GOLDS = 1 << 14
 
 # Texts to unit vectors [n, E], as the retriever embeds queries.
 Embedder = Callable[[list[str]], Float[np.ndarray, "n E"]]
@@ -85,8 +88,8 @@ class StepReward:
       answer=1 - weight,
       searches=-search_cost,
     )
-    # Vectors of golds seen so far, by text.
-    self._gold_vectors: dict[str, np.ndarray] = {}
+    # Vectors of golds by text: the latest, as renamed ones never end.
+    self._gold_vectors = cachetools.LRUCache(_MAX_GOLDS)
 
   def __call__(
     self, steps: Sequence[Step], texts: Sequence[str]
@@ -138,10 +141,11 @@ class StepReward:
     sub_questions = {plan.sub_question for plan in plans.values()}
     golds = {plan.gold_sub_question for plan in plans.values()}
     # Golds come again in each epoch: their vectors are kept.
-    new = sorted((sub_questions | golds) - self._gold_vectors.keys())
-    vectors = dict(zip(new, self._embed_texts(new), strict=True))
-    vectors |= self._gold_vectors
-    self._gold_vectors |= {gold: vectors[gold] for gold in golds}
+    known = (sub_questions | golds) & self._gold_vectors.keys()
+    vectors = {text: self._gold_vectors[text] for text in sorted(known)}
+    new = sorted((sub_questions | golds) - known)
+    vectors |= zip(new, self._embed_texts(new), strict=True)
+    self._gold_vectors.update((gold, vectors[gold]) for gold in sorted(golds))
     cosines = {}
     for n, plan in plans.items():
       cosine = vectors[plan.sub_question] @ vectors[plan.gold_sub_question]

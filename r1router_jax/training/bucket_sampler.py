@@ -19,14 +19,21 @@ class BucketSampler:
 
   Rows have a shape, any sortable tuple, which those of a batch share, except in
   batches at the border between two shapes.  A batch has `size` rows, or fewer
-  at the end of an epoch.
+  at the end of an epoch, but not fewer than `hosts`, which share it.
   """
 
-  def __init__(self, shapes: Sequence[tuple], size: int, seed: int):
+  def __init__(
+    self, shapes: Sequence[tuple], size: int, seed: int, hosts: int = 1
+  ):
     if not shapes:
       raise UserError(
         "There are no training rows: config.data names a split without "
         "questions."
+      )
+    if 0 < (rest := len(shapes) % size) < hosts:
+      raise UserError(
+        f"The last batch of {len(shapes)} rows is of {rest}, for {hosts} "
+        f"processes: take {rest} rows less, by config.data.split."
       )
     # Each shape by its rank, so that the rows can be sorted as an array.
     ranks = {shape: rank for rank, shape in enumerate(sorted(set(shapes)))}

@@ -8,13 +8,19 @@ numbers as unsigned integers x_i, i the row-major index,
   checksum = sum_i (2 i + 1) x_i   mod 2^32
 
 which any single flipped bit changes, and which does not depend on the order of
-the sum or on the number of devices.
+the sum or on the number of devices.  The metadata, these checksums and the
+step have a digest.
+
+A state that cannot be restored is moved to `<workdir>/damaged`, not deleted.
 
 One run owns a workdir: a second one is told which process is the first.
 """
 
 import contextlib
+import hashlib
+import json
 import os
+import time
 from typing import Any
 
 import jax
@@ -28,6 +34,7 @@ from jaxtyping import Array, UInt32
 from r1router_jax.common import files
 from r1router_jax.common.errors import UserError
 from r1router_jax.parallel import multihost
+from r1router_jax.training.train_step import is_finite
 
 MAX_TO_KEEP = 3
 
@@ -36,6 +43,12 @@ MAX_TO_KEEP = 3
 def leaf_checksums(tree: Any) -> UInt32[Array, " leaves"]:
   """Compute the checksum, see the module's docstring, of each leaf."""
   return jnp.stack([_checksum(jnp.asarray(x)) for x in jax.tree.leaves(tree)])
+
+
+def _digest_metadata(step: int, metadata: dict) -> str:
+  """Return the digest of a step and its metadata, as JSON holds them."""
+  text = json.dumps([step, metadata], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _checksum(x: Array) -> UInt32[Array, ""]:
@@ -97,22 +110,22 @@ class Checkpoints:
     reasons = {}
     # The newest first, until one is whole on all hosts.
     for step in sorted(self._manager.all_steps(), reverse=True):
-      try:
-        restored, reason = self._restore_verified(step, shapes), ""
-      except Exception as error:  # Orbax has some thirty ways to fail.
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-      if not multihost.all_hosts_agree(not reason):
-        reasons[step] = reason or "another process could not read it"
-        logging.warning(
-          f"Checkpoint {step} of {self._workdir} is damaged ({reasons[step]})."
-        )
-        continue
-      if reasons:
-        logging.warning("Going on from checkpoint %d instead.", step)
-      for damaged in reasons:  # The run will save at this step again.
-        self._manager.delete(damaged)
-      return restored
-    # Nothing is deleted, so that a wrong config does no harm.
+      for _ in range(2):  # A disk or a network may fail once.
+        try:
+          restored, reason = self._restore_verified(step, shapes), ""
+        except Exception as error:  # Orbax has some thirty ways to fail.
+          text = f"{type(error).__name__}: {error}"
+          reason = " ".join(text.split())[:200]
+        if multihost.all_hosts_agree(not reason):
+          if reasons:
+            logging.warning("Going on from checkpoint %d instead.", step)
+            self._set_aside(reasons)
+          return restored
+      reasons[step] = reason or "another process could not read it"
+      logging.warning(
+        f"Checkpoint {step} of {self._workdir} is damaged ({reasons[step]})."
+      )
+    # Nothing is moved, so that a wrong config does no harm.
     if reasons:
       newest = max(reasons)
       raise UserError(
@@ -129,15 +142,37 @@ class Checkpoints:
     )
     found = self._manager.restore(step, args=wanted)
     metadata = dict(found.about)
-    # The checksums are no metadata of the run.
+    # Digest and checksums are no metadata of the run.
+    if metadata.pop("digest", "") != _digest_metadata(step, metadata):
+      raise UserError("its metadata was changed, or is of an older version")
     expected = metadata.pop("checksums")
     if np.asarray(leaf_checksums(found.state)).tolist() != expected:
       raise UserError("its numbers are not those that were saved")
     return found.state, metadata
 
+  def _set_aside(self, steps: dict[int, str]) -> None:
+    """Move damaged states away: the run will save at these steps again."""
+    folder, now = self._manager.directory, time.time_ns()
+    if jax.process_index() == 0:
+      (folder.parent / "damaged").mkdir(exist_ok=True)
+      for step in steps:
+        (folder / str(step)).rename(folder.parent / f"damaged/{step}.{now}")
+    multihost.all_hosts_agree(True)  # It is done.
+    self._manager.reload()
+
   def save(self, step: int, state: Any, metadata: dict) -> None:
-    """Save a state, and metadata as JSON holds it, in the background."""
+    """Save a state, and metadata as JSON holds it, in the background.
+
+    If it is not finite, or not the newest, it raises an error.
+    """
+    if not is_finite(state):
+      raise FloatingPointError(f"Step {step} is not finite, and not saved.")
     checksums = np.asarray(leaf_checksums(state)).tolist()
-    about = ocp.args.JsonSave({**metadata, "checksums": checksums})
-    state = ocp.args.StandardSave(state)
-    self._manager.save(step, args=ocp.args.Composite(state=state, about=about))
+    about = {**metadata, "checksums": checksums}
+    about["digest"] = _digest_metadata(step, about)
+    about, state = ocp.args.JsonSave(about), ocp.args.StandardSave(state)
+    args = ocp.args.Composite(state=state, about=about)
+    # Orbax skips older steps silently.
+    if not self._manager.save(step, args=args):
+      newest = f"{self._manager.latest_step()} is the newest of {self._workdir}"
+      raise UserError(f"Step {step} is not saved: {newest}; choose another.")

@@ -35,11 +35,16 @@ DOMAINS = "domains"
 # The TFDS dataset of R1-Router's rows, before the name that the user gives.
 ROWS = "r1_router_rows/"
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+# Logits that are divided by it stay finite.
+Temperature = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
+AxisSize = Annotated[int, msgspec.Meta(ge=-1)]
 
 
 class _Options(
@@ -48,12 +53,20 @@ class _Options(
   """A section of a config, whose values have the types of its fields."""
 
 
+class LoraConfig(_Options):
+  """The adapters that a run adds, see `models/lora.py`."""
+
+  rank: Count
+  alpha: Positive
+  match: str
+
+
 class StartPolicyConfig(_Options):
   """The policy that a run starts from."""
 
   start_from: str
   induction: bool
-  lora: Mapping[str, Any]
+  lora: LoraConfig
   overrides: Mapping[str, Any]
 
 
@@ -64,7 +77,7 @@ class DataConfig(_Options):
   train_files: str
   images: str
   kb_dir: str
-  passages: Mapping[str, int]
+  passages: Mapping[str, PositiveInt]
   # Options that saved configs of older versions may lack.
   name: str = "georouter"
   tfds_dir: str = ""
@@ -72,8 +85,8 @@ class DataConfig(_Options):
   families: tuple[str, ...] = ()
   share: PositiveShare = 1.0
   generated: Count = 0
-  prompts_per_shard: int = 0  # Of step_grpo.
-  batch_size_per_device: int = 0  # Of sft.
+  prompts_per_shard: Count = 0  # Of step_grpo.
+  batch_size_per_device: Count = 0  # Of sft.
 
   @property
   def dataset(self) -> str:
@@ -117,14 +130,14 @@ class LossConfig(_Options):
   """
 
   kl: str
-  kl_coef: float
-  entropy_coef: float
+  kl_coef: NotNegative
+  entropy_coef: NotNegative
   clip_low: NotNegative | None = None
   clip_high: NotNegative | None = None
   aggregate: str | None = None
   # Options that saved configs of older versions may lack.
   objective: str = "grpo"
-  dual_clip: NotNegative = 0.0
+  dual_clip: NotNegative | None = 0.0
   importance_cap: NotNegative = 0.0
   truncated: str = "keep"
 
@@ -138,20 +151,20 @@ class StepGrpoConfig(_Options):
   update_batch_size: PositiveInt
   minibatches: PositiveInt
   max_resample_rounds: Count
-  temperature: float
+  temperature: Temperature
   advantage_norm: str | None  # None takes that of the objective.
   loss: LossConfig
   reward: str
-  search_cost: float
+  search_cost: NotNegative
   rename_prob: Probability
   # Options that saved configs of older versions may lack.
   credit: str = "step"
-  state_weight: float = 1.0  # Of gigpo.
+  state_weight: NotNegative = 1.0  # Of gigpo.
   discount: Probability = 1.0
   advantage_by_part: bool = False
   # Of rewards of trajectories.
   format_weight: Probability = 0.1
-  token_cost: float = 0.0
+  token_cost: NotNegative = 0.0
   judge: str = ""
 
 
@@ -159,13 +172,13 @@ class OptimizerConfig(_Options):
   """The options of the optimizer and its learning-rate schedule."""
 
   name: str
-  lr: float
-  muon_lr: float
-  warmup: int
-  final: float
-  b2: float
-  weight_decay: float
-  clip_norm: float
+  lr: NotNegative
+  muon_lr: NotNegative
+  warmup: Count
+  final: NotNegative
+  b2: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+  weight_decay: NotNegative
+  clip_norm: Positive
 
 
 class ValidationConfig(_Options):
@@ -187,21 +200,21 @@ class RunConfig(_Options):
   """
 
   algorithm: str
-  total_steps: int
-  seed: int
+  total_steps: Count
+  seed: Seed
   parallel: str
-  mesh: Mapping[str, int]
-  rollout_mesh: Mapping[str, int]
+  mesh: Mapping[str, AxisSize]
+  rollout_mesh: Mapping[str, AxisSize]
   policy: StartPolicyConfig
   trainable_regex: str
   data: DataConfig
   optim: OptimizerConfig
-  micro_batch_size: int
+  micro_batch_size: Count
   max_skipped: PositiveInt
   validation: ValidationConfig
   log_every: PositiveInt
   checkpoint_every: PositiveInt
-  samples_every: int
+  samples_every: Count
   wandb: str
   matmul_precision: str = ""
   sft: SftConfig | None = None

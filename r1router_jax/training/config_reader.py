@@ -319,7 +319,7 @@ def _check_batch_sizes(config: RunConfig) -> None:
     )
   # Microbatches are of one size, since a scan runs over them.
   rows, micro = config.rows_per_update, config.micro_batch_size
-  if micro < 0 or (micro and rows % micro):
+  if micro and rows % micro:
     raise UserError(
       f"config.micro_batch_size is {micro}, and an update has {rows} rows a "
       "shard: choose a divisor, or 0 for all at one time."

@@ -205,11 +205,14 @@ class Objective(NamedTuple):
   clip_high: float | None
   aggregate: str
   advantage_norm: str = "sample_std"
+  dual_clip: float = 0.0
 
 
 OBJECTIVES = {
-  "grpo": Objective(_clip_surrogate, 0.2, 0.28, "token_mean"),
-  "dr_grpo": Objective(_clip_surrogate, 0.2, 0.2, "fixed_length", "none"),
+  "grpo": Objective(_clip_surrogate, 0.2, 0.28, "token_mean", dual_clip=3.0),
+  "dr_grpo": Objective(
+    _clip_surrogate, 0.2, 0.2, "fixed_length", "none", dual_clip=3.0
+  ),
   "gspo": Objective(_sequence_surrogate, 3e-4, 4e-4, "sequence_mean"),
   "cispo": Objective(_clipped_weight, 1.0, 4.0, "token_mean"),
   "sapo": Objective(_soft_gate, None, None, "sequence_mean"),
@@ -225,7 +228,7 @@ def make_loss_config(
   # Done before the loss: see `advantages.py`.
   del values["truncated"]
   objective = OBJECTIVES[options.loss.objective]
-  for name in ("clip_low", "clip_high", "aggregate"):
+  for name in ("clip_low", "clip_high", "aggregate", "dual_clip"):
     if values[name] is None:
       values[name] = getattr(objective, name)
   # In 16 bits the sampler's log-probabilities are not the trainer's.

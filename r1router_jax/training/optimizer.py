@@ -1,8 +1,8 @@
 """The optimizer: clipping by global norm, then AdamW or Muon, on a schedule.
 
 Muon (orthogonalised momentum) updates the weight matrices inside the stacked
-layers; AdamW updates embeddings, norms and biases.  Muon learns faster where a
-policy is trained from scratch.
+layers; NAdam, Adam with Nesterov's momentum, updates embeddings, norms and
+biases.  Muon learns faster where a policy is trained from scratch.
 
 Source: github.com/KellerJordan/Muon, through optax.contrib.muon.
 """
@@ -40,7 +40,11 @@ def _muon_dimensions(params: dict) -> dict:
 
 def _decay_mask(params: dict) -> dict:
   """Return True for the leaves that have weight decay: matrices."""
-  return jax.tree.map(lambda x: x.ndim > 1, params)
+  # By name: where layers are stacked, norms and biases have two axes, too.
+  names = ("embed", "head", "w", "lora_a", "lora_b")
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key in names, params
+  )
 
 
 def make_optimizer(
@@ -51,7 +55,7 @@ def make_optimizer(
     lr_schedule, steps=steps, warmup=config.warmup, final=config.final
   )
   lr, decay = schedule(config.lr), config.weight_decay
-  # Muon for stacked matrices, and AdamW inside it for everything else.
+  # Muon for stacked matrices, and NAdam inside it for everything else.
   if config.name == "muon":
     rule = contrib.muon(
       schedule(config.muon_lr),

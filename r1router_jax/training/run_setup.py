@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from etils import epath
 from flax import traverse_util
@@ -33,7 +34,8 @@ from r1router_jax.routing import device_loop
 from r1router_jax.routing.router import RolloutOptions
 from r1router_jax.training import optimizer, train_data, train_step, validation
 from r1router_jax.training.bucket_sampler import BucketSampler
-from r1router_jax.training.config import DOMAINS, RunConfig
+from r1router_jax.training.checkpoints import leaf_checksums
+from r1router_jax.training.config import RunConfig
 from r1router_jax.training.config_reader import read_run_config
 from r1router_jax.training.sft import Sft
 from r1router_jax.training.step_grpo import StepGrpo
@@ -95,9 +97,10 @@ def set_up(
   else:
     algorithm = StepGrpo(policy, devices, config, kbs, workdir)
   examples, shapes = train_data.load_train_data(config, policy, kbs)
-  examples_of_all_hosts = algorithm.examples_per_iteration * jax.process_count()
+  hosts = jax.process_count()
+  examples_of_all_hosts = algorithm.examples_per_iteration * hosts
   # One order for all hosts; each takes its slice of a batch.
-  sampler = BucketSampler(shapes, examples_of_all_hosts, config.seed)
+  sampler = BucketSampler(shapes, examples_of_all_hosts, config.seed, hosts)
 
   # 3. The update.
   allowed = jnp.asarray(policy.allowed_tokens)
@@ -118,7 +121,11 @@ def set_up(
     validator=_make_validator(config, policy, kbs, examples),
     init_state=init_state,
     train_step=devices.jit_train_step(step),
-    metadata=_run_metadata(options, examples, examples_of_all_hosts),
+    metadata=dict(
+      config=json.loads(json.dumps(options)),  # Tuples become lists.
+      data=_data_metadata(config, params, kbs, examples, examples_of_all_hosts),
+      versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+    ),
   )
   return run, params
 
@@ -150,11 +157,12 @@ def load_start_policy(
 
 def add_adapters(config: RunConfig, params: dict) -> dict:
   """Return the parameters with the adapters of `config.policy.lora`, if any."""
-  if not config.policy.lora["rank"]:
+  options = config.policy.lora
+  if not options.rank:
     return params
   # The seed of the run, so that a restart makes the same adapters.
   key = jax.random.key(config.seed)
-  return lora.add_adapters(params, key=key, **config.policy.lora)
+  return lora.add_adapters(params, key=key, **msgspec.structs.asdict(options))
 
 
 def find_adapter_base(config: RunConfig, params: dict) -> str:
@@ -243,19 +251,26 @@ def _draw_held_out(
   return [held_out[i] for i in sorted(order[: config.validation.steps])]
 
 
-def _run_metadata(
-  options: Mapping[str, Any],
+def _data_metadata(
+  config: RunConfig,
+  params: dict,
+  kbs: Mapping[str, KnowledgeBase],
   examples: Sequence[train_data.TrainExample],
   batch_size: int,
 ) -> dict[str, Any]:
-  """Return what checkpoints record about a run, as JSON holds it."""
-  # Options of older versions have no such one; the grammar's pictures are not
-  # drawn.
-  place = options["data"].get("questions", "")
-  digest = train_data.digest_examples(examples, place != "", place != DOMAINS)
-  data = dict(rows=len(examples), digest=digest, batch=batch_size)
+  """Return all that batches, and what updates compare them with, depend on."""
+  start = 0
+  if config.policy.start_from:
+    flat = traverse_util.flatten_dict(params, sep="/")
+    if config.policy.lora.rank:  # New adapters are random: the seed tells.
+      flat = {p: x for p, x in flat.items() if not lora.is_adapter(p)}
+    start = int(np.asarray(leaf_checksums(flat)).sum())
   return dict(
-    config=json.loads(json.dumps(options)),  # Tuples become lists.
-    data=data | {"seed": options["seed"]},
-    versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+    rows=len(examples),
+    digest=train_data.digest_examples(examples),
+    batch=batch_size,
+    seed=config.seed,
+    minibatches=config.updates_per_iteration,
+    kbs={kind: kb.meta.get("passages") for kind, kb in kbs.items()},
+    start=start,
   )

@@ -6,7 +6,9 @@ counts also those that are left out.
 
   steps         an update has a fixed number of rows, and more groups are
                 sampled: the groups beyond it are dropped, with their part of
-                those of equal rewards
+                those of equal rewards.  With a penalty these come last, the
+                penalty is a mean over the groups that are kept, and the
+                advantages are scaled to their share of the mean over all
   trajectories  no step of a trajectory is dropped: an update has as many blocks
                 of rows as its trajectories fill, a power of two of them, so
                 that few shapes are compiled; blocks of padding cost nothing
@@ -66,13 +68,22 @@ def make_step_batches(
   total_rows = math.prod(shape)
 
   # 1. The groups that have a gradient; the last of them may not fit.
-  useful = np.flatnonzero(advantage.any(axis=1) | loss_config.has_penalty)
-  kept = useful[:total_rows]
+  unequal = advantage.any(axis=1)
+  order = np.argsort(~unequal, kind="stable")
+  useful = order if loss_config.has_penalty else order[: unequal.sum()]
+  kept = np.sort(useful[:total_rows])
 
-  # 2. The denominator, spread evenly over the rows.
-  fraction = sizes[kept].sum() / sizes[useful].sum() if len(useful) else 1
+  # 2. The denominator, spread evenly over the rows, and the advantages.
+  def kept_fraction(of):
+    # Of no group, or of groups whose responses are all dropped, it is 1.
+    part, whole = sizes[np.intersect1d(kept, of)].sum(), sizes[of].sum()
+    return part / whole if part else 1
+
+  fraction = kept_fraction(useful)
   denominator = sizes.sum() * fraction / total_rows
   denominators = np.full(shard_rows, denominator, np.float32)
+  scale = fraction / kept_fraction(np.flatnonzero(unequal))
+  advantage = advantage * np.float32(scale)
 
   # 3. The batches.
   everyone = np.arange(advantage.shape[1])

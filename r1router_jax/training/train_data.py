@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -209,23 +210,23 @@ def encode_first_prompt(policy: Policy, question: Question) -> EncodedPrompt:
   return policy.processor.encode(policy.config.build_prompt(step))
 
 
-def digest_examples(
-  examples: Sequence[TrainExample], by_content: bool, has_images: bool = True
-) -> str:
-  """Return a digest that tells whether two runs have the same examples.
+def digest_examples(examples: Sequence[TrainExample]) -> str:
+  """Return a digest of what examples say and show, which may be packed.
 
-  Their ids tell, and by content what their questions say and show, too, as the
-  ids of a file stay the same when the file is changed.  Without `has_images`
-  the images of questions are only names.
+  Ids stay the same when a file or a knowledge base is changed.
   """
-  lines = [example.id for example in examples]
-  if by_content:
-    # Examples may share an image, which is read once.
-    digest_image = functools.cache(_digest_image) if has_images else str
-    for question in itertools.chain(*map(_questions_of, examples)):
-      shown = question.image and digest_image(question.image)
-      lines.append(repr(dataclasses.replace(question, image=shown)))
-  return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+  digest = hashlib.sha256()
+  # Examples may share an image, which is read once.
+  digest_image = functools.cache(_digest_image)
+  for each in (x for some in examples for x in getattr(some, "steps", [some])):
+    said = dataclasses.asdict(each)
+    # Other machines have other folders, and round scores in other ways.
+    question = said.get("question", said)
+    question["image"] = digest_image(question["image"])
+    for passage in said.get("passages", ()):
+      del passage["image"], passage["score"]
+    digest.update(repr(said).encode())
+  return digest.hexdigest()
 
 
 def check_disjoint(
@@ -252,6 +253,9 @@ def _questions_of(example: TrainExample) -> list[Question]:
 
 
 def _digest_image(path: str) -> str:
+  # The grammar draws none, and a policy of texts may do without them.
+  if not os.path.exists(path):
+    return path
   return hashlib.sha256(images.read_image_bytes(path)).hexdigest()
 
 
@@ -283,8 +287,8 @@ def filter_trainable(
   Messages name the steps' source; having none is a UserError.
   """
   processor, config = policy.processor, policy.config
-  kept, shapes = [], []
-  skipped, unread_images = row_files.SkipLog(source), []
+  kept, shapes, longest = [], [], config.response_tokens[-1]
+  skipped, unread_images, cut = row_files.SkipLog(source), [], []
   for step in steps:
     # 1. Steps that teach nothing, or cannot be read, are left out.
     if step.answers and not any(map(answers.reference_tokens, step.answers)):
@@ -308,11 +312,19 @@ def filter_trainable(
     kept.append(step)
     shapes.append((length, len(prompt.images), response_length))
     unread_images += [f"{step.id}: {why}" for why in prompt.unread_images]
+    if len(response) > longest:
+      cut.append(f"{step.id}, of {len(response)}")
   # The log names the first step that was left out, and counts the others.
   skipped.finish(len(kept))
   if unread_images:
     logging.warning(
       f"{source}: {len(unread_images)} images of passages are left out, the "
       f"first of them of {unread_images[0]}"
+    )
+  if cut:
+    logging.warning(
+      f"{source}: {len(cut)} gold responses have more than {longest} tokens, "
+      f"the first is {cut[0]}: if rows are not packed, their ends are not "
+      "learnt.  Raise the last of config.policy.overrides.response_tokens."
     )
   return kept, shapes

@@ -6,7 +6,8 @@
 The division comes last, so that the result does not depend on how a batch is
 split, over devices or into microbatches, which need less memory.  Where the
 loss or the gradient is not finite, the update is skipped: the step and the
-skip are counted, and nothing else changes.
+skip are counted, and nothing else changes.  An update that leaves a parameter
+not finite counts as skipped, too, and its state is never saved.
 
 Rows that come in blocks, one a microbatch, are padded to the longest prompt of
 all; each block is computed at the length of its own prompts, and not at all if
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from jaxtyping import Array, Bool
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.training.batch import Batch
@@ -82,6 +84,13 @@ def init_train_state(
   return TrainState(zero, zero, params, optimizer.init(trained))
 
 
+@jax.jit
+def is_finite(tree: Any) -> Bool[Array, ""]:
+  """Return whether all numbers of a tree are finite."""
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  return jnp.stack(finite).all()
+
+
 def make_train_step(
   loss: Callable,
   optimizer: optax.GradientTransformation,
@@ -132,11 +141,13 @@ def make_train_step(
     # parameters in place; jnp.where would keep the old and the new ones alive.
     def update(trained, opt):
       updates, opt = optimizer.update(grads, opt, trained)
-      return optax.apply_updates(trained, updates), opt
+      trained = optax.apply_updates(trained, updates)
+      # Looking at the updates would keep all of them in memory at once.
+      return trained, opt, is_finite(trained)
 
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
-    trained, opt = jax.lax.cond(
-      finite, update, lambda *same: same, trained, state.opt
+    trained, opt, finite = jax.lax.cond(
+      finite, update, lambda *same: (*same, finite), trained, state.opt
     )
     skipped = jnp.where(finite, 0, state.skipped + 1)
     metrics = {name: value / n for name, (value, n) in metrics.items()}

@@ -1,9 +1,11 @@
 """The run log: scalars, times and samples, written once and readable."""
 
+import contextlib
 import json
 import math
 import sys
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +192,30 @@ def test_tensorboard_drops_later_points_of_a_killed_run(tmp_path, after):
   assert set(seen.get("gone", ())) == set(range(1, after + 1))
 
 
+@pytest.mark.parametrize(
+  "clocks",
+  [
+    (1.79e9, 1.79e9 + 100, 1.79e9 + 200),
+    (1.79e9, 1.79e9, 1.79e9),
+    (1.79e9, 1.79e9 - 60, 1.79e9 - 30),
+    (1.79e9, 1000.0, 0.0),  # A machine without a clock.
+    (1.79e9, 1.01e10, 1.79e9),
+  ],
+)
+@pytest.mark.parametrize("after", [0, 3])
+def test_tensorboard_reads_the_newest_points_whatever_the_clock_says(
+  tmp_path, monkeypatch, clocks, after
+):
+  for start, clock in enumerate(clocks):
+    monkeypatch.setattr("time.time", lambda clock=clock: clock)
+    log = run_log.RunLog(tmp_path, after=after if start else 0)
+    for step in range(after + 1 if start else 1, 7):
+      log.write_scalars(step, {"loss": 100 * start + step})
+  monkeypatch.undo()
+  seen = read_tensorboard(tmp_path)["loss"]
+  assert seen == {s: s if s <= after else 200 + s for s in range(1, 7)}
+
+
 def test_missing_wandb_is_rejected(tmp_path, monkeypatch):
   # An import of wandb fails from here on.
   monkeypatch.setitem(sys.modules, "wandb", None)
@@ -198,6 +224,37 @@ def test_missing_wandb_is_rejected(tmp_path, monkeypatch):
     match="config.wandb is 'routers', and wandb is not installed: pip install",
   ):
     run_log.RunLog(tmp_path, wandb="routers")
+
+
+@pytest.mark.parametrize(
+  "error, code", [(None, 0), (ValueError, 1), (KeyboardInterrupt, 1)]
+)
+def test_wandb_gets_options_and_all_lines(tmp_path, monkeypatch, error, code):
+  """A stand-in, which keeps what it was sent."""
+  run = mock.MagicMock()
+  fake = types.SimpleNamespace(init=mock.Mock(return_value=run))
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  log = run_log.RunLog(tmp_path, wandb="routers")
+  log.write_options(dict(seed=3))
+  with contextlib.suppress(ValueError, KeyboardInterrupt):
+    with contextlib.ExitStack() as ends:
+      ends.push(log.finish)
+      log.write_scalars(1, {"loss": 0.5})
+      assert not run.finish.called
+      if error:
+        raise error
+  assert run.config.update.call_args.args == (dict(seed=3),)
+  assert run.log.call_args.args == ({"loss": 0.5},)
+  run.finish.assert_called_once_with(exit_code=code)
+
+
+def test_options_are_written_by_process_0_alone(tmp_path, monkeypatch):
+  run_log.RunLog(tmp_path).write_options(dict(seed=3, names=["a"]))
+  path = tmp_path / "config.json"
+  assert parse_strictly(path.read_text()) == dict(seed=3, names=["a"])
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  run_log.RunLog(tmp_path).write_options(dict(seed=4))
+  assert parse_strictly(path.read_text())["seed"] == 3
 
 
 @pytest.mark.slow

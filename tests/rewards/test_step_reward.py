@@ -1,7 +1,9 @@
 """Step rewards, against a slow restatement of the reference's rules."""
 
+import dataclasses
 import functools
 import re
+import unicodedata
 import zlib
 
 import hypothesis.strategies as st
@@ -13,7 +15,7 @@ from numpy.testing import assert_allclose
 from r1router_jax.common.records import Question, Step
 from r1router_jax.metrics import answers as answers_lib
 from r1router_jax.protocol.format import ROUTE_NAMES
-from r1router_jax.rewards import presets
+from r1router_jax.rewards import presets, step_reward
 from r1router_jax.rewards.step_reward import StepReward, make_reward
 
 QUESTION = Question("q", "Q?")
@@ -163,6 +165,19 @@ def test_reference_preset_values(step, text, expected):
   assert alike([step], [text])[0] == pytest.approx(expected)
 
 
+def test_vectors_of_golds_are_bounded(monkeypatch):
+  monkeypatch.setattr(step_reward, "_MAX_GOLDS", 2)
+  reward, texts = step_reward.StepReward(embed), ["who rules", "of chad"]
+  golds = [f"who rules land {n}" for n in range(5)]
+  steps = [dataclasses.replace(CHAD, sub_question=gold) for gold in golds]
+  for some in (steps[:2], steps, steps[3:], steps):
+    asked = [plan(texts[n % 2], "Text Retriever") for n in range(len(some))]
+    pairs = zip(some, asked, strict=True)
+    wanted = [reward_of(step, text, "default") for step, text in pairs]
+    assert_allclose(reward(some, asked), wanted)
+    assert len(reward._gold_vectors) <= 2
+
+
 # ---- The default preset.
 
 
@@ -196,6 +211,12 @@ def test_default_preset_of_plans_and_malformed_text(step, text, expected):
     (("Port Louis", "the city of Port Louis in Mauritius"), "Port Louis", 1.0),
     (("one two three four five six",), "one two three", 2 / 3),
     (("United States", "USA"), "USA", 1.0),
+    # Spellings of the same, by the default rules of scores.
+    (("São Tomé",), unicodedata.normalize("NFD", "São Tomé"), 1.0),
+    (("29,700",), "２９,７００", 1.0),  # noqa: RUF001 (full width)
+    (("-5",), "\u22125", 1.0),
+    (("29,700",), "29700", 1.0),
+    (("5",), "-5", 0.0),
   ],
 )
 def test_default_preset_of_answers(golds, text, expected):

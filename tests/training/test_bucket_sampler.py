@@ -68,6 +68,21 @@ def test_rows_of_one_shape_are_shuffled_between_epochs():
   assert len(met) > 40
 
 
+@pytest.mark.parametrize(
+  "rows, size, hosts, rest",
+  [(9, 4, 2, 1), (11, 4, 4, 3), (2, 8, 4, 2), (10, 4, 2, 0), (8, 4, 4, 0)],
+)
+def test_last_batch_has_a_row_for_each_host_or_is_rejected(
+  rows, size, hosts, rest
+):
+  if rest:
+    with pytest.raises(ValueError, match=f"is of {rest}, for {hosts} process"):
+      BucketSampler([()] * rows, size, 0, hosts)
+    return
+  sampler = BucketSampler([()] * rows, size, 0, hosts)
+  assert min(map(len, read_epoch(sampler, 0))) >= hosts
+
+
 def test_sampler_without_rows_is_rejected():
   with pytest.raises(ValueError, match="config.data"):
     BucketSampler([], 4, 0)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.rewards import presets, trajectory_reward
 from r1router_jax.training import advantages, config, config_reader, grpo_loss
 from tests.train_runs import load_config, make_run_config
@@ -319,6 +320,85 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
 def test_contradicting_options_are_rejected(name, changes, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     make_run_config(name, **changes)
+
+
+NAN, INF = float("nan"), float("inf")
+
+NUMBERS = (NAN, INF, -1.0, 1e30)
+
+# Values that are no numbers, out of range, or that nothing could start from.
+EDGES = {
+  "sft": {
+    "sft.rename_prob": (0.5, (0.5,), (0.5, 1.5), (NAN, 0.0)),
+    "sft.recall_prob": (1.5, NAN),
+    "sft.recall_warmup_steps": (-1,),
+    "sft.packed_length": (-1,),
+    "data.batch_size_per_device": (0, -1),
+  },
+  "step_grpo": {
+    "step_grpo.temperature": (0.0, 1e-38, *NUMBERS),
+    "step_grpo.minibatches": (0, True),
+    "step_grpo.update_batch_size": (0,),
+    "step_grpo.max_resample_rounds": (-1,),
+    "step_grpo.group_size": (2.0, -1),
+    "step_grpo.search_cost": NUMBERS,
+    "step_grpo.token_cost": NUMBERS,
+    "step_grpo.state_weight": NUMBERS,
+    "step_grpo.discount": (1.5, NAN),
+    "step_grpo.loss.clip_low": NUMBERS,
+    "step_grpo.loss.clip_high": NUMBERS,
+    "step_grpo.loss.dual_clip": NUMBERS,
+    "step_grpo.loss.importance_cap": NUMBERS,
+    "step_grpo.loss.kl_coef": NUMBERS,
+    "step_grpo.loss.entropy_coef": NUMBERS,
+    "data.prompts_per_shard": (0, -1),
+    "data.passages.text": (0, -1),
+    "data.share": (0.0, 1.5, NAN),
+    "seed": (-1, 2**32, None, 1.0),
+    "total_steps": (-3, 10**12, "3"),
+    "log_every": (0,),
+    "checkpoint_every": (0,),
+    "samples_every": (-1,),
+    "max_skipped": (0,),
+    "micro_batch_size": (-1,),
+    "validation.steps": (0,),
+    "validation.every": (-1,),
+    "optim.lr": (*NUMBERS, None),
+    "optim.muon_lr": NUMBERS,
+    "optim.warmup": (-5, 0.5),
+    "optim.final": NUMBERS,
+    "optim.b2": (-0.1, 1.0, NAN),
+    "optim.weight_decay": NUMBERS,
+    "optim.clip_norm": (0.0, *NUMBERS),
+    "mesh.data": (-2,),
+    "rollout_mesh.tensor": (-2,),
+    "policy.lora.rank": (-1, 1.5),
+    "policy.lora.alpha": (0.0, *NUMBERS),
+  },
+}
+
+
+@pytest.mark.parametrize(
+  "name, option, value",
+  [
+    (name, option, value)
+    for name, options in EDGES.items()
+    for option, values in options.items()
+    for value in values
+  ],
+)
+def test_values_out_of_range_are_named(name, option, value):
+  tree = load_config(name).to_dict()
+  *sections, last = option.split(".")
+  section = tree
+  for key in sections:
+    section = section[key]
+  section[last] = value
+  # Of what maps names to numbers, the map is named.
+  place = re.sub(r"(mesh|passages)\.\w+", r"\1", option)
+  with pytest.raises(UserError, match=rf"^config\.{re.escape(place)}") as error:
+    config_reader.read_run_config(tree)
+  assert "\n" not in str(error.value)
 
 
 def change(tree, section, **options):

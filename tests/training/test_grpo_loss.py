@@ -53,8 +53,12 @@ def make_example(seed, shape=(3, 4, 5)):
 
 # As published.
 OBJECTIVES = {
-  "grpo": dict(clip_low=0.2, clip_high=0.28, aggregate="token_mean"),
-  "dr_grpo": dict(clip_low=0.2, clip_high=0.2, aggregate="fixed_length"),
+  "grpo": dict(
+    clip_low=0.2, clip_high=0.28, aggregate="token_mean", dual_clip=3.0
+  ),
+  "dr_grpo": dict(
+    clip_low=0.2, clip_high=0.2, aggregate="fixed_length", dual_clip=3.0
+  ),
   "gspo": dict(clip_low=3e-4, clip_high=4e-4, aggregate="sequence_mean"),
   "cispo": dict(clip_low=1.0, clip_high=4.0, aggregate="token_mean"),
   "sapo": dict(clip_low=None, clip_high=None, aggregate="sequence_mean"),
@@ -218,6 +222,11 @@ def test_objective_alone_has_its_published_options(name):
     assert getattr(config, key) == value
   norm = "none" if name == "dr_grpo" else "sample_std"
   assert grpo_loss.choose_advantage_norm(run) == norm
+  # PyTorch's field bounds the loss of worse responses where nothing else does.
+  assert config.dual_clip == (3.0 if name in ("grpo", "dr_grpo") else 0.0)
+  assert (
+    grpo_loss.make_loss_config(options(dual_clip=0.0), known).dual_clip == 0
+  )
   # What is set stays set.
   run = options(objective=name, aggregate="fixed_length", kl="k2")
   config = grpo_loss.make_loss_config(run, known)

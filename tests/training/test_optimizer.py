@@ -1,11 +1,19 @@
 """The optimizer: schedule, decay, Muon and clipping."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
+from optax import contrib
 
+from r1router_jax.common.checkpoint_folder import locate_checkpoint
+from r1router_jax.policy import config as config_lib
+from r1router_jax.policy import policy
 from r1router_jax.training import optimizer
 from r1router_jax.training.config import OptimizerConfig
 
@@ -84,6 +92,62 @@ def test_weight_decay_is_for_matrices_only(name):
   assert change["norm"] == 0
   assert change["layers"]["w"] > 1e-4
   assert (change["embed"] > 1e-4) == (name == "adamw")
+
+
+@functools.cache
+def warm_start_params():
+  """Ones in the shapes of the policy that comes with the package."""
+  config = config_lib.read_config(locate_checkpoint("warm_start"))
+  init = functools.partial(policy.init_params, config)
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  return jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_norms_and_biases_of_a_policy_do_not_decay(name):
+  """Without gradients only decay moves parameters, by its rate."""
+  params = warm_start_params()
+  options = OPTIONS | dict(name=name, weight_decay=0.5, warmup=0)
+  tx = optimizer.make_optimizer(OptimizerConfig(**options), 100)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(zeros, tx.init(params), params)
+  flat = traverse_util.flatten_dict(updates, sep="/")
+  # Under Muon those that it moves.
+  matrices, rate = {
+    "adamw": (r"embed|.*/w", 1e-2),
+    "muon": (r"(layers|vision/blocks)/.*/w", 2e-2),
+  }[name]
+  for path, update in flat.items():
+    wanted = -0.5 * rate if re.fullmatch(matrices, path) else 0.0
+    np.testing.assert_allclose(update, wanted, rtol=1e-5, err_msg=path)
+  # Stacked norms have two axes.
+  stacked = [x for path, x in flat.items() if path.endswith("scale")]
+  assert max(x.ndim for x in stacked) == 2
+
+
+def test_muon_is_beside_nadam():
+  """Matrices move as by Muon alone, the rest as by NAdam alone."""
+  rate = functools.partial(optimizer.lr_schedule, steps=9, warmup=2, final=0.5)
+  stacked = contrib.MuonDimensionNumbers((1,), (2,))
+  alone = {
+    "layers": contrib.muon(rate(2e-2), muon_weight_dimension_numbers=stacked),
+    "embed": optax.nadam(rate(1e-2), b2=0.98),
+  }
+  alone["norm"] = alone["embed"]
+  options = OPTIONS | dict(name="muon", warmup=2, final=0.5)
+  tx = optimizer.make_optimizer(OptimizerConfig(**options), 9)
+  params, state = make_params(), tx.init(make_params())
+  states = {key: rule.init(params[key]) for key, rule in alone.items()}
+  for seed in range(3):
+    grads = make_grads(seed)
+    updates, state = tx.update(grads, state, params)
+    for key, rule in alone.items():
+      wanted, states[key] = rule.update(grads[key], states[key], params[key])
+      jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        updates[key],
+        wanted,
+      )
 
 
 def test_muon_updates_each_matrix_by_an_orthogonal_one():

@@ -105,6 +105,30 @@ def test_penalties_keep_groups_of_equal_rewards():
   assert batch.mask.any((2, 3)).all() and not batch.advantage[0, 0].any()
 
 
+@pytest.mark.parametrize("rows", [4, 6, 8])
+def test_unequal_groups_come_first_beside_a_penalty(rows):
+  """Rewards have their share of the mean, the penalty is a mean of its own."""
+  shape = 1, 2, rows // 2
+  penalised = make_loss_config(entropy_coef=1e-3)
+  groups, (batch,) = make_batches(penalised, shape=shape)
+  _, (plain,) = make_batches(make_loss_config(), shape=shape)
+  # The groups in the order in which they were drawn, and of these first
+  # the six of unequal rewards, then the first of equal ones, 0 and 2.
+  kept = sorted([*USEFUL, 0, 2][:rows])
+  np.testing.assert_array_equal(
+    batch.mask.reshape(rows, 3, -1), groups.sampled.mask[kept, :, :8]
+  )
+  sizes = groups.sampled.mask.sum((1, 2))
+  total = batch.loss_denominator.sum()
+  np.testing.assert_allclose(total, sizes[kept].sum(), rtol=1e-6)
+
+  def weights(batch):
+    rows = batch.advantage.reshape(-1, 3) / batch.loss_denominator.sum()
+    return rows[rows.any(1)]
+
+  np.testing.assert_allclose(weights(batch), weights(plain), rtol=1e-5)
+
+
 def test_batch_without_useful_groups_is_padding():
   _, (batch,) = make_batches(make_loss_config(), advantage_scale=0)
   assert not batch.mask.any() and not batch.advantage.any()

@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
+from r1router_jax import train as train_lib
+from r1router_jax.common.errors import UserError
+from r1router_jax.common.records import Question
 from r1router_jax.models import lora
 from r1router_jax.parallel.strategy import make_strategy
 from r1router_jax.policy import policy
 from r1router_jax.training import run_setup
-from tests import tiny_policy, train_runs
+from tests import fakes, tiny_policy, train_runs
 
 
 def make_config(trainable_regex="lora_", **changes):
@@ -70,6 +74,42 @@ def test_a_run_starts_from_an_adapter(tmp_path):
   assert found["layers"]["q"]["w"].dtype == np.float32
   tree = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
   assert tree["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+def describe_data(passages="0a1b", text="Who?", shift=0.0, **changes):
+  """Return what checkpoints record of the data of a run."""
+  changes = {"policy.start_from": "warm_start", "policy.lora.rank": 1} | changes
+  config = train_runs.make_run_config("step_grpo", **changes)
+  params = tiny_policy.params(tiny_policy.FULL_VOCAB_CONFIG)
+  params["embed"] = params["embed"].at[3, 1].add(shift)
+  params = run_setup.add_adapters(config, params)
+  examples = [Question("q/1", text, ("Ann",))]
+  kbs = fakes.make_kbs()
+  kbs["text"].meta["passages"] = passages
+  return run_setup._data_metadata(config, params, kbs, examples, 8)
+
+
+@pytest.mark.parametrize(
+  "changes, name",
+  [
+    (dict(seed=1), "seed"),
+    ({"step_grpo.minibatches": 2}, "minibatches"),
+    (dict(text="Why?"), "digest"),
+    (dict(passages="2c3d"), "kbs"),
+    (dict(shift=1e-3), "start"),
+    ({"policy.start_from": ""}, "start"),
+    ({"total_steps": 9, "optim.lr": 1e-5, "policy.lora.rank": 2}, ""),
+  ],
+)
+def test_run_with_other_batches_is_refused(changes, name, tmp_path):
+  saved, current = (
+    dict(data=json.loads(json.dumps(data)), config={}, versions={})
+    for data in (describe_data(), describe_data(**changes))
+  )
+  if not name:  # What may change.
+    return train_lib._check_same_run(saved, current, epath.Path(tmp_path))
+  with pytest.raises(UserError, match=f"holds a run whose {name} was .*, and"):
+    train_lib._check_same_run(saved, current, epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize("precision, wanted", [("bfloat16",) * 2, ("", None)])

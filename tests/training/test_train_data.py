@@ -64,6 +64,21 @@ def test_passage_with_an_unreadable_image_is_named(caplog):
   assert "q/1: 'no.png'" in caplog.text
 
 
+def test_gold_responses_that_are_cut_are_counted_and_named(caplog):
+  known = dataclasses.replace(KNOWN, response_tokens=(40, 80))
+  roomy = policy.Policy(known, tiny_policy.TOKENIZER, {})
+  words = " ".join(f"word{n}" for n in range(80))
+  long = dataclasses.replace(GOOD, id="q/1", answers=(words,))
+  tokens = len(roomy.encode_target(train_data.sft_targets.sft_target(long)))
+  with caplog.at_level("WARNING"):
+    train_data.filter_trainable(roomy, [GOOD, GOOD], "mine")
+    assert "gold responses" not in caplog.text
+    kept, _ = train_data.filter_trainable(roomy, [GOOD, long, long], "mine")
+  assert kept == [GOOD, long, long]
+  assert "mine: 2 gold responses have more than 80 tokens" in caplog.text
+  assert f"the first is q/1, of {tokens}: " in caplog.text
+
+
 @pytest.mark.parametrize(
   "bad, message",
   [
@@ -268,34 +283,48 @@ def test_prepared_benchmark_is_one_split_by_its_name():
     load("webqa")
 
 
-def test_digest_tells_a_changed_file(tmp_path):
-  image = tmp_path / "a.png"
+def test_digest_is_that_of_what_examples_say_and_show(tmp_path):
+  passages = (Passage("p", "text", "Chad is a land."),)
 
-  def digest(by_content=True, shade=0, **parts):
+  def digest(folder="a", shade=0, question=(), step=()):
+    image = tmp_path / folder / "x.png"
+    image.parent.mkdir(exist_ok=True)
     Image.new("L", (84, 84), shade).save(image)
-    question = dataclasses.replace(QUESTION, image=str(image), **parts)
-    step = dataclasses.replace(GOOD, question=question)
-    packed = train_data.sequence_packing.PackedExample("p", (step, step))
-    examples = [question, step, packed]
-    return [train_data.digest_examples([x], by_content) for x in examples]
+    asked = dataclasses.replace(QUESTION, image=str(image), **dict(question))
+    options = dict(question=asked, passages=passages) | dict(step)
+    one = dataclasses.replace(GOOD, **options)
+    packed = train_data.sequence_packing.PackedExample("p", (GOOD, one))
+    examples = [one, packed] if step else [asked, one, packed]
+    return [train_data.digest_examples([x]) for x in examples]
 
-  # By ids, as checkpoints were made before: SHA-256 of "q" by `sha256sum`.
-  ids = "8e35c2cd3bf6641bdb0e2050b76932cbb2e6034a0ddacc1d9bea82a6ba57f7cf"
-  assert digest(False)[0] == ids == digest(False, text="Why?")[0]
-  for change in (dict(text="Why?"), dict(answers=("x",)), dict(shade=9)):
-    for before, after in zip(digest(), digest(**change), strict=True):
+  # Another folder, and scores that are rounded in another way, are no change.
+  assert digest() == digest("b")
+  scored = (dataclasses.replace(passages[0], score=0.5, image="b.png"),)
+  assert digest(step=dict(passages=scored)) == digest()[1:]
+  # The ids stay those of the lines of a file, or of a knowledge base.
+  for change in (
+    dict(shade=9),
+    dict(question=dict(text="Why?")),
+    dict(question=dict(answers=("x",))),
+    dict(step=dict(answers=("x",))),
+    dict(step=dict(response="<think>so</think><answer>x</answer>")),
+    dict(step=dict(history=(("Who?", "Ann"),))),
+    dict(step=dict(passages=(Passage("p", "text", "Chad is a sea."),))),
+  ):
+    changed = digest(**change)
+    for before, after in zip(digest()[-len(changed) :], changed, strict=True):
       assert before != after, change
-  assert digest() == digest()
 
 
 def test_digest_takes_names_for_images_that_nobody_has_drawn():
   question = dataclasses.replace(QUESTION, image="domains/image/3")
 
-  def digest(text):
-    changed = dataclasses.replace(question, text=text)
-    return train_data.digest_examples([changed], True, has_images=False)
+  def digest(**changes):
+    changed = dataclasses.replace(question, **changes)
+    return train_data.digest_examples([changed])
 
-  assert digest("Who?") == digest("Who?") != digest("Why?")
+  assert digest() == digest() != digest(text="Why?")
+  assert digest() != digest(image="domains/image/4")
 
 
 def load_domains(split, **changes):

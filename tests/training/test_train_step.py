@@ -65,6 +65,21 @@ def test_update_that_is_not_finite_is_skipped_and_counted(bad):
   )
 
 
+@pytest.mark.parametrize("rate", [np.inf, np.nan])
+def test_update_that_is_not_finite_itself_counts_as_skipped(rate):
+  optimizer = optax.chain(optax.scale_by_adam(), optax.scale(-rate))
+  step = jax.jit(train_step.make_train_step(loss, optimizer, ""))
+  params = {"w": np.zeros(4, np.float32)}
+  state = train_step.init_train_state(params, optimizer, "")
+  state, metrics = step(state, None, GOOD)
+  # Loss and gradient are those of any good batch.
+  assert np.isfinite(metrics["loss"] + metrics["grad_norm"])
+  assert metrics["skipped"] == state.skipped == state.step == 1
+  # Nothing learns from such parameters.
+  _, metrics = step(state, None, GOOD)
+  assert metrics["skipped"] == 2
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_microbatches_give_the_same_update(rows):
   rng = np.random.default_rng(0)
