@@ -36,12 +36,13 @@ class SamplingParams(NamedTuple):
 
   def validate(self) -> "SamplingParams":
     """Return the values as arrays; raise UserError at one out of range."""
-    ranges = dict(temperature=(0, np.inf), top_k=(0, np.inf), top_p=(0, 1))
-    for name, (low, high) in ranges.items():
+    # Divided logits stay finite, int32 holds top_k, top_p leaves a token.
+    ranges = (1e-3, 1e3), (1, 2**31 - 1), (1e-6, 1)
+    for name, (low, high) in zip(self._fields, ranges, strict=True):
       value = np.asarray(getattr(self, name))
       valid, wanted = (low <= value) & (value <= high), f"{low} to {high}"
-      if name == "top_p":  # 0 would leave no token at all.
-        valid, wanted = valid & (value > 0), f"{wanted}, and above 0"
+      if name != "top_p":
+        valid, wanted = valid | (value == 0), f"0, or {wanted}"
       if not valid.all():
         raise UserError(f"{name} is {getattr(self, name)}, wanted {wanted}.")
     # Fixed dtypes: a Python int or float would compile another program.

@@ -12,15 +12,30 @@ from r1router_jax.generation.token_sampling import SamplingParams
 @pytest.mark.parametrize(
   "sampling, message",
   [
-    (SamplingParams(-1.0), "temperature is -1.0, wanted 0 to inf"),
-    (SamplingParams(top_k=-1), "top_k is -1"),
-    (SamplingParams(top_p=0.0), "top_p is 0.0, wanted 0 to 1, and above 0"),
-    (SamplingParams(top_p=float("nan")), "top_p is nan"),
+    (SamplingParams(-1.0), "temperature is -1.0, wanted 0, or 0.001 to 1000.0"),
+    *((SamplingParams(x), "temperature is") for x in (1e-38, np.inf, np.nan)),
+    *((SamplingParams(top_k=x), "top_k is") for x in (-1, 2**31, np.inf)),
+    (SamplingParams(top_p=0.0), "top_p is 0.0, wanted 1e-06 to 1"),
+    *((SamplingParams(top_p=x), "top_p is") for x in (1e-38, 1.1, np.nan)),
   ],
 )
 def test_values_out_of_range_are_named(sampling, message):
   with pytest.raises(ValueError, match=message):
     sampling.validate()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+@pytest.mark.parametrize("top_k", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("top_p", [1e-6, 1.0])
+def test_values_at_the_edge_sample_a_token(temperature, top_k, top_p):
+  sampling = SamplingParams(temperature, top_k, top_p).validate()
+  sampling = SamplingParams(*(jnp.full(2, x) for x in sampling))
+  # The largest logits that a policy has, and equal ones.
+  logits = jnp.array([[90.0, -90, 0, 89], [5, 5, 5, 5]])
+  tokens, logp = token_sampling.sample_tokens(logits, sampling, jnp.zeros(2))
+  # At u = 0 the first token that passes.
+  np.testing.assert_array_equal(tokens, [0, 0])
+  assert np.isfinite(logp).all()
 
 
 def test_first_of_the_likeliest_tokens_is_taken():
