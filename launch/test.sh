@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Checks the code: ruff, shellcheck, then every test.  Installs what it needs.
 #
-#   launch/test.sh [--oracle] [--fast | --long] [PYTEST ARGUMENTS...]
+#   launch/test.sh [--oracle] [--fast | --long] [--fuzz] [PYTEST ARGUMENTS...]
 #
 #   --oracle   also run the tests that compare with PyTorch and with a pretrained
 #              model, and install these (about 300 MB)
 #   --fast     leave out the tests marked `slow`
 #   --long     also run those marked `long`: whole runs, on meshes and two hosts
+#   --fuzz     also damage the files that we open, 2,000 times
 #   --help     this text
 #
 # All other arguments go to pytest: launch/test.sh -k surrogate -x
@@ -17,12 +18,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 oracle="not oracle"
 slow=""
 long="not long"
+fuzz="not fuzz"
 pytest_args=(-q -n 2 --dist worksteal)
 for arg; do
   case $arg in
     --oracle) oracle="" ;;
     --fast) slow="not slow" ;;
     --long) long="" ;;
+    --fuzz) fuzz="" ;;
     --help | -h) usage ;;
     *) pytest_args+=("$arg") ;;
   esac
@@ -34,7 +37,7 @@ cd "$ROOT"
 unset PYTHONDONTWRITEBYTECODE
 # pytest gets one expression, which joins the marks that are set.
 marks=""
-for mark in "$oracle" "$slow" "$long"; do
+for mark in "$oracle" "$slow" "$long" "$fuzz"; do
   [[ -z $mark ]] || marks+="${marks:+ and }$mark"
 done
 if [[ -z $oracle ]]; then

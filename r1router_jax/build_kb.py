@@ -258,6 +258,8 @@ def _make_meta(
   if queries:
     texts = json.dumps([query.text for query in queries]).encode()
     added["probe_queries"] = hashlib.sha256(texts).hexdigest()[:16]
+  if tokenizer := registry.digest_tokenizer(spec.weights):
+    added["tokenizer"] = tokenizer
   # The order of keys is part of `meta_digest`, and must not change.
   return {
     "format": kb_meta.FORMAT_VERSION,
@@ -286,6 +288,9 @@ def _is_up_to_date(job: _BuildJob) -> bool:
   options = old_meta.keys() & set(kb_meta.SEARCH_OPTIONS)
   old_options = {name: old_meta.pop(name) for name in options}
   old_meta["weights"] = _absolute_path(old_meta.get("weights", ""))
+  # Older versions kept no digest of it.
+  if "tokenizer" in job.meta:
+    old_meta.setdefault("tokenizer", job.meta["tokenizer"])
   if old_meta != job.meta:
     return False
   version = kb_versions.version_folder(folder)

@@ -127,11 +127,12 @@ def test_quickstart_stops_at_a_failure_and_resumes(checkout):
 
 
 TEST_OPTIONS = {
-  "": "not oracle and not long",
-  "--fast": "not oracle and not slow and not long",
-  "--oracle": "not long",
-  "--oracle --long": "",
-  "--oracle --fast": "not slow and not long",
+  "": "not oracle and not long and not fuzz",
+  "--fast": "not oracle and not slow and not long and not fuzz",
+  "--oracle": "not long and not fuzz",
+  "--oracle --long": "not fuzz",
+  "--oracle --long --fuzz": "",
+  "--oracle --fast": "not slow and not long and not fuzz",
 }
 
 

@@ -461,7 +461,10 @@ def test_folder_is_found_with_and_without_kind(tmp_path):
   with pytest.raises(ValueError, match="no finished knowledge base"):
     find(kb_dir, None)
   (tmp_path / "text").mkdir()
-  (tmp_path / "text/meta.json").write_text('{"kb": "text"}')
+  meta = dict(format=2, kb="text", rows=1, width=1, embedder="minilm")
+  meta |= dict.fromkeys(("weights", "fingerprint", "index", "source"), "")
+  text = json.dumps(meta | dict(passages=""))
+  (tmp_path / "text/meta.json").write_text(text)
   assert find(kb_dir, "text") == find(folder, None) == folder
   with pytest.raises(ValueError, match="Say which, as in --kind=text"):
     find(kb_dir, None)

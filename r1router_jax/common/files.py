@@ -78,6 +78,11 @@ def load_once(load: Callable[[str], T], place: str) -> T:
   return found[1]
 
 
+def open_nonblocking(path: str, flags: int) -> int:
+  """Open a file without waiting, as a named pipe would make us do for ever."""
+  return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
   """Write a JSON file that is either complete or as it was before."""
   with atomic_write(path, "w") as file:
@@ -100,7 +105,7 @@ def lock_folder(
   try:
     held = lock.acquire(timeout=0)
   except filelock.Timeout:
-    owner = path.read_text().strip() or "another process"
+    owner = path.read_text(errors="replace").strip() or "another process"
     if not wait:
       message = f"{folder} is in use by {owner}.  Wait for it, or choose"
       raise UserError(f"{message} another folder.") from None

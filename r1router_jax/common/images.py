@@ -22,7 +22,11 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.files import file_state, is_below
+from r1router_jax.common.files import (
+  file_state,
+  is_below,
+  open_nonblocking,
+)
 
 # Formats that are decoded; Pillow's other decoders are less well tested.
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -112,7 +116,7 @@ def _check_state(path: str, state: tuple[int, int] | None) -> None:
 def read_image_bytes(path: str) -> bytes:
   """Read a regular file of 1 to `MAX_BYTES` bytes, or raise BadImage."""
   try:
-    with open(path, "rb", opener=_open_nonblocking) as file:
+    with open(path, "rb", opener=open_nonblocking) as file:
       # The open file is examined, not its path, which may change in between.
       status = os.fstat(file.fileno())
       if not stat.S_ISREG(status.st_mode):
@@ -127,11 +131,6 @@ def read_image_bytes(path: str) -> bytes:
     reason = getattr(error, "strerror", None) or error
     fault = f"{ascii(path)[:300]}: cannot be opened ({reason})"
     raise BadImage(f"{fault}.  Check path and permissions.") from error
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-  """Open a file without waiting, as a named pipe would make us do for ever."""
-  return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_header(image: Image.Image) -> None:

@@ -28,6 +28,7 @@ def run_resumable(
   *,
   to_row: Callable[[T], Row],
   from_row: Callable[[Row, Question], T],
+  row_kind: type,
   title: str,
   label: Row,
   path: pathlib.Path,
@@ -40,6 +41,8 @@ def run_resumable(
     answer_chunk: answers some questions; returns one answer to each.
     to_row: turns an answer into a row with "id", "question" and "faults".
     from_row: restores an answer from its row and its question.
+    row_kind: the schema of rows with their "seconds"; what does not fit it is
+      answered again.
     title: the name of the run in the log.
     label: fields that rows of this very run have, and rows of no other.
     path: the JSON Lines file that rows are appended to, and that answers of an
@@ -54,8 +57,9 @@ def run_resumable(
   # one counts.
   answers, num_outdated = {}, 0
   digests = {q.id: _image_digest(q.image) for q in questions}
-  for row in jsonl.read_rows(path):
-    question = by_id.get(row.get("id"))
+  # The score of a passage may be NaN, which is then in its row.
+  for row in jsonl.read_rows(path, row_kind, parse_constant=float):
+    question = by_id.get(row["id"])
     if question is None or row["question"] != question.text:
       continue
     if any(row.get(key) != value for key, value in label.items()):

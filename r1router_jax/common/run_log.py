@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import msgspec
 from absl import logging
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
@@ -30,12 +31,37 @@ from tensorboardX.proto.summary_pb2 import Summary
 from r1router_jax.common import jsonl
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import atomic_write, write_json
+from r1router_jax.common.schema import Count, Finite
 from r1router_jax.common.text import sanitize_text
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 
 # Characters of a question or response that a line on the screen shows.
 EXCERPT = 120
+
+
+class _Line(msgspec.Struct):
+  step: Count
+
+
+# Schemas of a line of scalars: they are numbers, or null.
+_SCALARS = _Line, dict[str, Finite | None]
+
+
+class _Sample(_Line):
+  id: str
+  kind: str
+  question: str
+  history: list[tuple[str, str]]
+  sub_question: str
+  gold: list[str]
+  responses: list[str]
+  rewards: list[Finite]
+  advantages: list[Finite]
+
+  def __post_init__(self):
+    if not len(self.responses) == len(self.rewards) == len(self.advantages):
+      raise ValueError("wanted as many rewards and advantages as responses")
 
 
 class RunLog:
@@ -61,8 +87,8 @@ class RunLog:
     if self._writes:
       self._folder = folder = epath.Path(workdir)
       folder.mkdir(parents=True, exist_ok=True)
-      self._metrics = _JsonLinesFile(folder / METRICS_FILE, after)
-      self._samples = _JsonLinesFile(folder / SAMPLES_FILE, after)
+      self._metrics = _JsonLinesFile(folder / METRICS_FILE, after, *_SCALARS)
+      self._samples = _JsonLinesFile(folder / SAMPLES_FILE, after, _Line)
       self.kept_lines = self._metrics.kept
       if wandb:
         self._wandb = _open_wandb(wandb, folder, after)
@@ -141,13 +167,13 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """Return the logged lines of a run in order of step; empty if none."""
   path = epath.Path(workdir) / METRICS_FILE
   # Of several lines of one step the last one counts.
-  lines = {line["step"]: line for line in _read_lines(path)}
+  lines = {line["step"]: line for line in jsonl.read_rows(path, *_SCALARS)}
   return [lines[step] for step in sorted(lines)]
 
 
 def read_samples(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """Return the groups of samples of a run, oldest first; empty if none."""
-  return _read_lines(epath.Path(workdir) / SAMPLES_FILE)
+  return jsonl.read_rows(epath.Path(workdir) / SAMPLES_FILE, _Sample)
 
 
 def _to_number(name: str, value: Any) -> float | int | None:
@@ -167,11 +193,12 @@ def _to_number(name: str, value: Any) -> float | int | None:
 class _JsonLinesFile:
   """A file of JSON lines, from which those of steps after `after` are dropped.
 
-  `kept` are the lines that were not dropped.
+  Those that do not fit `kinds` are, too; `kept` are the others.
   """
 
-  def __init__(self, path: epath.Path, after: int):
-    self.kept = [line for line in _read_lines(path) if line["step"] <= after]
+  def __init__(self, path: epath.Path, after: int, *kinds: Any):
+    lines = jsonl.read_rows(path, *kinds)
+    self.kept = [line for line in lines if line["step"] <= after]
     self._path, self._in_bucket = path, "://" in str(path)
     self._text = _format_lines(self.kept)
     # Drop later and torn lines on the disk, too.
@@ -220,10 +247,6 @@ class _TensorBoardFile:
 
 def _format_lines(lines: Iterable[Mapping[str, Any]]) -> str:
   return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-
-
-def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
-  return [row for row in jsonl.read_rows(path) if "step" in row]
 
 
 def _open_wandb(project: str, folder: epath.Path, after: int) -> Any:

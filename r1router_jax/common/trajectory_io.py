@@ -8,8 +8,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from r1router_jax.common.files import is_below
 from r1router_jax.common.records import (
+  KBS,
   Answer,
   Malformed,
   Passage,
@@ -18,6 +21,39 @@ from r1router_jax.common.records import (
   Round,
   Trajectory,
 )
+from r1router_jax.common.schema import Count, NotNegative, one_of
+
+
+class _AnswerRow(msgspec.Struct):
+  text: str
+  thought: str | None = None
+  reason: str | None = None  # Of a malformed response, which has no thought.
+
+  def __post_init__(self):
+    if (self.thought is None) == (self.reason is None):
+      raise ValueError("wanted either a thought or a reason")
+
+
+class _RoundRow(msgspec.Struct):
+  thought: str
+  sub_question: str
+  route: one_of(*KBS)
+  passages: list[Passage]
+  answer: _AnswerRow
+  also: list[one_of(*KBS)] = []  # Rows of older versions have none.
+
+
+class TrajectoryRow(msgspec.Struct):
+  """The schema of fields that `to_row` makes, and of the seconds it took."""
+
+  id: str
+  question: str
+  rounds: list[_RoundRow]
+  final: _AnswerRow
+  faults: list[str]
+  tokens: Count
+  seconds: NotNegative
+  cut: Count = 0
 
 
 def to_row(trajectory: Trajectory) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def evaluate_method(
     lambda chunk: drive_loop(policy, kbs, chunk, settings.random_key, options),
     to_row=to_row,
     from_row=functools.partial(trajectory_io.from_row, image_folders=folders),
+    row_kind=trajectory_io.TrajectoryRow,
     title=f"{name}, {settings.method}",
     label=dict(label, **dataclasses.asdict(settings)),
     path=path,

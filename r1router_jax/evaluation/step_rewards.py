@@ -11,12 +11,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
+import msgspec
 import numpy as np
 from absl import logging
 from jaxtyping import Float
 
 from r1router_jax.common import jsonl, progress
 from r1router_jax.common.records import Question, Step
+from r1router_jax.common.schema import Count, Finite
 from r1router_jax.data import gold_steps
 from r1router_jax.generation import token_sampling
 from r1router_jax.policy.policy import Policy
@@ -30,6 +32,18 @@ QUESTION_STRIDE = 8  # The gold steps of every 8th question are scored.
 STEPS_PER_CHUNK = 390  # Steps between two lines of progress.
 # Temperature of the response to each step, by the name of the mode.
 MODES = dict(greedy=0.0, sampled=1.0)
+
+
+class _SavedRow(msgspec.Struct):
+  """The schema of a row: of each mode, a number for each gold step."""
+
+  steps: Count
+  greedy: list[Finite]
+  sampled: list[Finite]
+
+  def __post_init__(self):
+    if not len(self.greedy) == len(self.sampled) == self.steps:
+      raise ValueError("wanted a reward for each step")
 
 
 def score_gold_steps(
@@ -87,7 +101,7 @@ def score_policies(
   traces = gold_steps.make_gold_steps(questions[::QUESTION_STRIDE], retrieve)
   steps = [step for trace in traces for step in trace]
   reward = step_reward.make_reward("reference")
-  known, rewards = jsonl.read_rows(path), {}
+  known, rewards = jsonl.read_rows(path, _SavedRow), {}
   for name, policy in policies.items():
     label = dict(labels[name], seed=seed, steps=len(steps))
     # An earlier run may have scored this policy.

@@ -25,6 +25,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int16
 
+from r1router_jax.common import tokenizer_file
 from r1router_jax.common.checkpoint_folder import is_gguf
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import mend_text
@@ -37,6 +38,9 @@ IMAGE_PAD = "<|image_pad|>"
 VISION_BORDERS = VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE_TOKENS = (IMAGE_PAD, VISION_START, VISION_END)
 NEVER_SAMPLED = (PAD, START, *IMAGE_TOKENS)
+
+# Capitals, digits, signs, spaces and letters of several bytes, in normal form.
+_PROBE = 'Who wrote "Dracula" in 1897?  Ünï 東京'
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -113,18 +117,14 @@ TEMPLATES = {
 }
 
 
-def _read_tree(path: str | pathlib.Path) -> dict[str, Any]:
-  """Read a tokenizer.json, or that of a GGUF file."""
-  if is_gguf(path):
-    text = gguf_tokenizer.read_tokenizer_files(path)["tokenizer.json"]
-  else:
-    text = pathlib.Path(path).read_text("utf-8")
-  tree = json.loads(text)
-  # What a training left there would cut, fill or vary prompts.
-  tree |= dict(truncation=None, padding=None)
-  if "dropout" in tree["model"]:
-    tree["model"]["dropout"] = None
-  return tree
+def _read_tokenizer(
+  path: str | pathlib.Path,
+) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
+  """Return a tokenizer.json, or that of a GGUF file, and the tokenizer."""
+  if not is_gguf(path):
+    return tokenizer_file.read_tokenizer(path)
+  text = gguf_tokenizer.read_tokenizer_files(path)["tokenizer.json"]
+  return json.loads(text), tokenizers.Tokenizer.from_str(text)
 
 
 class Tokenizer:
@@ -151,8 +151,8 @@ class Tokenizer:
     file are those of `gguf_tokenizer.read_tokenizer_files`.
     """
     # 1. The tokenizer, and its twin for untrusted text.
-    self._template, tree = TEMPLATES[style], _read_tree(path)
-    self._trusted = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    self._template = TEMPLATES[style]
+    tree, self._trusted = _read_tokenizer(path)
     added, model = tree["added_tokens"], tree["model"]
     # Their bytes are their text; all other tokens are spelt in the byte
     # alphabet.
@@ -186,6 +186,8 @@ class Tokenizer:
         f"{path} lacks the tokens {missing}: it is no tokenizer of a "
         "Qwen2.5-VL policy, nor of any that was trained on ChatML."
       )
+    for coder in (self._trusted, self._untrusted):
+      _check_probe(path, coder)
 
     # 3. Ids by their meaning.  A policy of texts alone lacks image tokens.
     self.pad_id, self.eos_id = find(PAD), find(END)
@@ -400,6 +402,17 @@ def _make_split(tokens: Iterable[str]) -> Callable[[str], list[str]]:
   return re.compile(f"({'|'.join(longest) or '(?!)'})").split
 
 
+def _check_probe(path: str | pathlib.Path, coder: tokenizers.Tokenizer) -> None:
+  """Raise UserError if a tokenizer loses or changes letters of a text."""
+  ids = coder.encode(_PROBE, add_special_tokens=False).ids
+  # Some put a space in front.
+  if coder.decode(ids, skip_special_tokens=False).lstrip() != _PROBE:
+    raise UserError(
+      f"{path}: the text {_PROBE!r} is not what it encodes and decodes it to.  "
+      "Copy that of the model again."
+    )
+
+
 def _limit_passages(
   segments: Sequence[messages.Segment],
   pieces: Sequence[list[int]],
@@ -411,7 +424,8 @@ def _limit_passages(
   limit is cut, and later ones are left out, with all that belongs to them.
   """
   # Knowledge bases without a limit are absent from `left`.
-  left = {kb: tokens for kb, tokens in vars(passage_tokens).items() if tokens}
+  limits = dataclasses.asdict(passage_tokens).items()
+  left = {kb: tokens for kb, tokens in limits if tokens}
   kept, dropped = list(pieces), set()
   for i, segment in enumerate(segments):
     kb = segment.passage_ref and segment.passage_ref[0]

@@ -22,7 +22,6 @@ names of weights and of the fields of config.json are those of transformers.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +31,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from r1router_jax.common import schema
 from r1router_jax.common.errors import UserError
+from r1router_jax.common.schema import Layers, Size
 from r1router_jax.models import safetensors_io
 from r1router_jax.models.safetensors_io import linear_rules, norm_rules
 
@@ -41,15 +42,15 @@ from r1router_jax.models.safetensors_io import linear_rules, norm_rules
 class BertConfig:
   """Sizes and variants of an encoder."""
 
-  vocab: int  # V
-  layers: int
-  hidden: int  # D
-  heads: int  # N
-  mlp: int  # F
-  max_positions: int = 512  # P
+  vocab: Size  # V
+  layers: Layers
+  hidden: Size  # D
+  heads: Size  # N
+  mlp: Size  # F
+  max_positions: Size = 512  # P
   first_position: int = 0  # 2 for XLM-R, which reserves 0 and 1 for padding.
-  num_segments: int = 2  # S; a lone text is segment 0.
-  eps: float = 1e-12  # Of the layer norms.
+  num_segments: Size = 2  # S; a lone text is segment 0.
+  eps: schema.PositiveShare = 1e-12  # Of the layer norms.
   pooling: str = "mean"  # Or "cls", "pooler", "score": see the top.
   normalize: bool = True  # Whether output vectors are scaled to length 1.
   max_tokens: int = 256  # Longer texts are truncated.
@@ -242,7 +243,17 @@ _SIZE_FIELDS = dict(
   mlp="intermediate_size",
   num_segments="type_vocab_size",
   max_positions="max_position_embeddings",
+  eps="layer_norm_eps",
 )
+
+
+class _Json(schema.under_names(BertConfig, _SIZE_FIELDS)):
+  """The schema of config.json; of variants, those that `Bert` implements."""
+
+  model_type: schema.one_of("bert", "roberta", "xlm-roberta")
+  pad_token_id: schema.int_range(0, 1 << 24) | None = None
+  hidden_act: schema.one_of("gelu") = "gelu"
+  position_embedding_type: schema.one_of("absolute") = "absolute"
 
 
 def read_config(folder: str, **options: Any) -> BertConfig:
@@ -251,31 +262,28 @@ def read_config(folder: str, **options: Any) -> BertConfig:
   `options` are fields that config.json does not tell, such as `pooling`.  A
   file that is damaged, or of another kind of model, raises BadWeights.
   """
-  path = os.path.join(folder, "config.json")
-  try:
-    with open(path, encoding="utf-8") as file:
-      tree = json.load(file)
-    # Refuse variants that `Bert` does not implement.
-    kind = tree["model_type"]
-    if kind not in ("bert", "roberta", "xlm-roberta"):
-      raise UserError(f"model_type is {kind!r}")
-    known = dict(hidden_act="gelu", position_embedding_type="absolute")
-    for name, value in known.items():
-      if tree.get(name, value) != value:
-        raise UserError(f"{name} is {tree[name]!r}, known is {value!r}")
 
+  def parse(tree: dict[str, Any]) -> BertConfig:
+    found = schema.convert(tree, _Json)
+    first = 0
     # RoBERTa counts positions from the id of the padding token plus one.
-    first = 0 if kind == "bert" else tree["pad_token_id"] + 1
-    sizes = {ours: int(tree[field]) for ours, field in _SIZE_FIELDS.items()}
-    sizes["eps"] = float(tree["layer_norm_eps"])
-    max_tokens = min(512, sizes["max_positions"] - first)
+    if found.model_type != "bert":
+      if found.pad_token_id is None:
+        raise UserError("pad_token_id is missing")
+      first = found.pad_token_id + 1
+    if found.hidden % found.heads or found.max_positions <= first:
+      raise UserError("its heads, or its positions, do not fit its sizes")
+    sizes = {name: getattr(found, name) for name in _SIZE_FIELDS}
+    max_tokens = min(512, found.max_positions - first)
     limits = dict(first_position=first, max_tokens=max_tokens)
     return BertConfig(**sizes, **limits, **options)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise safetensors_io.BadWeights(
-      f"{path}: no config of a BERT or XLM-R ({error!r}).  Give the folder "
-      "of one."
-    ) from error
+
+  return schema.read_json(
+    os.path.join(folder, "config.json"),
+    parse,
+    "Give the folder of a BERT or XLM-R.",
+    error=safetensors_io.BadWeights,
+  )
 
 
 def load_params(

@@ -10,11 +10,13 @@ of tensors).
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
+from r1router_jax.common import schema
 from r1router_jax.common.checkpoint_folder import is_gguf
 from r1router_jax.common.errors import UserError
 from r1router_jax.models import gguf_checkpoint, peft_adapter, safetensors_io
@@ -72,7 +74,38 @@ def _to_published(record: Any, names: Mapping[str, str]) -> dict[str, Any]:
 
 # Fields that choose variants of the model, and the only value implemented.
 _IMPLEMENTED = dict(hidden_act="silu", use_sliding_window=False)
-_IMPLEMENTED |= dict(attention_bias=False, mlp_bias=False)
+_IMPLEMENTED |= dict(attention_bias=False, mlp_bias=False, in_channels=3)
+
+# What transformers fills in: fields that are younger than some models.
+_DEFAULTS = dict(
+  llama=dict(rope_theta=10_000.0, num_key_value_heads=None),
+  qwen2=dict(rope_theta=10_000.0),
+  qwen2_5_vl={},
+)
+
+
+class _Text(schema.under_names(Config, _TEXT_FIELDS)):
+  head_dim: schema.Size | None = None
+  tie_word_embeddings: bool | None = None
+  rope_scaling: dict[str, Any] | None = None
+  rope_parameters: dict[str, Any] | None = None
+
+
+class _Llama3(msgspec.Struct):
+  factor: schema.Positive
+  low_freq_factor: schema.Positive
+  high_freq_factor: schema.Positive
+  original_max_position_embeddings: schema.Size
+
+  def __post_init__(self):
+    if self.high_freq_factor <= self.low_freq_factor:
+      raise ValueError("high_freq_factor is not above low_freq_factor")
+
+
+_Rope = schema.under_names(
+  Config, dict(theta="rope_theta", mrope_section="mrope_section")
+)
+_Vision = schema.under_names(VisionConfig, _VISION_FIELDS)
 
 
 class BadConfig(UserError):
@@ -85,100 +118,110 @@ def read_config(folder: str | os.PathLike) -> Config:
   That of an adapter is its base's, see `peft_adapter.read_chain`.
 
   Raises:
-    BadConfig: the model is of another kind, or a field is missing.
+    BadConfig: the model is of another kind, or a field is missing, of another
+      type or out of its range.
     UserError: a GGUF file or an adapter is damaged, or of another kind.
   """
   _, base = peft_adapter.read_chain(folder)
   if is_gguf(base):
     return parse_config(gguf_checkpoint.read_hf_config(base))
-  path = os.path.join(base, CONFIG_FILE)
-  try:
-    with open(path, encoding="utf-8") as file:
-      return parse_config(json.load(file))
-  except (OSError, ValueError, TypeError, AttributeError) as error:
-    raise BadConfig(
-      f"{path}: {error}.  Give the folder of a Qwen2.5-VL, Qwen2 or Llama "
-      "checkpoint."
-    ) from error
+  return schema.read_json(
+    os.path.join(base, CONFIG_FILE),
+    parse_config,
+    "Give the folder of a Qwen2.5-VL, Qwen2 or Llama checkpoint.",
+    error=BadConfig,
+  )
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
   """Convert the contents of a config.json, with the errors of `read_config`."""
-  # Check that the model is one that `qwen2_5_vl` implements.  The nested form
-  # keeps the fields of the language model in "text_config".
+  # Check that the model is one that `qwen2_5_vl` implements.
   kind = tree.get("model_type")
-  if kind not in _ARCHITECTURES:
+  if str(kind) not in _ARCHITECTURES:
     known = ", ".join(_ARCHITECTURES)
-    raise BadConfig(f"model_type is {kind!r}, known: {known}")
-  text = {**tree, **(tree.get("text_config") or {})}
-  for name, value in _IMPLEMENTED.items():
-    if text.get(name, value) != value:
-      raise BadConfig(f"{name} is {text[name]!r}, and only {value!r} is known")
-
-  # Fill in the two fields that have defaults; all others must be there.
-  optional = ("num_key_value_heads", "rms_norm_eps")
-  wanted = [x for x in _TEXT_FIELDS.values() if x not in optional]
-  if missing := [field for field in wanted if field not in text]:
-    raise BadConfig(f"it lacks {missing}")
-  heads = text["num_attention_heads"]
-  text["num_key_value_heads"] = text.get("num_key_value_heads") or heads
-  text.setdefault("rms_norm_eps", 1e-6)
+    raise BadConfig(f"model_type is {kind!r:.80}, known: {known}")
+  # The nested form keeps the fields of the language model in "text_config".
+  nested = schema.convert(tree.get("text_config") or {}, dict, "text_config")
+  text = _DEFAULTS[kind] | tree | nested
+  _check_implemented(text)
+  # Models of before grouped queries have a key for each query.
+  if text.get("num_key_value_heads", 0) is None:
+    text["num_key_value_heads"] = text.get("num_attention_heads")
+  found = schema.convert(text, _Text)
+  if found.heads % found.kv_heads:
+    raise BadConfig("num_key_value_heads does not divide num_attention_heads")
 
   # Find the rotary embedding's fields, whose place depends on the version.
-  rope = dict(text.get("rope_scaling") or {})
-  rope |= text.get("rope_parameters") or {}
-  length = text.get("max_position_embeddings")
-  rope.setdefault("original_max_position_embeddings", length)
-  head = text.get("head_dim")
-  head = head or text["hidden_size"] // text["num_attention_heads"]
+  rope = {name: text[name] for name in text.keys() & {"rope_theta"}}
+  rope |= (found.rope_scaling or {}) | (found.rope_parameters or {})
+  scaling = _parse_rope_scaling(rope, text.get("max_position_embeddings"))
+  head = found.head_dim or found.hidden // found.heads
   # Models of text alone have no sections: all frequencies turn with the
   # position in the text.
-  section = tuple(rope.get("mrope_section", (head // 2, 0, 0)))
-  if 2 * sum(section) != head:
+  if kind != "qwen2_5_vl":
+    rope.setdefault("mrope_section", (head // 2, 0, 0))
+  rotary = schema.convert(rope, _Rope)
+  section = rotary.mrope_section
+  if not head or 2 * sum(section) != head:
     raise BadConfig(
       f"mrope_section {section} does not add up to half of the head size {head}"
     )
-  theta = rope.get("rope_theta", text.get("rope_theta", 10_000.0))
 
   # Only Qwen2.5-VL has a vision tower.
   vision = None
   if kind == "qwen2_5_vl":
-    given = tree.get("vision_config") or {}
-    vision = _parse_vision(given, text["hidden_size"])
+    vision = _parse_vision(tree.get("vision_config") or {}, found.hidden)
   return Config(
-    **{ours: text[field] for ours, field in _TEXT_FIELDS.items()},
+    **{name: getattr(found, name) for name in _TEXT_FIELDS},
     mrope_section=section,
-    tied=any(t.get("tie_word_embeddings") is True for t in (tree, text)),
-    theta=float(theta),
+    tied=bool(tree.get("tie_word_embeddings") or found.tie_word_embeddings),
+    theta=rotary.theta,
     qkv_bias=kind != "llama",
-    rope_scaling=_parse_rope_scaling(rope),
+    rope_scaling=scaling,
     vision=vision,
   )
 
 
-def _parse_rope_scaling(rope: Mapping[str, Any]) -> Llama3RopeScaling | None:
-  kind = rope.get("rope_type", rope.get("type", "default"))
+def _check_implemented(tree: Mapping[str, Any], place: str = "") -> None:
+  """Raise BadConfig if a field chooses a variant that is not implemented."""
+  for name, value in _IMPLEMENTED.items():
+    # As for transformers, null is no choice.
+    if (found := tree.get(name)) not in (None, value):
+      fault = f"{place}{name} is {found!r:.80}"
+      raise BadConfig(f"{fault}, and only {value!r} is known")
+
+
+def _parse_rope_scaling(
+  rope: Mapping[str, Any], length: Any
+) -> Llama3RopeScaling | None:
+  """Convert scaling; `length` is the model's own context."""
+  kind = rope.get("rope_type", rope.get("type")) or "default"
   if kind in ("default", "mrope"):
     return None
   if kind != "llama3":
-    raise BadConfig(f"rope_type is {kind!r}, known: default, mrope, llama3")
-  if missing := [field for field in _ROPE_FIELDS if rope.get(field) is None]:
-    raise BadConfig(f"its llama3 rope_scaling lacks {missing}")
-  return Llama3RopeScaling(*(rope[field] for field in _ROPE_FIELDS))
+    raise BadConfig(f"rope_type is {kind!r:.80}, known: default, mrope, llama3")
+  if length is not None:
+    rope = {_ROPE_FIELDS[-1]: length} | rope
+  found = schema.convert(rope, _Llama3, "rope")
+  return Llama3RopeScaling(*msgspec.structs.astuple(found))
 
 
-def _parse_vision(tree: Mapping[str, Any], hidden: int) -> VisionConfig:
+def _parse_vision(tree: Any, hidden: int) -> VisionConfig:
   """Convert "vision_config"; `hidden` is the language model's hidden size."""
-  for name, wanted in dict(out_hidden_size=hidden, hidden_act="silu").items():
-    if (value := tree.get(name, wanted)) != wanted:
-      fault = f"vision_config.{name} is {value!r}"
-      raise BadConfig(f"{fault}, and only {wanted!r} is known here")
-  # Fields that are missing keep the defaults, those of the 7B model.
-  fields = _VISION_FIELDS.items()
-  given = {ours: tree[field] for ours, field in fields if field in tree}
-  if "full_blocks" in given:
-    given["full_blocks"] = tuple(given["full_blocks"])
-  return VisionConfig(**given)
+  place = "vision_config"
+  tree = schema.convert(tree, dict, place)
+  if (size := tree.get("out_hidden_size", hidden)) != hidden:
+    raise BadConfig(
+      f"{place}.out_hidden_size is {size!r:.80}, hidden_size {hidden}"
+    )
+  _check_implemented(tree, f"{place}.")
+  found = schema.convert(tree, _Vision, place)
+  # Half of a head's frequencies turn with the row, half with the column.
+  if found.hidden % (4 * found.heads):
+    raise BadConfig(f"{place}: 4 num_heads do not divide hidden_size")
+  if found.window < found.patch * found.merge:
+    raise BadConfig(f"{place}: window_size is smaller than merged patches")
+  return VisionConfig(**msgspec.structs.asdict(found))
 
 
 def make_hf_config(

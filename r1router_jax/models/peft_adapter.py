@@ -11,17 +11,19 @@ Source: github.com/huggingface/peft, src/peft/tuners/lora (fields and names).
 """
 
 import dataclasses
+import functools
 import json
-import math
 import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from etils import epath
 
+from r1router_jax.common import schema
 from r1router_jax.common.checkpoint_folder import locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.models.safetensors_io import BadWeights, StoredTensor
@@ -32,7 +34,6 @@ STEM = "adapter_model"  # The weights' file, without its ending.
 # In front of the names that a model's own modules have.
 PREFIX = "base_model.model."
 
-MAX_CONFIG_BYTES = 1 << 20  # A list of a large model's layers takes 50 KiB.
 MAX_CHAIN = 8  # Adapters on top of each other.
 
 # Fields that say nothing of what is computed, or that are used below.
@@ -50,6 +51,14 @@ _KNOWN_VALUES = dict(
   # How a new adapter is drawn; others change the base's weights.
   init_lora_weights=(True, False, "gaussian"),
 )
+
+
+class _Fields(msgspec.Struct):
+  """Fields that are used."""
+
+  base_model_name_or_path: Annotated[str, msgspec.Meta(min_length=1)]
+  r: schema.int_range(1, 1 << 20)
+  lora_alpha: schema.Finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,21 +130,14 @@ def read_chain(
 def read_adapter(folder: str | os.PathLike) -> Adapter:
   """Read an adapter's config; if it is no plain LoRA, raise UserError."""
   path = pathlib.Path(folder, CONFIG_FILE)
-  try:
-    with path.open("rb") as file:
-      text = file.read(MAX_CONFIG_BYTES + 1)
-    if len(text) > MAX_CONFIG_BYTES:
-      raise UserError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
-    return _parse_config(path.parent, json.loads(text))
-  except (OSError, ValueError, ArithmeticError, RecursionError) as error:
-    raise UserError(
-      f"{path}: {error}.  Give a plain LoRA adapter that PEFT or `train` saved."
-    ) from error
+  return schema.read_json(
+    path,
+    functools.partial(_parse_config, path.parent),
+    "Give a plain LoRA adapter that PEFT or `train` saved.",
+  )
 
 
-def _parse_config(folder: pathlib.Path, tree: Any) -> Adapter:
-  if not isinstance(tree, dict):
-    raise UserError("it is no JSON object")
+def _parse_config(folder: pathlib.Path, tree: dict[str, Any]) -> Adapter:
   for name, values in _KNOWN_VALUES.items():
     if (value := tree.get(name, values[0])) not in values:
       raise UserError(f"{name} is {value!r}, known: {values}")
@@ -143,16 +145,9 @@ def _parse_config(folder: pathlib.Path, tree: Any) -> Adapter:
   for name in sorted(others):
     if tree[name]:
       raise UserError(f"{name} is {tree[name]!r}, and it must be empty")
-
-  base, rank = tree.get("base_model_name_or_path"), tree.get("r")
-  alpha = tree.get("lora_alpha")
-  if not isinstance(base, str) or not base:
-    raise UserError(f"base_model_name_or_path is {base!r}, and no name")
-  if not isinstance(rank, int) or rank < 1:
-    raise UserError(f"r is {rank!r}, wanted a whole number from 1")
-  if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-    raise UserError(f"lora_alpha is {alpha!r}, wanted a number")
-  return Adapter(folder, base, rank, alpha / rank)
+  found = schema.convert(tree, _Fields)
+  base, rank = found.base_model_name_or_path, found.r
+  return Adapter(folder, base, rank, found.lora_alpha / rank)
 
 
 def merge_tensors(

@@ -38,7 +38,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax.common.errors import UserError
+from r1router_jax.common import schema
+from r1router_jax.common.schema import Layers, Size, one_of
 from r1router_jax.models import attention as attention_lib
 from r1router_jax.models import layers as layers_lib
 from r1router_jax.models.attention import Cache, Caches, make_cache
@@ -51,19 +52,22 @@ REMAT = {  # Which results the backward pass keeps instead of recomputing.
 }
 
 
+_Side = schema.int_range(1, 1 << 12)
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
   """The vision tower; field meanings as in a published `vision_config`."""
 
-  hidden: int = 1280
-  mlp: int = 3420
-  layers: int = 32
-  heads: int = 16
-  patch: int = 14  # Pixels per side.
-  temporal: int = 2  # Frames in a patch; a still image repeats.
-  merge: int = 2  # Patches per side of the block that becomes one token.
-  window: int = 112  # Pixels per side.
-  full_blocks: tuple[int, ...] = (7, 15, 23, 31)
+  hidden: Size = 1280
+  mlp: Size = 3420
+  layers: Layers = 32
+  heads: Size = 16
+  patch: _Side = 14  # Pixels per side.
+  temporal: _Side = 2  # Frames in a patch; a still image repeats.
+  merge: _Side = 2  # Patches per side of the block that becomes one token.
+  window: _Side = 112  # Pixels per side.
+  full_blocks: tuple[schema.Count, ...] = (7, 15, 23, 31)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +78,15 @@ class Config:
   temporal.
   """
 
-  vocab: int = 152064
-  hidden: int = 3584
-  mlp: int = 18944
-  layers: int = 28
-  heads: int = 28
-  kv_heads: int = 4
-  mrope_section: tuple[int, int, int] = (16, 24, 24)
-  theta: float = 1e6
-  eps: float = 1e-6
+  vocab: Size = 152064
+  hidden: Size = 3584
+  mlp: Size = 18944
+  layers: Layers = 28
+  heads: Size = 28
+  kv_heads: Size = 4
+  mrope_section: tuple[schema.Count, schema.Count, schema.Count] = (16, 24, 24)
+  theta: schema.Positive = 1e6
+  eps: schema.PositiveShare = 1e-6
   tied: bool = False  # Whether the output embedding is the input embedding.
   qkv_bias: bool = True
   rope_scaling: layers_lib.Llama3RopeScaling | None = None
@@ -105,9 +109,9 @@ SIZES = {
 class RuntimeConfig:
   """Options of running the model, which do not change its parameters."""
 
-  dtype: str = "float32"  # Of products; or "bfloat16".
-  remat: str = "full"  # What the backward pass recomputes, a key of `REMAT`.
-  attention: str = "auto"  # One of `attention.KERNELS`.
+  dtype: one_of("float32", "bfloat16", "float16") = "float32"  # Of products.
+  remat: one_of(*REMAT) = "full"  # What the backward pass recomputes.
+  attention: one_of(*attention_lib.KERNELS) = "auto"
 
 
 class PromptBatch(NamedTuple):
@@ -556,10 +560,6 @@ def _scan_layers(
   layer: type[nn.Module], length: int, in_axes: tuple, compute: RuntimeConfig
 ) -> Any:
   """Repeat a layer: its parameters get a leading axis of `length`."""
-  if compute.remat not in REMAT:
-    raise UserError(
-      f"compute.remat is {compute.remat!r}: take one of {', '.join(REMAT)}."
-    )
   # Within a scan XLA cannot merge the recomputation with the forward pass, so
   # the barriers of prevent_cse would only cost time.
   layer = nn.remat(layer, prevent_cse=False, policy=REMAT[compute.remat])

@@ -31,17 +31,19 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import einops
 import huggingface_hub
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from etils import epath
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
+from r1router_jax.common import schema
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import atomic_write, write_json
 
@@ -63,6 +65,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 SHARD_BYTES = 2 << 30  # Size at which a checkpoint gets another file.
+_MAX_INDEX_BYTES = 1 << 26  # That names each tensor of a model.
 
 # The dtypes that weights may have, by the names of safetensors.
 DTYPES = {
@@ -77,6 +80,18 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 class BadWeights(UserError):
   """Weights that do not fit; the message names file, tensor and cure."""
+
+
+class _Index(msgspec.Struct):
+  """The schema of an index: the name of the file of each tensor."""
+
+  weight_map: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+
+  def __post_init__(self):
+    # An index could name any file of this machine.
+    for name in set(self.weight_map.values()):
+      if not re.fullmatch(r"[^/\\\0]+\.safetensors", name):
+        raise ValueError(f"it names {name!a:.80}, a file outside its folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,19 +421,14 @@ def checkpoint_files(path: str) -> list[str]:
       f"{path}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}.  Give a folder "
       "that does, or a .safetensors file."
     )
-  try:
-    with open(index, encoding="utf-8") as file:
-      # An index could name any file of this machine, so names with a folder are
-      # refused.
-      names = sorted(set(json.load(file)["weight_map"].values()))
-    for name in names:
-      if os.path.basename(name) != name or not name.endswith(".safetensors"):
-        raise UserError("it names a file outside its folder")
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise BadWeights(
-      f"{index}: not a usable index ({error}).  Fetch it again."
-    ) from error
-  return [os.path.join(path, name) for name in names]
+  names = schema.read_json(
+    index,
+    lambda tree: schema.convert(tree, _Index).weight_map.values(),
+    "Fetch it again.",
+    max_bytes=_MAX_INDEX_BYTES,
+    error=BadWeights,
+  )
+  return [os.path.join(path, name) for name in sorted(set(names))]
 
 
 def select_tensors(

@@ -9,6 +9,7 @@ Source: docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
 import json
+import os
 import re
 import sys
 import warnings
@@ -81,6 +82,12 @@ def load_tensors(path: str, key: str) -> dict[str, Any]:
       "it holds no named tensors",
       "Give a file that torch.save wrote of a model's state_dict",
     )
+  # Strides of 0 would make a tensor of any size of a single number.
+  size = os.path.getsize(path)
+  for name, x in tensors.items():
+    if x.numel() * x.element_size() > size:
+      fault = f"tensor {name[:80]} is larger than the file"
+      raise BadCheckpoint(fault, "Save it again with torch.save")
   return tensors
 
 

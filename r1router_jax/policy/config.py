@@ -7,6 +7,8 @@ how the model is run.
 """
 
 import dataclasses
+import functools
+import itertools
 import json
 import pathlib
 import shutil
@@ -15,16 +17,14 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 
-from r1router_jax.common import images
+from r1router_jax.common import images, schema
 from r1router_jax.common.checkpoint_folder import is_gguf, locate_checkpoint
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Step
 from r1router_jax.inputs import gguf_tokenizer
 from r1router_jax.models import hf_checkpoint, peft_adapter, qwen2_5_vl
-from r1router_jax.models.layers import Llama3RopeScaling
-from r1router_jax.protocol import messages, prompts
+from r1router_jax.protocol import messages, prompts, templates
 
 # Options that only this package knows.
 POLICY_FILE = "policy.json"
@@ -51,35 +51,34 @@ OLD_KEYS = {
   "passage_pictures": "passage_images",
 }
 
+# What no option of any policy exceeds: a larger one would take all memory.
+_MAX_PASSAGES, _MAX_TOKENS, _MAX_PIXELS = 1000, 1 << 17, 1 << 26
+
+_Lengths = Annotated[
+  tuple[schema.int_range(1, _MAX_TOKENS), ...],
+  msgspec.Meta(min_length=1, max_length=64),
+]
+_Pixels = schema.int_range(1, _MAX_PIXELS)
+_Channels = tuple[(schema.PositiveShare,) * 3]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-  """Options of prompts, of a policy in this process or at an address.
+  """Options of prompts, of a policy in this process or at an address."""
 
-  A number that is out of its range raises UserError.
-  """
-
-  style: str = "full"  # Wording of the prompts, a key of `templates.STYLES`.
-  max_routes: int = 1  # That one plan may name; R1-Router's name one.
-  passage_images: int = 0  # Passages whose image an answer prompt shows.
+  style: schema.one_of(*templates.STYLES) = "full"  # Wording of the prompts.
+  # That one plan may name; R1-Router's name one.
+  max_routes: schema.int_range(1, len(KBS)) = 1
+  # Passages whose image an answer prompt shows.
+  passage_images: schema.int_range(0, _MAX_PASSAGES) = 0
   # For a policy that reads texts alone, what its prompts have in the place of
   # an image; "" for one that sees, or that is asked no question with an image.
   image_marker: str = ""
   labels_cells: bool = False  # Whether tables name the column before a cell.
   # Whether a plan that repeats a search goes to another knowledge base instead.
   searches_elsewhere: bool = False
-  passages: int = 1  # Of each knowledge base that it reads, if a run says none.
-
-  def __post_init__(self):
-    if self.passages < 1:
-      raise UserError(f"passages is {self.passages}: read 1 passage or more.")
-    if not 1 <= self.max_routes <= len(KBS):
-      wanted = f"a plan may name 1 to {len(KBS)} routes."
-      raise UserError(f"max_routes is {self.max_routes}: {wanted}")
-    if self.passage_images < 0:
-      raise UserError(
-        f"passage_images is {self.passage_images}: show 0 images or more."
-      )
+  # Of each knowledge base that it reads, if a run says none.
+  passages: schema.int_range(1, _MAX_PASSAGES) = 1
 
   def build_prompt(self, step: Step) -> messages.Conversation:
     """Return the prompt of a step, as this policy is asked."""
@@ -102,26 +101,28 @@ class PromptOptions:
     """Return the options of `EXTENSIONS` that differ from their defaults."""
     # A `PromptOptions` has only some of the extensions.
     options = [f for f in dataclasses.fields(self) if f.name in EXTENSIONS]
-    changed = [f.name for f in options if vars(self)[f.name] != f.default]
-    return {name: vars(self)[name] for name in changed}
+    values = {f: getattr(self, f.name) for f in options}
+    return {f.name: x for f, x in values.items() if x != f.default}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyConfig(PromptOptions):
   """The contents of `config.json` and `policy.json`.
 
-  An option of `EXTENSIONS` that is out of its range raises UserError.
+  Options that contradict each other raise UserError; `from_dict` checks ranges,
+  too.
   """
 
   model: qwen2_5_vl.Config
-  prompt_tokens: tuple[int, ...]  # Padded lengths, ascending.
+  prompt_tokens: _Lengths  # Padded lengths, ascending.
   # Padded lengths of gold responses, ascending; no longer one is sampled.
-  response_tokens: tuple[int, ...]
-  min_pixels: int  # Smaller images are enlarged to this area,
-  max_pixels: int  # and larger ones shrunk to this one.
-  decode_batch_size: int  # Responses decoded at one time on one device.
-  image_mean: tuple[float, ...] = images.CLIP_MEAN  # Of RGB, in [0, 1].
-  image_std: tuple[float, ...] = images.CLIP_STD
+  response_tokens: _Lengths
+  min_pixels: _Pixels  # Smaller images are enlarged to this area,
+  max_pixels: _Pixels  # and larger ones shrunk to this one.
+  # Responses decoded at one time on one device.
+  decode_batch_size: schema.int_range(1, 1 << 14)
+  image_mean: _Channels = images.CLIP_MEAN  # Of RGB, in [0, 1].
+  image_std: _Channels = images.CLIP_STD
   end_ids: tuple[int, ...] = ()  # That end a response, beside <|im_end|>.
   compute: qwen2_5_vl.RuntimeConfig = qwen2_5_vl.RuntimeConfig()
   passage_tokens: messages.PassageTokens = messages.PassageTokens()
@@ -129,7 +130,14 @@ class PolicyConfig(PromptOptions):
   spaces_tags: bool = False
 
   def __post_init__(self):
-    super().__post_init__()
+    for name in ("prompt_tokens", "response_tokens"):
+      lengths = getattr(self, name)
+      if any(a >= b for a, b in itertools.pairwise(lengths)):
+        raise UserError(f"{name} is {lengths}: wanted ascending lengths.")
+    if self.min_pixels > self.max_pixels:
+      raise UserError(
+        f"min_pixels is {self.min_pixels}, above max_pixels, {self.max_pixels}."
+      )
     if self.passage_images and self.model.vision is None:
       raise UserError(
         f"passage_images is {self.passage_images}, but this policy reads texts "
@@ -139,11 +147,6 @@ class PolicyConfig(PromptOptions):
       raise UserError(
         f"image_marker is {self.image_marker!r}, but this policy sees images: "
         "set it to '', or take a policy that reads texts alone."
-      )
-    if min(vars(self.passage_tokens).values()) < 0:
-      raise UserError(
-        f"passage_tokens is {self.passage_tokens}: give a number of tokens, or "
-        "0 for all."
       )
 
   def response_length(self, tokens: int) -> int:
@@ -156,8 +159,9 @@ class PolicyConfig(PromptOptions):
   def from_dict(cls, tree: Mapping[str, Any]) -> "PolicyConfig":
     """Build a config from plain dicts, as `dataclasses.asdict` makes them.
 
-    The model may be the name of a published size, a key of `qwen2_5_vl.SIZES`;
-    any other name raises UserError.
+    The model may be the name of a published size, a key of `qwen2_5_vl.SIZES`.
+    Another name, an unknown option, one of another type or out of its range
+    raises UserError.
     """
     # The copy may be changed.
     tree = _rename_old_keys(tree)
@@ -168,7 +172,9 @@ class PolicyConfig(PromptOptions):
           f"config.policy.overrides.model is {name!r}: take one of {known}."
         )
       tree["model"] = qwen2_5_vl.SIZES[name]
-    return _build_record(cls, tree)
+    config = schema.convert(tree, cls)
+    _check_names(tree, config)
+    return config
 
 
 # For a Hugging Face checkpoint without policy.json: the R1-Router paper's.
@@ -196,30 +202,20 @@ GGUF_DEFAULTS = HF_DEFAULTS | dict(
   spaces_tags=True,
 )
 
-# Classes of the fields that hold records themselves.
-_NESTED = dict(
-  model=qwen2_5_vl.Config,
-  vision=qwen2_5_vl.VisionConfig,
-  rope_scaling=Llama3RopeScaling,
-  compute=qwen2_5_vl.RuntimeConfig,
-  passage_tokens=messages.PassageTokens,
-)
-
 
 def _rename_old_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
   return {OLD_KEYS.get(key, key): value for key, value in tree.items()}
 
 
-def _build_record(record_class: type, tree: Mapping[str, Any]) -> Any:
-  """Return a record built from nested dicts; lists become tuples."""
-  values = dict(tree)
+def _check_names(tree: Mapping[str, Any], record: Any, place: str = "") -> None:
+  """Raise UserError if nested dicts hold a name that a record lacks."""
+  known = [field.name for field in dataclasses.fields(record)]
   for name, value in tree.items():
-    # Records hold records, and JSON knows no tuples.
-    if name in _NESTED and isinstance(value, Mapping):
-      values[name] = _build_record(_NESTED[name], value)
-    elif isinstance(value, list):
-      values[name] = tuple(value)
-  return record_class(**values)
+    if name not in known:
+      names = ", ".join(known)
+      raise UserError(f"{place}{name} is unknown: take one of {names}.")
+    if isinstance(value, Mapping):
+      _check_names(value, getattr(record, name), f"{place}{name}.")
 
 
 def read_config(folder: pathlib.Path) -> PolicyConfig:
@@ -235,18 +231,12 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
   if not path.is_file():
     defaults = GGUF_DEFAULTS if is_gguf(path.parent) else HF_DEFAULTS
     return PolicyConfig.from_dict(dict(defaults | known, model=model))
-  try:
-    options = known | json.loads(path.read_text())
-    return PolicyConfig.from_dict(dict(options, model=model))
-  except (ValueError, TypeError, AttributeError) as error:
-    raise UserError(
-      f"{path}: {error}.  Copy the policy again, or delete this file to take "
-      "the settings of a published one."
-    ) from error
-
-
-_Pixels = Annotated[int, Meta(ge=1)]
-_Share = Annotated[float, Meta(gt=0, le=1)]
+  return schema.read_json(
+    path,
+    lambda tree: PolicyConfig.from_dict(known | tree | dict(model=model)),
+    "Copy the policy again, or delete this file to take the settings of a "
+    "published one.",
+  )
 
 
 class _HfFile(msgspec.Struct):
@@ -256,8 +246,8 @@ class _HfFile(msgspec.Struct):
   min_pixels: _Pixels | None = None
   max_pixels: _Pixels | None = None
   size: dict[str, _Pixels | None] | None = None  # How later versions name them.
-  image_mean: tuple[_Share, _Share, _Share] = images.CLIP_MEAN
-  image_std: tuple[_Share, _Share, _Share] = images.CLIP_STD
+  image_mean: _Channels = images.CLIP_MEAN
+  image_std: _Channels = images.CLIP_STD
   image_processor: "_HfFile | None" = None
 
 
@@ -266,11 +256,11 @@ def _read_hf_options(folder: pathlib.Path) -> dict[str, Any]:
   found = []
   for name in ("generation", "processor", "preprocessor"):
     path = _find_file(folder, name + "_config.json")
-    try:
-      data = path.read_bytes() if path.is_file() else b"{}"
-      found.append(msgspec.json.decode(data, type=_HfFile))
-    except (OSError, msgspec.MsgspecError) as error:
-      raise UserError(f"{path}: {error}.  Copy that of its model.") from error
+    cure, read = "Copy that of its model.", _HfFile()
+    if path.is_file():
+      parse = functools.partial(schema.convert, kind=_HfFile)
+      read = schema.read_json(path, parse, cure)
+    found.append(read)
   # Since transformers 5 the processor's file holds that of its images.
   ends, image = found[0].eos_token_id, found[1].image_processor or found[2]
   if not isinstance(ends, tuple):

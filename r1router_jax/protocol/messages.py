@@ -4,6 +4,8 @@ import dataclasses
 import re
 import unicodedata
 
+from r1router_jax.common.schema import Count
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -35,9 +37,9 @@ class PassageTokens:
     table: the same for the table knowledge base.
   """
 
-  text: int = 0
-  image: int = 0
-  table: int = 0
+  text: Count = 0
+  image: Count = 0
+  table: Count = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,14 @@ was built from, so a folder without one is unfinished.  Nothing here imports
 JAX, so that a command can check its flags before it loads anything.
 """
 
-import json
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
+
+from r1router_jax.common import schema
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS
 from r1router_jax.retrieval import kb_versions
@@ -32,10 +35,33 @@ _STORED_EMBEDDERS |= {"openai": "openai_unit", "openai_raw": "openai"}
 _STORED_EMBEDDERS |= {"tei": "tei_unit", "tei_raw": "tei"}
 
 
-def read_meta(folder: str) -> dict | None:
+class _Meta(msgspec.Struct, forbid_unknown_fields=True):
+  """The schema of meta.json."""
+
+  format: int
+  kb: schema.one_of(*KBS)
+  rows: schema.PositiveInt
+  width: schema.int_range(1, 1 << 20)
+  embedder: str
+  weights: str
+  fingerprint: str
+  index: str
+  source: str
+  passages: str  # Digest of passages.jsonl.
+  # These are there only if they are set.
+  shards: schema.PositiveInt = 1
+  pictures: str = ""
+  hybrid: bool = False
+  rerank: str = ""
+  rerank_fingerprint: str = ""
+  probe_queries: str = ""  # Digest of the questions that ScaNN was tuned for.
+  tokenizer: str = ""  # Digest of the tokenizer.json beside the weights.
+
+
+def read_meta(folder: str) -> dict[str, Any] | None:
   """Return the content of the current meta.json, or None; see `read_json`."""
   version = kb_versions.version_folder(folder)
-  meta = read_json(os.path.join(version, kb_versions.META_FILE))
+  meta = read_json(os.path.join(version, kb_versions.META_FILE), _Meta)
   # A build may have removed the version since it was looked up.
   if meta is None and kb_versions.version_folder(folder) != version:
     return read_meta(folder)
@@ -109,14 +135,21 @@ def check_kb_dir(kb_dir: str) -> None:
       read_finished_meta(place)
 
 
-def read_json(path: str) -> dict | None:
-  """Return the content of a file, or None; raise a UserError if damaged."""
+def read_json(path: str, kind: type) -> dict[str, Any] | None:
+  """Return the content of a file of the schema `kind`, or None if it is absent.
+
+  A damaged one raises a UserError.
+  """
+
+  def parse(tree: dict[str, Any]) -> dict[str, Any]:
+    schema.convert(tree, kind)
+    return tree
+
+  cure = "Build it again: delete the folder and run build_kb."
   # Opened rather than looked for first: another process may write it now.
   try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
-  except FileNotFoundError:
-    return None
-  except ValueError as error:
-    cure = "Delete the folder and build it again."
-    raise UserError(f"{path} is damaged ({error}).  {cure}") from None
+    return schema.read_json(path, parse, cure)
+  except UserError as error:
+    if isinstance(error.__cause__, FileNotFoundError):
+      return None
+    raise

@@ -10,15 +10,14 @@ files.json lists the size and the digest of every other file.  A folder without
 `current` is of an older layout: its files lie in the folder itself, unlisted.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
 import re
 import shutil
 
-import msgspec
-
-from r1router_jax.common import files
+from r1router_jax.common import files, schema
 from r1router_jax.common.errors import UserError
 
 CURRENT_FILE, FILE_LIST, META_FILE = "current", "files.json", "meta.json"
@@ -29,6 +28,7 @@ _OLD_LAYOUT = (META_FILE, *_PASSAGES, *_VECTORS, "bm25")
 
 # All files are read when a version is opened, so larger ones have no digest.
 MAX_DIGEST_BYTES = 1 << 30
+_MAX_LIST_BYTES = 1 << 24
 _CURE = "Build it again: delete the folder and run build_kb."
 
 
@@ -36,7 +36,7 @@ def version_folder(folder: str) -> str:
   """Return the folder of the current version, which may not be there."""
   path = os.path.join(folder, CURRENT_FILE)
   try:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=files.open_nonblocking) as file:
       name = file.read(100).decode(errors="replace")
   except FileNotFoundError:
     return folder
@@ -106,11 +106,8 @@ def _list_files(version: str) -> dict[str, tuple[int, str]]:
 def check_files(version: str) -> None:
   """Raise a UserError unless the files of a version are as they were built."""
   path = pathlib.Path(version, FILE_LIST)
-  try:
-    wanted = dict[str, tuple[int, str]]
-    listed = msgspec.json.decode(path.read_bytes(), type=wanted)
-  except msgspec.DecodeError as error:
-    raise UserError(f"{path} is damaged ({error}).  {_CURE}") from None
+  parse = functools.partial(schema.convert, kind=dict[str, tuple[int, str]])
+  listed = schema.read_json(path, parse, _CURE, max_bytes=_MAX_LIST_BYTES)
   found = _list_files(version)
   for name, state in listed.items():
     if found.get(name) != state:

@@ -210,13 +210,16 @@ def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
 
   # A folder may be mixed from two builds, and weights may have been replaced.
   fingerprint = reranker and reranker.fingerprint
+  tokenizer = registry.digest_tokenizer(meta["weights"])
   _require_equal(
     folder,
     ("width", embedder.width, width),
     ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
+    ("embedder's tokenizer", tokenizer, meta.get("tokenizer", tokenizer)),
     ("rows of the index", index.rows, rows),
     ("width of the index", index.width, width),
     ("rows of bm25", words.rows if words else rows, rows),
+    ("presence of bm25", os.path.isdir(f"{folder}/bm25"), words is not None),
     ("reranker weights", fingerprint, meta.get("rerank_fingerprint")),
   )
   return SearchStack(passages, embedder, index, words, reranker)

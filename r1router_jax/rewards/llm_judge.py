@@ -16,7 +16,6 @@ Axes:  N trajectories
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -26,9 +25,8 @@ from absl import logging
 from etils import epath
 from jaxtyping import Float
 
-from r1router_jax.common import progress
+from r1router_jax.common import jsonl, progress
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.jsonl import append_rows
 from r1router_jax.common.records import Answer, Question, Trajectory
 from r1router_jax.policy import openai_client
 from r1router_jax.policy.openai_client import request_messages
@@ -56,6 +54,10 @@ class _Verdict(msgspec.Struct):
   asked: str  # The key of the prompt.
   verdict: float | None  # None for an unreadable one.
 
+  def __post_init__(self):
+    if self.verdict not in (None, *VERDICTS.values()):
+      raise ValueError(f"{self.verdict} is no verdict")
+
 
 class Judge:
   """A model at an address that judges answers, with the verdicts it has given.
@@ -74,10 +76,13 @@ class Judge:
   ):
     self._address, self._path = address, cache_path
     self._keeps_unreadable, self._client = keep_unreadable, None
+    # JSON has no NaN.
+    rows = jsonl.read_rows(cache_path, _Verdict)
+    verdicts = {row["asked"]: row["verdict"] for row in rows}
     self._known = {
-      asked: verdict
-      for asked, verdict in _read_verdicts(cache_path).items()
-      if keep_unreadable or not np.isnan(verdict)
+      asked: np.nan if verdict is None else verdict
+      for asked, verdict in verdicts.items()
+      if keep_unreadable or verdict is not None
     }
 
   def connect(self) -> None:
@@ -142,7 +147,7 @@ class Judge:
           row = dict(asked=asked, verdict=verdict if is_read else None)
           rows.append(row | dict(said=reply.text[-200:]))
       # Saved before the next chunk is asked for: a killed run loses one chunk.
-      append_rows(self._path, rows)
+      jsonl.append_rows(self._path, rows)
 
 
 def parse_verdict(text: str) -> float:
@@ -174,24 +179,3 @@ def _quote(text: str) -> str:
   """Return untrusted text as a bounded JSON string without control tags."""
   line = " ".join(text.split())[: format.MAX_ANSWER]
   return json.dumps(escape_control_tags(line), ensure_ascii=False)
-
-
-def _read_verdicts(path: epath.PathLike) -> dict[str, float]:
-  """Return the verdicts in the cache file, by their prompts' keys."""
-  found, damaged = {}, []
-  if not os.path.exists(path):
-    return found
-  with open(path, "rb") as file:
-    for number, line in enumerate(file, 1):
-      try:
-        row = msgspec.json.decode(line, type=_Verdict)
-      except msgspec.DecodeError:
-        row = None
-      if row is None or row.verdict not in (None, *VERDICTS.values()):
-        damaged.append(number)
-      else:
-        found[row.asked] = np.nan if row.verdict is None else row.verdict
-  if damaged:
-    text = "%s: %d damaged lines (%s); what they held is asked for again."
-    logging.warning(text, path, len(damaged), str(damaged[:5])[1:-1])
-  return found

@@ -37,6 +37,7 @@ from r1router_jax.common import images, records, trajectory_io
 from r1router_jax.common.files import atomic_write
 from r1router_jax.common.records import Answer, Question, Step
 from r1router_jax.common.row_files import MAX_ROW_BYTES, RowError, parse_json
+from r1router_jax.common.schema import Count
 from r1router_jax.data import benchmarks, r1_router_rows
 from r1router_jax.metrics.trajectories import score_trajectory
 
@@ -60,7 +61,13 @@ class TeacherCall:
   step: str  # Its id in the loop, "<question id>/<round>".
   kind: str
   text: str
-  tokens: int
+  tokens: Count
+
+
+class TeacherRow(trajectory_io.TrajectoryRow, kw_only=True):
+  """The schema of what `TeacherRun.to_row` returns."""
+
+  calls: list[TeacherCall]
 
 
 @dataclasses.dataclass(frozen=True)

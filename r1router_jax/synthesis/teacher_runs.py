@@ -84,6 +84,7 @@ def run_teacher(
       lambda chunk, key=key: _run_chunk(teacher, kbs, chunk, settings, key),
       to_row=lambda run: dict(run.to_row(), teacher=name),
       from_row=lambda *row: TeacherRun.from_row(*row, folders),
+      row_kind=selection.TeacherRow,
       title=f"try {number + 1} of {max_tries}",
       label=label,
       path=workdir / "trajectories.jsonl",

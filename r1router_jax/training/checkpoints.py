@@ -90,7 +90,15 @@ class Checkpoints:
       max_to_keep=MAX_TO_KEEP, cleanup_tmp_directories=True
     )
     folder /= "checkpoints"
-    self._manager = ocp.CheckpointManager(folder, options=options)
+    try:
+      self._manager = ocp.CheckpointManager(folder, options=options)
+    # Orbax reads its own notes on each step.
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+      with self._lock:  # It ends here.
+        raise UserError(
+          f"{folder}: the _CHECKPOINT_METADATA of a step is damaged ({error})."
+          "  Move that step elsewhere."
+        ) from error
 
   def __enter__(self) -> "Checkpoints":
     return self

@@ -11,6 +11,17 @@ from typing import Annotated, Any
 
 import msgspec
 
+from r1router_jax.common.schema import (
+  Count,
+  NotNegative,
+  Positive,
+  PositiveInt,
+  PositiveShare,
+  Probability,
+  one_of,
+)
+from r1router_jax.common.shared_flags import ROUTING_LOOPS
+
 # Values that an option may take.  Tables of functions with the same keys stand
 # in modules whose import needs JAX.
 ALGORITHMS = ("sft", "step_grpo")
@@ -35,12 +46,6 @@ DOMAINS = "domains"
 # The TFDS dataset of R1-Router's rows, before the name that the user gives.
 ROWS = "r1_router_rows/"
 
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
-Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
-PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 # Logits that are divided by it stay finite.
 Temperature = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
@@ -134,31 +139,32 @@ class LossConfig(_Options):
   entropy_coef: NotNegative
   clip_low: NotNegative | None = None
   clip_high: NotNegative | None = None
-  aggregate: str | None = None
+  aggregate: one_of(*AGGREGATES) | None = None
   # Options that saved configs of older versions may lack.
-  objective: str = "grpo"
+  objective: one_of(*OBJECTIVES) = "grpo"
   dual_clip: NotNegative | None = 0.0
   importance_cap: NotNegative = 0.0
-  truncated: str = "keep"
+  truncated: one_of(*TRUNCATED_RULES) = "keep"
 
 
 class StepGrpoConfig(_Options):
   """The options of Step-GRPO, see configs/step_grpo.py."""
 
-  rollout_mode: str
-  routing_loop: str
+  rollout_mode: one_of(*ROLLOUT_MODES)
+  routing_loop: one_of(*ROUTING_LOOPS)
   group_size: Annotated[int, msgspec.Meta(ge=2)]  # Advantages compare these.
   update_batch_size: PositiveInt
   minibatches: PositiveInt
   max_resample_rounds: Count
   temperature: Temperature
-  advantage_norm: str | None  # None takes that of the objective.
+  # None takes that of the objective.
+  advantage_norm: one_of(*ADVANTAGE_NORMS) | None
   loss: LossConfig
   reward: str
   search_cost: NotNegative
   rename_prob: Probability
   # Options that saved configs of older versions may lack.
-  credit: str = "step"
+  credit: one_of(*CREDITS) = "step"
   state_weight: NotNegative = 1.0  # Of gigpo.
   discount: Probability = 1.0
   advantage_by_part: bool = False
@@ -171,7 +177,7 @@ class StepGrpoConfig(_Options):
 class OptimizerConfig(_Options):
   """The options of the optimizer and its learning-rate schedule."""
 
-  name: str
+  name: one_of("adamw", "muon")
   lr: NotNegative
   muon_lr: NotNegative
   warmup: Count
@@ -199,7 +205,7 @@ class RunConfig(_Options):
   Only the section of the algorithm is there: the other one is None.
   """
 
-  algorithm: str
+  algorithm: one_of(*ALGORITHMS)
   total_steps: Count
   seed: Seed
   parallel: str
@@ -216,7 +222,7 @@ class RunConfig(_Options):
   checkpoint_every: PositiveInt
   samples_every: Count
   wandb: str
-  matmul_precision: str = ""
+  matmul_precision: one_of(*MATMUL_PRECISIONS) = ""
   sft: SftConfig | None = None
   step_grpo: StepGrpoConfig | None = None
 

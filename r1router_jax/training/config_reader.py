@@ -5,31 +5,20 @@ anything is opened or compiled.  Nothing here imports JAX, so that a wrong
 option is answered at once.
 """
 
-import operator
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
+from r1router_jax.common import schema
 from r1router_jax.common.errors import UserError
-from r1router_jax.common.shared_flags import ROUTING_LOOPS
 from r1router_jax.data import benchmarks, question_files
 from r1router_jax.training.config import (
-  ADVANTAGE_NORMS,
-  AGGREGATES,
-  ALGORITHMS,
-  CREDITS,
   DOMAINS,
   KL_ESTIMATORS,
-  MATMUL_PRECISIONS,
-  OBJECTIVES,
-  ROLLOUT_MODES,
   ROWS,
   STEP_REWARDS,
   STEP_SCORES,
   TRAJECTORY_REWARDS,
-  TRUNCATED_RULES,
   WALK_SCORES,
   LossConfig,
   RunConfig,
@@ -42,21 +31,6 @@ _DUAL_CLIPPED = ("grpo", "dr_grpo", "gspo")
 
 _ROWS_NAME = re.compile(ROWS + r"[\w-]+")
 
-# Options that take one of a few values, by their place in the config; some may
-# be None.
-_CHOICES = {
-  "algorithm": ALGORITHMS,
-  "optim.name": ("adamw", "muon"),
-  "step_grpo.credit": CREDITS,
-  "step_grpo.rollout_mode": ROLLOUT_MODES,
-  "step_grpo.routing_loop": ROUTING_LOOPS,
-  "step_grpo.advantage_norm": ADVANTAGE_NORMS,
-  "step_grpo.loss.objective": OBJECTIVES,
-  "step_grpo.loss.aggregate": AGGREGATES,
-  "step_grpo.loss.truncated": TRUNCATED_RULES,
-  "matmul_precision": MATMUL_PRECISIONS,
-}
-
 
 def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
   """Make the checked options of a run from the nested dicts of its config.
@@ -65,33 +39,11 @@ def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
   not fit the others raises UserError.
   """
   try:
-    config = msgspec.convert(tree, RunConfig)
-  except msgspec.ValidationError as error:
-    # "Expected `int` >= 1 - at `$.log_every`"
-    fault, _, place = str(error).partition(" - at `$")
-    place = place.rstrip("`")
-    value = _find_option(tree, place)
-    came = "" if isinstance(value, Mapping) else f" is {value!r}"
-    raise UserError(
-      f"config{place}{came}: {fault[0].lower()}{fault[1:]}.  See "
-      "configs/base.py."
-    ) from error
-  for option, known in _CHOICES.items():
-    if getattr(config, option.split(".")[0]) is None:
-      continue
-    value = operator.attrgetter(option)(config)
-    if value is not None and value not in known:
-      names = ", ".join(name or "''" for name in known)
-      raise UserError(f"config.{option} is {value!r}: take one of {names}.")
+    config = schema.convert(tree, RunConfig, "config")
+  except UserError as error:
+    raise UserError(f"{error}.  See configs/base.py.") from error
   _check_together(config)
   return config
-
-
-def _find_option(tree: Mapping[str, Any], place: str) -> Any:
-  """Return the value at a place such as "sft.rename_prob[0]"."""
-  for name in re.findall(r"\w+", place):
-    tree = tree[int(name) if name.isdigit() else name]
-  return tree
 
 
 def _check_together(config: RunConfig) -> None:

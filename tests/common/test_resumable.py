@@ -16,8 +16,8 @@ def run(path, question, *, label=LABEL, faults=()):
     asked.extend(chunk)
     return [dict(id=q.id, question=q.text, faults=[*faults]) for q in chunk]
 
-  options = dict(to_row=dict, from_row=lambda row, _: row, title="test")
-  options |= dict(label=label, path=path, chunk_size=2)
+  options = dict(to_row=dict, from_row=lambda row, _: row, row_kind=dict)
+  options |= dict(title="test", label=label, path=path, chunk_size=2)
   found = resumable.run_resumable([question], answer, **options)
   assert [*found] == [question.id]
   return bool(asked)

@@ -280,10 +280,15 @@ def test_wandb_resumes_the_run_of_the_folder(tmp_path, monkeypatch):
 
 def make_group(n):
   return dict(
+    id=f"q/{n}",
     kind="plan",
     question="Who?\x1b[2J",
+    history=[["Where?", "Here"]],
+    sub_question="",
+    gold=["Ann"],
     responses=[f"a{n}", "b\r"],
     rewards=[0.9, 0.1],
+    advantages=[1.0, -1.0],
   )
 
 
@@ -314,3 +319,52 @@ def test_samples_are_logged_as_excerpts(tmp_path, caplog):
     run_log.RunLog(tmp_path).write_samples(5, [make_group("x" * 500)])
   (line,) = (each.getMessage() for each in caplog.records)
   assert line == f"5, plan, Who?: 0.90 for a{'x' * 119}…; 0.10 for b"
+
+
+SCALARS = b"".join(b'{"step": %d, "loss": 0.5}\n' % n for n in range(1, 6))
+ODD_LINES = [
+  b'{"step": 3, "lo',
+  b"\xff\xfe\x00binary",
+  b'{"step": "x", "loss": 1}',
+  b'{"step": null}',
+  b'{"step": [1]}',
+  b'{"step": -5}',
+  b'{"step": 1.5}',
+  b'{"step": 1, "loss": NaN}',
+  b'{"step": 1, "loss": Infinity}',
+  b'{"step": 1, "loss": "<b>"}',
+  b'{"step": 1, "loss": 1' + b"0" * 400 + b"}",
+  b"[" * 100_000,
+  b"7",
+]
+
+
+@pytest.mark.parametrize("line", ODD_LINES, ids=range(len(ODD_LINES)))
+def test_odd_line_of_scalars_is_named_and_dropped(tmp_path, caplog, line):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(line + b"\n" + SCALARS)
+  log = run_log.RunLog(tmp_path, after=3)
+  assert "metrics.jsonl: 1 damaged lines (1)" in caplog.text
+  assert [kept["step"] for kept in log.kept_lines] == [1, 2, 3]
+  log.write_scalars(4, {"loss": 1.0})
+  assert path.read_bytes().count(b"\n") == 4
+  assert [x["step"] for x in run_log.read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(responses="a"),
+    dict(rewards=[1.0]),
+    dict(rewards=["<b>", 1.0]),
+    dict(history=[["a"]]),
+    dict(gold=None),
+    dict(kind=5),
+  ],
+)
+def test_odd_group_of_samples_is_not_shown(tmp_path, caplog, change):
+  groups = [dict(make_group(n), step=n) for n in (1, 2)]
+  lines = [json.dumps(groups[0] | change), json.dumps(groups[1])]
+  (tmp_path / "samples.jsonl").write_text("\n".join(lines))
+  assert run_log.read_samples(tmp_path) == groups[1:]
+  assert "samples.jsonl: 1 damaged lines (1)" in caplog.text

@@ -1,8 +1,9 @@
 import dataclasses
+import json
 
 import numpy as np
 
-from r1router_jax.common import trajectory_io
+from r1router_jax.common import schema, trajectory_io
 from r1router_jax.common.records import (
   Answer,
   Malformed,
@@ -33,6 +34,9 @@ def test_trajectory_round_trips_through_a_row():
   )
   row = trajectory_io.to_row(wanted)
   assert trajectory_io.from_row(row, QUESTION, ()) == wanted
+  # As a file holds it, it has the schema.
+  saved = json.loads(json.dumps(row | dict(seconds=0.5)))
+  schema.convert(saved, trajectory_io.TrajectoryRow)
 
 
 def test_images_of_a_row_are_those_of_known_folders(tmp_path):
@@ -63,6 +67,8 @@ def test_row_of_an_older_version_is_read():
   )
   wanted = Trajectory(QUESTION, (ROUND,), Answer("", "Chad"), (), 7)
   assert trajectory_io.from_row(row, QUESTION, ()) == wanted
+  row |= dict(question="Who?", seconds=0.5)
+  schema.convert(row, trajectory_io.TrajectoryRow)
 
 
 def test_selected_examples_mix_families_and_verdicts():

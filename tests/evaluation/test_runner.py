@@ -64,8 +64,65 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
   assert row.items() >= label.items()
   assert {*row} - {*label} == {
     *("id", "question", "image", "family", "gold", "rounds", "final"),
-    *("faults", "tokens", "cut", "seconds", "scores", "image_digest"),
+    *("faults", "tokens", "cut", "seconds", "scores", "image_digest", "crc"),
   }
+
+
+def without(name):
+  return lambda row: {k: x for k, x in row.items() if k != name}
+
+
+def with_passage(**change):
+  def change_row(row):
+    rounds = [
+      done | dict(passages=[passage | change for passage in done["passages"]])
+      for done in row["rounds"]
+    ]
+    return row | dict(rounds=rounds)
+
+  return change_row
+
+
+def with_round(**change):
+  return lambda row: (
+    row | dict(rounds=[done | change for done in row["rounds"]])
+  )
+
+
+# What the first row becomes.
+ODD_ROWS = {
+  **{f"without {n}": without(n) for n in ("id", "question", "rounds", "final")},
+  **{f"without {n}": without(n) for n in ("faults", "tokens", "seconds")},
+  "final a text": lambda row: row | dict(final="x"),
+  "final odd": lambda row: row | dict(final=dict(text="x")),
+  "tokens a text": lambda row: row | dict(tokens="<script>"),
+  "tokens negative": lambda row: row | dict(tokens=-5),
+  "tokens NaN": lambda row: row | dict(tokens=float("nan")),
+  "tokens endless": lambda row: row | dict(tokens=10**400),
+  "seconds a text": lambda row: row | dict(seconds="x"),
+  "faults null": lambda row: row | dict(faults=None),
+  "faults of numbers": lambda row: row | dict(faults=[1]),
+  "rounds null": lambda row: row | dict(rounds=None),
+  "route unknown": with_round(route="evil"),
+  "answer odd": with_round(answer={}),
+  "score a text": with_passage(score="<b>"),
+  "id a list": lambda row: row | dict(id=["q/0"]),
+  "another answer": lambda row: row | dict(final=dict(thought="", text="7")),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ROWS)
+def test_odd_row_is_named_and_made_again(tmp_path, caplog, name):
+  path = tmp_path / "predictions.jsonl"
+  whole, _ = census.evaluate(path)
+  lines = path.read_text().splitlines()
+  lines[0] = json.dumps(ODD_ROWS[name](json.loads(lines[0])))
+  path.write_text("\n".join(lines) + "\n")
+  again, prompts = census.evaluate(path)
+  assert again.trajectories == whole.trajectories and prompts > 0
+  assert f"{path}: 1 damaged lines (1)" in caplog.text
+  # It is made again once.
+  assert census.evaluate(path)[1] == 0
 
 
 def test_two_questions_with_one_id_are_rejected():

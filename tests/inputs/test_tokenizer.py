@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage
 from r1router_jax.inputs import tokenizer as tokenizer_lib
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -625,3 +626,24 @@ def test_halves_of_surrogate_pairs_become_replacement_characters(source):
     for x in ("\ud83d", "\ufffd")
   )
   assert half == whole
+
+
+TREE = json.loads(tiny_policy.TOKENIZER.read_text())
+BERT = dict(type="BertPreTokenizer")
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(pre_tokenizer=None),
+    dict(pre_tokenizer=BERT),
+    dict(decoder=None),
+    dict(normalizer=dict(type="Lowercase")),
+    dict(model=TREE["model"] | dict(end_of_word_suffix="</w>")),
+  ],
+)
+def test_a_tokenizer_that_changes_letters_is_refused(tmp_path, changes):
+  path = tmp_path / "tokenizer.json"
+  path.write_text(json.dumps(TREE | changes))
+  with pytest.raises(UserError, match="tokenizer.json: the text 'Who wrote"):
+    tokenizer_lib.Tokenizer(path, "compact")

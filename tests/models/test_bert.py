@@ -149,11 +149,16 @@ def test_config_is_read(tmp_path):
   [
     # Variants that are not implemented.
     (dict(model_type="deberta"), "model_type is 'deberta'"),
-    (dict(hidden_act="relu"), "hidden_act is 'relu', known is 'gelu'"),
+    (dict(hidden_act="relu"), "hidden_act is 'relu': take one of gelu"),
     (dict(position_embedding_type="relative_key"), "relative_key"),
     # Damaged values.
-    (dict(vocab_size="many"), "invalid literal"),
-    (dict(hidden_size=None), "TypeError"),
+    (dict(vocab_size="many"), "vocab_size is 'many': expected `int`"),
+    (dict(hidden_size=None), "hidden_size is None"),
+    (dict(num_hidden_layers=10**6), "num_hidden_layers is 1000000"),
+    (dict(num_attention_heads=0), "num_attention_heads is 0"),
+    (dict(num_attention_heads=7), "do not fit"),
+    (dict(layer_norm_eps=0), "layer_norm_eps is 0"),
+    (dict(model_type="roberta", pad_token_id=None), "pad_token_id is missing"),
   ],
 )
 def test_unknown_or_damaged_config_is_refused(tmp_path, change, words):
@@ -163,7 +168,7 @@ def test_unknown_or_damaged_config_is_refused(tmp_path, change, words):
   # Damaged files.
   for text in ("", "[]", "{}"):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(safetensors_io.BadWeights, match="no config of a BERT"):
+    with pytest.raises(safetensors_io.BadWeights, match="folder of a BERT"):
       bert.read_config(str(tmp_path))
 
 

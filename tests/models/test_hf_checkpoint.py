@@ -12,6 +12,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding
 from safetensors.numpy import load_file
 
+from r1router_jax.common.errors import UserError
 from r1router_jax.models import (
   hf_checkpoint,
   layers,
@@ -115,7 +116,7 @@ LLAMA_YARN = dict(model_type="llama", rope_scaling=dict(rope_type="yarn"))
     ),
     (
       dict(rope_scaling=dict(rope_type="llama3", factor=8.0)),
-      r"llama3 rope_scaling lacks \['low_freq_factor', 'high_freq_factor'",
+      "rope.low_freq_factor is missing",
     ),
     (dict(model_type="llama", attention_bias=True), "attention_bias is True"),
     (LLAMA_YARN, "rope_type is 'yarn', known: default, mrope, llama3"),
@@ -133,7 +134,8 @@ def test_unsupported_config_is_refused(change, words, tmp_path):
     ("{", "config.json: "),
     ("[]", "config.json: "),
     ("{}", "model_type is No"),
-    ('{"model_type": "qwen2"}', r"lacks \['vocab_size', 'hidden_size'"),
+    ('{"model_type": "qwen2"}', "vocab_size is missing.  Give the folder"),
+    ('{"model_type": []}', r"model_type is \[\], known"),
   ],
 )
 def test_damaged_config_is_refused(text, words, tmp_path):
@@ -142,8 +144,8 @@ def test_damaged_config_is_refused(text, words, tmp_path):
     hf_checkpoint.read_config(tmp_path)
 
 
-LLAMA3 = dict(rope_type="llama3", factor=8.0)
-LLAMA3 |= dict(low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=500.0)
+SCALING = dict(rope_type="llama3", factor=8.0)
+SCALING |= dict(low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=500.0)
 
 
 @pytest.mark.oracle
@@ -151,9 +153,9 @@ LLAMA3 |= dict(low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=500.0)
   "change",
   [
     dict(num_key_value_heads=None),
-    dict(rope_scaling=LLAMA3, max_position_embeddings=16),
-    dict(rope_parameters=LLAMA3, max_position_embeddings=16),
-    dict(rope_parameters=LLAMA3 | dict(original_max_position_embeddings=32)),
+    dict(rope_scaling=SCALING, max_position_embeddings=16),
+    dict(rope_parameters=SCALING, max_position_embeddings=16),
+    dict(rope_parameters=SCALING | dict(original_max_position_embeddings=32)),
   ],
 )
 def test_fields_that_are_left_out_are_those_of_transformers(change, tmp_path):
@@ -194,6 +196,114 @@ def test_a_head_of_its_own_is_not_dropped(name, tmp_path):
       safetensors_io.BadWeights, match="lm_head.weight differs"
     ):
       act(tmp_path / "other", config=config)
+
+
+def with_vision(**changes):
+  return dict(vision_config=QWEN_7B["vision_config"] | changes)
+
+
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0)
+LLAMA3 |= dict(high_freq_factor=4.0, original_max_position_embeddings=16)
+LLAMA = QWEN_7B | dict(model_type="llama", rope_scaling=None)
+
+
+def with_llama3(**changes):
+  return LLAMA | dict(rope_scaling=LLAMA3 | changes)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (
+      dict(hidden_size="many"),
+      "hidden_size is 'many': expected `int`, got `str",
+    ),
+    (dict(vocab_size=1e3), "vocab_size is 1000.0: expected `int`"),
+    (dict(vocab_size=True), "vocab_size is True"),
+    (dict(vocab_size=10**400), "vocab_size is 1000.*: expected `int` <= "),
+    (dict(num_hidden_layers=10**6), "num_hidden_layers is 1000000"),
+    (dict(num_hidden_layers=0), "num_hidden_layers is 0"),
+    (dict(num_attention_heads=-1), "num_attention_heads is -1"),
+    (dict(num_key_value_heads=3), "num_key_value_heads does not divide"),
+    (dict(rms_norm_eps=0), "rms_norm_eps is 0"),
+    (dict(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    (dict(rms_norm_eps=None), "rms_norm_eps is None"),
+    (dict(rope_theta=0), "rope_theta is 0"),
+    (dict(rope_theta=-1), "rope_theta is -1"),
+    (dict(rope_theta=float("nan")), "rope_theta is nan"),
+    (dict(rope_scaling="linear"), "rope_scaling is 'linear': expected `object"),
+    (dict(rope_scaling={}), "mrope_section is missing"),
+    (
+      dict(rope_scaling=dict(mrope_section=[16, 48])),
+      "mrope_section: expected",
+    ),
+    (
+      dict(rope_scaling=dict(mrope_section=[-16, 40, 40])),
+      r"section\[0\] is -16",
+    ),
+    (dict(head_dim=0), "head_dim is 0"),
+    (dict(tie_word_embeddings="true"), "tie_word_embeddings is 'true'"),
+    (dict(text_config=[1]), "text_config: expected `object`, got `array`"),
+    (dict(vision_config=5), "vision_config is 5: expected `object`"),
+    (with_vision(depth=0), "vision_config.depth is 0"),
+    (with_vision(depth=10**6), "vision_config.depth is 1000000"),
+    (with_vision(patch_size=0), "vision_config.patch_size is 0"),
+    (with_vision(num_heads=7), "vision_config: 4 num_heads do not divide"),
+    (with_vision(window_size=14), "window_size is smaller than merged"),
+    (with_vision(hidden_act="gelu"), "vision_config.hidden_act is 'gelu'"),
+    (with_vision(in_channels=1), "vision_config.in_channels is 1, and only 3"),
+    (with_vision(fullatt_block_indexes="x"), "fullatt_block_indexes is 'x'"),
+    (with_llama3(factor="8"), "rope.factor is '8': expected `float`"),
+    (with_llama3(high_freq_factor=1.0), "high_freq_factor is not above"),
+    (with_llama3(original_max_position_embeddings=0), "embeddings is 0"),
+  ],
+)
+def test_absurd_config_is_refused(change, words):
+  with pytest.raises(UserError, match=words):
+    hf_checkpoint.parse_config(QWEN_7B | change)
+
+
+# What the weights cannot tell has no defaults, which would be other ones than
+# those of transformers.
+@pytest.mark.parametrize(
+  "name", ["rms_norm_eps", "rope_theta", "num_key_value_heads", "rope_scaling"]
+)
+def test_missing_field_is_refused(name):
+  tree = {field: value for field, value in QWEN_7B.items() if field != name}
+  name = "mrope_section" if name == "rope_scaling" else name
+  with pytest.raises(UserError, match=f"{name} is missing"):
+    hf_checkpoint.parse_config(tree)
+
+
+@pytest.mark.parametrize("name", hf_checkpoint._VISION_FIELDS.values())
+def test_missing_field_of_the_tower_is_refused(name):
+  vision = QWEN_7B["vision_config"]
+  vision = {field: value for field, value in vision.items() if field != name}
+  with pytest.raises(UserError, match=f"vision_config.{name} is missing"):
+    hf_checkpoint.parse_config(QWEN_7B | dict(vision_config=vision))
+
+
+@pytest.mark.parametrize(
+  "tree, wanted",
+  [
+    (LLAMA | dict(num_key_value_heads=None), dict(kv_heads=28)),
+    (
+      {k: x for k, x in LLAMA.items() if k != "num_key_value_heads"},
+      dict(kv_heads=28),
+    ),
+    ({k: x for k, x in LLAMA.items() if k != "rope_theta"}, dict(theta=1e4)),
+    (LLAMA | dict(attention_bias=None, tie_word_embeddings=None), dict()),
+    (
+      LLAMA
+      | dict(max_position_embeddings=99)
+      | dict(rope_scaling={k: x for k, x in LLAMA3.items() if k[0] != "o"}),
+      dict(rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 99)),
+    ),
+  ],
+)
+def test_older_configs_are_read_as_by_transformers(tree, wanted):
+  found = dataclasses.asdict(hf_checkpoint.parse_config(tree))
+  assert found.items() >= wanted.items()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from r1router_jax.common.checkpoint_folder import WARM_START
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Question, Step
 from r1router_jax.generation import token_sampling
 from r1router_jax.inputs.tokenizer import PromptTooLong
@@ -259,7 +260,7 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused(random_policy, tmp_path):
 def test_broken_policy_json_is_named(random_policy, tmp_path):
   random_policy.save(tmp_path)
   # No JSON, no object, an unknown option.
-  for text in ("{", "[]", '{"style": "compact", "speed": 3}'):
+  for text in ("{", "[]", '{"style": "compact", "speed": 3}', "[" * 10**5):
     (tmp_path / "policy.json").write_text(text)
     with pytest.raises(ValueError, match="policy.json: .*  Copy the policy"):
       policy.load(tmp_path)
@@ -451,24 +452,60 @@ def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
   assert warm.decode_batch_size == saved["batch_rows"]
 
 
+SEES_NOTHING = dataclasses.asdict(replace(FULL_VOCAB_CONFIG, vision=None))
+
+
 @pytest.mark.parametrize(
   "options, says",
   [
-    (dict(max_routes=0), "max_routes is 0: a plan may name 1 to 3"),
-    (dict(max_routes=4), "max_routes is 4"),
+    (dict(max_routes=0), "max_routes is 0: expected `int` >= 1"),
+    (dict(max_routes=4), "max_routes is 4: expected `int` <= 3"),
+    (dict(max_routes=1.5), "max_routes is 1.5: expected `int`, got `float`"),
     (dict(passage_images=-1), "passage_images is -1"),
-    (dict(passages=0), "passages is 0: read 1 passage or more"),
-    (dict(passage_tokens=messages.PassageTokens(table=-1)), "table=-1.*0 for"),
+    (dict(passage_images=10**9), "passage_images is 1000000000"),
+    (dict(passages=0), "passages is 0: expected `int` >= 1"),
+    (dict(passage_tokens=dict(table=-1)), "passage_tokens.table is -1"),
+    (dict(passage_tokens=dict(text=0.5)), "passage_tokens.text is 0.5"),
     (
-      dict(passage_images=1, model=replace(FULL_VOCAB_CONFIG, vision=None)),
+      dict(passage_images=1, model=SEES_NOTHING),
       "reads texts alone: set it to 0",
     ),
     (dict(image_marker="[picture]"), "'\\[picture\\]', but this policy sees"),
+    (dict(style="../x"), "style is '../x': take one of full, compact"),
+    (dict(prompt_tokens=[]), "prompt_tokens: expected `array` of length >= 1"),
+    (dict(prompt_tokens=[0]), r"prompt_tokens\[0\] is 0"),
+    (
+      dict(prompt_tokens=[160, 32]),
+      r"prompt_tokens is \(160, 32\): wanted asc",
+    ),
+    (dict(prompt_tokens=[32, 32]), "wanted ascending lengths"),
+    (dict(prompt_tokens="32"), "prompt_tokens is '32': expected `array`"),
+    (dict(response_tokens=[-5]), r"response_tokens\[0\] is -5"),
+    (dict(response_tokens=[10**9]), r"response_tokens\[0\] is 1000000000"),
+    (dict(response_tokens=[10**400]), r"response_tokens\[0\] is 1000"),
+    (dict(max_pixels=0), "max_pixels is 0"),
+    (dict(max_pixels=10**12), "max_pixels is 1000000000000"),
+    (dict(min_pixels=10**6), "min_pixels is 1000000, above max_pixels, 1024"),
+    (dict(decode_batch_size=0), "decode_batch_size is 0"),
+    (dict(decode_batch_size=10**9), "decode_batch_size is 1000000000"),
+    (dict(batch_rows=1.5), "decode_batch_size is 1.5"),
+    (dict(compute=dict(dtype="int8")), "compute.dtype is 'int8': take one of"),
+    (dict(compute=dict(dtype=None)), "compute.dtype is None"),
+    (dict(compute=dict(remat="junk")), "compute.remat is 'junk': take one of"),
+    (dict(compute=dict(attention="os:system")), "compute.attention is 'os:sys"),
+    (
+      dict(compute=dict(kernel="xla")),
+      "compute.kernel is unknown: take one of",
+    ),
+    (dict(compute=[]), "compute: expected `object`, got `array`"),
+    (dict(speed=3), "speed is unknown: take one of"),
+    (dict(labels_cells="yes"), "labels_cells is 'yes': expected `bool`"),
   ],
 )
-def test_extension_out_of_range_is_rejected(options, says):
-  with pytest.raises(ValueError, match=says):
-    replace(POLICY_CONFIG, **options)
+def test_option_out_of_range_is_rejected(options, says):
+  tree = dataclasses.asdict(POLICY_CONFIG) | options
+  with pytest.raises(UserError, match=says):
+    config.PolicyConfig.from_dict(tree)
 
 
 def test_unknown_size_of_a_model_is_rejected():

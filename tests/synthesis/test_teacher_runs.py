@@ -8,7 +8,7 @@ import jax
 import pytest
 from PIL import Image
 
-from r1router_jax.common import http_client
+from r1router_jax.common import http_client, jsonl
 from r1router_jax.common.records import Passage
 from r1router_jax.policy import policy_factory
 from r1router_jax.protocol import templates
@@ -165,13 +165,10 @@ def test_each_try_has_its_own_random_draws(tmp_path):
 def read_outputs(workdir):
   """Returns all that a run writes, but for times."""
   files = {path.name: path.read_bytes() for path in workdir.glob("grpo*.jsonl")}
-  rows = []
-  for line in (workdir / "trajectories.jsonl").read_text().splitlines():
-    try:
-      row = json.loads(line)
-    except ValueError:  # Torn when the run was killed.
-      continue
-    rows.append({k: v for k, v in row.items() if k != "seconds"})
+  rows = [
+    {k: v for k, v in row.items() if k != "seconds"}
+    for row in jsonl.read_rows(workdir / "trajectories.jsonl")
+  ]
   summary = (workdir / "summary.json").read_bytes()
   images = {path.name: path.read_bytes() for path in workdir.glob("pictures/*")}
   return files, rows, summary, images
@@ -269,7 +266,7 @@ def test_rows_of_older_versions_are_resumed(tmp_path):
   assert {*row} - {*label} == {
     *("id", "question", "image", "family", "gold", "rounds", "final"),
     *("faults", "tokens", "cut", "calls", "number", "teacher", "seconds"),
-    "image_digest",
+    *("image_digest", "crc"),
   }
 
 

@@ -248,3 +248,16 @@ def test_workdir_belongs_to_one_process_at_a_time(tmp_path):
   other.kill()  # A lock does not outlive its owner.
   other.join()
   save_states(tmp_path, 1)
+
+
+@pytest.mark.parametrize("value", [3, 10**400, "x"])
+def test_odd_notes_of_orbax_are_one_line(tmp_path, value):
+  save_states(tmp_path, 10, 20)
+  step = tmp_path / "checkpoints/20"
+  path = step / "_CHECKPOINT_METADATA"
+  notes = json.loads(path.read_text()) | dict(metrics=value)
+  path.write_text(json.dumps(notes | dict(commit_timestamp_nsecs=value)))
+  with pytest.raises(UserError, match="_CHECKPOINT_METADATA of a step is dam"):
+    restore_newest(tmp_path)
+  step.rename(tmp_path / "20")
+  assert restore_newest(tmp_path)[1] == {"n": 10}

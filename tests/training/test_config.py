@@ -412,12 +412,12 @@ def change(tree, section, **options):
     (
       "step_grpo",
       dict(learn_rows=1),
-      "config.step_grpo: object contains unknown field `learn_rows`",
+      "config.step_grpo.learn_rows is unknown",
     ),
     (
       "data",
       dict(colour=1),
-      "config.data: object contains unknown field `colour`",
+      "config.data.colour is unknown",
     ),
     (
       "data",
@@ -437,9 +437,7 @@ def test_unknown_option_of_an_own_config_is_named(section, options, message):
 def test_missing_option_is_named():
   tree = load_config("sft").to_dict()
   del tree["sft"]["rename_prob"]
-  with pytest.raises(
-    ValueError, match="config.sft: .*missing required field `rename_prob`"
-  ):
+  with pytest.raises(ValueError, match="config.sft.rename_prob is missing"):
     config_reader.read_run_config(tree)
   del tree["sft"]
   with pytest.raises(ValueError, match="there is no section config.sft"):

@@ -27,10 +27,11 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from absl import logging
 
-from r1router_jax.common import progress
+from r1router_jax.common import progress, schema
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.files import atomic_write, write_json
 from r1router_jax.common.records import Passage
@@ -61,6 +62,14 @@ _REASONS = """SELECT reason, count(*) FROM rows WHERE id IS NULL
   GROUP BY reason ORDER BY count(*) DESC, min(number) LIMIT 10"""
 
 
+class _Note(msgspec.Struct):
+  fingerprint: str
+  rows: schema.PositiveInt
+  digest: str
+  size: schema.PositiveInt
+  pictures: schema.Count  # Images that were missing or broken.
+
+
 def ensure_passages(
   folder: str, source: Source, named: set[str] | None = None
 ) -> tuple[dict, str]:
@@ -75,7 +84,7 @@ def ensure_passages(
   # The note holds if the source and the size of the passages are unchanged.
   fingerprint = _fingerprint_source(source)
   draft = os.path.join(folder, f"draft-{fingerprint}")
-  note = kb_meta.read_json(os.path.join(folder, NOTE_FILE))
+  note = kb_meta.read_json(os.path.join(folder, NOTE_FILE), _Note)
   place = note and _find_passages(folder, note, draft)
   if place and note["fingerprint"] == fingerprint:
     if place == draft or not note["pictures"]:

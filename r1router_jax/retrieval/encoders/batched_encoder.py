@@ -23,6 +23,7 @@ import tokenizers
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
+from r1router_jax.common import tokenizer_file
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.parallel import mesh
@@ -151,7 +152,7 @@ def load_tokenizer(weights: str) -> tokenizers.Tokenizer:
   if not os.path.isfile(path):
     message = f"{path} does not exist.  Put that of the model there, beside"
     raise UserError(f"{message} model.safetensors.")
-  return tokenizers.Tokenizer.from_file(path)
+  return tokenizer_file.read_tokenizer(path)[1]
 
 
 def batch_sizes_for(items: Items) -> Sequence[int]:

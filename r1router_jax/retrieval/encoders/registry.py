@@ -9,7 +9,9 @@ Axes:  n items   E width
 """
 
 import functools
+import hashlib
 import importlib.resources
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -167,6 +169,14 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
   "tei": http_encoders.tei_encoder,
   "tei_raw": functools.partial(http_encoders.tei_encoder, normalize=False),
 }
+
+
+def digest_tokenizer(weights: str) -> str:
+  """Return a digest of the tokenizer.json in a folder of weights, or ""."""
+  path = pathlib.Path(weights, "tokenizer.json")
+  if not weights or not path.is_file():
+    return ""
+  return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def get_embedder(name: str, weights: str = "") -> Embedder:

@@ -10,16 +10,18 @@ An index may be cut into shards, see sharded_index.py.  `index.json` in the
 folder of the knowledge base says which index is there.
 """
 
-import json
+import itertools
 import os
 
+import msgspec
 import numpy as np
 from absl import logging
 from etils import epy
 from jaxtyping import Float32
 
-from r1router_jax.common import files, http_client
+from r1router_jax.common import files, http_client, schema
 from r1router_jax.common.errors import UserError
+from r1router_jax.retrieval import kb_meta
 from r1router_jax.retrieval.index import exact, milvus_index
 from r1router_jax.retrieval.index.exact import Index, Vectors
 from r1router_jax.retrieval.index.scann_index import (
@@ -36,6 +38,26 @@ with epy.lazy_imports():
 INDEX_KINDS = ("auto", "exact", "scann")
 INDEX_FILE = "index.json"
 _MAX_RECALL_LOSS = 0.02  # Between building and loading an index.
+
+
+class _Card(msgspec.Struct):
+  """The schema of index.json, without what kinds have of their own."""
+
+  kind: schema.one_of("exact", "scann", "milvus=", "shards")
+  rows: schema.PositiveInt
+  width: schema.PositiveInt
+  parts: list["_Part"] = []
+
+  def __post_init__(self):
+    ends = [*itertools.accumulate(part.card.rows for part in self.parts)]
+    starts = [part.first for part in self.parts]
+    if self.kind == "shards" and [*starts, self.rows] != [0, *ends]:
+      raise ValueError(f"its parts are not {self.rows:,} rows, in order")
+
+
+class _Part(msgspec.Struct):
+  first: schema.Count
+  card: _Card
 
 
 def build_index(
@@ -124,11 +146,15 @@ def load_index(folder: str, vectors: Vectors) -> Index:
   warning.
 
   Raises:
-    UserError: if it is at an address that the user has not allowed.
+    FileNotFoundError: if there is no index.json.
+    UserError: if index.json is damaged, or the index is at an address that the
+      user has not allowed.
     RemoteServiceError: if a Milvus server does not answer.
   """
-  with open(os.path.join(folder, INDEX_FILE), encoding="utf-8") as file:
-    metadata = json.load(file)
+  path = os.path.join(folder, INDEX_FILE)
+  metadata = kb_meta.read_json(path, _Card)
+  if metadata is None:
+    raise FileNotFoundError(path)
   return _open_index(folder, metadata, vectors)
 
 

@@ -220,7 +220,7 @@ def test_missing_or_unfit_file_is_refused(folder, tmp_path):
     return raised.type
 
   bad_weights = safetensors_io.BadWeights
-  assert refuse("no config of a BERT") is bad_weights
+  assert refuse("folder of a BERT") is bad_weights
   (tmp_path / "config.json").write_text(CONFIG)
   refuse("tokenizer.json does not exist")
   make_tokenizer("bert").save(str(tmp_path / "tokenizer.json"))
