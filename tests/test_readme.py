@@ -87,7 +87,7 @@ NOT_RUN = {
   "r1router_jax.convert --encoder": "It needs that file, and PyTorch.",
   "r1router_jax.convert --source=smollm2_base": "See test_smollm2.py.",
   "r1router_jax.train --config=configs/sft.py:smollm2": "It takes hours.",
-  "r1router_jax.build_kb --kb_dir=runs/geo/kb": "As in the README, by words too.",
+  "r1router_jax.build_kb --kb_dir=runs/geo/kb": "As in README, by words too.",
   "r1router_jax.eval --policy=smollm2,trained": "It needs that run.",
   f"{STEP_GRPO}:own --workdir=runs/own": "It takes half an hour.",
   "r1router_jax.convert --source=runs/smollm2/adapter": "It needs a long run; "
