@@ -89,6 +89,8 @@ NOT_RUN = {
   "r1router_jax.train --config=configs/sft.py:smollm2": "It takes hours.",
   "r1router_jax.build_kb --kb_dir=runs/geo/kb": "As in README, by words too.",
   "r1router_jax.eval --policy=smollm2,trained": "It needs that run.",
+  "sed -i": "It changes what the conversion before it wrote.",
+  "r1router_jax.eval --policy=runs/smollm2_base": "It takes half an hour.",
   f"{STEP_GRPO}:own --workdir=runs/own": "It takes half an hour.",
   "r1router_jax.convert --source=runs/smollm2/adapter": "It needs a long run; "
   "see test_adapters.py.",
