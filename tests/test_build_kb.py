@@ -324,7 +324,7 @@ def test_folder_that_does_not_match_its_meta_is_rejected(
     (json.dumps(meta | {"width": 31}), "should be .*31"),
     (json.dumps(meta | {"fingerprint": "x"}), "embedder weights should be x"),
     (json.dumps(meta | {"format": 0}), "format should be 0"),
-    ("{", "damaged"),
+    ("{", "meta.json: not JSON"),
   ):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):

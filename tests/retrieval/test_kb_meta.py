@@ -44,5 +44,5 @@ def test_unfinished_and_damaged_folders_are_rejected(tmp_path):
   with pytest.raises(ValueError, match="text holds no finished.*build_kb"):
     kb_meta.check_kb_dir(str(tmp_path))
   (tmp_path / "text/meta.json").write_text("{")
-  with pytest.raises(ValueError, match="damaged.*build it again"):
+  with pytest.raises(ValueError, match="meta.json: not JSON.*Build it again"):
     kb_meta.check_kb_dir(str(tmp_path))
