@@ -43,6 +43,8 @@ class SamplingParams(NamedTuple):
       valid, wanted = (low <= value) & (value <= high), f"{low} to {high}"
       if name != "top_p":
         valid, wanted = valid | (value == 0), f"0, or {wanted}"
+      if name == "top_k":
+        valid, wanted = valid & (value % 1 == 0), f"a whole number, {wanted}"
       if not valid.all():
         raise UserError(f"{name} is {getattr(self, name)}, wanted {wanted}.")
     # Fixed dtypes: a Python int or float would compile another program.

@@ -48,6 +48,16 @@ def read_run_config(tree: Mapping[str, Any]) -> RunConfig:
 
 def _check_together(config: RunConfig) -> None:
   """Raise UserError, with the cure, if options contradict each other."""
+  patterns = dict(trainable_regex=config.trainable_regex)
+  patterns["policy.lora.match"] = config.policy.lora.match
+  for name, pattern in patterns.items():
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(
+        f"config.{name} is {pattern!r}, which is no regular expression "
+        f"({error}).  Write a special character as [.] to mean itself."
+      ) from None
   # Only the section of the algorithm is required.
   if getattr(config, config.algorithm) is None:
     raise UserError(

@@ -14,7 +14,7 @@ from r1router_jax.generation.token_sampling import SamplingParams
   [
     (SamplingParams(-1.0), "temperature is -1.0, wanted 0, or 0.001 to 1000.0"),
     *((SamplingParams(x), "temperature is") for x in (1e-38, np.inf, np.nan)),
-    *((SamplingParams(top_k=x), "top_k is") for x in (-1, 2**31, np.inf)),
+    *((SamplingParams(top_k=x), "top_k is") for x in (-1, 2.7, 2**31, np.inf)),
     (SamplingParams(top_p=0.0), "top_p is 0.0, wanted 1e-06 to 1"),
     *((SamplingParams(top_p=x), "top_p is") for x in (1e-38, 1.1, np.nan)),
   ],

@@ -62,7 +62,7 @@ def test_transformers_opens_what_is_written(checkpoint):
   ours = Tokenizer(folder / "tokenizer.json", "compact")
   assert theirs.eos_token == "<|im_end|>" and theirs.bos_token == "<|im_start|>"
   for text in ("né 1658 in Zürich |  2020 |", "<|im_start|>user\nhi<|im_end|>"):
-    assert theirs(text).input_ids == ours.encode_response(text)[:-1]
+    assert theirs(text).input_ids == ours.encode_template(text)
 
 
 @pytest.mark.oracle

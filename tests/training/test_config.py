@@ -13,10 +13,12 @@ VARIANTS = [
   ("sft", "tiny"),
   ("sft", "overask"),
   ("sft", "smoke"),
+  ("sft", "smollm2"),
   ("sft", "qwen2_5_0_5b"),
   ("step_grpo", "tiny"),
   ("step_grpo", "smoke"),
   ("step_grpo", "answers"),
+  ("step_grpo", "own"),
   ("step_grpo", "3b"),
   ("step_grpo", "7b"),
   ("step_grpo", "reference"),
@@ -71,6 +73,13 @@ def test_option_that_the_loss_lacks_is_rejected(changes, message):
   changes = {f"step_grpo.loss.{name}": x for name, x in changes.items()}
   with pytest.raises(ValueError, match=re.escape(message)):
     make_run_config("step_grpo", **changes)
+
+
+@pytest.mark.parametrize("name", ["trainable_regex", "policy.lora.match"])
+def test_pattern_that_is_none_is_rejected(name):
+  message = f"config.{name} is 'lora_(', which is no regular expression"
+  with pytest.raises(UserError, match=re.escape(message)):
+    make_run_config("sft", **{name: "lora_("})
 
 
 def test_loss_of_an_older_config_is_grpo():
