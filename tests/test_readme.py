@@ -76,6 +76,7 @@ NOT_RUN = {
   "bash launch/test.sh": "It runs this test.",
   "pip install": "It needs a network.",
   ".venv/bin/": "It needs a network.",
+  "tests.hostile_cases": "It runs other tests.",
   "r1router_jax.serve_kb": "It ends when told to; see test_serve_kb.py.",
   "r1router_jax.ask --question=What is the capital city of Chad? "
   "--kb_dir=text=http": "It needs that server; see test_serve_kb.py.",

@@ -143,6 +143,23 @@ def test_state_of_another_step_is_found(workdir):
 
 
 @pytest.mark.parametrize(
+  "make",
+  [
+    lambda folder: (folder / "99999999").mkdir(),
+    lambda folder: (folder / "latest").mkdir(),
+    lambda folder: (folder / "7").write_text("x"),
+    lambda folder: (folder / "3.orbax-checkpoint-tmp-1").mkdir(),
+    lambda folder: (folder / "8").symlink_to(folder.parent.parent),
+    lambda folder: (folder / "8").symlink_to(folder / "nowhere"),
+  ],
+  ids="empty,named,file,unfinished,link,dangling".split(","),
+)
+def test_what_is_no_state_is_passed_over(workdir, make):
+  make(workdir / "checkpoints")
+  assert restore_newest(workdir)[1] == {"n": 2}
+
+
+@pytest.mark.parametrize(
   "error",
   [
     OSError(5, "Input/output error"),

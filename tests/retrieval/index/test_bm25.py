@@ -65,6 +65,20 @@ def test_bm25_is_the_formula(seed):
     np.testing.assert_array_equal(top_rows, rows[:, :k])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_scores_come_in_the_order_of_rows_at_any_k(seed):
+  words = np.random.default_rng(seed).integers(0, 3, (60, 2))
+  texts = [f"w{a} w{b}" for a, b in words]
+  index = bm25.Bm25Index.from_texts(texts)
+  for query in ("w0", "w1 w2", "w2 w1 w0"):
+    scores = np.round(slow_bm25(texts, query), 5)
+    wanted = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores)]
+    assert len(np.unique(scores)) < 10  # Most are equal.
+    for k in (1, 2, 5, 30, 60):
+      _, rows = index.search([Query(query)], k)
+      assert rows[0, : len(wanted)].tolist() == wanted[:k].tolist(), (query, k)
+
+
 def test_query_without_known_words_finds_nothing():
   index = bm25.Bm25Index.from_texts(["red flag", "blue flag"])
   queries = [Query(text) for text in ("", "the", "green", "?!")]
