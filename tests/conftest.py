@@ -1,9 +1,12 @@
 """Gives all tests eight CPU devices, and checks every annotated shape."""
 
 import atexit
+import gc
 import json
 import os
+import pathlib
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -40,6 +43,19 @@ atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], True)
 
 
 install_import_hook("r1router_jax", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_programs():
+  """Drop compiled programs before a process has as much memory mapped as it may.
+
+  Each maps some regions, and Linux allows 65,530; without any left, XLA aborts.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_text().count("\n") > 20_000:
+    sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
