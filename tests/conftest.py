@@ -47,9 +47,9 @@ install_import_hook("r1router_jax", "beartype.beartype")
 
 @pytest.fixture(autouse=True, scope="module")
 def free_programs():
-  """Drop compiled programs before a process has as much memory mapped as it may.
+  """Drop compiled programs before a process has too many regions of memory.
 
-  Each maps some regions, and Linux allows 65,530; without any left, XLA aborts.
+  Each maps some, and Linux allows 65,530; without any left XLA aborts.
   """
   yield
   maps = pathlib.Path("/proc/self/maps")
