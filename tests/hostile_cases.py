@@ -3,8 +3,9 @@
   python -m tests.hostile_cases
 
 Each line of hostile_cases.tsv has a kind of input, a case, what happened
-`before` there was a test of it ("held" if all was well), and the test, whose
-parameters all count as cases.  The last table also goes to docs/reliability.md.
+`before` there was a test of it ("held" if all was well), and the test.  All
+parameters of a test count as cases; `before` tells of the one that was tried
+then.  The last table also goes to docs/reliability.md.
 """
 
 import collections

@@ -4,14 +4,16 @@
     cli.run(main)
 
 An error that the user can put right is one line on stderr and exit code 2: a
-wrong flag, config key, argument or path, and every `UserError`.  Any other is a
-bug, with its traceback and exit code 1.  `--verbosity=1` shows all tracebacks.
+wrong flag, config key, argument or path, a full or read-only disk, and every
+`UserError`.  Any other is a bug, with its traceback and exit code 1.
+`--verbosity=1` shows all tracebacks.
 
 JAX is not imported here before a command's own code imports it, so that wrong
 flags and `--help` are answered at once.
 """
 
 import difflib
+import errno
 import glob
 import logging as std_logging
 import os
@@ -34,6 +36,8 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PATH_ERRORS = (FileNotFoundError, FileExistsError, PermissionError)
 _PATH_ERRORS += (IsADirectoryError, NotADirectoryError)
 _USER_ERRORS = (UserError, app.UsageError, *_PATH_ERRORS)
+# Of a disk that is full, read-only, or used up by its owner's share.
+_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 _JAX_FLAG = re.compile(r"--?(no)?jax_|--?helpfull")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
 
@@ -81,10 +85,12 @@ def run(main: Callable[[list[str]], object]) -> None:
       # absl opens the debugger where the error was raised.
       if flags.FLAGS.pdb_post_mortem:
         raise
-      expected = isinstance(error, _USER_ERRORS)
+      message, expected = f"ERROR: {error}", isinstance(error, _USER_ERRORS)
+      if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        message, expected = f"{message}.  Free it, or write elsewhere.", True
       if not expected or logging.level_debug():
         traceback.print_exc()
-      _exit(USAGE if expected else 1, f"ERROR: {error}" if expected else "")
+      _exit(USAGE if expected else 1, message if expected else "")
 
   # The --jax_... flags need JAX, whose import takes longer than all the rest.
   if any(map(_JAX_FLAG.match, sys.argv[1:])):

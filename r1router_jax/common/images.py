@@ -14,6 +14,7 @@ import math
 import os
 import re
 import stat
+import struct
 import threading
 from collections.abc import Sequence
 
@@ -158,8 +159,8 @@ def _decode(image: Image.Image) -> Image.Image:
     bottom = min(top + 16 * shrink, height)
     strip = _to_rgb(image.crop((0, top, width, bottom)))
     rgb.paste(strip.reduce(shrink), (0, top // shrink))
-  # 3. Exif may be broken, which is no fault of the pixels.
-  with contextlib.suppress(Exception):
+  # 3. Most images have no orientation; broken Exif is no fault of the pixels.
+  with contextlib.suppress(KeyError, SyntaxError, struct.error):
     rgb.getexif()[_ORIENTATION] = image.getexif()[_ORIENTATION]
     ImageOps.exif_transpose(rgb, in_place=True)
   image.close()  # Frees its pixels.

@@ -43,6 +43,9 @@ def main(argv):
     raise KeyError("a bug")
   if config.do == "open":
     open(_WORKDIR.value)
+  if config.do == "write":
+    with open(_WORKDIR.value, "w") as file:
+      file.write("x")
   if config.do == "interrupt":
     raise KeyboardInterrupt
   if config.do == "exit":
@@ -142,6 +145,10 @@ def test_config_and_flags_reach_the_command(folder):
       "config.mesh {'data': 3} does not tile",
     ),
     ("--config=config.py --config.do=open --workdir=/not/there", "/not/there"),
+    (
+      "--config=config.py --config.do=write --workdir=/dev/full",
+      "No space left on device. Free it, or write elsewhere.",
+    ),
   ],
 )
 def test_user_error_is_one_line(folder, args, said):
