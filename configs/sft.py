@@ -96,7 +96,6 @@ def _set_smollm2(c: mlc.ConfigDict) -> None:
   """Change the run to SmolLM2-135M-Instruct on the grammar of domains."""
   c.total_steps = 3000
   _BASE["set_smollm2"](c, start_from="smollm2_base")
-  c.policy.overrides.passages = 2
   c.data.update(questions="domains", generated=6000)
   c.data.batch_size_per_device = 4  # Packed rows.
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))

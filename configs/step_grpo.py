@@ -142,7 +142,6 @@ def _set_own(c: mlc.ConfigDict) -> None:
   c.update(log_every=1, checkpoint_every=2, samples_every=1)
   _BASE["set_smollm2"](c, start_from="smollm2")
   c.data.update(kb_dir="my_kb", questions="my_questions.csv")
-  c.data.passages = dict(text=2, image=2, table=2)
   c.data.prompts_per_shard = 8
   c.step_grpo.update(group_size=6, update_batch_size=4, minibatches=2)
   c.optim.update(lr=6e-4, warmup=0, final=1.0)

