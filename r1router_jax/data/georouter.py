@@ -16,7 +16,8 @@ from r1router_jax.common.records import KBS, Passage, Question
 
 # The files are package data, so that a wheel holds them.
 FOLDER = pathlib.Path(__file__).parent / "files" / "georouter"
-SPLITS = ("train", "val", "test")
+# "compose" asks training countries in forms without demonstrations.
+SPLITS = ("train", "val", "test", "compose")
 
 
 def load_questions(split: str) -> list[Question]:

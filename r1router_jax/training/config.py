@@ -40,8 +40,9 @@ TRUNCATED_RULES = ("keep", "drop", "penalise")
 WALK_SCORES = ("f1", "exact", "recall")
 STEP_SCORES = ("total",)
 
-# The questions that the grammar of domains makes, as `data.questions`.
-DOMAINS = "domains"
+# Questions that are invented, as `data.questions`: those of the grammar of
+# domains, and GeoRouter's about countries that are not.
+DOMAINS, COUNTRIES = INVENTED = ("domains", "countries")
 
 # The TFDS dataset of R1-Router's rows, before the name that the user gives.
 ROWS = "r1_router_rows/"
@@ -107,9 +108,9 @@ class DataConfig(_Options):
     return self.dataset.startswith(ROWS)
 
   @property
-  def has_domains(self) -> bool:
-    """Whether questions are those of the grammar, which bring passages."""
-    return self.questions == DOMAINS
+  def is_invented(self) -> bool:
+    """Whether questions are made up, and bring their passages."""
+    return self.questions in INVENTED
 
   @property
   def has_georouter(self) -> bool:

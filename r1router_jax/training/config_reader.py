@@ -14,6 +14,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.data import benchmarks, question_files
 from r1router_jax.training.config import (
   DOMAINS,
+  INVENTED,
   KL_ESTIMATORS,
   ROWS,
   STEP_REWARDS,
@@ -196,7 +197,7 @@ def _check_questions(config: RunConfig) -> None:
   places = dict(data=data.questions, validation=config.validation.questions)
   for section, place in places.items():
     known = [name for name in benchmarks.NAMES if name != "jsonl"]
-    if place == DOMAINS and section == "data":
+    if place in INVENTED and section == "data":
       continue
     if place and place not in known and not question_files.is_file_name(place):
       raise UserError(
@@ -214,26 +215,26 @@ def _check_questions(config: RunConfig) -> None:
       "config.data.families and share are for questions, and "
       f"{data.dataset} holds rows: set families to () and share to 1.0."
     )
-  if data.has_domains != bool(data.generated):
+  if data.is_invented != bool(data.generated):
     raise UserError(
       f"config.data.questions is {data.questions!r}, and config.data.generated "
-      f"{data.generated}: give the grammar, {DOMAINS!r}, a number of questions "
-      "to make, and 0 to everything else."
+      f"{data.generated}: give {' and '.join(map(repr, INVENTED))} a number of "
+      "questions to make, and 0 to everything else."
     )
-  if data.has_domains and config.sft and config.sft.overask_prob:
+  if data.questions == DOMAINS and config.sft and config.sft.overask_prob:
     raise UserError(
       "config.sft.overask_prob is for gold traces that search once for each "
       "hop, and those of the grammar may search in vain: set it to 0."
     )
   is_chosen = data.families or data.share < 1
-  if data.has_domains and (config.is_online or is_chosen):
+  if data.is_invented and (config.is_online or is_chosen):
     raise UserError(
-      "The grammar's questions are gold steps with their passages, all of "
-      "them: take configs/sft.py, set config.data.families to () and share to "
-      "1.0, or write questions with make_domains."
+      f"The questions of {data.questions!r} are gold steps with their "
+      "passages, all of them: take configs/sft.py, set config.data.families to "
+      "() and share to 1.0, or write questions with make_domains."
     )
   # Without knowledge bases gold steps read their gold passages.
-  has_passages = data.has_rows or data.has_georouter or data.has_domains
+  has_passages = data.has_rows or data.has_georouter or data.is_invented
   if not data.kb_dir and not has_passages:
     raise UserError(
       f"config.data.questions is {data.questions!r}: only GeoRouter's gold "
@@ -257,12 +258,12 @@ def _check_validation(config: RunConfig) -> None:
       f"validated on {subject}: name knowledge bases to answer questions with, "
       "config.data.kb_dir, or set it to ''."
     )
-  has_others = options.questions or not config.data.has_domains
+  has_others = options.questions or not config.data.is_invented
   if options.every and walks and not has_others:
     raise UserError(
-      "The grammar's questions are in no knowledge base: set "
-      "config.data.kb_dir to '', to validate on gold steps, or name a file of "
-      "others in config.validation.questions."
+      f"The questions of {config.data.questions!r} are in no knowledge base: "
+      "set config.data.kb_dir to '', to validate on gold steps, or name a file "
+      "of others in config.validation.questions."
     )
 
 

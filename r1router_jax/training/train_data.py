@@ -26,6 +26,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question, Step
 from r1router_jax.data import benchmarks, georouter, gold_steps, question_files
 from r1router_jax.data import r1_router_rows as rows_lib
+from r1router_jax.data.countries import invented
 from r1router_jax.data.domains import steps as domain_steps
 from r1router_jax.data.tfds_datasets import Source
 from r1router_jax.inputs.processor import EncodedPrompt
@@ -35,7 +36,7 @@ from r1router_jax.policy import image_questions
 from r1router_jax.policy.policy import Policy
 from r1router_jax.retrieval import retriever
 from r1router_jax.training import sequence_packing, sft_targets
-from r1router_jax.training.config import RunConfig
+from r1router_jax.training.config import COUNTRIES, RunConfig
 
 TrainExample = Step | sequence_packing.PackedExample | Question
 KnowledgeBases = Mapping[str, retriever.KnowledgeBase]
@@ -106,9 +107,12 @@ def _load_gold_steps(
     where = data.dataset, split, config.seed, data.tfds_dir
     rows = rows_lib.load_dataset(*where, _rows_source(config))
     steps = (row.steps for row in rows)
-  elif data.has_domains:
-    made = domain_steps.make_steps(split, data.generated, config.seed)
-    steps = progress.show_progress(made, "domains", total=data.generated)
+  elif data.is_invented:
+    make_steps = domain_steps.make_steps
+    if data.questions == COUNTRIES:
+      make_steps = invented.make_steps
+    made = make_steps(split, data.generated, config.seed)
+    steps = progress.show_progress(made, data.questions, total=data.generated)
   else:
     # Passages are searched for once, for all gold sub-questions.
     questions = _load_questions(config, data.questions, split, share)

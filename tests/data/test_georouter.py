@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from r1router_jax.common.records import KBS
 from r1router_jax.data import georouter
-from tools.georouter import phrases, values, wordings
+from r1router_jax.data.countries import phrases, wordings
+from tools.georouter import values
 from tools.georouter.values import first_item
 
 QUESTIONS = {name: georouter.load_questions(name) for name in georouter.SPLITS}
@@ -61,10 +62,11 @@ def evidence_of(questions):
 
 def test_split_sizes():
   sizes = {split: len(questions) for split, questions in QUESTIONS.items()}
-  assert sizes == dict(train=5000, val=180, test=780)
+  assert sizes == dict(train=5000, val=180, test=780, compose=900)
   families = collections.Counter(q.family for q in QUESTIONS["test"])
   assert all(families[family] == 60 for family in HELD_OUT)
   assert not HELD_OUT & {q.family for q in QUESTIONS["train"]}
+  assert HELD_OUT == {q.family for q in QUESTIONS["compose"]}
   assert len({q.id for q in EVERY}) == len(EVERY)
   benchmarks = "InfoSeek Dyn-VQA WebQA 2WikiMultihopQA Open-WikiTable TabFact"
   assert {q.benchmark for q in QUESTIONS["test"]} == {*benchmarks.split()}
@@ -80,13 +82,15 @@ def test_country_is_split_by_hash_of_its_name():
 
 @pytest.mark.parametrize("split", georouter.SPLITS)
 def test_questions_and_evidence_stay_in_their_split(split):
+  # The questions of "compose" are about training countries.
+  countries = "train" if split == "compose" else split
   for question in QUESTIONS[split]:
     assert question.subjects
     for subject in question.subjects:
-      assert COUNTRIES[subject]["split"] == split, question
+      assert COUNTRIES[subject]["split"] == countries, question
     for _, evidence in evidence_of([question]):
       for name in about(evidence):
-        assert NAMES[name]["split"] == split, (question.id, evidence)
+        assert NAMES[name]["split"] == countries, (question.id, evidence)
 
 
 def test_no_question_is_repeated():
@@ -105,11 +109,12 @@ def test_held_out_wordings_are_not_in_train():
   held = re.compile("|".join(f"(?:{p})" for p in held_patterns()))
   pairs = [(split, q) for split in QUESTIONS for q in QUESTIONS[split]]
   found = [split for split, q in pairs if held.search(q.text)]
-  assert found.count("train") == 0
+  assert found.count("train") == found.count("compose") == 0
   assert found.count("val") > 10 and found.count("test") > 50
   for frame in wordings.HELD_FRAMES:
     start = frame.split("NOUN")[0]
-    assert not [q for q in QUESTIONS["train"] if start in q.text]
+    for split in ("train", "compose"):
+      assert not [q for q in QUESTIONS[split] if start in q.text]
 
 
 @pytest.mark.parametrize("field", phrases.PHRASES)

@@ -17,14 +17,15 @@ import PIL.Image
 import tokenizers
 from absl import app, flags, logging
 
-from tools.georouter import (
-  factbook,
+from r1router_jax.data import georouter
+from r1router_jax.data.countries import (
   gold_hops,
   kb_passages,
   phrases,
-  questions,
   relations,
 )
+from r1router_jax.data.countries.country import Country
+from tools.georouter import factbook, questions
 from tools.georouter import tokenizer as tokenizer_lib
 
 _SOURCES = flags.DEFINE_string(
@@ -33,8 +34,6 @@ _SOURCES = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", None, "Folder that the files are written to.")
 
 flags.mark_flags_as_required(["sources", "out"])
-
-SPLITS = ("train", "val", "test")
 
 # Words of the protocol, so that the tokenizer learns them.
 _PROTOCOL_WORDS = (
@@ -66,7 +65,9 @@ def build(sources: pathlib.Path, out: pathlib.Path) -> None:
     out / "countries.jsonl",
     [dict(id=c.id, name=c.name, iso=c.iso, split=c.split) for c in countries],
   )
-  rows_of = {split: questions.draw_questions(world, split) for split in SPLITS}
+  rows_of = {
+    split: questions.draw_questions(world, split) for split in georouter.SPLITS
+  }
   for split, rows in rows_of.items():
     _write_rows(out / f"questions_{split}.jsonl", rows)
 
@@ -81,7 +82,7 @@ def build(sources: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _make_world(
-  countries: list[factbook.Country], sources: pathlib.Path, out: pathlib.Path
+  countries: list[Country], sources: pathlib.Path, out: pathlib.Path
 ) -> gold_hops.FactWorld:
   """Draw all images, and collect the facts that questions are drawn from."""
   # Imported here, so that --help needs no resvg_py.
@@ -130,7 +131,7 @@ def _make_world(
 
 
 def _draw_flags(
-  countries: list[factbook.Country], sources: pathlib.Path
+  countries: list[Country], sources: pathlib.Path
 ) -> tuple[Images, Images]:
   """Draw the flags of the knowledge base and those of questions."""
   from tools.georouter import drawings

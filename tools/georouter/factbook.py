@@ -4,13 +4,13 @@ A country has one spelling everywhere ("the Bahamas" even at the start of a
 passage), so that a policy can copy it from one place to another.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
 import re
 import unicodedata
 
+from r1router_jax.data.countries.country import Country
 from tools.georouter import values
 
 REGIONS = {
@@ -126,37 +126,6 @@ _FIGURES = {  # Field: where the Factbook gives its number.
     "total",
   ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Country:
-  """A country or territory.
-
-  Attributes:
-    id: the name as a slug, e.g. "the-bahamas".
-    name: the name as it is written everywhere, e.g. "the Bahamas".
-    iso: two-letter code, which names the file of the flag.
-    split: "train", "val" or "test", by a hash of the name.
-    region: one of the values of `REGIONS`.
-    names: nominal facts, by field.
-    numbers: numeric facts, by field.
-    flag: description of the flag, or "" if unknown.
-    location: description of the location.
-    prose: chunks of running text, (topic, chunk).
-    aliases: other accepted names.
-  """
-
-  id: str
-  name: str
-  iso: str
-  split: str
-  region: str
-  names: dict[str, str]
-  numbers: dict[str, float]
-  flag: str
-  location: str
-  prose: tuple[tuple[str, str], ...]
-  aliases: tuple[str, ...]
 
 
 def read_countries(folder: pathlib.Path) -> list[Country]:

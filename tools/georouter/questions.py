@@ -7,8 +7,8 @@ wordings that occur in training with held-out ones, half and half.
 import collections
 import random
 
-from tools.georouter.gold_hops import FactWorld
-from tools.georouter.question_generator import QuestionGenerator
+from r1router_jax.data.countries.gold_hops import FactWorld
+from r1router_jax.data.countries.question_generator import QuestionGenerator
 
 # Family: (benchmark that it mirrors, training questions).
 FAMILIES = {
@@ -24,14 +24,14 @@ FAMILIES = {
   "text_yesno": ("TabFact", 250),
   "none_text": ("TabFact", 250),
   "none_visual": ("WebQA", 350),
-  # Never trained on:
+  # Without demonstrations: the split "compose" asks them of training countries.
   "text_text_2hop": ("2WikiMultihopQA", 0),
   "image_table_table_3hop": ("Dyn-VQA", 0),
   "map_text_2hop": ("InfoSeek", 0),
 }
 
-# Questions per family; the last number is for families never trained on.
-_VAL_COUNT, _TEST_COUNT, _TEST_ONLY_COUNT = 15, 50, 60
+# Questions per family; the last two numbers are for those not demonstrated.
+_VAL_COUNT, _TEST_COUNT, _TEST_ONLY_COUNT, _COMPOSE_COUNT = 15, 50, 60, 300
 
 
 def draw_questions(world: FactWorld, split: str) -> list[dict]:
@@ -46,11 +46,12 @@ def draw_questions(world: FactWorld, split: str) -> list[dict]:
       "train": train,
       "val": _VAL_COUNT if train else 0,
       "test": _TEST_COUNT if train else _TEST_ONLY_COUNT,
+      "compose": 0 if train else _COMPOSE_COUNT,
     }[split]
     # A generator of its own, so that no family depends on the others' sizes.
-    generator = QuestionGenerator(
-      world, split, random.Random(f"{split} {family}")
-    )
+    rng = random.Random(f"{split} {family}")
+    countries = "train" if split == "compose" else split
+    generator = QuestionGenerator(world, countries, rng)
     draw_question = getattr(generator, family)
     kept = tries = 0
     while kept < count:

@@ -11,8 +11,8 @@ and "main export market" in a table.
 
 import dataclasses
 
-from tools.georouter import phrases
-from tools.georouter.wordings import FRAMES, HELD_FRAMES
+from r1router_jax.data.countries import phrases
+from r1router_jax.data.countries.wordings import FRAMES, HELD_FRAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,20 @@ class Relation:
     """The field as the start of a sentence."""
     return self.field[0].upper() + self.field[1:]
 
-  def wordings(self, held_out: bool) -> tuple[str, ...]:
+  def wordings(
+    self,
+    held_out: bool,
+    more_frames: tuple[str, ...] = (),
+    more_nouns: tuple[str, ...] = (),
+    more_sentences: tuple[str, ...] = (),
+  ) -> tuple[str, ...]:
     """Return the user wordings with {} for the country."""
     nouns, held_nouns, sentences, held_sentences = phrases.PHRASES[self.field]
     frames = FRAMES
     if held_out:
       nouns, sentences, frames = held_nouns, held_sentences, HELD_FRAMES
+    nouns, sentences = (*nouns, *more_nouns), (*sentences, *more_sentences)
+    frames = (*frames, *more_frames)
     framed = [f.replace("NOUN", noun) for noun in nouns for f in frames]
     # A relation's own sentences weigh as much as all the frames together.
     repeat = max(1, len(framed) // len(sentences))

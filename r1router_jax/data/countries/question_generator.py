@@ -5,12 +5,13 @@ None if the facts that were drawn make no good question.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tools.georouter import gold_hops, relations, wordings
-from tools.georouter.factbook import Country
-from tools.georouter.gold_hops import FactWorld
-from tools.georouter.kb_passages import format_value
+from r1router_jax.data.countries import gold_hops, relations, wordings
+from r1router_jax.data.countries.country import Country
+from r1router_jax.data.countries.gold_hops import FactWorld
+from r1router_jax.data.countries.kb_passages import format_value
 
 Pair = tuple[Country, Country, str]  # Two countries and a field to compare.
 
@@ -22,9 +23,17 @@ class QuestionGenerator:
     world: the facts to ask for.
     split: "train", "val" or "test".
     rng: the source of all random choices.
+    more: further wordings, see `invented_countries.load_more_wordings`.
   """
 
-  def __init__(self, world: FactWorld, split: str, rng: random.Random):
+  def __init__(
+    self,
+    world: FactWorld,
+    split: str,
+    rng: random.Random,
+    more: Mapping[str, Any] | None = None,
+  ):
+    self._more = more or {}
     self._world = world
     self._rng = rng
     self._split = split
@@ -44,7 +53,7 @@ class QuestionGenerator:
   def image_1hop(self) -> dict | None:
     """Ask for the country of a flag."""
     country = self._rng.choice(self._flagged)
-    text = self._pick_wording(wordings.WHICH_FLAG, wordings.HELD_WHICH_FLAG)
+    text = self._pick_wording("which_flag")
     hop = self._world.flag_hop(country)
     return self._make_row(text, hop["answers"], [country], [hop], country)
 
@@ -121,9 +130,9 @@ class QuestionGenerator:
     """Return a comparison of two countries, called `names`, and the winner."""
     one, other, field = pair
     ask_larger = self._rng.random() < 0.75
-    relation = relations.RELATIONS[field]
-    verb = self._rng.choice(relation.above if ask_larger else relation.below)
-    text = self._pick_wording(wordings.COMPARE, wordings.HELD_COMPARE)
+    above, below = self._verbs(field)
+    verb = self._rng.choice(above if ask_larger else below)
+    text = self._pick_wording("compare")
     text = text.replace("VERB", verb).format(*names)
     choose = max if ask_larger else min
     winner = choose(
@@ -147,9 +156,7 @@ class QuestionGenerator:
       return None
     fields = [f for f in self._fields_in(kb) if f != bridge]
     country, field = self._draw_country(fields, [country])
-    words = self._pick_wording(
-      wordings.BRIDGES[bridge], wordings.HELD_BRIDGES[bridge]
-    )
+    words = self._pick_wording("bridges", bridge)
     words = words.format(country.names[bridge])
     hops = [
       self._world.bridge_hop(country, bridge),
@@ -169,11 +176,11 @@ class QuestionGenerator:
       return None
     one, other, field = pair
     verb = self._rng.choice(
-      [v.replace(" the ", " a ") for v in relations.RELATIONS[field].above]
+      [v.replace(" the ", " a ") for v in self._verbs(field)[0]]
     )
     if "larger" not in verb and "more" not in verb and "higher" not in verb:
       return None  # "is bigger by area than" would read badly.
-    text = self._pick_wording(wordings.CHECK_PAIR, wordings.HELD_CHECK_PAIR)
+    text = self._pick_wording("check_pair")
     text = text.replace("VERB", verb).format(one.name, other.name)
     value, other_value = (
       gold_hops.comparable_value(c, field) for c in pair[:2]
@@ -197,7 +204,7 @@ class QuestionGenerator:
       if f" {claim} " in truth or truth in f" {claim} ":
         return None  # "federal republic" is half true of a "republic".
     hop = self._world.fact_hop(country, field)
-    text = self._pick_wording(wordings.CHECK, wordings.HELD_CHECK)
+    text = self._pick_wording("check")
     text = text.replace("NOUN", field).replace("VALUE", claim)
     answers = gold_hops.yes_no_answers(is_true)
     return self._make_row(text.format(country.name), answers, [country], [hop])
@@ -210,7 +217,7 @@ class QuestionGenerator:
       kb = self._rng.choice(("text", "table"))
       country, field = self._draw_country(self._fields_in(kb))
       claim = format_value(country, field)
-      given = self._pick_wording(wordings.GIVEN, wordings.HELD_GIVEN)
+      given = self._pick_wording("given")
       given = given.replace("NOUN", field).replace("VALUE", claim)
       given = given.format(country.name)
       text = f"{given} {self._ask_words(field, country.name)}"
@@ -221,7 +228,7 @@ class QuestionGenerator:
     if pair is None:
       return None
     one, other, field = pair
-    facts = self._pick_wording(wordings.GIVEN_PAIR, wordings.HELD_GIVEN_PAIR)
+    facts = self._pick_wording("given_pair")
     facts = facts.replace("NOUN", field).format(
       one.name, format_value(one, field), other.name, format_value(other, field)
     )
@@ -243,7 +250,7 @@ class QuestionGenerator:
       ]
       if not named:
         return None
-      text = self._pick_wording(wordings.HAS_COLOR, wordings.HELD_HAS_COLOR)
+      text = self._pick_wording("has_color")
       text = text.format(self._rng.choice(named))
       answers = gold_hops.yes_no_answers(is_true)
       return self._make_row(text, answers, [country], [], country)
@@ -253,7 +260,7 @@ class QuestionGenerator:
     color = max(shares, key=shares.get)
     if shares[color] < 0.9:
       return None
-    text = self._pick_wording(wordings.WHAT_COLOR, wordings.HELD_WHAT_COLOR)
+    text = self._pick_wording("what_color")
     return self._make_row(text.format(part), [color], [country], [], country)
 
   # --- Random choices ---------------------------------------------------------
@@ -297,17 +304,33 @@ class QuestionGenerator:
     """Decide whether a wording is held out, which it never is in training."""
     return self._split != "train" and self._rng.random() < 0.5
 
-  def _pick_wording(self, seen: Sequence[str], held_out: Sequence[str]) -> str:
-    return self._rng.choice(held_out if self._draw_held_out() else seen)
+  def _pick_wording(self, name: str, field: str = "") -> str:
+    """Draw one of the wordings of a name, of a field if they differ by that."""
+    held = "HELD_" if self._draw_held_out() else ""
+    known = getattr(wordings, f"{held}{name.upper()}")
+    more = self._more.get(name, {} if field else ())
+    if field:
+      known, more = known[field], more.get(field, ())
+    return self._rng.choice((*known, *more))
 
   def _ask_words(self, field: str, name: str) -> str:
     """Ask for a field of a country that is called `name`."""
     relation = relations.RELATIONS[field]
-    wording = self._rng.choice(relation.wordings(self._draw_held_out()))
-    return wording.format(name)
+    more_frames = self._more.get("frames", ())
+    more_of_field = self._more.get("fields", {}).get(field, ((), ()))
+    known = relation.wordings(
+      self._draw_held_out(), tuple(more_frames), *map(tuple, more_of_field)
+    )
+    return self._rng.choice(known).format(name)
+
+  def _verbs(self, field: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the verb phrases for "has a larger" and "a smaller value"."""
+    relation = relations.RELATIONS[field]
+    above, below = self._more.get("verbs", {}).get(field, ((), ()))
+    return (*relation.above, *above), (*relation.below, *below)
 
   def _flag_words(self) -> str:
-    return self._pick_wording(wordings.FLAG, wordings.HELD_FLAG)
+    return self._pick_wording("flag")
 
   def _make_row(
     self,
@@ -319,7 +342,7 @@ class QuestionGenerator:
   ) -> dict:
     """Make the row of a question, its text as this user would type it."""
     if self._rng.random() < 0.2:
-      prefix = self._pick_wording(wordings.PREFIXES, wordings.HELD_PREFIXES)
+      prefix = self._pick_wording("prefixes")
       starts_with_name = any(text.startswith(c.name) for c in subjects)
       text = prefix + (text if starts_with_name else _lower_first(text))
     elif self._rng.random() < 0.2:

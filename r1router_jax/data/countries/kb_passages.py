@@ -7,8 +7,8 @@ row of each fact is kept beside them, as evidence for the questions.
 import dataclasses
 import re
 
-from tools.georouter import relations
-from tools.georouter.factbook import Country
+from r1router_jax.data.countries import relations
+from r1router_jax.data.countries.country import Country
 
 _CAPTION_WORDS = 14  # Longest caption.
 

@@ -5,9 +5,9 @@ import re
 
 import PIL.Image
 
-from tools.georouter import kb_passages, relations
-from tools.georouter.factbook import Country
-from tools.georouter.kb_passages import format_value
+from r1router_jax.data.countries import flag_colors, kb_passages, relations
+from r1router_jax.data.countries.country import Country
+from r1router_jax.data.countries.kb_passages import format_value
 
 FLAG_QUESTION = "Which country does this flag belong to?"
 
@@ -79,9 +79,7 @@ class FactWorld:
 
   def color_shares(self, country: Country, part: str) -> dict[str, float]:
     """Return the share of each named color in a part of a country's flag."""
-    from tools.georouter import drawings
-
-    return drawings.color_shares(self.drawings[country.id], part)
+    return flag_colors.color_shares(self.drawings[country.id], part)
 
 
 def comparable_value(country: Country, field: str) -> float:

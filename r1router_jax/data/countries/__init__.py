@@ -1,0 +1,1 @@
+"""The grammar of GeoRouter: facts, passages and questions of countries."""
