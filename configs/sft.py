@@ -49,8 +49,6 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.sft = dict(
     recall_warmup_steps=300,  # First updates, on random look-up rows alone.
     recall_prob=0.1,  # Probability that a later update is on such rows.
-    # Probability of changed names, at the first and at the last update.
-    rename_prob=(0.9, 0.3),
     # Probability that a target asks again where the gold trace stops.
     overask_prob=0.0,
     packed_length=0,  # Tokens of a row of several texts; 0: one text a row.
@@ -88,7 +86,7 @@ def _set_overask(c: mlc.ConfigDict) -> None:
   # Those of configs/step_grpo.py, which goes on from here.
   c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(40,))
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0)
-  c.sft.update(rename_prob=(0.5, 0.5), overask_prob=0.8)
+  c.sft.update(overask_prob=0.8)
   c.optim.update(lr=2e-4, muon_lr=8e-4)
 
 
@@ -98,7 +96,7 @@ def _set_smollm2(c: mlc.ConfigDict) -> None:
   _BASE["set_smollm2"](c, start_from="smollm2_base")
   c.data.update(questions="domains", generated=6000)
   c.data.batch_size_per_device = 4  # Packed rows.
-  c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))
+  c.sft.update(recall_warmup_steps=0, recall_prob=0.0)
   c.sft.packed_length = 384
   c.optim.update(name="adamw", lr=2e-3, muon_lr=0.0, b2=0.98, warmup=50)
 
@@ -110,6 +108,6 @@ def _set_published(c: mlc.ConfigDict) -> None:
   c.policy.overrides = _BASE["qwen_overrides"](response_tokens=(64, 128, 256))
   c.data.train_files = "reference/grpo_dataset_train*.jsonl"
   c.data.batch_size_per_device = 8
-  c.sft.update(recall_warmup_steps=0, recall_prob=0.0, rename_prob=(0.0, 0.0))
+  c.sft.update(recall_warmup_steps=0, recall_prob=0.0)
   c.sft.packed_length = 4608  # A longest prompt with a long response.
   c.optim.update(name="adamw", lr=1e-5, muon_lr=0.0, b2=0.999)

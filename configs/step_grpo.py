@@ -98,7 +98,6 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     format_weight=0.1,
     token_cost=0.0,
     judge="",
-    rename_prob=0.5,  # Probability that a step's entities get other names.
   )
   c.optim = _BASE["base_optimizer"]()
   c.optim.update(lr=1.5e-4, warmup=5, final=0.1, b2=0.98, weight_decay=0.0)
@@ -133,7 +132,6 @@ def _set_answers(c: mlc.ConfigDict) -> None:
   """Change the run to whole trajectories, rewarded by their final answers."""
   c.data.prompts_per_shard = 16
   c.step_grpo.update(credit="trajectory", rollout_mode="online", reward="f1")
-  c.step_grpo.update(rename_prob=0.0)
 
 
 def _set_own(c: mlc.ConfigDict) -> None:
@@ -159,7 +157,7 @@ def _set_published(c: mlc.ConfigDict, size: str) -> None:
   )
   c.policy.overrides.update(min_pixels=3136, max_pixels=1_003_520)
   c.data.prompts_per_shard = 4
-  c.step_grpo.update(update_batch_size=1, rename_prob=0.0)
+  c.step_grpo.update(update_batch_size=1)
   c.optim.update(lr=1e-6, warmup=15, weight_decay=0.01)
 
 
@@ -191,5 +189,5 @@ def _set_one_gpu(c: mlc.ConfigDict) -> None:
   )
   c.data.train_files = "reference/grpo_dataset_train*.jsonl"
   c.data.prompts_per_shard = 16
-  c.step_grpo.update(update_batch_size=4, rename_prob=0.0)
+  c.step_grpo.update(update_batch_size=4)
   c.optim.update(lr=1e-6, warmup=15, b2=0.999, weight_decay=0.01)

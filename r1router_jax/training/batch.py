@@ -1,9 +1,5 @@
 """The batch that a loss sees: prompts, groups of responses and advantages.
 
-`PromptBuilder` makes the prompts of training steps.  It can rename entities in
-steps of GeoRouter, so that a policy learns to read names instead of remembering
-them (`copy_curriculum`).
-
 Axes:  D data shards   B prompts   G responses per prompt   T response tokens
 """
 
@@ -14,13 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from r1router_jax.common.records import Step
-from r1router_jax.data import georouter
-from r1router_jax.inputs.processor import EncodedPrompt
-from r1router_jax.inputs.tokenizer import PromptTooLong
 from r1router_jax.models import qwen2_5_vl
-from r1router_jax.policy.policy import Policy
-from r1router_jax.training import copy_curriculum
 
 
 class PackedLayout(NamedTuple):
@@ -82,37 +72,3 @@ def example_rng(seed: int, index: int, name: str) -> np.random.Generator:
   """
   # crc32, since Python's hash of a string changes from run to run.
   return np.random.default_rng((seed, index, zlib.crc32(name.encode())))
-
-
-class PromptBuilder:
-  """Builds the prompts of training steps, with entities renamed if asked."""
-
-  def __init__(self, policy: Policy, renames: bool):
-    self._policy = policy
-    self._renamer = None
-    if renames:
-      countries = georouter.load_countries()
-      tokenizer = policy.processor.tokenizer
-      # The names of held-out countries are replaced, too, but never given.
-      self._renamer = copy_curriculum.EntityRenamer(
-        [country["name"] for country in countries],
-        [c["name"] for c in countries if c["split"] == "train"],
-        [tokenizer.decode([i]).strip() for i in tokenizer.whole_word_ids()],
-      )
-
-  def __call__(
-    self, step: Step, rename_prob: float, rng: np.random.Generator
-  ) -> tuple[Step, EncodedPrompt]:
-    """Return the step, possibly with renamed entities, and its prompt."""
-    if self._renamer and rng.random() < rename_prob:
-      renamed = self._renamer(step, rng)
-      try:
-        return renamed, self._encode(renamed)
-      except PromptTooLong:
-        # Longer names did not fit: the step keeps its own.
-        pass
-    return step, self._encode(step)
-
-  def _encode(self, step: Step) -> EncodedPrompt:
-    policy = self._policy
-    return policy.processor.encode(policy.config.build_prompt(step))

@@ -114,7 +114,7 @@ class DataConfig(_Options):
 
   @property
   def has_georouter(self) -> bool:
-    """Whether questions are GeoRouter's, whose names and evidence are known."""
+    """Whether questions are GeoRouter's, whose evidence is known."""
     return not self.has_rows and self.questions in ("", "georouter")
 
 
@@ -123,8 +123,6 @@ class SftConfig(_Options):
 
   recall_warmup_steps: Count
   recall_prob: Probability
-  # At the first and at the last update.
-  rename_prob: tuple[Probability, Probability]
   overask_prob: Probability
   packed_length: Count
 
@@ -163,7 +161,6 @@ class StepGrpoConfig(_Options):
   loss: LossConfig
   reward: str
   search_cost: NotNegative
-  rename_prob: Probability
   # Options that saved configs of older versions may lack.
   credit: one_of(*CREDITS) = "step"
   state_weight: NotNegative = 1.0  # Of gigpo.

@@ -94,24 +94,14 @@ def _check_together(config: RunConfig) -> None:
         "config.data.kb_dir."
       )
     return
-  # GeoRouter's names alone are known, so no other names can be changed.
-  renames = (config.sft or config.step_grpo).rename_prob
-  is_renaming = any(renames) if isinstance(renames, tuple) else bool(renames)
-  if not data.has_georouter and is_renaming:
-    raise UserError(
-      f"config.{config.algorithm}.rename_prob is {renames}, but only "
-      "GeoRouter's names are known: set it to 0 for other data (of sft to "
-      "(0.0, 0.0))."
-    )
   # Packing fixes the rows of a run at its start.
   sft = config.sft
   if sft and sft.packed_length:
     changes = sft.recall_warmup_steps, sft.recall_prob, sft.overask_prob
-    if is_renaming or any(changes):
+    if any(changes):
       raise UserError(
         "config.sft.packed_length wants gold steps as they are, of known "
-        "lengths: set rename_prob, recall_warmup_steps, recall_prob and "
-        "overask_prob to 0."
+        "lengths: set recall_warmup_steps, recall_prob and overask_prob to 0."
       )
 
 

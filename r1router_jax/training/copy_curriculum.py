@@ -1,32 +1,13 @@
-"""Training rows that teach a small policy to copy instead of to remember.
+"""Rows of random tokens, which teach a small policy to copy.
 
-A policy that meets 150 countries in training remembers their names, and then
-fails on a country that it never met.  Two remedies for the warm start:
-
-* `RecallSampler`: rows of random tokens.  The policy can only look the answer
-  up, copy it and stop in time; there is nothing to remember.
-* `EntityRenamer`: training rows in which each entity and each looked-up value
-  has another name every time the row is seen.
+The policy can only look the answer up, copy it and stop in time; there is
+nothing to remember.  Invented countries (`data/countries`) go on from there.
 """
-
-import dataclasses
-import itertools
-import re
-from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from r1router_jax.common.records import Step
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.inputs.tokenizer import START, Tokenizer
-
-_DIGIT = re.compile(r"\d")
-
-# A whole value that is a number, e.g. "1,284,000" or "12.5".
-_NUMBER = re.compile(r"[\d.,]*\d[\d.,]*")
-
-# A number in a cell of a flattened table.
-_CELL = re.compile(r"\[sep\]([\d.,]*\d)(?=\[|$)")
 
 
 class RecallSampler:
@@ -106,101 +87,3 @@ class RecallSampler:
     text += [*self._draw_words(rng, 1, 2), self._of, *name, self._colon]
     text += self._draw_words(rng, 2, 10)
     return text, name
-
-
-class EntityRenamer:
-  """Gives the entities and looked-up values of a step other names.
-
-  Entities are found by `names`, as questions and passages spell them; a new
-  name is one of `given_names`, or made of `words`.
-  """
-
-  def __init__(
-    self, names: Sequence[str], given_names: Sequence[str], words: Sequence[str]
-  ):
-    self._names = _match_any(names)
-    self._given_names, self._words = list(given_names), list(words)
-
-  def __call__(self, step: Step, rng: np.random.Generator) -> Step:
-    """Return the step with every name replaced, in the same way throughout."""
-    texts = "\n".join(_step_texts(step))
-
-    # 1. A new name for each entity.
-    names = dict.fromkeys(self._names.findall(texts))
-    new = {name: self._draw_name(rng) for name in names}
-
-    # 2. A new value, where the answer was looked up in a passage.
-    looked_up = step.kind == "answer"
-    if step.kind == "final" and step.question.hops:
-      last_hop = step.question.hops[-1]
-      looked_up = not set(step.answers).isdisjoint(last_hop.answers)
-    if looked_up:
-      value = step.answers[0]
-      if value not in new and value.lower() not in ("yes", "no"):
-        new |= self._draw_value(value, rng)
-
-    # 3. New digits in the numbers of tables.
-    # setdefault: the looked-up value may be such a number, and has its digits.
-    for cell in dict.fromkeys(_CELL.findall(texts)):
-      new.setdefault(cell, _replace_digits(cell, rng))
-    if not new:
-      return step
-    # One pass, so that a new name is not replaced again.
-    old = _match_any(new)
-    return _map_texts(step, lambda text: old.sub(lambda m: new[m[0]], text))
-
-  def _draw_name(self, rng: np.random.Generator) -> str:
-    """Draw a given name, or one to three random words."""
-    # Two in five new names are those of other entities.
-    if rng.random() < 0.4:
-      return self._given_names[rng.integers(len(self._given_names))]
-    return " ".join(rng.choice(self._words, rng.choice((1, 1, 2, 3))))
-
-  def _draw_value(self, value: str, rng: np.random.Generator) -> dict[str, str]:
-    """Return {value: new value}; empty if the value has to stay."""
-    if _NUMBER.fullmatch(value):
-      # One digit is part of too many other numbers.
-      is_long = len(value) > 1
-      return {value: _replace_digits(value, rng)} if is_long else {}
-    # Dates and short values keep their form.
-    if len(value) < 4 or len(_DIGIT.findall(value)) > 2:
-      return {}
-    return {value: self._draw_name(rng)}
-
-
-def _match_any(texts: Iterable[str]) -> re.Pattern:
-  """Return a pattern of any of the texts as whole words, longest first."""
-  longest_first = sorted(texts, key=len, reverse=True)
-  alternatives = "|".join(map(re.escape, longest_first))
-  return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
-
-
-def _replace_digits(number: str, rng: np.random.Generator) -> str:
-  """Return a number of the same form with other digits, none of them 0."""
-  digits = iter(rng.integers(1, 10, len(number)))
-  return _DIGIT.sub(lambda _: str(next(digits)), number)
-
-
-def _step_texts(step: Step) -> list[str]:
-  """Return the texts that the prompt and the answer of a step are made of."""
-  history = itertools.chain(*step.history)
-  passages = (passage.text for passage in step.passages)
-  before = step.question.text, *history, step.sub_question
-  return [*before, *step.answers, *passages]
-
-
-def _map_texts(step: Step, change: Callable[[str], str]) -> Step:
-  """Return the step with `change` applied to each of its texts."""
-  replace, question = dataclasses.replace, step.question
-  hops = tuple(
-    replace(hop, answers=tuple(map(change, hop.answers)))
-    for hop in question.hops
-  )
-  return replace(
-    step,
-    question=replace(question, text=change(question.text), hops=hops),
-    history=tuple((change(q), change(a)) for q, a in step.history),
-    sub_question=change(step.sub_question),
-    answers=tuple(map(change, step.answers)),
-    passages=tuple(replace(p, text=change(p.text)) for p in step.passages),
-  )

@@ -5,8 +5,7 @@
 A gold response is a group of one, so the loss reads the same `Batch` as
 Step-GRPO's.  A policy that is trained from scratch first learns to look up and
 copy (`copy_curriculum.py`): the first batches are rows of random tokens, and so
-is a fraction of the later ones.  Names in gold rows are changed with a
-probability that falls over the run.
+is a fraction of the later ones.
 
 Axes:  D data shards   B prompts   G responses per prompt   T response tokens
 """
@@ -30,7 +29,6 @@ from r1router_jax.policy.policy import Policy
 from r1router_jax.training import copy_curriculum, throughput
 from r1router_jax.training.batch import (
   Batch,
-  PromptBuilder,
   example_rng,
   pad_to_shards,
 )
@@ -57,13 +55,11 @@ class Sft:
   ):
     self._policy, self._options = policy, config.sft
     self.loss = functools.partial(loss, policy.model)
-    self._seed, self._total_steps = config.seed, config.total_steps
+    self._seed = config.seed
     # D and B.
     self._shape = strategy.local_shards, config.data.batch_size_per_device
     # Steps, or packed rows, of this host per update.
     self.examples_per_iteration = math.prod(self._shape)
-    renames = max(self._options.rename_prob) > 0
-    self._build_prompt = PromptBuilder(policy, renames)
     # Look-up rows need the tokenizer, which not every run has to open.
     self._recall_sampler = None
     if self._options.recall_warmup_steps or self._options.recall_prob:
@@ -119,18 +115,16 @@ class Sft:
     return [self._recall_sampler(rng) for rng in rngs]
 
   def _gold_pair(self, step: Step, iteration: int) -> PromptAndResponse:
-    """Return the prompt and the response of a step, maybe with other names."""
-    rng = example_rng(self._seed, iteration, step.id)
-    first, last = self._options.rename_prob
-    # The probability changes linearly over the run.
-    rename_prob = first + (last - first) * iteration / self._total_steps
-    step, prompt = self._build_prompt(step, rename_prob, rng)
+    """Return the prompt and the response of a step."""
+    policy = self._policy
+    prompt = policy.processor.encode(policy.config.build_prompt(step))
     # Where the gold trace stops after a search, the target may ask again.
     stops = bool(step.history) and step.routes == ("none",)
     overask_prob = self._options.overask_prob
+    rng = example_rng(self._seed, iteration, step.id)
     overasks = overask_prob and stops and rng.random() < overask_prob
     target = overask_target(step, rng) if overasks else sft_target(step)
-    return prompt, self._policy.encode_target(target)
+    return prompt, policy.encode_target(target)
 
   def _collate_pairs(self, pairs: Sequence[PromptAndResponse]) -> Batch:
     """Make a batch of prompts and responses; rows beyond them are padding."""

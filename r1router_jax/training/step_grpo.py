@@ -39,7 +39,7 @@ from r1router_jax.training import (
   trajectory_rollouts,
 )
 from r1router_jax.training.advantages import Credit
-from r1router_jax.training.batch import Batch, PromptBuilder, example_rng
+from r1router_jax.training.batch import Batch
 from r1router_jax.training.config import RunConfig
 
 Groups = rollouts.RolloutGroups | trajectory_rollouts.TrajectoryGroups
@@ -73,7 +73,6 @@ class StepGrpo:
       sampling=SamplingParams(options.temperature),
       **{group: options.group_size},
     )
-    self._build_prompt = PromptBuilder(policy, options.rename_prob > 0)
     if config.walks_trajectories:
       self._reward = trajectory_reward.make_trajectory_reward(
         options.reward,
@@ -218,18 +217,15 @@ class StepGrpo:
         sample = trajectory_rollouts.sample_trajectories
       rest = key, how, self._reward, self._options.routing_loop
       return sample(policy, self._kbs, examples, *rest)
-    # Names are drawn by step and iteration, not by place in the batch.
-    rngs = [example_rng(seed, index, step.id) for step in examples]
-    pairs = [
-      self._build_prompt(step, self._options.rename_prob, rng)
-      for step, rng in zip(examples, rngs, strict=True)
-    ]
-    steps, prompts = zip(*pairs, strict=True)
     # Each step is a prompt of its own.
+    build_prompt = policy.config.build_prompt
+    prompts = [policy.processor.encode(build_prompt(step)) for step in examples]
     sampled = policy.sample(prompts, key, how.group_size, how.sampling)
     groups = policy.decode(sampled)
     texts = [response.text for group in groups for response in group]
-    return rollouts.score_groups(steps, prompts, sampled, texts, self._reward)
+    return rollouts.score_groups(
+      examples, prompts, sampled, texts, self._reward
+    )
 
 
 def _rollout_metrics(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from r1router_jax.common.records import KBS
 from r1router_jax.data import georouter
 from r1router_jax.data.countries import phrases, wordings
+from tests.data import held_out_wordings
 from tools.georouter import values
 from tools.georouter.values import first_item
 
@@ -98,15 +99,8 @@ def test_no_question_is_repeated():
   assert max(asked.values()) == 1
 
 
-def held_patterns():
-  """A held-out wording of the field, as a whole question."""
-  for _, _, _, sentences in phrases.PHRASES.values():
-    for sentence in sentences:
-      yield re.escape(sentence[1:].rstrip("?.")).replace(r"\{\}", ".+")
-
-
 def test_held_out_wordings_are_not_in_train():
-  held = re.compile("|".join(f"(?:{p})" for p in held_patterns()))
+  held = re.compile("|".join(f"(?:{p})" for p in held_out_wordings.patterns()))
   pairs = [(split, q) for split in QUESTIONS for q in QUESTIONS[split]]
   found = [split for split, q in pairs if held.search(q.text)]
   assert found.count("train") == found.count("compose") == 0

@@ -1,11 +1,11 @@
 """Questions about invented countries: GeoRouter's forms, no country of its own.
 
-A policy that meets 164 countries in training remembers them.  Here each dozen
-of questions is about countries of its own: an invented name, the flag of a
+A policy that meets 164 countries in training remembers them.  Here each sixty
+questions are about countries of their own: an invented name, the flag of a
 country of the training split, and facts that are drawn anew, so that the only
-way to answer is to read.  Answers follow from the facts: comparisons, checks
-and sums of colors are labelled right by themselves.  Questions come in more
-wordings than GeoRouter's training questions, none of them a held-out one.
+way to answer is to read.  Comparisons and checks are labelled by these facts.
+Questions come in more wordings than GeoRouter's training questions, none of
+them a held-out one.
 """
 
 import dataclasses
@@ -147,6 +147,8 @@ class WorldMaker:
     self._pool = load_train_countries()
     self._words = _load_words()
     self._flagged = [c for c in self._pool if c.id in _clear_flags()]
+    # Nothing is said about a country of another split, be it by chance.
+    self._forbidden = _held_out_names()
 
   def __call__(self) -> gold_hops.FactWorld:
     """Return a world of its own."""
@@ -172,7 +174,7 @@ class WorldMaker:
     self, number: int, flag_of: Country, used: set[str]
   ) -> Country:
     name = self._draw_name()
-    while name in used:
+    while name in used or name in self._forbidden:
       name = self._draw_name()
     used.add(name)
     nominal, numbers = {}, {}
@@ -185,7 +187,7 @@ class WorldMaker:
         # Rates and ages vary less than counts.
         spread = 0.15 if relation.format == "{:.1f}" else 0.8
         factor = self._rng.lognormvariate(0, spread)
-        numbers[field] = max(round(other.numbers[field] * factor, 1), 1)
+        numbers[field] = max(round(other.numbers[field] * factor, 1), 1.0)
       else:
         nominal[field] = self._draw_value(field, other.names[field])
     return dataclasses.replace(
@@ -243,6 +245,12 @@ def _load_words() -> list[str]:
   """Return the words that are tokens of the tiny policy."""
   tree = json.loads(georouter.tokenizer_path().read_text(encoding="utf-8"))
   return [m[1] for m in map(_WORD.fullmatch, tree["model"]["vocab"]) if m]
+
+
+@functools.cache
+def _held_out_names() -> set[str]:
+  rows = georouter.load_countries()
+  return {row["name"] for row in rows if row["split"] != "train"}
 
 
 @functools.cache
@@ -318,10 +326,12 @@ def _final_thought(question: Question, world: gold_hops.FactWorld) -> str:
     path = pathlib.Path(question.image).relative_to(georouter.FOLDER)
     return f"it shows {_name_colors(str(path))}"
   if question.family == "none_text" and len(question.subjects) == 2:
-    # Both numbers stand in the question.
+    # The question says what is compared, and both values.
+    text = question.text.lower()
     pair = [c for c in world.countries if c.id in question.subjects]
     for field, relation in relations.RELATIONS.items():
       values = [kb_passages.format_value(country, field) for country in pair]
-      if relation.above and all(value in question.text for value in values):
+      said = (field, *values)
+      if relation.above and all(x.lower() in text for x in said):
         return thoughts.compare_numbers(*values)
   return ""

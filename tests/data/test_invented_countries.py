@@ -1,0 +1,206 @@
+"""Questions about invented countries: labels, names, wordings, seeds."""
+
+import collections
+import itertools
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from r1router_jax.common.errors import UserError
+from r1router_jax.data import georouter
+from r1router_jax.data.countries import (
+  invented,
+  phrases,
+  relations,
+  wordings,
+)
+from r1router_jax.protocol import format
+from r1router_jax.training import sft_targets
+from tests.data import held_out_wordings
+
+TRACES = [*invented.make_steps("train", 1200, 0)]
+QUESTIONS = [steps[0].question for steps in TRACES]
+
+
+def number(text):
+  return float(text.split()[-1].replace(",", ""))
+
+
+def final_of(steps):
+  return format.parse_response("final", sft_targets.sft_target(steps[-1]))
+
+
+def test_same_seed_gives_same_steps_and_splits_differ():
+  again = [*invented.make_steps("train", 130, 0)]
+  assert again == TRACES[:120] + again[120:]
+  names = [
+    {s for q in asked for hop in q.hops for s in hop.answers}
+    for asked in (
+      [steps[0].question for steps in invented.make_steps("val", 120, 0)],
+      QUESTIONS[:120],
+    )
+  ]
+  assert len(names[0] & names[1]) < 0.5 * len(names[0])
+  with pytest.raises(UserError, match="no split 'test'"):
+    next(invented.make_steps("test", 1, 0))
+
+
+def test_facts_of_training_countries_are_those_of_their_questions():
+  """The facts are read from passages; the questions' answers were not."""
+  countries = {c.name: c for c in invented.load_train_countries()}
+  fields, checked = "|".join(relations.RELATIONS), 0
+  for question in georouter.load_questions("train"):
+    for hop in question.hops:
+      pattern = rf"What is the ({fields}) of (.*)\?"
+      if asked := re.fullmatch(pattern, hop.sub_question):
+        field, country = asked[1], countries[asked[2]]
+        if relations.RELATIONS[field].is_number:
+          value = number(hop.answers[0])
+          assert country.numbers[field] == value, (country.name, field)
+        else:
+          assert country.names[field] == hop.answers[0]
+        checked += 1
+  assert len(countries) == 164 and checked > 4000
+
+
+def test_answers_stand_in_their_passages():
+  for steps in TRACES:
+    for step in steps:
+      if step.kind == "answer":
+        assert step.answers[0] in step.passages[0].text, step
+
+
+def facts_of(question):
+  """The (field, name, value) that each hop finds, without those of names."""
+  fields = "|".join(relations.RELATIONS)
+  pattern = re.compile(rf"What is the ({fields}) of (.*)\?")
+  found = [(pattern.fullmatch(h.sub_question), h) for h in question.hops]
+  return [(m[1], m[2], hop.answers[0]) for m, hop in found if m]
+
+
+def test_final_answers_follow_from_the_facts_that_were_found():
+  checked = collections.Counter()
+  verbs = invented.load_more_wordings()["verbs"]
+  for question in QUESTIONS:
+    facts = facts_of(question)
+    if len(facts) == 2:
+      (field, *one), (_, *other) = facts
+      low, high = sorted((one, other), key=lambda fact: number(fact[1]))
+    if "compare" in question.family:
+      below = (*relations.RELATIONS[field].below, *verbs[field][1])
+      asks_less = any(verb in question.text for verb in below)
+      right = (low if asks_less else high)[0]
+    elif "yesno" in question.family and len(facts) == 2:
+      right = "yes" if high == one else "no"
+    elif "yesno" in question.family:
+      said = rf"(?<![\w,.]){re.escape(facts[0][2])}(?!\w|[.,]\d)"
+      right = "yes" if re.search(said, question.text, re.I) else "no"
+    elif question.hops:
+      right = question.hops[-1].answers[0]
+    else:
+      continue
+    assert question.answers[0] == right, question
+    checked[question.family] += 1
+  assert len(checked) == 10 and min(checked.values()) > 20
+
+
+def test_colors_named_by_a_thought_are_in_the_picture():
+  """By the nearest pure color, which the generator does not use."""
+  pure = dict(
+    red=(210, 20, 40),
+    green=(0, 130, 60),
+    blue=(0, 60, 160),
+    yellow=(255, 210, 0),
+    white=(255, 255, 255),
+    black=(0, 0, 0),
+  )
+  table = np.array([*pure.values(), (128, 128, 128)])
+  agreed = []
+  for steps in TRACES:
+    if steps[0].question.family != "none_visual":
+      continue
+    with PIL.Image.open(steps[0].question.image) as picture:
+      pixels = np.asarray(picture.convert("RGB"), float).reshape(-1, 3)
+    nearest = np.linalg.norm(pixels[:, None] - table, axis=-1).argmin(1)
+    thought, text = final_of(steps).thought, steps[0].question.text.lower()
+    assert thought.startswith("it shows ")
+    for color in thought.removeprefix("it shows ").split(", "):
+      agreed.append((nearest == [*pure].index(color)).mean() > 0.01)
+    # What the question asks for is told apart by far.
+    asked = [color for color in pure if re.search(rf"\b{color}\b", text)]
+    if asked:
+      assert steps[0].question.answers[0] == (
+        "yes" if asked[0] in thought else "no"
+      )
+  assert len(agreed) > 100 and np.mean(agreed) > 0.85
+
+
+def test_thoughts_of_comparisons_name_the_larger_number_first():
+  checked = 0
+  for steps in TRACES:
+    found = re.fullmatch(r"([\d.,]+) > ([\d.,]+)", final_of(steps).thought)
+    if found:
+      assert number(found[1]) > number(found[2])
+      checked += 1
+    else:
+      assert "compare" not in steps[0].question.family
+  assert checked > 100
+
+
+def test_no_country_of_another_split_is_asked_about():
+  held = {
+    c["name"] for c in georouter.load_countries() if c["split"] != "train"
+  }
+  for steps in TRACES:
+    for step in steps:
+      for passage in step.passages:
+        if passage.kb == "table":
+          names = re.findall(r"\[Row\](.*?)\[sep\]", passage.text)
+        else:
+          pattern = r"(?:Flag of )?(.*?)(?:\. |: |$)"
+          names = [re.match(pattern, passage.text)[1]]
+        assert not held.intersection(names), passage
+
+
+def test_families_without_demonstrations_stay_so():
+  families = {question.family for question in QUESTIONS}
+  assert len(families) == 12
+  assert not families & {q.family for q in georouter.load_questions("compose")}
+
+
+def test_no_wording_is_held_out():
+  held = re.compile("|".join(held_out_wordings.patterns()))
+  more = invented.load_more_wordings()
+  for field, (nouns, sentences) in more["fields"].items():
+    assert not [text for text in sentences if held.search(text)], field
+    held_nouns = phrases.PHRASES[field][1]
+    assert not [a for a in nouns if any(b in a for b in held_nouns)], field
+  for name in ("prefixes", "frames", "flag", "which_flag", "compare", "check"):
+    seen = {text.lower() for text in more[name]}
+    assert len(seen) == len(more[name]) > 5
+    assert not seen & {
+      text.lower() for text in getattr(wordings, f"HELD_{name.upper()}")
+    }
+
+
+def test_every_field_has_more_wordings_with_one_place():
+  more = invented.load_more_wordings()
+  assert more["fields"].keys() == relations.RELATIONS.keys()
+  for nouns, sentences in more["fields"].values():
+    assert len({*nouns}) >= 3 and len({*sentences}) >= 8
+    assert all(text.count("{}") == 1 for text in sentences)
+  compared = {f for f, r in relations.RELATIONS.items() if r.above}
+  assert more["verbs"].keys() == compared
+
+
+def test_names_hardly_repeat_between_worlds():
+  names = collections.Counter(
+    hop.answers[0]
+    for question in QUESTIONS
+    for hop in question.hops
+    if hop.routes == ("image",)
+  )
+  worlds = itertools.groupby(QUESTIONS, lambda q: q.id.rpartition("/")[0])
+  assert len(list(worlds)) == 20 and len(names) > 100
