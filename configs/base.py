@@ -24,6 +24,9 @@ def base_config() -> mlc.ConfigDict:
     # "smollm2_base", say; or "" for random weights.
     start_from="warm_start",
     induction=False,  # Random weights that can copy: models/induction_init.py.
+    # Encoder of build_kb, such as "minilm", whose vectors of words are part of
+    # these weights; "": none.
+    word_vectors="",
     # Adapters beside the layers whose path fits `match`, a regular expression;
     # rank 0 adds none.  Train them alone with trainable_regex "lora_".
     lora=dict(rank=0, alpha=32.0, match="layers/[qkvo]$"),

@@ -106,7 +106,6 @@ def test_loss_of_the_rows_falls_in_training(gold_rows, tmp_path):
       "data.images": str(workdir / "pictures"),
       "sft.recall_warmup_steps": 0,
       "sft.recall_prob": 0.0,
-      "sft.rename_prob": (0.0, 0.0),
       "total_steps": 12,
       "optim.muon_lr": 1e-3,
     },

@@ -236,7 +236,7 @@ def test_vision_policy_learns_from_rows_with_images(
 
 @pytest.mark.slow
 def test_tiny_policy_learns_from_rows(data, tmp_path):
-  c = load_config("step_grpo", **data | {"step_grpo.rename_prob": 0.0})
+  c = load_config("step_grpo", **data)
   train(c, tmp_path)
   assert all(line["reward/total"] > 0.3 for line in read_scalars(tmp_path))
 
@@ -246,7 +246,6 @@ def test_run_by_the_name_of_its_rows_equals_that_by_files(data, tmp_path):
   named = {
     "data.name": "r1_router_rows/mine",
     "data.tfds_dir": str(tmp_path / "tfds"),
-    "step_grpo.rename_prob": 0.0,
     "total_steps": 1,
   }
   for workdir, changes in (("files", named | data), ("name", named)):

@@ -42,7 +42,6 @@ def train_online(addresses, workdir):
       "data.prompts_per_shard": 1,
       "step_grpo.update_batch_size": 1,
       "step_grpo.rollout_mode": "online",
-      "step_grpo.rename_prob": 0.0,
     },
   )
   return train(config, workdir)

@@ -19,6 +19,9 @@ first columns.
                 its share of that token's embedding; the tied output embedding
                 turns the sum into a logit.
 
+Embeddings may begin with the meanings of words, as a sentence encoder has them:
+what is learnt of one word is then known of its neighbours, too.
+
 Source: arxiv.org/abs/2209.11895 (induction heads); the initial values are new.
 """
 
@@ -27,6 +30,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.models import qwen2_5_vl
@@ -50,12 +54,16 @@ class _HeadWeights(NamedTuple):
 
 
 def plant_induction_heads(
-  params: dict, config: qwen2_5_vl.Config, seed: int
+  params: dict,
+  config: qwen2_5_vl.Config,
+  seed: int,
+  vectors: Float[np.ndarray, "N E"] | None = None,
 ) -> dict:
   """Return fresh `params` with an induction circuit in two layers.
 
-  The seed is that of the random projection.  A model that is not tied, has one
-  layer, or other numbers of key and query heads, raises UserError.
+  The seed is that of the random projection.  The meanings of the first N tokens
+  are `vectors`, if given; what is 0 has none.  A model that is not tied, has
+  one layer, or other numbers of key and query heads, raises UserError.
   """
   if config.heads != config.kv_heads or not config.tied or config.layers < 2:
     raise UserError(
@@ -79,6 +87,8 @@ def plant_induction_heads(
   r = np.linalg.qr(normal)[0]
 
   embed = np.array(params["embed"])
+  if vectors is not None:
+    _mix_meanings(embed[: len(vectors), :width], vectors)
   embed[:, width:] = 0  # Scratch space is empty at first.
   layers = jax.tree.map(np.array, params["layers"])
   for head, scratch, columns in ((0, s1, r), (1, s2, r[:, : len(s2)])):
@@ -89,6 +99,25 @@ def plant_induction_heads(
     weights = _clear_head(layers, -1, head, config.head_size)
     _plant_copy(weights, features, content, r, s1, s2)
   return jax.tree.map(jnp.asarray, params | {"embed": embed, "layers": layers})
+
+
+def _mix_meanings(
+  embed: Float[np.ndarray, "N W"], vectors: Float[np.ndarray, "N E"]
+) -> None:
+  """Add meanings to random embeddings, in place, and keep their lengths.
+
+  Both have the same weight: random parts tell words of one meaning apart.
+  """
+  known = np.any(vectors, axis=1)
+  centred = vectors[known] - vectors[known].mean(0)
+  # The main components, as many as the embedding has room for.
+  _, _, components = np.linalg.svd(centred, full_matrices=False)
+  meanings = centred @ components[: embed.shape[1]].T
+  meanings /= np.linalg.norm(meanings, axis=1, keepdims=True)
+  length = np.linalg.norm(embed[known], axis=1).mean()
+  share = np.sqrt(0.5)
+  embed[known, : meanings.shape[1]] *= share
+  embed[known, : meanings.shape[1]] += share * length * meanings
 
 
 def _clear_head(

@@ -74,6 +74,8 @@ class StartPolicyConfig(_Options):
   induction: bool
   lora: LoraConfig
   overrides: Mapping[str, Any]
+  # Options that saved configs of older versions may lack.
+  word_vectors: str = ""
 
 
 class DataConfig(_Options):

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,13 @@ import msgspec
 import numpy as np
 from etils import epath
 from flax import traverse_util
+from jaxtyping import Float32
 from ml_collections import config_dict
 
 from r1router_jax.common.checkpoint_folder import absolute_name
+from r1router_jax.common.records import Query
 from r1router_jax.data import georouter
+from r1router_jax.inputs.tokenizer import Tokenizer
 from r1router_jax.models import adapter_files, lora
 from r1router_jax.models.induction_init import plant_induction_heads
 from r1router_jax.parallel import multihost
@@ -28,6 +32,8 @@ from r1router_jax.parallel.strategy import ParallelStrategy, make_strategy
 from r1router_jax.policy import image_questions
 from r1router_jax.policy import policy as policy_lib
 from r1router_jax.policy.config import config_for_run
+from r1router_jax.protocol import format
+from r1router_jax.retrieval.encoders import registry
 from r1router_jax.retrieval.retriever import KnowledgeBase, open_kbs
 from r1router_jax.rewards.step_reward import make_reward
 from r1router_jax.routing import device_loop
@@ -146,13 +152,29 @@ def load_start_policy(
     policy = policy_lib.init_policy(known, tokenizer, config.seed, devices.mesh)
   params = policy.params
   if start.induction:
-    params = plant_induction_heads(params, known.model, config.seed)
+    vectors = None
+    if start.word_vectors:
+      vectors = _embed_tokens(policy.processor.tokenizer, start.word_vectors)
+    params = plant_induction_heads(params, known.model, config.seed, vectors)
   params = add_adapters(config, params)
   # Parameters are passed on their own: the state will hold them.
   policy = dataclasses.replace(
     policy, config=known, params={}, mesh=devices.rollout_mesh
   )
   return policy, params
+
+
+def _embed_tokens(
+  tokenizer: Tokenizer, encoder: str
+) -> Float32[np.ndarray, "V E"]:
+  """Return a text encoder's vector of each token's text; 0 if it has none."""
+  texts = [tokenizer.decode([i]).strip() for i in range(tokenizer.vocab_size)]
+  control = format.TAG, re.compile(r"<\|.*\|>")
+  has_text = np.array(
+    [bool(x) and not any(tag.fullmatch(x) for tag in control) for x in texts]
+  )
+  vectors = registry.get_embedder(encoder)([Query(text) for text in texts])
+  return np.where(has_text[:, None], vectors, 0)
 
 
 def add_adapters(config: RunConfig, params: dict) -> dict:

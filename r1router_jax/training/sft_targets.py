@@ -7,6 +7,8 @@ R1-Router's 119 published rows 66 use all three retrievals, and 54 repeat a
 sub-question.)
 """
 
+import re
+
 import numpy as np
 
 from r1router_jax.common.errors import UserError
@@ -76,9 +78,11 @@ def _answer_thought(step: Step) -> str:
     return thoughts.GIVEN
   values = [answer for _, answer in step.history]
   if step.kind == "final" and len(values) == 2:
-    # A comparison of two looked-up numbers, or of the years of two dates.
-    if comparison := thoughts.compare_numbers(*values):
-      return comparison
+    # A comparison of two looked-up numbers.
+    numbers = [_parse_number(value) for value in values]
+    if None not in numbers:
+      (_, low), (_, high) = sorted(zip(numbers, values, strict=True))
+      return f"{high} > {low}"
   # A check of one looked-up value.
   yes_no = step.answers[0] in ("yes", "no")
   if step.kind == "final" and len(values) == 1 and yes_no:
@@ -88,3 +92,8 @@ def _answer_thought(step: Step) -> str:
 
 def _join_lines(text: str) -> str:
   return " ".join(text.split())
+
+
+def _parse_number(text: str) -> float | None:
+  plain = text.replace(",", "")
+  return float(plain) if re.fullmatch(r"\d+(\.\d+)?", plain) else None

@@ -168,8 +168,8 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
     ),
     (
       "step_grpo",
-      {"step_grpo.rename_prob": 2.0},
-      "rename_prob is 2.0: expected `float` <= 1.0",
+      {"step_grpo.discount": 2.0},
+      "discount is 2.0: expected `float` <= 1.0",
     ),
     ("step_grpo", {"optim.name": "sgd"}, "config.optim.name is 'sgd'"),
     (
@@ -199,26 +199,11 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
       "and online rollouts are the policy's own.  Set "
       "config.step_grpo.rollout_mode to 'offline', or config.data.name",
     ),
-    (
-      "step_grpo",
-      {"data.train_files": "my.jsonl"},
-      "config.step_grpo.rename_prob is 0.5",
-    ),
-    (
-      "sft",
-      {"data.train_files": "my.jsonl"},
-      "config.sft.rename_prob is (0.9, 0.3)",
-    ),
     ("sft", {"sft.packed_length": 96}, "packed_length wants gold steps as"),
     (
       "sft",
       {"data.name": "r1_router_rows/a/.."},
       "take georouter, or r1_route",
-    ),
-    (
-      "sft",
-      {"data.name": "r1_router_rows/a"},
-      "config.sft.rename_prob is (0.9",
     ),
     (
       "step_grpo",
@@ -278,14 +263,18 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
     (
       "sft",
       {"data.questions": "domains"},
-      "config.data.generated 0: give the grammar, 'domains', a number",
+      "config.data.generated 0: give 'domains' and 'countries' a number",
+    ),
+    (
+      "sft",
+      {"data.questions": "countries"},
+      "config.data.generated 0: give 'domains' and 'countries' a number",
     ),
     (
       "sft",
       {
         "data.questions": "domains",
         "data.generated": 9,
-        "sft.rename_prob": (0.0, 0.0),
         "sft.overask_prob": 0.5,
       },
       "those of the grammar may search in vain: set it to 0",
@@ -302,22 +291,17 @@ def test_rewards_that_do_not_fit_the_credit_are_rejected(changes, message):
         "data.generated": 9,
         "step_grpo.rollout_mode": "online",
       },
-      "The grammar's questions are gold steps with their passages",
+      "The questions of 'domains' are gold steps with their passages",
     ),
     (
       "sft",
       {
-        "data.questions": "domains",
+        "data.questions": "countries",
         "data.generated": 9,
         "data.kb_dir": "kb",
         "validation.every": 1,
       },
-      "The grammar's questions are in no knowledge base",
-    ),
-    (
-      "sft",
-      {"data.questions": "a.csv", "data.kb_dir": "kb"},
-      "config.sft.rename_prob is (0.9, 0.3), but only GeoRouter's names",
+      "The questions of 'countries' are in no knowledge base",
     ),
     (
       "step_grpo",
@@ -338,7 +322,6 @@ NUMBERS = (NAN, INF, -1.0, 1e30)
 # Values that are no numbers, out of range, or that nothing could start from.
 EDGES = {
   "sft": {
-    "sft.rename_prob": (0.5, (0.5,), (0.5, 1.5), (NAN, 0.0)),
     "sft.recall_prob": (1.5, NAN),
     "sft.recall_warmup_steps": (-1,),
     "sft.packed_length": (-1,),
@@ -445,8 +428,8 @@ def test_unknown_option_of_an_own_config_is_named(section, options, message):
 
 def test_missing_option_is_named():
   tree = load_config("sft").to_dict()
-  del tree["sft"]["rename_prob"]
-  with pytest.raises(ValueError, match="config.sft.rename_prob is missing"):
+  del tree["sft"]["recall_prob"]
+  with pytest.raises(ValueError, match="config.sft.recall_prob is missing"):
     config_reader.read_run_config(tree)
   del tree["sft"]
   with pytest.raises(ValueError, match="there is no section config.sft"):

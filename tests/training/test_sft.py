@@ -206,7 +206,7 @@ def test_row_without_hops_has_no_overask_target():
 
 def make_algorithm(known=tiny_policy.POLICY_CONFIG, **changes):
   """Return supervised training with one row for each of eight devices."""
-  options = dict(rename_prob=(0.0, 0.0), overask_prob=0.0, packed_length=0)
+  options = dict(overask_prob=0.0, packed_length=0)
   options |= dict(recall_warmup_steps=0, recall_prob=0.0)
   return sft.Sft(
     policy.Policy(known, tiny_policy.TOKENIZER, {}),
@@ -229,7 +229,7 @@ def make_batch(algorithm, steps, iteration):
 def algorithm():
   # Prompts are long enough for all look-up rows.
   known = dataclasses.replace(tiny_policy.POLICY_CONFIG, prompt_tokens=(24, 96))
-  return make_algorithm(known, recall_warmup_steps=1, rename_prob=(0.5, 0.5))
+  return make_algorithm(known, recall_warmup_steps=1)
 
 
 def make_examples():

@@ -21,7 +21,6 @@ OPTIONS = {
   "data.prompts_per_shard": 1,
   "step_grpo.group_size": 3,
   "step_grpo.update_batch_size": 2,
-  "step_grpo.rename_prob": 0.0,
 }
 
 ONLINE = {"step_grpo.rollout_mode": "online", "data.kb_dir": "somewhere"}

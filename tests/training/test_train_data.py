@@ -222,7 +222,7 @@ def test_question_that_cannot_be_read_is_skipped_and_named(tmp_path, caplog):
   "name, changes",
   [
     ("step_grpo", {"step_grpo.credit": "step", "step_grpo.reward": "default"}),
-    ("sft", {"sft.rename_prob": (0.0, 0.0)}),
+    ("sft", {}),
   ],
 )
 def test_gold_steps_want_hops(tmp_path, name, changes):
@@ -235,7 +235,6 @@ def test_steps_of_own_questions_with_hops(tmp_path):
   hop = dict(sub_question="Who is it?", routes=["text"], answers=["Ann"])
   path = write_questions(tmp_path / "a.jsonl", 2, hops=[hop])
   options = {"data.questions": path, "data.kb_dir": "no/such/folder"}
-  options |= {"sft.rename_prob": (0.0, 0.0)}
   config = make_run_config("sft", **options)
   kbs = fakes.make_kbs()
   steps, _ = train_data.load_train_data(config, TEXT_POLICY, kbs)
@@ -330,7 +329,7 @@ def test_digest_takes_names_for_images_that_nobody_has_drawn():
 def load_domains(split, **changes):
   """Load gold steps of the grammar of domains, for a policy of texts."""
   options = {"data.questions": "domains", "data.generated": 30}
-  options |= {"data.split": split, "sft.rename_prob": (0.0, 0.0)}
+  options |= {"data.split": split}
   config = make_run_config("sft", **options, **changes)
   known = dataclasses.replace(
     KNOWN, prompt_tokens=(512,), image_marker="[picture]"
@@ -359,3 +358,15 @@ def test_steps_of_the_grammar_are_those_of_its_split_and_seed():
     assert not texts_of(steps) & texts_of(others)
   with pytest.raises(UserError, match="no split 'dev'.*train, val, test"):
     load_domains("dev")
+
+
+def test_invented_countries_are_trained_on():
+  options = {"data.questions": "countries", "data.generated": 60}
+  config = make_run_config("sft", **options)
+  known = dataclasses.replace(KNOWN, prompt_tokens=(512,))
+  sees = policy.Policy(known, tiny_policy.TOKENIZER, {})
+  steps, shapes = train_data.load_train_data(config, sees, {})
+  assert len(steps) == len(shapes) > 200
+  assert {step.question.id.split("/")[0] for step in steps} == {"countries"}
+  held_out = train_data.load_validation_steps(config, sees, {})
+  train_data.check_disjoint(steps, held_out)

@@ -193,7 +193,8 @@ def _make_statistics(
   tokens["answers"] = count_tokens(row["answers"][0] for row in all_rows)
   return dict(
     countries={
-      split: sum(c.split == split for c in world.countries) for split in rows_of
+      split: sum(c.split == split for c in world.countries)
+      for split in ("train", "val", "test")
     },
     pictures=dict(
       flags=len(world.flags),

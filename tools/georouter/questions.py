@@ -65,6 +65,7 @@ def draw_questions(world: FactWorld, split: str) -> list[dict]:
       if question is None or (question["text"], question["image"]) in seen:
         continue
       seen.add((question["text"], question["image"]))
+      del question["said"]
       rows.append(
         dict(
           id=f"georouter/{split}/{family}/{kept}",

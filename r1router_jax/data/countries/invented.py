@@ -14,7 +14,7 @@ import json
 import pathlib
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import PIL.Image
@@ -31,7 +31,7 @@ from r1router_jax.data.countries import (
 from r1router_jax.data.countries.country import Country
 from r1router_jax.data.countries.question_generator import QuestionGenerator
 from r1router_jax.data.domains.names import STYLES
-from r1router_jax.protocol import format, thoughts
+from r1router_jax.protocol import format
 
 FOLDER = pathlib.Path(__file__).parents[1] / "files" / "countries"
 
@@ -61,6 +61,11 @@ _MONTHS = (
   "January February March April May June July August September October "
   "November December"
 ).split()
+_FIELD = "|".join(relations.RELATIONS)
+_ASKS_FACT = re.compile(rf"What is the ({_FIELD}) of (.*)\?")
+_ASKS_OWNER = re.compile(rf"Which country has the ({_FIELD}) (.*)\?")
+
+_NOISE = 0.15  # Probability that a question begins with words without meaning.
 _COLOR_SHARE = 0.03  # Least share of a flag of a color that a thought names.
 
 
@@ -287,6 +292,7 @@ def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
     rng = random.Random(f"{split}/{seed}/{number}")
     world = WorldMaker(rng)()
     draw = QuestionGenerator(world, "train", rng, more)
+    world_names = {country.id: country.name for country in world.countries}
     passages = {
       row["id"]: georouter.to_passage(row, kb)
       for kb, rows in world.kbs.rows.items()
@@ -298,40 +304,79 @@ def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
         (family,) = rng.choices(families, [*_FAMILIES.values()])
         row = getattr(draw, family)()
       row_id = f"countries/{split}/{seed}/{number}/{n}"
+      if rng.random() < _NOISE:
+        # A policy should not stumble over an opening that it never met.
+        noise = " ".join(rng.choices(_load_words(), k=rng.randint(1, 4)))
+        row["text"] = noise + rng.choice((", ", ": ", ". ")) + row["text"]
+      said = row.pop("said")
       row |= dict(id=row_id, family=family, benchmark="")
       question = georouter.to_question(row)
-      yield _make_question_steps(question, passages, world)
+      evidence = [passages[hop.evidence[0]] for hop in question.hops]
+      names = [world_names[subject] for subject in question.subjects]
+      yield _make_question_steps(question, evidence, names, said)
 
 
 def _make_question_steps(
   question: Question,
-  passages: Mapping[str, Passage],
-  world: gold_hops.FactWorld,
+  evidence: Sequence[Passage],
+  names: Sequence[str],
+  said: Sequence[str],
 ) -> list[Step]:
+  """Return gold steps, whose thoughts prepare their answers.
+
+  `names` are those of the question's subjects, and `said` the values that it
+  claims or gives.
+  """
+
   def find(asked):
     del asked
-    return [(passages[hop.evidence[0]],) for hop in question.hops]
+    return [(passage,) for passage in evidence]
 
   (steps,) = gold_steps.make_gold_steps([question], find)
-  thought = _final_thought(question, world)
-  if thought:
-    response = format.render_answer(Answer(thought, question.answers[0]))
-    steps[-1] = dataclasses.replace(steps[-1], response=response)
-  return steps
+  written = []
+  for step in steps:
+    thought = ""
+    if step.kind == "answer":
+      thought = _quote_evidence(step)
+    elif step.kind == "final":
+      thought = _compare_facts(step, names, said)
+    if thought:
+      response = format.render_answer(Answer(thought, step.answers[0]))
+      step = dataclasses.replace(step, response=response)
+    written.append(step)
+  return written
 
 
-def _final_thought(question: Question, world: gold_hops.FactWorld) -> str:
-  """Return the thought of a final answer that no search has prepared."""
+def _quote_evidence(step: Step) -> str:
+  """Return what the passage says: the answer, behind what stands before it."""
+  (passage,), answer = step.passages, step.answers[0]
+  if passage.kb == "image":
+    return f"Flag of {answer}"
+  if _ASKS_FACT.match(step.sub_question):
+    field, name = _ASKS_FACT.match(step.sub_question).groups()
+    if passage.kb == "table":
+      return f"{name}[sep]{answer}"
+    label = re.escape(relations.RELATIONS[field].label)
+    return re.search(rf"{label}[^:]*: ", passage.text)[0] + answer
+  # The passage begins with the country whose fact was asked about.
+  field, value = _ASKS_OWNER.fullmatch(step.sub_question).groups()
+  return f"{relations.RELATIONS[field].label}: {value}"
+
+
+def _compare_facts(
+  step: Step, names: Sequence[str], said: Sequence[str]
+) -> str:
+  """Return what a final answer has to compare, side by side; "" if nothing."""
+  question, facts = step.question, [answer for _, answer in step.history]
   if question.family == "none_visual":
     path = pathlib.Path(question.image).relative_to(georouter.FOLDER)
     return f"it shows {_name_colors(str(path))}"
-  if question.family == "none_text" and len(question.subjects) == 2:
-    # The question says what is compared, and both values.
-    text = question.text.lower()
-    pair = [c for c in world.countries if c.id in question.subjects]
-    for field, relation in relations.RELATIONS.items():
-      values = [kb_passages.format_value(country, field) for country in pair]
-      said = (field, *values)
-      if relation.above and all(x.lower() in text for x in said):
-        return thoughts.compare_numbers(*values)
+  if len(names) == 2:
+    # Of dates the years are compared.
+    facts = [fact.split()[-1] for fact in facts or said]
+    numbers = [float(fact.replace(",", "")) for fact in facts]
+    more = names[numbers.index(max(numbers))]
+    return f"{names[0]}: {facts[0]}. {names[1]}: {facts[1]}. More: {more}"
+  if said and facts:
+    return f"they say {said[0]}, it is {facts[0]}"
   return ""

@@ -1,7 +1,8 @@
 """Draws one question at a time, of one family, about countries of one split.
 
 The method of a family has the family's name; it returns the question's row, or
-None if the facts that were drawn make no good question.
+None if the facts that were drawn make no good question.  Beside the columns of
+a file a row has "said", the values that the question claims or gives.
 """
 
 import random
@@ -207,7 +208,8 @@ class QuestionGenerator:
     text = self._pick_wording("check")
     text = text.replace("NOUN", field).replace("VALUE", claim)
     answers = gold_hops.yes_no_answers(is_true)
-    return self._make_row(text.format(country.name), answers, [country], [hop])
+    text = text.format(country.name)
+    return self._make_row(text, answers, [country], [hop], said=(claim,))
 
   # --- Nothing to look up -----------------------------------------------------
 
@@ -228,13 +230,13 @@ class QuestionGenerator:
     if pair is None:
       return None
     one, other, field = pair
-    facts = self._pick_wording("given_pair")
-    facts = facts.replace("NOUN", field).format(
-      one.name, format_value(one, field), other.name, format_value(other, field)
-    )
+    said = [format_value(country, field) for country in (one, other)]
+    facts = self._pick_wording("given_pair").replace("NOUN", field)
+    facts = facts.format(one.name, said[0], other.name, said[1])
     text, winner = self._comparison_words(pair, [one.name, other.name])
     answers = gold_hops.country_answers(winner)
-    return self._make_row(f"{facts} {text}", answers, [one, other], [])
+    text = f"{facts} {text}"
+    return self._make_row(text, answers, [one, other], [], said=said)
 
   def none_visual(self) -> dict | None:
     """Ask for a color in the flag; whose flag it is does not matter."""
@@ -339,8 +341,12 @@ class QuestionGenerator:
     subjects: Sequence[Country],
     hops: list[dict],
     flag_of: Country | None = None,
+    said: Sequence[str] = (),
   ) -> dict:
-    """Make the row of a question, its text as this user would type it."""
+    """Make the row of a question, its text as this user would type it.
+
+    `said` are the values that the question itself claims or gives.
+    """
     if self._rng.random() < 0.2:
       prefix = self._pick_wording("prefixes")
       starts_with_name = any(text.startswith(c.name) for c in subjects)
@@ -357,6 +363,7 @@ class QuestionGenerator:
       image=self._world.flags[flag_of.id] if flag_of else "",
       subjects=[c.id for c in subjects],
       hops=hops,
+      said=tuple(said),
     )
 
 
