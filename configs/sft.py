@@ -32,7 +32,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   """Return the run of a variant: "tiny" and others, or "smoke" for tests."""
   c = _BASE["base_config"]()
   c.algorithm = "sft"
-  c.total_steps = 3000  # Updates.
+  c.total_steps = 3600  # Updates.
   c.log_every = 20  # Updates between two lines of metrics.jsonl.
   c.checkpoint_every = 500  # Updates between two checkpoints.
   c.policy.update(start_from="", induction=True, word_vectors="minilm")
@@ -41,16 +41,15 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     model=_TINY_MODEL,
     prompt_tokens=(32, 48, 96, 160),  # Padded lengths of prompts.
     response_tokens=(24, 40, 64),  # Padded lengths of responses.
-    compute=dict(dtype="float32", remat="none"),
     min_pixels=84 * 84,
     max_pixels=84 * 84,
     decode_batch_size=64,  # Responses decoded at one time on one device.
   )
-  c.data.update(questions="countries", generated=48_000)
-  c.data.batch_size_per_device = 64  # Steps per update and data shard.
+  c.data.update(questions="countries", generated=24_000)
+  c.data.batch_size_per_device = 32  # Steps per update and data shard.
   c.matmul_precision = "bfloat16"
   c.sft = dict(
-    recall_warmup_steps=200,  # First updates, on random look-up rows alone.
+    recall_warmup_steps=250,  # First updates, on random look-up rows alone.
     recall_prob=0.05,  # Probability that a later update is on such rows.
     # Probability that a target asks again where the gold trace stops.
     overask_prob=0.0,
@@ -64,8 +63,8 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   if variant == "overask":
     _set_overask(c)
   elif variant == "smoke":
-    # A few seconds on a CPU: a small model, one shape to compile, two batches of
-    # look-up rows, two of GeoRouter's own questions.
+    # A few seconds on a CPU: a small model, one shape to compile, two batches
+    # of look-up rows, two of GeoRouter's own questions.
     c.total_steps = 4
     c.policy.word_vectors = ""
     c.policy.overrides.model.update(hidden=128, mlp=384, layers=4)
@@ -92,9 +91,9 @@ def _set_overask(c: mlc.ConfigDict) -> None:
   """Change the run to targets that ask too much, from the warm start on."""
   c.total_steps = 120
   c.policy.update(start_from="warm_start", induction=False, word_vectors="")
-  c.data.update(generated=3000)
+  c.data.generated = 3000
   # Those of configs/step_grpo.py, which goes on from here.
-  c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(40,))
+  c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(64,))
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0)
   c.sft.update(overask_prob=0.8)
   c.optim.update(lr=2e-4, muon_lr=8e-4)

@@ -65,3 +65,30 @@ def test_planted_heads_continue_repeated_sequences():
 def test_unsupported_shapes_are_refused(change):
   with pytest.raises(ValueError, match="config.policy.induction wants"):
     induction_init.plant_induction_heads({}, replace(CONFIG, **change), 0)
+
+
+def test_embeddings_begin_with_meanings_and_still_copy():
+  params = init_params(CONFIG)
+  rng = np.random.default_rng(0)
+  vectors = rng.normal(size=(500, 40)).astype(np.float32)
+  vectors[300:400] = vectors[200:300]  # Words of the same meaning.
+  vectors[:20] = 0  # Control tokens.
+  plain, planted = (
+    induction_init.plant_induction_heads(params, CONFIG, 0, meanings)
+    for meanings in (None, vectors)
+  )
+  assert continued_fraction(planted) >= 0.85
+  # Tokens without a meaning keep their embeddings, and all keep their lengths.
+  before, after = np.asarray(plain["embed"]), np.asarray(planted["embed"])
+  np.testing.assert_array_equal(before[:20], after[:20])
+  np.testing.assert_array_equal(before[500:], after[500:])
+  lengths = np.linalg.norm(after, axis=1) / np.linalg.norm(before, axis=1)
+  assert 0.8 < lengths.min() and lengths.max() < 1.25
+
+  def mean_cosine(one, other):
+    unit = after / np.linalg.norm(after, axis=1, keepdims=True)
+    return np.mean(np.sum(unit[one] * unit[other], 1))
+
+  same, other = np.arange(300, 400), np.arange(400, 500)
+  assert mean_cosine(np.arange(200, 300), same) > 0.3
+  assert abs(mean_cosine(np.arange(200, 300), other)) < 0.1

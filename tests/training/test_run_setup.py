@@ -76,6 +76,25 @@ def test_a_run_starts_from_an_adapter(tmp_path):
   assert tree["base_model_name_or_path"] == str(tmp_path / "base")
 
 
+def test_new_embeddings_know_words_of_one_meaning():
+  options = {"policy.word_vectors": "minilm", "policy.induction": True}
+  start = train_runs.make_run_config("sft", **options)
+  devices = make_strategy(start.parallel, start.mesh, start.rollout_mesh)
+  known, params = run_setup.load_start_policy(start, devices)
+  encode = known.processor.tokenizer.encode_template
+  embed = np.asarray(params["embed"])
+  unit = embed / np.linalg.norm(embed, axis=1, keepdims=True)
+
+  def cosine(one, other):
+    (i,), (j,) = encode(one), encode(other)
+    return unit[i] @ unit[j]
+
+  pairs = [("city", "town"), ("money", "currency"), ("children", "born")]
+  for one, other in pairs:
+    strangers = [cosine(one, word) for word in ("flag", "rail", "third")]
+    assert cosine(one, other) > max(strangers) + 0.05, (one, other)
+
+
 def describe_data(passages="0a1b", text="Who?", shift=0.0, **changes):
   """Return what checkpoints record of the data of a run."""
   changes = {"policy.start_from": "warm_start", "policy.lora.rank": 1} | changes
