@@ -26,7 +26,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question, Step
 from r1router_jax.data import benchmarks, georouter, gold_steps, question_files
 from r1router_jax.data import r1_router_rows as rows_lib
-from r1router_jax.data.countries import invented
+from r1router_jax.data.countries import steps as country_steps
 from r1router_jax.data.domains import steps as domain_steps
 from r1router_jax.data.tfds_datasets import Source
 from r1router_jax.inputs.processor import EncodedPrompt
@@ -110,7 +110,7 @@ def _load_gold_steps(
   elif data.is_invented:
     make_steps = domain_steps.make_steps
     if data.questions == COUNTRIES:
-      make_steps = invented.make_steps
+      make_steps = country_steps.make_steps
     made = make_steps(split, data.generated, config.seed)
     steps = progress.show_progress(made, data.questions, total=data.generated)
   else:

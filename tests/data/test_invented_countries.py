@@ -11,16 +11,17 @@ import pytest
 from r1router_jax.common.errors import UserError
 from r1router_jax.data import georouter
 from r1router_jax.data.countries import (
-  invented,
   phrases,
   relations,
+  train_countries,
   wordings,
 )
+from r1router_jax.data.countries import steps as steps_lib
 from r1router_jax.protocol import format
 from r1router_jax.training import sft_targets
 from tests.data import held_out_wordings
 
-TRACES = [*invented.make_steps("train", 1200, 0)]
+TRACES = [*steps_lib.make_steps("train", 1200, 0)]
 QUESTIONS = [steps[0].question for steps in TRACES]
 
 
@@ -33,23 +34,23 @@ def final_of(steps):
 
 
 def test_same_seed_gives_same_steps_and_splits_differ():
-  again = [*invented.make_steps("train", 130, 0)]
+  again = [*steps_lib.make_steps("train", 130, 0)]
   assert again == TRACES[:120] + again[120:]
   names = [
     {s for q in asked for hop in q.hops for s in hop.answers}
     for asked in (
-      [steps[0].question for steps in invented.make_steps("val", 120, 0)],
+      [steps[0].question for steps in steps_lib.make_steps("val", 120, 0)],
       QUESTIONS[:120],
     )
   ]
   assert len(names[0] & names[1]) < 0.5 * len(names[0])
   with pytest.raises(UserError, match="no split 'test'"):
-    next(invented.make_steps("test", 1, 0))
+    next(steps_lib.make_steps("test", 1, 0))
 
 
 def test_facts_of_training_countries_are_those_of_their_questions():
   """The facts are read from passages; the questions' answers were not."""
-  countries = {c.name: c for c in invented.load_train_countries()}
+  countries = {c.name: c for c in train_countries.load_train_countries()}
   fields, checked = "|".join(relations.RELATIONS), 0
   for question in georouter.load_questions("train"):
     for hop in question.hops:
@@ -82,7 +83,7 @@ def facts_of(question):
 
 def test_final_answers_follow_from_the_facts_that_were_found():
   checked = collections.Counter()
-  verbs = invented.load_more_wordings()["verbs"]
+  verbs = steps_lib.load_more_wordings()["verbs"]
   for question in QUESTIONS:
     facts = facts_of(question)
     if len(facts) == 2:
@@ -172,7 +173,7 @@ def test_families_without_demonstrations_stay_so():
 
 def test_no_wording_is_held_out():
   held = re.compile("|".join(held_out_wordings.patterns()))
-  more = invented.load_more_wordings()
+  more = steps_lib.load_more_wordings()
   for field, (nouns, sentences) in more["fields"].items():
     assert not [text for text in sentences if held.search(text)], field
     held_nouns = phrases.PHRASES[field][1]
@@ -186,7 +187,7 @@ def test_no_wording_is_held_out():
 
 
 def test_every_field_has_more_wordings_with_one_place():
-  more = invented.load_more_wordings()
+  more = steps_lib.load_more_wordings()
   assert more["fields"].keys() == relations.RELATIONS.keys()
   for nouns, sentences in more["fields"].values():
     assert len({*nouns}) >= 3 and len({*sentences}) >= 8

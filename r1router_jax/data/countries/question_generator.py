@@ -24,7 +24,7 @@ class QuestionGenerator:
     world: the facts to ask for.
     split: "train", "val" or "test".
     rng: the source of all random choices.
-    more: further wordings, see `invented_countries.load_more_wordings`.
+    more: further wordings, see `steps.load_more_wordings`.
   """
 
   def __init__(
