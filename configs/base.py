@@ -46,8 +46,9 @@ def base_config() -> mlc.ConfigDict:
     # Other questions: a .jsonl, .csv or .parquet file of your own, which is the
     # split "train" (data/question_files.py says what a row is), or the name of
     # a benchmark that is prepared, which is the split "test".  "domains" is a
-    # grammar of invented domains, which makes as many as `generated`, of a
-    # split train, val or test, each with its passages (docs/domains.md).
+    # grammar of invented domains (docs/domains.md); "countries" are those of
+    # GeoRouter about countries that are not.  Both make as many as `generated`,
+    # of a split train or val, each with its passages.
     questions="",
     generated=0,
     families=(),  # Families that questions are taken of; () is all.

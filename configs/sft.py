@@ -1,4 +1,4 @@
-r"""Supervised warm start on gold steps of GeoRouter's training questions.
+r"""Supervised warm start on gold steps of questions about invented countries.
 
   python -m r1router_jax.train --config=configs/sft.py:tiny --workdir=runs/sft
 

@@ -154,7 +154,7 @@ def load_start_policy(
   if start.induction:
     vectors = None
     if start.word_vectors:
-      vectors = _embed_tokens(policy.processor.tokenizer, start.word_vectors)
+      vectors = embed_tokens(policy.processor.tokenizer, start.word_vectors)
     params = plant_induction_heads(params, known.model, config.seed, vectors)
   params = add_adapters(config, params)
   # Parameters are passed on their own: the state will hold them.
@@ -164,7 +164,7 @@ def load_start_policy(
   return policy, params
 
 
-def _embed_tokens(
+def embed_tokens(
   tokenizer: Tokenizer, encoder: str
 ) -> Float32[np.ndarray, "V E"]:
   """Return a text encoder's vector of each token's text; 0 if it has none."""
@@ -174,7 +174,7 @@ def _embed_tokens(
     [bool(x) and not any(tag.fullmatch(x) for tag in control) for x in texts]
   )
   vectors = registry.get_embedder(encoder)([Query(text) for text in texts])
-  return np.where(has_text[:, None], vectors, 0)
+  return vectors * has_text[:, None].astype(np.float32)
 
 
 def add_adapters(config: RunConfig, params: dict) -> dict:

@@ -83,7 +83,7 @@ def test_embeddings_begin_with_meanings_and_still_copy():
   np.testing.assert_array_equal(before[:20], after[:20])
   np.testing.assert_array_equal(before[500:], after[500:])
   lengths = np.linalg.norm(after, axis=1) / np.linalg.norm(before, axis=1)
-  assert 0.8 < lengths.min() and lengths.max() < 1.25
+  assert 0.8 < lengths.min() and lengths.max() < 1.4
 
   def mean_cosine(one, other):
     unit = after / np.linalg.norm(after, axis=1, keepdims=True)

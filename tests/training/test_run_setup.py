@@ -11,6 +11,8 @@ from etils import epath
 from r1router_jax import train as train_lib
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
+from r1router_jax.data import georouter
+from r1router_jax.inputs import tokenizer as tokenizer_lib
 from r1router_jax.models import lora
 from r1router_jax.parallel.strategy import make_strategy
 from r1router_jax.policy import policy
@@ -76,23 +78,21 @@ def test_a_run_starts_from_an_adapter(tmp_path):
   assert tree["base_model_name_or_path"] == str(tmp_path / "base")
 
 
-def test_new_embeddings_know_words_of_one_meaning():
-  options = {"policy.word_vectors": "minilm", "policy.induction": True}
-  start = train_runs.make_run_config("sft", **options)
-  devices = make_strategy(start.parallel, start.mesh, start.rollout_mesh)
-  known, params = run_setup.load_start_policy(start, devices)
-  encode = known.processor.tokenizer.encode_template
-  embed = np.asarray(params["embed"])
-  unit = embed / np.linalg.norm(embed, axis=1, keepdims=True)
+def test_vectors_of_tokens_are_those_of_their_texts(monkeypatch):
+  def embed(queries):
+    rows = [[len(q.text), ord(q.text[:1] or " ")] for q in queries]
+    return np.array(rows, np.float32)
 
-  def cosine(one, other):
-    (i,), (j,) = encode(one), encode(other)
-    return unit[i] @ unit[j]
-
-  pairs = [("city", "town"), ("money", "currency"), ("children", "born")]
-  for one, other in pairs:
-    strangers = [cosine(one, word) for word in ("flag", "rail", "third")]
-    assert cosine(one, other) > max(strangers) + 0.05, (one, other)
+  monkeypatch.setattr(run_setup.registry, "get_embedder", lambda name: embed)
+  tokens = tokenizer_lib.Tokenizer(georouter.tokenizer_path(), "compact")
+  vectors = run_setup.embed_tokens(tokens, "minilm")
+  assert len(vectors) == tokens.vocab_size
+  (capital,) = tokens.encode_template("capital")
+  assert vectors[capital].tolist() == [len("capital"), ord("c")]
+  # Control tokens have no meaning.
+  for control in ("<|answer|>", "<|im_start|>", "</answer>", "<think>"):
+    (token,) = tokens.encode_template(control)
+    assert not vectors[token].any()
 
 
 def describe_data(passages="0a1b", text="Who?", shift=0.0, **changes):
