@@ -7,7 +7,8 @@
 #   --workdir=DIR    where everything is written (default: runs/quickstart)
 #   --seed=N         the seed of a run, which needs a directory of its own
 #                    (default: 0)
-#   --from_scratch   train the warm start too, instead of taking the shipped one
+#   --from_scratch   train the warm start too, for 40 minutes, instead of taking
+#                    the shipped one
 #   --help           this text
 #
 # Run it again after an interruption: each command resumes where it stopped.

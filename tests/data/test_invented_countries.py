@@ -154,7 +154,7 @@ def test_thoughts_set_facts_side_by_side():
       claimed += 1
     else:
       assert "compare" not in question.family
-  assert compared > 300 and claimed > 150
+  assert compared > 150 and claimed > 80
 
 
 def test_thoughts_of_answers_quote_their_passage():
@@ -168,12 +168,6 @@ def test_thoughts_of_answers_quote_their_passage():
         assert answer.text == step.answers[0]
         quoted[step.passages[0].kb] += 1
   assert min(quoted[kb] for kb in ("text", "image", "table")) > 200
-
-
-def test_drills_are_final_steps_alone():
-  kinds = collections.Counter(steps[0].kind for steps in TRACES)
-  assert kinds["plan"] == 1200 and kinds["final"] == 1800
-  assert all(len(steps) == 1 for steps in TRACES if steps[0].kind == "final")
 
 
 def test_no_country_of_another_split_is_asked_about():

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from r1router_jax.common.checkpoint_folder import WARM_START
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Question, Step
 from r1router_jax.generation import token_sampling
@@ -420,12 +419,14 @@ def test_config_survives_json(options):
 
 
 def test_extensions_are_saved_and_overridden(random_policy, tmp_path):
-  """The shipped policy's file is older than the extensions."""
-  # A file without the options has their defaults.
-  warm = config.read_config(WARM_START)
-  assert "routes" not in (WARM_START / config.POLICY_FILE).read_text()
-  assert warm.enabled_extensions() == {}
   with_options(random_policy, **OPTIONS).save(tmp_path)
+  path = tmp_path / config.POLICY_FILE
+  saved = path.read_text()
+  # A file without the options, as of older versions, has their defaults.
+  tree = json.loads(saved)
+  path.write_text(json.dumps({k: tree[k] for k in tree if k not in OPTIONS}))
+  assert config.read_config(tmp_path).enabled_extensions() == {}
+  path.write_text(saved)
   assert config.read_config(tmp_path).enabled_extensions() == OPTIONS
   # Options of a run replace those of the file, one by one.
   given = dict(passage_tokens=dict(table=9), max_routes=1)
@@ -446,10 +447,6 @@ def test_policy_json_of_older_versions_is_read(random_policy, tmp_path):
   assert config.read_config(tmp_path) == wanted
   # Overrides by old names win over the policy's own options, too.
   assert config.config_for_run(str(tmp_path), dict(routes=2)).max_routes == 2
-  # The shipped policy is of such a version.
-  saved = json.loads((WARM_START / config.POLICY_FILE).read_text())
-  warm = config.read_config(WARM_START)
-  assert warm.decode_batch_size == saved["batch_rows"]
 
 
 SEES_NOTHING = dataclasses.asdict(replace(FULL_VOCAB_CONFIG, vision=None))

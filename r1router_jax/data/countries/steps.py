@@ -34,18 +34,6 @@ SPLITS = ("train", "val")
 
 _QUESTIONS = 60  # Of each world.
 
-# Final steps alone, beside each question, of families that weigh facts: those
-# decisions are one token in a hundred, and take long to learn.
-_DRILLS = 1.5
-_WEIGHED = {
-  "table_compare_2hop": 6,
-  "text_compare_2hop": 5,
-  "none_text": 3,
-  "tabfact_yesno": 6,
-  "text_yesno": 4,
-  "none_visual": 6,
-}
-
 # Families, with their share of the questions; none that is never trained on.
 _FAMILIES = {
   "text_1hop": 12,
@@ -90,7 +78,7 @@ def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
       f"Invented countries have no split {split!r}: take one of "
       f"{', '.join(SPLITS)}."
     )
-  more = load_more_wordings()
+  more, families = load_more_wordings(), list(_FAMILIES)
   for number in range(-(-count // _QUESTIONS)):
     rng = random.Random(f"{split}/{seed}/{number}")
     world = invented.WorldMaker(rng)()
@@ -101,28 +89,24 @@ def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
       for kb, rows in world.kbs.rows.items()
       for row in rows
     }
-    wanted = min(_QUESTIONS, count - _QUESTIONS * number)
-    chosen = rng.choices([*_FAMILIES], [*_FAMILIES.values()], k=wanted)
-    drills = rng.choices(
-      [*_WEIGHED], [*_WEIGHED.values()], k=int(_DRILLS * wanted)
-    )
-    for n, family in enumerate(chosen + drills):
+    for n in range(min(_QUESTIONS, count - _QUESTIONS * number)):
       row = None
       while row is None:
+        (family,) = rng.choices(families, [*_FAMILIES.values()])
         row = getattr(draw, family)()
       row_id = f"countries/{split}/{seed}/{number}/{n}"
       if rng.random() < _NOISE:
         # A policy should not stumble over an opening that it never met.
-        words = rng.choices(invented.load_words(), k=rng.randint(1, 4))
-        pause = rng.choice((", ", ": ", ". "))
-        row["text"] = " ".join(words) + pause + row["text"]
+        noise = " ".join(
+          rng.choices(invented.load_words(), k=rng.randint(1, 4))
+        )
+        row["text"] = noise + rng.choice((", ", ": ", ". ")) + row["text"]
       said = row.pop("said")
       row |= dict(id=row_id, family=family, benchmark="")
       question = georouter.to_question(row)
       evidence = [passages[hop.evidence[0]] for hop in question.hops]
       names = [world_names[subject] for subject in question.subjects]
-      steps = _make_question_steps(question, evidence, names, said)
-      yield steps if n < wanted else steps[-1:]
+      yield _make_question_steps(question, evidence, names, said)
 
 
 def _make_question_steps(
