@@ -32,7 +32,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   """Return the run of a variant: "tiny" and others, or "smoke" for tests."""
   c = _BASE["base_config"]()
   c.algorithm = "sft"
-  c.total_steps = 3600  # Updates.
+  c.total_steps = 4500  # Updates.
   c.log_every = 20  # Updates between two lines of metrics.jsonl.
   c.checkpoint_every = 500  # Updates between two checkpoints.
   c.policy.update(start_from="", induction=True, word_vectors="minilm")
@@ -40,12 +40,12 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     style="compact",
     model=_TINY_MODEL,
     prompt_tokens=(32, 48, 96, 160),  # Padded lengths of prompts.
-    response_tokens=(24, 40, 64),  # Padded lengths of responses.
+    response_tokens=(24, 40, 72),  # Padded lengths of responses.
     min_pixels=84 * 84,
     max_pixels=84 * 84,
     decode_batch_size=64,  # Responses decoded at one time on one device.
   )
-  c.data.update(questions="countries", generated=24_000)
+  c.data.update(questions="countries", generated=26_000)
   c.data.batch_size_per_device = 32  # Steps per update and data shard.
   c.matmul_precision = "bfloat16"
   c.sft = dict(
@@ -93,7 +93,7 @@ def _set_overask(c: mlc.ConfigDict) -> None:
   c.policy.update(start_from="warm_start", induction=False, word_vectors="")
   c.data.generated = 3000
   # Those of configs/step_grpo.py, which goes on from here.
-  c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(64,))
+  c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(72,))
   c.sft.update(recall_warmup_steps=0, recall_prob=0.0)
   c.sft.update(overask_prob=0.8)
   c.optim.update(lr=2e-4, muon_lr=8e-4)

@@ -31,7 +31,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.checkpoint_every = 50  # Iterations between two checkpoints.
   c.samples_every = 5  # Iterations between entries of samples.jsonl.
   # Changes to the policy's own PolicyConfig: few shapes to compile.
-  c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(64,))
+  c.policy.overrides = dict(prompt_tokens=(48, 96, 160), response_tokens=(72,))
   c.data.kb_dir = "runs/kb"
   # Prompts (online: questions) drawn per iteration and data shard of the
   # rollout mesh.  An update takes update_batch_size of their groups.

@@ -39,6 +39,7 @@ GEOROUTER = {
   "r1router_jax.ask --policy=runs/step_grpo/policy": "",
   "r1router_jax.eval --policy=step_grpo=": FEW_QUESTIONS,
   "r1router_jax.eval --policy=mine=": FEW_QUESTIONS,
+  "r1router_jax.eval --policy=warm_start --kb_dir": FEW_QUESTIONS,
   SYNTHESIS: "--questions=30",
   "r1router_jax.convert --source=runs/step_grpo/policy": "",
   "r1router_jax.train --config=configs/sft.py:tiny": "--config.total_steps=0",

@@ -86,7 +86,7 @@ def test_online_rollouts_search_and_align_golds():
 @pytest.mark.slow
 def test_too_few_groups_with_signal_are_resampled():
   trajectories = gold_steps.make_gold_steps(
-    georouter.load_questions("train")[:20], lambda queries: [()] * len(queries)
+    georouter.load_questions("val")[:20], lambda queries: [()] * len(queries)
   )
   steps = [
     step for each in trajectories for step in each if step.kind == "plan"

@@ -3,9 +3,11 @@
 import numpy as np
 import PIL.Image
 
-# Ranges of hue, saturation and value, each between 0 and 1.
+PARTS = ("top", "bottom", "left", "right")
+
 _SIZE = 64  # Pixels a side.
 
+# Ranges of hue, saturation and value, each between 0 and 1.
 _COLORS = {
   "red": ((0.94, 1.04), (0.5, 1.0), (0.4, 1.0)),
   "green": ((0.22, 0.46), (0.35, 1.0), (0.2, 1.0)),

@@ -9,7 +9,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1router_jax.data.countries import gold_hops, relations, wordings
+from r1router_jax.data.countries import (
+  flag_colors,
+  gold_hops,
+  relations,
+  wordings,
+)
 from r1router_jax.data.countries.country import Country
 from r1router_jax.data.countries.gold_hops import FactWorld
 from r1router_jax.data.countries.kb_passages import format_value
@@ -252,18 +257,17 @@ class QuestionGenerator:
       ]
       if not named:
         return None
-      text = self._pick_wording("has_color")
-      text = text.format(self._rng.choice(named))
-      answers = gold_hops.yes_no_answers(is_true)
-      return self._make_row(text, answers, [country], [], country)
+      text, color = self._pick_wording("has_color"), self._rng.choice(named)
+      text, answers = text.format(color), gold_hops.yes_no_answers(is_true)
+      return self._make_row(text, answers, [country], [], country, (color,))
 
-    part = self._rng.choice(("top", "bottom", "left", "right"))
+    part = self._rng.choice(flag_colors.PARTS)
     shares = self._world.color_shares(country, part)
     color = max(shares, key=shares.get)
     if shares[color] < 0.9:
       return None
-    text = self._pick_wording("what_color")
-    return self._make_row(text.format(part), [color], [country], [], country)
+    text = self._pick_wording("what_color").format(part)
+    return self._make_row(text, [color], [country], [], country, (part,))
 
   # --- Random choices ---------------------------------------------------------
 
@@ -345,7 +349,8 @@ class QuestionGenerator:
   ) -> dict:
     """Make the row of a question, its text as this user would type it.
 
-    `said` are the values that the question itself claims or gives.
+    `said` are the values that the question itself claims or gives, or the
+    color or the part of a flag that it asks about.
     """
     if self._rng.random() < 0.2:
       prefix = self._pick_wording("prefixes")

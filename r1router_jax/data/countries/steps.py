@@ -6,14 +6,16 @@ read.  They come in more wordings than GeoRouter's training questions, none of
 them a held-out one, and answers in thoughts that make them easy:
 
   a search     what the passage says, from the name or label before the answer
-  two facts    both side by side, and whose is more
-  a claim      what is said, and what was found
-  a flag       its colors
+  two facts    both side by side, how long they are, and whose is more
+  a claim      what is said, what was found, and whether that is the same
+  a flag       each color or part, then the one that was asked about
 """
 
 import dataclasses
 import functools
+import itertools
 import json
+import os
 import pathlib
 import random
 import re
@@ -23,7 +25,12 @@ from typing import Any
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Answer, Passage, Question, Step
 from r1router_jax.data import georouter, gold_steps
-from r1router_jax.data.countries import flag_colors, invented, relations
+from r1router_jax.data.countries import (
+  flag_colors,
+  invented,
+  noisy_wordings,
+  relations,
+)
 from r1router_jax.data.countries.question_generator import QuestionGenerator
 from r1router_jax.protocol import format
 
@@ -34,7 +41,19 @@ SPLITS = ("train", "val")
 
 _QUESTIONS = 60  # Of each world.
 
-# Families, with their share of the questions; none that is never trained on.
+# Final steps alone, beside each question, of families that weigh facts: their
+# decisions are one token in a hundred, and take long to learn.
+_DRILLS = 1.0
+_WEIGHED = {
+  "table_compare_2hop": 6,
+  "text_compare_2hop": 5,
+  "none_text": 3,
+  "tabfact_yesno": 6,
+  "text_yesno": 3,
+  "none_visual": 5,
+}
+
+# The families that have demonstrations, with their weights.
 _FAMILIES = {
   "text_1hop": 12,
   "table_1hop": 12,
@@ -55,7 +74,8 @@ _ASKS_FACT = re.compile(rf"What is the ({_FIELD}) of (.*)\?")
 _ASKS_OWNER = re.compile(rf"Which country has the ({_FIELD}) (.*)\?")
 
 _NOISE = 0.15  # Probability that a question begins with words without meaning.
-_COLOR_SHARE = 0.03  # Least share of a flag of a color that a thought names.
+_COLOR_SHARE = 0.03  # Least share of a flag of a color that it has,
+_MAIN_SHARE = 0.6  # and of a part of it that has one color.
 
 
 @functools.cache
@@ -71,6 +91,8 @@ def load_more_wordings() -> Mapping[str, Any]:
 def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
   """Yield the gold steps of `count` questions, one list for each.
 
+  Further lists have one final step alone.
+
   A split that is not one of `SPLITS` raises UserError.
   """
   if split not in SPLITS:
@@ -78,35 +100,62 @@ def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
       f"Invented countries have no split {split!r}: take one of "
       f"{', '.join(SPLITS)}."
     )
-  more, families = load_more_wordings(), list(_FAMILIES)
   for number in range(-(-count // _QUESTIONS)):
     rng = random.Random(f"{split}/{seed}/{number}")
     world = invented.WorldMaker(rng)()
-    draw = QuestionGenerator(world, "train", rng, more)
+    draw = QuestionGenerator(world, "train", rng, _draw_wordings(rng))
     world_names = {country.id: country.name for country in world.countries}
     passages = {
       row["id"]: georouter.to_passage(row, kb)
       for kb, rows in world.kbs.rows.items()
       for row in rows
     }
-    for n in range(min(_QUESTIONS, count - _QUESTIONS * number)):
-      row = None
-      while row is None:
-        (family,) = rng.choices(families, [*_FAMILIES.values()])
-        row = getattr(draw, family)()
-      row_id = f"countries/{split}/{seed}/{number}/{n}"
-      if rng.random() < _NOISE:
-        # A policy should not stumble over an opening that it never met.
-        noise = " ".join(
-          rng.choices(invented.load_words(), k=rng.randint(1, 4))
-        )
-        row["text"] = noise + rng.choice((", ", ": ", ". ")) + row["text"]
+    wanted = min(_QUESTIONS, count - _QUESTIONS * number)
+    chosen = rng.choices([*_FAMILIES], [*_FAMILIES.values()], k=wanted)
+    drills = rng.choices(
+      [*_WEIGHED], [*_WEIGHED.values()], k=int(_DRILLS * wanted)
+    )
+    for n, family in enumerate(chosen + drills):
+      row = _draw_question(draw, family, rng)
+      row |= dict(id=f"countries/{split}/{seed}/{number}/{n}", benchmark="")
       said = row.pop("said")
-      row |= dict(id=row_id, family=family, benchmark="")
       question = georouter.to_question(row)
       evidence = [passages[hop.evidence[0]] for hop in question.hops]
       names = [world_names[subject] for subject in question.subjects]
-      yield _make_question_steps(question, evidence, names, said)
+      steps = _make_question_steps(question, evidence, names, said)
+      yield steps if n < wanted else steps[-1:]
+
+
+def _draw_question(
+  draw: QuestionGenerator, family: str, rng: random.Random
+) -> dict[str, Any]:
+  """Return the row of a question of a family, some of them with an opening."""
+  row = None
+  while row is None:
+    row = getattr(draw, family)()
+  if rng.random() < _NOISE:
+    # A policy should not stumble over an opening that it never met.
+    words = rng.choices(invented.load_words(), k=rng.randint(1, 4))
+    pause = rng.choice((", ", ": ", ". "))
+    row["text"] = " ".join(words) + pause + row["text"]
+  return row | dict(family=family)
+
+
+def _draw_wordings(rng: random.Random) -> dict[str, Any]:
+  """Return the further wordings of one world, some of them mostly noise."""
+  more = dict(load_more_wordings())
+  # Names begin with a capital, but for a few: other words do not.
+  words = [word for word in invented.load_words() if word.islower()]
+  noisy = noisy_wordings.make_noisy_wordings(
+    rng, words, relations.BRIDGE_FIELDS
+  )
+  bridges = noisy.pop("bridges")
+  for name, wordings in noisy.items():
+    more[name] = (*more[name], *wordings)
+  more["bridges"] = {
+    field: (*known, *bridges[field]) for field, known in more["bridges"].items()
+  }
+  return more
 
 
 def _make_question_steps(
@@ -132,7 +181,7 @@ def _make_question_steps(
     if step.kind == "answer":
       thought = _quote_evidence(step)
     elif step.kind == "final":
-      thought = _compare_facts(step, names, said)
+      thought = _prepare_answer(step, names, said)
     if thought:
       response = format.render_answer(Answer(thought, step.answers[0]))
       step = dataclasses.replace(step, response=response)
@@ -156,26 +205,61 @@ def _quote_evidence(step: Step) -> str:
   return f"{relations.RELATIONS[field].label}: {value}"
 
 
-def _compare_facts(
+def _prepare_answer(
   step: Step, names: Sequence[str], said: Sequence[str]
 ) -> str:
-  """Return what a final answer has to compare, side by side; "" if nothing."""
+  """Return what a final answer follows from; "" if it is the last fact."""
   question, facts = step.question, [answer for _, answer in step.history]
   if question.family == "none_visual":
     path = pathlib.Path(question.image).relative_to(georouter.FOLDER)
-    return f"it shows {_name_colors(str(path))}"
+    return _describe_flag(str(path), said[0])
   if len(names) == 2:
-    # Of dates the years are compared.
-    facts = [fact.split()[-1] for fact in facts or said]
-    numbers = [float(fact.replace(",", "")) for fact in facts]
-    more = names[numbers.index(max(numbers))]
-    return f"{names[0]}: {facts[0]}. {names[1]}: {facts[1]}. More: {more}"
+    return _compare_numbers(names, facts or said)
   if said and facts:
-    return f"they say {said[0]}, it is {facts[0]}"
+    verdict = "the same" if said[0] == facts[0] else "another"
+    return f"they say {said[0]}, it is {facts[0]}: {verdict}"
   return ""
 
 
+def _compare_numbers(names: Sequence[str], facts: Sequence[str]) -> str:
+  """Return which of two numbers is larger, in steps of one token.
+
+  First come both with the number of their digits, then what differs: this
+  number, or the first digits that do.
+  """
+  # Of dates the years are compared.
+  numbers = [fact.split()[-1] for fact in facts]
+  digits = [number.split(".")[0].replace(",", "") for number in numbers]
+  values = [float(number.replace(",", "")) for number in numbers]
+  listed = [
+    f"{name}: {number} ({len(figures)})."
+    for name, number, figures in zip(names, numbers, digits, strict=True)
+  ]
+  pairs = [tuple(str(len(figures)) for figures in digits)]
+  if len(digits[0]) == len(digits[1]):
+    same = len(os.path.commonprefix(digits))
+    pairs += itertools.islice(zip(*digits, strict=True), same + 1)
+  steps = ", ".join(" ".join(pair) for pair in pairs)
+  larger = values.index(max(values))
+  rank = ("first", "second")[larger]
+  return f"{' '.join(listed)} {steps}. The {rank}: {names[larger]}"
+
+
 @functools.cache
-def _name_colors(path: str) -> str:
-  shares = flag_colors.color_shares(invented.read_picture(path))
-  return ", ".join(name for name in shares if shares[name] > _COLOR_SHARE)
+def _describe_flag(path: str, asked: str) -> str:
+  """Return all that a flag could be asked about, then what it was asked about.
+
+  That is a color, which it has or has not, or a part, which has a color.
+  """
+  picture = invented.read_picture(path)
+  seen = {}
+  if asked in flag_colors.PARTS:
+    for part in flag_colors.PARTS:
+      shares = flag_colors.color_shares(picture, part)
+      color = max(shares, key=shares.get)
+      seen[part] = color if shares[color] > _MAIN_SHARE else "mixed"
+  else:
+    for color, share in flag_colors.color_shares(picture).items():
+      seen[color] = "yes" if share > _COLOR_SHARE else "no"
+  listed = [f"{name}: {value}." for name, value in seen.items()]
+  return " ".join([*listed, f"{asked}: {seen[asked]}"])
