@@ -59,7 +59,8 @@ _Lengths = Annotated[
   msgspec.Meta(min_length=1, max_length=64),
 ]
 _Pixels = schema.int_range(1, _MAX_PIXELS)
-_Channels = tuple[(schema.PositiveShare,) * 3]
+_Means = tuple[(schema.NotNegative,) * 3]
+_Deviations = tuple[(schema.Positive,) * 3]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +122,8 @@ class PolicyConfig(PromptOptions):
   max_pixels: _Pixels  # and larger ones shrunk to this one.
   # Responses decoded at one time on one device.
   decode_batch_size: schema.int_range(1, 1 << 14)
-  image_mean: _Channels = images.CLIP_MEAN  # Of RGB, in [0, 1].
-  image_std: _Channels = images.CLIP_STD
+  image_mean: _Means = images.CLIP_MEAN  # Of RGB, in [0, 1].
+  image_std: _Deviations = images.CLIP_STD
   end_ids: tuple[int, ...] = ()  # That end a response, beside <|im_end|>.
   compute: qwen2_5_vl.RuntimeConfig = qwen2_5_vl.RuntimeConfig()
   passage_tokens: messages.PassageTokens = messages.PassageTokens()
@@ -226,7 +227,7 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
   """
   # A broken config.json has an error of its own, see `hf_checkpoint`.
   model = hf_checkpoint.read_config(folder)
-  known = _read_hf_options(folder)
+  known = _read_hf_options(folder, model.vision)
   path = _find_file(folder, POLICY_FILE)
   if not path.is_file():
     defaults = GGUF_DEFAULTS if is_gguf(path.parent) else HF_DEFAULTS
@@ -239,39 +240,82 @@ def read_config(folder: pathlib.Path) -> PolicyConfig:
   )
 
 
+_EndIds = int | tuple[int, ...] | None
+
+
+class _HfModel(msgspec.Struct):
+  """The field of a config.json that this module reads."""
+
+  eos_token_id: _EndIds = None
+  text_config: "_HfModel | None" = None  # Of a model that reads images, too.
+
+
 class _HfFile(msgspec.Struct):
   """The fields of files for transformers, of which each has some."""
 
-  eos_token_id: int | tuple[int, ...] | None = None
+  eos_token_id: _EndIds = None
   min_pixels: _Pixels | None = None
   max_pixels: _Pixels | None = None
   size: dict[str, _Pixels | None] | None = None  # How later versions name them.
-  image_mean: _Channels = images.CLIP_MEAN
-  image_std: _Channels = images.CLIP_STD
+  do_rescale: bool = True
+  rescale_factor: schema.Positive = 1 / 255
+  do_normalize: bool = True
+  image_mean: _Means = images.CLIP_MEAN
+  image_std: _Deviations = images.CLIP_STD
+  patch_size: int | None = None
+  temporal_patch_size: int | None = None
+  merge_size: int | None = None
   image_processor: "_HfFile | None" = None
 
 
-def _read_hf_options(folder: pathlib.Path) -> dict[str, Any]:
+def _read_hf_options(
+  folder: pathlib.Path, vision: qwen2_5_vl.VisionConfig | None
+) -> dict[str, Any]:
   """Return what files for transformers say about end tokens and images."""
-  found = []
-  for name in ("generation", "processor", "preprocessor"):
-    path = _find_file(folder, name + "_config.json")
-    cure, read = "Copy that of its model.", _HfFile()
-    if path.is_file():
-      parse = functools.partial(schema.convert, kind=_HfFile)
-      read = schema.read_json(path, parse, cure)
-    found.append(read)
+
+  def read(name, kind):
+    path = _find_file(folder, name)
+    if not path.is_file():
+      return kind()
+    parse = functools.partial(schema.convert, kind=kind)
+    return schema.read_json(path, parse, "Copy that of its model.")
+
+  names = ("generation", "processor", "preprocessor")
+  found = [read(f"{name}_config.json", _HfFile) for name in names]
   # Since transformers 5 the processor's file holds that of its images.
-  ends, image = found[0].eos_token_id, found[1].image_processor or found[2]
+  generation, image = found[0], found[1].image_processor or found[2]
+
+  model = read("config.json", _HfModel)
+  text = model.text_config or model
+  known = generation.eos_token_id, model.eos_token_id, text.eos_token_id
+  ends = next((end for end in known if end is not None), ())
   if not isinstance(ends, tuple):
-    ends = () if ends is None else (ends,)
+    ends = (ends,)
+
+  if vision:
+    sides = dict(patch_size=vision.patch, merge_size=vision.merge)
+    sides["temporal_patch_size"] = vision.temporal
+    for name, side in sides.items():
+      if getattr(image, name) not in (None, side):
+        raise UserError(
+          f"{folder}: the images' {name} is {getattr(image, name)}, and that "
+          f"of the vision tower in config.json {side}.  Copy "
+          "preprocessor_config.json of the same model."
+        )
+
   # More pixels than R1-Router's would fill the prompt.
   size, most = image.size or {}, HF_DEFAULTS["max_pixels"]
   high = min(image.max_pixels or size.get("longest_edge") or most, most)
   low = image.min_pixels or size.get("shortest_edge")
   low = min(low or HF_DEFAULTS["min_pixels"], high)
-  channels = dict(image_mean=image.image_mean, image_std=image.image_std)
-  return dict(channels, end_ids=ends, min_pixels=low, max_pixels=high)
+  # Ours are of pixels in [0, 1], theirs of pixels that were scaled otherwise.
+  scale = 255 * (image.rescale_factor if image.do_rescale else 1)
+  mean, std = image.image_mean, image.image_std
+  if not image.do_normalize:
+    mean, std = (0, 0, 0), (1, 1, 1)
+  mean, std = (tuple(x / scale for x in each) for each in (mean, std))
+  limits = dict(min_pixels=low, max_pixels=high)
+  return dict(limits, end_ids=ends, image_mean=mean, image_std=std)
 
 
 def find_tokenizer(folder: pathlib.Path) -> pathlib.Path:

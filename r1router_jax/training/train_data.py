@@ -228,7 +228,8 @@ def digest_examples(examples: Sequence[TrainExample]) -> str:
     question = said.get("question", said)
     question["image"] = digest_image(question["image"])
     for passage in said.get("passages", ()):
-      del passage["image"], passage["score"]
+      passage["image"] = digest_image(passage["image"])
+      del passage["score"]
     digest.update(repr(said).encode())
   return digest.hexdigest()
 

@@ -277,6 +277,10 @@ LIMITS = dict(min_pixels=64, max_pixels=4096)
     (dict(generation=dict(eos_token_id=7)), dict(end_ids=(7,))),
     (dict(generation=dict(eos_token_id=[2, 0])), dict(end_ids=(2, 0))),
     (dict(generation=dict(eos_token_id=None)), {}),
+    (
+      dict(preprocessor=dict(do_normalize=False)),
+      dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3),
+    ),
     (dict(preprocessor=LIMITS), LIMITS),
     (dict(preprocessor=SIZE), LIMITS),
     (dict(preprocessor=LIMITS | dict(size=None)), LIMITS),
@@ -328,9 +332,41 @@ def test_broken_files_for_transformers_are_named(
     config.read_config(tmp_path)
 
 
+def test_end_tokens_of_config_json_alone_are_read(random_policy, tmp_path):
+  random_policy.save(tmp_path)
+  (tmp_path / "policy.json").unlink()
+  path = tmp_path / "config.json"
+  tree = json.loads(path.read_text())
+  for changes, wanted in (
+    (dict(eos_token_id=None), ()),
+    (dict(eos_token_id=[2, 7]), (2, 7)),
+    (dict(eos_token_id=None, text_config=dict(eos_token_id=9)), (9,)),
+  ):
+    path.write_text(json.dumps(tree | changes))
+    assert config._read_hf_options(tmp_path, None)["end_ids"] == wanted
+  # What is generated with goes before it.
+  (tmp_path / "generation_config.json").write_text('{"eos_token_id": 3}')
+  assert config._read_hf_options(tmp_path, None)["end_ids"] == (3,)
+
+
+@pytest.mark.parametrize(
+  "name", ["patch_size", "merge_size", "temporal_patch_size"]
+)
+def test_patches_of_another_tower_are_refused(random_policy, tmp_path, name):
+  random_policy.save(tmp_path)
+  path = tmp_path / "preprocessor_config.json"
+  path.write_text(json.dumps({name: 3}))
+  with pytest.raises(ValueError, match=f"{name} is 3, and that of the vision"):
+    config.read_config(tmp_path)
+
+
 @pytest.mark.oracle
+@pytest.mark.parametrize(
+  "changes",
+  [{}, dict(rescale_factor=1 / 127), dict(do_normalize=False)],
+)
 def test_images_are_prepared_as_transformers_prepares_them(
-  random_policy, tmp_path
+  random_policy, tmp_path, changes
 ):
   pytest.importorskip("torch")
   from transformers.models.qwen2_vl import (
@@ -340,7 +376,7 @@ def test_images_are_prepared_as_transformers_prepares_them(
   random_policy.save(tmp_path)
   (tmp_path / "policy.json").unlink()
   tree = dict(patch_size=4, temporal_patch_size=2, merge_size=2) | MEANS
-  tree |= dict(image_processor_type="Qwen2VLImageProcessor") | SIZE
+  tree |= dict(image_processor_type="Qwen2VLImageProcessor") | SIZE | changes
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
   path = write_image(tmp_path / "p.png")
   Image.open(path).resize((300, 200)).save(path)
@@ -348,7 +384,9 @@ def test_images_are_prepared_as_transformers_prepares_them(
   wanted = theirs([Image.open(path)], return_tensors="np")
   ours = policy.load(tmp_path).processor._load_image(path)
   assert [1, *ours.grid] == wanted["image_grid_thw"][0].tolist()
-  np.testing.assert_array_equal(ours.patches, wanted["pixel_values"])
+  # The constants are divided, and not the pixels multiplied.
+  rtol = 3e-5 if "rescale_factor" in changes else 0
+  np.testing.assert_allclose(ours.patches, wanted["pixel_values"], rtol)
 
 
 def nest(tree):

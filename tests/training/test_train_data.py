@@ -285,12 +285,14 @@ def test_prepared_benchmark_is_one_split_by_its_name():
 def test_digest_is_that_of_what_examples_say_and_show(tmp_path):
   passages = (Passage("p", "text", "Chad is a land."),)
 
-  def digest(folder="a", shade=0, question=(), step=()):
-    image = tmp_path / folder / "x.png"
+  def digest(folder="a", shade=0, shown=0, question=(), step=()):
+    image, found = (tmp_path / folder / name for name in ("x.png", "y.png"))
     image.parent.mkdir(exist_ok=True)
     Image.new("L", (84, 84), shade).save(image)
+    Image.new("L", (84, 84), shown).save(found)
     asked = dataclasses.replace(QUESTION, image=str(image), **dict(question))
-    options = dict(question=asked, passages=passages) | dict(step)
+    read = dataclasses.replace(passages[0], image=str(found))
+    options = dict(question=asked, passages=(read,)) | dict(step)
     one = dataclasses.replace(GOOD, **options)
     packed = train_data.sequence_packing.PackedExample("p", (GOOD, one))
     examples = [one, packed] if step else [asked, one, packed]
@@ -298,8 +300,13 @@ def test_digest_is_that_of_what_examples_say_and_show(tmp_path):
 
   # Another folder, and scores that are rounded in another way, are no change.
   assert digest() == digest("b")
-  scored = (dataclasses.replace(passages[0], score=0.5, image="b.png"),)
-  assert digest(step=dict(passages=scored)) == digest()[1:]
+  one, scored = (
+    dict(passages=(dataclasses.replace(passages[0], score=score),))
+    for score in (0.0, 0.5)
+  )
+  assert digest(step=one) == digest(step=scored)
+  # The image of a passage is shown to some policies.
+  assert digest(shown=9)[1:] != digest()[1:]
   # The ids stay those of the lines of a file, or of a knowledge base.
   for change in (
     dict(shade=9),
