@@ -5,8 +5,10 @@ r"""Step-GRPO on steps of GeoRouter's training questions, from a trained start.
       --config.data.kb_dir=runs/kb --workdir=runs/step_grpo
 
 A start that asks too much (configs/sft.py:overask) learns to stop.  `:answers`
-needs no gold steps: it learns from whole trajectories and their final answers;
-so does `:own`, SmolLM2 on my_questions.csv with the knowledge bases in my_kb.
+needs no gold steps: it learns from whole trajectories and their final answers.
+So does `:compose`, the shipped warm start on kinds of questions that it never
+saw answered, and `:own`, SmolLM2 on my_questions.csv with the knowledge bases
+in my_kb.
 
 `:qwen2_5_0_5b` trains a published policy of texts on R1-Router's rows, on one
 GPU.  `:3b`, `:7b` and `:reference`, the 7b with R1-Router's own values, need
@@ -104,6 +106,9 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
 
   if variant == "answers":
     _set_answers(c)
+  elif variant == "compose":
+    _set_answers(c)
+    _set_compose(c)
   elif variant == "own":
     _set_answers(c)
     _set_own(c)
@@ -122,8 +127,8 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
     _set_one_gpu(c)
   elif variant != "tiny":
     raise ValueError(
-      f"No variant {variant!r} of step_grpo: take 'tiny', 'answers', 'own', "
-      "'qwen2_5_0_5b', '3b', '7b', 'reference' or 'smoke'."
+      f"No variant {variant!r} of step_grpo: take 'tiny', 'answers', "
+      "'compose', 'own', 'qwen2_5_0_5b', '3b', '7b', 'reference' or 'smoke'."
     )
   return c
 
@@ -132,6 +137,15 @@ def _set_answers(c: mlc.ConfigDict) -> None:
   """Change the run to whole trajectories, rewarded by their final answers."""
   c.data.prompts_per_shard = 16
   c.step_grpo.update(credit="trajectory", rollout_mode="online", reward="f1")
+
+
+def _set_compose(c: mlc.ConfigDict) -> None:
+  """Change the run to kinds of questions that no demonstration showed.
+
+  As many of the others are asked, too, so that they are not forgotten.
+  """
+  c.total_steps = 40
+  c.data.split = "compose+train[:18%]"
 
 
 def _set_own(c: mlc.ConfigDict) -> None:
