@@ -240,7 +240,9 @@ def _read_probe_queries(path: str) -> list[Query]:
 
 
 def _search_options(spec: KbSpec) -> dict:
-  options = {"hybrid": True} if spec.is_hybrid else {}
+  options = {}
+  if spec.is_hybrid:
+    options = {"hybrid": True, "words": bm25.WORDS_VERSION}
   if spec.reranker:
     path = os.path.abspath(spec.reranker)
     reranker = files.load_once(cross_encoder.load_reranker, path)
@@ -341,7 +343,9 @@ def _embed_chunks(job: _BuildJob, chunks: Chunks) -> bool:
   # A build that is killed here has lost one chunk at most.
   for start in progress.show_progress(pending, f"embed {kind}"):
     batch = [job.passages[row] for row in chunks.chunk_rows(start)]
-    chunks.save_chunk(start, job.embedder(batch))
+    with batched_encoder.collect_cut() as cut_ids:
+      vectors = job.embedder(batch)
+    chunks.save_chunk(start, vectors, cut_ids)
   if missing := len(chunks.find_missing()):
     text = "%s: this worker is done, %d parts of others are missing."
     logging.info(text, kind, missing)
@@ -357,6 +361,7 @@ def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
   queries = job.embedder(asked) if asked else None
   index = factory.build_index(vectors, *how, queries)
   factory.save_index(index, chunks.folder)
+  cut_ids = chunks.read_cut_ids()
   _make_version(job, chunks.folder)
   kb_versions.remove_leftovers(spec.folder)
   paths = pathlib.Path(kb_versions.version_folder(spec.folder)).rglob("*")
@@ -364,6 +369,13 @@ def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
   text = "%s: done, %s on disk, recall@10 against exact search %.3f."
   recall = index.measure_recall()
   logging.info(text, spec.folder, _format_bytes(size), recall)
+  if cut_ids:
+    logging.warning(
+      "%s: %s of %s passages are longer than the embedder reads, such as %a; "
+      "their ends are found by --hybrid alone.  Write shorter ones, or choose "
+      "an --embedder that reads more.",
+      *(spec.folder, f"{len(cut_ids):,}", f"{len(job.passages):,}", cut_ids[0]),
+    )
 
 
 def _make_version(job: _BuildJob, vector_folder: str) -> None:

@@ -1,5 +1,6 @@
 """Building knowledge bases: resuming, sharing work, options and wrong flags."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,12 +8,15 @@ import re
 
 import numpy as np
 import pytest
+import tokenizers
 from absl.testing import flagsaver
 from PIL import Image
 
 from r1router_jax import build_kb
 from r1router_jax.common import files, progress
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Query
+from r1router_jax.models import bert
 from r1router_jax.retrieval import (
   build_cost,
   embedding_chunks,
@@ -24,6 +28,7 @@ from r1router_jax.retrieval import (
 from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.encoders import cross_encoder, registry
 from tests.retrieval.fakes import WordEmbedder
+from tests.tiny_encoders import BERT, random_tensors, write_tensors
 
 # Rows that are embedded to measure the cost, each trial twice.
 NUM_TRIAL_ROWS = 2 * sum(build_cost.TRIAL_ROWS)
@@ -118,6 +123,55 @@ def test_hybrid_may_be_added_and_removed(embedder, source, folder):
   kb_versions.finish_version(folder, version)
   with pytest.raises(ValueError, match="rows of bm25 should be 35"):
     local_kb.open_kb(folder)
+
+
+@pytest.fixture
+def short_sighted(monkeypatch, tmp_path):
+  """Make MiniLM a random BERT that reads 24 tokens, of which a word is one."""
+  coder = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, "x"))
+  coder.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  config = dataclasses.replace(BERT, max_tokens=24)
+  tensors = random_tensors(bert.weight_map(config), bert.axis_sizes(config))
+  write_tensors(tmp_path / "model", tensors)
+  params = bert.load_params(str(tmp_path / "model"), config)
+  embed = registry.BertEmbedder(config, params, coder, "f")
+  monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: embed)
+  monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
+
+
+@pytest.mark.parametrize("lengths", [{}, {3: 25, 4: 24, 29: 100}])
+def test_passages_longer_than_the_embedder_reads_are_counted(
+  short_sighted, folder, tmp_path, caplog, lengths
+):
+  rows = [dict(id=f"r{i}", text="x " * lengths.get(i, 1)) for i in range(35)]
+  source = tmp_path / "rows.jsonl"
+  source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  # An earlier run embeds a part of them.
+  for worker in ((0, 2), (1, 2)):
+    build(folder, str(source), worker=worker)
+  found = [x for x in caplog.messages if "longer than the embedder" in x]
+  if not lengths:
+    assert not found
+  else:
+    (line,) = found
+    assert "2 of 35 passages" in line and "such as 'r3'" in line
+    assert "--embedder" in line and "\n" not in line
+
+
+def test_words_of_an_older_version_are_refused_until_split_anew(
+  embedder, source, folder
+):
+  build(folder, source, hybrid=True)
+  num_embedded = len(embedder.embedded)
+  version = kb_versions.version_folder(folder)
+  meta = kb_meta.read_meta(folder)
+  del meta["words"]  # As older versions wrote it.
+  files.write_json(f"{version}/meta.json", meta)
+  with pytest.raises(UserError, match="split its passages into words.  Run bu"):
+    local_kb.open_kb(folder)
+  build(folder, source, hybrid=True)
+  assert find_first(folder, "number17") == "r17"
+  assert len(embedder.embedded) == num_embedded + 1  # The query.
 
 
 @pytest.mark.parametrize(

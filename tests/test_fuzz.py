@@ -45,7 +45,12 @@ from r1router_jax.data import (
   r1_router_rows,
 )
 from r1router_jax.inputs.tokenizer import Tokenizer
-from r1router_jax.models import bert, hf_checkpoint, peft_adapter
+from r1router_jax.models import (
+  bert,
+  hf_checkpoint,
+  peft_adapter,
+  torch_checkpoint,
+)
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy import policy as policy_lib
 from r1router_jax.retrieval import local_kb
@@ -294,6 +299,21 @@ def read_training_rows(folder):
   return [each.steps for each in found]
 
 
+def make_torch(folder, is_zip):
+  torch = pytest.importorskip("torch")
+  folder.mkdir()
+  weights = {f"w{n}": torch.arange(600.0).reshape(20, 30) + n for n in range(3)}
+  # As published: beside the state of their training.
+  saved = dict(model=weights, epoch=3, names=["a"], optimizer=dict(lr=0.5))
+  options = dict(_use_new_zipfile_serialization=is_zip)
+  torch.save(saved, folder / "model.pth", **options)
+
+
+def read_torch(folder):
+  with torch_checkpoint.open_tensors(f"{folder}/model.pth", "model") as found:
+    return {name: tensor.read_raw().tolist() for name, tensor in found.items()}
+
+
 IN_SHARDS = "knowledge base in shards"
 READERS = {
   "knowledge base": Reader(make_kb, read_kb),
@@ -323,18 +343,34 @@ READERS = {
   ),
 }
 
+# Each reading starts a process that imports PyTorch.
+TORCH_READERS = {
+  "file of torch": Reader(
+    functools.partial(make_torch, is_zip=True), read_torch
+  ),
+  # Of PyTorch before 1.6, without checksums.
+  "old file of torch": Reader(
+    functools.partial(make_torch, is_zip=False), read_torch, editable=True
+  ),
+}
+
 # Files that nothing reads again, or that any content is right for.
 UNREAD = (".lock", "skipped.txt", "source.json")
 
 
 @pytest.fixture
 def good(tmp_path, monkeypatch):
-  """Return a folder of good files for each reader, and what it reads there."""
+  """Return what `make_good` makes, with an embedder that needs no weights."""
   fake = WordEmbedder()
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: fake)
   monkeypatch.setattr(files, "LOADED", {})
+  return make_good(READERS, tmp_path)
+
+
+def make_good(readers, tmp_path):
+  """Return a folder of good files for each reader, and what it reads there."""
   found = {}
-  for name, reader in READERS.items():
+  for name, reader in readers.items():
     if name == IN_SHARDS and not scann_index.is_scann_installed():
       continue
     folder = tmp_path / "good" / name
@@ -418,12 +454,8 @@ def read_damaged(reader, folder, wanted):
   return "legal" if reader.editable else f"SILENTLY OTHER: {found!r:.300}"
 
 
-@pytest.mark.parametrize(
-  "count", [90, pytest.param(2000, marks=pytest.mark.fuzz)]
-)
-def test_damaged_files_are_refused_or_read_as_they_were(
-  good, tmp_path, capsys, count
-):
+def damage_files(readers, good, tmp_path, count):
+  """Read damaged files; return counts of (kind, outcome), and the faults."""
   names, outcomes, faults = list(good), collections.Counter(), []
   for number in range(count):
     rng = random.Random(number)  # Each damage can be made again alone.
@@ -432,15 +464,40 @@ def test_damaged_files_are_refused_or_read_as_they_were(
     copied = tmp_path / "damaged"
     shutil.copytree(folder, copied)
     file, kind = apply_damage(good, copied, rng)
-    outcome = read_damaged(READERS[name], copied, wanted)
+    outcome = read_damaged(readers[name], copied, wanted)
     shutil.rmtree(copied)
     outcomes[name, outcome.split(" ")[0]] += 1
     if outcome not in ("refused", "same", "legal"):
       faults.append(f"{number}: {name}, {file}, {kind}: {outcome}")
-  if count == 2000:  # The table of docs/reliability.md.
-    with capsys.disabled():
-      for name in names:
-        seen = [outcomes[name, x] for x in ("refused", "same", "legal")]
-        total = sum(n for (kind, _), n in outcomes.items() if kind == name)
-        print("|", name, *(f"| {n}" for n in (total, *seen)), "|")
+  return outcomes, faults
+
+
+def print_outcomes(outcomes, capsys):
+  """Print rows of the table of docs/reliability.md."""
+  with capsys.disabled():
+    for name in dict.fromkeys(name for name, _ in outcomes):
+      seen = [outcomes[name, x] for x in ("refused", "same", "legal")]
+      total = sum(n for (kind, _), n in outcomes.items() if kind == name)
+      print("|", name, *(f"| {n}" for n in (total, *seen)), "|")
+
+
+@pytest.mark.parametrize(
+  "count", [90, pytest.param(2000, marks=pytest.mark.fuzz)]
+)
+def test_damaged_files_are_refused_or_read_as_they_were(
+  good, tmp_path, capsys, count
+):
+  outcomes, faults = damage_files(READERS, good, tmp_path, count)
+  if count == 2000:
+    print_outcomes(outcomes, capsys)
+  assert not faults, "\n".join(faults)
+
+
+@pytest.mark.fuzz
+def test_damaged_files_of_torch_are_refused_or_read_as_they_were(
+  tmp_path, capsys
+):
+  good = make_good(TORCH_READERS, tmp_path)
+  outcomes, faults = damage_files(TORCH_READERS, good, tmp_path, 60)
+  print_outcomes(outcomes, capsys)
   assert not faults, "\n".join(faults)

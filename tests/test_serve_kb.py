@@ -1,10 +1,13 @@
 """The server of a knowledge base: hostile requests, load, reloads, signals."""
 
+import asyncio
 import base64
+import collections
 import concurrent.futures
 import contextlib
 import json
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -404,6 +407,55 @@ def test_full_queue_answers_at_once(blocked, embedder, monkeypatch):
     assert post.result()[0] == 200
 
 
+@pytest.fixture
+def many_files():
+  """Allow this process the open files of 500 clients and their server."""
+  old, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most), most))
+  yield
+  resource.setrlimit(resource.RLIMIT_NOFILE, (old, most))
+
+
+async def post_from_clients(server, bodies):
+  """Return what a client of its own receives for each body, to its end."""
+
+  async def post(body):
+    port = int(server.address.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(make_post(CLOSE, body=body))
+    received = await reader.read()
+    writer.close()
+    return received
+
+  return await asyncio.gather(*map(post, bodies))
+
+
+@pytest.mark.parametrize(
+  "count, room", [(40, 30), pytest.param(500, 400, marks=pytest.mark.long)]
+)
+def test_each_of_many_clients_is_answered_or_told_to_wait(
+  blocked, embedder, monkeypatch, many_files, count, room
+):
+  monkeypatch.setattr(search_queue, "MAX_WAITING", room)
+  bodies = [b'{"queries": ["chad %d"], "topk": 1}' % i for i in range(count)]
+  posts = post_from_clients(blocked, bodies)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with hold_search(blocked, embedder):
+      answers = pool.submit(asyncio.run, posts)
+      # All are there at once: those beyond the room are refused meanwhile.
+      wait_for_waiting(blocked, room)
+      connections = blocked._server.server_state.connections
+      wait_until(lambda: len(connections) == room + 1)
+    codes = collections.Counter()
+    for answer in answers.result():
+      head, _, body = answer.partition(b"\r\n\r\n")
+      code = int(head.split()[1])
+      codes[code] += 1
+      assert ("result" if code == 200 else "error") in json.loads(body)
+      assert (b"\r\nretry-after: 1" in head.lower()) == (code == 503)
+  assert codes == {200: room, 503: count - room}
+
+
 def test_answer_that_would_be_too_long_is_refused(server, monkeypatch):
   monkeypatch.setattr(http_client, "MAX_ANSWER_BYTES", 300)
   assert post_request(server, GOOD_BODY)[0] == 200
@@ -447,6 +499,7 @@ def test_version_covers_all_that_answers_depend_on():
     return search_api.describe_kb(meta | changes, index_name)["version"]
 
   changes = dict(passages="x", fingerprint="x", embedder="x", hybrid=True)
+  changes |= dict(words=2)
   changes |= dict(rerank_fingerprint="a", shards=2, index_name="ScannIndex")
   versions = {version(**{name: value}) for name, value in changes.items()}
   versions |= {version(), version(rerank_fingerprint="b")}

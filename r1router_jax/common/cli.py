@@ -36,8 +36,9 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PATH_ERRORS = (FileNotFoundError, FileExistsError, PermissionError)
 _PATH_ERRORS += (IsADirectoryError, NotADirectoryError)
 _USER_ERRORS = (UserError, app.UsageError, *_PATH_ERRORS)
-# Of a disk that is full, read-only, or used up by its owner's share.
-_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+# Of a disk that is full, read-only, or used up by its owner's share; or of a
+# file above the limit of its size.
+_DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 _JAX_FLAG = re.compile(r"--?(no)?jax_|--?helpfull")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\[]+)")
 

@@ -1,5 +1,10 @@
-"""Passage vectors in chunks on disk, so a killed build loses at most one."""
+"""Passage vectors in chunks on disk, so a killed build loses at most one.
 
+Beside a chunk, 00001024.npy, is the list of its passages that the embedder cut,
+00001024.cut.json, if there are any.  The lists stay until the build is done.
+"""
+
+import json
 import os
 import pathlib
 
@@ -45,14 +50,22 @@ class EmbeddingChunks:
     """Return the rows of the chunk that begins with row `start`."""
     return range(start, min(start + CHUNK_ROWS, self._rows))
 
-  def save_chunk(self, start: int, vectors: np.ndarray) -> None:
+  def save_chunk(
+    self, start: int, vectors: np.ndarray, cut_ids: list[str]
+  ) -> None:
     """Write the file of a chunk, which is either complete or absent."""
     # Workers of another division may have the same chunk.
-    with (
-      files.lock_folder(self.folder, wait=True),
-      files.atomic_write(self.chunk_path(start)) as file,
-    ):
-      np.save(file, vectors)
+    with files.lock_folder(self.folder, wait=True):
+      if cut_ids:
+        path = os.path.join(self.folder, f"{start:08d}.cut.json")
+        files.write_json(path, cut_ids)
+      with files.atomic_write(self.chunk_path(start)) as file:
+        np.save(file, vectors)
+
+  def read_cut_ids(self) -> list[str]:
+    """Return the ids of all passages that the embedder cut, in order."""
+    paths = sorted(pathlib.Path(self.folder).glob("*.cut.json"))
+    return [x for path in paths for x in json.loads(path.read_text())]
 
   def join_chunks(self, width: int) -> np.ndarray:
     """Join all chunks into one file, delete them, and map [rows, width]."""

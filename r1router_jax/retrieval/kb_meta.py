@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 
 # Keys of meta.json that concern searching only: they may be added or removed
 # without embedding the passages again.
-SEARCH_OPTIONS = ("hybrid", "rerank", "rerank_fingerprint")
+SEARCH_OPTIONS = ("hybrid", "words", "rerank", "rerank_fingerprint")
 
 # Embedder of each kind of knowledge base, unless another is chosen.
 DEFAULT_EMBEDDERS = dict(text="minilm", image="image_caption", table="minilm")
@@ -52,6 +52,7 @@ class _Meta(msgspec.Struct, forbid_unknown_fields=True):
   shards: schema.PositiveInt = 1
   pictures: str = ""
   hybrid: bool = False
+  words: schema.PositiveInt = 1  # `bm25.WORDS_VERSION` of a hybrid one.
   rerank: str = ""
   rerank_fingerprint: str = ""
   probe_queries: str = ""  # Digest of the questions that ScaNN was tuned for.

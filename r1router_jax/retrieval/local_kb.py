@@ -203,7 +203,7 @@ def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
     http_client.check_address(meta["weights"], folder)
   embedder = registry.get_embedder(embedder_name, meta["weights"])
   # Words and reranker are options, which meta.json may leave out.
-  words = bm25.Bm25Index.load(folder) if "hybrid" in meta else None
+  words = _open_words(folder, meta) if "hybrid" in meta else None
   weights = meta.get("rerank")
   load = cross_encoder.load_reranker
   reranker = weights and files.load_once(load, weights)
@@ -223,6 +223,15 @@ def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
     ("reranker weights", fingerprint, meta.get("rerank_fingerprint")),
   )
   return SearchStack(passages, embedder, index, words, reranker)
+
+
+def _open_words(folder: str, meta: Mapping[str, Any]) -> bm25.Bm25Index:
+  """Open the index of words, unless another version split the passages."""
+  if meta.get("words", 1) != bm25.WORDS_VERSION:
+    fault = "another version of r1router_jax split its passages into words"
+    cure = "Run build_kb as before: it embeds nothing again."
+    raise UserError(f"{folder}: {fault}.  {cure}")
+  return bm25.Bm25Index.load(folder)
 
 
 def _require_equal(folder: str, *checks: tuple[str, Any, Any]) -> None:

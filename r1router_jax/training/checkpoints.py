@@ -20,7 +20,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,6 +39,8 @@ from r1router_jax.parallel import multihost
 from r1router_jax.training.train_step import is_finite
 
 MAX_TO_KEEP = 3
+# TensorStore, which writes for Orbax, raises a ValueError of any fault.
+_SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
 
 
 @jax.jit
@@ -104,9 +108,27 @@ class Checkpoints:
     return self
 
   def __exit__(self, *_: object) -> None:
-    with self._lock:  # It ends after the last write.
+    # The lock ends after the last write.
+    with self._lock, self._name_disk_errors():
       self._manager.wait_until_finished()
       self._manager.close()
+
+  @contextlib.contextmanager
+  def _name_disk_errors(self) -> Iterator[None]:
+    """Raise an OSError that says what is kept if the disk takes no state.
+
+    The state may be the one before, which is written in the background.
+    """
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      found = _SYSTEM_ERROR.search(str(error))
+      code = int(found[1]) if found else getattr(error, "errno", None)
+      if code is None:
+        raise
+      message = f"{os.strerror(code)} for a checkpoint; those before are kept, "
+      message += "and the same command goes on from them"
+      raise OSError(code, message, str(self._manager.directory)) from error
 
   def restore(self, shapes: Any) -> tuple[Any, dict]:
     """Restore the newest state that is whole, and its metadata.
@@ -171,7 +193,8 @@ class Checkpoints:
   def save(self, step: int, state: Any, metadata: dict) -> None:
     """Save a state, and metadata as JSON holds it, in the background.
 
-    If it is not finite, or not the newest, it raises an error.
+    If it is not finite, or not the newest, it raises an error; if the disk does
+    not take it, or the state before, an OSError, here or at the end.
     """
     if not is_finite(state):
       raise FloatingPointError(f"Step {step} is not finite, and not saved.")
@@ -180,7 +203,9 @@ class Checkpoints:
     about["digest"] = _digest_metadata(step, about)
     about, state = ocp.args.JsonSave(about), ocp.args.StandardSave(state)
     args = ocp.args.Composite(state=state, about=about)
+    with self._name_disk_errors():
+      is_saved = self._manager.save(step, args=args)
     # Orbax skips older steps silently.
-    if not self._manager.save(step, args=args):
+    if not is_saved:
       newest = f"{self._manager.latest_step()} is the newest of {self._workdir}"
       raise UserError(f"Step {step} is not saved: {newest}; choose another.")

@@ -1,5 +1,6 @@
 """Runs small commands, and the real ones, as a user does."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -18,6 +19,8 @@ COMMAND = '''
 
   python command.py --config=config.py
 """
+import os
+import resource
 import sys
 from absl import flags
 from etils import epy
@@ -44,8 +47,11 @@ def main(argv):
   if config.do == "open":
     open(_WORKDIR.value)
   if config.do == "write":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9, -1))
     with open(_WORKDIR.value, "w") as file:
-      file.write("x")
+      file.write("x" * 99)
+  if config.do == "fail":
+    raise OSError(config.seed, os.strerror(config.seed), _WORKDIR.value)
   if config.do == "interrupt":
     raise KeyboardInterrupt
   if config.do == "exit":
@@ -145,10 +151,6 @@ def test_config_and_flags_reach_the_command(folder):
       "config.mesh {'data': 3} does not tile",
     ),
     ("--config=config.py --config.do=open --workdir=/not/there", "/not/there"),
-    (
-      "--config=config.py --config.do=write --workdir=/dev/full",
-      "No space left on device. Free it, or write elsewhere.",
-    ),
   ],
 )
 def test_user_error_is_one_line(folder, args, said):
@@ -156,6 +158,22 @@ def test_user_error_is_one_line(folder, args, said):
   code, out, err = run_command(folder, *args.split())
   assert code == 2 and not out
   assert err.startswith("ERROR: ") and err.count("\n") == 1 and said in err
+
+
+@pytest.mark.parametrize(
+  "args, said",
+  [
+    ("--config.do=write --workdir=/dev/full", "No space left on device"),
+    ("--config.do=write --workdir=large", "File too large"),
+    (f"--config.do=fail --config.seed={errno.EROFS}", "Read-only file system"),
+    (f"--config.do=fail --config.seed={errno.EDQUOT}", "quota exceeded"),
+  ],
+)
+def test_disk_that_takes_nothing_is_one_line(folder, args, said):
+  code, out, err = run_command(folder, "--config=config.py", *args.split())
+  assert code == 2 and not out
+  assert err.startswith("ERROR: ") and err.count("\n") == 1 and said in err
+  assert err.endswith(". Free it, or write elsewhere.\n")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 import bz2
 import gzip
 import json
+import time
 
 import pytest
 
 from r1router_jax.common import row_files
+from r1router_jax.data import question_files
+from r1router_jax.retrieval.corpora import passage_writer, sources
 
 LINE = b'{"id": "a", "text": "b"}\n'
 
@@ -60,3 +63,46 @@ def test_skip_log_counts_and_names_rows(caplog):
     log.finish(kept=0)
   with pytest.raises(ValueError, match="It is empty"):
     row_files.SkipLog("empty.jsonl").finish(kept=0)
+
+
+def log_rows(count, folder):
+  log = row_files.SkipLog("rows.jsonl")
+  for number in range(count):
+    log(row_files.RejectedRow(f"rows.jsonl:{number}", f"{number}", "Mend it"))
+  log.finish(kept=1)
+
+
+def write_bad_rows(count, folder, good):
+  path = folder / f"rows{count}.jsonl"
+  bad = "".join(f'{{"id": {number}}}\n' for number in range(count))
+  path.write_text(bad + json.dumps(good) + "\n")
+  return str(path)
+
+
+def read_questions(count, folder):
+  good = dict(question="Who?", answer="a")
+  path = write_bad_rows(count, folder, good)
+  assert len(question_files.load_questions(path)) == 1
+
+
+def read_corpus(count, folder):
+  path = write_bad_rows(count, folder, dict(id="a", text="b"))
+  source = sources.open_source("text", path)
+  note, _ = passage_writer.ensure_passages(str(folder / f"kb{count}"), source)
+  assert note["rows"] == 1
+
+
+@pytest.mark.parametrize("read", [log_rows, read_questions, read_corpus])
+def test_bad_rows_take_linear_time(read, tmp_path):
+  def measure(count, tries):
+    seconds = []
+    for number in range(tries):
+      folder = tmp_path / f"{count}.{number}"
+      folder.mkdir()
+      start = time.process_time()
+      read(count, folder)
+      seconds.append(time.process_time() - start)
+    return min(seconds)
+
+  # Ten times as long if it is linear, a hundred times if it is quadratic.
+  assert measure(20_000, 1) < 25 * measure(2_000, 3)

@@ -18,7 +18,9 @@ META |= dict(fingerprint="f", index="exact", source="georouter", passages="d")
 
 
 def test_meta_is_read_as_it_stands(tmp_path):
-  more = dict(hybrid=True, shards=2, pictures="/p", rerank="/r", tokenizer="t")
+  more = dict(
+    hybrid=True, words=2, shards=2, pictures="/p", rerank="/r", tokenizer="t"
+  )
   for meta in (META, META | more):
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     # The order of keys is part of digests.

@@ -1,9 +1,11 @@
 """The newest whole state is restored, whatever happened to the disk."""
 
+import errno
 import json
 import multiprocessing
 import pathlib
 import re
+import resource
 import shutil
 
 import jax
@@ -199,6 +201,76 @@ def test_state_that_is_not_the_newest_is_not_saved_silently(tmp_path, step):
     with pytest.raises(UserError, match=f"Step {step} is not saved: 5 is the"):
       saved.save(step, make_state(step), {"n": step})
   assert restore_newest(tmp_path)[1] == {"n": 5}
+
+
+@pytest.fixture
+def limit_files():
+  """Return a function that limits the bytes of each file that is written."""
+  old, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (old, most))
+
+
+def make_large_state(step):
+  # Noise, which is not compressed.
+  return {"w": np.random.default_rng(step).normal(size=100_000)}
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_full_disk_is_an_error_of_the_system(tmp_path, limit_files, is_last):
+  with (
+    pytest.raises(OSError, match="the same command goes on") as caught,
+    checkpoints.Checkpoints(tmp_path) as saved,
+  ):
+    saved.save(1, make_large_state(1), {"n": 1})
+    saved._manager.wait_until_finished()
+    limit_files(1 << 16)
+    saved.save(2, make_large_state(2), {"n": 2})
+    # It is written in the background, so that this finds the fault.
+    if not is_last:
+      saved.save(3, make_large_state(3), {"n": 3})
+  assert caught.value.errno == errno.EFBIG
+  assert caught.value.filename == str(tmp_path / "checkpoints")
+  limit_files(resource.RLIM_INFINITY)
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    found, metadata = saved.restore(make_large_state(0))
+    assert_equal(found, make_large_state(1))
+    assert metadata == {"n": 1}
+    saved.save(2, make_large_state(2), {"n": 2})
+  assert (tmp_path / "checkpoints/2").is_dir()
+
+
+@pytest.mark.parametrize(
+  "error, code",
+  [
+    # As TensorStore words it.
+    (
+      ValueError(
+        "RESOURCE_EXHAUSTED: Failed writing: Failed to write 9 bytes to file "
+        "4: No space left on device [os_error_code='28']"
+      ),
+      errno.ENOSPC,
+    ),
+    (ValueError("Failed to open [os_error_code='30'] [x='1']"), errno.EROFS),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), errno.EDQUOT),
+    (ValueError("of another kind"), None),
+    (OSError("of a bucket"), None),
+  ],
+)
+def test_errors_of_the_disk_keep_their_number(
+  tmp_path, monkeypatch, error, code
+):
+  def fail(*_, **options):
+    raise error
+
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    monkeypatch.setattr(saved._manager, "save", fail)
+    with pytest.raises((OSError, ValueError)) as caught:
+      saved.save(1, make_large_state(1), {})
+  if code is None:
+    assert caught.value is error
+  else:
+    assert caught.value.errno == code and str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])

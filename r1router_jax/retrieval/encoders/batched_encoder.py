@@ -11,6 +11,8 @@ one before it.  Matrix products are in bfloat16, except on CPUs.
 Axes:  n items   E width of a vector
 """
 
+import contextlib
+import contextvars
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +44,11 @@ TABLE_MARKERS += ("[Header]", "[Rows]", "[Row]", "[sep]")
 _TABLE_MARKER = re.compile("|".join(map(re.escape, TABLE_MARKERS)))
 
 Items = Sequence[Query | Passage]
+
+# Ids of the passages that were cut within a block of `collect_cut`.
+_CUT_IDS: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+  "cut_ids", default=None
+)
 
 # (items of a batch, its rows, its tokens) -> arrays with that many rows.
 MakeArrays = Callable[[np.ndarray, int, int], tuple[np.ndarray, ...]]
@@ -81,6 +88,34 @@ def embedding_text(item: Query | Passage, keep_markers: bool = False) -> str:
 def replace_table_markers(text: str) -> str:
   """Replace the markers of a flattened table by punctuation."""
   return _TABLE_MARKER.sub(". ", text.replace("[sep]", ", "))
+
+
+@contextlib.contextmanager
+def collect_cut() -> Iterator[list[str]]:
+  """Collect the ids of passages too long for the encoder, within the block."""
+  ids: list[str] = []
+  token = _CUT_IDS.set(ids)
+  try:
+    yield ids
+  finally:
+    _CUT_IDS.reset(token)
+
+
+def note_cut(items: Items) -> None:
+  """Note that an encoder does not read the ends of these items' texts."""
+  ids = _CUT_IDS.get()
+  if ids is not None:
+    ids += [item.id for item in items if isinstance(item, Passage)]
+
+
+def encode_tokens(
+  tokenizer: tokenizers.Tokenizer, items: Items, texts: Sequence[str]
+) -> list[list[int]]:
+  """Return the tokens of items' texts, cut as the tokenizer was told to."""
+  encodings = tokenizer.encode_batch(texts)
+  pairs = zip(items, encodings, strict=True)
+  note_cut([item for item, encoding in pairs if encoding.overflowing])
+  return [encoding.ids for encoding in encodings]
 
 
 class BatchedEncoder:

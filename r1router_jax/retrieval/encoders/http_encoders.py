@@ -127,6 +127,7 @@ class HttpEncoder:
       names = [getattr(items[row], "id", "a query") for row in cut[:5]]
       text = "%s: %d texts are too long for it, and cut to be embedded: %a"
       logging.warning(text, self._client.address, len(cut), names)
+      batched_encoder.note_cut([items[row] for row in cut])
     return vectors
 
   def _request_vectors(self, parts: Sequence[Sequence[str]]) -> list:

@@ -99,8 +99,8 @@ class ClipFusionEmbedder:
     # Add the vectors of the texts that are not empty.
     texts = [_clean_text(_instructed_text(item)) for item in items]
     with_text = np.flatnonzero([bool(text) for text in texts])
-    encodings = self._tokenizer.encode_batch([texts[i] for i in with_text])
-    tokens = [encoding.ids for encoding in encodings]
+    members = [items[i] for i in with_text], [texts[i] for i in with_text]
+    tokens = batched_encoder.encode_tokens(self._tokenizer, *members)
 
     def make_arrays(members, rows, length):
       # The longest bucket may exceed the position table of CLIP.

@@ -64,7 +64,7 @@ class BertEmbedder:
     texts = [
       batched_encoder.embedding_text(item, self._keep_markers) for item in items
     ]
-    tokens = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+    tokens = batched_encoder.encode_tokens(self._tokenizer, items, texts)
     batch_sizes = batched_encoder.batch_sizes_for(items)
     return self._encode.encode_texts(tokens, batch_sizes)
 

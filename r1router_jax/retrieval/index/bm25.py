@@ -6,8 +6,11 @@ BM25 scores a passage d by the words of a query,
   idf(w) = ln(1 + (N - n_w + 1/2) / (n_w + 1/2)),
 
 where w occurs tf times in d and in n_w of all N passages, and |d| is the number
-of words of d.  English stop words, as BM25S lists them, are left out.  Of the
-100 best passages by words w and by vectors v, each gets
+of words of d.  English stop words, as BM25S lists them, are left out.  Letters
+that differ by case, or that Unicode calls compatible, are the same.  Of a run
+of Chinese, Japanese or Korean characters each pair of neighbours is a word, and
+in passages each character, too, for queries of a single one.  Of the 100 best
+passages by words w and by vectors v, each gets
 
   (v - min v) / (max v - min v) + 0.8 w / max w,
 
@@ -20,12 +23,15 @@ A query with an image is about the image, so its words find nothing here.
 Axes:  n queries   N passages   k neighbours
 Sources: Robertson and Zaragoza 2009, doi.org/10.1561/1500000019 (BM25);
 arxiv.org/abs/2407.03618 (BM25S, its Lucene variant); arxiv.org/abs/2210.11934
-(fusion of scaled scores, and why not of ranks).
+(fusion of scaled scores, and why not of ranks); unicode.org/reports/tr15 (forms
+of characters).
 """
 
+import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +53,19 @@ BM25_FOLDER = "bm25"  # In the folder of the knowledge base.
 FUSION_DEPTH = 100  # Passages of each list that are fused.
 K1, B = 1.5, 0.75
 WORDS_WEIGHT = 0.8
-_WORD = re.compile(r"\w+")
+# Raise it when texts are split into other words.
+WORDS_VERSION = 2
+
+# Vowel signs of Indian scripts, and accents that no letter includes.
+_MARKS = "".join(
+  c for c in map(chr, range(1 << 16)) if unicodedata.category(c) in ("Mn", "Mc")
+)
+_WORD = re.compile(rf"\w[\w{_MARKS}]*")
+# Kana and iteration marks, ideographs, Hangul.
+_CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+_CJK += "\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+_CJK_CHARACTER = re.compile(f"[{_CJK}]")
+_RUN = re.compile(f"([{_CJK}]+)|([^{_CJK}]+)")
 
 
 class Bm25Index:
@@ -62,8 +80,8 @@ class Bm25Index:
     vocabulary = {}
     # Words are numbered in the order of their first occurrence.
     word_ids = [
-      [vocabulary.setdefault(x, len(vocabulary)) for x in _split_words(text)]
-      for text in texts
+      [vocabulary.setdefault(x, len(vocabulary)) for x in words]
+      for words in (_split_words(text, adds_characters=True) for text in texts)
     ]
     if not vocabulary:
       # Images without captions: a word that no query holds, for BM25S wants
@@ -100,7 +118,9 @@ class Bm25Index:
   def _search_words(self, query: Query, k: int) -> SearchResult:
     """Return a line of up to k scores and rows."""
     # 1. Words of the query that some passage holds.
-    words = [] if query.image else _split_words(query.text)
+    words = []
+    if not query.image:
+      words = _split_words(query.text, adds_characters=False)
     word_ids = self._bm25.get_tokens_ids(words)
     if not word_ids:
       return np.zeros((1, 0), np.float32), np.zeros((1, 0), np.int64)
@@ -139,8 +159,25 @@ def fuse_scores(
   return pad_results(results, len(results), k)
 
 
-def _split_words(text: str) -> list[str]:
-  """Return the words of a text in lower case, without stop words."""
+def _split_words(text: str, adds_characters: bool) -> list[str]:
+  """Return the words of a text in their one form, without stop words.
+
+  `adds_characters` is for passages, see the top of this module.
+  """
+  # Case folding may take letters apart.
+  text = unicodedata.normalize("NFKC", text).casefold()
+  words = _WORD.findall(unicodedata.normalize("NFKC", text))
+  if _CJK_CHARACTER.search(text):
+    words = [x for word in words for x in _split_runs(word, adds_characters)]
   stop_words = frozenset(bm25s.stopwords.STOPWORDS_EN)
-  words = _WORD.findall(text.lower())
   return [word for word in words if word not in stop_words]
+
+
+def _split_runs(word: str, adds_characters: bool) -> Iterator[str]:
+  """Yield the words of what stands between spaces and punctuation marks."""
+  for characters, other in _RUN.findall(word):
+    if other:
+      yield other
+    yield from map("".join, itertools.pairwise(characters))
+    if adds_characters or len(characters) == 1:
+      yield from characters

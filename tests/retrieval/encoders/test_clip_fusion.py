@@ -15,7 +15,7 @@ from PIL import Image
 from r1router_jax.common import images
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import clip
-from r1router_jax.retrieval.encoders import image_encoders
+from r1router_jax.retrieval.encoders import batched_encoder, image_encoders
 
 TOWERS = clip.TowerConfig(24, 2, 3), clip.TowerConfig(16, 2, 4)
 SIZES = dict(image_size=12, patch_size=4, vocab=90, max_tokens=60, width=10)
@@ -50,6 +50,16 @@ def image_path(tmp_path):
 def make_embedder(params):
   tokenizer = make_tokenizer()
   return image_encoders.ClipFusionEmbedder(CONFIG, params, tokenizer, "x")
+
+
+def test_captions_that_are_too_long_are_noted(params, image_path):
+  texts = ["short", "", "w" * 100, "w" * 57, "w" * 58]  # And "." and the ends.
+  items = [
+    Passage(f"p{i}", "image", x, image_path) for i, x in enumerate(texts)
+  ]
+  with batched_encoder.collect_cut() as cut_ids:
+    make_embedder(params)([*items, Query("w" * 100)])
+  assert cut_ids == ["p2", "p4"]
 
 
 def test_vectors_are_sums_of_image_and_text(params, image_path):

@@ -9,7 +9,11 @@ import pytest
 from r1router_jax.common import http_client
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.retrieval import kb_meta
-from r1router_jax.retrieval.encoders import http_encoders, registry
+from r1router_jax.retrieval.encoders import (
+  batched_encoder,
+  http_encoders,
+  registry,
+)
 from tests.raw_http_server import make_response, serve_raw
 from tests.retrieval import kb_servers
 from tests.retrieval.fakes import WordEmbedder
@@ -179,7 +183,9 @@ def test_texts_that_are_too_long_are_cut_and_named(caplog):
   items[9] = Passage("huge", "text", "red flag " * 40)
   with kb_servers.serve_answers(answer) as address:
     embed = http_encoders.openai_encoder(f"{address}/v1#some-model")
-    found = embed(items)
+    with batched_encoder.collect_cut() as cut_ids:
+      found = embed(items)
+    assert cut_ids == ["huge"]
     # No more than half of what the server takes is lost of it.
     (cut,) = [text for text in accepted if text.startswith("red flag")]
     assert limit / 2 < len(cut) <= limit

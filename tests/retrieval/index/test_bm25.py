@@ -79,6 +79,41 @@ def test_equal_scores_come_in_the_order_of_rows_at_any_k(seed):
       assert rows[0, : len(wanted)].tolist() == wanted[:k].tolist(), (query, k)
 
 
+DECOMPOSED = "Un cafe\u0301 a\u0300 Malmo\u0308"
+CHINESE = "乍得位于非洲中部，首都是恩贾梅纳。"
+
+
+@pytest.mark.parametrize(
+  "passage, query",
+  [
+    ("Un café à Malmö", "cafe\u0301"),
+    (DECOMPOSED, "CAFÉ"),
+    (DECOMPOSED, "malmö"),
+    ("Ϊ\u0301", "ΐ"),
+    ("Hauptstraße", "HAUPTSTRASSE"),
+    ("ＴＯＫＹＯ ２０２０", "2020"),
+    ("Tokyo 2020", "ｔｏｋｙｏ"),
+    ("भारत की राजधानी दिल्ली है", "दिल्ली"),
+    (CHINESE, "首都"),
+    (CHINESE, "恩贾梅纳是什么？"),
+    (CHINESE, "乍"),
+    ("日本の首都は東京です。", "東京"),
+    ("日本の首都は東京です。", "京"),
+    ("がんばる", "か\u3099んば"),
+    ("ﾗｰﾒﾝ屋", "ラーメン"),
+    ("부산은 항구 도시이다", "부산"),
+    ("iPhone15の価格は2020年", "iphone15"),
+    ("𠮷野家", "𠮷野"),
+  ],
+)
+def test_words_are_found_in_any_form_and_script(passage, query):
+  others = ["a cafeteria of 20 20", "दाल की है", "中国的上海", "か", "서울은"]
+  index = bm25.Bm25Index.from_texts([*others, passage])
+  _, rows = index.search([Query(query)], len(others) + 1)
+  assert rows[0, 0] == len(others)
+  assert (rows[0, 1:] == -1).all()
+
+
 def test_query_without_known_words_finds_nothing():
   index = bm25.Bm25Index.from_texts(["red flag", "blue flag"])
   queries = [Query(text) for text in ("", "the", "green", "?!")]
