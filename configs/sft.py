@@ -50,7 +50,7 @@ def get_config(variant: str = "tiny") -> mlc.ConfigDict:
   c.matmul_precision = "bfloat16"
   c.sft = dict(
     recall_warmup_steps=250,  # First updates, on random look-up rows alone.
-    recall_prob=0.05,  # Probability that a later update is on such rows.
+    recall_prob=0.08,  # Probability that a later update is on such rows.
     # Probability that a target asks again where the gold trace stops.
     overask_prob=0.0,
     packed_length=0,  # Tokens of a row of several texts; 0: one text a row.

@@ -7,7 +7,7 @@
 #   --workdir=DIR    where everything is written (default: runs/quickstart)
 #   --seed=N         the seed of a run, which needs a directory of its own
 #                    (default: 0)
-#   --from_scratch   train the warm start too, for 40 minutes, instead of taking
+#   --from_scratch   train the warm start too, for an hour, instead of taking
 #                    the shipped one
 #   --help           this text
 #
@@ -50,7 +50,7 @@ sft=(--config=configs/sft.py:tiny --config.seed="$SEED")
 start=warm_start
 run python -m r1router_jax.build_kb --kb_dir="$RUN/kb"
 run python -m r1router_jax.train "${sft[@]}" --config.total_steps=0 \
-  --workdir="$RUN/untrained"
+  --config.data.generated=60 --workdir="$RUN/untrained"
 if [[ $SCRATCH ]]; then
   start=$RUN/sft/policy
   run python -m r1router_jax.train "${sft[@]}" --workdir="$RUN/sft"
@@ -58,16 +58,13 @@ else
   say "Starting from the shipped warm start, which configs/sft.py:tiny made" \
     "(its figures: r1router_jax/data/files/warm_start/README.md)."
 fi
-say "First a minute of supervised training on a teacher that keeps searching" \
-  "when the answer is known; Step-GRPO then has to unlearn it."
-run python -m r1router_jax.train --config=configs/sft.py:overask \
-  --config.seed="$SEED" --config.policy.start_from="$start" \
-  --workdir="$RUN/overask"
-run python -m r1router_jax.train --config=configs/step_grpo.py:tiny \
+say "Three kinds of the world's questions have no demonstrations.  Now the" \
+  "policy learns them from their final answers alone."
+run python -m r1router_jax.train --config=configs/step_grpo.py:compose \
   --config.seed="$SEED" --config.data.kb_dir="$RUN/kb" \
-  --config.policy.start_from="$RUN/overask/policy" --workdir="$RUN/step_grpo"
+  --config.policy.start_from="$start" --workdir="$RUN/step_grpo"
 policies=untrained=$RUN/untrained/policy,warm_start=$start
-policies+=,overask=$RUN/overask/policy,step_grpo=$RUN/step_grpo/policy
+policies+=,step_grpo=$RUN/step_grpo/policy
 run python -m r1router_jax.eval --kb_dir="$RUN/kb" --workdir="$RUN/eval" \
   --policy="$policies" \
   --curves="step_grpo=$RUN/step_grpo" --report="$RUN/report.html"

@@ -314,11 +314,18 @@ class Tokenizer:
     ids = itertools.takewhile(lambda i: i not in self.eos_ids, map(int, ids))
     return self._trusted.decode([*ids], skip_special_tokens=False)
 
-  def whole_word_ids(self) -> list[int]:
-    """Return ids of tokens that are whole words with their leading space."""
-    word = re.compile("\u0120[A-Za-z]{3,10}")
-    vocabulary = self._trusted.get_vocab()
-    return sorted(i for text, i in vocabulary.items() if word.fullmatch(text))
+  def letter_ids(self) -> tuple[list[int], list[int]]:
+    """Return ids of tokens that are letters alone: those behind a space first.
+
+    Words begin with one of the former, and go on with any of the others.
+    """
+    starts, others = [], []
+    for text, i in sorted(self._trusted.get_vocab().items()):
+      # A byte-level tokenizer writes a space so.
+      is_start = text.startswith("\u0120")
+      if self._trusted.decode([i]).removeprefix(" ").isalpha():
+        (starts if is_start else others).append(i)
+    return sorted(starts), sorted(others)
 
   @functools.lru_cache(maxsize=8)  # noqa: B019 (lives as long as a policy)
   def stop_table(

@@ -9,6 +9,8 @@ import numpy as np
 from r1router_jax.inputs.processor import EncodedPrompt
 from r1router_jax.inputs.tokenizer import START, Tokenizer
 
+_LONG_SHARE = 0.3  # Share of the words that are more than one token.
+
 
 class RecallSampler:
   """Samples look-up tasks over random tokens, spelt as the compact prompts are.
@@ -28,7 +30,7 @@ class RecallSampler:
     self._prompt_start, self._prompt_end = encode("<|answer|>"), encode(START)
     self.before_answer = encode("<think></think><answer>")
     self.after_answer = tokenizer.encode_response("</answer>")
-    self._words = np.array(tokenizer.whole_word_ids())
+    self._starts, self._pieces = map(np.array, tokenizer.letter_ids())
 
   def __call__(
     self, rng: np.random.Generator
@@ -50,8 +52,13 @@ class RecallSampler:
   def _draw_words(
     self, rng: np.random.Generator, low: int, high: int
   ) -> list[int]:
-    """Draw between `low` and `high` random words."""
-    return rng.choice(self._words, rng.integers(low, high + 1)).tolist()
+    """Draw between `low` and `high` random words, some of several tokens."""
+    tokens = []
+    for _ in range(rng.integers(low, high + 1)):
+      tokens.append(rng.choice(self._starts))
+      if rng.random() < _LONG_SHARE:
+        tokens += [*rng.choice(self._pieces, rng.integers(1, 4))]
+    return list(map(int, tokens))
 
   def _draw_text(
     self, rng: np.random.Generator, count: int, gold: int

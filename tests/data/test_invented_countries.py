@@ -155,30 +155,39 @@ def test_parts_named_by_a_thought_are_those_of_the_picture():
 def test_thoughts_compare_numbers_by_their_first_difference():
   compare = steps_lib._compare_numbers
   cases = [
-    ("7,203", "22", "7,203 (4). B: 22 (2). 4 2. The first: A"),
-    ("130", "1,300", "130 (3). B: 1,300 (4). 3 4. The second: B"),
-    ("21,409", "39,000", "21,409 (5). B: 39,000 (5). 5 5, 2 3. The second: B"),
+    ("7,203", "22", "7,203 (4). B: 22 (2). 4 2: first more"),
+    ("130", "1,300", "130 (3). B: 1,300 (4). 3 4: second more"),
+    ("21,409", "39,000", "21,409 (5). B: 39,000 (5). 5 5, 2 3: second more"),
     (
       *("1 May 1971", "1964"),
-      "1971 (4). B: 1964 (4). 4 4, 1 1, 9 9, 7 6. The first: A",
+      "1971 (4). B: 1964 (4). 4 4, 1 1, 9 9, 7 6: first more",
     ),
-    ("61.5", "60.2", "61.5 (2). B: 60.2 (2). 2 2, 6 6, 1 0. The first: A"),
+    ("61.5", "60.2", "61.5 (2). B: 60.2 (2). 2 2, 6 6, 1 0: first more"),
   ]
   for one, other, thought in cases:
-    assert compare(["A", "B"], [one, other]) == f"A: {thought}"
+    assert compare(["A", "B"], [one, other], "no") == f"A: {thought}"
+  # Whose was asked for, if it is a country.
+  for answer, end in (("B", "more: second, B"), ("A", "less: first, A")):
+    thought = compare(["A", "B"], ["3", "4"], answer)
+    assert thought == f"A: 3 (1). B: 4 (1). 1 1, 3 4: second more; asked {end}"
 
 
 def test_thoughts_set_facts_side_by_side():
   pattern = re.compile(
-    r"(.+): ([\d.,]+) \(\d+\)\. (.+): ([\d.,]+) \(\d+\)\. [\d, ]+\. "
-    r"The (?:first|second): (.+)"
+    r"(.+): ([\d.,]+) \(\d+\)\. (.+): ([\d.,]+) \(\d+\)\. [\d, ]+: "
+    r"(first|second) more(?:; asked (?:more|less): (?:first|second), (.+))?"
   )
   compared = claimed = 0
   for steps in TRACES:
     question, thought = steps[0].question, final_of(steps).thought
     if found := pattern.fullmatch(thought):
-      one, first, other, second, more = found.groups()
-      assert more == (one if number(first) > number(second) else other)
+      one, first, other, second, more, asked = found.groups()
+      assert more == ("first", "second")[number(first) < number(second)]
+      if question.answers[0] in ("yes", "no"):
+        assert not asked
+        assert question.answers[0] == ("yes" if more == "first" else "no")
+      else:
+        assert asked == question.answers[0]
       # Questions spell their first word in upper or lower case.
       assert one[1:] in question.text and other in question.text
       compared += 1
@@ -212,6 +221,7 @@ def test_noisy_wordings_keep_what_matters():
     compare=("VERB", 2),
     check=("NOUN", 1),
     check_pair=("VERB", 2),
+    which_flag=("", 0),
     given=("NOUN", 1),
     given_pair=("NOUN", 4),
     flag=("", 0),

@@ -413,13 +413,16 @@ def test_allowed_mask_forbids_padding_and_placeholders():
   assert allowed[tokenizer.eos_id]
 
 
-def test_whole_word_ids_are_words():
+def test_letter_ids_begin_words_or_go_on_with_them():
   tokenizer = tiny_policy.tokenizer()
-  words = tokenizer.whole_word_ids()
-  assert len(words) > 100 and not set(words) & set(CONTROL.values())
-  for i in words[:50]:
-    text = RAW.decode([i])
-    assert text.startswith(" ") and text[1:].isalpha()
+  starts, others = tokenizer.letter_ids()
+  assert not {*starts, *others} & set(CONTROL.values())
+  assert len(starts) > 2000 and len(others) > 1000
+  assert all(RAW.decode([i])[1:].isalpha() for i in starts)
+  assert all(RAW.decode([i])[0] == " " for i in starts)
+  assert all(RAW.decode([i]).isalpha() for i in others)
+  # All tokens of a name are among them.
+  assert {*RAW.encode("Longyearbyen").ids} <= {*starts, *others}
 
 
 def test_a_tokenizer_of_another_policy_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import functools
 import json
 import random
 import re
+import string
 
 import PIL.Image
 
@@ -25,7 +26,8 @@ from r1router_jax.data.domains.names import STYLES
 
 COUNTRIES = 14  # Of a world.
 
-_WORD = re.compile("\u0120([A-Za-z]{3,10})")
+_WORD = re.compile("\u0120([A-Za-z]{2,10})")
+_PIECE = re.compile("[a-z]{1,6}")
 _MONTHS = (
   "January February March April May June July August September October "
   "November December"
@@ -42,7 +44,7 @@ class WorldMaker:
   def __init__(self, rng: random.Random):
     self._rng = rng
     self._pool = train_countries.load_train_countries()
-    self._words = load_words()
+    self._words, self._pieces = load_words(), _load_pieces()
     self._flagged = [c for c in self._pool if c.id in _clear_flags()]
     # Nothing is said about a country of another split, be it by chance.
     self._forbidden = _held_out_names()
@@ -81,8 +83,10 @@ class WorldMaker:
       if relation.is_number:
         # Rates and ages vary less than counts.
         spread = 0.15 if relation.format == "{:.1f}" else 0.8
-        factor = self._rng.lognormvariate(0, spread)
-        numbers[field] = max(round(other.numbers[field] * factor, 1), 1.0)
+        number = other.numbers[field] * self._rng.lognormvariate(0, spread)
+        # What is compared is what is written.
+        written = relation.format.format(max(number, 1.0))
+        numbers[field] = float(written.replace(",", ""))
       else:
         nominal[field] = self._draw_value(field, other.names[field])
     return dataclasses.replace(
@@ -105,6 +109,8 @@ class WorldMaker:
       words = self._draw_root()
       if rng.random() < 0.2:
         words += rng.choice((" ", "-")) + self._draw_root()
+      if rng.random() < 0.08:
+        words = f"{''.join(rng.choices(string.ascii_uppercase, k=2))} {words}"
     if rng.random() < 0.15:
       words = rng.choice(("the {} Islands", "Saint {}", "{} Republic")).format(
         words
@@ -113,6 +119,11 @@ class WorldMaker:
 
   def _draw_root(self) -> str:
     rng = self._rng
+    if rng.random() < 0.4:
+      # Any tokens, so that all are met in names.
+      return "".join(
+        rng.choices(self._pieces, k=rng.randint(2, 3))
+      ).capitalize()
     starts, middles, ends = (
       part.split() for part in STYLES[rng.choice(list(STYLES))]
     )
@@ -131,15 +142,30 @@ class WorldMaker:
       return usual
     if rng.random() < 0.4:
       return self._draw_name()
-    words = " ".join(rng.choices(self._words, k=rng.choice((1, 1, 2, 2, 3))))
-    return words if rng.random() < 0.5 else words.title()
+    drawn = rng.choices(self._words, k=rng.choice((1, 1, 2, 2, 3, 4)))
+    if rng.random() < 0.3:
+      # As in "Ja, vi elsker dette landet".
+      drawn = [word.lower() for word in drawn]
+      drawn[0] = self._draw_root() + rng.choice(("", "", ",", "'s"))
+    words = " ".join(drawn)
+    return words if rng.random() < 0.6 else words.title()
 
 
 @functools.cache
 def load_words() -> list[str]:
   """Return the words that are tokens of the tiny policy."""
+  return [m[1] for m in map(_WORD.fullmatch, _load_vocabulary()) if m]
+
+
+@functools.cache
+def _load_pieces() -> list[str]:
+  """Return the tokens of the tiny policy that words go on with."""
+  return [text for text in _load_vocabulary() if _PIECE.fullmatch(text)]
+
+
+def _load_vocabulary() -> list[str]:
   tree = json.loads(georouter.tokenizer_path().read_text(encoding="utf-8"))
-  return [m[1] for m in map(_WORD.fullmatch, tree["model"]["vocab"]) if m]
+  return [*tree["model"]["vocab"]]
 
 
 @functools.cache

@@ -49,6 +49,11 @@ _PATTERNS = {
     "WORDS NOUN: {} {}, {} {}.",
     "WORDS NOUN of {}: {}. WORDS {}: {}.",
   ),
+  "which_flag": (
+    "WORDS country WORDS flag?",
+    "WORDS which state WORDS picture?",
+    "WORDS nation WORDS this banner?",
+  ),
   "flag": (
     "the WORDS this flag",
     "the WORDS picture",
@@ -57,7 +62,13 @@ _PATTERNS = {
   ),
 }
 
-_BRIDGES = ("the WORDS FIELD {}", "the WORDS FIELD WORDS {}")
+_BRIDGES = (
+  "the WORDS FIELD {}",
+  "the WORDS FIELD WORDS {}",
+  "the nation WORDS {} WORDS FIELD",
+  "the country WORDS {} WORDS FIELD",
+)
+_REPEATS = 2  # Wordings of each pattern.
 
 _MOST_WORDS = 3  # In a place.
 
@@ -78,10 +89,11 @@ def make_noisy_wordings(
     )
 
   wordings = {
-    name: tuple(map(fill, patterns)) for name, patterns in _PATTERNS.items()
+    name: tuple(map(fill, _REPEATS * patterns))
+    for name, patterns in _PATTERNS.items()
   }
   bridges = {
-    field: tuple(fill(p.replace("FIELD", field)) for p in _BRIDGES)
+    field: tuple(fill(p.replace("FIELD", field)) for p in _REPEATS * _BRIDGES)
     for field in fields
   }
   return wordings | dict(bridges=bridges)

@@ -214,18 +214,21 @@ def _prepare_answer(
     path = pathlib.Path(question.image).relative_to(georouter.FOLDER)
     return _describe_flag(str(path), said[0])
   if len(names) == 2:
-    return _compare_numbers(names, facts or said)
+    return _compare_numbers(names, facts or said, step.answers[0])
   if said and facts:
     verdict = "the same" if said[0] == facts[0] else "another"
     return f"they say {said[0]}, it is {facts[0]}: {verdict}"
   return ""
 
 
-def _compare_numbers(names: Sequence[str], facts: Sequence[str]) -> str:
+def _compare_numbers(
+  names: Sequence[str], facts: Sequence[str], answer: str
+) -> str:
   """Return which of two numbers is larger, in steps of one token.
 
   First come both with the number of their digits, then what differs: this
-  number, or the first digits that do.
+  number, or the first digits that do; at last whose is larger, and whose was
+  asked for, unless the answer is yes or no.
   """
   # Of dates the years are compared.
   numbers = [fact.split()[-1] for fact in facts]
@@ -240,9 +243,14 @@ def _compare_numbers(names: Sequence[str], facts: Sequence[str]) -> str:
     same = len(os.path.commonprefix(digits))
     pairs += itertools.islice(zip(*digits, strict=True), same + 1)
   steps = ", ".join(" ".join(pair) for pair in pairs)
-  larger = values.index(max(values))
-  rank = ("first", "second")[larger]
-  return f"{' '.join(listed)} {steps}. The {rank}: {names[larger]}"
+
+  larger, ranks = values.index(max(values)), ("first", "second")
+  thought = f"{' '.join(listed)} {steps}: {ranks[larger]} more"
+  if answer not in names:
+    return thought
+  asked = names.index(answer)
+  direction = "more" if asked == larger else "less"
+  return f"{thought}; asked {direction}: {ranks[asked]}, {answer}"
 
 
 @functools.cache
