@@ -59,6 +59,7 @@ setuptools.setup(
     # Reads a user's own documents; older ones take quadratic time and memory.
     "markdown-it-py>=4.1",
     "psutil>=6",  # Memory that a build needs.
+    "scipy>=1.13",  # Pairs the members of two lists; JAX needs it, too.
     # Elsewhere exact search takes its place, and says so.
     "scann>=1.4.2; sys_platform == 'linux' and python_version < '3.14'",
     # HTTP: what serve_kb answers, and what asks servers.

@@ -39,6 +39,7 @@ from r1router_jax import build_kb
 from r1router_jax.common import cli, files, images, jsonl, run_log
 from r1router_jax.common.records import Query
 from r1router_jax.data import (
+  benchmark_formats,
   benchmark_images,
   benchmark_schema,
   question_files,
@@ -60,6 +61,7 @@ from r1router_jax.retrieval.index import scann_index
 from r1router_jax.rewards import llm_judge
 from r1router_jax.training import checkpoints
 from tests import damage, tiny_gguf, tiny_policy
+from tests.data import mmqa_rows, published_files
 from tests.data.shared_rows import world_rows, write_rows
 from tests.evaluation import census
 from tests.retrieval.fakes import WordEmbedder
@@ -289,6 +291,31 @@ def read_benchmark(folder):
   return questions, {stem: x.read() for stem, x in found.items()}, pixels
 
 
+def make_published(folder):
+  folder.mkdir()
+  for name, row in published_files.ROWS.items():
+    published_files.write(folder, name, row, row)
+  line = json.dumps(mmqa_rows.COMPOSED).encode() + b"\n"
+  (folder / "MMQA_dev.jsonl.gz").write_bytes(gzip.compress(line * 3))
+
+
+def read_published(folder):
+  found = {}
+  for name in (*published_files.ROWS, "multimodalqa"):
+    path = str(folder / benchmark_schema.find_spec(name).file)
+    parse = functools.partial(parse_published, name)
+    rows = benchmark_formats.read_rows(name, path)
+    found[name] = [
+      row for _, row in benchmark_schema.parse_rows(path, parse, rows)
+    ]
+  return found
+
+
+def parse_published(name, row, number):
+  row = benchmark_formats.to_own(name, row)
+  return benchmark_schema.parse_question(name, row, number)
+
+
 def make_training_rows(folder):
   folder.mkdir()
   write_rows(folder / "rows.jsonl", world_rows())
@@ -338,6 +365,7 @@ READERS = {
   "own questions": Reader(make_questions, read_questions, editable=True),
   "corpus": Reader(make_corpus, read_corpus, editable=True),
   "benchmark": Reader(make_benchmark, read_benchmark, editable=True),
+  "published benchmarks": Reader(make_published, read_published, editable=True),
   "training rows": Reader(
     make_training_rows, read_training_rows, editable=True
   ),

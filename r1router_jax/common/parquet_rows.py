@@ -14,20 +14,24 @@ with epy.lazy_imports():
   import pyarrow as pa
   from pyarrow import parquet
 
-_BATCH_ROWS = 256  # Rows that are in memory at one time.
+# Rows that are in memory at one time, and those that may hold images.
+_BATCH_ROWS, _BATCH_RECORDS = 256, 16
 
 
-def read_parquet_rows(path: str, check_columns: CheckColumns) -> Rows:
+def read_parquet_rows(
+  path: str, check_columns: CheckColumns, with_records: bool = False
+) -> Rows:
   """Yield the rows of a .parquet file as dicts; a row's line is its number.
 
-  A damaged file, or columns that hold bytes or records in place of texts, raise
-  a UserError.
+  A damaged file raises a UserError, and so do columns that hold bytes or
+  records in place of texts, unless the file is said to be `with_records`.
   """
   try:
     with parquet.ParquetFile(path) as file:
-      _check_types(path, file.schema_arrow, check_columns)
+      _check_types(path, file.schema_arrow, check_columns, with_records)
       number = 0
-      for batch in file.iter_batches(_BATCH_ROWS):
+      batch_rows = _BATCH_RECORDS if with_records else _BATCH_ROWS
+      for batch in file.iter_batches(batch_rows):
         for at in range(len(batch)):
           number += 1
           yield f"{path}:{number}", _read_row(batch.slice(at, 1))
@@ -38,15 +42,20 @@ def read_parquet_rows(path: str, check_columns: CheckColumns) -> Rows:
   except (pa.ArrowException, OSError, ValueError) as error:
     if isinstance(error, OSError) and error.errno is not None:
       raise  # The disk failed; the content may be intact.
-    fault = f"{path}: is no intact Parquet file ({str(error)[:200]})"
+    reason = " ".join(str(error).split())[:200]  # It may have several lines.
+    fault = f"{path}: is no intact Parquet file ({reason})"
     raise UserError(f"{fault}.  Write it again.") from None
 
 
 def _check_types(
-  path: str, schema: "pa.Schema", check_columns: CheckColumns
+  path: str,
+  schema: "pa.Schema",
+  check_columns: CheckColumns,
+  with_records: bool,
 ) -> None:
   """Raise UserError for wrong names of columns, or a type without text."""
   refused = pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary
+  refused = () if with_records else refused
   try:
     check_columns(schema.names)
     for column in schema:

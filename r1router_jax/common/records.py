@@ -112,7 +112,8 @@ class Hop:
     sub_question: the canonical wording.
     routes: every knowledge base that can answer it, the preferred one first.
     answers: accepted answers, the canonical one first.
-    evidence: ids of passages that hold the answer.
+    evidence: ids of passages that hold the answer, or of documents that were
+      cut into passages "id#0" and so on.
   """
 
   sub_question: str
@@ -138,6 +139,8 @@ class Question:
       gold rounds are unknown.
     interval: lowest and highest accepted number if any number between them is
       right, whatever `answers` says; else empty.
+    members: the members of each of `answers`, in order, if these are lists, of
+      which an answer should name all; else empty.
   """
 
   id: str
@@ -149,6 +152,7 @@ class Question:
   subjects: tuple[str, ...] = ()
   hops: tuple[Hop, ...] | None = ()
   interval: tuple[float, ...] = ()
+  members: tuple[tuple[str, ...], ...] = ()
 
 
 # --- Records of what a policy did ---------------------------------------------

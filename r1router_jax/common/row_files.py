@@ -20,12 +20,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
+import msgspec
 from absl import logging
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.text import HALF, mend_json, sanitize_text
 
 MAX_ROW_BYTES = 1 << 20
+MAX_ARRAY_BYTES = 2 << 30
 # Characters after which a row of a CSV file is taken for an unclosed quote.
 MAX_CSV_ROW = 16 * MAX_ROW_BYTES
 
@@ -177,6 +179,35 @@ def read_json_lines(
       except RowError as error:
         row = error
     yield where, row
+
+
+def read_json_array(path: str, open_file: OpenFile = open_local) -> Rows:
+  """Yield the values of a .json file that is one array.
+
+  A value's line is its number, from 1, as the whole array may be on one line.
+  What is no array, or larger than `MAX_ARRAY_BYTES`, is a BrokenFile.
+  """
+  data = bytearray()
+  with open_decompressed(path, open_file) as file:
+    # In pieces: `read` takes the memory that a file may have, at once.
+    while piece := file.read(MAX_ROW_BYTES):
+      data += piece
+      if len(data) > MAX_ARRAY_BYTES:
+        raise BrokenFile(path, f"over {MAX_ARRAY_BYTES:,} bytes", "Split it")
+  try:
+    # Values stay as their bytes until they are read.
+    values = msgspec.json.decode(data, type=list[msgspec.Raw])
+  except (msgspec.MsgspecError, RecursionError) as error:
+    fault = f"no array of JSON ({str(error)[:200]})", "Fetch the file again"
+    raise BrokenFile(path, *fault) from None
+  for number, value in enumerate(values, 1):
+    row = RowError(f"longer than {MAX_ROW_BYTES:,} bytes", "Split it")
+    if len(bytes(value)) <= MAX_ROW_BYTES:
+      try:
+        row = parse_json(bytes(value), parse_constant=float)
+      except RowError as error:
+        row = error
+    yield f"{path}:{number}", row
 
 
 def parse_json(line: bytes, parse_constant: MakeNumber = None) -> Any:

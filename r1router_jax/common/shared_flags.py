@@ -60,8 +60,9 @@ _FLAGS = dict(
   # The questions of a benchmark.
   data=(
     "",
-    "Folder of the benchmark's question files; of jsonl, your file, which may "
-    "be a .csv or .parquet, too.  What was prepared before needs none.",
+    "Folder of the benchmark's question files, or one of them; of jsonl, your "
+    "file, which may be a .csv or .parquet, too.  What was prepared before "
+    "needs none.",
   ),
   images=("", "Folder or .zip file of the questions' images."),
   split=(

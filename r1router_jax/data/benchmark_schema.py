@@ -1,8 +1,10 @@
 """The form of the rows in benchmarks' question and prediction files.
 
-A row of R1-Router's predictions is the question's row with more keys, so that
-the accepted answers of both are read here.  A fault of a row is a `RowError`,
-and `parse_rows` refuses a file with such a row.
+Six benchmarks are read as R1-Router published them, and others as their own
+authors did (`benchmark_formats`).  A row of R1-Router's predictions is the
+question's row with more keys, so that the accepted answers of both are read
+here.  A fault of a row is a `RowError`, and `parse_rows` refuses a file with
+such a row.
 
 Source: github.com/OpenBMB/R1-Router (datasets/, src/evaluate.py).
 """
@@ -29,7 +31,10 @@ Row = Mapping[str, Any]
 _Text = Annotated[str, Meta(pattern=r"\S")]
 _Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 _Answer = _Text | int | _Finite
-_Answers = _Answer | Annotated[list[_Answer], Meta(min_length=1)]
+_Members = Annotated[list[_Answer], Meta(min_length=1)]
+_Answers = _Answer | _Members
+# An answer in a list may be a list, of which no member may be missing.
+_Lists = _Answer | Annotated[list[_Answer | _Members], Meta(min_length=1)]
 _Bound = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 
 
@@ -37,27 +42,62 @@ _Bound = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 class BenchmarkSpec:
   """The form of a question file as it was published.
 
-  The `file` has `count` questions.  `id_key` is "" if only the line number
-  tells a question's id; `has_images` says that questions have an "image_id".
+  Attributes:
+    file: its name.
+    count: its number of questions, 0 if it is not known.
+    id_key: the key of a question's id, "" if only the line number tells it.
+    answer_key: the key of its accepted answers.
+    images: how a row gives its image: the "stem" of a file's name, as
+      "image_id"; the "path" of a file, as "image"; "inside" the row, as
+      "picture"; "" if there are none.
+    is_own: whether rows have this project's own form (`question_files`), as
+      they are or once `benchmark_formats` has read them.
+    place: where it is published.
   """
 
   file: str
-  count: int
+  count: int = 0
   id_key: str = ""
   answer_key: str = "answer"
-  has_images: bool = False
+  images: str = ""
+  is_own: bool = False
+  place: str = "R1-Router publishes it in datasets/"
 
 
-_PUBLISHED = (
-  ("infoseek", "infoseek_val.jsonl", 1000, "data_id", "answer_eval", True),
-  ("dyn_vqa", "DynVQA_en.202412.jsonl", 715, "question_id", "answer", True),
-  ("webqa", "webqa_val.jsonl", 1000, "", "answer", True),
+# Benchmarks as R1-Router published them.
+_OF_R1_ROUTER = (
+  ("infoseek", "infoseek_val.jsonl", 1000, "data_id", "answer_eval", "stem"),
+  ("dyn_vqa", "DynVQA_en.202412.jsonl", 715, "question_id", "answer", "stem"),
+  ("webqa", "webqa_val.jsonl", 1000, "", "answer", "stem"),
   ("2wikimultihopqa", "2wikimultihopqa_val.jsonl", 3000),
   ("openwikitqa", "openwikitqa_val.jsonl", 3000),
   ("tabfact", "tabfact_val.jsonl", 1000),
 )
-BENCHMARK_SPECS = {name: BenchmarkSpec(*of) for name, *of in _PUBLISHED}
-_USER_FILE = BenchmarkSpec("", 0, "id")
+# Benchmarks as their authors published them.
+_BY_AUTHORS = (
+  ("multimodalqa", "MMQA_dev.jsonl.gz", 2441, "", "allenai/multimodalqa"),
+  ("e_vqa", "test.csv", 0, "stem", "google-research/google-research"),
+  ("fvqa", "fvqa_test.parquet", 1800, "inside", "lmms-lab/FVQA"),
+  ("mmsearch", "end2end.parquet", 300, "inside", "CaraJ/MMSearch"),
+  ("livevqa", "benchmark.json", 0, "path", "fumingyang2004/LIVEVQA"),
+  ("hotpotqa", "hotpot_dev_fullwiki_v1.json", 7405, "", "hotpotqa/hotpot"),
+  ("musique", "musique_ans_v1.0_dev.jsonl", 2417, "", "StonyBrookNLP/musique"),
+)
+_USER_FILE = BenchmarkSpec("", id_key="id", images="path", is_own=True)
+BENCHMARK_SPECS = {name: BenchmarkSpec(*of) for name, *of in _OF_R1_ROUTER}
+BENCHMARK_SPECS |= {
+  name: dataclasses.replace(
+    _USER_FILE,
+    file=file,
+    count=count,
+    answer_key="answers",
+    images=images,
+    place=f"it is published as {place}",
+  )
+  for name, file, count, images, place in _BY_AUTHORS
+}
+# The official file of InfoSeek tells what is unseen: its question or entity.
+_FAMILY_KEYS = {"infoseek": "data_split"}
 AS_PUBLISHED = "Take the row as it was published"
 _AS_TEXT = "Write it as text"
 
@@ -107,18 +147,20 @@ def parse_question(name: str, row: Row, number: int) -> Question:
   Raises:
     RowError: if the row does not have the benchmark's form.
   """
-  own = name == "jsonl"
-  cure = _AS_TEXT if own else AS_PUBLISHED
+  spec = find_spec(name)
+  cure = _AS_TEXT if spec.is_own else AS_PUBLISHED
   text = read_field(row, "question", _Text, "a text", cure)
   answers, interval = parse_answers(name, row)
   if has_id(name, row):
-    key, cure = find_spec(name).id_key, "Name each question once"
+    key, cure = spec.id_key, "Name each question once"
     number = read_field(row, key, _Text | int, "a name", cure)
-  family = name
-  if own and row.get("family") is not None:
-    family = read_field(row, "family", _Text, "a text", _AS_TEXT)
-  kind = dict(family=family, benchmark=name, hops=None)
-  return Question(f"{name}/{number}", text, answers, interval=interval, **kind)
+  family, key = name, "family" if spec.is_own else _FAMILY_KEYS.get(name, "")
+  if row.get(key) is not None:
+    family = read_field(row, key, _Text, "a text", _AS_TEXT)
+  members = _read_members(row, _answer_key(name, row))
+  more = dict(family=family, benchmark=name, hops=None)
+  more |= dict(interval=interval, members=members)
+  return Question(f"{name}/{number}", text, answers, **more)
 
 
 def parse_answers(
@@ -129,10 +171,7 @@ def parse_answers(
   Raises:
     RowError: if they are missing or do not have the benchmark's form.
   """
-  key = find_spec(name).answer_key
-  # A user may call several answers so.
-  if name == "jsonl" and "answers" in row and key not in row:
-    key = "answers"
+  key = _answer_key(name, row)
   values = row.get(key) if isinstance(row.get(key), list) else []
   # InfoSeek marks numeric questions by {"wikidata": .., "range": [low, high]}.
   if name == "infoseek" and any(isinstance(each, dict) for each in values):
@@ -142,7 +181,15 @@ def parse_answers(
   # Only a user's own file may say an interval under its own key.
   is_range = name == "jsonl" and row.get("interval") is not None
   interval = _read_interval(row, "interval") if is_range else ()
-  return _read_texts(row, key), interval
+  with_lists = find_spec(name).is_own and name != "jsonl"
+  return _read_texts(row, key, with_lists), interval
+
+
+def _answer_key(name: str, row: Row) -> str:
+  key, other = find_spec(name).answer_key, "answers"
+  # A user may call several answers so.
+  is_other = name == "jsonl" and other in row and key not in row
+  return other if is_other else key
 
 
 def check_count(name: str, path: str, count: int) -> None:
@@ -174,8 +221,8 @@ def first_few(things: Sequence[Any]) -> str:
 
 def has_id(name: str, row: Row) -> bool:
   """Return whether a row has, or must have, an id besides its line number."""
-  key = find_spec(name).id_key
-  return bool(key) and (name != "jsonl" or key in row)
+  spec = find_spec(name)
+  return bool(spec.id_key) and (not spec.is_own or spec.id_key in row)
 
 
 def read_field(
@@ -194,12 +241,30 @@ def read_field(
     raise RowError(fault, cure) from error
 
 
-def _read_texts(row: Row, key: str) -> tuple[str, ...]:
-  """Return answers given as a text, a number, or a list of them."""
+def _read_texts(
+  row: Row, key: str, with_lists: bool = False
+) -> tuple[str, ...]:
+  """Return answers given as a text, a number, or a list of them.
+
+  With `with_lists` an answer in a list may be a list: its members, joined.
+  """
   wanted = "a text, a number or a list of them, none empty"
   cure = "Write the accepted answers there"
-  found = read_field(row, key, _Answers, wanted, cure)
-  return tuple(map(str, found if isinstance(found, list) else [found]))
+  kind = _Lists if with_lists else _Answers
+  found = read_field(row, key, kind, wanted, cure)
+  found = found if isinstance(found, list) else [found]
+  return tuple(
+    ", ".join(map(str, x)) if isinstance(x, list) else str(x) for x in found
+  )
+
+
+def _read_members(row: Row, key: str) -> tuple[tuple[str, ...], ...]:
+  """Return the members of each answer if one is a list, or else ()."""
+  found = row[key] if isinstance(row[key], list) else []
+  if not any(isinstance(each, list) for each in found):
+    return ()
+  lists = (each if isinstance(each, list) else [each] for each in found)
+  return tuple(tuple(map(str, each)) for each in lists)
 
 
 def _read_interval(row: Row, key: str) -> tuple[float, float]:

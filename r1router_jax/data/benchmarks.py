@@ -4,9 +4,10 @@
   questions = benchmarks.load_benchmark("infoseek")  # Once it is prepared.
 
 Six benchmarks are read as R1-Router published their question files, a JSON
-object in each line; `BENCHMARK_SPECS` lists their keys.  "georouter" comes with
-the package.  "jsonl" is a user's own file, of JSON Lines, CSV or Parquet, whose
-rows `question_files` describes; JSON Lines may have other keys.  With an
+object in each line; `BENCHMARK_SPECS` lists their keys.  Others are read as
+their own authors published them, see `benchmark_formats`.  "georouter" comes
+with the package.  "jsonl" is a user's own file, of JSON Lines, CSV or Parquet,
+whose rows `question_files` describes; JSON Lines may have other keys.  With an
 interval any number in it is right, and answers are for display only.
 
 A row that cannot be read is an error, since leaving a question out would change
@@ -21,16 +22,18 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from absl import logging
 
 from r1router_jax.common import images as images_lib
+from r1router_jax.common import row_files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Question
 from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.data import (
+  benchmark_formats,
   benchmark_images,
   georouter,
   question_files,
@@ -55,11 +58,11 @@ def load_benchmark(
 
   Args:
     name: one of `NAMES`.
-    folder: folder that holds the question file under its published name or as
-      "<name>.jsonl"; for "jsonl", the file itself.  Without it the benchmark is
-      read as it was prepared before.
-    images: folder or .zip of the images (`benchmark_images`); for "jsonl", the
-      folder that paths are relative to, if it is not that of the file.
+    folder: the question file, or the folder that holds it under its published
+      name, or as "<name>.jsonl" if R1-Router published it.  Without it the
+      benchmark is read as it was prepared before.
+    images: folder or .zip of the images (`benchmark_images`); the folder that
+      paths are relative to, if rows have paths and it is not the file's.
     split: a split of "georouter", or slices, as TFDS spells them.  A question
       file is a single split, by any name.
     tfds_dir: folder of prepared datasets, see `tfds_datasets`.
@@ -104,31 +107,24 @@ def _georouter_source() -> Source:
 
 def _file_source(name: str, folder: str, images: str) -> Source:
   """Return a question file, which is read and checked, and its images."""
-  path = _find_question_file(name, folder)
-  # 1. Read the rows.  A user's paths are relative to `images` or to the file.
+  path, spec = _find_question_file(name, folder), schema.find_spec(name)
+  # 1. Read the rows.  Paths of images are relative to `images` or to the file.
   root = images or os.path.dirname(os.path.abspath(path))
 
   def parse(row: schema.Row, number: int) -> tuple[Question, str]:
+    row = benchmark_formats.to_own(name, row)
     question = schema.parse_question(name, row, number)
-    if name == "jsonl":
+    if spec.is_own:
       hops = question_files.parse_hops(row)
       question = dataclasses.replace(question, hops=hops)
     return question, _image_name(name, row, root)
 
-  rows = question_files.read_rows(path) if name == "jsonl" else None
-  parsed = schema.parse_rows(path, parse, rows)
+  parsed = schema.parse_rows(path, parse, _read_rows(name, path))
   schema.check_count(name, path, len(parsed))
   schema.check_ids(path, ((q.id, where) for where, (q, _) in parsed))
-  # 2. Find the images.  A user's have paths; those of benchmarks are looked up
-  # by stem, all at once.  A question whose image is missing stays.
-  asked, found = [named for _, (_, named) in parsed if named], {}
-  if name == "jsonl":
-    there = filter(os.path.isfile, asked)
-    found = {named: benchmark_images.find_file(named) for named in there}
-  elif images and asked:
-    found = benchmark_images.find_images(images, set(asked))
-  missing = [ascii(named) for named in asked if named not in found]
-  _warn_of_missing_images(name, images, missing)
+  # 2. Find the images.  A question whose image is missing stays.
+  asked = [named for _, (_, named) in parsed if named]
+  found = _find_images(name, images, asked)
 
   # 3. The rows of the dataset, and what they depend on.
   def make_rows() -> Iterator[Example]:
@@ -146,6 +142,24 @@ def _file_source(name: str, folder: str, images: str) -> Source:
   states = [(*of, of[1] in found and found[of[1]].state) for _, of in parsed]
   digest = hashlib.sha256(repr(states).encode()).hexdigest()
   return Source(digest, {"test": make_rows})
+
+
+def _find_images(
+  name: str, images: str, asked: Sequence[str]
+) -> dict[str, benchmark_images.FoundImage]:
+  """Return the images that exist, and warn of others.
+
+  Images are `asked` for by their paths, or by stem, all at once.
+  """
+  found = {}
+  if schema.find_spec(name).images != "stem":
+    there = filter(os.path.isfile, asked)
+    found = {named: benchmark_images.find_file(named) for named in there}
+  elif images and asked:
+    found = benchmark_images.find_images(images, set(asked))
+  missing = [ascii(named) for named in asked if named not in found]
+  _warn_of_missing_images(name, images, missing)
+  return found
 
 
 def _to_example(question: Question, image: str, picture: bytes) -> Example:
@@ -173,6 +187,8 @@ def _to_question(where: str, row: Example, image_folder: str) -> Question:
       raise UserError("a hop has no answer or an unknown route")
     if len(question.interval) not in (0, 2):
       raise UserError("its interval is no pair of numbers")
+    if len(question.members) not in (0, len(question.answers)):
+      raise UserError("it has not the members of each answer")
   except (msgspec.MsgspecError, UserError) as error:
     cure = "Delete that folder, and prepare the benchmark again"
     row = RejectedRow(where, str(error).rstrip("."), cure)
@@ -183,38 +199,53 @@ def _to_question(where: str, row: Example, image_folder: str) -> Question:
 def _find_question_file(name: str, folder: str) -> str:
   """Return the path of a benchmark's question file; see `load_benchmark`."""
   names, cure = [folder], "Name your file of questions."
-  if name != "jsonl":
-    files = BENCHMARK_SPECS[name].file, f"{name}.jsonl"
+  if name != "jsonl" and not os.path.isfile(folder):
+    spec = BENCHMARK_SPECS[name]
+    # A compressed file may have been unpacked.
+    files = [spec.file, spec.file.removesuffix(".gz"), f"{name}.jsonl"]
+    files = dict.fromkeys(files[: 2 if spec.is_own else 3])
     names = [os.path.join(folder, file) for file in files]
-    cure = "Name the folder that holds it; R1-Router publishes it in datasets/."
+    cure = f"Name it, or the folder that holds it; {spec.place}."
   if found := list(filter(os.path.isfile, names)):
     return found[0]
   wanted = " or ".join(map(repr, names))
   raise FileNotFoundError(f"benchmark {name} has no file {wanted}.  {cure}")
 
 
+def _read_rows(name: str, path: str) -> row_files.Rows | None:
+  """Return the rows of a question file, None if R1-Router published it."""
+  if name == "jsonl":
+    return question_files.read_rows(path)
+  is_by_authors = schema.find_spec(name).is_own
+  return benchmark_formats.read_rows(name, path) if is_by_authors else None
+
+
 def _image_name(name: str, row: schema.Row, root: str) -> str:
   """Return the stem or the path by which a row names its image, or ""."""
-  own, has_image = name == "jsonl", schema.find_spec(name).has_images
-  key, kind, cure = "image_id", str | int, schema.AS_PUBLISHED
-  # In a user's file an image is optional, in a benchmark with images it is not.
-  if own:
-    has_image = row.get("image", "") != ""
-    key, kind, cure = "image", str, "Name it as text, or leave it out"
-  if not has_image:
+  kind, own = schema.find_spec(name).images, name == "jsonl"
+  # An image inside of a row becomes a file, under a name made of its content.
+  if kind == "inside" and "picture" in row:
+    return tfds_datasets.store_image(row["picture"], "")
+  # In a user's file an image is optional, in a benchmark of files it is not.
+  if kind in ("", "inside") or (own and row.get("image", "") == ""):
     return ""
-  wanted = "the name of an image"
-  named = str(schema.read_field(row, key, kind, wanted, cure))
+  key, cure = "image_id", schema.AS_PUBLISHED
+  if kind == "path":
+    key = "image"
+  if own:
+    cure = "Name it as text, or leave it out"
+  wanted, types = "the name of an image", str if kind == "path" else str | int
+  named = str(schema.read_field(row, key, types, wanted, cure))
   try:
     path = images_lib.resolve_path(named, root)
   except images_lib.BadImage as error:
     fault = f'"{key}" is {str(error).rstrip(".")}'
     raise RowError(fault, "Or leave the image out") from error
-  # A benchmark's image is found by its stem, which must not name a folder.
-  if "/" in named and not own:
+  # An image that is found by its stem must not name a folder.
+  if "/" in named and kind == "stem":
     fault = f'"{key}" is {named!a:.60}, wanted a name without folders'
     raise RowError(fault, cure)
-  return path if own else named
+  return path if kind == "path" else named
 
 
 def _warn_of_missing_images(name: str, images: str, missing: list[str]) -> None:

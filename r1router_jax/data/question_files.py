@@ -15,6 +15,9 @@ as no such key, and there are no other keys.  Ids are made of the name of the
 file: "shop/a" for the id "a" in shop.csv, and the number of the line for a row
 without an id.
 
+A file by the name of MultimodalQA's questions, such as MMQA_train.jsonl.gz, has
+the form in which it was published (`multimodalqa`).
+
 In a CSV file, whose first line names the columns, a field without a text is not
 there; several answers are separated by "|", or written as a JSON list, as are
 "interval" and "hops".  Files of JSON Lines and CSV may end in .gz or .bz2.
@@ -39,8 +42,8 @@ from r1router_jax.common import parquet_rows, progress, row_files
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, MAX_HOPS, Hop, Question
 from r1router_jax.common.row_files import RejectedRow, RowError, SkipLog
+from r1router_jax.data import benchmark_formats, multimodalqa, tfds_datasets
 from r1router_jax.data import benchmark_schema as schema
-from r1router_jax.data import tfds_datasets
 
 # Imported when used, since it takes seconds.
 with epy.lazy_imports():
@@ -174,6 +177,7 @@ def read_rows(path: str) -> row_files.Rows:
   Columns that are not those of questions raise UserError.
   """
   is_csv = bool(re.search(r"\.csv(\.gz|\.bz2)?$", path))
+  is_published = multimodalqa.is_question_file(path)
   if is_csv:
     rows = row_files.read_csv_rows(path, check_columns=_check_columns)
   elif path.endswith(".parquet"):
@@ -187,6 +191,10 @@ def read_rows(path: str) -> row_files.Rows:
         raise RowError("it is no object", "Write one object in each line")
       if is_csv and isinstance(row, dict):
         row = _parse_fields(row)
+      elif is_published and isinstance(row, dict):
+        row = multimodalqa.join_answers(
+          benchmark_formats.to_own("multimodalqa", row)
+        )
     except RowError as fault:
       row = fault
     if isinstance(row, dict):

@@ -10,20 +10,23 @@ those of the benchmark, and each of its questions must have one prediction;
 without these only ids are checked.
 
 One JSON line is printed.  F1-Recall follows the reference's rules; F1, exact
-match and best recall follow the default rules (`metrics.answers`).
+match and best recall follow the default rules (`metrics.answers`); "official"
+has the scores that the benchmark's authors report (`metrics.official`).
 """
 
 import collections
 import itertools
+import math
+import statistics
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Question
 from r1router_jax.common.row_files import RowError
+from r1router_jax.data import benchmark_formats, benchmarks
 from r1router_jax.data import benchmark_schema as schema
-from r1router_jax.data import benchmarks
-from r1router_jax.metrics import answers
+from r1router_jax.metrics import answers, official
 
 _CURE = 'Write {"thought": "...", "answer": "..."} or a text there'
 
@@ -59,8 +62,9 @@ def score_predictions(
     raise UserError("--score_only wants --predictions=FILE.jsonl.")
 
   def parse_prediction(row: schema.Row, number: int) -> PredictionRow:
-    question = schema.parse_question(benchmark, row, number)
-    has_id = schema.has_id(benchmark, row)
+    own = benchmark_formats.to_own(benchmark, row)
+    question = schema.parse_question(benchmark, own, number)
+    has_id = schema.has_id(benchmark, own)
     return PredictionRow(question, has_id, _parse_answer(row))
 
   predicted = schema.parse_rows(predictions, parse_prediction)
@@ -132,7 +136,7 @@ def _check_match(
     )
 
 
-def _mean_scores(found: list[PredictionRow]) -> dict[str, float]:
+def _mean_scores(found: list[PredictionRow]) -> dict[str, Any]:
   sums = collections.defaultdict(float)
   for row in found:
     given = row.answer, row.question.answers, row.question.interval
@@ -143,4 +147,17 @@ def _mean_scores(found: list[PredictionRow]) -> dict[str, float]:
     sums["em"] += scores.exact
     sums["recall"] += scores.max_recall
   means = {name: round(100 * x / len(found), 2) for name, x in sums.items()}
+  by_authors = _official_scores(found)
+  means |= dict(official=by_authors) if by_authors else {}
   return dict(means, empty=sum(not row.answer.strip() for row in found))
+
+
+def _official_scores(found: list[PredictionRow]) -> dict[str, float]:
+  """Return the means x 100 of official scores, none if there are none."""
+  questions = [row.question for row in found]
+  scores = [official.score_official(row.answer, row.question) for row in found]
+  exact, f1 = zip(*scores, strict=True)
+  means = dict(exact=statistics.fmean(exact), f1=statistics.fmean(f1))
+  if infoseek := official.infoseek_score(questions, exact):
+    means |= infoseek._asdict()
+  return {k: round(100 * x, 2) for k, x in means.items() if not math.isnan(x)}

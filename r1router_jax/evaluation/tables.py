@@ -12,7 +12,7 @@ import numpy as np
 from r1router_jax.common import run_log
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Answer, Trajectory
-from r1router_jax.metrics import answers, trajectories
+from r1router_jax.metrics import answers, official, trajectories
 from r1router_jax.metrics.answers import Interval
 from r1router_jax.metrics.trajectories import Columns
 from r1router_jax.report.scalar_notes import SCALAR_NOTES
@@ -20,16 +20,18 @@ from r1router_jax.report.table import Table
 from r1router_jax.routing.baselines.registry import ROUTER
 
 _HEADINGS = dict(
+  judge="Judge accuracy %",
   recall="F1-Recall %",
   f1="F1 %",
   exact="Exact %",
   default_recall="Default recall %",
   default_f1="Default F1 %",
   default_exact="Default exact %",
+  official_exact="Official exact %",
+  official_f1="Official F1 %",
   route="Route %",
   retrieval="Evidence %",
   format="Well formed %",
-  judge="Judged right %",
   retrievals="Retrievals",
   tokens="Tokens",
   cut="Truncated tokens",
@@ -131,6 +133,8 @@ def summarize_results(
   for r in results:
     row = dict(policy=r.policy, method=r.method, seconds=r.seconds)
     row |= _mean_dicts(r.scores | r.sample_scores)
+    if found := _infoseek_score(r):
+      row["infoseek"] = found._asdict()
     families = _columns_by_family(r)
     row["families"] = {name: _mean_dicts(by) for name, by in families.items()}
     rows.append(row)
@@ -152,11 +156,14 @@ def make_tables(
     for name, ways in step_rewards.items()
   ]
   differences = paired_differences(results, step_rewards)
+  by_family = {
+    f"{_HEADINGS[name]} by family": _family_table(results, name)
+    for name in ("judge", "recall", "official_exact", "route")
+  }
   tables = {
     "Methods": _method_table(results),
     "Several samples, %": _interval_table("Method", samples),
-    f"{_HEADINGS['recall']} by family": _family_table(results, "recall"),
-    f"{_HEADINGS['route']} by family": _family_table(results, "route"),
+    **by_family,
     "Mean step reward x 100": _interval_table("Policy", rewards),
     "Differences, x 100": _difference_table(differences),
   }
@@ -186,8 +193,10 @@ def _interval_table(
 
 def _family_table(results: MethodResults, name: str) -> Table:
   """Return a column of each result by question family."""
-  by_result = [_columns_by_family(r) for r in results]
-  rows = []
+  # Without a judge there are no verdicts.
+  if any(name not in r.scores for r in results):
+    return Table((), ())
+  by_result, rows = [_columns_by_family(r) for r in results], []
   for family, columns in by_result[0].items():
     # Questions without gold hops count for no route.
     if number := trajectories.drop_nan(columns[name]).size:
@@ -212,18 +221,8 @@ def summary_lines(
 
   `where` names the questions, such as "unseen countries".
   """
-  lines = []
-  for r in results:
-    if r.method != ROUTER:
-      continue
-    name = r.display_name
-    # Questions without a gold trace say nothing about routes.
-    if trajectories.drop_nan(r.scores["route"]).size:
-      shown = _format_mean(r.scores["route"], 1, 2)
-      lines.append(f"Route accuracy of {name} on {where}: {shown}.")
-    recall = _format_mean(r.scores["recall"], 100, 1)
-    exact = _format_mean(r.scores["exact"], 100, 1)
-    lines.append(f"F1-Recall of {name}: {recall}, exact match {exact}.")
+  routers = [r for r in results if r.method == ROUTER]
+  lines = [line for r in routers for line in _router_lines(r, where)]
   for name, ways in step_rewards.items():
     means = [f"{way} {_format_mean(x, 1, 3)}" for way, x in ways.items()]
     lines.append(f"Mean step reward of {name}: {', '.join(means)}.")
@@ -238,6 +237,28 @@ def summary_lines(
   counts = [(r.display_name, r.scores["retrievals"].mean()) for r in results]
   shown = ", ".join(f"{name} {count:.2f}" for name, count in counts)
   return [*lines, f"Retrievals per question: {shown}."]
+
+
+def _router_lines(r: MethodResult, where: str) -> list[str]:
+  """Return the sentences on one policy that routes for itself."""
+  lines, name = [], r.display_name
+  # Questions without a gold trace say nothing about routes.
+  if trajectories.drop_nan(r.scores["route"]).size:
+    shown = _format_mean(r.scores["route"], 1, 2)
+    lines.append(f"Route accuracy of {name} on {where}: {shown}.")
+  if _mean_interval(r.scores.get("judge", np.array([]))):
+    shown = _format_mean(r.scores["judge"], 100, 1)
+    lines.append(f"Judge accuracy of {name}: {shown}.")
+  recall = _format_mean(r.scores["recall"], 100, 1)
+  exact = _format_mean(r.scores["exact"], 100, 1)
+  lines.append(f"F1-Recall of {name}: {recall}, exact match {exact}.")
+  if found := _infoseek_score(r):
+    score, question, entity = (f"{100 * x:.1f}" for x in found)
+    lines.append(
+      f"InfoSeek's score of {name}: {score}, the harmonic mean of unseen "
+      f"questions {question} and unseen entities {entity}."
+    )
+  return lines
 
 
 def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
@@ -266,11 +287,18 @@ def load_curves(runs: Mapping[str, str]) -> dict[str, dict[str, list[tuple]]]:
 
 def _shared_rates(results: MethodResults) -> list[str]:
   """Return the columns of rates that all results have numbers in."""
-  names = *trajectories.RATES, "judge"
+  # What a judge says is the main column where there is one.
+  names = "judge", *trajectories.RATES
   shared = [n for n in names if all(n in r.scores for r in results)]
   # Without gold hops no method has numbers of routes and evidence.
   first = results[0].scores
   return [n for n in shared if trajectories.drop_nan(first[n]).size]
+
+
+def _infoseek_score(result: MethodResult) -> official.InfoseekScore | None:
+  """Return InfoSeek's score of a method if it was asked for both splits."""
+  questions = [each.question for each in result.trajectories]
+  return official.infoseek_score(questions, result.scores["official_exact"])
 
 
 def _mean_interval(column: np.ndarray) -> Interval | None:

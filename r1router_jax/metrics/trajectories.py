@@ -26,6 +26,7 @@ them is accepted: a second route costs a retrieval and never earns more.
 Axes:  N questions
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,14 +39,16 @@ from r1router_jax.common.records import (
   Answer,
   Trajectory,
 )
-from r1router_jax.metrics import answers
+from r1router_jax.metrics import answers, official
 
 # Columns with numbers in [0, 1], and others.
 RATES = tuple(
-  "recall f1 exact default_recall default_f1 default_exact route retrieval "
-  "format".split()
+  "recall f1 exact default_recall default_f1 default_exact official_exact "
+  "official_f1 route retrieval format".split()
 )
 COUNTS = ("retrievals", "tokens", "cut")
+
+_PART = re.compile(r"#\d+$")
 
 Columns = dict[str, Float[np.ndarray, " N"]]
 
@@ -69,6 +72,8 @@ def drop_nan(column: Float[np.ndarray, " N"]) -> Float[np.ndarray, " M"]:
 def evidence_recall(trajectory: Trajectory) -> float:
   """Return the share of gold hops whose evidence was found, or NaN."""
   seen = {p.id for done in trajectory.rounds for p in done.passages}
+  # Evidence may be a document, of which "id#0" is a part.
+  seen |= {_PART.sub("", name) for name in seen}
   hops = [hop for hop in trajectory.question.hops or () if hop.evidence]
   if not hops:
     return float("nan")
@@ -115,9 +120,10 @@ def score_trajectory(
   """
   final, question = trajectory.final, trajectory.question
   text = final.text if score_malformed or isinstance(final, Answer) else ""
-  # The same text by both sets of rules.
+  # The same text by both sets of rules, and by those of the benchmark.
   task = text, question.answers, question.interval
   scores, default = answers.score_answer(*task), answers.score_default(*task)
+  by_authors = official.score_official(text, question)
   route = float("nan")
   if question.hops is not None:
     route = float(np.mean(route_correctness(trajectory, max_steps)))
@@ -128,6 +134,8 @@ def score_trajectory(
     default_recall=default.max_recall,
     default_f1=default.f1,
     default_exact=default.exact,
+    official_exact=by_authors.exact,
+    official_f1=by_authors.f1,
     route=route,
     retrieval=evidence_recall(trajectory),
     format=float(not trajectory.fault_kinds & {*FORMAT_FAULTS}),

@@ -290,7 +290,7 @@ def test_published_files(caplog):
   for name, questions in found.items():
     wanted = BENCHMARK_SPECS[name]
     assert len(questions) == wanted.count
-    assert all(bool(q.image) == wanted.has_images for q in questions)
+    assert all(bool(q.image) == bool(wanted.images) for q in questions)
   assert "was published with" not in caplog.text
 
   def count(name, test):

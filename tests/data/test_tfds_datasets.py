@@ -287,6 +287,7 @@ HOP = dict(sub_question="?", routes=["web"], answers=["a"])
     (dict(record=record(hops=[dict(sub_question="?")])), "field `routes`"),
     (dict(record=record(hops=[HOP])), "unknown route"),
     (dict(record=record(interval=[1])), "no pair"),
+    (dict(record=record(members=[["a"]] * 9)), "members of each answer"),
     (dict(record=record(interval=[float("nan"), 1])), "malformed"),
     (dict(image="../../etc/passwd"), "leads out of"),
     (dict(image="a.x\u202ey", picture=b"1"), "not a plain file name"),

@@ -144,9 +144,9 @@ def test_judge_scores_answers_too(tmp_path):
   assert result.scores["judge"].tolist() == [0, 0, 0, 1, 1]
   assert len(bodies) == 5
   table = tables.make_tables([result], {})["Methods"]
-  # The table has the judge's rate among the others.
-  column = table.columns.index("Judged right %")
-  assert table.rows[0][column].mean == pytest.approx(0.4)
+  # The judge's rate is the first column behind the name.
+  assert table.columns[1] == "Judge accuracy %"
+  assert table.rows[0][1].mean == pytest.approx(0.4)
 
 
 def test_several_samples_are_scored_alone_and_together(tmp_path):

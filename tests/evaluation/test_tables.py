@@ -42,6 +42,55 @@ def test_summary_lines_are_written_from_the_numbers(results):
   assert lines[-1] == f"Retrievals per question: {counts}"
 
 
+def test_judge_is_the_main_column_of_every_table(results):
+  judged = [
+    dataclasses.replace(
+      r, scores=r.scores | dict(judge=np.array([1, 0, 1, np.nan, 1.0]))
+    )
+    for r in results
+  ]
+  tables = tables_lib.make_tables(judged, {})
+  assert tables["Methods"].columns[:2] == ("Method", "Judge accuracy %")
+  assert tables["Methods"].rows[0][1].mean == pytest.approx(0.75)
+  assert tables["Differences, x 100"].columns[1] == "Judge accuracy"
+  # Verdicts that could not be read do not count.
+  families = tables["Judge accuracy % by family"].rows
+  assert families[1] == ("f1", 1, 0, 0, 0) and families[0][1] == 3
+  lines = tables_lib.summary_lines(judged, {}, "all")
+  assert "Judge accuracy of later: 75.0 (25.0 to 100.0)." in lines
+  # Without a judge nothing speaks of one.
+  plain = tables_lib.make_tables(results, {})
+  assert not any(
+    "Judge" in str(t.columns) or "Judge" in n for n, t in plain.items()
+  )
+
+
+def test_infoseek_score_stands_beside_the_tables(results):
+  """Of the policy that scores: 0 and 2 are unseen questions, 1 and 3 not."""
+  families = ["val_unseen_question", "val_unseen_entity"] * 2 + ["other"]
+  good = results[1]
+  asked = [
+    dataclasses.replace(
+      t,
+      question=dataclasses.replace(t.question, benchmark="infoseek", family=f),
+    )
+    for t, f in zip(good.trajectories, families, strict=True)
+  ]
+  exact = dict(official_exact=np.array([1, 1, 1, 0, 0.0]))
+  found = dataclasses.replace(
+    good, trajectories=tuple(asked), scores=good.scores | exact
+  )
+  (row,) = tables_lib.summarize_results([found], {})["results"]
+  wanted = dict(unseen_question=1.0, unseen_entity=0.5)
+  assert row["infoseek"] == wanted | dict(harmonic_mean=pytest.approx(2 / 3))
+  told = "InfoSeek's score of later: 66.7, the harmonic mean of unseen "
+  told += "questions 100.0 and unseen entities 50.0."
+  assert told in tables_lib.summary_lines([found], {}, "all")
+  table = tables_lib.make_tables([found], {})["Methods"]
+  assert "Official exact %" in table.columns
+  assert "Official F1 %" not in table.columns
+
+
 def test_tables_are_complete(results):
   tables = tables_lib.make_tables(results, STEP_REWARDS)
   for table in tables.values():

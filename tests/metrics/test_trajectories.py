@@ -129,6 +129,9 @@ def test_score_columns_of_known_trajectories():
   wanted |= {f"default_{name}": column for name, column in wanted.items()}
   wanted |= dict(
     retrieval=pytest.approx([np.nan] * 3, nan_ok=True),
+    # No benchmark, no official metric.
+    official_exact=pytest.approx([np.nan] * 3, nan_ok=True),
+    official_f1=pytest.approx([np.nan] * 3, nan_ok=True),
     route=[1, pytest.approx(2 / 3), 0],
     format=[1, 0, 0],
     retrievals=[1, 2, 0],
@@ -172,3 +175,24 @@ def test_evidence_recall():
   column = score(some)["retrieval"]
   np.testing.assert_array_equal(column, [1, 0.5, 0, np.nan, np.nan, 0])
   assert trajectories.drop_nan(column).tolist() == [1, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize(
+  "found, evidence, right",
+  [
+    ("t1#3", "t1", True),  # A part of a long document.
+    ("t1#3", "t1#3", True),
+    ("t1#3", "t1#4", False),
+    ("t1", "t1#3", False),
+    ("guide.md#hours", "guide.md", False),  # A section is another text.
+  ],
+)
+def test_parts_of_a_document_are_its_evidence(found, evidence, right):
+  one = trajectory(("text",), ("text",))
+  passage = replace(one.rounds[0].passages[0], id=found)
+  hop = replace(one.question.hops[0], evidence=(evidence,))
+  done = replace(one.rounds[0], passages=(passage,))
+  one = replace(
+    one, rounds=(done,), question=replace(one.question, hops=(hop,))
+  )
+  assert trajectories.evidence_recall(one) == right

@@ -270,7 +270,7 @@ def open_source(
     return found, [os.path.getsize(path) for path in found.paths]
   corpus, path = sources.resolve_corpus(kb, source, image_folder)
   # The path is a file or a pattern, or else a folder.
-  pattern = sources.CORPORA[corpus].FILE_PATTERN
+  pattern = sources.file_pattern(kb, corpus)
   matched = _match_files(path) or [
     (file, size)
     for file, size in _match_files(f"{path.rstrip('/')}/**")

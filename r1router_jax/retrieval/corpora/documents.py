@@ -92,7 +92,7 @@ def pipe_table_rows(
     numbered = enumerate(rows, table.line + 2)
     rows = ((f"{path}:{line}", row) for line, row in numbered)
     where = f"{path}:{table.line}"
-    yield from _split_table(
+    yield from split_table(
       f"{name}/table-{number}", where, fields, header, rows
     )
 
@@ -126,10 +126,10 @@ def csv_table_rows(
   # Each chunk repeats the title.
   title = markdown.clean_text(title)[: markdown.MAX_HEADING]
   fields = dict(title=title or name_to_title(name))
-  yield from _split_table(name, where, fields, header, rows)
+  yield from split_table(name, where, fields, header, rows)
 
 
-def _split_table(
+def split_table(
   table_id: str,
   where: str,
   fields: dict[str, str],

@@ -11,6 +11,7 @@ A source is named on the command line:
   wikipedia:FOLDER      see wikipedia.py
   mbeir:POOL            see mbeir.py
   open_wikitable:FILE   see open_wikitable.py
+  multimodalqa:FOLDER   see multimodalqa.py
 
 Instead of a file there may be a pattern, 'dir/passages-*.jsonl'; its files are
 read in the order of their names.  A reader is two functions: `read_rows` cuts a
@@ -37,6 +38,7 @@ from r1router_jax.common.row_files import RejectedRow, RowError
 from r1router_jax.retrieval.corpora import (
   documents,
   mbeir,
+  multimodalqa,
   open_wikitable,
   user_files,
   wikipedia,
@@ -58,12 +60,14 @@ ParsedRow = tuple[str, list[Passage]] | RejectedRow
 #   to_passages: (kind of knowledge base, raw row, image folder) -> the id of
 #     the row and its passages; raises `RowError` or `images.BadImage`
 #   SUPPORTED_KBS: the kinds of knowledge base that the corpus is for
-#   FILE_PATTERN: a regular expression of the names of its files
+#   FILE_PATTERN: a regular expression of the names of its files, in which {kb}
+#     stands for the kind of knowledge base
 CORPORA = {
   "own": user_files,
   "wikipedia": wikipedia,
   "mbeir": mbeir,
   "open_wikitable": open_wikitable,
+  "multimodalqa": multimodalqa,
 }
 
 
@@ -106,8 +110,8 @@ def define_source_flags() -> tuple[flags.FlagHolder, ...]:
   source_help = (
     "The corpus: georouter, which comes with the package; a folder of your own "
     "documents, tables and images; your own .md, .txt, .csv or .jsonl files; "
-    "or wikipedia:PATH, mbeir:PATH, open_wikitable:PATH.  A path may be a "
-    "pattern."
+    "or wikipedia:PATH, mbeir:PATH, open_wikitable:PATH, multimodalqa:PATH.  A "
+    "path may be a pattern."
   )
   images_help = (
     "Folder that the images of the corpus are relative to, if it is not the "
@@ -131,7 +135,8 @@ def choose_kbs(
   """Return the kinds of knowledge base to build: those `wanted`, or else all.
 
   GeoRouter feeds all kinds, your own documents those that they have something
-  for, and other sources one.  Raises a UserError if it is unclear which, or if
+  for, a folder of a published corpus those that it has files for, and other
+  sources one.  Raises a UserError if it is unclear which, or if
   documents have nothing for any.  For `named` see `row_files.SkipLog`.
   """
   corpus, path = _split_source(source)
@@ -140,6 +145,9 @@ def choose_kbs(
     return kbs
   if corpus == "own" and (possible := user_files.document_kbs(path)):
     return tuple(wanted) or _find_kbs(source, possible, image_folder, named)
+  if corpus != "own" and os.path.isdir(path):
+    found = (kb for kb in kbs if _corpus_files(kb, corpus, path))
+    return tuple(wanted) or tuple(found) or kbs
   require_single_kb(source, kbs)
   return kbs
 
@@ -212,7 +220,7 @@ def open_source(kb: str, source: str, image_folder: str = "") -> Source:
   paths = [path] if exists else sorted(glob.glob(path, recursive=True))
   if corpus != "own":
     # A folder stands for the corpus's own files below it.
-    paths = [file for path in paths for file in _corpus_files(corpus, path)]
+    paths = [file for path in paths for file in _corpus_files(kb, corpus, path)]
   paths = validate_paths(kb, corpus, source, paths)
   return Source(kb, corpus, paths, resolve_image_folder(source, image_folder))
 
@@ -235,11 +243,16 @@ def resolve_corpus(kb: str, source: str, image_folder: str) -> tuple[str, str]:
   return name, path
 
 
-def _corpus_files(corpus: str, path: str) -> list[str]:
+def file_pattern(kb: str, corpus: str) -> str:
+  """Return the pattern of the names of a corpus's files for a kind."""
+  return CORPORA[corpus].FILE_PATTERN.replace("{kb}", kb)
+
+
+def _corpus_files(kb: str, corpus: str, path: str) -> list[str]:
   """Return `path`, or the files of a corpus below it, in order of names."""
   if not os.path.isdir(path):
     return [path]
-  pattern = CORPORA[corpus].FILE_PATTERN
+  pattern = file_pattern(kb, corpus)
   # Sorted by whole paths, so that AA/wiki_01 comes before AB/wiki_00.
   return sorted(
     os.path.join(base, file)

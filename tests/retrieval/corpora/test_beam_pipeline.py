@@ -56,12 +56,20 @@ def sources(tmp_path):
     for i in range(60)
   ]
   write_lines(folder / "own.jsonl", own)
+  # Paragraphs, of which some are empty.
+  (folder / "mmqa").mkdir()
+  texts = [
+    dict(id=f"x{i % 53}", title="T", text=f"w{i} " * (29 * (i % 6)))
+    for i in range(60)
+  ]
+  write_lines(folder / "mmqa/MMQA_texts.jsonl", texts)
   tables = f"open_wikitable:{folder}/splitted_tables.json"
   return {
     "wikipedia": ("text", f"wikipedia:{folder}/wiki", ""),
     "mbeir": ("image", f"mbeir:{folder}/pool.jsonl", str(folder / "pictures")),
     "open_wikitable": ("table", tables, ""),
     "own": ("text", f"{folder}/own.jsonl", ""),
+    "multimodalqa": ("text", f"multimodalqa:{folder}/mmqa", ""),
   }
 
 
