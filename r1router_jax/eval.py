@@ -76,6 +76,9 @@ _IMAGES = shared_flags.define_flag("images")
 _SPLIT = shared_flags.define_flag("split")
 _TFDS_DIR = shared_flags.define_flag("tfds_dir")
 _QUESTIONS = shared_flags.define_flag("questions")
+_FAMILIES = flags.DEFINE_list(
+  "families", [], "Families of questions that are asked; by default all."
+)
 
 # How answers are scored.
 _RAW_ANSWERS = flags.DEFINE_bool(
@@ -205,6 +208,8 @@ def _load_questions() -> list[Question]:
   for name in dict.fromkeys(_BENCHMARK.value):
     source = _DATA, _IMAGES, _SPLIT, _TFDS_DIR, _SETTINGS["seed"]
     found = benchmarks.load_benchmark(name, *(flag.value for flag in source))
+    where = f"--families: {name}, {_SPLIT.value},"
+    found = benchmarks.choose_families(found, _FAMILIES.value, where)
     questions += found[: _QUESTIONS.value or None]
   return questions
 

@@ -36,3 +36,14 @@ def test_gold_routes_are_asked_for_before_anything_runs(
   with flagsaver.flagsaver(**flags, tfds_dir=str(tmp_path / "tfds")):
     with pytest.raises(ValueError, match="'jsonl/1' has no gold trace"):
       eval.main([])
+
+
+def test_questions_of_some_families_are_asked(parsed_flags):
+  wanted = ["text_text_2hop", "map_text_2hop"]
+  options = dict(benchmark=["georouter"], split="test", questions=0, data="")
+  with flagsaver.flagsaver(**options, families=wanted):
+    questions = eval._load_questions()
+  assert len(questions) == 120 and {q.family for q in questions} == {*wanted}
+  with flagsaver.flagsaver(**options, families=["x"]):
+    with pytest.raises(ValueError, match="--families: georouter, test, has no"):
+      eval._load_questions()

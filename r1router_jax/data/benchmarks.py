@@ -89,6 +89,24 @@ def load_benchmark(
   return [_to_question(where, row, folder) for where, row in rows]
 
 
+def choose_families(
+  questions: Sequence[Question], families: Sequence[str], where: str
+) -> list[Question]:
+  """Return the questions of some families; without names, all.
+
+  A family that is not there raises UserError, which begins with `where`.
+  """
+  if not families:
+    return list(questions)
+  there = dict.fromkeys(question.family for question in questions)
+  if unknown := [name for name in families if name not in there]:
+    raise UserError(
+      f"{where} has no questions of {', '.join(unknown)}.  Take of "
+      f"{', '.join(there)}."
+    )
+  return [question for question in questions if question.family in families]
+
+
 def _georouter_source() -> Source:
   """Return GeoRouter's questions; their images stay in the package."""
   digest = hashlib.sha256()

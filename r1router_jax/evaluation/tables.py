@@ -164,6 +164,9 @@ def make_tables(
     "Methods": _method_table(results),
     "Several samples, %": _interval_table("Method", samples),
     **by_family,
+    f"{_HEADINGS['recall']} by family, differences": _family_differences(
+      results, "recall"
+    ),
     "Mean step reward x 100": _interval_table("Policy", rewards),
     "Differences, x 100": _difference_table(differences),
   }
@@ -205,6 +208,20 @@ def _family_table(results: MethodResults, name: str) -> Table:
       rows.append((family, number, *means))
   names = (r.display_name for r in results)
   return Table(("Family", "Questions", *names), tuple(rows))
+
+
+def _family_differences(results: MethodResults, name: str) -> Table:
+  """Return the last policy minus every other one by family of questions."""
+  *others, last = [r for r in results if r.method == ROUTER] or [None]
+  if not others:
+    return Table((), ())
+  by_other, rows = [_columns_by_family(r) for r in others], []
+  for family, columns in _columns_by_family(last).items():
+    number = trajectories.drop_nan(columns[name]).size
+    apart = (columns[name] - by[family][name] for by in by_other)
+    rows.append((family, number, *map(_mean_interval, apart)))
+  pairs = (f"{last.display_name} minus {r.display_name}" for r in others)
+  return Table(("Family", "Questions", *pairs), tuple(rows))
 
 
 def _difference_table(differences: dict[str, dict[str, Interval]]) -> Table:

@@ -149,14 +149,8 @@ def _load_questions(
     )
 
   # 2. Some families of it, and a random share of these.
-  if data.families:
-    there = dict.fromkeys(question.family for question in questions)
-    if unknown := [name for name in data.families if name not in there]:
-      raise UserError(
-        f"config.data.families: {place or 'georouter'}, {split}, has no "
-        f"questions of {', '.join(unknown)}.  Take of {', '.join(there)}."
-      )
-    questions = [each for each in questions if each.family in data.families]
+  where = f"config.data.families: {place or 'georouter'}, {split},"
+  questions = benchmarks.choose_families(questions, data.families, where)
   if share < 1:
     order = np.random.default_rng(seed).permutation(len(questions))
     chosen = np.sort(order[: max(1, round(share * len(questions)))])

@@ -102,6 +102,12 @@ def test_tables_are_complete(results):
   assert [row[:3] for row in families] == [("f0", 3, 0.0), ("f1", 2, 0.0)]
   assert families[0][3] == pytest.approx(200 / 3)  # q/0, q/2, not q/4.
   assert families[1][3] == pytest.approx(50)
+  # Of policies alone, paired by question.
+  differences = tables["F1-Recall % by family, differences"]
+  assert differences.columns[2:] == ("later minus early",)
+  apart = results[1].scores["recall"] - results[0].scores["recall"]
+  wanted = answers.bootstrap_interval(apart[::2], 0)
+  assert differences.rows[0] == ("f0", 3, wanted)
 
 
 def test_summary_file_has_means_and_paired_differences(results):
