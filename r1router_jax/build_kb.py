@@ -13,7 +13,8 @@ tables and images has something for, see retrieval/corpora/folders.py.  The
 others build one from files of rows or from a published corpus, see
 retrieval/corpora/sources.py.  Each is a folder DIR/<kind>, see
 retrieval/local_kb.py.  Before anything is embedded, the command logs the disk
-space, memory and time that it needs.
+space, memory and time that it needs.  With --faiss_index=FILE nothing is: the
+vectors are those of a ready index, see retrieval/index/faiss_import.py.
 
 The command may be run again at any time, also while the knowledge base is
 served.  A finished one of the same corpus, embedder and index is kept; another
@@ -42,7 +43,7 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import KBS, Query
 from r1router_jax.retrieval import kb_meta, kb_versions
 from r1router_jax.retrieval.corpora import folders, passage_writer, sources
-from r1router_jax.retrieval.index import factory
+from r1router_jax.retrieval.index import factory, faiss_import
 
 # These need JAX; without them, flags can be checked at once.
 with epy.lazy_imports():
@@ -100,6 +101,13 @@ _PROBE_QUERIES = flags.DEFINE_string(
   "Text file with a question on each line, as users ask them: ScaNN is tuned "
   "until it finds their passages, too.",
 )
+_FAISS_INDEX = flags.DEFINE_string(
+  "faiss_index",
+  "",
+  "FAISS index, Flat or IVF-Flat, of the rows of --source in their order: its "
+  "vectors are taken, each row is a passage, and nothing is embedded but a few "
+  "rows as a check.",
+)
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Read the corpus, log what the rest needs, and stop."
 )
@@ -136,6 +144,7 @@ class KbSpec:
   reranker: str = ""  # "" for none.
   worker: tuple[int, int] = (0, 1)  # (i, n) for the i-th of n processes.
   probe_queries: str = ""  # File of questions; "" for none.
+  faiss_index: str = ""  # File of ready vectors; "" for none.
 
   def __post_init__(self):
     # All of these can be checked before anything is imported or read.
@@ -150,6 +159,12 @@ class KbSpec:
       cure = "give their folder, or a server's address, by --weights."
       fault = f"--embedder={self.embedder_name} comes without weights"
       raise UserError(f"{fault}: {cure}")
+    if self.faiss_index and not sources.is_own(self.source):
+      fault = f"--faiss_index is for rows of your own, not {self.source}"
+      raise UserError(f"{fault}: name their file by --source.")
+    if self.faiss_index and not os.path.isfile(self.faiss_index):
+      fault = f"--faiss_index={self.faiss_index} is no file"
+      raise UserError(f"{fault}.  Give a FAISS index.")
 
   @property
   def embedder_name(self) -> str:
@@ -173,6 +188,7 @@ class _BuildJob(NamedTuple):
   meta: dict  # What meta.json says of passages, vectors and index.
   options: dict  # What it says of searching.
   probe_queries: list[Query]
+  imported: faiss_import.FaissVectors | None  # None to embed the passages.
 
   @property
   def meta_digest(self) -> str:
@@ -191,7 +207,7 @@ def build(
   """
   # 1. Passages and embedder.
   # Whatever may be wrong is found before the folder is made.
-  corpus = sources.open_source(spec.kind, spec.source, spec.image_folder)
+  corpus, imported = _open_inputs(spec)
   # What the user names here may be asked, unlike what a folder names.
   index_place = factory.parse_index_kind(spec.index_kind)
   http_client.allow_addresses([spec.weights, index_place])
@@ -203,14 +219,18 @@ def build(
     note, place = passage_writer.ensure_passages(spec.folder, corpus, named)
     passages = local_kb.PassageFile(place, spec.kind, corpus.image_folder)
     meta = _make_meta(spec, embedder, note, queries)
-    job = _BuildJob(spec, embedder, passages, meta, options, queries)
+    rest = meta, options, queries, imported
+    job = _BuildJob(spec, embedder, passages, *rest)
     # 2. Stop here if all else is there.
     if _is_up_to_date(job):
       return
     # An unfinished build is found by this name, so it must not change.
     path = os.path.join(spec.folder, f"parts-{job.meta_digest}")
     chunks = embedding_chunks.EmbeddingChunks(path, len(passages), spec.worker)
-    _log_cost(job, chunks)
+    if imported:
+      _probe_imported(job)
+    else:
+      _log_cost(job, chunks)
     if dry_run:
       return
     # 3. Vectors.  Workers embed side by side; one that was started twice waits.
@@ -228,6 +248,17 @@ def build(
       if kb_meta.read_meta(spec.folder) == job.meta | job.options:
         return
     _index_vectors(job, chunks)
+
+
+def _open_inputs(
+  spec: KbSpec,
+) -> tuple[sources.Source, faiss_import.FaissVectors | None]:
+  """Return the files of a corpus, and the vectors of a ready index or None."""
+  path, place = spec.faiss_index, (spec.source, spec.image_folder)
+  imported = faiss_import.FaissVectors(path) if path else None
+  # A row of a ready index is one passage.
+  corpus = sources.open_source(spec.kind, *place, whole=bool(path))
+  return corpus, imported
 
 
 def _read_probe_queries(path: str) -> list[Query]:
@@ -260,6 +291,8 @@ def _make_meta(
   if queries:
     texts = json.dumps([query.text for query in queries]).encode()
     added["probe_queries"] = hashlib.sha256(texts).hexdigest()[:16]
+  if spec.faiss_index:
+    added["imported"] = faiss_import.digest_index(spec.faiss_index)
   if tokenizer := registry.digest_tokenizer(spec.weights):
     added["tokenizer"] = tokenizer
   # The order of keys is part of `meta_digest`, and must not change.
@@ -305,6 +338,14 @@ def _is_up_to_date(job: _BuildJob) -> bool:
   return True
 
 
+def _probe_imported(job: _BuildJob) -> None:
+  """Raise a UserError unless a ready index has the vectors of the passages."""
+  job.imported.check(job.passages, job.embedder)
+  what = f"{len(job.passages):,} vectors of {job.spec.faiss_index}"
+  text = "%s: the %s pass the probe; no other passages are embedded."
+  logging.info(text, job.spec.kind, what)
+
+
 def _log_cost(job: _BuildJob, chunks: Chunks) -> None:
   """Embed a few passages, and log the disk, memory and time that all need."""
   # The sample is spread evenly, since passages may be sorted by length.
@@ -341,15 +382,22 @@ def _embed_chunks(job: _BuildJob, chunks: Chunks) -> bool:
     text = "%s: %d of %d parts are there from an earlier run."
     logging.info(text, kind, done, len(own))
   # A build that is killed here has lost one chunk at most.
-  for start in progress.show_progress(pending, f"embed {kind}"):
-    batch = [job.passages[row] for row in chunks.chunk_rows(start)]
-    with batched_encoder.collect_cut() as cut_ids:
-      vectors = job.embedder(batch)
-    chunks.save_chunk(start, vectors, cut_ids)
+  work = f"{'import' if job.imported else 'embed'} {kind}"
+  for start in progress.show_progress(pending, work):
+    chunks.save_chunk(start, *_make_vectors(job, chunks.chunk_rows(start)))
   if missing := len(chunks.find_missing()):
     text = "%s: this worker is done, %d parts of others are missing."
     logging.info(text, kind, missing)
   return not missing
+
+
+def _make_vectors(job: _BuildJob, rows: range) -> tuple[np.ndarray, list[str]]:
+  """Return the vectors of passages, and the ids of those that were cut."""
+  if job.imported:
+    return job.imported.read(rows), []
+  batch = [job.passages[row] for row in rows]
+  with batched_encoder.collect_cut() as cut_ids:
+    return job.embedder(batch), cut_ids
 
 
 def _index_vectors(job: _BuildJob, chunks: Chunks) -> None:
@@ -424,6 +472,8 @@ def main(_) -> None:
   # A damaged document costs each kind its rows, and is named once.
   named: set[str] = set()
   kinds = sources.choose_kbs(_SOURCE.value, _KIND.value, _IMAGES.value, named)
+  if _FAISS_INDEX.value:
+    sources.require_single_kb(_SOURCE.value, kinds)
   values = dict(
     source=_SOURCE.value,
     image_folder=_IMAGES.value,
@@ -435,6 +485,7 @@ def main(_) -> None:
     reranker=_RERANK.value,
     worker=_parse_worker(_WORKER.value),
     probe_queries=_PROBE_QUERIES.value,
+    faiss_index=_FAISS_INDEX.value,
   )
   # All specs are checked before the first is built, and a wrong source is named
   # before the embedder is imported.

@@ -32,8 +32,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from r1router_jax import build_kb
 from r1router_jax.common import cli, files, images, jsonl, run_log
@@ -60,7 +62,7 @@ from r1router_jax.retrieval.encoders import batched_encoder, registry
 from r1router_jax.retrieval.index import scann_index
 from r1router_jax.rewards import llm_judge
 from r1router_jax.training import checkpoints
-from tests import damage, tiny_gguf, tiny_policy
+from tests import damage, tiny_gguf, tiny_pdf, tiny_policy
 from tests.data import mmqa_rows, published_files
 from tests.data.shared_rows import world_rows, write_rows
 from tests.evaluation import census
@@ -255,6 +257,13 @@ def make_corpus(folder):
   image = Image.new("RGB", (20, 30), "red")
   for ending in ("png", "jpg", "webp"):
     image.save(folder / f"red.{ending}")
+  page = "<title>T</title><h2>A</h2>b<table><tr><td>1<td>2<tr><td>3<td>4"
+  (folder / "page.html").write_text(page)
+  (folder / "report.pdf").write_bytes(tiny_pdf.make_pdf(["One.", "Two."], "T"))
+  table = pa.table(dict(id=["d", "e"], contents=['"D"\nfive', "six"]))
+  parquet.write_table(table, folder / "rows.parquet")
+  with pa.ipc.new_stream(folder / "rows.arrow", table.schema) as stream:
+    stream.write_table(table)
 
 
 def read_corpus(folder):

@@ -84,6 +84,7 @@ NOT_RUN = {
   "r1router_jax.train_compile": "It needs the TPU compiler, and minutes.",
   "r1router_jax.eval --score_only": "It needs files of the authors.",
   "r1router_jax.build_kb --kb_dir=runs/mmqa/kb": "It needs that corpus.",
+  "r1router_jax.build_kb --kb_dir=runs/wiki": "See test_faiss_import.py.",
   "r1router_jax.eval --benchmark=multimodalqa": "It needs that corpus.",
   "r1router_jax.build_kb --kb_dir=runs/kb --source": "It needs that corpus.",
   "r1router_jax.build_kb --kb_dir=runs/kb --images": "It needs that corpus.",

@@ -37,9 +37,15 @@ MAX_WARNINGS = 5
 # Long texts are cut into windows of WINDOW_WORDS, one every STRIDE_WORDS.
 WINDOW_WORDS, STRIDE_WORDS = 100, 50
 
-# A row of a CSV file; the pluses after repetitions forbid to try others.
-_CSV_FIELD = r'(?:"(?:[^"]++|"")*+"|[^",]*+)'
-_CSV_ROW = re.compile(f"{_CSV_FIELD}(?:,{_CSV_FIELD})*+")
+# What may stand between the fields of a CSV file; a comma does in doubt.
+CSV_DELIMITERS = ",;\t|"
+# Lines, and their characters, that tell which of them does.
+_SAMPLE_LINES, _SAMPLE_CHARS = 20, 1 << 16
+
+# Excel's first line that names the separator, and a title above a header.
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)
+_TITLE_LINE = re.compile('"?# ')
+RECODE = "Save it as UTF-8, as by: iconv -f cp1252 -t utf-8 FILE"
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -316,14 +322,12 @@ def _check_table_columns(names: Sequence[str]) -> None:
   """Raise a RowError unless this is the header of a table."""
   if not names:
     raise RowError("a table without a header", "Write one, and rows below it")
-  if len(names) == 1 and re.search("[;\t]", names[0]):
-    fault = "its first line has semicolons or tabs and no comma"
-    raise RowError(fault, "Save it with commas between the fields")
 
 
 @contextlib.contextmanager
 def _open_csv(path: str, open_file: OpenFile) -> Iterator[Rows]:
   """Open a .csv file as rows of fields, the first line among them."""
+  csv.field_size_limit(MAX_CSV_ROW)
   # Bytes that are not UTF-8 cost only their row: they are kept as surrogates,
   # which UTF-8 has not.
   coding = dict(encoding="utf-8-sig", errors="surrogateescape")
@@ -332,7 +336,42 @@ def _open_csv(path: str, open_file: OpenFile) -> Iterator[Rows]:
     # The csv module splits lines itself, since a field may hold line breaks.
     io.TextIOWrapper(file, **coding, newline="") as text,
   ):
-    yield _split_csv(path, text)
+    lines = iter(functools.partial(text.readline, MAX_CSV_ROW), "")
+    sample, num_chars = [], 0
+    # The first lines are read before their turn, but not kept for long.
+    while len(sample) < _SAMPLE_LINES and num_chars < _SAMPLE_CHARS:
+      if not (line := next(lines, "")):
+        break
+      sample.append(line)
+      num_chars += len(line)
+    delimiter = find_delimiter(sample)
+    # Excel names it in a first line of its own.
+    skipped = int(bool(sample and _SEPARATOR_LINE.fullmatch(sample[0])))
+    lines = itertools.chain(sample[skipped:], lines)
+    yield _split_csv(path, lines, delimiter, 1 + skipped)
+
+
+def find_delimiter(lines: Sequence[str]) -> str:
+  """Return what stands between the fields of a CSV file, given its first lines.
+
+  A line "sep=;", as Excel writes it, tells.  Else it is what cuts the most
+  lines into as many fields, of at least two, as the first one; of several that
+  cut them into more fields, and then the first of `CSV_DELIMITERS`.
+  """
+  if lines and (named := _SEPARATOR_LINE.fullmatch(lines[0])):
+    return named[1]
+  # A title above the header is a sentence.
+  lines = lines[1:] if lines and _TITLE_LINE.match(lines[0]) else lines
+
+  def rate(delimiter: str) -> tuple[int, int]:
+    try:
+      rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+    except csv.Error:  # The strict reader names it.
+      return 0, 0
+    width = len(rows[0]) if rows else 0
+    return sum(len(row) == width for row in rows) if width > 1 else 0, width
+
+  return max(CSV_DELIMITERS, key=rate)
 
 
 def _check_header(
@@ -341,7 +380,7 @@ def _check_header(
   """Raise a BrokenFile unless a first line is UTF-8 and has right columns."""
   try:
     if any(map(HALF.search, names)):
-      raise RowError("its first line is not UTF-8", "Save it as UTF-8")
+      raise RowError("its first line is not UTF-8", RECODE)
     check_columns(names)
   except RowError as fault:
     raise BrokenFile(where, *fault.args) from None
@@ -350,47 +389,60 @@ def _check_header(
 def _check_fields(fields: list[str], width: int) -> list[str] | RowError:
   """Return the fields of a row of `width` columns, or what is wrong."""
   if any(map(HALF.search, fields)):
-    return RowError("not UTF-8", "Save it as UTF-8")
+    return RowError("not UTF-8", RECODE)
   if len(fields) != width:
     fault = "has not as many fields as the first line"
-    return RowError(fault, "Quote texts with commas or line breaks")
+    return RowError(fault, "Quote texts with separators or line breaks")
   if sum(map(len, fields)) > MAX_ROW_BYTES:
     return RowError(f"longer than {MAX_ROW_BYTES:,} characters", "Split it")
   return fields
 
 
-def _split_csv(path: str, text: io.TextIOBase) -> Rows:
-  """Yield (where, fields) of the rows of a CSV file that are not blank."""
+def _split_csv(
+  path: str, lines: Iterator[str], delimiter: str, first: int
+) -> Rows:
+  """Yield (where, fields) of the rows of a CSV file that are not blank.
+
+  The first of the lines has the number `first` in the file.
+  """
   read = io.StringIO()  # The lines of the row that is being read.
 
   def keep_lines():
-    for line in iter(functools.partial(text.readline, MAX_CSV_ROW), ""):
+    for line in lines:
       read.write(line)
       if read.tell() >= MAX_CSV_ROW:
         raise csv.Error(f"longer than {MAX_CSV_ROW:,} characters")
       yield line
 
-  csv.field_size_limit(MAX_CSV_ROW)
-  reader, first = csv.reader(keep_lines(), strict=True), 1
+  reader = csv.reader(keep_lines(), delimiter=delimiter, strict=True)
+  before, row_pattern = first - 1, _csv_row_pattern(delimiter)
   try:
     for fields in reader:
       row = read.getvalue().rstrip("\r\n")
       # The csv module takes quotes inside of an unquoted field as they are.
-      if '"' in row and not _CSV_ROW.fullmatch(row):
+      if '"' in row and not row_pattern.fullmatch(row):
         raise csv.Error("a quote inside of a field that is not quoted")
       if fields:
-        yield f"{path}:{reader.line_num}", fields
+        yield f"{path}:{before + reader.line_num}", fields
       read.seek(0)
       read.truncate()
-      first = reader.line_num + 1
+      first = before + reader.line_num + 1
   except csv.Error as error:
     raise BrokenFile(
       f"{path}:{first}",
       f"the row that begins here is not CSV ({error}, at line "
-      f"{reader.line_num})",
+      f"{before + reader.line_num})",
       "Separate fields by commas; put texts with commas, quotes or line breaks "
       "in quotes, and quotes inside of them twice",
     ) from None
+
+
+def _csv_row_pattern(delimiter: str) -> re.Pattern[str]:
+  """Return the pattern of a row whose quotes are as in RFC 4180."""
+  end = re.escape(delimiter)
+  # The pluses after repetitions forbid to try others.
+  field = rf'(?:"(?:[^"]++|"")*+"|[^"{end}]*+)'
+  return re.compile(f"{field}(?:{end}{field})*+")
 
 
 def validate_text(name: str, value: object) -> str:

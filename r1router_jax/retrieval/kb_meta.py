@@ -56,6 +56,7 @@ class _Meta(msgspec.Struct, forbid_unknown_fields=True):
   rerank: str = ""
   rerank_fingerprint: str = ""
   probe_queries: str = ""  # Digest of the questions that ScaNN was tuned for.
+  imported: str = ""  # Digest of the FAISS index that the vectors are from.
   tokenizer: str = ""  # Digest of the tokenizer.json beside the weights.
 
 

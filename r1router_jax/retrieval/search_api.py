@@ -43,7 +43,8 @@ MAX_PASSAGES = 1 << 17
 # Keys of meta.json that GET /health reveals.
 _HEALTH_KEYS = ("kb", "rows", "embedder", "fingerprint", "format", "passages")
 # Keys of meta.json that change answers, but are there only if set.
-_OPTION_KEYS = ("hybrid", "rerank_fingerprint", "shards", "tokenizer", "words")
+_OPTION_KEYS = ("hybrid", "imported", "rerank_fingerprint", "shards")
+_OPTION_KEYS += ("tokenizer", "words")
 
 _TITLE = re.compile(r'\A"(.*)"\n')
 

@@ -1,15 +1,16 @@
 """Documents and tables of one's own, to rows of knowledge bases.
 
-A Markdown file gives a row of text for each section, headed by the title and
-the headings above it, and rows of tables for its pipe tables; a plain text is
-one section.  A .csv file is a table: its first line is the header, unless it
-begins with "# " and is the title.  Long tables become chunks of a few rows,
-each with title and header.  What has no title is called by its file's name.
+A Markdown or HTML file gives a row of text for each section, headed by the
+title and the headings above it, and rows of tables for its tables; a plain text
+is one section, and a PDF has a row for each page.  A .csv or .tsv file is a
+table: its first line is the header, unless it begins with "# " and is the
+title.  Long tables become chunks of a few rows, each with title and header.
+What has no title is called by its file's name.
 
-Ids are like addresses: guide.md#opening-hours, guide.md/table-1, prices.csv;
-"#0" and so on follow if a text has several windows or a table several chunks.
-If the text above all headings has windows guide.md#0 and guide.md#1, a section
-headed "1" is guide.md#section-1.
+Ids are like addresses: guide.md#opening-hours, guide.md/table-1, prices.csv,
+report.pdf#page-2; "#0" and so on follow if a text has several windows or a
+table several chunks.  If the text above all headings has windows guide.md#0 and
+guide.md#1, a section headed "1" is guide.md#section-1.
 """
 
 import contextlib
@@ -19,10 +20,11 @@ from collections.abc import Iterable, Sequence
 
 from r1router_jax.common import row_files
 from r1router_jax.common.row_files import RowError
-from r1router_jax.retrieval.corpora import markdown
+from r1router_jax.retrieval.corpora import html_pages, markdown, pdf_pages
 
-DOCUMENT_PATTERN = r"(?i).*\.(md|markdown|txt)"
-CSV_PATTERN = r"(?i).*\.csv(\.gz|\.bz2)?"
+DOCUMENT_PATTERN = r"(?i).*\.(md|markdown|txt|html|htm|pdf)"
+HTML_PATTERN, PDF_PATTERN = r"(?i).*\.html?", r"(?i).*\.pdf"
+CSV_PATTERN = r"(?i).*\.(csv|tsv)(\.gz|\.bz2)?"
 
 MAX_DOCUMENT_BYTES = 4 << 20
 
@@ -37,7 +39,7 @@ _END_OF_SENTENCE = re.compile(r"""[.!?:;,…]["'”’»)\]]*$""")
 def read_document(
   path: str, open_file: row_files.OpenFile = row_files.open_local
 ) -> markdown.Document:
-  """Read a Markdown file, or a plain text if its name ends in .txt.
+  """Read a Markdown file, a page of HTML, or a plain text, by its ending.
 
   A file that is too large, or no text in UTF-8, raises a RowError.
   """
@@ -45,6 +47,8 @@ def read_document(
     data = file.read(MAX_DOCUMENT_BYTES + 1)
   if len(data) > MAX_DOCUMENT_BYTES:
     raise RowError(f"larger than {MAX_DOCUMENT_BYTES:,} bytes", "Split it")
+  if re.fullmatch(HTML_PATTERN, path):
+    return html_pages.parse_page(data)
   # UTF-16 has these, too.
   if b"\0" in data:
     raise RowError("it holds zero bytes, as no text does", "Save it as UTF-8")
@@ -52,7 +56,7 @@ def read_document(
     text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     reason = f"not UTF-8 at byte {error.start}"
-    raise RowError(reason, "Save it as UTF-8") from None
+    raise RowError(reason, row_files.RECODE) from None
   if not path.lower().endswith(".txt"):
     return markdown.parse_document(text)
   paragraphs = map(markdown.clean_text, re.split(r"\n\s*\n", text))
@@ -80,25 +84,39 @@ def section_rows(
       yield f"{path}:{section.line}", dict(id=row_id, title=head, text=text)
 
 
-def pipe_table_rows(
+def table_rows(
   document: markdown.Document, path: str, name: str
 ) -> row_files.Rows:
-  """Yield the pipe tables of a document as rows, one for each chunk."""
+  """Yield the tables of a document as rows, one for each chunk."""
   title = document.title or name_to_title(name)
   for number, table in enumerate(document.tables, 1):
     fields = dict(title=title, section_title=". ".join(table.headings))
-    header, *rows = table.rows
-    # A line of dashes stands below the header.
-    numbered = enumerate(rows, table.line + 2)
-    rows = ((f"{path}:{line}", row) for line, row in numbered)
-    where = f"{path}:{table.line}"
-    yield from split_table(
-      f"{name}/table-{number}", where, fields, header, rows
-    )
+    places = [f"{path}:{line}" for line in table.lines]
+    rows = zip(places[1:], table.rows[1:], strict=True)
+    table_id, header = f"{name}/table-{number}", table.rows[0]
+    yield from split_table(table_id, places[0], fields, header, rows)
 
 
 # What makes rows of a document, by kind of knowledge base.
-ROW_READERS = dict(text=section_rows, table=pipe_table_rows)
+ROW_READERS = dict(text=section_rows, table=table_rows)
+
+
+def document_rows(
+  kb: str,
+  path: str,
+  name: str,
+  open_file: row_files.OpenFile = row_files.open_local,
+) -> row_files.Rows:
+  """Yield the rows of a document for texts or tables.
+
+  What cannot be read is a `RowError`, or raises one.
+  """
+  if not re.fullmatch(PDF_PATTERN, path):
+    document = read_document(path, open_file)
+    yield from ROW_READERS[kb](document, path, name)
+  elif kb == "text":
+    title = name_to_title(name)
+    yield from pdf_pages.read_rows(path, name, title, open_file)
 
 
 def corpus_columns(

@@ -2,16 +2,19 @@
 
 One folder feeds all knowledge bases, each with the files that are for it:
 
-  text    sections of Markdown files (.md, .markdown) and plain texts (.txt)
-  table   .csv files, and the pipe tables of Markdown files
+  text    sections of Markdown (.md, .markdown) and HTML (.html, .htm), plain
+          texts (.txt), and pages of PDF files
+  table   .csv and .tsv files, and the tables of Markdown and HTML
   image   .png, .jpg, .jpeg and .webp files; the caption of NAME.png is the text
-          of NAME.txt beside it, or else the alternative text that a Markdown
-          file of the folder gives it, or else its name
+          of NAME.txt beside it, or else the alternative text that a Markdown or
+          HTML file of the folder gives it, or else its name
 
 A .csv file with the columns id and text is no table but the rows of a corpus,
 see user_files.py: of the image knowledge base if it has the column image, else
-of that of texts.  Hidden files are left alone, and so are links to folders; a
-link to a file outside of the folder is a fault.
+of that of texts.  So are .parquet and .arrow files, see columnar.py, and with
+them a data set that `datasets.save_to_disk` wrote.  Hidden files are left
+alone, and so are links to folders; a link to a file outside of the folder is a
+fault.
 """
 
 import collections
@@ -25,7 +28,7 @@ from r1router_jax.common import row_files
 from r1router_jax.common.files import is_below
 from r1router_jax.common.row_files import RowError
 from r1router_jax.common.text import sanitize_text
-from r1router_jax.retrieval.corpora import documents
+from r1router_jax.retrieval.corpora import columnar, documents
 
 # Endings of images: those that are read, and those that are named as unread.
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -53,8 +56,11 @@ def warn_of_unread(folder: str) -> None:
   for path in list_files(folder):
     _, ending = os.path.splitext(path.lower())
     known = documents.DOCUMENT_PATTERN, documents.CSV_PATTERN
-    is_image = ending in IMAGES + OTHER_IMAGES  # Others are named one by one.
-    if not is_image and not any(re.fullmatch(each, path) for each in known):
+    known += (columnar.FILE_PATTERN,)
+    # Images that are not read are named one by one.
+    is_known = ending in IMAGES + OTHER_IMAGES
+    is_known |= os.path.basename(path) in columnar.DESCRIPTIONS
+    if not is_known and not any(re.fullmatch(each, path) for each in known):
       endings[ending or "without an ending"] += 1
   if endings:
     counts = ", ".join(f"{count} {x}" for x, count in endings.most_common())
@@ -103,17 +109,16 @@ def _read_file(
   """
   name = os.path.relpath(path, folder)
   if re.fullmatch(documents.DOCUMENT_PATTERN, path):
-    # Only Markdown has tables and images.
-    if kb == "text" or not name.lower().endswith(".txt"):
+    # Only Markdown and HTML have tables and images.
+    if kb == "text" or not name.lower().endswith((".txt", ".pdf")):
       _check_place(path, folder)
-      document = documents.read_document(path)
-      if kb == "image":
-        # Of several texts the first counts, as far as there is one.
-        for image, text in document.images:
-          place = os.path.normpath(os.path.join(os.path.dirname(name), image))
-          captions[place] = captions.get(place) or text
-      else:
-        yield from documents.ROW_READERS[kb](document, path, name)
+      if kb != "image":
+        yield from documents.document_rows(kb, path, name)
+        return
+      # Of several texts the first counts, as far as there is one.
+      for image, text in documents.read_document(path).images:
+        place = os.path.normpath(os.path.join(os.path.dirname(name), image))
+        captions[place] = captions.get(place) or text
   elif re.fullmatch(documents.CSV_PATTERN, path):
     _check_place(path, folder)
     columns = documents.corpus_columns(path)
@@ -121,6 +126,11 @@ def _read_file(
       yield from row_files.read_csv_rows(path)
     elif not columns and kb == "table":
       yield from documents.csv_table_rows(path, name)
+  elif re.fullmatch(columnar.FILE_PATTERN, path):
+    _check_place(path, folder)
+    is_cache = re.fullmatch(columnar.CACHE_PATTERN, os.path.basename(path))
+    if not is_cache and columnar.find_kb(path) == kb:
+      yield from columnar.read_rows(path)
 
 
 def _unreadable(error: OSError) -> RowError:

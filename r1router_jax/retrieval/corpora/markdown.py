@@ -53,14 +53,14 @@ class Section:
 
 @dataclasses.dataclass
 class Table:
-  """A pipe table: its first line, the headings above it, and its rows.
+  """A table: the headings above it, and its rows with the lines they begin in.
 
   The first row is the header, and all have as many cells.
   """
 
-  line: int
   headings: tuple[str, ...]
   rows: list[list[str]] = dataclasses.field(default_factory=list)
+  lines: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -70,7 +70,7 @@ class Document:
   Attributes:
     title: its name, "" if it has none.
     sections: its sections.
-    tables: its pipe tables.
+    tables: its tables.
     images: (path from the document's folder, alternative text) of the images
       that are files.
   """
@@ -115,57 +115,16 @@ def _split_front_matter(text: str) -> tuple[str, str, int]:
   return "", text, 1
 
 
-class _Parts:
-  """A document that grows by the tokens of its blocks."""
+class DocumentBuilder:
+  """A document that grows by its headings, blocks and tables, in order."""
 
-  def __init__(self, title: str, first_line: int):
+  def __init__(self, title: str = "", first_line: int = 1):
     self.document = Document(title, [Section(first_line)])
-    self._first_line = first_line
     # The headings above, by level, and the last number of each anchor.
     self._headings, self._anchors = {}, {}
 
-  def add_token(self, token: Token, following: Token | None) -> None:
-    """Add what a token opens or holds."""
-    tables, line = self.document.tables, self._first_line
-    line += token.map[0] if token.map else 0
-    match token.type:
-      # A heading inside of a quotation or an item opens no section.
-      case "heading_open" if token.level == 0:
-        self._open_section(line, int(token.tag[1:]), self._words(following))
-      case "heading_open" | "paragraph_open":
-        self._add_block(self._words(following))
-      case "fence" | "code_block":
-        self._add_block(clean_text(token.content))
-      case "html_block":
-        self._add_block(_strip_tags(token.content))
-      case "table_open":
-        tables.append(Table(line, tuple(self._headings.values())))
-      case "tr_open":
-        tables[-1].rows.append([])
-      case "th_open" | "td_open":
-        tables[-1].rows[-1].append(self._words(following))
-
-  def _words(self, token: Token) -> str:
-    """Return the words of an inline token, and note its images."""
-    words = []
-    for child in token.children:
-      match child.type:
-        case "text" | "code_inline":
-          words.append(child.content)
-        case "image":
-          words.append(child.content)
-          path = urllib.parse.unquote(child.attrs["src"])
-          if path and not _ADDRESS.match(path):
-            self.document.images.append((path, clean_text(child.content)))
-        case "softbreak" | "hardbreak" | "html_inline":
-          words.append(" ")
-    return clean_text("".join(words))
-
-  def _add_block(self, words: str) -> None:
-    if words:
-      self.document.sections[-1].blocks.append(words)
-
-  def _open_section(self, line: int, level: int, heading: str) -> None:
+  def open_section(self, line: int, level: int, heading: str) -> None:
+    """Open a section below a heading; the first of level 1 may be the title."""
     document, heading = self.document, heading[:MAX_HEADING]
     above = {k: v for k, v in self._headings.items() if k < level}
     is_title = level == 1 and heading and document.title in ("", heading)
@@ -180,6 +139,27 @@ class _Parts:
     section = Section(line, tuple(above.values()), self._make_anchor(heading))
     document.sections.append(section)
 
+  def add_block(self, words: str) -> None:
+    """Add a paragraph to the section, unless it is empty."""
+    if words:
+      self.document.sections[-1].blocks.append(words)
+
+  def open_table(self) -> None:
+    """Add a table without rows to the document."""
+    self.document.tables.append(Table(tuple(self._headings.values())))
+
+  def open_row(self, line: int) -> None:
+    """Add a row without cells to the last table."""
+    table = self.document.tables[-1]
+    table.rows.append([])
+    table.lines.append(line)
+
+  def add_image(self, source: str, words: str) -> None:
+    """Note an image, if its source is a file."""
+    path = urllib.parse.unquote(source)
+    if path and not _ADDRESS.match(path):
+      self.document.images.append((path, clean_text(words)))
+
   def _make_anchor(self, heading: str) -> str:
     """Return a heading as in an address, numbered if it came before."""
     anchor = re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-")
@@ -191,6 +171,49 @@ class _Parts:
       name = f"{anchor}-{count}"
     self._anchors |= {anchor: count, name: self._anchors.get(name, 0)}
     return name
+
+
+class _Parts(DocumentBuilder):
+  """A document that grows by the tokens of its blocks."""
+
+  def __init__(self, title: str, first_line: int):
+    super().__init__(title, first_line)
+    self._first_line = first_line
+
+  def add_token(self, token: Token, following: Token | None) -> None:
+    """Add what a token opens or holds."""
+    tables, line = self.document.tables, self._first_line
+    line += token.map[0] if token.map else 0
+    match token.type:
+      # A heading inside of a quotation or an item opens no section.
+      case "heading_open" if token.level == 0:
+        self.open_section(line, int(token.tag[1:]), self._words(following))
+      case "heading_open" | "paragraph_open":
+        self.add_block(self._words(following))
+      case "fence" | "code_block":
+        self.add_block(clean_text(token.content))
+      case "html_block":
+        self.add_block(_strip_tags(token.content))
+      case "table_open":
+        self.open_table()
+      case "tr_open":
+        self.open_row(line)
+      case "th_open" | "td_open":
+        tables[-1].rows[-1].append(self._words(following))
+
+  def _words(self, token: Token) -> str:
+    """Return the words of an inline token, and note its images."""
+    words = []
+    for child in token.children:
+      match child.type:
+        case "text" | "code_inline":
+          words.append(child.content)
+        case "image":
+          words.append(child.content)
+          self.add_image(child.attrs["src"], child.content)
+        case "softbreak" | "hardbreak" | "html_inline":
+          words.append(" ")
+    return clean_text("".join(words))
 
 
 def _strip_tags(source: str) -> str:

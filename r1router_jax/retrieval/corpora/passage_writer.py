@@ -42,7 +42,7 @@ from r1router_jax.retrieval.corpora import folders, sources
 from r1router_jax.retrieval.corpora.sources import Source
 
 # Raise it when the readers make other passages of the same files.
-READER_VERSION = 2
+READER_VERSION = 3
 
 NOTE_FILE = "source.json"
 
@@ -138,7 +138,7 @@ def _find_passages(folder: str, note: dict, draft: str) -> str:
 def _fingerprint_source(source: Source) -> str:
   """Return a digest of the names, sizes, times and some bytes of all files."""
   image_folder = os.path.abspath(source.image_folder)
-  about = [READER_VERSION, source.kb, source.corpus, image_folder]
+  about = [READER_VERSION, source.kb, source.corpus, image_folder, source.whole]
   digest = hashlib.sha256(json.dumps(about).encode())
   for path in source.paths:
     for file in _files_below(path):

@@ -83,6 +83,7 @@ class Source:
   corpus: str  # One of `CORPORA`.
   paths: tuple[str, ...]  # In the order in which they are read.
   image_folder: str  # Paths of images are relative to it.
+  whole: bool = False  # Whether each row is one passage, however long.
 
 
 # --- Names of sources ---------------------------------------------------------
@@ -109,9 +110,10 @@ def define_source_flags() -> tuple[flags.FlagHolder, ...]:
   )
   source_help = (
     "The corpus: georouter, which comes with the package; a folder of your own "
-    "documents, tables and images; your own .md, .txt, .csv or .jsonl files; "
-    "or wikipedia:PATH, mbeir:PATH, open_wikitable:PATH, multimodalqa:PATH.  A "
-    "path may be a pattern."
+    "documents, tables and images, or one that datasets.save_to_disk wrote; "
+    "your own .md, .html, .pdf, .txt, .csv, .tsv, .jsonl, .parquet or .arrow "
+    "files; or wikipedia:PATH, mbeir:PATH, open_wikitable:PATH, "
+    "multimodalqa:PATH.  A path may be a pattern."
   )
   images_help = (
     "Folder that the images of the corpus are relative to, if it is not the "
@@ -207,10 +209,13 @@ def is_own(source: str) -> bool:
 # --- Files of sources ---------------------------------------------------------
 
 
-def open_source(kb: str, source: str, image_folder: str = "") -> Source:
+def open_source(
+  kb: str, source: str, image_folder: str = "", whole: bool = False
+) -> Source:
   """Find the files that a source names for a kind of knowledge base.
 
-  Raises a UserError if there are none, or none that can be read.
+  Rows of a user's own files may each be one `whole` passage.  Raises a
+  UserError if there are no files, or none that can be read.
   """
   corpus, path = resolve_corpus(kb, source, image_folder)
   if source == GEOROUTER:
@@ -222,7 +227,8 @@ def open_source(kb: str, source: str, image_folder: str = "") -> Source:
     # A folder stands for the corpus's own files below it.
     paths = [file for path in paths for file in _corpus_files(kb, corpus, path)]
   paths = validate_paths(kb, corpus, source, paths)
-  return Source(kb, corpus, paths, resolve_image_folder(source, image_folder))
+  folder = resolve_image_folder(source, image_folder)
+  return Source(kb, corpus, paths, folder, whole)
 
 
 def resolve_corpus(kb: str, source: str, image_folder: str) -> tuple[str, str]:
@@ -273,8 +279,8 @@ def validate_paths(
     places = ", ".join(f"{name}:PATH" for name in CORPORA if name != "own")
     raise UserError(
       f"The source {source} does not exist, or holds no such file.  Give "
-      f"{GEOROUTER}, a folder of documents, a .md, .txt, .jsonl or .csv file, "
-      f"or one of {places}."
+      f"{GEOROUTER}, a folder of documents, a .md, .html, .pdf, .txt, .jsonl, "
+      f".csv, .parquet or .arrow file, or one of {places}."
     )
   # A dump would be read as pages of markup, so it is refused with its cure.
   for path in paths:
@@ -285,11 +291,12 @@ def validate_paths(
         "--source=wikipedia:FOLDER."
       )
     if corpus == "own" and not _is_user_file(kb, path):
-      or_document = ".md, .txt, " if kb in documents.ROW_READERS else ""
+      is_for_documents = kb in documents.ROW_READERS
+      or_document = ".md, .html, .pdf, .txt, " if is_for_documents else ""
       raise UserError(
         f"The source {path} is none that the {kb} knowledge base reads.  "
-        f"Give a folder, or a {or_document}.jsonl or .csv file; the last two "
-        "may be .gz or .bz2."
+        f"Give a folder, or a {or_document}.parquet, .arrow, .jsonl, .csv or "
+        ".tsv file; the last three may be .gz or .bz2."
       )
   return tuple(paths)
 
@@ -328,7 +335,9 @@ def parse_row(source: Source, where: str, row: Any) -> ParsedRow:
     if isinstance(row, RowError):
       raise row
     reader = CORPORA[source.corpus]
-    return reader.to_passages(source.kb, row, source.image_folder)
+    # Published corpora are cut into passages as their authors did.
+    options = {"whole": True} if source.whole else {}
+    return reader.to_passages(source.kb, row, source.image_folder, **options)
   except images.BadImage as error:
     return RejectedImage(where, str(error).rstrip("."), "Or leave the row out")
   except RowError as error:

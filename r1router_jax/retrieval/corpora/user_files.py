@@ -1,14 +1,17 @@
 """Reader of a user's own corpus: a folder of documents, or files of rows.
 
-A folder holds Markdown, plain texts, tables and images, see folders.py; a path
-may also name one such document or table.
+A folder holds documents, tables and images, see folders.py; a path may also
+name one such document or table.
 
 Files of rows name each passage.  JSON Lines are objects with "id" and "text",
-and optionally "title" and "image" (a path below the image folder).  A row of
+and optionally "title" and "image" (a path below the image folder); in place of
+"text" they may have "contents", whose first line is the title if it is in
+quotes, as in the dumps of Search-R1 and FlashRAG.  A row of
 the table knowledge base may give a "header" and "rows" instead of "text", with
 "title", "section_title", "caption" and "name"; it is flattened as in
-Open-WikiTable.  CSV files have these names in their first line; without them
-they are tables, see documents.py.
+Open-WikiTable.  Parquet and Arrow files have these names as columns.  CSV files
+have id and text in their first line; without them they are tables, see
+documents.py.
 
 Texts of the text knowledge base that are longer than 100 words are cut into
 windows of 100 words, one every 50, each headed by the title.  Those of row "a"
@@ -25,18 +28,26 @@ from typing import Any
 from r1router_jax.common import images, row_files
 from r1router_jax.common.records import KBS, Passage
 from r1router_jax.common.row_files import RowError
-from r1router_jax.retrieval.corpora import documents, folders, open_wikitable
+from r1router_jax.retrieval.corpora import (
+  columnar,
+  documents,
+  folders,
+  open_wikitable,
+)
 
 SUPPORTED_KBS = KBS
-FILE_PATTERN = r"(?i).*\.(jsonl|csv)(\.gz|\.bz2)?"
+FILE_PATTERN = r"(?i).*\.((jsonl|csv|tsv)(\.gz|\.bz2)?|parquet|arrow)"
 
 _FIELDS = ("id", "text", "title", "section_title", "caption", "name", "image")
+_QUOTED_TITLE = re.compile(r'"(.*)"\r?\n')
 
 
 def document_kbs(path: str) -> tuple[str, ...]:
   """Return the kinds that a document or a folder is for, none for rows."""
   if os.path.isdir(path):
     return KBS
+  if re.fullmatch(documents.PDF_PATTERN, path):
+    return ("text",)
   if re.fullmatch(documents.DOCUMENT_PATTERN, path):
     return tuple(documents.ROW_READERS)
   is_csv = re.fullmatch(documents.CSV_PATTERN, path) and os.path.isfile(path)
@@ -51,6 +62,8 @@ def read_rows(
     return folders.read_rows(kb, path)
   if re.fullmatch(documents.DOCUMENT_PATTERN, path):
     return _read_document(kb, path, open_file)
+  if re.fullmatch(columnar.FILE_PATTERN, path):
+    return columnar.read_rows(path, open_file)
   if not re.fullmatch(documents.CSV_PATTERN, path):
     return row_files.read_lines(path, open_file)
   if kb == "table" and not documents.corpus_columns(path, open_file):
@@ -62,18 +75,19 @@ def _read_document(
   kb: str, path: str, open_file: row_files.OpenFile
 ) -> row_files.Rows:
   """Yield the rows of one document, or the fault of it."""
+  name = os.path.basename(path)
   try:
-    document = documents.read_document(path, open_file)
+    yield from documents.document_rows(kb, path, name, open_file)
   except RowError as fault:
     yield path, fault
-  else:
-    yield from documents.ROW_READERS[kb](document, path, os.path.basename(path))
 
 
 def to_passages(
-  kb: str, row: Any, image_folder: str
+  kb: str, row: Any, image_folder: str, whole: bool = False
 ) -> tuple[str, list[Passage]]:
   """Return the id of a JSON line or dict, and a passage for each window.
+
+  If it should be `whole`, it is one passage, whatever the row says.
 
   Raises:
     RowError: the row is invalid.
@@ -84,6 +98,8 @@ def to_passages(
   if not isinstance(row, dict):
     cure = 'Write an object such as {"id": "a", "text": "b"}'
     raise RowError(f"a {type(row).__name__} where a row should be", cure)
+  if whole:
+    row = row | {"whole": True}
   fields = _validate_fields(kb, row)
   row_id, text, image = fields["id"], fields["text"], fields["image"]
   if image:
@@ -109,7 +125,16 @@ def number_windows(
 
 def _validate_fields(kb: str, row: dict) -> dict[str, str]:
   """Return the text fields of a row, or raise a RowError."""
-  fields = {name: row.get(name, "") for name in _FIELDS}
+  # What is null is absent; columns of Parquet files have no other way.
+  fields = {name: row[name] for name in _FIELDS if row.get(name) is not None}
+  fields = dict.fromkeys(_FIELDS, "") | fields
+  if type(fields["id"]) is int:  # Not isinstance: True and False are ints, too.
+    fields["id"] = str(fields["id"])
+  if not fields["text"] and row.get("contents"):
+    contents = row_files.validate_text("contents", row["contents"])
+    title = _QUOTED_TITLE.match(contents)
+    fields["text"] = contents[title.end() :] if title else contents
+    fields["title"] = fields["title"] or (title[1] if title else "")
   if kb == "table" and "rows" in row:
     fields["text"] = open_wikitable.flatten_table(row)
   # All values are texts; CSV rows have no others.

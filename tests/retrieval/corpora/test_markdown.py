@@ -77,7 +77,7 @@ def test_guide_is_read_as_a_reader_sees_it():
     [],
   ]
   (table,) = document.tables
-  assert (table.line, table.headings) == (28, ("Opening hours",))
+  assert (table.lines[0], table.headings) == (28, ("Opening hours",))
   # Rows are filled up and cut to the header, as GitHub shows them.
   rows = [["Day", "Opens"], ["Monday", "9"], ["Sun|day", ""], ["Friday", "8"]]
   assert table.rows == rows

@@ -1,5 +1,7 @@
 import bz2
+import csv
 import gzip
+import io
 import json
 import re
 
@@ -139,6 +141,101 @@ def test_reading_starts_at_any_row(tmp_path):
     assert list(sources.read_raw_rows(source, start, 7)) == every[start:7]
 
 
+def test_contents_begin_with_a_title_in_quotes(tmp_path):
+  """As in the dumps of Search-R1, FlashRAG and Pyserini."""
+  rows = [
+    dict(id="0", contents='"Aaron"\nAaron is a prophet.'),
+    dict(id=1, contents='"The "old" hall"\r\nIt is old.'),
+    dict(id="2", contents="Two lines\nof text."),
+    dict(id="3", contents='""\nNo title.'),
+    dict(id="4", contents='"It is," he said.\nAnd left.'),
+    dict(id="5", title="Song", contents='"Song"\nla la'),
+    dict(id="6", title=None, text="both", contents="other"),
+  ]
+  data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+  found = read(tmp_path, gzip.compress(data), name="rows.jsonl.gz")
+  assert [(p.id, p.text) for p in found] == [
+    ("0", "Aaron Aaron is a prophet."),
+    ("1", 'The "old" hall It is old.'),
+    ("2", "Two lines\nof text."),
+    ("3", "No title."),
+    ("4", '"It is," he said.\nAnd left.'),
+    ("5", "Song la la"),
+    ("6", "both"),
+  ]
+  for wrong in (
+    dict(contents=["a"]),
+    dict(contents=""),
+    dict(contents='"a"\n'),
+  ):
+    (bad,) = read(tmp_path, json.dumps(dict(id="a") | wrong).encode())
+    assert isinstance(bad, RejectedRow), wrong
+
+
+def test_rows_may_be_whole_passages(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  row = dict(id="a", title="T", text="word " * 150)
+  path.write_text(json.dumps(row))
+  for whole, ids in ((True, ["a"]), (False, ["a#0", "a#1"])):
+    source = sources.open_source("text", str(path), whole=whole)
+    ((where, raw),) = sources.read_raw_rows(source)
+    _, passages = sources.parse_row(source, where, raw)
+    assert [passage.id for passage in passages] == ids
+
+
+DIALECTS = {
+  "semicolons": 'id;text\n1;"a; b"\n2;c, d\n3;e, f\n',
+  "decimals": "id;text\n1;1,5\n2;2,5\n",
+  "tabs": "id\ttext\n1\ta; b\n2\tc, d\n",
+  "bars": "id|text\n1|a\n2|b\n",
+  "a mark": "\ufeffid;text\n1;a\n2;b\n",
+  "Excel": "sep=;\r\nid;text\r\n1;a\r\n2;b\r\n",
+  "all quoted": '"id";"text"\n"1";"a"\n"2";"b ""c"""\n',
+  "line breaks": 'id;text\n1;"a\nb, c, d\n;"\n2;c\n',
+  "a bad row": "id;text\n1;a\n2\n3;b\n",
+  "semicolons in texts": "id,text\n1,a;b\n2,c;d\n",
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_separator_of_a_csv_file_is_found(tmp_path, name):
+  data = DIALECTS[name].encode()
+  found = read(tmp_path, data, name="rows.csv")
+  (delimiter,) = (
+    x for x in ",;\t|" if f"id{x}t" in data.decode().replace('"', "")
+  )
+  # By the csv module, told of the separator.
+  lines = data.decode("utf-8-sig").removeprefix("sep=;\r\n")
+  wanted = [
+    (row["id"], row["text"].strip())
+    for row in csv.DictReader(io.StringIO(lines, ""), delimiter=delimiter)
+    if row["text"] is not None
+  ]
+  good = [row for row in found if isinstance(row, Passage)]
+  assert [(p.id, p.text) for p in good] == wanted and len(wanted) > 1
+  bad = [str(row) for row in found if isinstance(row, RejectedRow)]
+  assert len(bad) == (name == "a bad row")
+  assert all("rows.csv:3: has not as many fields" in row for row in bad)
+
+
+def test_lines_after_that_of_excel_are_counted(tmp_path):
+  found = read(tmp_path, b"sep=;\nid;text\n1;a\n2\n", name="rows.csv")
+  assert "rows.csv:4: " in str(found[1])
+
+
+def test_passages_of_dpr_are_read(tmp_path):
+  data = b'id\ttext\ttitle\n1\t"Aaron ( or ; ""Ah"") is"\tAaron\n'
+  (passage,) = read(tmp_path, gzip.compress(data), name="psgs_w100.tsv.gz")
+  assert (passage.id, passage.text) == ("1", 'Aaron Aaron ( or ; "Ah") is')
+
+
+def test_row_in_another_encoding_costs_itself_and_is_told_the_cure(tmp_path):
+  data = "id;text\n1;Caf\u00e9\n2;b\n".encode("cp1252")
+  bad, good = read(tmp_path, data, name="rows.csv")
+  assert "rows.csv:2: not UTF-8" in str(bad) and "iconv -f cp1252" in bad.cure
+  assert good.id == "2"
+
+
 def test_tables_are_flattened(tmp_path):
   table = dict(id="a", title="T", section_title="S", caption="C", name="n")
   table |= dict(header=["h", "i"], rows=[["1", 2], ["3", "4"]])
@@ -230,8 +327,8 @@ def test_images_outside_of_the_folder_are_rejected(tmp_path):
   [
     ("text", "nowhere.jsonl", "does not exist"),
     ("text", "", "does not exist"),
-    ("text", "x.pdf", "none that the text.* a folder, or a .md, .txt, .jsonl"),
-    ("image", "x.md", "none that the image.* a folder, or a .jsonl"),
+    ("text", "x.docx", "none that the text.* a folder, or a .md, .html, .pdf"),
+    ("image", "x.md", "none that the image.* a folder, or a .parquet"),
     ("text", "*.jsonl", "does not exist"),
     ("text", "wiki:.", "does not exist.* wikipedia:PATH"),
     ("text", "wikipedia:.", "holds no such file"),
@@ -240,7 +337,7 @@ def test_images_outside_of_the_folder_are_rejected(tmp_path):
 )
 def test_bad_source_is_refused(tmp_path, monkeypatch, kb, source, words):
   monkeypatch.chdir(tmp_path)
-  for name in ("x.pdf", "x.md"):
+  for name in ("x.docx", "x.md"):
     (tmp_path / name).touch()
   with pytest.raises(ValueError, match=words):
     plain_reader.read_passages(kb, source)
