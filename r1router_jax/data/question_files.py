@@ -207,9 +207,6 @@ def _check_columns(names: Sequence[str]) -> None:
   example = "Name the columns in the first line, such as question,answer"
   if not names:
     raise RowError("it is empty", example)
-  if len(names) == 1 and (mark := re.search("[;\t|]", names[0])):
-    fault = f"its columns are separated by {mark[0]!a}"
-    raise RowError(fault, "Separate them by commas")
   unknown = [name for name in names if name not in KEYS]
   if unknown:
     fault = f"it has the unknown columns {unknown!a:.200}"
