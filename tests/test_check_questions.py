@@ -102,8 +102,8 @@ def test_wrong_flags_are_told_before_the_file_is_read(tmp_path, flags, message):
 
 
 def test_exit_code_of_a_bad_file(tmp_path):
-  (tmp_path / "a.csv").write_text("question;answer\nQ?;A\n")
+  (tmp_path / "a.csv").write_text("frage;answer\nQ?;A\n")
   done = commands.run_command("check_questions", f"--data={tmp_path}/a.csv")
   assert done.returncode == 2 and not done.stdout
   (line,) = done.stderr.strip().splitlines()
-  assert line.endswith("Separate them by commas.") and "a.csv:1: " in line
+  assert line.endswith("rename or remove the others.") and "a.csv:1: " in line
