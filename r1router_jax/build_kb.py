@@ -62,6 +62,8 @@ Embedder: TypeAlias = "batched_encoder.Embedder"
 # Keys of registry.EMBEDDERS, whose import needs JAX.
 EMBEDDER_NAMES = ("minilm", "image", "image_caption", "bge_m3", "clip_sf")
 EMBEDDER_NAMES += ("open_wikitable", "openai", "openai_raw", "tei", "tei_raw")
+EMBEDDER_NAMES += ("e5", "contriever", "bge", "gte", "qwen3_embedding")
+EMBEDDER_NAMES += ("siglip2", "hf")
 # Those that come with weights.
 _WITH_WEIGHTS = EMBEDDER_NAMES[:3]
 
@@ -77,7 +79,8 @@ _EMBEDDER = flags.DEFINE_string(
   "embedder",
   "",
   f"The embedder, one of {', '.join(EMBEDDER_NAMES)}; by default {_DEFAULTS}.  "
-  "openai and tei scale a server's vectors to length 1; the raw ones do not.",
+  "openai and tei scale a server's vectors to length 1; the raw ones do not.  "
+  "hf:FOLDER is the encoder of a folder, which its own files describe.",
 )
 _WEIGHTS = flags.DEFINE_string(
   "weights",
@@ -453,6 +456,17 @@ def _parse_worker(text: str) -> tuple[int, int]:
   return int(number), int(count)
 
 
+def _split_embedder(embedder: str, weights: str) -> tuple[str, str]:
+  """Return name and weights of an embedder; that of a folder is "hf:FOLDER"."""
+  name, _, folder = embedder.partition(":")
+  if name != "hf" or not folder:
+    return embedder, weights
+  if weights:
+    fault = f"--embedder={embedder} and --weights={weights} name two folders"
+    raise UserError(f"{fault}: leave out --weights.")
+  return name, folder
+
+
 def _check_place(kb_dir: str, source: str) -> None:
   """Raise a UserError if what is built would be read as part of its source."""
   inside = os.path.realpath(kb_dir) + os.sep
@@ -474,11 +488,12 @@ def main(_) -> None:
   kinds = sources.choose_kbs(_SOURCE.value, _KIND.value, _IMAGES.value, named)
   if _FAISS_INDEX.value:
     sources.require_single_kb(_SOURCE.value, kinds)
+  embedder, weights = _split_embedder(_EMBEDDER.value, _WEIGHTS.value)
   values = dict(
     source=_SOURCE.value,
     image_folder=_IMAGES.value,
-    embedder=_EMBEDDER.value,
-    weights=_WEIGHTS.value,
+    embedder=embedder,
+    weights=weights,
     index_kind=_INDEX.value,
     shards=_SHARDS.value,
     hybrid=_HYBRID.value,

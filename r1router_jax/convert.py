@@ -36,7 +36,7 @@ with epy.lazy_imports():
   from r1router_jax.retrieval.encoders import torch_import
 
 # Keys of torch_import.ENCODERS, whose import needs JAX.
-ENCODERS = ("clip_sf", "bge_m3", "open_wikitable")
+ENCODERS = ("clip_sf", "bge_m3", "open_wikitable", "contriever")
 
 _SOURCE = flags.DEFINE_string(
   "source",
@@ -107,7 +107,7 @@ def _convert_encoder(source: str, target: str) -> None:
   dtype = jnp.dtype(_DTYPE.value or "float32")
   torch_import.convert_encoder(source, target, spec, dtype)
   print(
-    f"The encoder is in {target}.  Put the tokenizer.json of "
+    f"The encoder is in {target}.  Put the {spec.files} of "
     f"{spec.tokenizer} beside it."
   )
 

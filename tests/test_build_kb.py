@@ -1,6 +1,5 @@
 """Building knowledge bases: resuming, sharing work, options and wrong flags."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -16,7 +15,6 @@ from r1router_jax import build_kb
 from r1router_jax.common import files, progress
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Query
-from r1router_jax.models import bert
 from r1router_jax.retrieval import (
   build_cost,
   embedding_chunks,
@@ -28,7 +26,7 @@ from r1router_jax.retrieval import (
 from r1router_jax.retrieval.corpora import sources
 from r1router_jax.retrieval.encoders import cross_encoder, registry
 from tests.retrieval.fakes import WordEmbedder
-from tests.tiny_encoders import BERT, random_tensors, write_tensors
+from tests.tiny_encoders import make_bert_embedder
 
 # Rows that are embedded to measure the cost, each trial twice.
 NUM_TRIAL_ROWS = 2 * sum(build_cost.TRIAL_ROWS)
@@ -130,11 +128,7 @@ def short_sighted(monkeypatch, tmp_path):
   """Make MiniLM a random BERT that reads 24 tokens, of which a word is one."""
   coder = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, "x"))
   coder.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  config = dataclasses.replace(BERT, max_tokens=24)
-  tensors = random_tensors(bert.weight_map(config), bert.axis_sizes(config))
-  write_tensors(tmp_path / "model", tensors)
-  params = bert.load_params(str(tmp_path / "model"), config)
-  embed = registry.BertEmbedder(config, params, coder, "f")
+  embed = make_bert_embedder(tmp_path / "model", coder)
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: embed)
   monkeypatch.setattr(embedding_chunks, "CHUNK_ROWS", 10)
 
@@ -376,7 +370,7 @@ def test_folder_that_does_not_match_its_meta_is_rejected(
   for text, message in (
     (json.dumps(meta | {"rows": 34}), "passages should be 34"),
     (json.dumps(meta | {"width": 31}), "should be .*31"),
-    (json.dumps(meta | {"fingerprint": "x"}), "embedder weights should be x"),
+    (json.dumps(meta | {"fingerprint": "x"}), "embedder's files should be x"),
     (json.dumps(meta | {"format": 0}), "format should be 0"),
     ("{", "meta.json: not JSON"),
   ):

@@ -52,13 +52,19 @@ from r1router_jax.models import (
   bert,
   hf_checkpoint,
   peft_adapter,
+  qwen3,
+  siglip,
   torch_checkpoint,
 )
 from r1router_jax.policy import config as config_lib
 from r1router_jax.policy import policy as policy_lib
 from r1router_jax.retrieval import local_kb
 from r1router_jax.retrieval.corpora import sources
-from r1router_jax.retrieval.encoders import batched_encoder, registry
+from r1router_jax.retrieval.encoders import (
+  batched_encoder,
+  hf_folder,
+  registry,
+)
 from r1router_jax.retrieval.index import scann_index
 from r1router_jax.rewards import llm_judge
 from r1router_jax.training import checkpoints
@@ -67,7 +73,13 @@ from tests.data import mmqa_rows, published_files
 from tests.data.shared_rows import world_rows, write_rows
 from tests.evaluation import census
 from tests.retrieval.fakes import WordEmbedder
-from tests.tiny_encoders import BERT, random_tensors, write_tensors
+from tests.tiny_encoders import (
+  BERT,
+  QWEN3,
+  SIGLIP,
+  random_tensors,
+  write_tensors,
+)
 
 MAX_CPU_SECONDS, MAX_SECONDS, MAX_MEMORY = 10, 120, 1 << 30
 QUERIES = [Query(f"number{n} of many") for n in (0, 3, 17)]
@@ -150,6 +162,38 @@ def read_encoder(folder):
   params = bert.load_params(str(folder), config)
   leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
   return config, coder.encode("who is it?").ids, leaves
+
+
+def make_encoder_settings(folder):
+  """Write what sentence-transformers keeps beside a model, and configs."""
+  dense = dict(in_features=3, out_features=2, activation_function="nn.Tanh")
+  dense |= dict(bias=False)
+  kinds = "Transformer", "Pooling", "Dense", "Normalize"
+  paths = "", "1_Pooling", "2_Dense", "3_Normalize"
+  pairs = zip(kinds, paths, strict=True)
+  trees = {
+    "modules.json": [dict(type=f"a.{kind}", path=path) for kind, path in pairs],
+    "sentence_bert_config.json": dict(max_seq_length=64, do_lower_case=False),
+    "config_sentence_transformers.json": dict(prompts=dict(query="ask: ")),
+    "1_Pooling/config.json": dict(pooling_mode_cls_token=True),
+    "2_Dense/config.json": dense,
+    "qwen3/config.json": QWEN3,
+    "siglip/config.json": SIGLIP,
+  }
+  for name, tree in trees.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(tree))
+  kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+  write_tensors(folder / "2_Dense", {"linear.weight": kernel})
+
+
+def read_encoder_settings(folder):
+  modules = hf_folder.read_modules(str(folder))
+  encoder, dense = hf_folder.read_encoder(str(folder), modules)
+  configs = qwen3.read_config(str(folder / "qwen3"))
+  configs = configs, siglip.read_config(str(folder / "siglip"))
+  layers = [(x.kernel.tobytes(), x.bias.tobytes(), *x[2:]) for x in dense]
+  return encoder, layers, configs
 
 
 def make_gguf(folder):
@@ -360,6 +404,9 @@ READERS = {
     make_adapter, peft_adapter.read_adapter, editable=True
   ),
   "encoder": Reader(make_encoder, read_encoder, editable=True),
+  "settings of an encoder": Reader(
+    make_encoder_settings, read_encoder_settings, editable=True
+  ),
   "GGUF file": Reader(make_gguf, read_gguf, editable=True),
   "predictions": Reader(make_predictions, read_predictions),
   "verdicts": Reader(

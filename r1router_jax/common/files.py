@@ -64,13 +64,13 @@ def is_below(path: str, folder: str) -> bool:
 def load_once(load: Callable[[str], T], place: str) -> T:
   """Return load(place), and the same object again until a file there changes.
 
-  The place is a file, a folder, or "" for what never changes.  Nothing tells
-  when an address does, so what is loaded from there is not kept.
+  The place is a file, a folder with all below it, or "" for what never changes.
+  Nothing tells when an address does, so what is loaded from there is not kept.
   """
   if "://" in place:
     return load(place)
   path = pathlib.Path(place)
-  paths = sorted(path.iterdir()) if place and path.is_dir() else [path]
+  paths = sorted(path.rglob("*")) if place and path.is_dir() else [path]
   state = [(x.stat().st_ino, *file_state(x)) for x in paths if x.is_file()]
   found = LOADED.get((load, place))
   if not found or found[0] != state:

@@ -186,12 +186,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_image(
-  image: UInt8[np.ndarray, "H W 3"], height: int, width: int
+  image: UInt8[np.ndarray, "H W 3"],
+  height: int,
+  width: int,
+  method: int = Image.Resampling.BICUBIC,
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """Resize bicubically, with Pillow's antialiasing."""
+  """Resize with Pillow's antialiasing; `method` is one of its numbers."""
   if image.shape[:2] == (height, width):
     return image
-  method = Image.Resampling.BICUBIC
   return np.array(Image.fromarray(image).resize((width, height), method))
 
 

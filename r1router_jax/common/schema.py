@@ -91,13 +91,14 @@ def convert(value: Any, kind: Any, place: str = "") -> Any:
 
 def read_json(
   path: str | os.PathLike,
-  parse: Callable[[dict[str, Any]], T],
+  parse: Callable[[Any], T],
   cure: str,
   *,
   max_bytes: int = MAX_BYTES,
   error: type[UserError] = UserError,
+  top: Any = dict[str, Any],
 ) -> T:
-  """Return what `parse` makes of the object in a JSON file.
+  """Return what `parse` makes of the object, or the `top`, in a JSON file.
 
   If there is none, or `parse` refuses it by a UserError, it raises an `error`
   with the file, the reason and the cure.
@@ -107,7 +108,7 @@ def read_json(
       data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
       raise UserError(f"it has more than {max_bytes:,} bytes")
-    return parse(convert(row_files.parse_json(data), dict[str, Any]))
+    return parse(convert(row_files.parse_json(data), top))
   except (OSError, UserError) as fault:
     # The second argument of a RowError is the cure of a row.
     reason = fault.strerror if isinstance(fault, OSError) else fault.args[0]

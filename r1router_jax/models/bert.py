@@ -4,14 +4,11 @@ A block normalizes after each residual sum (post-LN):
 
   x <- LN(x + attention(x)),   x <- LN(x + W2 gelu(W1 x))
 
-and positions are learned.  `BertConfig.pooling` chooses the output:
+and positions are learned.  `BertConfig.pooling` chooses the output, one of
+`pooling.POOLINGS` or
 
-  "cls"     the state of the first token
-  "mean"    the mean state of the tokens
   "pooler"  tanh(W h_cls + b)
   "score"   a linear layer over "pooler", one number per pair of texts
-
-All text encoders of this package are configs of this one model.
 
 Axes:  B texts   L layers (L tokens in signatures)   D hidden size   N heads
        H D/N   F feed-forward size   V vocabulary   P positions   S segments
@@ -23,7 +20,6 @@ names of weights and of the fields of config.json are those of transformers.
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,6 +31,7 @@ from r1router_jax.common import schema
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.schema import Layers, Size
 from r1router_jax.models import safetensors_io
+from r1router_jax.models.pooling import POOLINGS, pool_states
 from r1router_jax.models.safetensors_io import linear_rules, norm_rules
 
 
@@ -51,13 +48,19 @@ class BertConfig:
   first_position: int = 0  # 2 for XLM-R, which reserves 0 and 1 for padding.
   num_segments: Size = 2  # S; a lone text is segment 0.
   eps: schema.PositiveShare = 1e-12  # Of the layer norms.
-  pooling: str = "mean"  # Or "cls", "pooler", "score": see the top.
-  normalize: bool = True  # Whether output vectors are scaled to length 1.
-  max_tokens: int = 256  # Longer texts are truncated.
+  pooling: str = "mean"  # See the top.
+
+  @property
+  def max_tokens(self) -> int:
+    """Number of tokens that positions, and batches, have room for."""
+    return min(512, self.max_positions - self.first_position)
 
 
 # sentence-transformers/all-MiniLM-L6-v2.
 MINILM_L6 = BertConfig(vocab=30_522, layers=6, hidden=384, heads=12, mlp=1536)
+
+# facebook/contriever, whose config.json says the same.
+CONTRIEVER = BertConfig(vocab=30_522, layers=12, hidden=768, heads=12, mlp=3072)
 
 _LARGE = dict(layers=24, hidden=1024, heads=16, mlp=4096)
 _XLM_R = dict(max_positions=8194, first_position=2, num_segments=1, eps=1e-5)
@@ -65,12 +68,10 @@ _XLM_R = dict(max_positions=8194, first_position=2, num_segments=1, eps=1e-5)
 # BAAI/bge-m3, an XLM-R; only its dense vectors are used.
 BGE_M3 = BertConfig(vocab=250_002, pooling="cls", **_LARGE, **_XLM_R)
 
-# Open-WikiTable scores a question and a table by the raw inner product of their
-# pooled vectors, hence no normalisation.  The table encoder's vocabulary has
-# eight more words: the table markers.
-_WIKITABLE = dict(_LARGE, pooling="pooler", normalize=False)
-WIKITABLE_QUESTION = BertConfig(vocab=30_522, max_tokens=64, **_WIKITABLE)
-WIKITABLE_TABLE = BertConfig(vocab=30_530, max_tokens=512, **_WIKITABLE)
+# Both encoders of Open-WikiTable; that of tables has eight more words: the
+# table markers.
+WIKITABLE_QUESTION = BertConfig(vocab=30_522, pooling="pooler", **_LARGE)
+WIKITABLE_TABLE = BertConfig(vocab=30_530, pooling="pooler", **_LARGE)
 
 
 class Block(nn.Module):
@@ -144,30 +145,16 @@ class Bert(nn.Module):
     blocks = nn.scan(Block, length=c.layers, in_axes=nn.broadcast, **stacked)
     x, _ = blocks(c, self.dtype, name="layers")(x, mask)
 
-    x = self._pool_states(x, mask)
-    # The lower bound keeps the zero vector of an empty text zero.
-    if c.normalize:
-      x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-    return x
-
-  def _pool_states(
-    self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]
-  ) -> Float[Array, "B E"]:
-    """Reduce token states to one vector, or one score, per text."""
-    pooling = self.config.pooling
-    if pooling == "mean":
-      # A text without tokens has a zero vector, not 0 / 0.
-      total = jnp.sum(x, axis=1, where=mask[..., None])
-      return total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-    if pooling == "cls":
-      return x[:, 0]
-    if pooling not in ("pooler", "score"):
-      raise UserError(
-        f"config.pooling is {pooling!r}; choose cls, mean, pooler or score."
-      )
+    # Reduce token states to one vector, or one score, per text.
+    if c.pooling in POOLINGS:
+      return pool_states(x, mask, c.pooling)
+    known = *POOLINGS, "pooler", "score"
+    if c.pooling not in known:
+      cure = f"choose one of {', '.join(known)}."
+      raise UserError(f"config.pooling is {c.pooling!r}; {cure}")
     # Both remaining kinds read the pooler, a layer over the first token.
-    x = jnp.tanh(nn.Dense(self.config.hidden, name="pooler")(x[:, 0]))
-    return nn.Dense(1, name="score")(x) if pooling == "score" else x
+    x = jnp.tanh(nn.Dense(c.hidden, name="pooler")(x[:, 0]))
+    return nn.Dense(1, name="score")(x) if c.pooling == "score" else x
 
 
 # Published names of weights and where they go.
@@ -203,7 +190,8 @@ _ENCODER_RULES = (
 
 _POOLER_RULES = linear_rules("pooler.dense", "pooler", "E D -> D E", "E -> E")
 _SCORE_RULES = linear_rules("classifier", "score", "O E -> E O", "O -> O")
-_PREFIXES = (
+# The first that fits a tensor's name is replaced.
+PREFIXES = (
   ("bert.", ""),
   ("roberta.", ""),
   # The classifier of XLM-R contains its pooler.
@@ -274,9 +262,7 @@ def read_config(folder: str, **options: Any) -> BertConfig:
     if found.hidden % found.heads or found.max_positions <= first:
       raise UserError("its heads, or its positions, do not fit its sizes")
     sizes = {name: getattr(found, name) for name in _SIZE_FIELDS}
-    max_tokens = min(512, found.max_positions - first)
-    limits = dict(first_position=first, max_tokens=max_tokens)
-    return BertConfig(**sizes, **limits, **options)
+    return BertConfig(**sizes, first_position=first, **options)
 
   return schema.read_json(
     os.path.join(folder, "config.json"),
@@ -289,7 +275,7 @@ def read_config(folder: str, **options: Any) -> BertConfig:
 def load_params(
   path: str,
   config: BertConfig,
-  prefixes: Sequence[tuple[str, str | None]] = _PREFIXES,
+  prefixes: safetensors_io.Prefixes = PREFIXES,
 ) -> dict:
   """Load the parameters of a checkpoint, as `safetensors_io.load_params`."""
   rules, options = weight_map(config), dict(prefixes=prefixes)

@@ -89,6 +89,7 @@ class Config:
   eps: schema.PositiveShare = 1e-6
   tied: bool = False  # Whether the output embedding is the input embedding.
   qkv_bias: bool = True
+  qk_norm: bool = False  # Whether queries and keys are normed, as in Qwen3.
   rope_scaling: layers_lib.Llama3RopeScaling | None = None
   vision: VisionConfig | None = VisionConfig()
 
@@ -351,6 +352,8 @@ class DecoderLayer(nn.Module):
     else:
       q = project_heads("q", c.heads)
       k, v = (project_heads(name, c.kv_heads) for name in "kv")
+    if c.qk_norm:  # Each head by itself.
+      q, k = RMSNorm(c.eps, name="q_norm")(q), RMSNorm(c.eps, name="k_norm")(k)
     # Keys are cached rotated, at positions that never change.
     q, k = layers_lib.apply_rope(q, angles), layers_lib.apply_rope(k, angles)
     new = make_cache(k, v)

@@ -214,7 +214,7 @@ def _open_stack(folder: str, meta: Mapping[str, Any]) -> SearchStack:
   _require_equal(
     folder,
     ("width", embedder.width, width),
-    ("embedder weights", embedder.fingerprint, meta["fingerprint"]),
+    ("embedder's files", embedder.fingerprint, meta["fingerprint"]),
     ("embedder's tokenizer", tokenizer, meta.get("tokenizer", tokenizer)),
     ("rows of the index", index.rows, rows),
     ("width of the index", index.width, width),

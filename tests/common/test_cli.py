@@ -320,7 +320,7 @@ TRAIN = f"train --workdir=run --config={ROOT}/configs/sft.py:smoke"
     (f"{BUILD_KB} --kind=text --embedder=clip", "No embedder 'clip'"),
     *(
       (f"{BUILD_KB} --kind=text --embedder={name}", "give their folder, or a")
-      for name in ("bge_m3", "open_wikitable", "openai", "tei_raw")
+      for name in ("bge_m3", "open_wikitable", "openai", "tei_raw", "e5", "hf")
     ),
     (f"{BUILD_KB} --index=faiss", "No index 'faiss'"),
     (f"{TRAIN} --config.total_stepz=1", "total_steps"),

@@ -57,6 +57,10 @@ def test_files_are_loaded_once_until_they_change(tmp_path):
   other.replace(file)
   second = files.load_once(load, folder)
   assert second is not first and files.load_once(load, folder) is second
+  # Also in a folder below.
+  (tmp_path / "below").mkdir()
+  (tmp_path / "below/more").write_text("more")
+  assert files.load_once(load, folder) is not second
   # Nothing tells when a server changes.
   for place, count in (("", 1), ("http://a", 2)):
     loaded.clear()

@@ -64,25 +64,12 @@ class Embedder(Protocol):
   """A function from queries or passages to vectors."""
 
   width: int
-  fingerprint: str  # A digest of the weights.
+  fingerprint: str  # A digest of all that vectors depend on.
   devices: Sequence[jax.Device]  # That it computes on, if any.
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
     """Return the vector of each item."""
     ...
-
-
-def embedding_text(item: Query | Passage, keep_markers: bool = False) -> str:
-  """Return the text that a text encoder reads for an item.
-
-  An encoder that was not trained on `TABLE_MARKERS` reads punctuation in their
-  place, which finds far more, unless `keep_markers` is set.
-  """
-  if isinstance(item, Query):  # The original lower-cases queries only.
-    return item.text.lower().strip()
-  if item.kb == "table" and not keep_markers:
-    return replace_table_markers(item.text)
-  return item.text
 
 
 def replace_table_markers(text: str) -> str:

@@ -101,8 +101,7 @@ def load_reranker(folder: str) -> Reranker:
   Raises:
     UserError: one of its files is absent or does not fit.
   """
-  # The log-odds are wanted as they are, so nothing is normalized.
-  config = bert.read_config(folder, pooling="score", normalize=False)
+  config = bert.read_config(folder, pooling="score")
   tokenizer = batched_encoder.load_tokenizer(folder)
   params = bert.load_params(folder, config)
   return Reranker(config, params, tokenizer, safetensors_io.fingerprint(folder))

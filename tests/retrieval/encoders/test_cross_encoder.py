@@ -114,7 +114,7 @@ def folder(tmp_path_factory):
   """Write a cross-encoder with random weights."""
   at = tmp_path_factory.mktemp("rerank")
   (at / "config.json").write_text(CONFIG)
-  config = bert.read_config(str(at), pooling="score", normalize=False)
+  config = bert.read_config(str(at), pooling="score")
   arrays = random_tensors(bert.weight_map(config), bert.axis_sizes(config))
   write_tensors(at, arrays)
   make_tokenizer("bert").save(str(at / "tokenizer.json"))
@@ -205,7 +205,7 @@ def test_replaced_weights_are_loaded_anew(folder, tmp_path):
   copied = str(shutil.copytree(folder, tmp_path / "copy"))
   first = files.load_once(cross_encoder.load_reranker, copied)
   assert files.load_once(cross_encoder.load_reranker, copied) is first
-  config = bert.read_config(folder, pooling="score", normalize=False)
+  config = bert.read_config(folder, pooling="score")
   sizes = bert.axis_sizes(config)
   tensors = random_tensors(bert.weight_map(config), sizes, seed=1)
   write_tensors(pathlib.Path(copied), tensors)
@@ -226,7 +226,7 @@ def test_missing_or_unfit_file_is_refused(folder, tmp_path):
   make_tokenizer("bert").save(str(tmp_path / "tokenizer.json"))
   assert refuse("neither model.safetensors") is bad_weights
   # A classifier of two classes is not a cross-encoder.
-  config = bert.read_config(folder, pooling="score", normalize=False)
+  config = bert.read_config(folder, pooling="score")
   params, axes = bert.load_params(folder, config), bert.axis_sizes(config)
   kernel, bias = np.ones((12, 2), np.float32), np.ones(2, np.float32)
   params["score"] = dict(kernel=kernel, bias=bias)

@@ -63,7 +63,7 @@ ITEMS = [Query(f"Flag {i} ") for i in range(70)] + [
 ]
 
 
-READ = [f"flag {i}" for i in range(70)]
+READ = [f"Flag {i}" for i in range(70)]
 READ += [". Country. . Chad, red", "Chad is large"]
 
 
@@ -79,6 +79,19 @@ def test_both_apis_give_vectors_in_order():
   with kb_servers.serve_answers(tei_server) as address:
     other = registry.EMBEDDERS["tei"](address)
     np.testing.assert_allclose(other(ITEMS), wanted, atol=1e-6)
+
+
+def test_server_reads_capitals():
+  """Whether its model is cased, only the server knows."""
+  read = []
+
+  def answer(path, body):
+    read.extend(body["inputs"])
+    return tei_server(path, body)
+
+  with kb_servers.serve_answers(answer) as address:
+    registry.EMBEDDERS["tei"](address)(ITEMS)
+  assert sorted(read[-len(READ) :]) == sorted(READ)
 
 
 def test_other_weights_have_another_fingerprint():

@@ -173,6 +173,9 @@ LOADED = {
     (clip.WEIGHT_MAP, clip.axis_sizes(clip.VIT_L_14), [("clip_model.", "")])
   ],
   "bge_m3": [(bert.weight_map(bert.BGE_M3), bert.axis_sizes(bert.BGE_M3), [])],
+  "contriever": [
+    (bert.weight_map(bert.CONTRIEVER), bert.axis_sizes(bert.CONTRIEVER), [])
+  ],
   "open_wikitable": [
     (
       *(bert.weight_map(config), bert.axis_sizes(config)),

@@ -1,6 +1,5 @@
 """A ready FAISS index takes the place of embedding."""
 
-import dataclasses
 import json
 import sys
 
@@ -10,12 +9,11 @@ import tokenizers
 
 from r1router_jax import build_kb
 from r1router_jax.common.records import Passage, Query
-from r1router_jax.models import bert
 from r1router_jax.retrieval import kb_meta, kb_versions, local_kb
 from r1router_jax.retrieval.encoders import registry
 from r1router_jax.retrieval.index import faiss_import
 from tests.retrieval.fakes import WordEmbedder
-from tests.tiny_encoders import BERT, random_tensors, write_tensors
+from tests.tiny_encoders import BERT, make_bert_embedder
 
 faiss = pytest.importorskip("faiss")
 
@@ -134,11 +132,7 @@ def tiny_bert(monkeypatch, tmp_path):
   vocabulary = {word: i for i, word in enumerate(words)}
   coder = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "w0"))
   coder.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  config = dataclasses.replace(BERT, max_tokens=24)
-  tensors = random_tensors(bert.weight_map(config), bert.axis_sizes(config))
-  write_tensors(tmp_path / "model", tensors)
-  params = bert.load_params(str(tmp_path / "model"), config)
-  embed = registry.BertEmbedder(config, params, coder, "f")
+  embed = make_bert_embedder(tmp_path / "model", coder)
   monkeypatch.setitem(registry.EMBEDDERS, "minilm", lambda weights: embed)
   return embed, words
 
