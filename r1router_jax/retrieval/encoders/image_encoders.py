@@ -125,6 +125,11 @@ class ClipFusionEmbedder:
     return _scale_to_one(vectors)
 
 
+# Of red, green and blue.
+_Means = tuple[schema.Finite, schema.Finite, schema.Finite]
+_Deviations = tuple[schema.Positive, schema.Positive, schema.Positive]
+
+
 class _Size(msgspec.Struct):
   height: schema.Size
   width: schema.Size
@@ -135,10 +140,8 @@ class SiglipPreprocessor(msgspec.Struct):
 
   size: _Size
   resample: schema.int_range(0, 5) = Image.Resampling.BILINEAR.value
-  image_mean: tuple[schema.Finite, schema.Finite, schema.Finite] = (0.5,) * 3
-  image_std: tuple[schema.Positive, schema.Positive, schema.Positive] = (
-    0.5,
-  ) * 3
+  image_mean: _Means = (0.5, 0.5, 0.5)
+  image_std: _Deviations = (0.5, 0.5, 0.5)
 
 
 class SiglipEmbedder:
