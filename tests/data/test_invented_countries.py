@@ -203,12 +203,12 @@ def test_thoughts_set_facts_side_by_side():
   assert compared > 150 and claimed > 80
 
 
-def test_final_steps_alone_are_of_families_that_weigh_facts():
+def test_final_steps_alone_are_of_families_that_decide():
   alone = [steps for steps in TRACES if len(steps) == 1]
   assert len(TRACES) == 2400 and len(alone) == 1200
   assert {steps[0].kind for steps in alone} == {"final"}
   families = {steps[0].question.family for steps in alone}
-  assert families == {*steps_lib._WEIGHED}
+  assert families == {*steps_lib._DECISION_FAMILIES}
   assert all(final_of(s).thought for s in alone if s[0].history)
 
 

@@ -2,7 +2,8 @@
 
 The method of a family has the family's name; it returns the question's row, or
 None if the facts that were drawn make no good question.  Beside the columns of
-a file a row has "said", the values that the question claims or gives.
+a file a row has "said": the values that the question claims or gives, or the
+color or the part of a flag that it names.
 """
 
 import random
@@ -349,8 +350,7 @@ class QuestionGenerator:
   ) -> dict:
     """Make the row of a question, its text as this user would type it.
 
-    `said` are the values that the question itself claims or gives, or the
-    color or the part of a flag that it asks about.
+    For `said` see the top of this module.
     """
     if self._rng.random() < 0.2:
       prefix = self._pick_wording("prefixes")

@@ -41,10 +41,9 @@ SPLITS = ("train", "val")
 
 _QUESTIONS = 60  # Of each world.
 
-# Final steps alone, beside each question, of families that weigh facts: their
-# decisions are one token in a hundred, and take long to learn.
-_DRILLS = 1.0
-_WEIGHED = {
+# Final steps alone, as many as questions, of families whose answers are a
+# decision: that is one token in a hundred, and takes long to learn.
+_DECISION_FAMILIES = {
   "table_compare_2hop": 6,
   "text_compare_2hop": 5,
   "none_text": 3,
@@ -91,9 +90,8 @@ def load_more_wordings() -> Mapping[str, Any]:
 def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
   """Yield the gold steps of `count` questions, one list for each.
 
-  Further lists have one final step alone.
-
-  A split that is not one of `SPLITS` raises UserError.
+  As many further lists hold one final step alone, of questions whose answer is
+  a decision.  A split that is not one of `SPLITS` raises UserError.
   """
   if split not in SPLITS:
     raise UserError(
@@ -112,10 +110,10 @@ def make_steps(split: str, count: int, seed: int) -> Iterator[list[Step]]:
     }
     wanted = min(_QUESTIONS, count - _QUESTIONS * number)
     chosen = rng.choices([*_FAMILIES], [*_FAMILIES.values()], k=wanted)
-    drills = rng.choices(
-      [*_WEIGHED], [*_WEIGHED.values()], k=int(_DRILLS * wanted)
+    chosen += rng.choices(
+      [*_DECISION_FAMILIES], [*_DECISION_FAMILIES.values()], k=wanted
     )
-    for n, family in enumerate(chosen + drills):
+    for n, family in enumerate(chosen):
       row = _draw_question(draw, family, rng)
       row |= dict(id=f"countries/{split}/{seed}/{number}/{n}", benchmark="")
       said = row.pop("said")
@@ -166,8 +164,8 @@ def _make_question_steps(
 ) -> list[Step]:
   """Return gold steps, whose thoughts prepare their answers.
 
-  `names` are those of the question's subjects, and `said` the values that it
-  claims or gives.
+  `names` are those of the question's subjects; `said` is what it tells, see
+  `question_generator`.
   """
 
   def find(asked):

@@ -86,14 +86,9 @@ class ClipFusionEmbedder:
     self._config, self._tokenizer = config, tokenizer
     self._tokenizer.no_padding()
     self._tokenizer.enable_truncation(config.max_tokens)
-    # Each tower has its own program, since few items need both.
-    apply = clip.Clip(config, batched_encoder.compute_dtype()).apply
-    self._encode_image, self._encode_text = (
-      batched_encoder.BatchedEncoder(
-        functools.partial(apply, method=method), params, config.width
-      )
-      for method in ("encode_image", "encode_text")
-    )
+    model = clip.Clip(config, batched_encoder.compute_dtype())
+    towers = _make_tower_encoders(model, params)
+    self._encode_image, self._encode_text = towers
     self.devices = self._encode_text.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
@@ -136,7 +131,7 @@ class _Size(msgspec.Struct):
 
 
 class SiglipPreprocessor(msgspec.Struct):
-  """How images become pixels, by the fields of preprocessor_config.json."""
+  """Says how images become pixels; the fields of preprocessor_config.json."""
 
   size: _Size
   resample: schema.int_range(0, 5) = Image.Resampling.BILINEAR.value
@@ -164,13 +159,9 @@ class SiglipEmbedder:
     if pad_id is None:
       raise UserError(f"tokenizer.json has no {_PAD}.  Copy that of SigLIP 2.")
     self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=_PAD)
-    apply = siglip.Siglip(config, batched_encoder.compute_dtype()).apply
-    self._encode_image, self._encode_text = (
-      batched_encoder.BatchedEncoder(
-        functools.partial(apply, method=method), params, config.width
-      )
-      for method in ("encode_image", "encode_text")
-    )
+    model = siglip.Siglip(config, batched_encoder.compute_dtype())
+    towers = _make_tower_encoders(model, params)
+    self._encode_image, self._encode_text = towers
     self.devices = self._encode_text.devices
 
   def __call__(self, items: Items) -> Float32[np.ndarray, "n E"]:
@@ -251,6 +242,21 @@ class ImageCaptionEmbedder:
     )
     text_vectors[with_text] = self._embed_texts([items[i] for i in with_text])
     return np.concatenate([self._embed_images(items), text_vectors], axis=1)
+
+
+def _make_tower_encoders(
+  model: clip.Clip | siglip.Siglip, params: dict
+) -> list[batched_encoder.BatchedEncoder]:
+  """Return encoders of images and of texts by the towers of one model.
+
+  Each has a program of its own, since few items need both.
+  """
+  return [
+    batched_encoder.BatchedEncoder(
+      functools.partial(model.apply, method=method), params, model.config.width
+    )
+    for method in ("encode_image", "encode_text")
+  ]
 
 
 def _scale_to_one(

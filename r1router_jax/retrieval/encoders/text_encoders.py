@@ -12,9 +12,10 @@ A vector is made in five steps, each of which a `TextEncoder` describes:
 files of any folder.  Sizes are those of config.json.
 
 Axes:  n items   B texts   L tokens   D hidden size   E width
-Sources: the model cards of intfloat/e5-base-v2, facebook/contriever,
-BAAI/bge-base-en-v1.5, thenlper/gte-base and Qwen/Qwen3-Embedding-0.6B;
-arxiv.org/abs/2205.13147 (Matryoshka: the first numbers are a vector, too).
+Sources: public descriptions of e5-base-v2, bge-base-en-v1.5, gte-base,
+contriever and Qwen3-Embedding-0.6B (docs/knowledge_bases.md says what of them
+could not be confirmed); arxiv.org/abs/2205.13147 (Matryoshka: the first numbers
+are a vector, too).
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ MAX_TOKENS = batched_encoder.BUCKET_LENGTHS[-1]
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-  """How an encoder reads texts, and what it makes of their tokens' states.
+  """Describes how an encoder reads texts, and makes vectors of their states.
 
   Attributes:
     query_prefix: what stands before a query.
@@ -110,7 +111,7 @@ TEXT_ENCODERS = {
 
 
 class TextModel(NamedTuple):
-  """What makes vectors of tokens, before any layer of a `Dense`.
+  """Holds a model that makes vectors of tokens, before any `Dense` layer.
 
   `apply` makes of ({"params": params}, tokens, mask) a vector for each text.
   """
